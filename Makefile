@@ -1,0 +1,115 @@
+# Everything happens inside the clone (.venv, lakehouse, build); outside it only the standard package caches are used.
+.DEFAULT_GOAL := setup
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+CONF ?= conf/demo.yaml
+# Overrides of the configuration, as in: make demo SET="source.units=20000 seed=3"
+SET ?=
+EXTRAS := dev,plots,notebooks
+# What pytest is given, as in: make test ARGS="tests/stats -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp per content of the two files: nothing is installed again until one of them changes.
+KEY := $(firstword $(shell cat pyproject.toml constraints.txt | cksum))
+READY := $(VENV)/.ready-$(KEY)
+READY_BENCH := $(VENV)/.ready-bench-$(KEY)
+# A Python named on the command line that differs from the one in .venv makes it anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(BIN)/python -V 2>/dev/null),$(shell $(PYTHON) -V 2>/dev/null))
+OTHER_PYTHON := other-python
+endif
+endif
+
+SETS := $(foreach pair,$(SET),--set $(pair))
+SHARED_DATA := $(wildcard ../shared/data)
+ifneq ($(SHARED_DATA),)
+export UPLIFT_DATA ?= $(abspath $(SHARED_DATA))
+endif
+# Caches that these libraries would otherwise put into the home folder.
+export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/var/uplift_spark/numba
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
+export IPYTHONDIR := $(CURDIR)/$(VENV)/cache/ipython
+export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
+export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup python java demo test lint notebooks bench wheel lock clean other-python
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
+		while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## create or update .venv (the default)
+	@echo "ready: $(BIN)/uplift --help"
+
+$(READY): $(OTHER_PYTHON) | python
+	@test -x $(BIN)/python || echo "creating $(VENV) with $$($(PYTHON) -V)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@echo "installing packages"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+$(READY_BENCH): $(READY)
+	@echo "installing the peers to compare with"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS),bench]'
+	@touch $@
+
+python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "Python 3.11 or newer is needed and '$(PYTHON)' is not found: install it (Debian: apt-get install python3-venv) or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name a newer one, as in: make PYTHON=python3.12" >&2; exit 1; }
+
+other-python: python
+	@echo "$(VENV) holds $$($(BIN)/python -V 2>/dev/null || echo no Python): making it anew with $(PYTHON)"
+	@rm -rf $(VENV)
+
+java:
+	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
+	version="$$("$$java" -version 2>&1 | sed -nE 's/.* version "(1\.)?([0-9]+).*/\2/p' | head -1 || true)"; \
+	if [ "$${version:-0}" -lt 17 ]; then \
+		echo "Java 17 or newer is needed and $${version:+only Java }$${version:-none} is found$${JAVA_HOME:+ in JAVA_HOME=$$JAVA_HOME}: on Debian, apt-get install openjdk-17-jre-headless (from Debian 13: openjdk-21-jre-headless)" >&2; \
+		exit 1; \
+	fi
+
+demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF=conf/X.yaml SET="key=value ...")
+	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
+
+test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+notebooks: java $(READY) ## execute the notebooks against the tables of the Hillstrom campaign
+	@$(BIN)/uplift demo --conf conf/hillstrom.yaml
+	@made=(); trap 'rm -f "$${made[@]}"' EXIT; \
+	for source in $(wildcard notebooks/*.py notebooks/*.md); do \
+		made+=("$${source%.*}.ipynb"); \
+		$(BIN)/jupytext --quiet --to ipynb "$$source"; \
+	done; \
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (tests/benchmarks)
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+wheel: $(READY) ## build the wheel into build/dist
+	@rm -rf build/lib build/dist && $(BIN)/uv build --quiet --wheel --out-dir build/dist --python $(BIN)/python .
+	@ls build/dist/*.whl
+
+lock: $(READY) ## rewrite constraints.txt with the newest versions that fit pyproject.toml
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
+
+clean: ## remove .venv, build output and caches (never the lakehouse)
+	@rm -rf $(VENV) build uplift_spark.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Evaluate the scores on the hold-out: lift tables, uplift curves and metrics, with intervals and pictures.
+
+Reads gold.uplift_scores (the last run of the campaign's model), the hold-out of silver.training_<campaign> as it was
+scored and, for simulated campaigns, bronze.truth; appends to gold.lift_table, gold.uplift_curve, gold.uplift_metrics.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.flow.evaluation import curve_table, evaluate, metric_table
+from uplift_spark.flow.lift import as_arrow, lift_table
+from uplift_spark.flow.pictures import write_pictures
+from uplift_spark.flow.summary import caveats, lift_summary
+from uplift_spark.flow.truth import against_truth
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import check_unseen, holdout_of, last_scored, setup_of, true_effects
+from uplift_spark.operations.registry import Registry
+from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.vocabulary import EnvironmentProblem
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+    """Write the three gold tables; a hold-out without control, scores or strangers to the model is refused before."""
+    registry = Registry.of(config)
+    scored = last_scored(config, lake, registry)
+    run_id = run_id or derive_run_id("lift", config, scores=scored)
+    unseen = check_unseen(config, lake, registry, scored)
+    say(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
+    holdout, scores, truth = holdout_of(config, lake, scored), scored.scores(lake), true_effects(config, lake)
+    evaluation = evaluate(holdout, scores, setup_of(config))
+    known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
+    lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
+    model = {"model_version": scored.model_version}
+    tables = {"lift_table": as_arrow(lift, **model), "uplift_curve": as_arrow(curves)}
+    tables["uplift_metrics"] = as_arrow(metrics, **model)
+    written = [lake.write(f"gold.{n}", lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
+    details = {"model": scored.model_name, "version": scored.model_version, "units": evaluation.arms.units}
+    if known:
+        details["truth"] = {level: found.details() for level, found in known.items()}
+    try:
+        pictures = write_pictures(Path("reports") / config.campaign, lift, curves, metrics, evaluation.rates, known)
+        details["pictures"] = ", ".join(map(str, pictures))
+    except (EnvironmentProblem, OSError) as error:
+        say(f"no pictures: {error}")
+    summary = "\n".join([lift_summary(lift, metrics, known), *caveats(evaluation.arms, unseen)])
+    return JobResult.of("lift", run_id, *written, **details, summary=summary)
+
+
+if __name__ == "__main__":
+    main_job(run)

@@ -1,0 +1,49 @@
+"""Score every unit of the campaign for every treated level with a registered forest.
+
+Reads silver.training_<campaign> (all splits) at one Delta version; appends to gold.uplift_scores.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import functions as F
+
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.flow.scoring import score
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.registry import CHAMPION, Registry
+from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.vocabulary import DataError
+
+TABLE = "gold.uplift_scores"
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+    """Write one row per unit and treated level; a model that does not fit the features is refused before any write."""
+    registry = Registry.of(config)
+    source = f"silver.training_{config.campaign}"
+    version = lake.version(source)
+    model = registry.find(config.model_name, config.registry.version or CHAMPION)
+    run_id = run_id or derive_run_id(
+        "score", config, model=[model.name, model.version, model.sha256], data={source: version}
+    )
+    forest = registry.load(model)
+    try:
+        effects = score(lake.read(source, version), forest)
+    except DataError as error:
+        raise DataError(f"{source} does not fit {model.name} version {model.version}: {error}") from error
+    scores = effects.select(
+        "*",
+        F.lit(model.name).alias("model_name"),
+        F.lit(str(model.version)).alias("model_version"),
+        F.lit(version).alias("feature_version"),
+        F.lit(run_id).alias("run_id"),
+        F.current_timestamp().alias("scored_at"),
+    )
+    say(f"scoring with {model.name} version {model.version}")
+    written = lake.write(TABLE, scores, run_id, partition_by=("model_name", "model_version"))
+    return JobResult.of("score", run_id, written, model=model.name, version=model.version)
+
+
+if __name__ == "__main__":
+    main_job(run)

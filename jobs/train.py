@@ -1,0 +1,55 @@
+"""Train the campaign's causal forest on the training split and register it in MLflow.
+
+Reads silver.training_<campaign> at one Delta version; writes no table. A run registers one version: a rerun finds it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from uplift_spark import CausalForest
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.registry import Origin, Registered, Registry, facts_of
+from uplift_spark.operations.runs import JobResult, Say, code_version, derive_run_id, silent
+from uplift_spark.vocabulary import ConflictError
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+    """Fit, register, and point the alias champion at the version when `registry.champion` asks for it."""
+    registry = Registry.of(config)
+    table = f"silver.training_{config.campaign}"
+    versions = {table: lake.version(table)}
+    run_id = run_id or derive_run_id("train", config, data=versions)
+    model = registry.version_for_run(config.model_name, run_id)
+    if model is None:
+        model = _train(config, lake, registry, (table, versions[table], run_id), say)
+    elif dict(model.data_versions) != versions:
+        raise ConflictError(
+            f"run {run_id!r} registered model {model.name!r} from {dict(model.data_versions)}, not from {versions}: "
+            "choose another --run-id"
+        )
+    else:
+        say(f"{model.name} version {model.version} is registered already")
+    if config.registry.champion:
+        registry.set_champion(model)
+    return JobResult.of("train", run_id, model=model.name, version=model.version, champion=config.registry.champion)
+
+
+def _train(config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: Say) -> Registered:
+    table, version, run_id = data
+    frame = lake.read(table, version)
+    origin = Origin(run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version())
+    started = time.monotonic()
+    forest = CausalForest(**vars(config.forest), seed=config.seed).fit(
+        frame.where("split = 'train'"), config.training_roles, say
+    )
+    params, metrics = facts_of(forest.forest, time.monotonic() - started)
+    say(f"registering {config.model_name}")
+    params = {"campaign": config.campaign, "holdout": config.holdout, **params}
+    return registry.log_model(config.model_name, forest.to_bytes(), origin, params, metrics)
+
+
+if __name__ == "__main__":
+    main_job(run)

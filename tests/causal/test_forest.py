@@ -1,0 +1,235 @@
+"""The forest as a whole: honest sums, effects and errors against brute force, invariances, files, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tests.causal.frames import FEATURES, arm_roles, ordered_frame, ordered_roles
+from uplift_spark import CausalForest, Roles, load_model
+from uplift_spark.causal.forest import average_effect
+from uplift_spark.causal.kernels import leaves_of
+from uplift_spark.causal.rows import encode, estimation_rows, growth_rows
+from uplift_spark.vocabulary import ConfigError, DataError, ModelFileError
+
+SMALL = {"n_trees": 16, "min_leaf": 10}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return ordered_frame()
+
+
+@pytest.fixture(scope="module")
+def model(frame):
+    return CausalForest(**SMALL).fit(frame, ordered_roles())
+
+
+def encoded(frame, model):
+    table = pa.Table.from_pandas(frame[list(model.roles.columns)], preserve_index=False)
+    rows = encode(table, model.forest.plan)
+    leaves = np.empty((len(frame), model.forest.structure.n_trees), np.int32)
+    leaves_of(model.forest.structure, rows.bins, leaves)
+    return rows, leaves
+
+
+@pytest.mark.parametrize("n_buckets", [1, 4])
+def test_leaf_sums_are_honest_and_exact(frame, n_buckets):
+    model = CausalForest(**SMALL, n_buckets=n_buckets).fit(frame, ordered_roles())
+    plan, forest = model.forest.plan, model.forest
+    rows, leaves = encoded(frame, model)
+    seed, expected = np.uint64(plan.seed), np.zeros_like(forest.sums)
+    mask = estimation_rows(rows.key, rows.bucket, seed, plan.bag_size, n_buckets, 0, plan.n_trees)
+    for t in range(plan.n_trees):
+        grew = growth_rows(rows.key, seed, t, plan.bag_size, n_buckets) & (rows.bucket == t % n_buckets)
+        assert grew.any() and mask[:, t].any() and not (grew & mask[:, t]).any()
+        for i in np.flatnonzero(mask[:, t]):
+            expected[leaves[i, t], rows.level[i]] += (rows.w[i], rows.wy[i], rows.wyy[i])
+    assert np.array_equal(expected, forest.sums)
+
+
+def test_trees_of_a_bag_share_their_half_sample(frame, model):
+    rows, _ = encoded(frame, model)
+    plan, seed = model.forest.plan, np.uint64(7)
+    halves = [
+        growth_rows(rows.key, seed, t, plan.bag_size, 1)
+        | estimation_rows(rows.key, rows.bucket, seed, plan.bag_size, 1, t, t + 1)[:, 0]
+        for t in range(8)
+    ]
+    assert all(np.array_equal(halves[0], half) for half in halves[:4])
+    assert not np.array_equal(halves[0], halves[4])
+    assert abs(np.mean(halves[0]) - 0.5) < 0.05
+
+
+def effects_by_force(sums, leaves, exponents):
+    """Effect and little-bag variance of one unit from its leaves' sums, written out in numpy. leaves [T]."""
+    share = sums[leaves].astype(float)
+    total = share[:, :, 0].sum(axis=1)
+    n = share[:, :, 0] / total[:, None]
+    s = share[:, :, 1] * 2.0 ** -exponents[1] / total[:, None]
+    mean = s.mean(axis=0) / n.mean(axis=0)
+    psi = (s - mean * n) / n.mean(axis=0)
+    psi = (psi - psi[:, :1])[:, 1:].reshape(-1, 4, psi.shape[1] - 1)
+    between = (psi.mean(axis=1) ** 2).mean(axis=0)
+    noise = psi.var(axis=1).mean(axis=0) / 3
+    return mean[1:] - mean[0], between, noise
+
+
+def test_effects_and_errors_equal_the_formula(frame, model):
+    _, leaves = encoded(frame, model)
+    effect, se, _ = model.forest.effect_arrays(pa.Table.from_pandas(frame[list(model.roles.columns)]))
+    for i in range(0, len(frame), 301):
+        expected, between, noise = effects_by_force(model.forest.sums, leaves[i], model.forest.plan.exponents)
+        assert effect[i] == pytest.approx(expected, rel=1e-9)
+        # The debiased variance is the mean of N(between - noise, spread²) cut off below zero.
+        spread = np.maximum(between, noise) * np.sqrt(2 / 4)
+        draws = np.random.default_rng(0).normal(size=400_000)[:, None] * spread + (between - noise)
+        cut = np.array([d[d > 0].mean() for d in draws.T])
+        assert se[i] ** 2 == pytest.approx(cut, rel=0.02)
+
+
+def test_effect_frame_has_a_row_per_unit_and_level(frame, model):
+    effects = model.effect(frame.head(5))
+    assert list(effects.columns) == [
+        "unit", "treatment", "uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support",
+    ]  # fmt: skip
+    assert effects["unit"].tolist() == [u for u in frame["unit"].head(5) for _ in range(2)]
+    assert effects["treatment"].tolist() == ["5%", "10%"] * 5
+    assert model.levels.names == ("none", "5%", "10%")
+    assert len(model.effect(frame.head(0))) == 0
+
+
+def test_it_finds_the_effect(frame):
+    model = CausalForest(n_trees=100).fit(ordered_frame(8000, seed=1), ordered_roles())
+    effects = model.effect(frame).pivot(index="unit", columns="treatment", values="uplift")
+    for level, dose in (("5%", 5), ("10%", 10)):
+        truth = frame.set_index("unit")["tau"] * dose
+        found = effects[level].reindex(truth.index)
+        assert np.corrcoef(found, truth)[0, 1] > 0.9
+        assert np.sqrt(np.mean((found - truth) ** 2)) < 0.5 * truth.std()
+
+
+@pytest.mark.parametrize("criterion", ["slope", "one_hot"])
+def test_bytes_do_not_depend_on_row_order_or_types(frame, criterion):
+    first = CausalForest(**SMALL, criterion=criterion).fit(frame, ordered_roles()).to_bytes()
+    shuffled = frame.sample(frac=1, random_state=1)
+    shuffled["region"] = shuffled["region"].astype("category")
+    assert CausalForest(**SMALL, criterion=criterion).fit(shuffled, ordered_roles()).to_bytes() == first
+    assert CausalForest(**{**SMALL, "n_trees": 20}).fit(frame, ordered_roles()).to_bytes() != first
+    assert CausalForest(**SMALL, criterion=criterion, seed=8).fit(frame, ordered_roles()).to_bytes() != first
+
+
+def test_clusters_stay_together(frame):
+    frame = frame.assign(house=np.arange(len(frame)) // 3)
+    model = CausalForest(**SMALL, n_buckets=4).fit(frame, ordered_roles(cluster="house"))
+    rows, _ = encoded(frame, model)
+    bucket = pd.Series(rows.bucket).groupby(frame["house"].to_numpy()).nunique()
+    assert bucket.max() == 1 and len(np.unique(rows.unit)) == len(frame)
+
+
+def test_varying_propensities_remove_confounding():
+    rng = np.random.default_rng(0)
+    n = 20_000
+    x = rng.random(n)
+    e = 0.2 + 0.6 * (x > 0.5)
+    treated = rng.random(n) < e
+    frame = pd.DataFrame({"u": np.arange(n), "w": treated.astype(int), "x": rng.random(n)})
+    frame["y"] = 1.0 * treated + 4.0 * (x > 0.5) + rng.normal(size=n)  # x drives both and is no feature
+    frame["p"] = np.where(treated, e, 1 - e)
+    plain = CausalForest(n_trees=8).fit(frame, Roles("u", "w", "y", ("x",), "0"))
+    logged = CausalForest(n_trees=8).fit(frame, Roles("u", "w", "y", ("x",), "0", propensity="p"))
+    assert logged.forest.plan.weighted_by_propensity
+    assert average_effect(plain.forest)["1"] > 2.5
+    assert average_effect(logged.forest)["1"] == pytest.approx(1.0, abs=0.12)
+
+
+def test_constant_outcome_gives_zero_effect_with_finite_error(frame):
+    model = CausalForest(**SMALL).fit(frame.assign(y=3.0), ordered_roles())
+    effects = model.effect(frame)
+    assert np.allclose(effects["uplift"], 0) and np.isfinite(effects["uplift_se"]).all()
+
+
+def test_a_single_armed_bucket_is_reported_and_the_others_go_on(frame):
+    plain = CausalForest(**SMALL, n_buckets=8).fit(frame, arm_roles())
+    rows, _ = encoded(frame, plain)
+    spoiled = frame.assign(arm=np.where(rows.bucket == 3, "none", frame["arm"]))
+    model = CausalForest(**SMALL, n_buckets=8).fit(spoiled, arm_roles())
+    statuses = {s["bucket"]: s for s in model.manifest["facts"]["buckets"]}
+    assert len(statuses) == 8 and statuses[3]["status"] == "single arm" and statuses[3]["trees"] == 0
+    assert all(s["status"] == "ok" and s["trees"] == 2 for b, s in statuses.items() if b != 3)
+    effects = load_model(model.to_bytes()).effect(frame)
+    assert effects["uplift"].notna().all() and (effects["uplift_se"] > 0).all()
+
+
+def test_a_level_with_few_units_is_flagged(frame):
+    frame = frame.assign(arm=np.where(frame.index < 12, "rare", frame["arm"]))
+    effects = CausalForest(n_trees=40, n_buckets=1).fit(frame, arm_roles()).effect(frame)
+    share = effects.groupby("treatment")["low_support"].mean()
+    assert share["rare"] > 0.9 and share["5%"] < 0.1
+
+
+def test_file_round_trip(frame, model, tmp_path):
+    path = tmp_path / "forest.arrow"
+    model.save(path)
+    again = load_model(path)
+    assert path.read_bytes() == model.to_bytes() == again.to_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["forest.arrow"]
+    pd.testing.assert_frame_equal(again.effect(frame), model.effect(frame))
+
+
+def test_a_damaged_file_is_refused(model, tmp_path):
+    content = model.to_bytes()
+    path = tmp_path / "forest.arrow"
+    places = np.random.default_rng(0).integers(0, len(content), 20)
+    spoiled = [content[: len(content) // 2], content[:-9], content * 2, b"", b"\x80\x04cos\nsystem\n."]
+    spoiled += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in places]
+    for bad in spoiled:
+        path.write_bytes(bad)
+        with pytest.raises(ModelFileError, match=r"forest\.arrow"):
+            load_model(path)
+    with pytest.raises(ModelFileError, match="absent"):
+        load_model(tmp_path / "absent")
+
+
+BAD = [
+    (lambda f: f.drop(columns="age"), {}, "column 'age' is missing"),
+    (lambda f: f.rename(columns={"spend": "spent"}), {}, "did you mean 'spent'"),
+    (lambda f: f.assign(y=f["y"].astype(str)), {}, "outcome column 'y' has type"),
+    (lambda f: f.assign(unit=f["y"]), {}, "ids must be text or integers"),
+    (lambda f: f.head(0).astype(f.dtypes.replace("object", "string")), {}, "no rows"),
+    (lambda f: f.assign(arm=f["arm"].where(f.index > 4)), {}, "'?arm'?: null or NaN in 5 of"),
+    (lambda f: f.assign(arm=f["arm"].replace("5%", "7%")), {}, "without a dose"),
+    (lambda f: f[f["arm"] != "none"], {}, "control level 'none' is missing"),
+    (lambda f: f[f["arm"] == "none"], {}, "at least one treated level"),
+    (lambda f: f.assign(y=f["y"].where(f.index > 2, np.inf)), {}, "y: null, NaN or infinite in 3 of"),
+    (lambda f: f.assign(spend=f["spend"].where(f.index > 6, np.inf)), {}, "spend: infinite in 7 of"),
+    (lambda f: pd.concat([f, f.head(4)]), {}, "repeats a unit in 4 rows"),
+    (lambda f: f.assign(unit=f["unit"].where(f.index > 1)), {}, "unit: null in 2 of"),
+    (lambda f: f.assign(p=0.0), {"propensity": "p"}, r"p: not a probability in \(0, 1\] in 3000 of"),
+    (lambda f: f.assign(wt=-1.0), {"weight": "wt"}, "wt: not a positive finite weight"),
+    (lambda f: f.assign(age=pd.Timestamp("2024-01-01")), {}, "'age' has type timestamp"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "more", "message"), BAD, ids=[m for _, _, m in BAD])
+def test_bad_input_is_named(frame, spoil, more, message):
+    with pytest.raises(DataError, match=message):
+        CausalForest(**SMALL).fit(spoil(frame), ordered_roles(**more))
+
+
+def test_scoring_refuses_what_training_did_not_see(frame, model):
+    with pytest.raises(DataError, match="'region' has type"):
+        model.effect(frame.assign(region=1.0))
+    with pytest.raises(DataError, match="'member' is missing"):
+        model.effect(frame.drop(columns="member"))
+    with pytest.raises(DataError, match="'spend' is infinite in 1 rows"):
+        model.effect(frame.head(9).assign(spend=[np.inf, *range(8)]))
+
+
+def test_roles_are_checked():
+    with pytest.raises(ConfigError, match="another part"):
+        Roles("unit", "arm", "y", ("y",), "none")
+    with pytest.raises(ConfigError, match="control level"):
+        Roles("unit", "arm", "y", FEATURES, "none", dose={"5%": 5})

@@ -1,0 +1,36 @@
+"""A Spark Connect server with Delta on 127.0.0.1: prints its address, ends when its standard input does.
+
+Run as `python -m tests.connect.server FOLDER`.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from uplift_spark.config import Lakehouse
+from uplift_spark.lake.session import local_conf, local_session
+
+
+def main(folder: str) -> None:
+    port = _free_port()
+    conf = {
+        **local_conf(Lakehouse(path=folder), "connect server", "local[2]"),
+        "spark.plugins": "org.apache.spark.sql.connect.SparkConnectPlugin",
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+    }
+    session = local_session(conf)
+    print(f"sc://127.0.0.1:{port}", flush=True)
+    sys.stdin.read()
+    session.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

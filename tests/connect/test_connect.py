@@ -1,0 +1,57 @@
+"""The lakehouse over Spark Connect behaves as it does in a classic session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def told(connect_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder: Path = tmp_path_factory.mktemp("remote")
+    client = subprocess.run(
+        [sys.executable, "-m", "tests.connect.client", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "SPARK_REMOTE": connect_server},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert client.returncode == 0, client.stderr[-3000:]
+    return json.loads(client.stdout)
+
+
+def test_session_is_the_remote_one_in_utc(told: dict[str, Any]) -> None:
+    assert "connect" in told["module"]
+    assert told["zone"] == "UTC"
+
+
+def test_writes_happen_once_per_run(told: dict[str, Any]) -> None:
+    assert told["first"] == {"table": "gold.demo", "version": 0, "rows": 10, "skipped": False}
+    assert told["again"] == {"table": "gold.demo", "version": 0, "rows": 0, "skipped": True}
+    assert told["other"].startswith(
+        "ConflictError: run r1 wrote table gold.demo before with other data (10 rows then, 9"
+    )
+    assert told["overwritten"] == {"table": "gold.demo", "version": 2, "rows": 1, "skipped": False}
+
+
+def test_tables_are_found_by_name_and_version(told: dict[str, Any]) -> None:
+    assert told["tables"] == ["gold.demo"]
+    assert told["by_name"] == [1]
+    assert told["absent"].startswith("DataError: table gold.lift_table does not exist")
+
+
+def test_workers_map_arrow_batches(told: dict[str, Any]) -> None:
+    assert told["second"]["rows"] == 10
+    assert told["before"] == 45 + 90

@@ -1,0 +1,161 @@
+"""Evaluation of a small scored campaign against brute force in pandas, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from tests.flow.scored import LEVELS, campaign, compared, mid_ranks
+from uplift_spark.flow.evaluation import METRICS, Setup, curve_table, describe_arms, evaluate, metric_table
+from uplift_spark.stats.moments import FIELDS
+from uplift_spark.vocabulary import DataError
+
+SETUP = Setup("none", ("visit", "spend"), ("city",), bins=20, replicates=50, order=("none", *LEVELS), table="silver.t")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["equal odds", "varying odds"])
+def evaluated(spark, request):
+    holdout, scores, _ = campaign(varying=request.param)
+    frames = spark.createDataFrame(holdout), spark.createDataFrame(scores)
+    return holdout, scores, evaluate(*frames, SETUP)
+
+
+def _gain(rows, outcome, w, bins):
+    """Curve by brute force: means above each cut of the mid-ranks."""
+    bin_of = np.floor(mid_ranks(rows.uplift.to_numpy(), w) * bins)
+    points = [(0.0, 0.0)]
+    for b in range(bins):
+        top = bin_of <= b
+        share = w[top].sum() / w.sum()
+        means = [np.average(rows[outcome][top & (rows.treated == arm)], weights=w[top & (rows.treated == arm)])
+                 if (top & (rows.treated == arm)).any() else np.nan for arm in (True, False)]  # fmt: skip
+        points.append((share, share * (means[0] - means[1])))
+    return np.array(points)
+
+
+def test_curves_and_metrics_equal_brute_force(evaluated):
+    holdout, scores, found = evaluated
+    assert found.levels == LEVELS
+    table = metric_table(found).set_index(["outcome", "treatment", "metric"])["value"]
+    for k, level in enumerate(LEVELS):
+        rows = compared(holdout, scores, level)
+        w = 1 / rows.propensity.to_numpy() if found.arms.weighted else np.ones(len(rows))
+        for j, outcome in enumerate(SETUP.outcomes):
+            points = _gain(rows, outcome, w, SETUP.bins)
+            assert np.isfinite(points).all()
+            np.testing.assert_allclose(found.curves[j].fraction[k], points[:, 0], atol=1e-9)
+            np.testing.assert_allclose(found.curves[j].gain[k], points[:, 1], rtol=1e-6, atol=1e-9)
+            auuc = np.trapezoid(points[:, 1], points[:, 0])
+            assert table[outcome, level, "ate"] == pytest.approx(points[-1, 1], rel=1e-6)
+            assert table[outcome, level, "auuc"] == pytest.approx(auuc, rel=1e-6)
+            assert table[outcome, level, "qini"] == pytest.approx(auuc - points[-1, 1] / 2, rel=1e-5)
+            top = np.interp(0.3, *points.T) / 0.3
+            assert table[outcome, level, "top_30_percent_uplift"] == pytest.approx(top, rel=1e-6)
+            assert table[outcome, level, "top_30_percent_minus_average"] == pytest.approx(top - points[-1, 1], rel=1e-5)
+
+
+def test_weights_only_where_odds_vary(evaluated):
+    holdout, _, found = evaluated
+    assert found.arms.weighted == (holdout.propensity.nunique() > 3)
+    assert found.arms.logged
+    assert found.arms.units == holdout.treatment.value_counts().to_dict()
+    assert found.rates == {"visit"}
+
+
+def test_resamples_are_the_same_statistic_of_the_drawn_units(evaluated):
+    """Means of the resamples lie around the value, spread like the error of the difference in means."""
+    _, _, found = evaluated
+    draws = found.resampled[0].average_effect
+    assert draws.shape == (50, 2)
+    assert (np.abs(draws.mean(axis=0) - found.curves[0].average_effect) < 0.5 * draws.std(axis=0)).all()
+    m = found.sums.moments.sum(axis=2)
+    error = np.sqrt(m.squared_error[..., 0].sum(axis=1))
+    assert (np.abs(draws.std(axis=0) / error - 1) < 0.4).all()  # four standard errors of a spread of 50
+
+
+def test_tables_have_their_shape(evaluated):
+    _, _, found = evaluated
+    curves = curve_table(found)
+    assert len(curves) == 2 * 2 * 21
+    ends = curves[curves.fraction == 0]
+    assert (ends[["gain", "gain_lower", "gain_upper", "random_gain"]] == 0).all().all()
+    inside = curves[curves.fraction > 0]
+    assert ((inside.gain_lower < inside.gain) & (inside.gain < inside.gain_upper)).all()
+    full = curves[curves.fraction == 1]
+    np.testing.assert_allclose(full.gain, full.random_gain)
+    metrics = metric_table(found)
+    known = metrics[metrics.value.notna()]  # deciles of 60 units have too few of an arm for a slope
+    assert set(metrics.metric[metrics.value.isna()]) <= {"calibration_slope"}
+    assert ((known.lower < known.value) & (known.value < known.upper)).all()
+    assert list(metrics.columns) == ["outcome", "treatment", "metric", "value", "lower", "upper"]
+    # Calibration is a matter of the outcome the model predicts.
+    assert set(metrics[metrics.outcome == "visit"].metric) - set(METRICS) == {"calibration_slope", "prediction_bias"}
+    assert set(metrics[metrics.outcome == "spend"].metric) == set(METRICS)
+
+
+@pytest.mark.parametrize("evaluated", [True], indirect=True)
+def test_evaluation_does_not_depend_on_partitions(spark, evaluated):
+    holdout, scores, found = evaluated
+    again = evaluate(
+        spark.createDataFrame(holdout.sample(frac=1, random_state=1)).repartition(7),
+        spark.createDataFrame(scores.sample(frac=1, random_state=2)).repartition(5),
+        SETUP,
+    )
+    for f in FIELDS:
+        np.testing.assert_array_equal(getattr(again.sums.moments, f), getattr(found.sums.moments, f))
+        np.testing.assert_array_equal(getattr(again.cuts["city"].moments, f), getattr(found.cuts["city"].moments, f))
+    np.testing.assert_array_equal(again.sums.resampled_wy, found.sums.resampled_wy)
+    assert metric_table(again).equals(metric_table(found))
+
+
+def test_calibration_of_perfect_and_of_doubled_predictions(spark):
+    holdout, _, truth = campaign(n=4000, seed=5)
+    slopes = []
+    for factor in (1.0, 2.0):
+        scores = truth.assign(uplift=factor * truth.effect)
+        found = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), SETUP)
+        table = metric_table(found).set_index(["outcome", "treatment", "metric"]).loc["visit"].loc["10%"]
+        slope, bias = table.loc["calibration_slope"], table.loc["prediction_bias"]
+        assert slope.lower < 1 / factor < slope.upper
+        expected = (factor - 1) * truth.effect[truth.treatment == "10%"].mean()
+        assert bias.lower < expected < bias.upper
+        slopes.append(slope.value)
+    assert slopes[0] == pytest.approx(2 * slopes[1])
+
+
+def test_propensities_that_were_not_logged_count_as_equal(spark):
+    holdout = campaign(n=200, varying=True)[0].drop(columns="propensity")
+    frame = spark.createDataFrame(holdout).selectExpr("*", "cast(null AS double) propensity")
+    found = describe_arms(frame, SETUP)
+    assert (found.logged, found.weighted, found.largest_weight) == (False, False, 1.0)
+    some = frame.selectExpr("* except (propensity)", "if(unit_id = 'u1', 0.5, null) AS propensity")
+    with pytest.raises(DataError, match="199 hold-out rows whose propensity"):
+        describe_arms(some, SETUP)
+
+
+BAD = {
+    "no hold-out rows": (lambda h, s: (h.head(0), s), "silver.t has no hold-out rows"),
+    "no control": (lambda h, s: (h[h.treatment != "none"], s), "no hold-out unit of the control arm 'none'"),
+    "one arm": (lambda h, s: (h[h.treatment == "none"], s), "only the arm 'none'"),
+    "missing column": (lambda h, s: (h.drop(columns="spend"), s), r"silver.t lacks columns \['spend'\]"),
+    "propensity": (lambda h, s: (h.assign(propensity=1.5), s), "120 hold-out rows whose propensity"),
+    "outcome": (lambda h, s: (h.assign(visit=np.inf), s), "column 'visit' is missing or not finite in"),
+    "null treatment": (lambda h, s: (h.assign(treatment=None).astype({"treatment": object}), s), "null treatment"),
+    "level without scores": (lambda h, s: (h, s[s.treatment == "5%"]), "no row for treatment '10%'"),
+    "unit without score": (lambda h, s: (h, s.drop(index=s.index[s.unit_id == h.unit_id[0]])), "1 of .* missing score"),
+    "score twice": (lambda h, s: (h, s._append(s[s.unit_id == h.unit_id[0]])), "1 of .* duplicate score"),
+    "score NaN": (lambda h, s: (h, s.assign(uplift=np.nan)), "scores of treatment '5%' are missing or not finite"),
+}
+
+
+TYPES = dict.fromkeys(("unit_id", "treatment", "city"), "string")
+TYPES |= dict.fromkeys(("propensity", "visit", "spend"), "double")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused(spark, case):
+    change, message = BAD[case]
+    holdout, scores, _ = campaign(n=120)
+    bad_holdout, bad_scores = change(holdout, scores)
+    types = {name: kind for name, kind in TYPES.items() if name in bad_holdout}
+    frame = spark.createDataFrame(bad_holdout[list(types)], ", ".join(f"{n} {t}" for n, t in types.items()))
+    with pytest.raises(DataError, match=message):
+        evaluate(frame, spark.createDataFrame(bad_scores), SETUP)

@@ -1,0 +1,92 @@
+"""The forest on Spark: the same bytes as in one process, whatever the partitions and retries; scores likewise."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.causal.frames import arm_roles, ordered_frame, ordered_roles
+from uplift_spark import CausalForest
+from uplift_spark.vocabulary import DataError
+
+pytestmark = pytest.mark.spark
+SMALL = {"n_trees": 16, "min_leaf": 10}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return ordered_frame(4000)
+
+
+@pytest.fixture(scope="module")
+def on_spark(spark, frame):
+    # Cells of one type: Spark refuses a column that mixes text and NaN.
+    return spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None)).repartition(3)
+
+
+def fail_once(marker: str, batches):
+    """Lose the task after its first batch, the first time it runs."""
+    for batch in batches:
+        yield batch
+        if not Path(marker).exists():
+            Path(marker).touch()
+            raise RuntimeError("task lost on purpose")
+
+
+@pytest.mark.parametrize("n_buckets", [1, 4])
+def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, n_buckets):
+    forest = CausalForest(**SMALL, n_buckets=n_buckets)
+    expected = forest.fit(frame, ordered_roles()).to_bytes()
+    for partitions in (1, 2, 7):
+        assert forest.fit(on_spark.repartition(partitions), ordered_roles()).to_bytes() == expected
+
+
+def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
+    forest = CausalForest(**SMALL, n_buckets=4)
+    marker = tmp_path / "failed"
+    shaky = on_spark.mapInArrow(partial(fail_once, str(marker)), on_spark.schema)
+    model = forest.fit(shaky, ordered_roles())
+    assert marker.exists() and model.to_bytes() == forest.fit(frame, ordered_roles()).to_bytes()
+
+
+def test_weights_and_clusters_agree_too(spark, frame):
+    rng = np.random.default_rng(0)
+    extra = frame.assign(house=np.arange(len(frame)) // 2, wt=rng.random(len(frame)) + 0.5).drop(columns="region")
+    roles = arm_roles(cluster="house", weight="wt")
+    roles = type(roles)(**{**roles.__dict__, "features": ("age", "spend", "member")})
+    forest = CausalForest(**SMALL, n_buckets=4)
+    assert forest.fit(spark.createDataFrame(extra), roles).to_bytes() == forest.fit(extra, roles).to_bytes()
+
+
+def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
+    model = CausalForest(**SMALL).fit(frame, ordered_roles())
+    lazy = model.effect(on_spark)
+    assert lazy.columns == list(model.effect(frame.head(1)).columns)
+    found = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+    expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("select * from {f} where false", "no rows"),
+        ("select * from {f} union all (select * from {f} order by unit limit 3)", "repeats a unit in 3 rows"),
+        ("select * except (y), cast(y as string) y from {f}", "outcome column 'y' has type"),
+        ("select * except (age), array(age) age from {f}", "'age' has type list"),
+        ("select * except (y), if(unit < 'u000002', null, y) y from {f}", "y: null, NaN or infinite in 2 of 4000"),
+    ],
+)
+def test_bad_input_is_named(spark, on_spark, spoil, message):
+    with pytest.raises(DataError, match=message):
+        CausalForest(**SMALL).fit(spark.sql(spoil, f=on_spark), ordered_roles())
+
+
+def test_scoring_refuses_a_retyped_column_before_any_row(frame, on_spark):
+    model = CausalForest(**SMALL).fit(frame, ordered_roles())
+    with pytest.raises(DataError, match="'spend' has type"):
+        model.effect(on_spark.withColumn("spend", on_spark["spend"].cast("string")))

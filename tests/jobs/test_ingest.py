@@ -1,0 +1,192 @@
+"""From a source to labels and a training set: simulated, tiny made-up trials, and a real one."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uplift_spark.causal.simulate import CampaignSimulator, effect_column
+from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, Trial, load_config
+from uplift_spark.jobs import features, ingest
+from uplift_spark.operations.sources import DATA_FOLDER
+from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, UpliftError
+
+CONF = Path(__file__).parents[2] / "conf"
+UNITS = 2_000
+DOSE = {"none": 0.0, "5%": 5.0, "10%": 10.0}
+SIMULATED = Config(
+    campaign="toy",
+    source=Simulation(units=UNITS),
+    roles=RolesConf(outcome="conversion", control="none", features=("recency_days", "region"), dose=DOSE),
+    lift=Lift(outcomes=("revenue",), segments=("device",)),
+)
+TRIAL = Config(
+    campaign="shop",
+    source=Trial(
+        kind="trial",
+        file="trial.csv",
+        sha256="",
+        unit="customer",
+        treatment="arm",
+        arms={"0": "none", "1": "mail"},
+        outcomes=("bought", "spend"),
+        attributes=("age", "city"),
+        assigned_at=datetime(2024, 1, 1),
+        missing=(-999,),
+    ),
+    roles=RolesConf(outcome="bought", control="none", features=("age", "city")),
+    lift=Lift(outcomes=("spend",)),
+)
+ROWS = """customer,arm,bought,spend,age,city
+a,0,1,9.5,31,Rome
+b,1,0,0,,Oslo
+c,1,1,-999,44,
+d,0,0,0,-999,Rome
+e,2,1,3,20,Rome
+f,,1,3,20,Rome
+g,1,1,3,inf,Rome
+h,1,1,3,20,Rome
+h,0,0,0,21,Oslo
+,0,0,0,22,Oslo
+"""
+
+
+@pytest.fixture
+def shop(monkeypatch, tmp_path):
+    """A function that publishes a trial's text in $UPLIFT_DATA and gives the configuration that names it."""
+
+    def publish(text=ROWS, **changes):
+        (tmp_path / "trial.csv").write_text(text)
+        monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return replace(TRIAL, source=replace(TRIAL.source, **{"sha256": digest, **changes}))
+
+    return publish
+
+
+def _rows(lake, table, **where):
+    frame = lake.read(table).toPandas()
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def test_simulated_campaign_from_source_to_training_set(lake):
+    first = ingest.run(SIMULATED, lake)
+    truth = CampaignSimulator("ordered", 3, seed=SIMULATED.seed, prefix="toy-").units(UNITS).to_pandas()
+    truth = truth.set_index("unit_id").sort_index()
+    events = _rows(lake, "bronze.outcome", experiment="toy")
+    assert first.tables["bronze.assignment"]["rows"] == UNITS
+    assert (events["value"] != 0).all() and len(events) == 2 * truth["conversion"].sum()
+    effects = _rows(lake, "bronze.truth", outcome="revenue", treatment="10%").set_index("unit_id").sort_index()
+    np.testing.assert_array_equal(effects["effect"], truth[effect_column("revenue", "10%")])
+
+    result = features.run(SIMULATED, lake)
+    training = _rows(lake, "silver.training_toy").set_index("unit_id").sort_index()
+    for column in ("treatment", "propensity", "conversion", "revenue", "recency_days", "region", "device"):
+        assert training[column].to_list() == truth[column].to_list(), column
+    assert result.details["train"] + result.details["holdout"] == result.details["labelled"] == UNITS
+    assert set(result.details["inputs"]) == {"bronze.assignment", "bronze.outcome", "bronze.profile_toy"}
+
+    for job, before in ((ingest, first), (features, result)):
+        again = job.run(SIMULATED, lake)
+        assert again.run_id == before.run_id and all(table["skipped"] for table in again.tables.values())
+    with pytest.raises(ConflictError, match="already holds campaign 'toy'"):
+        ingest.run(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake)
+
+
+def test_a_trial_from_file_to_training_set_without_its_bad_rows(lake, shop):
+    with pytest.raises(DataError, match="ingest"):
+        features.run(TRIAL, lake)
+    said = []
+    config = shop()
+    result = ingest.run(config, lake, say=said.append)
+    assert result.details == {
+        "rows": 10,
+        "units": {"mail": 2, "none": 2},
+        "rejected": {
+            "treatment_known": 1,
+            "treatment_present": 1,
+            "attribute_finite": 1,
+            "repeated": 2,
+            "unit_present": 1,
+        },
+        "unknown": {"spend": 1},
+    }
+    assert any("2 rows rejected by rule repeated" in line for line in said)
+    quarantine = _rows(lake, "bronze.quarantine", experiment="shop")
+    assert sorted(json.loads(row)["unit_id"] or "" for row in quarantine["row"]) == ["", "e", "f", "g", "h", "h"]
+    assert set(quarantine["run_id"]) == {result.run_id} and quarantine["reason"].str.len().min() > 5
+    assignment = _rows(lake, "bronze.assignment")
+    assert dict(zip(assignment["unit_id"], assignment["treatment"], strict=True)) == {
+        "a": "none", "b": "mail", "c": "mail", "d": "none",
+    }  # fmt: skip
+    assert set(assignment["propensity"]) == {0.5}
+    profile = _rows(lake, "bronze.profile_shop").set_index("unit_id")
+    assert sorted(profile.index) == ["a", "b", "c", "d"]
+    assert np.isnan(profile.loc["d", "age"]) and profile.loc["c", "city"] is None
+    events = _rows(lake, "bronze.outcome")
+    assert sorted(zip(events["unit_id"], events["outcome"], strict=True)) == [
+        ("a", "bought"), ("a", "spend"), ("c", "bought"), ("c", "spend"),
+    ]  # fmt: skip
+    assert events["value"].isna().sum() == 1
+
+    for change, message in (
+        ({"features": ("age", "spend")}, r"contain \['spend'\]"),
+        ({"features": ("agee",)}, "no column 'agee'"),
+        ({"outcome": "bougt"}, "no event of outcome 'bougt'.*did you mean 'bought'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            features.run(replace(config, roles=replace(config.roles, **change)), lake)
+    assert not [table for table in lake.tables() if table.startswith("silver")]
+
+    found = features.run(config, lake).details
+    assert (found["labelled"], found["outcome_unknown"], found["train"] + found["holdout"]) == (4, 1, 3)
+    early = replace(config, labels=Labels(window_days=7, as_of=datetime(2024, 1, 7)))
+    with pytest.raises(DataError, match="all 4 labels are immature as of 2024-01-07"):
+        features.run(early, lake)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        ("", {}, "is empty"),
+        (ROWS.replace("spend", "spent"), {}, "no column 'spend'"),
+        (ROWS.replace("9.5", "much"), {}, "'spend' must hold numbers"),
+        (ROWS, {"sha256": "0" * 64}, "not the declared"),
+        (ROWS.replace(",0,", ",1,"), {}, "is the control 'none', found mail"),
+        (ROWS.replace("b,1", "b,0").replace("c,1", "c,0"), {}, "one arm only"),
+        (ROWS, {"arms": {"0": "control", "1": "mail"}}, "none of the source's levels"),
+    ],
+)
+def test_an_unfit_file_is_refused_and_nothing_written(lake, shop, text, changes, message):
+    with pytest.raises(UpliftError, match=message) as caught:
+        ingest.run(shop(text, **changes), lake)
+    assert "\n" not in str(caught.value) and lake.tables() == []
+
+
+def test_levels_of_the_simulation_must_be_those_of_the_roles(lake):
+    wrong = replace(SIMULATED, source=replace(SIMULATED.source, arms=4))
+    with pytest.raises(
+        ConfigError, match=r"roles.dose names none, 5%, 10%; the source's levels are none, 5%, 10%, 15%"
+    ):
+        ingest.run(wrong, lake)
+
+
+@pytest.mark.skipif(not os.environ.get(DATA_FOLDER), reason="UPLIFT_DATA is not set: the trials' files are not here")
+def test_karlan_and_list_arrive_whole(lake):
+    config = load_config(CONF / "karlan_list.yaml")
+    result = ingest.run(config, lake)
+    assert result.details["rows"] == result.tables["bronze.assignment"]["rows"] == 50_083
+    assert result.details["unknown"] == {"out_amountgive": 2} and result.details["rejected"] == {}
+    found = features.run(config, lake).details
+    assert found["train"] + found["holdout"] == 50_081 and found["outcome_unknown"] == 2
+    rates = lake.sql(
+        "SELECT treatment, round(100 * avg(outcomes['out_gavedum']), 2) AS gave FROM silver.label GROUP BY treatment"
+    )
+    assert dict(rates.toPandas().to_numpy()) == {"none": 1.79, "1:1": 2.07, "2:1": 2.26, "3:1": 2.27}

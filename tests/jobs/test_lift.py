@@ -1,0 +1,181 @@
+"""`uplift lift`: three gold tables from the last scores, a rerun that adds nothing, and what it refuses beforehand."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.flow.scored import LEVELS, campaign
+from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
+from uplift_spark.jobs import lift
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.registry import Registered, Registry
+from uplift_spark.vocabulary import ConflictError, DataError
+
+TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
+GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
+ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})
+
+
+def conf(lake, **changes):
+    return replace(
+        Config(
+            campaign="spring",
+            source={"kind": "simulation"},
+            roles=ROLES,
+            lakehouse=lake.lakehouse,
+            economics=Economics(value={"visit": 5.0, "spend": 0.4}, cost={"5%": 0.1, "10%": 0.2}),
+            lift=Lift(segments=("city",), outcomes=("spend",), bins=20, replicates=50),
+        ),
+        **changes,
+    )
+
+
+def training_rows():
+    holdout, scores, truth = campaign(n=1200, seed=9)
+    split = np.where(np.arange(1200) % 4 == 0, "train", "holdout")
+    return holdout.assign(split=split, assigned_at=pd.Timestamp("2025-01-06")), scores, truth
+
+
+def scored(scores, version="1", at="2025-02-01", feature_version=0):
+    return scores.assign(
+        uplift_se=0.1, uplift_lower=scores.uplift - 0.2, uplift_upper=scores.uplift + 0.2, low_support=False,
+        model_name="spring", model_version=version, feature_version=feature_version, scored_at=pd.Timestamp(at),
+    )  # fmt: skip
+
+
+def lakehouse(spark, folder):
+    lake = Lake(spark, Lakehouse(path=str(folder)))
+    training, scores, truth = training_rows()
+    lake.write(TRAINING, spark.createDataFrame(training), "features-1", mode="overwrite")
+    # The last run counts, and of it only this campaign's model.
+    old = spark.createDataFrame(scored(scores.assign(uplift=-scores.uplift), at="2025-01-31"))
+    lake.write(SCORES, old, "score-1")
+    lake.write(SCORES, spark.createDataFrame(scored(scores, version="2")), "score-2")
+    truth = truth.assign(experiment="spring", outcome="visit")
+    lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
+    return lake
+
+
+@pytest.fixture(scope="module")
+def campaigned(spark, tmp_path_factory):
+    """A lakehouse with training set, scores of two runs and truth; tests that add to it do so last or in a copy."""
+    return lakehouse(spark, tmp_path_factory.mktemp("lift"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(campaigned, tmp_path_factory):
+    """The job's result, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("work")
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return lift.run(conf(campaigned), campaigned, say=said.append), folder, said
+
+
+def test_tables_are_written(campaigned, evaluated):
+    result, _, _ = evaluated
+    assert tuple(result.tables) == GOLD
+    frames = {table: campaigned.read(table).toPandas() for table in GOLD}
+    table = frames["gold.lift_table"]
+    assert set(table.run_id) == {result.run_id} and set(table.model_version) == {"2"}
+    assert table.groupby("cut").bucket.nunique().to_dict() == {"all": 1, "decile": 10, "segment:city": 2}
+    assert len(table) == 2 * 2 * 13
+    training, _, _ = training_rows()
+    held_out = training[training.split == "holdout"]
+    whole = table[(table.cut == "all") & (table.outcome == "visit")].set_index("treatment")
+    assert result.details["units"] == held_out.treatment.value_counts().to_dict()
+    for level in LEVELS:
+        means = held_out.groupby("treatment").visit.mean()
+        assert whole.uplift[level] == pytest.approx(means[level] - means["none"])
+        assert whole.n_treated[level] == (held_out.treatment == level).sum()
+    assert whole.cost["5%"] == pytest.approx(0.1 * whole.n_treated["5%"])
+    assert len(frames["gold.uplift_curve"]) == 2 * 2 * 21
+    assert set(frames["gold.uplift_metrics"].metric) >= {"qini", "auuc", "ate", "calibration_slope"}
+
+
+def test_the_last_scores_count(campaigned, evaluated):
+    """The older run's scores were turned upside down: its Qini would be negative."""
+    result, _, _ = evaluated
+    metrics = campaigned.read("gold.uplift_metrics").toPandas().set_index(["outcome", "treatment", "metric"])
+    assert metrics.value["visit", "10%", "qini"] > 0
+    assert (result.details["model"], result.details["version"]) == ("spring", "2")
+
+
+def test_truth_pictures_and_words(evaluated):
+    result, folder, said = evaluated
+    truth = result.details["truth"]
+    assert list(truth) == list(LEVELS)
+    assert 0 < truth["10%"]["true_qini"] < truth["10%"]["oracle_qini"]
+    assert truth["10%"]["rmse"] == pytest.approx(0.05, rel=0.1)
+    for path in result.details["pictures"].split(", "):
+        assert (folder / path).is_file()
+    assert (folder / "reports/spring/qini_visit.png").is_file()
+    summary = result.details["summary"]
+    assert summary.index("Lift of 5% on visit") < summary.index("Lift of 10% on visit")
+    assert "true value" in summary and "The model is not in the registry" in summary
+    assert said
+
+
+def test_a_rerun_adds_nothing(campaigned, evaluated, tmp_path, monkeypatch):
+    result, _, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    versions = {table: campaigned.version(table) for table in GOLD}
+    said = []
+    again = lift.run(conf(campaigned), campaigned, say=said.append)
+    assert again.run_id == result.run_id
+    assert all(written["skipped"] and written["rows"] == 0 for written in again.tables.values())
+    assert {table: campaigned.version(table) for table in GOLD} == versions
+    # Without the extra the tables are the same, and the job says what is missing.
+    assert "pictures" not in again.details and any("uplift-spark[plots]" in line for line in said)
+
+
+def test_the_same_run_with_other_figures_is_a_conflict(campaigned, evaluated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = conf(campaigned, economics=Economics())
+    with pytest.raises(ConflictError, match="gold.lift_table"):
+        lift.run(other, campaigned, run_id=evaluated[0].run_id)
+
+
+def test_units_the_model_was_trained_on_are_refused(campaigned, monkeypatch):
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 1}))
+    training, _, _ = training_rows()
+    flipped = training.assign(split=np.where(np.arange(1200) % 4 == 1, "train", "holdout"))
+    spark = campaigned.spark
+    campaigned.write(TRAINING, spark.createDataFrame(flipped), "features-2", mode="overwrite")
+    with pytest.raises(DataError, match="version 0 holds out 300 units that spring version 2 was trained on"):
+        lift.run(conf(campaigned), campaigned)
+
+
+def registered(data_versions):
+    return Registered("spring", 2, "train-1", "mlflow-run", "0" * 64, data_versions)
+
+
+def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):
+    from uplift_spark.operations.evaluation import check_unseen, last_scored
+
+    config, registry = conf(campaigned), Registry.of(conf(campaigned))
+    last = last_scored(config, campaigned, registry)
+    assert last.feature_version == 0
+    assert check_unseen(config, campaigned, registry, last) is False
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 0}))
+    assert check_unseen(config, campaigned, registry, last) is True
+
+
+def test_scores_of_the_model_must_exist(lake):
+    with pytest.raises(DataError, match="gold.uplift_scores"):
+        lift.run(conf(lake), lake)
+    training, scores, _ = training_rows()
+    spark = lake.spark
+    lake.write(SCORES, spark.createDataFrame(scored(scores).assign(model_name="autumn")), "score-9")
+    with pytest.raises(DataError, match="no row of model 'spring': run `uplift score`"):
+        lift.run(conf(lake), lake)
+    lake.write(SCORES, spark.createDataFrame(scored(scores)), "score-1")
+    no_control = training[training.treatment != "none"]
+    lake.write(TRAINING, spark.createDataFrame(no_control), "features-1", mode="overwrite")
+    with pytest.raises(DataError, match="silver.training_spring has no hold-out unit of the control arm 'none'"):
+        lift.run(conf(lake), lake)
+    assert not [table for table in lake.tables() if table in GOLD]

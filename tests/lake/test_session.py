@@ -1,0 +1,110 @@
+"""The Java check, the local session's settings, and a start that fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from tests.conftest import ROOT
+from uplift_spark.config import Lakehouse
+from uplift_spark.lake.session import check_java, local_conf, spark_session
+from uplift_spark.vocabulary import EnvironmentProblem
+
+
+def java_home(folder: Path, says: str) -> Path:
+    """A JAVA_HOME whose `java -version` prints `says` to standard error, as the real one does."""
+    java = folder / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{says}\nEND\n")
+    java.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("says", "version"),
+    [('java version "1.8.0_392"', "Java 8"), ('openjdk version "11.0.2" 2019-01-15', "Java 11")],
+)
+def test_old_java_is_refused_with_a_remedy(
+    says: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, says)))
+    with pytest.raises(
+        EnvironmentProblem, match=rf"{version}, and Spark needs 17 .*apt-get install openjdk-17-jre-headless"
+    ):
+        check_java()
+
+
+@pytest.mark.parametrize("says", ['openjdk version "17.0.15" 2025-04-15', 'openjdk version "21-ea" 2023-09-19'])
+def test_new_java_is_accepted(says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, says)))
+    check_java()
+
+
+def test_java_without_a_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, "no idea")))
+    with pytest.raises(EnvironmentProblem, match="does not tell its version"):
+        check_java()
+
+
+def test_missing_java_is_told_from_a_wrong_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(EnvironmentProblem, match=r"JAVA_HOME=.* has no bin/java"):
+        check_java()
+    monkeypatch.delenv("JAVA_HOME")
+    with pytest.raises(EnvironmentProblem, match=r"Java is not installed.*openjdk-17-jre-headless"):
+        check_java()
+
+
+def test_a_running_session_is_taken(spark: SparkSession) -> None:
+    assert spark_session(Lakehouse(), master="local[7]") is spark
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
+
+
+def test_local_settings_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
+    conf = local_conf(Lakehouse(path="here"), "app", "local[5]")
+    assert conf["spark.sql.shuffle.partitions"] == "5"
+    assert conf["spark.driver.memory"] == "4g"
+    assert conf["spark.driver.bindAddress"] == "127.0.0.1"
+    assert local_conf(Lakehouse(), "app", "local[1]")["spark.sql.shuffle.partitions"] == "2"
+    monkeypatch.setenv("SPARK_DRIVER_MEMORY", "9g")
+    assert "spark.driver.memory" not in local_conf(Lakehouse(), "app")
+
+
+def test_delta_is_resolved_without_what_spark_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    conf = local_conf(Lakehouse(), "app")
+    assert conf["spark.jars.packages"].startswith("io.delta:delta-spark_")
+    assert "org.apache.hadoop:*" in conf["spark.jars.excludes"]
+    assert "spark.jars" not in conf
+
+
+def test_truncated_jars_are_resolved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, artifact, version = local_conf(Lakehouse(), "app")["spark.jars.packages"].split(":")
+    jars = tmp_path / ".ivy2.5.2" / "jars"
+    jars.mkdir(parents=True)
+    for name in (artifact, "delta-storage"):
+        (jars / f"io.delta_{name}-{version}.jar").write_bytes(b"PK\x03\x04 cut off")
+    assert "spark.jars.packages" in local_conf(Lakehouse(), "app")
+
+
+def test_a_failed_start_is_one_sentence_and_no_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = (
+        "from uplift_spark.config import Lakehouse\n"
+        "from uplift_spark.lake.session import local_conf, local_session\n"
+        f"conf = local_conf(Lakehouse(path={str(tmp_path)!r}), 'app')\n"
+        "conf['spark.driver.memory'] = '1k'\n"
+        "try:\n    local_session(conf)\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.startswith("EnvironmentProblem Spark did not start: ")
+    assert "Too small" in run.stdout
+    assert run.stdout.count("\n") == 1
+    assert run.stderr == ""

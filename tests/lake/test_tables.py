@@ -1,0 +1,234 @@
+"""Named tables and exactly-once writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from tests.conftest import ROOT
+from uplift_spark.config import Lakehouse
+from uplift_spark.lake import tables
+from uplift_spark.lake.places import Folder, Save
+from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
+
+HOSTILE = [
+    "gold.x`",
+    "gold.`x",
+    "gold.x; DROP TABLE gold.canary",
+    "gold.x--",
+    "gold.x\n",
+    "gold.x/../canary",
+    "gold.x y",
+    "gold",
+    "gold.",
+    "a.gold.x",
+    "",
+]
+
+
+def rows(spark: SparkSession, n: int, start: int = 0) -> DataFrame:
+    """unit_id, value (null in every third row), outcomes (a map)."""
+    number = F.col("id").cast("double")
+    return spark.range(start, start + n).select(
+        F.concat(F.lit("u"), "id").alias("unit_id"),
+        F.when(F.col("id") % 3 > 0, number).alias("value"),
+        F.create_map(F.lit("visit"), number, F.lit("spend"), -number).alias("outcomes"),
+    )
+
+
+def test_hostile_names_are_refused_and_touch_nothing(lake: Lake) -> None:
+    lake.write("gold.canary", rows(lake.spark, 2), "r1")
+    calls: list[Callable[[str], object]] = [
+        lake.name,
+        lake.exists,
+        lake.read,
+        lake.version,
+        lambda name: lake.write(name, rows(lake.spark, 1), "r2"),
+    ]
+    for name in HOSTILE:
+        for call in calls:
+            with pytest.raises(ConfigError, match=r"name"):
+                call(name)
+    with pytest.raises(ConfigError, match=r"column of table gold.canary"):
+        lake.write("gold.canary", rows(lake.spark, 1).withColumn("x` y", F.lit(1)), "r2")
+    with pytest.raises(ConfigError, match=r"lakehouse.catalog"):
+        Lake(lake.spark, Lakehouse(catalog="main`; DROP"))
+    assert lake.tables() == ["gold.canary"]
+    assert (lake.version("gold.canary"), lake.read("gold.canary").count()) == (0, 2)
+
+
+def test_a_rerun_adds_nothing_and_other_data_is_a_conflict(lake: Lake) -> None:
+    stamped = rows(lake.spark, 6).withColumn("ingested_at", F.current_timestamp())
+    assert lake.write("bronze.demo", stamped, "r1") == Written("bronze.demo", 0, 6, skipped=False)
+    assert (
+        lake.write("bronze.demo", rows(lake.spark, 3, 6).withColumn("ingested_at", F.current_timestamp()), "r2").rows
+        == 3
+    )
+    shuffled = stamped.orderBy(F.desc("unit_id")).select("outcomes", "ingested_at", "value", "unit_id")
+    assert lake.write("bronze.demo", shuffled, "r1") == Written("bronze.demo", 0, 0, skipped=True)
+    other = stamped.withColumn("value", F.coalesce("value", F.lit(0.0)))
+    for changed in (other, stamped.limit(5), stamped.union(stamped.limit(1))):
+        with pytest.raises(ConflictError, match=r"run r1 wrote table bronze.demo before .*choose a new --run-id"):
+            lake.write("bronze.demo", changed, "r1")
+    assert (lake.version("bronze.demo"), lake.read("bronze.demo").count()) == (1, 9)
+
+
+def test_overwriting_keeps_the_version_of_each_run(lake: Lake) -> None:
+    first, second = rows(lake.spark, 4), rows(lake.spark, 2).withColumn("more", F.lit("x"))
+    lake.write("silver.demo", first, "r1", mode="overwrite", partition_by=["unit_id"])
+    assert lake.write("silver.demo", second, "r2", mode="overwrite") == Written("silver.demo", 1, 2, skipped=False)
+    assert lake.write("silver.demo", first, "r1", mode="overwrite") == Written("silver.demo", 0, 0, skipped=True)
+    with pytest.raises(ConflictError, match=r"4 rows then, 3 now"):
+        lake.write("silver.demo", first.limit(3), "r1", mode="overwrite")
+    assert "more" in lake.read("silver.demo").columns
+    assert lake.read("silver.demo", version=0).count() == 4
+    assert lake.sql("SELECT * FROM silver.demo VERSION AS OF 0").count() == 4
+    with pytest.raises(DataError, match=r"silver.demo has no version 7 to read; its newest is 1"):
+        lake.read("silver.demo", version=7)
+
+
+def test_missing_tables_name_the_job_that_writes_them(lake: Lake) -> None:
+    assert lake.tables() == []
+    assert not lake.exists("gold.lift_table")
+    for call in (lake.read, lake.version):
+        with pytest.raises(DataError, match=r"gold.lift_table does not exist .*: run `uplift lift` first"):
+            call("gold.lift_table")
+    with pytest.raises(DataError, match=r"silver.training_x .*: run `uplift features` first"):
+        lake.read("silver.training_x")
+    assert lake.tables() == []
+
+
+def test_an_empty_frame_makes_an_empty_table_under_any_path(spark: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(spark, Lakehouse(path=str(tmp_path / "it's [a] `lake` #%20")))
+    assert lake.write("gold.demo", rows(spark, 0), "r1") == Written("gold.demo", 0, 0, skipped=False)
+    assert lake.write("gold.demo", rows(spark, 0), "r1").skipped
+    assert lake.tables() == ["gold.demo"]
+    assert lake.sql("SELECT * FROM gold.demo").columns == ["unit_id", "value", "outcomes", "run_id"]
+    assert lake.read("gold.demo").count() == 0
+
+
+def test_a_changed_schema_is_refused(lake: Lake) -> None:
+    lake.write("gold.demo", rows(lake.spark, 2), "r1")
+    changed = rows(lake.spark, 2).withColumn("value", F.lit("a")).withColumnRenamed("unit_id", "unit")
+    with pytest.raises(
+        DataError,
+        match=r"column unit_id is missing but string.* value is string but double.* unit is string but not in",
+    ):
+        lake.write("gold.demo", changed, "r2")
+    assert lake.version("gold.demo") == 0
+
+
+def test_names_mean_the_lakehouse_that_is_asked(lake: Lake, tmp_path: Path) -> None:
+    other = Lake(lake.spark, Lakehouse(path=str(tmp_path / "other")))
+    lake.write("gold.demo", rows(lake.spark, 1), "r1")
+    other.write("gold.demo", rows(lake.spark, 2), "r1")
+    query = "SELECT count(*) AS n FROM gold.demo"
+    assert [one.sql(query).collect()[0]["n"] for one in (lake, other, lake)] == [1, 2, 1]
+    assert other.read("gold.demo").count() == 2
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_tables_by_name_quietly(lake: Lake) -> None:
+    lake.write("gold.demo", rows(lake.spark, 3), "r1")
+    lake.write("gold.demo", rows(lake.spark, 3), "r2")
+    script = (
+        "import sys\n"
+        "from uplift_spark.config import Lakehouse\n"
+        "from uplift_spark.lake.session import spark_session\n"
+        "from uplift_spark.lake.tables import Lake\n"
+        "where = Lakehouse(path=sys.argv[1])\n"
+        "lake = Lake(spark_session(where), where)\n"
+        "for query in sys.argv[2:]:\n    print(lake.sql(query).collect()[0][0])\n"
+    )
+    count = "SELECT count(*) FROM gold.demo"
+    run = subprocess.run(
+        [sys.executable, "-c", script, lake.lakehouse.path, count, f"{count} VERSION AS OF 0", "SHOW TABLES IN gold"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.stdout.split() == ["6", "3", "gold"]
+    assert run.stderr == ""
+
+
+def test_writers_at_the_same_time_each_write_once(lake: Lake) -> None:
+    def write(run: str) -> Written:
+        return lake.write("gold.demo", rows(lake.spark, 5), run)
+
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(write, ["r1", "r2", "r1", "r2"]))
+    assert sorted((w.rows, w.skipped) for w in written) == [(0, True), (0, True), (5, False), (5, False)]
+    counts = {row["run_id"]: row["count"] for row in lake.read("gold.demo").groupBy("run_id").count().collect()}
+    assert counts == {"r1": 5, "r2": 5}
+
+
+def test_a_lost_reply_does_not_write_twice(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = iter([RuntimeError("[DELTA_CONCURRENT_WRITE] the reply of a commit that succeeded"), None])
+    real = Folder.save
+
+    def save(self: Folder, frame: DataFrame, save: Save) -> None:
+        real(self, frame, save)
+        if lost := next(replies):
+            raise lost
+
+    monkeypatch.setattr(Folder, "save", save)
+    monkeypatch.setattr(tables.time, "sleep", lambda seconds: None)
+    assert lake.write("gold.demo", rows(lake.spark, 5), "r1") == Written("gold.demo", 0, 5, skipped=False)
+    assert lake.read("gold.demo").count() == 5
+
+
+def test_losing_every_race_is_a_conflict(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def save(self: Folder, frame: DataFrame, save: Save) -> None:
+        tries.append(save.table)
+        raise RuntimeError("[DELTA_CONCURRENT_APPEND] somebody was faster")
+
+    monkeypatch.setattr(Folder, "save", save)
+    monkeypatch.setattr(tables.time, "sleep", lambda seconds: None)
+    with pytest.raises(ConflictError, match=r"other writers won table gold.demo 6 times in a row against run r1"):
+        lake.write("gold.demo", rows(lake.spark, 1), "r1")
+    assert len(tries) == tables.ATTEMPTS
+
+
+def test_every_commit_says_its_run_and_feeds_changes(lake: Lake) -> None:
+    lake.write("gold.demo", rows(lake.spark, 2), "r1")
+    (commit,) = lake.sql("DESCRIBE HISTORY gold.demo").collect()
+    assert json.loads(commit["userMetadata"])["run_id"] == "r1"
+    changes = lake.sql("SELECT * FROM table_changes('gold.demo', 0)")
+    assert changes.count() == 2
+
+
+def test_a_run_needs_a_name(lake: Lake) -> None:
+    with pytest.raises(ConfigError, match=r"run id '' for table gold.demo"):
+        lake.write("gold.demo", rows(lake.spark, 1), "")
+
+
+def test_a_catalog_gives_three_level_names(spark: SparkSession) -> None:
+    lake = Lake(spark, Lakehouse(catalog="spark_catalog"))
+    assert lake.name("gold.on_catalog") == "`spark_catalog`.`gold`.`on_catalog`"
+    spark.sql("DROP TABLE IF EXISTS spark_catalog.gold.on_catalog")
+    first, second = rows(spark, 4), rows(spark, 2).drop("value")
+    written = lake.write("gold.on_catalog", first, "r1", mode="overwrite", partition_by=["unit_id"])
+    assert (written.rows, written.skipped) == (4, False)
+    assert lake.write("gold.on_catalog", second, "r2", mode="overwrite").rows == 2
+    again = lake.write("gold.on_catalog", first, "r1", mode="overwrite")
+    assert again == Written("gold.on_catalog", written.version, 0, skipped=True)
+    assert lake.write("gold.on_catalog", second, "r3").rows == 2
+    assert lake.read("gold.on_catalog", written.version).count() == 4
+    assert lake.sql("SELECT * FROM spark_catalog.gold.on_catalog").columns == ["unit_id", "outcomes", "run_id"]
+    assert "gold.on_catalog" in lake.tables()
+    with pytest.raises(DataError, match=r"gold.lift_table does not exist in lakehouse spark_catalog"):
+        lake.read("gold.lift_table")
+    spark.sql("DROP TABLE spark_catalog.gold.on_catalog")

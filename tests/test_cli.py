@@ -1,0 +1,273 @@
+"""The command line: what is passed to jobs, what is printed, and how errors end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import uplift_spark
+from uplift_spark import cli
+from uplift_spark.config import Lakehouse
+from uplift_spark.operations.runs import JobResult
+from uplift_spark.vocabulary import ConfigError, DataError
+
+SMALL = """
+campaign: spring
+source: {kind: simulation, units: 1000}
+roles: {outcome: visit, control: none, features: [age, zip]}
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "spring.yaml"
+    path.write_text(SMALL + f"lakehouse: {{path: {tmp_path / 'lakehouse'}}}\n")
+    return path
+
+
+class Calls(list[dict[str, Any]]):
+    """Every call of a job, in order."""
+
+    error: Exception | None = None
+
+    def job(self, verb: str) -> Any:
+        """A job that records its call and writes nothing."""
+
+        def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None) -> JobResult:
+            """Pretend."""
+            self.append({"verb": verb, "config": config, "lake": lake, "run_id": run_id})
+            say("half way [50%]")
+            if self.error:
+                raise self.error
+            written = {f"bronze.{verb}": {"version": 3, "rows": 1234, "skipped": verb == "score"}}
+            return JobResult(verb, run_id or f"{verb}-abc", written, {"rejected": 7})
+
+        return run
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Jobs and lakehouse replaced by records, so that only the command line is tested."""
+    made = Calls()
+    for verb in cli.JOBS:
+        module = ModuleType(f"uplift_spark.jobs.{verb}")
+        module.run = made.job(verb)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    @contextmanager
+    def no_lake(lakehouse: Lakehouse) -> Iterator[Any]:
+        yield SimpleNamespace(lakehouse=lakehouse)
+
+    monkeypatch.setattr(cli, "_lake", no_lake)
+    return made
+
+
+def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Exit code of the command as the installed script would end."""
+    monkeypatch.setattr(sys, "argv", ["uplift", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uplift(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert [name for name in (*cli.JOBS, "demo", "sql", "tables") if f"  {name} " not in shown] == []
+
+
+def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uplift(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip() == uplift_spark.__version__
+
+
+@pytest.mark.parametrize("verb", cli.JOBS)
+def test_a_command_runs_its_job(
+    verb: str, conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("--set", "seed=9", "--set", "source.units=5", "--run-id", "r1")
+    assert uplift(monkeypatch, verb, "--conf", conf, *changes) == 0
+    (call,) = calls
+    assert (call["verb"], call["run_id"], call["config"].seed, call["config"].source.units) == (verb, "r1", 9, 5)
+    assert call["lake"].lakehouse == call["config"].lakehouse
+    shown = capsys.readouterr()
+    assert "run r1" in shown.out
+    assert f"bronze.{verb}" in shown.out
+    assert "rejected: 7" in shown.out
+    assert "half way [50%]" in shown.err
+    assert "1,234" in shown.out
+
+
+def test_progress_tells_a_skipped_write(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uplift(monkeypatch, "score", "--conf", conf) == 0
+    assert calls[0]["run_id"] is None
+    assert "bronze.score: already written by this run" in capsys.readouterr().err
+
+
+def test_a_user_s_mistake_is_one_sentence(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls.error = DataError("table bronze.assignment has no column 'arm' " + "x" * 200)
+    assert uplift(monkeypatch, "ingest", "--conf", conf) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: {calls.error}"
+
+
+@pytest.mark.parametrize("arguments", [("--conf", "none.yaml"), ("--conf", "{conf}", "--set", "colour=1")])
+def test_a_wrong_configuration_runs_nothing(
+    arguments: tuple[str, ...],
+    conf: Path,
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert uplift(monkeypatch, "ingest", *(a.format(conf=conf) for a in arguments)) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: configuration ")
+    assert len(shown.err.splitlines()) == 1
+    assert not calls
+
+
+def test_a_missing_option_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uplift(monkeypatch, "ingest") == 2
+    assert "--conf" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_keeps_its_traceback(conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.error = ZeroDivisionError("a bug")
+    monkeypatch.setattr(sys, "argv", ["uplift", "ingest", "--conf", str(conf)])
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main()
+
+
+def test_a_job_file_returns_on_success(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/jobs/lift.py", "--conf", str(conf), "--run-id", "r2"])
+    cli.main_job(calls.job("lift"))
+    assert calls[0]["run_id"] == "r2"
+    assert "run r2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--conf", "none.yaml"], 1), ([], 2)])
+def test_a_job_file_exits_on_errors(
+    arguments: list[str], code: int, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs/lift.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main_job(calls.job("lift"))
+    assert stop.value.code == code
+
+
+def test_demo_runs_all_jobs_in_order_in_one_lake(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(cli, "_print_summary", lambda *arguments: seen.append(arguments))
+    assert uplift(monkeypatch, "demo", "--conf", conf, "--set", "lakehouse.path=a b") == 0
+    assert [call["verb"] for call in calls] == ["ingest", "features", "train", "score", "lift"]
+    assert len({id(call["lake"]) for call in calls}) == 1
+    ((where, _, config, results),) = seen
+    assert where == f" --conf {conf} --set 'lakehouse.path=a b'"
+    assert config.campaign == "spring"
+    assert [result.job for result in results] == list(cli.JOBS)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if " s  " not in line] == []
+
+
+def test_sql_needs_no_options_for_the_default_lakehouse(tmp_path: Path) -> None:
+    path = tmp_path / "spring.yaml"
+    path.write_text(SMALL)
+    assert cli._where(path, ["seed=8"]) == ""
+
+
+@pytest.mark.parametrize("query", ["drop table gold.lift_table", "DELETE FROM gold.lift_table", "", "; select 1"])
+def test_sql_refuses_what_does_not_read(
+    query: str, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uplift(monkeypatch, "sql", query) == 1
+    assert "only reads" in capsys.readouterr().err
+
+
+def test_sql_refuses_an_unknown_format(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uplift(monkeypatch, "sql", "select 1", "--format", "xml") == 1
+    assert "use table or csv" in capsys.readouterr().err
+
+
+def test_overrides_without_a_file_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--conf"):
+        cli._lakehouse(None, ["lakehouse.path=x"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (float("nan"), ""), (0.0123456, "0.01235"), (12345.6, "12,346"), (1234, "1,234"), (True, "True")],
+)
+def test_cells(value: Any, text: str) -> None:
+    assert cli._cell(value) == text
+
+
+def test_a_frame_becomes_a_table_of_text() -> None:
+    table = cli.rich_table(pd.DataFrame({"arm": ["a", None], "n": [1000, 2]}))
+    assert [column.justify for column in table.columns] == ["left", "right"]
+    assert [list(column.cells) for column in table.columns] == [["a", ""], ["1,000", "2"]]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_session_is_stopped_by_who_started_it(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = pytest.importorskip("pyspark.sql").SparkSession
+    stopped: list[bool] = []
+    spark = SimpleNamespace(stop=lambda: stopped.append(True))
+    monkeypatch.setattr(session, "getActiveSession", lambda: spark if given else None)
+    monkeypatch.setattr("uplift_spark.lake.session.spark_session", lambda lakehouse: spark)
+    with cli._lake(Lakehouse()) as lake:
+        assert lake.spark is spark
+        assert not stopped
+    assert stopped == ([] if given else [True])
+
+
+@pytest.mark.spark
+def test_sql_and_tables_show_what_is_in_the_lakehouse(
+    lake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "spring.yaml"
+    path.write_text(SMALL)
+    monkeypatch.setattr(cli, "_lakehouse", lambda conf, overrides: lake.lakehouse)
+    rows = lake.spark.createDataFrame([("a", 1.5), ("b", None)], "arm string, uplift double")
+    lake.write("gold.toy", rows, "r1")
+
+    assert uplift(monkeypatch, "tables", "--conf", path) == 0
+    assert capsys.readouterr().out.split() == ["table", "rows", "version", "gold.toy", "2", "0"]
+
+    query = "select arm, uplift from gold.toy order by arm"
+    assert uplift(monkeypatch, "sql", query, "--format", "csv", "--limit", "1") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "arm,uplift\na,1.5\n"
+    assert "only the first 1 rows" in shown.err
+
+    assert uplift(monkeypatch, "sql", "select nothing from gold.toy") == 1
+    error = capsys.readouterr().err
+    assert "nothing" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_installed_command_fails_in_one_line(tmp_path: Path) -> None:
+    code = "from uplift_spark.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "lift", "--conf", "none.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: configuration none.yaml cannot be read: No such file or directory\n"

@@ -1,0 +1,132 @@
+"""One YAML file per campaign: what is read, what is refused and with which words."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import yaml
+
+from uplift_spark.config import Config, Simulation, Trial, load_config
+from uplift_spark.vocabulary import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = """
+campaign: spring
+source: {kind: simulation, units: 1000}
+roles: {outcome: visit, control: none, features: [age, zip]}
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "spring.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    """The sentence a configuration is refused with; it always names the file."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_small_file_gets_defaults(conf: Path) -> None:
+    config = load_config(conf)
+    assert config.source == Simulation(units=1000)
+    assert (config.seed, config.holdout, config.lakehouse.path) == (7, 0.5, "lakehouse")
+    assert config.roles.features == ("age", "zip")
+
+
+def test_configuration_cannot_be_changed(conf: Path) -> None:
+    config = load_config(conf)
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 8  # type: ignore[misc]
+
+
+def test_overrides_are_yaml_values_at_dotted_keys(conf: Path) -> None:
+    config = load_config(conf, ("source.units=20", "seed=9", "roles.features=[age]", "lift.outcomes=[spend]"))
+    assert (config.source.units, config.seed) == (20, 9)  # type: ignore[union-attr]
+    assert (config.roles.features, config.lift.outcomes) == (("age",), ("spend",))
+
+
+def test_training_roles_read_the_training_set(conf: Path) -> None:
+    roles = load_config(conf).training_roles
+    assert (roles.unit, roles.treatment, roles.outcome, roles.propensity) == (
+        "unit_id", "treatment", "visit", "propensity",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("colour=red", ["unknown key", "colour"]),
+        ("roles.colour=red", ["unknown key", "roles.colour"]),
+        ("source.colour=red", ["unknown key", "colour"]),
+        ("source.units=many", ["source", "units", "integer"]),
+        ("source.units=0", ["units", "greater than or equal to 1"]),
+        ("holdout=1", ["holdout", "less than 1"]),
+        ("forest.n_trees=1", ["forest.n_trees", "greater than or equal to 4"]),
+        ("source.kind=magic", ["source", "magic"]),
+        ("campaign=a;b", ["campaign", "letters, digits and underscores"]),
+        ("campaign=a`b", ["campaign", "letters, digits and underscores"]),
+        ("lakehouse.catalog=a--b", ["lakehouse.catalog", "letters, digits and underscores"]),
+        ("roles.features=['x`y']", ["roles.features", "x`y"]),
+        ("roles.outcome='visit;'", ["outcome", "visit;"]),
+        ("lift.outcomes=['a b']", ["outcome", "a b"]),
+        ("seed", ["key.sub=value"]),
+        ("campaign.x=1", ["campaign", "not a mapping"]),
+    ],
+)
+def test_wrong_values_are_named(conf: Path, override: str, words: list[str]) -> None:
+    message = refused(conf, override)
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize("key", ["campaign", "source", "roles"])
+def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
+    raw = yaml.safe_load(SMALL)
+    del raw[key]
+    path = tmp_path / "part.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    message = refused(path)
+    assert key in message
+    assert "part.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must be a mapping"),
+        ("- a\n- b\n", "not list"),
+        ("a: [", "not valid YAML"),
+        ("a: {b: c: d}", "not valid YAML"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert words in refused(path)
+
+
+def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "none.yaml")
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\x80")
+    assert "model.bin" in refused(tmp_path / "model.bin")
+
+
+def test_an_override_that_is_no_yaml_is_refused(conf: Path) -> None:
+    assert "seed=[" in refused(conf, "seed=[")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    config = load_config(path)
+    assert isinstance(config, Config)
+    assert isinstance(config.source, Simulation | Trial)
+    assert config.roles.outcome not in config.roles.features

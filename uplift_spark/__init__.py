@@ -1,0 +1,33 @@
+"""Causal forests on Spark: who should be treated, at which level, and what it brings.
+
+The public names are `CausalForest`, `Roles` and `load_model`. They are found on first use, so that
+`import uplift_spark` costs nothing and no module is loaded that a caller does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uplift_spark.flow.verbs import CausalForest, load_model
+    from uplift_spark.vocabulary import Roles
+
+__version__ = "0.1.0"
+__all__ = ["CausalForest", "Roles", "__version__", "load_model"]
+
+_HOME = {
+    "CausalForest": "uplift_spark.flow.verbs",
+    "load_model": "uplift_spark.flow.verbs",
+    "Roles": "uplift_spark.vocabulary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

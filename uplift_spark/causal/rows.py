@@ -1,0 +1,334 @@
+"""From a frame's rows to what the kernels eat: summaries, the training plan, encoded rows, who grows and who estimates.
+
+Everything here is exact and independent of order and partitioning: summaries merge, outcomes and weights become
+fixed-point integers once, and every draw is a hash of the unit or cluster id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers, as_text, is_number, is_text
+from uplift_spark.causal.hashing import BUCKET, HALVES, HONESTY, mix, mix_all, unit_hashes
+from uplift_spark.causal.nodes import MAX_FEATURES
+from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles
+
+_HEADROOM = 6  # bits left free in the sums, so that 64 times the training rows can still be added
+_SPARE = 62 - _HEADROOM
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mergeable counts of one frame: what the plan needs and what bad input looks like.
+
+    bad maps "column: problem" to the number of rows; propensity maps a level to its (smallest, largest) value.
+    """
+
+    rows: int = 0
+    levels: Mapping[str, int] = field(default_factory=dict)
+    bad: Mapping[str, int] = field(default_factory=dict)
+    outcome: tuple[float, float] = (math.inf, -math.inf)
+    weight: float = 0.0
+    propensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
+            self.rows + other.rows,
+            _added(self.levels, other.levels),
+            _added(self.bad, other.bad),
+            (min(self.outcome[0], other.outcome[0]), max(self.outcome[1], other.outcome[1])),
+            max(self.weight, other.weight),
+            _widened(self.propensity, other.propensity),
+        )
+
+    @property
+    def weighted_by_propensity(self) -> bool:
+        """Whether propensities vary inside some level; constant ones cancel in every level's mean."""
+        return any(low < high for low, high in self.propensity.values())
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Summary:
+        """The inverse of dataclasses.asdict after a JSON round trip."""
+        bounds = {k: (v[0], v[1]) for k, v in raw["propensity"].items()}
+        return cls(**{**raw, "outcome": tuple(raw["outcome"]), "propensity": bounds})
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
+
+
+def _widened(
+    one: Mapping[str, tuple[float, float]], other: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    nothing = (math.inf, -math.inf)
+    pairs = {key: (one.get(key, nothing), other.get(key, nothing)) for key in sorted({*one, *other})}
+    return {key: (min(a[0], b[0]), max(a[1], b[1])) for key, (a, b) in pairs.items()}
+
+
+def check_columns(kinds: Mapping[str, pa.DataType], columns: Iterable[str], features: Iterable[str]) -> None:
+    """Raise DataError if a column is missing or a feature is neither numeric nor text."""
+    for column in columns:
+        if column not in kinds:
+            near = difflib.get_close_matches(column, list(kinds), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the frame has {sorted(kinds)[:12]}"
+            raise DataError(f"column {column!r} is missing from the frame: {hint}")
+    for column in features:
+        if not (is_text(kinds[column]) or is_number(kinds[column])):
+            raise DataError(f"feature {column!r} has type {kinds[column]}: cast it to a number or text")
+
+
+def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
+    """Raise DataError if an id is neither text nor integer, or outcome, weight or propensity is not numeric."""
+    for part, column in (("unit", roles.unit), ("cluster", roles.cluster)):
+        if column is not None and not (is_text(kinds[column]) or pa.types.is_integer(kinds[column])):
+            raise DataError(f"{part} column {column!r} has type {kinds[column]}: ids must be text or integers; cast it")
+    for part, column in (("outcome", roles.outcome), ("weight", roles.weight), ("propensity", roles.propensity)):
+        if column is not None and not is_number(kinds[column]):
+            raise DataError(f"{part} column {column!r} has type {kinds[column]}: it must be numeric; cast it")
+
+
+def level_names(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Treatment as text, null where missing or NaN; whole floats read like integers (1.0 is "1")."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return as_text(array)
+
+
+def summarise(batch: pa.RecordBatch | pa.Table, roles: Roles) -> Summary:
+    """Summary of one batch of rows."""
+    ids = [column for column in (roles.unit, roles.cluster) if column is not None]
+    bad = {f"{column}: null": batch.column(column).null_count for column in ids}
+    names = level_names(batch.column(roles.treatment))
+    bad[f"{roles.treatment}: null or NaN"] = names.null_count
+    counts = pc.value_counts(names.drop_null())
+    levels = dict(sorted(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+    outcome = as_numbers(batch.column(roles.outcome))
+    bad[f"{roles.outcome}: null, NaN or infinite"] = int((~np.isfinite(outcome)).sum())
+    finite = outcome[np.isfinite(outcome)]
+    for name in roles.features:
+        column = batch.column(name)
+        if not is_text(column.type):
+            bad[f"{name}: infinite"] = int(np.isinf(as_numbers(column)).sum())
+    weight, problems = _weights(batch, roles)
+    bad.update(problems)
+    bounds = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+    return Summary(
+        batch.num_rows,
+        levels,
+        {k: v for k, v in bad.items() if v},
+        bounds,
+        float(np.nanmax(weight, initial=0.0)),
+        _propensity_bounds(batch, names, roles),
+    )
+
+
+def _weights(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, dict[str, int]]:
+    """Largest weight a row can get (sample weight over propensity), float64 [n], and the rows that break the rules."""
+    weight = np.ones(batch.num_rows)
+    bad = {}
+    if roles.weight is not None:
+        given = as_numbers(batch.column(roles.weight))
+        bad[f"{roles.weight}: not a positive finite weight"] = int((~(np.isfinite(given) & (given > 0))).sum())
+        weight = weight * given
+    if roles.propensity is not None:
+        given = as_numbers(batch.column(roles.propensity))
+        inside = (given > 0) & (given <= 1)
+        bad[f"{roles.propensity}: not a probability in (0, 1]"] = int((~inside).sum())
+        weight = weight / np.where(inside, given, 1.0)
+    return weight, bad
+
+
+def _propensity_bounds(
+    batch: pa.RecordBatch | pa.Table, names: pa.Array, roles: Roles
+) -> dict[str, tuple[float, float]]:
+    if roles.propensity is None:
+        return {}
+    grouped = pa.table({"level": names, "p": as_numbers(batch.column(roles.propensity))}).group_by("level")
+    table = grouped.aggregate([("p", "min"), ("p", "max")]).to_pylist()
+    return {r["level"]: (r["p_min"], r["p_max"]) for r in table if r["level"] is not None and r["p_min"] is not None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a forest except the rows; JSON-able, so it travels to workers and into the model file.
+
+    exponents   binary exponents of the fixed-point weight, w·y and w·y²
+    limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry as given to the grower
+    """
+
+    roles: Roles
+    levels: Levels
+    bins: tuple[FeatureBins, ...]
+    criterion: str
+    seed: int
+    n_trees: int
+    bag_size: int
+    n_buckets: int
+    limits: Mapping[str, float]
+    exponents: tuple[int, int, int]
+    weighted_by_propensity: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
+        raw["roles"]["features"] = [b.name for b in self.bins]
+        return raw
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Plan:
+        doses = raw["levels"]["doses"]
+        levels = Levels(tuple(raw["levels"]["names"]), None if doses is None else tuple(doses))
+        bins = tuple(FeatureBins.from_dict(b) for b in raw["bins"])
+        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "bins": bins}
+        return cls(**{**known, "exponents": tuple(raw["exponents"])})
+
+
+def make_levels(summary: Summary, roles: Roles) -> Levels:
+    """Levels in canonical order; DataError if the control, or any second arm, is missing or an arm has no dose."""
+    found = summary.levels
+    if roles.control not in found:
+        raise DataError(
+            f"control level {roles.control!r} is missing from column {roles.treatment!r}: found {list(found)}"
+        )
+    if len(found) < 2:
+        raise DataError(
+            f"column {roles.treatment!r} holds only {roles.control!r}: at least one treated level is needed"
+        )
+    if roles.dose is None:
+        return Levels((roles.control, *sorted(set(found) - {roles.control})))
+    unknown = {name: count for name, count in found.items() if name not in roles.dose}
+    if unknown:
+        raise DataError(f"column {roles.treatment!r} has levels without a dose (rows): {unknown}; name them in `dose`")
+    doses = dict(roles.dose)
+    names = sorted(found, key=lambda name: (name != roles.control, doses[name]))
+    return Levels(tuple(names), tuple(doses[name] for name in names))
+
+
+def check_summary(summary: Summary, roles: Roles) -> None:
+    """Raise DataError naming the first broken column, its row count and the fix."""
+    if summary.rows == 0:
+        raise DataError("the training frame has no rows: check the filter or the upstream job")
+    if summary.bad:
+        problem, count = next(iter(summary.bad.items()))
+        raise DataError(f"column {problem} in {count} of {summary.rows} rows: fix or drop these rows before training")
+    if len(roles.features) > MAX_FEATURES:
+        raise ConfigError(f"{len(roles.features)} features, the forest takes {MAX_FEATURES} at most")
+    if len(summary.levels) > 127:
+        raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
+
+
+def exponents(summary: Summary, roles: Roles) -> tuple[int, int, int]:
+    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
+    weighted = roles.weight is not None or summary.weighted_by_propensity
+    bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
+    heavy = summary.weight if weighted else 1.0
+    largest = max(abs(summary.outcome[0]), abs(summary.outcome[1]))
+    return (
+        min(20, bits - _log2(heavy)) if weighted else 0,
+        min(40, bits - _log2(heavy * largest)),
+        min(40, bits - _log2(heavy * largest * largest)),
+    )
+
+
+def _log2(value: float) -> int:
+    return math.ceil(math.log2(value)) if value > 0 else 0
+
+
+class Encoded(NamedTuple):
+    """Rows ready for the kernels; all arrays have length n, bins is uint8 [n, p]."""
+
+    unit: np.ndarray
+    key: np.ndarray
+    bucket: np.ndarray
+    level: np.ndarray
+    w: np.ndarray
+    wy: np.ndarray
+    wyy: np.ndarray
+    bins: np.ndarray
+
+    def take(self, which: np.ndarray | slice) -> Encoded:
+        """The rows a mask, an index array or a slice picks."""
+        return Encoded(*(column[which] for column in self))
+
+    @property
+    def sums(self) -> tuple[np.ndarray, ...]:
+        """What `kernels.accumulate` takes."""
+        return (self.bins, self.level, self.w, self.wy, self.wyy)
+
+
+def encode(batch: pa.RecordBatch | pa.Table, plan: Plan) -> Encoded:
+    """Encode checked rows: hashes, bucket, level code, fixed-point sums, bins."""
+    roles = plan.roles
+    unit = unit_hashes(batch.column(roles.unit), roles.unit)
+    key = unit if roles.cluster is None else unit_hashes(batch.column(roles.cluster), roles.cluster)
+    seed = np.uint64(plan.seed)
+    bucket = (mix_all(key, seed, BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
+    codes = pc.index_in(
+        level_names(batch.column(roles.treatment)), value_set=pa.array(plan.levels.names, pa.large_string())
+    )
+    level = codes.to_numpy(zero_copy_only=False).astype(np.uint8)
+    w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
+    if plan.weighted_by_propensity and roles.propensity is not None:
+        w = w / as_numbers(batch.column(roles.propensity))
+    y = as_numbers(batch.column(roles.outcome))
+    w_bits, y_bits, yy_bits = plan.exponents
+    sums = (_fixed(w, w_bits), _fixed(w * y, y_bits), _fixed(w * y * y, yy_bits))
+    return Encoded(unit, key, bucket, level, *sums, apply_bins(batch, plan.bins))
+
+
+def _fixed(values: np.ndarray, exponent: int) -> np.ndarray:
+    return np.rint(np.ldexp(values, exponent)).astype(np.int64)
+
+
+def frozen(arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Read-only views: arrays from Arrow are read-only, and compiled kernels come in one kind only if all are."""
+    views = tuple(array.view() for array in arrays)
+    for view in views:
+        view.flags.writeable = False
+    return views
+
+
+@nb.njit(cache=True, nogil=True)
+def _half(key, seed, bag):
+    """Whether this key is in the bag's half-sample."""
+    word = mix(key, seed, HALVES + (np.uint64(bag >> 6) << np.uint64(16)))
+    return (word >> np.uint64(bag & 63)) & np.uint64(1) != 0
+
+
+@nb.njit(cache=True, nogil=True)
+def _grows(key, seed, tree):
+    """With one bucket only: whether this key is in the tree's growing half rather than its estimating half."""
+    word = mix(key, seed, HONESTY + (np.uint64(tree >> 6) << np.uint64(16)))
+    return (word >> np.uint64(tree & 63)) & np.uint64(1) != 0
+
+
+@nb.njit(cache=True, nogil=True)
+def growth_rows(key, seed, tree, bag_size, n_buckets):
+    """Mask of the rows of the tree's own bucket that shape it: bool [n]."""
+    out = np.empty(key.size, np.bool_)
+    for i in range(key.size):
+        out[i] = _half(key[i], seed, tree // bag_size) and (n_buckets > 1 or _grows(key[i], seed, tree))
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def estimation_rows(key, bucket, seed, bag_size, n_buckets, first, last):
+    """Mask of the rows that fill the leaves of trees first ≤ t < last: bool [n, last - first].
+
+    Honest: a tree never sees in its leaves a row that shaped it, nor the other rows of its bucket.
+    """
+    out = np.empty((key.size, last - first), np.bool_)
+    for i in range(key.size):
+        for t in range(first, last):
+            away = bucket[i] != t % n_buckets if n_buckets > 1 else not _grows(key[i], seed, t)
+            out[i, t - first] = away and _half(key[i], seed, t // bag_size)
+    return out

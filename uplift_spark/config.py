@@ -1,0 +1,211 @@
+"""A campaign's configuration: frozen dataclasses read from one YAML file; an unknown key is an error."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from uplift_spark.vocabulary import ConfigError, Roles, checked_name
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Lakehouse:
+    """Where tables live: a folder (local) or a catalog (Unity Catalog, three-level names)."""
+
+    path: str = "lakehouse"
+    catalog: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Simulation:
+    """A campaign with known effects, made by `causal.simulate`."""
+
+    kind: Literal["simulation"] = "simulation"
+    units: Annotated[int, Field(ge=1)] = 200_000
+    design: Literal["binary", "ordered", "unordered"] = "ordered"
+    arms: Annotated[int, Field(ge=2, le=20)] = 3
+    confounding: Annotated[float, Field(ge=0, le=1)] = 0.0
+    noise: Annotated[float, Field(ge=0)] = 1.0
+    assigned_at: datetime = datetime(2025, 1, 6)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Trial:
+    """A real trial's file: one row per unit, found in $UPLIFT_DATA or downloaded and checked.
+
+    `arms` maps the values of the treatment column to level names (None: they are the names); other values are refused.
+    `categorical` names attributes to read as text even where they look like numbers.
+    """
+
+    kind: Literal["trial"]
+    file: str
+    sha256: str
+    treatment: str
+    outcomes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    assigned_at: datetime
+    url: str | None = None
+    url_sha256: str | None = None
+    unit: str | None = None
+    missing: tuple[float, ...] = ()
+    arms: dict[str, str] | None = None
+    categorical: tuple[str, ...] = ()
+    outcome_after_days: Annotated[float, Field(ge=0)] = 1.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RolesConf:
+    """The parts columns of the training set play; see `vocabulary.Roles`."""
+
+    outcome: str
+    control: str
+    features: tuple[str, ...]
+    dose: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Labels:
+    """Attribution window after assignment, in days; `as_of` (UTC) is when labels are read, None the last ingestion."""
+
+    window_days: Annotated[float, Field(gt=0)] = 14.0
+    as_of: datetime | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Forest:
+    """Arguments of `CausalForest`; None lets the rule in `causal.defaults` choose from the data."""
+
+    n_trees: Annotated[int, Field(ge=4)] = 200
+    min_leaf: Annotated[int, Field(ge=1)] | None = None
+    max_depth: Annotated[int, Field(ge=1, le=30)] | None = None
+    n_buckets: Annotated[int, Field(ge=1)] | None = None
+    max_bins: Annotated[int, Field(ge=2, le=254)] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Economics:
+    """Money: value of one unit of an outcome, cost of treating one unit, per level."""
+
+    value: dict[str, float] = Field(default_factory=dict)
+    cost: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Registry:
+    """MLflow: tracking store (None: sqlite inside the lakehouse folder), model name (None: the campaign).
+
+    `champion`: training sets the alias champion. `version`: scoring uses this version (None: the champion).
+    """
+
+    tracking_uri: str | None = None
+    name: str | None = None
+    champion: bool = True
+    version: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Lift:
+    """Evaluation on the hold-out: segments, outcomes beside the trained one, rank bins, bootstrap replicates."""
+
+    segments: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    bins: Annotated[int, Field(ge=10, le=1000, multiple_of=10)] = 100
+    replicates: Annotated[int, Field(ge=50, le=2000)] = 200
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """One campaign, from source to lift table."""
+
+    campaign: str
+    source: Annotated[Simulation | Trial, Field(discriminator="kind")]
+    roles: RolesConf
+    seed: int = 7
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    lakehouse: Lakehouse = Field(default_factory=Lakehouse)
+    labels: Labels = Field(default_factory=Labels)
+    forest: Forest = Field(default_factory=Forest)
+    economics: Economics = Field(default_factory=Economics)
+    registry: Registry = Field(default_factory=Registry)
+    lift: Lift = Field(default_factory=Lift)
+
+    def __post_init__(self) -> None:
+        checked_name(self.campaign, "campaign")
+        if self.lakehouse.catalog is not None:
+            checked_name(self.lakehouse.catalog, "lakehouse.catalog")
+        for column in self.roles.features:
+            checked_name(column, "roles.features entry")
+        for column in (self.roles.outcome, *self.lift.outcomes):
+            checked_name(column, "outcome")
+        checked_name(self.model_name, "registry.name")
+
+    @property
+    def model_name(self) -> str:
+        """Name the campaign's model is registered under."""
+        return self.registry.name or self.campaign
+
+    @property
+    def training_roles(self) -> Roles:
+        """Roles over the training set written by the features job."""
+        return Roles(
+            unit="unit_id",
+            treatment="treatment",
+            outcome=self.roles.outcome,
+            features=self.roles.features,
+            control=self.roles.control,
+            dose=self.roles.dose,
+            propensity="propensity",
+        )
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file; `overrides` are `dotted.key=value` pairs, values parsed as YAML.
+
+    Raises ConfigError naming the file, the key and what was expected.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return TypeAdapter(Config).validate_python(raw)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {path}: {_first_problem(error)}") from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"override {override!r} must look like key.sub=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = raw.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
+        raw = child
+    try:
+        raw[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: its value is not valid YAML") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {where!r}: remove it or check its spelling"
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,0 +1,349 @@
+"""Evaluation of scores on a hold-out: uplift curves and metrics with intervals, from mergeable sums (R4.2).
+
+Each treated level has its own ranking: units that received the level or the control, by the level's predicted uplift.
+Where the logged propensity varies within an arm, units count by its inverse (Hájek means, and ranks by weight);
+where it does not, or was not logged, every unit counts once. All after `evaluate` are pure functions of its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.flow.aggregate import (
+    CutSums,
+    Grid,
+    Histogram,
+    Plan,
+    Ranking,
+    RankSums,
+    cut_sums,
+    histograms,
+    rank_sums,
+    sql_integers,
+)
+from uplift_spark.flow.segments import segment_buckets
+from uplift_spark.stats.intervals import bootstrap_interval
+from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference
+from uplift_spark.stats.qini import Curve, calibration_slope, uplift_curve
+from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError
+
+DECILES = 10
+_VARIES = 1e-6  # relative: logged probabilities are rarely written with more digits
+
+METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
+    "ate": lambda curve: curve.average_effect,
+    "auuc": lambda curve: curve.auuc,
+    "qini": lambda curve: curve.qini,
+    "top_30_percent_uplift": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3,
+    "top_30_percent_minus_average": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3 - curve.average_effect,
+}
+"""Figures of a curve, each [...] from points [..., bins + 1]; the bootstrap takes the same functions."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to evaluate.
+
+    control     the level every other is compared with
+    outcomes    outcome columns; the model predicts the first
+    segments    feature columns to cut by
+    bins        rank bins of the curve, a multiple of 10
+    order       treated levels in the order to report them; others follow by name
+    table       name of the hold-out's table, for messages
+    """
+
+    control: str
+    outcomes: tuple[str, ...]
+    segments: tuple[str, ...] = ()
+    bins: int = 100
+    replicates: int = 200
+    seed: int = 7
+    order: tuple[str, ...] = ()
+    table: str = "the hold-out"
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The hold-out's units per arm, whether propensities were logged and vary in one, largest weight and outcomes."""
+
+    units: dict[str, int]
+    logged: bool
+    weighted: bool
+    largest_weight: float
+    largest_outcomes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums of one evaluation and what they were taken over."""
+
+    levels: tuple[str, ...]
+    setup: Setup
+    arms: Arms
+    sums: RankSums
+    cuts: dict[str, CutSums] = field(default_factory=dict)
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Curve per outcome, points [levels, bins + 1]."""
+        m = self.sums.moments
+        return [
+            uplift_curve(m.w[:, 1, :, j], m.wy[:, 1, :, j], m.w[:, 0, :, j], m.wy[:, 0, :, j])
+            for j in range(len(self.setup.outcomes))
+        ]
+
+    @cached_property
+    def resampled(self) -> list[Curve]:
+        """Curve per outcome under each resample, points [replicates, levels, bins + 1]."""
+        w, wy = self.sums.resampled_w, self.sums.resampled_wy
+        return [
+            uplift_curve(w[:, :, 1], wy[:, :, 1, :, j], w[:, :, 0], wy[:, :, 0, :, j])
+            for j in range(len(self.setup.outcomes))
+        ]
+
+    @cached_property
+    def rates(self) -> frozenset[str]:
+        """Outcomes that are 0 or 1 throughout."""
+        m = self.sums.moments
+        same = (m.wy == m.wyy).reshape(-1, m.n.shape[-1]).all(axis=0)
+        return frozenset(outcome for outcome, binary in zip(self.setup.outcomes, same[:-1], strict=True) if binary)
+
+    @cached_property
+    def enough(self) -> np.ndarray:
+        """Levels with enough units in both arms for any figure, bool [levels]."""
+        return (self.sums.moments.n[..., 0].sum(axis=2) >= MIN_UNITS).all(axis=1)
+
+    def deciles(self) -> Moments:
+        """Moments by tenth of the ranking, [levels, 2, 10, values]; the first tenth has the highest predictions."""
+        m = self.sums.moments
+        shape = (*m.n.shape[:2], DECILES, -1, m.n.shape[-1])
+        return Moments(*(getattr(m, f).reshape(shape) for f in m.__dataclass_fields__)).sum(axis=3)
+
+
+def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup) -> Evaluation:
+    """Sums of a hold-out under one model's scores.
+
+    holdout  unit_id, treatment (received), propensity (of the arm received), outcome and segment columns
+    scores   unit_id, treatment (level scored), uplift: one row per unit and treated level
+
+    Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
+    """
+    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *setup.segments), setup.table)
+    arms = describe_arms(holdout, setup)
+    levels = _levels(arms, setup)
+    grid = _score_grid(scores, levels, setup)
+    buckets = segment_buckets(holdout, setup.segments, setup.table)
+    rows = comparison(holdout, scores, setup, arms, buckets)
+    rows = rows.withColumn("key", grid.key(F.col("predicted"), F.col("level"), levels))
+    largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
+    points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
+    plan = Plan(levels, points, setup.replicates, setup.seed)
+    counted = histograms(rows, levels, _mass(points[0]), F.lit(0).cast("bigint"))
+    _check_matched(counted, levels, arms, setup)
+    ranking = Ranking.of(counted, setup.bins)
+    cuts = dict(zip(setup.segments, cut_sums(rows, len(setup.segments), plan), strict=True))
+    return Evaluation(levels, setup, arms, rank_sums(rows, ranking, plan), cuts)
+
+
+def _levels(arms: Arms, setup: Setup) -> tuple[str, ...]:
+    places = {level: place for place, level in enumerate(setup.order)}
+    treated = [arm for arm in arms.units if arm != setup.control]
+    return tuple(sorted(treated, key=lambda level: (places.get(level, len(places)), level)))
+
+
+def _mass(point: FixedPoint) -> Column:
+    return sql_integers(point, "w", F.col("weight"), F.lit(0.0))
+
+
+def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None:
+    missing = [name for name in dict.fromkeys(names) if name not in frame.columns]
+    if missing:
+        raise DataError(f"{table} lacks columns {missing}: run the features job, or correct roles and lift in the conf")
+
+
+def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
+    """Counts and ranges per arm in one pass; DataError on an empty hold-out, no control, bad propensity or outcome.
+
+    A propensity that is null throughout was not logged; null in some rows only, it is an error.
+    """
+    bad_propensity = F.expr(f"not coalesce({PROPENSITY} > 0 and {PROPENSITY} <= 1, false)")
+    bad = [_bad_number(F.col(c)) for c in setup.outcomes]
+    largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(setup.outcomes)]
+    found = holdout.groupBy(F.col(TREATMENT).cast("string").alias("arm")).agg(
+        F.count("*").alias("n"),
+        F.min(PROPENSITY).alias("low"),
+        F.max(PROPENSITY).alias("high"),
+        F.count_if(bad_propensity).alias("bad_propensity"),
+        F.count(PROPENSITY).alias("logged"),
+        *[F.count_if(b).alias(f"bad_{j}") for j, b in enumerate(bad)],
+        *largest,
+    )
+    table = found.orderBy("arm").toPandas()
+    _check_arms(table, setup)
+    logged = bool(table["logged"].sum())
+    weighted = logged and bool((table["high"] - table["low"] > _VARIES * table["high"]).any())
+    return Arms(
+        units={arm: int(n) for arm, n in zip(table["arm"], table["n"], strict=True)},
+        logged=logged,
+        weighted=weighted,
+        largest_weight=float(1 / table["low"].min()) if weighted else 1.0,
+        largest_outcomes=tuple(float(table[f"largest_{j}"].max()) for j in range(len(setup.outcomes))),
+    )
+
+
+def _bad_number(column: Column) -> Column:
+    number = column.cast("double")
+    return number.isNull() | F.isnan(number) | (F.abs(number) >= LARGEST)
+
+
+def _check_arms(found: pd.DataFrame, setup: Setup) -> None:
+    if found.empty:
+        raise DataError(f"{setup.table} has no hold-out rows: run the features job, or raise `holdout`")
+    if found["arm"].isna().any():
+        raise DataError(f"{setup.table} has a null treatment in {found.loc[found.arm.isna(), 'n'].iloc[0]} rows")
+    if setup.control not in set(found["arm"]):
+        raise DataError(
+            f"{setup.table} has no hold-out unit of the control arm {setup.control!r}: "
+            f"its arms are {sorted(found['arm'])}; correct roles.control"
+        )
+    if len(found) < 2:
+        raise DataError(f"{setup.table} has only the arm {setup.control!r} in its hold-out: nothing to compare")
+    if found["logged"].sum() and (count := int(found["bad_propensity"].sum())):
+        raise DataError(f"{setup.table} has {count} hold-out rows whose propensity is not in (0, 1]: correct the log")
+    for j, outcome in enumerate(setup.outcomes):
+        if count := int(found[f"bad_{j}"].sum()):
+            raise DataError(f"{setup.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
+
+
+def _score_grid(scores: DataFrame, levels: tuple[str, ...], setup: Setup) -> Grid:
+    """Range of each level's scores; DataError when a level has none, or scores are not finite."""
+    uplift = F.col("uplift").cast("double")
+    found: dict[Any, dict[Any, Any]] = (
+        scores.groupBy(F.col(TREATMENT).cast("string").alias("level"))
+        .agg(F.min(uplift).alias("low"), F.max(uplift).alias("high"), F.count_if(_bad_number(uplift)).alias("bad"))
+        .toPandas()
+        .set_index("level")
+        .to_dict("index")
+    )
+    for level in levels:
+        if level not in found:
+            raise DataError(f"the scores have no row for treatment {level!r} of {setup.table}: run the score job again")
+        if found[level]["bad"]:
+            raise DataError(f"{found[level]['bad']} scores of treatment {level!r} are missing or not finite")
+    return Grid(*(tuple(float(found[level][c]) for level in levels) for c in ("low", "high")))
+
+
+def comparison(
+    holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms, buckets: tuple[Column, ...] = ()
+) -> DataFrame:
+    """One row per unit and treated level it is compared for (see `flow.aggregate`): its own, or all for controls."""
+    received = F.col(TREATMENT).cast("string")
+    units = holdout.select(
+        F.col(UNIT).cast("string").alias("unit"),
+        received.alias("received"),
+        (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
+        *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(setup.outcomes)],
+        *[bucket.alias(f"cut_{j}") for j, bucket in enumerate(buckets)],
+    )
+    predictions = scores.select(
+        F.col(UNIT).cast("string").alias("unit"),
+        received.alias("level"),
+        F.col("uplift").cast("double").alias("predicted"),
+    )
+    rows = units.join(predictions, "unit").where(
+        (F.col("received") == F.col("level")) | (F.col("received") == setup.control)
+    )
+    rows = rows.where(F.col("level").isin([level for level in arms.units if level != setup.control]))
+    treated = (F.col("received") == F.col("level")).cast("int").alias("treated")
+    numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
+    return rows.select("level", treated, F.xxhash64("unit").alias("unit_hash"), "predicted", "weight", *numbers)
+
+
+def _check_matched(counted: list[Histogram], levels: tuple[str, ...], arms: Arms, setup: Setup) -> None:
+    """Every unit of a level and of the control must have met exactly one score."""
+    for level, histogram in zip(levels, counted, strict=True):
+        expected = arms.units[level] + arms.units[setup.control]
+        found = int(histogram.n.sum())
+        if found != expected:
+            state = "missing" if found < expected else "duplicate"
+            raise DataError(
+                f"{abs(expected - found)} of {expected} hold-out units of {setup.table} have a {state} score for "
+                f"treatment {level!r}: run the score job again on this training set"
+            )
+
+
+def curve_table(evaluation: Evaluation) -> pd.DataFrame:
+    """gold.uplift_curve without run_id: gains at every bin's share of the population, 95 % pointwise bootstrap band."""
+    fractions = np.linspace(0, 1, evaluation.setup.bins + 1)
+    parts = []
+    for outcome, curve, resampled in _by_outcome(evaluation):
+        gain = np.where(evaluation.enough[:, None], curve.at(fractions), np.nan)
+        lower, upper = bootstrap_interval(gain, resampled.at(fractions))
+        lower[:, 0], upper[:, 0] = gain[:, 0], gain[:, 0]
+        for k, level in enumerate(evaluation.levels):
+            parts.append(pd.DataFrame({
+                "outcome": outcome, "treatment": level, "fraction": fractions, "gain": gain[k],
+                "gain_lower": lower[k], "gain_upper": upper[k], "random_gain": fractions * gain[k, -1],
+            }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def metric_table(evaluation: Evaluation) -> pd.DataFrame:
+    """gold.uplift_metrics without run_id and model_version: every metric with its 95 % bootstrap interval.
+
+    Those of METRICS, in the outcome's units; for the outcome the model predicts also `calibration_slope` (of observed
+    on predicted uplift over deciles; 1 is calibrated) and `prediction_bias` (mean prediction minus average effect).
+    """
+    rows = []
+    for outcome, curve, resampled in _by_outcome(evaluation):
+        figures = {name: (f(curve), f(resampled)) for name, f in METRICS.items()}
+        if outcome == evaluation.setup.outcomes[0]:
+            figures |= _calibration(evaluation, curve, resampled)
+        values = {name: np.where(evaluation.enough, value, np.nan) for name, (value, _) in figures.items()}
+        bounds = {name: bootstrap_interval(values[name], draws) for name, (_, draws) in figures.items()}
+        rows += [
+            (outcome, level, name, values[name][k], bounds[name][0][k], bounds[name][1][k])
+            for k, level in enumerate(evaluation.levels)
+            for name in figures
+        ]
+    return pd.DataFrame(rows, columns=["outcome", "treatment", "metric", "value", "lower", "upper"])
+
+
+def _by_outcome(evaluation: Evaluation) -> zip[tuple[str, Curve, Curve]]:
+    return zip(evaluation.setup.outcomes, evaluation.curves, evaluation.resampled, strict=True)
+
+
+def predicted_mean(moments: Moments) -> np.ndarray:
+    """Mean prediction over both arms' units, [...] from Moments [..., 2, buckets, values]; `predicted` comes last."""
+    both = moments.sum(axis=-3)
+    return both.mean[..., -1]
+
+
+def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    deciles = evaluation.deciles()
+    predicted, mass = predicted_mean(deciles), deciles.w[..., 0].sum(axis=1)
+    observed = difference(deciles[:, 1, :, 0], deciles[:, 0, :, 0]).estimate
+    w, wy = (_tenths(a) for a in (evaluation.sums.resampled_w, evaluation.sums.resampled_wy[..., 0]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = wy / w
+    draws = np.where(np.isfinite(observed), means[:, :, 1] - means[:, :, 0], np.nan)
+    average = predicted_mean(evaluation.sums.moments.sum(axis=2)[:, :, None])[:, 0]
+    return {
+        "calibration_slope": (
+            calibration_slope(mass, predicted, observed),
+            calibration_slope(w.sum(axis=2), predicted, draws),
+        ),
+        "prediction_bias": (average - curve.average_effect, average - resampled.average_effect),
+    }
+
+
+def _tenths(per_bin: np.ndarray) -> np.ndarray:
+    return per_bin.reshape(*per_bin.shape[:-1], DECILES, -1).sum(axis=-1)

@@ -1,0 +1,156 @@
+"""Pictures of an evaluation: the uplift curve with its band, and the lift by decile with 95 % bars.
+
+matplotlib is the optional extra `plots`; figures are drawn without pyplot: no backend, no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from uplift_spark.flow.truth import Truth
+from uplift_spark.vocabulary import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
+_BANDS_UP_TO = 4  # more bands than this cover each other
+
+
+def write_pictures(
+    folder: Path,
+    lift: pd.DataFrame,
+    curves: pd.DataFrame,
+    metrics: pd.DataFrame,
+    rates: Collection[str] = (),
+    truth: Mapping[str, Truth] | None = None,
+) -> list[Path]:
+    """Write qini_<outcome>.png and lift_<outcome>.png for every outcome; returns their paths.
+
+    Tables are those of `evaluation.curve_table`, `evaluation.metric_table` and `lift.lift_table`; `truth` draws the
+    true curves of the outcome the model predicts; outcomes in `rates` are shown in percentage points. Raises
+    EnvironmentProblem without matplotlib.
+    """
+    written = []
+    for place, outcome in enumerate(lift["outcome"].unique()):
+        rows, points, figures = (table[table["outcome"] == outcome] for table in (lift, curves, metrics))
+        rate = outcome in rates
+        qini = qini_picture(points, figures, rate, truth if place == 0 else None)
+        for figure, name in ((qini, f"qini_{outcome}.png"), (decile_picture(rows, rate), f"lift_{outcome}.png")):
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / name, dpi=150, facecolor="white")
+            written.append(folder / name)
+    return written
+
+
+def qini_picture(
+    curves: pd.DataFrame, metrics: pd.DataFrame, rate: bool, truth: Mapping[str, Truth] | None = None
+) -> Figure:
+    """Gain against the share of units treated: a line and a 95 % band per level, its random line, the true curve."""
+    figure = _figure(7.6, 5.0)
+    axes = figure.add_subplot()
+    scale, unit = _units(rate)
+    levels = list(curves["treatment"].unique())
+    qini = metrics[metrics["metric"] == "qini"].set_index("treatment")
+    for level, colour in zip(levels, _COLOURS * len(levels), strict=False):
+        rows = curves[curves["treatment"] == level]
+        share, gain, low, high = (
+            rows[c] * by for c, by in (("fraction", 100), ("gain", scale), ("gain_lower", scale), ("gain_upper", scale))
+        )
+        if len(levels) <= _BANDS_UP_TO:
+            axes.fill_between(share, low, high, color=colour, alpha=0.15, lw=0)
+        axes.plot(share, rows["random_gain"] * scale, color=colour, lw=1, ls=(0, (4, 3)), alpha=0.8)
+        axes.plot(share, gain, color=colour, lw=2, label=_qini_label(level, qini.loc[level], scale, unit))
+        if truth and level in truth:
+            _draw_truth(axes, truth[level], colour, scale)
+    _label_curve(axes, curves["outcome"].iloc[0], unit, bool(truth))
+    return figure
+
+
+def _draw_truth(axes: Axes, truth: Truth, colour: str, scale: float) -> None:
+    shares = np.linspace(0, 1, 101)
+    axes.plot(shares * 100, truth.curve.at(shares) * scale, color=colour, lw=1.4, ls=(0, (1, 1.6)))
+
+
+def _qini_label(level: str, qini: Any, scale: float, unit: str) -> str:
+    value, lower, upper = (f"{qini[c] * scale:.3g}" for c in ("value", "lower", "upper"))
+    interval = f" ({lower} to {upper})" if np.isfinite(qini["lower"]) else ""
+    return f"{level}: Qini {value}{interval}{' pp' if unit else ''}"
+
+
+def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
+    _clean(axes, f"Gain in {outcome} when the units predicted best are treated first")
+    axes.axhline(0, color=_MUTED, lw=0.8)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of units treated, %")
+    axes.set_ylabel(f"gain per unit of the population{unit}")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    notes = "Band: 95 % bootstrap. Dashed: treating at random." + (" Dotted: true curve." if with_truth else "")
+    style: dict[str, Any] = {"ha": "right", "fontsize": 8, "color": _MUTED}
+    axes.annotate(notes, (1, 0), (0, 6), "axes fraction", textcoords="offset points", **style)
+
+
+def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
+    """Uplift by decile of the prediction, one panel per level: bars with 95 % intervals, predictions, the average."""
+    levels = list(lift["treatment"].unique())
+    columns = min(3, len(levels))
+    rows = -(-len(levels) // columns)
+    figure = _figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
+    scale, unit = _units(rate)
+    shared: Axes | None = None
+    for place, level in enumerate(levels):
+        shared = axes = figure.add_subplot(rows, columns, place + 1, sharey=shared)
+        of_level = lift[lift["treatment"] == level]
+        _draw_deciles(axes, of_level, _COLOURS[place % len(_COLOURS)], scale)
+        _clean(axes, level)
+        if place % columns == 0:
+            axes.set_ylabel(f"uplift{unit}")
+        if place == 0:
+            axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.suptitle(f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction", x=0.02, ha="left", color=_INK)
+    return figure
+
+
+def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> None:
+    deciles = lift[lift["cut"] == "decile"]
+    place, uplift = deciles["bucket"].astype(int), deciles["uplift"] * scale
+    error = np.stack([uplift - deciles["uplift_lower"] * scale, deciles["uplift_upper"] * scale - uplift])
+    axes.bar(place, uplift, width=0.72, color=colour, alpha=0.35, label="observed, 95 % interval")
+    axes.errorbar(place, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.4, capsize=2.5)
+    if deciles["predicted_uplift"].notna().any():
+        style: dict[str, Any] = {"s": 26, "marker": "D", "facecolor": "white", "edgecolor": _INK, "zorder": 3}
+        axes.scatter(place, deciles["predicted_uplift"] * scale, label="predicted", **style)
+    average = lift.loc[lift["cut"] == "all", "uplift"].iloc[0] * scale
+    axes.axhline(average, color=_MUTED, lw=1, ls=(0, (4, 3)), label="average")
+    axes.axhline(0, color=_MUTED, lw=0.8)
+    axes.set_xticks(range(1, 11))
+    axes.set_xlabel("decile (1 = highest predicted)")
+
+
+def _units(rate: bool) -> tuple[float, str]:
+    return (100.0, " (percentage points)") if rate else (1.0, "")
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure as Drawn
+    except ImportError as error:
+        raise EnvironmentProblem("pictures need matplotlib: install the extra `plots` (uplift-spark[plots])") from error
+    return Drawn(figsize=(width, height), layout="constrained")
+
+
+def _clean(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_MUTED)
+    axes.tick_params(colors=_MUTED, labelsize=9)
+    axes.grid(axis="y", color=_GRID, lw=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,193 @@
+"""The forest on Spark: the steps of `causal.training` over a DataFrame, one shuffle, the same bytes as in one process.
+
+summarise → sample → encode → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree). Workers are
+module-level functions from Arrow to Arrow. Nothing is cached: the frame is read four times, which a columnar table
+makes cheap, and the line runs unchanged over Spark Connect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from uplift_spark.causal.forest import Forest, Structure, Tree, assemble
+from uplift_spark.causal.rows import (
+    Encoded,
+    Plan,
+    Summary,
+    check_columns,
+    check_parts,
+    check_summary,
+    encode,
+    summarise,
+)
+from uplift_spark.causal.training import (
+    Params,
+    Say,
+    add_rows,
+    empty_sums,
+    finish,
+    grow_bucket,
+    make_plan,
+    merge_statuses,
+    sample_limit,
+    sampled,
+)
+from uplift_spark.vocabulary import Roles
+
+_ENCODED = "unit bigint, key bigint, bucket int, level tinyint, w bigint, wy bigint, wyy bigint, bins binary"
+_GROWN = "tree int, nodes binary, sets binary, leaves int, status string"
+_SUMS = "tree int, sums binary"
+WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a small machine has, so that none waits long
+
+
+def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
+    """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
+    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    check_columns(kinds, roles.columns, roles.features)
+    check_parts(kinds, roles)
+    rows = frame.select(*(f"`{column}`" for column in roles.columns))
+    summary = summary_of(rows, roles)
+    check_summary(summary, roles)
+    plan = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
+    encoded = rows.mapInArrow(partial(encode_batches, plan), _ENCODED)
+    say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
+    structure, statuses = grow(encoded, plan)
+    say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
+    sums = leaf_sums(encoded, plan, structure)
+    return finish(plan, structure, sums, summary, statuses)
+
+
+def summary_of(rows: DataFrame, roles: Roles) -> Summary:
+    """Counts and bounds of all rows, one map-only pass."""
+    parts = rows.mapInArrow(partial(summarise_batches, roles), "summary string").toArrow()
+    found = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
+    return sum(found, Summary())
+
+
+def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
+    """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
+    limit = sample_limit(total, len(roles.features))
+    return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
+
+
+def grow(encoded: DataFrame, plan: Plan) -> tuple[Structure, list[dict]]:
+    """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
+
+    Few buckets are copied to several workers, each growing a share of the trees, so that no core waits.
+    """
+    shares = -(-WORKERS // plan.n_buckets)
+    copies = encoded.withColumn("share", F.explode(F.sequence(F.lit(0), F.lit(shares - 1))))
+    grouped = copies.groupBy("bucket", "share")
+    grown = grouped.applyInArrow(_on_group(grow_group, plan, shares), _GROWN).toArrow().to_pylist()
+    trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
+    found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
+    return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
+
+
+def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure) -> np.ndarray:
+    """Leaf sums over all rows, int64 [leaves, K, 3]: partial sums per partition, merged per tree."""
+    partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure), _SUMS)
+    merged = partial_sums.groupBy("tree").applyInArrow(_on_group(merge_sums), _SUMS).toArrow()
+    sums = empty_sums(structure, plan)
+    for tree, content in zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True):
+        low, high = structure.leaf_start[tree], structure.leaf_start[tree + 1]
+        sums[low:high] = np.frombuffer(content.as_buffer(), np.int64).reshape(sums[low:high].shape)
+    return sums
+
+
+def _on_group(worker: Callable[..., pa.Table], *state: object) -> Callable[[pa.Table], pa.Table]:
+    # PySpark reads the type hints of a grouped worker and fails on those of a partial; a lambda has none.
+    return lambda group: worker(*state, group)
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def summarise_batches(roles: Roles, batches: Batches) -> Batches:
+    """One JSON summary per partition."""
+    found = sum((summarise(batch, roles) for batch in batches), Summary())
+    yield pa.record_batch({"summary": [json.dumps(asdict(found))]})
+
+
+def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> Batches:
+    """The rows whose unit hash is below the limit."""
+    for batch in batches:
+        yield batch.filter(pa.array(sampled(batch, unit, seed, limit)))
+
+
+def encode_batches(plan: Plan, batches: Batches) -> Batches:
+    """Rows as the kernels want them; bins of a row as one binary value."""
+    for batch in batches:
+        yield _to_arrow(encode(batch, plan))
+
+
+def grow_group(plan: Plan, shares: int, group: pa.Table) -> pa.Table:
+    """One share of a bucket's trees, and the bucket's status in a row of its own."""
+    rows = _from_arrow(group, len(plan.bins))
+    trees, status = grow_bucket(rows, plan, int(rows.bucket[0]), share=(group.column("share")[0].as_py(), shares))
+    grown = [
+        {"tree": t.number, "nodes": t.nodes.tobytes(), "sets": t.sets.tobytes(), "leaves": t.n_leaves} for t in trees
+    ]
+    fields = [("tree", pa.int32()), ("nodes", pa.binary()), ("sets", pa.binary()), ("leaves", pa.int32())]
+    return pa.Table.from_pylist([*grown, {"status": json.dumps(status)}], pa.schema([*fields, ("status", pa.string())]))
+
+
+def sum_batches(plan: Plan, structure: Structure, batches: Batches) -> Batches:
+    """Leaf sums of one partition, one row per tree."""
+    sums = empty_sums(structure, plan)
+    seen = False
+    for batch in batches:
+        seen = seen or batch.num_rows > 0
+        add_rows(sums, _from_arrow(batch, len(plan.bins)), structure, plan)
+    if seen:
+        bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
+        content = [sums[low:high].tobytes() for low, high in bounds]
+        trees = pa.array(range(structure.n_trees), pa.int32())
+        yield pa.record_batch({"tree": trees, "sums": pa.array(content, pa.binary())})
+
+
+def merge_sums(parts: pa.Table) -> pa.Table:
+    """Add the partial sums of one tree; integers, so any order gives the same bits."""
+    total = sum(np.frombuffer(part.as_buffer(), np.int64) for part in parts.column("sums"))
+    return pa.table({"tree": parts.column("tree")[:1], "sums": pa.array([np.asarray(total).tobytes()], pa.binary())})
+
+
+def _to_arrow(rows: Encoded) -> pa.RecordBatch:
+    n, p = rows.bins.shape
+    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
+    bins = pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(rows.bins)])
+    columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
+    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w, "wy": rows.wy, "wyy": rows.wyy}
+    return pa.record_batch({**{name: pa.array(values) for name, values in columns.items()}, "bins": bins})
+
+
+def _from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
+    def numbers(name: str) -> np.ndarray:
+        return np.asarray(_flat(batch.column(name)).to_numpy(zero_copy_only=False))
+
+    packed = _flat(batch.column("bins"))
+    start = p * packed.offset
+    content = np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=start)
+    keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
+    sums = (numbers("w"), numbers("wy"), numbers("wyy"))
+    return Encoded(*keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, content.reshape(-1, p))
+
+
+def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _tree_from_row(row: dict) -> Tree:
+    nodes = np.frombuffer(row["nodes"], np.uint64)
+    return Tree(row["tree"], nodes, np.frombuffer(row["sets"], np.uint64).reshape(-1, 4), row["leaves"])

@@ -1,0 +1,129 @@
+"""The Python verb: fit and effect on a pandas or a Spark frame alike, giving the same forest, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from uplift_spark.causal.forest import Forest, load_forest
+from uplift_spark.causal.rows import check_columns
+from uplift_spark.causal.training import Params, Say, fit_table
+from uplift_spark.vocabulary import DataError, Levels, Roles
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame
+    from typing_extensions import TypeIs
+
+    Frame = pd.DataFrame | DataFrame
+
+
+def _quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class UpliftModel:
+    """A fitted causal forest."""
+
+    forest: Forest
+
+    @property
+    def levels(self) -> Levels:
+        """Treatment levels, control first."""
+        return self.forest.levels
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it was trained with."""
+        return self.forest.roles
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Plan and training facts as plain JSON values."""
+        return self.forest.manifest
+
+    def effect(self, frame: Frame) -> Any:
+        """Effect of every treated level against control for every unit, with a 95 % interval (R3.6).
+
+        Columns: the unit's, treatment, uplift, uplift_se, uplift_lower, uplift_upper (outcome units), low_support. One
+        row per unit and treated level. A pandas frame gives a pandas frame, a Spark frame a lazy Spark frame.
+        Raises DataError on a missing, retyped or infinite column.
+        """
+        if _is_spark(frame):
+            from uplift_spark.flow.scoring import score
+
+            return score(frame, self.forest)
+        columns = (self.roles.unit, *self.roles.features)
+        table = _arrow(frame, columns)
+        return self.forest.effect_table(table, os.cpu_count() or 1).to_pandas()
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal forests give equal bytes."""
+        return self.forest.to_bytes()
+
+    def save(self, path: str | Path) -> None:
+        """Write one Arrow file with arrays, manifest and checksum; no pickle."""
+        self.forest.save(path)
+
+
+@dataclass(frozen=True)
+class CausalForest:
+    """An honest causal forest for binary, ordered or unordered treatments (R3.1, R3.2, R3.4).
+
+    n_trees    trees, rounded up to a multiple of the little bag (4)
+    seed       same seed, rows and version: same bytes, whatever the partitioning (R3.8)
+    min_leaf   smallest leaf while growing, in rows; None: by the signal in the data (`causal.defaults`)
+    max_depth  deepest leaf; None: 20
+    n_buckets  buckets the rows are split into by hash; None: by the number of rows
+    max_bins   bins per numeric feature, at most 254; None: by the number of rows
+    mtry       features tried per node; None: min(p, √p + 20)
+    min_gain   smallest gain of a split, in the outcome's sum of squares
+    min_share  a child keeps at least this share of its parent's rows
+    imbalance  a child keeps at least this share of the root's treatment scatter per unit
+    criterion  "slope" or "one_hot"; None: slope when roles.dose is given
+    """
+
+    n_trees: int = 200
+    seed: int = 7
+    min_leaf: int | None = None
+    max_depth: int | None = None
+    n_buckets: int | None = None
+    max_bins: int | None = None
+    mtry: int | None = None
+    min_gain: float = 0.0
+    min_share: float = 0.1
+    imbalance: float = 0.2
+    criterion: str | None = None
+
+    def fit(self, frame: Frame, roles: Roles, say: Say = _quiet) -> UpliftModel:
+        """Train on one row per unit; `say` is told the progress. Raises DataError naming column, count and fix."""
+        params = Params(**self.__dict__)
+        if _is_spark(frame):
+            from uplift_spark.flow.training import fit_frame
+
+            return UpliftModel(fit_frame(frame, roles, params, say))
+        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, params, say))
+
+
+def load_model(source: str | Path | bytes) -> UpliftModel:
+    """Read a model file or its bytes; ModelFileError if it is truncated, edited or no model. Executes nothing."""
+    return UpliftModel(load_forest(source))
+
+
+def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
+    # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
+    return hasattr(frame, "mapInArrow")
+
+
+def _arrow(frame: pd.DataFrame, columns: tuple[str, ...]) -> pa.Table:
+    present = dict.fromkeys(map(str, frame.columns), pa.null())
+    check_columns(present, columns, ())
+    try:
+        return pa.Table.from_pandas(frame[list(columns)], preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"a column mixes types ({'; '.join(map(str, error.args))}): cast it to one type") from error

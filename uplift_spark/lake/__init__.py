@@ -1,0 +1,1 @@
+"""The lakehouse: the Spark session, named tables with exactly-once writes, and their contracts."""

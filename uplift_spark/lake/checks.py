@@ -1,0 +1,206 @@
+"""The machinery of contracts: the split of good rows from rejected ones, and frames made to fit a table (R1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DoubleType,
+    FloatType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+from uplift_spark.vocabulary import EXPERIMENT, RUN_ID, DataError
+
+INGESTED_AT = "ingested_at"
+
+_TYPES: dict[str, DataType] = {
+    "string": StringType(),
+    "double": DoubleType(),
+    "bigint": LongType(),
+    "boolean": BooleanType(),
+    "timestamp": TimestampType(),
+    "map<string,double>": MapType(StringType(), DoubleType()),
+}
+# Casts that lose nothing (a bigint beyond 2^53 as double aside) and so need no decision; `void` is an untyped null.
+_WIDER = {
+    **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), ("bigint", "double", "string")),
+    **dict.fromkeys(("float", "boolean"), ("double",)),
+    "void": tuple(_TYPES),
+}
+_BROKEN, _REPEATED = "__broken", "__repeated"
+_EXACT_TIME = {"timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX", "ignoreNullFields": "false"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`sql` is true for a good row; null counts as broken. A `constraint` is also enforced by the table itself."""
+
+    name: str
+    sql: str
+    reason: str
+    constraint: bool = False
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A table's promise.
+
+    columns    exactly these; an `open` table may hold further columns of doubles or strings
+    job        the job that writes it
+    rules      what every row must meet; see `check`
+    unique     columns whose values together occur once per checked frame
+    cluster_by columns to cluster by where the storage offers it
+    """
+
+    table: str
+    job: str
+    columns: StructType
+    rules: tuple[Rule, ...] = ()
+    unique: tuple[str, ...] = ()
+    open: bool = False
+    cluster_by: tuple[str, ...] = ()
+
+    @property
+    def constraints(self) -> dict[str, str]:
+        return {rule.name: rule.sql for rule in self.rules if rule.constraint}
+
+
+def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
+    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two.
+
+    good      the rows that meet every rule, with `frame`'s columns
+    rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
+
+    Every row of a repeated key is rejected: nothing tells which one is right. Both results are lazy; each evaluates
+    `frame` anew, so it must give the same rows again. Raises DataError for a missing column or one of another type.
+    """
+    missing = [name for name in _from_source(contract) if name not in frame.columns]
+    if missing:
+        raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} to the source")
+    frame = frame.select(*(_fitted(have, _column(contract, have.name), contract.table) for have in frame.schema))
+    marked = _mark_repeated(frame, contract.unique).withColumn(_BROKEN, _broken(frame, contract))
+    good = marked.where(F.size(_BROKEN) == 0).select(*frame.columns)
+    return good, _quarantine(marked.where(F.size(_BROKEN) > 0), frame.columns, contract.table)
+
+
+def conform(frame: DataFrame, contract: Contract) -> DataFrame:
+    """`frame` with the contract's columns, types and comments; numbers are widened where nothing is lost.
+
+    Adds ingested_at where the contract has it and the frame has not.
+    Raises DataError naming the table and the columns that are missing, unknown, or of another type.
+    """
+    wanted = contract.columns.fieldNames()
+    if INGESTED_AT in wanted and INGESTED_AT not in frame.columns:
+        frame = frame.withColumn(INGESTED_AT, F.current_timestamp())
+    missing = [name for name in wanted if name not in frame.columns]
+    if missing:
+        raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} before writing")
+    unknown = [name for name in frame.columns if name not in wanted]
+    if unknown and not contract.open:
+        raise DataError(f"rows for {contract.table} have unknown {_listed(unknown)}: drop {_them(unknown)}")
+    order = frame.columns if contract.open else wanted
+    return frame.select(*(_fitted(frame.schema[name], _column(contract, name), contract.table) for name in order))
+
+
+def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
+    value = F.col(have.name)
+    if want is None:
+        return value if isinstance(have.dataType, StringType) else _widened(value, have, DoubleType(), table)
+    return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
+
+
+def _widened(value: Column, have: StructField, want: DataType, table: str) -> Column:
+    source, target = have.dataType.simpleString(), want.simpleString()
+    if source == target:
+        return value
+    if target not in _WIDER.get(source, ()):
+        raise DataError(f"column {have.name} of {table} is {source}, not {target}: cast it first")
+    return value.cast(want).alias(have.name)
+
+
+def _from_source(contract: Contract) -> list[str]:
+    return [name for name in contract.columns.fieldNames() if name not in (RUN_ID, INGESTED_AT)]
+
+
+def _column(contract: Contract, name: str) -> StructField | None:
+    return contract.columns[name] if name in contract.columns.fieldNames() else None
+
+
+def _mark_repeated(frame: DataFrame, key: Sequence[str]) -> DataFrame:
+    if not key:
+        return frame.withColumn(_REPEATED, F.lit(None).cast("bigint"))
+    counts = frame.groupBy(*key).agg(F.count(F.lit(1)).alias(_REPEATED)).where(F.col(_REPEATED) > 1)
+    # Repeated keys are few or the source is broken; broadcasting them spares a shuffle of whole rows.
+    return frame.join(F.broadcast(counts), list(key), "left").select(*frame.columns, _REPEATED)
+
+
+def _broken(frame: DataFrame, contract: Contract) -> Column:
+    """Array of {rule, reason}, one entry per broken rule, in the contract's order."""
+    failures = [_failure(rule, ~F.coalesce(F.expr(rule.sql), F.lit(False))) for rule in contract.rules]
+    if contract.open:
+        failures += [_infinite(name) for name in _extra_doubles(frame, contract)]
+    repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows"))
+    failures.append(F.when(F.col(_REPEATED).isNotNull(), _entry("repeated", repeats)))
+    return F.filter(F.array(*failures), lambda failure: failure.isNotNull())
+
+
+def _extra_doubles(frame: DataFrame, contract: Contract) -> Iterable[str]:
+    known = contract.columns.fieldNames()
+    return [c.name for c in frame.schema if isinstance(c.dataType, (DoubleType, FloatType)) and c.name not in known]
+
+
+def _infinite(name: str) -> Column:
+    endless = F.col(name).isin(float("inf"), float("-inf"))
+    return F.when(endless, _entry("attribute_finite", F.lit(f"{name} is infinite")))
+
+
+def _failure(rule: Rule, broken: Column) -> Column:
+    return F.when(broken, _entry(rule.name, F.lit(rule.reason)))
+
+
+def _entry(rule: str, reason: Column) -> Column:
+    return F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))
+
+
+def _quarantine(rejected: DataFrame, columns: Sequence[str], table: str) -> DataFrame:
+    def own(name: str, otherwise: Column) -> Column:
+        return (F.col(name) if name in columns else otherwise).alias(name)
+
+    return rejected.select(
+        F.lit(table).alias("source_table"),
+        F.col(_BROKEN)[0]["rule"].alias("rule"),
+        F.array_join(F.transform(_BROKEN, lambda failure: failure["reason"]), "; ").alias("reason"),
+        F.to_json(F.struct(*columns), _EXACT_TIME).alias("row"),
+        own(EXPERIMENT, F.lit(None).cast("string")),
+        own(RUN_ID, F.lit(None).cast("string")),
+        own(INGESTED_AT, F.current_timestamp()),
+    )
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return f"column{'s' if len(columns) > 1 else ''} {', '.join(columns)}"
+
+
+def _them(columns: Sequence[str]) -> str:
+    return "them" if len(columns) > 1 else "it"
+
+
+def declared(*lines: str) -> StructType:
+    """`name type[: comment]` per line; the type has no blank."""
+    schema = StructType()
+    for line in lines:
+        column, _, comment = line.partition(": ")
+        name, kind = column.split(" ")
+        schema.add(name, _TYPES[kind], metadata={"comment": comment} if comment else {})
+    return schema

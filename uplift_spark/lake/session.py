@@ -1,0 +1,229 @@
+"""The Spark session: the given one where there is one, else a quiet local one with Delta on.
+
+A local session keeps Spark's own noise (launcher, dependency resolution, warnings, workers' prints) in one log file,
+`state_folder() / "spark.log"`; what a user needs from it is put into the error that is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from uplift_spark.config import Lakehouse
+from uplift_spark.vocabulary import EnvironmentProblem, keep_kernels, state_folder
+
+MINIMUM_JAVA = 17
+JAVA_REMEDY = "on Debian or Ubuntu run `apt-get install openjdk-17-jre-headless`, or set JAVA_HOME to a Java 17+"
+
+_LOG_LIMIT = 5_000_000  # bytes; a longer log is started anew
+
+# Delta's classes reach the catalog through these two; they cannot be set once a session runs.
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
+# Every session, also one that was given: both are settable everywhere, serverless included.
+_EVERYWHERE = {"spark.sql.session.timeZone": "UTC"}
+
+# Short sessions spend most of their processor time compiling: without the second compiler a session of small writes
+# takes 40 % less of it, and one that writes, shuffles and sorts 1.5 million rows of 20 columns no more.
+_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
+
+# Spark ships these itself; leaving them out makes the first start download 25 MB instead of 170.
+_SHIPPED_WITH_SPARK = (
+    "org.apache.hadoop",
+    "org.apache.parquet",
+    "org.apache.logging.log4j",
+    "org.slf4j",
+    "com.fasterxml.jackson.core",
+    "org.roaringbitmap",
+    "org.xerial.snappy",
+    "com.github.luben",
+    "io.airlift",
+    "io.unitycatalog",
+    "commons-logging",
+    "org.locationtech.jts",
+)
+
+
+def spark_session(lakehouse: Lakehouse, app: str = "uplift", master: str = "local[*]") -> SparkSession:
+    """The session to work in, in this order: one that runs already; the one of Spark Connect ($SPARK_REMOTE),
+    Databricks or spark-submit; a new local one on `master`.
+
+    `$SPARK_DRIVER_MEMORY` overrides a local session's 4 GB, `$SPARK_SUBMIT_OPTS` its JVM flags: an empty value gives
+    tens of millions of rows the optimising compiler back.
+
+    Raises EnvironmentProblem when Java is missing or too old, or Spark does not start.
+    """
+    if SparkSession.getActiveSession() is not None or _is_given():
+        return _given_session()
+    check_java()
+    return local_session(local_conf(lakehouse, app, master))
+
+
+def check_java() -> None:
+    """Raise EnvironmentProblem with a one-line remedy unless Spark will find Java 17 or newer."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which(str(Path(home) / "bin" / "java")) if home else shutil.which("java")
+    if java is None:
+        where = f"JAVA_HOME={home} has no bin/java" if home else "Java is not installed"
+        raise EnvironmentProblem(f"{where}, and Spark needs Java {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
+    found = _java_version(java)
+    if found is None:
+        raise EnvironmentProblem(f"{java} does not tell its version, so Spark will not start with it: {JAVA_REMEDY}")
+    if found < MINIMUM_JAVA:
+        raise EnvironmentProblem(f"{java} is Java {found}, and Spark needs {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
+
+
+def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict[str, str]:
+    """Every setting of a local session, Delta's JARs included; small data first: few partitions, no UI."""
+    conf = {
+        **_DELTA,
+        **_EVERYWHERE,
+        **_small(master),
+        **_jars(),
+        "spark.app.name": app,
+        "spark.master": master,
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.warehouse.dir": os.path.abspath(lakehouse.path),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.debug.maxToStringFields": "200",
+        "spark.executorEnv.NUMBA_CACHE_DIR": keep_kernels(),
+    }
+    if "SPARK_DRIVER_MEMORY" not in os.environ:
+        conf["spark.driver.memory"] = "4g"
+    if "SPARK_SUBMIT_OPTS" not in os.environ:
+        conf["spark.driver.extraJavaOptions"] = _JVM
+    return conf
+
+
+def local_session(conf: Mapping[str, str]) -> SparkSession:
+    """A new session with `conf` (see `local_conf`), its noise in the log; EnvironmentProblem when it does not start."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    log = _fresh_log()
+    start = log.stat().st_size
+    try:
+        with _output_into(log):
+            return SparkSession.builder.config(map=dict(conf)).getOrCreate()
+    except Exception as error:
+        with log.open(errors="replace") as lines:
+            lines.seek(start)
+            raise EnvironmentProblem(_why_not_started(lines.read(), log)) from error
+
+
+def _is_given() -> bool:
+    return any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION", "PYSPARK_GATEWAY_PORT"))
+
+
+def _given_session() -> SparkSession:
+    builder = SparkSession.builder
+    # Under spark-submit the JVM runs but the context does not: this is the last moment to switch Delta on.
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ and "DATABRICKS_RUNTIME_VERSION" not in os.environ
+    if submitted:
+        builder = builder.config(map=dict(_DELTA))
+    session = builder.getOrCreate()
+    master = str(session.conf.get("spark.master", "")) if submitted else ""
+    settings = {**_EVERYWHERE, **(_unset(session, _small(master)) if master.startswith("local") else {})}
+    for key, value in settings.items():
+        session.conf.set(key, value)
+    return session
+
+
+def _small(master: str) -> dict[str, str]:
+    """Settings for data of one machine: with the defaults of a cluster a small Delta write takes 15 s instead of 1."""
+    return {
+        "spark.sql.shuffle.partitions": str(max(2, _cores(master))),
+        "spark.databricks.delta.snapshotPartitions": "1",
+    }
+
+
+def _unset(session: SparkSession, settings: Mapping[str, str]) -> dict[str, str]:
+    """Those of `settings` that nobody has set; 200 is Spark's own number of shuffle partitions."""
+    return {key: value for key, value in settings.items() if session.conf.get(key, None) in (None, "200")}
+
+
+@contextmanager
+def _output_into(log: Path) -> Iterator[None]:
+    """Point this process's standard output and error at `log` meanwhile; a JVM started inside keeps writing there."""
+    streams = {1: sys.stdout, 2: sys.stderr}
+    saved = {number: os.dup(number) for number in streams}
+    target = os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        for number, stream in streams.items():
+            stream.flush()
+            os.dup2(target, number)
+        yield
+    finally:
+        for number, stream in streams.items():
+            stream.flush()
+            os.dup2(saved[number], number)
+            os.close(saved[number])
+        os.close(target)
+
+
+def _fresh_log() -> Path:
+    log = state_folder() / "spark.log"
+    if not log.exists() or log.stat().st_size > _LOG_LIMIT:
+        log.write_text("")
+    return log
+
+
+def _why_not_started(output: str, log: Path) -> str:
+    if "unresolved dependency" in output.lower():
+        return (
+            "Spark did not start because Delta Lake's JARs could not be downloaded from Maven Central: connect this "
+            f"machine once (or set a mirror with spark.jars.ivySettings); later starts need no network (log: {log})"
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = next((i for i, line in enumerate(lines) if re.search(r"(Exception|[Ee]rror|ERROR)\b", line)), None)
+    said = [] if telling is None else [line for line in lines[telling : telling + 2] if not line.startswith("at ")]
+    return f"Spark did not start: {': '.join(said)[:300] or 'no reason given'} (log: {log})"
+
+
+def _java_version(java: str) -> int | None:
+    """Feature number of a `java` binary: 8 for "1.8.0_392", 17 for "17.0.15"; None when it cannot be told."""
+    try:
+        run = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', run.stderr + run.stdout)
+    return int(found.group(1)) if found else None
+
+
+def _cores(master: str) -> int:
+    named = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", master)
+    return int(named.group(1)) if named else os.cpu_count() or 2
+
+
+
+def delta_package() -> str:
+    """Maven coordinates of the Delta Lake that belongs to the installed Python packages."""
+    spark = ".".join(metadata.version("pyspark").split(".")[:2])
+    return f"io.delta:delta-spark_{spark}_2.13:{metadata.version('delta-spark')}"
+
+
+def _jars() -> dict[str, str]:
+    """Delta's two JARs from Ivy's folder when they are whole, else the package to be resolved (2 s even if cached)."""
+    _, artifact, version = delta_package().split(":")
+    for folder in sorted(Path.home().glob(".ivy2*/jars"), reverse=True):
+        jars = [folder / f"io.delta_{name}-{version}.jar" for name in (artifact, "delta-storage")]
+        if all(zipfile.is_zipfile(jar) for jar in jars):
+            return {"spark.jars": ",".join(map(str, jars))}
+    return {
+        "spark.jars.packages": delta_package(),
+        "spark.jars.excludes": ",".join(f"{group}:*" for group in _SHIPPED_WITH_SPARK),
+    }

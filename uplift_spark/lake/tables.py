@@ -1,0 +1,254 @@
+"""Named Delta tables that outlive the process, and writes that happen exactly once per run (R1.1, R1.6, R4.1)."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from uplift_spark.config import Lakehouse
+from uplift_spark.lake.checks import conform
+from uplift_spark.lake.contracts import contract_of
+from uplift_spark.lake.digest import digest
+from uplift_spark.lake.places import Layout, Save, place_of, schema_or_none
+from uplift_spark.vocabulary import RUN_ID, ConfigError, ConflictError, DataError, checked_name
+
+Mode = Literal["append", "overwrite"]
+
+# Columns that say when a row was made, not what it says: a rerun may differ in them.
+CLOCKS = ("ingested_at", "scored_at")
+
+ATTEMPTS = 6
+_RECENT = 20  # commits looked at before the whole history is
+
+_LOST_RACE = re.compile(
+    r"DELTA_CONCURRENT|DELTA_METADATA_CHANGED|DELTA_PROTOCOL_CHANGED|DELTA_TABLE_ALREADY_EXISTS"
+    r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write did: the Delta version that holds the run's rows, and the rows this call added (0 when skipped)."""
+
+    table: str
+    version: int
+    rows: int
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class _Write:
+    """One call of `Lake.write`; `token` tells its commit from those of other calls with the same run id."""
+
+    table: str
+    run_id: str
+    mode: Mode
+    partition_by: tuple[str, ...]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def options(self) -> dict[str, str]:
+        options = {
+            "txnAppId": f"{self.table}:{self.run_id}",
+            "txnVersion": "1",
+            "userMetadata": json.dumps({"run_id": self.run_id, "write": self.token}),
+        }
+        return {**options, "overwriteSchema": "true"} if self.mode == "overwrite" else options
+
+
+class Lake:
+    """The tables of one lakehouse, named `schema.table`; on a catalog `catalog.schema.table`."""
+
+    def __init__(self, spark: SparkSession, lakehouse: Lakehouse) -> None:
+        self.spark = spark
+        self.lakehouse = lakehouse
+        self._place = place_of(spark, lakehouse)
+
+    def name(self, table: str) -> str:
+        """Backquoted name for SQL text. Raises ConfigError unless `table` is two plain names and a dot."""
+        return self._place.name(_checked(table))
+
+    def exists(self, table: str) -> bool:
+        return self._schema(table) is not None
+
+    def tables(self) -> list[str]:
+        """Every table of the lakehouse as `schema.table`, sorted."""
+        return self._place.tables()
+
+    def read(self, table: str, version: int | None = None) -> DataFrame:
+        """The table now, or as it was at a Delta version. Raises DataError when there is no such table or version."""
+        if self._schema(table) is None:
+            raise DataError(self._absent(table))
+        if version is None:
+            return self._place.load(self.spark.read.format("delta"), table)
+        reader = self.spark.read.format("delta").option("versionAsOf", version)
+        try:
+            frame = self._place.load(reader, table)
+            frame.schema  # noqa: B018 - over Connect nothing is looked up before this
+        except AnalysisException as error:
+            raise DataError(
+                f"table {table} has no version {version} to read; its newest is {self.version(table)}: choose one "
+                f"that `DESCRIBE HISTORY {table}` lists"
+            ) from error
+        return frame
+
+    def version(self, table: str) -> int:
+        """Newest Delta version. Raises DataError when the table does not exist."""
+        if self._schema(table) is None:
+            raise DataError(self._absent(table))
+        return int(self._history(table, 1).select("version").collect()[0]["version"])
+
+    def sql(self, query: str) -> DataFrame:
+        """Run a query in which every table of the lakehouse is known by its name."""
+        self._place.register(self.tables())
+        return self.spark.sql(query)
+
+    def write(
+        self, table: str, frame: DataFrame, run_id: str, *, mode: Mode = "append", partition_by: Sequence[str] = ()
+    ) -> Written:
+        """Write `frame` in one commit, exactly once per (run, table), however often and by whomever it is repeated.
+
+        Sets the column run_id, and ingested_at where the contract has it. A repeated run with equal rows (but for
+        CLOCKS, in any order) is skipped. `mode` overwrite replaces rows and schema; older versions stay readable.
+
+        Raises ConflictError when the run wrote other rows before, or other writers won every race; DataError when
+        the frame does not fit the table or breaks one of its constraints.
+        """
+        stored = self._schema(table)
+        frame = self._fitted(table, frame, run_id)
+        if stored is not None and mode == "append":
+            _same_columns(table, frame.schema, stored)
+        call = _Write(table, run_id, mode, tuple(partition_by))
+        self._commit(call, frame, new=stored is None)
+        mine = self._commit_of(table, "write", call.token)
+        if mine is not None:
+            return Written(table, *mine, skipped=False)
+        return self._repeated(call, frame)
+
+    def _fitted(self, table: str, frame: DataFrame, run_id: str) -> DataFrame:
+        if not run_id or not isinstance(run_id, str):
+            raise ConfigError(f"run id {run_id!r} for table {table} must be a text that is not empty")
+        for column in frame.columns:
+            checked_name(column, f"column of table {table}")
+        frame = frame.withColumn(RUN_ID, F.lit(run_id))
+        contract = contract_of(table)
+        return frame if contract is None else conform(frame, contract)
+
+    def _commit(self, call: _Write, frame: DataFrame, new: bool) -> None:
+        created = self._create(call, frame.schema) if new else {}
+        partition_by = call.partition_by if new or call.mode == "overwrite" else ()
+        save = Save(call.table, call.mode, {**call.options(), **created}, partition_by)
+        _retried(lambda: self._place.save(frame, save), call)
+
+    def _create(self, call: _Write, schema: StructType) -> Mapping[str, str]:
+        contract = contract_of(call.table)
+        if contract is None:
+            layout = Layout(call.partition_by)
+        else:
+            layout = Layout(call.partition_by, contract.cluster_by, contract.constraints)
+        return self._place.create(call.table, schema, layout)
+
+    def _repeated(self, call: _Write, frame: DataFrame) -> Written:
+        """The run wrote this table before: the same rows, or a conflict."""
+        commit = self._commit_of(call.table, "run_id", call.run_id)
+        overwrites = call.mode == "overwrite"
+        if commit is None and overwrites:
+            raise ConflictError(
+                f"run {call.run_id} overwrote table {call.table} before, in a version its history no longer holds: "
+                "choose a new --run-id"
+            )
+        version = self.version(call.table) if commit is None else commit[0]
+        stored = self.read(call.table, version if overwrites else None).where(F.col(RUN_ID) == call.run_id)
+        columns = [name for name in stored.columns if name not in (*CLOCKS, RUN_ID)]
+        before, now = digest(stored, columns), digest(_cast_like(frame, stored.schema), columns)
+        if before != now or set(frame.columns) != set(stored.columns):
+            raise ConflictError(
+                f"run {call.run_id} wrote table {call.table} before with other data ({before[0]} rows then, "
+                f"{now[0]} now): choose a new --run-id"
+            )
+        return Written(call.table, version, rows=0, skipped=True)
+
+    def _commit_of(self, table: str, key: str, value: str) -> tuple[int, int] | None:
+        """(version, rows) of the newest commit whose metadata hold `value` under `key`."""
+        for limit in (_RECENT, None):
+            history = self._history(table, limit).where(F.get_json_object("userMetadata", f"$.{key}") == value)
+            newest = history.select("version", "operationMetrics").orderBy(F.desc("version")).limit(1).collect()
+            if newest:
+                return int(newest[0]["version"]), int((newest[0]["operationMetrics"] or {}).get("numOutputRows", 0))
+        return None
+
+    def _history(self, table: str, limit: int | None) -> DataFrame:
+        newest = "" if limit is None else f" LIMIT {limit}"
+        return self.spark.sql(f"DESCRIBE HISTORY {self._place.reference(table)}{newest}")
+
+    def _schema(self, table: str) -> StructType | None:
+        return schema_or_none(self._place, self.spark.read, _checked(table))
+
+    def _absent(self, table: str) -> str:
+        contract = contract_of(table)
+        fix = f"run `uplift {contract.job}` first" if contract else "check its name with `uplift tables`"
+        where = self.lakehouse.catalog or self.lakehouse.path
+        return f"table {table} does not exist in lakehouse {where}: {fix}"
+
+
+def _checked(table: str) -> str:
+    parts = table.split(".") if isinstance(table, str) else []
+    if len(parts) != 2:
+        raise ConfigError(f"table {table!r} is not of the form schema.table: name both parts")
+    for part in parts:
+        checked_name(part, f"table {table!r}: part")
+    return table
+
+
+def _same_columns(table: str, have: StructType, want: StructType) -> None:
+    """Refuse a changed schema: a column that appears, vanishes or changes its type is a decision, not an accident."""
+    mine = {column.name: column.dataType.simpleString() for column in have}
+    stored = {column.name: column.dataType.simpleString() for column in want}
+    wrong = [
+        f"column {name} is {mine.get(name, 'missing')} but {stored.get(name, 'not')} in the table"
+        for name in {**stored, **mine}
+        if mine.get(name) != stored.get(name)
+    ]
+    if wrong:
+        raise DataError(f"rows for {table} do not fit it: {'; '.join(wrong)}; change the rows or write a new table")
+
+
+def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
+    names = set(frame.columns)
+    return frame.select(
+        *((F.col(c.name) if c.name in names else F.lit(None)).cast(c.dataType).alias(c.name) for c in schema)
+    )
+
+
+def _retried(save: Callable[[], None], call: _Write) -> None:
+    """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return save()
+        except Exception as error:
+            text = str(error)
+            if "DELTA_VIOLATE_CONSTRAINT" in text or "DELTA_NOT_NULL_CONSTRAINT" in text:
+                raise DataError(_broken_constraint(call.table, text)) from error
+            if not _LOST_RACE.search(text):
+                raise
+            time.sleep(0.2 * 2**attempt * random.uniform(0.5, 1.5))
+    raise ConflictError(
+        f"other writers won table {call.table} {ATTEMPTS} times in a row against run {call.run_id}: "
+        "run it again when they are done"
+    )
+
+
+def _broken_constraint(table: str, text: str) -> str:
+    found = re.search(r"CHECK constraint (.*?) violated by row with values:\s*(.*?)\s*(?:\n\s*at |$)", text, re.S)
+    said = f"{found.group(1)} (values: {' '.join(found.group(2).split())})" if found else text.splitlines()[0]
+    return f"a row for {table} breaks its constraint {said[:300]}: pass the rows through `contracts.check` first"

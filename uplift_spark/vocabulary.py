@@ -1,0 +1,153 @@
+"""The words every other module shares: roles of columns, treatment levels, column names, named errors, places.
+
+Nothing here computes; it is the leaf of the import graph (tests/test_architecture.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+UNIT = "unit_id"
+TREATMENT = "treatment"
+EXPERIMENT = "experiment"
+PROPENSITY = "propensity"
+RUN_ID = "run_id"
+
+EFFECT_COLUMNS = ("uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support")
+
+
+class UpliftError(Exception):
+    """One sentence for the user: what is wrong, where, how many, and the fix. Commands exit with 1 on it."""
+
+
+class ConfigError(UpliftError):
+    """The configuration file or an argument is wrong."""
+
+
+class DataError(UpliftError):
+    """A table or frame breaks its contract; names table, column and count."""
+
+
+class ModelFileError(UpliftError):
+    """A model file is truncated, edited, of another version, or not a model."""
+
+
+class ConflictError(UpliftError):
+    """A run wrote this table before with other data, or another writer won the race."""
+
+
+class EnvironmentProblem(UpliftError):
+    """Java, a registry or a store this machine needs is missing or out of reach."""
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """Return `name` if it is a plain SQL identifier, else raise ConfigError.
+
+    Names reach SQL text, so anything but letters, digits and underscores is refused rather than quoted.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 128:
+        raise ConfigError(f"{what} {name!r} is not a plain name: use letters, digits and underscores only")
+    return name
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Treatment levels in canonical order, control first.
+
+    `doses` is None for arms without order, else one number per level (control's first).
+    """
+
+    names: tuple[str, ...]
+    doses: tuple[float, ...] | None = None
+
+    @property
+    def control(self) -> str:
+        return self.names[0]
+
+    @property
+    def treated(self) -> tuple[str, ...]:
+        return self.names[1:]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column plays which part in a frame of one row per unit.
+
+    unit        string or integer id, unique in the frame
+    treatment   the level each unit was assigned; compared as text
+    outcome     numeric (or boolean) outcome
+    features    numeric, boolean or string columns; strings are categorical
+    control     the level every other level is compared with
+    dose        {level: number} for ordered levels, naming every level; None for arms without order
+    propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
+    weight      column with a positive sample weight
+    cluster     column whose units stay together when data are split (households)
+    """
+
+    unit: str
+    treatment: str
+    outcome: str
+    features: tuple[str, ...]
+    control: str
+    dose: Mapping[str, float] | None = None
+    propensity: str | None = None
+    weight: str | None = None
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "control", str(self.control))
+        if not self.features:
+            raise ConfigError("roles.features is empty: name at least one feature column")
+        clashes = sorted(set(self.features) & {c for c in self._special() if c})
+        if clashes:
+            raise ConfigError(f"roles.features contains {clashes}, which already play another part: remove them")
+        if len(set(self.features)) < len(self.features):
+            raise ConfigError("roles.features names a column twice: remove the duplicate")
+        if self.dose is not None:
+            doses = {str(k): float(v) for k, v in self.dose.items()}
+            if self.control not in doses:
+                raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")
+            if len(set(doses.values())) < len(doses):
+                raise ConfigError("roles.dose gives two levels the same dose: merge them or drop `dose`")
+            object.__setattr__(self, "dose", doses)
+
+    def _special(self) -> tuple[str | None, ...]:
+        return (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column the roles name, each once, features last."""
+        return tuple(dict.fromkeys([c for c in self._special() if c] + list(self.features)))
+
+
+def state_folder() -> Path:
+    """Folder for the log and compiled kernels: in the virtual environment if there is one, else the user's cache."""
+    prefix = Path(sys.prefix)
+    if sys.prefix != sys.base_prefix and os.access(prefix, os.W_OK):
+        folder = prefix / "var" / "uplift_spark"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uplift_spark"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_kernels() -> str:
+    """Have numba keep compiled kernels in `state_folder`; returns the folder. Only the first call before numba counts.
+
+    Worker processes started from an archive have no folder of their own to write to, and would compile every time.
+    """
+    folder = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(state_folder() / "numba")))
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)

@@ -38,7 +38,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test lint notebooks bench wheel lock clean other-python
+.PHONY: help setup python java demo test simulations lint notebooks bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -85,6 +85,9 @@ demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF
 
 test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
+	@$(BIN)/python -m pytest -m simulation $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -63,31 +63,39 @@ def test_trees_of_a_bag_share_their_half_sample(frame, model):
     assert abs(np.mean(halves[0]) - 0.5) < 0.05
 
 
-def effects_by_force(sums, leaves, exponents):
-    """Effect and little-bag variance of one unit from its leaves' sums, written out in numpy. leaves [T]."""
-    share = sums[leaves].astype(float)
+def effects_by_force(forest, leaves):
+    """Effect of one unit, and its little-bag variance before debiasing with its noise, in numpy. leaves [T]."""
+    share = forest.sums[leaves].astype(float)
     total = share[:, :, 0].sum(axis=1)
     n = share[:, :, 0] / total[:, None]
-    s = share[:, :, 1] * 2.0 ** -exponents[1] / total[:, None]
+    s = share[:, :, 1] * 2.0 ** -forest.plan.exponents[1] / total[:, None]
     mean = s.mean(axis=0) / n.mean(axis=0)
     psi = (s - mean * n) / n.mean(axis=0)
-    psi = (psi - psi[:, :1])[:, 1:].reshape(-1, 4, psi.shape[1] - 1)
-    between = (psi.mean(axis=1) ** 2).mean(axis=0)
-    noise = psi.var(axis=1).mean(axis=0) / 3
+    psi = (psi - psi[:, :1])[:, 1:]
+    buckets = forest.plan.n_buckets
+    for b in range(buckets):
+        mine = psi[b::buckets]
+        psi[b::buckets] = (mine - mine.mean(axis=0)) * np.sqrt(len(mine) / (len(mine) - 1))
+    bags = psi.reshape(-1, 4, psi.shape[1])
+    between = (bags.mean(axis=1) ** 2).mean(axis=0)
+    noise = bags.var(axis=1).mean(axis=0) / 3
     return mean[1:] - mean[0], between, noise
 
 
-def test_effects_and_errors_equal_the_formula(frame, model):
+@pytest.mark.parametrize("n_buckets", [1, 4])
+def test_effects_and_errors_equal_the_formula(frame, n_buckets):
+    model = CausalForest(**SMALL, n_buckets=n_buckets).fit(frame, ordered_roles())
     _, leaves = encoded(frame, model)
     effect, se, _ = model.forest.effect_arrays(pa.Table.from_pandas(frame[list(model.roles.columns)]))
+    own_bucket = 9 / 8 if n_buckets == 4 else 1.0  # (B - 1)² / (B (B - 2))
     for i in range(0, len(frame), 301):
-        expected, between, noise = effects_by_force(model.forest.sums, leaves[i], model.forest.plan.exponents)
+        expected, between, noise = effects_by_force(model.forest, leaves[i])
         assert effect[i] == pytest.approx(expected, rel=1e-9)
         # The debiased variance is the mean of N(between - noise, spread²) cut off below zero.
         spread = np.maximum(between, noise) * np.sqrt(2 / 4)
         draws = np.random.default_rng(0).normal(size=400_000)[:, None] * spread + (between - noise)
         cut = np.array([d[d > 0].mean() for d in draws.T])
-        assert se[i] ** 2 == pytest.approx(cut, rel=0.02)
+        assert se[i] ** 2 == pytest.approx(cut * own_bucket, rel=0.02)
 
 
 def test_effect_frame_has_a_row_per_unit_and_level(frame, model):

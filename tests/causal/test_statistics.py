@@ -68,7 +68,7 @@ def test_errors_match_the_spread_of_effects(scenario, n_buckets):
     check(scenario, 25, 2000, 0.04, n_trees=100, n_buckets=n_buckets)
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("n_buckets", [1, 4])
 @pytest.mark.parametrize("scenario", [linear, null, dose])
 def test_errors_match_the_spread_of_effects_in_full(scenario, n_buckets):

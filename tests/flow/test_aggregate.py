@@ -6,19 +6,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from tests.flow.scored import mid_ranks
-from uplift_spark.flow.aggregate import (
-    KEYS,
-    Grid,
-    Histogram,
-    Plan,
-    Ranking,
-    add_rows,
-    cut_sums,
-    histograms,
-    merge_cells,
-    rank_sums,
-    sql_integers,
-)
+from uplift_spark.flow.aggregate import Grid, Plan, Ranking, add_rows, all_sums, merge_cells, thresholds, unpacked
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.moments import FIELDS, POWERS, FixedPoint
 
@@ -44,15 +32,12 @@ def _rows(n=600, seed=0):
 
 ROWS = _rows()
 POINTS = tuple(FixedPoint.of(4.0, np.abs(ROWS[v]).max()) for v in ("value_0", "value_1", "predicted"))
-PLAN = Plan(LEVELS, POINTS, replicates=9, seed=3)
+PLAN = Plan(LEVELS, POINTS, replicates=9, seed=3, cuts=2)
 
 
 def _ranking(rows):
-    counted = []
-    for level in LEVELS:
-        key, mass = np.unique(rows["key"][rows["level"] == level], return_counts=True)
-        counted.append(Histogram(key[::-1], mass[::-1], mass[::-1], mass[::-1]))
-    return Ranking.of(counted, BINS)
+    counted = [np.unique(rows["key"][rows["level"] == level], return_counts=True) for level in LEVELS]
+    return Ranking(np.stack([thresholds(key[::-1], mass[::-1], BINS) for key, mass in counted]))
 
 
 def _by_hand(rows, cells, n_cells):
@@ -93,39 +78,27 @@ def test_bins_are_those_of_the_mid_ranks():
         middle = mid_ranks(ROWS["key"][mine].astype(float), np.ones(mine.sum()))
         np.testing.assert_array_equal(found[mine], np.floor(middle * BINS))
     # All tied: one bin, the middle one. Keys beyond the ones counted go to the ends.
-    tied = Ranking.of([Histogram(np.array([7]), np.array([5]), np.array([5]), np.array([5]))], BINS)
+    tied = Ranking(thresholds(np.array([7]), np.array([5]), BINS)[None])
     assert tied.bin_of(np.zeros(1, int), np.array([7])).tolist() == [5]
-    assert ranking.bin_of(np.zeros(2, int), np.array([KEYS, -1])).tolist() == [0, BINS - 1]
+    assert ranking.bin_of(np.zeros(2, int), np.array([10**9, -1])).tolist() == [0, BINS - 1]
 
 
-def test_worker_adds_up_what_brute_force_does():
-    ranking = _ranking(ROWS)
+def _batches(size):
     codes = pa.array([LEVELS.index(level) for level in ROWS["level"]], pa.int32())
-    table = pa.table({**ROWS, "level": codes})
-    batches = table.to_batches(max_chunksize=250)
-    parts = [batch for b in batches for batch in add_rows([b], ranking, PLAN)]
-    (merged,) = merge_cells(parts)
-    (at_once,) = add_rows(batches, ranking, PLAN)
-    apart = dict(zip(merged["cell"].to_pylist(), merged["sums"].to_pylist(), strict=True))
-    assert apart == dict(zip(at_once["cell"].to_pylist(), at_once["sums"].to_pylist(), strict=True))
-    cells = _cells(ROWS, ranking.bin_of(codes.to_numpy(), ROWS["key"]))
-    assert sorted(apart) == sorted(set(cells.tolist()))
+    return pa.table({**ROWS, "level": codes}).to_batches(max_chunksize=size)
 
 
-def test_no_rows_give_no_cells():
-    (empty,) = add_rows([], _ranking(ROWS), PLAN)
-    assert empty.num_rows == 0
-    assert next(merge_cells([empty])).num_rows == 0
-
-
-@pytest.fixture(scope="module")
-def summed(frame):
+def test_worker_and_brute_force_agree():
     ranking = _ranking(ROWS)
-    return {p: rank_sums(frame.repartition(p), ranking, PLAN) for p in (1, 3, 7)}
+    (at_once,) = add_rows(_batches(600), ranking, PLAN)
+    (merged,) = merge_cells([part for batch in _batches(250) for part in add_rows([batch], ranking, PLAN)])
+    apart, together = (sorted(zip(*(b.to_pydict()).values(), strict=True)) for b in (merged, at_once))
+    assert apart == together
+    _check(unpacked(pa.Table.from_batches([merged]), BINS, PLAN))
 
 
-def test_rank_sums_equal_brute_force(summed):
-    ranking, found = _ranking(ROWS), summed[3]
+def _check(found):
+    ranking = _ranking(ROWS)
     codes = np.array([LEVELS.index(level) for level in ROWS["level"]])
     cells = _cells(ROWS, ranking.bin_of(codes, ROWS["key"]))
     moments, resampled_w, resampled_wy = _by_hand(ROWS, cells, 2 * 2 * BINS)
@@ -133,58 +106,56 @@ def test_rank_sums_equal_brute_force(summed):
         np.testing.assert_allclose(getattr(found.moments, f).reshape(-1, 3), moments[f], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.resampled_w.reshape(9, -1), resampled_w, rtol=1e-7)
     np.testing.assert_allclose(found.resampled_wy.reshape(9, -1, 2), resampled_wy, rtol=1e-6)
+    assert [cut.buckets for cut in found.cuts] == [("missing", "x", "y"), ("p", "q")]
+    for c, cut in enumerate(found.cuts):
+        for b, bucket in enumerate(cut.buckets):
+            cells = np.where(ROWS[f"cut_{c}"] == bucket, codes * 2 + ROWS["treated"], -1)
+            moments, _, _ = _by_hand(ROWS, cells, 4)
+            for f in FIELDS:
+                mine = getattr(cut.moments, f)[:, :, b].reshape(4, 3)
+                np.testing.assert_allclose(mine, moments[f], rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows_give_no_cells():
+    (empty,) = add_rows([], _ranking(ROWS), PLAN)
+    assert empty.num_rows == 0
+    assert next(merge_cells([empty])).num_rows == 0
+    assert unpacked(pa.Table.from_batches([empty]), BINS, PLAN).moments.n.sum() == 0
+
+
+@pytest.fixture(scope="module")
+def summed(frame):
+    return {p: all_sums(frame.repartition(p), _ranking(ROWS), PLAN) for p in (1, 3, 7)}
+
+
+def test_sums_equal_brute_force(summed):
+    _check(summed[3])
 
 
 @pytest.mark.parametrize("partitions", [3, 7])
-def test_rank_sums_do_not_depend_on_partitions(summed, partitions):
+def test_sums_do_not_depend_on_partitions(summed, partitions):
     one, many = summed[1], summed[partitions]
     for f in FIELDS:
         np.testing.assert_array_equal(getattr(one.moments, f), getattr(many.moments, f))
+        for mine, theirs in zip(one.cuts, many.cuts, strict=True):
+            np.testing.assert_array_equal(getattr(mine.moments, f), getattr(theirs.moments, f))
     np.testing.assert_array_equal(one.resampled_w, many.resampled_w)
     np.testing.assert_array_equal(one.resampled_wy, many.resampled_wy)
 
 
-def test_cut_sums_in_sql_equal_rank_sums_in_numpy(frame, summed):
-    """Two engines, one set of integers: summed over buckets and over bins, cuts and ranks agree to the last bit."""
-    total = summed[3].moments.sum(axis=2)
-    cuts = cut_sums(frame.repartition(5), 2, PLAN)
-    assert [cut.buckets for cut in cuts] == [("missing", "x", "y"), ("p", "q")]
-    for cut in cuts:
-        for f in FIELDS:
-            np.testing.assert_array_equal(getattr(cut.moments.sum(axis=2), f), getattr(total, f))
-    inside = (ROWS["level"] == "b") & (ROWS["treated"] == 1) & (ROWS["cut_0"] == "x")
-    assert cuts[0].moments.n[1, 1, 1, 0] == inside.sum()
-    assert cuts[0].moments.wy[1, 1, 1, 1] == pytest.approx((ROWS["weight"] * ROWS["value_1"])[inside].sum(), rel=1e-7)
-    assert cut_sums(frame, 0, PLAN) == []
-
-
-def test_sql_integers_are_numpys(frame):
-    point = POINTS[1]
-    columns = [sql_integers(point, f, F.col("weight"), F.col("value_1")).alias(f) for f in POWERS]
-    table = frame.select("unit_hash", *columns).toArrow().sort_by("unit_hash")
-    order = np.argsort(ROWS["unit_hash"])
-    for f in POWERS:
-        expected = point.integers(f, ROWS["weight"], ROWS["value_1"])[order]
-        np.testing.assert_array_equal(table[f].to_numpy(), expected)
-
-
-def test_keys_keep_the_order_of_scores_and_counts_are_exact(frame):
-    grid = Grid(*(tuple(float(end(ROWS["predicted"][ROWS["level"] == v])) for v in LEVELS) for end in (np.min, np.max)))
-    keyed = frame.withColumn("key", grid.key(F.col("predicted"), F.col("level"), LEVELS))
-    counted = histograms(keyed, LEVELS, F.lit(2).cast("bigint"), F.col("value_0").cast("bigint"))
-    for level, found in zip(LEVELS, counted, strict=True):
-        mine = ROWS["level"] == level
-        assert found.key[0] >= KEYS - 2 and found.key[-1] == 0 and (np.diff(found.key) < 0).all()
-        assert found.n.sum() == mine.sum() and found.mass.sum() == 2 * mine.sum()
-        score = ROWS["predicted"][mine]
-        scale = (KEYS - 1) / (score.max() - score.min())
-        keys, inverse = np.unique(-np.floor((score - score.min()) * scale).astype(int), return_inverse=True)
-        np.testing.assert_array_equal(found.key, -keys)
-        np.testing.assert_array_equal(found.value, np.bincount(inverse, weights=ROWS["value_0"][mine]))
+@pytest.mark.parametrize("units", [600, 10**9])
+def test_keys_keep_the_order_of_scores(frame, units):
+    bounds = ([float(end(ROWS["predicted"][ROWS["level"] == v])) for v in LEVELS] for end in (np.min, np.max))
+    grid = Grid.of(*bounds, units)
+    column = grid.key(F.col("predicted"), F.col("level"), LEVELS).alias("found")
+    table = frame.select("level", "predicted", column).orderBy("level", "predicted").toPandas()
+    for _, rows in table.groupby("level"):
+        assert rows.found.iloc[0] == 0 and grid.keys - 2 <= rows.found.iloc[-1] < grid.keys
+        assert (rows.found.diff().dropna() >= 0).all()
+        step = (rows.predicted.max() - rows.predicted.min()) / (grid.keys - 1)
+        np.testing.assert_allclose(rows.found * step + rows.predicted.min(), rows.predicted, atol=1.001 * step)
 
 
 def test_scores_all_equal_share_one_key(frame):
-    grid = Grid((0.5, 0.5), (0.5, 0.5))
-    keyed = frame.withColumn("key", grid.key(F.lit(0.5), F.col("level"), LEVELS))
-    one = F.lit(1).cast("bigint")
-    assert [h.key.tolist() for h in histograms(keyed, LEVELS, one, one)] == [[0], [0]]
+    key = Grid.of((0.5, 0.5), (0.5, 0.5), 600).key(F.lit(0.5), F.col("level"), LEVELS)
+    assert [row[0] for row in frame.select(key).distinct().collect()] == [0]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from uplift_spark.config import Economics
-from uplift_spark.flow.aggregate import CutSums, RankSums
+from uplift_spark.flow.aggregate import CutSums, Sums
 from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, curve_table, metric_table
 from uplift_spark.flow.lift import LIFT_COLUMNS, as_arrow, lift_table, unclear_metrics
 from uplift_spark.stats.moments import Moments
@@ -27,11 +27,11 @@ def evaluation(effect=(0.3, 0.0), n=100, bins=20, replicates=100, seed=0):
     moments = Moments(n=count, w=count, ww=count, wy=sums, wyy=squares, wwy=sums, wwyy=squares)
     drawn_w = rng.poisson(w, (replicates, 1, 2, bins)).astype(float)
     drawn = rng.poisson(events, (replicates, 1, 2, bins)).astype(float)
-    ranks = RankSums(moments, drawn_w, np.stack([drawn, 10 * drawn], axis=-1))
     halves = Moments(*(a.reshape(1, 2, 2, bins // 2, 3).sum(axis=3) for a in dataclasses.astuple(moments)))
     setup = Setup("none", ("visit", "spend"), ("region",), bins=bins, replicates=replicates)
     arms = Arms({"mail": n * bins, "none": n * bins}, True, False, 1.0, (1.0, 10.0))
-    return Evaluation(("mail",), setup, arms, ranks, {"region": CutSums(("north", "south"), halves)})
+    cut = CutSums(("north", "south"), halves)
+    return Evaluation(("mail",), setup, arms, Sums(moments, drawn_w, np.stack([drawn, 10 * drawn], axis=-1), (cut,)))
 
 
 def _row(table, **where):

@@ -36,3 +36,11 @@ def test_levels_without_truth_are_left_out(spark):
     holdout, scores, truth = campaign(n=100)
     frames = [spark.createDataFrame(f) for f in (holdout, scores, truth[truth.treatment == "5%"])]
     assert list(against_truth(*frames, LEVELS)) == ["5%"]
+
+
+def test_effects_without_spread_have_no_correlation(spark):
+    holdout, scores, truth = campaign(n=100)
+    frames = [spark.createDataFrame(f) for f in (holdout, scores, truth.assign(effect=0.02))]
+    found = against_truth(*frames, LEVELS)["5%"]
+    assert np.isnan(found.correlation) and float(found.oracle.qini) == pytest.approx(0, abs=1e-12)
+    assert found.average_effect == pytest.approx(0.02)

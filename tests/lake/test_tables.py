@@ -18,7 +18,7 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.lake import tables
 from uplift_spark.lake.places import Folder, Save
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
+from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, EnvironmentProblem
 
 HOSTILE = [
     "gold.x`",
@@ -200,6 +200,15 @@ def test_losing_every_race_is_a_conflict(lake: Lake, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConflictError, match=r"other writers won table gold.demo 6 times in a row against run r1"):
         lake.write("gold.demo", rows(lake.spark, 1), "r1")
     assert len(tries) == tables.ATTEMPTS
+
+
+def test_a_session_without_delta_is_named(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Folder, reader: object, table: str) -> DataFrame:
+        raise RuntimeError("[DATA_SOURCE_NOT_FOUND] Failed to find the data source: delta.")
+
+    monkeypatch.setattr(Folder, "load", load)
+    with pytest.raises(EnvironmentProblem, match=r"no Delta Lake: start it with `--packages io.delta:delta-spark_"):
+        lake.exists("gold.demo")
 
 
 def test_every_commit_says_its_run_and_feeds_changes(lake: Lake) -> None:

@@ -121,11 +121,11 @@ class Forest:
         def some_rows(low: int) -> None:
             part = np.s_[low : low + _ROWS_PER_CALL]
             out = (effect[part], variance[part], support[part])
-            predict(structure, values, usable, self.plan.bag_size, bins[part], *out)
+            predict(structure, values, usable, self.plan.bag_size, self.plan.n_buckets, bins[part], *out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))
-        return effect, np.sqrt(variance), support < LOW_SUPPORT
+        return effect, np.sqrt(variance * _left_out(self.plan)), support < LOW_SUPPORT
 
     def effect_table(self, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
         """One row per unit and treated level, unit-major, in the columns of `vocabulary.EFFECT_COLUMNS`."""
@@ -164,6 +164,17 @@ class Forest:
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(self.to_bytes())
         partial.replace(path)
+
+
+def _left_out(plan: Plan) -> float:
+    """Factor on the little-bag variance for estimating outside a tree's own bucket.
+
+    Trees of one bag leave out different buckets. With c_b a bucket's part in a half-sample's deviation, tree b shows
+    (Σc - c_b) / (B - 1): the correction for noise between a bag's trees then leaves (B - 2) / (B - 1)² of Var(c) where
+    the forest, which leaves out every bucket in turn, has 1 / B. Below four buckets a bag repeats them: no factor.
+    """
+    b = plan.n_buckets
+    return (b - 1) ** 2 / (b * (b - 2)) if b >= plan.bag_size else 1.0
 
 
 def _packed(array: np.ndarray) -> pa.Array:

@@ -94,28 +94,46 @@ def _totals(leaves, values, usable, totals):
 
 
 @nb.njit(cache=True, nogil=True)
-def _level_variance(leaves, values, usable, scale, k, bag):
-    """Little-bag variance of level k's effect at one row (Athey, Tibshirani & Wager 2019, section 4).
+def _deviations(leaves, values, usable, scale, k, n_buckets, psi):
+    """Fill psi [T] with each tree's pull on level k's effect at one row, less the mean of its bucket's trees.
 
+    Trees of one bucket share rows in all their bags, so what they have in common is no noise between trees of a bag:
+    left in, the correction for that noise would take away true variance. NaN where a tree is not usable.
     scale holds (mean share N, mean outcome μ) of level 0 in [0] and of level k in [1].
     """
-    groups, between, within = 0, 0.0, 0.0
-    for g in range(leaves.size // bag):
-        total, squares, good = 0.0, 0.0, True
-        for t in range(g * bag, (g + 1) * bag):
-            leaf = leaves[t]
-            if leaf < 0 or not usable[leaf]:
-                good = False
-                break
+    for t in range(leaves.size):
+        leaf = leaves[t]
+        psi[t] = np.nan
+        if leaf >= 0 and usable[leaf]:
             v0, vk = values[leaf, 0], values[leaf, k]
-            psi = (vk[1] - scale[1, 1] * vk[0]) / scale[1, 0] - (v0[1] - scale[0, 1] * v0[0]) / scale[0, 0]
-            total += psi
-            squares += psi * psi
-        if good:
-            groups += 1
-            mean = total / bag
-            between += mean * mean
-            within += squares / bag - mean * mean
+            psi[t] = (vk[1] - scale[1, 1] * vk[0]) / scale[1, 0] - (v0[1] - scale[0, 1] * v0[0]) / scale[0, 0]
+    for b in range(n_buckets):
+        total, count = 0.0, 0
+        for t in range(b, leaves.size, n_buckets):
+            if not np.isnan(psi[t]):
+                total += psi[t]
+                count += 1
+        # One tree alone says nothing of its bucket; the factor restores the variance that centring takes.
+        stretch = math.sqrt(count / (count - 1.0)) if count > 1 else np.nan
+        for t in range(b, leaves.size, n_buckets):
+            psi[t] = (psi[t] - total / max(count, 1)) * stretch
+
+
+@nb.njit(cache=True, nogil=True)
+def _bag_variance(psi, bag):
+    """Little-bag variance from the trees' deviations (Athey, Tibshirani & Wager 2019, section 4); NaN below two bags."""
+    groups, between, within = 0, 0.0, 0.0
+    for low in range(0, psi.size, bag):
+        total, squares = 0.0, 0.0
+        for t in range(low, low + bag):
+            total += psi[t]
+            squares += psi[t] * psi[t]
+        if np.isnan(total):
+            continue
+        groups += 1
+        mean = total / bag
+        between += mean * mean
+        within += squares / bag - mean * mean
     if groups < 2:
         return np.nan
     return _debias(between / groups, within / groups / (bag - 1), groups)
@@ -133,12 +151,13 @@ def _support(leaves, values, usable, k, count):
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(structure, values, usable, bag, bins, effect, variance, support):
+def predict(structure, values, usable, bag, n_buckets, bins, effect, variance, support):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
     values    float64 [leaves, K, 2]: each leaf's Σw_k / Σw and Σwy_k / Σw
     usable    bool [leaves]: the leaf holds estimation rows
     bag       trees per little bag (trees t and u share one if t // bag == u // bag)
+    n_buckets tree t was grown in bucket t % n_buckets
     effect, variance, support   float64 [n, K - 1], written; NaN where a level or the control is absent
     """
     n = bins.shape[0]
@@ -146,6 +165,7 @@ def predict(structure, values, usable, bag, bins, effect, variance, support):
     levels = values.shape[1]
     totals = np.empty((levels, 2))
     scale = np.empty((2, 2))
+    psi = np.empty(n_trees)
     block = np.empty((BLOCK, n_trees), np.int32)
     for low in range(0, n, BLOCK):
         high = min(low + BLOCK, n)
@@ -164,5 +184,6 @@ def predict(structure, values, usable, bag, bins, effect, variance, support):
                     scale[side, 0] = totals[of, 0] / count
                     scale[side, 1] = totals[of, 1] / totals[of, 0]
                 effect[i, k - 1] = scale[1, 1] - scale[0, 1]
-                variance[i, k - 1] = _level_variance(leaves, values, usable, scale, k, bag)
+                _deviations(leaves, values, usable, scale, k, n_buckets, psi)
+                variance[i, k - 1] = _bag_variance(psi, bag)
                 support[i, k - 1] = _support(leaves, values, usable, k, count)

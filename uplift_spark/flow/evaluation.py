@@ -8,7 +8,7 @@ where it does not, or was not logged, every unit counts once. All after `evaluat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,18 +17,7 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.flow.aggregate import (
-    CutSums,
-    Grid,
-    Histogram,
-    Plan,
-    Ranking,
-    RankSums,
-    cut_sums,
-    histograms,
-    rank_sums,
-    sql_integers,
-)
+from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, thresholds
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.stats.intervals import bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference
@@ -88,8 +77,12 @@ class Evaluation:
     levels: tuple[str, ...]
     setup: Setup
     arms: Arms
-    sums: RankSums
-    cuts: dict[str, CutSums] = field(default_factory=dict)
+    sums: Sums
+
+    @property
+    def cuts(self) -> dict[str, CutSums]:
+        """Sums by bucket of each segment feature."""
+        return dict(zip(self.setup.segments, self.sums.cuts, strict=True))
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -139,28 +132,21 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup) -> Evaluation:
     _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *setup.segments), setup.table)
     arms = describe_arms(holdout, setup)
     levels = _levels(arms, setup)
-    grid = _score_grid(scores, levels, setup)
+    grid = _score_grid(scores, levels, arms, setup)
     buckets = segment_buckets(holdout, setup.segments, setup.table)
     rows = comparison(holdout, scores, setup, arms, buckets)
     rows = rows.withColumn("key", grid.key(F.col("predicted"), F.col("level"), levels))
     largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
     points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
-    plan = Plan(levels, points, setup.replicates, setup.seed)
-    counted = histograms(rows, levels, _mass(points[0]), F.lit(0).cast("bigint"))
-    _check_matched(counted, levels, arms, setup)
-    ranking = Ranking.of(counted, setup.bins)
-    cuts = dict(zip(setup.segments, cut_sums(rows, len(setup.segments), plan), strict=True))
-    return Evaluation(levels, setup, arms, rank_sums(rows, ranking, plan), cuts)
+    ranking = _ranking(rows, points[0], levels, arms, setup)
+    plan = Plan(levels, points, setup.replicates, setup.seed, len(setup.segments))
+    return Evaluation(levels, setup, arms, all_sums(rows, ranking, plan))
 
 
 def _levels(arms: Arms, setup: Setup) -> tuple[str, ...]:
     places = {level: place for place, level in enumerate(setup.order)}
     treated = [arm for arm in arms.units if arm != setup.control]
     return tuple(sorted(treated, key=lambda level: (places.get(level, len(places)), level)))
-
-
-def _mass(point: FixedPoint) -> Column:
-    return sql_integers(point, "w", F.col("weight"), F.lit(0.0))
 
 
 def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None:
@@ -223,7 +209,7 @@ def _check_arms(found: pd.DataFrame, setup: Setup) -> None:
             raise DataError(f"{setup.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
 
 
-def _score_grid(scores: DataFrame, levels: tuple[str, ...], setup: Setup) -> Grid:
+def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, setup: Setup) -> Grid:
     """Range of each level's scores; DataError when a level has none, or scores are not finite."""
     uplift = F.col("uplift").cast("double")
     found: dict[Any, dict[Any, Any]] = (
@@ -238,7 +224,8 @@ def _score_grid(scores: DataFrame, levels: tuple[str, ...], setup: Setup) -> Gri
             raise DataError(f"the scores have no row for treatment {level!r} of {setup.table}: run the score job again")
         if found[level]["bad"]:
             raise DataError(f"{found[level]['bad']} scores of treatment {level!r} are missing or not finite")
-    return Grid(*(tuple(float(found[level][c]) for level in levels) for c in ("low", "high")))
+    low, high = ([float(found[level][c]) for level in levels] for c in ("low", "high"))
+    return Grid.of(low, high, sum(arms.units.values()))
 
 
 def comparison(
@@ -267,17 +254,27 @@ def comparison(
     return rows.select("level", treated, F.xxhash64("unit").alias("unit_hash"), "predicted", "weight", *numbers)
 
 
-def _check_matched(counted: list[Histogram], levels: tuple[str, ...], arms: Arms, setup: Setup) -> None:
+def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: Arms, setup: Setup) -> Ranking:
+    """Rank bins from counts per key, which are whole numbers: the same for any partitioning."""
+    mass = F.rint(F.col("weight") * F.lit(2.0 ** point.shifts["w"])).cast("bigint")
+    counted = rows.groupBy("level", "key").agg(F.count("*").alias("n"), F.sum(mass).alias("mass")).toPandas()
+    parts = []
+    for level in levels:
+        mine = counted[counted["level"] == level].sort_values("key", ascending=False)
+        _check_matched(int(mine["n"].sum()), level, arms, setup)
+        parts.append(thresholds(mine["key"].to_numpy(), mine["mass"].to_numpy(), setup.bins))
+    return Ranking(np.stack(parts))
+
+
+def _check_matched(found: int, level: str, arms: Arms, setup: Setup) -> None:
     """Every unit of a level and of the control must have met exactly one score."""
-    for level, histogram in zip(levels, counted, strict=True):
-        expected = arms.units[level] + arms.units[setup.control]
-        found = int(histogram.n.sum())
-        if found != expected:
-            state = "missing" if found < expected else "duplicate"
-            raise DataError(
-                f"{abs(expected - found)} of {expected} hold-out units of {setup.table} have a {state} score for "
-                f"treatment {level!r}: run the score job again on this training set"
-            )
+    expected = arms.units[level] + arms.units[setup.control]
+    if found != expected:
+        state = "missing" if found < expected else "duplicate"
+        raise DataError(
+            f"{abs(expected - found)} of {expected} hold-out units of {setup.table} have a {state} score for "
+            f"treatment {level!r}: run the score job again on this training set"
+        )
 
 
 def curve_table(evaluation: Evaluation) -> pd.DataFrame:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.flow.aggregate import Grid, histograms
+from uplift_spark.flow.aggregate import Grid
 from uplift_spark.stats.qini import Curve, true_curve
 from uplift_spark.vocabulary import TREATMENT, UNIT
 
@@ -42,52 +42,75 @@ class Truth:
 def against_truth(holdout: DataFrame, scores: DataFrame, truth: DataFrame, levels: tuple[str, ...]) -> dict[str, Truth]:
     """Truth per level, from `truth` (unit_id, treatment, effect of the predicted outcome against control).
 
-    All hold-out units count, whatever they received: the true effect is known for each of them.
+    All hold-out units count, whatever they received: the true effect is known for each of them. Levels without a true
+    effect are left out.
     """
+    predicted, effect = (_long(frame, c) for frame, c in ((scores, "uplift"), (truth, "effect")))
+    ranges = [_ranges(frame) for frame in (predicted, effect)]
+    levels = tuple(level for level in levels if all(level in found for found in ranges))
+    if not levels:
+        return {}
+    units = holdout.select(F.col(UNIT).cast("string").alias("unit"))
+    rows = units.join(predicted, "unit").join(effect.withColumnRenamed("value", "effect"), ["unit", "level"])
+    rows = rows.where(F.col("level").isin(list(levels))).withColumnRenamed("value", "predicted")
+    counted = _counted(rows, levels, ranges)
+    return {level: _truth(counted[counted["level"] == level]) for level in levels}
+
+
+def _long(frame: DataFrame, value: str) -> DataFrame:
     names = (F.col(UNIT).cast("string").alias("unit"), F.col(TREATMENT).cast("string").alias("level"))
-    rows = (
-        holdout.select(names[0])
-        .join(scores.select(*names, F.col("uplift").cast("double").alias("predicted")), "unit")
-        .join(truth.select(*names, F.col("effect").cast("double").alias("effect")), ["unit", "level"])
-        .where(F.col("level").isin(list(levels)))
-    )
-    figures = _truth_figures(rows)
-    by_score, by_effect = (_ranked_truth(rows, column, figures, levels) for column in ("predicted", "effect"))
-    return {
-        level: Truth(
-            rmse=float(figures["rmse"][level]),
-            correlation=float(figures["correlation"][level]),
-            average_effect=float(figures["average"][level]),
-            curve=by_score[k],
-            oracle=by_effect[k],
+    return frame.select(*names, F.col(value).cast("double").alias("value"))
+
+
+def _ranges(frame: DataFrame) -> dict[str, tuple[float, float, int]]:
+    """Lowest and highest value and number of rows per level."""
+    found = frame.groupBy("level").agg(F.min("value"), F.max("value"), F.count("*")).collect()
+    return {row[0]: (row[1], row[2], row[3]) for row in found}
+
+
+def _counted(
+    rows: DataFrame, levels: tuple[str, ...], ranges: list[dict[str, tuple[float, float, int]]]
+) -> pd.DataFrame:
+    """Units and Σ of true effects by key of the prediction and by key of the effect, and errors per level: one pass."""
+    for name, found in zip(("predicted", "effect"), ranges, strict=True):
+        low, high, units = zip(*(found[level] for level in levels), strict=True)
+        grid = Grid.of(low, high, max(units))
+        rows = rows.withColumn(f"by_{name}", grid.key(F.col(name), F.col("level"), levels))
+    sets = [["level"], ["level", "by_predicted"], ["level", "by_effect"]]
+    p, e = F.col("predicted"), F.col("effect")
+    products = {"p": p, "e": e, "pp": p * p, "ee": e * e, "pe": p * e}
+    return (
+        rows.groupingSets(sets, "level", "by_predicted", "by_effect")
+        .agg(
+            F.count("*").alias("n"),
+            F.sum(F.rint(F.col("effect") * F.lit(_UNITS)).cast("bigint")).alias("total"),
+            F.sqrt(F.avg((p - e) * (p - e))).alias("rmse"),
+            *[F.avg(value).alias(name) for name, value in products.items()],
         )
-        for k, level in enumerate(levels)
-        if level in figures.index
-    }
-
-
-def _truth_figures(rows: DataFrame) -> pd.DataFrame:
-    error = F.col("predicted") - F.col("effect")
-    ranges = [
-        function(column).alias(f"{name}_{column}")
-        for column in ("predicted", "effect")
-        for name, function in (("low", F.min), ("high", F.max))
-    ]
-    figures = rows.groupBy("level").agg(
-        F.sqrt(F.avg(error * error)).alias("rmse"),
-        F.corr("predicted", "effect").alias("correlation"),
-        F.avg("effect").alias("average"),
-        *ranges,
+        .toPandas()
     )
-    return figures.toPandas().set_index("level").astype(float)
 
 
-def _ranked_truth(rows: DataFrame, column: str, figures: pd.DataFrame, levels: tuple[str, ...]) -> list[Curve]:
-    grid = Grid(*(tuple(figures[f"{end}_{column}"].reindex(levels, fill_value=0.0)) for end in ("low", "high")))
-    keyed = rows.withColumn("key", grid.key(F.col(column), F.col("level"), levels))
-    effect = F.rint(F.col("effect") * F.lit(_UNITS)).cast("bigint")
-    one = F.lit(1).cast("bigint")
-    return [
-        true_curve(h.n, h.value / _UNITS) if len(h.n) else Curve(np.zeros(1), np.zeros(1))
-        for h in histograms(keyed, levels, one, effect)
-    ]
+def _truth(counted: pd.DataFrame) -> Truth:
+    """Truth from one level's counts: the row without any key is the whole level."""
+    whole = counted[counted["by_predicted"].isna() & counted["by_effect"].isna()].iloc[0]
+    curves = []
+    for key in ("by_predicted", "by_effect"):
+        ranked = counted[counted[key].notna()].sort_values(key, ascending=False)
+        curves.append(true_curve(ranked["n"].to_numpy(), ranked["total"].to_numpy() / _UNITS))
+    return Truth(
+        rmse=float(whole["rmse"]),
+        correlation=_correlation(whole),
+        average_effect=float(whole["total"] / _UNITS / whole["n"]),
+        curve=curves[0],
+        oracle=curves[1],
+    )
+
+
+def _correlation(means: pd.Series) -> float:
+    """Pearson's correlation from the means of both values and their products; NaN where one of them does not vary."""
+    spreads = [means["pp"] - means["p"] ** 2, means["ee"] - means["e"] ** 2]
+    sizes = [means["pp"], means["ee"]]
+    if any(spread <= 1e-12 * size for spread, size in zip(spreads, sizes, strict=True)):
+        return float("nan")
+    return float((means["pe"] - means["p"] * means["e"]) / math.sqrt(spreads[0] * spreads[1]))

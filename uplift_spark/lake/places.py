@@ -41,12 +41,14 @@ class Place(Protocol):
     def reference(self, table: str) -> str:
         """What SQL commands such as DESCRIBE HISTORY take, whether or not the table is registered."""
 
-    def load(self, reader: DataFrameReader, table: str) -> DataFrame: ...
+    def load(self, reader: DataFrameReader, table: str) -> DataFrame:
+        """The table through a reader that may carry a version."""
 
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         """Prepare an absent table; returns writer options the first write must carry to finish the creation."""
 
-    def save(self, frame: DataFrame, save: Save) -> None: ...
+    def save(self, frame: DataFrame, save: Save) -> None:
+        """Write `frame` in one commit."""
 
     def tables(self) -> list[str]:
         """Every table, sorted."""
@@ -76,6 +78,7 @@ class Save:
 
 
 def place_of(spark: SparkSession, lakehouse: Lakehouse) -> Place:
+    """The lakehouse's catalog if it names one, else its folder."""
     if lakehouse.catalog is not None:
         return Catalog(spark, checked_name(lakehouse.catalog, "lakehouse.catalog"))
     return Folder(spark, lakehouse.path)
@@ -118,6 +121,7 @@ class Folder:
         return {**PROPERTIES, **{f"delta.constraints.{name}": rule for name, rule in layout.constraints.items()}}
 
     def save(self, frame: DataFrame, save: Save) -> None:
+        """Write `frame` in one commit, creating the table in the same one if there is none."""
         writer = frame.write.format("delta").mode(save.mode).options(**save.options)
         if save.partition_by:
             writer = writer.partitionBy(*save.partition_by)
@@ -188,7 +192,10 @@ class Catalog:
         return {}
 
     def save(self, frame: DataFrame, save: Save) -> None:
-        # saveAsTable would replace the table itself, with its clustering and grants; this replaces its rows.
+        """Write `frame` in one commit to the table that `create` made.
+
+        Overwriting replaces rows; saveAsTable would replace the table itself, with its clustering and grants.
+        """
         writer = frame.writeTo(self.name(save.table)).options(**save.options)
         if save.mode == "overwrite":
             writer.overwrite(F.lit(True))

@@ -209,7 +209,6 @@ def _cores(master: str) -> int:
     return int(named.group(1)) if named else os.cpu_count() or 2
 
 
-
 def delta_package() -> str:
     """Maven coordinates of the Delta Lake that belongs to the installed Python packages."""
     spark = ".".join(metadata.version("pyspark").split(".")[:2])

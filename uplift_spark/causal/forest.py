@@ -117,11 +117,12 @@ class Forest:
         effect, variance, support = np.empty(shape), np.empty(shape), np.empty(shape)
         values, usable = frozen(self._shares)
         structure, bins = Structure(*frozen(self.structure)), frozen([bins])[0]
+        design = (self.plan.bag_size, self.plan.n_buckets)
 
         def some_rows(low: int) -> None:
             part = np.s_[low : low + _ROWS_PER_CALL]
             out = (effect[part], variance[part], support[part])
-            predict(structure, values, usable, self.plan.bag_size, self.plan.n_buckets, bins[part], *out)
+            predict(structure, values, usable, design, bins[part], *out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))

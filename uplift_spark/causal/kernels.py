@@ -121,7 +121,7 @@ def _deviations(leaves, values, usable, scale, k, n_buckets, psi):
 
 @nb.njit(cache=True, nogil=True)
 def _bag_variance(psi, bag):
-    """Little-bag variance from the trees' deviations (Athey, Tibshirani & Wager 2019, section 4); NaN below two bags."""
+    """Little-bag variance from the trees' deviations (Athey, Tibshirani & Wager 2019, s. 4); NaN below two bags."""
     groups, between, within = 0, 0.0, 0.0
     for low in range(0, psi.size, bag):
         total, squares = 0.0, 0.0
@@ -151,15 +151,15 @@ def _support(leaves, values, usable, k, count):
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(structure, values, usable, bag, n_buckets, bins, effect, variance, support):
+def predict(structure, values, usable, design, bins, effect, variance, support):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
     values    float64 [leaves, K, 2]: each leaf's Σw_k / Σw and Σwy_k / Σw
     usable    bool [leaves]: the leaf holds estimation rows
-    bag       trees per little bag (trees t and u share one if t // bag == u // bag)
-    n_buckets tree t was grown in bucket t % n_buckets
+    design    (trees per little bag, buckets): tree t is in bag t // bag and was grown in bucket t % buckets
     effect, variance, support   float64 [n, K - 1], written; NaN where a level or the control is absent
     """
+    bag, n_buckets = design
     n = bins.shape[0]
     n_trees = structure[1].size - 1
     levels = values.shape[1]

@@ -16,20 +16,32 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def told(connect_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder: Path = tmp_path_factory.mktemp("remote")
-    client = subprocess.run(
-        [sys.executable, "-m", "tests.connect.client", str(folder)],
+def client(module: str, server: str, folder: Path) -> dict[str, Any]:
+    """What a client process tells; it ends without error."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(folder)],
         cwd=ROOT,
-        env={**os.environ, "SPARK_REMOTE": connect_server},
+        env={**os.environ, "SPARK_REMOTE": server},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
-    assert client.returncode == 0, client.stderr[-3000:]
-    return json.loads(client.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def told(connect_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return client("tests.connect.client", connect_server, tmp_path_factory.mktemp("remote"))
+
+
+def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_path: Path) -> None:
+    told = client("tests.connect.line", connect_server, tmp_path)
+    assert "connect" in told["module"]
+    assert told["rows"]["gold.uplift_scores"] == 2 * 3000 and told["rows"]["gold.lift_table"] > 0
+    assert told["same_runs"] and set(told["again"]) == set(told["rows"]) and not any(told["again"].values())
+    assert told["same_bytes"]
 
 
 def test_session_is_the_remote_one_in_utc(told: dict[str, Any]) -> None:

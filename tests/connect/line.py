@@ -1,0 +1,38 @@
+"""The whole line as a Connect client, told as JSON. Run as `python -m tests.connect.line FOLDER` with SPARK_REMOTE set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+
+from tests.causal.frames import ordered_frame, ordered_roles
+from uplift_spark import CausalForest
+from uplift_spark.cli import JOBS
+from uplift_spark.config import load_config
+from uplift_spark.lake.session import spark_session
+from uplift_spark.lake.tables import Lake
+
+
+def main(folder: str) -> None:
+    small = (f"lakehouse.path={folder}", "source.units=3000", "forest.n_trees=20", "lift.replicates=50", "lift.bins=10")
+    config = load_config("conf/demo.yaml", small)
+    spark = spark_session(config.lakehouse)
+    lake = Lake(spark, config.lakehouse)
+    first = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
+    again = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
+    frame = ordered_frame(1500)
+    remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
+    forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)
+    told = {
+        "module": type(spark).__module__,
+        "rows": {table: done["rows"] for result in first for table, done in result.tables.items()},
+        "again": {table: done["rows"] for result in again for table, done in result.tables.items()},
+        "same_runs": [result.run_id for result in first] == [result.run_id for result in again],
+        "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -38,7 +38,7 @@ def lift_summary(lift: pd.DataFrame, metrics: pd.DataFrame, truth: dict[str, Tru
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False)
     for part in parts:
         console.print(part)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     return "\n".join([text.rstrip(), "", *truth_statements(truth or {}, outcome), *plain_statements(lift, metrics)])
 
 

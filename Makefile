@@ -54,6 +54,8 @@ $(READY): $(OTHER_PYTHON) | python
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@echo "installing packages"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "compiling kernels"
+	@$(BIN)/python -m uplift_spark.causal.compile
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 

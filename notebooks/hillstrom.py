@@ -134,10 +134,12 @@ assert metric("top_30_percent_minus_average", "visit", "womens")["lower"] > 0
 
 # %%
 lift = sql(f"SELECT * FROM gold.lift_table WHERE {of_run} AND outcome = 'visit'")
-mens = lift[(lift["treatment"] == "mens") & (lift["cut"] == "decile")].set_index("bucket")
+mens = lift[(lift["treatment"] == "mens") & (lift["cut"] == "decile")]
+mens = mens.set_index(mens["bucket"].astype(int)).sort_index()
 unclear = metric("top_30_percent_minus_average", "visit", "mens")
 assert unclear["lower"] < 0 < unclear["upper"]
-assert mens.loc["1", "uplift_lower"] > metric("ate", "visit", "mens")["value"]
+assert mens.loc[1, "uplift_lower"] > metric("ate", "visit", "mens")["value"]
+assert mens.loc[2:5, "uplift"].mean() < mens.loc[6:10, "uplift"].mean()
 assert (mens["uplift_lower"] > 0).all()
 decile_picture(lift, rate=True)
 
@@ -307,7 +309,7 @@ train = customers[customers["split"] == "train"]
 model = CausalForest(**vars(config.forest), seed=config.seed).fit(train, config.training_roles)
 registered = registry.load(champion)
 assert dict(champion.data_versions) == {training: scored.feature_version}, "the champion was trained on other rows"
-assert model.to_bytes() == registered.to_bytes(), "other code trained the champion: remove lakehouse/, run the demo"
+assert model.to_bytes() == registered.to_bytes(), "other code trained the champion: run the demo in a new lakehouse"
 print(f"{len(train):,} customers, {model.forest.structure.n_leaves:,} leaves, {len(model.to_bytes()):,} equal bytes")
 
 # %%

@@ -30,6 +30,7 @@ def test_true_values_stand_beside_the_estimates():
     text = _text(evaluation((0.4, 0.0)), truth)
     (qini,) = [line.split() for line in text.splitlines() if line.split()[:3] == ["visit", "mail", "qini"]]
     assert qini[-2:] == [number(float(one.qini)), number(float(best.qini))]
+    assert "best possible" in text and "…" not in text
     assert "root mean squared error 0.0123, correlation 0.900" in text
 
 

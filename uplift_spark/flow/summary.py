@@ -15,7 +15,7 @@ from uplift_spark.flow.evaluation import METRICS, Arms
 from uplift_spark.flow.lift import unclear_metrics
 from uplift_spark.flow.truth import Truth
 
-_WIDTH = 120
+_WIDTH = 140
 _HEADS = ("decile", "treated", "control", "mean treated", "mean control", "predicted", "uplift", "95 % interval", "ROI")
 _MEANING = {"ate": "average effect", "qini": "Qini"}
 

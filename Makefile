@@ -86,7 +86,7 @@ demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF
 	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
 
 test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
 	@$(BIN)/python -m pytest -m simulation $(ARGS)

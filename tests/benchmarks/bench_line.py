@@ -56,7 +56,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--arms", type=int, default=3, help="levels with control")
     parser.add_argument("--design", choices=["binary", "ordered", "unordered"], default="ordered")
     parser.add_argument("--lakehouse", help="folder to keep the tables in; a temporary one by default")
-    return parser.parse_args()
+    return parser.parse_known_args()[0]
 
 
 def campaign(units: int, arms: int, design: str, lakehouse: str) -> Config:

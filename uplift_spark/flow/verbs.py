@@ -67,15 +67,15 @@ class UpliftModel:
         return self.forest.to_bytes()
 
     def save(self, path: str | Path) -> None:
-        """Write one Arrow file with arrays, manifest and checksum; no pickle."""
+        """Write one file: Arrow arrays and manifest, a SHA-256 at its end; no pickle."""
         self.forest.save(path)
 
 
 @dataclass(frozen=True)
-class CausalForest:
+class CausalForest(Params):
     """An honest causal forest for binary, ordered or unordered treatments (R3.1, R3.2, R3.4).
 
-    n_trees    trees, rounded up to a multiple of the little bag (4)
+    n_trees    trees, rounded up to a multiple of bag_size
     seed       same seed, rows and version: same bytes, whatever the partitioning (R3.8)
     min_leaf   smallest leaf while growing, in rows; None: by the signal in the data (`causal.defaults`)
     max_depth  deepest leaf; None: 20
@@ -86,28 +86,16 @@ class CausalForest:
     min_share  a child keeps at least this share of its parent's rows
     imbalance  a child keeps at least this share of the root's treatment scatter per unit
     criterion  "slope" or "one_hot"; None: slope when roles.dose is given
+    bag_size   trees per little bag, the groups of trees that share a half-sample
     """
-
-    n_trees: int = 200
-    seed: int = 7
-    min_leaf: int | None = None
-    max_depth: int | None = None
-    n_buckets: int | None = None
-    max_bins: int | None = None
-    mtry: int | None = None
-    min_gain: float = 0.0
-    min_share: float = 0.1
-    imbalance: float = 0.2
-    criterion: str | None = None
 
     def fit(self, frame: Frame, roles: Roles, say: Say = _quiet) -> UpliftModel:
         """Train on one row per unit; `say` is told the progress. Raises DataError naming column, count and fix."""
-        params = Params(**self.__dict__)
         if _is_spark(frame):
             from uplift_spark.flow.training import fit_frame
 
-            return UpliftModel(fit_frame(frame, roles, params, say))
-        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, params, say))
+            return UpliftModel(fit_frame(frame, roles, self, say))
+        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, say))
 
 
 def load_model(source: str | Path | bytes) -> UpliftModel:

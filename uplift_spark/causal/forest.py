@@ -1,4 +1,4 @@
-"""The forest: structure and leaf sums as flat arrays, one Arrow file with a SHA-256 at its end, effects with intervals."""
+"""The forest: structure and leaf sums as flat arrays, one Arrow file with a SHA-256 at its end, effects with errors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Split criteria as treatment bases: a criterion is the map from levels to φ, the kernel is the same for all.
 
 A node's effect θ is the coefficient of Y on φ(W) inside the node; a split's gain is Σ_children θ'Aθ - parent's, A the
-node's scatter of φ (Athey, Tibshirani & Wager 2019; DESIGN, "One split criterion family"). A new criterion is one
+node's scatter of φ (Athey, Tibshirani & Wager 2019). A new criterion is one
 class and one entry in CRITERIA.
 """
 

@@ -89,7 +89,7 @@ test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
-	@$(BIN)/python -m pytest -m simulation $(ARGS)
+	@$(BIN)/python -m pytest -m simulation -rP $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -133,7 +133,7 @@ class Roles:
 
 
 def state_folder() -> Path:
-    """Folder for the log and compiled kernels: in the virtual environment if there is one, else the user's cache."""
+    """Folder for log, compiled kernels, downloads: in the virtual environment if there is one, else the user cache."""
     prefix = Path(sys.prefix)
     if sys.prefix != sys.base_prefix and os.access(prefix, os.W_OK):
         folder = prefix / "var" / "uplift_spark"

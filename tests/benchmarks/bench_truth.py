@@ -1,7 +1,7 @@
-"""Effects against the simulator's truth: error, correlation, and share of the best possible Qini, per design and size.
+"""Effects against the truth: error, correlation, share of the best possible Qini, coverage, per trial, size and level.
 
-    make bench                                   # 20,000 and 200,000 training units
-    python tests/benchmarks/bench_truth.py --sizes 20000 --seeds 3
+    make bench                                        # simulated campaigns and the generated trials of the literature
+    python tests/benchmarks/bench_truth.py --trials rct conv --sizes 10000 100000 --seeds 3
 
 One process, no Spark: the forest is the same, byte for byte. Effects are judged on 50,000 units not trained on.
 """
@@ -11,63 +11,93 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.causal.simulate import ATTRIBUTES, CampaignSimulator, effect_column
+from uplift_spark.causal.forest import Z95
+from uplift_spark.causal.simulate import ATTRIBUTES, BENCHMARKS, CampaignSimulator, effect_column
 from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.stats.qini import true_curve
 from uplift_spark.vocabulary import Roles
 
-DESIGNS = {"binary": 2, "ordered": 3, "unordered": 4}
+CAMPAIGNS = {"binary": 2, "ordered": 3, "unordered": 4}
+GENERATED = ("rct", "conf", "conv", "multi", "mconv")
 HELD_OUT = 50_000
+Drawn = tuple[pa.Table, np.ndarray, Roles]
+
+
+def campaign(design: str, n: int, seed: int) -> Drawn:
+    """n units of a simulated campaign, true effects [n, K-1], roles."""
+    simulator = CampaignSimulator(design, CAMPAIGNS[design], seed=seed)
+    units, levels = simulator.units(n), simulator.levels
+    dose = dict(zip(levels.names, levels.doses, strict=True)) if levels.doses and design == "ordered" else None
+    tau = [units.column(effect_column("conversion", level)).to_numpy() for level in levels.treated]
+    return units, np.column_stack(tau), Roles("unit_id", "treatment", "conversion", ATTRIBUTES, levels.control, dose)
+
+
+def generated(name: str, n: int, seed: int) -> Drawn:
+    """n units of a generated trial, as `campaign`; levels beyond two are ordered."""
+    trial = BENCHMARKS[name](n, seed)
+    features = {f"x{j}": column for j, column in enumerate(trial.X.T)}
+    units = pa.table({"unit": np.arange(n), "w": trial.w, "y": trial.y, **features})
+    levels = trial.tau.shape[1] + 1
+    dose = {str(k): float(k) for k in range(levels)} if levels > 2 else None
+    return units, trial.tau, Roles("unit", "w", "y", tuple(features), "0", dose)
+
+
+TRIALS = {d: partial(campaign, d) for d in CAMPAIGNS} | {g: partial(generated, g) for g in GENERATED}
+SIZES = {t: (20_000, 200_000) if t in CAMPAIGNS else (10_000, 100_000) for t in TRIALS}
 
 
 def qini_of(score: np.ndarray, tau: np.ndarray) -> float:
-    """True Qini per unit of ranking by `score` when `tau` is the true effect: area over the random line."""
-    gain = np.cumsum(tau[np.argsort(-score, kind="stable")]) / tau.size
-    return float(gain.mean() - gain[-1] / 2)
+    """True Qini of ranking by `score`."""
+    return float(true_curve(np.ones(tau.size), tau[np.argsort(-score, kind="stable")]).qini)
 
 
-def figures(design: str, n: int, seed: int) -> list[tuple[str, list[float]]]:
-    """Per treated level: [spread of the truth, RMSE, correlation, share of the best Qini, coverage, seconds]."""
-    simulator = CampaignSimulator(design, DESIGNS[design], seed=seed)
-    units, levels = simulator.units(n + HELD_OUT), simulator.levels
-    dose = dict(zip(levels.names, levels.doses, strict=True)) if design == "ordered" and levels.doses else None
-    roles = Roles("unit_id", "treatment", "conversion", ATTRIBUTES, levels.control, dose)
+def figures(trial: str, n: int, seed: int) -> list[tuple[str, list[float]]]:
+    """Per treated level: [sd of the truth, RMSE, correlation, share of the best Qini, coverage, seconds, buckets]."""
+    units, truth, roles = TRIALS[trial](n + HELD_OUT, seed)
     started = time.monotonic()
     forest = fit_table(units.slice(0, n), roles, Params(seed=seed))
     seconds = time.monotonic() - started
-    held_out = units.slice(n)
-    effect, se, _ = forest.effect_arrays(held_out, os.cpu_count() or 1)
+    effect, se, _ = forest.effect_arrays(units.slice(n), os.cpu_count() or 1)
     rows = []
     for k, level in enumerate(forest.levels.treated):
-        tau, found = held_out.column(effect_column("conversion", level)).to_numpy(), effect[:, k]
+        tau, found = truth[n:, k], effect[:, k]
         rmse = float(np.sqrt(np.mean((found - tau) ** 2)))
-        share = qini_of(found, tau) / qini_of(tau, tau)
-        covered = float((np.abs(found - tau) < 1.96 * se[:, k]).mean())
-        rows.append((level, [tau.std(), rmse, np.corrcoef(found, tau)[0, 1], share, covered, seconds]))
+        share, correlation = qini_of(found, tau) / qini_of(tau, tau), np.corrcoef(found, tau)[0, 1]
+        covered = float((np.abs(found - tau) < Z95 * se[:, k]).mean())
+        rows.append((level, [tau.std(), rmse, correlation, share, covered, seconds, forest.plan.n_buckets]))
     return rows
 
 
-def main() -> None:
-    """Print one row per design, size and level; means over seeds, the spread of the Qini share beside it."""
+def parsed() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--trials", nargs="+", choices=list(TRIALS), default=list(TRIALS))
+    parser.add_argument("--sizes", type=int, nargs="+", help="training units; each trial has its own by default")
     parser.add_argument("--seeds", type=int, default=3)
-    arguments, _ = parser.parse_known_args()
-    names = ("design", "units", "level", "sd of truth", "RMSE", "corr", "of best Qini", "±", "coverage", "fit s")
+    return parser.parse_known_args()[0]
+
+
+def main() -> None:
+    """Print one row per trial, size and level; means over seeds, the spread of RMSE and Qini share beside them."""
+    arguments = parsed()
+    names = ("trial", "units", "level", "sd of truth", "RMSE", "corr", "of best Qini", "coverage", "fit s", "buckets")
     table = Table(*names, box=None)
-    for design in DESIGNS:
-        for n in arguments.sizes:
-            found = [figures(design, n, seed) for seed in range(1, arguments.seeds + 1)]
+    for trial in arguments.trials:
+        for n in arguments.sizes or SIZES[trial]:
+            found = [figures(trial, n, seed) for seed in range(1, arguments.seeds + 1)]
             for i, (level, _) in enumerate(found[0]):
                 values = np.array([one[i][1] for one in found])
-                sd, rmse, corr, share, covered, seconds = values.mean(axis=0)
-                cells = [f"{sd:.4f}", f"{rmse:.4f}", f"{corr:.2f}", f"{share:.2f}", f"{values[:, 3].std():.2f}"]
-                table.add_row(design, f"{n:,}", level, *cells, f"{covered:.2f}", f"{seconds:.1f}")
-    Console(width=120).print(table)
+                (sd, rmse, corr, share, covered, seconds, buckets), spread = values.mean(axis=0), values.std(axis=0)
+                cells = [f"{sd:.4f}", f"{rmse:.4f} ± {spread[1]:.4f}", f"{corr:.2f}", f"{share:.2f} ± {spread[3]:.2f}"]
+                table.add_row(trial, f"{n:,}", level, *cells, f"{covered:.2f}", f"{seconds:.1f}", f"{buckets:.0f}")
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -53,13 +53,16 @@ def replicate(scenario, reps, n, **options):
 def check(scenario, reps, n, slack, **options):
     effects, errors, tau = replicate(scenario, reps, n, **options)
     own = (np.abs(effects - effects.mean(axis=0)) < 1.96 * errors).mean()
+    ratio = errors.mean() / effects.std(axis=0).mean()
+    truth = (np.abs(effects - tau) < 1.96 * errors).mean()
+    print(f"{scenario.__name__} {options}: covers own mean {own:.3f}, truth {truth:.3f}; se/sd {ratio:.3f}")
     assert 0.93 - 2 * slack < own < 0.95 + slack
-    assert errors.mean() == pytest.approx(effects.std(axis=0).mean(), rel=0.12 + 2 * slack)
+    assert ratio == pytest.approx(1, rel=0.12 + 2 * slack)
     # Better than the average effect alone, by far, where there is heterogeneity; unbiased where there is none.
     rmse = np.sqrt(((effects - tau) ** 2).mean())
     assert rmse < (0.55 * tau.std() if tau.std() > 0 else 0.1)
     if scenario is null:
-        assert (np.abs(effects) < 1.96 * errors).mean() > 0.93 - 2 * slack
+        assert truth > 0.93 - 2 * slack
 
 
 @pytest.mark.parametrize("n_buckets", [1, 4])

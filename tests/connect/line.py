@@ -20,7 +20,7 @@ def main(folder: str) -> None:
     spark = spark_session(config.lakehouse)
     lake = Lake(spark, config.lakehouse)
     first = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
-    again = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in ("train", "score")]
+    again = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
     frame = ordered_frame(1500)
     remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
     forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)

@@ -40,7 +40,7 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     told = client("tests.connect.line", connect_server, tmp_path)
     assert "connect" in told["module"]
     assert told["rows"]["gold.uplift_scores"] == 2 * 3000 and told["rows"]["gold.lift_table"] > 0
-    assert told["again"] == {"gold.uplift_scores": 0}
+    assert set(told["again"]) == set(told["rows"]) and not any(told["again"].values())
     assert told["same_bytes"]
 
 

@@ -26,7 +26,7 @@ TRIAL = Trial(
 @pytest.fixture(autouse=True)
 def no_folders(monkeypatch, tmp_path):
     monkeypatch.delenv(sources.DATA_FOLDER, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "state_folder", lambda: tmp_path / "state")
 
 
 def _published(tmp_path, content=TEXT):

@@ -18,11 +18,12 @@ import pyarrow as pa
 from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.kernels import predict
 from uplift_spark.causal.rows import Plan, frozen
+from uplift_spark.stats.moments import normal_quantile
 from uplift_spark.vocabulary import TREATMENT, Levels, ModelFileError, Roles
 
 FORMAT = 1
 DIGEST = 32  # bytes of SHA-256 that end the file
-Z95 = 1.959963984540054
+Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
 LOW_SUPPORT = 0.5  # a level is thinly supported at a unit when fewer than half of its leaves hold level and control
 

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from uplift_spark.config import Trial
-from uplift_spark.vocabulary import DataError, EnvironmentProblem
+from uplift_spark.vocabulary import DataError, EnvironmentProblem, state_folder
 
 DATA_FOLDER = "UPLIFT_DATA"
 _TIMEOUT_SECONDS = 30
@@ -30,7 +30,7 @@ def sha256(path: Path) -> str:
 def find(trial: Trial) -> Path:
     """Local path of a trial's file, its checksum verified.
 
-    Looks in $UPLIFT_DATA, then in the user's cache, then downloads from `trial.url` into the cache. A file in
+    Looks in $UPLIFT_DATA, then in `cache_folder`, then downloads from `trial.url` into it. A file in
     $UPLIFT_DATA must have `trial.sha256`; a download `trial.url_sha256` when that is given.
     Raises DataError when the content is not the declared one, EnvironmentProblem when the file cannot be had.
     """
@@ -47,8 +47,8 @@ def find(trial: Trial) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache for this package; not created here."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uplift_spark"
+    """Where downloads are kept; not created here."""
+    return state_folder() / "data"
 
 
 def _verified(path: Path, expected: str) -> Path:

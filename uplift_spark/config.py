@@ -85,7 +85,7 @@ class Forest:
     n_trees: Annotated[int, Field(ge=4)] = 200
     min_leaf: Annotated[int, Field(ge=1)] | None = None
     max_depth: Annotated[int, Field(ge=1, le=30)] | None = None
-    n_buckets: Annotated[int, Field(ge=1)] | None = None
+    n_buckets: Annotated[int, Field(ge=2)] | None = None
     max_bins: Annotated[int, Field(ge=2, le=254)] | None = None
 
 

@@ -1,7 +1,7 @@
 """Claims about the estimator as simulations with known truth: errors as large as the spread, intervals that cover.
 
 Each case trains many forests on fresh draws and looks at 200 fixed units. "Own mean" is the forest's expectation: the
-little-bag errors claim to cover it; the truth differs from it by the bias of finite leaves.
+truth differs from it by the bias of finite leaves that the correction leaves over.
 """
 
 from __future__ import annotations
@@ -56,23 +56,25 @@ def check(scenario, reps, n, slack, **options):
     ratio = errors.mean() / effects.std(axis=0).mean()
     truth = (np.abs(effects - tau) < 1.96 * errors).mean()
     print(f"{scenario.__name__} {options}: covers own mean {own:.3f}, truth {truth:.3f}; se/sd {ratio:.3f}")
-    assert 0.93 - 2 * slack < own < 0.95 + slack
-    assert ratio == pytest.approx(1, rel=0.12 + 2 * slack)
+    assert 0.93 - 2 * slack < own < 0.97 + slack
+    assert truth > 0.92 - 2 * slack
+    assert 0.85 - slack < ratio < 1.25 + slack
     # Better than the average effect alone, by far, where there is heterogeneity; unbiased where there is none.
     rmse = np.sqrt(((effects - tau) ** 2).mean())
     assert rmse < (0.55 * tau.std() if tau.std() > 0 else 0.1)
-    if scenario is null:
-        assert truth > 0.93 - 2 * slack
 
 
-@pytest.mark.parametrize("n_buckets", [1, 4])
+DESIGNS = [{}, {"n_buckets": 4, "growth_buckets": 2}, {"n_buckets": 8}]
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=["defaults", "half", "eighth"])
 @pytest.mark.parametrize("scenario", [linear, null, dose])
-def test_errors_match_the_spread_of_effects(scenario, n_buckets):
-    check(scenario, 25, 2000, 0.04, n_trees=100, n_buckets=n_buckets)
+def test_errors_match_the_spread_of_effects(scenario, design):
+    check(scenario, 25, 2000, 0.04, n_trees=100, **design)
 
 
 @pytest.mark.simulation
-@pytest.mark.parametrize("n_buckets", [1, 4])
+@pytest.mark.parametrize("design", DESIGNS, ids=["defaults", "half", "eighth"])
 @pytest.mark.parametrize("scenario", [linear, null, dose])
-def test_errors_match_the_spread_of_effects_in_full(scenario, n_buckets):
-    check(scenario, 300, 4000, 0.02, n_trees=200, n_buckets=n_buckets)
+def test_errors_match_the_spread_of_effects_in_full(scenario, design):
+    check(scenario, 300, 4000, 0.02, n_trees=200, **design)

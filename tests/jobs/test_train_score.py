@@ -46,7 +46,7 @@ def conf(lake, **registry):
         source={"kind": "simulation"},
         roles=ROLES,
         lakehouse=lake.lakehouse,
-        forest=Forest(n_trees=8, min_leaf=5, n_buckets=1),
+        forest=Forest(n_trees=8, min_leaf=5, n_buckets=4),
         registry=RegistryConf(**registry),
     )
 

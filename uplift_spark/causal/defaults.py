@@ -1,4 +1,12 @@
-"""The rules that choose what the user left open, from n, p, levels and signal."""
+"""The rules that choose what the user left open, from n, p, levels and signal.
+
+Signal decides. Let h be the effect's heterogeneity per row, θ'Aθ over noise: about .2 for an effect as variable as the
+noise in a balanced trial, 4e-4 for lifts of a few points on a 5 % base rate. n·h then counts how much the data can tell
+of the effect's shape. In simulations of both kinds from 2,000 to 1 M rows the smallest errors were at 1.4 (n·h)^.38
+leaves per tree, and intervals were truest at rather more, so twice that power is taken. Weak signals need as many rows
+to grow on as they can get, a quarter of them; strong ones are found in few, and more is then gained from estimating on
+the rest: buckets multiply as √(n·h) does (`tests/benchmarks/bench_truth.py` prints both sides of each rule).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +15,36 @@ import math
 import numpy as np
 
 from uplift_spark.causal.criteria import CRITERIA
+from uplift_spark.causal.grower import Shape, grow_tree
 from uplift_spark.causal.rows import Encoded, Plan
+from uplift_spark.causal.splits import Limits
 
 MAX_DEPTH = 20
-ROWS_PER_BUCKET = 12_500  # eight buckets of 12,500 rows equalled one forest of 100 k rows; fewer rows lost accuracy
-LEAVES_PER_BUCKET = 100  # a bucket holds this many smallest leaves, or its trees are too coarse to find the effect
-FEWEST_BUCKETS = 4  # below this the trees of a little bag would share their growing rows and not be different trees
+LEAVES = 2.0  # leaves per tree at n·h = 1
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
-LEAF_SCALE = 2.0
+MOST_BUCKETS = 32  # unless buckets would be larger than that
+STRONG, WEAK = 1600.0, 320.0  # n·h from which 8 buckets, and below which half of 4 buckets, do best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
+UNSEEN = 4.0  # n·h that a sample may hide: what is taken where it shows nothing
 
 
-def n_buckets(rows: int, wanted_leaf: float) -> int:
-    """Buckets by rows per bucket and signal, never by cores: 1, then 4 to 8, then as many as keep a bucket small."""
-    fitting = min(8, int(rows // max(ROWS_PER_BUCKET, LEAVES_PER_BUCKET * wanted_leaf)))
-    return max(fitting if fitting >= FEWEST_BUCKETS else 1, math.ceil(rows / MOST_ROWS) if rows > 4 * MOST_ROWS else 1)
+def buckets(rows: int, signal: float) -> tuple[int, int]:
+    """(number of buckets, buckets that grow a tree) for n rows with n·h = signal. By signal, never by cores."""
+    largest = math.ceil(rows / MOST_ROWS)
+    if signal < WEAK:
+        return max(4, largest), 2 if largest <= 4 else 1
+    wanted = 4 if signal < STRONG else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, math.sqrt(signal) / 8.0))))
+    return max(wanted, largest), 1
+
+
+def min_leaf(rows: int, signal: float, design: tuple[int, int], n_levels: int) -> int:
+    """Smallest growing leaf in rows for `buckets`' design, from a floor per level upwards."""
+    n_buckets, growth_buckets = design
+    grown = rows * growth_buckets / n_buckets / 2
+    wanted = grown / (LEAVES * max(signal, UNSEEN) ** 0.38)
+    # Across buckets a leaf is estimated on several times the rows that grew it, so half the floor does.
+    smallest = SMALLEST_LEAF * n_levels / (2 if growth_buckets < n_buckets / 2 else 1)
+    return max(1, round(max(smallest, min(wanted, grown / 4))))
 
 
 def max_bins(rows: int) -> int:
@@ -30,82 +53,32 @@ def max_bins(rows: int) -> int:
 
 
 def mtry(n_features: int) -> int:
-    """Features tried per node (grf's rule: √p + 20, capped)."""
-    return min(n_features, math.ceil(math.sqrt(n_features) + 20))
+    """Features tried per node: all of them, until a pilot has learnt which have evidence."""
+    return n_features
 
 
 def sample_rows(n_features: int) -> int:
-    """Rows collected to fix bins and leaf size: 100,000, fewer for very wide frames so that memory stays bounded."""
+    """Rows collected for planning (bins, baseline, signal): 100,000, fewer for very wide frames to bound memory."""
     return max(20_000, min(100_000, 20_000_000 // max(1, n_features)))
 
 
-def wanted_leaf(sample: Encoded, plan: Plan) -> float:
-    """Leaf size in rows at which a leaf's effect is about as large as its noise; infinite without signal.
-
-    signal  explained sum of squares per row: of the average effect, plus what each feature's quarters add beyond
-            chance (three standard deviations)
-    noise   residual variance x number of contrasts, as each level's effect comes from its own rows
-    """
-    basis = CRITERIA[plan.criterion].basis(plan.levels)
-    root = _cells(sample, np.zeros(sample.level.size, np.int64), 1, len(plan.levels))[0]
-    explained, noise = _explained(root, basis), _noise(sample, root)
-    q = basis.shape[0]
-    signal = max(0.0, explained - q * noise)
-    for j in range(sample.bins.shape[1]):
-        groups = _quarters(sample.bins[:, j])
-        cells = _cells(sample, groups, int(groups.max()) + 1, len(plan.levels))
-        extra = sum(_explained(c, basis) for c in cells) - explained
-        chance = (len(cells) - 1) * q
-        if extra > (chance + 3 * math.sqrt(2 * chance)) * noise:
-            signal += extra - chance * noise
-    contrasts = len(plan.levels) - 1
-    return LEAF_SCALE * contrasts * noise * sample.level.size / signal if signal > 0 else math.inf
+def shape_of(plan: Plan) -> Shape:
+    """What the grower needs to know of the columns."""
+    basis = np.ascontiguousarray(CRITERIA[plan.criterion].basis(plan.levels))
+    return Shape(basis, *bins_of(plan), 1.0)
 
 
-def min_leaf(wanted: float, rows: int, buckets: int, n_levels: int) -> int:
-    """Smallest growing leaf in rows: the wanted size on a coarse grid, from a floor per level to 1/8 of a tree's rows.
-
-    Across buckets a leaf is estimated on several times the rows that grew it, so half the floor does.
-    """
-    smallest = SMALLEST_LEAF * n_levels / (1 if buckets == 1 else 2)
-    largest = max(smallest, rows / buckets / 4 / 8)
-    grid = 2.0 ** round(math.log2(max(1.0, min(wanted, largest))))
-    return max(1, round(min(max(grid, smallest), largest)))
+def bins_of(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """(number of bins int64 [p], categorical bool [p])."""
+    return np.array([b.n_bins for b in plan.bins], np.int64), np.array([b.categorical for b in plan.bins], np.bool_)
 
 
-def _quarters(bins: np.ndarray) -> np.ndarray:
-    """Group rows by bin into at most four groups of about equal size: int64 [n]."""
-    counts = np.bincount(bins, minlength=256)
-    before = np.cumsum(counts) - counts
-    group = np.minimum(4 * before // max(1, bins.size), 3)
-    _, compact = np.unique(group[bins], return_inverse=True)
-    return compact
-
-
-def _cells(sample: Encoded, groups: np.ndarray, n_groups: int, n_levels: int) -> np.ndarray:
-    """Σw and Σwy per group and level, float64 [groups, K, 2]; exact sums of integers."""
-    cells = np.zeros((2, n_groups * n_levels), np.int64)
-    at = groups * n_levels + sample.level
-    np.add.at(cells[0], at, sample.w)
-    np.add.at(cells[1], at, sample.wy)
-    return np.moveaxis(cells.reshape(2, n_groups, n_levels), 0, 2).astype(np.float64)
-
-
-def _explained(cells: np.ndarray, basis: np.ndarray) -> float:
-    """θ'Aθ of one group of rows from its level cells [K, 2]; coordinates without scatter explain nothing."""
-    n, s = cells[:, 0], cells[:, 1]
-    total = n.sum()
-    if total == 0:
-        return 0.0
-    centred = basis - (basis * n).sum(axis=1, keepdims=True) / total
-    scatter = (centred[:, None, :] * centred[None, :, :] * n).sum(axis=2)
-    target = (centred * s).sum(axis=1)
-    return float(target @ np.linalg.pinv(scatter, rcond=1e-10) @ target)
-
-
-def _noise(sample: Encoded, root: np.ndarray) -> float:
-    """Residual variance of the outcome within levels, in the fixed-point units of Σwy² / Σw."""
-    n, s = root[:, 0], root[:, 1]
-    means = s / np.maximum(n, 1)
-    residual = sample.wy - means[sample.level] * sample.w
-    return float((residual * residual / np.maximum(sample.w, 1)).sum() / max(1, sample.level.size))
+def signal(sample: Encoded, plan: Plan, rows: int) -> float:
+    """n·h of all `rows`, from a shallow pilot tree on the sample; at least what the sample could not have shown."""
+    n = sample.unit.size
+    work = (np.arange(n, dtype=np.int32), sample.level.copy(), sample.w.copy(), sample.wy.copy())
+    leaf = max(SMALLEST_LEAF * len(plan.levels), n / 64) * sample.w.mean()
+    limits = Limits(float(leaf), 8, 0.0, 0.2, len(plan.bins), 0.1)
+    known = np.zeros(len(plan.bins))
+    *_, found = grow_tree(np.ascontiguousarray(sample.bins.T), work, shape_of(plan), limits, np.uint64(0), known)
+    return max(2.0 * float(found), UNSEEN) * rows / n

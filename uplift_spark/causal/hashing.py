@@ -1,4 +1,4 @@
-"""Unit hashes, and everything drawn from them: buckets, half-samples, honesty halves.
+"""Unit hashes, and everything drawn from them: buckets, half-samples, folds.
 
 Randomness that depends on a unit is a function of its id, never of its place in a table, so the same forest grows
 whatever the order or partitioning of the rows (R3.8). The base hash is XXH64 with seed 42 over the UTF-8 id, which is
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from uplift_spark.vocabulary import DataError
 
-BUCKET, HALVES, HONESTY, SAMPLE, FEATURES, TREE = (np.uint64(s) for s in (0xB0C, 0xBA6, 0x40E, 0x5A3, 0xFEA, 0x7EE))
+BUCKET, HALVES, FOLDS, SAMPLE, TREE = (np.uint64(s) for s in (0xB0C, 0xBA6, 0x40E, 0x5A3, 0x7EE))
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -119,4 +119,44 @@ def unit_hashes(ids: pa.ChunkedArray | pa.Array, column: str) -> np.ndarray:
         bounds = np.frombuffer(offsets, dtype=np.int64)[text.offset : text.offset + len(text) + 1]
         content = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, np.uint8)
         _hash_all(content, bounds, out)
+    return out
+
+
+def folds_of(key: np.ndarray, seed: np.uint64) -> np.ndarray:
+    """The cross-fitting fold of each row, 0 or 1: int64 [n]."""
+    return (mix_all(key, seed, FOLDS) & np.uint64(1)).astype(np.int64)
+
+
+@nb.njit(cache=True, nogil=True)
+def halves_of(key, seed, n_bags):
+    """Which half-samples each key is in, a bit per little bag: uint64 [n, words]."""
+    words = (n_bags + 63) // 64
+    out = np.empty((key.size, words), np.uint64)
+    for i in range(key.size):
+        for word in range(words):
+            out[i, word] = mix(key[i], seed, HALVES + (np.uint64(word) << np.uint64(16)))
+    return out
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def in_half(halves, i, bag):
+    """Whether row i is in the bag's half-sample."""
+    return (halves[i, bag >> 6] >> np.uint64(bag & 63)) & np.uint64(1) != 0
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def shapes(bucket, tree, n_buckets, growth_buckets):
+    """Whether a bucket's rows shape the tree; they are then no part of its leaves, which is honesty."""
+    return (bucket - tree) % n_buckets < growth_buckets
+
+
+@nb.njit(cache=True, nogil=True)
+def growth_rows(rows, seed, tree, design):
+    """Mask of the rows (key, bucket) that shape the tree: bool [n]. design is (bag size, buckets, growth buckets)."""
+    key, bucket = rows
+    bag, n_buckets, growth_buckets = design
+    halves = halves_of(key, seed, tree // bag + 1)
+    out = np.empty(key.size, np.bool_)
+    for i in range(key.size):
+        out[i] = shapes(bucket[i], tree, n_buckets, growth_buckets) and in_half(halves, i, tree // bag)
     return out

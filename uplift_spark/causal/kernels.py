@@ -1,68 +1,176 @@
-"""Rows through trees: routing, exact leaf sums, effects with little-bag standard errors."""
+"""Rows through trees: routing, exact leaf sums, expected outcomes, effects with little-bag standard errors.
+
+Every kernel takes rows in blocks that stay in cache and routes a block through one tree before the next.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
 
-from uplift_spark.causal.nodes import LEAF, goes_left, node_child, node_feature, node_set
+from uplift_spark.causal.hashing import in_half, shapes
+from uplift_spark.causal.nodes import (
+    CATEGORICAL,
+    LEAF,
+    NO_THRESHOLD,
+    goes_right,
+    node_child,
+    node_feature,
+    node_set,
+    outside,
+)
 
-BLOCK = 1024  # rows routed through one tree before the next tree: they stay in cache, and so does the tree
+BLOCK = 256
 
 
-@nb.njit(cache=True, nogil=True, inline="always")
-def _leaf_of(nodes, base, sets, set_base, row):
-    """Leaf id of one row (uint8 [p]) in the tree whose root is nodes[base]."""
-    word = nodes[base]
-    while word & np.uint64(LEAF) == 0:
-        child = node_child(word)
-        members = sets[min(set_base + node_set(word), sets.shape[0] - 1)]
-        if not goes_left(word, np.int64(row[node_feature(word)]), members):
-            child += 1
-        word = nodes[base + child]
-    return node_child(word)
+class Routes(NamedTuple):
+    """A structure laid out for walking: leaves point at themselves, so that rows need no test for having arrived.
+
+    words      uint64 [N]: nodes, a leaf's child being itself and nothing going right of it
+    leaf       int32 [N]: global leaf index of a leaf
+    root       int64 [T + 1]: first node of each tree
+    rounds     int64 [T]: steps after which most rows have arrived; -1 where a tree has no structure
+    sets, set_start   as in the structure
+    """
+
+    words: np.ndarray
+    leaf: np.ndarray
+    root: np.ndarray
+    rounds: np.ndarray
+    sets: np.ndarray
+    set_start: np.ndarray
 
 
 @nb.njit(cache=True, nogil=True)
-def accumulate(structure, rows, estimates, first, last, sums):
-    """Add every row to the leaves that are estimated on it, for trees first ≤ t < last.
+def routes_of(nodes, node_start, leaf_start):
+    """(words, leaf, rounds) of `Routes` from a structure."""
+    n_trees = node_start.size - 1
+    words, leaf, rounds = nodes.copy(), np.full(nodes.size, -1, np.int32), np.full(n_trees, -1)
+    depth = np.zeros(nodes.size, np.int64)
+    for t in range(n_trees):
+        base, total, leaves = node_start[t], 0, 0
+        for v in range(base, node_start[t + 1]):  # parents come before their children
+            word = nodes[v]
+            child = node_child(word)
+            if word & np.uint64(LEAF):
+                leaf[v] = leaf_start[t] + child
+                words[v] = np.uint64(v - base) << np.uint64(32) | np.uint64(NO_THRESHOLD) << np.uint64(16)
+                total, leaves = total + depth[v], leaves + 1
+            else:
+                depth[base + child] = depth[base + child + 1] = depth[v] + 1
+        if leaves > 0:
+            rounds[t] = (total + leaves - 1) // leaves
+    return words, leaf, rounds
 
-    structure  (nodes, node_start, sets, set_start, leaf_start); sets has at least one row
-    rows       (bins uint8 [n, p], level uint8 [n], w int64 [n], wy int64 [n], wyy int64 [n])
-    estimates  bool [n, last - first]: whether the row is in the tree's estimation sample
+
+@nb.njit(cache=True, nogil=True)
+def _walk(routes, t, bins, which, count, at):
+    """Leave in at[j] the global leaf index, in tree t, of row which[j], j < count. bins uint8 [n, p].
+
+    All rows take a step before any takes the next: the steps of different rows do not wait for one another's memory.
+    """
+    words, leaf, root, rounds, sets, set_start = routes
+    base, first_set = root[t], set_start[t]
+    plain = first_set == set_start[t + 1]
+    at[:count] = 0
+    for _ in range(rounds[t]):
+        for j in range(count):
+            word = words[base + at[j]]
+            b = np.int64(bins[which[j], node_feature(word)])
+            if plain or word & np.uint64(CATEGORICAL) == np.uint64(0):
+                at[j] = node_child(word) + goes_right(word, b)
+            else:
+                at[j] = node_child(word) + outside(sets, first_set + node_set(word), b)
+    for j in range(count):
+        here = base + at[j]
+        while leaf[here] < 0:
+            word = words[here]
+            b = np.int64(bins[which[j], node_feature(word)])
+            if word & np.uint64(CATEGORICAL):
+                here = base + node_child(word) + outside(sets, first_set + node_set(word), b)
+            else:
+                here = base + node_child(word) + goes_right(word, b)
+        at[j] = leaf[here]
+
+
+@nb.njit(cache=True, nogil=True)
+def leaves_of(routes, bins, out):
+    """Global leaf index of every row in every tree, int32 [n, T]; -1 where a tree has no structure."""
+    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for low in range(0, bins.shape[0], BLOCK):
+        count = min(BLOCK, bins.shape[0] - low)
+        for j in range(count):
+            which[j] = low + j
+        for t in range(routes.rounds.size):
+            if routes.rounds[t] >= 0:
+                _walk(routes, t, bins, which, count, at)
+            for j in range(count):
+                out[low + j, t] = at[j] if routes.rounds[t] >= 0 else -1
+
+
+@nb.njit(cache=True, nogil=True)
+def accumulate(routes, rows, design, span, corrected, sums):
+    """Add every row to the leaves that are estimated on it, for trees span[0] ≤ t < span[1].
+
+    rows       (bins uint8 [n, p], level uint8 [n], w int64 [n], wy int64 [n], bucket int32 [n], halves uint64 [n, :])
+    design     (trees per little bag, buckets, growth buckets)
+    corrected  False: add (w, wy) to places 0 and 1 of a cell; True: add wy to place 2
     sums       int64 [leaves, K, 3], added to in place
     """
-    nodes, node_start, sets, set_start, leaf_start = structure
-    bins, level, w, wy, wyy = rows
-    n = bins.shape[0]
-    for low in range(0, n, BLOCK):
-        high = min(low + BLOCK, n)
-        for t in range(first, last):
-            if node_start[t] == node_start[t + 1]:
+    bins, level, w, wy, bucket, halves = rows
+    bag, n_buckets, growth_buckets = design
+    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for low in range(0, bins.shape[0], BLOCK):
+        high = min(low + BLOCK, bins.shape[0])
+        for t in range(span[0], span[1]):
+            if routes.rounds[t] < 0:
                 continue
+            count = 0
             for i in range(low, high):
-                if estimates[i, t - first]:
-                    leaf = leaf_start[t] + _leaf_of(nodes, node_start[t], sets, set_start[t], bins[i])
-                    cell = sums[leaf, level[i]]
-                    cell[0] += w[i]
-                    cell[1] += wy[i]
-                    cell[2] += wyy[i]
+                which[count] = i
+                honest = not shapes(bucket[i], t, n_buckets, growth_buckets)
+                count += int(honest and in_half(halves, i, t // bag))
+            _walk(routes, t, bins, which, count, at)
+            for j in range(count):
+                i = which[j]
+                if corrected:
+                    sums[at[j], level[i], 2] += wy[i]
+                else:
+                    sums[at[j], level[i], 0] += w[i]
+                    sums[at[j], level[i], 1] += wy[i]
 
 
 @nb.njit(cache=True, nogil=True)
-def leaves_of(structure, bins, out):
-    """Global leaf index of every row in every tree, int32 [n, T]; -1 where a tree has no structure."""
-    nodes, node_start, sets, set_start, leaf_start = structure
-    n_trees = node_start.size - 1
-    for t in range(n_trees):
-        empty = node_start[t] == node_start[t + 1]
-        for i in range(bins.shape[0]):
-            if empty:
-                out[i, t] = -1
-            else:
-                out[i, t] = leaf_start[t] + _leaf_of(nodes, node_start[t], sets, set_start[t], bins[i])
+def expected_outcomes(routes, values, rows, bag, expected):
+    """What the forest expects of each row's outcome at its own level, from the bags that do not hold the row.
+
+    values float64 [leaves, K, 2] as in `predict`; rows (bins, level, halves); expected float64 [n], NaN if nothing is
+    known.
+    """
+    bins, level, halves = rows
+    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    totals = np.empty((BLOCK, 2))
+    for low in range(0, bins.shape[0], BLOCK):
+        high = min(low + BLOCK, bins.shape[0])
+        totals[:] = 0.0
+        for t in range(routes.rounds.size):
+            if routes.rounds[t] < 0:
+                continue
+            count = 0
+            for i in range(low, high):
+                which[count] = i
+                count += int(not in_half(halves, i, t // bag))
+            _walk(routes, t, bins, which, count, at)
+            for j in range(count):
+                i = which[j]
+                cell = values[at[j], level[i]]
+                totals[i - low, 0] += cell[0]
+                totals[i - low, 1] += cell[1]
+        for i in range(low, high):
+            expected[i] = totals[i - low, 1] / totals[i - low, 0] if totals[i - low, 0] > 0.0 else np.nan
 
 
 @nb.njit(cache=True, nogil=True)
@@ -79,111 +187,127 @@ def _debias(between, noise, groups):
 
 
 @nb.njit(cache=True, nogil=True)
-def _totals(leaves, values, usable, totals):
-    """Sum of the leaf shares [K, 2] over a row's usable trees; returns their number."""
-    totals[:] = 0.0
-    count = 0
-    for t in range(leaves.size):
-        leaf = leaves[t]
-        if leaf >= 0 and usable[leaf]:
-            count += 1
-            for k in range(totals.shape[0]):
-                totals[k, 0] += values[leaf, k, 0]
-                totals[k, 1] += values[leaf, k, 1]
-    return count
+def _sum_shares(routes, values, usable, block, design, leaves, sums):
+    """First pass over a block of rows: leaves [T, BLOCK] (-1: not usable) and per row and bucket the sums of shares.
 
-
-@nb.njit(cache=True, nogil=True)
-def _deviations(leaves, values, usable, scale, k, n_buckets, psi):
-    """Fill psi [T] with each tree's pull on level k's effect at one row, less the mean of its bucket's trees.
-
-    Trees of one bucket share rows in all their bags, so what they have in common is no noise between trees of a bag:
-    left in, the correction for that noise would take away true variance. NaN where a tree is not usable.
-    scale holds (mean share N, mean outcome μ) of level 0 in [0] and of level k in [1].
+    block (bins, halves, first row, rows); sums (totals [BLOCK, B, K, 2], counts of usable trees [BLOCK, B], trees whose
+    leaf holds both the level and the control [BLOCK, K]). With halves only bags that do not hold the row are usable.
     """
-    for t in range(leaves.size):
-        leaf = leaves[t]
-        psi[t] = np.nan
-        if leaf >= 0 and usable[leaf]:
-            v0, vk = values[leaf, 0], values[leaf, k]
-            psi[t] = (vk[1] - scale[1, 1] * vk[0]) / scale[1, 0] - (v0[1] - scale[0, 1] * v0[0]) / scale[0, 0]
-    for b in range(n_buckets):
-        total, count = 0.0, 0
-        for t in range(b, leaves.size, n_buckets):
-            if not np.isnan(psi[t]):
-                total += psi[t]
-                count += 1
-        # One tree alone says nothing of its bucket; the factor restores the variance that centring takes.
-        stretch = math.sqrt(count / (count - 1.0)) if count > 1 else np.nan
-        for t in range(b, leaves.size, n_buckets):
-            psi[t] = (psi[t] - total / max(count, 1)) * stretch
-
-
-@nb.njit(cache=True, nogil=True)
-def _bag_variance(psi, bag):
-    """Little-bag variance from the trees' deviations (Athey, Tibshirani & Wager 2019, s. 4); NaN below two bags."""
-    groups, between, within = 0, 0.0, 0.0
-    for low in range(0, psi.size, bag):
-        total, squares = 0.0, 0.0
-        for t in range(low, low + bag):
-            total += psi[t]
-            squares += psi[t] * psi[t]
-        if np.isnan(total):
+    totals, counts, both = sums
+    bins, halves, low, rows = block
+    bag, n_buckets, _ = design
+    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for j in range(rows):
+        which[j] = low + j
+    totals[:rows], counts[:rows], both[:rows] = 0.0, 0.0, 0.0
+    for t in range(routes.rounds.size):
+        leaves[t, :rows] = -1
+        if routes.rounds[t] < 0:
             continue
-        groups += 1
-        mean = total / bag
-        between += mean * mean
-        within += squares / bag - mean * mean
-    if groups < 2:
-        return np.nan
-    return _debias(between / groups, within / groups / (bag - 1), groups)
+        _walk(routes, t, bins, which, rows, at)
+        b = t % n_buckets
+        for j in range(rows):
+            leaf = at[j]
+            if not usable[leaf] or (halves.shape[1] > 0 and in_half(halves, low + j, t // bag)):
+                continue
+            leaves[t, j] = leaf
+            counts[j, b] += 1.0
+            for k in range(values.shape[1]):
+                totals[j, b, k, 0] += values[leaf, k, 0]
+                totals[j, b, k, 1] += values[leaf, k, 1]
+                both[j, k] += np.int64(values[leaf, k, 0] > 0.0 and values[leaf, 0, 0] > 0.0)
 
 
 @nb.njit(cache=True, nogil=True)
-def _support(leaves, values, usable, k, count):
-    """Share of a row's usable trees whose leaf holds both level k and the control."""
-    both = 0
-    for t in range(leaves.size):
-        leaf = leaves[t]
-        if leaf >= 0 and usable[leaf] and values[leaf, 0, 0] > 0.0 and values[leaf, k, 0] > 0.0:
-            both += 1
-    return both / count
+def _solve(totals, counts, both, rows, scale, centre, effect, support):
+    """Effects of a block's rows, and what their trees' pulls are measured by.
+
+    scale [BLOCK, K, 2]: mean share N_k and mean outcome μ_k; centre [BLOCK, B, K]: mean pull of each bucket's trees
+    """
+    n_buckets, levels = totals.shape[1], totals.shape[2]
+    for j in range(rows):
+        trees = max(counts[j].sum(), 1.0)
+        for k in range(levels):
+            n, s = totals[j, :, k, 0].sum(), totals[j, :, k, 1].sum()
+            scale[j, k, 0] = n / trees if n > 0.0 else np.nan
+            scale[j, k, 1] = s / n if n > 0.0 else np.nan
+        for k in range(1, levels):
+            effect[j, k - 1] = scale[j, k, 1] - scale[j, 0, 1]
+            support[j, k - 1] = both[j, k] / trees
+        for b in range(n_buckets):
+            for k in range(levels):
+                pull = (totals[j, b, k, 1] - scale[j, k, 1] * totals[j, b, k, 0]) / scale[j, k, 0]
+                centre[j, b, k] = pull / max(counts[j, b], 1.0)
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(structure, values, usable, design, bins, effect, variance, support):
+def _spread(leaves, values, design, rows, block, variance):
+    """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4).
+
+    A tree's pull on an effect is taken less the mean of its bucket's trees: they share rows in all their bags, so what
+    they have in common is no noise between trees of a bag, and left in, the correction for that noise would take away
+    true variance. One tree alone says nothing of its bucket; the stretch restores the variance that centring takes.
+    """
+    counts, scale, centre = block
+    bag, n_buckets, _ = design
+    levels = values.shape[1]
+    sums, squares = np.empty((rows, levels)), np.empty((rows, levels))
+    between, within, groups = np.zeros((rows, levels)), np.zeros((rows, levels)), np.zeros(rows)
+    for first in range(0, leaves.shape[0], bag):
+        sums[:], squares[:] = 0.0, 0.0
+        for t in range(first, first + bag):
+            b = t % n_buckets
+            for j in range(rows):
+                leaf = leaves[t, j]
+                if leaf < 0 or counts[j, b] < 2.0:
+                    sums[j] = np.nan
+                    continue
+                stretch = math.sqrt(counts[j, b] / (counts[j, b] - 1.0))
+                base = (values[leaf, 0, 1] - scale[j, 0, 1] * values[leaf, 0, 0]) / scale[j, 0, 0] - centre[j, b, 0]
+                for k in range(1, levels):
+                    pull = (values[leaf, k, 1] - scale[j, k, 1] * values[leaf, k, 0]) / scale[j, k, 0] - centre[j, b, k]
+                    pull = (pull - base) * stretch
+                    sums[j, k] += pull
+                    squares[j, k] += pull * pull
+        for j in range(rows):
+            if np.isnan(sums[j, 0]):
+                continue
+            groups[j] += 1.0
+            for k in range(1, levels):
+                mean = sums[j, k] / bag
+                between[j, k] += mean * mean
+                within[j, k] += squares[j, k] / bag - mean * mean
+    for j in range(rows):
+        for k in range(1, levels):
+            g = groups[j]
+            known = g >= 2.0
+            variance[j, k - 1] = _debias(between[j, k] / g, within[j, k] / g / (bag - 1), g) if known else np.nan
+
+
+@nb.njit(cache=True, nogil=True)
+def predict(routes, values, usable, design, rows, with_errors, out):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
     values    float64 [leaves, K, 2]: each leaf's Σw_k / Σw and Σwy_k / Σw
     usable    bool [leaves]: the leaf holds estimation rows
-    design    (trees per little bag, buckets): tree t is in bag t // bag and was grown in bucket t % buckets
-    effect, variance, support   float64 [n, K - 1], written; NaN where a level or the control is absent
+    design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
+    rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag
+    out       (effect, variance, support), float64 [n, K - 1] each, written; NaN where a level or the control is absent
     """
-    bag, n_buckets = design
-    n = bins.shape[0]
-    n_trees = structure[1].size - 1
-    levels = values.shape[1]
-    totals = np.empty((levels, 2))
-    scale = np.empty((2, 2))
-    psi = np.empty(n_trees)
-    block = np.empty((BLOCK, n_trees), np.int32)
-    for low in range(0, n, BLOCK):
-        high = min(low + BLOCK, n)
-        leaves_of(structure, bins[low:high], block)
-        for i in range(low, high):
-            leaves = block[i - low]
-            count = _totals(leaves, values, usable, totals)
-            for k in range(1, levels):
-                effect[i, k - 1] = np.nan
-                variance[i, k - 1] = np.nan
-                support[i, k - 1] = 0.0
-                if count == 0 or totals[0, 0] <= 0.0 or totals[k, 0] <= 0.0:
-                    continue
-                for side in range(2):
-                    of = 0 if side == 0 else k
-                    scale[side, 0] = totals[of, 0] / count
-                    scale[side, 1] = totals[of, 1] / totals[of, 0]
-                effect[i, k - 1] = scale[1, 1] - scale[0, 1]
-                _deviations(leaves, values, usable, scale, k, n_buckets, psi)
-                variance[i, k - 1] = _bag_variance(psi, bag)
-                support[i, k - 1] = _support(leaves, values, usable, k, count)
+    bins, halves = rows
+    effect, variance, support = out
+    levels, n_buckets = values.shape[1], design[1]
+    leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
+    totals, counts, both = (
+        np.empty((BLOCK, n_buckets, levels, 2)),
+        np.empty((BLOCK, n_buckets)),
+        np.empty((BLOCK, levels)),
+    )
+    scale, centre = np.empty((BLOCK, levels, 2)), np.empty((BLOCK, n_buckets, levels))
+    for low in range(0, bins.shape[0], BLOCK):
+        rows_here = min(BLOCK, bins.shape[0] - low)
+        part = slice(low, low + rows_here)
+        _sum_shares(routes, values, usable, (bins, halves, low, rows_here), design, leaves, (totals, counts, both))
+        _solve(totals, counts, both, rows_here, scale, centre, effect[part], support[part])
+        if with_errors:
+            _spread(leaves, values, design, rows_here, (counts, scale, centre), variance[part])

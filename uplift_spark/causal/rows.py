@@ -12,18 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers, as_text, is_number, is_text
-from uplift_spark.causal.hashing import BUCKET, HALVES, HONESTY, mix, mix_all, unit_hashes
+from uplift_spark.causal.hashing import BUCKET, folds_of, mix_all, unit_hashes
 from uplift_spark.causal.nodes import MAX_FEATURES
+from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles
 
 _HEADROOM = 6  # bits left free in the sums, so that 64 times the training rows can still be added
 _SPARE = 62 - _HEADROOM
+_CORRECTION = 3  # bits: centred and corrected for bias an outcome is at most 2 (y - m) - μ, six times the largest |y|
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,10 @@ def _propensity_bounds(
 class Plan:
     """Everything that decides a forest except the rows; JSON-able, so it travels to workers and into the model file.
 
-    exponents   binary exponents of the fixed-point weight, w·y and w·y²
-    limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry as given to the grower
+    A tree t is grown on the buckets t, ..., t + growth_buckets - 1 (mod n_buckets) and estimated on the others.
+
+    exponents   binary exponents of the fixed-point weight and of w·y
+    limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
     """
 
     roles: Roles
@@ -174,9 +177,11 @@ class Plan:
     n_trees: int
     bag_size: int
     n_buckets: int
+    growth_buckets: int
     limits: Mapping[str, float]
-    exponents: tuple[int, int, int]
+    exponents: tuple[int, int]
     weighted_by_propensity: bool
+    debias: bool
 
     def to_dict(self) -> dict[str, Any]:
         raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
@@ -226,7 +231,7 @@ def check_summary(summary: Summary, roles: Roles) -> None:
         raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
 
 
-def exponents(summary: Summary, roles: Roles) -> tuple[int, int, int]:
+def exponents(summary: Summary, roles: Roles) -> tuple[int, int]:
     """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
     weighted = roles.weight is not None or summary.weighted_by_propensity
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
@@ -234,8 +239,7 @@ def exponents(summary: Summary, roles: Roles) -> tuple[int, int, int]:
     largest = max(abs(summary.outcome[0]), abs(summary.outcome[1]))
     return (
         min(20, bits - _log2(heavy)) if weighted else 0,
-        min(40, bits - _log2(heavy * largest)),
-        min(40, bits - _log2(heavy * largest * largest)),
+        min(40, bits - _log2(heavy * largest) - _CORRECTION),
     )
 
 
@@ -252,24 +256,17 @@ class Encoded(NamedTuple):
     level: np.ndarray
     w: np.ndarray
     wy: np.ndarray
-    wyy: np.ndarray
     bins: np.ndarray
 
     def take(self, which: np.ndarray | slice) -> Encoded:
         """The rows a mask, an index array or a slice picks."""
         return Encoded(*(column[which] for column in self))
 
-    @property
-    def sums(self) -> tuple[np.ndarray, ...]:
-        """What `kernels.accumulate` takes."""
-        return (self.bins, self.level, self.w, self.wy, self.wyy)
 
-
-def encode(batch: pa.RecordBatch | pa.Table, plan: Plan) -> Encoded:
-    """Encode checked rows: hashes, bucket, level code, fixed-point sums, bins."""
+def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | None = None) -> Encoded:
+    """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcome, bins."""
     roles = plan.roles
-    unit = unit_hashes(batch.column(roles.unit), roles.unit)
-    key = unit if roles.cluster is None else unit_hashes(batch.column(roles.cluster), roles.cluster)
+    unit, key = keys_of(batch, roles)
     seed = np.uint64(plan.seed)
     bucket = (mix_all(key, seed, BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
     codes = pc.index_in(
@@ -280,55 +277,19 @@ def encode(batch: pa.RecordBatch | pa.Table, plan: Plan) -> Encoded:
     if plan.weighted_by_propensity and roles.propensity is not None:
         w = w / as_numbers(batch.column(roles.propensity))
     y = as_numbers(batch.column(roles.outcome))
-    w_bits, y_bits, yy_bits = plan.exponents
-    sums = (_fixed(w, w_bits), _fixed(w * y, y_bits), _fixed(w * y * y, yy_bits))
-    return Encoded(unit, key, bucket, level, *sums, apply_bins(batch, plan.bins))
+    bins = apply_bins(batch, plan.bins)
+    if baseline is not None:
+        y = y - baseline.predict(bins, folds_of(key, seed))
+    w_bits, y_bits = plan.exponents
+    return Encoded(unit, key, bucket, level, fixed(w, w_bits), fixed(w * y, y_bits), bins)
 
 
-def _fixed(values: np.ndarray, exponent: int) -> np.ndarray:
+def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the units and of what is drawn together, the cluster or else the unit: uint64 [n] each."""
+    unit = unit_hashes(batch.column(roles.unit), roles.unit)
+    return unit, unit if roles.cluster is None else unit_hashes(batch.column(roles.cluster), roles.cluster)
+
+
+def fixed(values: np.ndarray, exponent: int) -> np.ndarray:
+    """values x 2^exponent as int64."""
     return np.rint(np.ldexp(values, exponent)).astype(np.int64)
-
-
-def frozen(arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Read-only views: arrays from Arrow are read-only, and compiled kernels come in one kind only if all are."""
-    views = tuple(array.view() for array in arrays)
-    for view in views:
-        view.flags.writeable = False
-    return views
-
-
-@nb.njit(cache=True, nogil=True)
-def _half(key, seed, bag):
-    """Whether this key is in the bag's half-sample."""
-    word = mix(key, seed, HALVES + (np.uint64(bag >> 6) << np.uint64(16)))
-    return (word >> np.uint64(bag & 63)) & np.uint64(1) != 0
-
-
-@nb.njit(cache=True, nogil=True)
-def _grows(key, seed, tree):
-    """With one bucket only: whether this key is in the tree's growing half rather than its estimating half."""
-    word = mix(key, seed, HONESTY + (np.uint64(tree >> 6) << np.uint64(16)))
-    return (word >> np.uint64(tree & 63)) & np.uint64(1) != 0
-
-
-@nb.njit(cache=True, nogil=True)
-def growth_rows(key, seed, tree, bag_size, n_buckets):
-    """Mask of the rows of the tree's own bucket that shape it: bool [n]."""
-    out = np.empty(key.size, np.bool_)
-    for i in range(key.size):
-        out[i] = _half(key[i], seed, tree // bag_size) and (n_buckets > 1 or _grows(key[i], seed, tree))
-    return out
-
-
-@nb.njit(cache=True, nogil=True)
-def estimation_rows(key, bucket, seed, bag_size, n_buckets, first, last):
-    """Mask of the rows that fill the leaves of trees first ≤ t < last: bool [n, last - first].
-
-    Honest: a tree never sees in its leaves a row that shaped it, nor the other rows of its bucket.
-    """
-    out = np.empty((key.size, last - first), np.bool_)
-    for i in range(key.size):
-        for t in range(first, last):
-            away = bucket[i] != t % n_buckets if n_buckets > 1 else not _grows(key[i], seed, t)
-            out[i, t - first] = away and _half(key[i], seed, t // bag_size)
-    return out

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,13 @@ import pyarrow as pa
 
 from uplift_spark.causal import defaults
 from uplift_spark.causal.binning import fit_bins
-from uplift_spark.causal.criteria import CRITERIA, default_criterion
-from uplift_spark.causal.forest import Forest, Structure, Tree, assemble
+from uplift_spark.causal.criteria import default_criterion
+from uplift_spark.causal.forest import Forest, shares
 from uplift_spark.causal.grower import grow_tree
-from uplift_spark.causal.hashing import SAMPLE, TREE, mix, mix_all, unit_hashes
-from uplift_spark.causal.kernels import accumulate
+from uplift_spark.causal.hashing import SAMPLE, TREE, folds_of, growth_rows, halves_of, mix, mix_all, unit_hashes
+from uplift_spark.causal.kernels import Routes, accumulate, expected_outcomes
+from uplift_spark.causal.nodes import leaf_word
+from uplift_spark.causal.nuisance import Baseline, fit_baseline
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -29,15 +32,14 @@ from uplift_spark.causal.rows import (
     check_parts,
     check_summary,
     encode,
-    estimation_rows,
     exponents,
-    frozen,
-    growth_rows,
+    fixed,
     make_levels,
     summarise,
 )
 from uplift_spark.causal.splits import Limits
-from uplift_spark.vocabulary import DataError, Roles
+from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
+from uplift_spark.vocabulary import ConfigError, DataError, Roles
 
 Say = Callable[[str], None]
 
@@ -51,6 +53,7 @@ class Params:
     min_leaf: int | None = None
     max_depth: int | None = None
     n_buckets: int | None = None
+    growth_buckets: int | None = None
     max_bins: int | None = None
     mtry: int | None = None
     min_gain: float = 0.0
@@ -58,6 +61,8 @@ class Params:
     min_share: float = 0.1
     criterion: str | None = None
     bag_size: int = 4
+    centre: bool = True
+    debias: bool = True
 
 
 def sample_limit(rows: int, n_features: int) -> np.uint64:
@@ -71,8 +76,8 @@ def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.ui
     return mix_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE) <= limit
 
 
-def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) -> Plan:
-    """Fix everything but the rows: levels, bins, exponents and, where left open, leaf size, buckets, depth."""
+def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) -> tuple[Plan, Baseline | None]:
+    """Fix everything but the rows: levels, bins, exponents, baseline and, where left open, leaf size and buckets."""
     check_summary(summary, roles)
     levels = make_levels(summary, roles)
     draft = Plan(
@@ -84,41 +89,71 @@ def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) 
         n_trees=-(-params.n_trees // params.bag_size) * params.bag_size,
         bag_size=params.bag_size,
         n_buckets=1,
+        growth_buckets=1,
         limits={},
         exponents=exponents(summary, roles),
         weighted_by_propensity=summary.weighted_by_propensity,
+        debias=params.debias,
     )
     rows = encode(sample, draft)
     # Canonical order: floating sums over the sample must not depend on how it was collected.
-    wanted = defaults.wanted_leaf(rows.take(np.argsort(rows.unit)), draft)
-    n_buckets = params.n_buckets or defaults.n_buckets(summary.rows, wanted)
+    rows = rows.take(np.argsort(rows.unit, kind="stable"))
+    rows, baseline = centred(rows, draft) if params.centre else (rows, None)
+    signal = defaults.signal(rows, draft, summary.rows)
+    design = defaults.buckets(summary.rows, signal)
+    design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
+    if not 0 < design[1] < design[0]:
+        raise ConfigError(f"{design[1]} of {design[0]} buckets to grow a tree leave none to estimate it: use fewer")
     limits = {
-        "min_leaf": params.min_leaf or defaults.min_leaf(wanted, summary.rows, n_buckets, len(levels)),
+        "min_leaf": params.min_leaf or defaults.min_leaf(summary.rows, signal, design, len(levels)),
         "max_depth": params.max_depth or defaults.MAX_DEPTH,
         "min_gain": params.min_gain,
         "imbalance": params.imbalance,
         "min_share": params.min_share,
         "mtry": params.mtry or defaults.mtry(len(roles.features)),
     }
-    return replace(draft, n_buckets=n_buckets, limits=limits)
+    return replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits), baseline
+
+
+def centred(rows: Encoded, plan: Plan) -> tuple[Encoded, Baseline | None]:
+    """The planning rows less their baseline, and the baseline; the rows as they are if it is not worth it."""
+    w_bits, y_bits = plan.exponents
+    columns = np.ascontiguousarray(rows.bins.T)
+    seed, scale = np.uint64(plan.seed), math.ldexp(1.0, w_bits - y_bits)
+    baseline = fit_baseline(columns, (rows.key, rows.w, rows.wy), seed, defaults.bins_of(plan), scale)
+    if baseline is None:
+        return rows, None
+    expected = baseline.predict(rows.bins, folds_of(rows.key, seed))
+    return rows._replace(wy=rows.wy - fixed(np.ldexp(rows.w.astype(float), -w_bits) * expected, y_bits)), baseline
 
 
 def grow_bucket(
     rows: Encoded, plan: Plan, bucket: int, threads: int = 1, share: tuple[int, int] = (0, 1)
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Grow the trees of one bucket from its rows, and say how it went; `share` (i, n) grows every n-th tree only.
+    """Grow the trees that start at one bucket from the rows that shape them, and say how it went.
 
-    A bucket that cannot show an effect (empty, single-armed) yields no trees and a status; the others go on.
+    `share` (i, n) grows every n-th tree only. A bucket that cannot show an effect (empty, single-armed) yields no trees
+    and a status; the others go on.
     """
     rows = rows.take(np.argsort(rows.unit, kind="stable"))  # canonical order, and arrays of our own
     status = {"bucket": bucket, "rows": int(rows.unit.size), "status": _bucket_status(rows), "trees": 0}
     if status["status"] == "duplicate units":
-        status["duplicates"] = int((rows.unit[1:] == rows.unit[:-1]).sum())
+        own = rows.bucket[1:] == bucket  # another bucket's rows are counted by that bucket
+        status["duplicates"] = int((own & (rows.unit[1:] == rows.unit[:-1])).sum())
     if status["status"] not in ("ok", "constant outcome"):
         return [], status
+    columns = np.ascontiguousarray(rows.bins.T)
+    evidence = grow_one(columns, rows, np.arange(rows.unit.size, dtype=np.int32), plan, bucket)[3]
+
+    def tree(index: int) -> Tree:
+        design = (plan.bag_size, plan.n_buckets, plan.growth_buckets)
+        mine = np.flatnonzero(growth_rows((rows.key, rows.bucket), np.uint64(plan.seed), index, design))
+        nodes, sets, leaves, _, _ = grow_one(columns, rows, mine.astype(np.int32), plan, index, evidence)
+        return Tree(index, nodes, sets, int(leaves))
+
     mine = range(bucket, plan.n_trees, plan.n_buckets)[share[0] :: share[1]]
     with ThreadPoolExecutor(threads) as pool:
-        trees = list(pool.map(lambda t: grow_one(rows, plan, t), mine))
+        trees = list(pool.map(tree, mine))
     return trees, {**status, "trees": len(trees)}
 
 
@@ -141,29 +176,24 @@ def _bucket_status(rows: Encoded) -> str:
     return "constant outcome" if np.all(rows.wy * rows.w[0] == rows.wy[0] * rows.w) else "ok"
 
 
-def grow_one(rows: Encoded, plan: Plan, index: int) -> Tree:
-    """Grow one tree from the rows of its bucket, in canonical order."""
-    seed = np.uint64(plan.seed)
-    mine = np.flatnonzero(growth_rows(rows.key, seed, index, plan.bag_size, plan.n_buckets))
-    work = (rows.bins[mine], rows.level[mine], rows.w[mine], rows.wy[mine])
+def grow_one(
+    columns: np.ndarray, rows: Encoded, mine: np.ndarray, plan: Plan, index: int, evidence: np.ndarray | None = None
+) -> tuple[Any, ...]:
+    """`grow_tree` on the rows `mine` (int32, in canonical order); without evidence it is the bucket's pilot."""
     if mine.size == 0:
-        return Tree(index, np.array([1], np.uint64), np.empty((0, 4), np.uint64), 1)
-    scratch = tuple(np.empty_like(column) for column in work)
-    n_bins = np.array([b.n_bins for b in plan.bins], np.int64)
-    categorical = np.array([b.categorical for b in plan.bins])
-    basis = np.ascontiguousarray(CRITERIA[plan.criterion].basis(plan.levels))
-    mean_weight = work[2].sum() / mine.size
+        return np.array([leaf_word(0)], np.uint64), np.empty((0, 4), np.uint64), 1, evidence, 0.0
+    work = (mine, rows.level[mine], rows.w[mine], rows.wy[mine])
     limits = Limits(
-        float(plan.limits["min_leaf"] * mean_weight),
+        float(plan.limits["min_leaf"] * (work[2].sum() / mine.size)),
         int(plan.limits["max_depth"]),
         float(plan.limits["min_gain"]),
         float(plan.limits["imbalance"]),
         int(plan.limits["mtry"]),
         float(plan.limits["min_share"]),
     )
-    tree_seed = np.uint64(mix(np.uint64(index), seed, TREE))
-    nodes, sets, leaves = grow_tree(work, scratch, (basis, n_bins, categorical), limits, tree_seed)
-    return Tree(index, nodes, sets, int(leaves))
+    known = np.zeros(len(columns)) if evidence is None else evidence
+    seed = np.uint64(mix(np.uint64(index), np.uint64(plan.seed), TREE))
+    return grow_tree(columns, work, defaults.shape_of(plan), limits, seed, known)
 
 
 def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
@@ -171,25 +201,47 @@ def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
     return np.zeros((structure.n_leaves, len(plan.levels), 3), np.int64)
 
 
-def add_rows(sums: np.ndarray, rows: Encoded, structure: Structure, plan: Plan, threads: int = 1) -> None:
+def add_rows(
+    sums: np.ndarray, rows: Encoded, routes: Routes, plan: Plan, threads: int = 1, corrected: bool = False
+) -> None:
     """Add rows to the leaves they honestly estimate, in place. Exact: any order, any split of the rows, same sums."""
     bounds = np.linspace(0, plan.n_trees, threads + 1).astype(int)
-    fixed = Structure(*frozen(structure))
-    rows = Encoded(*frozen(rows))
+    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
+    given = frozen((rows.bins, rows.level, rows.w, rows.wy, rows.bucket, halves))
+    design = (plan.bag_size, plan.n_buckets, plan.growth_buckets)
 
     def some_trees(first: int, last: int) -> None:
-        for low in range(0, rows.key.size, 1 << 16):
-            part = rows.take(slice(low, low + (1 << 16)))
-            seed = np.uint64(plan.seed)
-            mask = estimation_rows(part.key, part.bucket, seed, plan.bag_size, plan.n_buckets, first, last)
-            accumulate(fixed, part.sums, mask, first, last, sums)
+        accumulate(routes, given, design, (first, last), corrected, sums)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(some_trees, bounds[:-1], bounds[1:]))
 
 
-def finish(plan: Plan, structure: Structure, sums: np.ndarray, summary: Summary, statuses: list[dict]) -> Forest:
-    """Put the forest together; DataError if units repeat or no bucket could grow a tree."""
+def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threads: int = 1) -> Encoded:
+    """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
+
+    Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
+    ("twicing", Tukey 1977; Ghosal & Hooker 2021 for forests): the bias of wide leaves goes down by an order. μ comes
+    from the bags that do not hold the row. values is `shares` of the plain sums.
+    """
+    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
+    expected = np.empty(rows.key.size)
+    given, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
+
+    def some_rows(low: int, high: int) -> None:
+        part = tuple(column[low:high] for column in given)
+        expected_outcomes(routes, values, part, plan.bag_size, expected[low:high])
+
+    bounds = np.linspace(0, rows.key.size, threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some_rows, bounds[:-1], bounds[1:]))
+    # A row about which no tree knows anything stays as it is.
+    missed = rows.wy - np.rint(rows.w * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
+    return rows._replace(wy=rows.wy + np.where(np.isnan(expected), 0, missed))
+
+
+def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Structure, plan: Plan) -> dict[str, Any]:
+    """What training found; DataError if units repeat or no bucket could grow a tree."""
     duplicates = sum(status.get("duplicates", 0) for status in statuses)
     if duplicates:
         raise DataError(f"column {plan.roles.unit!r} repeats a unit in {duplicates} rows: keep one row per unit")
@@ -198,7 +250,7 @@ def finish(plan: Plan, structure: Structure, sums: np.ndarray, summary: Summary,
             f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
         )
     facts = {"rows": summary.rows, "level_rows": dict(summary.levels), "outcome_range": list(summary.outcome)}
-    return Forest(plan, structure, sums, {**facts, "buckets": sorted(statuses, key=lambda s: s["bucket"])})
+    return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
 
 
 def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
@@ -211,17 +263,22 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     check_summary(summary, roles)
     limit = sample_limit(summary.rows, len(roles.features))
     sample = table.filter(pa.array(sampled(table, roles.unit, params.seed, limit)))
-    plan = make_plan(summary, sample, roles, params)
-    rows = encode(table, plan)
+    plan, baseline = make_plan(summary, sample, roles, params)
+    rows = encode(table, plan, baseline)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
-    order = np.argsort(rows.bucket, kind="stable")
-    ends = np.searchsorted(rows.bucket[order], np.arange(plan.n_buckets + 1))
-    grown = [grow_bucket(rows.take(order[ends[b] : ends[b + 1]]), plan, b, threads) for b in range(plan.n_buckets)]
+    window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
+    grown = [
+        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, threads) for b in range(plan.n_buckets)
+    ]
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
+    facts = facts_of(summary, [status for _, status in grown], structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves")
-    sums = empty_sums(structure, plan)
-    add_rows(sums, rows, structure, plan, threads)
-    return finish(plan, structure, sums, summary, [status for _, status in grown])
+    sums, routes = empty_sums(structure, plan), structure.routes
+    add_rows(sums, rows, routes, plan, threads)
+    if plan.debias:
+        rows = correct(rows, routes, shares(sums[:, :, 0], sums[:, :, 1])[0], plan, threads)
+        add_rows(sums, rows, routes, plan, threads, corrected=True)
+    return Forest(plan, structure, sums, facts, baseline)
 
 
 def describe(plan: Plan) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """The forest on Spark: the steps of `causal.training` over a DataFrame, one shuffle, the same bytes as in one process.
 
-summarise → sample → encode → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree). Workers are
-module-level functions from Arrow to Arrow. Nothing is cached: the frame is read four times, which a columnar table
-makes cheap, and the line runs unchanged over Spark Connect.
+summarise → sample → encode → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree) → sum what
+they missed, the same way. Workers are module-level functions from Arrow to Arrow. Nothing is cached: the frame is read
+five times, which a columnar table makes cheap, and the line runs unchanged over Spark Connect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from uplift_spark.causal.forest import Forest, Structure, Tree, assemble
+from uplift_spark.causal.forest import Forest, shares
+from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -29,12 +30,14 @@ from uplift_spark.causal.rows import (
     encode,
     summarise,
 )
+from uplift_spark.causal.structure import Structure, Tree, assemble
 from uplift_spark.causal.training import (
     Params,
     Say,
     add_rows,
+    correct,
     empty_sums,
-    finish,
+    facts_of,
     grow_bucket,
     make_plan,
     merge_statuses,
@@ -43,7 +46,7 @@ from uplift_spark.causal.training import (
 )
 from uplift_spark.vocabulary import Roles
 
-_ENCODED = "unit bigint, key bigint, bucket int, level tinyint, w bigint, wy bigint, wyy bigint, bins binary"
+_ENCODED = "unit bigint, key bigint, bucket int, level tinyint, w bigint, wy bigint, bins binary"
 _GROWN = "tree int, nodes binary, sets binary, leaves int, status string"
 _SUMS = "tree int, sums binary"
 WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a small machine has, so that none waits long
@@ -57,13 +60,17 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     rows = frame.select(*(f"`{column}`" for column in roles.columns))
     summary = summary_of(rows, roles)
     check_summary(summary, roles)
-    plan = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
-    encoded = rows.mapInArrow(partial(encode_batches, plan), _ENCODED)
+    plan, baseline = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
+    encoded = rows.mapInArrow(partial(encode_batches, plan, baseline), _ENCODED)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     structure, statuses = grow(encoded, plan)
+    facts = facts_of(summary, statuses, structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
     sums = leaf_sums(encoded, plan, structure)
-    return finish(plan, structure, sums, summary, statuses)
+    if plan.debias:
+        say("correcting for the bias of wide leaves")
+        sums += leaf_sums(encoded, plan, structure, shares(sums[:, :, 0], sums[:, :, 1])[0])
+    return Forest(plan, structure, sums, facts, baseline)
 
 
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:
@@ -82,20 +89,28 @@ def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
 def grow(encoded: DataFrame, plan: Plan) -> tuple[Structure, list[dict]]:
     """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
 
-    Few buckets are copied to several workers, each growing a share of the trees, so that no core waits.
+    Rows go to every bucket whose trees they shape. Few buckets are copied to several workers, each growing a share of
+    the trees, so that no core waits.
     """
     shares = -(-WORKERS // plan.n_buckets)
-    copies = encoded.withColumn("share", F.explode(F.sequence(F.lit(0), F.lit(shares - 1))))
-    grouped = copies.groupBy("bucket", "share")
+    copies = F.sequence(F.lit(0), F.lit(plan.growth_buckets * shares - 1))
+    grower = F.pmod(F.col("bucket") - F.floor(F.col("copy") / shares), F.lit(plan.n_buckets)).cast("int")
+    copied = encoded.withColumn("copy", F.explode(copies)).withColumn("grower", grower)
+    grouped = (
+        copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
+    )
     grown = grouped.applyInArrow(_on_group(grow_group, plan, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
     found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
     return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
 
 
-def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure) -> np.ndarray:
-    """Leaf sums over all rows, int64 [leaves, K, 3]: partial sums per partition, merged per tree."""
-    partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure), _SUMS)
+def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.ndarray | None = None) -> np.ndarray:
+    """Leaf sums over all rows, int64 [leaves, K, 3]: partial sums per partition, merged per tree.
+
+    Without `values` places 0 and 1; with them (`shares` of these sums) place 2, of outcomes corrected for bias.
+    """
+    partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure, values), _SUMS)
     merged = partial_sums.groupBy("tree").applyInArrow(_on_group(merge_sums), _SUMS).toArrow()
     sums = empty_sums(structure, plan)
     for tree, content in zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True):
@@ -126,16 +141,17 @@ def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> 
         yield batch.filter(pa.array(sampled(batch, unit, seed, limit)))
 
 
-def encode_batches(plan: Plan, batches: Batches) -> Batches:
+def encode_batches(plan: Plan, baseline: Baseline | None, batches: Batches) -> Batches:
     """Rows as the kernels want them; bins of a row as one binary value."""
     for batch in batches:
-        yield _to_arrow(encode(batch, plan))
+        yield _to_arrow(encode(batch, plan, baseline))
 
 
 def grow_group(plan: Plan, shares: int, group: pa.Table) -> pa.Table:
     """One share of a bucket's trees, and the bucket's status in a row of its own."""
     rows = _from_arrow(group, len(plan.bins))
-    trees, status = grow_bucket(rows, plan, int(rows.bucket[0]), share=(group.column("share")[0].as_py(), shares))
+    grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
+    trees, status = grow_bucket(rows, plan, grower, share=(share, shares))
     grown = [
         {"tree": t.number, "nodes": t.nodes.tobytes(), "sets": t.sets.tobytes(), "leaves": t.n_leaves} for t in trees
     ]
@@ -143,13 +159,15 @@ def grow_group(plan: Plan, shares: int, group: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([*grown, {"status": json.dumps(status)}], pa.schema([*fields, ("status", pa.string())]))
 
 
-def sum_batches(plan: Plan, structure: Structure, batches: Batches) -> Batches:
-    """Leaf sums of one partition, one row per tree."""
-    sums = empty_sums(structure, plan)
+def sum_batches(plan: Plan, structure: Structure, values: np.ndarray | None, batches: Batches) -> Batches:
+    """Leaf sums of one partition, one row per tree; see `leaf_sums`."""
+    sums, routes = empty_sums(structure, plan), structure.routes
     seen = False
     for batch in batches:
         seen = seen or batch.num_rows > 0
-        add_rows(sums, _from_arrow(batch, len(plan.bins)), structure, plan)
+        rows = _from_arrow(batch, len(plan.bins))
+        rows = rows if values is None else correct(rows, routes, values, plan)
+        add_rows(sums, rows, routes, plan, corrected=values is not None)
     if seen:
         bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
         content = [sums[low:high].tobytes() for low, high in bounds]
@@ -168,7 +186,7 @@ def _to_arrow(rows: Encoded) -> pa.RecordBatch:
     offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
     bins = pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(rows.bins)])
     columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
-    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w, "wy": rows.wy, "wyy": rows.wyy}
+    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w, "wy": rows.wy}
     return pa.record_batch({**{name: pa.array(values) for name, values in columns.items()}, "bins": bins})
 
 
@@ -180,7 +198,7 @@ def _from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
     start = p * packed.offset
     content = np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=start)
     keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
-    sums = (numbers("w"), numbers("wy"), numbers("wyy"))
+    sums = (numbers("w"), numbers("wy"))
     return Encoded(*keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, content.reshape(-1, p))
 
 

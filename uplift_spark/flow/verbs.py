@@ -79,14 +79,17 @@ class CausalForest(Params):
     seed       same seed, rows and version: same bytes, whatever the partitioning (R3.8)
     min_leaf   smallest leaf while growing, in rows; None: by the signal in the data (`causal.defaults`)
     max_depth  deepest leaf; None: 20
-    n_buckets  buckets the rows are split into by hash; None: by the number of rows
+    n_buckets  buckets the rows are split into by hash, at least 2; None: by the number of rows and the signal
+    growth_buckets  buckets that shape a tree, the others estimating it; None: by the signal
     max_bins   bins per numeric feature, at most 254; None: by the number of rows
-    mtry       features tried per node; None: min(p, √p + 20)
+    mtry       features tried per node; None: all, then those with evidence
     min_gain   smallest gain of a split, in the outcome's sum of squares
     min_share  a child keeps at least this share of its parent's rows
     imbalance  a child keeps at least this share of the root's treatment scatter per unit
     criterion  "slope" or "one_hot"; None: slope when roles.dose is given
     bag_size   trees per little bag, the groups of trees that share a half-sample
+    centre     take what the features explain of the outcome out of it first, where that is worth it
+    debias     correct leaf means by the forest's own residuals: less bias of wide leaves, somewhat more variance
     """
 
     def fit(self, frame: Frame, roles: Roles, say: Say = _quiet) -> UpliftModel:

@@ -20,6 +20,8 @@ from importlib import import_module
 from os import getpid
 from pathlib import Path
 
+from processes import family
+
 from uplift_spark.causal.simulate import CampaignSimulator
 from uplift_spark.cli import JOBS
 from uplift_spark.config import Config, load_config
@@ -103,28 +105,6 @@ def watched() -> Iterator[Peak]:
     finally:
         done.set()
         watcher.join()
-
-
-def family(root: int) -> list[int]:
-    """A process and all its descendants."""
-    parents = {pid: parent for pid in running() if (parent := parent_of(pid)) is not None}
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
-
-
-def running() -> list[int]:
-    """Ids of all processes."""
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def parent_of(pid: int) -> int | None:
-    """Parent's id, None when the process has ended meanwhile."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return None
 
 
 def memory(pid: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,25 +118,33 @@ def _fit_edges(name: str, values: np.ndarray, max_bins: int) -> FeatureBins:
 
 @nb.njit(cache=True, nogil=True)
 def _digitise(values, edges, out):
+    """1 + number of edges below each value, 0 where missing. A search of fixed length: no branch to mispredict."""
+    padded = np.full(256, np.inf)
+    padded[: edges.size] = edges
+    half = 1
+    while half < edges.size + 1:
+        half *= 2
     for i in range(values.size):
         x = values[i]
-        if np.isnan(x):
-            out[i] = 0
-            continue
-        low, high = 0, edges.size
-        while low < high:
-            middle = (low + high) // 2
-            if edges[middle] < x:
-                low = middle + 1
-            else:
-                high = middle
-        out[i] = low + 1
+        low, step = 0, half // 2
+        while step > 0:
+            low += step * int(padded[low + step - 1] < x)
+            step //= 2
+        out[i] = 0 if np.isnan(x) else low + 1
 
 
-def apply_bins(columns: Mapping[str, Any] | pa.Table | pa.RecordBatch, bins: Sequence[FeatureBins]) -> np.ndarray:
+def apply_bins(
+    columns: Mapping[str, Any] | pa.Table | pa.RecordBatch, bins: Sequence[FeatureBins], threads: int = 1
+) -> np.ndarray:
     """Bins of every row, uint8 [n, p] row-major. Raises DataError on a missing or retyped column or infinite values."""
-    by_feature = [_apply_one(_column(columns, one.name), one) for one in bins]
-    return np.ascontiguousarray(np.stack(by_feature, axis=1)) if by_feature else np.empty((0, 0), np.uint8)
+    with ThreadPoolExecutor(threads) as pool:
+        by_feature = list(pool.map(lambda one: _apply_one(_column(columns, one.name), one), bins))
+    if not by_feature:
+        return np.empty((0, 0), np.uint8)
+    out = np.empty((by_feature[0].size, len(bins)), np.uint8)
+    for low in range(0, len(out), 4096):  # in blocks: turning columns into rows at once would miss the cache
+        out[low : low + 4096] = np.stack([column[low : low + 4096] for column in by_feature], axis=1)
+    return out
 
 
 def _column(columns: Any, name: str) -> Any:

@@ -62,12 +62,11 @@ class Forest:
         return {"format": FORMAT, "plan": self.plan.to_dict(), "facts": dict(self.facts)}
 
     @cached_property
-    def _shares(self) -> tuple[np.ndarray, np.ndarray]:
+    def _shares(self) -> np.ndarray:
         w_bits, y_bits = self.plan.exponents
-        values, usable = shares(self.sums[:, :, 0], self.sums[:, :, 2 if self.plan.debias else 1])
+        values = shares(self.sums[:, :, 0], self.sums[:, :, 2 if self.plan.debias else 1])
         values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
-        values, usable = frozen((values, usable))
-        return values, usable
+        return frozen([values])[0]
 
     @cached_property
     def _routes(self) -> Routes:
@@ -89,12 +88,12 @@ class Forest:
         shape = (bins.shape[0], len(self.levels) - 1)
         effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
         design = (self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets)
-        routes, (values, usable) = self._routes, self._shares
+        routes, values = self._routes, self._shares
 
         def some_rows(low: int) -> None:
             part = np.s_[low : low + _ROWS_PER_CALL]
             out = (effect[part], variance[part], support[part])
-            predict(routes, values, usable, design, (bins[part], halves[part]), errors, out)
+            predict(routes, values, design, (bins[part], halves[part]), errors, out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))
@@ -145,15 +144,17 @@ class Forest:
         partial.replace(path)
 
 
-def shares(weights: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(values float64 [leaves, K, 2], usable bool [leaves]): each leaf's Σw_k / Σw and Σwy_k / Σw, in fixed point.
+def shares(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """What kernels sum over trees, float64 [leaves, K, 3]: Σw_k / Σw, Σwy_k / Σw in fixed point, and 1 where both
+    level k and the control have rows. A leaf without any rows has -1 in its first place.
 
     Effects are solved once from these, summed over trees: divide last.
     """
     total = weights.sum(axis=1).astype(np.float64)
-    usable = total > 0
-    weight = np.where(usable, total, 1.0)[:, None]
-    return np.stack([weights / weight, outcomes / weight], axis=2), usable
+    weight = np.where(total > 0, total, 1.0)[:, None]
+    values = np.stack([weights / weight, outcomes / weight, (weights > 0) & (weights[:, :1] > 0)], axis=2)
+    values[total == 0, 0, 0] = -1.0
+    return values
 
 
 def _variance_factor(plan: Plan) -> float:

@@ -145,9 +145,10 @@ def in_half(halves, i, bag):
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def shapes(bucket, tree, n_buckets, growth_buckets):
-    """Whether a bucket's rows shape the tree; they are then no part of its leaves, which is honesty."""
-    return (bucket - tree) % n_buckets < growth_buckets
+def shapes(bucket, first, n_buckets, growth_buckets):
+    """Whether a bucket's rows shape the trees that start at bucket `first`: they are then no part of their leaves."""
+    ahead = bucket - first  # no remainder: a division per row and tree would cost as much as the walk
+    return ahead + (n_buckets if ahead < 0 else 0) < growth_buckets
 
 
 @nb.njit(cache=True, nogil=True)
@@ -158,5 +159,5 @@ def growth_rows(rows, seed, tree, design):
     halves = halves_of(key, seed, tree // bag + 1)
     out = np.empty(key.size, np.bool_)
     for i in range(key.size):
-        out[i] = shapes(bucket[i], tree, n_buckets, growth_buckets) and in_half(halves, i, tree // bag)
+        out[i] = shapes(bucket[i], tree % n_buckets, n_buckets, growth_buckets) and in_half(halves, i, tree // bag)
     return out

@@ -23,7 +23,7 @@ from uplift_spark.causal.nodes import (
     outside,
 )
 
-BLOCK = 256
+BLOCK = 512
 
 
 class Routes(NamedTuple):
@@ -66,47 +66,71 @@ def routes_of(nodes, node_start, leaf_start):
     return words, leaf, rounds
 
 
+@nb.njit(cache=True, nogil=True, inline="always")
+def _step(routes, base, first_set, at, bins, i, plain):
+    """Where row i goes from node `at` of a tree; a leaf goes to itself. `plain` is a constant: no categorical split."""
+    word = routes.words[base + np.int64(at)]
+    b = np.int64(bins[i, node_feature(word)])
+    if plain or word & np.uint64(CATEGORICAL) == np.uint64(0):
+        return node_child(word) + goes_right(word, b)
+    return node_child(word) + outside(routes.sets, first_set + node_set(word), b)
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _descend(routes, t, bins, which, count, at, left, plain):
+    base, first_set = routes.root[t], routes.set_start[t]
+    for j in range(count):
+        at[j] = 0
+    for _ in range(routes.rounds[t]):
+        for j in range(count):
+            at[j] = _step(routes, base, first_set, at[j], bins, which[j], plain)
+    under_way = 0
+    for j in range(count):
+        left[under_way] = j
+        under_way += int(routes.leaf[base + np.int64(at[j])] < 0)
+    while under_way > 0:
+        still = 0
+        for x in range(under_way):
+            j = left[x]
+            at[j] = _step(routes, base, first_set, at[j], bins, which[j], plain)
+            left[still] = j
+            still += int(routes.leaf[base + np.int64(at[j])] < 0)
+        under_way = still
+    for j in range(count):
+        at[j] = routes.leaf[base + np.int64(at[j])]
+
+
 @nb.njit(cache=True, nogil=True)
-def _walk(routes, t, bins, which, count, at):
+def _walk(routes, t, bins, lists, count):
     """Leave in at[j] the global leaf index, in tree t, of row which[j], j < count. bins uint8 [n, p].
 
-    All rows take a step before any takes the next: the steps of different rows do not wait for one another's memory.
+    lists is (which, at, scratch), int32 [BLOCK] each. All rows take a step before any takes the next: the steps of
+    different rows do not wait for one another's memory. After a tree's usual depth only those under way go on.
     """
-    words, leaf, root, rounds, sets, set_start = routes
-    base, first_set = root[t], set_start[t]
-    plain = first_set == set_start[t + 1]
-    at[:count] = 0
-    for _ in range(rounds[t]):
-        for j in range(count):
-            word = words[base + at[j]]
-            b = np.int64(bins[which[j], node_feature(word)])
-            if plain or word & np.uint64(CATEGORICAL) == np.uint64(0):
-                at[j] = node_child(word) + goes_right(word, b)
-            else:
-                at[j] = node_child(word) + outside(sets, first_set + node_set(word), b)
-    for j in range(count):
-        here = base + at[j]
-        while leaf[here] < 0:
-            word = words[here]
-            b = np.int64(bins[which[j], node_feature(word)])
-            if word & np.uint64(CATEGORICAL):
-                here = base + node_child(word) + outside(sets, first_set + node_set(word), b)
-            else:
-                here = base + node_child(word) + goes_right(word, b)
-        at[j] = leaf[here]
+    which, at, left = lists
+    if routes.set_start[t] == routes.set_start[t + 1]:
+        _descend(routes, t, bins, which, count, at, left, True)
+    else:
+        _descend(routes, t, bins, which, count, at, left, False)
+
+
+@nb.njit(cache=True, nogil=True)
+def _lists():
+    return np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
 
 
 @nb.njit(cache=True, nogil=True)
 def leaves_of(routes, bins, out):
     """Global leaf index of every row in every tree, int32 [n, T]; -1 where a tree has no structure."""
-    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    lists = _lists()
+    which, at, _ = lists
     for low in range(0, bins.shape[0], BLOCK):
         count = min(BLOCK, bins.shape[0] - low)
         for j in range(count):
             which[j] = low + j
         for t in range(routes.rounds.size):
             if routes.rounds[t] >= 0:
-                _walk(routes, t, bins, which, count, at)
+                _walk(routes, t, bins, lists, count)
             for j in range(count):
                 out[low + j, t] = at[j] if routes.rounds[t] >= 0 else -1
 
@@ -122,18 +146,19 @@ def accumulate(routes, rows, design, span, corrected, sums):
     """
     bins, level, w, wy, bucket, halves = rows
     bag, n_buckets, growth_buckets = design
-    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    lists = _lists()
+    which, at, _ = lists
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
         for t in range(span[0], span[1]):
             if routes.rounds[t] < 0:
                 continue
-            count = 0
+            count, first = 0, t % n_buckets
             for i in range(low, high):
                 which[count] = i
-                honest = not shapes(bucket[i], t, n_buckets, growth_buckets)
-                count += int(honest and in_half(halves, i, t // bag))
-            _walk(routes, t, bins, which, count, at)
+                honest = not shapes(bucket[i], first, n_buckets, growth_buckets)
+                count += int(honest & in_half(halves, i, t // bag))
+            _walk(routes, t, bins, lists, count)
             for j in range(count):
                 i = which[j]
                 if corrected:
@@ -147,11 +172,12 @@ def accumulate(routes, rows, design, span, corrected, sums):
 def expected_outcomes(routes, values, rows, bag, expected):
     """What the forest expects of each row's outcome at its own level, from the bags that do not hold the row.
 
-    values float64 [leaves, K, 2] as in `predict`; rows (bins, level, halves); expected float64 [n], NaN if nothing is
+    values float64 [leaves, K, 3] as in `predict`; rows (bins, level, halves); expected float64 [n], NaN if nothing is
     known.
     """
     bins, level, halves = rows
-    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    lists = _lists()
+    which, at, _ = lists
     totals = np.empty((BLOCK, 2))
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
@@ -163,12 +189,11 @@ def expected_outcomes(routes, values, rows, bag, expected):
             for i in range(low, high):
                 which[count] = i
                 count += int(not in_half(halves, i, t // bag))
-            _walk(routes, t, bins, which, count, at)
+            _walk(routes, t, bins, lists, count)
             for j in range(count):
                 i = which[j]
-                cell = values[at[j], level[i]]
-                totals[i - low, 0] += cell[0]
-                totals[i - low, 1] += cell[1]
+                totals[i - low, 0] += values[at[j], level[i], 0]
+                totals[i - low, 1] += values[at[j], level[i], 1]
         for i in range(low, high):
             expected[i] = totals[i - low, 1] / totals[i - low, 0] if totals[i - low, 0] > 0.0 else np.nan
 
@@ -187,88 +212,99 @@ def _debias(between, noise, groups):
 
 
 @nb.njit(cache=True, nogil=True)
-def _sum_shares(routes, values, usable, block, design, leaves, sums):
-    """First pass over a block of rows: leaves [T, BLOCK] (-1: not usable) and per row and bucket the sums of shares.
+def _sum_shares(routes, values, block, design, leaves, totals, counts):
+    """First pass over a block of rows: the leaf of each tree, and per bucket the sums of its trees' shares.
 
-    block (bins, halves, first row, rows); sums (totals [BLOCK, B, K, 2], counts of usable trees [BLOCK, B], trees whose
-    leaf holds both the level and the control [BLOCK, K]). With halves only bags that do not hold the row are usable.
+    block   (bins, halves, first row, rows)
+    leaves  int32 [T, BLOCK], written; -1 where a tree does not speak: no structure, an empty leaf, or, with halves, a
+            bag that holds the row
+    totals  float64 [B, BLOCK, K, 3] and counts of trees that speak, float64 [B, BLOCK], written
     """
-    totals, counts, both = sums
     bins, halves, low, rows = block
     bag, n_buckets, _ = design
-    at, which = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    lists = _lists()
+    which, at, _ = lists
     for j in range(rows):
         which[j] = low + j
-    totals[:rows], counts[:rows], both[:rows] = 0.0, 0.0, 0.0
+    totals[:], counts[:] = 0.0, 0.0
     for t in range(routes.rounds.size):
-        leaves[t, :rows] = -1
-        if routes.rounds[t] < 0:
-            continue
-        _walk(routes, t, bins, which, rows, at)
         b = t % n_buckets
+        if routes.rounds[t] < 0:
+            leaves[t, :rows] = -1
+            continue
+        _walk(routes, t, bins, lists, rows)
         for j in range(rows):
             leaf = at[j]
-            if not usable[leaf] or (halves.shape[1] > 0 and in_half(halves, low + j, t // bag)):
+            if values[leaf, 0, 0] < 0.0 or (halves.shape[1] > 0 and in_half(halves, low + j, t // bag)):
+                leaves[t, j] = -1
                 continue
             leaves[t, j] = leaf
-            counts[j, b] += 1.0
+            counts[b, j] += 1.0
             for k in range(values.shape[1]):
-                totals[j, b, k, 0] += values[leaf, k, 0]
-                totals[j, b, k, 1] += values[leaf, k, 1]
-                both[j, k] += np.int64(values[leaf, k, 0] > 0.0 and values[leaf, 0, 0] > 0.0)
+                totals[b, j, k, 0] += values[leaf, k, 0]
+                totals[b, j, k, 1] += values[leaf, k, 1]
+                totals[b, j, k, 2] += values[leaf, k, 2]
 
 
 @nb.njit(cache=True, nogil=True)
-def _solve(totals, counts, both, rows, scale, centre, effect, support):
+def _solve(totals, counts, rows, measure, centre, effect, support):
     """Effects of a block's rows, and what their trees' pulls are measured by.
 
-    scale [BLOCK, K, 2]: mean share N_k and mean outcome μ_k; centre [BLOCK, B, K]: mean pull of each bucket's trees
+    measure [BLOCK, K, 2]: 1 / mean share N_k, and mean outcome μ_k; centre [B, BLOCK, K]: mean pull of a bucket's trees
     """
-    n_buckets, levels = totals.shape[1], totals.shape[2]
+    n_buckets, levels = totals.shape[0], totals.shape[2]
     for j in range(rows):
-        trees = max(counts[j].sum(), 1.0)
+        trees = max(counts[:, j].sum(), 1.0)
         for k in range(levels):
-            n, s = totals[j, :, k, 0].sum(), totals[j, :, k, 1].sum()
-            scale[j, k, 0] = n / trees if n > 0.0 else np.nan
-            scale[j, k, 1] = s / n if n > 0.0 else np.nan
-        for k in range(1, levels):
-            effect[j, k - 1] = scale[j, k, 1] - scale[j, 0, 1]
-            support[j, k - 1] = both[j, k] / trees
+            n, s = 0.0, 0.0
+            for b in range(n_buckets):
+                n, s = n + totals[b, j, k, 0], s + totals[b, j, k, 1]
+            measure[j, k, 0] = trees / n if n > 0.0 else np.nan
+            measure[j, k, 1] = s / n if n > 0.0 else np.nan
+            if k > 0:
+                effect[j, k - 1] = measure[j, k, 1] - measure[j, 0, 1]
+                support[j, k - 1] = totals[:, j, k, 2].sum() / trees
         for b in range(n_buckets):
             for k in range(levels):
-                pull = (totals[j, b, k, 1] - scale[j, k, 1] * totals[j, b, k, 0]) / scale[j, k, 0]
-                centre[j, b, k] = pull / max(counts[j, b], 1.0)
+                pull = (totals[b, j, k, 1] - measure[j, k, 1] * totals[b, j, k, 0]) * measure[j, k, 0]
+                centre[b, j, k] = pull / max(counts[b, j], 1.0)
 
 
 @nb.njit(cache=True, nogil=True)
-def _spread(leaves, values, design, rows, block, variance):
-    """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4).
+def _add_pulls(leaves, values, counts, measure, centre, sums, squares):
+    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares.
 
-    A tree's pull on an effect is taken less the mean of its bucket's trees: they share rows in all their bags, so what
-    they have in common is no noise between trees of a bag, and left in, the correction for that noise would take away
-    true variance. One tree alone says nothing of its bucket; the stretch restores the variance that centring takes.
+    A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
+    have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
+    variance. One tree alone says nothing of its bucket; the stretch restores the variance that centring takes.
     """
-    counts, scale, centre = block
+    for j in range(sums.shape[0]):
+        leaf = leaves[j]
+        if leaf < 0 or counts[j] < 2.0:
+            sums[j] = np.nan
+            continue
+        stretch = math.sqrt(counts[j] / (counts[j] - 1.0))
+        base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0] - centre[j, 0]
+        for k in range(1, values.shape[1]):
+            pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0] - centre[j, k]
+            pull = (pull - base) * stretch
+            sums[j, k] += pull
+            squares[j, k] += pull * pull
+
+
+@nb.njit(cache=True, nogil=True)
+def _spread(leaves, values, design, block, variance):
+    """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4)."""
+    counts, measure, centre = block
     bag, n_buckets, _ = design
-    levels = values.shape[1]
+    rows, levels = variance.shape[0], values.shape[1]
     sums, squares = np.empty((rows, levels)), np.empty((rows, levels))
     between, within, groups = np.zeros((rows, levels)), np.zeros((rows, levels)), np.zeros(rows)
     for first in range(0, leaves.shape[0], bag):
         sums[:], squares[:] = 0.0, 0.0
         for t in range(first, first + bag):
             b = t % n_buckets
-            for j in range(rows):
-                leaf = leaves[t, j]
-                if leaf < 0 or counts[j, b] < 2.0:
-                    sums[j] = np.nan
-                    continue
-                stretch = math.sqrt(counts[j, b] / (counts[j, b] - 1.0))
-                base = (values[leaf, 0, 1] - scale[j, 0, 1] * values[leaf, 0, 0]) / scale[j, 0, 0] - centre[j, b, 0]
-                for k in range(1, levels):
-                    pull = (values[leaf, k, 1] - scale[j, k, 1] * values[leaf, k, 0]) / scale[j, k, 0] - centre[j, b, k]
-                    pull = (pull - base) * stretch
-                    sums[j, k] += pull
-                    squares[j, k] += pull * pull
+            _add_pulls(leaves[t], values, counts[b], measure, centre[b], sums, squares)
         for j in range(rows):
             if np.isnan(sums[j, 0]):
                 continue
@@ -278,18 +314,18 @@ def _spread(leaves, values, design, rows, block, variance):
                 between[j, k] += mean * mean
                 within[j, k] += squares[j, k] / bag - mean * mean
     for j in range(rows):
+        g = groups[j]
         for k in range(1, levels):
-            g = groups[j]
             known = g >= 2.0
             variance[j, k - 1] = _debias(between[j, k] / g, within[j, k] / g / (bag - 1), g) if known else np.nan
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(routes, values, usable, design, rows, with_errors, out):
+def predict(routes, values, design, rows, with_errors, out):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
-    values    float64 [leaves, K, 2]: each leaf's Σw_k / Σw and Σwy_k / Σw
-    usable    bool [leaves]: the leaf holds estimation rows
+    values    float64 [leaves, K, 3]: each leaf's Σw_k / Σw and Σwy_k / Σw, and 1 if it holds level k and the control;
+              -1 in the first place of a leaf without rows
     design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
     rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag
     out       (effect, variance, support), float64 [n, K - 1] each, written; NaN where a level or the control is absent
@@ -298,16 +334,12 @@ def predict(routes, values, usable, design, rows, with_errors, out):
     effect, variance, support = out
     levels, n_buckets = values.shape[1], design[1]
     leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
-    totals, counts, both = (
-        np.empty((BLOCK, n_buckets, levels, 2)),
-        np.empty((BLOCK, n_buckets)),
-        np.empty((BLOCK, levels)),
-    )
-    scale, centre = np.empty((BLOCK, levels, 2)), np.empty((BLOCK, n_buckets, levels))
+    totals, counts = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
+    measure, centre = np.empty((BLOCK, levels, 2)), np.empty((n_buckets, BLOCK, levels))
     for low in range(0, bins.shape[0], BLOCK):
         rows_here = min(BLOCK, bins.shape[0] - low)
         part = slice(low, low + rows_here)
-        _sum_shares(routes, values, usable, (bins, halves, low, rows_here), design, leaves, (totals, counts, both))
-        _solve(totals, counts, both, rows_here, scale, centre, effect[part], support[part])
+        _sum_shares(routes, values, (bins, halves, low, rows_here), design, leaves, totals, counts)
+        _solve(totals, counts, rows_here, measure, centre, effect[part], support[part])
         if with_errors:
-            _spread(leaves, values, design, rows_here, (counts, scale, centre), variance[part])
+            _spread(leaves, values, design, (counts, measure, centre), variance[part])

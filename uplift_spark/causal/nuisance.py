@@ -16,14 +16,44 @@ import numpy as np
 
 from uplift_spark.causal.grower import Shape, grow_tree
 from uplift_spark.causal.hashing import FOLDS, TREE, folds_of, mix, mix_all
-from uplift_spark.causal.kernels import leaves_of
+from uplift_spark.causal.kernels import BLOCK, leaves_of
 from uplift_spark.causal.splits import Limits
-from uplift_spark.causal.structure import Structure, Tree, assemble
+from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
 
 TREES = 16  # per fold: more lowered the residual variance by under half a percent
 LEAVES = 400  # at most, so that the baseline stays small in the model file
 SMALLEST = 10  # rows per leaf
 WORTH = 0.01  # share of the outcome's variance that the baseline must explain on rows it was not grown on
+
+
+@nb.njit(cache=True, nogil=True)
+def averages(routes, values, bins, fold, out):
+    """Mean leaf value of the trees of each row's fold: out float64 [n]."""
+    half = routes.rounds.size // 2
+    leaves = np.empty((BLOCK, routes.rounds.size), np.int32)
+    for low in range(0, bins.shape[0], BLOCK):
+        high = min(low + BLOCK, bins.shape[0])
+        leaves_of(routes, bins[low:high], leaves)
+        for i in range(low, high):
+            total = 0.0
+            for t in range(fold[i] * half, (fold[i] + 1) * half):
+                total += values[leaves[i - low, t]]
+            out[i] = total / half
+
+
+@nb.njit(cache=True, nogil=True)
+def add_leaves(routes, bins, fold, w, wy, sums):
+    """Add (w, wy) of every row to its leaves in the trees of the other fold: sums int64 [leaves, 2]."""
+    half = routes.rounds.size // 2
+    leaves = np.empty((BLOCK, routes.rounds.size), np.int32)
+    for low in range(0, bins.shape[0], BLOCK):
+        high = min(low + BLOCK, bins.shape[0])
+        leaves_of(routes, bins[low:high], leaves)
+        for i in range(low, high):
+            first = (1 - fold[i]) * half
+            for t in range(first, first + half):
+                sums[leaves[i - low, t], 0] += w[i]
+                sums[leaves[i - low, t], 1] += wy[i]
 
 
 class Baseline(NamedTuple):
@@ -32,22 +62,18 @@ class Baseline(NamedTuple):
     structure: Structure
     values: np.ndarray
 
-    def predict(self, bins: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    def predict(self, bins: np.ndarray, fold: np.ndarray, threads: int = 1) -> np.ndarray:
         """m(x) of rows with bins uint8 [n, p] in folds int64 [n]: float64 [n]."""
-        return _averages(self.structure.routes, self.values, bins, fold)
+        routes, given = self.structure.routes, frozen((bins, fold, self.values))
+        out = np.empty(len(bins))
 
+        def some_rows(low: int, high: int) -> None:
+            averages(routes, given[2], given[0][low:high], given[1][low:high], out[low:high])
 
-@nb.njit(cache=True, nogil=True)
-def _averages(routes, values, bins, fold):
-    half = routes.rounds.size // 2
-    leaves = np.empty((bins.shape[0], routes.rounds.size), np.int32)
-    leaves_of(routes, bins, leaves)
-    out = np.zeros(bins.shape[0])
-    for i in range(bins.shape[0]):
-        for t in range(fold[i] * half, (fold[i] + 1) * half):
-            out[i] += values[leaves[i, t]]
-        out[i] /= half
-    return out
+        bounds = np.linspace(0, len(bins), threads + 1).astype(int)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(some_rows, bounds[:-1], bounds[1:]))
+        return out
 
 
 def fit_baseline(
@@ -68,37 +94,31 @@ def fit_baseline(
     fold = folds_of(key, seed)
     shape = Shape(np.ones((1, 1)), bins[0], bins[1], 0.0)
 
-    def one(number: int) -> Tree:
-        others = fold != number // TREES
-        draw = (mix_all(key, seed, FOLDS + np.uint64(1 + number)) & np.uint64(1)) == 1
-        mine = np.flatnonzero(others & draw).astype(np.int32)
-        work = (mine, np.zeros(mine.size, np.uint8), w[mine], wy[mine])
+    def grown(number: int, mine: np.ndarray, known: np.ndarray) -> tuple:
         leaf = max(SMALLEST, mine.size / LEAVES) * w.mean()
         limits = Limits(float(leaf), 12, 0.0, 0.0, len(columns), 0.05)
-        tree_seed = np.uint64(mix(np.uint64(number), seed, TREE))
-        nodes, sets, leaves, _, _ = grow_tree(columns, work, shape, limits, tree_seed, np.zeros(len(columns)))
+        work = (mine.astype(np.int32), np.zeros(mine.size, np.uint8), w[mine], wy[mine])
+        return grow_tree(columns, work, shape, limits, np.uint64(mix(np.uint64(number), seed, TREE)), known)
+
+    def tree(number: int) -> Tree:
+        draw = (mix_all(key, seed, FOLDS + np.uint64(1 + number)) & np.uint64(1)) == 1
+        mine = np.flatnonzero((fold != number // TREES) & draw)
+        nodes, sets, leaves, _, _ = grown(number, mine, pilots[number // TREES][3])
         return Tree(number, nodes, sets, int(leaves))
 
     if min(np.bincount(fold, minlength=2)) < 4 * SMALLEST:
         return None
     with ThreadPoolExecutor() as pool:
-        structure = assemble(list(pool.map(one, range(2 * TREES))), 2 * TREES)
-    leaves = np.empty((key.size, 2 * TREES), np.int32)
+        pilots = list(pool.map(lambda f: grown(f, np.flatnonzero(fold != f), np.zeros(len(columns))), (0, 1)))
+        if 2.0 * (pilots[0][4] + pilots[1][4]) < WORTH * key.size:
+            return None
+        structure = assemble(list(pool.map(tree, range(2 * TREES))), 2 * TREES)
     by_row = np.ascontiguousarray(columns.T)
-    leaves_of(structure.routes, by_row, leaves)
-    baseline = Baseline(structure, _leaf_means(leaves, fold, w, wy, structure.n_leaves) * scale)
+    sums = np.zeros((structure.n_leaves, 2), np.int64)
+    add_leaves(structure.routes, *frozen((by_row, fold, w, wy)), sums)
+    means = np.where(sums[:, 0] > 0, sums[:, 1] / np.maximum(sums[:, 0], 1), wy.sum() / w.sum())
+    baseline = Baseline(structure, means * scale)
     y = wy / w * scale
     centre = np.average(y, weights=w)
     before, after = ((y - m) ** 2 @ w for m in (centre, baseline.predict(by_row, fold)))
     return baseline if after < (1.0 - WORTH) * before else None
-
-
-def _leaf_means(leaves: np.ndarray, fold: np.ndarray, w: np.ndarray, wy: np.ndarray, n_leaves: int) -> np.ndarray:
-    """Mean of the rows a leaf's tree may use, float64 [leaves], the overall mean where a leaf has none."""
-    sums = np.zeros((2, n_leaves), np.int64)
-    for t in range(leaves.shape[1]):
-        others = fold != t // TREES
-        np.add.at(sums[0], leaves[others, t], w[others])
-        np.add.at(sums[1], leaves[others, t], wy[others])
-    overall = wy.sum() / w.sum()
-    return np.where(sums[0] > 0, sums[1] / np.maximum(sums[0], 1), overall)

@@ -263,12 +263,10 @@ class Encoded(NamedTuple):
         return Encoded(*(column[which] for column in self))
 
 
-def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | None = None) -> Encoded:
+def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | None = None, threads: int = 1) -> Encoded:
     """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcome, bins."""
     roles = plan.roles
     unit, key = keys_of(batch, roles)
-    seed = np.uint64(plan.seed)
-    bucket = (mix_all(key, seed, BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
     codes = pc.index_in(
         level_names(batch.column(roles.treatment)), value_set=pa.array(plan.levels.names, pa.large_string())
     )
@@ -277,11 +275,22 @@ def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | No
     if plan.weighted_by_propensity and roles.propensity is not None:
         w = w / as_numbers(batch.column(roles.propensity))
     y = as_numbers(batch.column(roles.outcome))
-    bins = apply_bins(batch, plan.bins)
-    if baseline is not None:
-        y = y - baseline.predict(bins, folds_of(key, seed))
     w_bits, y_bits = plan.exponents
-    return Encoded(unit, key, bucket, level, fixed(w, w_bits), fixed(w * y, y_bits), bins)
+    bins = apply_bins(batch, plan.bins, threads)
+    rows = Encoded(unit, key, buckets_of(key, plan), level, fixed(w, w_bits), fixed(w * y, y_bits), bins)
+    return rows if baseline is None else centred(rows, plan, baseline, threads)
+
+
+def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
+    """The bucket of each row: int32 [n]."""
+    return (mix_all(key, np.uint64(plan.seed), BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
+
+
+def centred(rows: Encoded, plan: Plan, baseline: Baseline, threads: int = 1) -> Encoded:
+    """The rows with their baseline taken off their outcomes."""
+    w_bits, y_bits = plan.exponents
+    expected = baseline.predict(rows.bins, folds_of(rows.key, np.uint64(plan.seed)), threads)
+    return rows._replace(wy=rows.wy - fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits))
 
 
 def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from uplift_spark.causal.binning import fit_bins
 from uplift_spark.causal.criteria import default_criterion
 from uplift_spark.causal.forest import Forest, shares
 from uplift_spark.causal.grower import grow_tree
-from uplift_spark.causal.hashing import SAMPLE, TREE, folds_of, growth_rows, halves_of, mix, mix_all, unit_hashes
+from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, halves_of, mix, mix_all, unit_hashes
 from uplift_spark.causal.kernels import Routes, accumulate, expected_outcomes
 from uplift_spark.causal.nodes import leaf_word
 from uplift_spark.causal.nuisance import Baseline, fit_baseline
@@ -28,12 +28,13 @@ from uplift_spark.causal.rows import (
     Encoded,
     Plan,
     Summary,
+    buckets_of,
+    centred,
     check_columns,
     check_parts,
     check_summary,
     encode,
     exponents,
-    fixed,
     make_levels,
     summarise,
 )
@@ -76,8 +77,13 @@ def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.ui
     return mix_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE) <= limit
 
 
-def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) -> tuple[Plan, Baseline | None]:
-    """Fix everything but the rows: levels, bins, exponents, baseline and, where left open, leaf size and buckets."""
+def make_plan(
+    summary: Summary, sample: pa.Table, roles: Roles, params: Params, threads: int = 1
+) -> tuple[Plan, Baseline | None, Encoded]:
+    """Fix everything but the rows: levels, bins, exponents, baseline and, where left open, leaf size and buckets.
+
+    Returns the sample's rows, encoded by the plan, too.
+    """
     check_summary(summary, roles)
     levels = make_levels(summary, roles)
     draft = Plan(
@@ -95,10 +101,11 @@ def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) 
         weighted_by_propensity=summary.weighted_by_propensity,
         debias=params.debias,
     )
-    rows = encode(sample, draft)
+    rows = encode(sample, draft, threads=threads)
     # Canonical order: floating sums over the sample must not depend on how it was collected.
     rows = rows.take(np.argsort(rows.unit, kind="stable"))
-    rows, baseline = centred(rows, draft) if params.centre else (rows, None)
+    baseline = _baseline(rows, draft) if params.centre else None
+    rows = rows if baseline is None else centred(rows, draft, baseline, threads)
     signal = defaults.signal(rows, draft, summary.rows)
     design = defaults.buckets(summary.rows, signal)
     design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
@@ -112,19 +119,14 @@ def make_plan(summary: Summary, sample: pa.Table, roles: Roles, params: Params) 
         "min_share": params.min_share,
         "mtry": params.mtry or defaults.mtry(len(roles.features)),
     }
-    return replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits), baseline
+    plan = replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits)
+    return plan, baseline, rows._replace(bucket=buckets_of(rows.key, plan))
 
 
-def centred(rows: Encoded, plan: Plan) -> tuple[Encoded, Baseline | None]:
-    """The planning rows less their baseline, and the baseline; the rows as they are if it is not worth it."""
-    w_bits, y_bits = plan.exponents
+def _baseline(rows: Encoded, plan: Plan) -> Baseline | None:
+    scale = math.ldexp(1.0, plan.exponents[0] - plan.exponents[1])
     columns = np.ascontiguousarray(rows.bins.T)
-    seed, scale = np.uint64(plan.seed), math.ldexp(1.0, w_bits - y_bits)
-    baseline = fit_baseline(columns, (rows.key, rows.w, rows.wy), seed, defaults.bins_of(plan), scale)
-    if baseline is None:
-        return rows, None
-    expected = baseline.predict(rows.bins, folds_of(rows.key, seed))
-    return rows._replace(wy=rows.wy - fixed(np.ldexp(rows.w.astype(float), -w_bits) * expected, y_bits)), baseline
+    return fit_baseline(columns, (rows.key, rows.w, rows.wy), np.uint64(plan.seed), defaults.bins_of(plan), scale)
 
 
 def grow_bucket(
@@ -263,8 +265,9 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     check_summary(summary, roles)
     limit = sample_limit(summary.rows, len(roles.features))
     sample = table.filter(pa.array(sampled(table, roles.unit, params.seed, limit)))
-    plan, baseline = make_plan(summary, sample, roles, params)
-    rows = encode(table, plan, baseline)
+    plan, baseline, rows = make_plan(summary, sample, roles, params, threads)
+    if sample.num_rows < table.num_rows:
+        rows = encode(table, plan, baseline, threads)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
     grown = [
@@ -276,7 +279,7 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     sums, routes = empty_sums(structure, plan), structure.routes
     add_rows(sums, rows, routes, plan, threads)
     if plan.debias:
-        rows = correct(rows, routes, shares(sums[:, :, 0], sums[:, :, 1])[0], plan, threads)
+        rows = correct(rows, routes, shares(sums[:, :, 0], sums[:, :, 1]), plan, threads)
         add_rows(sums, rows, routes, plan, threads, corrected=True)
     return Forest(plan, structure, sums, facts, baseline)
 

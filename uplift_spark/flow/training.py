@@ -60,7 +60,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     rows = frame.select(*(f"`{column}`" for column in roles.columns))
     summary = summary_of(rows, roles)
     check_summary(summary, roles)
-    plan, baseline = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
+    plan, baseline, _ = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
     encoded = rows.mapInArrow(partial(encode_batches, plan, baseline), _ENCODED)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     structure, statuses = grow(encoded, plan)
@@ -69,7 +69,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
         say("correcting for the bias of wide leaves")
-        sums += leaf_sums(encoded, plan, structure, shares(sums[:, :, 0], sums[:, :, 1])[0])
+        sums += leaf_sums(encoded, plan, structure, shares(sums[:, :, 0], sums[:, :, 1]))
     return Forest(plan, structure, sums, facts, baseline)
 
 

@@ -42,8 +42,9 @@ def averages(routes, values, bins, fold, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def add_leaves(routes, bins, fold, w, wy, sums):
-    """Add (w, wy) of every row to its leaves in the trees of the other fold: sums int64 [leaves, 2]."""
+def add_leaves(routes, rows, sums):
+    """Add (w, wy) of every row (bins, fold, w, wy) to its leaves in the other fold's trees: sums int64 [leaves, 2]."""
+    bins, fold, w, wy = rows
     half = routes.rounds.size // 2
     leaves = np.empty((BLOCK, routes.rounds.size), np.int32)
     for low in range(0, bins.shape[0], BLOCK):
@@ -115,7 +116,8 @@ def fit_baseline(
         structure = assemble(list(pool.map(tree, range(2 * TREES))), 2 * TREES)
     by_row = np.ascontiguousarray(columns.T)
     sums = np.zeros((structure.n_leaves, 2), np.int64)
-    add_leaves(structure.routes, *frozen((by_row, fold, w, wy)), sums)
+    given = frozen((by_row, fold, w, wy))
+    add_leaves(structure.routes, given, sums)
     means = np.where(sums[:, 0] > 0, sums[:, 1] / np.maximum(sums[:, 0], 1), wy.sum() / w.sum())
     baseline = Baseline(structure, means * scale)
     y = wy / w * scale

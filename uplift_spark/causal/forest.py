@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.hashing import halves_of
-from uplift_spark.causal.kernels import Routes, predict
+from uplift_spark.causal.kernels import Routes, average_pulls, plain_mix, predict
 from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.causal.rows import Plan, keys_of
 from uplift_spark.causal.structure import Structure, frozen
@@ -40,6 +40,7 @@ class Forest:
               estimate a leaf, per level, y being the outcome less its baseline
     facts     what training found: rows, rows per level, bucket statuses
     baseline  what outcomes were centred by, if at all
+    mix       float64 [4, K]: how levels learn from each other (`causal.levels`); None: they do not
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Forest:
     sums: np.ndarray
     facts: Mapping[str, Any]
     baseline: Baseline | None = None
+    mix: np.ndarray | None = None
 
     @property
     def levels(self) -> Levels:
@@ -81,23 +83,51 @@ class Forest:
         Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of the
         training data: only trees of bags that do not hold the row speak.
         """
-        bins = frozen([apply_bins(batch, self.plan.bins)])[0]
-        n_bags = self.plan.n_trees // self.plan.bag_size if out_of_bag else 0
-        key = keys_of(batch, self.roles)[1] if out_of_bag else np.zeros(len(bins), np.uint64)
-        halves = frozen([halves_of(key, np.uint64(self.plan.seed), n_bags)])[0]
+        bins = apply_bins(batch, self.plan.bins, threads)
+        key = keys_of(batch, self.roles)[1] if out_of_bag else None
+        return self.effects_of(bins, threads, errors=errors, key=key)
+
+    def effects_of(
+        self, bins: np.ndarray, threads: int = 1, *, errors: bool = True, key: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n]."""
+        n_bags = 0 if key is None else self.plan.n_trees // self.plan.bag_size
+        key = np.zeros(len(bins), np.uint64) if key is None else key
+        bins, halves = frozen((bins, halves_of(key, np.uint64(self.plan.seed), n_bags)))
         shape = (bins.shape[0], len(self.levels) - 1)
         effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
-        design = (self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets)
-        routes, values = self._routes, self._shares
+        mix = frozen([plain_mix(len(self.levels)) if self.mix is None else self.mix])[0]
 
         def some_rows(low: int) -> None:
             part = np.s_[low : low + _ROWS_PER_CALL]
             out = (effect[part], variance[part], support[part])
-            predict(routes, values, design, (bins[part], halves[part]), errors, out)
+            predict(self._routes, self._shares, self._design, (bins[part], halves[part]), mix, errors, out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))
         return effect, np.sqrt(variance * _variance_factor(self.plan)), support < LOW_SUPPORT
+
+    @property
+    def _design(self) -> tuple[int, int, int]:
+        return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
+
+    def averages(self, bins: np.ndarray, segment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(average effects [S, K-1], their covariances [S, K-1, K-1]) over the rows of each segment.
+
+        bins uint8 [n, p]; segment int64 [n] in 0..S-1, one segment of all rows by default. Differences between levels
+        have the variance that follows from the covariance. Without correction for bias, which an average hardly has.
+        """
+        segment = np.zeros(len(bins), np.int64) if segment is None else segment
+        n_segments, effects = int(segment.max(initial=-1)) + 1, len(self.levels) - 1
+        pulls = np.zeros((n_segments, self.plan.n_trees, effects))
+        totals, counts = np.zeros((n_segments, effects)), np.zeros(n_segments)
+        values = replace(self, plan=replace(self.plan, debias=False))._shares
+        average_pulls(self._routes, values, self._design, frozen((bins, segment)), pulls, totals, counts)
+        rows = np.where(counts > 0, counts, np.nan)
+        pulls /= rows[:, None, None]
+        factor = _variance_factor(replace(self.plan, debias=False))
+        covariance = np.stack([_bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
+        return totals / rows[:, None], factor * covariance
 
     def effect_table(self, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
         """One row per unit and treated level, unit-major, in the columns of `vocabulary.EFFECT_COLUMNS`."""
@@ -123,6 +153,8 @@ class Forest:
         small = weights.max(initial=0) < 2**31
         arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
         arrays["outcomes"] = self.sums[:, :, 1:]
+        if self.mix is not None:
+            arrays["mix"] = self.mix
         if self.baseline is not None:
             arrays |= {f"baseline_{name}": array for name, array in self.baseline.structure._asdict().items()}
             arrays["baseline_values"] = self.baseline.values
@@ -155,6 +187,21 @@ def shares(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     values = np.stack([weights / weight, outcomes / weight, (weights > 0) & (weights[:, :1] > 0)], axis=2)
     values[total == 0, 0, 0] = -1.0
     return values
+
+
+def _bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
+    """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite."""
+    bag, n_buckets, _ = design
+    for b in range(n_buckets):
+        mine = pulls[b::n_buckets]
+        pulls[b::n_buckets] = (mine - mine.mean(axis=0)) * math.sqrt(len(mine) / max(len(mine) - 1, 1))
+    bags = pulls.reshape(-1, bag, pulls.shape[1])
+    means = bags.mean(axis=1)
+    apart = bags - means[:, None]
+    between = means.T @ means / len(means)
+    noise = np.einsum("gtk,gtl->kl", apart, apart) / bag / len(means) / max(bag - 1, 1)
+    values, vectors = np.linalg.eigh(between - noise)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
 def _variance_factor(plan: Plan) -> float:
@@ -218,7 +265,8 @@ def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], name: s
     baseline = None
     if "baseline_values" in arrays:
         baseline = Baseline(_structure(arrays, "baseline_"), arrays["baseline_values"])
-    return Forest(plan, _structure(arrays, ""), sums.astype(np.int64, copy=False), manifest["facts"], baseline)
+    mix = arrays["mix"].reshape(4, k) if "mix" in arrays else None
+    return Forest(plan, _structure(arrays, ""), sums.astype(np.int64, copy=False), manifest["facts"], baseline, mix)
 
 
 def _structure(arrays: Mapping[str, np.ndarray], prefix: str) -> Structure:

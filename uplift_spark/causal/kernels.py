@@ -247,11 +247,35 @@ def _sum_shares(routes, values, block, design, leaves, totals, counts):
 
 
 @nb.njit(cache=True, nogil=True)
-def _solve(totals, counts, rows, measure, centre, effect, support):
+def _dose_effect(measure, shape):
+    """θ of one row, the effect common to all levels in the direction `shape` [K], by least squares over the levels.
+
+    Writes into measure[:, 2] what each level's mean counts for; they add to zero. Levels without rows count nothing.
+    """
+    total = mean = 0.0
+    for k in range(shape.size):
+        if measure[k, 0] > 0.0:
+            total, mean = total + 1.0 / measure[k, 0], mean + shape[k] / measure[k, 0]
+    scatter = 0.0
+    for k in range(shape.size):
+        measure[k, 2] = (shape[k] - mean / total) / measure[k, 0] if measure[k, 0] > 0.0 else 0.0
+        scatter += measure[k, 2] * shape[k]
+    theta = 0.0
+    for k in range(shape.size):
+        measure[k, 2] = measure[k, 2] / scatter if scatter > 0.0 else 0.0
+        theta += measure[k, 2] * measure[k, 1] if measure[k, 2] != 0.0 else 0.0
+    return theta
+
+
+@nb.njit(cache=True, nogil=True)
+def _solve(totals, counts, mix, block, effect, support, theta):
     """Effects of a block's rows, and what their trees' pulls are measured by.
 
-    measure [BLOCK, K, 2]: 1 / mean share N_k, and mean outcome μ_k; centre [B, BLOCK, K]: mean pull of a bucket's trees
+    block is (measure [BLOCK, K, 3]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, BLOCK, K]: mean pull
+    of a bucket's trees), written.
     """
+    measure, centre = block
+    rows = effect.shape[0]
     n_buckets, levels = totals.shape[0], totals.shape[2]
     for j in range(rows):
         trees = max(counts[:, j].sum(), 1.0)
@@ -261,9 +285,10 @@ def _solve(totals, counts, rows, measure, centre, effect, support):
                 n, s = n + totals[b, j, k, 0], s + totals[b, j, k, 1]
             measure[j, k, 0] = trees / n if n > 0.0 else np.nan
             measure[j, k, 1] = s / n if n > 0.0 else np.nan
-            if k > 0:
-                effect[j, k - 1] = measure[j, k, 1] - measure[j, 0, 1]
-                support[j, k - 1] = totals[:, j, k, 2].sum() / trees
+        theta[j] = _dose_effect(measure[j], mix[0])
+        for k in range(1, levels):
+            effect[j, k - 1] = mix[1, k] * (measure[j, k, 1] - measure[j, 0, 1]) + mix[2, k] * theta[j]
+            support[j, k - 1] = totals[:, j, k, 2].sum() / trees
         for b in range(n_buckets):
             for k in range(levels):
                 pull = (totals[b, j, k, 1] - measure[j, k, 1] * totals[b, j, k, 0]) * measure[j, k, 0]
@@ -271,13 +296,14 @@ def _solve(totals, counts, rows, measure, centre, effect, support):
 
 
 @nb.njit(cache=True, nogil=True)
-def _add_pulls(leaves, values, counts, measure, centre, sums, squares):
-    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares.
+def _add_pulls(leaves, values, counts, block, mix, sums, squares):
+    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares; block (measure, centre).
 
     A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
     have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
     variance. One tree alone says nothing of its bucket; the stretch restores the variance that centring takes.
     """
+    measure, centre = block
     for j in range(sums.shape[0]):
         leaf = leaves[j]
         if leaf < 0 or counts[j] < 2.0:
@@ -285,17 +311,21 @@ def _add_pulls(leaves, values, counts, measure, centre, sums, squares):
             continue
         stretch = math.sqrt(counts[j] / (counts[j] - 1.0))
         base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0] - centre[j, 0]
+        common = 0.0
         for k in range(1, values.shape[1]):
             pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0] - centre[j, k]
-            pull = (pull - base) * stretch
+            common += measure[j, k, 2] * (pull - base) if measure[j, k, 2] != 0.0 else 0.0
+        for k in range(1, values.shape[1]):
+            pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0] - centre[j, k]
+            pull = (mix[1, k] * (pull - base) + mix[2, k] * common) * stretch
             sums[j, k] += pull
             squares[j, k] += pull * pull
 
 
 @nb.njit(cache=True, nogil=True)
-def _spread(leaves, values, design, block, variance):
+def _spread(leaves, values, design, mix, block, variance):
     """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4)."""
-    counts, measure, centre = block
+    counts, measure, centre, theta = block
     bag, n_buckets, _ = design
     rows, levels = variance.shape[0], values.shape[1]
     sums, squares = np.empty((rows, levels)), np.empty((rows, levels))
@@ -304,7 +334,7 @@ def _spread(leaves, values, design, block, variance):
         sums[:], squares[:] = 0.0, 0.0
         for t in range(first, first + bag):
             b = t % n_buckets
-            _add_pulls(leaves[t], values, counts[b], measure, centre[b], sums, squares)
+            _add_pulls(leaves[t], values, counts[b], (measure, centre[b]), mix, sums, squares)
         for j in range(rows):
             if np.isnan(sums[j, 0]):
                 continue
@@ -316,18 +346,20 @@ def _spread(leaves, values, design, block, variance):
     for j in range(rows):
         g = groups[j]
         for k in range(1, levels):
-            known = g >= 2.0
-            variance[j, k - 1] = _debias(between[j, k] / g, within[j, k] / g / (bag - 1), g) if known else np.nan
+            found = _debias(between[j, k] / g, within[j, k] / g / (bag - 1), g) if g >= 2.0 else np.nan
+            variance[j, k - 1] = found + mix[3, k] * theta[j] * theta[j]
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(routes, values, design, rows, with_errors, out):
+def predict(routes, values, design, rows, mix, with_errors, out):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
     values    float64 [leaves, K, 3]: each leaf's Σw_k / Σw and Σwy_k / Σw, and 1 if it holds level k and the control;
               -1 in the first place of a leaf without rows
     design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
     rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag
+    mix       float64 [4, K], how levels learn from each other (`causal.levels`): the direction of the common effect θ,
+              what a level's own effect and θ count for, and the variance that comes with θ²
     out       (effect, variance, support), float64 [n, K - 1] each, written; NaN where a level or the control is absent
     """
     bins, halves = rows
@@ -335,11 +367,55 @@ def predict(routes, values, design, rows, with_errors, out):
     levels, n_buckets = values.shape[1], design[1]
     leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
     totals, counts = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
-    measure, centre = np.empty((BLOCK, levels, 2)), np.empty((n_buckets, BLOCK, levels))
+    measure, centre, theta = np.empty((BLOCK, levels, 3)), np.empty((n_buckets, BLOCK, levels)), np.empty(BLOCK)
     for low in range(0, bins.shape[0], BLOCK):
         rows_here = min(BLOCK, bins.shape[0] - low)
         part = slice(low, low + rows_here)
         _sum_shares(routes, values, (bins, halves, low, rows_here), design, leaves, totals, counts)
-        _solve(totals, counts, rows_here, measure, centre, effect[part], support[part])
+        _solve(totals, counts, mix, (measure, centre), effect[part], support[part], theta)
         if with_errors:
-            _spread(leaves, values, design, (counts, measure, centre), variance[part])
+            _spread(leaves, values, design, mix, (counts, measure, centre, theta), variance[part])
+
+
+@nb.njit(cache=True, nogil=True)
+def average_pulls(routes, values, design, rows, pulls, effects, counts):
+    """Add every row's effects, and its trees' pulls on them, to the row's segment.
+
+    rows     (bins uint8 [n, p], segment int64 [n])
+    pulls    float64 [S, T, K - 1], effects float64 [S, K - 1], counts float64 [S], added to in place; rows at which a
+             level has no leaf are left out
+    """
+    bins, segment = rows
+    levels, n_buckets = values.shape[1], design[1]
+    halves, mix = np.zeros((bins.shape[0], 0), np.uint64), plain_mix(levels)
+    leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
+    totals, counts_here = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
+    measure, centre, theta = np.empty((BLOCK, levels, 3)), np.empty((n_buckets, BLOCK, levels)), np.empty(BLOCK)
+    effect, support = np.empty((BLOCK, levels - 1)), np.empty((BLOCK, levels - 1))
+    for low in range(0, bins.shape[0], BLOCK):
+        count = min(BLOCK, bins.shape[0] - low)
+        _sum_shares(routes, values, (bins, halves, low, count), design, leaves, totals, counts_here)
+        _solve(totals, counts_here, mix, (measure, centre), effect[:count], support[:count], theta)
+        for j in range(count):
+            if np.isnan(effect[j].sum()):
+                continue
+            s = segment[low + j]
+            counts[s] += 1.0
+            effects[s] += effect[j]
+            for t in range(leaves.shape[0]):
+                leaf = leaves[t, j]
+                if leaf < 0:
+                    continue
+                base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0]
+                for k in range(1, levels):
+                    pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0]
+                    pulls[s, t, k - 1] += pull - base
+
+
+@nb.njit(cache=True, nogil=True)
+def plain_mix(levels):
+    """The `mix` of `predict` that takes every level's own effect, float64 [4, K]."""
+    mix = np.zeros((4, levels))
+    for k in range(1, levels):
+        mix[0, k] = mix[1, k] = 1.0
+    return mix

@@ -22,6 +22,7 @@ from uplift_spark.causal.forest import Forest, shares
 from uplift_spark.causal.grower import grow_tree
 from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, halves_of, mix, mix_all, unit_hashes
 from uplift_spark.causal.kernels import Routes, accumulate, expected_outcomes
+from uplift_spark.causal.levels import share_levels
 from uplift_spark.causal.nodes import leaf_word
 from uplift_spark.causal.nuisance import Baseline, fit_baseline
 from uplift_spark.causal.rows import (
@@ -266,6 +267,7 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     limit = sample_limit(summary.rows, len(roles.features))
     sample = table.filter(pa.array(sampled(table, roles.unit, params.seed, limit)))
     plan, baseline, rows = make_plan(summary, sample, roles, params, threads)
+    planning = rows.bins
     if sample.num_rows < table.num_rows:
         rows = encode(table, plan, baseline, threads)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
@@ -281,7 +283,7 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     if plan.debias:
         rows = correct(rows, routes, shares(sums[:, :, 0], sums[:, :, 1]), plan, threads)
         add_rows(sums, rows, routes, plan, threads, corrected=True)
-    return Forest(plan, structure, sums, facts, baseline)
+    return share_levels(Forest(plan, structure, sums, facts, baseline), planning)
 
 
 def describe(plan: Plan) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from uplift_spark.causal.forest import Forest, shares
+from uplift_spark.causal.levels import share_levels
 from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.causal.rows import (
     Encoded,
@@ -60,7 +61,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     rows = frame.select(*(f"`{column}`" for column in roles.columns))
     summary = summary_of(rows, roles)
     check_summary(summary, roles)
-    plan, baseline, _ = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
+    plan, baseline, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
     encoded = rows.mapInArrow(partial(encode_batches, plan, baseline), _ENCODED)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     structure, statuses = grow(encoded, plan)
@@ -70,7 +71,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     if plan.debias:
         say("correcting for the bias of wide leaves")
         sums += leaf_sums(encoded, plan, structure, shares(sums[:, :, 0], sums[:, :, 1]))
-    return Forest(plan, structure, sums, facts, baseline)
+    return share_levels(Forest(plan, structure, sums, facts, baseline), planning.bins)
 
 
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,8 +13,8 @@ from tests.causal.frames import FEATURES, arm_roles, ordered_frame, ordered_role
 from uplift_spark import CausalForest, Roles, load_model
 from uplift_spark.causal.forest import average_effect
 from uplift_spark.causal.hashing import growth_rows, halves_of, in_half
-from uplift_spark.causal.kernels import leaves_of
 from uplift_spark.causal.nodes import CATEGORICAL, LEAF, goes_right, node_child, node_feature, node_set, outside
+from uplift_spark.causal.routing import leaves_of
 from uplift_spark.causal.rows import encode
 from uplift_spark.vocabulary import ConfigError, DataError, ModelFileError
 
@@ -115,10 +117,11 @@ def effects_by_force(forest, leaves):
 @pytest.mark.parametrize("options", [{"n_buckets": 4}, {"growth_buckets": 2, "n_buckets": 4}, {"debias": False}])
 def test_effects_and_errors_equal_the_formula(frame, options):
     options = {"n_buckets": 8} | options
-    model = CausalForest(**SMALL, **options).fit(frame, ordered_roles())
+    model = CausalForest(**SMALL, **options).fit(frame, arm_roles())
     _, leaves = encoded(frame, model)
     effect, se, _ = model.forest.effect_arrays(pa.Table.from_pandas(frame[list(model.roles.columns)]))
     b = options["n_buckets"]
+    # Known by hand: 1.5 for half of four buckets, of which .8 is taken; (B - 1)² / (B (B - 2)) for one bucket of B.
     factor = 1.2 if "growth_buckets" in options else (b - 1) ** 2 / (b * (b - 2))
     factor *= 0.6 if model.forest.plan.debias else 1.0
     for i in range(0, len(frame), 301):
@@ -131,7 +134,8 @@ def test_effects_and_errors_equal_the_formula(frame, options):
         assert se[i] ** 2 == pytest.approx(cut * factor, rel=0.02)
 
 
-def test_out_of_bag_effects_leave_out_the_bags_that_hold_the_row(frame, model):
+def test_out_of_bag_effects_leave_out_the_bags_that_hold_the_row(frame):
+    model = CausalForest(**SMALL).fit(frame, arm_roles())
     rows, leaves = encoded(frame, model)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
     effect, _, _ = model.forest.effect_arrays(table, out_of_bag=True)
@@ -143,6 +147,59 @@ def test_out_of_bag_effects_leave_out_the_bags_that_hold_the_row(frame, model):
             share = (share / share[:, :, [0]].sum(axis=1, keepdims=True)).sum(axis=0)
             mean = share[:, 2] * 2.0 ** -model.forest.plan.exponents[1] / share[:, 0]
             assert effect[i] == pytest.approx(mean[1:] - mean[0], rel=1e-9)
+
+
+def test_levels_share_one_shape_as_far_as_noise_demands(frame):
+    model = CausalForest(**SMALL, n_buckets=8).fit(frame, ordered_roles())
+    forest = model.forest
+    _, leaves = encoded(frame, model)
+    shape, own, common, extra = forest.mix
+    plain = replace(forest, mix=None)
+    table = pa.Table.from_pandas(frame[list(model.roles.columns)])
+    effect, se, _ = forest.effect_arrays(table)
+    raw, raw_se, _ = plain.effect_arrays(table)
+    assert shape[0] == 0 and np.allclose(common[1:], (1 - own[1:]) * shape[1:]) and (extra >= 0).all()
+    for i in range(0, len(frame), 301):
+        share = forest.sums[leaves[i]].astype(float)
+        n = (share[:, :, 0] / share[:, :, 0].sum(axis=1, keepdims=True)).mean(axis=0)
+        means = np.r_[0.0, raw[i]]
+        slope = np.cov(shape, means, aweights=n)[0, 1] / np.cov(shape, aweights=n)
+        assert effect[i] == pytest.approx(own[1:] * raw[i] + common[1:] * slope, rel=1e-9)
+    assert se.mean() < raw_se.mean()
+
+
+def test_sharing_keeps_what_is_peculiar_to_a_level():
+    """A level that works on others than the rest: departures are no noise, so they stay."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    x, w = rng.random((n, 2)), rng.integers(0, 4, n)
+    tau = np.column_stack([np.zeros(n), 1.0 * (x[:, 0] > 0.5), 2.0 * (x[:, 0] > 0.5), 3.0 * (x[:, 1] > 0.5)])
+    frame = pd.DataFrame({"unit": np.arange(n), "w": w, "a": x[:, 0], "b": x[:, 1]})
+    frame["y"] = tau[np.arange(n), w] + rng.normal(size=n)
+    roles = Roles("unit", "w", "y", ("a", "b"), "0", dose={str(k): float(k) for k in range(4)})
+    forest = CausalForest(n_trees=100).fit(frame, roles).forest
+    effects = forest.effect_arrays(pa.Table.from_pandas(frame))[0]
+    assert forest.plan.criterion == "one_hot"  # no slope is common to these levels, and the default sees that
+    assert (forest.mix[1, 1:] > 0.9).all()
+    assert np.sqrt(np.mean((effects - tau[:, 1:]) ** 2)) < 0.25
+
+
+@pytest.mark.parametrize("roles", [ordered_roles(), arm_roles()], ids=["ordered", "arms"])
+def test_averages_follow_from_the_sums(frame, roles):
+    forest = CausalForest(n_trees=40).fit(frame, roles).forest
+    table = pa.Table.from_pandas(frame[list(roles.columns)])
+    bins = encode(table, forest.plan, forest.baseline).bins
+    segment = (frame["age"].fillna(0) > 40).to_numpy().astype(np.int64)
+    found, covariance = forest.averages(bins, segment)
+    plain = replace(forest, mix=None, plan=replace(forest.plan, debias=False)).effect_arrays(table)[0]
+    for s in (0, 1):
+        assert found[s] == pytest.approx(plain[segment == s].mean(axis=0), rel=1e-9)
+        assert np.linalg.eigvalsh(covariance[s]).min() > -1e-12
+    assert found[1, 1] - found[0, 1] > 4 * np.sqrt(covariance[0, 1, 1] + covariance[1, 1, 1])
+    everyone, overall = forest.averages(bins)
+    # The control is common to both levels, so their difference is surer than two unrelated effects.
+    assert everyone[0] == pytest.approx(list(average_effect(forest).values()), abs=0.05)
+    assert overall[0, 0, 1] > 0
 
 
 def test_effect_frame_has_a_row_per_unit_and_level(frame, model):

@@ -2,10 +2,11 @@
 
 Signal decides. Let h be the effect's heterogeneity per row, θ'Aθ over noise: about .2 for an effect as variable as the
 noise in a balanced trial, 4e-4 for lifts of a few points on a 5 % base rate. n·h then counts how much the data can tell
-of the effect's shape. In simulations of both kinds from 2,000 to 1 M rows the smallest errors were at 1.4 (n·h)^.38
-leaves per tree, and intervals were truest at rather more, so twice that power is taken. Weak signals need as many rows
-to grow on as they can get, a quarter of them; strong ones are found in few, and more is then gained from estimating on
-the rest: buckets multiply as √(n·h) does (`tests/benchmarks/bench_truth.py` prints both sides of each rule).
+of the effect's shape. In simulations of both kinds from 2,000 to 1 M rows the smallest errors were at 5 leaves per tree
+for n·h = 44, 14 for 400, 25 for 2,000, 60 for 20,000, 150 for 200,000, and intervals were truest at somewhat more where
+signals are strong: (n·h)^.44 leaves. Weak signals need as many rows to grow on as they can get, a quarter of them;
+strong ones are found in few, and more is then gained from estimating on the rest: buckets multiply as √(n·h) does
+(`tests/benchmarks/bench_rules.py` prints both sides of each rule).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from uplift_spark.causal.rows import Encoded, Plan
 from uplift_spark.causal.splits import Limits
 
 MAX_DEPTH = 20
-LEAVES = 2.0  # leaves per tree at n·h = 1
+LEAVES = 0.44  # power of n·h that a tree has leaves
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
 MOST_BUCKETS = 32  # unless buckets would be larger than that
-STRONG, WEAK = 1600.0, 320.0  # n·h from which 8 buckets, and below which half of 4 buckets, do best
+STRONG, WEAK = 1600.0, 320.0  # n·h from which one of 8 buckets, and below which half of them, grow a tree best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
 UNSEEN = 4.0  # n·h that a sample may hide: what is taken where it shows nothing
 
@@ -32,7 +33,7 @@ def buckets(rows: int, signal: float) -> tuple[int, int]:
     """(number of buckets, buckets that grow a tree) for n rows with n·h = signal. By signal, never by cores."""
     largest = math.ceil(rows / MOST_ROWS)
     if signal < WEAK:
-        return max(4, largest), 2 if largest <= 4 else 1
+        return max(8, largest), 4 if largest <= 8 else 1
     wanted = 4 if signal < STRONG else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, math.sqrt(signal) / 8.0))))
     return max(wanted, largest), 1
 
@@ -41,7 +42,7 @@ def min_leaf(rows: int, signal: float, design: tuple[int, int], n_levels: int) -
     """Smallest growing leaf in rows for `buckets`' design, from a floor per level upwards."""
     n_buckets, growth_buckets = design
     grown = rows * growth_buckets / n_buckets / 2
-    wanted = grown / (LEAVES * max(signal, UNSEEN) ** 0.38)
+    wanted = grown / max(signal, UNSEEN) ** LEAVES
     # Across buckets a leaf is estimated on several times the rows that grew it, so half the floor does.
     smallest = SMALLEST_LEAF * n_levels / (2 if growth_buckets < n_buckets / 2 else 1)
     return max(1, round(max(smallest, min(wanted, grown / 4))))

@@ -16,7 +16,7 @@ import numpy as np
 
 from uplift_spark.causal.grower import Shape, grow_tree
 from uplift_spark.causal.hashing import FOLDS, TREE, folds_of, mix, mix_all
-from uplift_spark.causal.kernels import BLOCK, leaves_of
+from uplift_spark.causal.routing import BLOCK, leaves_of
 from uplift_spark.causal.splits import Limits
 from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
 

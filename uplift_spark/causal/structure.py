@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uplift_spark.causal.kernels import Routes, routes_of
+from uplift_spark.causal.routing import Routes, routes_of
 
 
 class Structure(NamedTuple):

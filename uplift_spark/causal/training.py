@@ -21,10 +21,11 @@ from uplift_spark.causal.criteria import default_criterion
 from uplift_spark.causal.forest import Forest, shares
 from uplift_spark.causal.grower import grow_tree
 from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, halves_of, mix, mix_all, unit_hashes
-from uplift_spark.causal.kernels import Routes, accumulate, expected_outcomes
+from uplift_spark.causal.kernels import accumulate, expected_outcomes
 from uplift_spark.causal.levels import share_levels
 from uplift_spark.causal.nodes import leaf_word
 from uplift_spark.causal.nuisance import Baseline, fit_baseline
+from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -44,6 +45,7 @@ from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
 from uplift_spark.vocabulary import ConfigError, DataError, Roles
 
 Say = Callable[[str], None]
+BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def make_plan(
     rows = rows.take(np.argsort(rows.unit, kind="stable"))
     baseline = _baseline(rows, draft) if params.centre else None
     rows = rows if baseline is None else centred(rows, draft, baseline, threads)
-    signal = defaults.signal(rows, draft, summary.rows)
+    criterion, signal = _criterion(rows, draft, summary.rows, params.criterion)
     design = defaults.buckets(summary.rows, signal)
     design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
     if not 0 < design[1] < design[0]:
@@ -120,8 +122,20 @@ def make_plan(
         "min_share": params.min_share,
         "mtry": params.mtry or defaults.mtry(len(roles.features)),
     }
-    plan = replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits)
+    plan = replace(draft, criterion=criterion, n_buckets=design[0], growth_buckets=design[1], limits=limits)
     return plan, baseline, rows._replace(bucket=buckets_of(rows.key, plan))
+
+
+def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[str, float]:
+    """The split criterion and the signal under it: the given one, else the slope, unless single arms show far more.
+
+    Levels that work on different people have no slope in common; splitting by it would not see them.
+    """
+    signal = defaults.signal(rows, plan, total)
+    if given is not None or plan.criterion == "one_hot" or len(plan.levels) < 3:
+        return plan.criterion, signal
+    apart = defaults.signal(rows, replace(plan, criterion="one_hot"), total)
+    return ("one_hot", apart) if apart > BENT * signal else (plan.criterion, signal)
 
 
 def _baseline(rows: Encoded, plan: Plan) -> Baseline | None:

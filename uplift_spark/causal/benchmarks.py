@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-__all__ = ["BENCHMARKS", "Benchmark", "conf", "conv", "mconv", "multi", "nie_wager", "rct"]
+__all__ = ["BENCHMARKS", "Benchmark", "conf", "conv", "mconv", "multi", "nie_wager", "no_effect", "peak", "rct"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,23 @@ def rct(n: int, seed: int, p: int = 20) -> Benchmark:
     rng = np.random.default_rng(seed)
     x = rng.random((n, p))
     tau = _step_effect(x)
+    w, e = _draw_binary(rng, np.full(n, 0.5))
+    return Benchmark(x, w, (w - 0.5) * tau + rng.standard_normal(n), tau[:, None], e)
+
+
+def no_effect(n: int, seed: int, p: int = 10) -> Benchmark:
+    """Wager and Athey (2018), design 1: no effect, confounded: τ=0, Y=2x₀-1+N(0,1), e=¼(1+β₂,₄(x₀)), X uniform."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((n, p))
+    w, e = _draw_binary(rng, 0.25 * (1.0 + 20.0 * x[:, 0] * (1.0 - x[:, 0]) ** 3))
+    return Benchmark(x, w, 2.0 * x[:, 0] - 1.0 + rng.standard_normal(n), np.zeros((n, 1)), e)
+
+
+def peak(n: int, seed: int, p: int = 8) -> Benchmark:
+    """Wager and Athey (2018), their second table: `rct` with a peak, τ=4/[(1+exp(-12(x₀-½)))(1+exp(-12(x₁-½)))]."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((n, p))
+    tau = 4.0 * _sigmoid(12.0 * (x[:, 0] - 0.5)) * _sigmoid(12.0 * (x[:, 1] - 0.5))
     w, e = _draw_binary(rng, np.full(n, 0.5))
     return Benchmark(x, w, (w - 0.5) * tau + rng.standard_normal(n), tau[:, None], e)
 
@@ -164,6 +181,8 @@ def nie_wager(n: int, seed: int, p: int = 6, *, setup: str = "a", sigma: float =
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "rct": rct,
+    "no_effect": no_effect,
+    "peak": peak,
     "conf": conf,
     "conv": conv,
     "multi": multi,

@@ -90,7 +90,7 @@ test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
 	@$(BIN)/python -m pytest -m simulation -rP $(ARGS)
-	@$(BIN)/python tests/benchmarks/bench_statistics.py
+	@$(BIN)/python tests/benchmarks/statistical_tables.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """The statistical tables: are intervals true, is nothing found in nothing, do buckets and shared levels cost or pay?
 
     make simulations                                                     # after the replicated tests; minutes
-    python tests/benchmarks/bench_statistics.py intervals --replications 500 --peers econml --peer-replications 20
-    python tests/benchmarks/bench_statistics.py null buckets levels leaves --replications 500
+    python tests/benchmarks/statistical_tables.py intervals --replications 500 --peers econml --peer-replications 20
+    python tests/benchmarks/statistical_tables.py null buckets levels leaves --replications 500
 
 Every table is over fresh draws of training data; effects are judged at the same 1,000 units not trained on. ± is the
 standard error over replications. Defaults everywhere, unless the table is about a parameter.

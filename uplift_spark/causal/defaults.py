@@ -23,6 +23,7 @@ from uplift_spark.causal.splits import Limits
 MAX_DEPTH = 20
 LEAVES = 0.44  # power of n·h that a tree has leaves
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
+SKEW = 2  # a bucket may be this many times MOST_ROWS before its growing rows are thinned; hashing varies by far less
 MOST_BUCKETS = 32  # unless buckets would be larger than that
 STRONG, WEAK = 1600.0, 320.0  # n·h from which one of 8 buckets, and below which half of them, grow a tree best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
@@ -38,10 +39,15 @@ def buckets(rows: int, signal: float) -> tuple[int, int]:
     return max(wanted, largest), 1
 
 
+def most_rows(growth_buckets: int) -> int:
+    """Rows that one worker may be given to grow trees from; a bucket that exceeds them is thinned."""
+    return SKEW * MOST_ROWS * growth_buckets
+
+
 def min_leaf(rows: int, signal: float, design: tuple[int, int], n_levels: int) -> int:
     """Smallest growing leaf in rows for `buckets`' design, from a floor per level upwards."""
     n_buckets, growth_buckets = design
-    grown = rows * growth_buckets / n_buckets / 2
+    grown = min(rows * growth_buckets / n_buckets, most_rows(growth_buckets)) / 2
     wanted = grown / max(signal, UNSEEN) ** LEAVES
     # Across buckets a leaf is estimated on several times the rows that grew it, so half the floor does.
     smallest = SMALLEST_LEAF * n_levels / (2 if growth_buckets < n_buckets / 2 else 1)

@@ -30,7 +30,7 @@ DIGEST = 32  # bytes of SHA-256 that end the file
 Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
 _CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `_variance_factor`
-LOW_SUPPORT = 0.5  # a level is thinly supported at a unit when fewer than half of its leaves hold level and control
+LOW_SUPPORT = 0.8  # of a unit's leaves must hold level and control, or 1.6 units of a level are all there are to a leaf
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Forest:
         average_pulls(self._routes, values, self._design, frozen((bins, segment)), pulls, totals, counts)
         rows = np.where(counts > 0, counts, np.nan)
         pulls /= rows[:, None, None]
-        factor = _variance_factor(replace(self.plan, debias=False))
+        factor = _left_out(self.plan)
         covariance = np.stack([_bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
         return totals / rows[:, None], factor * covariance
 
@@ -191,42 +191,58 @@ def shares(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
 
 
 def _bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
-    """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite."""
+    """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite.
+
+    As in the kernel a bag speaks through those of its trees that do, and a bucket's only tree is not centred.
+    """
     bag, n_buckets, _ = design
+    speaks = (pulls != 0).sum(axis=1) > 0
     for b in range(n_buckets):
-        mine = pulls[b::n_buckets]
-        pulls[b::n_buckets] = (mine - mine.mean(axis=0)) * math.sqrt(len(mine) / max(len(mine) - 1, 1))
-    bags = pulls.reshape(-1, bag, pulls.shape[1])
-    means = bags.mean(axis=1)
-    apart = bags - means[:, None]
+        mine = b + n_buckets * np.flatnonzero(speaks[b::n_buckets])
+        if mine.size > 1:
+            pulls[mine] = (pulls[mine] - pulls[mine].mean(axis=0)) * math.sqrt(mine.size / (mine.size - 1))
+    count = speaks.reshape(-1, bag).sum(axis=1)
+    bags, there = pulls.reshape(-1, bag, pulls.shape[1])[count > 1], speaks.reshape(-1, bag)[count > 1]
+    if not len(bags):
+        return np.zeros((pulls.shape[1], pulls.shape[1]))
+    count = count[count > 1]
+    means = bags.sum(axis=1) / count[:, None]
+    apart = (bags - means[:, None]) * there[:, :, None]
     between = means.T @ means / len(means)
-    noise = np.einsum("gtk,gtl->kl", apart, apart) / bag / len(means) / max(bag - 1, 1)
+    noise = np.einsum("gtk,gtl,g->kl", apart, apart, 1.0 / (count * (count - 1))) / len(means)
     values, vectors = np.linalg.eigh(between - noise)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
-def _variance_factor(plan: Plan) -> float:
-    """What the little-bag variance is multiplied by, for what all bags share and so cannot show.
+def _left_out(plan: Plan) -> float:
+    """What the little-bag variance is multiplied by because trees of one bag are estimated on different buckets.
 
-    Left-out buckets: trees of one bag are estimated on different buckets, which looks like noise between them. With
-    each bucket's part in a half-sample's deviation of variance 1, the bags show `between - within / (bag - 1)` where
-    the forest, which leaves out every bucket in turn, has 1 / B. Where several buckets grow a tree, trees share growing
-    rows across buckets, too; simulations asked for .8 of that.
+    That looks like noise between them. With each bucket's part in a half-sample's deviation of variance 1, the bags
+    show `between - within / (bag - 1)` where the forest, which leaves out every bucket in turn, has 1 / B.
+    """
+    b, bag = plan.n_buckets, plan.bag_size
+    shown = []
+    for first in range(0, math.lcm(bag, b), bag):
+        estimated = [[(c - t) % b >= plan.growth_buckets for c in range(b)] for t in range(first, first + bag)]
+        weights = np.array(estimated) / (b - plan.growth_buckets)
+        between, each = float((weights.mean(axis=0) ** 2).sum()), 1.0 / (b - plan.growth_buckets)
+        shown.append(between - (each - between) / max(bag - 1, 1))
+    return 1.0 / b / max(float(np.mean(shown)), 0.25 / b)
+
+
+def _variance_factor(plan: Plan) -> float:
+    """What the little-bag variance of single effects is multiplied by, for what all bags share and so cannot show.
+
+    Left-out buckets: see there. Where several buckets grow a tree, trees share growing rows across buckets, too;
+    simulations asked for .8 of that.
 
     Bias correction: with S the forest's smoother the estimate is (2S - S²)y, but what S² takes away is the same in
     every bag, so the bags show the variance of 2Sy. Over the true one that is 4 / (2 - s)², s the smoother's eigenvalue
     where the noise is; simulated designs of 2,000 to 100,000 rows, 2 to 5 levels, strong, weak and no effects gave 1.6
     to 2.
     """
-    b, g, bag = plan.n_buckets, plan.growth_buckets, plan.bag_size
-    shown = []
-    for first in range(0, math.lcm(bag, b), bag):
-        estimated = [[(c - t) % b >= g for c in range(b)] for t in range(first, first + bag)]
-        weights = np.array(estimated) / (b - g)
-        between, each = float((weights.mean(axis=0) ** 2).sum()), 1.0 / (b - g)
-        shown.append(between - (each - between) / max(bag - 1, 1))
-    left_out = 1.0 / b / max(float(np.mean(shown)), 0.25 / b)
-    return left_out * (_SHARED_GROWTH if g > 1 else 1.0) * (_CORRECTED_VARIANCE if plan.debias else 1.0)
+    shared = _SHARED_GROWTH if plan.growth_buckets > 1 else 1.0
+    return _left_out(plan) * shared * (_CORRECTED_VARIANCE if plan.debias else 1.0)
 
 
 def _packed(array: np.ndarray) -> pa.Array:

@@ -80,6 +80,8 @@ def expected_outcomes(routes, values, rows, bag, expected):
 @nb.njit(cache=True, nogil=True)
 def _debias(between, noise, groups):
     """Posterior mean of a non-negative variance given a noisy, possibly negative estimate (grf's objective Bayes)."""
+    if math.isnan(between):
+        return math.nan  # no leaf holds the level
     if groups == 0 or between <= 0.0:
         return 0.0
     estimate = between - noise
@@ -171,24 +173,27 @@ def _solve(totals, counts, mix, block, effect, support, theta):
         for b in range(n_buckets):
             for k in range(levels):
                 pull = (totals[b, j, k, 1] - measure[j, k, 1] * totals[b, j, k, 0]) * measure[j, k, 0]
-                centre[b, j, k] = pull / max(counts[b, j], 1.0)
+                centre[b, j, k] = pull / counts[b, j] if counts[b, j] > 1.0 else 0.0
 
 
 @nb.njit(cache=True, nogil=True)
 def _add_pulls(leaves, values, counts, block, mix, sums, squares):
-    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares; block (measure, centre).
+    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares, and a one in column 0.
+
+    block is (measure, centre) as in `_solve`.
 
     A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
     have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
-    variance. One tree alone says nothing of its bucket; the stretch restores the variance that centring takes.
+    variance. The stretch restores the variance that centring takes. A bucket's only tree has nothing in common with
+    another: its pull stays whole.
     """
     measure, centre = block
     for j in range(sums.shape[0]):
         leaf = leaves[j]
-        if leaf < 0 or counts[j] < 2.0:
-            sums[j] = np.nan
+        if leaf < 0:
             continue
-        stretch = math.sqrt(counts[j] / (counts[j] - 1.0))
+        sums[j, 0] += 1.0
+        stretch = math.sqrt(counts[j] / max(counts[j] - 1.0, 1.0))
         base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0] - centre[j, 0]
         common = 0.0
         for k in range(1, values.shape[1]):
@@ -203,7 +208,10 @@ def _add_pulls(leaves, values, counts, block, mix, sums, squares):
 
 @nb.njit(cache=True, nogil=True)
 def _spread(leaves, values, design, mix, block, variance):
-    """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4)."""
+    """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4).
+
+    A bag speaks through those of its trees that do, two at least: a bucket without trees silences no bag.
+    """
     counts, measure, centre, theta = block
     bag, n_buckets, _ = design
     rows, levels = variance.shape[0], values.shape[1]
@@ -215,17 +223,18 @@ def _spread(leaves, values, design, mix, block, variance):
             b = t % n_buckets
             _add_pulls(leaves[t], values, counts[b], (measure, centre[b]), mix, sums, squares)
         for j in range(rows):
-            if np.isnan(sums[j, 0]):
+            trees = sums[j, 0]
+            if trees < 2.0:
                 continue
             groups[j] += 1.0
             for k in range(1, levels):
-                mean = sums[j, k] / bag
+                mean = sums[j, k] / trees
                 between[j, k] += mean * mean
-                within[j, k] += squares[j, k] / bag - mean * mean
+                within[j, k] += (squares[j, k] / trees - mean * mean) / (trees - 1.0)
     for j in range(rows):
         g = groups[j]
         for k in range(1, levels):
-            found = _debias(between[j, k] / g, within[j, k] / g / (bag - 1), g) if g >= 2.0 else np.nan
+            found = _debias(between[j, k] / g, within[j, k] / g, g) if g >= 2.0 else np.nan
             variance[j, k - 1] = found + mix[3, k] * theta[j] * theta[j]
 
 
@@ -243,7 +252,7 @@ def predict(routes, values, design, rows, mix, with_errors, out):
     """
     bins, halves = rows
     effect, variance, support = out
-    levels, n_buckets = values.shape[1], design[1]
+    levels, n_buckets = values.shape[1], min(design[1], routes.rounds.size)  # others have no tree
     leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
     totals, counts = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
     measure, centre, theta = np.empty((BLOCK, levels, 3)), np.empty((n_buckets, BLOCK, levels)), np.empty(BLOCK)
@@ -265,7 +274,7 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
              level has no leaf are left out
     """
     bins, segment = rows
-    levels, n_buckets = values.shape[1], design[1]
+    levels, n_buckets = values.shape[1], min(design[1], routes.rounds.size)
     halves, mix = np.zeros((bins.shape[0], 0), np.uint64), plain_mix(levels)
     leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
     totals, counts_here = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))

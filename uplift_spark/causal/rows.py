@@ -237,14 +237,19 @@ def exponents(summary: Summary, roles: Roles) -> tuple[int, int]:
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
     heavy = summary.weight if weighted else 1.0
     largest = max(abs(summary.outcome[0]), abs(summary.outcome[1]))
+    # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
     return (
-        min(20, bits - _log2(heavy)) if weighted else 0,
-        min(40, bits - _log2(heavy * largest) - _CORRECTION),
+        min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0,
+        min(40 + _small(heavy * largest), bits - _log2(heavy * largest) - _CORRECTION),
     )
 
 
 def _log2(value: float) -> int:
     return math.ceil(math.log2(value)) if value > 0 else 0
+
+
+def _small(value: float) -> int:
+    return max(0, -_log2(value))
 
 
 class Encoded(NamedTuple):
@@ -277,7 +282,10 @@ def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | No
     y = as_numbers(batch.column(roles.outcome))
     w_bits, y_bits = plan.exponents
     bins = apply_bins(batch, plan.bins, threads)
-    rows = Encoded(unit, key, buckets_of(key, plan), level, fixed(w, w_bits), fixed(w * y, y_bits), bins)
+    weight = np.maximum(fixed(w, w_bits), 1)  # no row counts nothing: sums of weights are divided by
+    # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
+    wy = fixed(np.ldexp(weight.astype(np.float64), -w_bits) * y, y_bits)
+    rows = Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins)
     return rows if baseline is None else centred(rows, plan, baseline, threads)
 
 
@@ -286,11 +294,12 @@ def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
     return (mix_all(key, np.uint64(plan.seed), BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
 
 
-def centred(rows: Encoded, plan: Plan, baseline: Baseline, threads: int = 1) -> Encoded:
-    """The rows with their baseline taken off their outcomes."""
+def centred(rows: Encoded, plan: Plan, baseline: Baseline, threads: int = 1, sign: int = -1) -> Encoded:
+    """The rows with their baseline taken off their outcomes, or with sign 1 put back on, to the bit."""
     w_bits, y_bits = plan.exponents
     expected = baseline.predict(rows.bins, folds_of(rows.key, np.uint64(plan.seed)), threads)
-    return rows._replace(wy=rows.wy - fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits))
+    moved = fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits)
+    return rows._replace(wy=rows.wy + sign * moved)
 
 
 def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:

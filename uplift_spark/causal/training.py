@@ -46,6 +46,7 @@ from uplift_spark.vocabulary import ConfigError, DataError, Roles
 
 Say = Callable[[str], None]
 BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so
+NO_TREES = ("empty", "duplicate units", "single arm")  # statuses of buckets that grow none
 
 
 @dataclass(frozen=True)
@@ -145,20 +146,28 @@ def _baseline(rows: Encoded, plan: Plan) -> Baseline | None:
 
 
 def grow_bucket(
-    rows: Encoded, plan: Plan, bucket: int, threads: int = 1, share: tuple[int, int] = (0, 1)
+    rows: Encoded,
+    plan: Plan,
+    bucket: int,
+    baseline: Baseline | None = None,
+    threads: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[list[Tree], dict[str, Any]]:
     """Grow the trees that start at one bucket from the rows that shape them, and say how it went.
 
     `share` (i, n) grows every n-th tree only. A bucket that cannot show an effect (empty, single-armed) yields no trees
-    and a status; the others go on.
+    and a status; one that only cannot tell units apart (constant) says so and grows what it can; the others go on.
     """
     rows = rows.take(np.argsort(rows.unit, kind="stable"))  # canonical order, and arrays of our own
-    status = {"bucket": bucket, "rows": int(rows.unit.size), "status": _bucket_status(rows), "trees": 0}
+    found = _bucket_status(rows, plan, baseline)
+    status = {"bucket": bucket, "rows": int(rows.unit.size), "status": found, "trees": 0}
     if status["status"] == "duplicate units":
         own = rows.bucket[1:] == bucket  # another bucket's rows are counted by that bucket
         status["duplicates"] = int((own & (rows.unit[1:] == rows.unit[:-1])).sum())
-    if status["status"] not in ("ok", "constant outcome"):
+    numbers = range(bucket, plan.n_trees, plan.n_buckets)[share[0] :: share[1]]
+    if found in NO_TREES or not numbers:
         return [], status
+    rows = _thinned(rows, plan)
     columns = np.ascontiguousarray(rows.bins.T)
     evidence = grow_one(columns, rows, np.arange(rows.unit.size, dtype=np.int32), plan, bucket)[3]
 
@@ -168,10 +177,20 @@ def grow_bucket(
         nodes, sets, leaves, _, _ = grow_one(columns, rows, mine.astype(np.int32), plan, index, evidence)
         return Tree(index, nodes, sets, int(leaves))
 
-    mine = range(bucket, plan.n_trees, plan.n_buckets)[share[0] :: share[1]]
     with ThreadPoolExecutor(threads) as pool:
-        trees = list(pool.map(tree, mine))
+        trees = list(pool.map(tree, numbers))
     return trees, {**status, "trees": len(trees)}
+
+
+def _thinned(rows: Encoded, plan: Plan) -> Encoded:
+    """At most about `defaults.most_rows` of a bucket's growing rows, by hash of the unit: a huge cluster, or fewer
+    buckets than the rows ask for, cannot make a worker grow for hours. Rows left out estimate as before.
+    """
+    most = defaults.most_rows(plan.growth_buckets)
+    if rows.unit.size <= most:
+        return rows
+    limit = np.uint64(int(most / rows.unit.size * 2.0**64))
+    return rows.take(mix_all(rows.unit, np.uint64(plan.seed), SAMPLE) <= limit)
 
 
 def merge_statuses(found: list[dict[str, Any]], n_buckets: int) -> list[dict[str, Any]]:
@@ -183,14 +202,25 @@ def merge_statuses(found: list[dict[str, Any]], n_buckets: int) -> list[dict[str
     return list(merged.values())
 
 
-def _bucket_status(rows: Encoded) -> str:
+def _bucket_status(rows: Encoded, plan: Plan, baseline: Baseline | None) -> str:
     if rows.unit.size == 0:
         return "empty"
     if np.any(rows.unit[1:] == rows.unit[:-1]):
         return "duplicate units"
     if np.all(rows.level == rows.level[0]):
         return "single arm"
-    return "constant outcome" if np.all(rows.wy * rows.w[0] == rows.wy[0] * rows.w) else "ok"
+    if np.all(rows.bins == rows.bins[0]):
+        return "constant features" if rows.bins[0].any() else "missing features"
+    return "constant outcome" if _constant_outcome(rows, plan, baseline) else "ok"
+
+
+def _constant_outcome(rows: Encoded, plan: Plan, baseline: Baseline | None) -> bool:
+    for size in (64, 4096, rows.unit.size):  # a few rows nearly always tell, without the way through all the trees
+        part = rows.take(slice(size))
+        part = part if baseline is None else centred(part, plan, baseline, sign=1)
+        if np.any(part.wy * part.w[0] != part.wy[0] * part.w):
+            return False
+    return True
 
 
 def grow_one(
@@ -287,7 +317,8 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
     grown = [
-        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, threads) for b in range(plan.n_buckets)
+        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baseline, threads)
+        for b in range(plan.n_buckets)
     ]
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = facts_of(summary, [status for _, status in grown], structure, plan)

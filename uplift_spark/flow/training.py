@@ -64,7 +64,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     plan, baseline, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
     encoded = rows.mapInArrow(partial(encode_batches, plan, baseline), _ENCODED)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
-    structure, statuses = grow(encoded, plan)
+    structure, statuses = grow(encoded, plan, baseline)
     facts = facts_of(summary, statuses, structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
     sums = leaf_sums(encoded, plan, structure)
@@ -87,7 +87,7 @@ def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
     return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
 
 
-def grow(encoded: DataFrame, plan: Plan) -> tuple[Structure, list[dict]]:
+def grow(encoded: DataFrame, plan: Plan, baseline: Baseline | None) -> tuple[Structure, list[dict]]:
     """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
 
     Rows go to every bucket whose trees they shape. Few buckets are copied to several workers, each growing a share of
@@ -100,7 +100,7 @@ def grow(encoded: DataFrame, plan: Plan) -> tuple[Structure, list[dict]]:
     grouped = (
         copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
     )
-    grown = grouped.applyInArrow(_on_group(grow_group, plan, shares), _GROWN).toArrow().to_pylist()
+    grown = grouped.applyInArrow(_on_group(grow_group, plan, baseline, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
     found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
     return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
@@ -148,11 +148,11 @@ def encode_batches(plan: Plan, baseline: Baseline | None, batches: Batches) -> B
         yield _to_arrow(encode(batch, plan, baseline))
 
 
-def grow_group(plan: Plan, shares: int, group: pa.Table) -> pa.Table:
+def grow_group(plan: Plan, baseline: Baseline | None, shares: int, group: pa.Table) -> pa.Table:
     """One share of a bucket's trees, and the bucket's status in a row of its own."""
     rows = _from_arrow(group, len(plan.bins))
     grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
-    trees, status = grow_bucket(rows, plan, grower, share=(share, shares))
+    trees, status = grow_bucket(rows, plan, grower, baseline, share=(share, shares))
     grown = [
         {"tree": t.number, "nodes": t.nodes.tobytes(), "sets": t.sets.tobytes(), "leaves": t.n_leaves} for t in trees
     ]

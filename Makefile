@@ -31,7 +31,6 @@ ifneq ($(SHARED_DATA),)
 export UPLIFT_DATA ?= $(abspath $(SHARED_DATA))
 endif
 # Caches that these libraries would otherwise put into the home folder.
-export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/var/uplift_spark/numba
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
 export IPYTHONDIR := $(CURDIR)/$(VENV)/cache/ipython
 export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter

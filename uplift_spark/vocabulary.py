@@ -5,6 +5,7 @@ Nothing here computes; it is the leaf of the import graph (tests/test_architectu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -147,7 +148,13 @@ def keep_kernels() -> str:
     """Have numba keep compiled kernels in `state_folder`; returns the folder. Only the first call before numba counts.
 
     Worker processes started from an archive have no folder of their own to write to, and would compile every time.
+    One folder per state of the sources: numba looks at a kernel's own file only, and would load kernels that were
+    compiled against what other files used to hold.
     """
-    folder = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(state_folder() / "numba")))
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        sources = sorted((Path(__file__).parent / "causal").glob("*.py"))
+        state = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+        os.environ["NUMBA_CACHE_DIR"] = str(state_folder() / "numba" / state)
+    folder = Path(os.environ["NUMBA_CACHE_DIR"])
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder)

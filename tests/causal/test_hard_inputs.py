@@ -221,7 +221,7 @@ def test_a_level_of_thirty_units_is_flagged_and_costs_the_others_nothing(levels)
     assert (unknown <= (rare & effects["low_support"])).all() and unknown[rare].mean() < 0.3
     assert (effects["uplift_se"].isna() == unknown).all() and (effects.loc[~unknown, "uplift_se"] > 0).all()
     support = effects["low_support"].groupby(rare).mean()
-    assert support[True] > 0.5 and support[False] < 0.01
+    assert support[True] > 0.95 and support[False] < 0.01
     errors = effects["uplift_se"].groupby(rare).mean()
     assert errors[True] > 3 * errors[False] / np.sqrt(levels / 3)
     kept = (frame["w"] != "rare").to_numpy()

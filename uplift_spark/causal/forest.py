@@ -30,7 +30,9 @@ DIGEST = 32  # bytes of SHA-256 that end the file
 Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
 _CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `_variance_factor`
-LOW_SUPPORT = 0.8  # of a unit's leaves must hold level and control, or 1.6 units of a level are all there are to a leaf
+# A level is thinly supported at a unit when fewer than half of its leaves hold five units of level and control each:
+# with less, one unit more or less decides, and the error is no better known than the effect.
+LOW_SUPPORT, SUPPORTING = 0.5, 5
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,19 @@ class Forest:
     @cached_property
     def _shares(self) -> np.ndarray:
         w_bits, y_bits = self.plan.exponents
-        values = shares(self.sums[:, :, 0], self.sums[:, :, 2 if self.plan.debias else 1])
+        outcomes = self.sums[:, :, 2 if self.plan.debias else 1]
+        values = shares(self.sums[:, :, 0], outcomes, SUPPORTING * self._row_weight)
         values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
         return frozen([values])[0]
+
+    @property
+    def _row_weight(self) -> float:
+        """Fixed-point weight of a row, on average: every tree is estimated on half of the other buckets' rows."""
+        if self.roles.weight is None and not self.plan.weighted_by_propensity:
+            return 1.0
+        grown = np.count_nonzero(np.diff(self.structure.leaf_start))
+        part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
+        return float(self.sums[:, :, 0].sum()) / max(grown * part * self.facts["rows"], 1.0)
 
     @cached_property
     def _routes(self) -> Routes:
@@ -177,15 +189,15 @@ class Forest:
         partial.replace(path)
 
 
-def shares(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+def shares(weights: np.ndarray, outcomes: np.ndarray, least: float = 1.0) -> np.ndarray:
     """What kernels sum over trees, float64 [leaves, K, 3]: Σw_k / Σw, Σwy_k / Σw in fixed point, and 1 where both
-    level k and the control have rows. A leaf without any rows has -1 in its first place.
+    level k and the control weigh `least`. A leaf without any rows has -1 in its first place.
 
     Effects are solved once from these, summed over trees: divide last.
     """
     total = weights.sum(axis=1).astype(np.float64)
     weight = np.where(total > 0, total, 1.0)[:, None]
-    values = np.stack([weights / weight, outcomes / weight, (weights > 0) & (weights[:, :1] > 0)], axis=2)
+    values = np.stack([weights / weight, outcomes / weight, (weights >= least) & (weights[:, :1] >= least)], axis=2)
     values[total == 0, 0, 0] = -1.0
     return values
 
@@ -220,14 +232,11 @@ def _left_out(plan: Plan) -> float:
     That looks like noise between them. With each bucket's part in a half-sample's deviation of variance 1, the bags
     show `between - within / (bag - 1)` where the forest, which leaves out every bucket in turn, has 1 / B.
     """
-    b, bag = plan.n_buckets, plan.bag_size
-    shown = []
-    for first in range(0, math.lcm(bag, b), bag):
-        estimated = [[(c - t) % b >= plan.growth_buckets for c in range(b)] for t in range(first, first + bag)]
-        weights = np.array(estimated) / (b - plan.growth_buckets)
-        between, each = float((weights.mean(axis=0) ** 2).sum()), 1.0 / (b - plan.growth_buckets)
-        shown.append(between - (each - between) / max(bag - 1, 1))
-    return 1.0 / b / max(float(np.mean(shown)), 0.25 / b)
+    b, g, bag = plan.n_buckets, plan.growth_buckets, plan.bag_size
+    # The first bag stands for all: the next ones leave out the same pattern of buckets, turned around.
+    weights = ((np.arange(b) - np.arange(bag)[:, None]) % b >= g) / (b - g)
+    between, each = float((weights.mean(axis=0) ** 2).sum()), 1.0 / (b - g)
+    return 1.0 / b / max(between - (each - between) / max(bag - 1, 1), 0.25 / b)
 
 
 def _variance_factor(plan: Plan) -> float:

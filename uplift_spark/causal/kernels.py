@@ -242,7 +242,7 @@ def _spread(leaves, values, design, mix, block, variance):
 def predict(routes, values, design, rows, mix, with_errors, out):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
-    values    float64 [leaves, K, 3]: each leaf's Σw_k / Σw and Σwy_k / Σw, and 1 if it holds level k and the control;
+    values    float64 [leaves, K, 3]: each leaf's Σw_k / Σw and Σwy_k / Σw, and 1 if it supports level k's effect;
               -1 in the first place of a leaf without rows
     design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
     rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag

@@ -80,7 +80,7 @@ def rct(n: int, seed: int, p: int = 20) -> Benchmark:
     return Benchmark(x, w, (w - 0.5) * tau + rng.standard_normal(n), tau[:, None], e)
 
 
-def no_effect(n: int, seed: int, p: int = 10) -> Benchmark:
+def no_effect(n: int, seed: int, p: int = 20) -> Benchmark:
     """Wager and Athey (2018), design 1: no effect, confounded: τ=0, Y=2x₀-1+N(0,1), e=¼(1+β₂,₄(x₀)), X uniform."""
     rng = np.random.default_rng(seed)
     x = rng.random((n, p))
@@ -88,7 +88,7 @@ def no_effect(n: int, seed: int, p: int = 10) -> Benchmark:
     return Benchmark(x, w, 2.0 * x[:, 0] - 1.0 + rng.standard_normal(n), np.zeros((n, 1)), e)
 
 
-def peak(n: int, seed: int, p: int = 8) -> Benchmark:
+def peak(n: int, seed: int, p: int = 20) -> Benchmark:
     """Wager and Athey (2018), their second table: `rct` with a peak, τ=4/[(1+exp(-12(x₀-½)))(1+exp(-12(x₁-½)))]."""
     rng = np.random.default_rng(seed)
     x = rng.random((n, p))

@@ -123,6 +123,7 @@ def test_score_writes_every_unit_and_level(campaign, trained, scored):
     )
     detail = campaign.spark.sql(f"DESCRIBE DETAIL delta.`{campaign.lakehouse.path}/gold/uplift_scores`")
     assert detail.select("partitionColumns").first()[0] == ["model_name", "model_version"]
+    assert detail.select("properties").first()[0]["delta.dataSkippingStatsColumns"] == "unit_id,run_id"
 
 
 def test_scoring_again_adds_no_row(campaign, scored, trained):

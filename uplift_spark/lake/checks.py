@@ -61,6 +61,8 @@ class Contract:
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
     cluster_by columns to cluster by where the storage offers it
+    skip_by    columns whose bounds every file keeps, for queries to skip files by, those of cluster_by among them; when
+               empty Delta's first 32. Bounds of all columns cost a third of a write, so long tables name their few
     """
 
     table: str
@@ -70,6 +72,7 @@ class Contract:
     unique: tuple[str, ...] = ()
     open: bool = False
     cluster_by: tuple[str, ...] = ()
+    skip_by: tuple[str, ...] = ()
 
     @property
     def constraints(self) -> dict[str, str]:

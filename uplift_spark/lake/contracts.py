@@ -173,6 +173,7 @@ _SCORES = Contract(
         "scored_at timestamp",
     ),
     cluster_by=(UNIT,),
+    skip_by=(UNIT, RUN_ID),
 )
 
 _LIFT_TABLE = Contract(

@@ -59,12 +59,18 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a new table is laid out. Partitions win over clusters (Delta takes one of the two); constraints are
-    {name: SQL condition that every row must meet}."""
+    """How a new table is laid out. Partitions win over clusters (Delta takes one of the two); files keep the bounds of
+    the columns `skip_by`, if any are named; constraints are {name: SQL condition that every row must meet}."""
 
     partition_by: tuple[str, ...] = ()
     cluster_by: tuple[str, ...] = ()
+    skip_by: tuple[str, ...] = ()
     constraints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Table properties, constraints aside."""
+        return {**PROPERTIES, **({"delta.dataSkippingStatsColumns": ",".join(self.skip_by)} if self.skip_by else {})}
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Folder:
 
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # The first write creates the table in its one commit, so nobody ever sees it half made.
-        return {**PROPERTIES, **{f"delta.constraints.{name}": rule for name, rule in layout.constraints.items()}}
+        return {**layout.properties, **{f"delta.constraints.{name}": rule for name, rule in layout.constraints.items()}}
 
     def save(self, frame: DataFrame, save: Save) -> None:
         """Write `frame` in one commit, creating the table in the same one if there is none."""
@@ -220,7 +226,7 @@ def _ddl(name: str, schema: StructType, layout: Layout) -> str:
         + (f" COMMENT {_quoted(column.metadata['comment'])}" if "comment" in column.metadata else "")
         for column in schema
     )
-    properties = ", ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in PROPERTIES.items())
+    properties = ", ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in layout.properties.items())
     clauses = [f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING DELTA"]
     if layout.partition_by:
         clauses.append(f"PARTITIONED BY ({', '.join(layout.partition_by)})")

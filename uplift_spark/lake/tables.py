@@ -155,7 +155,7 @@ class Lake:
         if contract is None:
             layout = Layout(call.partition_by)
         else:
-            layout = Layout(call.partition_by, contract.cluster_by, contract.constraints)
+            layout = Layout(call.partition_by, contract.cluster_by, contract.skip_by, contract.constraints)
         return self._place.create(call.table, schema, layout)
 
     def _repeated(self, call: _Write, frame: DataFrame) -> Written:

@@ -135,7 +135,7 @@ def _peer(name: str, draw: Draw, n: int, reps: int) -> Replicated:
 
 
 def _nothing(n: int, seed: int, levels: int = 2) -> Benchmark:
-    """EVIDENCE-like null: p=5, X normal, Y=min(x₂,0)+N(0,1), no effect of any level."""
+    """Null trial: p=5, X normal, Y=min(x₂,0)+N(0,1), no effect of any level."""
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((n, 5)), rng.integers(0, levels, n)
     y = np.minimum(x[:, 2], 0.0) + rng.standard_normal(n)
@@ -170,15 +170,15 @@ def buckets(arguments: argparse.Namespace) -> Table:
 
 
 def leaves(arguments: argparse.Namespace) -> Table:
-    """RMSE and coverage with half, the same and twice the default's smallest leaf."""
+    """RMSE and coverage by default, and with half, the same and twice its usual leaf as the smallest."""
     table = Table("trial", "rows", "smallest leaf", "RMSE", "covers truth", box=None, title="Leaf size")
     for name, n in (("rct", 2_000), ("rct", 10_000), ("rct", 100_000), ("conv", 100_000), ("multi", 10_000)):
-        usual = fitted(BENCHMARKS[name](n, 0), 0).plan.limits["min_leaf"]
-        for leaf in (max(1, int(usual) // 2), int(usual), 2 * int(usual)):
-            found = replicate(BENCHMARKS[name], n, arguments.few, min_leaf=leaf)
+        usual = int(fitted(BENCHMARKS[name](n, 0), 0).plan.limits["usual_leaf"])
+        for leaf in (None, max(1, usual // 2), usual, 2 * usual):
+            found = replicate(BENCHMARKS[name], n, arguments.few, **({} if leaf is None else {"min_leaf": leaf}))
             rmse, error = found.rmse
-            note = " (default)" if leaf == usual else ""
-            table.add_row(name, f"{n:,}", f"{leaf}{note}", f"{rmse:.5f} ± {error:.5f}", f"{found.coverage:.3f}")
+            cells = (f"{leaf or 'default'}", f"{rmse:.5f} ± {error:.5f}", f"{found.coverage:.3f}")
+            table.add_row(name, f"{n:,}", *cells)
     return table
 
 

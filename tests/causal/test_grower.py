@@ -24,6 +24,7 @@ def grown(bins, level, outcome, basis, *, categorical=None, weight=None, known=N
     flags = np.zeros(p, bool) if categorical is None else np.asarray(categorical)
     shape = Shape(np.ascontiguousarray(basis), np.full(p, int(bins.max()) + 1), flags, 0.0 if regression else 1.0)
     known = np.zeros(p) if known is None else np.asarray(known, float)
+    limits = {"usual_leaf": limits["min_leaf"]} | limits
     limits = Limits(imbalance=0.0, mtry=p, min_share=0.0, **limits)
     return grow_tree(np.ascontiguousarray(bins.T), rows, shape, limits, SEED, known)
 

@@ -175,8 +175,8 @@ def test_a_skewed_bucket_is_thinned(monkeypatch):
 
 
 def test_leaves_are_meant_for_the_rows_that_are_left():
-    assert defaults.min_leaf(100_000_000, 1e4, (4, 1), 2) == defaults.min_leaf(2_000_000, 1e4, (4, 1), 2)
-    assert defaults.min_leaf(1_000_000, 1e3, (4, 1), 2) < defaults.min_leaf(2_000_000, 1e3, (4, 1), 2)
+    assert defaults.leaf_sizes(100_000_000, 1e4, (4, 1), 2) == defaults.leaf_sizes(2_000_000, 1e4, (4, 1), 2)
+    assert defaults.leaf_sizes(1_000_000, 1e3, (4, 1), 2) < defaults.leaf_sizes(2_000_000, 1e3, (4, 1), 2)
 
 
 # Levels

@@ -106,7 +106,7 @@ def _score_level(columns, rows, setting, frontier, active, scratch):
         for j in range(active.size):
             f = active[j]
             histogram(columns[f], rows, start, stop, shape.n_bins[f], hist)
-            split, total, bins = best_split(hist, f, shape, limits, floor, scratch)
+            split, total, bins = best_split(hist, f, shape, limits, floor, noise, scratch)
             if split.feature < 0:
                 continue
             if parent < 0.0:
@@ -155,9 +155,9 @@ def _choose(v, scores, active, prior, min_gain):
 @nb.njit(cache=True, nogil=True)
 def _members(columns, rows, node, split, setting, scratch):
     """The set of categories that goes left, uint64 [1, 4]; found again, as only winners need it."""
-    shape, limits, floor, _, _ = setting
+    shape, limits, floor, noise, _ = setting
     histogram(columns[split.feature], rows, node[1], node[2], shape.n_bins[split.feature], scratch[0])
-    best_split(scratch[0], split.feature, shape, limits, floor, scratch)
+    best_split(scratch[0], split.feature, shape, limits, floor, noise, scratch)
     return scratch[5].copy().reshape(1, 4)
 
 

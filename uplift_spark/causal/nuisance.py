@@ -97,7 +97,7 @@ def fit_baseline(
 
     def grown(number: int, mine: np.ndarray, known: np.ndarray) -> tuple:
         leaf = max(SMALLEST, mine.size / LEAVES) * w.mean()
-        limits = Limits(float(leaf), 12, 0.0, 0.0, len(columns), 0.05)
+        limits = Limits(float(leaf), float(leaf), 12, 0.0, 0.0, len(columns), 0.05)
         work = (mine.astype(np.int32), np.zeros(mine.size, np.uint8), w[mine], wy[mine])
         return grow_tree(columns, work, shape, limits, np.uint64(mix(np.uint64(number), seed, TREE)), known)
 

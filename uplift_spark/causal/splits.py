@@ -19,14 +19,16 @@ class Limits(NamedTuple):
     """What stops a node from splitting.
 
     min_leaf    smallest child, in units of fixed-point weight
+    usual_leaf  smallest child that a split may leave without paying for it (`small_toll`), at least min_leaf
     max_depth   deepest leaf
     min_gain    smallest gain, in outcome-sum-of-squares units
     imbalance   a child's treatment scatter per unit weight, as a share of the root's, must stay above this
     mtry        features tried per node
-    min_share   smallest child as a share of its parent
+    min_share   smallest child as a share of its parent, for a usual leaf; in proportion for a smaller one
     """
 
     min_leaf: float
+    usual_leaf: float
     max_depth: int
     min_gain: float
     imbalance: float
@@ -158,14 +160,16 @@ def _category_score(m, total, q):
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(moments, order, total, start, min_leaf, floor, work):
+def _scan(moments, order, total, start, sizes, floor, work):
     """Best cut of the occupied bins in `order`, left to right; `start` is a bin put left beforehand, -1 for none.
 
-    work is (left [M], right [M], Cholesky [q, q + 1]). Returns (Σ_children θ'Aθ, bins of `order` on the left), -1 and
-    -1 if no cut is allowed.
+    sizes is (smallest child, smallest usual child, what a cut that leaves a smaller one pays of its gain); work is
+    (left [M], right [M], Cholesky [q, q + 1]). Returns (Σ_children θ'Aθ, bins of `order` on the left), -1 and -1 if no
+    cut is allowed.
     """
     if floor.size == 1:
-        return _scan_one(moments, order, total, start, min_leaf, floor[0])
+        return _scan_one(moments, order, total, start, sizes, floor[0])
+    min_leaf, usual, toll = sizes
     left, right, cholesky = work
     for a in range(left.size):
         left[a] = moments[start, a] if start >= 0 else 0.0
@@ -185,15 +189,18 @@ def _scan(moments, order, total, start, min_leaf, floor, work):
         for a in range(left.size):
             right[a] = total[a] - left[a]
         gain_right = explained(right, floor, cholesky)
-        if gain_right >= 0.0 and gain_left + gain_right > best:
-            best = gain_left + gain_right
-            cut = t
+        if gain_right < 0.0:
+            continue
+        value = gain_left + gain_right - (toll if left[0] < usual or right[0] < usual else 0.0)
+        if value > best:
+            best, cut = value, t
     return best, cut
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan_one(moments, order, total, start, min_leaf, floor):
+def _scan_one(moments, order, total, start, sizes, floor):
     """`_scan` for a one-dimensional basis, in registers: the common case and five times faster."""
+    min_leaf, usual, toll = sizes
     n = s = f = fy = ff = 0.0
     tn, ts, tf, tfy, tff = total[0], total[1], total[2], total[3], total[4]
     best, cut = -1.0, -1
@@ -217,22 +224,22 @@ def _scan_one(moments, order, total, start, min_leaf, floor):
             continue
         bl = fy - f * s / n
         br = tfy - fy - rf * (ts - s) / rn
-        value = bl * bl / left + br * br / right
+        value = bl * bl / left + br * br / right - (toll if n < usual or rn < usual else 0.0)
         if value > best:
             best, cut = value, t
     return best, cut
 
 
 @nb.njit(cache=True, nogil=True)
-def _try_numeric(moments, where, order, total, min_leaf, floor, work):
+def _try_numeric(moments, where, order, total, sizes, floor, work):
     """Best threshold, missing values (bin 0) tried on both sides; returns (sum, threshold, missing_left)."""
     missing = where[0] == 0
     first = 1 if missing else 0
     present = order[first : where.size]
-    best, cut = _scan(moments, present, total, -1, min_leaf, floor, work)
+    best, cut = _scan(moments, present, total, -1, sizes, floor, work)
     missing_left = False
     if missing:
-        other, other_cut = _scan(moments, present, total, 0, min_leaf, floor, work)
+        other, other_cut = _scan(moments, present, total, 0, sizes, floor, work)
         if other > best:
             best, cut, missing_left = other, other_cut, True
     elif cut > 0:
@@ -245,13 +252,13 @@ def _try_numeric(moments, where, order, total, min_leaf, floor, work):
 
 
 @nb.njit(cache=True, nogil=True)
-def _try_categorical(moments, where, total, min_leaf, floor, work, members):
+def _try_categorical(moments, where, total, sizes, floor, work, members):
     """Best cut of the categories ordered by effect (Fisher 1958); `members` uint64 [4] gets the set that goes left."""
     scores = np.empty(where.size)
     for c in range(where.size):
         scores[c] = _category_score(moments[c], total, floor.size)
     order = np.argsort(scores, kind="mergesort")
-    best, cut = _scan(moments, order, total, -1, min_leaf, floor, work)
+    best, cut = _scan(moments, order, total, -1, sizes, floor, work)
     left = 0.0
     members[:] = 0
     for t in range(max(cut, 0)):
@@ -275,7 +282,7 @@ def _add_absent(where, members):
 
 
 @nb.njit(cache=True, nogil=True)
-def best_split(hist, feature, shape, limits, floor, scratch):
+def best_split(hist, feature, shape, limits, floor, noise, scratch):
     """Best split of a node by one feature's histogram: (Split with Σ_children θ'Aθ as its gain, node's moments, bins).
 
     scratch is `split_scratch`'s; its last place gets a categorical split's left set. Feature -1: no cut is allowed.
@@ -288,12 +295,20 @@ def best_split(hist, feature, shape, limits, floor, scratch):
             total[a] += moments[c, a]
     value, cut, missing_left = -1.0, -1, False
     if count >= 2:
-        min_leaf = max(limits.min_leaf, limits.min_share * total[0])
+        usual = max(limits.usual_leaf, limits.min_share * total[0])
+        toll = small_toll(floor.size) * noise if limits.min_leaf < limits.usual_leaf else 0.0
+        sizes = (usual * limits.min_leaf / limits.usual_leaf, usual, toll)
         if shape.categorical[feature]:
-            value, cut = _try_categorical(moments, where[:count], total, min_leaf, floor, work, members)
+            value, cut = _try_categorical(moments, where[:count], total, sizes, floor, work, members)
         else:
-            value, cut, missing_left = _try_numeric(moments, where[:count], order, total, min_leaf, floor, work)
+            value, cut, missing_left = _try_numeric(moments, where[:count], order, total, sizes, floor, work)
     return Split(value, feature if value >= 0.0 else -1, cut, missing_left), total, count
+
+
+@nb.njit(cache=True, nogil=True)
+def small_toll(q):
+    """Gain / noise that a cut pays for leaving a child smaller than usual: what chance gives a cut, and a nat more."""
+    return null_gain(256, False, q) + 2.0
 
 
 @nb.njit(cache=True, nogil=True)

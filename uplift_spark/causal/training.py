@@ -115,8 +115,10 @@ def make_plan(
     design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
     if not 0 < design[1] < design[0]:
         raise ConfigError(f"{design[1]} of {design[0]} buckets to grow a tree leave none to estimate it: use fewer")
+    smallest, usual = defaults.leaf_sizes(summary.rows, signal, design, len(levels))
     limits = {
-        "min_leaf": params.min_leaf or defaults.min_leaf(summary.rows, signal, design, len(levels)),
+        "min_leaf": params.min_leaf or smallest,
+        "usual_leaf": params.min_leaf or usual,
         "max_depth": params.max_depth or defaults.MAX_DEPTH,
         "min_gain": params.min_gain,
         "imbalance": params.imbalance,
@@ -128,15 +130,17 @@ def make_plan(
 
 
 def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[str, float]:
-    """The split criterion and the signal under it: the given one, else the slope, unless single arms show far more.
+    """The split criterion and n·h under it: the given one, else the slope, unless single arms clearly show far more.
 
     Levels that work on different people have no slope in common; splitting by it would not see them.
     """
-    signal = defaults.signal(rows, plan, total)
-    if given is not None or plan.criterion == "one_hot" or len(plan.levels) < 3:
-        return plan.criterion, signal
-    apart = defaults.signal(rows, replace(plan, criterion="one_hot"), total)
-    return ("one_hot", apart) if apart > BENT * signal else (plan.criterion, signal)
+    n = rows.unit.size
+    found = defaults.signal(rows, plan)
+    if given is None and plan.criterion != "one_hot" and len(plan.levels) > 2:
+        apart = defaults.signal(rows, replace(plan, criterion="one_hot"))
+        if apart.found - 3.0 * apart.noise > BENT * max(found.found, 0.0):
+            return "one_hot", apart.of_all(total, n)
+    return plan.criterion, found.of_all(total, n)
 
 
 def _baseline(rows: Encoded, plan: Plan) -> Baseline | None:
@@ -230,8 +234,10 @@ def grow_one(
     if mine.size == 0:
         return np.array([leaf_word(0)], np.uint64), np.empty((0, 4), np.uint64), 1, evidence, 0.0
     work = (mine, rows.level[mine], rows.w[mine], rows.wy[mine])
+    row = work[2].sum() / mine.size
     limits = Limits(
-        float(plan.limits["min_leaf"] * (work[2].sum() / mine.size)),
+        float(plan.limits["min_leaf"] * row),
+        float(plan.limits["usual_leaf"] * row),
         int(plan.limits["max_depth"]),
         float(plan.limits["min_gain"]),
         float(plan.limits["imbalance"]),

@@ -4,9 +4,9 @@ Signal decides. Let h be the effect's heterogeneity per row, θ'Aθ over noise: 
 noise in a balanced trial, 4e-4 for lifts of a few points on a 5 % base rate. n·h then counts how much the data can tell
 of the effect's shape. In simulations of both kinds from 2,000 to 1 M rows the smallest errors were at 5 leaves per tree
 for n·h = 44 and less, 14 for 400, 25 for 2,000, 60 for 20,000, 150 for 200,000, and intervals were truest at somewhat
-more where signals are strong: (n·h)^.44 leaves. Weak signals need as many rows to grow on as they can get, a quarter of them;
-strong ones are found in few, and more is then gained from estimating on the rest: buckets multiply as √(n·h) does
-(`tests/benchmarks/statistical_tables.py buckets leaves` prints both sides of each rule).
+more where signals are strong: (n·h)^.44 leaves. Weak signals need as many rows to grow on as they can get, a quarter
+of them; strong ones are found in few, and more is then gained from estimating on the rest: buckets multiply as √(n·h)
+does (`tests/benchmarks/statistical_tables.py buckets leaves` prints both sides of each rule).
 """
 
 from __future__ import annotations

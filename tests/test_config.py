@@ -60,6 +60,8 @@ def test_training_roles_read_the_training_set(conf: Path) -> None:
     assert (roles.unit, roles.treatment, roles.outcome, roles.propensity) == (
         "unit_id", "treatment", "visit", "propensity",
     )  # fmt: skip
+    assert roles.more_outcomes == ()
+    assert load_config(conf, ("roles.more_outcomes=[spend]",)).training_roles.outcomes == ("visit", "spend")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ def test_training_roles_read_the_training_set(conf: Path) -> None:
         ("lakehouse.catalog=a--b", ["lakehouse.catalog", "letters, digits and underscores"]),
         ("roles.features=['x`y']", ["roles.features", "x`y"]),
         ("roles.outcome='visit;'", ["outcome", "visit;"]),
+        ("roles.more_outcomes=['a;b']", ["outcome", "a;b"]),
         ("lift.outcomes=['a b']", ["outcome", "a b"]),
         ("seed", ["key.sub=value"]),
         ("campaign.x=1", ["campaign", "not a mapping"]),

@@ -29,6 +29,9 @@ def test_roles_name_each_column_once_and_features_last() -> None:
     found = roles(propensity="p", weight="w", cluster="home")
     assert found.columns == ("id", "arm", "visit", "p", "w", "home", "age", "zip")
     assert roles(cluster="id").columns == ("id", "arm", "visit", "age", "zip")
+    found = roles(weight="w", more_outcomes=["spend", "cost"])
+    assert found.columns == ("id", "arm", "visit", "w", "spend", "cost", "age", "zip")
+    assert found.outcomes == ("visit", "spend", "cost")
 
 
 def test_roles_hold_levels_as_text() -> None:
@@ -44,6 +47,10 @@ def test_roles_hold_levels_as_text() -> None:
         ({"features": ["age", "visit"]}, r"\['visit'\], which already play another part"),
         ({"features": ["age", "home"], "cluster": "home"}, r"\['home'\]"),
         ({"features": ["age", "age"]}, "twice"),
+        ({"more_outcomes": ["spend", "spend"]}, "more_outcomes names a column twice"),
+        ({"more_outcomes": ["visit"]}, r"more_outcomes contains \['visit'\], which already play another part"),
+        ({"more_outcomes": ["arm", "w"], "weight": "w"}, r"more_outcomes contains \['arm', 'w'\]"),
+        ({"more_outcomes": ["zip"]}, r"features contains \['zip'\], which already play another part"),
         ({"dose": {"5%": 5.0}}, "does not name the control level 'none'"),
         ({"dose": {"none": 0, "a": 5, "b": 5}}, "same dose"),
     ],

@@ -62,12 +62,13 @@ class Trial:
 
 @dataclass(frozen=True, config=_STRICT)
 class RolesConf:
-    """The parts columns of the training set play; see `vocabulary.Roles`."""
+    """The parts columns of the training set play; see `vocabulary.Roles`. Jobs score and evaluate `outcome`."""
 
     outcome: str
     control: str
     features: tuple[str, ...]
     dose: dict[str, float] | None = None
+    more_outcomes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -142,7 +143,7 @@ class Config:
             checked_name(self.lakehouse.catalog, "lakehouse.catalog")
         for column in self.roles.features:
             checked_name(column, "roles.features entry")
-        for column in (self.roles.outcome, *self.lift.outcomes):
+        for column in (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes):
             checked_name(column, "outcome")
         checked_name(self.model_name, "registry.name")
 
@@ -162,6 +163,7 @@ class Config:
             control=self.roles.control,
             dose=self.roles.dose,
             propensity="propensity",
+            more_outcomes=self.roles.more_outcomes,
         )
 
 

@@ -87,13 +87,15 @@ class Roles:
 
     unit        string or integer id, unique in the frame
     treatment   the level each unit was assigned; compared as text
-    outcome     numeric (or boolean) outcome
+    outcome     numeric (or boolean) outcome; the trees are grown to tell its effects apart
     features    numeric, boolean or string columns; strings are categorical
     control     the level every other level is compared with
     dose        {level: number} for ordered levels, naming every level; None for arms without order
     propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
     weight      column with a positive sample weight
     cluster     column whose units stay together when data are split (households)
+    more_outcomes  numeric (or boolean) outcomes whose effects are estimated in the same leaves: what moves only these
+                effects, and not that on `outcome`, tells no units apart
     """
 
     unit: str
@@ -105,17 +107,24 @@ class Roles:
     propensity: str | None = None
     weight: str | None = None
     cluster: str | None = None
+    more_outcomes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "more_outcomes", tuple(self.more_outcomes))
         object.__setattr__(self, "control", str(self.control))
         if not self.features:
             raise ConfigError("roles.features is empty: name at least one feature column")
-        clashes = sorted(set(self.features) & {c for c in self._special() if c})
+        clashes = sorted(set(self.features) & {*self._single(), *self.more_outcomes})
         if clashes:
             raise ConfigError(f"roles.features contains {clashes}, which already play another part: remove them")
         if len(set(self.features)) < len(self.features):
             raise ConfigError("roles.features names a column twice: remove the duplicate")
+        clashes = sorted(set(self.more_outcomes) & set(self._single()))
+        if clashes:
+            raise ConfigError(f"roles.more_outcomes contains {clashes}, which already play another part: remove them")
+        if len(set(self.more_outcomes)) < len(self.more_outcomes):
+            raise ConfigError("roles.more_outcomes names a column twice: remove the duplicate")
         if self.dose is not None:
             doses = {str(k): float(v) for k, v in self.dose.items()}
             if self.control not in doses:
@@ -124,13 +133,19 @@ class Roles:
                 raise ConfigError("roles.dose gives two levels the same dose: merge them or drop `dose`")
             object.__setattr__(self, "dose", doses)
 
-    def _special(self) -> tuple[str | None, ...]:
-        return (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster)
+    def _single(self) -> tuple[str, ...]:
+        parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster)
+        return tuple(column for column in parts if column)
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Every outcome, the one that shapes the trees first."""
+        return (self.outcome, *self.more_outcomes)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column the roles name, each once, features last."""
-        return tuple(dict.fromkeys([c for c in self._special() if c] + list(self.features)))
+        return tuple(dict.fromkeys([*self._single(), *self.more_outcomes, *self.features]))
 
 
 def state_folder() -> Path:

@@ -35,7 +35,7 @@ def encoded(frame, model):
     """Rows and the leaf each falls into, [n, T], walked node by node."""
     table = pa.Table.from_pandas(frame[list(model.roles.columns)], preserve_index=False)
     forest = model.forest
-    rows = encode(table, forest.plan, forest.baseline)
+    rows = encode(table, forest.plan, (forest.baseline,))
     leaves = np.empty((len(frame), forest.structure.n_trees), np.int32)
     leaves_of(forest.structure.routes, rows.bins, leaves)
     return rows, leaves
@@ -61,9 +61,10 @@ def test_routing_walks_every_tree(frame, model):
         assert [walked(model.forest.structure, t, rows.bins[i]) for t in range(16)] == leaves[i].tolist()
 
 
-@pytest.mark.parametrize(("n_buckets", "growth_buckets"), [(4, 1), (4, 2), (8, 1)])
-def test_leaf_sums_are_honest_and_exact(frame, n_buckets, growth_buckets):
-    model = CausalForest(**SMALL, n_buckets=n_buckets, growth_buckets=growth_buckets).fit(frame, ordered_roles())
+@pytest.mark.parametrize(("n_buckets", "growth_buckets", "min_leaf"), [(4, 1, 10), (4, 2, 10), (8, 1, 10), (4, 3, 1)])
+def test_leaf_sums_are_honest_and_exact(frame, n_buckets, growth_buckets, min_leaf):
+    options = {"n_trees": 16, "n_buckets": n_buckets, "growth_buckets": growth_buckets, "min_leaf": min_leaf}
+    model = CausalForest(**options).fit(frame, ordered_roles())
     plan, forest = model.forest.plan, model.forest
     rows, leaves = encoded(frame, model)
     seed, expected = np.uint64(plan.seed), np.zeros_like(forest.sums)
@@ -72,10 +73,13 @@ def test_leaf_sums_are_honest_and_exact(frame, n_buckets, growth_buckets):
     for i in range(len(frame)):
         out_of_bag = [t for t in range(16) if not in_half(halves, i, t // 4)]
         known = share[leaves[i, out_of_bag], rows.level[i]].sum(axis=0)
-        wy = 2 * rows.wy[i] - np.rint(known[1] / known[0] * rows.w[i]).astype(np.int64) if known[0] > 0 else rows.wy[i]
+        wy = rows.wy[i, 0]
+        corrected = 2 * wy - np.rint(known[1] / known[0] * rows.w[i]).astype(np.int64) if known[0] > 0 else wy
         for t in set(range(16)) - set(out_of_bag):
             if (rows.bucket[i] - t) % n_buckets >= growth_buckets:
-                expected[leaves[i, t], rows.level[i]] += (rows.w[i], rows.wy[i], wy)
+                expected[leaves[i, t], rows.level[i]] += (rows.w[i], wy, corrected)
+    if min_leaf == 1:  # leaves without rows know nothing
+        assert (forest.sums[:, :, 0].sum(axis=1) == 0).any()
     # The last bit of an expected outcome may round the other way.
     assert np.array_equal(expected[:, :, :2], forest.sums[:, :, :2])
     assert np.abs(expected[:, :, 2] - forest.sums[:, :, 2]).max() <= 4
@@ -188,7 +192,7 @@ def test_sharing_keeps_what_is_peculiar_to_a_level():
 def test_averages_follow_from_the_sums(frame, roles):
     forest = CausalForest(n_trees=40).fit(frame, roles).forest
     table = pa.Table.from_pandas(frame[list(roles.columns)])
-    bins = encode(table, forest.plan, forest.baseline).bins
+    bins = encode(table, forest.plan, (forest.baseline,)).bins
     segment = (frame["age"].fillna(0) > 40).to_numpy().astype(np.int64)
     found, covariance = forest.averages(bins, segment)
     plain = replace(forest, mix=None, plan=replace(forest.plan, debias=False)).effect_arrays(table)[0]

@@ -59,7 +59,7 @@ def split_features(model):
 
 def encoded(model, frame):
     table = pa.Table.from_pandas(frame[list(model.roles.columns)], preserve_index=False)
-    return encode(table, model.forest.plan, model.forest.baseline)
+    return encode(table, model.forest.plan, (model.forest.baseline,))
 
 
 def estimating(model, rows):
@@ -369,7 +369,7 @@ def test_a_giant_cluster_does_not_make_errors_look_small():
 def exact_sums(model, frame):
     """Leaf sums of every tree against sums of Python's unbounded integers; returns the largest of these."""
     rows = encoded(model, frame)
-    w, wy = rows.w.tolist(), rows.wy.tolist()
+    w, wy = rows.w.tolist(), rows.wy[:, 0].tolist()
     inside, largest = estimating(model, rows), 0
     for t in range(model.forest.plan.n_trees):
         mine = np.flatnonzero(inside[:, t])
@@ -394,7 +394,7 @@ def test_money_with_a_heavy_tail_fits_the_sums(weighted):
     # Nothing that matters was rounded away: the sums hold the mean outcomes to eight digits.
     rows, weight = encoded(model, frame), frame["wt"].to_numpy() if weighted else np.ones(8000)
     w_bits, y_bits = model.forest.plan.exponents
-    back = np.ldexp(rows.wy, w_bits - y_bits) / rows.w
+    back = np.ldexp(rows.wy[:, 0], w_bits - y_bits) / rows.w
     if model.forest.baseline is None:
         for arm in (0, 1):
             mine = rows.level == arm

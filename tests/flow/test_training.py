@@ -19,7 +19,8 @@ SMALL = {"n_trees": 16, "min_leaf": 10}
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return ordered_frame(4000)
+    frame = ordered_frame(4000)
+    return frame.assign(spent=frame["age"].fillna(0.0) + frame["y"])  # an outcome whose baseline is worth a pass
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,13 @@ def fail_once(marker: str, batches):
             raise RuntimeError("task lost on purpose")
 
 
-@pytest.mark.parametrize("growth_buckets", [1, 2])
-def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets):
+@pytest.mark.parametrize(("growth_buckets", "more"), [(1, ()), (2, ("spent", "tau"))])
+def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets, more):
     forest = CausalForest(**SMALL, n_buckets=4, growth_buckets=growth_buckets)
-    expected = forest.fit(frame, ordered_roles()).to_bytes()
+    roles = ordered_roles(more_outcomes=more)
+    expected = forest.fit(frame, roles).to_bytes()
     for partitions in (1, 2, 7):
-        assert forest.fit(on_spark.repartition(partitions), ordered_roles()).to_bytes() == expected
+        assert forest.fit(on_spark.repartition(partitions), roles).to_bytes() == expected
 
 
 def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
@@ -63,12 +65,13 @@ def test_weights_and_clusters_agree_too(spark, frame):
 
 
 def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
-    model = CausalForest(**SMALL).fit(frame, ordered_roles())
-    lazy = model.effect(on_spark)
-    assert lazy.columns == list(model.effect(frame.head(1)).columns)
-    found = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
-    expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
-    pd.testing.assert_frame_equal(found, expected)
+    model = CausalForest(**SMALL).fit(frame, ordered_roles(more_outcomes=("spent",)))
+    for outcome in (None, "spent"):
+        lazy = model.effect(on_spark, outcome)
+        assert lazy.columns == list(model.effect(frame.head(1)).columns)
+        found = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+        expected = model.effect(frame, outcome).sort_values(["unit", "treatment"], ignore_index=True)
+        pd.testing.assert_frame_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ DOSE = {"none": 0.0, "5%": 5.0, "10%": 10.0}
 SIMULATED = Config(
     campaign="toy",
     source=Simulation(units=UNITS),
-    roles=RolesConf(outcome="conversion", control="none", features=("recency_days", "region"), dose=DOSE),
-    lift=Lift(outcomes=("revenue",), segments=("device",)),
+    roles=RolesConf("conversion", "none", ("recency_days", "region"), DOSE, more_outcomes=("revenue",)),
+    lift=Lift(segments=("device",)),
 )
 TRIAL = Config(
     campaign="shop",
@@ -139,6 +139,8 @@ def test_a_trial_from_file_to_training_set_without_its_bad_rows(lake, shop):
     for change, message in (
         ({"features": ("age", "spend")}, r"contain \['spend'\]"),
         ({"features": ("agee",)}, "no column 'agee'"),
+        ({"more_outcomes": ("spent",)}, "no event of outcome 'spent'.*did you mean 'spend'"),
+        ({"more_outcomes": ("age",)}, r"features contains \['age'\], which already play another part"),
         ({"outcome": "bougt"}, "no event of outcome 'bougt'.*did you mean 'bought'"),
     ):
         with pytest.raises(ConfigError, match=message):

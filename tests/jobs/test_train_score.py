@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from uplift_spark.causal.forest import average_effect
 from uplift_spark.config import Config, Forest, Lakehouse, RolesConf
 from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.flow.verbs import UpliftModel
@@ -19,7 +20,8 @@ COLUMNS = [
     "unit_id", "treatment", "uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support",
     "model_name", "model_version", "feature_version", "run_id", "scored_at",
 ]  # fmt: skip
-ROLES = RolesConf(outcome="visit", control="none", features=("recency", "zip"), dose={"none": 0, "5%": 5, "10%": 10})
+DOSE = {"none": 0, "5%": 5, "10%": 10}
+ROLES = RolesConf("visit", "none", ("recency", "zip"), DOSE, more_outcomes=("spend",))
 
 
 def training_rows(n=400):
@@ -33,6 +35,7 @@ def training_rows(n=400):
             "propensity": 1 / 3,
             "assigned_at": pd.Timestamp("2025-01-06"),
             "visit": arm * (recency < 6) + rng.normal(size=n),
+            "spend": arm * 10.0,
             "recency": recency,
             "zip": pd.Series([f"z{i % 3}" for i in range(n)], dtype=object),
             "split": np.where(np.arange(n) % 4, "train", "holdout"),
@@ -79,6 +82,7 @@ def test_train_registers_the_forest_of_the_training_split_as_champion(campaign, 
     assert forest.facts["rows"] == (rows.split == "train").sum() == 300
     assert forest.plan.n_trees == 8
     assert forest.levels.names == ("none", "5%", "10%")
+    assert average_effect(forest.of("spend")) == pytest.approx({"5%": 10.0, "10%": 20.0})
     assert trained.tables == {}
 
 

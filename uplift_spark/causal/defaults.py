@@ -121,7 +121,7 @@ def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: Plan) 
     mine, rest = np.flatnonzero(grown), np.flatnonzero(~grown)
     if min(mine.size, rest.size) == 0:
         return 0.0, 0.0
-    work = (mine.astype(np.int32), sample.level[mine], sample.w[mine], sample.wy[mine])
+    work = (mine.astype(np.int32), sample.level[mine], sample.w[mine], sample.wy[mine, 0])
     noise = noise_level(work, shape)
     leaf = float(max(SMALLEST_LEAF * n_levels, mine.size / 64) * work[2].mean())
     by_chance = noise * (null_gain(256, False, shape.basis.shape[0]) + 2.0 * math.log(len(columns)))
@@ -130,7 +130,7 @@ def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: Plan) 
     at = np.empty((rest.size, 1), np.int32)
     leaves_of(assemble([Tree(0, nodes, sets, int(leaves))], 1).routes, sample.bins[rest], at)
     cell = at[:, 0] * n_levels + sample.level[rest]
-    sums = [np.bincount(cell, x[rest].astype(float), leaves * n_levels) for x in (sample.w, sample.wy)]
+    sums = [np.bincount(cell, x[rest].astype(float), leaves * n_levels) for x in (sample.w, sample.wy[:, 0])]
     w, wy = (x.reshape(leaves, n_levels) for x in sums)
     apart = _explained(w, wy, shape.basis) - _explained(w.sum(axis=0)[None], wy.sum(axis=0)[None], shape.basis)
     return (float(apart[0] / noise - apart[1]), float(apart[1])) if noise > 0.0 else (0.0, 0.0)

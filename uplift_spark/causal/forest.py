@@ -23,7 +23,7 @@ from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import Plan, keys_of
 from uplift_spark.causal.structure import Structure, frozen
 from uplift_spark.stats.moments import normal_quantile
-from uplift_spark.vocabulary import TREATMENT, Levels, ModelFileError, Roles
+from uplift_spark.vocabulary import TREATMENT, ConfigError, Levels, ModelFileError, Roles
 
 FORMAT = 2
 DIGEST = 32  # bytes of SHA-256 that end the file
@@ -39,11 +39,14 @@ LOW_SUPPORT, SUPPORTING = 0.5, 5
 class Forest:
     """A trained forest.
 
-    sums      int64 [leaves, K, 3]: fixed-point Σw, Σwy and Σwy corrected for bias (`training.correct`) of the rows that
-              estimate a leaf, per level, y being the outcome less its baseline
-    facts     what training found: rows, rows per level, bucket statuses
-    baseline  what outcomes were centred by, if at all
+    sums      int64 [leaves, K, 1 + 2m]: fixed-point Σw and, per outcome, Σwy and Σwy corrected for bias
+              (`training.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
+    facts     what training found: rows, rows per level, range of each outcome, bucket statuses
+    baseline  what the outcome was centred by, if at all
     mix       float64 [4, K]: how levels learn from each other (`causal.levels`); None: they do not
+    more      (baseline, mix) of every further outcome
+
+    Everything but `of` and the file is about the first outcome, which shaped the trees.
     """
 
     plan: Plan
@@ -52,6 +55,23 @@ class Forest:
     facts: Mapping[str, Any]
     baseline: Baseline | None = None
     mix: np.ndarray | None = None
+    more: tuple[tuple[Baseline | None, np.ndarray | None], ...] = ()
+
+    def of(self, outcome: str) -> Forest:
+        """The forest of one outcome alone: the same trees with its leaf sums, baseline and mix.
+
+        Of the first outcome it is what training without the further ones gives, byte for byte. Raises ConfigError if
+        the forest was not trained for the outcome.
+        """
+        if outcome not in self.roles.outcomes:
+            raise ConfigError(f"the model has no outcome {outcome!r}: choose from {', '.join(self.roles.outcomes)}")
+        if not self.more:
+            return self
+        j = self.roles.outcomes.index(outcome)
+        baseline, mix = ((self.baseline, self.mix), *self.more)[j]
+        sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
+        facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
+        return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, mix)
 
     @property
     def levels(self) -> Levels:
@@ -68,7 +88,7 @@ class Forest:
 
     @cached_property
     def _shares(self) -> np.ndarray:
-        w_bits, y_bits = self.plan.exponents
+        w_bits, y_bits, *_ = self.plan.exponents
         outcomes = self.sums[:, :, 2 if self.plan.debias else 1]
         values = shares(self.sums[:, :, 0], outcomes, SUPPORTING * self._row_weight)
         values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
@@ -166,11 +186,12 @@ class Forest:
         small = weights.max(initial=0) < 2**31
         arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
         arrays["outcomes"] = self.sums[:, :, 1:]
-        if self.mix is not None:
-            arrays["mix"] = self.mix
-        if self.baseline is not None:
-            arrays |= {f"baseline_{name}": array for name, array in self.baseline.structure._asdict().items()}
-            arrays["baseline_values"] = self.baseline.values
+        for mark, (baseline, mix) in zip(_marks(self.plan), ((self.baseline, self.mix), *self.more), strict=True):
+            if mix is not None:
+                arrays[f"mix{mark}"] = mix
+            if baseline is not None:
+                arrays |= {f"baseline{mark}_{name}": array for name, array in baseline.structure._asdict().items()}
+                arrays[f"baseline{mark}_values"] = baseline.values
         manifest = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         columns = [_packed(array) for array in arrays.values()]
         fields = [pa.field(n, c.type) for n, c in zip(arrays, columns, strict=True)]
@@ -289,13 +310,22 @@ def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], name: s
     if manifest.get("format") != FORMAT:
         raise ModelFileError(f"{name} has format {manifest.get('format')}, this version reads {FORMAT}: retrain it")
     plan = Plan.from_dict(manifest["plan"])
-    k = len(plan.levels)
-    sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), arrays["outcomes"].reshape(-1, k, 2)], axis=2)
-    baseline = None
-    if "baseline_values" in arrays:
-        baseline = Baseline(_structure(arrays, "baseline_"), arrays["baseline_values"])
-    mix = arrays["mix"].reshape(4, k) if "mix" in arrays else None
-    return Forest(plan, _structure(arrays, ""), sums.astype(np.int64, copy=False), manifest["facts"], baseline, mix)
+    k, marks = len(plan.levels), _marks(plan)
+    outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
+    sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)
+
+    def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
+        values, mix = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
+        baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
+        return baseline, None if mix is None else mix.reshape(4, k)
+
+    first, *more = map(part, marks)
+    return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))
+
+
+def _marks(plan: Plan) -> list[str]:
+    """What tells the outcomes' arrays apart in the file; nothing marks the first."""
+    return ["", *map(str, range(1, len(plan.roles.outcomes)))]
 
 
 def _structure(arrays: Mapping[str, np.ndarray], prefix: str) -> Structure:
@@ -306,6 +336,6 @@ def _structure(arrays: Mapping[str, np.ndarray], prefix: str) -> Structure:
 def average_effect(forest: Forest) -> dict[str, float]:
     """Average effect of each treated level over the training rows, from the leaf sums of all trees; NaN if absent."""
     totals = forest.sums.sum(axis=0).astype(np.float64)
-    w_bits, y_bits = forest.plan.exponents
-    means = [math.ldexp(s / n, w_bits - y_bits) if n else math.nan for n, s, _ in totals]
+    w_bits, y_bits, *_ = forest.plan.exponents
+    means = [math.ldexp(s / n, w_bits - y_bits) if n else math.nan for n, s, *_ in totals]
     return {name: means[k + 1] - means[0] for k, name in enumerate(forest.levels.treated)}

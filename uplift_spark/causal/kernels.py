@@ -14,19 +14,33 @@ from uplift_spark.causal.hashing import in_half, shapes
 from uplift_spark.causal.routing import BLOCK, new_lists, walk
 
 
+@nb.njit(cache=True, nogil=True, inline="always")
+def _add(lists, count, rows, corrected, sums, outcomes):
+    """Add the rows which[j], j < count, to the leaves at[j]; see `accumulate`. A constant for `outcomes` is fast."""
+    _, level, w, wy, _, _ = rows
+    which, at, _ = lists
+    for j in range(count):
+        i = which[j]
+        if not corrected:
+            sums[at[j], level[i], 0] += w[i]
+        for y in range(outcomes):
+            sums[at[j], level[i], 1 + 2 * y + corrected] += wy[i, y]
+
+
 @nb.njit(cache=True, nogil=True)
 def accumulate(routes, rows, design, span, corrected, sums):
     """Add every row to the leaves that are estimated on it, for trees span[0] ≤ t < span[1].
 
-    rows       (bins uint8 [n, p], level uint8 [n], w int64 [n], wy int64 [n], bucket int32 [n], halves uint64 [n, :])
+    rows       (bins uint8 [n, p], level uint8 [n], w int64 [n], wy int64 [n, m], bucket int32 [n],
+               halves uint64 [n, words])
     design     (trees per little bag, buckets, growth buckets)
-    corrected  False: add (w, wy) to places 0 and 1 of a cell; True: add wy to place 2
-    sums       int64 [leaves, K, 3], added to in place
+    corrected  False: add w to place 0 of a cell and wy of outcome j to 1 + 2j; True: add wy to 2 + 2j
+    sums       int64 [leaves, K, 1 + 2m], added to in place
     """
-    bins, level, w, wy, bucket, halves = rows
+    bins, _, _, wy, bucket, halves = rows
     bag, n_buckets, growth_buckets = design
     lists = new_lists()
-    which, at, _ = lists
+    which = lists[0]
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
         for t in range(span[0], span[1]):
@@ -38,26 +52,34 @@ def accumulate(routes, rows, design, span, corrected, sums):
                 honest = not shapes(bucket[i], first, n_buckets, growth_buckets)
                 count += int(honest & in_half(halves, i, t // bag))
             walk(routes, t, bins, lists, count)
-            for j in range(count):
-                i = which[j]
-                if corrected:
-                    sums[at[j], level[i], 2] += wy[i]
-                else:
-                    sums[at[j], level[i], 0] += w[i]
-                    sums[at[j], level[i], 1] += wy[i]
+            if wy.shape[1] == 1:
+                _add(lists, count, rows, corrected, sums, 1)
+            else:
+                _add(lists, count, rows, corrected, sums, wy.shape[1])
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _sum_own(lists, count, low, values, level, totals, places):
+    """Add what the leaves at[j] hold of each row's own level to its totals; see `expected_outcomes` and `_add`."""
+    which, at, _ = lists
+    for j in range(count):
+        i = which[j]
+        for place in range(places):
+            totals[i - low, place] += values[at[j], level[i], place]
 
 
 @nb.njit(cache=True, nogil=True)
 def expected_outcomes(routes, values, rows, bag, expected):
-    """What the forest expects of each row's outcome at its own level, from the bags that do not hold the row.
+    """What the forest expects of each row's outcomes at its own level, from the bags that do not hold the row.
 
-    values float64 [leaves, K, 3] as in `predict`; rows (bins, level, halves); expected float64 [n], NaN if nothing is
-    known.
+    values    float64 [leaves, K, 1 + m]: each leaf's Σw_k / Σw and, per outcome, Σwy_k / Σw; zero without rows
+    rows      (bins, level, halves)
+    expected  float64 [n, m], written; NaN if nothing is known
     """
     bins, level, halves = rows
     lists = new_lists()
-    which, at, _ = lists
-    totals = np.empty((BLOCK, 2))
+    which = lists[0]
+    totals = np.empty((BLOCK, values.shape[2]))
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
         totals[:] = 0.0
@@ -69,12 +91,14 @@ def expected_outcomes(routes, values, rows, bag, expected):
                 which[count] = i
                 count += int(not in_half(halves, i, t // bag))
             walk(routes, t, bins, lists, count)
-            for j in range(count):
-                i = which[j]
-                totals[i - low, 0] += values[at[j], level[i], 0]
-                totals[i - low, 1] += values[at[j], level[i], 1]
+            if values.shape[2] == 2:
+                _sum_own(lists, count, low, values, level, totals, 2)
+            else:
+                _sum_own(lists, count, low, values, level, totals, values.shape[2])
         for i in range(low, high):
-            expected[i] = totals[i - low, 1] / totals[i - low, 0] if totals[i - low, 0] > 0.0 else np.nan
+            share = totals[i - low, 0]
+            for y in range(expected.shape[1]):
+                expected[i, y] = totals[i - low, 1 + y] / share if share > 0.0 else np.nan
 
 
 @nb.njit(cache=True, nogil=True)

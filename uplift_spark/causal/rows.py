@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -31,13 +31,14 @@ _CORRECTION = 3  # bits: centred and corrected for bias an outcome is at most 2 
 class Summary:
     """Mergeable counts of one frame: what the plan needs and what bad input looks like.
 
-    bad maps "column: problem" to the number of rows; propensity maps a level to its (smallest, largest) value.
+    bad maps "column: problem" to the number of rows; outcomes map a column, propensity a level, to the (smallest,
+    largest) value.
     """
 
     rows: int = 0
     levels: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, int] = field(default_factory=dict)
-    outcome: tuple[float, float] = (math.inf, -math.inf)
+    outcomes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weight: float = 0.0
     propensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -46,7 +47,7 @@ class Summary:
             self.rows + other.rows,
             _added(self.levels, other.levels),
             _added(self.bad, other.bad),
-            (min(self.outcome[0], other.outcome[0]), max(self.outcome[1], other.outcome[1])),
+            _widened(self.outcomes, other.outcomes),
             max(self.weight, other.weight),
             _widened(self.propensity, other.propensity),
         )
@@ -59,8 +60,8 @@ class Summary:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Summary:
         """The inverse of dataclasses.asdict after a JSON round trip."""
-        bounds = {k: (v[0], v[1]) for k, v in raw["propensity"].items()}
-        return cls(**{**raw, "outcome": tuple(raw["outcome"]), "propensity": bounds})
+        bounds = {part: {k: (v[0], v[1]) for k, v in raw[part].items()} for part in ("outcomes", "propensity")}
+        return cls(**{**raw, **bounds})
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
@@ -92,7 +93,8 @@ def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
     for part, column in (("unit", roles.unit), ("cluster", roles.cluster)):
         if column is not None and not (is_text(kinds[column]) or pa.types.is_integer(kinds[column])):
             raise DataError(f"{part} column {column!r} has type {kinds[column]}: ids must be text or integers; cast it")
-    for part, column in (("outcome", roles.outcome), ("weight", roles.weight), ("propensity", roles.propensity)):
+    outcomes = [("outcome", column) for column in roles.outcomes]
+    for part, column in (*outcomes, ("weight", roles.weight), ("propensity", roles.propensity)):
         if column is not None and not is_number(kinds[column]):
             raise DataError(f"{part} column {column!r} has type {kinds[column]}: it must be numeric; cast it")
 
@@ -113,21 +115,23 @@ def summarise(batch: pa.RecordBatch | pa.Table, roles: Roles) -> Summary:
     bad[f"{roles.treatment}: null or NaN"] = names.null_count
     counts = pc.value_counts(names.drop_null())
     levels = dict(sorted(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
-    outcome = as_numbers(batch.column(roles.outcome))
-    bad[f"{roles.outcome}: null, NaN or infinite"] = int((~np.isfinite(outcome)).sum())
-    finite = outcome[np.isfinite(outcome)]
+    outcomes = {}
+    for name in roles.outcomes:
+        outcome = as_numbers(batch.column(name))
+        finite = outcome[np.isfinite(outcome)]
+        bad[f"{name}: null, NaN or infinite"] = outcome.size - finite.size
+        outcomes[name] = (float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf)))
     for name in roles.features:
         column = batch.column(name)
         if not is_text(column.type):
             bad[f"{name}: infinite"] = int(np.isinf(as_numbers(column)).sum())
     weight, problems = _weights(batch, roles)
     bad.update(problems)
-    bounds = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
     return Summary(
         batch.num_rows,
         levels,
         {k: v for k, v in bad.items() if v},
-        bounds,
+        outcomes,
         float(np.nanmax(weight, initial=0.0)),
         _propensity_bounds(batch, names, roles),
     )
@@ -165,7 +169,7 @@ class Plan:
 
     A tree t is grown on the buckets t, ..., t + growth_buckets - 1 (mod n_buckets) and estimated on the others.
 
-    exponents   binary exponents of the fixed-point weight and of w·y
+    exponents   binary exponents of the fixed-point weight and of w·y of each outcome
     limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
     """
 
@@ -179,9 +183,15 @@ class Plan:
     n_buckets: int
     growth_buckets: int
     limits: Mapping[str, float]
-    exponents: tuple[int, int]
+    exponents: tuple[int, ...]
     weighted_by_propensity: bool
     debias: bool
+
+    def of(self, outcome: str) -> Plan:
+        """The plan as if it were made for one of its outcomes alone."""
+        w_bits, *y_bits = self.exponents
+        exponents = (w_bits, y_bits[self.roles.outcomes.index(outcome)])
+        return replace(self, roles=replace(self.roles, outcome=outcome, more_outcomes=()), exponents=exponents)
 
     def to_dict(self) -> dict[str, Any]:
         raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
@@ -231,17 +241,17 @@ def check_summary(summary: Summary, roles: Roles) -> None:
         raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
 
 
-def exponents(summary: Summary, roles: Roles) -> tuple[int, int]:
+def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
     """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
     weighted = roles.weight is not None or summary.weighted_by_propensity
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
     heavy = summary.weight if weighted else 1.0
-    largest = max(abs(summary.outcome[0]), abs(summary.outcome[1]))
     # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
-    return (
-        min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0,
-        min(40 + _small(heavy * largest), bits - _log2(heavy * largest) - _CORRECTION),
-    )
+    found = [min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0]
+    for name in roles.outcomes:
+        largest = heavy * max(map(abs, summary.outcomes[name]))
+        found.append(min(40 + _small(largest), bits - _log2(largest) - _CORRECTION))
+    return tuple(found)
 
 
 def _log2(value: float) -> int:
@@ -253,7 +263,7 @@ def _small(value: float) -> int:
 
 
 class Encoded(NamedTuple):
-    """Rows ready for the kernels; all arrays have length n, bins is uint8 [n, p]."""
+    """Rows ready for the kernels; all arrays have length n, bins is uint8 [n, p], wy int64 [n, m]: w·y per outcome."""
 
     unit: np.ndarray
     key: np.ndarray
@@ -268,8 +278,10 @@ class Encoded(NamedTuple):
         return Encoded(*(column[which] for column in self))
 
 
-def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | None = None, threads: int = 1) -> Encoded:
-    """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcome, bins."""
+def encode(
+    batch: pa.RecordBatch | pa.Table, plan: Plan, baselines: Sequence[Baseline | None] = (), threads: int = 1
+) -> Encoded:
+    """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes, bins."""
     roles = plan.roles
     unit, key = keys_of(batch, roles)
     codes = pc.index_in(
@@ -279,14 +291,15 @@ def encode(batch: pa.RecordBatch | pa.Table, plan: Plan, baseline: Baseline | No
     w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
     if plan.weighted_by_propensity and roles.propensity is not None:
         w = w / as_numbers(batch.column(roles.propensity))
-    y = as_numbers(batch.column(roles.outcome))
-    w_bits, y_bits = plan.exponents
+    w_bits, *y_bits = plan.exponents
     bins = apply_bins(batch, plan.bins, threads)
     weight = np.maximum(fixed(w, w_bits), 1)  # no row counts nothing: sums of weights are divided by
     # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
-    wy = fixed(np.ldexp(weight.astype(np.float64), -w_bits) * y, y_bits)
-    rows = Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins)
-    return rows if baseline is None else centred(rows, plan, baseline, threads)
+    w = np.ldexp(weight.astype(np.float64), -w_bits)
+    wy = np.empty((batch.num_rows, len(y_bits)), np.int64)
+    for j, name in enumerate(roles.outcomes):
+        wy[:, j] = fixed(w * as_numbers(batch.column(name)), y_bits[j])
+    return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
 
 
 def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
@@ -294,12 +307,17 @@ def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
     return (mix_all(key, np.uint64(plan.seed), BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
 
 
-def centred(rows: Encoded, plan: Plan, baseline: Baseline, threads: int = 1, sign: int = -1) -> Encoded:
-    """The rows with their baseline taken off their outcomes, or with sign 1 put back on, to the bit."""
-    w_bits, y_bits = plan.exponents
-    expected = baseline.predict(rows.bins, folds_of(rows.key, np.uint64(plan.seed)), threads)
-    moved = fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits)
-    return rows._replace(wy=rows.wy + sign * moved)
+def centred(
+    rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
+) -> Encoded:
+    """The rows with each outcome's baseline, if any, taken off, or with sign 1 put back on, to the bit."""
+    w_bits, *y_bits = plan.exponents
+    wy, fold = rows.wy.copy(), folds_of(rows.key, np.uint64(plan.seed))
+    for j, baseline in enumerate(baselines):
+        if baseline is not None:
+            expected = baseline.predict(rows.bins, fold, threads)
+            wy[:, j] += sign * fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits[j])
+    return rows._replace(wy=wy)
 
 
 def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:

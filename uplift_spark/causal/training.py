@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from uplift_spark.causal import defaults
 from uplift_spark.causal.binning import fit_bins
 from uplift_spark.causal.criteria import default_criterion
-from uplift_spark.causal.forest import Forest, shares
+from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.grower import grow_tree
 from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, halves_of, mix, mix_all, unit_hashes
 from uplift_spark.causal.kernels import accumulate, expected_outcomes
@@ -45,6 +45,7 @@ from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
 from uplift_spark.vocabulary import ConfigError, DataError, Roles
 
 Say = Callable[[str], None]
+Baselines = tuple[Baseline | None, ...]  # per outcome
 BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so
 NO_TREES = ("empty", "duplicate units", "single arm")  # statuses of buckets that grow none
 
@@ -83,8 +84,8 @@ def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.ui
 
 def make_plan(
     summary: Summary, sample: pa.Table, roles: Roles, params: Params, threads: int = 1
-) -> tuple[Plan, Baseline | None, Encoded]:
-    """Fix everything but the rows: levels, bins, exponents, baseline and, where left open, leaf size and buckets.
+) -> tuple[Plan, Baselines, Encoded]:
+    """Fix everything but the rows: levels, bins, exponents, baselines and, where left open, leaf size and buckets.
 
     Returns the sample's rows, encoded by the plan, too.
     """
@@ -108,8 +109,8 @@ def make_plan(
     rows = encode(sample, draft, threads=threads)
     # Canonical order: floating sums over the sample must not depend on how it was collected.
     rows = rows.take(np.argsort(rows.unit, kind="stable"))
-    baseline = _baseline(rows, draft) if params.centre else None
-    rows = rows if baseline is None else centred(rows, draft, baseline, threads)
+    baselines = _baselines(rows, draft) if params.centre else (None,) * len(roles.outcomes)
+    rows = centred(rows, draft, baselines, threads)
     criterion, signal = _criterion(rows, draft, summary.rows, params.criterion)
     design = defaults.buckets(summary.rows, signal)
     design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
@@ -126,7 +127,7 @@ def make_plan(
         "mtry": params.mtry or defaults.mtry(len(roles.features)),
     }
     plan = replace(draft, criterion=criterion, n_buckets=design[0], growth_buckets=design[1], limits=limits)
-    return plan, baseline, rows._replace(bucket=buckets_of(rows.key, plan))
+    return plan, baselines, rows._replace(bucket=buckets_of(rows.key, plan))
 
 
 def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[str, float]:
@@ -143,17 +144,21 @@ def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tupl
     return plan.criterion, found.of_all(total, n)
 
 
-def _baseline(rows: Encoded, plan: Plan) -> Baseline | None:
-    scale = math.ldexp(1.0, plan.exponents[0] - plan.exponents[1])
-    columns = np.ascontiguousarray(rows.bins.T)
-    return fit_baseline(columns, (rows.key, rows.w, rows.wy), np.uint64(plan.seed), defaults.bins_of(plan), scale)
+def _baselines(rows: Encoded, plan: Plan) -> Baselines:
+    columns, (w_bits, *y_bits) = np.ascontiguousarray(rows.bins.T), plan.exponents
+
+    def one(j: int) -> Baseline | None:
+        given, scale = (rows.key, rows.w, rows.wy[:, j].copy()), math.ldexp(1.0, w_bits - y_bits[j])
+        return fit_baseline(columns, given, np.uint64(plan.seed), defaults.bins_of(plan), scale)
+
+    return tuple(map(one, range(len(y_bits))))
 
 
 def grow_bucket(
     rows: Encoded,
     plan: Plan,
     bucket: int,
-    baseline: Baseline | None = None,
+    baselines: Sequence[Baseline | None] = (),
     threads: int = 1,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[list[Tree], dict[str, Any]]:
@@ -163,7 +168,7 @@ def grow_bucket(
     and a status; one that only cannot tell units apart (constant) says so and grows what it can; the others go on.
     """
     rows = rows.take(np.argsort(rows.unit, kind="stable"))  # canonical order, and arrays of our own
-    found = _bucket_status(rows, plan, baseline)
+    found = _bucket_status(rows, plan, baselines)
     status = {"bucket": bucket, "rows": int(rows.unit.size), "status": found, "trees": 0}
     if status["status"] == "duplicate units":
         own = rows.bucket[1:] == bucket  # another bucket's rows are counted by that bucket
@@ -206,7 +211,7 @@ def merge_statuses(found: list[dict[str, Any]], n_buckets: int) -> list[dict[str
     return list(merged.values())
 
 
-def _bucket_status(rows: Encoded, plan: Plan, baseline: Baseline | None) -> str:
+def _bucket_status(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None]) -> str:
     if rows.unit.size == 0:
         return "empty"
     if np.any(rows.unit[1:] == rows.unit[:-1]):
@@ -215,14 +220,14 @@ def _bucket_status(rows: Encoded, plan: Plan, baseline: Baseline | None) -> str:
         return "single arm"
     if np.all(rows.bins == rows.bins[0]):
         return "constant features" if rows.bins[0].any() else "missing features"
-    return "constant outcome" if _constant_outcome(rows, plan, baseline) else "ok"
+    return "constant outcome" if _constant_outcome(rows, plan, baselines) else "ok"
 
 
-def _constant_outcome(rows: Encoded, plan: Plan, baseline: Baseline | None) -> bool:
+def _constant_outcome(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None]) -> bool:
     for size in (64, 4096, rows.unit.size):  # a few rows nearly always tell, without the way through all the trees
         part = rows.take(slice(size))
-        part = part if baseline is None else centred(part, plan, baseline, sign=1)
-        if np.any(part.wy * part.w[0] != part.wy[0] * part.w):
+        wy = centred(part, plan, baselines[:1], sign=1).wy[:, 0]
+        if np.any(wy * part.w[0] != wy[0] * part.w):
             return False
     return True
 
@@ -233,7 +238,7 @@ def grow_one(
     """`grow_tree` on the rows `mine` (int32, in canonical order); without evidence it is the bucket's pilot."""
     if mine.size == 0:
         return np.array([leaf_word(0)], np.uint64), np.empty((0, 4), np.uint64), 1, evidence, 0.0
-    work = (mine, rows.level[mine], rows.w[mine], rows.wy[mine])
+    work = (mine, rows.level[mine], rows.w[mine], rows.wy[mine, 0])
     row = work[2].sum() / mine.size
     limits = Limits(
         float(plan.limits["min_leaf"] * row),
@@ -250,8 +255,8 @@ def grow_one(
 
 
 def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
-    """Zero leaf sums, int64 [leaves, K, 3]."""
-    return np.zeros((structure.n_leaves, len(plan.levels), 3), np.int64)
+    """Zero leaf sums of m outcomes, int64 [leaves, K, 1 + 2m]."""
+    return np.zeros((structure.n_leaves, len(plan.levels), 1 + 2 * len(plan.roles.outcomes)), np.int64)
 
 
 def add_rows(
@@ -270,15 +275,21 @@ def add_rows(
         list(pool.map(some_trees, bounds[:-1], bounds[1:]))
 
 
+def plain_shares(sums: np.ndarray) -> np.ndarray:
+    """What `correct` needs of the plain sums: Σw_k / Σw and Σwy_k / Σw of every outcome, float64 [leaves, K, 1 + m]."""
+    weight = np.maximum(sums[:, :, 0].sum(axis=1), 1)[:, None, None]
+    return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2) / weight
+
+
 def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threads: int = 1) -> Encoded:
     """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
 
     Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
     ("twicing", Tukey 1977; Ghosal & Hooker 2021 for forests): the bias of wide leaves goes down by an order. μ comes
-    from the bags that do not hold the row. values is `shares` of the plain sums.
+    from the bags that do not hold the row. values is `plain_shares`.
     """
     halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
-    expected = np.empty(rows.key.size)
+    expected = np.empty(rows.wy.shape)
     given, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
 
     def some_rows(low: int, high: int) -> None:
@@ -289,7 +300,7 @@ def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threa
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(some_rows, bounds[:-1], bounds[1:]))
     # A row about which no tree knows anything stays as it is.
-    missed = rows.wy - np.rint(rows.w * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
+    missed = rows.wy - np.rint(rows.w[:, None] * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
     return rows._replace(wy=rows.wy + np.where(np.isnan(expected), 0, missed))
 
 
@@ -302,8 +313,18 @@ def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Struct
         raise DataError(
             f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
         )
-    facts = {"rows": summary.rows, "level_rows": dict(summary.levels), "outcome_range": list(summary.outcome)}
+    ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
+    facts = {"rows": summary.rows, "level_rows": dict(summary.levels), "outcome_range": ranges}
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
+
+
+def finished(
+    plan: Plan, structure: Structure, sums: np.ndarray, facts: Mapping[str, Any], baselines: Baselines, bins: np.ndarray
+) -> Forest:
+    """The forest of these parts; in each outcome, levels learn from each other at rows like `bins`, uint8 [n, p]."""
+    forest = Forest(plan, structure, sums, facts, baselines[0], None, tuple((one, None) for one in baselines[1:]))
+    mix, *mixes = [share_levels(forest.of(name), bins).mix for name in plan.roles.outcomes]
+    return replace(forest, mix=mix, more=tuple(zip(baselines[1:], mixes, strict=True)))
 
 
 def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
@@ -316,14 +337,14 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     check_summary(summary, roles)
     limit = sample_limit(summary.rows, len(roles.features))
     sample = table.filter(pa.array(sampled(table, roles.unit, params.seed, limit)))
-    plan, baseline, rows = make_plan(summary, sample, roles, params, threads)
+    plan, baselines, rows = make_plan(summary, sample, roles, params, threads)
     planning = rows.bins
     if sample.num_rows < table.num_rows:
-        rows = encode(table, plan, baseline, threads)
+        rows = encode(table, plan, baselines, threads)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
     grown = [
-        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baseline, threads)
+        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baselines, threads)
         for b in range(plan.n_buckets)
     ]
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
@@ -332,9 +353,9 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     sums, routes = empty_sums(structure, plan), structure.routes
     add_rows(sums, rows, routes, plan, threads)
     if plan.debias:
-        rows = correct(rows, routes, shares(sums[:, :, 0], sums[:, :, 1]), plan, threads)
+        rows = correct(rows, routes, plain_shares(sums), plan, threads)
         add_rows(sums, rows, routes, plan, threads, corrected=True)
-    return share_levels(Forest(plan, structure, sums, facts, baseline), planning)
+    return finished(plan, structure, sums, facts, baselines, planning)
 
 
 def describe(plan: Plan) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ def score(frame: DataFrame, forest: Forest) -> DataFrame:
 
     `frame` needs the unit and the model's features under their training names and kinds, else DataError.
     """
+    forest = forest.of(forest.roles.outcome)  # no sums of further outcomes travel to the workers
     unit = forest.roles.unit
     kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
     check_columns(kinds, (unit, *forest.roles.features), forest.roles.features)

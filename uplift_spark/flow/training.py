@@ -18,9 +18,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from uplift_spark.causal.forest import Forest, shares
-from uplift_spark.causal.levels import share_levels
-from uplift_spark.causal.nuisance import Baseline
+from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -33,21 +31,23 @@ from uplift_spark.causal.rows import (
 )
 from uplift_spark.causal.structure import Structure, Tree, assemble
 from uplift_spark.causal.training import (
+    Baselines,
     Params,
     Say,
     add_rows,
     correct,
     empty_sums,
     facts_of,
+    finished,
     grow_bucket,
     make_plan,
     merge_statuses,
+    plain_shares,
     sample_limit,
     sampled,
 )
 from uplift_spark.vocabulary import Roles
 
-_ENCODED = "unit bigint, key bigint, bucket int, level tinyint, w bigint, wy bigint, bins binary"
 _GROWN = "tree int, nodes binary, sets binary, leaves int, status string"
 _SUMS = "tree int, sums binary"
 WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a small machine has, so that none waits long
@@ -61,17 +61,18 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     rows = frame.select(*(f"`{column}`" for column in roles.columns))
     summary = summary_of(rows, roles)
     check_summary(summary, roles)
-    plan, baseline, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
-    encoded = rows.mapInArrow(partial(encode_batches, plan, baseline), _ENCODED)
+    plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
-    structure, statuses = grow(encoded, plan, baseline)
+    shaping = plan.of(roles.outcome), baselines[:1]  # the other outcomes' columns need not be shuffled
+    structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
     facts = facts_of(summary, statuses, structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
+    encoded = encoded_rows(rows, plan, baselines)
     sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
         say("correcting for the bias of wide leaves")
-        sums += leaf_sums(encoded, plan, structure, shares(sums[:, :, 0], sums[:, :, 1]))
-    return share_levels(Forest(plan, structure, sums, facts, baseline), planning.bins)
+        sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
+    return finished(plan, structure, sums, facts, baselines, planning.bins)
 
 
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:
@@ -87,7 +88,14 @@ def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
     return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
 
 
-def grow(encoded: DataFrame, plan: Plan, baseline: Baseline | None) -> tuple[Structure, list[dict]]:
+def encoded_rows(rows: DataFrame, plan: Plan, baselines: Baselines) -> DataFrame:
+    """The fields of `Encoded` as columns: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
+    outcomes = ", ".join(f"wy{j} bigint" for j in range(len(plan.roles.outcomes)))
+    columns = f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
+    return rows.mapInArrow(partial(encode_batches, plan, baselines), columns)
+
+
+def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structure, list[dict]]:
     """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
 
     Rows go to every bucket whose trees they shape. Few buckets are copied to several workers, each growing a share of
@@ -100,16 +108,16 @@ def grow(encoded: DataFrame, plan: Plan, baseline: Baseline | None) -> tuple[Str
     grouped = (
         copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
     )
-    grown = grouped.applyInArrow(_on_group(grow_group, plan, baseline, shares), _GROWN).toArrow().to_pylist()
+    grown = grouped.applyInArrow(_on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
     found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
     return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
 
 
 def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.ndarray | None = None) -> np.ndarray:
-    """Leaf sums over all rows, int64 [leaves, K, 3]: partial sums per partition, merged per tree.
+    """Leaf sums over all rows, int64 [leaves, K, 1 + 2m]: partial sums per partition, merged per tree.
 
-    Without `values` places 0 and 1; with them (`shares` of these sums) place 2, of outcomes corrected for bias.
+    Without `values` the plain sums; with them (`plain_shares` of these) those of outcomes corrected for bias.
     """
     partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure, values), _SUMS)
     merged = partial_sums.groupBy("tree").applyInArrow(_on_group(merge_sums), _SUMS).toArrow()
@@ -142,17 +150,17 @@ def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> 
         yield batch.filter(pa.array(sampled(batch, unit, seed, limit)))
 
 
-def encode_batches(plan: Plan, baseline: Baseline | None, batches: Batches) -> Batches:
-    """Rows as the kernels want them; bins of a row as one binary value."""
+def encode_batches(plan: Plan, baselines: Baselines, batches: Batches) -> Batches:
+    """Rows in the columns of `encoded_rows`."""
     for batch in batches:
-        yield _to_arrow(encode(batch, plan, baseline))
+        yield _to_arrow(encode(batch, plan, baselines))
 
 
-def grow_group(plan: Plan, baseline: Baseline | None, shares: int, group: pa.Table) -> pa.Table:
+def grow_group(plan: Plan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
     """One share of a bucket's trees, and the bucket's status in a row of its own."""
     rows = _from_arrow(group, len(plan.bins))
     grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
-    trees, status = grow_bucket(rows, plan, grower, baseline, share=(share, shares))
+    trees, status = grow_bucket(rows, plan, grower, baselines, share=(share, shares))
     grown = [
         {"tree": t.number, "nodes": t.nodes.tobytes(), "sets": t.sets.tobytes(), "leaves": t.n_leaves} for t in trees
     ]
@@ -187,7 +195,8 @@ def _to_arrow(rows: Encoded) -> pa.RecordBatch:
     offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
     bins = pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(rows.bins)])
     columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
-    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w, "wy": rows.wy}
+    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w}
+    columns |= {f"wy{j}": column for j, column in enumerate(rows.wy.T)}
     return pa.record_batch({**{name: pa.array(values) for name, values in columns.items()}, "bins": bins})
 
 
@@ -199,7 +208,7 @@ def _from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
     start = p * packed.offset
     content = np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=start)
     keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
-    sums = (numbers("w"), numbers("wy"))
+    sums = (numbers("w"), np.column_stack([numbers(n) for n in batch.schema.names if n.startswith("wy")]))
     return Encoded(*keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, content.reshape(-1, p))
 
 

@@ -28,7 +28,7 @@ def _quiet(_: str) -> None:
 
 @dataclass(frozen=True)
 class UpliftModel:
-    """A fitted causal forest."""
+    """A fitted causal forest; `forest.of(outcome)` is that of one outcome alone."""
 
     forest: Forest
 
@@ -47,20 +47,22 @@ class UpliftModel:
         """Plan and training facts as plain JSON values."""
         return self.forest.manifest
 
-    def effect(self, frame: Frame) -> Any:
+    def effect(self, frame: Frame, outcome: str | None = None) -> Any:
         """Effect of every treated level against control for every unit, with a 95 % interval (R3.6).
 
+        outcome: `roles.outcome` (None) or one of `roles.more_outcomes`, whose effects come from the same trees.
         Columns: the unit's, treatment, uplift, uplift_se, uplift_lower, uplift_upper (outcome units), low_support. One
         row per unit and treated level. A pandas frame gives a pandas frame, a Spark frame a lazy Spark frame.
-        Raises DataError on a missing, retyped or infinite column.
+        Raises DataError on a missing, retyped or infinite column, ConfigError on an outcome that was not trained.
         """
+        forest = self.forest.of(self.roles.outcome if outcome is None else outcome)
         if _is_spark(frame):
             from uplift_spark.flow.scoring import score
 
-            return score(frame, self.forest)
+            return score(frame, forest)
         columns = (self.roles.unit, *self.roles.features)
         table = _arrow(frame, columns)
-        return self.forest.effect_table(table, os.cpu_count() or 1).to_pandas()
+        return forest.effect_table(table, os.cpu_count() or 1).to_pandas()
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""

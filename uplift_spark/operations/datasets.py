@@ -50,7 +50,7 @@ def events_of(config: Config, lake: Lake) -> Events:
     versions = {table: lake.version(table) for table in ("bronze.assignment", "bronze.outcome", profile_table)}
     frames = [lake.read(table, version) for table, version in versions.items()]
     assignments, outcomes = (frame.filter(F.col("experiment") == campaign) for frame in frames[:2])
-    names = tuple(dict.fromkeys([config.roles.outcome, *config.lift.outcomes]))
+    names = tuple(dict.fromkeys([*config.training_roles.outcomes, *config.lift.outcomes]))
     columns = tuple(dict.fromkeys([*config.roles.features, *config.lift.segments]))
     arrivals = _arrivals(assignments, outcomes, campaign)
     seen = sorted({name for _, name, _ in arrivals if name is not None})

@@ -213,7 +213,13 @@ def _check_origin(name: str, origin: Origin) -> None:
 
 def _tags(origin: Origin, sha256: str) -> dict[str, str]:
     roles = origin.roles
-    parts = {"outcome": roles.outcome, "treatment": roles.treatment, "control": roles.control, "dose": roles.dose}
+    parts = {
+        "outcome": roles.outcome,
+        "more_outcomes": roles.more_outcomes,
+        "treatment": roles.treatment,
+        "control": roles.control,
+        "dose": roles.dose,
+    }
     return {
         "uplift_run_id": origin.run_id,
         "uplift_sha256": sha256,

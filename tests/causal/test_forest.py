@@ -123,7 +123,8 @@ def test_effects_and_errors_equal_the_formula(frame, options):
     options = {"n_buckets": 8} | options
     model = CausalForest(**SMALL, **options).fit(frame, arm_roles())
     _, leaves = encoded(frame, model)
-    effect, se, _ = model.forest.effect_arrays(pa.Table.from_pandas(frame[list(model.roles.columns)]))
+    table = pa.Table.from_pandas(frame[list(model.roles.columns)])
+    effect, se, _ = replace(model.forest, mix=None).effect_arrays(table)
     b = options["n_buckets"]
     # Known by hand: 1.5 for half of four buckets, of which .8 is taken; (B - 1)² / (B (B - 2)) for one bucket of B.
     factor = 1.2 if "growth_buckets" in options else (b - 1) ** 2 / (b * (b - 2))
@@ -142,7 +143,7 @@ def test_out_of_bag_effects_leave_out_the_bags_that_hold_the_row(frame):
     model = CausalForest(**SMALL).fit(frame, arm_roles())
     rows, leaves = encoded(frame, model)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
-    effect, _, _ = model.forest.effect_arrays(table, out_of_bag=True)
+    effect, _, _ = replace(model.forest, mix=None).effect_arrays(table, out_of_bag=True)
     halves = halves_of(rows.key, np.uint64(model.forest.plan.seed), 4)
     for i in range(0, len(frame), 301):
         mine = [t for t in range(16) if not in_half(halves, i, t // 4)]
@@ -157,7 +158,7 @@ def test_levels_share_one_shape_as_far_as_noise_demands(frame):
     model = CausalForest(**SMALL, n_buckets=8).fit(frame, ordered_roles())
     forest = model.forest
     _, leaves = encoded(frame, model)
-    shape, own, common, extra = forest.mix
+    shape, own, common, extra, _, _ = forest.mix
     plain = replace(forest, mix=None)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
     effect, se, _ = forest.effect_arrays(table)
@@ -170,6 +171,23 @@ def test_levels_share_one_shape_as_far_as_noise_demands(frame):
         slope = np.cov(shape, means, aweights=n)[0, 1] / np.cov(shape, aweights=n)
         assert effect[i] == pytest.approx(own[1:] * raw[i] + common[1:] * slope, rel=1e-9)
     assert se.mean() < raw_se.mean()
+
+
+def test_a_level_average_stands_in_as_far_as_support_lacks(frame):
+    frame = frame.assign(arm=np.where(frame.index < 100, "rare", frame["arm"]))
+    model = CausalForest(n_trees=40, n_buckets=8).fit(frame, arm_roles())
+    forest, table = model.forest, pa.Table.from_pandas(frame)
+    effect, se, low = forest.effect_arrays(table)
+    own, own_se, _ = replace(forest, mix=None).effect_arrays(table)
+    assert np.array_equal(effect[~low], own[~low]) and np.array_equal(se[~low], own_se[~low])
+    assert 100 < low.sum() < 1000
+    average, spread = forest.mix[4:, 1:]
+    values = forest.sums[encoded(frame, model)[1]][:, :, :, 0]
+    held = ((values[:, :, 1:] >= 5) & (values[:, :, :1] >= 5)).mean(axis=1)
+    for i, k in np.argwhere(low)[::23]:
+        share = 2.0 * held[i, k]
+        assert effect[i, k] == pytest.approx(share * own[i, k] + (1 - share) * average[k], rel=1e-9)
+        assert se[i, k] ** 2 == pytest.approx(share * own_se[i, k] ** 2 + (1 - share) * spread[k], rel=1e-9)
 
 
 def test_sharing_keeps_what_is_peculiar_to_a_level():

@@ -25,7 +25,7 @@ from uplift_spark.causal.structure import Structure, frozen
 from uplift_spark.stats.moments import normal_quantile
 from uplift_spark.vocabulary import TREATMENT, ConfigError, Levels, ModelFileError, Roles
 
-FORMAT = 2
+FORMAT = 3
 DIGEST = 32  # bytes of SHA-256 that end the file
 Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
@@ -43,7 +43,8 @@ class Forest:
               (`training.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
     facts     what training found: rows, rows per level, range of each outcome, bucket statuses
     baseline  what the outcome was centred by, if at all
-    mix       float64 [4, K]: how levels learn from each other (`causal.levels`); None: they do not
+    mix       float64 [6, K]: how levels learn from each other, and the average and the variance of a unit's effect
+              that stand in where a level has low support (`causal.levels`); None: neither
     more      (baseline, mix) of every further outcome
 
     Everything but `of` and the file is about the first outcome, which shaped the trees.
@@ -112,9 +113,10 @@ class Forest:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, each [n, K-1].
 
-        Effects are on the outcome's scale against the control level; NaN where no leaf holds the level or the control.
-        Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of the
-        training data: only trees of bags that do not hold the row speak.
+        Effects are on the outcome's scale against the control level. Where support is low, the level's average effect
+        stands in for the unit's as far as support lacks, with the spread of effects in its error; NaN if not even that
+        is known. Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of
+        the training data: only trees of bags that do not hold the row speak.
         """
         bins = apply_bins(batch, self.plan.bins, threads)
         key = keys_of(batch, self.roles)[1] if out_of_bag else None
@@ -138,7 +140,9 @@ class Forest:
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))
-        return effect, np.sqrt(variance * _variance_factor(self.plan)), support < LOW_SUPPORT
+        variance *= _variance_factor(self.plan)
+        _stand_in(mix[4:, 1:], support, effect, variance)
+        return effect, np.sqrt(variance), support < LOW_SUPPORT
 
     @property
     def _design(self) -> tuple[int, int, int]:
@@ -275,6 +279,19 @@ def _variance_factor(plan: Plan) -> float:
     return _left_out(plan) * shared * (_CORRECTED_VARIANCE if plan.debias else 1.0)
 
 
+def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, variance: np.ndarray) -> None:
+    """Draw effects [n, K-1] with low support towards `average` [2, K-1], a level's mean effect and its variance over
+    units, in place: not at all where half of the leaves support them, wholly where none does.
+
+    Effects of a handful of units scatter by more than their errors say, which rest on as few.
+    """
+    at = np.nonzero((support < LOW_SUPPORT) & np.isfinite(average).all(axis=0))
+    own = np.where(np.isnan(effect[at]), 0.0, support[at] / LOW_SUPPORT)
+    mean, spread = average[0, at[1]], average[1, at[1]]
+    effect[at] = mean + own * (np.where(own > 0.0, effect[at], mean) - mean)
+    variance[at] = own * np.where(own > 0.0, variance[at], 0.0) + (1.0 - own) * spread
+
+
 def _packed(array: np.ndarray) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(array).ravel())
     return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
@@ -317,7 +334,7 @@ def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], name: s
     def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
         values, mix = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
         baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
-        return baseline, None if mix is None else mix.reshape(4, k)
+        return baseline, None if mix is None else mix.reshape(6, k)
 
     first, *more = map(part, marks)
     return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))

@@ -270,8 +270,8 @@ def predict(routes, values, design, rows, mix, with_errors, out):
               -1 in the first place of a leaf without rows
     design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
     rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag
-    mix       float64 [4, K], how levels learn from each other (`causal.levels`): the direction of the common effect θ,
-              what a level's own effect and θ count for, and the variance that comes with θ²
+    mix       float64 [6, K], how levels learn from each other (`causal.levels`): the direction of the common effect θ,
+              what a level's own effect and θ count for, and the variance that comes with θ²; the rest is not used here
     out       (effect, variance, support), float64 [n, K - 1] each, written; NaN where a level or the control is absent
     """
     bins, halves = rows
@@ -326,8 +326,9 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
 
 @nb.njit(cache=True, nogil=True)
 def plain_mix(levels):
-    """The `mix` of `predict` that takes every level's own effect, float64 [4, K]."""
-    mix = np.zeros((4, levels))
+    """The `mix` of `Forest` that takes every level's own effect, whatever its support: float64 [6, K]."""
+    mix = np.zeros((6, levels))
+    mix[4:] = np.nan
     for k in range(1, levels):
         mix[0, k] = mix[1, k] = 1.0
     return mix

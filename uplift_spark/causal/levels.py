@@ -9,6 +9,8 @@ is the empirical Bayes estimate for departures from the shape (Efron & Morris 19
 the forest, so where responses have one shape D is pure noise however biased the forest is. The shape is the fixed point
 of regressing the levels' effects on θ; it is itself drawn towards a parabola through the control, a quadratic dose
 response, as far as its noise demands.
+
+Where too few units of a level are near, its average effect over all units stands in (`Forest.effect_arrays`).
 """
 
 from __future__ import annotations
@@ -21,23 +23,44 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.kernels import plain_mix
 
 ROWS = 4000  # rows the shape is learnt from: averages over them, nothing per row
+LEAST = 100  # of these rows must tell of a level for it to be learnt from
 ROUNDS = 20
 
 
 def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     """The forest with its `mix` learnt from rows like those it was trained on, bins uint8 [n, p]; n is cut to 4,000."""
-    doses = forest.levels.doses
-    if doses is None or len(doses) < 3:
-        return forest
     bins = bins[:ROWS]
-    effect, _, _ = forest.effects_of(bins)
-    whole = ~np.isnan(effect).any(axis=1)
-    if whole.sum() < 100:
-        return forest
-    bins, effect = bins[whole], effect[whole]
-    scale = (np.asarray(doses) - doses[0]) / (max(doses) - doses[0])
+    average, covariance = (part[0] for part in forest.averages(bins))
+    mix = plain_mix(len(forest.levels))
+    effect, error, low = forest.effects_of(bins)
+    doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
+    if doses is not None and len(doses) > 2 and whole.sum() >= LEAST:
+        mix = _shared(forest, bins[whole], effect[whole], covariance)
+        effect, error, low = replace(forest, mix=mix).effects_of(bins)
+    mix[4, 1:] = average
+    mix[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
+    return replace(forest, mix=mix)
+
+
+def _heterogeneity(apart: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Variance of each level's effects over units [K-1] from their distances to the average [n, K-1], NaN where support
+    is low; of a level that hardly has any, the largest of the others'. NaN if no level has support."""
+    squares = apart**2 - error**2
+    known = np.isfinite(squares).sum(axis=0) >= LEAST
+    found = np.full(known.size, np.nan)
+    if known.any():
+        squares = np.nanmean(squares[:, known], axis=0)
+        found[:] = max(squares.max(), 0.0)
+        found[known] = np.maximum(squares, 0.0)
+    return found
+
+
+def _shared(forest: Forest, bins: np.ndarray, effect: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The `mix` of ordered levels at rows where all their effects [n, K-1] are known; covariance of their averages."""
+    doses = np.asarray(forest.levels.doses)
+    scale = (doses - doses[0]) / (doses.max() - doses[0])
     weight = forest.sums[:, :, 0].sum(axis=0).astype(float)
-    shape, variance = _shape(effect, scale, weight, forest.averages(bins)[1][0])
+    shape, variance = _shape(effect, scale, weight, covariance)
     mix = plain_mix(len(doses))
     mix[0] = shape
     mix[2, 1:] = -shape[1:]
@@ -45,7 +68,7 @@ def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     own = np.maximum(0.0, 1.0 - np.nanmean(error**2, axis=0) / np.maximum((departure**2).mean(axis=0), 1e-300))
     mix[1, 1:], mix[2, 1:] = own, (1.0 - own) * shape[1:]
     mix[3, 1:] = (1.0 - own) ** 2 * variance[1:]
-    return replace(forest, mix=mix)
+    return mix
 
 
 def _common(effect: np.ndarray, shape: np.ndarray, weight: np.ndarray) -> np.ndarray:

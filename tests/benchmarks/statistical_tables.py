@@ -2,7 +2,7 @@
 
     make simulations                                                     # after the replicated tests; minutes
     python tests/benchmarks/statistical_tables.py intervals --replications 500 --peers econml --peer-replications 20
-    python tests/benchmarks/statistical_tables.py null buckets levels leaves --replications 500
+    python tests/benchmarks/statistical_tables.py null buckets leaves levels trials --replications 500
 
 Every table is over fresh draws of training data; effects are judged at the same 1,000 units not trained on. ± is the
 standard error over replications. Defaults everywhere, unless the table is about a parameter.
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,12 @@ from uplift_spark.causal.forest import Z95, Forest
 from uplift_spark.causal.rows import encode
 from uplift_spark.causal.simulate import BENCHMARKS, Benchmark
 from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.stats.qini import true_curve
-from uplift_spark.vocabulary import Roles
+from uplift_spark.config import Trial, load_config
+from uplift_spark.operations.sources import find
+from uplift_spark.operations.trials import read_trial
+from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights
+from uplift_spark.stats.qini import rank_bins, true_curve, uplift_curve
+from uplift_spark.vocabulary import Roles, UpliftError
 
 POINTS, POINTS_SEED = 1000, 10**6
 Draw = Callable[[int, int], Benchmark]
@@ -251,12 +256,77 @@ def _qini_share(effects: np.ndarray, tau: np.ndarray) -> float:
     return float(np.mean([qini(effects[:, k], tau[:, k]) / qini(tau[:, k], tau[:, k]) for k in kept]))
 
 
+def trials(arguments: argparse.Namespace) -> Table:
+    """The same two on real trials: Qini of ranking the half not trained on, both ways round, by each level."""
+    heads = ("trial", "outcome", "level", "units", "Qini, one forest", "Qini, one per level", "difference")
+    table = Table(*heads, box=None, title="One forest for all levels, or one per level: real trials, 95 % intervals")
+    for name in ("karlan_list", "hillstrom"):
+        config = load_config(Path(__file__).parents[2] / "conf" / f"{name}.yaml")
+        assert isinstance(config.source, Trial)
+        try:
+            rows = read_trial(find(config.source), config.source)
+        except UpliftError as error:
+            table.add_row(name, f"skipped: {error}")
+            continue
+        arms = [config.source.arms[arm] for arm in rows.column(config.source.treatment).to_pylist()]
+        rows = rows.append_column("treatment", pa.array(arms)).append_column("unit_id", rows.column("_row"))
+        roles = replace(config.training_roles, propensity=None)
+        fold = np.random.default_rng(0).permutation(len(arms)) % 2
+        both = [_out_of_fold(rows, roles, fold, apart) for apart in (False, True)]
+        y = rows.column(roles.outcome).to_numpy()
+        for k, level in enumerate(both[0][1]):
+            mine = np.isin(arms, (roles.control, level))
+            treated = np.array(arms)[mine] == level
+            ours, theirs = (_qini(score[mine, k], fold[mine], treated, y[mine]) for score, _ in both)
+            cells = (_with_interval(found) for found in (ours, theirs, ours - theirs))
+            table.add_row(name, roles.outcome, level, f"{mine.sum():,}", *cells)
+    return table
+
+
+def _out_of_fold(rows: pa.Table, roles: Roles, fold: np.ndarray, apart: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Effects [n, K-1] from forests trained on the other fold, one for all levels or one for each; the levels."""
+    parts = []
+    for f in (0, 1):
+        train, rest = rows.filter(pa.array(fold != f)), rows.filter(pa.array(fold == f))
+        whole = fit_table(train, roles, Params(seed=f))
+        if apart:
+            arms = np.array(train.column(roles.treatment).to_pylist())
+            pairs = [train.filter(pa.array(np.isin(arms, (roles.control, level)))) for level in whole.levels.treated]
+            fits = [fit_table(pair, replace(roles, dose=None), Params(seed=f)) for pair in pairs]
+            parts.append(np.hstack([fit.effect_arrays(rest, 2, errors=False)[0] for fit in fits]))
+        else:
+            parts.append(whole.effect_arrays(rest, 2, errors=False)[0])
+    effects = np.empty((rows.num_rows, parts[0].shape[1]))
+    effects[fold == 0], effects[fold == 1] = parts
+    return effects, whole.levels.treated
+
+
+def _qini(score: np.ndarray, fold: np.ndarray, treated: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Qini of ranking within folds by `score`, then that of 500 resamples: [501]."""
+    bins = np.empty(score.size, np.int64)
+    for f in (0, 1):
+        order = np.flatnonzero(fold == f)[np.argsort(-score[fold == f], kind="stable")]
+        bins[order] = rank_bins(np.ones(order.size), 100)
+    order = np.argsort(bins, kind="stable")
+    weights = poisson_weights(np.arange(score.size), 1, 500)
+    weights = np.column_stack([np.ones(score.size), weights])[order]
+    starts = np.searchsorted(bins[order], np.arange(100))
+    arms = [weights * part[order][:, None] for part in (treated, treated * y, ~treated, ~treated * y)]
+    return uplift_curve(*(np.add.reduceat(arm, starts, axis=0).T for arm in arms)).qini
+
+
+def _with_interval(found: np.ndarray) -> str:
+    lower, upper = bootstrap_interval(found[0], found[1:])
+    return f"{found[0]:.5f} ({lower:.5f} to {upper:.5f})"
+
+
 TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
     "intervals": intervals,
     "null": null,
     "buckets": buckets,
     "leaves": leaves,
     "levels": levels,
+    "trials": trials,
 }
 
 

@@ -15,10 +15,12 @@ import numba as nb
 import numpy as np
 import pyarrow as pa
 from engine_peers import forest_of, table_of
+from processes import Usage
 
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.simulate import BENCHMARKS
 from uplift_spark.causal.training import Params
+from uplift_spark.vocabulary import Roles
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -134,14 +136,16 @@ def identity(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def on_spark(users: int, threads: int, trees: int) -> list[Row]:
-    """The table of Spark's floors: seconds of the scoring job beside those of moving the same rows.
+    """The table of Spark's floors: seconds of scoring and of training beside those of moving the same rows.
 
-    The job reads the users' 20 features from Delta, scores 4 levels, and writes their effects to Delta.
+    The scoring job reads the users' 20 features from Delta, scores 4 levels, and writes their effects to Delta.
+    Training is on the same users and their conversions, half treated; its memory is that of driver, JVM and workers.
     """
     from pyspark.sql import functions as F
 
     from uplift_spark.config import Lakehouse
     from uplift_spark.flow.scoring import score
+    from uplift_spark.flow.training import fit_frame
     from uplift_spark.lake.session import spark_session
 
     forest = forest_of(BENCHMARKS["mconv"](100_000, 1), Params(n_trees=trees))
@@ -159,8 +163,23 @@ def on_spark(users: int, threads: int, trees: int) -> list[Row]:
                 "job": timed(partial(write, score(features, forest), at["scores"])),
             }
             found["copy"] = timed(partial(write, spark.read.format("delta").load(at["scores"]), at["copy"]))
+            roles = Roles("unit", "w", "y", tuple(f"x{j}" for j in range(FEATURES)), "0")
+            usage = Usage()
+            fit_frame(converting(features), roles, Params(n_trees=trees))
+            found["fit"], found["peak"] = usage.stop().seconds, usage.peak / 2**30
         spark.stop()
     return spark_rows(found, users)
+
+
+def converting(features: DataFrame) -> DataFrame:
+    """The users with a treatment `w` and a conversion `y` as in the trial `conv`."""
+    from pyspark.sql import functions as F
+
+    step = "1 / (1 + exp(-12 * ({} - {})))"
+    tau = F.expr(f"0.03 * {step.format('x0', 0.5)} * (0.3 + 0.7 * {step.format('x1', 0.4)})")
+    treated = features.withColumn("w", (F.rand(FEATURES) < 0.5).cast("int"))
+    bought = F.rand(FEATURES + 1) < F.expr("0.05 * exp(1.2 * (x2 - 0.5))") + F.col("w") * tau
+    return treated.withColumn("y", bought.cast("double"))
 
 
 def spark_rows(found: dict[str, float], users: int) -> list[Row]:
@@ -170,6 +189,7 @@ def spark_rows(found: dict[str, float], users: int) -> list[Row]:
         "round trip": "the same through mapInArrow and back, untouched",
         "copy": "plain Delta read and write of the output rows",
         "job": "flow.scoring.score from Delta to Delta",
+        "fit": f"flow.training.fit_frame, {1024 * found['peak'] / users * 1e6:,.0f} MiB at peak per million users",
     }
     rows = [
         [what, f"{found[key]:.1f}", f"{users / found[key]:,.0f}", f"{found[key] / found['copy']:.2f}"]

@@ -5,8 +5,9 @@ noise in a balanced trial, 4e-4 for lifts of a few points on a 5 % base rate. n�
 of the effect's shape. In simulations of both kinds from 2,000 to 1 M rows the smallest errors were at 5 leaves per tree
 for n·h = 44 and less, 14 for 400, 25 for 2,000, 60 for 20,000, 150 for 200,000, and intervals were truest at somewhat
 more where signals are strong: (n·h)^.44 leaves. Weak signals need as many rows to grow on as they can get, a quarter
-of them; strong ones are found in few, and more is then gained from estimating on the rest: buckets multiply as √(n·h)
-does (`tests/benchmarks/statistical_tables.py buckets leaves` prints both sides of each rule).
+of them; strong ones are found in few, and more is then gained from estimating on the rest and from trees that differ:
+the best number of buckets was 4 for n·h = 400, 16 for 2,000, 64 for 11,000, 128 for 20,000 and beyond, about
+(n·h)^.75 / 20 (`tests/benchmarks/statistical_tables.py buckets leaves` prints both sides of each rule).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ MAX_DEPTH = 20
 LEAVES = 0.44  # power of n·h that a tree has leaves
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
 SKEW = 2  # a bucket may be this many times MOST_ROWS before its growing rows are thinned; hashing varies by far less
-MOST_BUCKETS = 32  # unless buckets would be larger than that
-STRONG, WEAK = 1600.0, 320.0  # n·h from which one of 8 buckets, and below which half of them, grow a tree best
+MOST_BUCKETS = 128  # unless buckets would be larger than that; every bucket shall grow a tree
+STRONG, WEAK = 1600.0, 320.0  # n·h from which more than 4 buckets, and below which half of 8, grow a tree best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
 UNSEEN = 40.0  # n·h that a sample may hide: what is taken where it shows less
 SMALL = 0.2  # of a usual leaf is the smallest where signals are weak
@@ -40,7 +41,7 @@ def buckets(rows: int, signal: float) -> tuple[int, int]:
     largest = math.ceil(rows / MOST_ROWS)
     if signal < WEAK:
         return max(8, largest), 4 if largest <= 8 else 1
-    wanted = 4 if signal < STRONG else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, math.sqrt(signal) / 8.0))))
+    wanted = 4 if signal < STRONG else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, signal**0.75 / 20.0))))
     return max(wanted, largest), 1
 
 

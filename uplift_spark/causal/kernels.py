@@ -13,6 +13,8 @@ import numpy as np
 from uplift_spark.causal.hashing import in_half, shapes
 from uplift_spark.causal.routing import BLOCK, new_lists, walk
 
+IN_CACHE = 1 << 16  # sums by row, bucket and level that stay in cache while trees are added to them
+
 
 @nb.njit(cache=True, nogil=True, inline="always")
 def _add(lists, count, rows, corrected, sums, outcomes):
@@ -277,11 +279,15 @@ def predict(routes, values, design, rows, mix, with_errors, out):
     bins, halves = rows
     effect, variance, support = out
     levels, n_buckets = values.shape[1], min(design[1], routes.rounds.size)  # others have no tree
-    leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
-    totals, counts = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
-    measure, centre, theta = np.empty((BLOCK, levels, 3)), np.empty((n_buckets, BLOCK, levels)), np.empty(BLOCK)
-    for low in range(0, bins.shape[0], BLOCK):
-        rows_here = min(BLOCK, bins.shape[0] - low)
+    if not with_errors:
+        n_buckets = 1  # only errors ask which bucket a tree is of
+    design = (design[0], n_buckets, design[2])
+    block = min(BLOCK, max(64, IN_CACHE // (n_buckets * levels)))
+    leaves = np.empty((routes.rounds.size, block), np.int32)
+    totals, counts = np.empty((n_buckets, block, levels, 3)), np.empty((n_buckets, block))
+    measure, centre, theta = np.empty((block, levels, 3)), np.empty((n_buckets, block, levels)), np.empty(block)
+    for low in range(0, bins.shape[0], block):
+        rows_here = min(block, bins.shape[0] - low)
         part = slice(low, low + rows_here)
         _sum_shares(routes, values, (bins, halves, low, rows_here), design, leaves, totals, counts)
         _solve(totals, counts, mix, (measure, centre), effect[part], support[part], theta)

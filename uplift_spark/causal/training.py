@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from uplift_spark.vocabulary import ConfigError, DataError, Roles
 
 Say = Callable[[str], None]
 Baselines = tuple[Baseline | None, ...]  # per outcome
+SILENCE = 10.0  # seconds without a word of progress, at most, while trees grow
 BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so
 NO_TREES = ("empty", "duplicate units", "single arm")  # statuses of buckets that grow none
 
@@ -343,10 +345,13 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
         rows = encode(table, plan, baselines, threads)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
-    grown = [
-        grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baselines, threads)
-        for b in range(plan.n_buckets)
-    ]
+    grown, started, spoken = [], time.monotonic(), time.monotonic()
+    for b in range(plan.n_buckets):
+        grown.append(grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baselines, threads))
+        if time.monotonic() > spoken + SILENCE:
+            spoken = time.monotonic()
+            left = (spoken - started) / (b + 1) * (plan.n_buckets - b - 1)
+            say(f"{b + 1} of {plan.n_buckets} buckets grown, about {left:,.0f} s left")
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = facts_of(summary, [status for _, status in grown], structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves")

@@ -46,6 +46,7 @@ from uplift_spark.causal.training import (
     sample_limit,
     sampled,
 )
+from uplift_spark.flow.progress import watched
 from uplift_spark.vocabulary import Roles
 
 _GROWN = "tree int, nodes binary, sets binary, leaves int, status string"
@@ -64,14 +65,17 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
     shaping = plan.of(roles.outcome), baselines[:1]  # the other outcomes' columns need not be shuffled
-    structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
+    with watched(frame.sparkSession, say):
+        structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
     facts = facts_of(summary, statuses, structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
     encoded = encoded_rows(rows, plan, baselines)
-    sums = leaf_sums(encoded, plan, structure)
+    with watched(frame.sparkSession, say):
+        sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
         say("correcting for the bias of wide leaves")
-        sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
+        with watched(frame.sparkSession, say):
+            sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
     return finished(plan, structure, sums, facts, baselines, planning.bins)
 
 

@@ -329,6 +329,28 @@ def finished(
     return replace(forest, mix=mix, more=tuple(zip(baselines[1:], mixes, strict=True)))
 
 
+def _grow_all(rows: Encoded, plan: Plan, baselines: Baselines, threads: int, say: Say) -> list[tuple[list[Tree], dict]]:
+    """`grow_bucket` of every bucket, as many at a time as there are threads."""
+    order = np.argsort(rows.bucket, kind="stable")
+    starts = np.searchsorted(rows.bucket[order], np.arange(plan.n_buckets + 1))
+    within = -(-threads // plan.n_buckets)
+
+    def one(bucket: int) -> tuple[list[Tree], dict]:
+        shaping = [(bucket + j) % plan.n_buckets for j in range(plan.growth_buckets)]
+        mine = np.concatenate([order[starts[b] : starts[b + 1]] for b in shaping])
+        return grow_bucket(rows.take(mine), plan, bucket, baselines, within)
+
+    grown, started, spoken = [], time.monotonic(), time.monotonic()
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(one, range(plan.n_buckets)):
+            grown.append(found)
+            if time.monotonic() > spoken + SILENCE:
+                spoken = time.monotonic()
+                left = (spoken - started) / len(grown) * (plan.n_buckets - len(grown))
+                say(f"{len(grown)} of {plan.n_buckets} buckets grown, about {left:,.0f} s left")
+    return grown
+
+
 def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
     """Train on an Arrow table in this process, on all its cores."""
     kinds = {f.name: f.type for f in table.schema}
@@ -344,14 +366,7 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     if sample.num_rows < table.num_rows:
         rows = encode(table, plan, baselines, threads)
     say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
-    window = (np.arange(plan.growth_buckets)[:, None] + np.arange(plan.n_buckets)) % plan.n_buckets
-    grown, started, spoken = [], time.monotonic(), time.monotonic()
-    for b in range(plan.n_buckets):
-        grown.append(grow_bucket(rows.take(np.isin(rows.bucket, window[:, b])), plan, b, baselines, threads))
-        if time.monotonic() > spoken + SILENCE:
-            spoken = time.monotonic()
-            left = (spoken - started) / (b + 1) * (plan.n_buckets - b - 1)
-            say(f"{b + 1} of {plan.n_buckets} buckets grown, about {left:,.0f} s left")
+    grown = _grow_all(rows, plan, baselines, threads, say)
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = facts_of(summary, [status for _, status in grown], structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves")

@@ -44,7 +44,7 @@ BESIDE = {
 SPARKLESS = ("stats", "causal", "serving")
 
 # Absent on Spark Connect and Databricks serverless.
-OF_BOTH_KINDS = ("uplift_spark.flow.progress",)  # has one way for classic sessions and another for Spark Connect
+OF_BOTH_KINDS = {("uplift_spark.flow.progress", "sparkContext")}  # has another way for Spark Connect
 NOT_OVER_CONNECT = {
     "sparkContext", "SparkContext", "rdd", "toRDD", "_jvm", "_jsparkSession", "_jdf", "_jc", "_sc", "_gateway",
     "createGlobalTempView", "createOrReplaceGlobalTempView",
@@ -168,12 +168,10 @@ def spark_in_sparkless_parts(module: Module) -> list[str]:
 
 def not_over_connect(module: Module) -> list[str]:
     """Names that only a classic local session knows, also when fetched by `getattr`."""
-    if module.name in OF_BOTH_KINDS:
-        return []
     return [
         f"{module.name}:{node.lineno} uses {name}: it does not exist over Spark Connect"
         for node, name in _names(module)
-        if name in NOT_OVER_CONNECT
+        if name in NOT_OVER_CONNECT and (module.name, name) not in OF_BOTH_KINDS
     ]
 
 

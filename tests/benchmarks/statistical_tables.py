@@ -165,7 +165,7 @@ def buckets(arguments: argparse.Namespace) -> Table:
     table = Table("trial", "rows", "buckets", "RMSE", "to the best", box=None, title="Buckets")
     for name in ("rct", "multi", "conv"):
         for n in arguments.sizes:
-            asked = [{}, *({"n_buckets": b} for b in (2, 8, 32, 128))]
+            asked = [{}, *({"n_buckets": b} for b in (2, 4, 8, 16, 32, 64, 128))]
             found = [replicate(BENCHMARKS[name], n, arguments.few, **params).rmse for params in asked]
             best = min(rmse for rmse, _ in found)
             for params, (rmse, error) in zip(asked, found, strict=True):
@@ -174,16 +174,27 @@ def buckets(arguments: argparse.Namespace) -> Table:
     return table
 
 
+def _niche(n: int, seed: int) -> Benchmark:
+    """A tenth of the units respond with 8 points, the others with 2, on a base rate of about 12 %; e=½, X uniform."""
+    rng = np.random.default_rng(seed)
+    x, w = rng.random((n, 20)), rng.integers(0, 2, n)
+    tau = 0.02 + 0.06 * (x[:, 0] > 0.9)
+    y = (rng.random(n) < 0.12 * np.exp(0.8 * (x[:, 2] - 0.5)) + w * tau).astype(float)
+    return Benchmark(x, w, y, tau[:, None], np.full((n, 2), 0.5))
+
+
 def leaves(arguments: argparse.Namespace) -> Table:
     """RMSE and coverage by default, and with half, the same and twice its usual leaf as the smallest."""
     table = Table("trial", "rows", "smallest leaf", "RMSE", "covers truth", box=None, title="Leaf size")
-    for name, n in (("rct", 2_000), ("rct", 10_000), ("rct", 100_000), ("conv", 100_000), ("multi", 10_000)):
-        usual = int(fitted(BENCHMARKS[name](n, 0), 0).plan.limits["usual_leaf"])
+    cells = (("rct", 2_000), ("rct", 10_000), ("rct", 100_000), ("conv", 100_000), ("multi", 10_000), ("niche", 60_000))
+    for name, n in cells:
+        draw = BENCHMARKS.get(name, _niche)
+        usual = int(fitted(draw(n, 0), 0).plan.limits["usual_leaf"])
         for leaf in (None, max(1, usual // 2), usual, 2 * usual):
-            found = replicate(BENCHMARKS[name], n, arguments.few, **({} if leaf is None else {"min_leaf": leaf}))
+            found = replicate(draw, n, arguments.few, **({} if leaf is None else {"min_leaf": leaf}))
             rmse, error = found.rmse
-            cells = (f"{leaf or 'default'}", f"{rmse:.5f} ± {error:.5f}", f"{found.coverage:.3f}")
-            table.add_row(name, f"{n:,}", *cells)
+            figures = (f"{leaf or 'default'}", f"{rmse:.5f} ± {error:.5f}", f"{found.coverage:.3f}")
+            table.add_row(name, f"{n:,}", *figures)
     return table
 
 
@@ -272,33 +283,31 @@ def trials(arguments: argparse.Namespace) -> Table:
         rows = rows.append_column("treatment", pa.array(arms)).append_column("unit_id", rows.column("_row"))
         roles = replace(config.training_roles, propensity=None)
         fold = np.random.default_rng(0).permutation(len(arms)) % 2
-        both = [_out_of_fold(rows, roles, fold, apart) for apart in (False, True)]
+        levels, both = _out_of_fold(rows, roles, fold)
         y = rows.column(roles.outcome).to_numpy()
-        for k, level in enumerate(both[0][1]):
+        for k, level in enumerate(levels):
             mine = np.isin(arms, (roles.control, level))
             treated = np.array(arms)[mine] == level
-            ours, theirs = (_qini(score[mine, k], fold[mine], treated, y[mine]) for score, _ in both)
+            ours, theirs = (_qini(score[mine, k], fold[mine], treated, y[mine]) for score in both)
             cells = (_with_interval(found) for found in (ours, theirs, ours - theirs))
             table.add_row(name, roles.outcome, level, f"{mine.sum():,}", *cells)
     return table
 
 
-def _out_of_fold(rows: pa.Table, roles: Roles, fold: np.ndarray, apart: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Effects [n, K-1] from forests trained on the other fold, one for all levels or one for each; the levels."""
+def _out_of_fold(rows: pa.Table, roles: Roles, fold: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Levels, and effects [2, n, K-1] from forests trained on the other fold: one for all levels, then one for each."""
     parts = []
     for f in (0, 1):
         train, rest = rows.filter(pa.array(fold != f)), rows.filter(pa.array(fold == f))
         whole = fit_table(train, roles, Params(seed=f))
-        if apart:
-            arms = np.array(train.column(roles.treatment).to_pylist())
-            pairs = [train.filter(pa.array(np.isin(arms, (roles.control, level)))) for level in whole.levels.treated]
-            fits = [fit_table(pair, replace(roles, dose=None), Params(seed=f)) for pair in pairs]
-            parts.append(np.hstack([fit.effect_arrays(rest, 2, errors=False)[0] for fit in fits]))
-        else:
-            parts.append(whole.effect_arrays(rest, 2, errors=False)[0])
-    effects = np.empty((rows.num_rows, parts[0].shape[1]))
-    effects[fold == 0], effects[fold == 1] = parts
-    return effects, whole.levels.treated
+        arms = np.array(train.column(roles.treatment).to_pylist())
+        pairs = [train.filter(pa.array(np.isin(arms, (roles.control, level)))) for level in whole.levels.treated]
+        apart = [fit_table(pair, replace(roles, dose=None), Params(seed=f)) for pair in pairs]
+        found = [one.effect_arrays(rest, 2, errors=False)[0] for one in (whole, *apart)]
+        parts.append(np.stack([found[0], np.hstack(found[1:])]))
+    effects = np.empty((2, rows.num_rows, parts[0].shape[2]))
+    effects[:, fold == 0], effects[:, fold == 1] = parts
+    return whole.levels.treated, effects
 
 
 def _qini(score: np.ndarray, fold: np.ndarray, treated: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterator
 from importlib import import_module
+
+import pyarrow as pa
 
 from tests.causal.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest
 from uplift_spark.cli import JOBS
 from uplift_spark.config import load_config
+from uplift_spark.flow.progress import watched
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
+
+
+def slowly(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows, after a while: the server reports every two seconds."""
+    time.sleep(2.5)
+    yield from batches
 
 
 def main(folder: str) -> None:
@@ -24,11 +35,15 @@ def main(folder: str) -> None:
     frame = ordered_frame(1500)
     remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
     forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)
+    said: list[str] = []
+    with watched(spark, said.append, every=0.5):
+        spark.range(0, 4, 1, 4).mapInArrow(slowly, "id long").toArrow()
     told = {
         "module": type(spark).__module__,
         "rows": {table: done["rows"] for result in first for table, done in result.tables.items()},
         "again": {table: done["rows"] for result in again for table, done in result.tables.items()},
         "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
+        "said": said,
     }
     print(json.dumps(told))
 

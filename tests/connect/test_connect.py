@@ -42,6 +42,7 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     assert told["rows"]["gold.uplift_scores"] == 2 * 3000 and told["rows"]["gold.lift_table"] > 0
     assert set(told["again"]) == set(told["rows"]) and not any(told["again"].values())
     assert told["same_bytes"]
+    assert told["said"] and all("of 4 tasks done" in text for text in told["said"])
 
 
 def test_session_is_the_remote_one_in_utc(told: dict[str, Any]) -> None:

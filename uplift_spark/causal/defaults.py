@@ -7,7 +7,7 @@ for n·h = 44 and less, 14 for 400, 25 for 2,000, 60 for 20,000, 150 for 200,000
 more where signals are strong: (n·h)^.44 leaves. Weak signals need as many rows to grow on as they can get, a quarter
 of them; strong ones are found in few, and more is then gained from estimating on the rest and from trees that differ:
 the best number of buckets was 4 for n·h = 400, 16 for 2,000, 64 for 11,000, 128 for 20,000 and beyond, about
-(n·h)^.75 / 20 (`tests/benchmarks/statistical_tables.py buckets leaves` prints both sides of each rule).
+(n·h)^.75 / 20 (`tests/benchmarks/statistical_tables.py buckets leaves` prints these figures).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_DEPTH = 20
 LEAVES = 0.44  # power of n·h that a tree has leaves
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
 SKEW = 2  # a bucket may be this many times MOST_ROWS before its growing rows are thinned; hashing varies by far less
-MOST_BUCKETS = 128  # unless buckets would be larger than that; every bucket shall grow a tree
+MOST_BUCKETS = 128  # unless they would be too large; with 200 trees each of them still grows one
 STRONG, WEAK = 1600.0, 320.0  # n·h from which more than 4 buckets, and below which half of 8, grow a tree best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
 UNSEEN = 40.0  # n·h that a sample may hide: what is taken where it shows less

@@ -48,7 +48,8 @@ from uplift_spark.vocabulary import ConfigError, DataError, Roles
 Say = Callable[[str], None]
 Baselines = tuple[Baseline | None, ...]  # per outcome
 SILENCE = 10.0  # seconds without a word of progress, at most, while trees grow
-BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so
+BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so,
+SURE = 3.0  # by this many standard deviations of what chance shows
 NO_TREES = ("empty", "duplicate units", "single arm")  # statuses of buckets that grow none
 
 
@@ -141,7 +142,7 @@ def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tupl
     found = defaults.signal(rows, plan)
     if given is None and plan.criterion != "one_hot" and len(plan.levels) > 2:
         apart = defaults.signal(rows, replace(plan, criterion="one_hot"))
-        if apart.found - 3.0 * apart.noise > BENT * max(found.found, 0.0):
+        if apart.found - SURE * apart.noise > BENT * max(found.found, 0.0):
             return "one_hot", apart.of_all(total, n)
     return plan.criterion, found.of_all(total, n)
 

@@ -12,13 +12,15 @@ from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from uplift_spark.causal.training import Say
+
 EVERY = 10.0  # seconds between two sentences; steps that take less say nothing
 
 Counts = dict[Any, tuple[int, int]]
 
 
 @contextmanager
-def watched(spark: SparkSession, say: Callable[[str], None], every: float = EVERY) -> Iterator[None]:
+def watched(spark: SparkSession, say: Say, every: float = EVERY) -> Iterator[None]:
     """While the block runs, tell `say` how many tasks are done and about how long the others take, by the pace so far.
 
     Tasks are those of the stages seen since the block began; where sessions share an application, of all of them.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from uplift_spark.causal.lanes import LANES, search_step
 from uplift_spark.vocabulary import DataError
 
 MAX_CATEGORIES = 253  # bins 1..253 for the most frequent, 254 for all the others, 0 for missing
@@ -118,19 +119,23 @@ def _fit_edges(name: str, values: np.ndarray, max_bins: int) -> FeatureBins:
 
 @nb.njit(cache=True, nogil=True)
 def _digitise(values, edges, out):
-    """1 + number of edges below each value, 0 where missing. A search of fixed length: no branch to mispredict."""
+    """1 + number of edges below each value, 0 where missing. Sixteen searches side by side, of fixed length."""
     padded = np.full(256, np.inf)
     padded[: edges.size] = edges
     half = 1
     while half < edges.size + 1:
         half *= 2
-    for i in range(values.size):
-        x = values[i]
-        low, step = 0, half // 2
+    below, last = np.empty(LANES, np.int32), np.full(LANES, np.nan)
+    for i in range(0, values.size, LANES):
+        count = min(LANES, values.size - i)
+        last[:count] = values[i : i + count]
+        below[:] = 0
+        step = half // 2
         while step > 0:
-            low += step * int(padded[low + step - 1] < x)
+            search_step(padded, last, below, step)
             step //= 2
-        out[i] = 0 if np.isnan(x) else low + 1
+        for j in range(count):
+            out[i + j] = 0 if np.isnan(last[j]) else below[j] + 1
 
 
 def apply_bins(

@@ -11,18 +11,29 @@ import numba as nb
 import numpy as np
 
 from uplift_spark.causal.hashing import in_half, shapes
-from uplift_spark.causal.routing import BLOCK, new_lists, walk
+from uplift_spark.causal.lanes import LANES, take
+from uplift_spark.causal.routing import BLOCK, load, new_lists, walk
 
 IN_CACHE = 1 << 16  # sums by row, bucket and level that stay in cache while trees are added to them
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def _add(lists, count, rows, corrected, sums, outcomes):
+def _choose(halves, block, bag, wanted, chosen):
+    """List the rows of a block (first row, rows) that are in the bag's half-sample, or those that are not."""
+    count = 0
+    for j in range(block[1]):
+        chosen[count] = j
+        count += int(in_half(halves, block[0] + j, bag) == wanted)
+    return count
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _add(lists, count, low, rows, corrected, sums, outcomes):
     """Add the rows which[j], j < count, to the leaves at[j]; see `accumulate`. A constant for `outcomes` is fast."""
     _, level, w, wy, _, _ = rows
-    which, at, _ = lists
+    which, at, _, _ = lists
     for j in range(count):
-        i = which[j]
+        i = low + which[j]
         if not corrected:
             sums[at[j], level[i], 0] += w[i]
         for y in range(outcomes):
@@ -41,33 +52,35 @@ def accumulate(routes, rows, design, span, corrected, sums):
     """
     bins, _, _, wy, bucket, halves = rows
     bag, n_buckets, growth_buckets = design
-    lists = new_lists()
+    lists, chosen, n_chosen = new_lists(bins.shape[1]), np.empty(BLOCK, np.int32), 0
     which = lists[0]
     for low in range(0, bins.shape[0], BLOCK):
-        high = min(low + BLOCK, bins.shape[0])
+        block, of_bag = (low, min(BLOCK, bins.shape[0] - low)), -1
+        load(bins, low, block[1], lists)
         for t in range(span[0], span[1]):
-            if routes.rounds[t] < 0:
+            if routes.root[t] == routes.root[t + 1]:
                 continue
+            if t // bag != of_bag:
+                of_bag = t // bag
+                n_chosen = _choose(halves, block, of_bag, True, chosen)
             count, first = 0, t % n_buckets
-            for i in range(low, high):
-                which[count] = i
-                honest = not shapes(bucket[i], first, n_buckets, growth_buckets)
-                count += int(honest & in_half(halves, i, t // bag))
-            walk(routes, t, bins, lists, count)
+            for x in range(n_chosen):
+                which[count] = chosen[x]
+                count += int(not shapes(bucket[low + chosen[x]], first, n_buckets, growth_buckets))
+            walk(routes, t, lists, count, bins.shape[1])
             if wy.shape[1] == 1:
-                _add(lists, count, rows, corrected, sums, 1)
+                _add(lists, count, low, rows, corrected, sums, 1)
             else:
-                _add(lists, count, rows, corrected, sums, wy.shape[1])
+                _add(lists, count, low, rows, corrected, sums, wy.shape[1])
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def _sum_own(lists, count, low, values, level, totals, places):
+def _sum_own(lists, count, level, values, totals, places):
     """Add what the leaves at[j] hold of each row's own level to its totals; see `expected_outcomes` and `_add`."""
-    which, at, _ = lists
+    which, at, _, _ = lists
     for j in range(count):
-        i = which[j]
         for place in range(places):
-            totals[i - low, place] += values[at[j], level[i], place]
+            totals[which[j], place] += values[at[j], level[which[j]], place]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -79,28 +92,28 @@ def expected_outcomes(routes, values, rows, bag, expected):
     expected  float64 [n, m], written; NaN if nothing is known
     """
     bins, level, halves = rows
-    lists = new_lists()
+    lists, count = new_lists(bins.shape[1]), 0
     which = lists[0]
     totals = np.empty((BLOCK, values.shape[2]))
     for low in range(0, bins.shape[0], BLOCK):
-        high = min(low + BLOCK, bins.shape[0])
+        block, of_bag = (low, min(BLOCK, bins.shape[0] - low)), -1
+        load(bins, low, block[1], lists)
         totals[:] = 0.0
-        for t in range(routes.rounds.size):
-            if routes.rounds[t] < 0:
+        for t in range(len(routes.rounds)):
+            if routes.root[t] == routes.root[t + 1]:
                 continue
-            count = 0
-            for i in range(low, high):
-                which[count] = i
-                count += int(not in_half(halves, i, t // bag))
-            walk(routes, t, bins, lists, count)
+            if t // bag != of_bag:
+                of_bag = t // bag
+                count = _choose(halves, block, of_bag, False, which)
+            walk(routes, t, lists, count, bins.shape[1])
             if values.shape[2] == 2:
-                _sum_own(lists, count, low, values, level, totals, 2)
+                _sum_own(lists, count, level[low:], values, totals, 2)
             else:
-                _sum_own(lists, count, low, values, level, totals, values.shape[2])
-        for i in range(low, high):
-            share = totals[i - low, 0]
+                _sum_own(lists, count, level[low:], values, totals, values.shape[2])
+        for j in range(block[1]):
+            share = totals[j, 0]
             for y in range(expected.shape[1]):
-                expected[i, y] = totals[i - low, 1 + y] / share if share > 0.0 else np.nan
+                expected[low + j, y] = totals[j, 1 + y] / share if share > 0.0 else np.nan
 
 
 @nb.njit(cache=True, nogil=True)
@@ -119,58 +132,57 @@ def _debias(between, noise, groups):
 
 
 @nb.njit(cache=True, nogil=True)
-def _sum_shares(routes, values, block, design, leaves, totals, counts):
+def _sum_shares(routes, values, block, design, lists, leaves, totals, counts):
     """First pass over a block of rows: the leaf of each tree, and per bucket the sums of its trees' shares.
 
     block   (bins, halves, first row, rows)
     leaves  int32 [T, BLOCK], written; -1 where a tree does not speak: no structure, an empty leaf, or, with halves, a
             bag that holds the row
-    totals  float64 [B, BLOCK, K, 3] and counts of trees that speak, float64 [B, BLOCK], written
+    totals  float64 [B, BLOCK, 3K] and counts of trees that speak, float64 [B, BLOCK], written
     """
     bins, halves, low, rows = block
     bag, n_buckets, _ = design
-    lists = new_lists()
-    which, at, _ = lists
+    which, at, _, _ = lists
+    flat, places = values.reshape(values.shape[0], -1), totals.shape[2]  # one loop without inner ones is fast
+    load(bins, low, rows, lists)
     for j in range(rows):
-        which[j] = low + j
+        which[j] = j
     totals[:], counts[:] = 0.0, 0.0
-    for t in range(routes.rounds.size):
+    for t in range(leaves.shape[0]):
         b = t % n_buckets
-        if routes.rounds[t] < 0:
+        if routes.root[t] == routes.root[t + 1]:
             leaves[t, :rows] = -1
             continue
-        walk(routes, t, bins, lists, rows)
+        walk(routes, t, lists, rows, bins.shape[1])
         for j in range(rows):
             leaf = at[j]
-            if values[leaf, 0, 0] < 0.0 or (halves.shape[1] > 0 and in_half(halves, low + j, t // bag)):
+            if flat[leaf, 0] < 0.0 or (halves.shape[1] > 0 and in_half(halves, low + j, t // bag)):
                 leaves[t, j] = -1
                 continue
             leaves[t, j] = leaf
             counts[b, j] += 1.0
-            for k in range(values.shape[1]):
-                totals[b, j, k, 0] += values[leaf, k, 0]
-                totals[b, j, k, 1] += values[leaf, k, 1]
-                totals[b, j, k, 2] += values[leaf, k, 2]
+            for place in range(places):
+                totals[b, j, place] += flat[leaf, place]
 
 
 @nb.njit(cache=True, nogil=True)
 def _dose_effect(measure, shape):
     """θ of one row, the effect common to all levels in the direction `shape` [K], by least squares over the levels.
 
-    Writes into measure[:, 2] what each level's mean counts for; they add to zero. Levels without rows count nothing.
+    Writes into measure[2] what each level's mean counts for; they add to zero. Levels without rows count nothing.
     """
     total = mean = 0.0
     for k in range(shape.size):
-        if measure[k, 0] > 0.0:
-            total, mean = total + 1.0 / measure[k, 0], mean + shape[k] / measure[k, 0]
+        if measure[0, k] > 0.0:
+            total, mean = total + 1.0 / measure[0, k], mean + shape[k] / measure[0, k]
     scatter = 0.0
     for k in range(shape.size):
-        measure[k, 2] = (shape[k] - mean / total) / measure[k, 0] if measure[k, 0] > 0.0 else 0.0
-        scatter += measure[k, 2] * shape[k]
+        measure[2, k] = (shape[k] - mean / total) / measure[0, k] if measure[0, k] > 0.0 else 0.0
+        scatter += measure[2, k] * shape[k]
     theta = 0.0
     for k in range(shape.size):
-        measure[k, 2] = measure[k, 2] / scatter if scatter > 0.0 else 0.0
-        theta += measure[k, 2] * measure[k, 1] if measure[k, 2] != 0.0 else 0.0
+        measure[2, k] = measure[2, k] / scatter if scatter > 0.0 else 0.0
+        theta += measure[2, k] * measure[1, k] if measure[2, k] != 0.0 else 0.0
     return theta
 
 
@@ -178,58 +190,83 @@ def _dose_effect(measure, shape):
 def _solve(totals, counts, mix, block, effect, support, theta):
     """Effects of a block's rows, and what their trees' pulls are measured by.
 
-    block is (measure [BLOCK, K, 3]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, BLOCK, K]: mean pull
-    of a bucket's trees), written.
+    block is (measure [3, K, BLOCK]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, K, BLOCK]: mean pull
+    of a bucket's trees), written. Counts are replaced by what `_add_pulls` stretches pulls by.
     """
     measure, centre = block
-    rows = effect.shape[0]
-    n_buckets, levels = totals.shape[0], totals.shape[2]
+    rows, levels, n_buckets = effect.shape[0], mix.shape[1], totals.shape[0]
+    totals = totals.reshape(n_buckets, totals.shape[1], levels, 3)
     for j in range(rows):
         trees = max(counts[:, j].sum(), 1.0)
         for k in range(levels):
             n, s = 0.0, 0.0
             for b in range(n_buckets):
                 n, s = n + totals[b, j, k, 0], s + totals[b, j, k, 1]
-            measure[j, k, 0] = trees / n if n > 0.0 else np.nan
-            measure[j, k, 1] = s / n if n > 0.0 else np.nan
-        theta[j] = _dose_effect(measure[j], mix[0])
+            measure[0, k, j] = trees / n if n > 0.0 else np.nan
+            measure[1, k, j] = s / n if n > 0.0 else np.nan
+        theta[j] = _dose_effect(measure[:, :, j], mix[0])
         for k in range(1, levels):
-            effect[j, k - 1] = mix[1, k] * (measure[j, k, 1] - measure[j, 0, 1]) + mix[2, k] * theta[j]
+            effect[j, k - 1] = mix[1, k] * (measure[1, k, j] - measure[1, 0, j]) + mix[2, k] * theta[j]
             support[j, k - 1] = totals[:, j, k, 2].sum() / trees
         for b in range(n_buckets):
             for k in range(levels):
-                pull = (totals[b, j, k, 1] - measure[j, k, 1] * totals[b, j, k, 0]) * measure[j, k, 0]
-                centre[b, j, k] = pull / counts[b, j] if counts[b, j] > 1.0 else 0.0
+                pull = (totals[b, j, k, 1] - measure[1, k, j] * totals[b, j, k, 0]) * measure[0, k, j]
+                centre[b, k, j] = pull / counts[b, j] if counts[b, j] > 1.0 else 0.0
+            counts[b, j] = math.sqrt(counts[b, j] / max(counts[b, j] - 1.0, 1.0))
 
 
 @nb.njit(cache=True, nogil=True)
-def _add_pulls(leaves, values, counts, block, mix, sums, squares):
-    """Add one tree's pulls on the effects of a block's rows, [rows, K], and their squares, and a one in column 0.
+def _pull(leaves, values, measure, centre, speaks, shares, pulls):
+    """One tree's pulls on the means of the levels, and on their differences from the control for k > 0.
 
-    block is (measure, centre) as in `_solve`.
+    leaves int32 [block] -> speaks float64 [block], 0 where the tree does not; shares (scratch) and pulls [K, block],
+    written. Loops over rows are innermost, so that they become vector instructions.
+    """
+    flat, width = values.reshape(-1), 3 * values.shape[1]
+    for j in range(speaks.size):
+        speaks[j] = 1.0 if leaves[j] >= 0 else 0.0
+    for k in range(values.shape[1]):
+        share, pull, inverse, mean, middle = shares[k], pulls[k], measure[0, k], measure[1, k], centre[k]
+        for j in range(0, speaks.size, LANES):
+            take(flat, leaves, share, j, width, 3 * k)
+            take(flat, leaves, pull, j, width, 3 * k + 1)
+        for j in range(speaks.size):
+            pull[j] = (pull[j] - mean[j] * share[j]) * inverse[j] - middle[j]
+        if k > 0:
+            base = pulls[0]
+            for j in range(speaks.size):
+                pull[j] -= base[j]
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_pulls(pulls, weights, scratch, mix, sums, squares):
+    """Add one tree's pulls on the effects of a block's rows, [K, rows], and their squares.
+
+    pulls as from `_pull`; weights (what levels count for in θ [K, rows], stretch, speaks).
 
     A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
     have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
     variance. The stretch restores the variance that centring takes. A bucket's only tree has nothing in common with
     another: its pull stays whole.
     """
-    measure, centre = block
-    for j in range(sums.shape[0]):
-        leaf = leaves[j]
-        if leaf < 0:
-            continue
-        sums[j, 0] += 1.0
-        stretch = math.sqrt(counts[j] / max(counts[j] - 1.0, 1.0))
-        base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0] - centre[j, 0]
-        common = 0.0
-        for k in range(1, values.shape[1]):
-            pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0] - centre[j, k]
-            common += measure[j, k, 2] * (pull - base) if measure[j, k, 2] != 0.0 else 0.0
-        for k in range(1, values.shape[1]):
-            pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0] - centre[j, k]
-            pull = (mix[1, k] * (pull - base) + mix[2, k] * common) * stretch
-            sums[j, k] += pull
-            squares[j, k] += pull * pull
+    in_theta, stretch, speaks = weights
+    common, factor = scratch
+    for j in range(speaks.size):
+        factor[j] = stretch[j] * speaks[j]
+        common[j] = 0.0
+    for k in range(1, len(pulls)):
+        if mix[2].any():
+            pull, weight = pulls[k], in_theta[k]
+            for j in range(speaks.size):
+                common[j] += weight[j] * pull[j] if weight[j] != 0.0 else 0.0
+    for k in range(1, len(pulls)):
+        pull, own, of_common, total, square = pulls[k], mix[1, k], mix[2, k], sums[k], squares[k]
+        for j in range(speaks.size):
+            pull[j] = (own * pull[j] + of_common * common[j]) * factor[j]
+        for j in range(speaks.size):
+            total[j] += pull[j]
+        for j in range(speaks.size):
+            square[j] += pull[j] * pull[j]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -238,29 +275,32 @@ def _spread(leaves, values, design, mix, block, variance):
 
     A bag speaks through those of its trees that do, two at least: a bucket without trees silences no bag.
     """
-    counts, measure, centre, theta = block
+    stretch, measure, centre, theta = block
     bag, n_buckets, _ = design
-    rows, levels = variance.shape[0], values.shape[1]
-    sums, squares = np.empty((rows, levels)), np.empty((rows, levels))
-    between, within, groups = np.zeros((rows, levels)), np.zeros((rows, levels)), np.zeros(rows)
+    (rows, _), (_, levels, size) = variance.shape, measure.shape
+    shares, pulls, scratch = np.empty((levels, size)), np.empty((levels, size)), (np.empty(size), np.empty(size))
+    speaks, trees, groups = np.empty(size), np.empty(size), np.zeros(size)
+    sums, squares = np.empty((levels, size)), np.empty((levels, size))
+    between, within = np.zeros((levels, size)), np.zeros((levels, size))
     for first in range(0, leaves.shape[0], bag):
-        sums[:], squares[:] = 0.0, 0.0
+        sums[:], squares[:], trees[:] = 0.0, 0.0, 0.0
         for t in range(first, first + bag):
             b = t % n_buckets
-            _add_pulls(leaves[t], values, counts[b], (measure, centre[b]), mix, sums, squares)
+            _pull(leaves[t], values, measure, centre[b], speaks, shares, pulls)
+            _add_pulls(pulls, (measure[2], stretch[b], speaks), scratch, mix, sums, squares)
+            trees += speaks
         for j in range(rows):
-            trees = sums[j, 0]
-            if trees < 2.0:
+            if trees[j] < 2.0:
                 continue
             groups[j] += 1.0
             for k in range(1, levels):
-                mean = sums[j, k] / trees
-                between[j, k] += mean * mean
-                within[j, k] += (squares[j, k] / trees - mean * mean) / (trees - 1.0)
+                mean = sums[k, j] / trees[j]
+                between[k, j] += mean * mean
+                within[k, j] += (squares[k, j] / trees[j] - mean * mean) / (trees[j] - 1.0)
     for j in range(rows):
         g = groups[j]
         for k in range(1, levels):
-            found = _debias(between[j, k] / g, within[j, k] / g, g) if g >= 2.0 else np.nan
+            found = _debias(between[k, j] / g, within[k, j] / g, g) if g >= 2.0 else np.nan
             variance[j, k - 1] = found + mix[3, k] * theta[j] * theta[j]
 
 
@@ -278,18 +318,20 @@ def predict(routes, values, design, rows, mix, with_errors, out):
     """
     bins, halves = rows
     effect, variance, support = out
-    levels, n_buckets = values.shape[1], min(design[1], routes.rounds.size)  # others have no tree
+    levels, n_buckets = values.shape[1], min(design[1], len(routes.rounds))  # others have no tree
     if not with_errors:
         n_buckets = 1  # only errors ask which bucket a tree is of
     design = (design[0], n_buckets, design[2])
-    block = min(BLOCK, max(64, IN_CACHE // (n_buckets * levels)))
-    leaves = np.empty((routes.rounds.size, block), np.int32)
-    totals, counts = np.empty((n_buckets, block, levels, 3)), np.empty((n_buckets, block))
-    measure, centre, theta = np.empty((block, levels, 3)), np.empty((n_buckets, block, levels)), np.empty(block)
+    # An odd number of lanes: columns of [K, block] arrays that are a power of two apart would share a place in cache.
+    block = min(BLOCK // LANES, max(4, IN_CACHE // (n_buckets * levels * LANES))) // 2 * 2 * LANES + LANES
+    block = min(block, BLOCK - LANES)
+    lists, leaves = new_lists(bins.shape[1]), np.full((len(routes.rounds), block), -1, np.int32)
+    totals, counts = np.empty((n_buckets, block, levels * 3)), np.empty((n_buckets, block))
+    measure, centre, theta = np.empty((3, levels, block)), np.empty((n_buckets, levels, block)), np.empty(block)
     for low in range(0, bins.shape[0], block):
         rows_here = min(block, bins.shape[0] - low)
         part = slice(low, low + rows_here)
-        _sum_shares(routes, values, (bins, halves, low, rows_here), design, leaves, totals, counts)
+        _sum_shares(routes, values, (bins, halves, low, rows_here), design, lists, leaves, totals, counts)
         _solve(totals, counts, mix, (measure, centre), effect[part], support[part], theta)
         if with_errors:
             _spread(leaves, values, design, mix, (counts, measure, centre, theta), variance[part])
@@ -304,15 +346,15 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
              level has no leaf are left out
     """
     bins, segment = rows
-    levels, n_buckets = values.shape[1], min(design[1], routes.rounds.size)
+    levels, n_buckets = values.shape[1], min(design[1], len(routes.rounds))
     halves, mix = np.zeros((bins.shape[0], 0), np.uint64), plain_mix(levels)
-    leaves = np.empty((routes.rounds.size, BLOCK), np.int32)
-    totals, counts_here = np.empty((n_buckets, BLOCK, levels, 3)), np.empty((n_buckets, BLOCK))
-    measure, centre, theta = np.empty((BLOCK, levels, 3)), np.empty((n_buckets, BLOCK, levels)), np.empty(BLOCK)
+    lists, leaves = new_lists(bins.shape[1]), np.empty((len(routes.rounds), BLOCK), np.int32)
+    totals, counts_here = np.empty((n_buckets, BLOCK, levels * 3)), np.empty((n_buckets, BLOCK))
+    measure, centre, theta = np.empty((3, levels, BLOCK)), np.empty((n_buckets, levels, BLOCK)), np.empty(BLOCK)
     effect, support = np.empty((BLOCK, levels - 1)), np.empty((BLOCK, levels - 1))
     for low in range(0, bins.shape[0], BLOCK):
         count = min(BLOCK, bins.shape[0] - low)
-        _sum_shares(routes, values, (bins, halves, low, count), design, leaves, totals, counts_here)
+        _sum_shares(routes, values, (bins, halves, low, count), design, lists, leaves, totals, counts_here)
         _solve(totals, counts_here, mix, (measure, centre), effect[:count], support[:count], theta)
         for j in range(count):
             if np.isnan(effect[j].sum()):
@@ -324,9 +366,9 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
                 leaf = leaves[t, j]
                 if leaf < 0:
                     continue
-                base = (values[leaf, 0, 1] - measure[j, 0, 1] * values[leaf, 0, 0]) * measure[j, 0, 0]
+                base = (values[leaf, 0, 1] - measure[1, 0, j] * values[leaf, 0, 0]) * measure[0, 0, j]
                 for k in range(1, levels):
-                    pull = (values[leaf, k, 1] - measure[j, k, 1] * values[leaf, k, 0]) * measure[j, k, 0]
+                    pull = (values[leaf, k, 1] - measure[1, k, j] * values[leaf, k, 0]) * measure[0, k, j]
                     pulls[s, t, k - 1] += pull - base
 
 

@@ -29,8 +29,8 @@ WORTH = 0.01  # share of the outcome's variance that the baseline must explain o
 @nb.njit(cache=True, nogil=True)
 def averages(routes, values, bins, fold, out):
     """Mean leaf value of the trees of each row's fold: out float64 [n]."""
-    half = routes.rounds.size // 2
-    leaves = np.empty((BLOCK, routes.rounds.size), np.int32)
+    half = len(routes.rounds) // 2
+    leaves = np.empty((BLOCK, len(routes.rounds)), np.int32)
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
         leaves_of(routes, bins[low:high], leaves)
@@ -45,8 +45,8 @@ def averages(routes, values, bins, fold, out):
 def add_leaves(routes, rows, sums):
     """Add (w, wy) of every row (bins, fold, w, wy) to its leaves in the other fold's trees: sums int64 [leaves, 2]."""
     bins, fold, w, wy = rows
-    half = routes.rounds.size // 2
-    leaves = np.empty((BLOCK, routes.rounds.size), np.int32)
+    half = len(routes.rounds) // 2
+    leaves = np.empty((BLOCK, len(routes.rounds)), np.int32)
     for low in range(0, bins.shape[0], BLOCK):
         high = min(low + BLOCK, bins.shape[0])
         leaves_of(routes, bins[low:high], leaves)

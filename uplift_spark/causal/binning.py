@@ -86,9 +86,10 @@ def as_numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
-def fit_bins(sample: pa.Table, features: Sequence[str], max_bins: int) -> tuple[FeatureBins, ...]:
+def fit_bins(sample: pa.Table, features: Sequence[str], max_bins: int, threads: int = 1) -> tuple[FeatureBins, ...]:
     """Bins of every feature from a sample of rows; depends on the set of rows only, not on their order."""
-    return tuple(_fit_one(name, sample.column(name), max_bins) for name in features)
+    with ThreadPoolExecutor(threads) as pool:
+        return tuple(pool.map(lambda name: _fit_one(name, sample.column(name), max_bins), features))
 
 
 def _fit_one(name: str, column: pa.ChunkedArray, max_bins: int) -> FeatureBins:
@@ -106,7 +107,7 @@ def _fit_categories(name: str, column: pa.ChunkedArray) -> FeatureBins:
 
 def _fit_edges(name: str, values: np.ndarray, max_bins: int) -> FeatureBins:
     finite = np.sort(values[np.isfinite(values)])
-    distinct = np.unique(finite)
+    distinct = finite[np.r_[True, finite[1:] > finite[:-1]][: finite.size]]
     if distinct.size <= max_bins:
         # Midpoints: a value that falls between two known ones goes to the nearer.
         edges = distinct[:-1] + np.diff(distinct) / 2

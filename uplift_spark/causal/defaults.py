@@ -13,6 +13,7 @@ the best number of buckets was 4 for n·h = 400, 16 for 2,000, 64 for 11,000, 12
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,9 @@ def signal(sample: Encoded, plan: Plan) -> Signal:
     """
     fold = folds_of(sample.key, np.uint64(plan.seed))
     columns = np.ascontiguousarray(sample.bins.T)
-    found, freedom = np.sum([_pilot(columns, sample, fold == half, plan) for half in (0, 1)], axis=0)
+    with ThreadPoolExecutor() as pool:
+        halves = list(pool.map(lambda half: _pilot(columns, sample, fold == half, plan), (0, 1)))
+    found, freedom = np.sum(halves, axis=0)
     return Signal(float(found), math.sqrt(2.0 * freedom))
 
 

@@ -133,13 +133,15 @@ class Forest:
         effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
         mix = frozen([plain_mix(len(self.levels)) if self.mix is None else self.mix])[0]
 
+        step = max(1, min(_ROWS_PER_CALL, -(-len(bins) // threads)))
+
         def some_rows(low: int) -> None:
-            part = np.s_[low : low + _ROWS_PER_CALL]
+            part = np.s_[low : low + step]
             out = (effect[part], variance[part], support[part])
             predict(self._routes, self._shares, self._design, (bins[part], halves[part]), mix, errors, out)
 
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(some_rows, range(0, len(bins), _ROWS_PER_CALL)))
+            list(pool.map(some_rows, range(0, len(bins), step)))
         variance *= _variance_factor(self.plan)
         _stand_in(mix[4:, 1:], support, effect, variance)
         return effect, np.sqrt(variance), support < LOW_SUPPORT

@@ -15,6 +15,7 @@ Where too few units of a level are near, its average effect over all units stand
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -32,11 +33,12 @@ def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     bins = bins[:ROWS]
     average, covariance = (part[0] for part in forest.averages(bins))
     mix = plain_mix(len(forest.levels))
-    effect, error, low = forest.effects_of(bins)
+    threads = os.cpu_count() or 1
+    effect, error, low = forest.effects_of(bins, threads)
     doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
     if doses is not None and len(doses) > 2 and whole.sum() >= LEAST:
         mix = _shared(forest, bins[whole], effect[whole], covariance)
-        effect, error, low = replace(forest, mix=mix).effects_of(bins)
+        effect, error, low = replace(forest, mix=mix).effects_of(bins, threads)
     mix[4, 1:] = average
     mix[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
     return replace(forest, mix=mix)

@@ -97,7 +97,7 @@ def make_plan(
     draft = Plan(
         roles=roles,
         levels=levels,
-        bins=fit_bins(sample, roles.features, params.max_bins or defaults.max_bins(summary.rows)),
+        bins=fit_bins(sample, roles.features, params.max_bins or defaults.max_bins(summary.rows), threads),
         criterion=params.criterion or default_criterion(levels),
         seed=params.seed,
         n_trees=-(-params.n_trees // params.bag_size) * params.bag_size,

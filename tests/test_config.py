@@ -64,6 +64,11 @@ def test_training_roles_read_the_training_set(conf: Path) -> None:
     assert load_config(conf, ("roles.more_outcomes=[spend]",)).training_roles.outcomes == ("visit", "spend")
 
 
+def test_outcomes_have_windows_of_their_own(conf: Path) -> None:
+    config = load_config(conf, ("lift.outcomes=[spend, visit]", "labels={window_days: 7, windows: {spend: 30}}"))
+    assert {name: config.labels.days(name) for name in config.outcomes} == {"visit": 7, "spend": 30}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -82,6 +87,10 @@ def test_training_roles_read_the_training_set(conf: Path) -> None:
         ("roles.outcome='visit;'", ["outcome", "visit;"]),
         ("roles.more_outcomes=['a;b']", ["outcome", "a;b"]),
         ("lift.outcomes=['a b']", ["outcome", "a b"]),
+        ("labels.windows={spend: 30}", ["labels.windows", "['spend']", "none of the outcomes visit"]),
+        ("labels.windows={visit: 0}", ["labels.windows", "greater than 0"]),
+        ("labels.window_days=.inf", ["labels.window_days", "less than or equal to 3650"]),
+        ("labels.wait_days=-1", ["labels.wait_days", "greater than or equal to 0"]),
         ("seed", ["key.sub=value"]),
         ("campaign.x=1", ["campaign", "not a mapping"]),
     ],

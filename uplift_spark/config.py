@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.vocabulary import ConfigError, Roles, checked_name
 
 _STRICT = ConfigDict(extra="forbid")
+_Days = Annotated[float, Field(gt=0, le=3650)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -73,10 +74,20 @@ class RolesConf:
 
 @dataclass(frozen=True, config=_STRICT)
 class Labels:
-    """Attribution window after assignment, in days; `as_of` (UTC) is when labels are read, None the last ingestion."""
+    """Attribution window after assignment, in days; `as_of` (UTC) is when labels are read, None the last ingestion.
 
-    window_days: Annotated[float, Field(gt=0)] = 14.0
+    `windows` gives outcomes a window of their own. A label is mature `wait_days` after its last window has closed: the
+    time that late events are given to arrive.
+    """
+
+    window_days: _Days = 14.0
     as_of: datetime | None = None
+    windows: dict[str, _Days] = Field(default_factory=dict)
+    wait_days: Annotated[float, Field(ge=0, le=3650)] = 0.0
+
+    def days(self, outcome: str) -> float:
+        """The outcome's attribution window."""
+        return self.windows.get(outcome, self.window_days)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -143,14 +154,25 @@ class Config:
             checked_name(self.lakehouse.catalog, "lakehouse.catalog")
         for column in self.roles.features:
             checked_name(column, "roles.features entry")
-        for column in (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes):
+        outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes)
+        for column in outcomes:
             checked_name(column, "outcome")
         checked_name(self.model_name, "registry.name")
+        if strangers := sorted(set(self.labels.windows) - set(outcomes)):
+            raise ConfigError(
+                f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "
+                "them or correct their spelling"
+            )
 
     @property
     def model_name(self) -> str:
         """Name the campaign's model is registered under."""
         return self.registry.name or self.campaign
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Outcomes to label, the trained one first; refused like `training_roles`."""
+        return tuple(dict.fromkeys([*self.training_roles.outcomes, *self.lift.outcomes]))
 
     @property
     def training_roles(self) -> Roles:

@@ -83,14 +83,22 @@ def test_simulated_campaign_from_source_to_training_set(lake):
     events = _rows(lake, "bronze.outcome", experiment="toy")
     assert first.tables["bronze.assignment"]["rows"] == UNITS
     assert (events["value"] != 0).all() and len(events) == 2 * truth["conversion"].sum()
+    assert (events["known_at"] == events["occurred_at"]).all() and (events["known_at"] < events["ingested_at"]).all()
+    assert events["event_id"].isna().all()
     effects = _rows(lake, "bronze.truth", outcome="revenue", treatment="10%").set_index("unit_id").sort_index()
     np.testing.assert_array_equal(effects["effect"], truth[effect_column("revenue", "10%")])
+
+    profile = _rows(lake, "bronze.profile_toy")
+    assert (profile["known_at"] == profile["observed_at"]).all()
 
     result = features.run(SIMULATED, lake)
     training = _rows(lake, "silver.training_toy").set_index("unit_id").sort_index()
     for column in ("treatment", "propensity", "conversion", "revenue", "recency_days", "region", "device"):
         assert training[column].to_list() == truth[column].to_list(), column
     assert result.details["train"] + result.details["holdout"] == result.details["labelled"] == UNITS
+    assert (result.details["duplicate_events"], result.details["late_events"]) == (0, 0)
+    assert result.details["label_lag_hours_95"] == {"conversion": 0.0, "revenue": 0.0}
+    assert "delivery_rate" not in result.details
     assert set(result.details["inputs"]) == {"bronze.assignment", "bronze.outcome", "bronze.profile_toy"}
 
     for job, before in ((ingest, first), (features, result)):
@@ -152,6 +160,38 @@ def test_a_trial_from_file_to_training_set_without_its_bad_rows(lake, shop):
     early = replace(config, labels=Labels(window_days=7, as_of=datetime(2024, 1, 7)))
     with pytest.raises(DataError, match="all 4 labels are immature as of 2024-01-07"):
         features.run(early, lake)
+
+
+def test_deliveries_and_late_events_are_counted(lake, shop):
+    config = shop()
+    ingest.run(config, lake)
+    at = "timestamp'2024-01-02 06:00:00Z' AS {}, CAST({} AS string) AS event_id"
+    at += ", timestamp'{}' AS known_at, 'crm' AS source"
+    unit = "SELECT '{}' AS unit_id, 'shop' AS experiment"
+    send = f"{unit}, 'd' AS delivery_id, '{{}}' AS status, {at}"
+    sends = [("b", "delivered"), ("b", "sent"), ("c", "failed"), ("stranger", "delivered")]
+    known = "2024-01-02 09:00:00Z"
+    rows = " UNION ALL ".join(send.format(who, status, "delivered_at", "NULL", known) for who, status in sends)
+    lake.write("bronze.delivery", lake.spark.sql(rows), "sends")
+    spend = f"{unit}, 'spend' AS outcome, 5D AS value, {at}"
+    arrivals = [("'e1'", "2024-01-03 06:00:00Z"), ("'e1'", "2024-01-04 06:00:00Z"), ("'e2'", "2024-02-01 00:00:01Z")]
+    rows = " UNION ALL ".join(spend.format("b", "occurred_at", *arrival) for arrival in arrivals)
+    lake.write("bronze.outcome", lake.spark.sql(rows), "orders")
+    config = replace(config, labels=Labels(as_of=datetime(2024, 2, 1), windows={"spend": 3}))
+    result = features.run(config, lake)
+    assert result.details["delivery_rate"] == {"mail": 0.5, "none": 0.0}
+    assert (result.details["duplicate_events"], result.details["late_events"]) == (1, 1)
+    assert result.details["label_lag_hours_median"] == {"bought": 0.0, "spend": 0.0}
+    assert result.details["label_lag_hours_95"] == {"bought": 0.0, "spend": 21.6}
+    assert set(result.details["inputs"]) == {
+        "bronze.assignment", "bronze.delivery", "bronze.outcome", "bronze.profile_shop",
+    }  # fmt: skip
+    labels = _rows(lake, "silver.label").set_index("unit_id")
+    assert dict(labels["delivered"]) == {"a": False, "b": True, "c": False, "d": False}
+    assert dict(labels.loc["b", "outcomes"]) == {"bought": 0.0, "spend": 5.0}
+    assert features.run(config, lake).tables["silver.label"]["skipped"]
+    with pytest.raises(DataError, match="no assignment was made by 2023-12-31"):
+        features.run(replace(config, labels=Labels(as_of=datetime(2023, 12, 31))), lake)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -102,7 +102,7 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
 
 
 def test_outcomes_may_be_unknown_but_not_endless(spark: SparkSession) -> None:
-    usual = {"experiment": "demo", "outcome": "visit", "occurred_at": NOW, "source": "file"}
+    usual = {"experiment": "demo", "outcome": "visit", "occurred_at": NOW, "known_at": NOW, "source": "file"}
     values = {"known": 1.0, "unknown": None, "nan": float("nan"), "endless": INF, "minus": -INF}
     rows = [{**usual, "unit_id": unit, "value": value} for unit, value in values.items()]
     good, rejected = check(frame_of(spark, "bronze.outcome", rows), contract("bronze.outcome"))
@@ -111,13 +111,82 @@ def test_outcomes_may_be_unknown_but_not_endless(spark: SparkSession) -> None:
 
 
 def test_profiles_may_lack_attributes_but_not_have_endless_ones(spark: SparkSession) -> None:
-    usual = {"observed_at": NOW, "source": "file", "city": "x"}
+    usual = {"observed_at": NOW, "known_at": NOW, "source": "file", "city": "x"}
     rows = [{**usual, "unit_id": str(age), "age": age} for age in (None, 3.0, INF)]
     frame = frame_of(spark, "bronze.profile_demo", rows, age="double", city="string")
     good, rejected = check(frame, contract("bronze.profile_demo"))
     assert sorted(row["unit_id"] for row in good.collect()) == ["3.0", "None"]
     (row,) = rejected.collect()
     assert (row["rule"], row["reason"], row["experiment"]) == ("attribute_finite", "age is infinite", None)
+
+
+RAW: dict[str, dict[str, Any]] = {
+    "bronze.delivery": {
+        "unit_id": "u", "experiment": "demo", "delivery_id": "d", "status": "delivered", "delivered_at": NOW,
+        "event_id": None, "known_at": NOW, "source": "file",
+    },
+    "bronze.outcome": {
+        "unit_id": "u", "experiment": "demo", "outcome": "visit", "value": 1.0, "occurred_at": NOW,
+        "event_id": None, "known_at": NOW, "source": "file",
+    },
+    "bronze.event": {
+        "unit_id": "u", "event": "login", "value": None, "occurred_at": NOW,
+        "event_id": "e", "known_at": NOW, "source": "file",
+    },
+    "bronze.consent": {
+        "unit_id": "u", "purpose": "marketing", "granted": False, "changed_at": NOW, "known_at": NOW, "source": "file",
+    },
+    "bronze.profile_demo": {"unit_id": "u", "observed_at": NOW, "known_at": NOW, "source": "file"},
+}  # fmt: skip
+HAPPENED = {
+    "bronze.delivery": "delivered_at",
+    "bronze.outcome": "occurred_at",
+    "bronze.event": "occurred_at",
+    "bronze.consent": "changed_at",
+    "bronze.profile_demo": "observed_at",
+}
+BROKEN = {
+    "bronze.delivery": [
+        ("experiment", None, "experiment_present"), ("delivery_id", " ", "delivery_id_present"),
+        ("status", "lost", "status_known"), ("status", None, "status_known"), ("event_id", "", "event_id_filled"),
+    ],
+    "bronze.outcome": [("event_id", " ", "event_id_filled")],
+    "bronze.event": [
+        ("event", None, "event_present"), ("value", INF, "value_finite"), ("value", float("nan"), "value_finite"),
+        ("event_id", "", "event_id_filled"),
+    ],
+    "bronze.consent": [("purpose", "", "purpose_present"), ("granted", None, "granted_present")],
+    "bronze.profile_demo": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", RAW)
+def test_raw_events_have_their_keys_and_are_not_known_before_they_happen(spark: SparkSession, table: str) -> None:
+    happened, tick = HAPPENED[table], timedelta(microseconds=1)
+    cases = [
+        (happened, None, f"{happened}_present"),
+        ("known_at", None, "known_at_present"),
+        ("known_at", NOW - tick, "known_at_order"),
+        *BROKEN[table],
+    ]
+    rows = [{**RAW[table], column: value, "unit_id": f"u{i}"} for i, (column, value, _) in enumerate(cases)]
+    fine = [{**RAW[table], "unit_id": "at once"}, {**RAW[table], "unit_id": "later", "known_at": NOW + tick}]
+    good, rejected = check(frame_of(spark, table, [*rows, *fine, {**RAW[table], "unit_id": ""}]), contract(table))
+    assert {row["unit_id"] for row in good.collect()} == {"at once", "later"}
+    assert rules_by_unit(rejected) == {"": "unit_present", **{f"u{i}": rule for i, (_, _, rule) in enumerate(cases)}}
+    assert not any(";" in row["reason"] for row in rejected.collect())
+
+
+def test_two_statements_about_consent_at_one_moment_are_both_kept(spark: SparkSession) -> None:
+    rows = [{**RAW["bronze.consent"], "granted": granted} for granted in (True, False)]
+    good, rejected = check(frame_of(spark, "bronze.consent", rows), contract("bronze.consent"))
+    assert (good.count(), rejected.count()) == (2, 0)
+
+
+def test_raw_tables_are_append_only_and_others_are_not() -> None:
+    assert all(contract(table).append_only for table in (*RAW, "bronze.assignment"))
+    others = ("bronze.quarantine", "bronze.truth", "silver.label", "silver.training_demo", *PUBLIC)
+    assert not any(contract(table).append_only for table in others)
 
 
 def test_a_source_of_another_shape_is_refused(spark: SparkSession) -> None:
@@ -182,5 +251,8 @@ def test_the_table_itself_refuses_broken_rows(lake: Lake) -> None:
     with pytest.raises(DataError, match=r"breaks its constraint propensity_range .* 1.5"):
         lake.write("bronze.assignment", frame.withColumn("propensity", F.lit(1.5)), "r2")
     assert lake.version("bronze.assignment") == 0
+    late = frame_of(lake.spark, "bronze.outcome", [{**RAW["bronze.outcome"], "known_at": NOW - timedelta(days=1)}])
+    with pytest.raises(DataError, match=r"breaks its constraint known_at_order"):
+        lake.write("bronze.outcome", late, "r1")
     comments = {field.name: field.metadata.get("comment") for field in lake.read("bronze.assignment").schema}
     assert comments["experiment"] == "campaign"

@@ -224,6 +224,33 @@ def test_a_run_needs_a_name(lake: Lake) -> None:
         lake.write("gold.demo", rows(lake.spark, 1), "")
 
 
+@pytest.mark.parametrize("catalog", [None, "spark_catalog"])
+def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | None) -> None:
+    # The session's own catalog keeps its tables where the last lakehouse is: a name of its own for each.
+    table = f"bronze.profile_of_{catalog or 'folder'}"
+    place, spark = Lake(lake.spark, lake.lakehouse if catalog is None else Lakehouse(catalog=catalog)), lake.spark
+    spark.sql(f"DROP TABLE IF EXISTS {place.name(table)}")
+    now = F.lit("2025-01-06").cast("timestamp")
+    times = {"observed_at": now, "known_at": now, "source": F.lit("crm"), "age": F.lit(30.0)}
+    profile = rows(spark, 4).select("unit_id").withColumns(times)
+    assert place.write(table, profile, "r1").rows == 4
+    version, before = place.version(table), place.sql(f"SELECT * FROM {place.name(table)}").collect()
+    for change in (f"UPDATE {place.name(table)} SET age = 31", f"DELETE FROM {place.name(table)} WHERE unit_id = 'u1'"):
+        with pytest.raises(Exception, match=r"DELTA_CANNOT_MODIFY_APPEND_ONLY"):
+            spark.sql(change)
+    with pytest.raises(DataError, match=rf"table {table} holds raw events and cannot be overwritten: append"):
+        place.write(table, profile, "r2", mode="overwrite")
+    assert place.version(table) == version
+    assert sorted(place.read(table).collect()) == sorted(before)
+    assert place.write(table, profile, "r3").rows == 4
+    spark.sql(f"DROP TABLE {place.name(table)}")
+
+
+def test_missing_raw_tables_name_no_job(lake: Lake) -> None:
+    with pytest.raises(DataError, match=r"bronze.consent does not exist .*: load its rows first"):
+        lake.read("bronze.consent")
+
+
 def test_a_catalog_gives_three_level_names(spark: SparkSession) -> None:
     lake = Lake(spark, Lakehouse(catalog="spark_catalog"))
     assert lake.name("gold.on_catalog") == "`spark_catalog`.`gold`.`on_catalog`"

@@ -49,6 +49,7 @@ def test_where_tables_are_kept_is_no_part_of_a_run(job: str) -> None:
         ({"campaign": "autumn"}, {"ingest", "features", "train", "score", "lift"}),
         ({"source": Simulation(units=5)}, {"ingest"}),
         ({"labels": Labels(window_days=3)}, {"features"}),
+        ({"labels": Labels(windows={"visit": 3})}, {"features"}),
         ({"forest": Forest(n_trees=8)}, {"train"}),
         ({"lift": Lift(bins=50)}, {"lift"}),
         ({"seed": 8}, {"ingest", "features", "train", "lift"}),

@@ -11,7 +11,7 @@ from pyspark.sql import types as T
 
 from uplift_spark.vocabulary import ConfigError
 
-PROFILE_KEYS = ("unit_id", "observed_at", "source", "run_id", "ingested_at")
+PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
 TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
 SPLIT_STEPS = 1_000_000
 

@@ -1,6 +1,7 @@
 """Raw campaigns as immutable bronze events: assignment, outcome, profile, and the truth where it is known (R1.1).
 
 Events are what happened: an outcome of 0 is no event; an outcome that is not known is an event with a null value.
+Both sources are historic loads: a row was known when it happened, whenever it is loaded (R1.3).
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Stamp:
             "ingested_at": instant(self.ingested_at),
         }
 
+    def observed(self, at: datetime) -> dict[str, Column]:
+        """Times and origin of profiles observed, and known, at `at`."""
+        return {"observed_at": instant(at), "known_at": instant(at), **self.origin()}
+
+    def occurred(self, at: Column) -> dict[str, Column]:
+        """Experiment, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
+        no_id = F.lit(None).cast("string")
+        times = {"occurred_at": at, "event_id": no_id, "known_at": at}
+        return {"experiment": F.lit(self.experiment), **times, **self.origin()}
+
 
 def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
     """The bronze tables of a simulated campaign, made where the rows of `chunks` (column id: chunk index) lie.
@@ -58,12 +69,10 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
     assigned_at = instant(stamp.assigned_at)
     experiment = {"experiment": F.lit(stamp.experiment)}
     return {
-        "profile": made["profile"].withColumns(
-            {"observed_at": instant(utc(stamp.assigned_at) - PROFILE_LEAD), **stamp.origin()}
-        ),
+        "profile": made["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
         "truth": made["truth"].withColumns({**experiment, "run_id": F.lit(stamp.run_id)}),
         "outcome": made["outcome"]
-        .withColumns({**experiment, "occurred_at": plus_hours(assigned_at, F.col("delay_hours")), **stamp.origin()})
+        .withColumns(stamp.occurred(plus_hours(assigned_at, F.col("delay_hours"))))
         .drop("delay_hours"),
         "assignment": made["assignment"].withColumns({**experiment, "assigned_at": assigned_at, **stamp.origin()}),
     }
@@ -158,9 +167,7 @@ def trial_tables(good: DataFrame, trial: Trial, odds: Mapping[str, float], stamp
         "propensity": _lookup(odds, F.col("treatment")),
     }
     return {
-        "profile": good.select("unit_id", *trial.attributes).withColumns(
-            {"observed_at": assigned_at, **stamp.origin()}
-        ),
+        "profile": good.select("unit_id", *trial.attributes).withColumns(stamp.observed(stamp.assigned_at)),
         "outcome": _events(good, trial, stamp),
         "assignment": good.select("unit_id", "treatment").withColumns({**assigned, **stamp.origin()}),
     }
@@ -171,4 +178,4 @@ def _events(good: DataFrame, trial: Trial, stamp: Stamp) -> DataFrame:
     occurred_at = instant(utc(stamp.assigned_at) + timedelta(days=trial.outcome_after_days))
     outcomes = [F.struct(F.lit(o).alias("outcome"), F.col(o).alias("value")) for o in trial.outcomes]
     events = good.select("unit_id", F.inline(F.array(*outcomes))).filter("value IS NULL OR value <> 0")
-    return events.withColumns({"experiment": F.lit(stamp.experiment), "occurred_at": occurred_at, **stamp.origin()})
+    return events.withColumns(stamp.occurred(occurred_at))

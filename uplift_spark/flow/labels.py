@@ -1,54 +1,147 @@
-"""Labels: what each assigned unit did inside its attribution window, as known at a stated time (R1.2)."""
+"""Labels: what each assigned unit did inside its attribution windows, as known at a stated time (R1.2).
+
+An event counts when it occurred inside [assigned_at, assigned_at + the outcome's window) and was known (`known_at`) by
+`as_of`. Nothing that becomes known later changes the labels of an earlier `as_of` (R1.3). Rows that share an event_id
+are one event, whatever else they say: the one known first counts, of several known at once the one ingested first.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Labels
 from uplift_spark.flow.clock import instant, plus_hours
 
+_COUNTED, _DUPLICATE, _LATE = "counted", "duplicate", "late"
+_UNIT = ("experiment", "unit_id", "treatment", "assigned_at", "propensity")
+
 
 def label_table(
-    assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
+    assignments: DataFrame,
+    outcomes: DataFrame,
+    names: tuple[str, ...],
+    labels: Labels,
+    as_of: datetime,
+    deliveries: DataFrame | None = None,
 ) -> DataFrame:
-    """One row per assignment in the shape of silver.label, without run_id.
+    """One row per assignment made by `as_of`, in the shape of silver.label without run_id.
 
-    assignments, outcomes   rows of one experiment from bronze.assignment and bronze.outcome
-    names                   outcomes to label; the map has exactly these keys
-    as_of                   events after it are not known yet; a window that ends later is immature
+    assignments, outcomes, deliveries   rows of one experiment from the bronze tables of these names
+    names                               outcomes to label; the map has exactly these keys
 
-    An outcome is the sum of its events' values in [assigned_at, assigned_at + window): 0 without an event, null when
-    an event's value is not known. Only event times are compared: a historic load arrives long after its events.
+    An outcome is the sum of its events' values: 0 without an event, null when an event's value is not known. A label is
+    mature when `as_of` is `labels.wait_days` past the end of its longest window. `delivered` says whether a delivery
+    inside the longest window was known by `as_of`; null when no delivery of the experiment was.
     """
-    ends_at = plus_hours(F.col("assigned_at"), F.lit(24.0 * labels.window_days))
-    units = assignments.select("experiment", "unit_id", "treatment", "assigned_at", "propensity")
-    windows = units.select("unit_id", "assigned_at", ends_at.alias("ends_at"))
-    totals = _totals(outcomes.filter(F.col("occurred_at") <= instant(as_of)), windows, names)
-    return units.join(totals, "unit_id", "left").select(
-        "experiment",
-        "unit_id",
-        "treatment",
-        "assigned_at",
-        "propensity",
+    units = _units(assignments, as_of)
+    longest = max(labels.days(name) for name in names)
+    counted = _events(outcomes, units, names, labels, as_of).filter(F.col("fate") == _COUNTED)
+    mature_at = _after(longest + labels.wait_days)
+    reached = _with_delivered(units, deliveries, longest, as_of)
+    return reached.join(_totals(counted, names), "unit_id", "left").select(
+        *_UNIT,
         _as_map(names).alias("outcomes"),
-        (ends_at <= instant(as_of)).alias("mature"),
+        (mature_at <= instant(as_of)).alias("mature"),
+        "delivered",
         instant(as_of).alias("as_of"),
     )
 
 
-def _totals(events: DataFrame, windows: DataFrame, names: tuple[str, ...]) -> DataFrame:
-    """unit_id and one array of values per outcome, of the events inside the unit's window."""
-    inside = events.join(windows, "unit_id").filter(
-        (F.col("occurred_at") >= F.col("assigned_at")) & (F.col("occurred_at") < F.col("ends_at"))
+def event_counts(
+    assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
+) -> DataFrame:
+    """What became of the events inside the windows of labelled units; one row per outcome that has any.
+
+    outcome      one of `names`
+    counted      events that are part of a label
+    duplicates   rows known by `as_of` and left out, because their event was known before
+    late         events that had occurred by `as_of` and were known only after it
+    lag_hours    median and 95 % quantile of known_at - occurred_at of the counted, in whole minutes; null without any
+    """
+    events = _events(outcomes, _units(assignments, as_of), names, labels, as_of)
+    # Quantiles merge as counts of distinct values: whole minutes keep these few, and the quantiles exact.
+    lag = F.floor((F.unix_micros("known_at") - F.unix_micros("occurred_at")) / 60_000_000)
+    quantiles = F.percentile(F.when(F.col("fate") == _COUNTED, lag), [0.5, 0.95])
+    return (
+        events.filter("fate IS NOT NULL")
+        .groupBy("outcome")
+        .agg(
+            F.count_if(F.col("fate") == _COUNTED).alias("counted"),
+            F.count_if(F.col("fate") == _DUPLICATE).alias("duplicates"),
+            F.count_if(F.col("fate") == _LATE).alias("late"),
+            F.transform(quantiles, lambda minutes: minutes / 60).alias("lag_hours"),
+        )
     )
+
+
+def _units(assignments: DataFrame, as_of: datetime) -> DataFrame:
+    return assignments.filter(F.col("assigned_at") <= instant(as_of)).select(*_UNIT)
+
+
+def _after(days: float | Column) -> Column:
+    """assigned_at moved by days of 24 hours, whatever clocks change meanwhile."""
+    return plus_hours(F.col("assigned_at"), F.lit(24.0) * days)
+
+
+def _events(
+    outcomes: DataFrame, units: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
+) -> DataFrame:
+    """unit_id, outcome, value, occurred_at, known_at and fate of the rows inside their unit's window.
+
+    fate   counted, duplicate or late as in `event_counts`; null of what neither had occurred nor was known by `as_of`
+    """
+    rows = _marked(outcomes, ("unit_id", "outcome", "value", "occurred_at")).filter(F.col("outcome").isin(*names))
+    days = F.create_map(*[F.lit(part) for name in names for part in (name, float(labels.days(name)))])
+    placed = rows.join(units.select("unit_id", "assigned_at"), "unit_id")
+    known, repeated = F.col("known_at") <= instant(as_of), F.col("_repeated")
+    fate = (
+        F.when(known & ~repeated, _COUNTED)
+        .when(known, _DUPLICATE)
+        .when(~repeated & (F.col("occurred_at") <= instant(as_of)), _LATE)
+    )
+    inside = _inside(placed, "occurred_at", days[F.col("outcome")])
+    return inside.select("unit_id", "outcome", "value", "occurred_at", "known_at", fate.alias("fate"))
+
+
+def _inside(rows: DataFrame, time: str, days: float | Column) -> DataFrame:
+    return rows.filter((F.col(time) >= F.col("assigned_at")) & (F.col(time) < _after(days)))
+
+
+def _marked(rows: DataFrame, content: tuple[str, ...]) -> DataFrame:
+    """`content`, known_at, and whether the row's event has a row that was known before (_repeated).
+
+    Rows without an id stand for themselves and are kept out of the shuffle by id; each branch reads the files it needs.
+    """
+    first = Window.partitionBy("event_id").orderBy("known_at", "ingested_at", *content)
+    named = rows.filter("event_id IS NOT NULL").withColumn("_repeated", F.row_number().over(first) > 1)
+    nameless = rows.filter("event_id IS NULL").withColumn("_repeated", F.lit(False))
+    columns = (*content, "known_at", "_repeated")
+    return nameless.select(*columns).unionByName(named.select(*columns))
+
+
+def _with_delivered(units: DataFrame, deliveries: DataFrame | None, days: float, as_of: datetime) -> DataFrame:
+    """`units` with the column delivered."""
+    if deliveries is None:
+        return units.withColumn("delivered", F.lit(None).cast("boolean"))
+    known = deliveries.filter(F.col("known_at") <= instant(as_of))
+    arrived = _marked(known, ("unit_id", "status", "delivered_at")).filter("NOT _repeated AND status = 'delivered'")
+    reached = _inside(arrived.join(units.select("unit_id", "assigned_at"), "unit_id"), "delivered_at", days)
+    reached = reached.select("unit_id").distinct().withColumn("_reached", F.lit(True))
+    logged = known.agg((F.count("*") > 0).alias("_logged"))
+    delivered = F.when(F.col("_logged"), F.coalesce("_reached", F.lit(False)))
+    return units.join(reached, "unit_id", "left").crossJoin(F.broadcast(logged)).withColumn("delivered", delivered)
+
+
+def _totals(events: DataFrame, names: tuple[str, ...]) -> DataFrame:
+    """unit_id and one array of values per outcome."""
     values = [
         F.collect_list(F.when(F.col("outcome") == name, F.struct("value"))).alias(_position(i))
         for i, name in enumerate(names)
     ]
-    return inside.groupBy("unit_id").agg(*values)
+    return events.groupBy("unit_id").agg(*values)
 
 
 def _position(i: int) -> str:

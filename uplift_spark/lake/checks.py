@@ -57,9 +57,10 @@ class Contract:
     """A table's promise.
 
     columns    exactly these; an `open` table may hold further columns of doubles or strings
-    job        the job that writes it
+    job        the job that writes it; '' where rows come from outside only
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
+    append_only Delta itself refuses to change or delete a row; erasing a user (R1.7) means lifting that property first
     cluster_by columns to cluster by where the storage offers it
     skip_by    columns whose bounds every file keeps, for queries to skip files by, those of cluster_by among them; when
                empty Delta's first 32. Bounds of all columns cost a third of a write, so long tables name their few
@@ -71,6 +72,7 @@ class Contract:
     rules: tuple[Rule, ...] = ()
     unique: tuple[str, ...] = ()
     open: bool = False
+    append_only: bool = False
     cluster_by: tuple[str, ...] = ()
     skip_by: tuple[str, ...] = ()
 

@@ -1,4 +1,9 @@
-"""What each table holds: columns, comments and the rules of its rows (R1.1). The code behind is in `lake.checks`."""
+"""What each table holds: columns, comments and the rules of its rows (R1.1). The code behind is in `lake.checks`.
+
+Raw events are append-only, and each says when it was known (R1.3): `known_at` is its arrival, or for a historic load
+the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
+when they are made. Two rows of a table with the same `event_id` are one event that was delivered twice.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +35,28 @@ def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
 
 _RUN = (f"{RUN_ID} string: run that wrote the row",)
 _INGEST = ("source string: file or simulator", *_RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
+_KNOWN = ("known_at timestamp: when the business knew the row, its arrival or what a historic load's source states",)
+_EVENT = ("event_id string: canonical key, rows that share it are one event; null when the source has none", *_KNOWN)
 _FINITE = "value > CAST('-Infinity' AS DOUBLE) AND value < CAST('Infinity' AS DOUBLE)"
 
 _UNIT_PRESENT = Rule(
     "unit_present", f"{UNIT} IS NOT NULL AND trim({UNIT}) <> ''", f"{UNIT} is missing", constraint=True
 )
 _EXPERIMENT_PRESENT = Rule("experiment_present", f"trim({EXPERIMENT}) <> ''", f"{EXPERIMENT} is missing")
+_VALUE_FINITE = Rule("value_finite", f"value IS NULL OR ({_FINITE})", "value is not finite", constraint=True)
+# Blank ids would make one event of all the rows that have none.
+_EVENT_ID = Rule("event_id_filled", "event_id IS NULL OR trim(event_id) <> ''", "event_id is blank", constraint=True)
+
+
+def _times(happened: str) -> tuple[Rule, ...]:
+    """Both times are there, and nothing is known before it happened. Enforced by the table: as-of joins rely on it."""
+    ordered = f"known_at IS NULL OR {happened} IS NULL OR known_at >= {happened}"
+    return (
+        Rule(f"{happened}_present", f"{happened} IS NOT NULL", f"{happened} is missing"),
+        Rule("known_at_present", "known_at IS NOT NULL", "known_at is missing", constraint=True),
+        Rule("known_at_order", ordered, f"known_at is before {happened}", constraint=True),
+    )
+
 
 _ASSIGNMENT = Contract(
     table="bronze.assignment",
@@ -65,7 +86,40 @@ _ASSIGNMENT = Contract(
         ),
     ),
     unique=(EXPERIMENT, UNIT),
+    append_only=True,
     cluster_by=(EXPERIMENT, "assigned_at"),
+)
+
+# What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
+DELIVERY_STATUSES = ("sent", "delivered", "bounced", "failed", "suppressed")
+
+_DELIVERY = Contract(
+    table="bronze.delivery",
+    job="",
+    columns=declared(
+        f"{UNIT} string",
+        f"{EXPERIMENT} string: campaign",
+        "delivery_id string: one send; each change of its status is a row",
+        f"status string: {', '.join(DELIVERY_STATUSES)}",
+        "delivered_at timestamp: when the send came to this status",
+        *_EVENT,
+        *_INGEST,
+    ),
+    rules=(
+        _UNIT_PRESENT,
+        _EXPERIMENT_PRESENT,
+        Rule("delivery_id_present", "trim(delivery_id) <> ''", "delivery_id is missing"),
+        Rule(
+            "status_known",
+            f"status IN ({', '.join(map(repr, DELIVERY_STATUSES))})",
+            f"status is none of {', '.join(DELIVERY_STATUSES)}",
+            constraint=True,
+        ),
+        *_times("delivered_at"),
+        _EVENT_ID,
+    ),
+    append_only=True,
+    cluster_by=(EXPERIMENT, "delivered_at"),
 )
 
 _OUTCOME = Contract(
@@ -77,25 +131,73 @@ _OUTCOME = Contract(
         "outcome string: name, such as visit or revenue",
         "value double: amount of this event; null when it is not known",
         "occurred_at timestamp",
+        *_EVENT,
         *_INGEST,
     ),
     rules=(
         _UNIT_PRESENT,
         _EXPERIMENT_PRESENT,
         Rule("outcome_present", "trim(outcome) <> ''", "outcome is missing"),
-        Rule("value_finite", f"value IS NULL OR ({_FINITE})", "value is not finite", constraint=True),
-        Rule("occurred_at_present", "occurred_at IS NOT NULL", "occurred_at is missing"),
+        _VALUE_FINITE,
+        *_times("occurred_at"),
+        _EVENT_ID,
     ),
+    append_only=True,
     cluster_by=(EXPERIMENT, "occurred_at"),
+)
+
+_BEHAVIOUR = Contract(
+    table="bronze.event",
+    job="",
+    columns=declared(
+        f"{UNIT} string",
+        "event string: name, such as page_view or login",
+        "value double: amount of this event; null when it has none or it is not known",
+        "occurred_at timestamp",
+        *_EVENT,
+        *_INGEST,
+    ),
+    rules=(
+        _UNIT_PRESENT,
+        Rule("event_present", "trim(event) <> ''", "event is missing"),
+        _VALUE_FINITE,
+        *_times("occurred_at"),
+        _EVENT_ID,
+    ),
+    append_only=True,
+    cluster_by=(UNIT, "occurred_at"),
+)
+
+# No key is unique: rejecting both of two rows of one moment could lose a withdrawal.
+_CONSENT = Contract(
+    table="bronze.consent",
+    job="",
+    columns=declared(
+        f"{UNIT} string",
+        "purpose string: what is agreed to, such as marketing or profiling",
+        "granted boolean: true gives the consent, false withdraws it",
+        "changed_at timestamp",
+        *_KNOWN,
+        *_INGEST,
+    ),
+    rules=(
+        _UNIT_PRESENT,
+        Rule("purpose_present", "trim(purpose) <> ''", "purpose is missing"),
+        Rule("granted_present", "granted IS NOT NULL", "granted is missing", constraint=True),
+        *_times("changed_at"),
+    ),
+    append_only=True,
+    cluster_by=(UNIT, "changed_at"),
 )
 
 _PROFILE = Contract(
     table="bronze.profile",
     job="ingest",
-    columns=declared(f"{UNIT} string", "observed_at timestamp: when the attributes held", *_INGEST),
-    rules=(_UNIT_PRESENT, Rule("observed_at_present", "observed_at IS NOT NULL", "observed_at is missing")),
+    columns=declared(f"{UNIT} string", "observed_at timestamp: when the attributes held", *_KNOWN, *_INGEST),
+    rules=(_UNIT_PRESENT, *_times("observed_at")),
     unique=(UNIT, "observed_at"),
     open=True,
+    append_only=True,
 )
 
 _QUARANTINE = Contract(
@@ -134,9 +236,10 @@ _LABEL = Contract(
         f"{TREATMENT} string: level assigned",
         "assigned_at timestamp",
         f"{PROPENSITY} double",
-        "outcomes map<string,double>: sum of values inside the attribution window, 0 without events",
-        "mature boolean: the window had closed at as_of",
-        "as_of timestamp",
+        "outcomes map<string,double>: sum of values inside each outcome's attribution window, 0 without events",
+        "mature boolean: every outcome's window had closed at as_of, days of waiting for late events included",
+        "delivered boolean: a delivery inside the longest window was known; null when no delivery was logged at all",
+        "as_of timestamp: only what was known by then counts",
         *_RUN,
     ),
 )
@@ -233,6 +336,7 @@ _METRICS = Contract(
     ),
 )
 
-_SHARED = (_ASSIGNMENT, _OUTCOME, _QUARANTINE, _TRUTH, _LABEL, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
+_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
+_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING)}

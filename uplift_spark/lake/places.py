@@ -60,17 +60,20 @@ class Place(Protocol):
 @dataclass(frozen=True)
 class Layout:
     """How a new table is laid out. Partitions win over clusters (Delta takes one of the two); files keep the bounds of
-    the columns `skip_by`, if any are named; constraints are {name: SQL condition that every row must meet}."""
+    the columns `skip_by`, if any are named; constraints are {name: SQL condition that every row must meet}; rows of an
+    `append_only` table are never changed nor deleted."""
 
     partition_by: tuple[str, ...] = ()
     cluster_by: tuple[str, ...] = ()
     skip_by: tuple[str, ...] = ()
     constraints: Mapping[str, str] = field(default_factory=dict)
+    append_only: bool = False
 
     @property
     def properties(self) -> dict[str, str]:
         """Table properties, constraints aside."""
-        return {**PROPERTIES, **({"delta.dataSkippingStatsColumns": ",".join(self.skip_by)} if self.skip_by else {})}
+        skipping = {"delta.dataSkippingStatsColumns": ",".join(self.skip_by)} if self.skip_by else {}
+        return {**PROPERTIES, **skipping, **({"delta.appendOnly": "true"} if self.append_only else {})}
 
 
 @dataclass(frozen=True)

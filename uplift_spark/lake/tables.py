@@ -122,8 +122,11 @@ class Lake:
         CLOCKS, in any order) is skipped. `mode` overwrite replaces rows and schema; older versions stay readable.
 
         Raises ConflictError when the run wrote other rows before, or other writers won every race; DataError when
-        the frame does not fit the table or breaks one of its constraints.
+        the frame does not fit the table or breaks one of its constraints, or would overwrite raw events.
         """
+        contract = contract_of(table)
+        if mode == "overwrite" and contract is not None and contract.append_only:
+            raise DataError(f"table {table} holds raw events and cannot be overwritten: append rows under a new run id")
         stored = self._schema(table)
         frame = self._fitted(table, frame, run_id)
         if stored is not None and mode == "append":
@@ -155,7 +158,8 @@ class Lake:
         if contract is None:
             layout = Layout(call.partition_by)
         else:
-            layout = Layout(call.partition_by, contract.cluster_by, contract.skip_by, contract.constraints)
+            keep = (contract.cluster_by, contract.skip_by, contract.constraints, contract.append_only)
+            layout = Layout(call.partition_by, *keep)
         return self._place.create(call.table, schema, layout)
 
     def _repeated(self, call: _Write, frame: DataFrame) -> Written:
@@ -196,7 +200,9 @@ class Lake:
 
     def _absent(self, table: str) -> str:
         contract = contract_of(table)
-        fix = f"run `uplift {contract.job}` first" if contract else "check its name with `uplift tables`"
+        fix = "check its name with `uplift tables`"
+        if contract is not None:
+            fix = f"run `uplift {contract.job}` first" if contract.job else "load its rows first"
         where = self.lakehouse.catalog or self.lakehouse.path
         return f"table {table} does not exist in lakehouse {where}: {fix}"
 

@@ -1,10 +1,13 @@
-"""What the features job reads: one campaign's events at fixed versions, checked against the configuration."""
+"""What the features job reads, one campaign's events at fixed versions, checked; and what it counts."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -15,6 +18,7 @@ from uplift_spark.flow.features import check_features
 from uplift_spark.lake.tables import Lake
 from uplift_spark.vocabulary import ConfigError, DataError
 
+DELIVERIES = "bronze.delivery"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -22,15 +26,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Events:
     """One campaign's events and how they are to be read.
 
-    versions  Delta version read of each table
-    run_ids   the ingest runs that wrote the events: the identity of the input, whatever other campaigns add
-    as_of     labels are read as of this time
-    names     outcomes to label, the trained one first
-    columns   profile columns of the training set: features, then segments that are no features
+    deliveries  None when the lakehouse has no such table: logging them is a campaign's choice
+    versions    Delta version read of each table
+    run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add
+    as_of       labels are read as of this time
+    names       outcomes to label, the trained one first
+    columns     profile columns of the training set: features, then segments that are no features
     """
 
     assignments: DataFrame
     outcomes: DataFrame
+    deliveries: DataFrame | None
     profile: DataFrame
     versions: dict[str, int]
     run_ids: tuple[str, ...]
@@ -47,18 +53,20 @@ def events_of(config: Config, lake: Lake) -> Events:
     """
     campaign = config.campaign
     profile_table = f"bronze.profile_{campaign}"
-    versions = {table: lake.version(table) for table in ("bronze.assignment", "bronze.outcome", profile_table)}
-    frames = [lake.read(table, version) for table, version in versions.items()]
-    assignments, outcomes = (frame.filter(F.col("experiment") == campaign) for frame in frames[:2])
-    names = tuple(dict.fromkeys([*config.training_roles.outcomes, *config.lift.outcomes]))
+    logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
+    versions = {t: lake.version(t) for t in ("bronze.assignment", "bronze.outcome", *logged, profile_table)}
+    frames = {table: lake.read(table, version) for table, version in versions.items()}
+    profile = frames.pop(profile_table)
+    mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
     columns = tuple(dict.fromkeys([*config.roles.features, *config.lift.segments]))
-    arrivals = _arrivals(assignments, outcomes, campaign)
+    arrivals = _arrivals(mine, campaign)
     seen = sorted({name for _, name, _ in arrivals if name is not None})
-    check_features(columns, frames[2], profile_table, {*names, *seen, *_source_columns(config)})
-    _require_outcomes(names, seen, campaign)
+    check_features(columns, profile, profile_table, {*config.outcomes, *seen, *_source_columns(config)})
+    _require_outcomes(config.outcomes, seen, campaign)
     run_ids = tuple(sorted({run_id for run_id, _, _ in arrivals}))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
-    return Events(assignments, outcomes, frames[2], versions, run_ids, as_of, names, columns)
+    events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
+    return Events(*events, profile, versions, run_ids, as_of, config.outcomes, columns)
 
 
 def _source_columns(config: Config) -> set[str]:
@@ -66,16 +74,21 @@ def _source_columns(config: Config) -> set[str]:
     return {source.treatment, *source.outcomes} if isinstance(source, Trial) else set()
 
 
-def _arrivals(assignments: DataFrame, outcomes: DataFrame, campaign: str) -> list[tuple[str, str | None, datetime]]:
-    """(run, outcome or None for assignments, when the last of them arrived) in one pass over both tables."""
-    events = assignments.select("run_id", F.lit(None).cast("string").alias("outcome"), "ingested_at")
-    events = events.unionByName(outcomes.select("run_id", "outcome", "ingested_at"))
-    rows = events.groupBy("run_id", "outcome").agg(F.max(F.unix_micros("ingested_at")).alias("last")).collect()
-    if all(row["outcome"] is not None for row in rows):
+def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str | None, datetime]]:
+    """(run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
+    parts = [_arrived(table, frame) for table, frame in tables.items()]
+    last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
+    rows = last.collect()
+    if not any(row["table"] == "bronze.assignment" for row in rows):
         raise DataError(
             f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
         )
     return [(row["run_id"], row["outcome"], _EPOCH + timedelta(microseconds=row["last"])) for row in rows]
+
+
+def _arrived(table: str, frame: DataFrame) -> DataFrame:
+    outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
+    return frame.select(F.lit(table).alias("table"), "run_id", outcome, F.unix_micros("ingested_at").alias("at"))
 
 
 def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) -> None:
@@ -86,15 +99,46 @@ def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) ->
             raise ConfigError(f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint}")
 
 
-def label_counts(labels: DataFrame, as_of: datetime) -> dict[str, int]:
-    """How many assignments were labelled, and how many are immature; DataError when that is all of them."""
-    found = labels.agg(F.count("*"), F.count_if(~F.col("mature"))).collect()[0]
-    if found[0] == found[1]:
+def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], dict[str, float]]:
+    """(labelled and immature assignments, share of each arm's mature ones that were delivered; {} without deliveries).
+
+    Raises DataError when there is no label or none is mature.
+    """
+    mature = F.col("mature")
+    rows = labels.groupBy("treatment").agg(
+        F.count("*").alias("n"),
+        F.count_if(~mature).alias("immature"),
+        F.count_if(mature & F.col("delivered").isNotNull()).alias("logged"),
+        F.count_if(mature & F.col("delivered")).alias("delivered"),
+    )
+    arms = sorted(rows.collect(), key=lambda row: str(row["treatment"]))
+    labelled, immature = (sum(row[name] for row in arms) for name in ("n", "immature"))
+    if not labelled:
         raise DataError(
-            f"table silver.label: all {found[0]:,} labels are immature as of {as_of:%Y-%m-%d %H:%M} UTC: "
-            "wait, shorten labels.window_days or set labels.as_of"
+            f"table silver.label: no assignment was made by {as_of:%Y-%m-%d %H:%M} UTC: set a later labels.as_of"
         )
-    return {"labelled": found[0], "immature": found[1]}
+    if labelled == immature:
+        raise DataError(
+            f"table silver.label: all {labelled:,} labels are immature as of {as_of:%Y-%m-%d %H:%M} UTC: "
+            "wait, shorten labels.window_days, labels.windows or labels.wait_days, or set labels.as_of"
+        )
+    rates = {row["treatment"]: round(row["delivered"] / row["logged"], 4) for row in arms if row["logged"]}
+    return {"labelled": labelled, "immature": immature}, rates
+
+
+def event_details(counts: DataFrame, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What became of the outcomes' events, from `flow.labels.event_counts`, and of the deliveries, from `label_counts`.
+
+    duplicate_events, late_events, label_lag_hours_median and _95 by outcome; delivery_rate by arm if there are any.
+    """
+    rows = sorted(counts.collect(), key=lambda row: row["outcome"])
+    return {
+        **({"delivery_rate": dict(rates)} if rates else {}),
+        "duplicate_events": sum(row["duplicates"] for row in rows),
+        "late_events": sum(row["late"] for row in rows),
+        "label_lag_hours_median": {row["outcome"]: round(row["lag_hours"][0], 2) for row in rows if row["counted"]},
+        "label_lag_hours_95": {row["outcome"]: round(row["lag_hours"][1], 2) for row in rows if row["counted"]},
+    }
 
 
 def training_counts(labelled: dict[str, int], training: DataFrame, features: tuple[str, ...]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import pyarrow.csv as pcsv
 from uplift_spark.config import Trial
 from uplift_spark.vocabulary import ConfigError, DataError, checked_name
 
-RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "source", "run_id", "ingested_at")
+RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "source", "run_id", "ingested_at")
 NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
 
 

@@ -1,7 +1,8 @@
 """Join assignments with their outcomes, deliveries and profile as it was then: labels, and one training set.
 
-Reads bronze.assignment, bronze.outcome, bronze.profile_<campaign> and, if it is there, bronze.delivery at one Delta
-version each; appends to silver.label and overwrites silver.training_<campaign>.
+Reads bronze.assignment, bronze.outcome, bronze.profile_<campaign>, bronze.delivery if it is there and bronze.event if
+a feature needs it, at one Delta version each; appends to silver.label, overwrites silver.training_<campaign>, and adds
+what its columns were made from to silver.feature_registry and silver.feature_versions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from uplift_spark.flow.features import features_as_of, hash_split, training_set
 from uplift_spark.flow.labels import event_counts, label_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.datasets import event_details, events_of, label_counts, training_counts
+from uplift_spark.operations.features import record, register
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
 
 
@@ -21,19 +23,23 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     """Write labels and training set; leaking or unknown features are refused before any write."""
     events = events_of(config, lake)
     run_id = run_id or derive_run_id("features", config, upstream=events.run_ids)
+    definitions = config.feature_definitions
+    registered = register(lake, definitions, run_id)
     windows = ", ".join(f"{name} {config.labels.days(name):g}" for name in events.names)
     say(f"labels as of {events.as_of:%Y-%m-%d %H:%M} UTC, days of the windows: {windows}")
     history = (events.assignments, events.outcomes, events.names, config.labels, events.as_of)
     labelled = lake.write("silver.label", label_table(*history, events.deliveries), run_id)
     stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
     found, rates = label_counts(stored, events.as_of)
-    features = features_as_of(events.assignments, events.profile, events.columns)
+    features = features_as_of(events.assignments, events.sources, definitions, events.columns)
     training = training_set(stored.drop("run_id"), features, events.names, hash_split(config.seed, config.holdout))
     trained = lake.write(f"silver.training_{config.campaign}", training, run_id, mode="overwrite")
     details = training_counts(found, lake.read(trained.table, trained.version), events.columns)
+    recorded = record(lake, definitions, trained, events.read, events.as_of)
     say(", ".join(f"{name} {n:,}" for name, n in details.items()))
     late = event_details(event_counts(*history), rates)
-    return JobResult.of("features", run_id, labelled, trained, inputs=events.versions, **details, **late)
+    written = (*registered, labelled, trained, recorded)
+    return JobResult.of("features", run_id, *written, inputs=events.versions, **details, **late)
 
 
 if __name__ == "__main__":

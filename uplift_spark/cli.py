@@ -92,7 +92,30 @@ def _job_command(verb: str, summary: str) -> None:
 
 
 _job_command("ingest", "Raw events to bronze tables; bad rows to quarantine.")
-_job_command("features", "Events to labels and one training set.")
+
+
+@app.command()
+def features(
+    conf: ConfOption,
+    what: Annotated[str | None, typer.Argument(help="list, describe or stale; without it the job runs.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The feature to describe.")] = None,
+    set_: SetOption = None,
+    run_id: RunOption = None,
+) -> None:
+    """Events to labels and one training set; or what the feature registry knows."""
+    if what is None:
+        return _run_jobs(["features"], conf, set_, run_id)
+    if what not in ("list", "describe", "stale") or (what == "describe") != (name is not None):
+        raise ConfigError("use `uplift features`, or with list, describe NAME or stale after it")
+    from uplift_spark.operations.features import described, freshness, listed
+
+    with _lake(_lakehouse(conf, set_)) as lake:
+        if what == "describe":
+            _print_details(described(lake, str(name)))
+        else:
+            _out().print(rich_table(listed(lake) if what == "list" else freshness(lake)))
+
+
 _job_command("train", "Grow the causal forest and register it.")
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")

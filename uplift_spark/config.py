@@ -72,6 +72,67 @@ class RolesConf:
     more_outcomes: tuple[str, ...] = ()
 
 
+STEPS = 2**20  # per unit of a value: sums of values are exact in these, so no order of adding changes a bit
+Aggregate = Literal["count", "sum", "mean", "min", "max", "distinct", "recency", "latest", "ratio"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Feature:
+    """One feature, defined once: `flow.features` computes it in Spark, `serving.features` online (R1.4, R1.5).
+
+    source       `event`: behaviour, rows of bronze.event named `event`; `profile`: attributes
+    aggregate    count, sum, mean, min, max of values; distinct items; recency in days of the last event; latest value;
+                 ratio of two other features, missing where the second is 0
+    column       what is aggregated: of events `value` or `item` (distinct), of a profile the attribute of this name
+    window_days  days of 24 hours before the assignment that count; None: all there is
+    ttl_minutes  age from which the source's newest row makes the feature stale
+    targeting    whether it may decide whom to treat; without it the feature serves segments only
+    protected    whether it is an attribute that audits for bias look at
+    """
+
+    name: str
+    aggregate: Aggregate = "latest"
+    source: Literal["event", "profile"] = "profile"
+    event: str | None = None
+    column: str | None = None
+    window_days: Annotated[float, Field(gt=0)] | None = None
+    of: tuple[str, str] | None = None
+    version: Annotated[int, Field(ge=1)] = 1
+    owner: str = ""
+    description: str = ""
+    ttl_minutes: Annotated[float, Field(gt=0)] = 30.0
+    targeting: bool = True
+    protected: bool = False
+
+    def __post_init__(self) -> None:
+        what = f"feature {self.name!r}"
+        checked_name(self.name, "feature")
+        if self.column is not None:
+            checked_name(self.column, f"{what}: column")
+        if (self.aggregate == "ratio") != (self.of is not None):
+            raise ConfigError(f"{what}: aggregate ratio goes with `of: [numerator, denominator]` and nothing else does")
+        if self.aggregate == "ratio":
+            return
+        if (self.source == "event") != (self.event is not None):
+            raise ConfigError(f"{what}: source event goes with `event: NAME` and source profile without")
+        if self.source == "profile" and (self.aggregate != "latest" or self.window_days is not None):
+            raise ConfigError(f"{what}: of a profile only the latest value can be taken, without window_days")
+        if self.source == "event" and self.column not in (None, "value", "item"):
+            raise ConfigError(f"{what}: events have the columns value and item, not {self.column!r}")
+
+    @property
+    def taken(self) -> str:
+        """The source's column that is aggregated."""
+        if self.source == "profile":
+            return self.column or self.name
+        return self.column or ("item" if self.aggregate == "distinct" else "value")
+
+    @property
+    def window_micros(self) -> int | None:
+        """The window's length in microseconds."""
+        return None if self.window_days is None else round(self.window_days * 86_400_000_000)
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Labels:
     """Attribution window after assignment, in days; `as_of` (UTC) is when labels are read, None the last ingestion.
@@ -147,9 +208,11 @@ class Config:
     economics: Economics = Field(default_factory=Economics)
     registry: Registry = Field(default_factory=Registry)
     lift: Lift = Field(default_factory=Lift)
+    features: tuple[Feature, ...] = ()
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")
+        self._check_features()
         if self.lakehouse.catalog is not None:
             checked_name(self.lakehouse.catalog, "lakehouse.catalog")
         for column in self.roles.features:
@@ -163,6 +226,29 @@ class Config:
                 f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "
                 "them or correct their spelling"
             )
+
+    def _check_features(self) -> None:
+        known = {feature.name: feature for feature in self.features}
+        if len(known) < len(self.features):
+            raise ConfigError("features defines a name twice: keep one definition of each")
+        for feature in self.features:
+            for part in feature.of or ():
+                if part in known and known[part].aggregate == "ratio":
+                    raise ConfigError(f"feature {feature.name!r}: {part!r} is a ratio itself: use what it is made of")
+        barred = [name for name in self.roles.features if name in known and not known[name].targeting]
+        if barred:
+            raise ConfigError(f"roles.features contains {barred}, defined with targeting: false: remove them")
+
+    @property
+    def feature_definitions(self) -> tuple[Feature, ...]:
+        """Definitions of the training set's features and segments; a name that none defines is a profile attribute.
+
+        Parts of ratios come last; they are no columns of the training set unless they are asked for themselves.
+        """
+        known = {feature.name: feature for feature in self.features}
+        wanted = dict.fromkeys([*self.roles.features, *self.lift.segments])
+        parts = dict.fromkeys(part for name in wanted if name in known for part in known[name].of or ())
+        return tuple(known.get(name, Feature(name)) for name in {**wanted, **parts})
 
     @property
     def model_name(self) -> str:
@@ -205,10 +291,30 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
     for override in overrides:
         _apply(raw, override)
+    if "features" in raw:
+        raw["features"] = [one for entry in _listed(raw["features"], path) for one in _definitions(entry, path)]
     try:
         return TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {_first_problem(error)}") from error
+
+
+def _listed(value: Any, path: Path) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: features must be a list of definitions, not {type(value).__name__}")
+    return value
+
+
+def _definitions(entry: Any, conf: Path) -> list[Any]:
+    """An entry of `features`: a definition, or the path of a file of definitions, seen from the configuration."""
+    if not isinstance(entry, str):
+        return [entry]
+    path = conf.parent / entry
+    try:
+        return _listed(yaml.safe_load(path.read_text()), path)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"configuration {conf}: features file {path} cannot be read: {reason}") from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

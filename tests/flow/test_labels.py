@@ -289,7 +289,9 @@ def histories(seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def firsts(rows: pd.DataFrame, content: list[str]) -> pd.DataFrame:
     """`rows` in the order they were known, with `again`: another row of the event came before."""
     rows = rows.sort_values(["known_at", "ingested_at", *content], na_position="first")
-    return rows.assign(again=rows["event_id"].notna() & rows.duplicated("event_id"))
+    return rows.assign(
+        again=rows["event_id"].notna() & rows.duplicated(["outcome", "event_id"] if "outcome" in rows else ["event_id"])
+    )
 
 
 def by_hand(assigned: pd.DataFrame, outcomes: pd.DataFrame, deliveries: pd.DataFrame, as_of: int):  # type: ignore[no-untyped-def]

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from uplift_spark.config import STEPS, Feature
 from uplift_spark.vocabulary import ConfigError
 
+TIME = {"event": "occurred_at", "profile": "observed_at"}  # when what a row says came to hold
 PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
 TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
+LABEL_KEYS = ("experiment", "outcomes", "delivered", "delivery_id", "status", "mature", "as_of")
 SPLIT_STEPS = 1_000_000
 
+_AT, _T, _KNOWN = "_assigned", "_happened", "_known"  # microseconds
 
-def check_features(features: Iterable[str], profile: DataFrame, table: str, taken: Iterable[str]) -> None:
-    """Raise ConfigError unless every feature is an attribute of `profile` (named `table` in the message).
 
-    taken   the treatment's and the outcomes' names: using one as a feature would leak the answer
+def check_features(definitions: Iterable[Feature], profile: DataFrame, table: str, taken: Iterable[str]) -> None:
+    """Raise ConfigError unless every definition is of an attribute of `profile` (named `table` in the message) or of
+    events, and none would leak the answer.
+
+    taken   the treatment's and the outcomes' names; they, label columns and keys are no features
     """
-    taken = {*taken, *TRAINING_KEYS, *PROFILE_KEYS}
-    if leaking := sorted(set(features) & taken):
-        raise ConfigError(f"features contain {leaking}: a treatment, outcome or key column cannot be one, remove it")
+    taken = {*taken, *TRAINING_KEYS, *PROFILE_KEYS, *LABEL_KEYS}
+    attributes = [f for f in definitions if f.source == "profile" and f.of is None]
+    used = {name for f in definitions for name in (f.name, *([f.taken] if f in attributes else []))}
+    if leaking := sorted(used & taken):
+        raise ConfigError(
+            f"features contain {leaking}: a treatment, outcome, delivery or key column cannot be one, remove it"
+        )
     types = {field.name: field.dataType for field in profile.schema.fields if field.name not in PROFILE_KEYS}
-    for name in features:
+    for name in (f.taken for f in attributes):
         if name not in types:
             raise ConfigError(f"table {table} has no column {name!r} among its attributes: {_hint(name, types)}")
         if not isinstance(types[name], T.NumericType | T.BooleanType | T.StringType):
@@ -38,23 +48,93 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(sorted(known)[:30])}"
 
 
-def features_as_of(units: DataFrame, profile: DataFrame, features: tuple[str, ...]) -> DataFrame:
-    """unit_id and each unit's latest features observed no later than its assigned_at; missing ones stay null.
+def features_as_of(
+    units: DataFrame, sources: Mapping[str, DataFrame], definitions: Sequence[Feature], names: Sequence[str]
+) -> DataFrame:
+    """unit_id and, for every unit, the features `names` of what had happened and was known at its assignment (R1.3).
 
-    units   columns unit_id, assigned_at. A unit without an observation by then has no row. Of two observations at the
-    same time the one that arrived last counts. Arrival (`ingested_at`) is not compared with the assignment, because a
-    historic campaign's profile is loaded afterwards; a value observed later never gets in.
+    units        columns unit_id, assigned_at; one row per unit
+    sources      {"event": rows of bronze.event, "profile": rows of bronze.profile_<campaign>}; one that no definition
+                 uses may be absent
+    definitions  of the names, and of the parts of ratios
+
+    A row counts if both its own time and `known_at` are no later than the assignment: a value that was back-filled
+    afterwards never gets in. Windows are whole days of 24 hours, whatever the time zone. Each source is joined and
+    aggregated in one shuffle, however many windows there are. `serving.features` gives the same values to the bit.
     """
-    known = profile.join(units.select("unit_id", "assigned_at"), "unit_id").filter("observed_at <= assigned_at")
-    values = F.struct(*[_native(profile, name).alias(name) for name in features])
-    latest = F.max_by(values, F.struct("observed_at", "ingested_at", "run_id"))
-    return known.groupBy("unit_id").agg(latest.alias("_features")).select("unit_id", "_features.*")
+    base = units.select("unit_id", "assigned_at")
+    wide = base.select("unit_id")
+    for source, time in TIME.items():
+        mine = [f for f in definitions if f.aggregate != "ratio" and f.source == source]
+        if mine:
+            wide = wide.join(_aggregated(base, _relevant(sources[source], mine), time, mine), "unit_id", "left")
+    for feature in definitions:
+        if feature.aggregate in ("count", "sum", "distinct"):
+            wide = wide.withColumn(feature.name, F.coalesce(feature.name, F.lit(0.0)))
+    ratios = {f.name: _ratio(*f.of) for f in definitions if f.of is not None}
+    return wide.withColumns(ratios).select("unit_id", *names)
 
 
-def _native(profile: DataFrame, name: str) -> Column:
-    """Numbers and booleans as double, categories as string."""
+def _relevant(rows: DataFrame, definitions: Sequence[Feature]) -> DataFrame:
+    events = sorted({f.event for f in definitions if f.event is not None})
+    return rows.filter(F.col("event").isin(events)) if events else rows
+
+
+def _aggregated(base: DataFrame, rows: DataFrame, time: str, definitions: Sequence[Feature]) -> DataFrame:
+    """unit_id and the definitions of one source, for units with a row that counts."""
+    micros = {_AT: "assigned_at", _T: time, _KNOWN: "known_at"}
+    known = rows.join(base, "unit_id").withColumns({name: F.unix_micros(column) for name, column in micros.items()})
+    known = known.filter((F.col(_T) <= F.col(_AT)) & (F.col(_KNOWN) <= F.col(_AT)))
+    if "event_id" in rows.columns:
+        known = _once(known)
+    found = known.groupBy("unit_id").agg(*(_expression(f, rows).alias(f.name) for f in definitions))
+    # Of a latest row the order came along.
+    return found.withColumns({f.name: F.col(f.name)["value"] for f in definitions if f.aggregate == "latest"})
+
+
+def _once(known: DataFrame) -> DataFrame:
+    """Of rows with the same event and event_id, delivered again, the one known first; no shuffle beside the join's."""
+    first = Window.partitionBy("unit_id", "event", "event_id").orderBy(_KNOWN, "ingested_at", _T, "value", "item")
+    ranked = known.withColumn("_again", F.row_number().over(first))
+    return ranked.filter(F.col("event_id").isNull() | (F.col("_again") == 1))
+
+
+def _inside(feature: Feature) -> Column:
+    """Whether a row that was known counts for the feature."""
+    inside = F.lit(True) if feature.event is None else F.col("event") == feature.event
+    micros = feature.window_micros
+    return inside if micros is None else inside & (F.col(_T) > F.col(_AT) - F.lit(micros))
+
+
+def _expression(feature: Feature, rows: DataFrame) -> Column:
+    inside = _inside(feature)
+    value = F.when(inside, _native(rows, feature.taken))
+    if feature.aggregate == "count":
+        return F.count_if(inside).cast("double")
+    if (
+        feature.aggregate == "latest"
+    ):  # of rows at the same time the one known last, arrived last, with the largest value
+        arrived = F.coalesce(F.unix_micros("ingested_at"), F.lit(0)).alias("arrived")
+        return F.max(F.when(inside, F.struct(_T, _KNOWN, arrived, value.alias("value"))))
+    if feature.aggregate == "distinct":
+        return F.size(F.collect_set(value)).cast("double")
+    if feature.aggregate == "recency":
+        return F.min(F.when(inside, F.col(_AT) - F.col(_T))) / F.lit(86_400_000_000.0)
+    if feature.aggregate in ("min", "max"):
+        return F.min(value) if feature.aggregate == "min" else F.max(value)
+    # Sums of integers: no order of adding changes a bit.
+    total = F.sum(F.rint(value * F.lit(float(STEPS))).cast("bigint")).cast("double") / F.lit(float(STEPS))
+    return total if feature.aggregate == "sum" else total / F.count(value)
+
+
+def _ratio(part: str, whole: str) -> Column:
+    return F.when(F.col(whole) != 0.0, F.col(part) / F.col(whole))
+
+
+def _native(rows: DataFrame, name: str) -> Column:
+    """Numbers and booleans as double (0 without a sign), categories as string."""
     column = F.col(name)
-    return column if isinstance(profile.schema[name].dataType, T.StringType) else column.cast("double")
+    return column if isinstance(rows.schema[name].dataType, T.StringType) else column.cast("double") + F.lit(0.0)
 
 
 def training_set(labels: DataFrame, features: DataFrame, outcomes: tuple[str, ...], split: Column) -> DataFrame:

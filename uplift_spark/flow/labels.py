@@ -93,7 +93,9 @@ def _events(
 
     fate   counted, duplicate or late as in `event_counts`; null of what neither had occurred nor was known by `as_of`
     """
-    rows = _marked(outcomes, ("unit_id", "outcome", "value", "occurred_at")).filter(F.col("outcome").isin(*names))
+    rows = _marked(outcomes, ("outcome",), ("unit_id", "outcome", "value", "occurred_at")).filter(
+        F.col("outcome").isin(*names)
+    )
     days = F.create_map(*[F.lit(part) for name in names for part in (name, float(labels.days(name)))])
     placed = rows.join(units.select("unit_id", "assigned_at"), "unit_id")
     known, repeated = F.col("known_at") <= instant(as_of), F.col("_repeated")
@@ -110,12 +112,13 @@ def _inside(rows: DataFrame, time: str, days: float | Column) -> DataFrame:
     return rows.filter((F.col(time) >= F.col("assigned_at")) & (F.col(time) < _after(days)))
 
 
-def _marked(rows: DataFrame, content: tuple[str, ...]) -> DataFrame:
+def _marked(rows: DataFrame, what: tuple[str, ...], content: tuple[str, ...]) -> DataFrame:
     """`content`, known_at, and whether the row's event has a row that was known before (_repeated).
 
+    Rows of the same event share the id and `what` happened: one order may be a conversion and a revenue.
     Rows without an id stand for themselves and are kept out of the shuffle by id; each branch reads the files it needs.
     """
-    first = Window.partitionBy("event_id").orderBy("known_at", "ingested_at", *content)
+    first = Window.partitionBy(*what, "event_id").orderBy("known_at", "ingested_at", *content)
     named = rows.filter("event_id IS NOT NULL").withColumn("_repeated", F.row_number().over(first) > 1)
     nameless = rows.filter("event_id IS NULL").withColumn("_repeated", F.lit(False))
     columns = (*content, "known_at", "_repeated")
@@ -127,7 +130,8 @@ def _with_delivered(units: DataFrame, deliveries: DataFrame | None, days: float,
     if deliveries is None:
         return units.withColumn("delivered", F.lit(None).cast("boolean"))
     known = deliveries.filter(F.col("known_at") <= instant(as_of))
-    arrived = _marked(known, ("unit_id", "status", "delivered_at")).filter("NOT _repeated AND status = 'delivered'")
+    marked = _marked(known, (), ("unit_id", "status", "delivered_at"))
+    arrived = marked.filter("NOT _repeated AND status = 'delivered'")
     reached = _inside(arrived.join(units.select("unit_id", "assigned_at"), "unit_id"), "delivered_at", days)
     reached = reached.select("unit_id").distinct().withColumn("_reached", F.lit(True))
     logged = known.agg((F.count("*") > 0).alias("_logged"))

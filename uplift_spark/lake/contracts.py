@@ -2,7 +2,7 @@
 
 Raw events are append-only, and each says when it was known (R1.3): `known_at` is its arrival, or for a historic load
 the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
-when they are made. Two rows of a table with the same `event_id` are one event that was delivered twice.
+when they are made. Rows that name the same outcome or event under one `event_id` are one event, delivered again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
 _RUN = (f"{RUN_ID} string: run that wrote the row",)
 _INGEST = ("source string: file or simulator", *_RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
 _KNOWN = ("known_at timestamp: when the business knew the row, its arrival or what a historic load's source states",)
-_EVENT = ("event_id string: canonical key, rows that share it are one event; null when the source has none", *_KNOWN)
+_EVENT = (
+    "event_id string: the source's key of what happened to the unit, by which repeats are known; null when it has none",
+    *_KNOWN,
+)
 _FINITE = "value > CAST('-Infinity' AS DOUBLE) AND value < CAST('Infinity' AS DOUBLE)"
 
 _UNIT_PRESENT = Rule(
@@ -152,6 +155,7 @@ _BEHAVIOUR = Contract(
     columns=declared(
         f"{UNIT} string",
         "event string: name, such as page_view or login",
+        "item string: what it was about, such as a product or a page; null when it has none",
         "value double: amount of this event; null when it has none or it is not known",
         "occurred_at timestamp",
         *_EVENT,
@@ -258,6 +262,44 @@ _TRAINING = Contract(
     open=True,
 )
 
+_FEATURE_REGISTRY = Contract(
+    table="silver.feature_registry",
+    job="features",
+    columns=declared(
+        "feature string",
+        "version bigint: raised by its owner when the meaning changes",
+        "source string: event or profile",
+        "aggregate string",
+        "definition string: all of it as JSON",
+        "definition_hash string: SHA-256 of what decides the values",
+        "owner string",
+        "description string",
+        "ttl_minutes double: age of the source's newest row from which the feature is stale",
+        "targeting boolean: may decide whom to treat",
+        "protected boolean: looked at by audits for bias",
+        "code_version string",
+        *_RUN,
+    ),
+)
+
+_FEATURE_VERSIONS = Contract(
+    table="silver.feature_versions",
+    job="features",
+    columns=declared(
+        "training_table string: training set that has the feature as a column",
+        "feature string",
+        "version bigint",
+        "definition_hash string",
+        "source_table string",
+        "source_version bigint: Delta version read",
+        "label_as_of timestamp",
+        "units bigint",
+        "missing bigint: units without a value",
+        "code_version string",
+        *_RUN,
+    ),
+)
+
 _SCORES = Contract(
     table="gold.uplift_scores",
     job="score",
@@ -337,6 +379,7 @@ _METRICS = Contract(
 )
 
 _RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
-_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
+_FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
+_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING)}

@@ -25,8 +25,8 @@ from uplift_spark.vocabulary import RUN_ID, ConfigError, ConflictError, DataErro
 
 Mode = Literal["append", "overwrite"]
 
-# Columns that say when a row was made, not what it says: a rerun may differ in them.
-CLOCKS = ("ingested_at", "scored_at")
+# Columns that say when and by what code a row was made, not what it says: a rerun may differ in them.
+CLOCKS = ("ingested_at", "scored_at", "code_version")
 
 ATTEMPTS = 6
 _RECENT = 20  # commits looked at before the whole history is

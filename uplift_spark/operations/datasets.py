@@ -12,13 +12,13 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config, Trial
+from uplift_spark.config import Config, Feature, Trial
 from uplift_spark.flow.clock import utc
 from uplift_spark.flow.features import check_features
 from uplift_spark.lake.tables import Lake
 from uplift_spark.vocabulary import ConfigError, DataError
 
-DELIVERIES = "bronze.delivery"
+DELIVERIES, BEHAVIOUR = "bronze.delivery", "bronze.event"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -27,22 +27,34 @@ class Events:
     """One campaign's events and how they are to be read.
 
     deliveries  None when the lakehouse has no such table: logging them is a campaign's choice
+    sources     what features are made from: the profile and, if a definition uses it, behaviour
     versions    Delta version read of each table
-    run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add
+    run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add; of
+                behaviour, which belongs to no campaign, the version
     as_of       labels are read as of this time
     names       outcomes to label, the trained one first
-    columns     profile columns of the training set: features, then segments that are no features
+    columns     feature columns of the training set: features, then segments that are no features
     """
 
     assignments: DataFrame
     outcomes: DataFrame
     deliveries: DataFrame | None
-    profile: DataFrame
+    sources: dict[str, DataFrame]
     versions: dict[str, int]
     run_ids: tuple[str, ...]
     as_of: datetime
     names: tuple[str, ...]
     columns: tuple[str, ...]
+
+    @property
+    def read(self) -> dict[str, tuple[str, int]]:
+        """{source of features: (table, Delta version)}."""
+        tables = {"event" if table == BEHAVIOUR else "profile": table for table in self.versions if _is_source(table)}
+        return {source: (table, self.versions[table]) for source, table in tables.items()}
+
+
+def _is_source(table: str) -> bool:
+    return table == BEHAVIOUR or table.startswith("bronze.profile_")
 
 
 def events_of(config: Config, lake: Lake) -> Events:
@@ -53,20 +65,25 @@ def events_of(config: Config, lake: Lake) -> Events:
     """
     campaign = config.campaign
     profile_table = f"bronze.profile_{campaign}"
+    definitions = config.feature_definitions
+    behaves = (BEHAVIOUR,) if any(f.source == "event" and f.of is None for f in definitions) else ()
     logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
-    versions = {t: lake.version(t) for t in ("bronze.assignment", "bronze.outcome", *logged, profile_table)}
+    tables = ("bronze.assignment", "bronze.outcome", *logged, profile_table, *behaves)
+    versions = {table: lake.version(table) for table in tables}
     frames = {table: lake.read(table, version) for table, version in versions.items()}
-    profile = frames.pop(profile_table)
+    sources = {"event" if t == BEHAVIOUR else "profile": frames.pop(t) for t in (profile_table, *behaves)}
     mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
     columns = tuple(dict.fromkeys([*config.roles.features, *config.lift.segments]))
     arrivals = _arrivals(mine, campaign)
     seen = sorted({name for _, name, _ in arrivals if name is not None})
-    check_features(columns, profile, profile_table, {*config.outcomes, *seen, *_source_columns(config)})
+    taken = {*config.outcomes, *seen, *_source_columns(config)}
+    check_features(definitions, sources["profile"], profile_table, taken)
+    _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, seen, campaign)
-    run_ids = tuple(sorted({run_id for run_id, _, _ in arrivals}))
+    run_ids = (*sorted({run_id for run_id, _, _ in arrivals}), *(f"{BEHAVIOUR}@{versions[t]}" for t in behaves))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
     events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
-    return Events(*events, profile, versions, run_ids, as_of, config.outcomes, columns)
+    return Events(*events, sources, versions, run_ids, as_of, config.outcomes, columns)
 
 
 def _source_columns(config: Config) -> set[str]:
@@ -89,6 +106,17 @@ def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str,
 def _arrived(table: str, frame: DataFrame) -> DataFrame:
     outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
     return frame.select(F.lit(table).alias("table"), "run_id", outcome, F.unix_micros("ingested_at").alias("at"))
+
+
+def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | None) -> None:
+    if behaviour is None:
+        return
+    seen = sorted(row["event"] for row in behaviour.select("event").distinct().collect())
+    for feature in definitions:
+        if feature.event is not None and feature.event not in seen:
+            near = difflib.get_close_matches(feature.event, seen, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(seen[:30]) or 'none'}"
+            raise ConfigError(f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: {hint}")
 
 
 def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) -> None:

@@ -26,7 +26,10 @@ Say = Callable[[str], None]
 # another forest does not ingest the events a second time; where tables and models are kept is no part of any run.
 _RELEVANT = {
     "ingest": ("campaign", "source", "seed"),
-    "features": ("campaign", "labels", "roles", "seed", "holdout", "lift.segments", "lift.outcomes"),
+    "features": (
+        *("campaign", "labels", "roles", "seed", "holdout", "lift.segments", "lift.outcomes"),
+        "feature_definitions",
+    ),
     "train": ("campaign", "roles", "forest", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),

@@ -16,11 +16,16 @@ from uplift_spark.flow.labels import event_counts, label_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.datasets import event_details, events_of, label_counts, training_counts
 from uplift_spark.operations.features import record, register
+from uplift_spark.operations.leakage import guard_training
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
 
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
-    """Write labels and training set; leaking or unknown features are refused before any write."""
+    """Write labels and training set.
+
+    Unknown features, and names of treatment and outcomes, are refused before any write; features that leak these by
+    their values before the training set is written.
+    """
     events = events_of(config, lake)
     run_id = run_id or derive_run_id("features", config, upstream=events.run_ids)
     definitions = config.feature_definitions
@@ -33,13 +38,14 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     found, rates = label_counts(stored, events.as_of)
     features = features_as_of(events.assignments, events.sources, definitions, events.columns)
     training = training_set(stored.drop("run_id"), features, events.names, hash_split(config.seed, config.holdout))
+    guarded = guard_training(training, config, found, say)
     trained = lake.write(f"silver.training_{config.campaign}", training, run_id, mode="overwrite")
     details = training_counts(found, lake.read(trained.table, trained.version), events.columns)
     recorded = record(lake, definitions, trained, events.read, events.as_of)
     say(", ".join(f"{name} {n:,}" for name, n in details.items()))
     late = event_details(event_counts(*history), rates)
     written = (*registered, labelled, trained, recorded)
-    return JobResult.of("features", run_id, *written, inputs=events.versions, **details, **late)
+    return JobResult.of("features", run_id, *written, inputs=events.versions, **details, **late, leakage=guarded)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,22 @@ class Lift:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Leakage:
+    """Guards of the training set, see `causal.leakage`.
+
+    alpha       probability that the features of a sound trial are taken for leaks
+    allow       {feature: reason}: what is found about it is recorded with the reason and blocks nothing
+    randomised  False: an observational campaign; its features may predict the treatment
+    rows        rows looked at, chosen by hash
+    """
+
+    alpha: Annotated[float, Field(ge=1e-6, le=0.5)] = 0.001
+    allow: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    randomised: bool = True
+    rows: Annotated[int, Field(ge=1000)] = 50_000
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One campaign, from source to lift table."""
 
@@ -209,6 +225,7 @@ class Config:
     registry: Registry = Field(default_factory=Registry)
     lift: Lift = Field(default_factory=Lift)
     features: tuple[Feature, ...] = ()
+    leakage: Leakage = Field(default_factory=Leakage)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")
@@ -226,6 +243,8 @@ class Config:
                 f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "
                 "them or correct their spelling"
             )
+        if unknown := sorted(set(self.leakage.allow) - set(self.roles.features)):
+            raise ConfigError(f"leakage.allow names {unknown}, not among roles.features: remove or respell them")
 
     def _check_features(self) -> None:
         known = {feature.name: feature for feature in self.features}

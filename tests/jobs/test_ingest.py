@@ -258,8 +258,8 @@ def test_a_definition_changes_only_with_its_version_and_names_an_event_there_is(
     features.run(_behaving(config, (replace(changed, version=2),)), lake)
     assert sorted(_rows(lake, "silver.feature_registry", feature="age")["version"]) == [1, 2]
 
-    row = "SELECT 'a' AS unit_id, 'ordr' AS event, 'x' AS item, 1D AS value, timestamp'2023-12-30 00:00:00Z' AS occurred_at"
-    row += ", timestamp'2023-12-30 00:00:00Z' AS known_at, CAST(NULL AS string) AS event_id, 'web' AS source"
+    row = "SELECT 'a' AS unit_id, 'ordr' AS event, 'x' AS item, 1D AS value, now() AS occurred_at, now() AS known_at"
+    row += ", CAST(NULL AS string) AS event_id, 'web' AS source"
     lake.write("bronze.event", lake.spark.sql(row), "web")
     with pytest.raises(ConfigError, match="no event 'order' of feature 'orders_30d': did you mean 'ordr'"):
         features.run(_behaving(config), lake)

@@ -150,5 +150,14 @@ def training_set(labels: DataFrame, features: DataFrame, outcomes: tuple[str, ..
 
 def hash_split(seed: int, holdout: float) -> Column:
     """'train' or 'holdout' by the hash of seed and unit_id: the same wherever and whenever it is computed."""
-    position = F.pmod(F.xxhash64(F.concat(F.lit(f"{seed}|split|"), F.col("unit_id"))), F.lit(SPLIT_STEPS))
-    return F.when(position < F.lit(holdout * SPLIT_STEPS), F.lit("holdout")).otherwise(F.lit("train"))
+    return F.when(_below(f"{seed}|split|", holdout), F.lit("holdout")).otherwise(F.lit("train"))
+
+
+def train_sample(training: DataFrame, seed: int, share: float) -> DataFrame:
+    """A share of the rows of split 'train', by a hash of seed and unit_id that does not depend on the split's."""
+    return training.filter((F.col("split") == "train") & _below(f"{seed}|leakage|", share))
+
+
+def _below(salt: str, share: float) -> Column:
+    position = F.pmod(F.xxhash64(F.concat(F.lit(salt), F.col("unit_id"))), F.lit(SPLIT_STEPS))
+    return position < F.lit(share * SPLIT_STEPS)

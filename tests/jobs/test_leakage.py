@@ -1,0 +1,103 @@
+"""`uplift features` and leaks: a blocked training set says which feature and why, an override is on record."""
+
+import hashlib
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, Leakage, RolesConf, Trial
+from uplift_spark.flow.features import train_sample
+from uplift_spark.jobs import features, ingest
+from uplift_spark.operations.leakage import guard_training
+from uplift_spark.operations.sources import DATA_FOLDER
+from uplift_spark.vocabulary import DataError
+
+TABLE = "silver.training_shop"
+UNITS = 1_200
+
+
+@pytest.fixture
+def shop(monkeypatch, tmp_path, lake):
+    """A trial in the lakehouse whose attribute `visits` was counted after the mailing, and its configuration."""
+    rng = np.random.default_rng(0)
+    arm = rng.integers(0, 2, UNITS)
+    rows = pd.DataFrame(
+        {
+            "customer": [f"c{i}" for i in range(UNITS)],
+            "arm": np.where(arm, "mail", "none"),
+            "bought": rng.integers(0, 2, UNITS),
+            "age": rng.integers(18, 80, UNITS),
+            "visits": rng.poisson(1.0 + 2.0 * arm),
+        }
+    )
+    text = rows.to_csv(index=False)
+    (tmp_path / "trial.csv").write_text(text)
+    monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
+    source = Trial(
+        kind="trial",
+        file="trial.csv",
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        unit="customer",
+        treatment="arm",
+        outcomes=("bought",),
+        attributes=("age", "visits"),
+        assigned_at=datetime(2024, 1, 1),
+    )
+    config = Config(campaign="shop", source=source, roles=RolesConf("bought", "none", ("age",)))
+    ingest.run(config, lake)
+    return config
+
+
+def test_a_leak_blocks_the_training_set_until_it_is_allowed_on_record(lake, shop):
+    said = []
+    clean = features.run(shop, lake, say=said.append).details["leakage"]
+    assert clean["rows"] == clean["compared"] > UNITS / 3 and clean["allowed"] == []
+    assert any("sampled rows were compared between arms" in line for line in said)
+    before = lake.read(TABLE).toPandas()
+
+    leaking = replace(shop, roles=replace(shop.roles, features=("age", "visits")))
+    with pytest.raises(DataError) as caught:
+        features.run(leaking, lake)
+    message = str(caught.value)
+    for words in (
+        "silver.training_shop was not written, 1 of 2 features leak",
+        "feature 'visits' predicts the treatment",
+        "recorded or changed afterwards",
+        "leakage.allow: {visits: <reason>}",
+    ):
+        assert words in message
+    assert "'age'" not in message and "\n" not in message
+    assert lake.version(TABLE) == 0
+    pd.testing.assert_frame_equal(lake.read(TABLE).toPandas(), before)
+
+    said.clear()
+    allowed = replace(leaking, leakage=Leakage(allow={"visits": "counted by the old system"}))
+    result = features.run(allowed, lake, say=said.append)
+    (one,) = result.details["leakage"]["allowed"]
+    assert (one["feature"], one["rule"], one["reason"]) == ("visits", "predicts_treatment", "counted by the old system")
+    assert any("allowed because 'counted by the old system': feature 'visits' predicts" in line for line in said)
+    assert lake.version(TABLE) == 1 and "visits" in lake.read(TABLE).columns
+
+    observational = replace(leaking, leakage=Leakage(randomised=False))
+    unlogged = lake.read(TABLE).withColumn("propensity", F.lit(None).cast("double"))
+    for config, frame, why in (
+        (observational, lake.read(TABLE), "leakage.randomised is false"),
+        (leaking, unlogged, "no propensity was logged"),
+    ):
+        said.clear()
+        assert guard_training(frame, config, {"labelled": UNITS, "immature": 0}, said.append)["compared"] == 0
+        assert said == [f"leakage: features were not compared between arms, because {why}"]
+
+
+def test_the_sample_is_drawn_by_hash_from_the_training_split(spark):
+    split = F.when(F.col("id") % 2 == 0, "train").otherwise("holdout")
+    rows = spark.range(20_000).select(F.concat(F.lit("u"), "id").alias("unit_id"), split.alias("split"))
+    found = train_sample(rows, 7, 0.2).toPandas()
+    assert set(found.split) == {"train"} and 1_800 < len(found) < 2_200
+    again = train_sample(rows.repartition(3), 7, 0.2).toPandas()
+    assert set(found.unit_id) == set(again.unit_id)
+    assert set(found.unit_id) != set(train_sample(rows, 8, 0.2).toPandas().unit_id)

@@ -1,0 +1,290 @@
+"""Features that know too much: in a randomised trial nothing known before assignment tells the treatment (R7.3).
+
+Two questions are asked of a sample of a training set: do features predict the treatment, which randomisation rules out,
+and does a feature order the units by an outcome as only the outcome itself can? Both catch values that were recorded,
+backfilled or changed after the assignment. What is found is named, with the reason and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+import scipy.stats
+from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
+
+from uplift_spark.causal.binning import apply_bins, fit_bins
+from uplift_spark.causal.randomisation import TrialRows, max_p_values, thinned
+from uplift_spark.causal.rows import check_columns, check_parts
+from uplift_spark.vocabulary import Roles
+
+MIN_ROWS = 100  # below, neither question has an answer worth a blocked job
+MIN_EVENTS = 25  # rows outside the outcome's commonest bin, for the second question
+IMPLAUSIBLE = 0.9  # Somers' D of outcome and feature, an area under the ROC curve of .95 where the outcome is 0/1
+COARSE, FINE = 16, 64  # bins per number: few for a feature's own test, more where order inside them matters
+PILOT = 50  # draws that scale the chi-squares of clustered features, apart from those of the test
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One leak.
+
+    feature    the guilty column; of several that predict the treatment only together the one that counts most
+    rule       "predicts_treatment", "predicts_treatment_jointly" or "outcome_like"
+    statistic  chi-square; log-likelihood gained over the arms' shares, in nats per row; Somers' D
+    p_value    adjusted for the number of features
+    sentence   names the feature and says why and the fix
+    """
+
+    feature: str
+    rule: str
+    statistic: float
+    p_value: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What `find_leaks` found in `rows` rows, and in how many of them arms were `compared` (0: in none)."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+    compared: int
+
+
+def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 7, randomised: bool = True) -> Leaks:
+    """Features of a trial's rows that predict the treatment or look like an outcome.
+
+    *Treatment*, at level alpha over all features together, half for each of two tests that draw the assignment anew:
+    each feature alone by the chi-square of its bins (a bin for missing) and the arms, the largest over all features
+    being the reference for each (Westfall & Young 1993); the features not named so together by a classifier
+    (`_together`). Assignments are drawn by permuting units, or clusters where `roles.cluster` is set: whole clusters
+    where each has one arm, else among clusters of a size. Where `roles.propensity` varies, rows are thinned first
+    until it does not (`thinned`), so that a stratified trial is no leak. Without logged propensities arms count as
+    assigned with the same odds for everyone.
+
+    *Outcome*: `roles.outcomes` each against each feature, as `_concordance` says; certain at level alpha that the true
+    value is beyond IMPLAUSIBLE. Equality in most rows is no rule: a rare outcome equals any rare count in most rows.
+
+    table       columns of the roles; features numeric or text, missing allowed; rows in any order give the same answer
+    randomised  False: an observational campaign, whose features may well predict the treatment: not compared
+
+    With fewer than MIN_ROWS rows, or one arm, arms are not compared; of few clusters no p-value reaches alpha. Raises
+    DataError for missing or retyped columns, infinite features or outcomes, ids or treatments that are null and
+    propensities outside (0, 1].
+    """
+    kinds = {field.name: field.type for field in table.schema}
+    check_columns(kinds, roles.columns, roles.features)
+    check_parts(kinds, roles)
+    rng = np.random.default_rng(seed)
+    rows = TrialRows.of(table, roles)
+    compared = thinned(rows, roles, rng) if randomised else None
+    if compared is None or compared.level.size < MIN_ROWS or compared.n_levels < 2:
+        return Leaks(tuple(_outcome_like(rows, roles, alpha, rng)), rows.level.size, 0)
+    alone = _alone(compared, roles.features, alpha / 2, rng)
+    rest = [name for name in roles.features if name not in {finding.feature for finding in alone}]
+    together = _together(compared, rest, alpha / 2, rng)
+    like = _outcome_like(rows, roles, alpha, rng)
+    return Leaks((*alone, *together, *like), rows.level.size, compared.level.size)
+
+
+# ---------------------------------------------------------------- treatment
+
+
+def _binned(rows: TrialRows, features: Sequence[str], bins: int) -> np.ndarray:
+    return apply_bins(rows.table, fit_bins(rows.table, features, bins))
+
+
+@nb.njit(cache=True, nogil=True)
+def _count(bins, level, table):
+    """Add rows to table [p, bins, K]."""
+    for i in range(level.size):
+        for j in range(bins.shape[1]):
+            table[j, bins[i, j], level[i]] += 1.0
+
+
+def _residuals(bins: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(terms of each feature's chi-square [p, bins, K], its degrees of freedom [p])."""
+    table = np.zeros((bins.shape[1], int(bins.max()) + 1, int(level.max()) + 1))
+    _count(bins, level, table)
+    table = table[:, :, table.sum(axis=(0, 1)) > 0]
+    of_bin, of_level = table.sum(axis=2, keepdims=True), table.sum(axis=1, keepdims=True)
+    expected = of_bin * of_level / level.size
+    df = ((of_bin > 0).sum(axis=(1, 2)) - 1) * (table.shape[2] - 1)
+    return (table - expected) ** 2 / np.where(expected > 0, expected, 1.0), df
+
+
+def _normal(chi2: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Chi-squares on one scale whatever their degrees of freedom (Wilson & Hilferty 1931); -inf for constants."""
+    spread = 2.0 / (9.0 * np.maximum(df, 1))
+    z = (np.cbrt(chi2 / np.maximum(df, 1)) - 1.0 + spread) / np.sqrt(spread)
+    return np.where(df > 0, z, -np.inf)
+
+
+def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.random.Generator) -> list[Finding]:
+    """Features that predict the treatment by themselves."""
+    bins = _binned(rows, features, COARSE)
+    usual = _usual(bins, rows, rng)
+
+    def statistic(level: np.ndarray) -> np.ndarray:
+        terms, df = _residuals(bins, level)
+        return _normal(terms.sum(axis=(1, 2)) / usual, df)
+
+    p = max_p_values(statistic, rows, alpha, rng)
+    terms, df = _residuals(bins, rows.level)
+    found = []
+    for j in np.flatnonzero(p <= alpha):
+        chi2, missing = float(terms[j].sum()), float(terms[j, 0].sum())
+        how = ", mostly by where it is missing" if missing > chi2 / 2 else ""
+        test = f"chi-square {chi2:.4g} on {df[j]} degrees of freedom in {rows.level.size:,} rows, p <= {p[j]:.2g}"
+        sentence = f"feature {features[j]!r} predicts the treatment{how} ({test}), {_AFTERWARDS}"
+        found.append(Finding(features[j], "predicts_treatment", chi2, float(p[j]), sentence))
+    return found
+
+
+def _usual(bins: np.ndarray, rows: TrialRows, rng: np.random.Generator) -> np.ndarray:
+    """Mean chi-square over df of each feature [p] under drawn assignments: with clusters more than one (Rao & Scott
+    1981), most for what members share, which would otherwise hide all other features behind its large maximum."""
+    if rows.size.max() == 1:
+        return np.ones(bins.shape[1])
+    draw, drawn = rows.drawer(rng), np.zeros(bins.shape[1])
+    for _ in range(PILOT):
+        terms, df = _residuals(bins, draw())
+        drawn += terms.sum(axis=(1, 2)) / np.maximum(df, 1)
+    return np.where(drawn > 0, drawn / PILOT, 1.0)
+
+
+_AFTERWARDS = (
+    "which nothing known before a randomised assignment can: its values were recorded or changed afterwards, or rows "
+    "were lost from one arm; take them as of the assignment, or remove the feature"
+)
+
+
+def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random.Generator) -> list[Finding]:
+    """Features that predict the treatment only with others: classifier two-sample test (Lopez-Paz & Oquab 2017).
+
+    Boosted trees learn the arm on one half of the clusters; on the other the log-likelihood of the arms received is
+    compared with that of arms drawn anew (Kim et al. 2021), which is exact without fitting again. Both halves in turn
+    would not be: their statistics are nearly the same number, which a reference with fixed classifiers does not know.
+    The feature whose shuffling costs most is named, left out, and the rest is tested again.
+    """
+    found: list[Finding] = []
+    half = rows.halves(rng)
+    fit, judged = rows.keep(half), rows.keep(~half)
+    while features and fit.n_levels > 1 and judged.n_levels > 1:
+        gains, codes = _classifier(fit, judged, features, int(rng.integers(2**31)))
+        likelihood = _likelihood(gains(codes))
+        p = float(max_p_values(likelihood, judged, alpha, rng)[0])
+        if p > alpha:
+            break
+        size = float(likelihood(judged.level)[0])
+        name = features[int(np.argmin([_shuffled(gains, codes, j, judged.level, rng) for j in range(len(features))]))]
+        test = f"{size:.3g} nats per row in {judged.level.size:,} rows, p <= {p:.2g}"
+        sentence = f"feature {name!r} predicts the treatment together with others ({test}), {_AFTERWARDS}"
+        found.append(Finding(name, "predicts_treatment_jointly", size, p, sentence))
+        features = [other for other in features if other != name]
+    return found
+
+
+_Gains = Callable[[np.ndarray], np.ndarray]
+
+
+def _classifier(fit: TrialRows, judged: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
+    """(a function from bins [m, p] to log-probabilities of the arms less their means [m, K], the bins of `judged`)."""
+    bins = fit_bins(fit.table, features, FINE)
+    model = HistGradientBoostingClassifier(
+        max_iter=40,
+        max_leaf_nodes=15,
+        early_stopping=False,
+        categorical_features=[one.categorical for one in bins],
+        random_state=seed,
+    )
+    with threadpool_limits(1):  # threads that wait for each other take 60 times as long when cores are busy
+        model.fit(apply_bins(fit.table, bins), fit.level)
+    n_levels = 1 + int(max(fit.level.max(), judged.level.max()))
+
+    def gains(codes: np.ndarray) -> np.ndarray:
+        with threadpool_limits(1):
+            log = np.log(np.maximum(model.predict_proba(codes), 1e-6))
+        out = np.zeros((len(codes), n_levels))  # an arm the classifier never saw tells nothing
+        out[:, model.classes_] = log - log.mean(axis=0)
+        return out
+
+    return gains, apply_bins(judged.table, bins)
+
+
+def _likelihood(gain: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Mean gain [1] of the levels given."""
+    rows = np.arange(len(gain))
+    return lambda level: np.array([gain[rows, level].mean()])
+
+
+def _shuffled(gains: _Gains, codes: np.ndarray, j: int, level: np.ndarray, rng: np.random.Generator) -> float:
+    """Mean gain when feature j is shuffled."""
+    changed = codes.copy()
+    changed[:, j] = rng.permutation(changed[:, j])
+    return float(_likelihood(gains(changed))(level)[0])
+
+
+# ---------------------------------------------------------------- outcome
+
+
+def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Generator) -> list[Finding]:
+    """Features that order units by an outcome as only the outcome itself can."""
+    half = rows.halves(rng)
+    codes = _binned(rows, roles.features, FINE)
+    certain = alpha / (len(roles.features) * len(roles.outcomes))
+    found = []
+    for outcome in roles.outcomes:
+        y = _binned(rows, (outcome,), FINE)[:, 0]
+        learn, judge = half & (y > 0), ~half & (y > 0)  # bin 0 is an outcome not known
+        if not learn.any() or judge.sum() - np.bincount(y[judge], minlength=1).max() < MIN_EVENTS:
+            continue
+        for j, name in enumerate(roles.features):
+            d, error = _concordance(_order(codes[learn, j], y[learn])[codes[judge, j]], y[judge])
+            p = float(scipy.stats.norm.sf(d - IMPLAUSIBLE, scale=max(error, 1e-9)))
+            if p <= certain:
+                test = f"Somers' D {d:.3f} in {judge.sum():,} rows, beyond the plausible {IMPLAUSIBLE}"
+                sentence = (
+                    f"feature {name!r} orders units by outcome {outcome!r} as only the outcome itself can ({test}): it "
+                    "was computed from it or after it; take its values as of the assignment, or remove the feature"
+                )
+                found.append(Finding(name, "outcome_like", d, min(p / certain * alpha, 1.0), sentence))
+    return found
+
+
+def _order(codes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Score of each of 256 bins: its rows' mean rank of y, the mean of all for bins without rows. No shape is assumed,
+    so categories and missing values count like numbers."""
+    counts = np.bincount(y)
+    rank = (np.cumsum(counts) - counts / 2.0)[y]
+    total, n = np.bincount(codes, rank, 256), np.bincount(codes, minlength=256)
+    return np.where(n > 0, total / np.maximum(n, 1), rank.mean())
+
+
+def _concordance(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Somers' D of y and score, and its standard error (U-statistic, rows independent).
+
+    Pairs of rows that differ in y: the share ordered alike by score, less that ordered the other way.
+    """
+    a, b = np.unique(score, return_inverse=True)[1], np.unique(y, return_inverse=True)[1]
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1.0)
+    alike = _below(table) + _below(table[::-1, ::-1])[::-1, ::-1]
+    other = _below(table[::-1])[::-1] + _below(table[:, ::-1])[:, ::-1]
+    differ = y.size - table.sum(axis=0)
+    pairs = float((table * differ).sum())
+    d = float((table * (alike - other)).sum()) / pairs
+    pull = alike - other - d * differ
+    return d, 2.0 * float(np.sqrt((table * pull**2).sum())) / pairs
+
+
+def _below(table: np.ndarray) -> np.ndarray:
+    """Of each cell, the sum of the cells before it in both directions."""
+    out = np.zeros_like(table)
+    out[1:, 1:] = table.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+    return out

@@ -40,11 +40,10 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
 def _train(config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: Say) -> Registered:
     table, version, run_id = data
     frame = lake.read(table, version)
-    origin = Origin(run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version())
+    given = {**vars(config.forest), "seed": config.seed}
+    origin = Origin(run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), given)
     started = time.monotonic()
-    forest = CausalForest(**vars(config.forest), seed=config.seed).fit(
-        frame.where("split = 'train'"), config.training_roles, say
-    )
+    forest = CausalForest(**given).fit(frame.where("split = 'train'"), config.training_roles, say)
     params, metrics = facts_of(forest.forest, time.monotonic() - started)
     say(f"registering {config.model_name}")
     params = {"campaign": config.campaign, "holdout": config.holdout, **params}

@@ -116,7 +116,21 @@ def features(
             _out().print(rich_table(listed(lake) if what == "list" else freshness(lake)))
 
 
-_job_command("train", "Grow the causal forest and register it.")
+@app.command()
+def train(
+    conf: ConfOption,
+    from_run: Annotated[str | None, typer.Option(help="Rebuild the forest of this run and compare it.")] = None,
+    set_: SetOption = None,
+    run_id: RunOption = None,
+) -> None:
+    """Grow the causal forest and register it; or rebuild a registered one from the data it came from."""
+    if from_run is None:
+        return _run_jobs(["train"], conf, set_, run_id)
+    from uplift_spark.operations.rebuild import rebuild
+
+    return _run_jobs(["train"], conf, set_, from_run, find=lambda verb: rebuild)
+
+
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
 

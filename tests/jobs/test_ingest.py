@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from uplift_spark.causal.simulate import CampaignSimulator, effect_column
-from uplift_spark.config import Config, Feature, Labels, Lift, RolesConf, Simulation, Trial, load_config
+from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, Trial, load_config
 from uplift_spark.jobs import features, ingest
-from uplift_spark.operations import features as registry
 from uplift_spark.operations.sources import DATA_FOLDER
 from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, UpliftError
 
@@ -193,76 +192,6 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
     assert features.run(config, lake).tables["silver.label"]["skipped"]
     with pytest.raises(DataError, match="no assignment was made by 2023-12-31"):
         features.run(replace(config, labels=Labels(as_of=datetime(2023, 12, 31))), lake)
-
-
-ORDERS = Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30, owner="crm")
-SPENT = Feature("spent", aggregate="sum", source="event", event="order", ttl_minutes=1e9)
-DEFINED = (ORDERS, SPENT, Feature("basket", aggregate="ratio", of=("spent", "orders_30d")), Feature("age", owner="hr"))
-
-
-def _behaving(config, definitions=DEFINED):
-    names = tuple(f.name for f in definitions if f.name != "spent")
-    return replace(config, features=definitions, roles=replace(config.roles, features=(*names, "city")))
-
-
-def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake, shop):
-    config = _behaving(shop())
-    ingest.run(config, lake)
-    with pytest.raises(DataError, match=r"table bronze\.event does not exist"):
-        features.run(config, lake)
-    row = "SELECT '{}' AS unit_id, 'order' AS event, 'book' AS item, {}D AS value, timestamp'{}Z' AS occurred_at"
-    row += ", timestamp'{}Z' AS known_at, CAST(NULL AS string) AS event_id, 'web' AS source"
-    happened = [
-        ("a", 2.5, "2023-12-30 00:00:00", "2023-12-30 00:00:00"),
-        ("a", 4.0, "2023-11-01 00:00:00", "2023-12-31 00:00:00"),
-        ("a", 9.0, "2023-12-30 00:00:00", "2024-01-01 00:00:01"),  # filled in after the assignment
-        ("c", 1.0, "2024-01-02 00:00:00", "2024-01-02 00:00:00"),  # after the assignment
-    ]
-    lake.write("bronze.event", lake.spark.sql(" UNION ALL ".join(row.format(*one) for one in happened)), "web")
-    result = features.run(config, lake)
-    training = _rows(lake, "silver.training_shop").set_index("unit_id")
-    assert training.loc["a", ["orders_30d", "basket", "age", "city"]].to_list() == [1.0, 6.5, 31.0, "Rome"]
-    assert training.loc["d", "orders_30d"] == 0.0 and np.isnan(training.loc["d", "basket"])
-    assert "spent" not in training and set(result.details["inputs"]) >= {"bronze.event"}
-
-    registered = _rows(lake, "silver.feature_registry").set_index("feature")
-    assert set(registered.index) == {"orders_30d", "spent", "basket", "age", "city"}
-    assert registered.loc["orders_30d", "owner"] == "crm" and set(registered["run_id"]) == {result.run_id}
-    made = _rows(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
-    assert made.loc["basket", "source_table"] == "bronze.event" and made.loc["age", "source_version"] == 0
-    assert made.loc["basket", ["units", "missing"]].to_list() == [3, 2]
-    assert all(written["skipped"] for written in features.run(config, lake).tables.values())
-
-    about = registry.described(lake, "orders_30d")
-    assert about["source_table"] == "bronze.event" and about["ttl_minutes"] == 30.0
-    fresh = registry.freshness(lake, datetime(2024, 1, 2, 0, 20)).set_index("feature")
-    assert fresh.loc["orders_30d", "age_minutes"] == 20.0 and not fresh.loc[["orders_30d", "spent"], "stale"].any()
-    assert registry.freshness(lake, datetime(2024, 1, 2, 1)).set_index("feature")["stale"].to_dict() == {
-        "orders_30d": True, "spent": False, "age": True, "city": True,
-    }  # fmt: skip
-    assert set(registry.listed(lake)["feature"]) == set(registered.index)
-    with pytest.raises(DataError, match="has no feature 'orders': it has age"):
-        registry.described(lake, "orders")
-
-
-def test_a_definition_changes_only_with_its_version_and_names_an_event_there_is(lake, shop):
-    config = shop()
-    ingest.run(config, lake)
-    changed = Feature("age", column="city")
-    features.run(_behaving(config, (Feature("age"),)), lake)
-    before = lake.version("silver.feature_registry")
-    with pytest.raises(ConflictError, match="has age version 1 with another definition: raise the version"):
-        features.run(_behaving(config, (changed,)), lake)
-    assert lake.version("silver.feature_registry") == before
-    assert _rows(lake, "silver.training_shop")["age"].dtype == "float64"
-    features.run(_behaving(config, (replace(changed, version=2),)), lake)
-    assert sorted(_rows(lake, "silver.feature_registry", feature="age")["version"]) == [1, 2]
-
-    row = "SELECT 'a' AS unit_id, 'ordr' AS event, 'x' AS item, 1D AS value, now() AS occurred_at, now() AS known_at"
-    row += ", CAST(NULL AS string) AS event_id, 'web' AS source"
-    lake.write("bronze.event", lake.spark.sql(row), "web")
-    with pytest.raises(ConfigError, match="no event 'order' of feature 'orders_30d': did you mean 'ordr'"):
-        features.run(_behaving(config), lake)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.flow.verbs import UpliftModel
 from uplift_spark.jobs import score, train
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.rebuild import rebuild
 from uplift_spark.operations.registry import Registry
 from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
 
@@ -105,6 +106,26 @@ def test_a_run_id_used_for_other_data_is_refused(campaign, trained, monkeypatch)
     monkeypatch.setattr(campaign, "version", lambda table: 17)
     with pytest.raises(ConflictError, match=rf"{trained.run_id}.*{TABLE}.*--run-id"):
         train.run(conf(campaign), campaign, run_id=trained.run_id)
+
+
+def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
+    lake = Lake(spark, Lakehouse(path=str(tmp_path)))
+    lake.write(TABLE, spark.createDataFrame(training_rows()), "features-1", mode="overwrite")
+    first = train.run(conf(lake), lake)
+    moved = training_rows().assign(visit=0.5, recency=1.0)
+    lake.write(TABLE, spark.createDataFrame(moved), "features-2", mode="overwrite")
+    lake.sql(f"VACUUM {lake._place.reference(TABLE)}")  # keeps what models may name
+    other = replace(conf(lake), seed=9, forest=Forest(n_trees=4))  # what the run recorded counts
+    again = rebuild(other, lake, first.run_id)
+    assert again.details["same_bytes"] and again.details["version"] == first.details["version"]
+    assert lake.tables() == [TABLE] and Registry.of(other).find("spring").version == 1
+    with pytest.raises(ConfigError, match="no version of run 'train-x'"):
+        rebuild(other, lake, "train-x")
+
+    lake.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    lake.sql(f"VACUUM {lake._place.reference(TABLE)} RETAIN 0 HOURS")
+    with pytest.raises(DataError, match="files of version 0 are gone"):
+        rebuild(other, lake, first.run_id)
 
 
 def test_score_writes_every_unit_and_level(campaign, trained, scored):

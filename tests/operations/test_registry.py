@@ -24,7 +24,7 @@ from uplift_spark.vocabulary import EFFECT_COLUMNS, ConfigError, EnvironmentProb
 
 ROLES = Roles("unit_id", "treatment", "visit", ("recency", "zip"), control="none")
 KINDS = {"unit_id": "string", "treatment": "string", "visit": "double", "recency": "double", "zip": "string"}
-ORIGIN = Origin("train-1", ROLES, KINDS, {"silver.training_spring": 3}, 3, "abc123")
+ORIGIN = Origin("train-1", ROLES, KINDS, {"silver.training_spring": 3}, 3, "abc123", {"n_trees": 8, "seed": 7})
 
 
 @pytest.fixture(scope="module")

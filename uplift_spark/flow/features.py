@@ -71,8 +71,10 @@ def features_as_of(
     for feature in definitions:
         if feature.aggregate in ("count", "sum", "distinct"):
             wide = wide.withColumn(feature.name, F.coalesce(feature.name, F.lit(0.0)))
-    ratios = {f.name: _ratio(*f.of) for f in definitions if f.of is not None}
-    return wide.withColumns(ratios).select("unit_id", *names)
+    for feature in definitions:
+        if feature.of is not None:
+            wide = wide.withColumn(feature.name, _ratio(*feature.of))
+    return wide.select("unit_id", *names)
 
 
 def _relevant(rows: DataFrame, definitions: Sequence[Feature]) -> DataFrame:
@@ -89,7 +91,8 @@ def _aggregated(base: DataFrame, rows: DataFrame, time: str, definitions: Sequen
         known = _once(known)
     found = known.groupBy("unit_id").agg(*(_expression(f, rows).alias(f.name) for f in definitions))
     # Of a latest row the order came along.
-    return found.withColumns({f.name: F.col(f.name)["value"] for f in definitions if f.aggregate == "latest"})
+    values = (F.col(f.name)["value"].alias(f.name) if f.aggregate == "latest" else F.col(f.name) for f in definitions)
+    return found.select("unit_id", *values)
 
 
 def _once(known: DataFrame) -> DataFrame:

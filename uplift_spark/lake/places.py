@@ -18,7 +18,14 @@ from uplift_spark.lake.session import delta_package
 from uplift_spark.vocabulary import EnvironmentProblem, checked_name
 
 SCHEMAS = ("bronze", "silver", "gold")
-PROPERTIES = {"delta.enableChangeDataFeed": "true"}
+KEPT = (
+    "interval 400 days"  # versions that a model may name stay readable: VACUUM leaves their files and their log alone
+)
+PROPERTIES = {
+    "delta.enableChangeDataFeed": "true",
+    "delta.logRetentionDuration": KEPT,
+    "delta.deletedFileRetentionDuration": KEPT,
+}
 
 _ABSENT = {
     "DELTA_MISSING_DELTA_TABLE",

@@ -53,6 +53,7 @@ class Origin:
     data_versions    table -> Delta version read
     feature_version  Delta version of the table its features come from
     git_version      see `runs.code_version`
+    params           arguments of `CausalForest`, those left open as None
     """
 
     run_id: str
@@ -61,6 +62,7 @@ class Origin:
     data_versions: Mapping[str, int]
     feature_version: int
     git_version: str
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Registered:
     source_run: str
     sha256: str
     data_versions: Mapping[str, int]
+    git_version: str
+    params: Mapping[str, Any]
 
 
 class Registry:
@@ -201,7 +205,7 @@ class Registry:
 
 
 def _check_origin(name: str, origin: Origin) -> None:
-    missing = [part for part in ("run_id", "data_versions", "git_version") if not getattr(origin, part)]
+    missing = [part for part in ("run_id", "data_versions", "git_version", "params") if not getattr(origin, part)]
     if origin.feature_version is None:
         missing.append("feature_version")
     unsigned = [c for c in (origin.roles.unit, *origin.roles.features) if c not in origin.inputs]
@@ -226,6 +230,7 @@ def _tags(origin: Origin, sha256: str) -> dict[str, str]:
         "uplift_data_versions": json.dumps(dict(origin.data_versions), sort_keys=True),
         "uplift_feature_version": str(origin.feature_version),
         "uplift_git_version": origin.git_version,
+        "uplift_params": json.dumps(dict(origin.params), sort_keys=True),
         "uplift_roles": json.dumps(parts),
     }
 
@@ -238,6 +243,8 @@ def _registered(found: ModelVersion) -> Registered:
         source_run=str(found.run_id),
         sha256=found.tags["uplift_sha256"],
         data_versions=json.loads(found.tags["uplift_data_versions"]),
+        git_version=found.tags["uplift_git_version"],
+        params=json.loads(found.tags["uplift_params"]),
     )
 
 

@@ -1,0 +1,95 @@
+"""Features of behaviour and attributes in a training set, and what the registry keeps of them."""
+
+import hashlib
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from tests.jobs.test_ingest import ROWS, TRIAL
+from uplift_spark.config import Feature
+from uplift_spark.jobs import features, ingest
+from uplift_spark.operations import features as registry
+from uplift_spark.operations.sources import DATA_FOLDER
+from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
+
+ORDERS = Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30, owner="crm")
+SPENT = Feature("spent", aggregate="sum", source="event", event="order", ttl_minutes=1e9)
+DEFINED = (ORDERS, SPENT, Feature("basket", aggregate="ratio", of=("spent", "orders_30d")), Feature("age", owner="hr"))
+
+
+def _behaving(config, definitions=DEFINED):
+    names = tuple(f.name for f in definitions if f.name != "spent")
+    return replace(config, features=definitions, roles=replace(config.roles, features=(*names, "city")))
+
+
+def _rows(lake, table, **where):
+    frame = lake.read(table).toPandas()
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake, monkeypatch, tmp_path):
+    config = _behaving(_campaign(monkeypatch, tmp_path))
+    ingest.run(config, lake)
+    with pytest.raises(DataError, match=r"table bronze\.event does not exist"):
+        features.run(config, lake)
+    row = "SELECT '{}' AS unit_id, 'order' AS event, 'book' AS item, {}D AS value, timestamp'{}Z' AS occurred_at"
+    row += ", timestamp'{}Z' AS known_at, CAST(NULL AS string) AS event_id, 'web' AS source"
+    happened = [
+        ("a", 2.5, "2023-12-30 00:00:00", "2023-12-30 00:00:00"),
+        ("a", 4.0, "2023-11-01 00:00:00", "2023-12-31 00:00:00"),
+        ("a", 9.0, "2023-12-30 00:00:00", "2024-01-01 00:00:01"),  # filled in after the assignment
+        ("c", 1.0, "2024-01-02 00:00:00", "2024-01-02 00:00:00"),  # after the assignment
+    ]
+    lake.write("bronze.event", lake.spark.sql(" UNION ALL ".join(row.format(*one) for one in happened)), "web")
+    result = features.run(config, lake)
+    training = _rows(lake, "silver.training_shop").set_index("unit_id")
+    assert training.loc["a", ["orders_30d", "basket", "age", "city"]].to_list() == [1.0, 6.5, 31.0, "Rome"]
+    assert training.loc["d", "orders_30d"] == 0.0 and np.isnan(training.loc["d", "basket"])
+    assert "spent" not in training and set(result.details["inputs"]) >= {"bronze.event"}
+
+    registered = _rows(lake, "silver.feature_registry").set_index("feature")
+    assert set(registered.index) == {"orders_30d", "spent", "basket", "age", "city"}
+    assert registered.loc["orders_30d", "owner"] == "crm" and set(registered["run_id"]) == {result.run_id}
+    made = _rows(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
+    assert made.loc["basket", "source_table"] == "bronze.event" and made.loc["age", "source_version"] == 0
+    assert made.loc["basket", ["units", "missing"]].to_list() == [3, 2]
+    assert all(written["skipped"] for written in features.run(config, lake).tables.values())
+
+    about = registry.described(lake, "orders_30d")
+    assert about["source_table"] == "bronze.event" and about["ttl_minutes"] == 30.0
+    fresh = registry.freshness(lake, datetime(2024, 1, 2, 0, 20)).set_index("feature")
+    assert fresh.loc["orders_30d", "age_minutes"] == 20.0 and not fresh.loc[["orders_30d", "spent"], "stale"].any()
+    assert registry.freshness(lake, datetime(2024, 1, 2, 1)).set_index("feature")["stale"].to_dict() == {
+        "orders_30d": True, "spent": False, "age": True, "city": True,
+    }  # fmt: skip
+    typo = Feature("orders_7d", aggregate="count", source="event", event="ordr", window_days=7)
+    with pytest.raises(
+        ConfigError, match=r"bronze\.event has no event 'ordr' of feature 'orders_7d': did you mean 'order'"
+    ):
+        features.run(_behaving(config, (*DEFINED, typo)), lake)
+    assert set(registry.listed(lake)["feature"]) == set(registered.index)
+    with pytest.raises(DataError, match="has no feature 'orders': it has age"):
+        registry.described(lake, "orders")
+
+
+def _campaign(monkeypatch, folder):
+    (folder / "trial.csv").write_text(ROWS)
+    monkeypatch.setenv(DATA_FOLDER, str(folder))
+    return replace(TRIAL, source=replace(TRIAL.source, sha256=hashlib.sha256(ROWS.encode()).hexdigest()))
+
+
+def test_a_definition_changes_only_with_its_version(lake):
+    age = Feature("age")
+    (first,) = registry.register(lake, (age, ORDERS), "features-1")
+    assert first.rows == 2 and registry.register(lake, (age, replace(ORDERS, owner="web")), "features-2") == ()
+    changed = replace(age, column="city")
+    with pytest.raises(ConflictError, match="has age version 1 with another definition: raise the version"):
+        registry.register(lake, (changed, SPENT), "features-3")
+    assert lake.version("silver.feature_registry") == first.version
+    registry.register(lake, (replace(changed, version=2), ORDERS), "features-4")
+    known = lake.read("silver.feature_registry").select("feature", "version").toPandas()
+    assert sorted(map(tuple, known.to_numpy())) == [("age", 1), ("age", 2), ("orders_30d", 1)]

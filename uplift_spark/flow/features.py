@@ -64,10 +64,10 @@ def features_as_of(
     """
     base = units.select("unit_id", "assigned_at")
     wide = base.select("unit_id")
-    for source, time in TIME.items():
+    for source in TIME:
         mine = [f for f in definitions if f.aggregate != "ratio" and f.source == source]
         if mine:
-            wide = wide.join(_aggregated(base, _relevant(sources[source], mine), time, mine), "unit_id", "left")
+            wide = wide.join(_aggregated(base, sources[source], source, mine), "unit_id", "left")
     for feature in definitions:
         if feature.aggregate in ("count", "sum", "distinct"):
             wide = wide.withColumn(feature.name, F.coalesce(feature.name, F.lit(0.0)))
@@ -77,18 +77,14 @@ def features_as_of(
     return wide.select("unit_id", *names)
 
 
-def _relevant(rows: DataFrame, definitions: Sequence[Feature]) -> DataFrame:
-    events = sorted({f.event for f in definitions if f.event is not None})
-    return rows.filter(F.col("event").isin(events)) if events else rows
-
-
-def _aggregated(base: DataFrame, rows: DataFrame, time: str, definitions: Sequence[Feature]) -> DataFrame:
+def _aggregated(base: DataFrame, rows: DataFrame, source: str, definitions: Sequence[Feature]) -> DataFrame:
     """unit_id and the definitions of one source, for units with a row that counts."""
-    micros = {_AT: "assigned_at", _T: time, _KNOWN: "known_at"}
+    if source == "event":
+        rows = rows.filter(F.col("event").isin(sorted({f.event for f in definitions if f.event is not None})))
+    micros = {_AT: "assigned_at", _T: TIME[source], _KNOWN: "known_at"}
     known = rows.join(base, "unit_id").withColumns({name: F.unix_micros(column) for name, column in micros.items()})
     known = known.filter((F.col(_T) <= F.col(_AT)) & (F.col(_KNOWN) <= F.col(_AT)))
-    if "event_id" in rows.columns:
-        known = _once(known)
+    known = _once(known) if source == "event" else known
     found = known.groupBy("unit_id").agg(*(_expression(f, rows).alias(f.name) for f in definitions))
     # Of a latest row the order came along.
     values = (F.col(f.name)["value"].alias(f.name) if f.aggregate == "latest" else F.col(f.name) for f in definitions)
@@ -114,9 +110,8 @@ def _expression(feature: Feature, rows: DataFrame) -> Column:
     value = F.when(inside, _native(rows, feature.taken))
     if feature.aggregate == "count":
         return F.count_if(inside).cast("double")
-    if (
-        feature.aggregate == "latest"
-    ):  # of rows at the same time the one known last, arrived last, with the largest value
+    if feature.aggregate == "latest":
+        # Of rows at the same time the one known last, of these the one that arrived last, then the largest value.
         arrived = F.coalesce(F.unix_micros("ingested_at"), F.lit(0)).alias("arrived")
         return F.max(F.when(inside, F.struct(_T, _KNOWN, arrived, value.alias("value"))))
     if feature.aggregate == "distinct":

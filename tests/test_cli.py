@@ -16,6 +16,7 @@ import pytest
 import uplift_spark
 from uplift_spark import cli
 from uplift_spark.config import Lakehouse
+from uplift_spark.operations.printing import cell, rich_table
 from uplift_spark.operations.runs import JobResult
 from uplift_spark.vocabulary import ConfigError, DataError
 
@@ -81,7 +82,7 @@ def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert uplift(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [name for name in (*cli.JOBS, "demo", "sql", "tables") if f"  {name} " not in shown] == []
+    assert [name for name in (*cli.JOBS, "load", "demo", "sql", "tables") if f"  {name} " not in shown] == []
 
 
 def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +105,43 @@ def test_a_command_runs_its_job(
     assert "rejected: 7" in shown.out
     assert "half way [50%]" in shown.err
     assert "1,234" in shown.out
+
+
+@pytest.fixture
+def loads(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The job `load` replaced by a record of what it is asked to load."""
+
+    def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None, *, load: Any) -> JobResult:
+        """Pretend."""
+        calls.append({"load": load, "run_id": run_id})
+        return JobResult("load", run_id or "load-abc", {}, {"good": 3})
+
+    module = ModuleType("uplift_spark.jobs.load")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return run
+
+
+def test_load_says_what_to_load_as_a_command_and_as_a_job_file(
+    conf: Path, calls: Calls, loads: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("bronze.event", "--from", "in", "--format", "csv", "--conf", str(conf), "--run-id", "r1")
+    assert uplift(monkeypatch, "load", *asked, "--known-at", "seen") == 0
+    monkeypatch.setattr(sys, "argv", ["jobs/load.py", *asked, "--historic"])
+    cli.main_job(loads, cli.load)
+    first, second = (call["load"] for call in calls)
+    assert (first.table, first.source, first.format, first.known_at) == ("bronze.event", "in", "csv", "seen")
+    assert (second.historic, second.known_at, calls[1]["run_id"]) == (True, None, "r1")
+    assert capsys.readouterr().out.count("good: 3") == 2
+
+
+def test_a_load_that_makes_no_sense_starts_nothing(
+    conf: Path, calls: Calls, loads: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uplift(monkeypatch, "load", "gold.x", "--from", "in", "--format", "csv", "--conf", conf) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 'gold.x' is no raw table: choose one of bronze.assignment, ")
+    assert len(error.splitlines()) == 1 and not calls
 
 
 def test_progress_tells_a_skipped_write(
@@ -216,11 +254,11 @@ def test_overrides_without_a_file_are_refused() -> None:
     [(None, ""), (float("nan"), ""), (0.0123456, "0.01235"), (12345.6, "12,346"), (1234, "1,234"), (True, "True")],
 )
 def test_cells(value: Any, text: str) -> None:
-    assert cli._cell(value) == text
+    assert cell(value) == text
 
 
 def test_a_frame_becomes_a_table_of_text() -> None:
-    table = cli.rich_table(pd.DataFrame({"arm": ["a", None], "n": [1000, 2]}))
+    table = rich_table(pd.DataFrame({"arm": ["a", None], "n": [1000, 2]}))
     assert [column.justify for column in table.columns] == ["left", "right"]
     assert [list(column.cells) for column in table.columns] == [["a", ""], ["1,000", "2"]]
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import uplift_spark
+from uplift_spark.operations.printing import rich_table
 from uplift_spark.vocabulary import ConfigError, DataError, UpliftError
 
 if TYPE_CHECKING:
@@ -64,18 +66,18 @@ def main() -> None:
         app()
 
 
-def main_job(run: Job) -> None:
+def main_job(run: Callable[..., JobResult], command: Callable[..., None] | None = None) -> None:
     """Entry point of `jobs/<verb>.py`, as in `spark-submit jobs/lift.py --conf conf/demo.yaml`.
 
-    Parses --conf, --set and --run-id, runs the job, prints its result. Returns on success, because a Databricks task
-    counts any SystemExit as a failure; exits with 1 on an UpliftError.
+    Parses --conf, --set and --run-id, or what `command` takes, runs the job, prints its result. Returns on success,
+    because a Databricks task counts any SystemExit as a failure; exits with 1 on an UpliftError.
     """
 
-    def command(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None) -> None:
+    def usual(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None) -> None:
         _run_jobs([Path(sys.argv[0]).stem], conf, set_, run_id, find=lambda verb: run)
 
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(help=run.__doc__)(command)
+    alone.command(help=run.__doc__)(command or usual)
     try:
         with _one_sentence():
             alone()
@@ -92,6 +94,25 @@ def _job_command(verb: str, summary: str) -> None:
 
 
 _job_command("ingest", "Raw events to bronze tables; bad rows to quarantine.")
+
+
+@app.command()
+def load(
+    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", help="File, folder, or Delta table.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or delta.", show_default=False)],
+    conf: ConfOption,
+    known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
+    historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
+    set_: SetOption = None,
+    run_id: RunOption = None,
+) -> None:
+    """Your own events to a raw table, each row once; bad rows to quarantine."""
+    from uplift_spark.operations.loading import Load
+
+    run: Callable[..., JobResult] = _job("load")
+    job = partial(run, load=Load(table, source, format_, known_at, historic))
+    _run_jobs(["load"], conf, set_, run_id, find=lambda verb: job)
 
 
 @app.command()
@@ -284,25 +305,6 @@ def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResu
     out.print("\nThree queries to try")
     for query in queries_to_try(config, results[-1].run_id):
         out.print(f'{_program()} sql{where} "{query}"', soft_wrap=True)
-
-
-def rich_table(rows: pd.DataFrame) -> Table:
-    """A frame as a table of text: numbers right-aligned, floats to 4 significant digits, nulls empty."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows.columns:
-        numeric = rows[column].dtype.kind in "iuf"
-        table.add_column(str(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _query(lake: Lake, query: str, limit: int) -> pd.DataFrame:

@@ -247,7 +247,7 @@ def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | No
 
 
 def test_missing_raw_tables_name_no_job(lake: Lake) -> None:
-    with pytest.raises(DataError, match=r"bronze.consent does not exist .*: load its rows first"):
+    with pytest.raises(DataError, match=r"bronze.consent does not exist .*: run `uplift load` first"):
         lake.read("bronze.consent")
 
 

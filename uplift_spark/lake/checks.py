@@ -24,6 +24,10 @@ from uplift_spark.vocabulary import EXPERIMENT, RUN_ID, DataError
 
 INGESTED_AT = "ingested_at"
 
+# What reading a source leaves beside a row, for `check`: {rule, reason} of cells that could not be read, and the row
+# as JSON as the source gave it.
+FAULTS, AS_GIVEN = "__faults", "__as_given"
+
 _TYPES: dict[str, DataType] = {
     "string": StringType(),
     "double": DoubleType(),
@@ -39,7 +43,11 @@ _WIDER = {
     "void": tuple(_TYPES),
 }
 _BROKEN, _REPEATED = "__broken", "__repeated"
-_EXACT_TIME = {"timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX", "ignoreNullFields": "false"}
+_EXACT_TIME = {
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timeZone": "UTC",
+    "ignoreNullFields": "false",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Contract:
     """A table's promise.
 
     columns    exactly these; an `open` table may hold further columns of doubles or strings
-    job        the job that writes it; '' where rows come from outside only
+    job        the job that writes it first
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
     append_only Delta itself refuses to change or delete a row; erasing a user (R1.7) means lifting that property first
@@ -87,16 +95,20 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
     good      the rows that meet every rule, with `frame`'s columns
     rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
 
-    Every row of a repeated key is rejected: nothing tells which one is right. Both results are lazy; each evaluates
-    `frame` anew, so it must give the same rows again. Raises DataError for a missing column or one of another type.
+    Every row of a repeated key is rejected: nothing tells which one is right. Rows that bring FAULTS are rejected for
+    these alone; these and AS_GIVEN are no columns of the results. Both results are lazy; each evaluates `frame` anew,
+    so it must give the same rows again. Raises DataError for a missing column or one of another type.
     """
+    beside = [name for name in (FAULTS, AS_GIVEN) if name in frame.columns]
     missing = [name for name in _from_source(contract) if name not in frame.columns]
     if missing:
         raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} to the source")
-    frame = frame.select(*(_fitted(have, _column(contract, have.name), contract.table) for have in frame.schema))
+    own = [have for have in frame.schema if have.name not in beside]
+    frame = frame.select(*(_fitted(have, _column(contract, have.name), contract.table) for have in own), *beside)
     marked = _mark_repeated(frame, contract.unique).withColumn(_BROKEN, _broken(frame, contract))
-    good = marked.where(F.size(_BROKEN) == 0).select(*frame.columns)
-    return good, _quarantine(marked.where(F.size(_BROKEN) > 0), frame.columns, contract.table)
+    columns = [have.name for have in own]
+    good = marked.where(F.size(_BROKEN) == 0).select(*columns)
+    return good, _quarantine(marked.where(F.size(_BROKEN) > 0), columns, contract.table)
 
 
 def conform(frame: DataFrame, contract: Contract) -> DataFrame:
@@ -126,12 +138,10 @@ def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
 
 
 def _widened(value: Column, have: StructField, want: DataType, table: str) -> Column:
-    source, target = have.dataType.simpleString(), want.simpleString()
-    if source == target:
-        return value
-    if target not in _WIDER.get(source, ()):
+    if not widens(have.dataType, want):
+        source, target = have.dataType.simpleString(), want.simpleString()
         raise DataError(f"column {have.name} of {table} is {source}, not {target}: cast it first")
-    return value.cast(want).alias(have.name)
+    return value if have.dataType == want else value.cast(want).alias(have.name)
 
 
 def _from_source(contract: Contract) -> list[str]:
@@ -157,7 +167,9 @@ def _broken(frame: DataFrame, contract: Contract) -> Column:
         failures += [_infinite(name) for name in _extra_doubles(frame, contract)]
     repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows"))
     failures.append(F.when(F.col(_REPEATED).isNotNull(), _entry("repeated", repeats)))
-    return F.filter(F.array(*failures), lambda failure: failure.isNotNull())
+    broken = F.filter(F.array(*failures), lambda failure: failure.isNotNull())
+    # What could not be read is null by now: the rules would call it missing.
+    return F.when(F.size(FAULTS) > 0, F.col(FAULTS)).otherwise(broken) if FAULTS in frame.columns else broken
 
 
 def _extra_doubles(frame: DataFrame, contract: Contract) -> Iterable[str]:
@@ -182,15 +194,28 @@ def _quarantine(rejected: DataFrame, columns: Sequence[str], table: str) -> Data
     def own(name: str, otherwise: Column) -> Column:
         return (F.col(name) if name in columns else otherwise).alias(name)
 
+    row = F.col(AS_GIVEN) if AS_GIVEN in rejected.columns else as_json(columns)
     return rejected.select(
         F.lit(table).alias("source_table"),
         F.col(_BROKEN)[0]["rule"].alias("rule"),
         F.array_join(F.transform(_BROKEN, lambda failure: failure["reason"]), "; ").alias("reason"),
-        F.to_json(F.struct(*columns), _EXACT_TIME).alias("row"),
+        row.alias("row"),
+        own("source", F.lit(None).cast("string")),
         own(EXPERIMENT, F.lit(None).cast("string")),
         own(RUN_ID, F.lit(None).cast("string")),
         own(INGESTED_AT, F.current_timestamp()),
     )
+
+
+def widens(source: DataType, target: DataType) -> bool:
+    """Whether a column of `source` fits one of `target` as it is, or by a cast that loses nothing."""
+    have, want = source.simpleString(), target.simpleString()
+    return have == want or want in _WIDER.get(have, ())
+
+
+def as_json(columns: Sequence[str]) -> Column:
+    """These columns as a JSON text, nulls and microseconds included, whatever the session's time zone."""
+    return F.to_json(F.struct(*columns), _EXACT_TIME)
 
 
 def _listed(columns: Sequence[str]) -> str:

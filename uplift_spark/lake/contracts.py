@@ -13,7 +13,7 @@ from dataclasses import replace
 from uplift_spark.lake.checks import INGESTED_AT, Contract, Rule, check, conform, declared
 from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
-__all__ = ["Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
+__all__ = ["RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
 
 
 def contract_of(table: str) -> Contract | None:
@@ -34,7 +34,7 @@ def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
 
 
 _RUN = (f"{RUN_ID} string: run that wrote the row",)
-_INGEST = ("source string: file or simulator", *_RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
+_INGEST = ("source string: file, table or simulator", *_RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
 _KNOWN = ("known_at timestamp: when the business knew the row, its arrival or what a historic load's source states",)
 _EVENT = (
     "event_id string: the source's key of what happened to the unit, by which repeats are known; null when it has none",
@@ -98,7 +98,7 @@ DELIVERY_STATUSES = ("sent", "delivered", "bounced", "failed", "suppressed")
 
 _DELIVERY = Contract(
     table="bronze.delivery",
-    job="",
+    job="load",
     columns=declared(
         f"{UNIT} string",
         f"{EXPERIMENT} string: campaign",
@@ -151,7 +151,7 @@ _OUTCOME = Contract(
 
 _BEHAVIOUR = Contract(
     table="bronze.event",
-    job="",
+    job="load",
     columns=declared(
         f"{UNIT} string",
         "event string: name, such as page_view or login",
@@ -175,7 +175,7 @@ _BEHAVIOUR = Contract(
 # No key is unique: rejecting both of two rows of one moment could lose a withdrawal.
 _CONSENT = Contract(
     table="bronze.consent",
-    job="",
+    job="load",
     columns=declared(
         f"{UNIT} string",
         "purpose string: what is agreed to, such as marketing or profiling",
@@ -212,6 +212,7 @@ _QUARANTINE = Contract(
         "rule string: first rule it broke",
         "reason string: every reason",
         "row string: the row as JSON",
+        "source string: file, table or simulator it came from",
         f"{EXPERIMENT} string",
         *_RUN,
         f"{INGESTED_AT} timestamp",
@@ -382,4 +383,5 @@ _RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
 _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
+RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING)}

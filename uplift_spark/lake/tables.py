@@ -78,6 +78,10 @@ class Lake:
         """Backquoted name for SQL text. Raises ConfigError unless `table` is two plain names and a dot."""
         return self._place.name(_checked(table))
 
+    def reference(self, table: str) -> str:
+        """What SQL commands such as DESCRIBE DETAIL take, registered or not. Raises ConfigError like `name`."""
+        return self._place.reference(_checked(table))
+
     def exists(self, table: str) -> bool:
         return self._schema(table) is not None
 
@@ -202,7 +206,7 @@ class Lake:
         contract = contract_of(table)
         fix = "check its name with `uplift tables`"
         if contract is not None:
-            fix = f"run `uplift {contract.job}` first" if contract.job else "load its rows first"
+            fix = f"run `uplift {contract.job}` first"
         where = self.lakehouse.catalog or self.lakehouse.path
         return f"table {table} does not exist in lakehouse {where}: {fix}"
 

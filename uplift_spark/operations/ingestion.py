@@ -146,6 +146,7 @@ def _unknown(counts: list[dict[str, Any]], source: Trial) -> dict[str, int]:
 def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
     return rejected.withColumns(
         {
+            "source": F.lit(stamp.source),
             "experiment": F.lit(stamp.experiment),
             "run_id": F.lit(stamp.run_id),
             "ingested_at": instant(stamp.ingested_at),

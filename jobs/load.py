@@ -1,0 +1,33 @@
+"""Append users' own raw events, files or a Delta table, to one of the raw tables of bronze.
+
+Rows that cannot be read or break the table's contract go to bronze.quarantine, before the good ones are appended.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import functions as F
+
+from uplift_spark.cli import load as command
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.loading import QUARANTINE, Load, arrivals
+from uplift_spark.operations.runs import JobResult, Say, silent
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
+    """Add what no run has added before; a source that does not fit the table is refused before any write."""
+    new = arrivals(load, lake, run_id, say)
+    if new.good is None:
+        say("every row is there already: other runs added them")
+        return JobResult.of("load", new.run_id, **new.details, good=0, rejected={})
+    written = []
+    if new.rejected is not None:
+        written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
+    written.append(lake.write(load.table, new.good, new.run_id))
+    good = lake.read(load.table).where(F.col("run_id") == new.run_id).count()
+    return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
+
+
+if __name__ == "__main__":
+    main_job(run, command)

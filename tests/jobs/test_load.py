@@ -1,0 +1,334 @@
+"""Users' own events on their way to the raw tables: four formats, bad rows, clocks, repeated and grown sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, RolesConf, Simulation
+from uplift_spark.jobs import load
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations import loading
+from uplift_spark.operations.loading import Load
+from uplift_spark.operations.runs import JobResult
+from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, UpliftError
+
+CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
+HEADER = "unit_id,event,item,value,occurred_at,event_id\n"
+GOOD = '''a,order,book,2.5,2024-01-02T09:30:00Z,e1
+b,order,"pen, ""blue""",1e2,2024-01-02T10:30:00.000001+01:00,e2
+c,login,,,2024-01-02 09:30:00,
+d,login,,,2024-03-10,
+e,login,,,2024-03-10 02:30:00.25,
+'''
+SEEN = {
+    ("a", "book", 2.5, "2024-01-02 09:30:00", "e1"),
+    ("b", 'pen, "blue"', 100.0, "2024-01-02 09:30:00.000001", "e2"),
+    ("c", None, None, "2024-01-02 09:30:00", None),
+    ("d", None, None, "2024-03-10 00:00:00", None),
+    # An hour that New York's clocks leave out.
+    ("e", None, None, "2024-03-10 02:30:00.250000", None),
+}
+
+
+@pytest.fixture
+def new_york(spark: SparkSession) -> Iterator[None]:
+    before = spark.conf.get("spark.sql.session.timeZone")
+    spark.conf.set("spark.sql.session.timeZone", "America/New_York")
+    yield
+    spark.conf.set("spark.sql.session.timeZone", before)
+
+
+def put(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def loaded(lake: Lake, source: Any, format_: str = "csv", table: str = "bronze.event", **how: Any) -> JobResult:
+    run_id = how.pop("run_id", None)
+    return load.run(CONF, lake, run_id, load=Load(table, str(source), format_, **how))
+
+
+def events(lake: Lake) -> set[tuple[Any, ...]]:
+    kept = ("unit_id", "item", "value", "occurred_at", "event_id")
+    return {tuple(row[name] for name in kept) for row in told(lake)}
+
+
+def told(lake: Lake) -> list[dict[str, Any]]:
+    """Rows of bronze.event, times as texts in UTC whatever the session's zone."""
+    times = ("occurred_at", "known_at", "ingested_at")
+    rows = lake.read("bronze.event").withColumns({name: F.unix_micros(name) for name in times}).collect()
+    at = {name: datetime(1970, 1, 1) for name in times}
+    return [{k: str(at[k] + timedelta(microseconds=v)) if k in at else v for k, v in r.asDict().items()} for r in rows]
+
+
+def typed(spark: SparkSession) -> DataFrame:
+    """The good rows as a program writes them: typed, in another order of columns; `at` is the time as text."""
+    rows = [(at, unit, item, value, key) for unit, item, value, at, key in SEEN]
+    frame = spark.createDataFrame(rows, "at string, unit_id string, item string, value double, event_id string")
+    event = F.when(F.col("item").isNull(), "login").otherwise("order")
+    return frame.withColumns({"event": event, "occurred_at": F.concat("at", F.lit("Z")).cast("timestamp")})
+
+
+def written(spark: SparkSession, folder: Path, format_: str) -> Path:
+    """The good rows in one format."""
+    if format_ == "csv":
+        return put(folder / "events.csv", HEADER + GOOD)
+    frame = typed(spark)
+    if format_ == "json":
+        rows = [row.asDict() for row in frame.drop("occurred_at").collect()]
+        lines = [json.dumps({"occurred_at": row.pop("at"), **row}) for row in rows]
+        return put(folder / "events.jsonl", "\n".join(lines))
+    frame.drop("at").repartition(2).write.format(format_).save(str(folder / "events"))
+    return folder / "events"
+
+
+@pytest.mark.parametrize("format_", ["csv", "json", "parquet", "delta"])
+def test_every_format_gives_the_same_rows_whatever_the_session_s_zone(
+    lake: Lake, spark: SparkSession, tmp_path: Path, format_: str, new_york: None
+) -> None:
+    source = written(spark, tmp_path / "in", format_)
+    result = loaded(lake, source, format_, historic=True)
+    assert events(lake) == SEEN
+    rows = told(lake)
+    assert all(row["known_at"] == row["occurred_at"] for row in rows)
+    assert {row["run_id"] for row in rows} == {result.run_id} and all("#" in row["source"] for row in rows)
+    assert (result.details["good"], result.details["rejected"]) == (5, {})
+    assert "bronze.quarantine" not in lake.tables()
+    again = loaded(lake, source, format_, historic=True)
+    assert again.run_id == result.run_id and again.tables["bronze.event"]["skipped"]
+    assert again.details["good"] == 5
+
+
+TIMES = {
+    "2024-01-02": "2024-01-02 00:00:00",
+    "2024-01-02T10:30": "2024-01-02 10:30:00",
+    "2024-01-02 10:30Z": "2024-01-02 10:30:00",
+    "2024-01-02T10:30+01:00": "2024-01-02 09:30:00",
+    "2024-01-02T10:30:00+0130": "2024-01-02 09:00:00",
+    "2024-01-02 10:30:00-05": "2024-01-02 15:30:00",
+    "2024-01-02T10:30:00.123456789Z": "2024-01-02 10:30:00.123456",
+    " 2024-01-02T10:30:00 ": "2024-01-02 10:30:00",
+    **dict.fromkeys(("2024", "2024-1-2", "10:30", "2024-02-30", "2024-01-02T25:00", "2024-01-02T10:30 PST", "now")),
+    **dict.fromkeys(("2024-01-02T10", "2024-01-02T10:30+99:00", "1704187800", "2024-01-02Z", "02/01/2024")),
+}
+
+
+def test_times_are_iso_8601_and_nothing_else(lake: Lake, tmp_path: Path, new_york: None) -> None:
+    lines = "".join(f"u,{number},login,{text}\n" for number, text in enumerate(TIMES))
+    result = loaded(lake, put(tmp_path / "t.csv", f"unit_id,item,event,occurred_at\n{lines}"))
+    good = {int(row["item"]): row["occurred_at"] for row in told(lake)}
+    assert good == {number: at for number, at in enumerate(TIMES.values()) if at is not None}
+    assert result.details["rejected"] == {"occurred_at_readable": len(TIMES) - len(good)}
+
+
+def test_unzoned_times_of_parquet_are_utc(lake: Lake, spark: SparkSession, tmp_path: Path, new_york: None) -> None:
+    row = "SELECT 'a' AS unit_id, 'login' AS event, timestamp_ntz'2024-03-10 02:30:00.5' AS occurred_at"
+    spark.sql(row).write.parquet(str(tmp_path / "in"))
+    loaded(lake, tmp_path / "in", "parquet")
+    assert events(lake) == {("a", None, None, "2024-03-10 02:30:00.500000", None)}
+
+
+BAD = {
+    "x1,order,,1,2024-13-01T00:00:00Z,": ("occurred_at_readable", "occurred_at '2024-13-01T00:00:00Z' is not a point"),
+    "x2,order,,1,12:30,": ("occurred_at_readable", "occurred_at '12:30' is not a point in time"),
+    "x3,order,,1d,2024-01-02,": ("value_readable", "value '1d' is not a number"),
+    ",order,,1,2024-01-02,": ("unit_present", "unit_id is missing"),
+    "x5,order,,-Infinity,2024-01-02,": ("value_finite", "value is not finite"),
+    "x6,order,,1,2999-01-01,": ("known_at_order", "known_at is before occurred_at"),
+    "x7,order,,1,2024-01-02,,,": ("row_readable", "the line is not a row"),
+    "x8,order,,1,,": ("occurred_at_present", "occurred_at is missing"),
+}
+
+
+def test_bad_rows_are_kept_with_their_reason_and_counted(lake: Lake, tmp_path: Path) -> None:
+    source = put(tmp_path / "events.csv", HEADER + GOOD + "\n".join(BAD) + "\n")
+    result = loaded(lake, source)
+    counts = {"occurred_at_readable": 2, **dict.fromkeys((r for r, _ in list(BAD.values())[2:]), 1)}
+    assert result.details["rejected"] == counts and result.details["good"] == 5
+    assert events(lake) == SEEN
+    kept = lake.read("bronze.quarantine").collect()
+    found = {row["rule"]: row for row in kept}
+    for line, (rule, reason) in BAD.items():
+        (row,) = (r for r in kept if r["rule"] == rule and reason in r["reason"])
+        given = json.loads(row["row"])
+        assert given == {"__unread": line} or given["occurred_at"] == (line.split(",")[4] or None)
+        assert (row["source_table"], row["run_id"]) == ("bronze.event", result.run_id)
+        assert row["source"].startswith("events.csv#")
+    assert ";" not in found["value_readable"]["reason"]
+    again = loaded(lake, source)
+    assert all(table["skipped"] for table in again.tables.values()) and again.details == result.details
+    assert lake.read("bronze.quarantine").count() == len(BAD)
+
+
+def test_bad_rows_of_json_and_parquet(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
+    lines = ['{"unit_id": "a", "event": "login", "occurred_at": "2024-01-02", "value": "much"}', '{"unit_id": ']
+    lines += ['{"unit_id": 7, "event": "login", "occurred_at": "2024-01-02T00:00Z", "value": 2}']
+    result = loaded(lake, put(tmp_path / "a.json", "\n".join(lines)), "json")
+    assert result.details["rejected"] == {"value_readable": 1, "row_readable": 1}
+    row = "SELECT 'b' AS unit_id, 'login' AS event, now() AS occurred_at, double('inf') AS value"
+    spark.sql(row).write.parquet(str(tmp_path / "p"))
+    assert loaded(lake, tmp_path / "p", "parquet").details["rejected"] == {"value_finite": 1}
+    assert events(lake) == {("7", None, 2.0, "2024-01-02 00:00:00", None)}
+
+
+def test_known_at_is_a_column_or_the_event_s_time_or_the_arrival(lake: Lake, tmp_path: Path) -> None:
+    def rows(name: str, columns: str, line: str) -> Path:
+        return put(tmp_path / name, f"unit_id,event,occurred_at{columns}\n{line}\n")
+
+    loaded(lake, rows("arrived.csv", "", "a,login,2024-01-02"))
+    loaded(lake, rows("own.csv", ",known_at", "b,login,2024-01-02,2024-01-03"))
+    loaded(lake, rows("named.csv", ",seen", "c,login,2024-01-02,2024-01-04"), known_at="seen")
+    early = loaded(lake, rows("early.csv", ",seen", "d,login,2024-01-02,2024-01-01"), known_at="seen")
+    assert early.details["rejected"] == {"known_at_order": 1}
+    known = {row["unit_id"]: row for row in told(lake)}
+    assert known["a"]["known_at"] == known["a"]["ingested_at"] > "2025"
+    assert (known["b"]["known_at"], known["c"]["known_at"]) == ("2024-01-03 00:00:00", "2024-01-04 00:00:00")
+    with pytest.raises(ConfigError, match="leave --historic out"):
+        loaded(lake, rows("other.csv", ",known_at", "e,login,2024-01-02,2024-01-03"), historic=True)
+    with pytest.raises(ConflictError, match="choose a new --run-id"):
+        loaded(lake, tmp_path / "arrived.csv", historic=True)
+
+
+def test_a_folder_that_grows_adds_its_new_files_only(lake: Lake, tmp_path: Path) -> None:
+    folder = tmp_path / "days [1]"
+    put(folder / "2024 01.csv", HEADER + "a,login,,,2024-01-02,\n,login,,,2024-01-02,\n")
+    first = loaded(lake, folder)
+    put(folder / "02.csv", "occurred_at,unit_id,event\n2024-02-02,b,login\n2024-02-02,,login\n")
+    put(folder / "deep" / "copy.csv", (folder / "2024 01.csv").read_text())
+    put(folder / "empty.csv", "")
+    second = loaded(lake, folder)
+    assert second.run_id != first.run_id
+    assert second.details == {"files": 2, "files_known": 1, "good": 1, "rejected": {"unit_present": 1}}
+    assert [row[0] for row in sorted(events(lake))] == ["a", "b"]
+    third = loaded(lake, folder)
+    assert (third.tables, third.details["files_known"], third.details["good"]) == ({}, 2, 0)
+    assert lake.read("bronze.event").count() == lake.read("bronze.quarantine").count() == 2
+    with pytest.raises(DataError, match="holds no file with rows"):
+        loaded(lake, folder / "empty.csv")
+
+
+def test_a_killed_run_completes_though_it_runs_later_and_beside_another_file(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second row has not happened when the run is killed, and has when it runs again: it stays rejected."""
+    folder = tmp_path / "in"
+    put(folder / "a.csv", "unit_id,event,occurred_at\na,login,2024-01-02\nb,login,2024-01-04\n")
+    write = Lake.write
+
+    def killed(self: Lake, table: str, *rest: Any, **more: Any) -> Any:
+        if table == "bronze.event":
+            raise KeyboardInterrupt
+        return write(self, table, *rest, **more)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2024, 1, 3, tzinfo=UTC)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Lake, "write", killed)
+        patched.setattr(loading, "datetime", Clock)
+        with pytest.raises(KeyboardInterrupt):
+            loaded(lake, folder)
+    assert lake.tables() == ["bronze.quarantine"]
+    done = loaded(lake, folder)
+    assert done.details["good"] == 1 and done.tables["bronze.quarantine"]["skipped"]
+    assert told(lake)[0]["known_at"] == "2024-01-03 00:00:00"
+
+
+def test_a_delta_table_adds_the_rows_of_its_new_versions(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
+    row = "SELECT '{}' AS unit_id, 'login' AS event, timestamp'2024-01-02 00:00:00Z' AS occurred_at"
+    lake.write("silver.visits", spark.sql(row.format("a")).drop("run_id"), "r0")
+    with pytest.raises(DataError, match=r"silver\.visits does not have the columns.* unknown run_id"):
+        loaded(lake, "silver.visits", "delta")
+    folder = str(tmp_path / "visits")
+    spark.sql(row.format("a")).write.format("delta").save(folder)
+    first = loaded(lake, folder, "delta")
+    more = spark.sql(row.format("a") + " UNION ALL " + row.format("b"))
+    more.withColumn("item", F.lit("x")).write.format("delta").mode("append").option("mergeSchema", "true").save(folder)
+    second = loaded(lake, folder, "delta")
+    assert (first.details["good"], second.details["good"], second.details["version_known"]) == (1, 2, 0)
+    assert loaded(lake, folder, "delta").tables["bronze.event"]["skipped"]
+    assert lake.read("bronze.event").count() == 3
+    with pytest.raises(DataError, match="is a Delta table: use --format delta"):
+        loaded(lake, folder, "parquet")
+    with pytest.raises(DataError, match=r"no\.table is no Delta table"):
+        loaded(lake, "no.table", "delta")
+
+
+def test_assignments_and_profiles_are_there_once(lake: Lake, tmp_path: Path) -> None:
+    header = "unit_id,experiment,treatment,assigned_at,propensity\n"
+    loaded(lake, put(tmp_path / "1.csv", header + "a,shop,mail,2024-01-01,0.5\n"), table="bronze.assignment")
+    more = header + "a,shop,none,2024-01-01,0.5\na,other,none,2024-01-01,\nb,shop,none,2024-01-01,0.5\n"
+    again = loaded(lake, put(tmp_path / "2.csv", more), table="bronze.assignment")
+    assert (again.details["good"], again.details["rejected"]) == (2, {"repeated": 1})
+    reason = lake.read("bronze.quarantine").collect()[0]["reason"]
+    assert reason == "experiment and unit_id are in bronze.assignment already"
+    profile = "unit_id,observed_at,age,city\na,2024-01-01,31,7\nb,2024-01-01,,Rome\n"
+    loaded(lake, put(tmp_path / "p.csv", profile), table="bronze.profile_shop", historic=True)
+    assert dict(lake.read("bronze.profile_shop").select("age", "city").dtypes) == {"age": "double", "city": "string"}
+    other = put(tmp_path / "q.csv", "unit_id,observed_at,age,town\nc,2024-01-01,31,7\n")
+    with pytest.raises(DataError, match="it lacks city; it has unknown town"):
+        loaded(lake, other, table="bronze.profile_shop")
+
+
+@pytest.mark.parametrize(
+    ("table", "header", "message"),
+    [
+        ("bronze.event", "unit_id,event,when", "it lacks occurred_at; it has unknown when; rename"),
+        ("bronze.event", "unit_id,event,occurred_at,source,run_id", "it has unknown source, run_id"),
+        ("bronze.event", "Unit_ID,event,occurred_at", "it lacks unit_id; it has unknown Unit_ID"),
+        ("bronze.outcome", "unit_id,experiment,outcome,occurred_at", "it lacks value"),
+        ("bronze.profile_shop", "unit_id,observed_at,a;b", "'a;b' is not a plain name"),
+    ],
+)
+def test_columns_that_do_not_fit_are_spelled_out_and_nothing_is_written(
+    lake: Lake, tmp_path: Path, table: str, header: str, message: str
+) -> None:
+    put(tmp_path / "in" / "wrong.csv", f"{header}\n{','.join('x' for _ in header.split(','))}\n")
+    with pytest.raises(UpliftError, match=message) as caught:
+        loaded(lake, tmp_path / "in", table=table)
+    assert "\n" not in str(caught.value) and lake.tables() == []
+
+
+def test_typed_columns_of_another_type_are_refused(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
+    row = "SELECT 'a' AS unit_id, 'login' AS event, '2024-01-02' AS occurred_at, 1.5BD AS value, 'x' AS more"
+    spark.sql(row).write.parquet(str(tmp_path / "in"))
+    said = r"unknown more; column value is decimal\(2,1\), not double; column occurred_at is string, not timestamp;"
+    with pytest.raises(DataError, match=said):
+        loaded(lake, tmp_path / "in", "parquet")
+    with pytest.raises(DataError, match="does not read as parquet"):
+        loaded(lake, put(tmp_path / "x.csv", HEADER + GOOD), "parquet")
+    with pytest.raises(DataError, match="nothing is at"):
+        loaded(lake, tmp_path / "nowhere")
+    assert lake.tables() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "gold.lift_table"}, r"no raw table: choose one of bronze\.assignment, .*bronze\.profile_<campaign>"),
+        ({"table": "bronze.quarantine"}, "no raw table"),
+        ({"table": "bronze.profile_a;b"}, "not a plain name"),
+        ({"table": "bronze.profile_a`b"}, "not a plain name"),
+        ({"source": "a`b.c"}, "without backquotes and semicolons"),
+        ({"source": "/in; drop"}, "without backquotes and semicolons"),
+        ({"format": "xml"}, "use one of csv, parquet, json, delta"),
+        ({"known_at": "a b"}, "not a plain name"),
+        ({"known_at": "a", "historic": True}, "contradict"),
+        ({"table": "bronze.assignment", "historic": True}, "rows of bronze.assignment have no known_at"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(Load("bronze.event", "in", "csv"), **change)

@@ -246,7 +246,7 @@ def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | No
     spark.sql(f"DROP TABLE {place.name(table)}")
 
 
-def test_missing_raw_tables_name_no_job(lake: Lake) -> None:
+def test_missing_raw_tables_name_their_load(lake: Lake) -> None:
     with pytest.raises(DataError, match=r"bronze.consent does not exist .*: run `uplift load` first"):
         lake.read("bronze.consent")
 

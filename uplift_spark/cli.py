@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import uplift_spark
-from uplift_spark.operations.printing import rich_table
+from uplift_spark.operations.printing import program, rich_table
 from uplift_spark.vocabulary import ConfigError, DataError, UpliftError
 
 if TYPE_CHECKING:
@@ -304,7 +303,7 @@ def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResu
     _print_tables(table_sizes(lake), "rows")
     out.print("\nThree queries to try")
     for query in queries_to_try(config, results[-1].run_id):
-        out.print(f'{_program()} sql{where} "{query}"', soft_wrap=True)
+        out.print(f'{program()} sql{where} "{query}"', soft_wrap=True)
 
 
 def _query(lake: Lake, query: str, limit: int) -> pd.DataFrame:
@@ -351,15 +350,6 @@ def _where(conf: Path, overrides: list[str] | None) -> str:
         return ""
     moved = [f" --set {shlex.quote(pair)}" for pair in overrides or () if pair.startswith("lakehouse")]
     return f" --conf {shlex.quote(str(conf))}" + "".join(moved)
-
-
-def _program() -> str:
-    """What to type to run this program again from here."""
-    called = Path(sys.argv[0])
-    on_path = shutil.which("uplift")
-    if on_path and called.exists() and Path(on_path).samefile(called):
-        return "uplift"
-    return os.path.relpath(called) if called.name == "uplift" else "uplift"
 
 
 @contextmanager

@@ -40,7 +40,8 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     told = client("tests.connect.line", connect_server, tmp_path)
     assert "connect" in told["module"]
     assert told["rows"]["gold.uplift_scores"] == 2 * 3000 and told["rows"]["gold.lift_table"] > 0
-    assert set(told["again"]) == set(told["rows"]) and not any(told["again"].values())
+    # The registry knows all definitions by then: nothing is left to write.
+    assert set(told["again"]) == set(told["rows"]) - {"silver.feature_registry"} and not any(told["again"].values())
     assert told["same_bytes"]
     assert told["said"] and all("of 4 tasks done" in text for text in told["said"])
 

@@ -144,7 +144,7 @@ def test_units_the_model_was_trained_on_are_refused(campaigned, monkeypatch):
 
 
 def registered(data_versions):
-    return Registered("spring", 2, "train-1", "mlflow-run", "0" * 64, data_versions)
+    return Registered("spring", 2, "train-1", "mlflow-run", "0" * 64, data_versions, "abc123", {})
 
 
 def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):

@@ -71,7 +71,8 @@ def test_a_version_says_where_it_came_from(registry, forest):
     version = client.get_model_version("described", "1")
     run = client.get_run(version.run_id)
 
-    assert model == Registered("described", 1, "train-1", version.run_id, model.sha256, {"silver.training_spring": 3})
+    origin = ({"silver.training_spring": 3}, "abc123", {"n_trees": 8, "seed": 7})
+    assert model == Registered("described", 1, "train-1", version.run_id, model.sha256, *origin)
     assert json.loads(version.tags["uplift_data_versions"]) == {"silver.training_spring": 3}
     assert version.tags["uplift_feature_version"] == "3"
     assert version.tags["uplift_git_version"] == "abc123"

@@ -1,7 +1,11 @@
-"""Frames as text for a terminal. Imports no Spark: `uplift --help` answers at once."""
+"""Frames, and this program's name, as text for a terminal. Imports no Spark: `uplift --help` answers at once."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -28,3 +32,12 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def program() -> str:
+    """What to type to run this program again from here."""
+    called = Path(sys.argv[0])
+    on_path = shutil.which("uplift")
+    if on_path and called.exists() and Path(on_path).samefile(called):
+        return "uplift"
+    return os.path.relpath(called) if called.name == "uplift" else "uplift"

@@ -7,6 +7,7 @@ what its columns were made from to silver.feature_registry and silver.feature_ve
 
 from __future__ import annotations
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.cli import main_job
@@ -15,16 +16,14 @@ from uplift_spark.flow.features import features_as_of, hash_split, training_set
 from uplift_spark.flow.labels import event_counts, label_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.datasets import event_details, events_of, label_counts, training_counts
-from uplift_spark.operations.features import record, register
-from uplift_spark.operations.leakage import guard_training
+from uplift_spark.operations.features import Made, record, register
+from uplift_spark.operations.leakage import guard_training, to_look_at
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
 
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
-    """Write labels and training set.
-
-    Unknown features, and names of treatment and outcomes, are refused before any write; features that leak these by
-    their values before the training set is written.
+    """Write labels and training set; features that are unknown or name treatment or outcomes are refused before any
+    write, features that leak these by their values before the training set is written.
     """
     events = events_of(config, lake)
     run_id = run_id or derive_run_id("features", config, upstream=events.run_ids)
@@ -36,12 +35,20 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     labelled = lake.write("silver.label", label_table(*history, events.deliveries), run_id)
     stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
     found, rates = label_counts(stored, events.as_of)
-    features = features_as_of(events.assignments, events.sources, definitions, events.columns)
-    training = training_set(stored.drop("run_id"), features, events.names, hash_split(config.seed, config.holdout))
-    guarded = guard_training(training, config, found, say)
-    trained = lake.write(f"silver.training_{config.campaign}", training, run_id, mode="overwrite")
-    details = training_counts(found, lake.read(trained.table, trained.version), events.columns)
-    recorded = record(lake, definitions, trained, events.read, events.as_of)
+    split = hash_split(config.seed, config.holdout)
+
+    def training(units: DataFrame, labels: DataFrame) -> DataFrame:
+        features = features_as_of(units, events.sources, definitions, events.columns)
+        return training_set(labels.drop("run_id"), features, events.names, split)
+
+    # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
+    some = to_look_at(config, found)
+    sample = training(F.broadcast(events.assignments.filter(some)), stored.filter(some))
+    guarded = guard_training(sample, config, say)
+    table = f"silver.training_{config.campaign}"
+    trained = lake.write(table, training(events.assignments, stored), run_id, mode="overwrite")
+    details, missing = training_counts(found, lake.read(table, trained.version), events.columns)
+    recorded = record(lake, definitions, Made(table, events.read, events.as_of, details, missing), run_id)
     say(", ".join(f"{name} {n:,}" for name, n in details.items()))
     late = event_details(event_counts(*history), rates)
     written = (*registered, labelled, trained, recorded)

@@ -127,6 +127,8 @@ def features(
         return _run_jobs(["features"], conf, set_, run_id)
     if what not in ("list", "describe", "stale") or (what == "describe") != (name is not None):
         raise ConfigError("use `uplift features`, or with list, describe NAME or stale after it")
+    if run_id is not None:
+        raise ConfigError(f"`uplift features {what}` runs no job: leave --run-id out")
     from uplift_spark.operations.features import described, freshness, listed
 
     with _lake(_lakehouse(conf, set_)) as lake:
@@ -146,6 +148,8 @@ def train(
     """Grow the causal forest and register it; or rebuild a registered one from the data it came from."""
     if from_run is None:
         return _run_jobs(["train"], conf, set_, run_id)
+    if run_id is not None:
+        raise ConfigError("--from-run names the run to rebuild: leave --run-id out")
     from uplift_spark.operations.rebuild import rebuild
 
     return _run_jobs(["train"], conf, set_, from_run, find=lambda verb: rebuild)

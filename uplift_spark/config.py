@@ -72,6 +72,8 @@ class RolesConf:
     more_outcomes: tuple[str, ...] = ()
 
 
+HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold
+DAY = 86_400_000_000  # microseconds; days have 24 hours whatever clocks do
 STEPS = 2**20  # per unit of a value: sums of values are exact in these, so no order of adding changes a bit
 Aggregate = Literal["count", "sum", "mean", "min", "max", "distinct", "recency", "latest", "ratio"]
 
@@ -130,7 +132,7 @@ class Feature:
     @property
     def window_micros(self) -> int | None:
         """The window's length in microseconds."""
-        return None if self.window_days is None else round(self.window_days * 86_400_000_000)
+        return None if self.window_days is None else round(self.window_days * DAY)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -5,11 +5,12 @@ Nothing here computes; it is the leaf of the import graph (tests/test_architectu
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class ConflictError(UpliftError):
 
 class EnvironmentProblem(UpliftError):
     """Java, a registry or a store this machine needs is missing or out of reach."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What a message says of a name that is not among the known ones: which it may mean, else what there is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known[:30]) or 'none'}"
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -138,7 +138,7 @@ def test_split_is_a_hash_of_seed_and_unit(spark):
     ("feature", "message"),
     [
         (Feature("agee"), r"table bronze.profile_shop has no column 'agee'.*did you mean 'age'"),
-        (Feature("height"), "choose from age, city, member"),
+        (Feature("height"), "it has age, city, member"),
         (Feature("visit"), r"contain \['visit'\].*outcome"),
         (Feature("earlier", column="visit"), r"contain \['visit'\].*outcome"),
         (Feature("arm"), r"contain \['arm'\]"),

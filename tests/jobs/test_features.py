@@ -1,17 +1,16 @@
 """Features of behaviour and attributes in a training set, and what the registry keeps of them."""
 
-import hashlib
 from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 import pytest
 
+from tests.jobs.conftest import rows_of
 from tests.jobs.test_ingest import ROWS, TRIAL
 from uplift_spark.config import Feature
 from uplift_spark.jobs import features, ingest
 from uplift_spark.operations import features as registry
-from uplift_spark.operations.sources import DATA_FOLDER
 from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
 
 ORDERS = Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30, owner="crm")
@@ -24,15 +23,8 @@ def _behaving(config, definitions=DEFINED):
     return replace(config, features=definitions, roles=replace(config.roles, features=(*names, "city")))
 
 
-def _rows(lake, table, **where):
-    frame = lake.read(table).toPandas()
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
-def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake, monkeypatch, tmp_path):
-    config = _behaving(_campaign(monkeypatch, tmp_path))
+def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake, published):
+    config = _behaving(replace(TRIAL, source=published(ROWS, TRIAL.source)))
     ingest.run(config, lake)
     with pytest.raises(DataError, match=r"table bronze\.event does not exist"):
         features.run(config, lake)
@@ -46,15 +38,15 @@ def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake
     ]
     lake.write("bronze.event", lake.spark.sql(" UNION ALL ".join(row.format(*one) for one in happened)), "web")
     result = features.run(config, lake)
-    training = _rows(lake, "silver.training_shop").set_index("unit_id")
+    training = rows_of(lake, "silver.training_shop").set_index("unit_id")
     assert training.loc["a", ["orders_30d", "basket", "age", "city"]].to_list() == [1.0, 6.5, 31.0, "Rome"]
     assert training.loc["d", "orders_30d"] == 0.0 and np.isnan(training.loc["d", "basket"])
     assert "spent" not in training and set(result.details["inputs"]) >= {"bronze.event"}
 
-    registered = _rows(lake, "silver.feature_registry").set_index("feature")
+    registered = rows_of(lake, "silver.feature_registry").set_index("feature")
     assert set(registered.index) == {"orders_30d", "spent", "basket", "age", "city"}
     assert registered.loc["orders_30d", "owner"] == "crm" and set(registered["run_id"]) == {result.run_id}
-    made = _rows(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
+    made = rows_of(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
     assert made.loc["basket", "source_table"] == "bronze.event" and made.loc["age", "source_version"] == 0
     assert made.loc["basket", ["units", "missing"]].to_list() == [3, 2]
     assert all(written["skipped"] for written in features.run(config, lake).tables.values())
@@ -74,12 +66,6 @@ def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake
     assert set(registry.listed(lake)["feature"]) == set(registered.index)
     with pytest.raises(DataError, match="has no feature 'orders': it has age"):
         registry.described(lake, "orders")
-
-
-def _campaign(monkeypatch, folder):
-    (folder / "trial.csv").write_text(ROWS)
-    monkeypatch.setenv(DATA_FOLDER, str(folder))
-    return replace(TRIAL, source=replace(TRIAL.source, sha256=hashlib.sha256(ROWS.encode()).hexdigest()))
 
 
 def test_a_definition_changes_only_with_its_version(lake):

@@ -1,6 +1,5 @@
 """From a source to labels and a training set: simulated, tiny made-up trials, and a real one."""
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.jobs.conftest import rows_of
 from uplift_spark.causal.simulate import CampaignSimulator, effect_column
 from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, Trial, load_config
 from uplift_spark.jobs import features, ingest
@@ -57,42 +57,28 @@ h,0,0,0,21,Oslo
 
 
 @pytest.fixture
-def shop(monkeypatch, tmp_path):
-    """A function that publishes a trial's text in $UPLIFT_DATA and gives the configuration that names it."""
-
-    def publish(text=ROWS, **changes):
-        (tmp_path / "trial.csv").write_text(text)
-        monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return replace(TRIAL, source=replace(TRIAL.source, **{"sha256": digest, **changes}))
-
-    return publish
-
-
-def _rows(lake, table, **where):
-    frame = lake.read(table).toPandas()
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return frame
+def shop(published):
+    """A function that publishes a trial's text and gives the configuration that names it."""
+    return lambda text=ROWS, **changes: replace(TRIAL, source=published(text, TRIAL.source, **changes))
 
 
 def test_simulated_campaign_from_source_to_training_set(lake):
     first = ingest.run(SIMULATED, lake)
     truth = CampaignSimulator("ordered", 3, seed=SIMULATED.seed, prefix="toy-").units(UNITS).to_pandas()
     truth = truth.set_index("unit_id").sort_index()
-    events = _rows(lake, "bronze.outcome", experiment="toy")
+    events = rows_of(lake, "bronze.outcome", experiment="toy")
     assert first.tables["bronze.assignment"]["rows"] == UNITS
     assert (events["value"] != 0).all() and len(events) == 2 * truth["conversion"].sum()
     assert (events["known_at"] == events["occurred_at"]).all() and (events["known_at"] < events["ingested_at"]).all()
     assert events["event_id"].isna().all()
-    effects = _rows(lake, "bronze.truth", outcome="revenue", treatment="10%").set_index("unit_id").sort_index()
+    effects = rows_of(lake, "bronze.truth", outcome="revenue", treatment="10%").set_index("unit_id").sort_index()
     np.testing.assert_array_equal(effects["effect"], truth[effect_column("revenue", "10%")])
 
-    profile = _rows(lake, "bronze.profile_toy")
+    profile = rows_of(lake, "bronze.profile_toy")
     assert (profile["known_at"] == profile["observed_at"]).all()
 
     result = features.run(SIMULATED, lake)
-    training = _rows(lake, "silver.training_toy").set_index("unit_id").sort_index()
+    training = rows_of(lake, "silver.training_toy").set_index("unit_id").sort_index()
     for column in ("treatment", "propensity", "conversion", "revenue", "recency_days", "region", "device"):
         assert training[column].to_list() == truth[column].to_list(), column
     assert result.details["train"] + result.details["holdout"] == result.details["labelled"] == UNITS
@@ -108,7 +94,7 @@ def test_simulated_campaign_from_source_to_training_set(lake):
         ingest.run(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake)
 
 
-def test_a_trial_from_file_to_training_set_without_its_bad_rows(lake, shop):
+def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
     with pytest.raises(DataError, match="ingest"):
         features.run(TRIAL, lake)
     said = []
@@ -127,18 +113,18 @@ def test_a_trial_from_file_to_training_set_without_its_bad_rows(lake, shop):
         "unknown": {"spend": 1},
     }
     assert any("2 rows rejected by rule repeated" in line for line in said)
-    quarantine = _rows(lake, "bronze.quarantine", experiment="shop")
+    quarantine = rows_of(lake, "bronze.quarantine", experiment="shop")
     assert sorted(json.loads(row)["unit_id"] or "" for row in quarantine["row"]) == ["", "e", "f", "g", "h", "h"]
     assert set(quarantine["run_id"]) == {result.run_id} and quarantine["reason"].str.len().min() > 5
-    assignment = _rows(lake, "bronze.assignment")
+    assignment = rows_of(lake, "bronze.assignment")
     assert dict(zip(assignment["unit_id"], assignment["treatment"], strict=True)) == {
         "a": "none", "b": "mail", "c": "mail", "d": "none",
     }  # fmt: skip
     assert set(assignment["propensity"]) == {0.5}
-    profile = _rows(lake, "bronze.profile_shop").set_index("unit_id")
+    profile = rows_of(lake, "bronze.profile_shop").set_index("unit_id")
     assert sorted(profile.index) == ["a", "b", "c", "d"]
     assert np.isnan(profile.loc["d", "age"]) and profile.loc["c", "city"] is None
-    events = _rows(lake, "bronze.outcome")
+    events = rows_of(lake, "bronze.outcome")
     assert sorted(zip(events["unit_id"], events["outcome"], strict=True)) == [
         ("a", "bought"), ("a", "spend"), ("c", "bought"), ("c", "spend"),
     ]  # fmt: skip
@@ -186,7 +172,7 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
     assert set(result.details["inputs"]) == {
         "bronze.assignment", "bronze.delivery", "bronze.outcome", "bronze.profile_shop",
     }  # fmt: skip
-    labels = _rows(lake, "silver.label").set_index("unit_id")
+    labels = rows_of(lake, "silver.label").set_index("unit_id")
     assert dict(labels["delivered"]) == {"a": False, "b": True, "c": False, "d": False}
     assert dict(labels.loc["b", "outcomes"]) == {"bought": 0.0, "spend": 5.0}
     assert features.run(config, lake).tables["silver.label"]["skipped"]

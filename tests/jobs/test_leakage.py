@@ -1,6 +1,5 @@
 """`uplift features` and leaks: a blocked training set says which feature and why, an override is on record."""
 
-import hashlib
 from dataclasses import replace
 from datetime import datetime
 
@@ -10,10 +9,9 @@ import pytest
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Leakage, RolesConf, Trial
-from uplift_spark.flow.features import train_sample
+from uplift_spark.flow.features import hash_split, sampled
 from uplift_spark.jobs import features, ingest
 from uplift_spark.operations.leakage import guard_training
-from uplift_spark.operations.sources import DATA_FOLDER
 from uplift_spark.vocabulary import DataError
 
 TABLE = "silver.training_shop"
@@ -21,7 +19,7 @@ UNITS = 1_200
 
 
 @pytest.fixture
-def shop(monkeypatch, tmp_path, lake):
+def shop(published, lake):
     """A trial in the lakehouse whose attribute `visits` was counted after the mailing, and its configuration."""
     rng = np.random.default_rng(0)
     arm = rng.integers(0, 2, UNITS)
@@ -34,20 +32,19 @@ def shop(monkeypatch, tmp_path, lake):
             "visits": rng.poisson(1.0 + 2.0 * arm),
         }
     )
-    text = rows.to_csv(index=False)
-    (tmp_path / "trial.csv").write_text(text)
-    monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
     source = Trial(
         kind="trial",
         file="trial.csv",
-        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        sha256="",
         unit="customer",
         treatment="arm",
         outcomes=("bought",),
         attributes=("age", "visits"),
         assigned_at=datetime(2024, 1, 1),
     )
-    config = Config(campaign="shop", source=source, roles=RolesConf("bought", "none", ("age",)))
+    config = Config(
+        campaign="shop", source=published(rows.to_csv(index=False), source), roles=RolesConf("bought", "none", ("age",))
+    )
     ingest.run(config, lake)
     return config
 
@@ -89,15 +86,15 @@ def test_a_leak_blocks_the_training_set_until_it_is_allowed_on_record(lake, shop
         (leaking, unlogged, "no propensity was logged"),
     ):
         said.clear()
-        assert guard_training(frame, config, {"labelled": UNITS, "immature": 0}, said.append)["compared"] == 0
+        assert guard_training(frame, config, said.append)["compared"] == 0
         assert said == [f"leakage: features were not compared between arms, because {why}"]
 
 
-def test_the_sample_is_drawn_by_hash_from_the_training_split(spark):
-    split = F.when(F.col("id") % 2 == 0, "train").otherwise("holdout")
-    rows = spark.range(20_000).select(F.concat(F.lit("u"), "id").alias("unit_id"), split.alias("split"))
-    found = train_sample(rows, 7, 0.2).toPandas()
-    assert set(found.split) == {"train"} and 1_800 < len(found) < 2_200
-    again = train_sample(rows.repartition(3), 7, 0.2).toPandas()
+def test_the_sample_is_drawn_by_hash_whatever_the_split_is(spark):
+    rows = spark.range(10_000).select(F.concat(F.lit("u"), "id").alias("unit_id"))
+    rows = rows.withColumn("split", hash_split(7, 0.5))
+    found = rows.filter(sampled(7, 0.2)).toPandas()
+    assert 1_800 < len(found) < 2_200 and 0.45 < (found.split == "train").mean() < 0.55
+    again = rows.repartition(3).filter(sampled(7, 0.2)).toPandas()
     assert set(found.unit_id) == set(again.unit_id)
-    assert set(found.unit_id) != set(train_sample(rows, 8, 0.2).toPandas().unit_id)
+    assert set(found.unit_id) != set(rows.filter(sampled(8, 0.2)).toPandas().unit_id)

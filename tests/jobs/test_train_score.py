@@ -114,7 +114,7 @@ def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
     first = train.run(conf(lake), lake)
     moved = training_rows().assign(visit=0.5, recency=1.0)
     lake.write(TABLE, spark.createDataFrame(moved), "features-2", mode="overwrite")
-    lake.sql(f"VACUUM {lake._place.reference(TABLE)}")  # keeps what models may name
+    lake.sql(f"VACUUM {lake.reference(TABLE)}")  # keeps what models may name
     other = replace(conf(lake), seed=9, forest=Forest(n_trees=4))  # what the run recorded counts
     again = rebuild(other, lake, first.run_id)
     assert again.details["same_bytes"] and again.details["version"] == first.details["version"]
@@ -123,7 +123,7 @@ def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
         rebuild(other, lake, "train-x")
 
     lake.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
-    lake.sql(f"VACUUM {lake._place.reference(TABLE)} RETAIN 0 HOURS")
+    lake.sql(f"VACUUM {lake.reference(TABLE)} RETAIN 0 HOURS")
     with pytest.raises(DataError, match="files of version 0 are gone"):
         rebuild(other, lake, first.run_id)
 

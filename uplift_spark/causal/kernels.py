@@ -254,8 +254,8 @@ def _add_pulls(pulls, weights, scratch, mix, sums, squares):
     for j in range(speaks.size):
         factor[j] = stretch[j] * speaks[j]
         common[j] = 0.0
-    for k in range(1, len(pulls)):
-        if mix[2].any():
+    if mix[2].any():
+        for k in range(1, len(pulls)):
             pull, weight = pulls[k], in_theta[k]
             for j in range(speaks.size):
                 common[j] += weight[j] * pull[j] if weight[j] != 0.0 else 0.0

@@ -6,7 +6,6 @@ fixed-point integers once, and every draw is a hash of the unit or cluster id.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers, as_
 from uplift_spark.causal.hashing import BUCKET, folds_of, mix_all, unit_hashes
 from uplift_spark.causal.nodes import MAX_FEATURES
 from uplift_spark.causal.nuisance import Baseline
-from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles
+from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles, hint
 
 _HEADROOM = 6  # bits left free in the sums, so that 64 times the training rows can still be added
 _SPARE = 62 - _HEADROOM
@@ -80,9 +79,7 @@ def check_columns(kinds: Mapping[str, pa.DataType], columns: Iterable[str], feat
     """Raise DataError if a column is missing or a feature is neither numeric nor text."""
     for column in columns:
         if column not in kinds:
-            near = difflib.get_close_matches(column, list(kinds), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the frame has {sorted(kinds)[:12]}"
-            raise DataError(f"column {column!r} is missing from the frame: {hint}")
+            raise DataError(f"column {column!r} is missing from the frame: {hint(column, kinds)}")
     for column in features:
         if not (is_text(kinds[column]) or is_number(kinds[column])):
             raise DataError(f"feature {column!r} has type {kinds[column]}: cast it to a number or text")

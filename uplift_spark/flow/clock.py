@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-def utc(moment: datetime) -> datetime:
+
+def utc(at: datetime) -> datetime:
     """The moment in UTC; without a zone it is taken to be UTC already."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
-def instant(moment: datetime) -> Column:
+def moment(micros: int) -> datetime:
+    """The moment that many microseconds after 1970 began, in UTC; a float would round it."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def instant(at: datetime) -> Column:
     """A timestamp literal."""
-    return F.lit(utc(moment).isoformat()).cast("timestamp")
+    return F.lit(utc(at).isoformat()).cast("timestamp")
 
 
 def plus_hours(start: Column, hours: Column) -> Column:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from uplift_spark.config import STEPS, Feature
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
+from uplift_spark.vocabulary import ConfigError, hint
 
-TIME = {"event": "occurred_at", "profile": "observed_at"}  # when what a row says came to hold
 PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
 TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
 LABEL_KEYS = ("experiment", "outcomes", "delivered", "delivery_id", "status", "mature", "as_of")
@@ -37,15 +35,10 @@ def check_features(definitions: Iterable[Feature], profile: DataFrame, table: st
     types = {field.name: field.dataType for field in profile.schema.fields if field.name not in PROFILE_KEYS}
     for name in (f.taken for f in attributes):
         if name not in types:
-            raise ConfigError(f"table {table} has no column {name!r} among its attributes: {_hint(name, types)}")
+            raise ConfigError(f"table {table} has no column {name!r} among its attributes: {hint(name, types)}")
         if not isinstance(types[name], T.NumericType | T.BooleanType | T.StringType):
             kind = types[name].simpleString()
             raise ConfigError(f"table {table}: column {name!r} is {kind}; a feature is a number, a boolean or a string")
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(sorted(known)[:30])}"
 
 
 def features_as_of(
@@ -59,15 +52,19 @@ def features_as_of(
     definitions  of the names, and of the parts of ratios
 
     A row counts if both its own time and `known_at` are no later than the assignment: a value that was back-filled
-    afterwards never gets in. Windows are whole days of 24 hours, whatever the time zone. Each source is joined and
-    aggregated in one shuffle, however many windows there are. `serving.features` gives the same values to the bit.
+    afterwards never gets in. Windows are whole days of 24 hours, whatever the time zone. Each source is shuffled once,
+    by unit, however many windows there are (events once more if different values are counted, not items only).
+    `serving.features` gives the same values to the bit.
     """
     base = units.select("unit_id", "assigned_at")
     wide = base.select("unit_id")
-    for source in TIME:
-        mine = [f for f in definitions if f.aggregate != "ratio" and f.source == source]
-        if mine:
-            wide = wide.join(_aggregated(base, sources[source], source, mine), "unit_id", "left")
+    taken = [f for f in definitions if f.aggregate != "ratio"]
+    values = [f for f in taken if f.aggregate == "distinct" and f.taken == "value"]
+    events = [f for f in taken if f.source == "event" and f not in values]
+    for some in filter(None, (events, values)):
+        wide = wide.join(_of_events(base, sources["event"], some), "unit_id", "left")
+    if attributes := [f for f in taken if f.source == "profile"]:
+        wide = wide.join(_of_profile(base, sources["profile"], attributes), "unit_id", "left")
     for feature in definitions:
         if feature.aggregate in ("count", "sum", "distinct"):
             wide = wide.withColumn(feature.name, F.coalesce(feature.name, F.lit(0.0)))
@@ -77,25 +74,50 @@ def features_as_of(
     return wide.select("unit_id", *names)
 
 
-def _aggregated(base: DataFrame, rows: DataFrame, source: str, definitions: Sequence[Feature]) -> DataFrame:
-    """unit_id and the definitions of one source, for units with a row that counts."""
-    if source == "event":
-        rows = rows.filter(F.col("event").isin(sorted({f.event for f in definitions if f.event is not None})))
-    micros = {_AT: "assigned_at", _T: TIME[source], _KNOWN: "known_at"}
-    known = rows.join(base, "unit_id").withColumns({name: F.unix_micros(column) for name, column in micros.items()})
-    known = known.filter((F.col(_T) <= F.col(_AT)) & (F.col(_KNOWN) <= F.col(_AT)))
-    known = _once(known) if source == "event" else known
-    found = known.groupBy("unit_id").agg(*(_expression(f, rows).alias(f.name) for f in definitions))
-    # Of a latest row the order came along.
-    values = (F.col(f.name)["value"].alias(f.name) if f.aggregate == "latest" else F.col(f.name) for f in definitions)
-    return found.select("unit_id", *values)
+def _known(base: DataFrame, rows: DataFrame, source: str) -> DataFrame:
+    """`rows` that had happened and were known at their unit's assignment, with their times in microseconds."""
+    times = {_AT: "assigned_at", _T: HAPPENED_AT[source], _KNOWN: "known_at"}
+    timed = rows.join(base, "unit_id").withColumns({name: F.unix_micros(column) for name, column in times.items()})
+    return timed.filter((F.col(_T) <= F.col(_AT)) & (F.col(_KNOWN) <= F.col(_AT)))
+
+
+def _of_profile(base: DataFrame, rows: DataFrame, definitions: Sequence[Feature]) -> DataFrame:
+    """unit_id and the latest attributes, for units with a profile that counts.
+
+    Of rows at the same time the one known last, of these the one that arrived last, then the largest value.
+    """
+    latest = Window.partitionBy("unit_id").orderBy(F.desc(_T), F.desc(_KNOWN), F.desc_nulls_last("ingested_at"))
+    newest = _known(base, rows, "profile").withColumn("_rank", F.rank().over(latest)).filter("_rank = 1")
+    return newest.groupBy("unit_id").agg(*(F.max(_native(rows, f.taken)).alias(f.name) for f in definitions))
+
+
+def _of_events(base: DataFrame, rows: DataFrame, definitions: Sequence[Feature]) -> DataFrame:
+    """unit_id and the definitions, for units with an event that counts.
+
+    In two steps, by unit and item and then by unit: an item counts once however often it was there, and no step has to
+    keep sets, which fall back to sorting when units are many. Different values are counted in a call of their own.
+    """
+    rows = rows.filter(F.col("event").isin(sorted({f.event for f in definitions if f.event is not None})))
+    counted = [f for f in definitions if f.aggregate == "distinct"]
+    of_them = F.col("event").isin(sorted({f.event for f in counted if f.event is not None}))
+    item = F.when(of_them, _native(rows, counted[0].taken)) if counted else F.lit(0)
+    steps = {f.name: _two_steps(f, rows) for f in definitions}
+    by_item = (
+        _once(_known(base, rows, "event"))
+        .groupBy("unit_id", item.alias("_item"))
+        .agg(*(first.alias(name) for name, (first, _) in steps.items()))
+    )
+    return by_item.groupBy("unit_id").agg(*(second.alias(name) for name, (_, second) in steps.items()))
 
 
 def _once(known: DataFrame) -> DataFrame:
-    """Of rows with the same event and event_id, delivered again, the one known first; no shuffle beside the join's."""
-    first = Window.partitionBy("unit_id", "event", "event_id").orderBy(_KNOWN, "ingested_at", _T, "value", "item")
-    ranked = known.withColumn("_again", F.row_number().over(first))
-    return ranked.filter(F.col("event_id").isNull() | (F.col("_again") == 1))
+    """Of rows with the same event and event_id, delivered again, the one known first.
+
+    By what precedes a row among its unit's, so that the shuffle by unit serves for the aggregation, too.
+    """
+    same = Window.partitionBy("unit_id").orderBy("event", "event_id", _KNOWN, "ingested_at", _T, "value", "item")
+    again = [F.col(column) == F.lag(column).over(same) for column in ("event", "event_id")]
+    return known.withColumn("_again", again[0] & again[1]).filter(~F.coalesce("_again", F.lit(False)))
 
 
 def _inside(feature: Feature) -> Column:
@@ -105,24 +127,30 @@ def _inside(feature: Feature) -> Column:
     return inside if micros is None else inside & (F.col(_T) > F.col(_AT) - F.lit(micros))
 
 
-def _expression(feature: Feature, rows: DataFrame) -> Column:
-    inside = _inside(feature)
+def _two_steps(feature: Feature, rows: DataFrame) -> tuple[Column, Column]:
+    """(what is aggregated of the rows of a unit and item, then of these results, by the feature's name)."""
+    inside, name = _inside(feature), feature.name
     value = F.when(inside, _native(rows, feature.taken))
     if feature.aggregate == "count":
-        return F.count_if(inside).cast("double")
+        return F.count_if(inside), F.sum(name).cast("double")
     if feature.aggregate == "latest":
         # Of rows at the same time the one known last, of these the one that arrived last, then the largest value.
         arrived = F.coalesce(F.unix_micros("ingested_at"), F.lit(0)).alias("arrived")
-        return F.max(F.when(inside, F.struct(_T, _KNOWN, arrived, value.alias("value"))))
+        last = F.max(F.when(inside, F.struct(_T, _KNOWN, arrived, value.alias("value"))))
+        return last, F.max(name)["value"]
     if feature.aggregate == "distinct":
-        return F.size(F.collect_set(value)).cast("double")
+        return F.max(value.isNotNull()), F.count_if(name).cast("double")
     if feature.aggregate == "recency":
-        return F.min(F.when(inside, F.col(_AT) - F.col(_T))) / F.lit(86_400_000_000.0)
+        return F.min(F.when(inside, F.col(_AT) - F.col(_T))), F.min(name) / F.lit(float(DAY))
     if feature.aggregate in ("min", "max"):
-        return F.min(value) if feature.aggregate == "min" else F.max(value)
+        choose = F.min if feature.aggregate == "min" else F.max
+        return choose(value), choose(name)
     # Sums of integers: no order of adding changes a bit.
-    total = F.sum(F.rint(value * F.lit(float(STEPS))).cast("bigint")).cast("double") / F.lit(float(STEPS))
-    return total if feature.aggregate == "sum" else total / F.count(value)
+    total = F.sum(F.rint(value * F.lit(float(STEPS))).cast("bigint"))
+    if feature.aggregate == "sum":
+        return total, F.sum(name).cast("double") / F.lit(float(STEPS))
+    both = F.struct(total.alias("total"), F.count(value).alias("n"))
+    return both, F.sum(F.col(name)["total"]).cast("double") / F.lit(float(STEPS)) / F.sum(F.col(name)["n"])
 
 
 def _ratio(part: str, whole: str) -> Column:
@@ -151,9 +179,9 @@ def hash_split(seed: int, holdout: float) -> Column:
     return F.when(_below(f"{seed}|split|", holdout), F.lit("holdout")).otherwise(F.lit("train"))
 
 
-def train_sample(training: DataFrame, seed: int, share: float) -> DataFrame:
-    """A share of the rows of split 'train', by a hash of seed and unit_id that does not depend on the split's."""
-    return training.filter((F.col("split") == "train") & _below(f"{seed}|leakage|", share))
+def sampled(seed: int, share: float) -> Column:
+    """Whether a unit is in a sample of that share: by a hash of seed and unit_id that the split's has no part in."""
+    return _below(f"{seed}|leakage|", share)
 
 
 def _below(salt: str, share: float) -> Column:

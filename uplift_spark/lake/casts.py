@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DoubleType, StringType, StructType, TimestampNTZType, TimestampType
 
-from uplift_spark.lake.checks import AS_GIVEN, FAULTS, as_json, widens
+from uplift_spark.lake.checks import AS_GIVEN, FAULTS, as_json, entry, widens
 
 # A line that is no row of its file, as Spark's readers of text keep it.
 UNREAD = "__unread"
@@ -54,7 +54,7 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
     if UNREAD in frame.columns:
         unread = F.col(UNREAD).isNotNull()
         # The cells of such a line are wherever its commas happen to be.
-        whole = _entry("row_readable", F.lit("the line is not a row with the columns of its file"))
+        whole = entry("row_readable", F.lit("the line is not a row with the columns of its file"))
         faults = [F.when(unread, whole), *(F.when(~unread, fault) for fault in faults)]
         row = F.when(unread, as_json([UNREAD])).otherwise(row)
     found = F.filter(F.array(*faults), lambda fault: fault.isNotNull())
@@ -98,12 +98,8 @@ def _fault(name: str, have: DataType, want: DataType, value: Column) -> Column:
     cell = F.col(name)
     kind = _KINDS.get(want.simpleString(), want.simpleString())
     reason = F.concat(F.lit(f"{name} '"), F.substring(cell, 1, _SHOWN), F.lit(f"' is not {kind}"))
-    return F.when(~_blank(cell) & value.isNull(), _entry(f"{name}_readable", reason))
+    return F.when(~_blank(cell) & value.isNull(), entry(f"{name}_readable", reason))
 
 
 def _blank(cell: Column) -> Column:
     return cell.isNull() | (F.trim(cell) == "")
-
-
-def _entry(rule: str, reason: Column) -> Column:
-    return F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))

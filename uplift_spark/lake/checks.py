@@ -166,7 +166,7 @@ def _broken(frame: DataFrame, contract: Contract) -> Column:
     if contract.open:
         failures += [_infinite(name) for name in _extra_doubles(frame, contract)]
     repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows"))
-    failures.append(F.when(F.col(_REPEATED).isNotNull(), _entry("repeated", repeats)))
+    failures.append(F.when(F.col(_REPEATED).isNotNull(), entry("repeated", repeats)))
     broken = F.filter(F.array(*failures), lambda failure: failure.isNotNull())
     # What could not be read is null by now: the rules would call it missing.
     return F.when(F.size(FAULTS) > 0, F.col(FAULTS)).otherwise(broken) if FAULTS in frame.columns else broken
@@ -179,14 +179,15 @@ def _extra_doubles(frame: DataFrame, contract: Contract) -> Iterable[str]:
 
 def _infinite(name: str) -> Column:
     endless = F.col(name).isin(float("inf"), float("-inf"))
-    return F.when(endless, _entry("attribute_finite", F.lit(f"{name} is infinite")))
+    return F.when(endless, entry("attribute_finite", F.lit(f"{name} is infinite")))
 
 
 def _failure(rule: Rule, broken: Column) -> Column:
-    return F.when(broken, _entry(rule.name, F.lit(rule.reason)))
+    return F.when(broken, entry(rule.name, F.lit(rule.reason)))
 
 
-def _entry(rule: str, reason: Column) -> Column:
+def entry(rule: str, reason: Column) -> Column:
+    """One of the FAULTS."""
     return F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))
 
 

@@ -125,6 +125,9 @@ _DELIVERY = Contract(
     cluster_by=(EXPERIMENT, "delivered_at"),
 )
 
+# Of what happened to a unit and has an amount.
+_HAPPENED = (_VALUE_FINITE, *_times("occurred_at"), _EVENT_ID)
+
 _OUTCOME = Contract(
     table="bronze.outcome",
     job="ingest",
@@ -141,9 +144,7 @@ _OUTCOME = Contract(
         _UNIT_PRESENT,
         _EXPERIMENT_PRESENT,
         Rule("outcome_present", "trim(outcome) <> ''", "outcome is missing"),
-        _VALUE_FINITE,
-        *_times("occurred_at"),
-        _EVENT_ID,
+        *_HAPPENED,
     ),
     append_only=True,
     cluster_by=(EXPERIMENT, "occurred_at"),
@@ -164,9 +165,7 @@ _BEHAVIOUR = Contract(
     rules=(
         _UNIT_PRESENT,
         Rule("event_present", "trim(event) <> ''", "event is missing"),
-        _VALUE_FINITE,
-        *_times("occurred_at"),
-        _EVENT_ID,
+        *_HAPPENED,
     ),
     append_only=True,
     cluster_by=(UNIT, "occurred_at"),

@@ -18,9 +18,8 @@ from uplift_spark.lake.session import delta_package
 from uplift_spark.vocabulary import EnvironmentProblem, checked_name
 
 SCHEMAS = ("bronze", "silver", "gold")
-KEPT = (
-    "interval 400 days"  # versions that a model may name stay readable: VACUUM leaves their files and their log alone
-)
+# Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
+KEPT = "interval 400 days"
 PROPERTIES = {
     "delta.enableChangeDataFeed": "true",
     "delta.logRetentionDuration": KEPT,
@@ -121,7 +120,7 @@ class Folder:
     def __init__(self, spark: SparkSession, path: str) -> None:
         self._spark = spark
         # Spark resolves a relative path against the server's folder, users against theirs.
-        self.path = path.rstrip("/") if re.match(r"[A-Za-z][\w+.-]+:", path) else os.path.abspath(path)
+        self.path = absolute(path.rstrip("/"))
 
     def name(self, table: str) -> str:
         return ".".join(f"`{part}`" for part in table.split("."))
@@ -144,7 +143,7 @@ class Folder:
         writer.save(self._location(save.table))
 
     def tables(self) -> list[str]:
-        logs = f"{_globless(self.path)}/*/*/_delta_log/*.json"
+        logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
         try:
             found = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
@@ -251,5 +250,11 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _globless(path: str) -> str:
+def absolute(path: str) -> str:
+    """The path from the root, or as it is when it has a scheme: `s3://...`."""
+    return path if re.match(r"[A-Za-z][\w+.-]+:", path) else os.path.abspath(path)
+
+
+def globless(path: str) -> str:
+    """The path for Spark's readers, which take brackets and stars for patterns."""
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)

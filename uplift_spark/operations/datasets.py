@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import reduce
 from typing import Any
 
@@ -13,13 +12,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Feature, Trial
-from uplift_spark.flow.clock import utc
+from uplift_spark.flow.clock import moment, utc
 from uplift_spark.flow.features import check_features
 from uplift_spark.lake.tables import Lake
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.vocabulary import ConfigError, DataError, hint
 
 DELIVERIES, BEHAVIOUR = "bronze.delivery", "bronze.event"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Events:
     deliveries  None when the lakehouse has no such table: logging them is a campaign's choice
     sources     what features are made from: the profile and, if a definition uses it, behaviour
     versions    Delta version read of each table
+    read        {source of features: (table, Delta version)}
     run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add; of
                 behaviour, which belongs to no campaign, the version
     as_of       labels are read as of this time
@@ -40,21 +39,12 @@ class Events:
     outcomes: DataFrame
     deliveries: DataFrame | None
     sources: dict[str, DataFrame]
+    read: dict[str, tuple[str, int]]
     versions: dict[str, int]
     run_ids: tuple[str, ...]
     as_of: datetime
     names: tuple[str, ...]
     columns: tuple[str, ...]
-
-    @property
-    def read(self) -> dict[str, tuple[str, int]]:
-        """{source of features: (table, Delta version)}."""
-        tables = {"event" if table == BEHAVIOUR else "profile": table for table in self.versions if _is_source(table)}
-        return {source: (table, self.versions[table]) for source, table in tables.items()}
-
-
-def _is_source(table: str) -> bool:
-    return table == BEHAVIOUR or table.startswith("bronze.profile_")
 
 
 def events_of(config: Config, lake: Lake) -> Events:
@@ -64,26 +54,29 @@ def events_of(config: Config, lake: Lake) -> Events:
     event and for features that are unknown or would leak the treatment or an outcome.
     """
     campaign = config.campaign
-    profile_table = f"bronze.profile_{campaign}"
     definitions = config.feature_definitions
-    behaves = (BEHAVIOUR,) if any(f.source == "event" and f.of is None for f in definitions) else ()
+    named = {"profile": f"bronze.profile_{campaign}"}
+    if any(f.source == "event" and f.of is None for f in definitions):
+        named["event"] = BEHAVIOUR
     logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
-    tables = ("bronze.assignment", "bronze.outcome", *logged, profile_table, *behaves)
+    tables = ("bronze.assignment", "bronze.outcome", *logged, *named.values())
     versions = {table: lake.version(table) for table in tables}
     frames = {table: lake.read(table, version) for table, version in versions.items()}
-    sources = {"event" if t == BEHAVIOUR else "profile": frames.pop(t) for t in (profile_table, *behaves)}
+    sources = {source: frames.pop(table) for source, table in named.items()}
+    read = {source: (table, versions[table]) for source, table in named.items()}
     mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
     columns = tuple(dict.fromkeys([*config.roles.features, *config.lift.segments]))
     arrivals = _arrivals(mine, campaign)
     seen = sorted({name for _, name, _ in arrivals if name is not None})
     taken = {*config.outcomes, *seen, *_source_columns(config)}
-    check_features(definitions, sources["profile"], profile_table, taken)
+    check_features(definitions, sources["profile"], named["profile"], taken)
     _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, seen, campaign)
-    run_ids = (*sorted({run_id for run_id, _, _ in arrivals}), *(f"{BEHAVIOUR}@{versions[t]}" for t in behaves))
+    behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
+    run_ids = (*sorted({run_id for run_id, _, _ in arrivals}), *behaved)
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
     events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
-    return Events(*events, sources, versions, run_ids, as_of, config.outcomes, columns)
+    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
 
 
 def _source_columns(config: Config) -> set[str]:
@@ -100,7 +93,7 @@ def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str,
         raise DataError(
             f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
         )
-    return [(row["run_id"], row["outcome"], _EPOCH + timedelta(microseconds=row["last"])) for row in rows]
+    return [(row["run_id"], row["outcome"], moment(row["last"])) for row in rows]
 
 
 def _arrived(table: str, frame: DataFrame) -> DataFrame:
@@ -114,17 +107,18 @@ def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | Non
     seen = sorted(row["event"] for row in behaviour.select("event").distinct().collect())
     for feature in definitions:
         if feature.event is not None and feature.event not in seen:
-            near = difflib.get_close_matches(feature.event, seen, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(seen[:30]) or 'none'}"
-            raise ConfigError(f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: {hint}")
+            raise ConfigError(
+                f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: "
+                f"{hint(feature.event, seen)}"
+            )
 
 
 def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) -> None:
     for name in names:
         if name not in seen:
-            near = difflib.get_close_matches(name, seen, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(seen) or 'none'}"
-            raise ConfigError(f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint}")
+            raise ConfigError(
+                f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint(name, seen)}"
+            )
 
 
 def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], dict[str, float]]:
@@ -169,15 +163,23 @@ def event_details(counts: DataFrame, rates: Mapping[str, float]) -> dict[str, An
     }
 
 
-def training_counts(labelled: dict[str, int], training: DataFrame, features: tuple[str, ...]) -> dict[str, int]:
-    """`labelled` with outcome_unknown, train, holdout and without_profile (units with no feature at all)."""
+def training_counts(
+    labelled: dict[str, int], training: DataFrame, features: tuple[str, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(`labelled` with outcome_unknown, train, holdout and without_profile, {feature: units without a value}).
+
+    Units without a profile have no feature at all.
+    """
     empty = F.coalesce(*[F.col(name).cast("string") for name in features]).isNull()
-    rows = training.groupBy("split").agg(F.count("*").alias("n"), F.count_if(empty).alias("empty")).collect()
+    missing = [F.count_if(F.col(name).isNull()).alias(f"_{i}") for i, name in enumerate(features)]
+    totals = (F.count("*").alias("n"), F.count_if(empty).alias("empty"), *missing)
+    rows = training.groupBy("split").agg(*totals).collect()
     units = {row["split"]: row["n"] for row in rows}
-    return {
+    counts = {
         **labelled,
         "outcome_unknown": labelled["labelled"] - labelled["immature"] - sum(units.values()),
         "train": units.get("train", 0),
         "holdout": units.get("holdout", 0),
         "without_profile": sum(row["empty"] for row in rows),
     }
+    return counts, {name: sum(row[f"_{i}"] for row in rows) for i, name in enumerate(features)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Feature
-from uplift_spark.flow.clock import utc
+from uplift_spark.flow.clock import moment, utc
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.operations.datasets import BEHAVIOUR
 from uplift_spark.operations.runs import code_version
@@ -66,25 +66,29 @@ def _entry(feature: Feature, code: str) -> tuple[Any, ...]:
     return (*kind, definition, definition_hash(feature), *about, code)
 
 
-def record(
-    lake: Lake, definitions: Sequence[Feature], training: Written, read: Mapping[str, tuple[str, int]], as_of: datetime
-) -> Written:
-    """Write which definitions and table versions a training set was made from, and how often values are missing.
+@dataclass(frozen=True)
+class Made:
+    """What a training set was made from, `read` is {"event" or "profile": (table, Delta version)}, and what came of it:
+    the `counts` of its split into train and holdout, and how many units have no value of a feature."""
 
-    read is {"event" or "profile": (table, Delta version)}; the run is the training set's.
-    """
-    frame = lake.read(training.table, training.version)
-    missing = [F.count_if(F.col(f.name).isNull()).alias(f.name) for f in definitions if f.name in frame.columns]
-    counts = frame.agg(F.count("*").alias("_units"), F.max("run_id").alias("_run"), *missing).collect()[0].asDict()
+    table: str
+    read: Mapping[str, tuple[str, int]]
+    as_of: datetime
+    counts: Mapping[str, int]
+    missing: Mapping[str, int]
+
+
+def record(lake: Lake, definitions: Sequence[Feature], made: Made, run_id: str) -> Written:
+    """Write which definitions and table versions a training set was made from, and how often values are missing."""
     source = {f.name: f.source for f in definitions}
-    code = code_version()
+    units, code = made.counts["train"] + made.counts["holdout"], code_version()
 
     def row(f: Feature) -> tuple[Any, ...]:
-        origin = read[f.source if f.of is None else source[f.of[0]]]
-        known = (training.table, f.name, f.version, definition_hash(f), *origin)
-        return (*known, utc(as_of), counts["_units"], counts.get(f.name), code)
+        origin = made.read[f.source if f.of is None else source[f.of[0]]]
+        known = (made.table, f.name, f.version, definition_hash(f), *origin)
+        return (*known, utc(made.as_of), units, made.missing.get(f.name), code)
 
-    return lake.write(VERSIONS, lake.spark.createDataFrame([row(f) for f in definitions], _VERSIONS), counts["_run"])
+    return lake.write(VERSIONS, lake.spark.createDataFrame([row(f) for f in definitions], _VERSIONS), run_id)
 
 
 def listed(lake: Lake) -> pd.DataFrame:
@@ -112,11 +116,11 @@ def freshness(lake: Lake, now: datetime | None = None) -> pd.DataFrame:
     used = _last_use(lake)[["feature", "source_table"]].merge(_newest(lake), on="feature")
     used = used[used["aggregate"] != "ratio"]
     newest = {table: _newest_rows(lake, table) for table in used["source_table"].unique()}
-    moment = utc(now or datetime.now(UTC))
+    at = utc(now or datetime.now(UTC))
     rows = []
     for one in used.to_dict("records"):
         last = newest[one["source_table"]].get(json.loads(one["definition"])["event"])
-        age = None if last is None else (moment - last).total_seconds() / 60
+        age = None if last is None else (at - last).total_seconds() / 60
         stale = age is None or age > one["ttl_minutes"]
         rows.append((one["feature"], one["source_table"], last, age, one["ttl_minutes"], stale))
     return pd.DataFrame(rows, columns=["feature", "source_table", "newest", "age_minutes", "ttl_minutes", "stale"])
@@ -127,7 +131,7 @@ def _newest_rows(lake: Lake, table: str) -> dict[str | None, datetime]:
     rows = lake.read(table)
     event = F.col("event") if table == BEHAVIOUR else F.lit(None).cast("string")
     found = rows.groupBy(event.alias("event")).agg(F.max(F.unix_micros("known_at")).alias("last")).collect()
-    return {row["event"]: datetime.fromtimestamp(row["last"] / 1e6, UTC) for row in found if row["last"] is not None}
+    return {row["event"]: moment(row["last"]) for row in found if row["last"] is not None}
 
 
 def _newest(lake: Lake) -> pd.DataFrame:

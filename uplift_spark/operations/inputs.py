@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.lake.casts import UNREAD
+from uplift_spark.lake.places import absolute, globless
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.sources import sha256
 from uplift_spark.vocabulary import DataError
@@ -75,13 +76,13 @@ def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
     The content is told by SHA-256 where this process can read the file, else by path, size and time of modification.
     Raises DataError when there is none, or the folder is a Delta table, whose files may hold rows it has no more.
     """
-    there = path if re.match(r"[A-Za-z][\w+.-]+:", path) else os.path.abspath(path)
+    there = absolute(path)
     if kind == "parquet" and _is_delta(spark, there):
         raise DataError(f"{there} is a Delta table: use --format delta")
     reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
     changed = F.unix_micros("modificationTime").alias("changed")
     try:
-        listed = reader.load(_literal(there) if os.path.exists(there) else there)
+        listed = reader.load(globless(there) if os.path.exists(there) else there)
         told = listed.select("path", "length", changed, F.col("_metadata.file_path").alias("uri"))
         rows = told.where("length > 0").collect()
     except AnalysisException as error:
@@ -116,8 +117,7 @@ def find_delta(lake: Lake, given: str) -> DeltaVersion:
     Raises DataError when it is no Delta table.
     """
     if not _TABLE.fullmatch(given):
-        path = given if re.match(r"[A-Za-z][\w+.-]+:", given) else os.path.abspath(given)
-        reference = f"delta.`{path}`"
+        reference = f"delta.`{absolute(given)}`"
     elif given.count(".") == 1:
         reference = lake.reference(given)
     else:
@@ -177,7 +177,7 @@ def _of_others(lake: Lake, table: str, run_id: str) -> DataFrame:
 
 def _is_delta(spark: SparkSession, path: str) -> bool:
     try:
-        return bool(spark.read.format("binaryFile").load(f"{_literal(path)}/_delta_log/*.json").select("path").head())
+        return bool(spark.read.format("binaryFile").load(f"{globless(path)}/_delta_log/*.json").select("path").head())
     except AnalysisException:
         return False
 
@@ -202,13 +202,13 @@ def _alike(spark: SparkSession, files: Sequence[File], kind: str) -> list[list[F
         return [list(files)]
     groups: dict[tuple[str, ...], list[File]] = {}
     for file in files:
-        header = spark.read.format(kind).options(**_OPTIONS[kind]).load(_literal(file.path)).columns
+        header = spark.read.format(kind).options(**_OPTIONS[kind]).load(globless(file.path)).columns
         groups.setdefault(tuple(header), []).append(file)
     return list(groups.values())
 
 
 def _rows(spark: SparkSession, files: Sequence[File], kind: str) -> DataFrame:
-    paths = [_literal(file.path) for file in files]
+    paths = [globless(file.path) for file in files]
     reader = spark.read.format(kind).options(**_OPTIONS[kind])
     schema = reader.load(paths).schema
     if kind in TEXTS:
@@ -229,8 +229,3 @@ def _said(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     causes = [line.split(": ", 2)[-1] for line in lines if line.startswith("Caused by: ")]
     return (causes or lines[:1])[-1][:300]
-
-
-def _literal(path: str) -> str:
-    """The path for Spark's readers, which take brackets and stars for patterns."""
-    return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)

@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 
 from uplift_spark.causal.leakage import Finding, find_leaks
 from uplift_spark.config import Config
-from uplift_spark.flow.features import train_sample
+from uplift_spark.flow.features import sampled
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import PROPENSITY, DataError
 
 
-def guard_training(training: DataFrame, config: Config, labels: Mapping[str, int], say: Say) -> dict[str, Any]:
-    """Look for leaks in a sample of the training split; what was compared and which findings were overridden.
+def to_look_at(config: Config, labels: Mapping[str, int]) -> Column:
+    """Which units' rows `guard_training` wants to see, given how many were `labelled`, of these `immature`."""
+    units = max(1.0, (labels["labelled"] - labels["immature"]) * (1.0 - config.holdout))
+    return sampled(config.seed, min(1.0, config.leakage.rows / units))
 
-    training  the training set, not yet written
-    labels    how many were `labelled` and how many of these are `immature`
+
+def guard_training(sample: DataFrame, config: Config, say: Say) -> dict[str, Any]:
+    """Look for leaks in rows of the training split; what was compared and which findings were overridden.
+
+    sample    a sample (`to_look_at`) of the training set, which is not yet written
 
     Returns {"rows", "compared": of these, to find features that predict the treatment, "allowed": [{"feature", "rule",
     "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding that is not allowed.
     """
     settings, roles = config.leakage, config.training_roles
-    units = max(1.0, (labels["labelled"] - labels["immature"]) * (1.0 - config.holdout))
-    sample = train_sample(training, config.seed, min(1.0, settings.rows / units)).select(*roles.columns).toArrow()
-    logged = not sample.num_rows or sample.column(PROPENSITY).null_count < sample.num_rows
-    leaks = find_leaks(sample, roles, settings.alpha, config.seed, randomised=settings.randomised and logged)
+    rows = sample.filter("split = 'train'").select(*roles.columns).toArrow()
+    logged = not rows.num_rows or rows.column(PROPENSITY).null_count < rows.num_rows
+    leaks = find_leaks(rows, roles, settings.alpha, config.seed, randomised=settings.randomised and logged)
     if not settings.randomised or not logged:
         why = "no propensity was logged" if settings.randomised else "leakage.randomised is false"
         say(f"leakage: features were not compared between arms, because {why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
 
@@ -13,9 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType, TimestampType
 
-from uplift_spark.flow.clock import instant
+from uplift_spark.flow.clock import instant, moment
 from uplift_spark.lake.casts import UNREAD, fits, numbers_or_text, read_cells
-from uplift_spark.lake.checks import FAULTS, INGESTED_AT
+from uplift_spark.lake.checks import FAULTS, INGESTED_AT, entry
 from uplift_spark.lake.contracts import RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.inputs import (
@@ -39,7 +39,6 @@ _KNOWN_AT = "known_at"
 _STAMPS = ("source", RUN_ID, INGESTED_AT)
 # An absent column means that no row has one. An outcome without its column `value` is a mistake, so that is asked for.
 _OPTIONAL = {"bronze.event": ("event_id", "item", "value")}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
@@ -226,7 +225,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
             mine = lake.read(place).where(F.col(RUN_ID) == run_id)
             first = mine.agg(F.min(F.unix_micros(INGESTED_AT)).alias("first")).collect()[0]["first"]
             if first is not None:
-                return _EPOCH + timedelta(microseconds=first)
+                return moment(first)
     return datetime.now(UTC)
 
 
@@ -236,8 +235,7 @@ def _without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) ->
     if not key or not lake.exists(load.table):
         return rows
     stored = lake.read(load.table).where(F.col(RUN_ID) != run_id).select(*key).distinct()
-    reason = F.lit(f"{' and '.join(key)} are in {load.table} already").alias("reason")
-    fault = F.array(F.struct(F.lit("repeated").alias("rule"), reason))
+    fault = F.array(entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already")))
     joined = rows.join(stored.withColumn("__known", F.lit(True)), list(key), "left")
     faults = F.when(F.col("__known") & (F.size(FAULTS) == 0), fault).otherwise(F.col(FAULTS))
     return joined.withColumn(FAULTS, faults).select(*rows.columns)

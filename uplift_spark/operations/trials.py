@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from uplift_spark.config import Trial
-from uplift_spark.vocabulary import ConfigError, DataError, checked_name
+from uplift_spark.vocabulary import ConfigError, DataError, checked_name, hint
 
 RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "source", "run_id", "ingested_at")
 NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
@@ -78,9 +77,7 @@ def _require_column(name: str, present: list[str], path: Path) -> None:
         return
     if found > 1:
         raise DataError(f"{path} has {found} columns named {name!r}: keep one")
-    near = difflib.get_close_matches(name, present, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(present[:12])}"
-    raise DataError(f"{path} has no column {name!r}, which the source declares: {hint}")
+    raise DataError(f"{path} has no column {name!r}, which the source declares: {hint(name, present)}")
 
 
 def _typed(values: pd.Series, name: str, trial: Trial, path: Path) -> pa.Array:

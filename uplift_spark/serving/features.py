@@ -9,15 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from uplift_spark.config import STEPS, Feature
+from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
 
 Row = Mapping[str, Any]
 Value = float | str | None
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_DAY = 86_400_000_000.0
-TIME = {"event": "occurred_at", "profile": "observed_at"}
 
 
 def features_at(definitions: Sequence[Feature], history: Mapping[str, Iterable[Row]], at: datetime) -> dict[str, Value]:
@@ -27,7 +25,7 @@ def features_at(definitions: Sequence[Feature], history: Mapping[str, Iterable[R
               bronze.profile_<campaign>; times without a zone are UTC
     """
     now = micros(at)
-    known = {source: _known(rows, TIME[source], now) for source, rows in history.items()}
+    known = {source: _known(rows, HAPPENED_AT[source], now) for source, rows in history.items()}
     values = {f.name: _value(f, known.get(f.source, []), now) for f in definitions if f.aggregate != "ratio"}
     for feature in definitions:
         if feature.of is not None:
@@ -75,7 +73,7 @@ def _value(feature: Feature, known: list[tuple[int, int, int, Row]], now: int) -
     if feature.aggregate == "count":
         return float(len(inside))
     if feature.aggregate == "recency":
-        return (now - max(one[0] for one in inside)) / _DAY if inside else None
+        return (now - max(one[0] for one in inside)) / float(DAY) if inside else None
     if feature.aggregate == "latest":
         return _latest(inside, feature.taken)
     found = [one[3][feature.taken] for one in inside if one[3][feature.taken] is not None]
@@ -98,9 +96,9 @@ def _plain(value: Any) -> float | str:
 
 
 def _number(aggregate: str, found: list[Any]) -> float | None:
-    if aggregate == "min" or aggregate == "max":
-        chosen = {"min": min, "max": max}[aggregate]
-        return float(chosen(found)) + 0.0 if found else None
+    if aggregate in ("min", "max"):
+        ordered = sorted(map(float, found))
+        return ordered[0 if aggregate == "min" else -1] + 0.0 if found else None
     total = sum(round(float(value) * STEPS) for value in found) / STEPS
     if aggregate == "sum":
         return total

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+PAUSE = 0.5  # seconds between looks at memory: one look at a large JVM takes tens of milliseconds
 
 
 def family(root: int) -> list[int]:
@@ -88,3 +92,38 @@ class Usage:
         self.others = max(0.0, (busy - self._ticks[0] - used) / max(1, total - self._ticks[1]))
         self.peak = max(0, sum(status_kib(pid, "VmHWM") for pid in mine) - self._resident) * 1024
         return self
+
+
+@dataclass
+class Peak:
+    """Highest memory seen so far, in MiB."""
+
+    mib: float = 0.0
+
+
+@contextmanager
+def watched() -> Iterator[Peak]:
+    """Look at memory from a thread while the body runs."""
+    peak, done = Peak(), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            peak.mib = max(peak.mib, sum(map(memory, family(os.getpid()))))
+            done.wait(PAUSE)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def memory(pid: int) -> float:
+    """Proportional set size in MiB, 0 when the process has ended meanwhile."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024

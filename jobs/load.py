@@ -24,7 +24,7 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     written = []
     if new.rejected is not None:
         written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
-    written.append(lake.write(load.table, new.good, new.run_id))
+    written.append(lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns))
     good = lake.read(load.table).where(F.col("run_id") == new.run_id).count()
     return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
 

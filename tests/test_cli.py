@@ -82,7 +82,11 @@ def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert uplift(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [name for name in (*cli.JOBS, "load", "demo", "sql", "tables") if f"  {name} " not in shown] == []
+    assert [
+        name
+        for name in (*cli.JOBS, "load", "stream", "replay", "optimize", "demo", "sql", "tables")
+        if f"  {name} " not in shown
+    ] == []
 
 
 def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,27 +5,35 @@ Heavy modules (Spark, MLflow) are imported when a command needs them: `uplift --
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import uplift_spark
-from uplift_spark.operations.printing import program, rich_table
-from uplift_spark.vocabulary import ConfigError, DataError, UpliftError
+from uplift_spark.operations.printing import (
+    Progress,
+    err,
+    one_sentence,
+    out,
+    print_details,
+    print_result,
+    print_tables,
+    program,
+    quiet_spark,
+    rich_table,
+    written_lines,
+)
+from uplift_spark.vocabulary import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +69,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command `uplift`: a user's mistake is one sentence on stderr and exit code 1."""
-    with _one_sentence():
+    with one_sentence():
         app()
 
 
@@ -78,7 +86,7 @@ def main_job(run: Callable[..., JobResult], command: Callable[..., None] | None 
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     alone.command(help=run.__doc__)(command or usual)
     try:
-        with _one_sentence():
+        with one_sentence():
             alone()
     except SystemExit as stop:
         if stop.code:
@@ -95,23 +103,95 @@ def _job_command(verb: str, summary: str) -> None:
 _job_command("ingest", "Raw events to bronze tables; bad rows to quarantine.")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What every job is asked with."""
+
+    conf: Path
+    overrides: list[str] | None
+    run_id: str | None
+
+    def run(self, verb: str, **how: Any) -> None:
+        """Run one job, `how` being arguments of its own."""
+        job: Callable[..., JobResult] = _job(verb)
+        _run_jobs([verb], self.conf, self.overrides, self.run_id, find=lambda _: partial(job, **how))
+
+
+def _with_asked(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(asked, ...)` as a command that takes --conf, --set and --run-id in place of `asked`."""
+
+    def taking(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **how: Any) -> None:
+        command(Asked(conf, set_, run_id), **how)
+
+    usual = [p for p in signature(taking, eval_str=True).parameters.values() if p.name != "how"]
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*own, *usual)]
+    taking.__name__, taking.__doc__ = command.__name__, command.__doc__
+    taking.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    return taking
+
+
+TableArgument = Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)]
+KnownAtOption = Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")]
+HistoricOption = Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")]
+
+
 @app.command()
+@_with_asked
 def load(
-    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    asked: Asked,
+    table: TableArgument,
     source: Annotated[str, typer.Option("--from", help="File, folder, or Delta table.", show_default=False)],
     format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or delta.", show_default=False)],
-    conf: ConfOption,
-    known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
-    historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
-    set_: SetOption = None,
-    run_id: RunOption = None,
+    known_at: KnownAtOption = None,
+    historic: HistoricOption = False,
+    new_column: Annotated[list[str] | None, typer.Option(help="Column the table gets; repeatable.")] = None,
 ) -> None:
     """Your own events to a raw table, each row once; bad rows to quarantine."""
     from uplift_spark.operations.loading import Load
 
-    run: Callable[..., JobResult] = _job("load")
-    job = partial(run, load=Load(table, source, format_, known_at, historic))
-    _run_jobs(["load"], conf, set_, run_id, find=lambda verb: job)
+    asked.run("load", load=Load(table, source, format_, known_at, historic, tuple(new_column or ())))
+
+
+@app.command()
+@_with_asked
+def stream(
+    asked: Asked,
+    table: TableArgument,
+    source: Annotated[str, typer.Option("--from", help="Delta table with a change data feed.", show_default=False)],
+    known_at: KnownAtOption = None,
+    historic: HistoricOption = False,
+) -> None:
+    """New events of a Delta table to a raw table, each row once, by Structured Streaming; bad rows to quarantine."""
+    from uplift_spark.operations.loading import Load
+
+    asked.run("stream", load=Load(table, source, "delta", known_at, historic))
+
+
+@app.command()
+@_with_asked
+def replay(
+    asked: Asked,
+    table: TableArgument,
+    rule: Annotated[str | None, typer.Option(help="Only rows that broke this rule first.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=SQL", help="A column from the row's fields, all texts; repeatable."),
+    ] = None,
+) -> None:
+    """Rows of bronze.quarantine, repaired, to the raw table they were meant for, each once."""
+    from uplift_spark.operations.replaying import Replay
+
+    asked.run("replay", replay=Replay.of(table, rule, repair or ()))
+
+
+@app.command()
+@_with_asked
+def optimize(
+    asked: Asked, table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None
+) -> None:
+    """Merge small files and order rows for queries; no row changes."""
+    asked.run("optimize", tables=tuple(table or ()))
 
 
 @app.command()
@@ -133,9 +213,9 @@ def features(
 
     with _lake(_lakehouse(conf, set_)) as lake:
         if what == "describe":
-            _print_details(described(lake, str(name)))
+            print_details(described(lake, str(name)))
         else:
-            _out().print(rich_table(listed(lake) if what == "list" else freshness(lake)))
+            out().print(rich_table(listed(lake) if what == "list" else freshness(lake)))
 
 
 @app.command()
@@ -185,9 +265,9 @@ def sql(
     if format_ == "csv":
         sys.stdout.write(shown.to_csv(index=False))
     else:
-        _out().print(rich_table(shown))
+        out().print(rich_table(shown))
     if len(rows) > limit:
-        _err().print(f"only the first {limit} rows are shown: use --limit for more")
+        err().print(f"only the first {limit} rows are shown: use --limit for more")
 
 
 @app.command()
@@ -200,7 +280,7 @@ def tables(conf: LakeConfOption = None, set_: SetOption = None) -> None:
         sizes = table_sizes(lake)
     if not sizes:
         raise DataError(f"lakehouse {lakehouse.catalog or lakehouse.path} has no tables yet: run `uplift ingest` first")
-    _print_tables(sizes, "rows")
+    print_tables(sizes, "rows")
 
 
 def _version(wanted: bool) -> None:
@@ -212,22 +292,6 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _common(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
     """From raw campaign events in a Delta lakehouse to scored users and lift tables."""
-
-
-@dataclass
-class Progress:
-    """Says what happens, each line with the seconds since the start, on stderr: stdout is for results."""
-
-    console: Console
-    started: float = field(default_factory=time.monotonic)
-
-    def say(self, message: str) -> None:
-        """Print one line of progress."""
-        self.console.print(f"{time.monotonic() - self.started:7.1f} s  {message}", soft_wrap=True)
-
-    def within(self, step: str) -> Callable[[str], None]:
-        """A `say` for one job, which names the job on every line."""
-        return lambda message: self.say(f"{step:<8}  {message}")
 
 
 def _job(verb: str) -> Job:
@@ -246,68 +310,33 @@ def _run_jobs(
     from uplift_spark.config import load_config
 
     config = load_config(conf, tuple(overrides or ()))
-    progress = Progress(_err())
+    progress = Progress(err())
     progress.say("starting Spark")
     with _lake(config.lakehouse) as lake:
         results = []
         for verb in verbs:
             say = progress.within(verb)
             results.append(find(verb)(config, lake, run_id, say))
-            for line in _written_lines(results[-1]):
+            for line in written_lines(results[-1]):
                 say(line)
         if after is not None:
             after(lake, config, results)
         else:
-            _print_result(results[-1])
+            print_result(results[-1])
     progress.say("done")
-
-
-def _written_lines(result: JobResult) -> Iterator[str]:
-    for name, written in result.tables.items():
-        if written.get("skipped"):
-            yield f"{name}: already written by this run, no row added"
-        else:
-            yield f"{name}: {written.get('rows', 0):,} rows"
-
-
-def _print_result(result: JobResult) -> None:
-    _out().print(f"run {result.run_id}")
-    if result.tables:
-        _print_tables([(t, w.get("rows", 0), w.get("version", "")) for t, w in result.tables.items()], "rows added")
-    _print_details(result.details)
-
-
-def _print_details(details: Mapping[str, Any]) -> None:
-    """One line per detail; a text of several lines stands by itself; figures two levels deep are for programs."""
-    for key, value in details.items():
-        if not isinstance(value, Mapping):
-            text = str(value)
-            _out().print(f"\n{text}\n" if "\n" in text else f"{key}: {text}", soft_wrap=True)
-        elif not any(isinstance(inner, Mapping) for inner in value.values()):
-            _out().print(f"{key}: {', '.join(f'{k} {v}' for k, v in value.items())}", soft_wrap=True)
-
-
-def _print_tables(rows: Sequence[tuple[str, int, Any]], counted: str) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("table")
-    table.add_column(counted, justify="right")
-    table.add_column("version", justify="right")
-    for name, count, version in rows:
-        table.add_row(name, f"{count:,}", str(version))
-    _out().print(table)
 
 
 def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResult]) -> None:
     """The lift job's findings, where every table is, and what to ask next."""
     from uplift_spark.operations.summary import queries_to_try, table_sizes
 
-    out = _out()
-    _print_details(results[-1].details)
-    out.print(f"\nTables in {config.lakehouse.catalog or Path(config.lakehouse.path).resolve()}", soft_wrap=True)
-    _print_tables(table_sizes(lake), "rows")
-    out.print("\nThree queries to try")
+    console = out()
+    print_details(results[-1].details)
+    console.print(f"\nTables in {config.lakehouse.catalog or Path(config.lakehouse.path).resolve()}", soft_wrap=True)
+    print_tables(table_sizes(lake), "rows")
+    console.print("\nThree queries to try")
     for query in queries_to_try(config, results[-1].run_id):
-        out.print(f'{program()} sql{where} "{query}"', soft_wrap=True)
+        console.print(f'{program()} sql{where} "{query}"', soft_wrap=True)
 
 
 def _query(lake: Lake, query: str, limit: int) -> pd.DataFrame:
@@ -328,7 +357,7 @@ def _lake(lakehouse: Lakehouse) -> Iterator[Lake]:
     from uplift_spark.lake.session import spark_session
     from uplift_spark.lake.tables import Lake
 
-    _quiet_spark()
+    quiet_spark()
     given = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
     spark = spark_session(lakehouse)
     try:
@@ -354,47 +383,3 @@ def _where(conf: Path, overrides: list[str] | None) -> str:
         return ""
     moved = [f" --set {shlex.quote(pair)}" for pair in overrides or () if pair.startswith("lakehouse")]
     return f" --conf {shlex.quote(str(conf))}" + "".join(moved)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Errors meant for the user lose their traceback, all others keep it; libraries' chatter is off."""
-    _quiet()
-    try:
-        yield
-    except UpliftError as error:
-        _err().print(f"error: {error}", soft_wrap=True)
-        sys.exit(1)
-
-
-def _quiet() -> None:
-    if not sys.warnoptions:  # `python -W …` still shows them
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("py4j", "mlflow", "alembic", "pyspark"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _quiet_spark() -> None:
-    """PySpark logs every failed query as JSON with the JVM's trace, beside the exception that says the same."""
-    from pyspark.logger import PySparkLogger
-
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
-def _out() -> Console:
-    return _console(stderr=False)
-
-
-def _err() -> Console:
-    return _console(stderr=True)
-
-
-def _console(stderr: bool) -> Console:
-    """Plain text: messages hold brackets and paths. Into a file or a pipe nothing is wrapped at 80 columns."""
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160
-    return console

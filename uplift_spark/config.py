@@ -18,10 +18,14 @@ _Days = Annotated[float, Field(gt=0, le=3650)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Lakehouse:
-    """Where tables live: a folder (local) or a catalog (Unity Catalog, three-level names)."""
+    """Where tables live: a folder (local) or a catalog (Unity Catalog, three-level names).
+
+    checkpoints  folder in which streams keep how far they are (None: `_checkpoints` beside a folder's tables)
+    """
 
     path: str = "lakehouse"
     catalog: str | None = None
+    checkpoints: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -46,6 +46,16 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     assert told["said"] and all("of 4 tasks done" in text for text in told["said"])
 
 
+def test_streams_replays_and_new_columns_add_each_row_once(connect_server: str, tmp_path: Path) -> None:
+    told = client("tests.connect.arrivals", connect_server, tmp_path)
+    assert told["first"] == {"good": 1, "rejected": {"unit_present": 1}}
+    assert told["second"] == told["after_loss"] == {"good": 1, "rejected": {}}
+    assert told["wrong"].startswith("ConfigError: --repair unit_id='max(event)' is no expression over the row's fields")
+    assert (told["replayed"], told["again"]) == (1, 0)
+    assert told["rows"] == [["a", None], ["b", None], ["c", None], ["d", 2.5], ["x", None]]
+    assert told["optimized"].endswith(" -> 1")
+
+
 def test_session_is_the_remote_one_in_utc(told: dict[str, Any]) -> None:
     assert "connect" in told["module"]
     assert told["zone"] == "UTC"

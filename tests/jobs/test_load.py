@@ -282,6 +282,68 @@ def test_assignments_and_profiles_are_there_once(lake: Lake, tmp_path: Path) -> 
         loaded(lake, other, table="bronze.profile_shop")
 
 
+def test_a_new_column_comes_on_record_and_is_optional_from_then_on(
+    lake: Lake, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = put(tmp_path / "old.csv", "unit_id,event,occurred_at\na,login,2024-01-02\n")
+    new = put(tmp_path / "new.csv", "unit_id,event,occurred_at,price,shop\nb,order,2024-01-02,2.5,Rome\n,x,x,1,\n")
+    loaded(lake, old)
+    with pytest.raises(DataError, match=r"it has unknown price, shop; .* with --new-column NAME adds a column"):
+        loaded(lake, new)
+    with pytest.raises(DataError, match="it has unknown shop; "):
+        loaded(lake, new, new_columns=("price",))
+    with pytest.raises(DataError, match="it lacks colour; "):
+        loaded(lake, put(tmp_path / "x.csv", old.read_text() + "x,login,2024-01-02\n"), new_columns=("colour",))
+    assert lake.read("bronze.event").columns == own_columns()
+    write = Lake.write
+
+    def killed(self: Lake, table: str, *rest: Any, **more: Any) -> Any:
+        done = write(self, table, *rest, **more)
+        if table == "bronze.event":
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Lake, "write", killed)
+        loaded(lake, new, new_columns=("price", "shop"))
+    again = loaded(lake, new, new_columns=("price", "shop"))
+    assert again.tables["bronze.event"]["skipped"] and again.details["good"] == 1
+    stored = lake.read("bronze.event").schema
+    assert [stored[name].dataType.simpleString() for name in ("price", "shop")] == ["double", "string"]
+    assert stored["price"].metadata["comment"].startswith(f"added by run {again.run_id} at 20")
+    commits = lake.sql("DESCRIBE HISTORY bronze.event").collect()
+    assert [json.loads(row["userMetadata"]).get("new_columns") for row in commits] == [["price", "shop"], None]
+    # With and without the columns rows fit now, and the run of before stays what it was.
+    assert loaded(lake, old).tables["bronze.event"]["skipped"]
+    loaded(lake, put(tmp_path / "c.csv", "unit_id,event,occurred_at,shop\nc,login,2024-01-02,Bern\n"))
+    row = "SELECT 'd' AS unit_id, 'order' AS event, now() AS occurred_at, 3 AS price, true AS vip, now() AS sent"
+    spark.sql(row).write.parquet(str(tmp_path / "p"))
+    loaded(lake, tmp_path / "p", "parquet", new_columns=("vip", "sent"))
+    rows = {row["unit_id"]: row for row in lake.read("bronze.event").collect()}
+    assert {unit: (row["price"], row["shop"], row["vip"]) for unit, row in rows.items()} == {
+        "a": (None, None, None),
+        "b": (2.5, "Rome", None),
+        "c": (None, "Bern", None),
+        "d": (3.0, None, True),
+    }
+    assert lake.read("bronze.event").schema["sent"].dataType.simpleString() == "timestamp"
+
+
+def own_columns() -> list[str]:
+    return loading.Load("bronze.event", "x", "csv").contract.columns.fieldNames()
+
+
+def test_a_profile_gets_an_attribute(lake: Lake, tmp_path: Path) -> None:
+    first = put(tmp_path / "1.csv", "unit_id,observed_at,age\na,2024-01-01,31\n")
+    second = put(tmp_path / "2.csv", "unit_id,observed_at,age,city\nb,2024-01-01,32,Rome\n")
+    how = {"table": "bronze.profile_shop", "historic": True}
+    loaded(lake, first, **how)
+    loaded(lake, second, **how, new_columns=("city",))
+    loaded(lake, put(tmp_path / "3.csv", "unit_id,observed_at,age\nc,2024-01-01,33\n"), **how)
+    found = lake.read("bronze.profile_shop").select("unit_id", "age", "city").collect()
+    assert {tuple(row) for row in found} == {("a", 31.0, None), ("b", 32.0, "Rome"), ("c", 33.0, None)}
+
+
 @pytest.mark.parametrize(
     ("table", "header", "message"),
     [
@@ -326,6 +388,9 @@ def test_typed_columns_of_another_type_are_refused(lake: Lake, spark: SparkSessi
         ({"format": "xml"}, "use one of csv, parquet, json, delta"),
         ({"known_at": "a b"}, "not a plain name"),
         ({"known_at": "a", "historic": True}, "contradict"),
+        ({"new_columns": ("a b",)}, "not a plain name"),
+        ({"new_columns": ("Item",)}, "--new-column 'Item' is taken"),
+        ({"new_columns": ("_x",)}, "is taken: choose a name that bronze.event has not"),
         ({"table": "bronze.assignment", "historic": True}, "rows of bronze.assignment have no known_at"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -23,6 +23,9 @@ from pyspark.sql.types import (
 from uplift_spark.vocabulary import EXPERIMENT, RUN_ID, DataError
 
 INGESTED_AT = "ingested_at"
+
+# How the comment of a column begins that the table got later, on record.
+ADDED = "added by run "
 
 # What reading a source leaves beside a row, for `check`: {rule, reason} of cells that could not be read, and the row
 # as JSON as the source gave it.
@@ -128,6 +131,18 @@ def conform(frame: DataFrame, contract: Contract) -> DataFrame:
         raise DataError(f"rows for {contract.table} have unknown {_listed(unknown)}: drop {_them(unknown)}")
     order = frame.columns if contract.open else wanted
     return frame.select(*(_fitted(frame.schema[name], _column(contract, name), contract.table) for name in order))
+
+
+def added_columns(stored: StructType | None) -> list[StructField]:
+    """Columns that a table got on record; rows without them are rows of the table as well."""
+    return [field for field in stored or () if field.metadata.get("comment", "").startswith(ADDED)]
+
+
+def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract:
+    """`contract` with those of `columns` it has not; an open one takes further columns as it is."""
+    known = contract.columns.fieldNames()
+    more = [field for field in columns if field.name not in known]
+    return contract if contract.open else replace(contract, columns=StructType([*contract.columns, *more]))
 
 
 def _fitted(have: StructField, want: StructField | None, table: str) -> Column:

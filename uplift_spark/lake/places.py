@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 from pyspark.sql.types import StructType
 
 from uplift_spark.config import Lakehouse
@@ -39,7 +40,12 @@ _NO_DELTA = ("DATA_SOURCE_NOT_FOUND", "CATALOG_PLUGIN_CLASS_NOT_FOUND", "UNSUPPO
 
 
 class Place(Protocol):
-    """Storage of tables named `schema.table` (both checked before they come here)."""
+    """Storage of tables named `schema.table` (both checked before they come here).
+
+    checkpoints  folder for the states of streams; None where the configuration must name one
+    """
+
+    checkpoints: str | None
 
     def name(self, table: str) -> str:
         """Backquoted name for SQL text."""
@@ -55,6 +61,9 @@ class Place(Protocol):
 
     def save(self, frame: DataFrame, save: Save) -> None:
         """Write `frame` in one commit."""
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        """Start a stream into an existing table."""
 
     def tables(self) -> list[str]:
         """Every table, sorted."""
@@ -121,6 +130,7 @@ class Folder:
         self._spark = spark
         # Spark resolves a relative path against the server's folder, users against theirs.
         self.path = absolute(path.rstrip("/"))
+        self.checkpoints: str | None = f"{self.path}/_checkpoints"
 
     def name(self, table: str) -> str:
         return ".".join(f"`{part}`" for part in table.split("."))
@@ -141,6 +151,9 @@ class Folder:
         if save.partition_by:
             writer = writer.partitionBy(*save.partition_by)
         writer.save(self._location(save.table))
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        return writer.start(self._location(table))
 
     def tables(self) -> list[str]:
         logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
@@ -188,6 +201,7 @@ class Catalog:
     def __init__(self, spark: SparkSession, catalog: str) -> None:
         self._spark = spark
         self._catalog = catalog
+        self.checkpoints: str | None = None
 
     def name(self, table: str) -> str:
         return ".".join(f"`{part}`" for part in (self._catalog, *table.split(".")))
@@ -216,6 +230,9 @@ class Catalog:
             writer.overwrite(F.lit(True))
         else:
             writer.append()
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        return writer.toTable(self.name(table))
 
     def tables(self) -> list[str]:
         schemas = {row[0] for row in self._spark.sql(f"SHOW SCHEMAS IN `{self._catalog}`").collect()}

@@ -7,17 +7,18 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import StructField, StructType
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.lake.checks import conform
+from uplift_spark.lake.checks import ADDED, added_columns, conform, with_columns
 from uplift_spark.lake.contracts import contract_of
 from uplift_spark.lake.digest import digest
 from uplift_spark.lake.places import Layout, Save, place_of, schema_or_none
@@ -34,6 +35,7 @@ _RECENT = 20  # commits looked at before the whole history is
 _LOST_RACE = re.compile(
     r"DELTA_CONCURRENT|DELTA_METADATA_CHANGED|DELTA_PROTOCOL_CHANGED|DELTA_TABLE_ALREADY_EXISTS"
     r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
+    r"|CONCURRENT_STREAM_LOG_UPDATE|CONCURRENT_QUERY"
 )
 
 
@@ -53,17 +55,32 @@ class _Write:
 
     table: str
     run_id: str
-    mode: Mode
-    partition_by: tuple[str, ...]
+    mode: Mode = "append"
+    partition_by: tuple[str, ...] = ()
+    new_columns: tuple[str, ...] = ()
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def options(self) -> dict[str, str]:
-        options = {
-            "txnAppId": f"{self.table}:{self.run_id}",
-            "txnVersion": "1",
-            "userMetadata": json.dumps({"run_id": self.run_id, "write": self.token}),
-        }
+        options = {"txnAppId": f"{self.table}:{self.run_id}", "txnVersion": "1", "userMetadata": self.metadata()}
+        if self.new_columns:
+            options["mergeSchema"] = "true"
         return {**options, "overwriteSchema": "true"} if self.mode == "overwrite" else options
+
+    def metadata(self) -> str:
+        """What the commit says about itself."""
+        added = {"new_columns": self.new_columns} if self.new_columns else {}
+        return json.dumps({"run_id": self.run_id, "write": self.token, **added})
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `Lake.optimize` did: files and their bytes before and after; without `done` there was nothing to do."""
+
+    table: str
+    version: int
+    files: tuple[int, int]
+    bytes: tuple[int, int]
+    done: bool
 
 
 class Lake:
@@ -118,12 +135,20 @@ class Lake:
         return self.spark.sql(query)
 
     def write(
-        self, table: str, frame: DataFrame, run_id: str, *, mode: Mode = "append", partition_by: Sequence[str] = ()
+        self,
+        table: str,
+        frame: DataFrame,
+        run_id: str,
+        *,
+        mode: Mode = "append",
+        partition_by: Sequence[str] = (),
+        new_columns: Sequence[str] = (),
     ) -> Written:
         """Write `frame` in one commit, exactly once per (run, table), however often and by whomever it is repeated.
 
         Sets the column run_id, and ingested_at where the contract has it. A repeated run with equal rows (but for
         CLOCKS, in any order) is skipped. `mode` overwrite replaces rows and schema; older versions stay readable.
+        The table gets those `new_columns` of the frame it has not, in the same commit; rows without them have nulls.
 
         Raises ConflictError when the run wrote other rows before, or other writers won every race; DataError when
         the frame does not fit the table or breaks one of its constraints, or would overwrite raw events.
@@ -132,24 +157,93 @@ class Lake:
         if mode == "overwrite" and contract is not None and contract.append_only:
             raise DataError(f"table {table} holds raw events and cannot be overwritten: append rows under a new run id")
         stored = self._schema(table)
-        frame = self._fitted(table, frame, run_id)
+        new = tuple(name for name in new_columns if stored is None or name not in stored.fieldNames())
+        frame = self._fitted(table, frame, run_id, stored, new)
         if stored is not None and mode == "append":
-            _same_columns(table, frame.schema, stored)
-        call = _Write(table, run_id, mode, tuple(partition_by))
+            _same_columns(table, frame.schema, [*stored, *(frame.schema[name] for name in new)])
+        call = _Write(table, run_id, mode, tuple(partition_by), new)
         self._commit(call, frame, new=stored is None)
         mine = self._commit_of(table, "write", call.token)
         if mine is not None:
             return Written(table, *mine, skipped=False)
         return self._repeated(call, frame)
 
-    def _fitted(self, table: str, frame: DataFrame, run_id: str) -> DataFrame:
+    def stream(self, table: str, frame: DataFrame, run_id: str, checkpoint: str) -> Written:
+        """Append what a streaming frame holds by now; each of its batches once per checkpoint, whoever repeats it.
+
+        Delta notes the stream and its batch in the batch's own commit, so this needs no Python on Spark's side.
+        Raises ConflictError when other streams with this checkpoint win every race; DataError like `write`.
+        """
+        stored = self._schema(table)
+        frame = self._fitted(table, frame, run_id, stored)
+        if stored is None:  # a stream would make it without its contract's constraints
+            self.write(table, self.spark.createDataFrame([], frame.schema), run_id)
+        else:
+            _same_columns(table, frame.schema, stored)
+        call = _Write(table, run_id)
+        writer = frame.writeStream.format("delta").option("userMetadata", call.metadata())
+        writer = writer.option("checkpointLocation", checkpoint).trigger(availableNow=True)
+        _retried(lambda: self._place.stream(writer, table).awaitTermination(), call)
+        mine = self._history(table, None).where(F.get_json_object("userMetadata", "$.write") == call.token)
+        rows = F.sum(F.col("operationMetrics")["numOutputRows"].cast("bigint"))
+        told = mine.agg(rows.alias("rows"), F.max("version").alias("version")).collect()[0]
+        version = self.version(table) if told["version"] is None else int(told["version"])
+        return Written(table, version, told["rows"] or 0, skipped=False)
+
+    def checkpoint(self, name: str) -> str:
+        """Folder in which the stream `name` keeps how far it is. Raises ConfigError when a catalog has no place."""
+        root = self.lakehouse.checkpoints or self._place.checkpoints
+        if root is None:
+            raise ConfigError(
+                f"streams need a folder to keep how far they are, which catalog {self.lakehouse.catalog} is not: name "
+                "one under `lakehouse.checkpoints`"
+            )
+        return f"{root.rstrip('/')}/{name}"
+
+    def optimize(self, table: str, run_id: str) -> Optimized:
+        """Merge small files and order rows by the contract's `cluster_by`; no row changes, older versions stay.
+
+        Safe beside writers: a lost race is tried again. Nothing is done right after another such commit.
+        Raises DataError when the table does not exist, ConflictError when other writers won every race.
+        """
+        if self._schema(table) is None:
+            raise DataError(self._absent(table))
+        newest, before, removed = self._history(table, 1).select("operation").collect(), self._detail(table), 0
+        if newest[0]["operation"] != "OPTIMIZE":
+            # A table with liquid clusters knows its columns; any other takes their names each time.
+            contract = contract_of(table)
+            order = () if contract is None or before["clusteringColumns"] else contract.cluster_by
+            order = tuple(name for name in order if name not in before["partitionColumns"])
+            by = f" ZORDER BY ({', '.join(order)})" if order else ""
+            query = f"OPTIMIZE {self._place.reference(table)}{by}"
+            told = _retried(lambda: self.spark.sql(query).select("metrics.*").collect(), _Write(table, run_id))
+            removed = told[0]["numFilesRemoved"]
+        after = self._detail(table)
+        files, sizes = ((before[of], after[of]) for of in ("numFiles", "sizeInBytes"))
+        return Optimized(table, self.version(table), files, sizes, done=removed > 0)
+
+    def _detail(self, table: str) -> Row:
+        names = ("numFiles", "sizeInBytes", "clusteringColumns", "partitionColumns")
+        return self.spark.sql(f"DESCRIBE DETAIL {self._place.reference(table)}").select(*names).collect()[0]
+
+    def _fitted(
+        self, table: str, frame: DataFrame, run_id: str, stored: StructType | None, new: Sequence[str] = ()
+    ) -> DataFrame:
         if not run_id or not isinstance(run_id, str):
             raise ConfigError(f"run id {run_id!r} for table {table} must be a text that is not empty")
         for column in frame.columns:
             checked_name(column, f"column of table {table}")
         frame = frame.withColumn(RUN_ID, F.lit(run_id))
+        for name in new:
+            comment = f"{ADDED}{run_id} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            frame = frame.withMetadata(name, {"comment": comment})
+        added = added_columns(stored)
+        absent = {f.name: F.lit(None).cast(f.dataType) for f in added if f.name not in frame.columns}
+        frame = frame.withColumns(absent) if absent else frame
         contract = contract_of(table)
-        return frame if contract is None else conform(frame, contract)
+        if contract is None:
+            return frame
+        return conform(frame, with_columns(contract, [*added, *(frame.schema[name] for name in new)]))
 
     def _commit(self, call: _Write, frame: DataFrame, new: bool) -> None:
         created = self._create(call, frame.schema) if new else {}
@@ -220,7 +314,7 @@ def _checked(table: str) -> str:
     return table
 
 
-def _same_columns(table: str, have: StructType, want: StructType) -> None:
+def _same_columns(table: str, have: StructType, want: Iterable[StructField]) -> None:
     """Refuse a changed schema: a column that appears, vanishes or changes its type is a decision, not an accident."""
     mine = {column.name: column.dataType.simpleString() for column in have}
     stored = {column.name: column.dataType.simpleString() for column in want}
@@ -240,7 +334,7 @@ def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
     )
 
 
-def _retried(save: Callable[[], None], call: _Write) -> None:
+def _retried(save: Callable[[], Any], call: _Write) -> Any:
     """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost."""
     for attempt in range(ATTEMPTS):
         try:

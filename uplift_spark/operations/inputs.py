@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyspark.errors import AnalysisException, PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.streaming import DataStreamReader
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.lake.casts import UNREAD
@@ -24,8 +25,11 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.sources import sha256
 from uplift_spark.vocabulary import DataError
 
-SOURCE = "__source"  # becomes the column source of the table loaded into
+# What rows bring beside their cells: it becomes the column source; when they arrived.
+SOURCE, ARRIVED = "__source", "__arrived"
 TEXTS = ("csv", "json")
+
+AnyReader = DataFrameReader | DataStreamReader
 
 _KEY = 16  # hexadecimal digits of an identity
 _FILE = "__file"
@@ -57,12 +61,16 @@ class File:
 
 @dataclass(frozen=True)
 class DeltaVersion:
-    """A Delta table at its newest version. `reference` is what SQL takes, `key` tells the table wherever it lies."""
+    """A Delta table at its newest version. `reference` is what SQL takes, `key` tells the table wherever it lies.
+
+    feed  whether it keeps a change data feed
+    """
 
     given: str
     reference: str
     version: int
     key: str
+    feed: bool = False
 
     @property
     def source(self) -> str:
@@ -124,13 +132,14 @@ def find_delta(lake: Lake, given: str) -> DeltaVersion:
         reference = ".".join(f"`{part}`" for part in given.split("."))
     no_delta = f"{given} is no Delta table: correct --from, or --format if it holds other files"
     try:
-        named = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id").collect()[0]["id"]
+        told = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id", "properties").collect()[0]
         newest = lake.spark.sql(f"DESCRIBE HISTORY {reference} LIMIT 1").select("version").collect()[0]["version"]
     except AnalysisException as error:
         raise DataError(no_delta) from error
-    if named is None:  # a folder of other files
+    if told["id"] is None:  # a folder of other files
         raise DataError(no_delta)
-    return DeltaVersion(given, reference, int(newest), _digest(named))
+    feed = (told["properties"] or {}).get("delta.enableChangeDataFeed") == "true"
+    return DeltaVersion(given, reference, int(newest), _digest(told["id"]), feed)
 
 
 def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame:
@@ -153,6 +162,12 @@ def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame
     return rows.withColumn(SOURCE, F.lit(table.source))
 
 
+def open_delta(reader: AnyReader, table: DeltaVersion) -> DataFrame:
+    """The table through a reader, or a reader of streams, that carries options."""
+    path = re.fullmatch(r"delta\.`(.*)`", table.reference)
+    return reader.format("delta").load(path.group(1).replace("``", "`")) if path else reader.table(table.reference)
+
+
 def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> set[str]:
     """Keys of those files whose rows other runs have added to `table`."""
     if not lake.exists(table):
@@ -166,9 +181,13 @@ def known_version(lake: Lake, target: str, table: DeltaVersion, run_id: str) -> 
     """The newest version of a Delta table whose rows other runs have added to `target`."""
     if not lake.exists(target):
         return None
-    version = F.regexp_extract("source", f"@([0-9]+)#{table.key}$", 1).try_cast("bigint")
-    found = _of_others(lake, target, run_id).agg(F.max(version).alias("version")).collect()[0]["version"]
+    found = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
     return None if found is None else int(found)
+
+
+def version_of(table: DeltaVersion) -> Column:
+    """The version of `table` that a row's source names; null of rows from elsewhere."""
+    return F.regexp_extract("source", f"@([0-9]+)#{table.key}$", 1).try_cast("bigint")
 
 
 def _of_others(lake: Lake, table: str, run_id: str) -> DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -11,14 +11,24 @@ from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType, TimestampType
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DoubleType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
+)
 
 from uplift_spark.flow.clock import instant, moment
 from uplift_spark.lake.casts import UNREAD, fits, numbers_or_text, read_cells
-from uplift_spark.lake.checks import FAULTS, INGESTED_AT, entry
+from uplift_spark.lake.checks import ADDED, FAULTS, INGESTED_AT, added_columns, entry, with_columns
 from uplift_spark.lake.contracts import RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.inputs import (
+    ARRIVED,
     SOURCE,
     TEXTS,
     find_delta,
@@ -50,6 +60,7 @@ class Load:
     source    a file or folder; for the format delta also `schema.table` of the lakehouse or `catalog.schema.table`
     known_at  the source's column that says when a row was known; None: its column known_at, else the arrival
     historic  rows were known when they happened
+    new_columns  columns of the source that the table gets if it has them not; rows need not have them
 
     Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
     """
@@ -59,6 +70,7 @@ class Load:
     format: str
     known_at: str | None = None
     historic: bool = False
+    new_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)
@@ -76,6 +88,11 @@ class Load:
             raise ConfigError("--known-at and --historic contradict each other: give one of the two")
         if (self.known_at is not None or self.historic) and _KNOWN_AT not in contract.columns.fieldNames():
             raise ConfigError(f"rows of {self.table} have no known_at: leave --known-at and --historic out")
+        taken = {name.lower() for name in (*contract.columns.fieldNames(), self.known_at or "")}
+        for name in self.new_columns:
+            # Delta and the checks here keep names that begin with an underscore for themselves.
+            if checked_name(name, "--new-column").startswith("_") or name.lower() in taken:
+                raise ConfigError(f"--new-column {name!r} is taken: choose a name that {self.table} has not")
 
     @property
     def contract(self) -> Contract:
@@ -107,19 +124,24 @@ def arrivals(load: Load, lake: Lake, run_id: str | None, say: Say) -> Arrivals:
     say(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
     if not parts:
         return Arrivals(run_id, None, None, {}, details)
-    wanted = _wanted(load, lake, parts)
-    text = load.format in TEXTS
+    wanted = wanted_columns(load, lake, parts)
     for where, frame in parts:
-        _refuse_misfits(load, where, _given(frame), wanted, text)
-    arrived = _arrival(lake, load.table, run_id)
-    read = [_stamped(load, frame, wanted, arrived) for _, frame in parts]
-    rows = _without_known_keys(load, lake, reduce(DataFrame.unionByName, read), run_id)
-    good, rejected = check(rows, load.contract)
+        refuse_misfits(load, where, frame, wanted)
+    arrived = instant(_arrival(lake, load.table, run_id))
+    read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
+    rows = without_known_keys(load, lake, reduce(DataFrame.unionByName, read), run_id)
+    good, rejected = check(rows, with_columns(load.contract, wanted))
     rejected = _not_yet_quarantined(load, lake, rejected, run_id)
-    refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
-    for rule, n in sorted(refused.items()):
+    refused = count_by_rule(rejected)
+    for rule, n in refused.items():
         say(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     return Arrivals(run_id, good, rejected if refused else None, refused, details)
+
+
+def count_by_rule(rejected: DataFrame) -> dict[str, int]:
+    """{rule: rows}, sorted, of rows in the shape of bronze.quarantine."""
+    counts = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
+    return dict(sorted(counts.items()))
 
 
 def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
@@ -147,38 +169,57 @@ def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, d
     return run, [(load.source, read_delta(lake, table, before))], details
 
 
-def _wanted(load: Load, lake: Lake, parts: Parts) -> StructType:
-    """The columns a source gives, attributes of a profile included: as stored, else by what the rows hold."""
+def wanted_columns(load: Load, lake: Lake, parts: Parts) -> StructType:
+    """The columns a source gives, a profile's attributes and new columns included: as stored, else by the rows."""
     contract = load.contract
     wanted = StructType([field for field in contract.columns if field.name not in _STAMPS])
-    if not contract.open:
-        return wanted
     taken = {*contract.columns.fieldNames(), load.known_at}
-    if lake.exists(load.table):
-        extra = [field for field in lake.read(load.table).schema if field.name not in taken]
-        return StructType([*wanted, *(StructField(field.name, field.dataType) for field in extra)])
+    stored = lake.read(load.table).schema if lake.exists(load.table) else None
+    if stored is not None:
+        more = stored if contract.open else added_columns(stored)
+        extra = [field for field in more if field.name not in taken]
+        wanted = StructType([*wanted, *extra])
+        taken |= set(stored.fieldNames())
+    asked = [name for name in load.new_columns if name not in taken]
+    found = _found(load, parts, None if contract.open and stored is None else asked, taken)
+    optional = {"comment": ADDED}
+    more = [StructField(n, kind, metadata=optional if n in asked else {}) for n, kind in found.items()]
+    # What no part has is required, and so refused as lacking.
+    return StructType([*wanted, *more, *(StructField(n, StringType()) for n in asked if n not in found)])
+
+
+def _found(load: Load, parts: Parts, names: Sequence[str] | None, taken: Collection[str | None]) -> dict[str, DataType]:
+    """{name: type} of the parts' columns beyond `taken`, or of those in `names`."""
     found: dict[str, DataType] = {}
     for _, frame in parts:
-        given = [field for field in _given(frame) if field.name not in taken]
+        given = [f for f in _given(frame) if f.name not in taken and (names is None or f.name in names)]
         for field in given:
             checked_name(field.name, f"column of table {load.table}")
         if load.format in TEXTS:
             kinds = numbers_or_text(frame, [field.name for field in given])
         else:
-            kinds = {f.name: f.dataType if isinstance(f.dataType, StringType) else DoubleType() for f in given}
+            kinds = {field.name: _kept(field.dataType, load.contract.open) for field in given}
         found.update({name: kind for name, kind in kinds.items() if not isinstance(found.get(name), StringType)})
-    return StructType([*wanted, *(StructField(name, kind) for name, kind in found.items())])
+    return found
+
+
+def _kept(have: DataType, open_: bool) -> DataType:
+    """The type in which a column of the source's own choice is kept; what does not fit it is refused later."""
+    if isinstance(have, StringType) or (isinstance(have, BooleanType | TimestampType) and not open_):
+        return have
+    return TimestampType() if isinstance(have, TimestampNTZType) and not open_ else DoubleType()
 
 
 def _given(frame: DataFrame) -> StructType:
-    return StructType([field for field in frame.schema if field.name not in (SOURCE, UNREAD)])
+    return StructType([field for field in frame.schema if field.name not in (SOURCE, ARRIVED, UNREAD)])
 
 
-def _refuse_misfits(load: Load, where: str, given: StructType, wanted: StructType, text: bool) -> None:
+def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType) -> None:
     """Raise DataError that spells out how the columns of a source differ from those of the table."""
     renamed = _renamed(load)
-    optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,))}
-    have = {field.name: field.dataType for field in given}
+    added = [field.name for field in added_columns(wanted)]
+    optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
+    have = {field.name: field.dataType for field in _given(frame)}
     asked = {renamed.get(field.name, field.name): field for field in wanted}
     if load.historic and _KNOWN_AT in have:
         raise ConfigError(f"{where} has a column known_at itself: leave --historic out, or the column")
@@ -187,14 +228,15 @@ def _refuse_misfits(load: Load, where: str, given: StructType, wanted: StructTyp
     retyped = [
         f"column {name} is {have[name].simpleString()}, not {field.dataType.simpleString()}"
         for name, field in asked.items()
-        if name in have and not fits(have[name], field.dataType, text)
+        if name in have and not fits(have[name], field.dataType, load.format in TEXTS)
     ]
     wrong = [f"it lacks {', '.join(missing)}"] if missing else []
     wrong += [f"it has unknown {', '.join(unknown)}"] if unknown else []
     if wrong := wrong + retyped:
+        flag = "; `uplift load` with --new-column NAME adds a column to the table" if unknown else ""
         raise DataError(
             f"{where} does not have the columns of {load.table}: {'; '.join(wrong)}; rename, add, cast or drop them in "
-            f"the source (source, run_id and ingested_at are set by the load)"
+            f"the source (source, run_id and ingested_at are set by the load){flag}"
         )
 
 
@@ -202,13 +244,16 @@ def _renamed(load: Load) -> dict[str, str]:
     return {_KNOWN_AT: load.known_at} if load.known_at else {}
 
 
-def _stamped(load: Load, frame: DataFrame, wanted: StructType, arrived: datetime) -> DataFrame:
-    """Rows of one part with all columns of the table but run_id, and what `check` needs beside them."""
-    rows = read_cells(frame, wanted, _renamed(load), SOURCE)
+def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) -> DataFrame:
+    """Rows with all columns of the table but run_id, and what `check` needs beside them.
+
+    frame  the source's columns, SOURCE, and ARRIVED: when a row was known that does not say so itself
+    """
+    rows = read_cells(frame, wanted, _renamed(load), SOURCE, ARRIVED)
     absent = {field.name: F.lit(None).cast(field.dataType) for field in wanted if field.name not in rows.columns}
     if _KNOWN_AT in absent:
-        absent[_KNOWN_AT] = _happened(load.contract) if load.historic else instant(arrived)
-    return rows.withColumns({**absent, INGESTED_AT: instant(arrived)}).withColumnRenamed(SOURCE, "source")
+        absent[_KNOWN_AT] = _happened(load.contract) if load.historic else F.col(ARRIVED)
+    return rows.withColumns({**absent, INGESTED_AT: taken_in}).drop(ARRIVED).withColumnRenamed(SOURCE, "source")
 
 
 def _happened(contract: Contract) -> Column:
@@ -229,7 +274,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
     return datetime.now(UTC)
 
 
-def _without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
+def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
     """Rows whose key other runs have added get a fault: a unit is assigned once per experiment."""
     key: Sequence[str] = load.contract.unique
     if not key or not lake.exists(load.table):

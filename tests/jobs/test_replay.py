@@ -1,0 +1,122 @@
+"""Quarantined rows, repaired and replayed: each once, even those that are alike, and quarantine as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uplift_spark.config import Config, RolesConf, Simulation
+from uplift_spark.jobs import load, replay
+from uplift_spark.lake.digest import digest
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.loading import Load
+from uplift_spark.operations.replaying import Replay
+from uplift_spark.operations.runs import JobResult
+from uplift_spark.vocabulary import ConfigError, DataError
+
+CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
+LINES = """unit_id,event,value,occurred_at,known_at
+a,order,"1,5",2024-01-02T09:30:00Z,2024-01-03
+a,order,"1,5",2024-01-02T09:30:00Z,2024-01-03
+b,order,"2,5",2024-01-02T09:30:00Z,
+,order,1,2024-01-02T09:30:00Z,
+c,order,1,yesterday,
+d,order,1
+"""
+
+
+def loaded(lake: Lake, path: Path, lines: str, table: str = "bronze.event", **how: Any) -> JobResult:
+    path.write_text(lines)
+    return load.run(CONF, lake, load=Load(table, str(path), "csv", **how))
+
+
+def replayed(lake: Lake, *repairs: str, table: str = "bronze.event", rule: str | None = None) -> dict[str, Any]:
+    done = replay.run(CONF, lake, replay=Replay.of(table, rule, repairs))
+    return {name: done.details[name] for name in ("replayed", "still_broken", "already_replayed")}
+
+
+def test_each_row_is_replayed_once_and_quarantine_stays(lake: Lake, tmp_path: Path) -> None:
+    loaded(lake, tmp_path / "events.csv", LINES)
+    before = digest(lake.read("bronze.quarantine"), lake.read("bronze.quarantine").columns)
+    arrived = lake.read("bronze.quarantine").agg({"ingested_at": "max"}).collect()[0][0]
+    comma = "value=replace(value, ',', '.')"
+    broken = {"occurred_at_readable": 1, "row_readable": 1, "unit_present": 1}
+    assert replayed(lake, comma) == {"replayed": 3, "still_broken": broken, "already_replayed": 0}
+    rows = {row["source"]: row for row in lake.read("bronze.event").collect()}
+    assert len(rows) == 3 and all(source.startswith("quarantine#") and len(source) == 27 for source in rows)
+    assert sorted((row["unit_id"], row["value"]) for row in rows.values()) == [("a", 1.5), ("a", 1.5), ("b", 2.5)]
+    for row in rows.values():
+        assert str(row["known_at"]) == "2024-01-03 00:00:00" if row["unit_id"] == "a" else row["known_at"] == arrived
+        assert row["ingested_at"] > arrived
+    assert replayed(lake, comma) == {"replayed": 0, "still_broken": broken, "already_replayed": 3}
+    lines = "unit_id=coalesce(nullif(unit_id, ''), split(__unread, ',')[0], 'x')"
+    fixed = (comma, lines, "occurred_at=nullif(occurred_at, 'yesterday')")
+    left = {"occurred_at_present": 1, "event_present": 1}
+    again = replayed(lake, *fixed)
+    assert (again["replayed"], again["already_replayed"]) == (1, 3) and set(again["still_broken"]) == set(left)
+    assert lake.read("bronze.event").count() == 4
+    kept = lake.read("bronze.quarantine")
+    assert (lake.version("bronze.quarantine"), digest(kept, kept.columns)) == (0, before)
+
+
+def test_keys_that_are_there_already_stay_where_they_are(lake: Lake, tmp_path: Path) -> None:
+    header = "unit_id,experiment,treatment,assigned_at,propensity\n"
+    bad = "a,shop,,2024-01-01,\nb,shop,,2024-01-01,\n,shop,mail,2024-01-01,\n"
+    loaded(lake, tmp_path / "1.csv", header + bad, "bronze.assignment")
+    loaded(lake, tmp_path / "2.csv", header + "a,shop,mail,2024-01-01,\n", "bronze.assignment")
+    done = replayed(lake, "treatment='none'", table="bronze.assignment", rule="treatment_present")
+    assert done == {"replayed": 1, "still_broken": {"repeated": 1}, "already_replayed": 0}
+
+
+def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> None:
+    lines = "unit_id,event,occurred_at,seen\na,order,2024-01-02,tomorrow\n"
+    loaded(lake, tmp_path / "events.csv", lines, known_at="seen")
+    with pytest.raises(DataError, match=r"fields seen, which are no columns of bronze\.event: use each in a repair"):
+        replayed(lake)
+    assert replayed(lake, "known_at=replace(seen, 'tomorrow', '2024-01-03')")["replayed"] == 1
+    for wrong, said in {
+        "max(value)": "no expression over the row's fields",
+        "explode(array(1, 2))": "no expression",
+        "nothing": "no expression over the row's fields event, occurred_at, seen, unit_id",
+        "a, b": "no expression",
+        "(1": "no expression",
+    }.items():
+        with pytest.raises(ConfigError, match=said) as caught:
+            replayed(lake, f"value={wrong}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="column value is decimal"):
+        replayed(lake, "value=1.5BD", "known_at=seen")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["`value`", "1; DROP TABLE x", "1 -- so", "1 /* so */", "1\n", "", "(SELECT max(x) FROM t)", "exists(FROM t)",
+     "sum(x) OVER ()", "(TABLE t)", "( from t |> limit 1)"],
+)  # fmt: skip
+def test_repairs_are_single_expressions_over_the_row(expression: str) -> None:
+    with pytest.raises(ConfigError, match="must be one SQL expression over the row's fields"):
+        Replay.of("bronze.event", None, [f"value={expression}"])
+
+
+def test_repairs_say_their_column() -> None:
+    assert Replay.of("bronze.event", None, ["value=a = 'select'"]).repairs == (("value", "a = 'select'"),)
+    for wrong in ("value", "value==1", "a b=1"):
+        with pytest.raises(ConfigError, match=r"must look like COLUMN=SQL|not a plain name"):
+            Replay.of("bronze.event", None, [wrong])
+    with pytest.raises(ConfigError, match="twice"):
+        Replay.of("bronze.event", None, ["a=1", "a=2"])
+    with pytest.raises(ConfigError, match="no raw table"):
+        Replay.of("gold.x", None, [])
+
+
+def test_lines_of_trials_are_sent_back_to_ingest(lake: Lake) -> None:
+    row = """SELECT 'bronze.assignment' AS source_table, 'treatment_present' AS rule, 'none' AS reason,
+        'x.csv' AS source,
+        '{"unit_id":"a","treatment":null,"_row":3}' AS row, 'shop' AS experiment, now() AS ingested_at"""
+    lake.write("bronze.quarantine", lake.spark.sql(row), "r1")
+    with pytest.raises(DataError, match=r"1 quarantined rows .* are lines of a trial's file: correct the file"):
+        replayed(lake, table="bronze.assignment")
+    assert replayed(lake, table="bronze.event") == {"replayed": 0, "still_broken": {}, "already_replayed": 0}
+    assert lake.tables() == ["bronze.quarantine"]

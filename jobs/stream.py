@@ -17,7 +17,7 @@ from uplift_spark.operations.streaming import append, refused, streams
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
     """Add what the table has not; a source that does not fit the table is refused before any write."""
     new = streams(load, lake, run_id, say)
-    written = {part.table: append(lake, part, new.run_id) for part in new.parts}
+    written = {part.table: append(lake, new, part) for part in new.parts}
     rejected = refused(lake, load, new)
     for rule, n in rejected.items():
         say(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")

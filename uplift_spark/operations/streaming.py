@@ -32,11 +32,10 @@ from uplift_spark.operations.loading import (
     stamped,
     wanted_columns,
 )
-from uplift_spark.operations.runs import Say, derive_run_id
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
+from uplift_spark.operations.runs import Say, derive_run_id, silent
+from uplift_spark.vocabulary import ConfigError, DataError
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"
-_UPDATED = "rows of the source were updated while it was read"
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,14 @@ class Streams:
     """The rejected rows' stream and the good rows', to run in this order, but for those with nothing to come.
 
     source  the table read, at the version that was its newest
+    known   newest version whose good rows were in the table before, -1 for none
     since   newest version whose rejected rows were in quarantine before, -1 for none
     """
 
     run_id: str
     parts: tuple[Stream, ...]
     source: DeltaVersion
+    known: int
     since: int
     details: dict[str, Any]
 
@@ -89,17 +90,16 @@ def streams(load: Load, lake: Lake, run_id: str | None, say: Say) -> Streams:
     if good < table.version:
         fit, _ = check(stamped(load, _inserts(lake, table, good, good), wanted, F.current_timestamp()), contract)
         parts.append(Stream(load.table, fit, f"{state}/good"))
-    return Streams(run_id, tuple(parts), table, rejected, details)
+    return Streams(run_id, tuple(parts), table, good, rejected, details)
 
 
-def append(lake: Lake, part: Stream, run_id: str) -> Written:
-    """Run one stream to its end. Raises ConflictError when the source was updated meanwhile, or like `Lake.stream`."""
+def append(lake: Lake, done: Streams, part: Stream) -> Written:
+    """Run one stream to its end. Raises DataError when the source was updated meanwhile, or like `Lake.stream`."""
     try:
-        return lake.stream(part.table, part.rows, run_id, part.checkpoint)
-    except Exception as error:  # what fails in a task has no type of its own
-        if f"[USER_RAISED_EXCEPTION] {_UPDATED}" not in str(error):
-            raise
-        raise ConflictError(f"{_UPDATED}, for {part.table}: run it again, and it says what to do") from error
+        return lake.stream(part.table, part.rows, done.run_id, part.checkpoint)
+    except Exception:  # what failed in a task is not in the error: the feed tells whether it was an update
+        _ignored(lake, find_delta(lake, done.source.given), done.known, silent)
+        raise
 
 
 def refused(lake: Lake, load: Load, done: Streams) -> dict[str, int]:
@@ -162,7 +162,7 @@ def _inserts(lake: Lake, table: DeltaVersion, known: int, settled: int) -> DataF
     change, version = F.col(_CHANGE), F.col(_VERSION)
     updated = change.startswith("update") & (version > settled)
     inserted = (change == "insert") & (version > known)
-    rows = rows.where(F.when(updated, F.raise_error(F.lit(_UPDATED)).cast("boolean")).otherwise(inserted))
+    rows = rows.where(F.when(updated, F.raise_error(F.lit("updated")).cast("boolean")).otherwise(inserted))
     source = F.concat(F.lit(f"{table.given}@"), version, F.lit(f"#{table.key}"))
     rows = rows.withColumns({SOURCE: source, ARRIVED: F.col(_TIME)})
     return rows.drop(_CHANGE, _VERSION, _TIME)

@@ -64,6 +64,17 @@ def test_weights_and_clusters_agree_too(spark, frame):
     assert forest.fit(spark.createDataFrame(extra), roles).to_bytes() == forest.fit(extra, roles).to_bytes()
 
 
+def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):
+    roles = ordered_roles(more_outcomes=("spent",))
+    model = CausalForest(**SMALL, n_buckets=4).fit(frame, roles)
+    rest = frame["unit"] > "u000041"
+    assert (~rest).sum() == 42
+    less = model.estimate(on_spark.where("unit > 'u000041'"))
+    assert less.to_bytes() == model.estimate(frame[rest]).to_bytes() != model.to_bytes()
+    with pytest.raises(DataError, match="has no row of 5%"):
+        model.estimate(on_spark.where("arm <> '5%'"))
+
+
 def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
     model = CausalForest(**SMALL).fit(frame, ordered_roles(more_outcomes=("spent",)))
     for outcome in (None, "spent"):

@@ -19,14 +19,19 @@ import pyarrow as pa
 from uplift_spark.causal import defaults
 from uplift_spark.causal.binning import fit_bins
 from uplift_spark.causal.criteria import default_criterion
+from uplift_spark.causal.estimation import (
+    Baselines,
+    encoded_sample,
+    estimate,
+    facts_of,
+    sample_limit,
+    sampled,
+)
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.grower import grow_tree
-from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, halves_of, mix, mix_all, unit_hashes
-from uplift_spark.causal.kernels import accumulate, expected_outcomes
-from uplift_spark.causal.levels import share_levels
+from uplift_spark.causal.hashing import SAMPLE, TREE, growth_rows, mix, mix_all
 from uplift_spark.causal.nodes import leaf_word
 from uplift_spark.causal.nuisance import Baseline, fit_baseline
-from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -42,11 +47,10 @@ from uplift_spark.causal.rows import (
     summarise,
 )
 from uplift_spark.causal.splits import Limits
-from uplift_spark.causal.structure import Structure, Tree, assemble, frozen
-from uplift_spark.vocabulary import ConfigError, DataError, Roles
+from uplift_spark.causal.structure import Tree, assemble
+from uplift_spark.vocabulary import ConfigError, Roles
 
 Say = Callable[[str], None]
-Baselines = tuple[Baseline | None, ...]  # per outcome
 SILENCE = 10.0  # seconds without a word of progress, at most, while trees grow
 BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so,
 SURE = 3.0  # by this many standard deviations of what chance shows
@@ -74,17 +78,6 @@ class Params:
     debias: bool = True
 
 
-def sample_limit(rows: int, n_features: int) -> np.uint64:
-    """Hash bound below which a unit joins the sample that fixes bins and leaf size; all of them when rows are few."""
-    wanted = defaults.sample_rows(n_features)
-    return np.uint64(2**64 - 1) if rows <= wanted else np.uint64(int(wanted / rows * 2.0**64))
-
-
-def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.uint64) -> np.ndarray:
-    """Mask of the sample's rows, by hash of the unit: bool [n]."""
-    return mix_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE) <= limit
-
-
 def make_plan(
     summary: Summary, sample: pa.Table, roles: Roles, params: Params, threads: int = 1
 ) -> tuple[Plan, Baselines, Encoded]:
@@ -109,9 +102,7 @@ def make_plan(
         weighted_by_propensity=summary.weighted_by_propensity,
         debias=params.debias,
     )
-    rows = encode(sample, draft, threads=threads)
-    # Canonical order: floating sums over the sample must not depend on how it was collected.
-    rows = rows.take(np.argsort(rows.unit, kind="stable"))
+    rows = encoded_sample(sample, draft, threads)
     baselines = _baselines(rows, draft) if params.centre else (None,) * len(roles.outcomes)
     rows = centred(rows, draft, baselines, threads)
     criterion, signal = _criterion(rows, draft, summary.rows, params.criterion)
@@ -257,79 +248,6 @@ def grow_one(
     return grow_tree(columns, work, defaults.shape_of(plan), limits, seed, known)
 
 
-def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
-    """Zero leaf sums of m outcomes, int64 [leaves, K, 1 + 2m]."""
-    return np.zeros((structure.n_leaves, len(plan.levels), 1 + 2 * len(plan.roles.outcomes)), np.int64)
-
-
-def add_rows(
-    sums: np.ndarray, rows: Encoded, routes: Routes, plan: Plan, threads: int = 1, corrected: bool = False
-) -> None:
-    """Add rows to the leaves they honestly estimate, in place. Exact: any order, any split of the rows, same sums."""
-    bounds = np.linspace(0, plan.n_trees, threads + 1).astype(int)
-    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
-    given = frozen((rows.bins, rows.level, rows.w, rows.wy, rows.bucket, halves))
-    design = (plan.bag_size, plan.n_buckets, plan.growth_buckets)
-
-    def some_trees(first: int, last: int) -> None:
-        accumulate(routes, given, design, (first, last), corrected, sums)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(some_trees, bounds[:-1], bounds[1:]))
-
-
-def plain_shares(sums: np.ndarray) -> np.ndarray:
-    """What `correct` needs of the plain sums: Σw_k / Σw and Σwy_k / Σw of every outcome, float64 [leaves, K, 1 + m]."""
-    weight = np.maximum(sums[:, :, 0].sum(axis=1), 1)[:, None, None]
-    return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2) / weight
-
-
-def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threads: int = 1) -> Encoded:
-    """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
-
-    Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
-    ("twicing", Tukey 1977; Ghosal & Hooker 2021 for forests): the bias of wide leaves goes down by an order. μ comes
-    from the bags that do not hold the row. values is `plain_shares`.
-    """
-    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
-    expected = np.empty(rows.wy.shape)
-    given, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
-
-    def some_rows(low: int, high: int) -> None:
-        part = tuple(column[low:high] for column in given)
-        expected_outcomes(routes, values, part, plan.bag_size, expected[low:high])
-
-    bounds = np.linspace(0, rows.key.size, threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(some_rows, bounds[:-1], bounds[1:]))
-    # A row about which no tree knows anything stays as it is.
-    missed = rows.wy - np.rint(rows.w[:, None] * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
-    return rows._replace(wy=rows.wy + np.where(np.isnan(expected), 0, missed))
-
-
-def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Structure, plan: Plan) -> dict[str, Any]:
-    """What training found; DataError if units repeat or no bucket could grow a tree."""
-    duplicates = sum(status.get("duplicates", 0) for status in statuses)
-    if duplicates:
-        raise DataError(f"column {plan.roles.unit!r} repeats a unit in {duplicates} rows: keep one row per unit")
-    if structure.nodes.size == 0:
-        raise DataError(
-            f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
-        )
-    ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
-    facts = {"rows": summary.rows, "level_rows": dict(summary.levels), "outcome_range": ranges}
-    return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
-
-
-def finished(
-    plan: Plan, structure: Structure, sums: np.ndarray, facts: Mapping[str, Any], baselines: Baselines, bins: np.ndarray
-) -> Forest:
-    """The forest of these parts; in each outcome, levels learn from each other at rows like `bins`, uint8 [n, p]."""
-    forest = Forest(plan, structure, sums, facts, baselines[0], None, tuple((one, None) for one in baselines[1:]))
-    mix, *mixes = [share_levels(forest.of(name), bins).mix for name in plan.roles.outcomes]
-    return replace(forest, mix=mix, more=tuple(zip(baselines[1:], mixes, strict=True)))
-
-
 def _grow_all(rows: Encoded, plan: Plan, baselines: Baselines, threads: int, say: Say) -> list[tuple[list[Tree], dict]]:
     """`grow_bucket` of every bucket, as many at a time as there are threads."""
     order = np.argsort(rows.bucket, kind="stable")
@@ -371,12 +289,7 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = facts_of(summary, [status for _, status in grown], structure, plan)
     say(f"estimating {structure.n_leaves:,} leaves")
-    sums, routes = empty_sums(structure, plan), structure.routes
-    add_rows(sums, rows, routes, plan, threads)
-    if plan.debias:
-        rows = correct(rows, routes, plain_shares(sums), plan, threads)
-        add_rows(sums, rows, routes, plan, threads, corrected=True)
-    return finished(plan, structure, sums, facts, baselines, planning)
+    return estimate(rows, (plan, structure, baselines), facts, planning, threads)
 
 
 def describe(plan: Plan) -> Mapping[str, Any]:

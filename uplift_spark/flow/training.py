@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,20 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from uplift_spark.causal.estimation import (
+    Baselines,
+    add_rows,
+    correct,
+    empty_sums,
+    facts_anew,
+    facts_of,
+    finished,
+    grown_parts,
+    plain_shares,
+    sample_bins,
+    sample_limit,
+    sampled,
+)
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.rows import (
     Encoded,
@@ -30,22 +45,7 @@ from uplift_spark.causal.rows import (
     summarise,
 )
 from uplift_spark.causal.structure import Structure, Tree, assemble
-from uplift_spark.causal.training import (
-    Baselines,
-    Params,
-    Say,
-    add_rows,
-    correct,
-    empty_sums,
-    facts_of,
-    finished,
-    grow_bucket,
-    make_plan,
-    merge_statuses,
-    plain_shares,
-    sample_limit,
-    sampled,
-)
+from uplift_spark.causal.training import Params, Say, grow_bucket, make_plan, merge_statuses
 from uplift_spark.flow.progress import watched
 from uplift_spark.vocabulary import Roles
 
@@ -56,10 +56,7 @@ WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a smal
 
 def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
-    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
-    check_columns(kinds, roles.columns, roles.features)
-    check_parts(kinds, roles)
-    rows = frame.select(*(f"`{column}`" for column in roles.columns))
+    rows = _checked(frame, roles)
     summary = summary_of(rows, roles)
     check_summary(summary, roles)
     plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
@@ -68,15 +65,42 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     with watched(frame.sparkSession, say):
         structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
     facts = facts_of(summary, statuses, structure, plan)
-    say(f"estimating {structure.n_leaves:,} leaves from {summary.rows:,} rows")
+    return _estimate(rows, (plan, structure, baselines), facts, planning.bins, say)
+
+
+def estimate_frame(frame: DataFrame, forest: Forest, say: Say = lambda _: None) -> Forest:
+    """The forest's trees estimated anew from a Spark frame alone: four map-only passes over its rows, no tree is grown.
+
+    See `UpliftModel.estimate`. Raises DataError if rows break the rules or a level of the forest has none.
+    """
+    rows = _checked(frame, forest.roles)
+    summary = summary_of(rows, forest.roles)
+    facts = facts_anew(forest, summary)
+    sample = sample_of(rows, forest.roles, forest.plan.seed, summary.rows)
+    return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), say)
+
+
+def _checked(frame: DataFrame, roles: Roles) -> DataFrame:
+    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    check_columns(kinds, roles.columns, roles.features)
+    check_parts(kinds, roles)
+    return frame.select(*(f"`{column}`" for column in roles.columns))
+
+
+def _estimate(
+    rows: DataFrame, grown: tuple[Plan, Structure, Baselines], facts: dict[str, Any], bins: np.ndarray, say: Say
+) -> Forest:
+    """`causal.training.estimate` on Spark."""
+    plan, structure, baselines = grown
+    say(f"estimating {structure.n_leaves:,} leaves from {facts['rows']:,} rows")
     encoded = encoded_rows(rows, plan, baselines)
-    with watched(frame.sparkSession, say):
+    with watched(rows.sparkSession, say):
         sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
         say("correcting for the bias of wide leaves")
-        with watched(frame.sparkSession, say):
+        with watched(rows.sparkSession, say):
             sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
-    return finished(plan, structure, sums, facts, baselines, planning.bins)
+    return finished(plan, structure, sums, facts, baselines, bins)
 
 
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:

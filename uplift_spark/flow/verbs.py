@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest, load_forest
 from uplift_spark.causal.rows import check_columns
 from uplift_spark.causal.training import Params, Say, fit_table
@@ -63,6 +64,20 @@ class UpliftModel:
         columns = (self.roles.unit, *self.roles.features)
         table = _arrow(frame, columns)
         return forest.effect_table(table, os.cpu_count() or 1).to_pandas()
+
+    def estimate(self, frame: Frame, say: Say = _quiet) -> UpliftModel:
+        """The same trees with leaf sums, bias correction and levels' shares from the rows of `frame` alone (R1.7).
+
+        With the rows it was trained on it is the same model, byte for byte; without some of them it is the model whose
+        sums never saw these. Plain sums are a subtraction, but the correction of a row's outcome rests on all sums, so
+        all rows are read once more. What shaped the trees stays: bins, splits, the baselines outcomes are centred by.
+        Raises DataError on bad rows, and when a level has none.
+        """
+        if _is_spark(frame):
+            from uplift_spark.flow.training import estimate_frame
+
+            return UpliftModel(estimate_frame(frame, self.forest, say))
+        return UpliftModel(estimate_table(_arrow(frame, self.roles.columns), self.forest))
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""

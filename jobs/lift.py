@@ -16,7 +16,7 @@ from uplift_spark.flow.pictures import write_pictures
 from uplift_spark.flow.summary import caveats, lift_summary
 from uplift_spark.flow.truth import against_truth
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import check_unseen, holdout_of, last_scored, setup_of, true_effects
+from uplift_spark.operations.evaluation import check_unseen, holdout_of, last_scored, readable, setup_of, true_effects
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
 from uplift_spark.vocabulary import EnvironmentProblem
@@ -30,7 +30,8 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     unseen = check_unseen(config, lake, registry, scored)
     say(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
     holdout, scores, truth = holdout_of(config, lake, scored), scored.scores(lake), true_effects(config, lake)
-    evaluation = evaluate(holdout, scores, setup_of(config))
+    with readable(config, scored):
+        evaluation = evaluate(holdout, scores, setup_of(config))
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
     model = {"model_version": scored.model_version}

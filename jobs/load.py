@@ -17,7 +17,7 @@ from uplift_spark.operations.runs import JobResult, Say, silent
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
     """Add what no run has added before; a source that does not fit the table is refused before any write."""
-    new = arrivals(load, lake, run_id, say)
+    new = arrivals(load, lake, run_id, say, config.pseudonym_key)
     if new.good is None:
         say("every row is there already: other runs added them")
         return JobResult.of("load", new.run_id, **new.details, good=0, rejected={})

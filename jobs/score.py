@@ -13,7 +13,7 @@ from uplift_spark.flow.scoring import score
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.registry import CHAMPION, Registry
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
-from uplift_spark.vocabulary import DataError
+from uplift_spark.vocabulary import ConfigError, DataError
 
 TABLE = "gold.uplift_scores"
 
@@ -24,6 +24,11 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     source = f"silver.training_{config.campaign}"
     version = lake.version(source)
     model = registry.find(config.model_name, config.registry.version or CHAMPION)
+    if (current := registry.current(model)).version != model.version:
+        raise ConfigError(
+            f"{model.name} version {model.version} was trained on units erased since: set registry.version to "
+            f"{current.version} or leave it out; run `uplift erase` again if it was killed"
+        )
     run_id = run_id or derive_run_id(
         "score", config, model=[model.name, model.version, model.sha256], data={source: version}
     )

@@ -16,7 +16,7 @@ from uplift_spark.operations.streaming import append, refused, streams
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
     """Add what the table has not; a source that does not fit the table is refused before any write."""
-    new = streams(load, lake, run_id, say)
+    new = streams(load, lake, run_id, say, config.pseudonym_key)
     written = {part.table: append(lake, new, part) for part in new.parts}
     rejected = refused(lake, load, new)
     for rule, n in rejected.items():

@@ -82,11 +82,8 @@ def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert uplift(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [
-        name
-        for name in (*cli.JOBS, "load", "stream", "replay", "optimize", "demo", "sql", "tables")
-        if f"  {name} " not in shown
-    ] == []
+    others = ("load", "stream", "replay", "optimize", "erase", "export", "demo", "sql", "tables")
+    assert [name for name in (*cli.JOBS, *others) if f"  {name} " not in shown] == []
 
 
 def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +134,31 @@ def test_load_says_what_to_load_as_a_command_and_as_a_job_file(
     assert (first.table, first.source, first.format, first.known_at) == ("bronze.event", "in", "csv", "seen")
     assert (second.historic, second.known_at, calls[1]["run_id"]) == (True, None, "r1")
     assert capsys.readouterr().out.count("good: 3") == 2
+
+
+def test_erase_and_export_say_what_to_do(
+    conf: Path, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("erase", "export"):
+
+        def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None, **given: Any) -> JobResult:
+            calls.append(given)
+            return JobResult("any", "any-abc", {}, {"removed": {"bronze.event": 2}})
+
+        module = ModuleType(f"uplift_spark.jobs.{verb}")
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    (tmp_path / "ids").write_text("c\n")
+    asked = ("--unit", "a", "--unit", "b", "--units", tmp_path / "ids", "--purge")
+    assert uplift(monkeypatch, "erase", "--conf", conf, *asked) == 0
+    assert "removed: bronze.event 2" in capsys.readouterr().out
+    assert (calls[0]["erasure"].units, calls[0]["erasure"].purge) == (("a", "b", "c"), True)
+    assert uplift(monkeypatch, "export", "--conf", conf, "--to", tmp_path / "out", "--format", "csv") == 0
+    asked_for = calls[1]["export"]
+    assert (asked_for.to, asked_for.format, asked_for.purpose) == (str(tmp_path / "out"), "csv", None)
+    for wrong in (("erase", "--unit", " "), ("erase",), ("export", "--to", tmp_path)):
+        assert uplift(monkeypatch, *wrong, "--conf", conf) == 1
+    assert len(calls) == 2
 
 
 def test_a_load_that_makes_no_sense_starts_nothing(

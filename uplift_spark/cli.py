@@ -36,14 +36,11 @@ from uplift_spark.operations.printing import (
 from uplift_spark.vocabulary import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from uplift_spark.config import Config, Lakehouse
     from uplift_spark.lake.tables import Lake
     from uplift_spark.operations.runs import Job, JobResult
 
 JOBS = ("ingest", "features", "train", "score", "lift")
-_READING = ("select", "with", "from", "values", "table", "describe", "desc", "show", "explain")
 
 ConfOption = Annotated[Path, typer.Option("--conf", help="The campaign's YAML file.", show_default=False)]
 SetOption = Annotated[
@@ -195,6 +192,34 @@ def optimize(
 
 
 @app.command()
+@_with_asked
+def erase(
+    asked: Asked,
+    unit: Annotated[list[str] | None, typer.Option("--unit", help="Id of a unit; repeatable.")] = None,
+    units: Annotated[Path | None, typer.Option("--units", help="File with one id a line.")] = None,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove what deleted rows left in files and logs.")] = False,
+) -> None:
+    """Units out of every table and out of the models in use."""
+    from uplift_spark.operations.erasure import Erasure
+
+    asked.run("erase", erasure=Erasure.asked(unit, units, purge))
+
+
+@app.command()
+@_with_asked
+def export(
+    asked: Asked,
+    to: Annotated[str, typer.Option("--to", help="Folder to make; must not be there.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "parquet",
+    purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
+) -> None:
+    """The champion's newest scores of units that may be contacted now."""
+    from uplift_spark.operations.export import Export
+
+    asked.run("export", export=Export(to, format_, purpose))
+
+
+@app.command()
 def features(
     conf: ConfOption,
     what: Annotated[str | None, typer.Argument(help="list, describe or stale; without it the job runs.")] = None,
@@ -242,8 +267,7 @@ _job_command("lift", "Lift tables and curves on the hold-out.")
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
     """Run all five jobs and print what came out."""
-    where = _where(conf, set_)
-    _run_jobs(JOBS, conf, set_, None, after=lambda *done: _print_summary(where, *done))
+    _run_jobs(JOBS, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
 
 @app.command()
@@ -257,10 +281,11 @@ def sql(
     """Print the rows of a query over the tables."""
     if format_ not in ("table", "csv"):
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
-    if not query.lstrip(" \n\t(").lower().startswith(_READING):
-        raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
+    from uplift_spark.operations.summary import check_reads, first_rows
+
+    check_reads(query)
     with _lake(_lakehouse(conf, set_)) as lake:
-        rows = _query(lake, query, limit + 1)
+        rows = first_rows(lake, query, limit + 1)
     shown = rows.head(limit)
     if format_ == "csv":
         sys.stdout.write(shown.to_csv(index=False))
@@ -337,16 +362,6 @@ def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResu
     console.print("\nThree queries to try")
     for query in queries_to_try(config, results[-1].run_id):
         console.print(f'{program()} sql{where} "{query}"', soft_wrap=True)
-
-
-def _query(lake: Lake, query: str, limit: int) -> pd.DataFrame:
-    """First `limit` rows; what Spark says about a wrong query becomes one sentence."""
-    from pyspark.errors import PySparkException
-
-    try:
-        return lake.sql(query).limit(limit).toPandas()
-    except PySparkException as error:
-        raise ConfigError(f"the query does not run: {str(error).strip().splitlines()[0]}") from error
 
 
 @contextmanager

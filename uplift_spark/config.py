@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.vocabulary import ConfigError, Roles, checked_name
 
+LEAST_KEY = 16  # bytes
 _STRICT = ConfigDict(extra="forbid")
 _Days = Annotated[float, Field(gt=0, le=3650)]
 
@@ -216,6 +218,34 @@ class Leakage:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Consent:
+    """The gate of exports: the purpose in bronze.consent, and whether units need a grant of it (`required`) or only
+    must not have withdrawn it."""
+
+    purpose: Annotated[str, Field(min_length=1)] = "marketing"
+    required: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Pseudonyms:
+    """Unit ids are replaced at ingest by a hash with the key that the environment variable `key_env` holds."""
+
+    key_env: str
+
+    @property
+    def key(self) -> bytes:
+        """The key; ConfigError when it is missing or shorter than 16 bytes."""
+        key = os.environ.get(self.key_env, "").encode()
+        if len(key) < LEAST_KEY:
+            have = f"has {len(key)} bytes" if key else "is not set"
+            raise ConfigError(
+                f"pseudonyms.key_env names ${self.key_env}, which {have}: set it to a secret of at least "
+                f"{LEAST_KEY} bytes"
+            )
+        return key
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One campaign, from source to lift table."""
 
@@ -232,6 +262,8 @@ class Config:
     lift: Lift = Field(default_factory=Lift)
     features: tuple[Feature, ...] = ()
     leakage: Leakage = Field(default_factory=Leakage)
+    consent: Consent = Field(default_factory=Consent)
+    pseudonyms: Pseudonyms | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")
@@ -274,6 +306,11 @@ class Config:
         wanted = dict.fromkeys([*self.roles.features, *self.lift.segments])
         parts = dict.fromkeys(part for name in wanted if name in known for part in known[name].of or ())
         return tuple(known.get(name, Feature(name)) for name in {**wanted, **parts})
+
+    @property
+    def pseudonym_key(self) -> bytes | None:
+        """The key of pseudonyms, None when ids stay as they are; ConfigError like `Pseudonyms.key`."""
+        return None if self.pseudonyms is None else self.pseudonyms.key
 
     @property
     def model_name(self) -> str:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 
 import pyarrow as pa
@@ -13,10 +14,13 @@ import pyarrow as pa
 from tests.causal.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest
 from uplift_spark.cli import JOBS
-from uplift_spark.config import load_config
+from uplift_spark.config import Consent, load_config
 from uplift_spark.flow.progress import watched
+from uplift_spark.jobs import erase, export
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.erasure import Erasure
+from uplift_spark.operations.export import Export
 
 
 def slowly(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -32,6 +36,11 @@ def main(folder: str) -> None:
     lake = Lake(spark, config.lakehouse)
     first = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
     again = [import_module(f"uplift_spark.jobs.{verb}").run(config, lake) for verb in JOBS]
+    unit = lake.read("gold.uplift_scores").select("unit_id").first()[0]
+    erased = erase.run(config, lake, erasure=Erasure((unit,)))
+    import_module("uplift_spark.jobs.score").run(config, lake)
+    exported = export.run(replace(config, consent=Consent(required=False)), lake, export=Export(f"{folder}/out"))
+    purged = erase.run(config, lake, erasure=Erasure(purge=True))
     frame = ordered_frame(1500)
     remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
     forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)
@@ -42,6 +51,9 @@ def main(folder: str) -> None:
         "module": type(spark).__module__,
         "rows": {table: done["rows"] for result in first for table, done in result.tables.items()},
         "again": {table: done["rows"] for result in again for table, done in result.tables.items()},
+        "erased": erased.details["removed"],
+        "exported": exported.details["units"],
+        "purged": purged.details["purged"],
         "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
         "said": said,
     }

@@ -262,6 +262,10 @@ _TRAINING = Contract(
     open=True,
 )
 
+# What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
+# the table's log, so that its versions stay readable when purging cleans the logs of the others.
+_TRAINED = replace(_TRAINING, table="silver.trained", job="erase", skip_by=("split",))
+
 _FEATURE_REGISTRY = Contract(
     table="silver.feature_registry",
     job="features",
@@ -383,4 +387,4 @@ _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
-_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING)}
+_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _TRAINED)}

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Row, SparkSession
@@ -25,6 +25,7 @@ from uplift_spark.lake.places import Layout, Save, place_of, schema_or_none
 from uplift_spark.vocabulary import RUN_ID, ConfigError, ConflictError, DataError, checked_name
 
 Mode = Literal["append", "overwrite"]
+T = TypeVar("T")
 
 # Columns that say when and by what code a row was made, not what it says: a rerun may differ in them.
 CLOCKS = ("ingested_at", "scored_at", "code_version")
@@ -183,7 +184,7 @@ class Lake:
         call = _Write(table, run_id)
         writer = frame.writeStream.format("delta").option("userMetadata", call.metadata())
         writer = writer.option("checkpointLocation", checkpoint).trigger(availableNow=True)
-        _retried(lambda: self._place.stream(writer, table).awaitTermination(), call)
+        retried(lambda: self._place.stream(writer, table).awaitTermination(), table, f"run {run_id}")
         mine = self._history(table, None).where(F.get_json_object("userMetadata", "$.write") == call.token)
         rows = F.sum(F.col("operationMetrics")["numOutputRows"].cast("bigint"))
         told = mine.agg(rows.alias("rows"), F.max("version").alias("version")).collect()[0]
@@ -216,7 +217,7 @@ class Lake:
             order = tuple(name for name in order if name not in before["partitionColumns"])
             by = f" ZORDER BY ({', '.join(order)})" if order else ""
             query = f"OPTIMIZE {self._place.reference(table)}{by}"
-            told = _retried(lambda: self.spark.sql(query).select("metrics.*").collect(), _Write(table, run_id))
+            told = retried(lambda: self.spark.sql(query).select("metrics.*").collect(), table, f"run {run_id}")
             removed = told[0]["numFilesRemoved"]
         after = self._detail(table)
         files, sizes = ((before[of], after[of]) for of in ("numFiles", "sizeInBytes"))
@@ -249,7 +250,7 @@ class Lake:
         created = self._create(call, frame.schema) if new else {}
         partition_by = call.partition_by if new or call.mode == "overwrite" else ()
         save = Save(call.table, call.mode, {**call.options(), **created}, partition_by)
-        _retried(lambda: self._place.save(frame, save), call)
+        retried(lambda: self._place.save(frame, save), call.table, f"run {call.run_id}")
 
     def _create(self, call: _Write, schema: StructType) -> Mapping[str, str]:
         contract = contract_of(call.table)
@@ -334,21 +335,23 @@ def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
     )
 
 
-def _retried(save: Callable[[], Any], call: _Write) -> Any:
-    """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost."""
+def retried(change: Callable[[], T], table: str, who: str) -> T:
+    """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost.
+
+    Raises ConflictError after ATTEMPTS, DataError when a row breaks a constraint.
+    """
     for attempt in range(ATTEMPTS):
         try:
-            return save()
+            return change()
         except Exception as error:
             text = str(error)
             if "DELTA_VIOLATE_CONSTRAINT" in text or "DELTA_NOT_NULL_CONSTRAINT" in text:
-                raise DataError(_broken_constraint(call.table, text)) from error
+                raise DataError(_broken_constraint(table, text)) from error
             if not _LOST_RACE.search(text):
                 raise
             time.sleep(0.2 * 2**attempt * random.uniform(0.5, 1.5))
     raise ConflictError(
-        f"other writers won table {call.table} {ATTEMPTS} times in a row against run {call.run_id}: "
-        "run it again when they are done"
+        f"other writers won table {table} {ATTEMPTS} times in a row against {who}: run it again when they are done"
     )
 
 

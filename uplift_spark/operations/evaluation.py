@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame
@@ -10,6 +11,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config
 from uplift_spark.flow.evaluation import Setup
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.rebuild import still_there
 from uplift_spark.operations.registry import Registry
 from uplift_spark.vocabulary import EXPERIMENT, RUN_ID, UNIT, ConfigError, DataError
 
@@ -39,20 +41,28 @@ def training_table(config: Config) -> str:
     return f"silver.training_{config.campaign}"
 
 
-def last_scored(config: Config, lake: Lake, registry: Registry) -> Scored:
-    """The last run that scored with the campaign's model; DataError when none did."""
+def last_scored(config: Config, lake: Lake, registry: Registry, version: int | None = None) -> Scored:
+    """The last run that scored with the campaign's model, with that version of it if given; DataError when none did."""
     names = [config.model_name, registry.store.model(config.model_name)]
     columns = ("model_name", "model_version", RUN_ID, "feature_version")
     mine = lake.read(SCORES).where(F.col("model_name").isin(names))
+    if version is not None:
+        mine = mine.where(F.col("model_version") == str(version))
     runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
     if runs is None:
-        raise DataError(f"{SCORES} has no row of model {config.model_name!r}: run `uplift score` with its conf")
+        which = f"model {config.model_name!r}" + ("" if version is None else f" version {version}")
+        raise DataError(f"{SCORES} has no row of {which}: run `uplift score` with its conf")
     return Scored(runs["model_name"], runs["model_version"], runs[RUN_ID], runs["feature_version"])
 
 
 def holdout_of(config: Config, lake: Lake, scored: Scored) -> DataFrame:
     """Hold-out rows of the training table as it was when it was scored."""
     return lake.read(training_table(config), scored.feature_version).where(F.col("split") == "holdout")
+
+
+def readable(config: Config, scored: Scored) -> AbstractContextManager[None]:
+    """Reading a hold-out whose files are gone, in the body, becomes a DataError that asks for new scores."""
+    return still_there(training_table(config), scored.feature_version, "run `uplift score` on the table as it is now")
 
 
 def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored) -> bool:
@@ -63,17 +73,17 @@ def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored)
     """
     table = training_table(config)
     try:
-        trained = registry.find(config.model_name, int(scored.model_version)).data_versions.get(table)
+        ((source, trained),) = registry.find(config.model_name, int(scored.model_version)).data_versions.items()
     except (ConfigError, ValueError):
         return False
-    if trained is None or trained == scored.feature_version:
-        return trained is not None
-    seen = lake.read(table, trained).where(F.col("split") == "train").select(UNIT)
+    if (source, trained) == (table, scored.feature_version):
+        return True
+    seen = lake.read(source, trained).where(F.col("split") == "train").select(UNIT)
     overlap = holdout_of(config, lake, scored).join(seen, UNIT, "left_semi").count()
     if overlap:
         raise DataError(
             f"{table} version {scored.feature_version} holds out {overlap} units that {scored.model_name} version "
-            f"{scored.model_version} was trained on (version {trained}): train and score again on one split"
+            f"{scored.model_version} was trained on ({source} version {trained}): train and score again on one split"
         )
     return True
 

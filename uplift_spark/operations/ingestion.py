@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from uplift_spark.causal.simulate import CHUNK, CampaignSimulator
 from uplift_spark.config import Config, RolesConf, Simulation, Trial
 from uplift_spark.flow.clock import instant
 from uplift_spark.flow.ingest import Stamp, named_rows, simulated_tables, tally, trial_tables
+from uplift_spark.flow.pseudonyms import pseudonymised
 from uplift_spark.lake.contracts import Contract, Rule, check, with_levels
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.runs import Say
@@ -41,9 +42,11 @@ class Batch:
 
 def prepare(config: Config, lake: Lake, run_id: str, say: Say) -> Batch:
     """Frames of the run, lazily; raises a named error before anything is written when the source is unfit."""
+    key = config.pseudonym_key
     refuse_second_load(lake, config.campaign, run_id)
     if isinstance(config.source, Simulation):
-        return _simulated(config, config.source, lake.spark, run_id, say)
+        batch = _simulated(config, config.source, lake.spark, run_id, say)
+        return replace(batch, tables={table: pseudonymised(rows, key) for table, rows in batch.tables.items()})
     return _trial(config, config.source, lake.spark, run_id, say)
 
 
@@ -79,7 +82,7 @@ def _trial(config: Config, source: Trial, spark: SparkSession, run_id: str, say:
     path = find(source)
     rows = read_trial(path, source)
     say(f"{rows.num_rows:,} rows read from {path.name}")
-    named = named_rows(_spread(rows, spark), source, config.campaign)
+    named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), config.pseudonym_key)
     good, rejected = check(named, _contract(levels, source))
     refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
     counts = [row.asDict() for row in tally(good, source).collect()]

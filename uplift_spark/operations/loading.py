@@ -23,8 +23,9 @@ from pyspark.sql.types import (
 )
 
 from uplift_spark.flow.clock import instant, moment
+from uplift_spark.flow.pseudonyms import pseudonymised
 from uplift_spark.lake.casts import UNREAD, fits, numbers_or_text, read_cells
-from uplift_spark.lake.checks import ADDED, FAULTS, INGESTED_AT, added_columns, entry, with_columns
+from uplift_spark.lake.checks import ADDED, AS_GIVEN, FAULTS, INGESTED_AT, added_columns, entry, with_columns
 from uplift_spark.lake.contracts import RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.inputs import (
@@ -118,8 +119,11 @@ class Arrivals:
     details: dict[str, Any]
 
 
-def arrivals(load: Load, lake: Lake, run_id: str | None, say: Say) -> Arrivals:
-    """What a load adds; frames are lazy. Raises a named error before anything is written when the source is unfit."""
+def arrivals(load: Load, lake: Lake, run_id: str | None, say: Say, key: bytes | None = None) -> Arrivals:
+    """What a load adds, with pseudonyms for ids if there is a `key`; frames are lazy.
+
+    Raises a named error before anything is written when the source is unfit.
+    """
     run_id, parts, details = (_of_table if load.format == "delta" else _of_files)(load, lake, run_id)
     say(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
     if not parts:
@@ -129,7 +133,8 @@ def arrivals(load: Load, lake: Lake, run_id: str | None, say: Say) -> Arrivals:
         refuse_misfits(load, where, frame, wanted)
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
-    rows = without_known_keys(load, lake, reduce(DataFrame.unionByName, read), run_id)
+    rows = pseudonymised(reduce(DataFrame.unionByName, read), key, AS_GIVEN, UNREAD)
+    rows = without_known_keys(load, lake, rows, run_id)
     good, rejected = check(rows, with_columns(load.contract, wanted))
     rejected = _not_yet_quarantined(load, lake, rejected, run_id)
     refused = count_by_rule(rejected)

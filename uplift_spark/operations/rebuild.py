@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from uplift_spark import CausalForest
 from uplift_spark.config import Config
@@ -19,8 +21,8 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
     """Train again what train run `run_id` registered; nothing is written.
 
     Of the configuration only lakehouse, registry and model name count. Raises ConfigError for a run that registered no
-    model, DataError when its table's version is gone, or when the bytes differ: then other code or another machine's
-    arithmetic made them, or the version was tampered with.
+    model or whose forest comes from an erasure, DataError when its table's version is gone, or when the bytes differ:
+    then other code or another machine's arithmetic made them, or the version was tampered with.
     """
     registry = Registry.of(config)
     model = registry.version_for_run(config.model_name, run_id or "")
@@ -28,19 +30,17 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
         raise ConfigError(
             f"model {config.model_name!r} has no version of run {run_id!r}: `uplift train` names its runs"
         )
+    if model.erasure_of is not None:
+        raise ConfigError(
+            f"run {run_id!r} is an erasure: model {config.model_name!r} version {model.version} has the trees of "
+            f"version {model.erasure_of}, grown on rows that are gone, so no training gives them again"
+        )
     roles = registry.load(model).roles
     ((table, version),) = model.data_versions.items()
     say(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
     frame = lake.read(table, version).where("split = 'train'")
-    try:
+    with still_there(table, version, "restore them from a backup"):
         forest = CausalForest(**model.params).fit(frame, roles, say)
-    except Exception as error:  # typed by Connect, an error of the JVM's without
-        if not _GONE.search(str(error)):
-            raise
-        raise DataError(
-            f"table {table}: files of version {version} are gone, so its training set cannot be read again: VACUUM ran "
-            "with less than the table's retention; restore them from a backup"
-        ) from error
     made = hashlib.sha256(forest.to_bytes()).hexdigest()
     if made != model.sha256:
         raise DataError(
@@ -48,3 +48,17 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
             f"{model.sha256[:16]}: it was made by code {model.git_version}, this is {code_version()}; use that one"
         )
     return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=made, same_bytes=True)
+
+
+@contextmanager
+def still_there(table: str, version: int, fix: str) -> Iterator[None]:
+    """Reading a version whose files are gone becomes a DataError that ends with `fix`."""
+    try:
+        yield
+    except Exception as error:  # typed by Connect, an error of the JVM's without
+        if not _GONE.search(str(error)):
+            raise
+        raise DataError(
+            f"table {table}: files of version {version} are gone, so its training set cannot be read again: "
+            f"`uplift erase --purge`, or VACUUM with less than the table's retention, removed them; {fix}"
+        ) from error

@@ -54,6 +54,7 @@ class Origin:
     feature_version  Delta version of the table its features come from
     git_version      see `runs.code_version`
     params           arguments of `CausalForest`, those left open as None
+    erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Origin:
     feature_version: int
     git_version: str
     params: Mapping[str, Any]
+    erasure_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Registered:
     data_versions: Mapping[str, int]
     git_version: str
     params: Mapping[str, Any]
+    erasure_of: int | None = None
 
 
 class Registry:
@@ -121,17 +124,38 @@ class Registry:
     def find(self, name: str, version: int | str = CHAMPION) -> Registered:
         """A version by number or alias; ConfigError when there is none, ModelFileError when it is not a forest."""
         full = self.store.model(checked_name(name, "model name"))
-        with self.store.calls():
-            found = self._get(full, version)
+        found = self.known(name, version)
         if found is None:
             wanted = f"version {version}" if isinstance(version, int) else f"alias {version!r}"
             raise ConfigError(
                 f"model {full!r} has no {wanted} in {self.store.shown}: run `uplift train` with registry.champion, "
                 "or set registry.version to a version that exists"
             )
-        if "uplift_sha256" not in found.tags:
+        return found
+
+    def known(self, name: str, version: int | str = CHAMPION) -> Registered | None:
+        """A version by number or alias, None when there is none; ModelFileError when it is not a forest."""
+        full = self.store.model(checked_name(name, "model name"))
+        with self.store.calls():
+            found = self._get(full, version)
+        if found is not None and "uplift_sha256" not in found.tags:
             raise ModelFileError(f"model {full!r} version {found.version} is no forest: register it by `uplift train`")
-        return _registered(found)
+        return None if found is None else _registered(found)
+
+    def current(self, model: Registered) -> Registered:
+        """The version that came of `model` by erasing units, the last one if there were several; else itself."""
+        with self.store.calls():
+            versions = [_registered(v) for v in self._versions(model.name) if "uplift_erasure_of" in v.tags]
+        for version in sorted(versions, key=lambda version: version.version):
+            model = version if version.erasure_of == model.version else model
+        return model
+
+    def set_data_versions(self, model: Registered, versions: Mapping[str, int]) -> None:
+        """The version's training rows lie elsewhere from now on; what the MLflow run recorded stays."""
+        with self.store.calls():
+            self._client.set_model_version_tag(
+                model.name, str(model.version), "uplift_data_versions", _version_tag(versions)
+            )
 
     def set_champion(self, model: Registered, alias: str = CHAMPION) -> None:
         """Point the alias at this version."""
@@ -224,15 +248,21 @@ def _tags(origin: Origin, sha256: str) -> dict[str, str]:
         "control": roles.control,
         "dose": roles.dose,
     }
+    erasure = {} if origin.erasure_of is None else {"uplift_erasure_of": str(origin.erasure_of)}
     return {
+        **erasure,
         "uplift_run_id": origin.run_id,
         "uplift_sha256": sha256,
-        "uplift_data_versions": json.dumps(dict(origin.data_versions), sort_keys=True),
+        "uplift_data_versions": _version_tag(origin.data_versions),
         "uplift_feature_version": str(origin.feature_version),
         "uplift_git_version": origin.git_version,
         "uplift_params": json.dumps(dict(origin.params), sort_keys=True),
         "uplift_roles": json.dumps(parts),
     }
+
+
+def _version_tag(versions: Mapping[str, int]) -> str:
+    return json.dumps(dict(versions), sort_keys=True)
 
 
 def _registered(found: ModelVersion) -> Registered:
@@ -245,6 +275,7 @@ def _registered(found: ModelVersion) -> Registered:
         data_versions=json.loads(found.tags["uplift_data_versions"]),
         git_version=found.tags["uplift_git_version"],
         params=json.loads(found.tags["uplift_params"]),
+        erasure_of=int(found.tags["uplift_erasure_of"]) if "uplift_erasure_of" in found.tags else None,
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.lake.checks import with_columns
+from uplift_spark.flow.pseudonyms import pseudonymised
+from uplift_spark.lake.casts import UNREAD
+from uplift_spark.lake.checks import AS_GIVEN, with_columns
 from uplift_spark.lake.contracts import check
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.operations.inputs import (
@@ -64,8 +66,8 @@ class Streams:
     details: dict[str, Any]
 
 
-def streams(load: Load, lake: Lake, run_id: str | None, say: Say) -> Streams:
-    """What a stream adds, lazily. Raises a named error before anything is written when the source is unfit."""
+def streams(load: Load, lake: Lake, run_id: str | None, say: Say, key: bytes | None = None) -> Streams:
+    """What a stream adds, lazily; with pseudonyms for ids if there is a `key`. Raises a named error before anything is written when the source is unfit."""
     if load.contract.unique:
         raise ConfigError(f"keys of {load.table} are unique, which a stream cannot see to: use `uplift load`")
     table = find_delta(lake, load.source)
@@ -82,13 +84,18 @@ def streams(load: Load, lake: Lake, run_id: str | None, say: Say) -> Streams:
     wanted = wanted_columns(load, lake, [(load.source, given)])
     refuse_misfits(load, load.source, given, wanted)
     contract = with_columns(load.contract, wanted)
+
+    def arriving(known: int) -> DataFrame:
+        rows = stamped(load, _inserts(lake, table, known, good), wanted, F.current_timestamp())
+        return pseudonymised(rows, key, AS_GIVEN, UNREAD)
+
     state, parts = lake.checkpoint(f"{load.table}-{table.key}"), []
     # The good rows may be ahead: their stream starts later, and sees what came to the source meanwhile.
     if rejected < table.version:
-        _, bad = check(stamped(load, _inserts(lake, table, rejected, good), wanted, F.current_timestamp()), contract)
+        _, bad = check(arriving(rejected), contract)
         parts.append(Stream(QUARANTINE, bad, f"{state}/rejected"))
     if good < table.version:
-        fit, _ = check(stamped(load, _inserts(lake, table, good, good), wanted, F.current_timestamp()), contract)
+        fit, _ = check(arriving(good), contract)
         parts.append(Stream(load.table, fit, f"{state}/good"))
     return Streams(run_id, tuple(parts), table, good, rejected, details)
 

@@ -5,9 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uplift_spark.config import Config
+from uplift_spark.vocabulary import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from uplift_spark.lake.tables import Lake
+
+_READING = ("select", "with", "from", "values", "table", "describe", "desc", "show", "explain")
+
+
+def check_reads(query: str) -> None:
+    """Raise ConfigError unless the query's first word is one of reading."""
+    if not query.lstrip(" \n\t(").lower().startswith(_READING):
+        raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
+
+
+def first_rows(lake: Lake, query: str, limit: int) -> pd.DataFrame:
+    """First `limit` rows; what Spark says about a wrong query becomes one sentence, a ConfigError."""
+    from pyspark.errors import PySparkException
+
+    try:
+        return lake.sql(query).limit(limit).toPandas()
+    except PySparkException as error:
+        raise ConfigError(f"the query does not run: {str(error).strip().splitlines()[0]}") from error
 
 
 def table_sizes(lake: Lake) -> list[tuple[str, int, int]]:

@@ -1,0 +1,24 @@
+"""Erase units from the models in use and from every table; with --purge also from old files and logs.
+
+Registers a model version without the units where one in use was trained on them, and writes its training rows to
+silver.trained_<model>_<version>.
+"""
+
+from __future__ import annotations
+
+from uplift_spark.cli import erase as command
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.erasure import Erasure
+from uplift_spark.operations.erasure import erase as erase_units
+from uplift_spark.operations.runs import JobResult, Say, silent
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, erasure: Erasure) -> JobResult:
+    """Erase what `erasure` names; a rerun completes a killed run and otherwise finds nothing left."""
+    return erase_units(config, lake, erasure, say)
+
+
+if __name__ == "__main__":
+    main_job(run, command)

@@ -1,0 +1,106 @@
+"""`uplift export`: who is held back by what is known of consent when scores leave, and that files come whole (R1.7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.jobs.test_train_score import TABLE, conf, training_rows
+from uplift_spark.config import Consent, Lakehouse
+from uplift_spark.jobs import erase, export, score, train
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations import export as steps
+from uplift_spark.operations.erasure import Erasure
+from uplift_spark.operations.export import Export
+from uplift_spark.vocabulary import ConfigError, DataError, EnvironmentProblem
+
+UNITS = [f"u{i}" for i in range(40)]
+
+
+def says(lake, run, granted, units, at="2025-01-01", purpose="marketing"):
+    frame = lake.spark.createDataFrame(
+        [(unit, purpose, granted, "file") for unit in units],
+        "unit_id string, purpose string, granted boolean, source string",
+    )
+    times = (f"timestamp'{at}' AS changed_at", f"timestamp'{at}' AS known_at")
+    lake.write("bronze.consent", frame.selectExpr("*", *times), run)
+
+
+def exported(lake, folder, required=True, **how):
+    config = replace(conf(lake), consent=Consent(required=required))
+    return export.run(config, lake, export=Export(str(folder), **how)).details
+
+
+def units_in(folder):
+    return set(pd.read_parquet(folder).unit_id)
+
+
+@pytest.fixture(scope="module")
+def scored(spark, tmp_path_factory):
+    lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("export"))))
+    lake.write(TABLE, spark.createDataFrame(training_rows(40)), "features-1", mode="overwrite")
+    train.run(conf(lake), lake)
+    with pytest.raises(DataError, match=r"table gold\.uplift_scores"):
+        exported(lake, "/nowhere/x")
+    score.run(conf(lake), lake)
+    return lake
+
+
+def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
+    with pytest.raises(DataError, match=r"bronze\.consent does not exist.*uplift load"):
+        exported(scored, tmp_path / "none")
+    assert exported(scored, tmp_path / "all", required=False)["units"] == 40
+    says(scored, "c1", True, UNITS[:30])
+    assert units_in(tmp_path / "all") == set(UNITS)
+    first = exported(scored, tmp_path / "granted")
+    assert (first["units"], first["held_back"]) == (30, {"no consent": 10})
+    assert units_in(tmp_path / "granted") == set(UNITS[:30])
+    says(scored, "c2", False, [*UNITS[:3], UNITS[35]], at="2025-01-02")
+    second = exported(scored, tmp_path / "fewer", format="csv")
+    rows = pd.concat(map(pd.read_csv, (tmp_path / "fewer").glob("*.csv")))
+    assert set(rows.unit_id) == set(UNITS[3:30]) and len(rows) == 2 * 27
+    assert {"unit_id", "treatment", "uplift", "model_version"} <= set(rows) and "run_id" not in rows
+    assert (second["units"], second["held_back"]) == (27, {"withdrew": 4, "no consent": 9})
+    assert exported(scored, tmp_path / "most", required=False)["held_back"] == {"withdrew": 4}
+    assert exported(scored, tmp_path / "other", purpose="profiling")["units"] == 0
+    erase.run(conf(scored), scored, erasure=Erasure((UNITS[4],)))  # the forest is another one now
+    with pytest.raises(DataError, match="no row of model 'spring' version 2: run `uplift score`"):
+        exported(scored, tmp_path / "late")
+    score.run(conf(scored), scored)
+    assert exported(scored, tmp_path / "late")["units"] == 26
+    assert UNITS[4] not in units_in(tmp_path / "late")
+    everybody = exported(scored, tmp_path / "nobody")  # the folder is there afterwards, with no unit if none may
+    says(scored, "c3", False, UNITS, at="2025-01-03")
+    assert everybody["units"] == 26 and exported(scored, tmp_path / "zero")["units"] == 0
+    assert units_in(tmp_path / "zero") == set()
+
+
+def test_files_come_whole_or_not_at_all(tmp_path, spark, monkeypatch):
+    rows = spark.range(5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(EnvironmentProblem, match="cannot be made: No space left"):
+            steps._write(rows, Export(str(tmp_path / "out")))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".out.partial").mkdir()  # of a killed run
+    steps._write(rows, Export(str(tmp_path / "out")))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and spark.read.parquet(
+        str(tmp_path / "out")
+    ).count() == 5
+    uri = (tmp_path / "uri").as_uri()
+    steps._write(rows, Export(uri))
+    assert (tmp_path / "uri" / "_SUCCESS").exists()
+
+
+def test_an_export_that_makes_no_sense_is_refused(tmp_path):
+    for given, message in (
+        ({"to": str(tmp_path)}, "there already"),
+        ({"to": " "}, "is blank"),
+        ({"to": "x", "format": "xlsx"}, "use one of csv, parquet"),
+        ({"to": "x", "purpose": " "}, "--purpose is blank"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Export(**given)

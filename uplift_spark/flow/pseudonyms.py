@@ -1,0 +1,66 @@
+"""Keyed hashes in place of unit ids, before anything is written (R1.7).
+
+The key travels to the workers inside their function's closure: no plan, log or table shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from functools import partial
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.vocabulary import UNIT
+
+_DIGITS = 32  # hexadecimal, 128 bits
+
+
+def pseudonym(key: bytes, unit: str) -> str:
+    """The first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text."""
+    return hmac.digest(key, unit.encode(), hashlib.sha256).hex()[:_DIGITS]
+
+
+def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:
+    """`frame` with pseudonyms for ids in its column unit_id, and under that key in a column of rows as JSON.
+
+    Null and blank ids stay, for the rules to find. The text of a line that is no row, which JSON holds under `unread`,
+    may contain an id anywhere and is left out. Without a key `frame` as it is.
+    """
+    if key is None or UNIT not in frame.columns:
+        return frame
+    text = frame.withColumn(UNIT, F.col(UNIT).cast("string"))
+    return text.mapInArrow(partial(hash_batches, key, json_column, unread), text.schema)
+
+
+def hash_batches(
+    key: bytes, json_column: str | None, unread: str, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Worker: see `pseudonymised`."""
+    for batch in batches:
+        changed = {UNIT: [_hashed(key, unit) for unit in batch.column(UNIT).to_pylist()]}
+        if json_column is not None:
+            changed[json_column] = [_hashed_row(key, row, unread) for row in batch.column(json_column).to_pylist()]
+        for name, values in changed.items():
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, batch.schema.field(place), pa.array(values, batch.schema.field(place).type))
+        yield batch
+
+
+def _hashed(key: bytes, unit: str | None) -> str | None:
+    return pseudonym(key, unit) if unit is not None and unit.strip() else unit
+
+
+def _hashed_row(key: bytes, row: str | None, unread: str) -> str | None:
+    if row is None:
+        return None
+    cells = json.loads(row)
+    if cells.get(UNIT) is not None:
+        cells[UNIT] = _hashed(key, str(cells[UNIT]))
+    if cells.get(unread) is not None:
+        cells[unread] = f"{len(cells[unread])} characters, which may hold an id"
+    return json.dumps(cells, ensure_ascii=False, separators=(",", ":"))

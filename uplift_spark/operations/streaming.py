@@ -67,7 +67,10 @@ class Streams:
 
 
 def streams(load: Load, lake: Lake, run_id: str | None, say: Say, key: bytes | None = None) -> Streams:
-    """What a stream adds, lazily; with pseudonyms for ids if there is a `key`. Raises a named error before anything is written when the source is unfit."""
+    """What a stream adds, with pseudonyms for ids if there is a `key`; frames are lazy.
+
+    Raises a named error before anything is written when the source is unfit.
+    """
     if load.contract.unique:
         raise ConfigError(f"keys of {load.table} are unique, which a stream cannot see to: use `uplift load`")
     table = find_delta(lake, load.source)

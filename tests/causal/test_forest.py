@@ -206,6 +206,13 @@ def test_sharing_keeps_what_is_peculiar_to_a_level():
     assert np.sqrt(np.mean((effects - tau[:, 1:]) ** 2)) < 0.25
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_fewest_trees_give_effects_without_errors(frame):
+    """Four trees are one bag: nothing says how noisy they are, so levels cannot learn from each other."""
+    effects = CausalForest(n_trees=4, n_buckets=2).fit(frame, ordered_roles()).effect(frame)
+    assert effects["uplift"].notna().all() and effects["uplift_se"].isna().all()
+
+
 @pytest.mark.parametrize("roles", [ordered_roles(), arm_roles()], ids=["ordered", "arms"])
 def test_averages_follow_from_the_sums(frame, roles):
     forest = CausalForest(n_trees=40).fit(frame, roles).forest

@@ -67,6 +67,8 @@ def _shared(forest: Forest, bins: np.ndarray, effect: np.ndarray, covariance: np
     mix[0] = shape
     mix[2, 1:] = -shape[1:]
     departure, error, _ = replace(forest, mix=mix).effects_of(bins)
+    if np.isnan(error).all(axis=0).any():  # too few trees to tell noise from signal: every level stands alone
+        return plain_mix(len(doses))
     own = np.maximum(0.0, 1.0 - np.nanmean(error**2, axis=0) / np.maximum((departure**2).mean(axis=0), 1e-300))
     mix[1, 1:], mix[2, 1:] = own, (1.0 - own) * shape[1:]
     mix[3, 1:] = (1.0 - own) ** 2 * variance[1:]

@@ -129,6 +129,14 @@ def test_versions_count_up_and_a_run_is_found_again(registry, forest):
     assert registry.version_for_run("never_registered", "train-a") is None
 
 
+def test_of_a_run_that_is_registered_twice_at_once_the_first_version_stays(registry, forest):
+    first = logged(registry, forest, "raced", "train-a")
+    assert logged(registry, forest, "raced", "train-a") == first
+    found = registry.store.client().search_model_versions("name='raced'")
+    assert [int(version.version) for version in found] == [1]
+    assert logged(registry, forest, "raced", "train-b").version > 1
+
+
 def test_champion_moves_only_on_request(registry, forest):
     first, second = logged(registry, forest, "ruled", "train-a"), logged(registry, forest, "ruled", "train-b")
     with pytest.raises(ConfigError, match="no alias 'champion'"):

@@ -98,6 +98,7 @@ class Registry:
     ) -> Registered:
         """Log `model` (a forest's file) as a new MLflow run and register it as the next version of `name`.
 
+        A train run has one version: of two that register it at the same time, the later one gives way to the first.
         Raises ConfigError when the signature or another mandatory part of `origin` is missing.
         """
         checked_name(name, "model name")
@@ -112,7 +113,15 @@ class Registry:
             made = self._client.create_model_version(
                 self.store.model(name), f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
             )
-        return _registered(made)
+        return self._first_of_run(name, _registered(made))
+
+    def _first_of_run(self, name: str, made: Registered) -> Registered:
+        first = self.version_for_run(name, made.run_id)
+        if first is None or first.version == made.version:
+            return made
+        with self.store.calls():
+            self._client.delete_model_version(self.store.model(name), str(made.version))
+        return first
 
     def version_for_run(self, name: str, run_id: str) -> Registered | None:
         """The version that train run `run_id` registered, None if it has not (yet)."""

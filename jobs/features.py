@@ -13,9 +13,10 @@ from pyspark.sql import functions as F
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.flow.features import features_as_of, hash_split, training_set
-from uplift_spark.flow.labels import event_counts, label_table
+from uplift_spark.flow.labels import label_table
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.datasets import event_details, events_of, label_counts, training_counts
+from uplift_spark.operations.alarms import late_and_missing
+from uplift_spark.operations.datasets import events_of, label_counts, training_counts
 from uplift_spark.operations.features import Made, record, register
 from uplift_spark.operations.leakage import guard_training, to_look_at
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
@@ -28,13 +29,13 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     events = events_of(config, lake)
     run_id = run_id or derive_run_id("features", config, upstream=events.run_ids)
     definitions = config.feature_definitions
-    registered = register(lake, definitions, run_id)
+    registered = register(lake, definitions)
     windows = ", ".join(f"{name} {config.labels.days(name):g}" for name in events.names)
     say(f"labels as of {events.as_of:%Y-%m-%d %H:%M} UTC, days of the windows: {windows}")
     history = (events.assignments, events.outcomes, events.names, config.labels, events.as_of)
     labelled = lake.write("silver.label", label_table(*history, events.deliveries), run_id)
     stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
-    found, rates = label_counts(stored, events.as_of)
+    found, sends = label_counts(stored, events.as_of)
     split = hash_split(config.seed, config.holdout)
 
     def training(units: DataFrame, labels: DataFrame) -> DataFrame:
@@ -47,12 +48,12 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     guarded = guard_training(sample, config, say)
     table = f"silver.training_{config.campaign}"
     trained = lake.write(table, training(events.assignments, stored), run_id, mode="overwrite")
-    details, missing = training_counts(found, lake.read(table, trained.version), events.columns)
-    recorded = record(lake, definitions, Made(table, events.read, events.as_of, details, missing), run_id)
-    say(", ".join(f"{name} {n:,}" for name, n in details.items()))
-    late = event_details(event_counts(*history), rates)
+    counts, missing = training_counts(found, lake.read(table, trained.version), events.columns)
+    recorded = record(lake, definitions, Made(table, events.read, events.as_of, counts, missing), run_id)
+    say(", ".join(f"{name} {n:,}" for name, n in counts.items()))
+    details = {**counts, **late_and_missing(config, history, sends, say), "leakage": guarded}
     written = (*registered, labelled, trained, recorded)
-    return JobResult.of("features", run_id, *written, inputs=events.versions, **details, **late, leakage=guarded)
+    return JobResult.of("features", run_id, *written, inputs=events.versions, **details)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,20 @@ class Pseudonyms:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Alarms:
+    """When the features job warns that events are missing, see `stats.completeness`.
+
+    alpha         probability that an alarm is false, for each kind of alarm and outcome
+    complete      share of the mature labels' events that should be known
+    delivery_gap  difference of delivery rates between arms that does not matter
+    """
+
+    alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
+    complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One campaign, from source to lift table."""
 
@@ -264,6 +278,7 @@ class Config:
     leakage: Leakage = Field(default_factory=Leakage)
     consent: Consent = Field(default_factory=Consent)
     pseudonyms: Pseudonyms | None = None
+    alarms: Alarms = Field(default_factory=Alarms)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

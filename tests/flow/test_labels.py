@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
 from uplift_spark.config import Labels
-from uplift_spark.flow.labels import event_counts, label_table
+from uplift_spark.flow.labels import event_counts, event_days, label_table
 
 ASSIGNED = "2024-03-01 12:00:00"
 AS_OF = datetime(2024, 3, 15, tzinfo=UTC)
@@ -348,3 +348,24 @@ def test_random_histories_by_brute_force(spark: SparkSession, seed: int, hours: 
     known_events, known_sends = made(OUTCOME, outcomes[by_then[0]]), made(DELIVERY, deliveries[by_then[1]])
     as_then = label_table(units, known_events, NAMES, RANDOM, as_of, known_sends)
     assert sorted(as_then.collect(), key=lambda row: row["unit_id"]) == sorted(labels, key=lambda row: row["unit_id"])
+
+
+def test_units_and_events_by_whole_days(spark: SparkSession) -> None:
+    """AS_OF is 13.5 days after the first assignment; the second label is not mature, the third unit has none."""
+    units = units_frame(spark, [("a", ASSIGNED), ("b", "2024-03-13 12:00:00"), ("c", "2024-03-15 00:00:01")])
+    events = [
+        ("a", "visit", 1.0, "2024-03-03 13:00:00", None, "2024-03-03 13:00:00"),  # at age 2.04, 11.46 days ago
+        ("a", "visit", 1.0, ASSIGNED, None, "2024-03-14 13:00:00"),
+        ("a", "visit", 1.0, SECOND, None, "2024-03-16"),  # not known yet
+        ("a", "visit", 1.0, "2024-03-08 12:00:00", None, SECOND),  # outside
+        ("b", "visit", 1.0, "2024-03-14 11:00:00", None, "2024-03-14 11:00:00"),
+    ]
+    found = event_days(units, events_frame(spark, events), ("visit",), WINDOW, AS_OF).collect()
+    columns = ("outcome", "since", "age", "day", "delay", "first", "mature", "n")
+    assert {tuple(row[name] for name in columns) for row in found} == {
+        (None, 13, None, None, None, None, True, 1),
+        (None, 1, None, None, None, None, False, 1),
+        ("visit", 13, 0, 13, 13, True, True, 1),
+        ("visit", 13, 2, 11, 0, False, True, 1),
+        ("visit", 1, 0, 0, 0, True, False, 1),
+    }

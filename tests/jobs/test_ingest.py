@@ -85,6 +85,8 @@ def test_simulated_campaign_from_source_to_training_set(lake):
     assert (result.details["duplicate_events"], result.details["late_events"]) == (0, 0)
     assert result.details["label_lag_hours_95"] == {"conversion": 0.0, "revenue": 0.0}
     assert "delivery_rate" not in result.details
+    assert result.details["outcome_completeness"] == {"conversion": 1.0, "revenue": 1.0}
+    assert result.details["warnings"] == []
     assert set(result.details["inputs"]) == {"bronze.assignment", "bronze.outcome", "bronze.profile_toy"}
 
     for job, before in ((ingest, first), (features, result)):

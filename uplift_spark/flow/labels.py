@@ -12,7 +12,7 @@ from datetime import datetime
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Labels
+from uplift_spark.config import DAY, Labels
 from uplift_spark.flow.clock import instant, plus_hours
 
 _COUNTED, _DUPLICATE, _LATE = "counted", "duplicate", "late"
@@ -77,6 +77,43 @@ def event_counts(
     )
 
 
+def event_days(
+    assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
+) -> DataFrame:
+    """Labelled units and the events of their labels, counted by whole days for `stats.completeness`.
+
+    outcome   one of `names`; null in rows that count units
+    since     days from the assignment to `as_of`
+    age       days from the assignment to the event; null of units
+    day       days from the event to `as_of`; null of units
+    delay     `day` less the days from the event's being known to `as_of`; null of units
+    first     whether the event is its unit's first of this outcome
+    mature    whether the label is
+    n         units or events
+    """
+    longest = max(labels.days(name) for name in names)
+    mature = (_after(longest + labels.wait_days) <= instant(as_of)).alias("mature")
+    units = _units(assignments, as_of)
+    counted = _events(outcomes, units, names, labels, as_of).filter(F.col("fate") == _COUNTED)
+    ordered = F.array_sort(F.collect_list(F.struct("occurred_at", "known_at")))
+    each = counted.groupBy("unit_id", "assigned_at", "outcome").agg(ordered.alias("events"))
+    placed = each.select("assigned_at", "outcome", F.posexplode("events").alias("place", "event"))
+    day, known = _days_to(F.col("event.occurred_at"), as_of), _days_to(F.col("event.known_at"), as_of)
+    since, age = _days_to(F.col("assigned_at"), as_of), _days_to(F.col("assigned_at"), F.col("event.occurred_at"))
+    events = placed.select(
+        *("outcome", since.alias("since"), age.alias("age"), day.alias("day"), (day - known).alias("delay")),
+        *((F.col("place") == 0).alias("first"), mature),
+    )
+    assigned = units.select(since.alias("since"), mature)
+    rows = events.unionByName(assigned, allowMissingColumns=True)
+    return rows.groupBy(*events.columns).agg(F.count("*").alias("n"))
+
+
+def _days_to(start: Column, end: Column | datetime) -> Column:
+    micros = F.unix_micros(instant(end) if isinstance(end, datetime) else end) - F.unix_micros(start)
+    return F.floor(micros / DAY)
+
+
 def _units(assignments: DataFrame, as_of: datetime) -> DataFrame:
     return assignments.filter(F.col("assigned_at") <= instant(as_of)).select(*_UNIT)
 
@@ -89,7 +126,7 @@ def _after(days: float | Column) -> Column:
 def _events(
     outcomes: DataFrame, units: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
 ) -> DataFrame:
-    """unit_id, outcome, value, occurred_at, known_at and fate of the rows inside their unit's window.
+    """unit_id, assigned_at, outcome, value, occurred_at, known_at and fate of the rows inside their unit's window.
 
     fate   counted, duplicate or late as in `event_counts`; null of what neither had occurred nor was known by `as_of`
     """
@@ -105,7 +142,7 @@ def _events(
         .when(~repeated & (F.col("occurred_at") <= instant(as_of)), _LATE)
     )
     inside = _inside(placed, "occurred_at", days[F.col("outcome")])
-    return inside.select("unit_id", "outcome", "value", "occurred_at", "known_at", fate.alias("fate"))
+    return inside.select("unit_id", "assigned_at", "outcome", "value", "occurred_at", "known_at", fate.alias("fate"))
 
 
 def _inside(rows: DataFrame, time: str, days: float | Column) -> DataFrame:

@@ -18,6 +18,7 @@ from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.vocabulary import ConfigError, DataError, hint
 
 DELIVERIES, BEHAVIOUR = "bronze.delivery", "bronze.event"
+Sends = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) ->
             )
 
 
-def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], dict[str, float]]:
-    """(labelled and immature assignments, share of each arm's mature ones that were delivered; {} without deliveries).
+def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], Sends]:
+    """(labelled and immature assignments, {arm: (delivered, all)} of the mature ones; {} without deliveries).
 
     Raises DataError when there is no label or none is mature.
     """
@@ -145,18 +146,18 @@ def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], di
             f"table silver.label: all {labelled:,} labels are immature as of {as_of:%Y-%m-%d %H:%M} UTC: "
             "wait, shorten labels.window_days, labels.windows or labels.wait_days, or set labels.as_of"
         )
-    rates = {row["treatment"]: round(row["delivered"] / row["logged"], 4) for row in arms if row["logged"]}
-    return {"labelled": labelled, "immature": immature}, rates
+    sends = {row["treatment"]: (row["delivered"], row["logged"]) for row in arms if row["logged"]}
+    return {"labelled": labelled, "immature": immature}, sends
 
 
-def event_details(counts: DataFrame, rates: Mapping[str, float]) -> dict[str, Any]:
+def event_details(counts: DataFrame, sends: Sends) -> dict[str, Any]:
     """What became of the outcomes' events, from `flow.labels.event_counts`, and of the deliveries, from `label_counts`.
 
     duplicate_events, late_events, label_lag_hours_median and _95 by outcome; delivery_rate by arm if there are any.
     """
     rows = sorted(counts.collect(), key=lambda row: row["outcome"])
     return {
-        **({"delivery_rate": dict(rates)} if rates else {}),
+        **({"delivery_rate": {arm: round(reached / n, 4) for arm, (reached, n) in sends.items()}} if sends else {}),
         "duplicate_events": sum(row["duplicates"] for row in rows),
         "late_events": sum(row["late"] for row in rows),
         "label_lag_hours_median": {row["outcome"]: round(row["lag_hours"][0], 2) for row in rows if row["counted"]},

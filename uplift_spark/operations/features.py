@@ -16,7 +16,7 @@ from uplift_spark.config import Feature
 from uplift_spark.flow.clock import moment, utc
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.operations.datasets import BEHAVIOUR
-from uplift_spark.operations.runs import code_version
+from uplift_spark.operations.runs import code_version, derive_run_id
 from uplift_spark.vocabulary import ConflictError, DataError
 
 REGISTRY, VERSIONS = "silver.feature_registry", "silver.feature_versions"
@@ -38,9 +38,10 @@ def definition_hash(feature: Feature) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def register(lake: Lake, definitions: Sequence[Feature], run_id: str) -> tuple[Written, ...]:
+def register(lake: Lake, definitions: Sequence[Feature]) -> tuple[Written, ...]:
     """Add definitions that the registry has not seen; no write if it knows them all.
 
+    The write's run is named after what is added: two runs that add the same at the same time add it once.
     Raises ConflictError when a version is known with another definition: values of two meanings under one name.
     """
     known: dict[tuple[str, int], str] = {}
@@ -56,7 +57,8 @@ def register(lake: Lake, definitions: Sequence[Feature], run_id: str) -> tuple[W
         return ()
     code = code_version()
     frame = lake.spark.createDataFrame([_entry(f, code) for f in new], _REGISTRY)
-    return (lake.write(REGISTRY, frame, run_id),)
+    added = sorted([f.name, f.version, definition_hash(f)] for f in new)
+    return (lake.write(REGISTRY, frame, derive_run_id("definitions", added)),)
 
 
 def _entry(feature: Feature, code: str) -> tuple[Any, ...]:

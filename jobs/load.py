@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from uplift_spark.cli import load as command
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.flow.pseudonyms import key_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.loading import QUARANTINE, Load, arrivals
 from uplift_spark.operations.runs import JobResult, Say, silent
@@ -17,7 +18,7 @@ from uplift_spark.operations.runs import JobResult, Say, silent
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
     """Add what no run has added before; a source that does not fit the table is refused before any write."""
-    new = arrivals(load, lake, run_id, say, config.pseudonym_key)
+    new = arrivals(load, lake, run_id, say, key_of(config))
     if new.good is None:
         say("every row is there already: other runs added them")
         return JobResult.of("load", new.run_id, **new.details, good=0, rejected={})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from uplift_spark.cli import main_job
 from uplift_spark.cli import stream as command
 from uplift_spark.config import Config
+from uplift_spark.flow.pseudonyms import key_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.loading import QUARANTINE, Load
 from uplift_spark.operations.runs import JobResult, Say, silent
@@ -16,7 +17,7 @@ from uplift_spark.operations.streaming import append, refused, streams
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
     """Add what the table has not; a source that does not fit the table is refused before any write."""
-    new = streams(load, lake, run_id, say, config.pseudonym_key)
+    new = streams(load, lake, run_id, say, key_of(config))
     written = {part.table: append(lake, new, part) for part in new.parts}
     rejected = refused(lake, load, new)
     for rule, n in rejected.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,6 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.vocabulary import ConfigError, Roles, checked_name
 
-LEAST_KEY = 16  # bytes
 _STRICT = ConfigDict(extra="forbid")
 _Days = Annotated[float, Field(gt=0, le=3650)]
 
@@ -232,18 +230,6 @@ class Pseudonyms:
 
     key_env: str
 
-    @property
-    def key(self) -> bytes:
-        """The key; ConfigError when it is missing or shorter than 16 bytes."""
-        key = os.environ.get(self.key_env, "").encode()
-        if len(key) < LEAST_KEY:
-            have = f"has {len(key)} bytes" if key else "is not set"
-            raise ConfigError(
-                f"pseudonyms.key_env names ${self.key_env}, which {have}: set it to a secret of at least "
-                f"{LEAST_KEY} bytes"
-            )
-        return key
-
 
 @dataclass(frozen=True, config=_STRICT)
 class Alarms:
@@ -321,11 +307,6 @@ class Config:
         wanted = dict.fromkeys([*self.roles.features, *self.lift.segments])
         parts = dict.fromkeys(part for name in wanted if name in known for part in known[name].of or ())
         return tuple(known.get(name, Feature(name)) for name in {**wanted, **parts})
-
-    @property
-    def pseudonym_key(self) -> bytes | None:
-        """The key of pseudonyms, None when ids stay as they are; ConfigError like `Pseudonyms.key`."""
-        return None if self.pseudonyms is None else self.pseudonyms.key
 
     @property
     def model_name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,9 +16,28 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.vocabulary import UNIT
+from uplift_spark.config import Config
+from uplift_spark.vocabulary import UNIT, ConfigError
 
+LEAST_KEY = 16  # bytes
 _DIGITS = 32  # hexadecimal, 128 bits
+
+
+def key_of(config: Config) -> bytes | None:
+    """The key of the campaign's pseudonyms, None when ids stay as they are.
+
+    Raises ConfigError when the environment variable is not set or holds less than LEAST_KEY bytes.
+    """
+    if config.pseudonyms is None:
+        return None
+    name = config.pseudonyms.key_env
+    key = os.environ.get(name, "").encode()
+    if len(key) < LEAST_KEY:
+        have = f"has {len(key)} bytes" if key else "is not set"
+        raise ConfigError(
+            f"pseudonyms.key_env names ${name}, which {have}: set it to a secret of at least {LEAST_KEY} bytes"
+        )
+    return key
 
 
 def pseudonym(key: bytes, unit: str) -> str:

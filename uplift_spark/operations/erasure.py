@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
-from uplift_spark.flow.pseudonyms import pseudonym
+from uplift_spark.flow.pseudonyms import key_of, pseudonym
 from uplift_spark.flow.verbs import UpliftModel
 from uplift_spark.lake.erasure import erase_units, purge
 from uplift_spark.lake.tables import Lake, Written
@@ -64,7 +64,7 @@ def erase(config: Config, lake: Lake, erasure: Erasure, say: Say = silent) -> Jo
     `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
     still can, and be erased from: their training rows are kept in silver.trained_<model>_<version>.
     """
-    key = config.pseudonym_key
+    key = key_of(config)
     if key is not None:
         erasure = replace(erasure, units=tuple(pseudonym(key, unit) for unit in erasure.units))
     registry = Registry.of(config)

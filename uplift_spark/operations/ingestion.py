@@ -17,7 +17,7 @@ from uplift_spark.causal.simulate import CHUNK, CampaignSimulator
 from uplift_spark.config import Config, RolesConf, Simulation, Trial
 from uplift_spark.flow.clock import instant
 from uplift_spark.flow.ingest import Stamp, named_rows, simulated_tables, tally, trial_tables
-from uplift_spark.flow.pseudonyms import pseudonymised
+from uplift_spark.flow.pseudonyms import key_of, pseudonymised
 from uplift_spark.lake.contracts import Contract, Rule, check, with_levels
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.runs import Say
@@ -42,7 +42,7 @@ class Batch:
 
 def prepare(config: Config, lake: Lake, run_id: str, say: Say) -> Batch:
     """Frames of the run, lazily; raises a named error before anything is written when the source is unfit."""
-    key = config.pseudonym_key
+    key = key_of(config)
     refuse_second_load(lake, config.campaign, run_id)
     if isinstance(config.source, Simulation):
         batch = _simulated(config, config.source, lake.spark, run_id, say)
@@ -82,7 +82,7 @@ def _trial(config: Config, source: Trial, spark: SparkSession, run_id: str, say:
     path = find(source)
     rows = read_trial(path, source)
     say(f"{rows.num_rows:,} rows read from {path.name}")
-    named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), config.pseudonym_key)
+    named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), key_of(config))
     good, rejected = check(named, _contract(levels, source))
     refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
     counts = [row.asDict() for row in tally(good, source).collect()]

@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test simulations lint notebooks bench wheel lock clean other-python
+.PHONY: help setup python java demo test simulations faults lint notebooks bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -90,6 +90,9 @@ test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
 	@$(BIN)/python -m pytest -m simulation -rP $(ARGS)
 	@$(BIN)/python tests/benchmarks/statistical_tables.py
+
+faults: java $(READY) ## crash every writing job, lose replies and executors, feed bad input (ARGS="--jobs load --kills 3")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -22,7 +22,7 @@ NEEDS_SPARK = {"spark", "lake", "connect_server"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="moments of a write at which tests/faults kill the driver")
+    parser.addoption("--kills", type=int, default=3, help="moments of a job at which tests/faults kill its driver")
 
 
 def pytest_configure(config: pytest.Config) -> None:

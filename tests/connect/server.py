@@ -13,7 +13,7 @@ from uplift_spark.lake.session import local_conf, local_session
 
 
 def main(folder: str) -> None:
-    port = _free_port()
+    port = free_port()
     conf = {
         **local_conf(Lakehouse(path=folder), "connect server", "local[2]"),
         "spark.plugins": "org.apache.spark.sql.connect.SparkConnectPlugin",
@@ -26,7 +26,8 @@ def main(folder: str) -> None:
     session.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

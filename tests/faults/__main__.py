@@ -1,0 +1,64 @@
+"""What the platform does when things break: crashes of writing jobs, lost replies, lost executors, bad input.
+
+`make faults` runs everything; ARGS="--parts crash --jobs load --kills 3" some of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults import cluster, interruptions, matrix, table
+from tests.faults.campaign import JOBS, lakehouse
+from uplift_spark.config import Lakehouse
+from uplift_spark.lake.session import spark_session
+from uplift_spark.lake.tables import Lake
+
+PARTS = ("crash", "interrupt", "cluster", "input")
+
+
+def main() -> int:
+    """Run the parts asked for and print their tables; 1 if anything is not as it should be."""
+    asked = parsed()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        where = Path(folder)
+        spark = spark_session(lakehouse(where), "faults", "local[2]")
+        stage = matrix.Stage.of(where, Lake(spark, lakehouse(where)))
+        rows: list[matrix.Row] = []
+        cases: list[interruptions.Case] = []
+        for name, job in stage.prepared(asked.jobs):
+            if "crash" in asked.parts:
+                rows.append(matrix.crash(name, job, stage, asked.kills))
+            if "interrupt" in asked.parts:
+                cases += interruptions.interrupted(name, job, stage)
+            if "cluster" in asked.parts and name in cluster.TABLES:
+                cases += cluster.disturbed(name, job, stage)
+        failed = sum(len(one.wrong) for one in (*rows, *cases))
+        if rows:
+            print(f"\nDriver and JVM killed while a job writes\n\n{matrix.shown(rows)}", flush=True)
+        if cases:
+            print(f"\nOther faults of writing jobs\n\n{interruptions.shown(cases)}", flush=True)
+        if "input" in asked.parts:
+            text, unexpected = table.checked(lambda n: Lake(spark, Lakehouse(path=str(where / f"{n}" / "lakehouse"))))
+            print(f"\nBad input\n\n{text}", flush=True)
+            failed += unexpected
+        spark.stop()
+    print(f"\n{failed} not as expected, {time.monotonic() - started:.0f} s")
+    return int(failed > 0)
+
+
+def parsed() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="moments at which each job's driver is killed")
+    parser.add_argument("--jobs", nargs="*", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""A small campaign and its writing jobs: a new writing job is one more entry in `JOBS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from uplift_spark.config import Config, Feature, Forest, Labels, Lakehouse, Lift, Registry, RolesConf, Simulation
+from uplift_spark.jobs import load
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.loading import Load
+
+UNITS = 400
+
+_FEATURES = (
+    Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30),
+    Feature("spent_90d", aggregate="sum", source="event", event="order", window_days=90),
+    Feature("items_90d", aggregate="distinct", source="event", event="order", window_days=90),
+)
+_DOSE = {"none": 0.0, "5%": 5.0, "10%": 10.0}
+CAMPAIGN = Config(
+    campaign="spring",
+    source=Simulation(units=UNITS),
+    roles=RolesConf("conversion", "none", ("recency_days", "region", "orders_30d", "spent_90d", "items_90d"), _DOSE),
+    features=_FEATURES,
+    labels=Labels(window_days=14),
+    forest=Forest(n_trees=8, min_leaf=5, n_buckets=2),
+    lift=Lift(segments=("region",), bins=10, replicates=50),
+)
+
+Run = Callable[[Lake], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A writing job and two runs of it; faults hit the second, in a lakehouse that holds the first."""
+
+    first: Run
+    second: Run
+
+
+def _job(verb: str, config: Config, lake: Lake) -> object:
+    return import_module(f"uplift_spark.jobs.{verb}").run(replace(config, lakehouse=lake.lakehouse), lake)
+
+
+def _runs(verb: str, **changes: Any) -> Job:
+    """A job on the campaign, and then on the campaign with `changes`."""
+    return Job(partial(_job, verb, CAMPAIGN), partial(_job, verb, replace(CAMPAIGN, **changes)))
+
+
+def _load(table: str, file: str, header: str, lines: list[str], lake: Lake) -> object:
+    """Load a file of these lines, some of which break the contract; it lies beside the lakehouse."""
+    path = Path(lake.lakehouse.path).parent / "sources" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return load.run(CAMPAIGN, lake, load=Load(table, str(path), "csv", historic=True))
+
+
+def _orders(file: str, first: int, lake: Lake) -> object:
+    """Three orders of every second unit before the assignment, and rows without a unit, for quarantine."""
+    header = "unit_id,event,item,value,occurred_at,event_id"
+    lines = [
+        f"spring-{unit},order,i{(unit + k) % 7},{unit % 50 + k}.25,2024-12-{1 + (unit + 9 * k) % 28:02d},{unit}-{k}"
+        for unit in range(first, UNITS, 2)
+        for k in range(3)
+    ]
+    return _load("bronze.event", file, header, [*lines, ",order,i1,1,2024-12-01,", "x,order,i1,much,2024-12-01,"], lake)
+
+
+def _sends_and_consent(lake: Lake) -> None:
+    header = "unit_id,experiment,delivery_id,status,delivered_at,event_id"
+    sends = [f"spring-{unit},spring,d{unit},delivered,2025-01-06T06:00Z," for unit in range(0, UNITS, 3)]
+    _load("bronze.delivery", "sends.csv", header, sends, lake)
+    header = "unit_id,purpose,granted,changed_at"
+    _load(
+        "bronze.consent", "consent.csv", header, [f"spring-{u},marketing,true,2024-01-01" for u in range(UNITS)], lake
+    )
+
+
+def _first_loads(lake: Lake) -> None:
+    _sends_and_consent(lake)
+    _orders("even.csv", 0, lake)
+
+
+# In the order they need each other: before a job's first run, all jobs above it have run twice.
+JOBS: dict[str, Job] = {
+    "load": Job(_first_loads, partial(_orders, "odd.csv", 1)),
+    "ingest": _runs("ingest", campaign="autumn"),
+    "features": _runs("features", holdout=0.4),
+    "train": _runs("train", seed=8),
+    # The first run scores with the first model, the second with the champion.
+    "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
+    "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
+}
+
+
+def lakehouse(folder: Path) -> Lakehouse:
+    """Where the campaign's tables and models lie below a folder."""
+    return Lakehouse(path=str(folder / "lakehouse"))

@@ -1,0 +1,110 @@
+"""What readers see in a lakehouse: a digest of every table, and every registered model; copies of lakehouses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pyspark.errors import PySparkException
+
+from tests.faults.campaign import CAMPAIGN
+from uplift_spark.lake.digest import digest
+from uplift_spark.lake.tables import CLOCKS, Lake
+from uplift_spark.operations.registry import Registry
+from uplift_spark.vocabulary import ConfigError
+
+State = Mapping[str, Hashable]  # {table, model version or alias: what is in it}; without what is absent
+
+_MODELS = "models"
+
+
+@dataclass
+class Reader:
+    """Reads the states of one lakehouse folder that is replaced by copies again and again.
+
+    What was read is kept under a hash of its files' names and bytes, so only tables that changed are read anew.
+    """
+
+    lake: Lake
+    _known: dict[str, State] = field(default_factory=dict)
+
+    def state(self) -> State:
+        """All tables and models now. A table that does not read raises."""
+        found: dict[str, Hashable] = {}
+        for table in self.tables():
+            key = _fingerprint(self.folder / table.replace(".", "/"))
+            if key not in self._known:
+                self._known[key] = {table: self._digest(table)}
+            found.update(self._known[key])
+        if (self.folder / "mlflow.db").exists():
+            key = _fingerprint(self.folder, ("mlflow.db", "mlartifacts"))
+            if key not in self._known:
+                self._known[key] = dict(self._models())
+            found.update(self._known[key])
+        return found
+
+    def between(self, old: State) -> dict[str, set[Hashable]]:
+        """{name: every state it has had since `old`, None for absence}, from the versions of each table."""
+        new = self.state()
+        legal: dict[str, set[Hashable]] = {name: {old.get(name), new.get(name)} for name in {*old, *new}}
+        for table in self.tables():
+            version = self.lake.version(table)
+            with suppress(PySparkException):  # a job may have removed the files of older versions
+                while version > 0 and old.get(table) not in (new[table], state := self._digest(table, version)):
+                    legal[table].add(state)
+                    version -= 1
+        return legal
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.lake.lakehouse.path)
+
+    def tables(self) -> list[str]:
+        """Tables with a commit; found by their files, since Spark's own listing costs a job."""
+        logs = self.folder.glob("*/*/_delta_log/*.json")
+        return sorted({f"{log.parts[-4]}.{log.parts[-3]}" for log in logs})
+
+    def _digest(self, table: str, version: int | None = None) -> Hashable:
+        frame = self.lake.read(table, version)
+        return digest(frame, [column for column in frame.columns if column not in CLOCKS])
+
+    def _models(self) -> Iterator[tuple[str, Hashable]]:
+        registry = Registry.of(replace(CAMPAIGN, lakehouse=self.lake.lakehouse))
+        for made in registry._versions(CAMPAIGN.model_name):
+            model = registry.find(CAMPAIGN.model_name, int(made.version))
+            content = registry.load(model).to_bytes()
+            yield f"model version {model.version}", (model.run_id, hashlib.sha256(content).hexdigest())
+        with suppress(ConfigError):
+            yield "champion", registry.find(CAMPAIGN.model_name).version
+
+
+def copied(source: Path, target: Path, lake: Lake) -> None:
+    """Make `target` a copy of `source`, and the session forget what it knows about the tables that were there."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    lake.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
+def files(folder: Path) -> set[str]:
+    """Every file below a folder that others are writing to; a database is another file after each of its commits."""
+    found: set[str] = set()
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = f"{where}/{name}"
+            with suppress(FileNotFoundError):
+                found.add(f"{path}@{os.stat(path).st_mtime_ns}" if name.endswith(".db") else path)
+    return found
+
+
+def _fingerprint(folder: Path, parts: tuple[str, ...] = ("",)) -> str:
+    seen = hashlib.sha256(str(folder).encode())
+    for path in sorted(file for part in parts for file in [*(folder / part).rglob("*"), folder / part]):
+        if path.is_file():
+            seen.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+            seen.update(path.read_bytes())
+    return seen.hexdigest()

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from uplift_spark.config import Config, Feature, Forest, Labels, Lakehouse, Lift, Registry, RolesConf, Simulation
-from uplift_spark.jobs import load
+from uplift_spark.jobs import erase, load, optimize, replay, stream
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.erasure import Erasure
 from uplift_spark.operations.loading import Load
+from uplift_spark.operations.replaying import Replay
 
 UNITS = 400
 
@@ -86,6 +88,41 @@ def _first_loads(lake: Lake) -> None:
     _orders("even.csv", 0, lake)
 
 
+def _feed_and_stream(lake: Lake) -> None:
+    """Stream a table's events, and give it more; it lies beside the lakehouse."""
+    feed = Path(lake.lakehouse.path).parent / "sources" / "feed"
+    for part in range(2):
+        if not feed.exists() or part:
+            rows = lake.spark.range(part * 300, part * 300 + 300, 1, 2).selectExpr(
+                f"if(id % 50 = 0, '', concat('spring-', id % {UNITS})) AS unit_id",
+                "'visit' AS event",
+                "CAST(NULL AS string) AS item",
+                "CAST(id AS double) AS value",
+                "timestamp'2024-12-24T12:00:00Z' AS occurred_at",
+                "CAST(id AS string) AS event_id",
+            )
+            rows.write.format("delta").option("delta.enableChangeDataFeed", "true").mode("append").save(str(feed))
+        if not part:
+            _stream(lake)
+
+
+def _stream(lake: Lake) -> object:
+    source = Path(lake.lakehouse.path).parent / "sources" / "feed"
+    return stream.run(CAMPAIGN, lake, load=Load("bronze.event", str(source), "delta"))
+
+
+def _replay(rule: str, repair: str, lake: Lake) -> object:
+    return replay.run(CAMPAIGN, lake, replay=Replay.of("bronze.event", rule, [repair]))
+
+
+def _optimize(tables: tuple[str, ...], lake: Lake) -> object:
+    return optimize.run(CAMPAIGN, lake, tables=tables)
+
+
+def _erase(units: tuple[str, ...], purge: bool, lake: Lake) -> object:
+    return erase.run(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake, erasure=Erasure(units, purge))
+
+
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
 JOBS: dict[str, Job] = {
     "load": Job(_first_loads, partial(_orders, "odd.csv", 1)),
@@ -95,6 +132,13 @@ JOBS: dict[str, Job] = {
     # The first run scores with the first model, the second with the champion.
     "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
+    "stream": Job(_feed_and_stream, _stream),
+    "replay": Job(
+        partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", "unit_id='spring-1'")
+    ),
+    "optimize": Job(partial(_optimize, ("bronze.event",)), partial(_optimize, ())),
+    "erase": Job(partial(_erase, ("spring-2",), False), partial(_erase, ("spring-1", "spring-4"), False)),
+    "purge": Job(partial(_erase, ("spring-5",), False), partial(_erase, (), True)),
 }
 
 

@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test simulations faults lint notebooks bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults lint notebooks bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -84,8 +84,11 @@ java:
 demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF=conf/X.yaml SET="key=value ...")
 	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
 
-test: java $(READY) ## run every test (ARGS="tests/stats -x" for some)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: java $(READY) ## run the tests that are not slow (ARGS="tests/stats -x" for some)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not simulation and not slow" $(ARGS)
+
+slow: java $(READY) ## run the tests that need minutes: Spark Connect, spark-submit, streams, killed drivers, purges
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
 	@$(BIN)/python -m pytest -m simulation -rP $(ARGS)

@@ -36,11 +36,10 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     labelled = lake.write("silver.label", label_table(*history, events.deliveries), run_id)
     stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
     found, sends = label_counts(stored, events.as_of)
-    split = hash_split(config.seed, config.holdout)
 
     def training(units: DataFrame, labels: DataFrame) -> DataFrame:
         features = features_as_of(units, events.sources, definitions, events.columns)
-        return training_set(labels.drop("run_id"), features, events.names, split)
+        return training_set(labels.drop("run_id"), features, events.names, hash_split(config.seed, config.holdout))
 
     # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
     some = to_look_at(config, found)

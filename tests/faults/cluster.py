@@ -18,7 +18,7 @@ from tests.conftest import end_group
 from tests.connect.server import free_port
 from tests.faults import driver
 from tests.faults.campaign import Job
-from tests.faults.interruptions import Case
+from tests.faults.interruptions import Case, told
 from tests.faults.matrix import Stage, different
 from tests.faults.workers import GO, HELD, wait
 
@@ -43,6 +43,7 @@ def disturbed(name: str, job: Job, stage: Stage) -> list[Case]:
         case = Case(name, fault, *run(name, stage, log))
         case.wrong += different(stage.reader.state(), expected)
         cases.append(case)
+    told(cases)
     return cases
 
 

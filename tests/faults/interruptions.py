@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -72,17 +73,20 @@ def interrupted(name: str, job: Job, stage: Stage) -> list[Case]:
         job.second(stage.lake)
     expected = stage.reader.state()
     cases = [_lost(name, job.second, stage, replies.commits, error, expected) for error in (NETWORK, RACE)]
-    stage.reset(name)
-    cases.append(_case(name, "the same run twice, two threads", _at_once([job.second] * 2, stage.lake)))
-    cases[-1].wrong += different(stage.reader.state(), expected)
-    stage.reset(name)
-    cases.append(_case(name, "the same run twice, two drivers", _drivers(name, stage)))
-    cases[-1].wrong += different(stage.reader.state(), expected)
+    twice: dict[str, Callable[[], list[object]]] = {
+        "threads": lambda: _at_once([job.second] * 2, stage.lake),
+        "drivers": lambda: _drivers(name, stage),
+    }
+    for kind, run_both in twice.items():
+        stage.reset(name)
+        cases.append(_case(name, f"the same run twice, two {kind}", run_both()))
+        cases[-1].wrong += different(stage.reader.state(), expected)
     stage.reset(f"{name}-0")
     cases.append(_case(name, "two runs, two threads", _at_once([job.first, job.second], stage.lake)))
     for run in (job.first, job.second):  # who lost a race runs again, who won adds nothing
         run(stage.lake)
     cases[-1].wrong += _different_in_any_order(stage.reader.state(), old, expected)
+    told(cases)
     return cases
 
 
@@ -138,6 +142,12 @@ def _case(name: str, fault: str, outcomes: list[object]) -> Case:
     if len(conflicts) == len(outcomes):
         wrong.append(f"nobody won: {conflicts[0]}")
     return Case(name, fault, f"{len(outcomes) - len(conflicts)} completed, {len(conflicts)} typed conflicts", wrong)
+
+
+def told(cases: list[Case]) -> None:
+    """Progress for who waits."""
+    for case in cases:
+        print(f"{case.job}: {case.fault}: {case.what} {case.wrong or ''}", file=sys.stderr, flush=True)
 
 
 def shown(cases: list[Case]) -> str:

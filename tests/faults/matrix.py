@@ -117,6 +117,7 @@ def crash(name: str, job: Job, stage: Stage, kills: int) -> Row:
             _look(row, job, stage, (old, expected, legal))
     finally:
         following.kill()
+    print(shown([row]), file=sys.stderr, flush=True)
     return row
 
 

@@ -28,7 +28,7 @@ class Driver:
     """A driver process: `go` lets it run its job, `kill` ends it and its JVM at once."""
 
     def __init__(self, folder: Path, job: str, master: str = "local[2]", *settings: str) -> None:
-        self._ready = False
+        self._ready = self._killed = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.driver", str(folder), job, master, *settings],
             cwd=folder,  # the lift job leaves its pictures in the working folder
@@ -67,8 +67,10 @@ class Driver:
         return True
 
     def kill(self) -> None:
-        """SIGKILL to driver and JVM."""
-        end_group(self._process)
+        """SIGKILL to driver and JVM, the first time: later their number may be somebody else's."""
+        if not self._killed:
+            self._killed = True
+            end_group(self._process)
 
 
 def environment() -> dict[str, str]:

@@ -12,14 +12,15 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.faults.campaign import JOBS, Job, lakehouse
+from tests.faults.campaign import CAMPAIGN, JOBS, Job, lakehouse
 from tests.faults.driver import Driver
 from tests.faults.states import Reader, State, copied, files
 from tests.faults.workers import PATIENCE
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.registry import Registry
 
 
 @dataclass
@@ -34,8 +35,12 @@ class Stage:
 
     @classmethod
     def of(cls, folder: Path, lake: Lake) -> Stage:
-        """A stage below `folder` with the session of `lake`; its models are read past every pool of connections."""
+        """A stage below `folder` with the session of `lake`; its models are read past every pool of connections.
+
+        MLflow makes a store's tables once in a process, so every copy has to have them already.
+        """
         os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+        Registry.of(replace(CAMPAIGN, lakehouse=lakehouse(folder)))
         return cls(folder, Reader(Lake(lake.spark, lakehouse(folder))))
 
     @property

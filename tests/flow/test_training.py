@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,23 @@ def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
     shaky = on_spark.mapInArrow(partial(fail_once, str(marker)), on_spark.schema)
     model = forest.fit(shaky, ordered_roles())
     assert marker.exists() and model.to_bytes() == forest.fit(frame, ordered_roles()).to_bytes()
+
+
+def count_rows(place: str, batches):
+    """Leave a file of each pass over a partition, with its number of rows."""
+    seen = 0
+    for batch in batches:
+        seen += batch.num_rows
+        yield batch
+    (Path(place) / uuid4().hex).write_text(str(seen))
+
+
+def test_rows_are_read_once_by_each_call(frame, on_spark, tmp_path):
+    counted = on_spark.mapInArrow(partial(count_rows, str(tmp_path)), on_spark.schema)
+    model = CausalForest(**SMALL, n_buckets=4).fit(counted, ordered_roles())
+    assert sum(int(file.read_text()) for file in tmp_path.iterdir()) == len(frame)
+    model.estimate(counted)
+    assert sum(int(file.read_text()) for file in tmp_path.iterdir()) == 2 * len(frame)
 
 
 def test_weights_and_clusters_agree_too(spark, frame):

@@ -11,8 +11,9 @@ from uplift_spark.cli import load as command
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.flow.pseudonyms import key_of
+from uplift_spark.lake.contracts import QUARANTINE
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import QUARANTINE, Load, arrivals
+from uplift_spark.operations.loading import Load, arrivals
 from uplift_spark.operations.runs import JobResult, Say, silent
 
 

@@ -9,8 +9,9 @@ from uplift_spark.cli import main_job
 from uplift_spark.cli import stream as command
 from uplift_spark.config import Config
 from uplift_spark.flow.pseudonyms import key_of
+from uplift_spark.lake.contracts import QUARANTINE
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import QUARANTINE, Load
+from uplift_spark.operations.loading import Load
 from uplift_spark.operations.runs import JobResult, Say, silent
 from uplift_spark.operations.streaming import append, refused, streams
 

@@ -13,7 +13,9 @@ from dataclasses import replace
 from uplift_spark.lake.checks import INGESTED_AT, Contract, Rule, check, conform, declared
 from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
-__all__ = ["RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
+__all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
+
+QUARANTINE = "bronze.quarantine"
 
 
 def contract_of(table: str) -> Contract | None:
@@ -204,7 +206,7 @@ _PROFILE = Contract(
 )
 
 _QUARANTINE = Contract(
-    table="bronze.quarantine",
+    table=QUARANTINE,
     job="ingest",
     columns=declared(
         "source_table string: table the row was meant for",

@@ -11,12 +11,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.lake.casts import UNREAD
-from uplift_spark.lake.contracts import contract_of
+from uplift_spark.lake.contracts import QUARANTINE, contract_of
 from uplift_spark.lake.places import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, retried
 from uplift_spark.vocabulary import UNIT
-
-QUARANTINE = "bronze.quarantine"
 
 _APPEND_ONLY = "delta.appendOnly"
 _DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file

@@ -26,7 +26,7 @@ from uplift_spark.flow.clock import instant, moment
 from uplift_spark.flow.pseudonyms import pseudonymised
 from uplift_spark.lake.casts import UNREAD, fits, numbers_or_text, read_cells
 from uplift_spark.lake.checks import ADDED, AS_GIVEN, FAULTS, INGESTED_AT, added_columns, entry, with_columns
-from uplift_spark.lake.contracts import RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.contracts import QUARANTINE, RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.inputs import (
     ARRIVED,
@@ -43,7 +43,6 @@ from uplift_spark.operations.runs import Say, derive_run_id
 from uplift_spark.vocabulary import RUN_ID, ConfigError, DataError, checked_name
 
 FORMATS = ("csv", "parquet", "json", "delta")
-QUARANTINE = "bronze.quarantine"
 
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.

@@ -17,12 +17,11 @@ from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.lake.casts import UNREAD
 from uplift_spark.lake.checks import INGESTED_AT, as_json, with_columns
-from uplift_spark.lake.contracts import check
+from uplift_spark.lake.contracts import QUARANTINE, check
 from uplift_spark.lake.digest import digest
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.inputs import ARRIVED, SOURCE
 from uplift_spark.operations.loading import (
-    QUARANTINE,
     Load,
     count_by_rule,
     refuse_misfits,

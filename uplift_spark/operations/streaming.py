@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from uplift_spark.flow.pseudonyms import pseudonymised
 from uplift_spark.lake.casts import UNREAD
 from uplift_spark.lake.checks import AS_GIVEN, with_columns
-from uplift_spark.lake.contracts import check
+from uplift_spark.lake.contracts import QUARANTINE, check
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.operations.inputs import (
     ARRIVED,
@@ -27,7 +27,6 @@ from uplift_spark.operations.inputs import (
     version_of,
 )
 from uplift_spark.operations.loading import (
-    QUARANTINE,
     Load,
     count_by_rule,
     refuse_misfits,

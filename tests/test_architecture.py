@@ -197,7 +197,7 @@ def caching(module: Module) -> list[str]:
         for call in ast.walk(node)
     }
     return [
-        f"{module.name}:{node.lineno} calls .{node.func.attr}(): only {".".join(KEEPER)} keeps frames"
+        f"{module.name}:{node.lineno} calls .{node.func.attr}(): only {'.'.join(KEEPER)} keeps frames"
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CACHING
         if node not in kept

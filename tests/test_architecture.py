@@ -26,6 +26,7 @@ PACKAGE = "uplift_spark"
 # From the bottom to the top; a part imports only from lower ranks, and parts of one rank never import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("vocabulary",),
+    ("sections",),
     ("config",),
     ("stats",),
     ("causal",),
@@ -475,12 +476,13 @@ def test_bundle_runs_the_jobs_that_exist() -> None:
     bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
     (job,) = bundle["resources"]["jobs"].values()
     tasks = {task["task_key"]: task for task in job["tasks"]}
-    assert list(tasks) == ["ingest", "features", "train", "score", "lift"]
+    assert list(tasks) == ["ingest", "features", "train", "score", "lift", "policy"]
     for key, task in tasks.items():
         assert task["spark_python_task"]["python_file"] == f"jobs/{key}.py"
         assert (ROOT / "jobs" / f"{key}.py").is_file()
         assert task["environment_key"] in {e["environment_key"] for e in job["environments"]}
     after = {key: [d["task_key"] for d in task.get("depends_on", [])] for key, task in tasks.items()}
-    assert after == {"ingest": [], "features": ["ingest"], "train": ["features"], "score": ["train"], "lift": ["score"]}
+    line = {"ingest": [], "features": ["ingest"], "train": ["features"], "score": ["train"]}
+    assert after == {**line, "lift": ["score"], "policy": ["score"]}
     assert (ROOT / bundle["variables"]["conf"]["default"]).is_file()
     assert len(bundle["targets"]) == 2

@@ -91,6 +91,13 @@ def test_outcomes_have_windows_of_their_own(conf: Path) -> None:
         ("labels.windows={visit: 0}", ["labels.windows", "greater than 0"]),
         ("labels.window_days=.inf", ["labels.window_days", "less than or equal to 3650"]),
         ("labels.wait_days=-1", ["labels.wait_days", "greater than or equal to 0"]),
+        ("policy.budget=-1", ["policy.budget", "greater than or equal to 0"]),
+        (
+            "policy.limits=[{units: 3, spend: 4}]",
+            ["policy.limits", "one of spend, units, share and gap, not spend and"],
+        ),
+        ("policy.limits=[{gap: 0.1}]", ["policy.limits", "needs a segment"]),
+        ("policy.limits=[{units: 3, segment: age}]", ["policy.limits", "needs both `segment` and `bucket`"]),
         ("leakage.allow={height: known}", ["leakage.allow", "height", "not among roles.features"]),
         ("leakage.allow={age: ''}", ["leakage.allow.age", "at least 1 character"]),
         ("leakage.alpha=0", ["leakage.alpha", "greater than or equal to"]),

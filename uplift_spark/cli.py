@@ -262,6 +262,7 @@ def train(
 
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
+_job_command("policy", "Whom to treat with what, within budget and limits.")
 
 
 @app.command()
@@ -385,11 +386,9 @@ def _lake(lakehouse: Lakehouse) -> Iterator[Lake]:
 def _lakehouse(conf: Path | None, overrides: list[str] | None) -> Lakehouse:
     from uplift_spark.config import Lakehouse, load_config
 
-    if conf is not None:
-        return load_config(conf, tuple(overrides or ())).lakehouse
-    if overrides:
+    if conf is None and overrides:
         raise ConfigError("--set changes a configuration: name its file with --conf")
-    return Lakehouse()
+    return Lakehouse() if conf is None else load_config(conf, tuple(overrides or ())).lakehouse
 
 
 def _where(conf: Path, overrides: list[str] | None) -> str:

@@ -25,6 +25,9 @@ PUBLIC = {
     " cost_per_incremental",
     "gold.uplift_curve": "run_id outcome treatment fraction gain gain_lower gain_upper random_gain",
     "gold.uplift_metrics": "run_id model_version outcome treatment metric value lower upper",
+    "gold.policy_decisions": "run_id experiment unit_id treatment reason gain cost value model_version",
+    "gold.policy_limits": "run_id experiment name most least used price",
+    "gold.policy_curve": "run_id experiment budget treated cost gain observed observed_lower observed_upper",
 }
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from uplift_spark.lake.checks import INGESTED_AT, Contract, Rule, check, conform, declared
-from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.lake.gold import GOLD, RUN
+from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, TREATMENT, UNIT
 
 __all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
 
@@ -35,8 +36,7 @@ def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
     return replace(contract, rules=(*contract.rules, rule))
 
 
-_RUN = (f"{RUN_ID} string: run that wrote the row",)
-_INGEST = ("source string: file, table or simulator", *_RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
+_INGEST = ("source string: file, table or simulator", *RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
 _KNOWN = ("known_at timestamp: when the business knew the row, its arrival or what a historic load's source states",)
 _EVENT = (
     "event_id string: the source's key of what happened to the unit, by which repeats are known; null when it has none",
@@ -215,7 +215,7 @@ _QUARANTINE = Contract(
         "row string: the row as JSON",
         "source string: file, table or simulator it came from",
         f"{EXPERIMENT} string",
-        *_RUN,
+        *RUN,
         f"{INGESTED_AT} timestamp",
     ),
 )
@@ -229,7 +229,7 @@ _TRUTH = Contract(
         f"{TREATMENT} string: level compared with control",
         "outcome string",
         "effect double: true individual effect against control",
-        *_RUN,
+        *RUN,
     ),
 )
 
@@ -246,7 +246,7 @@ _LABEL = Contract(
         "mature boolean: every outcome's window had closed at as_of, days of waiting for late events included",
         "delivered boolean: a delivery inside the longest window was known; null when no delivery was logged at all",
         "as_of timestamp: only what was known by then counts",
-        *_RUN,
+        *RUN,
     ),
 )
 
@@ -259,7 +259,7 @@ _TRAINING = Contract(
         f"{PROPENSITY} double",
         "assigned_at timestamp",
         "split string: train or holdout",
-        *_RUN,
+        *RUN,
     ),
     open=True,
 )
@@ -284,7 +284,7 @@ _FEATURE_REGISTRY = Contract(
         "targeting boolean: may decide whom to treat",
         "protected boolean: looked at by audits for bias",
         "code_version string",
-        *_RUN,
+        *RUN,
     ),
 )
 
@@ -302,91 +302,13 @@ _FEATURE_VERSIONS = Contract(
         "units bigint",
         "missing bigint: units without a value",
         "code_version string",
-        *_RUN,
-    ),
-)
-
-_SCORES = Contract(
-    table="gold.uplift_scores",
-    job="score",
-    columns=declared(
-        f"{UNIT} string",
-        f"{TREATMENT} string: level compared with control",
-        "uplift double: predicted effect on the outcome",
-        "uplift_se double",
-        "uplift_lower double: 95 % interval",
-        "uplift_upper double: 95 % interval",
-        "low_support boolean: too few units like this one to rely on the number",
-        "model_name string",
-        "model_version string",
-        "feature_version bigint: Delta version of the training table scored",
-        *_RUN,
-        "scored_at timestamp",
-    ),
-    cluster_by=(UNIT,),
-    skip_by=(UNIT, RUN_ID),
-)
-
-_LIFT_TABLE = Contract(
-    table="gold.lift_table",
-    job="lift",
-    columns=declared(
-        *_RUN,
-        "model_version string",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control",
-        "cut string: decile or segment:<feature>",
-        "bucket string: decile (1 is the highest predicted uplift) or value of the segment",
-        "n bigint: hold-out units of both arms",
-        "n_treated bigint",
-        "n_control bigint",
-        "mean_treated double",
-        "mean_control double",
-        "predicted_uplift double",
-        "uplift double: observed",
-        "uplift_lower double: 95 % interval",
-        "uplift_upper double: 95 % interval",
-        "incremental_outcomes double",
-        "revenue double",
-        "cost double",
-        "roi double",
-        "cost_per_incremental double",
-    ),
-)
-
-_CURVE = Contract(
-    table="gold.uplift_curve",
-    job="lift",
-    columns=declared(
-        *_RUN,
-        "outcome string",
-        f"{TREATMENT} string",
-        "fraction double: share of units targeted, highest predicted uplift first",
-        "gain double",
-        "gain_lower double: 95 % interval",
-        "gain_upper double: 95 % interval",
-        "random_gain double",
-    ),
-)
-
-_METRICS = Contract(
-    table="gold.uplift_metrics",
-    job="lift",
-    columns=declared(
-        *_RUN,
-        "model_version string",
-        "outcome string",
-        f"{TREATMENT} string",
-        "metric string",
-        "value double",
-        "lower double: 95 % interval",
-        "upper double: 95 % interval",
+        *RUN,
     ),
 )
 
 _RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
 _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
-_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, _SCORES, _LIFT_TABLE, _CURVE, _METRICS)
+_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _TRAINED)}

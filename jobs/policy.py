@@ -1,0 +1,31 @@
+"""Decide whom to treat with what: the best plan within budget and limits, with a certified gap.
+
+Reads gold.uplift_scores (the last run of the campaign's model), silver.training_<campaign> as it was scored, and
+bronze.consent and bronze.delivery if they are there; overwrites silver.candidates_<campaign>, appends to
+gold.policy_decisions, gold.policy_limits and gold.policy_curve.
+"""
+
+from __future__ import annotations
+
+from uplift_spark.cli import main_job
+from uplift_spark.config import Config
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.policy import candidates_of, decide, inputs_of, summary
+from uplift_spark.operations.registry import Registry
+from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+    """Write a decision for every scored unit; limits that cannot be kept are refused before any decision is written."""
+    given = inputs_of(config, lake, Registry.of(config))
+    run_id = run_id or derive_run_id("policy", config, scores=given.scored, data=given.versions)
+    staged = lake.write(f"silver.candidates_{config.campaign}", candidates_of(given), run_id, mode="overwrite")
+    say(f"{staged.rows:,} candidates")
+    done = decide(given, lake.read(staged.table, staged.version), say)
+    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]
+    details = done.details(lake.read("gold.policy_decisions", written[0].version), run_id)
+    return JobResult.of("policy", run_id, staged, *written, **details, summary=summary(done, details))
+
+
+if __name__ == "__main__":
+    main_job(run)

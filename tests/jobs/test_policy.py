@@ -1,0 +1,218 @@
+"""`uplift policy`: one decision a unit within the limits, rules counted, refusals, what the hold-out says."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.flow.scored import LEVELS, campaign
+from tests.jobs.conftest import rows_of
+from uplift_spark.config import Config, Consent, Economics, Lakehouse, Lift, Limit, Policy, RolesConf
+from uplift_spark.jobs import policy
+from uplift_spark.lake.tables import Lake
+from uplift_spark.policy.allocation import allocate
+from uplift_spark.policy.problem import Candidates, Constraint, Problem, look_at
+from uplift_spark.vocabulary import ConfigError, DataError
+
+N = 3_000
+ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})
+BUDGET, CAPACITY = 150.0, 400
+LIMITS = (Limit(units=CAPACITY, level="10%"), Limit(gap=0.05, segment="city"))
+
+
+def conf(lake, economics=None, consent=None, **changes):
+    return Config(
+        campaign="spring",
+        source={"kind": "simulation"},
+        roles=ROLES,
+        lakehouse=lake.lakehouse,
+        economics=economics or Economics(value={"visit": 5.0}, cost={"5%": 0.1, "10%": 0.2}),
+        consent=consent or Consent(),
+        lift=Lift(segments=("city",)),
+        policy=Policy(**{"budget": BUDGET, "limits": LIMITS, **changes}),
+    )
+
+
+def frames():
+    holdout, scores, _ = campaign(n=N, seed=4)
+    training = holdout.assign(
+        split=np.where(np.arange(N) % 4 == 0, "train", "holdout"), assigned_at=pd.Timestamp("2025-01-06")
+    )
+    scores = scores.assign(
+        uplift_se=0.1, uplift_lower=scores.uplift - 0.05, uplift_upper=scores.uplift + 0.05, low_support=False,
+        model_name="spring", model_version="1", feature_version=0, scored_at=pd.Timestamp("2025-02-01"),
+    )  # fmt: skip
+    return training, scores
+
+
+@pytest.fixture(scope="module")
+def lake(spark, tmp_path_factory):
+    """A lakehouse with a training set and one run of scores."""
+    lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("policy"))))
+    training, scores = frames()
+    lake.write("silver.training_spring", spark.createDataFrame(training), "features-1", mode="overwrite")
+    lake.write("gold.uplift_scores", spark.createDataFrame(scores), "score-1")
+    return lake
+
+
+@pytest.fixture(scope="module")
+def planned(lake):
+    return policy.run(conf(lake), lake)
+
+
+def decisions(lake, result):
+    found = rows_of(lake, "gold.policy_decisions", run_id=result.run_id)
+    return found.set_index("unit_id").sort_index()
+
+
+def offered():
+    """(units, gain [N, 2], cost [N, 2], city) in the order of decisions."""
+    training, scores = frames()
+    wide = scores.pivot(index="unit_id", columns="treatment", values="uplift")[list(LEVELS)].sort_index()
+    cost = np.tile([0.1, 0.2], (N, 1))
+    return wide.index, 5 * wide.to_numpy() - cost, cost, training.set_index("unit_id").city[wide.index].to_numpy()
+
+
+def test_every_unit_gets_one_decision_within_the_limits(lake, planned):
+    rows = decisions(lake, planned)
+    units, gain, cost, city = offered()
+    assert rows.index.tolist() == units.tolist() and set(rows.treatment) == {"none", *LEVELS}
+    chosen = rows.treatment.map({"none": -1, "5%": 0, "10%": 1}).to_numpy()
+    mine = np.flatnonzero(chosen >= 0)
+    assert rows.gain.to_numpy()[mine] == pytest.approx(gain[mine, chosen[mine]])
+    assert rows.gain[rows.treatment == "none"].eq(0).all()
+    assert 0.99 * BUDGET < cost[mine, chosen[mine]].sum() <= BUDGET
+    assert (chosen == 1).sum() <= CAPACITY
+    shares = pd.Series(chosen >= 0).groupby(city).mean()
+    assert (shares - (chosen >= 0).mean()).abs().max() <= 0.05
+    assert planned.details["gain"] == pytest.approx(gain[mine, chosen[mine]].sum())
+    assert 0 <= planned.details["gap"] < 1e-4
+    limits = rows_of(lake, "gold.policy_limits").set_index("name")
+    assert limits.used["spend"] == pytest.approx(planned.details["cost"]) and limits.price["spend"] > 0
+
+
+def test_the_plan_is_that_of_one_process(lake, planned):
+    units, gain, cost, city = offered()
+    every, here = np.ones(2), np.eye(2)
+    codes = np.array([[{"x": 0, "y": 1}[c]] for c in city])
+    size = np.bincount(codes[:, 0])
+    limits = [Constraint("spend", BUDGET, "spend", every), Constraint("10%", CAPACITY, "units", np.array([0.0, 1.0]))]
+    limits += [
+        Constraint("gap", 0.05, "units", every, 0, s * (here[b] / size[b] - 1 / N)) for b in (0, 1) for s in (1, -1)
+    ]
+    keys = {row.unit_id: row.key for row in lake.read("silver.candidates_spring").select("unit_id", "key").collect()}
+    key = np.array([keys[unit] for unit in units]).view(np.uint64)
+    candidates = Candidates(gain, cost, codes, key)
+    problem = Problem(tuple(limits), 2, 1, float(np.abs(gain).max()), 0.2)
+    alone = allocate(problem, partial(look_at, problem, candidates))
+    expected = np.array([*LEVELS, "none"])[alone.of(problem, candidates)]
+    assert decisions(lake, planned).treatment.tolist() == expected.tolist()
+
+
+def test_the_holdout_tells_what_the_plan_brings(lake, planned):
+    rows = decisions(lake, planned)
+    training, _ = frames()
+    held_out = training[training.split == "holdout"].set_index("unit_id")
+    gain, variance = 0.0, 0.0
+    for level, cost in zip(LEVELS, (0.1, 0.2), strict=True):
+        n = (rows.treatment == level).sum()
+        mine = held_out[rows.treatment[held_out.index] == level]
+        arms = [mine.visit[mine.treatment == arm] for arm in (level, "none")]
+        scale = (rows.treatment[held_out.index] == level).sum() * N / len(held_out)
+        assert scale == pytest.approx(n, rel=0.1)
+        gain += scale * (5 * (arms[0].mean() - arms[1].mean()) - cost)
+        variance += (scale * 5) ** 2 * sum(arm.var() / len(arm) for arm in arms)
+    details = planned.details
+    # Units listed one by one, next to indifferent, are decided by price alone here.
+    assert details["observed"] == pytest.approx(gain, rel=0.05)
+    assert details["observed_upper"] - details["observed"] == pytest.approx(1.96 * variance**0.5, rel=0.05)
+
+
+def test_the_curve_rises_with_the_budget(lake, planned):
+    curve = rows_of(lake, "gold.policy_curve").sort_values("budget")
+    assert curve.budget.tolist() == [BUDGET * share for share in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2)]
+    assert (curve.cost <= curve.budget + 1e-9).all() and (np.diff(curve.gain) >= -1e-6 * curve.gain.max()).all()
+    assert curve.gain[curve.budget == BUDGET].iloc[0] == pytest.approx(planned.details["gain"], rel=1e-4)
+
+
+def test_a_rerun_adds_nothing(lake, planned):
+    again = policy.run(conf(lake), lake)
+    assert again.run_id == planned.run_id and all(table["skipped"] for table in again.tables.values())
+    assert again.details == planned.details
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"economics": Economics(value={"visit": 5.0}, cost={"5%": 0.1})}, "cost of '10%' is not known"),
+        ({"economics": Economics(cost={"5%": 0.1, "10%": 0.2})}, "value of outcome 'visit' is not known"),
+        ({"economics": Economics(value={"visit": 5.0}, cost={"5%": -0.1, "10%": 0.2})}, "cost of 5% is negative"),
+        ({"limits": (Limit(units=5, level="20%"),)}, "level '20%' is none of 5%, 10%"),
+        ({"limits": (Limit(units=5, segment="town", bucket="x"),)}, "segment 'town' is no column"),
+        ({"limits": (Limit(units=5, segment="city", bucket="z"),)}, "no candidate has city = 'z'; there are x, y"),
+        ({"limits": (Limit(units=N + 1, least=True),)}, "1 more than there are"),
+        ({"limits": (Limit(units=2000, least=True),)}, "least units by 500"),
+        ({"exclude": {"old": "agee > 3"}}, "policy.exclude.old='agee > 3' is no SQL over the columns"),
+        ({"cost": {"7%": "1"}}, "none of the levels 5%, 10%"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_decision(lake, planned, changes, message):
+    before = lake.version("gold.policy_decisions")
+    with pytest.raises(ConfigError, match=message):
+        policy.run(conf(lake, **changes), lake)
+    assert lake.version("gold.policy_decisions") == before
+
+
+def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned):
+    careful = {"bound": "lower", "limits": ()}
+    result = policy.run(conf(lake, **careful, cost={"5%": "0.1 + coalesce(age, 40) / 1000"}), lake)
+    rows = decisions(lake, result)
+    age = frames()[0].set_index("unit_id").age[rows.index].fillna(40)
+    treated = rows.treatment == "5%"
+    assert rows.cost[treated].to_numpy() == pytest.approx(0.1 + age[treated].to_numpy() / 1000)
+    assert rows.cost.sum() <= BUDGET and result.details["gain"] < planned.details["gain"]
+    with pytest.raises(DataError, match="60 candidates have a cost"):
+        policy.run(conf(lake, cost={"5%": "age / 1000"}), lake)
+
+
+def test_rules_leave_units_out_and_are_counted(lake, planned):
+    asked = range(1000)
+    consent = pd.DataFrame(
+        {
+            "unit_id": [f"u{i}" for i in asked], "purpose": "marketing", "granted": [i >= 100 for i in asked],
+            "changed_at": pd.Timestamp("2025-01-01"), "known_at": pd.Timestamp("2025-01-01"), "source": "test",
+        }
+    )  # fmt: skip
+    sends = pd.DataFrame(
+        {
+            "unit_id": [f"u{i}" for i in (200, 200, 200, 201, 201)], "experiment": "spring",
+            "delivery_id": list("abbcd"), "status": ["sent", "delivered", "delivered", "sent", "failed"],
+            "delivered_at": pd.Timestamp("2025-01-02"), "known_at": pd.Timestamp("2025-01-02"), "event_id": None,
+            "source": "test",
+        }
+    ).astype({"event_id": object})  # fmt: skip
+    lake.write("bronze.consent", lake.spark.createDataFrame(consent), "consent")
+    lake.write("bronze.delivery", lake.spark.createDataFrame(sends.replace({np.nan: None}), _SENDS), "sends")
+    config = conf(
+        lake, limits=(), exclude={"old": "age > 55"}, contacts=2, keep_out=0.2, consent=Consent(required=False)
+    )
+    said = []
+    result = policy.run(config, lake, say=said.append)
+    rows = decisions(lake, result)
+    reasons = rows.reason.value_counts().to_dict()
+    age = frames()[0].set_index("unit_id").age[rows.index]
+    withdrew = rows.index.isin([f"u{i}" for i in range(100)])
+    assert reasons["withdrew"] == 100 and (rows.reason[withdrew] == "withdrew").all()
+    assert (rows.reason == "rule old").eq((age > 55) & ~withdrew).all()
+    assert rows.reason[["u200", "u201"]].eq("contacted often enough").tolist() == [not age["u200"] > 55, False]
+    assert 0.17 < reasons["kept out at random"] / (N - 100) < 0.23
+    assert result.details["excluded"] == {r: n for r, n in sorted(reasons.items()) if "within the limits" not in r}
+    assert rows.treatment[~rows.reason.str.contains("within the limits")].eq("none").all()
+    assert any("100 units left out: withdrew" in line for line in said)
+
+
+_SENDS = (
+    "unit_id string, experiment string, delivery_id string, status string, delivered_at timestamp, "
+    "known_at timestamp, event_id string, source string"
+)

@@ -1,0 +1,136 @@
+"""What each gold table holds, the tables that are queried from SQL (R4.1, R4.3, R5.1); see `lake.contracts`."""
+
+from __future__ import annotations
+
+from uplift_spark.lake.checks import Contract, declared
+from uplift_spark.vocabulary import EXPERIMENT, RUN_ID, TREATMENT, UNIT
+
+RUN = (f"{RUN_ID} string: run that wrote the row",)
+
+_SCORES = Contract(
+    table="gold.uplift_scores",
+    job="score",
+    columns=declared(
+        f"{UNIT} string",
+        f"{TREATMENT} string: level compared with control",
+        "uplift double: predicted effect on the outcome",
+        "uplift_se double",
+        "uplift_lower double: 95 % interval",
+        "uplift_upper double: 95 % interval",
+        "low_support boolean: too few units like this one to rely on the number",
+        "model_name string",
+        "model_version string",
+        "feature_version bigint: Delta version of the training table scored",
+        *RUN,
+        "scored_at timestamp",
+    ),
+    cluster_by=(UNIT,),
+    skip_by=(UNIT, RUN_ID),
+)
+
+_LIFT_TABLE = Contract(
+    table="gold.lift_table",
+    job="lift",
+    columns=declared(
+        *RUN,
+        "model_version string",
+        "outcome string",
+        f"{TREATMENT} string: level compared with control",
+        "cut string: decile or segment:<feature>",
+        "bucket string: decile (1 is the highest predicted uplift) or value of the segment",
+        "n bigint: hold-out units of both arms",
+        "n_treated bigint",
+        "n_control bigint",
+        "mean_treated double",
+        "mean_control double",
+        "predicted_uplift double",
+        "uplift double: observed",
+        "uplift_lower double: 95 % interval",
+        "uplift_upper double: 95 % interval",
+        "incremental_outcomes double",
+        "revenue double",
+        "cost double",
+        "roi double",
+        "cost_per_incremental double",
+    ),
+)
+
+_CURVE = Contract(
+    table="gold.uplift_curve",
+    job="lift",
+    columns=declared(
+        *RUN,
+        "outcome string",
+        f"{TREATMENT} string",
+        "fraction double: share of units targeted, highest predicted uplift first",
+        "gain double",
+        "gain_lower double: 95 % interval",
+        "gain_upper double: 95 % interval",
+        "random_gain double",
+    ),
+)
+
+_METRICS = Contract(
+    table="gold.uplift_metrics",
+    job="lift",
+    columns=declared(
+        *RUN,
+        "model_version string",
+        "outcome string",
+        f"{TREATMENT} string",
+        "metric string",
+        "value double",
+        "lower double: 95 % interval",
+        "upper double: 95 % interval",
+    ),
+)
+
+_DECISIONS = Contract(
+    table="gold.policy_decisions",
+    job="policy",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        f"{UNIT} string",
+        f"{TREATMENT} string: level the unit is to get, the control for none",
+        "reason string: why, or the rule that bars the unit",
+        "gain double: what the treatment is predicted to bring",
+        "cost double: what treating the unit costs",
+        "value double: most that any level gains the unit at the limits' prices; the certificate adds these up",
+        "model_version string",
+    ),
+    cluster_by=(UNIT,),
+    skip_by=(UNIT, RUN_ID),
+)
+
+_LIMITS = Contract(
+    table="gold.policy_limits",
+    job="policy",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "name string: the limit",
+        "most double: what may be used; null for a floor",
+        "least double: what must be used; null but for a floor",
+        "used double: what the plan uses",
+        "price double: gain per unit more of what may be used, or that must",
+    ),
+)
+
+_POLICY_CURVE = Contract(
+    table="gold.policy_curve",
+    job="policy",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "budget double",
+        "treated double: units treated",
+        "cost double: money spent",
+        "gain double: predicted",
+        "observed double: gain of such a plan by the outcomes of the hold-out; null where too few units tell",
+        "observed_lower double: 95 % interval",
+        "observed_upper double: 95 % interval",
+    ),
+)
+
+GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE)

@@ -1,0 +1,304 @@
+"""What the policy job reads, decides and writes: from scores to one decision a unit (R5.1, R5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, Limit
+from uplift_spark.flow.consent import GATE, NO_GRANT, WITHDREW, gated
+from uplift_spark.flow.evaluation import describe_arms
+from uplift_spark.flow.lift import as_arrow
+from uplift_spark.flow.segments import segment_buckets
+from uplift_spark.flow.summary import interval, number
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import Scored, last_scored, setup_of, training_table
+from uplift_spark.operations.registry import Registry
+from uplift_spark.operations.runs import Say
+from uplift_spark.policy.allocation import Allocation, allocate
+from uplift_spark.policy.planning import (
+    KEPT_OUT,
+    TOO_MANY,
+    barred,
+    candidates,
+    coded,
+    constraints,
+    contacted,
+    decided,
+    kept_out,
+    look_of,
+    offers,
+    sizes,
+)
+from uplift_spark.policy.problem import Problem
+from uplift_spark.policy.value import Observed, Point, curve, observed
+from uplift_spark.stats.moments import FixedPoint
+from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError
+
+CONSENT, DELIVERY = "bronze.consent", "bronze.delivery"
+BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
+SAMPLE = 20_000  # candidates from whom the curve is predicted
+
+_RULE = "rule {}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a policy is made from; `levels` are the treated levels that were scored, in the order of their doses."""
+
+    config: Config
+    scored: Scored
+    scores: DataFrame
+    training: DataFrame
+    levels: tuple[str, ...]
+    segments: tuple[str, ...]
+    consent: DataFrame | None
+    deliveries: DataFrame | None
+    versions: Mapping[str, int]
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.config.policy.all_limits
+
+    @property
+    def value(self) -> float:
+        """Of one unit of the outcome in the plan's objective."""
+        profit = self.config.policy.objective == "profit"
+        return self.config.economics.value[self.config.roles.outcome] if profit else 1.0
+
+    @property
+    def net(self) -> bool:
+        return self.config.policy.objective == "profit"
+
+
+def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
+    """The last scores of the campaign's model and what belongs to them.
+
+    Raises DataError when nothing was scored; ConfigError when the plan needs a value or costs that nobody gave, or
+    names a segment that is no column of the training set.
+    """
+    scored = last_scored(config, lake, registry, config.registry.version)
+    table = training_table(config)
+    training, scores = lake.read(table, scored.feature_version), scored.scores(lake)
+    found = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
+    places = {level: place for place, level in enumerate(setup_of(config).order)}
+    levels = tuple(sorted(found, key=lambda level: (places.get(level, len(places)), level)))
+    segments = tuple(dict.fromkeys(limit.segment for limit in config.policy.all_limits if limit.segment))
+    for segment in segments:
+        if segment not in training.columns:
+            raise ConfigError(f"policy: segment {segment!r} is no column of {table}: add it to lift.segments")
+    _check_money(config, levels)
+    versions = {table: scored.feature_version}
+    read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
+    for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
+        if needed:
+            versions[name] = lake.version(name)
+            read[name] = lake.read(name, versions[name])
+    return Inputs(config, scored, scores, training, levels, segments, read[CONSENT], read[DELIVERY], versions)
+
+
+def _check_money(config: Config, levels: tuple[str, ...]) -> None:
+    policy, economics = config.policy, config.economics
+    if policy.objective == "profit" and config.roles.outcome not in economics.value:
+        raise ConfigError(
+            f"policy: the value of outcome {config.roles.outcome!r} is not known: set economics.value."
+            f"{config.roles.outcome}, or policy.objective to outcome"
+        )
+    spends = any(limit.spend is not None for limit in policy.all_limits)
+    missing = [level for level in levels if level not in policy.cost and level not in economics.cost]
+    if missing and (spends or policy.objective == "profit"):
+        raise ConfigError(
+            f"policy: the cost of {', '.join(map(repr, missing))} is not known: set it in economics.cost, or as SQL "
+            "in policy.cost"
+        )
+    if unknown := sorted(set(policy.cost) - set(levels)):
+        raise ConfigError(f"policy.cost names {unknown}, none of the levels {', '.join(levels)}: correct the spelling")
+    if negative := sorted(level for level in levels if economics.cost.get(level, 0) < 0):
+        raise ConfigError(f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost")
+
+
+def candidates_of(given: Inputs) -> DataFrame:
+    """The frame of candidates, rules applied. Raises ConfigError when a cost or a rule is no SQL over the columns."""
+    policy, config = given.config.policy, given.config
+    costs = [
+        _expression(given, f"policy.cost.{level}", policy.cost[level])
+        if level in policy.cost
+        else F.lit(config.economics.cost.get(level, 0.0))
+        for level in given.levels
+    ]
+    excluded = {
+        _RULE.format(name): _expression(given, f"policy.exclude.{name}", condition)
+        for name, condition in policy.exclude.items()
+    }
+    buckets = segment_buckets(given.training, given.segments, training_table(config))
+    column = "uplift" if policy.bound == "expected" else "uplift_lower"
+    uplifts = offers(given.scores, given.levels, column)
+    training = given.training
+    rules: dict[str, Column] = {}
+    if given.consent is not None:
+        training = gated(training, given.consent, config.consent.purpose, config.consent.required)
+        rules |= {gate: F.col(GATE) == gate for gate in (WITHDREW, NO_GRANT)}
+    rules |= excluded
+    if given.deliveries is not None and policy.contacts is not None:
+        training = contacted(training, given.deliveries, policy)
+        rules[TOO_MANY] = F.col("_contacts") >= policy.contacts
+    if policy.keep_out:
+        rules[KEPT_OUT] = kept_out(config.seed, policy.keep_out)
+    rows = barred(candidates(uplifts, training, costs, given.value, given.net, buckets), rules)
+    return rows.select(UNIT, "key", "excluded", "gain", "cost", *(f"bucket_{c}" for c in range(len(buckets))))
+
+
+def _expression(given: Inputs, key: str, text: str) -> Column:
+    try:
+        # Beside other columns neither aggregates nor generators are allowed.
+        given.training.select("*", F.struct(F.expr(text).alias("value"))).schema  # noqa: B018
+    except PySparkException as error:
+        said = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"{key}={text!r} is no SQL over the columns of the training set: {said}") from error
+    return F.expr(text)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A plan, and what is known about it; `rows` are all `coded` candidates, `excluded` {rule: units}."""
+
+    given: Inputs
+    rows: DataFrame
+    problem: Problem
+    plan: Allocation
+    excluded: Mapping[str, int]
+    points: list[Point]
+    observed: Observed
+    candidates: int
+
+    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
+        """What to write to gold, decisions first."""
+        config = self.given.config
+        decisions = decided(self.rows, self.given.levels, config.roles.control, self.problem, self.plan)
+        named = decisions.withColumns(
+            {EXPERIMENT: F.lit(config.campaign), "model_version": F.lit(self.given.scored.model_version)}
+        )
+        mine = {EXPERIMENT: config.campaign}
+        frames = {"policy_limits": self.limit_table(), "policy_curve": self.curve_table()}
+        return {"policy_decisions": named} | {
+            name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items() if len(frame)
+        }
+
+    def limit_table(self) -> pd.DataFrame:
+        """gold.policy_limits but for run_id and campaign."""
+        rows = []
+        for limit, used, price in zip(self.problem.limits, self.plan.used, self.plan.prices, strict=True):
+            most, least = (np.nan, limit.bound) if limit.floor else (limit.bound, np.nan)
+            sign = -1.0 if limit.floor else 1.0
+            rows.append((limit.name, most, least, sign * used, sign * price))
+        return pd.DataFrame(rows, columns=["name", "most", "least", "used", "price"])
+
+    def curve_table(self) -> pd.DataFrame:
+        """gold.policy_curve but for run_id and campaign; the plan itself is the last of `observed`, and not here."""
+        told = self.observed
+        return pd.DataFrame(
+            [
+                (p.budget, p.treated, p.spent, p.gain, told.gain[b], told.lower[b], told.upper[b])
+                for b, p in enumerate(self.points)
+            ],
+            columns=["budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper"],
+        )
+
+    def details(self, decisions: DataFrame, run_id: str) -> dict[str, Any]:
+        """Figures of the plan as it was written: the certificate is taken from the table itself."""
+        mine = decisions.where(F.col(RUN_ID) == run_id)
+        sums = [F.sum(name).alias(name) for name in ("gain", "cost", "value")]
+        rows = mine.groupBy(TREATMENT).agg(F.count("*").alias("n"), *sums).collect()
+        gain, cost, value = (sum(row[name] for row in rows) for name in ("gain", "cost", "value"))
+        bound = value + float(self.plan.prices @ self.problem.bounds)
+        units = {row[TREATMENT]: row["n"] for row in sorted(rows, key=lambda row: row[TREATMENT])}
+        told = self.observed
+        return {
+            "model": self.given.scored.model_name, "version": self.given.scored.model_version,
+            "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
+            "gain": gain, "cost": cost, "bound": bound, "gap": (bound - gain) / bound if bound > 0 else 0.0,
+            "observed": float(told.gain[-1]), "observed_lower": float(told.lower[-1]),
+            "observed_upper": float(told.upper[-1]), "looks": self.plan.looks,
+        }  # fmt: skip
+
+
+def decide(given: Inputs, rows: DataFrame, say: Say) -> Done:
+    """The best plan for the candidates. Raises DataError for costs that are no numbers, ConfigError for limits that
+    cannot be kept."""
+    excluded = {
+        row["excluded"]: row["n"]
+        for row in rows.groupBy("excluded").agg(F.count("*").alias("n")).orderBy("excluded").collect()
+        if row["excluded"] is not None
+    }
+    for rule, n in excluded.items():
+        say(f"{n:,} units left out: {rule}")
+    n, largest_gain, largest_cost, wrong, large = sizes(rows)
+    if wrong or large:
+        raise DataError(f"{wrong or large:,} candidates have a cost or gain that is missing, negative or not finite")
+    if not n:
+        raise DataError("no scored unit may be treated: every one is left out by a rule, see `policy` in the conf")
+    free = rows.where(F.col("excluded").isNull())
+    units: dict[str, dict[str, int]] = {"": {"": n}}
+    for c, segment in enumerate(given.segments):
+        counts = free.groupBy(f"bucket_{c}").agg(F.count("*").alias("n")).collect()
+        units[segment] = {row[0]: row["n"] for row in counts}
+    limits, codes = constraints(given.limits, given.levels, given.segments, units)
+    problem = Problem(limits, len(given.levels), len(given.segments), largest_gain, largest_cost)
+    rows = coded(rows, codes)
+    look = look_of(rows, problem)
+    say(f"deciding about {n:,} units under {len(limits)} limits")
+    plan = allocate(problem, look)
+    points, told = _outlook(given, rows, problem, plan, n)
+    return Done(given, rows, problem, plan, excluded, points, told, n)
+
+
+def _outlook(
+    given: Inputs, rows: DataFrame, problem: Problem, plan: Allocation, n: int
+) -> tuple[list[Point], Observed]:
+    """What other budgets would bring, and what these plans and, as the last, the plan itself bring on the hold-out."""
+    points: list[Point] = []
+    budget = given.config.policy.budget
+    if budget:  # the first limit
+        none = np.zeros(len(problem.limits))
+        sample = look_of(rows, problem)(none, none + np.inf, SAMPLE).rows
+        points = curve(problem, sample, n / len(sample), [share * budget for share in BUDGETS], 0)
+    holdout = given.training.where(F.col("split") == "holdout")
+    config = given.config
+    arms = describe_arms(holdout, setup_of(config))
+    received = F.lit(-2)
+    for code, level in enumerate((config.roles.control, *given.levels)):
+        received = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(received)
+    known = holdout.select(
+        F.xxhash64(UNIT).alias("key"),
+        received.alias("received"),
+        F.col(config.roles.outcome).cast("double").alias("outcome"),
+        (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
+    )
+    matched = rows.where(F.col("excluded").isNull()).join(known, "key")
+    point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
+    plans = np.array([*(p.prices for p in points), plan.prices]).reshape(len(points) + 1, len(problem.limits))
+    told = observed(matched, problem, plans, point, given.value, given.net, n / max(matched.count(), 1))
+    return points, told
+
+
+def summary(done: Done, details: Mapping[str, Any]) -> str:
+    """The plan in a few lines."""
+    unit = "money" if done.given.net else done.given.config.roles.outcome
+    lines = [
+        ", ".join(f"{level} {n:,}" for level, n in details["units"].items()),
+        f"predicted gain {number(details['gain'])} ({unit}) for a cost of {number(details['cost'])}, "
+        f"at most {details['gap']:.4%} below the best plan",
+        f"by the outcomes of the hold-out {number(details['observed'])}, 95 % interval "
+        f"{interval(details['observed_lower'], details['observed_upper'])}",
+    ]
+    for row in done.limit_table().to_dict("records"):
+        bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
+        lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
+    return "\n".join(lines)

@@ -92,12 +92,6 @@ def test_outcomes_have_windows_of_their_own(conf: Path) -> None:
         ("labels.window_days=.inf", ["labels.window_days", "less than or equal to 3650"]),
         ("labels.wait_days=-1", ["labels.wait_days", "greater than or equal to 0"]),
         ("policy.budget=-1", ["policy.budget", "greater than or equal to 0"]),
-        (
-            "policy.limits=[{units: 3, spend: 4}]",
-            ["policy.limits", "one of spend, units, share and gap, not spend and"],
-        ),
-        ("policy.limits=[{gap: 0.1}]", ["policy.limits", "needs a segment"]),
-        ("policy.limits=[{units: 3, segment: age}]", ["policy.limits", "needs both `segment` and `bucket`"]),
         ("leakage.allow={height: known}", ["leakage.allow", "height", "not among roles.features"]),
         ("leakage.allow={age: ''}", ["leakage.allow.age", "at least 1 character"]),
         ("leakage.alpha=0", ["leakage.alpha", "greater than or equal to"]),
@@ -152,3 +146,16 @@ def test_shipped_configurations_load(path: Path) -> None:
     assert isinstance(config, Config)
     assert isinstance(config.source, Simulation | Trial)
     assert config.roles.outcome not in config.roles.features
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("units: 3, spend: 4", "one of spend, units, share and gap, not spend and units"),
+        ("level: mail", "one of spend, units, share and gap, not none"),
+        ("gap: 0.1", "needs a segment"),
+        ("units: 3, segment: age", "needs both `segment` and `bucket`"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(conf: Path, limit: str, words: str) -> None:
+    assert words in refused(conf, f"policy.limits=[{{{limit}}}]")

@@ -82,12 +82,16 @@ def test_tables_have_their_shape(evaluated):
     full = curves[curves.fraction == 1]
     np.testing.assert_allclose(full.gain, full.random_gain)
     metrics = metric_table(found)
-    known = metrics[metrics.value.notna()]  # deciles of 60 units have too few of an arm for a slope
-    assert set(metrics.metric[metrics.value.isna()]) <= {"calibration_slope"}
+    tests = {"calibration_p", "heterogeneity_p"}
+    # Deciles of 60 units have too few of an arm for a slope.
+    assert set(metrics.metric[metrics.value.isna()]) <= {"calibration_slope", *tests}
+    assert metrics[metrics.metric.isin(tests)][["lower", "upper"]].isna().all().all()
+    known = metrics[metrics.value.notna() & ~metrics.metric.isin(tests)]
     assert ((known.lower < known.value) & (known.value < known.upper)).all()
     assert list(metrics.columns) == ["outcome", "treatment", "metric", "value", "lower", "upper"]
     # Calibration is a matter of the outcome the model predicts.
-    assert set(metrics[metrics.outcome == "visit"].metric) - set(METRICS) == {"calibration_slope", "prediction_bias"}
+    calibration = {"calibration_slope", "prediction_bias", *tests}
+    assert set(metrics[metrics.outcome == "visit"].metric) - set(METRICS) == calibration
     assert set(metrics[metrics.outcome == "spend"].metric) == set(METRICS)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uplift_spark.stats.moments import ratio
-from uplift_spark.stats.qini import Curve, calibration_slope, rank_bins, true_curve, uplift_curve
+from uplift_spark.stats.qini import Curve, rank_bins, true_curve, uplift_curve
 
 
 def _curve_of_rows(score, treated, y, bins=None, w=None):
@@ -136,21 +136,32 @@ def test_rank_bins_are_even_and_ties_stay_together():
     assert (np.diff(bins) >= 0).all() and bins[0] == 0 and bins[-1] == 99
 
 
-def test_calibration_slope():
-    predicted = np.array([3.0, 2.0, 1.0])
-    assert float(calibration_slope(np.ones(3), predicted, 0.5 * predicted + 1)) == pytest.approx(0.5)
-    # Weighted least squares by hand, and buckets without an observed difference left out.
-    mass, observed = np.array([2.0, 1.0, 1.0]), np.array([1.0, 0.0, 4.0])
-    expected = np.polyfit(predicted, observed, 1, w=np.sqrt(mass))[0]
-    assert float(calibration_slope(mass, predicted, observed)) == pytest.approx(expected)
-    gap = np.array([1.0, np.nan, 4.0])
-    assert float(calibration_slope(mass, predicted, gap)) == pytest.approx(-1.5)
-    assert np.isnan(calibration_slope(mass, np.full(3, 0.1), observed))
-    stacked = calibration_slope(np.ones((5, 3)), predicted, np.broadcast_to(predicted * 2, (5, 3)))
-    np.testing.assert_allclose(stacked, 2)
-
-
 def test_points_are_joined_by_straight_lines():
     curve = Curve(np.array([[0.0, 0.5, 1.0]]), np.array([[0.0, 2.0, 1.0]]))
     np.testing.assert_allclose(curve.at(np.array([0.0, 0.25, 0.75, 1.0])), [[0, 1, 1.5, 1]])
     assert np.isnan(ratio(np.ones(1), np.zeros(1)))[0]
+
+
+def test_autoc_is_the_mean_excess_over_all_tops():
+    """Against a fine numerical integral, and by hand over units in the way grf averages tops."""
+    rng = np.random.default_rng(8)
+    width = rng.dirichlet(np.ones(12), 3)
+    fraction = np.concatenate([np.zeros((3, 1)), width.cumsum(axis=1)], axis=1)
+    gain = np.concatenate([np.zeros((3, 1)), rng.normal(size=(3, 12)).cumsum(axis=1)], axis=1)
+    curve = Curve(fraction, gain)
+    middle = (np.arange(2_000_000) + 0.5) / 2_000_000
+    numerical = (curve.at(middle) / middle).mean(axis=1) - curve.average_effect
+    np.testing.assert_allclose(curve.autoc, numerical, rtol=1e-5)
+    effects = np.array([4.0, 1.0, 1.0, 0.0])  # one unit a bin: every top's mean effect, minus all units'
+    units = Curve(np.linspace(0, 1, 5), np.concatenate([[0], effects.cumsum()]) / 4)
+    start = np.arange(1, 4)
+    within = [
+        effects[0],
+        *(e + (effects[:k].sum() - e * k) * np.log1p(1 / k) for k, e in zip(start, effects[1:], strict=True)),
+    ]
+    assert float(units.autoc) == pytest.approx(np.mean(within) - effects.mean(), rel=1e-12)
+
+
+def test_autoc_without_information_is_zero():
+    flat = Curve(np.array([0, 0.2, 0.2, 1.0]), np.array([0, 0.6, 0.6, 3.0]))  # the second bin is empty
+    assert float(flat.autoc) == pytest.approx(0, abs=1e-12)

@@ -19,9 +19,10 @@ from pyspark.sql import functions as F
 
 from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, thresholds
 from uplift_spark.flow.segments import segment_buckets
+from uplift_spark.stats.calibration import calibration_slope, calibration_test
 from uplift_spark.stats.intervals import bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference
-from uplift_spark.stats.qini import Curve, calibration_slope, uplift_curve
+from uplift_spark.stats.qini import Curve, uplift_curve
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError
 
 DECILES = 10
@@ -31,6 +32,7 @@ METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
     "ate": lambda curve: curve.average_effect,
     "auuc": lambda curve: curve.auuc,
     "qini": lambda curve: curve.qini,
+    "autoc": lambda curve: curve.autoc,
     "top_30_percent_uplift": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3,
     "top_30_percent_minus_average": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3 - curve.average_effect,
 }
@@ -297,7 +299,8 @@ def metric_table(evaluation: Evaluation) -> pd.DataFrame:
     """gold.uplift_metrics without run_id and model_version: every metric with its 95 % bootstrap interval.
 
     Those of METRICS, in the outcome's units; for the outcome the model predicts also `calibration_slope` (of observed
-    on predicted uplift over deciles; 1 is calibrated) and `prediction_bias` (mean prediction minus average effect).
+    on predicted uplift over deciles; 1 is calibrated), `prediction_bias` (mean prediction minus average effect) and, in
+    place of an interval, `calibration_p` and `heterogeneity_p`, the p-values of `stats.calibration`.
     """
     rows = []
     for outcome, curve, resampled in _by_outcome(evaluation):
@@ -327,7 +330,8 @@ def predicted_mean(moments: Moments) -> np.ndarray:
 def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     deciles = evaluation.deciles()
     predicted, mass = predicted_mean(deciles), deciles.w[..., 0].sum(axis=1)
-    observed = difference(deciles[:, 1, :, 0], deciles[:, 0, :, 0]).estimate
+    effects = difference(deciles[:, 1, :, 0], deciles[:, 0, :, 0])
+    observed, tests = effects.estimate, calibration_test(mass, predicted, effects)
     w, wy = (_tenths(a) for a in (evaluation.sums.resampled_w, evaluation.sums.resampled_wy[..., 0]))
     with np.errstate(divide="ignore", invalid="ignore"):
         means = wy / w
@@ -339,6 +343,8 @@ def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict
             calibration_slope(w.sum(axis=2), predicted, draws),
         ),
         "prediction_bias": (average - curve.average_effect, average - resampled.average_effect),
+        "calibration_p": (tests.calibration, np.full_like(resampled.average_effect, np.nan)),
+        "heterogeneity_p": (tests.heterogeneity, np.full_like(resampled.average_effect, np.nan)),
     }
 
 

@@ -68,7 +68,8 @@ def _metric_table(metrics: pd.DataFrame, truth: dict[str, Truth]) -> Table:
     predicted = metrics["outcome"].iloc[0]
     for row in metrics.to_dict("records"):
         known = _true_values(truth.get(row["treatment"]), row["metric"]) if row["outcome"] == predicted else ("", "")
-        bounds = interval(row["lower"], row["upper"])
+        # A p-value has no interval.
+        bounds = "" if row["metric"].endswith("_p") else interval(row["lower"], row["upper"])
         cells = (row["outcome"], row["treatment"], row["metric"], number(row["value"]), bounds)
         table.add_row(*cells, *(known if truth else ()))
     return table

@@ -54,6 +54,29 @@ def test_a_row_by_hand():
     assert (first["revenue"], first["cost"]) == (pytest.approx(406), 100)
     assert first["roi"] == pytest.approx(3.06)
     assert first["cost_per_incremental"] == pytest.approx(100 / 58)
+    # What treating one unit costs is known: intervals are those of uplift.
+    bounds = first["uplift_lower"], first["uplift_upper"]
+    assert (first["roi_lower"], first["roi_upper"]) == pytest.approx(tuple(7 * b / 0.5 - 1 for b in bounds))
+    paid = first["cost_per_incremental_upper"], first["cost_per_incremental_lower"]
+    assert paid == pytest.approx(tuple(0.5 / b for b in bounds))
+    assert not first["low_sample"] and np.isnan(first["shrunk_uplift"])
+
+
+def test_buckets_of_a_segment_are_compared():
+    table = lift_table(evaluation(), MONEY)
+    north, south = (_row(table, outcome="visit", cut="segment:region", bucket=b) for b in ("north", "south"))
+    assert south["uplift"] < south["shrunk_uplift"] < north["shrunk_uplift"] < north["uplift"]
+    assert north["different_p"] == south["different_p"] < 1e-6
+    same = lift_table(evaluation((0.1, 0.1)), MONEY).query("cut == 'segment:region'")
+    assert (same.different_p > 0.5).all()
+    assert lift_table(evaluation(), MONEY).query("cut == 'decile'").different_p.isna().all()
+
+
+def test_few_units_or_events_are_marked():
+    assert lift_table(evaluation(n=40), MONEY).query("cut == 'decile'").low_sample.all()
+    deciles = lift_table(evaluation((-0.19, -0.19), n=100), MONEY).query("cut == 'decile'")
+    assert (deciles.n_treated == 200).all() and deciles[deciles.outcome == "visit"].low_sample.all()
+    assert not deciles[deciles.outcome == "spend"].low_sample.any()
 
 
 def test_cuts_and_buckets():

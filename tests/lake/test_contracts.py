@@ -22,7 +22,8 @@ PUBLIC = {
     " model_version feature_version run_id scored_at",
     "gold.lift_table": "run_id model_version outcome treatment cut bucket n n_treated n_control mean_treated"
     " mean_control predicted_uplift uplift uplift_lower uplift_upper incremental_outcomes revenue cost roi"
-    " cost_per_incremental",
+    " cost_per_incremental roi_lower roi_upper cost_per_incremental_lower cost_per_incremental_upper low_sample"
+    " shrunk_uplift different_p",
     "gold.uplift_curve": "run_id outcome treatment fraction gain gain_lower gain_upper random_gain",
     "gold.uplift_metrics": "run_id model_version outcome treatment metric value lower upper",
     "gold.policy_decisions": "run_id experiment unit_id treatment reason gain cost value model_version",

@@ -2,10 +2,17 @@
 
 `incremental_outcomes` is uplift times units treated in the bucket: what the treatment of these units brought.
 `revenue` is that times the value of one outcome, `cost` units treated times the cost of treating one, and `roi`
-(revenue - cost) / cost. `cost_per_incremental` is given only where the uplift's 95 % interval lies above zero: a
-quotient by something that may be zero has no finite interval. Null are: money that the configuration does not name,
-anything whose denominator is zero, means of fewer than MIN_UNITS units and all that follows from them, and the interval
-where no outcome varies.
+(revenue - cost) / cost; what is paid is known, so the 95 % intervals of ROI and of the cost per incremental outcome are
+those of uplift, carried over. `cost_per_incremental` is given only where the uplift's interval lies above zero: a
+quotient by something that may be zero has no finite interval.
+
+Buckets of a segment are compared with each other: `shrunk_uplift` draws each to their mean as far as its error is large
+beside their differences, and `different_p` says whether a bucket differs from the others, adjusted for their number
+(`stats.comparison`). `low_sample` marks rows where an arm has fewer than LOW_SAMPLE units or, of an outcome of 0 and 1,
+fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the one to go by.
+
+Null are: money that the configuration does not name, anything whose denominator is zero, means of fewer than MIN_UNITS
+units and all that follows from them, and the interval where no outcome varies.
 """
 
 from __future__ import annotations
@@ -20,14 +27,18 @@ import pyarrow as pa
 
 from uplift_spark.config import Economics
 from uplift_spark.flow.evaluation import DECILES, Evaluation, predicted_mean
+from uplift_spark.stats.comparison import different, shrunk
 from uplift_spark.stats.moments import Moments, difference
 
 LIFT_COLUMNS = (
     "outcome", "treatment", "cut", "bucket", "n", "n_treated", "n_control", "mean_treated", "mean_control",
     "predicted_uplift", "uplift", "uplift_lower", "uplift_upper", "incremental_outcomes", "revenue", "cost", "roi",
-    "cost_per_incremental",
+    "cost_per_incremental", "roi_lower", "roi_upper", "cost_per_incremental_lower", "cost_per_incremental_upper",
+    "low_sample", "shrunk_uplift", "different_p",
 )  # fmt: skip
+LOW_SAMPLE, LOW_EVENTS = 100, 10
 _COUNTS = ("n", "n_treated", "n_control")
+_SEGMENT, _ERROR = "segment:", "_error"
 
 
 def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
@@ -37,8 +48,13 @@ def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
     the mean over the bucket's treated and control units.
     """
     rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, *cut)]
-    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=list(LIFT_COLUMNS))
-    return table.astype(dict.fromkeys(_COUNTS, "int64"))
+    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR])
+    for _, mine in table[table["cut"].str.startswith(_SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
+        effects = mine["uplift"].to_numpy(np.float64), mine[_ERROR].to_numpy(np.float64)
+        table.loc[mine.index, "shrunk_uplift"] = shrunk(*effects)
+        table.loc[mine.index, "different_p"] = different(*effects)
+    table = table.drop(columns=_ERROR).astype({"shrunk_uplift": "float64", "different_p": "float64"})
+    return table.astype({**dict.fromkeys(_COUNTS, "int64"), "low_sample": "bool"})
 
 
 def _cuts(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Moments]]:
@@ -47,7 +63,7 @@ def _cuts(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Moment
     yield "all", ("all",), deciles.sum(axis=2)[:, :, None]
     yield "decile", tuple(str(d + 1) for d in range(DECILES)), deciles
     for feature, sums in evaluation.cuts.items():
-        yield f"segment:{feature}", sums.buckets, sums.moments
+        yield f"{_SEGMENT}{feature}", sums.buckets, sums.moments
 
 
 def _cut_rows(evaluation: Evaluation, cut: str, buckets: tuple[str, ...], moments: Moments) -> Iterator[dict[str, Any]]:
@@ -66,7 +82,14 @@ def _cut_rows(evaluation: Evaluation, cut: str, buckets: tuple[str, ...], moment
             "mean_treated": float(found.treated), "mean_control": float(found.control),
             "predicted_uplift": means[k, b] if j == 0 else np.nan,
             "uplift": float(found.estimate), "uplift_lower": float(found.lower), "uplift_upper": float(found.upper),
+            "low_sample": _few(cell, outcome in evaluation.rates), _ERROR: float(found.error),
         }  # fmt: skip
+
+
+def _few(arms: Moments, rate: bool) -> bool:
+    """Whether one of two arms has few units or, of an outcome of 0 and 1, few of either."""
+    events = np.minimum(arms.mean, 1 - arms.mean) * arms.n
+    return bool((arms.n < LOW_SAMPLE).any() or (rate and not (events >= LOW_EVENTS).all()))
 
 
 def money(row: dict[str, Any], economics: Economics) -> dict[str, float]:
@@ -75,12 +98,19 @@ def money(row: dict[str, Any], economics: Economics) -> dict[str, float]:
     value = economics.value.get(row["outcome"], np.nan)
     cost = economics.cost.get(row["treatment"], np.nan) * row["n_treated"]
     revenue = incremental * value
+    each = economics.cost.get(row["treatment"], np.nan)
+    worth = [(row[bound] * value - each) / each if each > 0 else np.nan for bound in ("uplift_lower", "uplift_upper")]
+    sure = row["uplift_lower"] > 0
     return {
         "incremental_outcomes": incremental,
         "revenue": revenue,
         "cost": cost,
         "roi": (revenue - cost) / cost if cost > 0 else np.nan,
-        "cost_per_incremental": cost / incremental if row["uplift_lower"] > 0 else np.nan,
+        "cost_per_incremental": cost / incremental if sure else np.nan,
+        "roi_lower": min(worth),
+        "roi_upper": max(worth),
+        "cost_per_incremental_lower": each / row["uplift_upper"] if sure else np.nan,
+        "cost_per_incremental_upper": each / row["uplift_lower"] if sure else np.nan,
     }
 
 

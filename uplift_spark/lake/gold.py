@@ -52,6 +52,13 @@ _LIFT_TABLE = Contract(
         "cost double",
         "roi double",
         "cost_per_incremental double",
+        "roi_lower double: 95 % interval",
+        "roi_upper double: 95 % interval",
+        "cost_per_incremental_lower double: 95 % interval",
+        "cost_per_incremental_upper double: 95 % interval",
+        "low_sample boolean: too few units or events for the interval to be more than rough",
+        "shrunk_uplift double: of segments, drawn to the mean of the buckets where the bucket itself says little",
+        "different_p double: of segments, p-value of a difference from the other buckets, adjusted for their number",
     ),
 )
 

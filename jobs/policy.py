@@ -10,9 +10,10 @@ from __future__ import annotations
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.policy import candidates_of, decide, inputs_of, summary
+from uplift_spark.operations.policy import candidates_of, decide, inputs_of, picture, summary
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.vocabulary import EnvironmentProblem
 
 
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
@@ -24,6 +25,10 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     done = decide(given, lake.read(staged.table, staged.version), say)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]
     details = done.details(lake.read("gold.policy_decisions", written[0].version), run_id)
+    try:
+        details["picture"] = picture(done, details)
+    except (EnvironmentProblem, OSError) as error:
+        say(f"no picture: {error}")
     return JobResult.of("policy", run_id, staged, *written, **details, summary=summary(done, details))
 
 

@@ -3,12 +3,13 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.flow.test_lift import MONEY, evaluation
 from uplift_spark.flow.evaluation import curve_table, metric_table
 from uplift_spark.flow.lift import lift_table
-from uplift_spark.flow.pictures import decile_picture, qini_picture, write_pictures
+from uplift_spark.flow.pictures import budget_picture, decile_picture, qini_picture, save, write_pictures
 from uplift_spark.flow.truth import Truth
 from uplift_spark.stats.qini import Curve
 from uplift_spark.vocabulary import EnvironmentProblem
@@ -50,6 +51,20 @@ def test_bars_are_the_tables_figures():
     np.testing.assert_allclose(heights, rows.uplift)
     # Predictions are of another outcome: no mark.
     assert "predicted" not in [t.get_text() for t in axes.get_legend().get_texts()]
+
+
+def test_a_plan_is_drawn_with_what_the_holdout_says(tmp_path):
+    pytest.importorskip("matplotlib")
+    budgets = np.array([100.0, 50.0, 200.0])
+    curve = pd.DataFrame(
+        {"budget": budgets, "cost": budgets * 0.99, "gain": 3 * np.sqrt(budgets), "observed": budgets / 10}
+    )
+    curve = curve.assign(observed_lower=curve.observed - 5, observed_upper=curve.observed + 8)
+    figure = budget_picture(curve.assign(observed=[10.0, np.nan, 20.0]), "money", 99.0, 30.0)
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    np.testing.assert_allclose(drawn[0].get_xdata(), [0, 49.5, 99, 198])
+    assert save(figure, tmp_path / "new" / "policy.png").stat().st_size > 10_000
 
 
 def test_thin_deciles_can_be_drawn(tmp_path):

@@ -57,8 +57,16 @@ def lake(spark, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planned(lake):
-    return policy.run(conf(lake), lake)
+def planned(lake, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        return policy.run(conf(lake), lake)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Pictures go to the working folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def decisions(lake, result):
@@ -138,6 +146,7 @@ def test_the_curve_rises_with_the_budget(lake, planned):
 
 def test_a_rerun_adds_nothing(lake, planned):
     again = policy.run(conf(lake), lake)
+    assert again.details["picture"].is_file()
     assert again.run_id == planned.run_id and all(table["skipped"] for table in again.tables.values())
     assert again.details == planned.details
 

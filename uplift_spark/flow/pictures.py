@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the uplift curve with its band, and the lift by decile with 95 % bars.
+"""Pictures: the uplift curve with its band, the lift by decile with 95 % bars, and a plan's gain by budget.
 
 matplotlib is the optional extra `plots`; figures are drawn without pyplot: no backend, no global state.
 """
@@ -44,11 +44,16 @@ def write_pictures(
         rows, points, figures = (table[table["outcome"] == outcome] for table in (lift, curves, metrics))
         rate = outcome in rates
         qini = qini_picture(points, figures, rate, truth if place == 0 else None)
-        for figure, name in ((qini, f"qini_{outcome}.png"), (decile_picture(rows, rate), f"lift_{outcome}.png")):
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / name, dpi=150, facecolor="white")
-            written.append(folder / name)
+        written.append(save(qini, folder / f"qini_{outcome}.png"))
+        written.append(save(decile_picture(rows, rate), folder / f"lift_{outcome}.png"))
     return written
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white")
+    return path
 
 
 def qini_picture(
@@ -133,6 +138,29 @@ def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> 
     axes.axhline(0, color=_MUTED, lw=0.8)
     axes.set_xticks(range(1, 11))
     axes.set_xlabel("decile (1 = highest predicted)")
+
+
+def budget_picture(curve: pd.DataFrame, unit: str, spent: float, gain: float) -> Figure:
+    """Gain against the budget: predicted as a line, by the hold-out's outcomes as points with 95 % bars, and the plan.
+
+    curve  gold.policy_curve of one run        unit  of the gain        spent, gain  of the plan itself
+    """
+    figure = _figure(7.6, 5.0)
+    axes = figure.add_subplot()
+    rows = curve.sort_values("budget")
+    axes.plot(np.r_[0, rows["cost"]], np.r_[0, rows["gain"]], color=_COLOURS[0], lw=2, label="predicted")
+    error = np.stack([rows["observed"] - rows["observed_lower"], rows["observed_upper"] - rows["observed"]])
+    bars: dict[str, Any] = {"fmt": "o", "ms": 5, "color": _COLOURS[1], "elinewidth": 1.4, "capsize": 2.5}
+    axes.errorbar(rows["cost"], rows["observed"], yerr=error, **bars, label="by the hold-out's outcomes, 95 % interval")
+    style: dict[str, Any] = {"s": 60, "marker": "D", "facecolor": "white", "edgecolor": _INK, "zorder": 3}
+    axes.scatter([spent], [gain], label="this plan", **style)
+    _clean(axes, "What a plan brings for what it costs")
+    axes.axhline(0, color=_MUTED, lw=0.8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("cost of treating")
+    axes.set_ylabel(f"gain ({unit})")
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
 
 
 def _units(rate: bool) -> tuple[float, str]:

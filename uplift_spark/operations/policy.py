@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from uplift_spark.config import Config, Limit
 from uplift_spark.flow.consent import GATE, NO_GRANT, WITHDREW, gated
 from uplift_spark.flow.evaluation import describe_arms
 from uplift_spark.flow.lift import as_arrow
+from uplift_spark.flow.pictures import budget_picture, save
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
@@ -286,6 +288,16 @@ def _outlook(
     plans = np.array([*(p.prices for p in points), plan.prices]).reshape(len(points) + 1, len(problem.limits))
     told = observed(matched, problem, plans, point, given.value, given.net, n / max(matched.count(), 1))
     return points, told
+
+
+def picture(done: Done, details: Mapping[str, Any]) -> Path | None:
+    """Draw gain by budget into reports/<campaign>/policy.png; None without a budget. Raises like `write_pictures`."""
+    if not done.points:
+        return None
+    config = done.given.config
+    unit = "money" if done.given.net else config.roles.outcome
+    figure = budget_picture(done.curve_table(), unit, details["cost"], details["gain"])
+    return save(figure, Path("reports") / config.campaign / "policy.png")
 
 
 def summary(done: Done, details: Mapping[str, Any]) -> str:

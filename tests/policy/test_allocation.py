@@ -160,15 +160,13 @@ def test_decided_units_have_one_best_level_for_all_prices_within_the_widths():
         assert np.array_equal(choose(problem, sure, prices + rng.uniform(-1, 1, len(prices)) * widths), first)
 
 
-def test_impossible_floors_are_named_with_what_they_lack():
-    units = Candidates(
-        np.ones((50, 1)), np.ones((50, 1)), np.zeros((50, 1), int), np.arange(50).astype(np.uint64) << 40
-    )
-    every = np.ones(1)
-    limits = (Constraint("budget", 10.0, "spend", every), Constraint("least of all", 30.0, "units", every, floor=True))
-    problem = Problem(limits, 1, 1, 1.0, 1.0)
-    with pytest.raises(ConfigError, match="least of all by 20"):
-        allocate(problem, partial(look_at, problem, units))
+@pytest.mark.parametrize("n", [50, 5_000])
+def test_impossible_floors_are_named_with_what_they_lack(n):
+    units, every = all_the_same(n), np.ones(1)
+    floor = Constraint("least of all", 0.6 * n, "units", every, floor=True)
+    problem = Problem((Constraint("budget", 0.2 * n, "spend", every), floor), 1, 1, 1.0, 1.0)
+    with pytest.raises(ConfigError, match=f"least of all by {0.4 * n:,.0f}"):
+        allocate(problem, partial(look_at, problem, units), 500)
 
 
 def test_without_limits_everybody_gets_the_best_level():

@@ -38,6 +38,8 @@ _REFINE, _LINEAR = 4, 500  # linear programs that make the prices exact, and uni
 _CORES = (200, 800)  # units next to indifferent that a mixed-integer program is solved for
 _GOOD = 1e-5  # gap at which no larger core is tried
 _NOTHING = 1e-6  # of a unit, or of money
+_CHECKED = 2000  # units looked at for floors that cannot be met
+_MANY, _SLACK = 30, 0.1  # units of a floor in that sample that say anything, and share of it that says nothing
 _DEAREST = 1e3  # price of a unit that a floor lacks, in largest gains
 
 
@@ -46,7 +48,7 @@ class Allocation:
     """A plan: `choose` at `prices`, but for the units in `keys`, which get `levels`.
 
     prices  [R], gain per unit of each limit's bound (for floors: lost per unit more)
-    gain    of the plan          bound  no plan gains more
+    gain    of the plan          bound  no plan gains more, but for ties told apart (see `Problem`)
     used    [R]                  keys   uint64 [m]         levels  int [m], NONE for none
     looks   how often all units were looked at
     """
@@ -85,6 +87,8 @@ def allocate(problem: Problem, look: Look, most: int = MOST) -> Allocation:
     for looks in range(1, _ROUNDS + 1):
         seen = look(prices, widths, most)
         used = _used(problem, seen)
+        if looks == 1:
+            _check_floors(problem, seen)
         found, off = _bracket(problem, seen, problem.bounds - used, prices)
         inside = np.abs(found - prices) <= widths
         whole = len(seen.rows) == seen.undecided
@@ -93,7 +97,7 @@ def allocate(problem: Problem, look: Look, most: int = MOST) -> Allocation:
             if plan is not None:
                 return plan
             if not np.isfinite(widths).all():
-                raise ConfigError(_lacking(problem, seen, used))
+                raise ConfigError(_lacking(problem, seen.rows, problem.bounds, np.full(len(found), _NOTHING)))
             inside[:] = False
         # Outside its bracket a price is only a direction: look there, with room.
         wide = np.maximum(2 * np.abs(found - prices), np.maximum(4 * widths, _NARROWEST * _typical(problem)))
@@ -241,12 +245,31 @@ def _spent(use: np.ndarray, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return use[:, mine, chosen[mine]].sum(axis=1)
 
 
-def _lacking(problem: Problem, seen: Seen, used: np.ndarray) -> str:
-    """Which floors cannot be met, and by how much, when all units are among the rows seen."""
+def _check_floors(problem: Problem, seen: Seen) -> None:
+    """Raise ConfigError for floors that a sample of all units says cannot be met, and not by the sample's accident."""
+    rows = seen.rows[np.argsort(seen.rows.key)[:_CHECKED]]
+    if not any(limit.floor for limit in problem.limits) or len(rows) == seen.undecided:
+        return
+    room = problem.bounds * len(rows) / seen.undecided
+    units = np.abs(room) / np.array([problem.largest_use(limit) or 1.0 for limit in problem.limits])
+    accident = np.where(units < _MANY, np.inf, np.abs(room) * (_SLACK + 4 / np.sqrt(np.maximum(units, 1))))
+    if text := _lacking(problem, rows, room, accident):
+        raise ConfigError(text)
+
+
+def _lacking(problem: Problem, rows: Candidates, room: np.ndarray, accident: np.ndarray) -> str:
+    """Which floors cannot be met within the `room` of these units, and by how much; empty when all can.
+
+    `room` is a part of the bounds when the units are a sample; lacking no more than `accident` [R] says nothing.
+    """
     floors = [r for r, limit in enumerate(problem.limits) if limit.floor]
-    lacks = shortfalls(seen.rows.gain, problem.use(seen.rows), problem.bounds - used, floors)
+    lacks = shortfalls(rows.gain, problem.use(rows), room, floors)
     if lacks is None:
         return "no plan keeps all limits: loosen those that contradict each other"
-    short = {problem.limits[r].name: lack for r, lack in zip(floors, lacks, strict=True) if lack > _NOTHING}
-    told_of = "; ".join(f"{name} by {lack:,.6g}" for name, lack in short.items())
-    return f"floors cannot be met within the other limits: {told_of}: lower them, or raise budget or caps"
+    short = [
+        f"{problem.limits[r].name} by {lack * abs(problem.bounds[r] / room[r]):,.4g}"
+        for r, lack in zip(floors, lacks, strict=True)
+        if lack > accident[r]
+    ]
+    fix = "lower them, or raise budget or caps"
+    return f"floors cannot be met within the other limits: {'; '.join(short)}: {fix}" if short else ""

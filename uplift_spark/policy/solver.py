@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix, hstack, vstack
 
 from uplift_spark.policy.problem import NONE
 
+_FEW = 200
 _SECONDS = 3.0  # for one mixed-integer program
 _TIGHTER = (0.0, 2e-6, 1e-4)  # in largest uses: HiGHS keeps limits to a tolerance of 1e-6, a budget is kept exactly
 
@@ -62,7 +63,10 @@ def linear_prices(gain: np.ndarray, use: np.ndarray, room: np.ndarray) -> np.nda
 
 
 def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequence[int]) -> np.ndarray | None:
-    """What each of the limits `floors` lacks when as little as possible is lacking; None when the others are broken."""
+    """What each of the limits `floors` lacks when as little as possible is lacking; None when the others are broken.
+
+    Of more than _FEW units parts may be treated.
+    """
     unit, level, one = _options(gain)
     n, m = len(unit), len(floors)
     slack = np.zeros((len(room), m))
@@ -75,7 +79,7 @@ def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequ
                 LinearConstraint(hstack([one, csr_matrix((len(gain), m))]), -np.inf, 1),
                 LinearConstraint(np.hstack([each, slack]), -np.inf, room),
             ],
-            integrality=np.r_[np.ones(n), np.zeros(m)],
+            integrality=np.r_[np.full(n, len(gain) <= _FEW), np.zeros(m)],
             bounds=Bounds(0, np.r_[np.ones(n), np.full(m, np.inf)]),
             options={"time_limit": _SECONDS},
         )

@@ -24,7 +24,7 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import Scored, last_scored, setup_of, training_table
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import Say
-from uplift_spark.policy.allocation import Allocation, allocate
+from uplift_spark.policy.allocation import Allocation, allocate, first_look
 from uplift_spark.policy.planning import (
     KEPT_OUT,
     TOO_MANY,
@@ -39,14 +39,13 @@ from uplift_spark.policy.planning import (
     offers,
     sizes,
 )
-from uplift_spark.policy.problem import Problem
+from uplift_spark.policy.problem import Problem, Seen
 from uplift_spark.policy.value import Observed, Point, curve, observed
 from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError
 
 CONSENT, DELIVERY = "bronze.consent", "bronze.delivery"
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
-SAMPLE = 20_000  # candidates from whom the curve is predicted
 
 _RULE = "rule {}"
 
@@ -256,21 +255,20 @@ def decide(given: Inputs, rows: DataFrame, say: Say) -> Done:
     rows = coded(rows, codes)
     look = look_of(rows, problem)
     say(f"deciding about {n:,} units under {len(limits)} limits")
-    plan = allocate(problem, look)
-    points, told = _outlook(given, rows, problem, plan, n)
+    first = first_look(problem, look)
+    plan = allocate(problem, look, first=first)
+    points, told = _outlook(given, rows, problem, plan, first, n)
     return Done(given, rows, problem, plan, excluded, points, told, n)
 
 
 def _outlook(
-    given: Inputs, rows: DataFrame, problem: Problem, plan: Allocation, n: int
+    given: Inputs, rows: DataFrame, problem: Problem, plan: Allocation, first: Seen, n: int
 ) -> tuple[list[Point], Observed]:
     """What other budgets would bring, and what these plans and, as the last, the plan itself bring on the hold-out."""
     points: list[Point] = []
     budget = given.config.policy.budget
     if budget:  # the first limit
-        none = np.zeros(len(problem.limits))
-        sample = look_of(rows, problem)(none, none + np.inf, SAMPLE).rows
-        points = curve(problem, sample, n / len(sample), [share * budget for share in BUDGETS], 0)
+        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in BUDGETS], 0)
     holdout = given.training.where(F.col("split") == "holdout")
     config = given.config
     arms = describe_arms(holdout, setup_of(config))
@@ -286,7 +284,7 @@ def _outlook(
     matched = rows.where(F.col("excluded").isNull()).join(known, "key")
     point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
     plans = np.array([*(p.prices for p in points), plan.prices]).reshape(len(points) + 1, len(problem.limits))
-    told = observed(matched, problem, plans, point, given.value, given.net, n / max(matched.count(), 1))
+    told = observed(matched, problem, plans, point, given.value, given.net, n)
     return points, told
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from uplift_spark.policy.problem import NONE, Candidates, Look, Problem, Seen, choose
+from uplift_spark.policy.problem import NONE, Candidates, Look, Problem, Seen, best_levels, choose, values
 from uplift_spark.policy.solver import linear_prices, shortfalls, whole_plan
 from uplift_spark.vocabulary import ConfigError
 
@@ -77,15 +77,21 @@ class Allocation:
         return chosen
 
 
-def allocate(problem: Problem, look: Look, most: int = MOST) -> Allocation:
-    """The best plan that `look` at all units leads to.
+def first_look(problem: Problem, look: Look, most: int = MOST) -> Seen:
+    """A sample of all units, at most so many: what `allocate` begins with."""
+    none = np.zeros(len(problem.limits))
+    return look(none, none + np.inf, most)
+
+
+def allocate(problem: Problem, look: Look, most: int = MOST, first: Seen | None = None) -> Allocation:
+    """The best plan that `look` at all units leads to; `first` saves the first look.
 
     Raises ConfigError when a floor cannot be met within the other limits, naming it and what it lacks.
     """
     prices, widths = np.zeros(len(problem.limits)), np.full(len(problem.limits), np.inf)
     before = np.inf
     for looks in range(1, _ROUNDS + 1):
-        seen = look(prices, widths, most)
+        seen = first if first is not None and looks == 1 else look(prices, widths, most)
         used = _used(problem, seen)
         if looks == 1:
             _check_floors(problem, seen)
@@ -166,7 +172,7 @@ def _smooth_bound(
     size: float,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
     prices = z * scale
-    value = (wanted - np.tensordot(prices, use, 1)) / t
+    value = values(wanted, use, prices) / t
     top = np.maximum(value.max(axis=1), 0.0)
     odds = np.exp(value - top[:, None])
     total = odds.sum(axis=1) + np.exp(-top)
@@ -189,7 +195,7 @@ def _rounded(
     wanted, use = problem.wanted(rows), problem.use(rows)
     prices = _refined(wanted, use, room, prices, within)
     offered = np.where(np.isnan(rows.gain), -np.inf, rows.gain)
-    bound = gain + prices @ room + _values(offered, use, prices).max(axis=1, initial=0).sum()
+    bound = gain + prices @ room + values(offered, use, prices).max(axis=1, initial=0).sum()
     order, chosen = _by_margin(wanted, use, prices), choose(problem, rows, prices)
     best = None
     for size in _CORES:
@@ -206,14 +212,9 @@ def _rounded(
     return best
 
 
-def _values(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """What each unit gains by each level at the prices, [n, K]."""
-    return gain - np.tensordot(prices, use, 1)
-
-
 def _by_margin(wanted: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
     """Units in the order of how much their best choice is ahead of the next, [n]."""
-    options = np.sort(np.column_stack([np.zeros(len(wanted)), _values(wanted, use, prices)]), axis=1)
+    options = np.sort(np.column_stack([np.zeros(len(wanted)), values(wanted, use, prices)]), axis=1)
     return np.argsort(options[:, -1] - options[:, -2], kind="stable")
 
 
@@ -223,12 +224,10 @@ def _refined(
     """Prices [R] with a bound as low or lower: those of the linear program for the units next to indifferent."""
 
     def bound(at: np.ndarray) -> float:
-        return float(at @ room + np.maximum(_values(wanted, use, at).max(axis=1, initial=0), 0).sum())
+        return float(at @ room + np.maximum(values(wanted, use, at).max(axis=1, initial=0), 0).sum())
 
     for _ in range(_REFINE if len(room) and len(wanted) else 0):
-        order, values = _by_margin(wanted, use, prices), _values(wanted, use, prices)
-        best = np.argmax(values, axis=1)
-        chosen = np.where(values[np.arange(len(best)), best] > 0, best, NONE)
+        order, chosen = _by_margin(wanted, use, prices), best_levels(values(wanted, use, prices))
         core, rest = order[:_LINEAR], order[_LINEAR:]
         told = linear_prices(wanted[core], use[:, core], room - _spent(use, chosen, rest))
         if told is None:

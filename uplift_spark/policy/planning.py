@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Limit, Policy
 from uplift_spark.policy.allocation import Allocation
-from uplift_spark.policy.problem import NONE, Candidates, Constraint, Look, Measure, Problem, Seen, look_at
+from uplift_spark.policy.problem import NONE, Candidates, Constraint, Look, Measure, Problem, Seen, look_at, values
 from uplift_spark.stats.moments import LARGEST
 from uplift_spark.vocabulary import TREATMENT, UNIT, ConfigError
 
@@ -215,7 +215,7 @@ def decide_batches(
         reason = np.where(free, np.where(treated, CHOSEN, NOT_WORTH), excluded)
         gain, cost = (np.where(treated, a[rows, chosen], 0.0) for a in (units.gain, units.cost))
         offered = np.where(np.isnan(units.gain), -np.inf, units.gain)
-        value = offered - np.tensordot(plan.prices, problem.use(units), 1)
+        value = values(offered, problem.use(units), plan.prices)
         best = np.where(free, np.maximum(value.max(axis=1), 0.0), 0.0)
         columns = [batch.column("unit_id"), names[chosen], reason, gain, cost, best]
         fields = ("unit_id", "treatment", "reason", "gain", "cost", "value")

@@ -118,7 +118,16 @@ class Problem:
 
 def choose(problem: Problem, units: Candidates, prices: np.ndarray) -> np.ndarray:
     """The best level of each unit at these prices, int [n]; NONE for none."""
-    value = problem.wanted(units) - np.tensordot(prices, problem.use(units), 1)
+    return best_levels(values(problem.wanted(units), problem.use(units), prices))
+
+
+def values(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """What each unit gains by each level when it pays the prices [R] for what it uses [R, n, K], [n, K]."""
+    return gain - np.tensordot(prices, use, 1)
+
+
+def best_levels(value: np.ndarray) -> np.ndarray:
+    """The level with the largest value of each unit, int [n]; NONE where none is above zero."""
     best = np.argmax(value, axis=1)
     return np.where(value[np.arange(len(best)), best] > 0, best, NONE)
 
@@ -178,19 +187,17 @@ def _decided(
     wanted: np.ndarray, use: np.ndarray, prices: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(best level at the prices, whether it is the best within the widths), [n] each."""
-    n, _ = wanted.shape
+    rows = np.arange(len(wanted))
     if not np.isfinite(widths).all():
-        return np.full(n, NONE), np.zeros(n, bool)
-    value = wanted - np.tensordot(prices, use, 1)
-    first = np.argmax(value, axis=1)
-    rows = np.arange(n)
-    top = value[rows, first]
-    none = top <= 0
-    mine = np.where(none, 0.0, use[:, rows, first])  # [R, n]
-    top = np.where(none, 0.0, top)
+        return np.full(len(rows), NONE), np.zeros(len(rows), bool)
+    value = values(wanted, use, prices)
+    best = best_levels(value)
+    none = best == NONE
+    top = np.where(none, 0.0, value[rows, best])
+    mine = np.where(none, 0.0, use[:, rows, best])  # [R, n]
     # Against no treatment, then against each other level.
     sure = none | (top > np.tensordot(widths, np.abs(mine), 1))
     for k in range(wanted.shape[1]):
         ahead = top - value[:, k] > np.tensordot(widths, np.abs(mine - use[:, :, k]), 1)
-        sure &= ahead | (~none & (first == k))
-    return np.where(none, NONE, first), sure
+        sure &= ahead | (best == k)
+    return best, sure

@@ -16,7 +16,7 @@ from uplift_spark.policy.problem import NONE, Candidates, Problem, choose, look_
 from uplift_spark.stats.moments import FIELDS, POWERS, FixedPoint, Moments, difference, normal_quantile
 from uplift_spark.vocabulary import ConfigError
 
-_SUMS = "sums binary"
+_SUMS = "n bigint, sums binary"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +65,14 @@ class Observed:
 
 
 def observed(
-    rows: DataFrame, problem: Problem, plans: np.ndarray, point: FixedPoint, value: float, net: bool, scale: float
+    rows: DataFrame, problem: Problem, plans: np.ndarray, point: FixedPoint, value: float, net: bool, units: int
 ) -> Observed:
     """What plans with prices `plans` [B, R] bring, one pass over the hold-out.
 
     rows   coded candidates of the hold-out with `received` int (level's place, -1 for the control), `outcome`, `weight`
     point  how weights and outcomes are kept as integers
     value  of one unit of the outcome; `net`: costs are taken off
-    scale  candidates for each unit of the hold-out
+    units  candidates that the hold-out stands for
     """
     found = rows.mapInArrow(partial(add_observed, problem, plans, point), _SUMS).toArrow()
     shape = (len(plans), problem.levels, 2, 2 + len(FIELDS))
@@ -81,11 +81,12 @@ def observed(
     parts = {f: point.floats(f, sums[..., 2 + j]) for j, f in enumerate(FIELDS)}
     moments = Moments(**parts)
     told = difference(moments[:, :, 1], moments[:, :, 0])
-    units = scale * sums[:, :, 0, 0]
+    scale = units / max(sum(found.column("n").to_pylist()), 1)
+    chosen = scale * sums[:, :, 0, 0]
     # A level that the plan gives nobody brings nothing; one that it gives to few is not known.
     cost = problem.largest_cost * np.ldexp(scale * sums[:, :, 0, 1], -_COST_BITS) if net else 0.0
-    each = np.where(units > 0, units * value * told.estimate, 0.0) - cost
-    error = np.sqrt(np.where(units > 0, (units * value * told.error) ** 2, 0.0).sum(axis=1))
+    each = np.where(chosen > 0, chosen * value * told.estimate, 0.0) - cost
+    error = np.sqrt(np.where(chosen > 0, (chosen * value * told.error) ** 2, 0.0).sum(axis=1))
     gain, half = each.sum(axis=1), normal_quantile(0.95) * error
     return Observed(gain, gain - half, gain + half)
 
@@ -96,10 +97,12 @@ _COST_BITS = 31
 def add_observed(
     problem: Problem, plans: np.ndarray, point: FixedPoint, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Worker: integer sums [B, K, arm, 2 + 7] of a partition: units chosen, their cost, and FIELDS of the outcome."""
+    """Worker: rows of a partition, and their integer sums [B, K, arm, 2 + 7]: units chosen, their cost, and FIELDS."""
+    n = 0
     sums = np.zeros((len(plans), problem.levels, 2, 2 + len(FIELDS)), np.int64)
     for batch in filter(len, batches):
         units = read_candidates(batch)
+        n += len(units)
         received, y, w = (
             batch.column(name).to_numpy(zero_copy_only=False) for name in ("received", "outcome", "weight")
         )
@@ -113,4 +116,4 @@ def add_observed(
                 sums[b, k, 0, 1] += np.rint(np.ldexp(cost, _COST_BITS)).astype(np.int64).sum()
                 for arm, level in enumerate((NONE, k)):
                     sums[b, k, arm, 2:] += terms[mine & (received == level)].sum(axis=0)
-    yield pa.record_batch({"sums": pa.array([sums.tobytes()], pa.binary())})
+    yield pa.record_batch({"n": pa.array([n], pa.int64()), "sums": pa.array([sums.tobytes()], pa.binary())})

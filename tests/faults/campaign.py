@@ -9,7 +9,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from uplift_spark.config import Config, Feature, Forest, Labels, Lakehouse, Lift, Registry, RolesConf, Simulation
+from uplift_spark.config import (
+    Config,
+    Economics,
+    Feature,
+    Forest,
+    Labels,
+    Lakehouse,
+    Lift,
+    Policy,
+    Registry,
+    RolesConf,
+    Simulation,
+)
 from uplift_spark.jobs import erase, load, optimize, replay, stream
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.erasure import Erasure
@@ -32,6 +44,8 @@ CAMPAIGN = Config(
     labels=Labels(window_days=14),
     forest=Forest(n_trees=8, min_leaf=5, n_buckets=2),
     lift=Lift(segments=("region",), bins=10, replicates=50),
+    economics=Economics(value={"conversion": 40.0}, cost={"5%": 0.5, "10%": 1.0}),
+    policy=Policy(budget=5.0),
 )
 
 Run = Callable[[Lake], object]
@@ -54,6 +68,11 @@ def _runs(verb: str, **changes: Any) -> Job:
     return Job(partial(_job, verb, CAMPAIGN), partial(_job, verb, replace(CAMPAIGN, **changes)))
 
 
+def _unit(number: int) -> str:
+    """The name of a unit of the simulated campaign, from 0."""
+    return f"u{number + 1:010d}"
+
+
 def _load(table: str, file: str, header: str, lines: list[str], lake: Lake) -> object:
     """Load a file of these lines, some of which break the contract; it lies beside the lakehouse."""
     path = Path(lake.lakehouse.path).parent / "sources" / file
@@ -66,7 +85,7 @@ def _orders(file: str, first: int, lake: Lake) -> object:
     """Three orders of every second unit before the assignment, and rows without a unit, for quarantine."""
     header = "unit_id,event,item,value,occurred_at,event_id"
     lines = [
-        f"spring-{unit},order,i{(unit + k) % 7},{unit % 50 + k}.25,2024-12-{1 + (unit + 9 * k) % 28:02d},{unit}-{k}"
+        f"{_unit(unit)},order,i{(unit + k) % 7},{unit % 50 + k}.25,2024-12-{1 + (unit + 9 * k) % 28:02d},{unit}-{k}"
         for unit in range(first, UNITS, 2)
         for k in range(3)
     ]
@@ -75,11 +94,11 @@ def _orders(file: str, first: int, lake: Lake) -> object:
 
 def _sends_and_consent(lake: Lake) -> None:
     header = "unit_id,experiment,delivery_id,status,delivered_at,event_id"
-    sends = [f"spring-{unit},spring,d{unit},delivered,2025-01-06T06:00Z," for unit in range(0, UNITS, 3)]
+    sends = [f"{_unit(unit)},spring,d{unit},delivered,2025-01-06T06:00Z," for unit in range(0, UNITS, 3)]
     _load("bronze.delivery", "sends.csv", header, sends, lake)
     header = "unit_id,purpose,granted,changed_at"
     _load(
-        "bronze.consent", "consent.csv", header, [f"spring-{u},marketing,true,2024-01-01" for u in range(UNITS)], lake
+        "bronze.consent", "consent.csv", header, [f"{_unit(u)},marketing,true,2024-01-01" for u in range(UNITS)], lake
     )
 
 
@@ -94,7 +113,7 @@ def _feed_and_stream(lake: Lake) -> None:
     for part in range(2):
         if not feed.exists() or part:
             rows = lake.spark.range(part * 300, part * 300 + 300, 1, 2).selectExpr(
-                f"if(id % 50 = 0, '', concat('spring-', id % {UNITS})) AS unit_id",
+                f"if(id % 50 = 0, '', concat('u', lpad(id % {UNITS} + 1, 10, '0'))) AS unit_id",
                 "'visit' AS event",
                 "CAST(NULL AS string) AS item",
                 "CAST(id AS double) AS value",
@@ -134,14 +153,15 @@ JOBS: dict[str, Job] = {
     # The first run scores with the first model, the second with the champion.
     "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
+    "policy": _runs("policy", policy=Policy(budget=8.0)),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(
-        partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", "unit_id='spring-1'")
+        partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", f"unit_id='{_unit(1)}'")
     ),
     # All tables would be five minutes of the same for every ten kills.
     "optimize": Job(partial(_optimize, ("bronze.event",)), partial(_optimize, _SOME_TABLES)),
-    "erase": Job(partial(_erase, ("spring-2",), False), partial(_erase, ("spring-1", "spring-4"), False)),
-    "purge": Job(partial(_erase, ("spring-5",), False), partial(_erase, (), True)),
+    "erase": Job(partial(_erase, (_unit(2),), False), partial(_erase, (_unit(1), _unit(4)), False)),
+    "purge": Job(partial(_erase, (_unit(5),), False), partial(_erase, (), True)),
 }
 
 

@@ -262,6 +262,7 @@ def train(
 
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
+_job_command("compare", "The champion against other learners on one hold-out.")
 _job_command("policy", "Whom to treat with what, within budget and limits.")
 
 

@@ -16,6 +16,7 @@ from uplift_spark.sections import (
     STRICT,
     Aggregate,
     Alarms,
+    Compare,
     Consent,
     Economics,
     Feature,
@@ -40,6 +41,7 @@ __all__ = [
     "STEPS",
     "Aggregate",
     "Alarms",
+    "Compare",
     "Config",
     "Consent",
     "Economics",
@@ -81,6 +83,7 @@ class Config:
     pseudonyms: Pseudonyms | None = None
     alarms: Alarms = Field(default_factory=Alarms)
     policy: Policy = Field(default_factory=Policy)
+    compare: Compare = Field(default_factory=Compare)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

@@ -311,3 +311,22 @@ class Policy:
     def all_limits(self) -> tuple[Limit, ...]:
         """The budget, then the others."""
         return (*(() if self.budget is None else (Limit(spend=self.budget),)), *self.limits)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Compare:
+    """What `uplift compare` holds the champion against, on the same hold-out.
+
+    against  forest_per_level (a binary forest for each level) and t_learner (boosted trees for each level), fitted on
+             the training split, or versions of the registered model
+    points   points of the cost curve
+    """
+
+    against: Annotated[
+        tuple[Annotated[int, Field(ge=1)] | Literal["forest_per_level", "t_learner"], ...], Field(min_length=1)
+    ] = ("forest_per_level", "t_learner")
+    points: Annotated[int, Field(ge=2, le=500)] = 50
+
+    def __post_init__(self) -> None:
+        if len(set(self.against)) < len(self.against):
+            raise ConfigError("compare.against names a model twice: remove the duplicate")

@@ -63,13 +63,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Arms:
-    """The hold-out's units per arm, whether propensities were logged and vary in one, largest weight and outcomes."""
+    """The hold-out's units per arm, whether propensities were logged and vary in one, largest weight and outcomes.
+
+    lowest  logged propensity of each arm; empty where none was logged
+    """
 
     units: dict[str, int]
     logged: bool
     weighted: bool
     largest_weight: float
     largest_outcomes: tuple[float, ...]
+    lowest: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,14 @@ class Evaluation:
     def enough(self) -> np.ndarray:
         """Levels with enough units in both arms for any figure, bool [levels]."""
         return (self.sums.moments.n[..., 0].sum(axis=2) >= MIN_UNITS).all(axis=1)
+
+    @property
+    def effective_units(self) -> dict[str, float]:
+        """Units of each arm that would say as much if all counted alike (Kish): squared sum of weights / of squares."""
+        sums = self.sums.moments.sum(axis=2)[..., 0]
+        found = sums.w**2 / np.maximum(sums.ww, 1e-300)
+        treated = zip(self.levels, map(float, found[:, 1]), strict=True)
+        return {self.setup.control: float(found[0, 0]), **dict(treated)}
 
     def deciles(self) -> Moments:
         """Moments by tenth of the ranking, [levels, 2, 10, values]; the first tenth has the highest predictions."""
@@ -184,6 +196,7 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
         weighted=weighted,
         largest_weight=float(1 / table["low"].min()) if weighted else 1.0,
         largest_outcomes=tuple(float(table[f"largest_{j}"].max()) for j in range(len(setup.outcomes))),
+        lowest=dict(zip(table["arm"], map(float, table["low"]), strict=True)) if logged else {},
     )
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
 _BANDS_UP_TO = 4  # more bands than this cover each other
 
 
@@ -60,12 +60,12 @@ def qini_picture(
     curves: pd.DataFrame, metrics: pd.DataFrame, rate: bool, truth: Mapping[str, Truth] | None = None
 ) -> Figure:
     """Gain against the share of units treated: a line and a 95 % band per level, its random line, the true curve."""
-    figure = _figure(7.6, 5.0)
+    figure = empty_figure(7.6, 5.0)
     axes = figure.add_subplot()
-    scale, unit = _units(rate)
+    scale, unit = units_of(rate)
     levels = list(curves["treatment"].unique())
     qini = metrics[metrics["metric"] == "qini"].set_index("treatment")
-    for level, colour in zip(levels, _COLOURS * len(levels), strict=False):
+    for level, colour in zip(levels, COLOURS * len(levels), strict=False):
         rows = curves[curves["treatment"] == level]
         share, gain, low, high = (
             rows[c] * by for c, by in (("fraction", 100), ("gain", scale), ("gain_lower", scale), ("gain_upper", scale))
@@ -92,14 +92,14 @@ def _qini_label(level: str, qini: Any, scale: float, unit: str) -> str:
 
 
 def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
-    _clean(axes, f"Gain in {outcome} when the units predicted best are treated first")
-    axes.axhline(0, color=_MUTED, lw=0.8)
+    clean(axes, f"Gain in {outcome} when the units predicted best are treated first")
+    axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of units treated, %")
     axes.set_ylabel(f"gain per unit of the population{unit}")
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     notes = "Band: 95 % bootstrap. Dashed: treating at random." + (" Dotted: true curve." if with_truth else "")
-    style: dict[str, Any] = {"ha": "right", "fontsize": 8, "color": _MUTED}
+    style: dict[str, Any] = {"ha": "right", "fontsize": 8, "color": MUTED}
     axes.annotate(notes, (1, 0), (0, 6), "axes fraction", textcoords="offset points", **style)
 
 
@@ -108,19 +108,19 @@ def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
     levels = list(lift["treatment"].unique())
     columns = min(3, len(levels))
     rows = -(-len(levels) // columns)
-    figure = _figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
-    scale, unit = _units(rate)
+    figure = empty_figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
+    scale, unit = units_of(rate)
     shared: Axes | None = None
     for place, level in enumerate(levels):
         shared = axes = figure.add_subplot(rows, columns, place + 1, sharey=shared)
         of_level = lift[lift["treatment"] == level]
-        _draw_deciles(axes, of_level, _COLOURS[place % len(_COLOURS)], scale)
-        _clean(axes, level)
+        _draw_deciles(axes, of_level, COLOURS[place % len(COLOURS)], scale)
+        clean(axes, level)
         if place % columns == 0:
             axes.set_ylabel(f"uplift{unit}")
         if place == 0:
             axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.suptitle(f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction", x=0.02, ha="left", color=_INK)
+    figure.suptitle(f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction", x=0.02, ha="left", color=INK)
     return figure
 
 
@@ -131,11 +131,11 @@ def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> 
     axes.bar(place, uplift, width=0.72, color=colour, alpha=0.35, label="observed, 95 % interval")
     axes.errorbar(place, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.4, capsize=2.5)
     if deciles["predicted_uplift"].notna().any():
-        style: dict[str, Any] = {"s": 26, "marker": "D", "facecolor": "white", "edgecolor": _INK, "zorder": 3}
+        style: dict[str, Any] = {"s": 26, "marker": "D", "facecolor": "white", "edgecolor": INK, "zorder": 3}
         axes.scatter(place, deciles["predicted_uplift"] * scale, label="predicted", **style)
     average = lift.loc[lift["cut"] == "all", "uplift"].iloc[0] * scale
-    axes.axhline(average, color=_MUTED, lw=1, ls=(0, (4, 3)), label="average")
-    axes.axhline(0, color=_MUTED, lw=0.8)
+    axes.axhline(average, color=MUTED, lw=1, ls=(0, (4, 3)), label="average")
+    axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xticks(range(1, 11))
     axes.set_xlabel("decile (1 = highest predicted)")
 
@@ -145,17 +145,17 @@ def budget_picture(curve: pd.DataFrame, unit: str, spent: float, gain: float) ->
 
     curve  gold.policy_curve of one run        unit  of the gain        spent, gain  of the plan itself
     """
-    figure = _figure(7.6, 5.0)
+    figure = empty_figure(7.6, 5.0)
     axes = figure.add_subplot()
     rows = curve.sort_values("budget")
-    axes.plot(np.r_[0, rows["cost"]], np.r_[0, rows["gain"]], color=_COLOURS[0], lw=2, label="predicted")
+    axes.plot(np.r_[0, rows["cost"]], np.r_[0, rows["gain"]], color=COLOURS[0], lw=2, label="predicted")
     error = np.stack([rows["observed"] - rows["observed_lower"], rows["observed_upper"] - rows["observed"]])
-    bars: dict[str, Any] = {"fmt": "o", "ms": 5, "color": _COLOURS[1], "elinewidth": 1.4, "capsize": 2.5}
+    bars: dict[str, Any] = {"fmt": "o", "ms": 5, "color": COLOURS[1], "elinewidth": 1.4, "capsize": 2.5}
     axes.errorbar(rows["cost"], rows["observed"], yerr=error, **bars, label="by the hold-out's outcomes, 95 % interval")
-    style: dict[str, Any] = {"s": 60, "marker": "D", "facecolor": "white", "edgecolor": _INK, "zorder": 3}
+    style: dict[str, Any] = {"s": 60, "marker": "D", "facecolor": "white", "edgecolor": INK, "zorder": 3}
     axes.scatter([spent], [gain], label="this plan", **style)
-    _clean(axes, "What a plan brings for what it costs")
-    axes.axhline(0, color=_MUTED, lw=0.8)
+    clean(axes, "What a plan brings for what it costs")
+    axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(left=0)
     axes.set_xlabel("cost of treating")
     axes.set_ylabel(f"gain ({unit})")
@@ -163,11 +163,13 @@ def budget_picture(curve: pd.DataFrame, unit: str, spent: float, gain: float) ->
     return figure
 
 
-def _units(rate: bool) -> tuple[float, str]:
+def units_of(rate: bool) -> tuple[float, str]:
+    """What values are multiplied by to be shown, and the unit in words: percentage points for rates."""
     return (100.0, " (percentage points)") if rate else (1.0, "")
 
 
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches; EnvironmentProblem without matplotlib."""
     try:
         from matplotlib.figure import Figure as Drawn
     except ImportError as error:
@@ -175,10 +177,11 @@ def _figure(width: float, height: float) -> Figure:
     return Drawn(figsize=(width, height), layout="constrained")
 
 
-def _clean(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+def clean(axes: Axes, title: str) -> None:
+    """The house's look: title on the left, horizontal grid lines, no box."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelsize=9)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9)
     axes.grid(axis="y", color=_GRID, lw=0.8)
     axes.set_axisbelow(True)

@@ -82,9 +82,9 @@ _METRICS = Contract(
     job="lift",
     columns=declared(
         *RUN,
-        "model_version string",
+        "model_version string: of the registered model, or the learner it was compared with",
         "outcome string",
-        f"{TREATMENT} string",
+        f"{TREATMENT} string: level compared with control; any for rules that choose one",
         "metric string",
         "value double",
         "lower double: 95 % interval",
@@ -140,4 +140,19 @@ _POLICY_CURVE = Contract(
     ),
 )
 
-GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE)
+_COST_CURVE = Contract(
+    table="gold.cost_curve",
+    job="compare",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "model string: version of the registered model, or the learner",
+        "outcome string",
+        "cost double: of treating, per unit of the population",
+        "gain double: in the outcome, per unit of the population, by doubly robust scores",
+        "gain_lower double: 95 % interval",
+        "gain_upper double: 95 % interval",
+    ),
+)
+
+GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE, _COST_CURVE)

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -188,12 +188,27 @@ class Registry:
             raise ModelFileError(f"{where} is not the file that was registered: restore it or train again")
         return load_forest(content)
 
+    def log_evaluation(
+        self, name: str, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
+    ) -> None:
+        """Log figures and files of a run that registers nothing, once: a rerun finds what it logged."""
+        mine = f"tags.uplift_run_id = '{run_id}' and attributes.status = 'FINISHED'"
+        with self.store.calls():
+            if self._client.search_runs([self._experiment(name)], mine, max_results=1):
+                return
+            with self._run(
+                name, run_id, {**tags, "uplift_run_id": run_id, "mlflow.source.name": "uplift compare"}
+            ) as run:
+                named = {re.sub(r"[^A-Za-z0-9_. -]", "_", key): value for key, value in metrics.items()}
+                self._client.log_batch(run.info.run_id, _metrics(named))
+                for file in files:
+                    self._client.log_artifact(run.info.run_id, str(file))
+
     @contextmanager
     def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:
         """An MLflow run that ends FINISHED, or FAILED when the body raises."""
-        run = self._client.create_run(
-            self._experiment(name), tags={**tags, "mlflow.runName": run_id, "mlflow.source.name": "uplift train"}
-        )
+        named = {"mlflow.runName": run_id, "mlflow.source.name": "uplift train", **tags}
+        run = self._client.create_run(self._experiment(name), tags=named)
         try:
             yield run
         except BaseException:

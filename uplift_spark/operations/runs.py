@@ -33,6 +33,7 @@ _RELEVANT = {
     "train": ("campaign", "roles", "forest", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),
+    "compare": ("campaign", "roles", "economics", "forest", "lift", "compare", "seed"),
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
 }
 _ALL = ("campaign", "source", "roles", "seed", "holdout", "labels", "forest", "economics", "lift", "registry.name")

@@ -1,0 +1,173 @@
+"""`uplift compare`: the champion, forests per level and a T-learner on one hold-out, paired; what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.jobs.conftest import rows_of
+from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, RolesConf
+from uplift_spark.config import Registry as RegistryConf
+from uplift_spark.flow.evaluation import evaluate, metric_table
+from uplift_spark.jobs import compare, train
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import setup_of
+from uplift_spark.operations.registry import Registry
+from uplift_spark.vocabulary import ConfigError, DataError
+
+TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
+DOSE = {"none": 0, "5%": 5, "10%": 10}
+N = 4_000
+
+
+def training_rows():
+    rng = np.random.default_rng(11)
+    arm, x = rng.integers(0, 3, N), rng.uniform(0, 1, N)
+    effect = np.array([0.0, 0.1, 0.15])[arm] * np.where(x < 0.4, 2.0, -0.5)
+    return pd.DataFrame(
+        {
+            "unit_id": [f"u{i}" for i in range(N)],
+            "treatment": np.array(list(DOSE))[arm],
+            "propensity": 1 / 3,
+            "assigned_at": pd.Timestamp("2025-01-06"),
+            "visit": (rng.random(N) < 0.3 + effect).astype(float),
+            "x": np.where(np.arange(N) % 40 == 0, np.nan, x),
+            "zip": pd.Series([f"z{i % 3}" for i in range(N)], dtype=object),
+            "split": np.where(np.arange(N) % 2, "train", "holdout"),
+        }
+    )
+
+
+def conf(lake, **changes):
+    return replace(
+        Config(
+            campaign="spring",
+            source={"kind": "simulation"},
+            roles=RolesConf("visit", "none", ("x", "zip"), DOSE),
+            lakehouse=lake.lakehouse,
+            forest=Forest(n_trees=16, min_leaf=20, n_buckets=4),
+            lift=Lift(bins=20, replicates=60),
+            economics=Economics(value={"visit": 10.0}, cost={"5%": 0.5, "10%": 1.0}),
+            registry=RegistryConf(champion=True),
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def lake(spark, tmp_path_factory):
+    """A lakehouse with a training set and a champion."""
+    lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("compare"))))
+    lake.write(TABLE, spark.createDataFrame(training_rows()), "features-1", mode="overwrite")
+    train.run(conf(lake), lake)
+    return lake
+
+
+@pytest.fixture(scope="module")
+def compared(lake, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("work"))
+        return compare.run(conf(lake), lake), folder
+
+
+def metrics_of(lake, result):
+    found = rows_of(lake, "gold.uplift_metrics", run_id=result.run_id)
+    return found.set_index(["model_version", "treatment", "metric"]).sort_index()
+
+
+def test_every_model_has_every_metric_and_its_difference(lake, compared):
+    result, folder = compared
+    metrics = metrics_of(lake, result)
+    for model in ("1", "forest_per_level", "t_learner"):
+        for level in ("5%", "10%"):
+            assert np.isfinite(metrics.loc[(model, level, "qini"), ["value", "lower", "upper"]].astype(float)).all()
+        assert np.isfinite(metrics.loc[(model, "any", "policy_value_dr"), "value"])
+        assert ((model, "any", "multi_arm_qini_difference") in metrics.index) == (model != "1")
+    apart = metrics.loc[("t_learner", "5%", "qini_difference")]
+    pair = [metrics.loc[(model, "5%", "qini"), "value"] for model in ("t_learner", "1")]
+    assert apart["value"] == pytest.approx(pair[0] - pair[1])
+    # Paired: the same units are in both, so the difference is known better than if they were strangers.
+    widths = [metrics.loc[(model, "5%", "qini"), ["lower", "upper"]].diff().iloc[-1] for model in ("t_learner", "1")]
+    assert apart["upper"] - apart["lower"] < 0.9 * np.hypot(*widths)
+    assert (folder / "reports" / "spring" / "compare.png").stat().st_size > 10_000
+    assert "policy_value_dr of t_learner" in result.details["summary"]
+
+
+def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
+    holdout = lake.read(TABLE).where("split = 'holdout'")
+    registry = Registry.of(conf(lake))
+    forest = registry.load(registry.find("spring"))
+    scores = spark.createDataFrame(forest.effect_table(holdout.toArrow()).to_pandas())
+    alone = metric_table(evaluate(holdout, scores, setup_of(conf(lake)))).set_index(["treatment", "metric"])
+    found = metrics_of(lake, compared[0]).loc["1"]
+    for key in (("5%", "qini"), ("10%", "autoc")):
+        assert found.loc[key, "value"] == alone.loc[key, "value"]
+        assert found.loc[key, "lower"] == pytest.approx(alone.loc[key, "lower"], rel=1e-12)
+
+
+def test_the_rule_pays_as_units_say(lake, compared):
+    """The T-learner's rule valued by hand from the staged predictions."""
+    rows = rows_of(lake, STAGED).merge(training_rows(), on="unit_id")
+    effects, expected = np.stack(rows["effects_2"]), np.stack(rows["expected"])
+    assert np.allclose(effects, expected[:, 1:] - expected[:, :1])
+    gain = 10 * effects - [0.5, 1.0]
+    given = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
+    received = rows["treatment"].map(list(DOSE).index).to_numpy()
+    scores, every = expected.copy(), np.arange(len(rows))
+    scores[every, received] += 3 * (rows["visit"] - scores[every, received])
+    found = metrics_of(lake, compared[0]).loc[("t_learner", "any", "policy_value_dr"), "value"]
+    assert found == pytest.approx((scores[every, given] - scores[:, 0]).mean(), abs=1e-6)
+
+
+def test_cost_curves_start_at_nothing_and_end_where_effects_do(lake, compared):
+    curves = rows_of(lake, "gold.cost_curve", run_id=compared[0].run_id)
+    for _, rows in curves.groupby("model"):
+        rows = rows.sort_values("cost")
+        assert rows[["cost", "gain", "gain_lower", "gain_upper"]].iloc[0].tolist() == [0, 0, 0, 0]
+        assert rows["cost"].iloc[-1] > 0.1 and len(rows) > 10
+        assert (rows["gain_lower"].iloc[1:] < rows["gain"].iloc[1:]).all()
+
+
+def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    again = compare.run(conf(lake), lake)
+    assert again.run_id == compared[0].run_id
+    assert all(written["skipped"] for written in again.tables.values())
+    client = Registry.of(conf(lake)).store.client()
+    runs = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], f"tags.uplift_run_id = '{again.run_id}'"
+    )
+    assert len(runs) == 1
+    assert runs[0].data.metrics["qini.10_.t_learner"] == pytest.approx(
+        metrics_of(lake, again).loc[("t_learner", "10%", "qini"), "value"]
+    )
+    assert [file.path for file in client.list_artifacts(runs[0].info.run_id)] == ["compare.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"compare": Compare(against=(9,))}, ConfigError, "no version 9"),
+        (
+            {"economics": Economics(value={"visit": 1.0}, cost={"5%": 1.0})},
+            ConfigError,
+            "no cost above 0 is known of 10%",
+        ),
+        ({"roles": RolesConf("spend", "none", ("x", "zip"), DOSE)}, ConfigError, "has no outcome 'spend'"),
+    ],
+)
+def test_refused_before_anything_is_fitted(lake, changes, error, words):
+    with pytest.raises(error, match=words):
+        compare.run(conf(lake, **changes), lake)
+
+
+def test_a_champion_that_saw_the_holdout_is_refused(lake, spark):
+    rows = training_rows()
+    swapped = rows.assign(split=np.where(np.arange(N) % 4 > 1, "train", "holdout"))
+    lake.write(TABLE, spark.createDataFrame(swapped), "features-2", mode="overwrite")
+    try:
+        with pytest.raises(DataError, match="holds out 1000 units that spring version 1 was trained on"):
+            compare.run(conf(lake), lake)
+    finally:
+        lake.write(TABLE, spark.createDataFrame(rows), "features-3", mode="overwrite")

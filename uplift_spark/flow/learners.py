@@ -1,0 +1,102 @@
+"""Fitting the learners a forest is held against on a Spark frame, and their predictions side by side (R4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.causal.binning import FeatureBins, apply_bins
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.learners import Effects, TLearner, categorical_of, fit_arm
+from uplift_spark.causal.training import Params, Say
+from uplift_spark.flow.training import fit_frame
+from uplift_spark.vocabulary import Levels, Roles
+
+ARM_ROWS = 500_000
+"""Rows of an arm a T-learner is fitted on at most, chosen by hash: the driver holds them, a byte a feature."""
+
+EXPECTED = "expected"
+_DRAWS = 1 << 30
+
+
+def fit_separate(frame: DataFrame, roles: Roles, levels: Levels, params: Params, say: Say) -> tuple[Forest, ...]:
+    """One binary forest per treated level, on its units and the control's. Raises like `fit_frame`."""
+    alone = replace(roles, dose=None, more_outcomes=())
+    arm = F.col(f"`{roles.treatment}`").cast("string")
+    forests = []
+    for level in levels.treated:
+        say(f"a forest of {level} alone")
+        forests.append(fit_frame(frame.where(arm.isin(levels.control, level)), alone, params, say))
+    return tuple(forests)
+
+
+def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
+    """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver."""
+    arm, outcome = F.col(f"`{roles.treatment}`").cast("string"), F.col(f"`{roles.outcome}`").cast("double")
+    counted = frame.groupBy(arm.alias("arm")).agg(F.count("*"), F.min(outcome), F.max(outcome)).collect()
+    found = {row[0]: row[1:] for row in counted}
+    keep = F.lit(False)
+    for level in levels.names:
+        limit = round(_DRAWS * min(1.0, ARM_ROWS / found[level][0]))
+        drawn = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
+        keep = F.when(arm == level, drawn).otherwise(keep)
+    chosen = frame.where(keep).select(
+        F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
+        F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
+        outcome.alias("outcome"),
+        *(f"`{name}`" for name in roles.features),
+    )
+    binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
+    table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
+    places, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
+    coded = np.frombuffer(b"".join(table["bins"].to_pylist()), np.uint8).reshape(len(table), -1)
+    mine = [places == place + 1 for place in range(len(levels))]
+    categorical = categorical_of(bins)
+    models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
+    lowest, highest = (pick(found[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
+    return TLearner(bins, models, lowest, highest)
+
+
+def effects_column(place: int) -> str:
+    """Name of the column with the effects of the learner at that place."""
+    return f"effects_{place}"
+
+
+def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Mapping[str, Effects]) -> DataFrame:
+    """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
+    learner under `effects_<its place>`; map only."""
+    names = [EXPECTED, *map(effects_column, range(len(learners)))]
+    kind = frame.schema[unit].dataType.simpleString()
+    columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
+    functions = [nuisance.expected, *learners.values()]
+    needed = [unit, *(one.name for one in nuisance.bins)]
+    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(
+        partial(_predict, unit, names, functions), columns
+    )
+
+
+def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        packed = pa.array([row.tobytes() for row in apply_bins(batch, bins)], pa.binary())
+        kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
+        yield pa.record_batch({**kept, "bins": packed})
+
+
+def _predict(
+    unit: str, names: list[str], functions: list[Effects], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        found = [np.ascontiguousarray(function(batch)) for function in functions]
+        arrays = [_lists(values) for values in found]
+        yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    n, width = values.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * width), pa.array(values.ravel()))

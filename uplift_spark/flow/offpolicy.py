@@ -1,0 +1,193 @@
+"""Values of rules and cost curves of several models on one hold-out, in one pass over it (R4.2).
+
+Units in, integer sums out: every model's choices at every price, under every resample, so that differences between
+models are paired. `stats.offpolicy` holds the estimators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from uplift_spark.flow.learners import EXPECTED, effects_column
+from uplift_spark.stats.intervals import poisson_weights
+from uplift_spark.stats.offpolicy import CONTROL, CostCurve, blind_area, choice, doubly_robust, prices, weighted_gain
+
+Figure = tuple[np.ndarray, np.ndarray]  # a value, [], and its resamples, [R]
+
+_SUMS = "model int, sums binary"
+_BITS = 31
+_CHUNK = 1 << 12  # rows: 2^12 terms of 2^31 counted up to 8 times add exactly in float64
+_SAMPLE = 20_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to add up.
+
+    cost     of treating one unit with each treated level, [L]
+    price    at which the rule of a model stops: cost is worth its outcome there
+    prices   of each model's cost curve, `price` among them, [B] from high to low
+    largest  weight and size of outcome
+    """
+
+    cost: np.ndarray
+    price: float
+    prices: tuple[np.ndarray, ...]
+    largest: tuple[float, float]
+    replicates: int
+    seed: int
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """Factors that make terms of each kind whole numbers of at most 2^31."""
+        weight, outcome = (max(size, 1e-70) for size in self.largest)
+        sizes = {
+            "score": 2 * outcome * (1 + 2 * weight), "cost": max(float(self.cost.max()), 1e-70),
+            "w": weight, "wy": weight * outcome, "n": 1.0,
+        }  # fmt: skip
+        bits = {kind: 0 if kind == "n" else _BITS - math.ceil(math.log2(size)) for kind, size in sizes.items()}
+        return {kind: 2.0**shift for kind, shift in bits.items()}
+
+    def kinds(self, model: int) -> list[str]:
+        """Kind of each column of a model's terms."""
+        levels, points = len(self.cost), len(self.prices[model])
+        return ["n"] + ["score"] * levels + ["score", "cost"] * points + ["n", "w", "wy", "w", "wy"]
+
+    @property
+    def stop(self) -> list[int]:
+        """Place of `price` among each model's prices."""
+        return [int(np.flatnonzero(some == self.price)[0]) for some in self.prices]
+
+
+def prices_of(frame: DataFrame, models: int, cost: np.ndarray, price: float, points: int) -> tuple[np.ndarray, ...]:
+    """Prices of each model's cost curve, from a sample of a frame as in `all_values`; one pass."""
+    columns = [effects_column(m) for m in range(models)]
+    some = frame.select("unit_hash", *columns).orderBy("unit_hash").limit(_SAMPLE).toArrow()
+    found = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
+    return tuple(np.unique(np.r_[one, price])[::-1] for one in found)
+
+
+def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
+    """Sums of every model over a hold-out.
+
+    frame  unit_hash bigint, received int (level's place, 0 the control), outcome and weight (1 / probability of the
+           level received) double, expected array<double> [K], effects_0, effects_1, ... array<double> [L]
+    """
+    parts = frame.mapInArrow(partial(add_values, rules), _SUMS)
+    merged = parts.repartition("model").mapInArrow(_merge, _SUMS).toArrow()
+    sums = {row["model"]: np.frombuffer(row["sums"], "<i8") for row in merged.to_pylist()}
+    return [Values.of(sums[m], rules, m) for m in range(len(rules.prices))]
+
+
+@dataclass(frozen=True)
+class Values:
+    """One model's sums [R + 1, columns] in their units: those of all rows first, then those of each resample."""
+
+    sums: np.ndarray
+    rules: Rules
+    points: int
+    stop: int
+
+    @classmethod
+    def of(cls, sums: np.ndarray, rules: Rules, model: int) -> Values:
+        kinds = rules.kinds(model)
+        scale = np.array([rules.scales[kind] for kind in kinds])
+        return cls(sums.reshape(-1, len(kinds)) / scale, rules, len(rules.prices[model]), rules.stop[model])
+
+    @property
+    def levels(self) -> int:
+        return len(self.rules.cost)
+
+    @cached_property
+    def average(self) -> np.ndarray:
+        """Average effect of each level by doubly robust scores, [R + 1, L]."""
+        return np.asarray(self.sums[:, 1 : 1 + self.levels] / self.sums[:, :1])
+
+    @cached_property
+    def curve(self) -> CostCurve:
+        """Cost curves, points [R + 1, B + 1]."""
+        start = 1 + self.levels
+        path = self.sums[:, start : start + 2 * self.points].reshape(-1, self.points, 2) / self.sums[:, :1, None]
+        path = np.concatenate([np.zeros((len(path), 1, 2)), path], axis=1)
+        return CostCurve(path[..., 1], path[..., 0])
+
+    def figures(self, most: float) -> dict[str, Figure]:
+        """Figures of the model's rule, which treats where the effect is worth the cost, and of its cost curve up to the
+        budget `most`, all per unit of the population:
+
+        policy_value_dr, policy_value_ipw  outcome gained by the rule      policy_cost  its cost
+        multi_arm_auuc  mean gain over all budgets                         multi_arm_qini  more than rules that know no
+        unit bring
+        """
+        ipw = weighted_gain(self.sums[:, 0], self.sums[:, -5], self.sums[:, -4:-2], self.sums[:, -2:])
+        curve, at = self.curve, self.stop + 1
+        area = curve.area(most) if most > 0 else np.full(len(self.sums), np.nan)
+        blind = blind_area(self.average, self.rules.cost, most) if most > 0 else area
+        found = {
+            "policy_value_dr": curve.gain[:, at], "policy_value_ipw": ipw, "policy_cost": curve.cost[:, at],
+            "multi_arm_auuc": area, "multi_arm_qini": area - blind,
+        }  # fmt: skip
+        return {name: (values[0], values[1:]) for name, values in found.items()}
+
+
+def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: the rows of one partition to one row of integer sums per model, [R + 1, columns]."""
+    models = range(len(rules.prices))
+    totals = [np.zeros((rules.replicates + 1, len(rules.kinds(m))), np.int64) for m in models]
+    for batch in batches:
+        for start in range(0, batch.num_rows, _CHUNK):
+            rows = batch.slice(start, _CHUNK)
+            hashes, received, outcome, weight = (
+                rows.column(name).to_numpy(zero_copy_only=False)
+                for name in ("unit_hash", "received", "outcome", "weight")
+            )
+            scores = doubly_robust(outcome, received, weight, _matrix(rows.column(EXPECTED)))
+            counts = np.ones((rules.replicates + 1, len(hashes)))
+            counts[1:] = poisson_weights(hashes, rules.seed, rules.replicates).T
+            for m in models:
+                effects = _matrix(rows.column(effects_column(m)))
+                terms = _terms(rules, m, effects, scores, (received, outcome, weight))
+                totals[m] += (counts @ terms).astype(np.int64)
+    content = [pa.scalar(total.astype("<i8").tobytes(), pa.binary()) for total in totals]
+    yield pa.record_batch({"model": pa.array(list(models), pa.int32()), "sums": pa.array(content, pa.binary())})
+
+
+def _terms(
+    rules: Rules, model: int, effects: np.ndarray, scores: np.ndarray, seen: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Whole numbers in the columns of `Rules.kinds`, float64 [rows, columns]."""
+    received, outcome, weight = seen
+    rows, gained, cost = np.arange(len(effects)), scores - scores[:, :1], np.r_[0.0, rules.cost]
+    columns = [np.ones(len(rows)), *gained[:, 1:].T]
+    for price in rules.prices[model]:
+        given = choice(effects, rules.cost, price)
+        columns += [gained[rows, given], cost[given]]
+    given = choice(effects, rules.cost, rules.price)
+    treated = given != CONTROL
+    matched, control = (weight * (treated & (received == arm)) for arm in (given, CONTROL))
+    columns += [treated, matched, matched * outcome, control, control * outcome]
+    scale = np.array([rules.scales[kind] for kind in rules.kinds(model)])
+    return np.asarray(np.rint(np.column_stack(columns) * scale))
+
+
+def _merge(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: sums of the same model added."""
+    totals: dict[int, np.ndarray] = {}
+    for batch in batches:
+        for model, sums in zip(batch.column("model").to_pylist(), batch.column("sums"), strict=True):
+            part = np.frombuffer(sums.as_buffer(), "<i8")
+            totals[model] = totals[model] + part if model in totals else part
+    content = [total.astype("<i8").tobytes() for total in totals.values()]
+    yield pa.record_batch({"model": pa.array(list(totals), pa.int32()), "sums": pa.array(content, pa.binary())})
+
+
+def _matrix(column: pa.Array) -> np.ndarray:
+    """Lists of one length as float64 [rows, length]."""
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)

@@ -1,0 +1,246 @@
+"""What the compare job reads, fits, compares and logs (R4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark import CausalForest
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
+from uplift_spark.config import Config
+from uplift_spark.flow.comparing import DIFFERENCE, compared_metrics, cost_curves
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, evaluate
+from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
+from uplift_spark.flow.lift import as_arrow
+from uplift_spark.flow.model_pictures import comparison_picture
+from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
+from uplift_spark.flow.pictures import save
+from uplift_spark.flow.summary import interval, number
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import Scored, check_unseen, setup_of, training_table
+from uplift_spark.operations.registry import Registered, Registry
+from uplift_spark.operations.runs import Say
+from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, TREATMENT, UNIT, ConfigError, EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Who is compared on what: registered forests by version, the champion first, and the training table's version."""
+
+    config: Config
+    registered: Mapping[str, tuple[Registered, Forest]]
+    training: DataFrame
+    data: Mapping[str, int]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all models in the order they were asked for, the champion first."""
+        champion = next(iter(self.registered))
+        return [champion, *(str(name) for name in self.config.compare.against if str(name) != champion)]
+
+    @property
+    def versions(self) -> list[str]:
+        return list(self.registered)
+
+    @property
+    def champion(self) -> Forest:
+        return next(iter(self.registered.values()))[1]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of the champion, control first."""
+        return self.champion.levels.names
+
+    @property
+    def staging(self) -> str:
+        return f"silver.compared_{self.config.campaign}"
+
+    @property
+    def holdout(self) -> DataFrame:
+        return self.training.where(F.col("split") == "holdout")
+
+    @cached_property
+    def setup(self) -> Setup:
+        return replace(setup_of(self.config), outcomes=(self.config.roles.outcome,), segments=())
+
+    @property
+    def cost(self) -> np.ndarray:
+        """Of treating a unit with each treated level, [L]; 1 each where nobody gave costs."""
+        given = self.config.economics.cost
+        return np.array([given[level] if given else 1.0 for level in self.levels[1:]])
+
+    @property
+    def price(self) -> float:
+        """Outcome that is worth a unit of cost."""
+        value = self.config.economics.value.get(self.config.roles.outcome) if self.config.economics.cost else None
+        return 1 / value if value else 0.0
+
+
+def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
+    """The registered models and the table. Raises ConfigError for versions that do not exist or have other levels than
+    the champion, and for costs of some levels only; DataError when a model was trained on units of the hold-out."""
+    table = training_table(config)
+    version = lake.version(table)
+    registered: dict[str, tuple[Registered, Forest]] = {}
+    champion = registry.find(config.model_name)
+    for number_ in (champion.version, *(name for name in config.compare.against if isinstance(name, int))):
+        model = registry.find(config.model_name, number_)
+        registered[str(number_)] = (model, registry.load(model).of(config.roles.outcome))
+        check_unseen(config, lake, registry, Scored(model.name, str(model.version), model.run_id, version))
+    found = Contenders(config, registered, lake.read(table, version), {table: version})
+    for name, (_, forest) in registered.items():
+        if forest.levels.names != found.levels:
+            raise ConfigError(
+                f"compare: version {name} knows the levels {', '.join(forest.levels.names)}, the champion "
+                f"{', '.join(found.levels)}: leave it out of compare.against"
+            )
+    costs = config.economics.cost
+    if costs and (missing := [level for level in found.levels[1:] if not costs.get(level, 0) > 0]):
+        raise ConfigError(
+            f"compare: no cost above 0 is known of {', '.join(missing)}: set economics.cost for all levels"
+        )
+    return found
+
+
+def trained(given: Contenders, say: Say) -> DataFrame:
+    """Predictions of all models for the hold-out (`flow.learners.predict`), after fitting those not registered."""
+    config, forest = given.config, given.champion
+    rows, roles = given.training.where(F.col("split") == "train"), forest.roles
+    say("a T-learner, whose expectations all models are valued with")
+    nuisance = fit_t_learner(rows, roles, forest.levels, forest.plan.bins, config.seed)
+    learners: dict[str, Effects] = {}
+    for name in given.names:
+        if name in given.registered:
+            learners[name] = partial(forest_effects, given.registered[name][1])
+        elif name == "t_learner":
+            learners[name] = nuisance.effects
+        else:
+            params = CausalForest(**vars(config.forest), seed=config.seed)
+            learners[name] = partial(separate_effects, fit_separate(rows, roles, forest.levels, params, say))
+    say(f"predictions of {len(learners)} models")
+    return predict(given.holdout, UNIT, nuisance, learners)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations and values of every model on the same units."""
+
+    given: Contenders
+    evaluations: Mapping[str, Evaluation]
+    values: Mapping[str, Values]
+
+    @property
+    def arms(self) -> Arms:
+        return next(iter(self.evaluations.values())).arms
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        return compared_metrics(self.evaluations, self.values)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        return cost_curves(self.values, self.given.config.roles.outcome)
+
+    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
+        """What to write to gold."""
+        curves = as_arrow(self.curves, **{EXPERIMENT: self.given.config.campaign})
+        return {
+            "uplift_metrics": spark.createDataFrame(as_arrow(self.metrics)),
+            "cost_curve": spark.createDataFrame(curves),
+        }
+
+
+def compared(given: Contenders, predictions: DataFrame, say: Say) -> Comparison:
+    """Every model on the same hold-out under the same resamples."""
+    evaluations = {}
+    for place, name in enumerate(given.names):
+        say(f"evaluating {name}")
+        long = predictions.select(UNIT, F.posexplode(effects_column(place)).alias("place", "uplift"))
+        level = F.element_at(F.lit(list(given.levels[1:])), F.col("place") + 1)
+        evaluations[name] = evaluate(given.holdout, long.select(UNIT, level.alias(TREATMENT), "uplift"), given.setup)
+    say("what each model's rule brings")
+    return Comparison(given, evaluations, _valued(given, predictions, evaluations))
+
+
+def _valued(given: Contenders, predictions: DataFrame, evaluations: Mapping[str, Evaluation]) -> dict[str, Values]:
+    config, arms = given.config, next(iter(evaluations.values())).arms
+    received = F.col(TREATMENT).cast("string")
+    weight, largest = _weight(arms, received)
+    place = F.array_position(F.lit(list(given.levels)), received).cast("int") - 1
+    known = given.holdout.select(
+        UNIT,
+        F.xxhash64(F.col(UNIT).cast("string")).alias("unit_hash"),
+        place.alias("received"),
+        F.col(config.roles.outcome).cast("double").alias("outcome"),
+        weight.alias("weight"),
+    )
+    columns = ["unit_hash", "received", "outcome", "weight", EXPECTED, *map(effects_column, range(len(given.names)))]
+    rows = known.join(predictions, UNIT).select(*columns)
+    prices = prices_of(rows, len(given.names), given.cost, given.price, config.compare.points)
+    rules = Rules(
+        given.cost, given.price, prices, (largest, arms.largest_outcomes[0]), given.setup.replicates, given.setup.seed
+    )
+    return dict(zip(given.names, all_values(rows, rules), strict=True))
+
+
+def _weight(arms: Arms, received: Column) -> tuple[Column, float]:
+    """1 / probability of the level received, and the largest: as logged, else by the arms' shares."""
+    if arms.logged:
+        return F.lit(1.0) / F.col(PROPENSITY), 1 / min(arms.lowest.values())
+    total, weight = sum(arms.units.values()), F.lit(None)
+    for arm, n in arms.units.items():
+        weight = F.when(received == arm, F.lit(total / n)).otherwise(weight)
+    return weight, total / min(arms.units.values())
+
+
+def logged(done: Comparison, registry: Registry, run_id: str, say: Say) -> dict[str, Any]:
+    """Draw the picture into reports/<campaign>/compare.png, log it and the metrics in MLflow; what the job tells."""
+    config, pictures = done.given.config, []
+    try:
+        rate = bool(next(iter(done.evaluations.values())).rates)
+        figure = comparison_picture(done.metrics, done.curves, rate)
+        pictures.append(save(figure, Path("reports") / config.campaign / "compare.png"))
+    except (EnvironmentProblem, OSError) as error:
+        say(f"no picture: {error}")
+    known = done.metrics[np.isfinite(done.metrics["value"])]
+    keys = known["metric"] + "." + known["treatment"] + "." + known["model_version"]
+    metrics = dict(zip(keys, known["value"].astype(float), strict=True))
+    tags = {"models": ", ".join(done.given.names), "data_versions": str(dict(done.given.data))}
+    registry.log_evaluation(config.model_name, run_id, tags, metrics, pictures)
+    return {
+        "champion": done.given.names[0],
+        "models": done.given.names,
+        "units": done.arms.units,
+        "effective_units": next(iter(done.evaluations.values())).effective_units,
+        "lowest_propensity": done.arms.lowest,
+        "pictures": ", ".join(map(str, pictures)),
+    }
+
+
+def summary(done: Comparison) -> str:
+    """Who is better than the champion and by how much, in a few lines."""
+    metrics, lines = done.metrics, []
+    outcome, champion = done.given.config.roles.outcome, done.given.names[0]
+    shown = metrics[metrics["metric"].isin(["qini", "policy_value_dr"])]
+    for row in shown.to_dict("records"):
+        what = f"{row['metric']} of {row['model_version']}, {row['treatment']}, on {outcome}"
+        line = f"{what}: {number(row['value'])} ({interval(row['lower'], row['upper'])})"
+        mine = (metrics["model_version"] == row["model_version"]) & (metrics["treatment"] == row["treatment"])
+        apart = metrics[mine & (metrics["metric"] == row["metric"] + DIFFERENCE)]
+        for other in apart.to_dict("records"):
+            sure = other["lower"] > 0 or other["upper"] < 0
+            line += (
+                f"; {number(other['value'])} ({interval(other['lower'], other['upper'])}) from {champion}"
+                f"{'' if sure else ', not distinguishable from it'}"
+            )
+        lines.append(line)
+    return "\n".join(lines)

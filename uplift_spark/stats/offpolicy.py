@@ -1,0 +1,102 @@
+"""What a rule that picks a level for every unit would bring, from a trial that did not follow it (R4.2).
+
+Each unit was assigned one level with a known probability. Its doubly robust scores stand in for the outcomes it would
+have had under every level (Robins, Rotnitzky and Zhao 1994): their expectation is right if the probabilities are, and
+what was expected of the outcome only makes them less noisy. A rule's value is a mean of scores, so all of this adds up.
+
+Axes: n units, K levels with the control first, L = K - 1 treated levels, B prices, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uplift_spark.stats.moments import ratio
+
+CONTROL = 0
+_CANDIDATES = 512  # prices looked at to find those that part the cost evenly
+
+
+def doubly_robust(outcome: np.ndarray, received: np.ndarray, weight: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Scores [n, K]: expected_k + 1[received = k] · weight · (outcome - expected_k).
+
+    outcome, received (level's place), weight (1 / probability of the level received), all [n]; expected [n, K] must
+    come from other units. With `expected` zero these are the scores of inverse probability weighting.
+    """
+    scores = np.array(expected, np.float64)
+    rows = np.arange(len(outcome))
+    scores[rows, received] += weight * (outcome - scores[rows, received])
+    return scores
+
+
+def choice(effects: np.ndarray, cost: np.ndarray, price: float) -> np.ndarray:
+    """Each unit's level at a price of cost, int64 [n]: the largest of effect - price·cost [n, L], the control unless
+    that is above zero; the first of equals."""
+    gain = effects - price * cost
+    best = np.argmax(gain, axis=1)
+    return np.where(gain[np.arange(len(gain)), best] > 0, best + 1, CONTROL)
+
+
+def prices(effects: np.ndarray, cost: np.ndarray, points: int) -> np.ndarray:
+    """Prices [B] from high to low, ending at 0, between which `choice` spends about equally more; B <= points.
+
+    From a sample of units; whatever it says, every price gives a true point of the cost curve.
+    """
+    level_effects, level_cost = np.column_stack([np.zeros(len(effects)), effects]), np.r_[0.0, cost]
+    steps = level_cost[None, :] - level_cost[:, None]
+    lower, higher = np.nonzero(steps > 0)
+    rates = ((level_effects[:, higher] - level_effects[:, lower]) / steps[lower, higher]).ravel()
+    rates = np.unique(rates[rates > 0])
+    if not rates.size:
+        return np.zeros(1)
+    looked = np.r_[rates[:: max(1, rates.size // _CANDIDATES)], 0.0]
+    looked = np.unique(looked)[::-1]
+    spent = np.array([level_cost[choice(effects, cost, price)].mean() for price in looked])
+    wanted = spent[-1] * np.arange(1, points) / points
+    return looked[np.unique(np.r_[np.searchsorted(spent, wanted), len(looked) - 1])]
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Gain in outcome and cost, per unit of the population, at falling prices: [..., B + 1], from (0, 0)."""
+
+    cost: np.ndarray
+    gain: np.ndarray
+
+    def area(self, most: float) -> np.ndarray:
+        """Mean gain over all budgets between 0 and `most`, [...]; a budget that is not used up brings what is used."""
+        width = np.diff(self.cost, axis=-1)
+        middle = (self.gain[..., 1:] + self.gain[..., :-1]) / 2
+        beyond = np.maximum(most - self.cost[..., -1], 0.0) * self.gain[..., -1]
+        return np.asarray((np.sum(width * middle, axis=-1) + beyond) / most)
+
+
+def blind_area(average: np.ndarray, cost: np.ndarray, most: float) -> np.ndarray:
+    """`CostCurve.area` of the best rules that know no unit, [...], from the average effects [..., L] of levels.
+
+    Budgets go to units at random: gains lie on the upper hull of (0, 0) and each level's cost and average effect.
+    """
+    budgets = np.unique(np.r_[np.linspace(0.0, most, 201), cost[cost <= most]])
+    points = [(0.0, np.zeros(average.shape[:-1])), *((c, average[..., k]) for k, c in enumerate(cost))]
+    gain = np.zeros((*average.shape[:-1], len(budgets)))
+    for low, y_low in points:
+        for high, y_high in points:
+            if high > low:
+                share = (budgets - low) / (high - low)
+                on = y_low[..., None] + share * (y_high - y_low)[..., None]
+                gain = np.where((share >= 0) & (share <= 1), np.maximum(gain, on), gain)
+        gain = np.where(budgets >= low, np.maximum(gain, y_low[..., None]), gain)
+    return np.asarray(np.sum(np.diff(budgets) * (gain[..., 1:] + gain[..., :-1]) / 2, axis=-1) / most)
+
+
+def weighted_gain(units: np.ndarray, given: np.ndarray, matched: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Value of a rule per unit by inverse probability weighting, weights adding up to one (Hajek 1971), [...].
+
+    units    [...] in all                              given  [...] units that the rule treats
+    matched  [..., 2] Σw and Σw·outcome of those among `given` that received what the rule gives them
+    control  [..., 2] likewise of those that received the control
+    """
+    effect = ratio(matched[..., 1], matched[..., 0]) - ratio(control[..., 1], control[..., 0])
+    return np.asarray(np.where(given > 0, given * effect, 0.0) / units)

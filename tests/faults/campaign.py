@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uplift_spark.config import (
+    Compare,
     Config,
     Economics,
     Feature,
@@ -154,6 +155,7 @@ JOBS: dict[str, Job] = {
     "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
+    "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(
         partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", f"unit_id='{_unit(1)}'")

@@ -285,8 +285,24 @@ class Limit:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Tree:
+    """Rules that people can read: `uplift tree`.
+
+    depth      questions on the way to a level; the best tree is found for 1 and 2, a good one for 3
+    min_units  units of the hold-out behind every level the tree gives, at least
+    features   that may be asked for, all of the model's by default
+    groups     of values of a feature between which a question may lie
+    """
+
+    depth: Annotated[int, Field(ge=1, le=3)] = 2
+    min_units: Annotated[int, Field(ge=30)] = 100
+    features: tuple[str, ...] = ()
+    groups: Annotated[int, Field(ge=2, le=250)] = 32
+
+
+@dataclass(frozen=True, config=STRICT)
 class Policy:
-    """Whom to treat with what: `uplift policy`.
+    """Whom to treat with what: `uplift policy`, and with `tree`: `uplift tree`.
 
     budget     money to spend, None: no limit; further `limits`
     objective  profit: value of the outcome times uplift, less the cost of treating; outcome: uplift alone
@@ -306,6 +322,7 @@ class Policy:
     contacts: Annotated[int, Field(ge=1)] | None = None
     contact_days: _Days = 30.0
     keep_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tree: Tree = Field(default_factory=Tree)
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:

@@ -71,7 +71,7 @@ def _runs(verb: str, **changes: Any) -> Job:
 
 def _unit(number: int) -> str:
     """The name of a unit of the simulated campaign, from 0."""
-    return f"u{number + 1:010d}"
+    return f"spring-{number + 1:010d}"
 
 
 def _load(table: str, file: str, header: str, lines: list[str], lake: Lake) -> object:
@@ -114,7 +114,7 @@ def _feed_and_stream(lake: Lake) -> None:
     for part in range(2):
         if not feed.exists() or part:
             rows = lake.spark.range(part * 300, part * 300 + 300, 1, 2).selectExpr(
-                f"if(id % 50 = 0, '', concat('u', lpad(id % {UNITS} + 1, 10, '0'))) AS unit_id",
+                f"if(id % 50 = 0, '', concat('spring-', lpad(id % {UNITS} + 1, 10, '0'))) AS unit_id",
                 "'visit' AS event",
                 "CAST(NULL AS string) AS item",
                 "CAST(id AS double) AS value",

@@ -200,6 +200,16 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
     )
 
 
+def inverse_odds(arms: Arms, received: Column) -> tuple[Column, float]:
+    """1 / probability of the level received, and the largest: as logged, else by the arms' shares."""
+    if arms.logged:
+        return F.lit(1.0) / F.col(PROPENSITY), 1 / min(arms.lowest.values())
+    total, weight = sum(arms.units.values()), F.lit(None)
+    for arm, n in arms.units.items():
+        weight = F.when(received == arm, F.lit(total / n)).otherwise(weight)
+    return weight, total / min(arms.units.values())
+
+
 def _bad_number(column: Column) -> Column:
     number = column.cast("double")
     return number.isNull() | F.isnan(number) | (F.abs(number) >= LARGEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, TLearner, categorical_of, fit_arm
 from uplift_spark.causal.training import Params, Say
 from uplift_spark.flow.training import fit_frame
+from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.vocabulary import Levels, Roles
 
 ARM_ROWS = 500_000
@@ -81,11 +82,45 @@ def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Mapping[s
     )
 
 
+def reward_frame(
+    frame: DataFrame, unit: str, nuisance: TLearner, features: Sequence[FeatureBins], worth: tuple[float, list[float]]
+) -> DataFrame:
+    """Doubly robust rewards of every level for every unit, map only: the unit, `bins` binary (uint8, of `features`) and
+    `rewards` array<double> [K].
+
+    frame  the unit, the T-learner's features, `received` int (level's place), `outcome` and `weight` double
+    worth  value of one unit of the outcome, and cost of every level [K]
+    """
+    kind = frame.schema[unit].dataType.simpleString()
+    columns = f"`{unit}` {kind}, bins binary, rewards array<double>"
+    return frame.mapInArrow(partial(_reward, unit, nuisance, tuple(features), worth), columns)
+
+
+def _reward(
+    unit: str,
+    nuisance: TLearner,
+    features: tuple[FeatureBins, ...],
+    worth: tuple[float, list[float]],
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    value, cost = worth
+    for batch in batches:
+        outcome, received, weight = (
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
+        )
+        rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(batch)) - np.array(cost)
+        columns = [batch.column(unit), _packed(apply_bins(batch, features)), _lists(rewards)]
+        yield pa.RecordBatch.from_arrays(columns, [unit, "bins", "rewards"])
+
+
+def _packed(bins: np.ndarray) -> pa.Array:
+    return pa.array([row.tobytes() for row in bins], pa.binary())
+
+
 def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        packed = pa.array([row.tobytes() for row in apply_bins(batch, bins)], pa.binary())
         kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
-        yield pa.record_batch({**kept, "bins": packed})
+        yield pa.record_batch({**kept, "bins": _packed(apply_bins(batch, bins))})
 
 
 def _predict(

@@ -155,4 +155,25 @@ _COST_CURVE = Contract(
     ),
 )
 
-GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE, _COST_CURVE)
+_POLICY_TREE = Contract(
+    table="gold.policy_tree",
+    job="tree",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "node int: 0 is the first question",
+        "depth int",
+        "feature string: null where the tree gives a level",
+        "operator string: <=, is, or is missing",
+        "threshold double",
+        "category string",
+        "asks string: the question in words",
+        "yes int: node that the answer leads to",
+        "no int",
+        "action string: level that units here get; null at a question",
+        "units bigint: that the tree was grown from",
+        "value double: mean gain over the control of these units, which the tree was chosen for",
+    ),
+)
+
+GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE, _COST_CURVE, _POLICY_TREE)

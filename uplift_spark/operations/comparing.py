@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
@@ -18,7 +18,7 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
 from uplift_spark.config import Config
 from uplift_spark.flow.comparing import DIFFERENCE, compared_metrics, cost_curves
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, evaluate
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, evaluate, inverse_odds
 from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
@@ -29,7 +29,7 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import Scored, check_unseen, setup_of, training_table
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import Say
-from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, TREATMENT, UNIT, ConfigError, EnvironmentProblem
+from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, EnvironmentProblem
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def compared(given: Contenders, predictions: DataFrame, say: Say) -> Comparison:
 def _valued(given: Contenders, predictions: DataFrame, evaluations: Mapping[str, Evaluation]) -> dict[str, Values]:
     config, arms = given.config, next(iter(evaluations.values())).arms
     received = F.col(TREATMENT).cast("string")
-    weight, largest = _weight(arms, received)
+    weight, largest = inverse_odds(arms, received)
     place = F.array_position(F.lit(list(given.levels)), received).cast("int") - 1
     known = given.holdout.select(
         UNIT,
@@ -190,16 +190,6 @@ def _valued(given: Contenders, predictions: DataFrame, evaluations: Mapping[str,
         given.cost, given.price, prices, (largest, arms.largest_outcomes[0]), given.setup.replicates, given.setup.seed
     )
     return dict(zip(given.names, all_values(rows, rules), strict=True))
-
-
-def _weight(arms: Arms, received: Column) -> tuple[Column, float]:
-    """1 / probability of the level received, and the largest: as logged, else by the arms' shares."""
-    if arms.logged:
-        return F.lit(1.0) / F.col(PROPENSITY), 1 / min(arms.lowest.values())
-    total, weight = sum(arms.units.values()), F.lit(None)
-    for arm, n in arms.units.items():
-        weight = F.when(received == arm, F.lit(total / n)).otherwise(weight)
-    return weight, total / min(arms.units.values())
 
 
 def logged(done: Comparison, registry: Registry, run_id: str, say: Say) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     for segment in segments:
         if segment not in training.columns:
             raise ConfigError(f"policy: segment {segment!r} is no column of {table}: add it to lift.segments")
-    _check_money(config, levels)
+    check_money(config, levels)
     versions = {table: scored.feature_version}
     read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
     for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
@@ -105,7 +105,8 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     return Inputs(config, scored, scores, training, levels, segments, read[CONSENT], read[DELIVERY], versions)
 
 
-def _check_money(config: Config, levels: tuple[str, ...]) -> None:
+def check_money(config: Config, levels: tuple[str, ...]) -> None:
+    """Raises ConfigError when the plan's objective needs a value or a cost that nobody gave, or a cost is negative."""
     policy, economics = config.policy, config.economics
     if policy.objective == "profit" and config.roles.outcome not in economics.value:
         raise ConfigError(

@@ -34,6 +34,7 @@ _RELEVANT = {
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),
     "compare": ("campaign", "roles", "economics", "forest", "lift", "compare", "seed"),
+    "tree": ("campaign", "roles", "economics", "policy.objective", "policy.tree", "seed"),
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
 }
 _ALL = ("campaign", "source", "roles", "seed", "holdout", "labels", "forest", "economics", "lift", "registry.name")

@@ -1,0 +1,127 @@
+"""What the tree job reads, grows and writes (R5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark.causal.binning import FeatureBins
+from uplift_spark.causal.forest import Forest
+from uplift_spark.config import Config
+from uplift_spark.flow.evaluation import describe_arms, inverse_odds
+from uplift_spark.flow.learners import fit_t_learner, reward_frame
+from uplift_spark.flow.lift import as_arrow
+from uplift_spark.flow.summary import interval, number
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import setup_of, training_table
+from uplift_spark.operations.policy import check_money
+from uplift_spark.operations.registry import Registered, Registry
+from uplift_spark.operations.runs import Say
+from uplift_spark.policy.tree import PolicyTree, Value
+from uplift_spark.policy.tree_frame import tree_of, values_of
+from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError
+
+TREE, GAIN = "policy_tree", "policy_tree_gain"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The training table at a version, and the champion, whose levels and bins of features the tree uses."""
+
+    config: Config
+    model: Registered
+    forest: Forest
+    training: DataFrame
+    data: Mapping[str, int]
+
+    @property
+    def features(self) -> list[FeatureBins]:
+        """Those the tree may ask for."""
+        wanted = self.config.policy.tree.features
+        return [one for one in self.forest.plan.bins if not wanted or one.name in wanted]
+
+    @property
+    def worth(self) -> tuple[float, list[float]]:
+        """Value of one unit of the outcome and cost of every level in the plan's objective."""
+        economics, levels = self.config.economics, self.forest.levels.names
+        if self.config.policy.objective == "outcome":
+            return 1.0, [0.0] * len(levels)
+        return economics.value[self.config.roles.outcome], [0.0, *(economics.cost[level] for level in levels[1:])]
+
+
+def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
+    """Raises ConfigError without a champion, for features it does not have, and as `policy.check_money`."""
+    table = training_table(config)
+    version = lake.version(table)
+    model = registry.find(config.model_name)
+    forest = registry.load(model).of(config.roles.outcome)
+    known = [one.name for one in forest.plan.bins]
+    if unknown := sorted(set(config.policy.tree.features) - set(known)):
+        raise ConfigError(f"policy.tree.features names {unknown}, none of the model's: choose from {', '.join(known)}")
+    check_money(config, forest.levels.treated)
+    return Inputs(config, model, forest, lake.read(table, version), {table: version})
+
+
+def rewarded(given: Inputs, say: Say) -> DataFrame:
+    """Rewards of the hold-out's units (`flow.learners.reward_frame`), and which of them grow the tree, by hash."""
+    config, roles, levels = given.config, given.forest.roles, given.forest.levels
+    train, holdout = (given.training.where(F.col("split") == split) for split in ("train", "holdout"))
+    arms = describe_arms(holdout, setup_of(config))
+    say("a T-learner for what is expected of every unit")
+    nuisance = fit_t_learner(train, roles, levels, given.forest.plan.bins, config.seed)
+    received = F.col(TREATMENT).cast("string")
+    rows = holdout.select(
+        UNIT,
+        *(f"`{name}`" for name in roles.features),
+        (F.array_position(F.lit(list(levels.names)), received).cast("int") - 1).alias("received"),
+        F.col(f"`{roles.outcome}`").cast("double").alias("outcome"),
+        inverse_odds(arms, received)[0].alias("weight"),
+    )
+    rewards = reward_frame(rows, UNIT, nuisance, given.features, given.worth)
+    return rewards.withColumn("grows", F.pmod(F.xxhash64(UNIT, F.lit(config.seed)), F.lit(2)) == 0)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A tree, and what it brings to units that had no part in growing it, over each level for all."""
+
+    given: Inputs
+    tree: PolicyTree
+    values: list[Value]
+
+    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
+        """What to write to gold."""
+        config = self.given.config
+        metrics = pd.DataFrame(
+            [(TREE, config.roles.outcome, v.against, GAIN, v.estimate, v.lower, v.upper) for v in self.values],
+            columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
+        )
+        rows = pd.DataFrame(self.tree.rows()).astype(
+            {"node": "int32", "depth": "int32", "yes": "Int32", "no": "Int32", "threshold": "float64"}
+        )
+        texts = {name: rows[name].astype("string") for name in ("feature", "operator", "category", "asks", "action")}
+        nodes = as_arrow(rows.assign(**texts), **{EXPERIMENT: config.campaign})
+        return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}
+
+    @property
+    def summary(self) -> str:
+        """The rules, and their worth in words."""
+        unit = "money" if self.given.config.policy.objective == "profit" else self.given.config.roles.outcome
+        lines = [self.tree.text(), "", f"On the other half of the hold-out, per unit ({unit}):"]
+        for value in self.values:
+            best = ", the best single level" if value.against == self.tree.levels[self.tree.constant] else ""
+            against = f"  over {value.against} for all{best}"
+            lines.append(f"{against}: {number(value.estimate)} ({interval(value.lower, value.upper)})")
+        return "\n".join(lines)
+
+
+def grown(given: Inputs, rewards: DataFrame) -> Grown:
+    """The tree of one half of the units, valued on the other. Raises like `policy.tree_frame.tree_of`."""
+    asked, names = given.config.policy.tree, given.forest.levels.names
+    mine, others = rewards.where("grows"), rewards.where("not grows")
+    tree = tree_of(mine, given.features, names, asked.depth, asked.min_units, asked.groups)
+    return Grown(given, tree, values_of(others, tree))

@@ -10,9 +10,8 @@ is the outcome gained per unit of the whole population when the top share f is t
     AUUC = ∫₀¹ gain(f) df            Qini = AUUC - gain(1)/2
 
 Qini is the area between the curve and the random line from (0, 0) to (1, gain(1)), where gain(1) is the average
-effect. Neither is divided by a perfect model's area nor multiplied by the number of units: scikit-uplift's uplift
-curve is N·gain(f) for N units and equal weights; Radcliffe's Qini curve (treated - control·N_t/N_c) differs where the
-share of treated varies along the ranking. Areas use the trapezoid rule over the bins.
+effect. Neither is divided by a perfect model's area nor multiplied by the number of units; other libraries' figures
+are had from the same sums by `stats.conventions`. Areas use the trapezoid rule over the bins.
 
 Arrays have any leading axes (resamples, levels) and the rank bins last.
 """

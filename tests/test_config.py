@@ -159,3 +159,23 @@ def test_shipped_configurations_load(path: Path) -> None:
 )
 def test_limits_that_make_no_sense_are_refused(conf: Path, limit: str, words: str) -> None:
     assert words in refused(conf, f"policy.limits=[{{{limit}}}]")
+
+
+def test_segments_may_cross_features(conf: Path) -> None:
+    config = load_config(conf, ("lift.segments=[age, age x device, device x zip]",))
+    assert config.lift.segments == ("age", "age x device", "device x zip")
+    assert config.lift.columns == ("age", "device", "zip")
+    assert [feature.name for feature in config.feature_definitions] == ["age", "zip", "device"]
+
+
+@pytest.mark.parametrize(
+    ("segments", "words"),
+    [
+        ("age*zip", "lift.segments entry 'age*zip' is not a plain name"),
+        ("age x zip code", "lift.segments: of 'age x zip code' 'zip code' is not a plain name"),
+        ("age x age", "'age x age' crosses a feature with itself"),
+        ("age x zip, zip x age", "'zip x age' is 'age x zip' once more: remove one of them"),
+    ],
+)
+def test_segments_that_make_no_sense_are_refused(conf: Path, segments: str, words: str) -> None:
+    assert words in refused(conf, f"lift.segments=[{segments}]")

@@ -123,7 +123,7 @@ class Config:
         Parts of ratios come last; they are no columns of the training set unless they are asked for themselves.
         """
         known = {feature.name: feature for feature in self.features}
-        wanted = dict.fromkeys([*self.roles.features, *self.lift.segments])
+        wanted = dict.fromkeys([*self.roles.features, *self.lift.columns])
         parts = dict.fromkeys(part for name in wanted if name in known for part in known[name].of or ())
         return tuple(known.get(name, Feature(name)) for name in {**wanted, **parts})
 

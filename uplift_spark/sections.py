@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.vocabulary import ConfigError, checked_name
+from uplift_spark.vocabulary import ConfigError, checked_name, crossed
 
 STRICT = ConfigDict(extra="forbid")
 _Days = Annotated[float, Field(gt=0, le=3650)]
@@ -189,12 +189,31 @@ class Registry:
 
 @dataclass(frozen=True, config=STRICT)
 class Lift:
-    """Evaluation on the hold-out: segments, outcomes beside the trained one, rank bins, bootstrap replicates."""
+    """Evaluation on the hold-out: segments, outcomes beside the trained one, rank bins, bootstrap replicates.
+
+    A segment is a feature, or a crossing of features such as `region x device`.
+    """
 
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     bins: Annotated[int, Field(ge=10, le=1000, multiple_of=10)] = 100
     replicates: Annotated[int, Field(ge=50, le=2000)] = 200
+
+    def __post_init__(self) -> None:
+        seen: dict[frozenset[str], str] = {}
+        for segment in self.segments:
+            parts = crossed(segment)
+            for part in parts:
+                checked_name(part, "lift.segments entry" if part == segment else f"lift.segments: of {segment!r}")
+            if len(set(parts)) < len(parts):
+                raise ConfigError(f"lift.segments: {segment!r} crosses a feature with itself: name each once")
+            if (twin := seen.setdefault(frozenset(parts), segment)) is not segment:
+                raise ConfigError(f"lift.segments: {segment!r} is {twin!r} once more: remove one of them")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Feature columns that the segments are cut by, each once."""
+        return tuple(dict.fromkeys(part for segment in self.segments for part in crossed(segment)))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -253,7 +272,7 @@ class Limit:
     gap      how far the treated share of any bucket of `segment` may lie from the share of all: the same for everybody
 
     level    only units that get this treatment level count
-    segment  a column of the training set: only units with the value `bucket` count
+    segment  a column of the training set, or a crossing of some: only units with the value `bucket` count
     """
 
     spend: Annotated[float, Field(ge=0)] | None = None

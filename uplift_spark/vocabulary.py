@@ -67,6 +67,15 @@ def checked_name(name: str, what: str = "name") -> str:
     return name
 
 
+CROSSING = " x "
+"""Between the features of a crossing, and between its buckets."""
+
+
+def crossed(segment: str) -> tuple[str, ...]:
+    """Features a segment is cut by: one, or those of a crossing such as `region x device`."""
+    return tuple(segment.split(CROSSING))
+
+
 @dataclass(frozen=True)
 class Levels:
     """Treatment levels in canonical order, control first.

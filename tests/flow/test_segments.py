@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from uplift_spark.flow.segments import MISSING, MOST_VALUES, segment_buckets
-from uplift_spark.vocabulary import DataError
+from uplift_spark.vocabulary import DataError, crossed
 
 RNG = np.random.default_rng(0)
 N = 500
@@ -30,7 +30,8 @@ def frame(spark):
 
 def _labels(frame, *segments):
     buckets = segment_buckets(frame, segments, "silver.t")
-    return frame.select(*segments, *[b.alias(f"bucket_{s}") for b, s in zip(buckets, segments, strict=True)]).toPandas()
+    columns = dict.fromkeys(part for segment in segments for part in crossed(segment))
+    return frame.select(*columns, *[b.alias(f"bucket_{s}") for b, s in zip(buckets, segments, strict=True)]).toPandas()
 
 
 def test_few_values_are_taken_as_they_are(frame):
@@ -68,6 +69,32 @@ def test_buckets_do_not_depend_on_partitions(frame):
 def test_too_many_texts_are_refused(frame):
     with pytest.raises(DataError, match=rf"segment 'many' of silver.t has about \d+ values: at most {MOST_VALUES}"):
         segment_buckets(frame, ("city", "many"), "silver.t")
+
+
+def test_crossings_join_the_buckets_of_their_features(frame):
+    found = _labels(frame, "city", "kids x city", "age x city x rate")
+    expected = FRAME.kids.map("{:.0f}".format).replace("nan", MISSING) + " x " + FRAME.city.fillna(MISSING)
+    assert (found["bucket_kids x city"] == expected).all()
+    assert (found.bucket_city == FRAME.city.fillna(MISSING)).all()
+    alone = _labels(frame, "age").bucket_age
+    assert (found["bucket_age x city x rate"] == alone + " x " + found.bucket_city + " x " + FRAME.rate.map(str)).all()
+
+
+def test_crossings_with_too_many_buckets_are_refused(frame, spark):
+    wide = pd.DataFrame({"a": [f"a{i // 25}" for i in range(500)], "b": [f"b{i % 25}" for i in range(500)]})
+    wide = spark.createDataFrame(wide.assign(same=wide.a))
+    words = rf"crossing 'a x b' of silver.t has about (4[89]|5[01])\d buckets: at most {MOST_VALUES} make sense"
+    with pytest.raises(DataError, match=words):
+        segment_buckets(wide, ("a", "a x b"), "silver.t")
+    # What counts is the buckets that occur, not those that could.
+    assert len(segment_buckets(wide, ("a x same",), "silver.t")) == 1
+
+
+def test_text_that_looks_like_a_crossing_is_not_crossed(spark):
+    sizes = spark.createDataFrame(pd.DataFrame({"size": ["2 x 4", "4 x 4", "4"], "x": ["a", "b", "a"]}))
+    assert len(segment_buckets(sizes, ("size",), "silver.t")) == 1
+    with pytest.raises(DataError, match=r"2 rows of silver.t have ' x ' in 'size', which parts the buckets"):
+        segment_buckets(sizes, ("size x x",), "silver.t")
 
 
 def test_no_segments_need_no_pass():

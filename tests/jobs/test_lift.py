@@ -27,7 +27,7 @@ def conf(lake, **changes):
             roles=ROLES,
             lakehouse=lake.lakehouse,
             economics=Economics(value={"visit": 5.0, "spend": 0.4}, cost={"5%": 0.1, "10%": 0.2}),
-            lift=Lift(segments=("city",), outcomes=("spend",), bins=20, replicates=50),
+            lift=Lift(segments=("city", "age x city"), outcomes=("spend",), bins=20, replicates=50),
         ),
         **changes,
     )
@@ -81,10 +81,16 @@ def test_tables_are_written(campaigned, evaluated):
     frames = {table: campaigned.read(table).toPandas() for table in GOLD}
     table = frames["gold.lift_table"]
     assert set(table.run_id) == {result.run_id} and set(table.model_version) == {"2"}
-    assert table.groupby("cut").bucket.nunique().to_dict() == {"all": 1, "decile": 10, "segment:city": 2}
-    assert len(table) == 2 * 2 * 13
+    assert table.groupby("cut").bucket.nunique().to_dict() == {
+        "all": 1, "decile": 10, "segment:city": 2, "segment:age x city": 10,
+    }  # fmt: skip
+    assert len(table) == 2 * 2 * 23
     training, _, _ = training_rows()
     held_out = training[training.split == "holdout"]
+    crossed, city = (table[table.cut == f"segment:{segment}"] for segment in ("age x city", "city"))
+    assert set(crossed.bucket.str[-4:]) == {" x x", " x y"} and "missing x x" in set(crossed.bucket)
+    keys = ["outcome", "treatment"]
+    assert (crossed.groupby([*keys, crossed.bucket.str[-1]]).n.sum() == city.groupby([*keys, "bucket"]).n.sum()).all()
     whole = table[(table.cut == "all") & (table.outcome == "visit")].set_index("treatment")
     assert result.details["units"] == held_out.treatment.value_counts().to_dict()
     for level in LEVELS:

@@ -23,7 +23,7 @@ from uplift_spark.stats.calibration import calibration_slope, calibration_test
 from uplift_spark.stats.intervals import bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference
 from uplift_spark.stats.qini import Curve, uplift_curve
-from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError
+from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError, crossed
 
 DECILES = 10
 _VARIES = 1e-6  # relative: logged probabilities are rarely written with more digits
@@ -45,7 +45,7 @@ class Setup:
 
     control     the level every other is compared with
     outcomes    outcome columns; the model predicts the first
-    segments    feature columns to cut by
+    segments    feature columns to cut by, and crossings of them (`vocabulary.crossed`)
     bins        rank bins of the curve, a multiple of 10
     order       treated levels in the order to report them; others follow by name
     table       name of the hold-out's table, for messages
@@ -87,7 +87,7 @@ class Evaluation:
 
     @property
     def cuts(self) -> dict[str, CutSums]:
-        """Sums by bucket of each segment feature."""
+        """Sums by bucket of each segment."""
         return dict(zip(self.setup.segments, self.sums.cuts, strict=True))
 
     @cached_property
@@ -143,7 +143,8 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup) -> Evaluation:
 
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
-    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *setup.segments), setup.table)
+    columns = [part for segment in setup.segments for part in crossed(segment)]
+    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns), setup.table)
     arms = describe_arms(holdout, setup)
     levels = _levels(arms, setup)
     grid = _score_grid(scores, levels, arms, setup)

@@ -42,7 +42,7 @@ _SEGMENT, _ERROR = "segment:", "_error"
 
 
 def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
-    """gold.lift_table without run_id and model_version, for the cuts `all`, `decile` and `segment:<feature>`.
+    """gold.lift_table without run_id and model_version, for the cuts `all`, `decile` and `segment:<segment>`.
 
     Decile `1` has the highest predicted uplift. `predicted_uplift` is given for the outcome the model predicts, and is
     the mean over the bucket's treated and control units.
@@ -62,8 +62,8 @@ def _cuts(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Moment
     deciles = evaluation.deciles()
     yield "all", ("all",), deciles.sum(axis=2)[:, :, None]
     yield "decile", tuple(str(d + 1) for d in range(DECILES)), deciles
-    for feature, sums in evaluation.cuts.items():
-        yield f"{_SEGMENT}{feature}", sums.buckets, sums.moments
+    for segment, sums in evaluation.cuts.items():
+        yield f"{_SEGMENT}{segment}", sums.buckets, sums.moments
 
 
 def _cut_rows(evaluation: Evaluation, cut: str, buckets: tuple[str, ...], moments: Moments) -> Iterator[dict[str, Any]]:

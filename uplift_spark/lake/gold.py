@@ -36,7 +36,7 @@ _LIFT_TABLE = Contract(
         "model_version string",
         "outcome string",
         f"{TREATMENT} string: level compared with control",
-        "cut string: decile or segment:<feature>",
+        "cut string: all, decile, segment:<feature> or segment:<feature> x <feature>",
         "bucket string: decile (1 is the highest predicted uplift) or value of the segment",
         "n bigint: hold-out units of both arms",
         "n_treated bigint",

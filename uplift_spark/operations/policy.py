@@ -42,7 +42,7 @@ from uplift_spark.policy.planning import (
 from uplift_spark.policy.problem import Problem, Seen
 from uplift_spark.policy.value import Observed, Point, curve, observed
 from uplift_spark.stats.moments import FixedPoint
-from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError
+from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError, crossed
 
 CONSENT, DELIVERY = "bronze.consent", "bronze.delivery"
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
@@ -93,8 +93,8 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     levels = tuple(sorted(found, key=lambda level: (places.get(level, len(places)), level)))
     segments = tuple(dict.fromkeys(limit.segment for limit in config.policy.all_limits if limit.segment))
     for segment in segments:
-        if segment not in training.columns:
-            raise ConfigError(f"policy: segment {segment!r} is no column of {table}: add it to lift.segments")
+        if strangers := [part for part in crossed(segment) if part not in training.columns]:
+            raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
     check_money(config, levels)
     versions = {table: scored.feature_version}
     read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 _RELEVANT = {
     "ingest": ("campaign", "source", "seed"),
     "features": (
-        *("campaign", "labels", "roles", "seed", "holdout", "lift.segments", "lift.outcomes"),
+        *("campaign", "labels", "roles", "seed", "holdout", "lift.columns", "lift.outcomes"),
         "feature_definitions",
     ),
     "train": ("campaign", "roles", "forest", "seed", "registry.name"),

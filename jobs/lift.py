@@ -42,7 +42,8 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     if known:
         details["truth"] = {level: found.details() for level, found in known.items()}
     try:
-        pictures = write_pictures(Path("reports") / config.campaign, lift, curves, metrics, evaluation.rates, known)
+        folder = Path("reports") / config.campaign
+        pictures = write_pictures(folder, lift, curves, metrics, evaluation.rates, known, config.roles)
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:
         say(f"no pictures: {error}")

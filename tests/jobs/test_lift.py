@@ -118,7 +118,10 @@ def test_truth_pictures_and_words(evaluated):
     assert truth["10%"]["rmse"] == pytest.approx(0.05, rel=0.1)
     for path in result.details["pictures"].split(", "):
         assert (folder / path).is_file()
-    assert (folder / "reports/spring/qini_visit.png").is_file()
+    drawn = {path.name for path in (folder / "reports/spring").iterdir()}
+    assert drawn == {"calibration_visit.png"} | {
+        f"{kind}_{y}.png" for kind in ("qini", "lift", "dose") for y in ("visit", "spend")
+    }
     summary = result.details["summary"]
     assert summary.index("Lift of 5% on visit") < summary.index("Lift of 10% on visit")
     assert "true value" in summary and "The model is not in the registry" in summary

@@ -38,7 +38,7 @@ LIFT_COLUMNS = (
 )  # fmt: skip
 LOW_SAMPLE, LOW_EVENTS = 100, 10
 _COUNTS = ("n", "n_treated", "n_control")
-_SEGMENT, _ERROR = "segment:", "_error"
+SEGMENT, _ERROR = "segment:", "_error"
 
 
 def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
     """
     rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, *cut)]
     table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR])
-    for _, mine in table[table["cut"].str.startswith(_SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
+    for _, mine in table[table["cut"].str.startswith(SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
         effects = mine["uplift"].to_numpy(np.float64), mine[_ERROR].to_numpy(np.float64)
         table.loc[mine.index, "shrunk_uplift"] = shrunk(*effects)
         table.loc[mine.index, "different_p"] = different(*effects)
@@ -63,7 +63,7 @@ def _cuts(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Moment
     yield "all", ("all",), deciles.sum(axis=2)[:, :, None]
     yield "decile", tuple(str(d + 1) for d in range(DECILES)), deciles
     for segment, sums in evaluation.cuts.items():
-        yield f"{_SEGMENT}{segment}", sums.buckets, sums.moments
+        yield f"{SEGMENT}{segment}", sums.buckets, sums.moments
 
 
 def _cut_rows(evaluation: Evaluation, cut: str, buckets: tuple[str, ...], moments: Moments) -> Iterator[dict[str, Any]]:

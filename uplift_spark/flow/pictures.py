@@ -1,4 +1,6 @@
-"""Pictures: the uplift curve with its band, the lift by decile with 95 % bars, and a plan's gain by budget.
+"""Pictures: uplift curves, lift by decile, calibration, effects by dose and segment, a plan's gain by budget.
+
+Bands and bars are 95 % intervals.
 
 matplotlib is the optional extra `plots`; figures are drawn without pyplot: no backend, no global state.
 """
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from uplift_spark.config import RolesConf
+from uplift_spark.flow.lift import SEGMENT
 from uplift_spark.flow.truth import Truth
 from uplift_spark.vocabulary import EnvironmentProblem
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
+_COLUMNS = 3  # panels a row
+_HOLLOW = "Hollow: few units or events."
 _BANDS_UP_TO = 4  # more bands than this cover each other
 
 
@@ -32,8 +38,12 @@ def write_pictures(
     metrics: pd.DataFrame,
     rates: Collection[str] = (),
     truth: Mapping[str, Truth] | None = None,
+    roles: RolesConf | None = None,
 ) -> list[Path]:
     """Write qini_<outcome>.png and lift_<outcome>.png for every outcome; returns their paths.
+
+    calibration_<outcome>.png is written for the outcome the model predicts, dose_<outcome>.png where `roles` give at
+    least two of the levels compared with control a dose.
 
     Tables are those of `evaluation.curve_table`, `evaluation.metric_table` and `lift.lift_table`; `truth` draws the
     true curves of the outcome the model predicts; outcomes in `rates` are shown in percentage points. Raises
@@ -46,6 +56,11 @@ def write_pictures(
         qini = qini_picture(points, figures, rate, truth if place == 0 else None)
         written.append(save(qini, folder / f"qini_{outcome}.png"))
         written.append(save(decile_picture(rows, rate), folder / f"lift_{outcome}.png"))
+        if rows.loc[rows["cut"] == "decile", "predicted_uplift"].notna().any():
+            calibration = calibration_picture(rows, figures, rate)
+            written.append(save(calibration, folder / f"calibration_{outcome}.png"))
+        if roles is not None and roles.dose is not None and len(set(rows["treatment"]) & set(roles.dose)) > 1:
+            written.append(save(dose_picture(rows, roles.dose, roles.control, rate), folder / f"dose_{outcome}.png"))
     return written
 
 
@@ -105,22 +120,18 @@ def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
 
 def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
     """Uplift by decile of the prediction, one panel per level: bars with 95 % intervals, predictions, the average."""
-    levels = list(lift["treatment"].unique())
-    columns = min(3, len(levels))
-    rows = -(-len(levels) // columns)
-    figure = empty_figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
     scale, unit = units_of(rate)
-    shared: Axes | None = None
-    for place, level in enumerate(levels):
-        shared = axes = figure.add_subplot(rows, columns, place + 1, sharey=shared)
+    levels = list(lift["treatment"].unique())
+    figure, panels = _panels(len(levels))
+    for place, (level, axes) in enumerate(zip(levels, panels, strict=True)):
         of_level = lift[lift["treatment"] == level]
         _draw_deciles(axes, of_level, COLOURS[place % len(COLOURS)], scale)
         clean(axes, level)
-        if place % columns == 0:
+        if place % _COLUMNS == 0:
             axes.set_ylabel(f"uplift{unit}")
         if place == 0:
             axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.suptitle(f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction", x=0.02, ha="left", color=INK)
+    _title(figure, f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction")
     return figure
 
 
@@ -138,6 +149,106 @@ def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> 
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xticks(range(1, 11))
     axes.set_xlabel("decile (1 = highest predicted)")
+
+
+def calibration_picture(lift: pd.DataFrame, metrics: pd.DataFrame, rate: bool) -> Figure:
+    """Observed against predicted uplift by decile, one panel per level, and the line on which predictions are true.
+
+    Of one outcome: its rows of the lift table and of the metrics, whose slope and p-value of calibration are named.
+    """
+    scale, unit = units_of(rate)
+    levels = list(lift["treatment"].unique())
+    figure, panels = _panels(len(levels))
+    figures = metrics.set_index(["treatment", "metric"])
+    for place, (level, axes) in enumerate(zip(levels, panels, strict=True)):
+        rows = lift[(lift["treatment"] == level) & (lift["cut"] == "decile")].dropna(subset=["uplift_lower"])
+        colour = COLOURS[place % len(COLOURS)]
+        axes.axline((0, 0), slope=1, color=INK, lw=1, ls=(0, (4, 3)), label="predicted = observed")
+        axes.axhline(0, color=MUTED, lw=0.8)
+        _bars(axes, rows["predicted_uplift"] * scale, rows, scale, colour, "decile, 95 % interval")
+        clean(axes, f"{level}\n{_calibration_words(figures.loc[level])}")
+        axes.set_xlabel(f"predicted uplift{unit}")
+        if place % _COLUMNS == 0:
+            axes.set_ylabel(f"observed uplift{unit}")
+        if place == 0:
+            _legend_below(axes)
+    title = f"Uplift in {lift['outcome'].iloc[0]}, predicted and observed by decile of the prediction"
+    _title(figure, title, f"p: of the test that predictions are true. {_HOLLOW}")
+    return figure
+
+
+def _calibration_words(figures: Any) -> str:
+    slope, p = figures.loc["calibration_slope"], figures.loc["calibration_p", "value"]
+    if not np.isfinite(slope["value"]):
+        return "too few units for a slope"
+    interval = f" ({slope['lower']:.2g} to {slope['upper']:.2g})" if np.isfinite(slope["lower"]) else ""
+    chance = "" if not np.isfinite(p) else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
+    return f"slope {slope['value']:.2g}{interval}{chance}"
+
+
+def dose_picture(lift: pd.DataFrame, doses: Mapping[str, float], control: str, rate: bool) -> Figure:
+    """Uplift by dose with 95 % bars, one panel per segment: a line per bucket, and one of all units.
+
+    Of one outcome. Control's effect is 0 by definition. Of a segment with many buckets the largest are drawn.
+    """
+    scale, unit = units_of(rate)
+    rows = lift[lift["treatment"].isin(doses)]
+    rows = rows.assign(dose=rows["treatment"].map(doses)).sort_values("dose", kind="stable")
+    cuts = [cut for cut in lift["cut"].unique() if cut.startswith(SEGMENT)] or ["all"]
+    figure, panels = _panels(len(cuts))
+    for place, (cut, axes) in enumerate(zip(cuts, panels, strict=True)):
+        shown, title = _largest(rows[rows["cut"] == cut], cut)
+        _draw_doses(axes, rows[rows["cut"] == "all"], shown, doses[control], scale)
+        clean(axes, title)
+        _dose_ticks(axes, {control: doses[control], **dict(zip(rows["treatment"], rows["dose"], strict=True))})
+        if place % _COLUMNS == 0:
+            axes.set_ylabel(f"uplift{unit}")
+        _legend_below(axes)
+    _title(figure, f"Uplift in {lift['outcome'].iloc[0]} by dose", f"Bars: 95 % interval. {_HOLLOW}")
+    return figure
+
+
+def _largest(rows: pd.DataFrame, cut: str) -> tuple[pd.DataFrame, str]:
+    """Rows of a segment's largest buckets with figures, and the panel's title; none of all units, drawn anyway."""
+    if cut == "all":
+        return rows.iloc[:0], "all units"
+    units = rows[rows["uplift"].notna()].groupby("bucket")["n"].sum().sort_values(ascending=False, kind="stable")
+    kept, count, segment = units.index[: len(COLOURS)], rows["bucket"].nunique(), cut.removeprefix(SEGMENT)
+    title = segment if len(kept) == count else f"{segment}: {len(kept)} largest of {count} buckets"
+    return rows[rows["bucket"].isin(kept)], title
+
+
+def _draw_doses(axes: Axes, whole: pd.DataFrame, buckets: pd.DataFrame, start: float, scale: float) -> None:
+    groups = [("all units", whole), *buckets.groupby("bucket")]
+    doses = np.unique([start, *whole["dose"]])
+    # Points side by side: bars at the same dose would hide each other.
+    aside = min(0.025 * np.ptp(doses), 0.6 * np.diff(doses).min() / len(groups))
+    for k, (name, rows) in enumerate(groups):
+        shift = (k - (len(groups) - 1) / 2) * aside
+        colour = INK if k == 0 else COLOURS[k - 1]
+        line = np.r_[start, rows["dose"] + shift], np.r_[0.0, rows["uplift"] * scale]
+        order = np.argsort(line[0], kind="stable")
+        axes.plot(line[0][order], line[1][order], color=colour, lw=1.8 if k == 0 else 1.1, alpha=0.9)
+        _bars(axes, rows["dose"] + shift, rows, scale, colour, str(name))
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.set_xlabel("dose")
+
+
+def _dose_ticks(axes: Axes, doses: Mapping[str, float]) -> None:
+    """Levels as ticks at their doses; numbers where levels lie too close for their names."""
+    places = np.sort(list(doses.values()))
+    if np.diff(places).min() > 0.1 * np.ptp(places):
+        axes.set_xticks(list(doses.values()), labels=list(doses))
+
+
+def _bars(axes: Axes, place: pd.Series, rows: pd.DataFrame, scale: float, colour: str, label: str) -> None:
+    """Uplift as points with 95 % bars; hollow where the table marks a low sample."""
+    uplift = rows["uplift"] * scale
+    error = np.stack([uplift - rows["uplift_lower"] * scale, rows["uplift_upper"] * scale - uplift])
+    axes.errorbar(place, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
+    faces = np.where(rows["low_sample"], "white", colour)
+    axes.scatter(place, uplift, s=22, marker="o", facecolor=list(faces), edgecolor=colour, zorder=3)
+    axes.plot([], [], color=colour, marker="o", ms=4.5, lw=1.2, label=label)
 
 
 def budget_picture(curve: pd.DataFrame, unit: str, spent: float, gain: float) -> Figure:
@@ -175,6 +286,26 @@ def empty_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise EnvironmentProblem("pictures need matplotlib: install the extra `plots` (uplift-spark[plots])") from error
     return Drawn(figsize=(width, height), layout="constrained")
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, three a row, on one scale of the effect."""
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = empty_figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
+    panels: list[Axes] = []
+    for place in range(count):
+        panels.append(figure.add_subplot(rows, columns, place + 1, sharey=panels[0] if panels else None))
+    return figure, panels
+
+
+def _title(figure: Figure, title: str, note: str = "") -> None:
+    figure.suptitle("\n".join(filter(None, (title, note))), x=0.02, ha="left", fontsize=12, color=INK)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Bars can be anywhere in a panel: none is covered here."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, borderaxespad=0)
 
 
 def clean(axes: Axes, title: str) -> None:

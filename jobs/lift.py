@@ -1,7 +1,8 @@
 """Evaluate the scores on the hold-out: lift tables, uplift curves and metrics, with intervals and pictures.
 
-Reads gold.uplift_scores (the last run of the campaign's model), the hold-out of silver.training_<campaign> as it was
-scored and, for simulated campaigns, bronze.truth; appends to gold.lift_table, gold.uplift_curve, gold.uplift_metrics.
+Reads gold.uplift_scores (the last run of the campaign's model, of `registry.version` where it is set), the hold-out of
+silver.training_<campaign> as it was scored and, for simulated campaigns, bronze.truth; appends to gold.lift_table,
+gold.uplift_curve, gold.uplift_metrics.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from uplift_spark.vocabulary import EnvironmentProblem
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
     """Write the three gold tables; a hold-out without control, scores or strangers to the model is refused before."""
     registry = Registry.of(config)
-    scored = last_scored(config, lake, registry)
+    scored = last_scored(config, lake, registry, config.registry.version)
     run_id = run_id or derive_run_id("lift", config, scores=scored)
     unseen = check_unseen(config, lake, registry, scored)
     say(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")

@@ -1,10 +1,15 @@
 """Evaluation of a small scored campaign against brute force in pandas, and what it refuses."""
 
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 
 from tests.flow.scored import LEVELS, campaign, compared, mid_ranks
+from uplift_spark.config import Economics
 from uplift_spark.flow.evaluation import METRICS, Setup, curve_table, describe_arms, evaluate, metric_table
+from uplift_spark.flow.lift import lift_table
 from uplift_spark.stats.moments import FIELDS
 from uplift_spark.vocabulary import DataError
 
@@ -133,6 +138,34 @@ def test_propensities_that_were_not_logged_count_as_equal(spark):
     some = frame.selectExpr("* except (propensity)", "if(unit_id = 'u1', 0.5, null) AS propensity")
     with pytest.raises(DataError, match="199 hold-out rows whose propensity"):
         describe_arms(some, SETUP)
+
+
+def test_ties_everywhere_and_an_empty_segment_say_nothing(spark):
+    """One score for all: no decile to compare, no Qini. A segment without any value is one bucket."""
+    holdout, scores, _ = campaign(n=600, seed=3)
+    frame = spark.createDataFrame(holdout).selectExpr("*", "cast(null AS string) region", "cast(null AS double) dues")
+    setup = replace(SETUP, segments=("region", "dues", "region x dues"))
+    found = evaluate(frame, spark.createDataFrame(scores.assign(uplift=0.1)), setup)
+    metrics = metric_table(found).set_index(["outcome", "treatment", "metric"])
+    for outcome in setup.outcomes:
+        for level in LEVELS:
+            figures = metrics.loc[outcome].loc[level]
+            assert figures.loc[["qini", "autoc", "top_30_percent_minus_average"]].abs().max(axis=None) < 1e-12
+            assert figures.value["ate"] != 0
+    assert metrics.xs("calibration_slope", level="metric").value.isna().all()
+    table = lift_table(found, Economics()).set_index(["outcome", "treatment", "cut"])
+    for outcome, level in product(setup.outcomes, LEVELS):
+        rows = table.loc[outcome].loc[level]
+        buckets = {"all": "all", "decile": "6", "segment:region": "missing", "segment:dues": "missing"}
+        assert rows.bucket.to_dict() == buckets | {"segment:region x dues": "missing x missing"}
+        assert rows.n.nunique() == rows.uplift.nunique() == 1
+
+
+def test_features_of_crossings_must_be_there(spark):
+    holdout, scores, _ = campaign(n=20)
+    with pytest.raises(DataError, match=r"silver.t lacks columns \['town'\]"):
+        crossed = replace(SETUP, segments=("city x town",))
+        evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), crossed)
 
 
 BAD = {

@@ -9,6 +9,7 @@ import pytest
 
 from tests.flow.scored import LEVELS, campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
+from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.registry import Registered, Registry
@@ -176,6 +177,8 @@ def test_scores_of_the_model_must_exist(lake):
     with pytest.raises(DataError, match="no row of model 'spring': run `uplift score`"):
         lift.run(conf(lake), lake)
     lake.write(SCORES, spark.createDataFrame(scored(scores)), "score-1")
+    with pytest.raises(DataError, match="no row of model 'spring' version 7: run `uplift score`"):
+        lift.run(conf(lake, registry=RegistryConf(version=7)), lake)
     no_control = training[training.treatment != "none"]
     lake.write(TRAINING, spark.createDataFrame(no_control), "features-1", mode="overwrite")
     with pytest.raises(DataError, match=r"silver\.training_spring has no hold-out unit of the control arm 'none'"):

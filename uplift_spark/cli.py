@@ -347,10 +347,7 @@ def _run_jobs(
             results.append(find(verb)(config, lake, run_id, say))
             for line in written_lines(results[-1]):
                 say(line)
-        if after is not None:
-            after(lake, config, results)
-        else:
-            print_result(results[-1])
+        after(lake, config, results) if after else print_result(results[-1])
     progress.say("done")
 
 

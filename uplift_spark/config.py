@@ -31,6 +31,7 @@ from uplift_spark.sections import (
     Registry,
     RolesConf,
     Simulation,
+    Tree,
     Trial,
 )
 from uplift_spark.vocabulary import ConfigError, Roles, checked_name
@@ -57,6 +58,7 @@ __all__ = [
     "Registry",
     "RolesConf",
     "Simulation",
+    "Tree",
     "Trial",
     "load_config",
 ]

@@ -1,4 +1,5 @@
-"""`uplift compare`: the champion, forests per level and a T-learner on one hold-out, paired; what is refused."""
+"""`uplift compare`: the champion, forests per level and a T-learner on one hold-out, paired; `uplift tree`: its rules,
+and what they bring to others; what both refuse."""
 
 from dataclasses import replace
 
@@ -7,10 +8,10 @@ import pandas as pd
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, RolesConf
+from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, Policy, RolesConf, Tree
 from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.flow.evaluation import evaluate, metric_table
-from uplift_spark.jobs import compare, train
+from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import setup_of
 from uplift_spark.operations.registry import Registry
@@ -160,6 +161,38 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
 def test_refused_before_anything_is_fitted(lake, changes, error, words):
     with pytest.raises(error, match=words):
         compare.run(conf(lake, **changes), lake)
+
+
+@pytest.fixture(scope="module")
+def rules(lake):
+    return tree.run(conf(lake, policy=Policy(tree=Tree(depth=1))), lake)
+
+
+def test_the_tree_asks_for_what_moves_effects(lake, rules):
+    nodes = rows_of(lake, "gold.policy_tree", run_id=rules.run_id).sort_values("node")
+    assert nodes["feature"].tolist()[0] == "x" and nodes["operator"].iloc[0] == "<="
+    assert nodes["threshold"].iloc[0] == pytest.approx(0.4, abs=0.1)
+    assert nodes["action"].tolist()[1:] == ["10%", "none"]
+    assert "if x <= " in rules.details["summary"] and "over none for all" in rules.details["summary"]
+
+
+def test_the_trees_worth_is_that_of_the_units_it_never_saw(lake, rules):
+    rows, nodes = rows_of(lake, "silver.rewards_spring"), rows_of(lake, "gold.policy_tree", run_id=rules.run_id)
+    x = training_rows().set_index("unit_id")["x"].loc[rows["unit_id"]].to_numpy()
+    assert 0.4 < rows["grows"].mean() < 0.6
+    given = np.where(~(x > nodes.set_index("node")["threshold"][0]), 2, 0)  # missing counts as lowest
+    rewards, other = np.stack(rows["rewards"]), ~rows["grows"].to_numpy()
+    gain = (rewards[np.arange(len(rows)), given] - rewards[:, 0])[other]
+    found = metrics_of(lake, rules).loc[("policy_tree", "none", "policy_tree_gain")]
+    assert found["value"] == pytest.approx(gain.mean(), abs=1e-6)
+    assert found["upper"] - found["value"] == pytest.approx(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)), rel=1e-3)
+
+
+def test_a_tree_of_unknown_features_is_refused(lake):
+    with pytest.raises(
+        ConfigError, match=r"policy.tree.features names \['y'\], none of the model's: choose from x, zip"
+    ):
+        tree.run(conf(lake, policy=Policy(tree=Tree(features=("y",)))), lake)
 
 
 def test_a_champion_that_saw_the_holdout_is_refused(lake, spark):

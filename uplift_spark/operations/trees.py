@@ -100,11 +100,10 @@ class Grown:
             [(TREE, config.roles.outcome, v.against, GAIN, v.estimate, v.lower, v.upper) for v in self.values],
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
-        rows = pd.DataFrame(self.tree.rows()).astype(
-            {"node": "int32", "depth": "int32", "yes": "Int32", "no": "Int32", "threshold": "float64"}
-        )
-        texts = {name: rows[name].astype("string") for name in ("feature", "operator", "category", "asks", "action")}
-        nodes = as_arrow(rows.assign(**texts), **{EXPERIMENT: config.campaign})
+        rows = pd.DataFrame(self.tree.rows())
+        texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
+        rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
+        nodes = as_arrow(rows, **{EXPERIMENT: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}
 
     @property

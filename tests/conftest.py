@@ -39,8 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The session all tests share; a lost task is tried again, as on a cluster."""
-    session = spark_session(Lakehouse(path=str(tmp_path_factory.mktemp("warehouse"))), "tests", "local[2,4]")
+    """The session all tests share; a lost task is tried again, as on a cluster.
+
+    It lives for minutes, so the optimising compiler pays, which the short sessions of commands do without.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_SUBMIT_OPTS", "-XX:+UseParallelGC")
+        session = spark_session(Lakehouse(path=str(tmp_path_factory.mktemp("warehouse"))), "tests", "local[2,4]")
     yield session
     session.stop()
 

@@ -54,7 +54,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
             band = rows["gain_lower"] * scale, rows["gain_upper"] * scale
             axes.fill_between(rows["cost"], *band, color=colour, alpha=0.15, lw=0)
         axes.plot(rows["cost"], rows["gain"] * scale, color=colour, lw=2, label=_named(model))
-    clean(axes, "Gain for what treating costs, best level for each unit")
+    clean(axes, f"Gain for what treating costs; band: 95 % of {_named(next(iter(colours)))}")
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(left=0)
     axes.set_xlabel("cost per unit of the population")
@@ -63,4 +63,4 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
 
 
 def _named(model: str) -> str:
-    return f"version {model}" if model.isdigit() else model.replace("_", " ")
+    return f"version {model}" if model.isdigit() else model.replace("t_", "T-").replace("_", " ")

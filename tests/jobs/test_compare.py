@@ -195,6 +195,17 @@ def test_a_tree_of_unknown_features_is_refused(lake):
         tree.run(conf(lake, policy=Policy(tree=Tree(features=("y",)))), lake)
 
 
+def test_a_level_without_training_rows_is_refused(lake, spark):
+    rows = training_rows()
+    without = rows[(rows["treatment"] != "5%") | (rows["split"] == "holdout")]
+    lake.write(TABLE, spark.createDataFrame(without), "features-4", mode="overwrite")
+    try:
+        with pytest.raises(DataError, match="no training row received 5%"):
+            tree.run(conf(lake), lake)
+    finally:
+        lake.write(TABLE, spark.createDataFrame(rows), "features-5", mode="overwrite")
+
+
 def test_a_champion_that_saw_the_holdout_is_refused(lake, spark):
     rows = training_rows()
     swapped = rows.assign(split=np.where(np.arange(N) % 4 > 1, "train", "holdout"))

@@ -8,7 +8,7 @@ where it does not, or was not logged, every unit counts once. All after `evaluat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -73,7 +73,7 @@ class Arms:
     weighted: bool
     largest_weight: float
     largest_outcomes: tuple[float, ...]
-    lowest: dict[str, float]
+    lowest: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

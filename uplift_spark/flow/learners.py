@@ -17,7 +17,7 @@ from uplift_spark.causal.learners import Effects, TLearner, categorical_of, fit_
 from uplift_spark.causal.training import Params, Say
 from uplift_spark.flow.training import fit_frame
 from uplift_spark.stats.offpolicy import doubly_robust
-from uplift_spark.vocabulary import Levels, Roles
+from uplift_spark.vocabulary import DataError, Levels, Roles
 
 ARM_ROWS = 500_000
 """Rows of an arm a T-learner is fitted on at most, chosen by hash: the driver holds them, a byte a feature."""
@@ -38,10 +38,15 @@ def fit_separate(frame: DataFrame, roles: Roles, levels: Levels, params: Params,
 
 
 def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
-    """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver."""
+    """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
+
+    Raises DataError when a level has no row.
+    """
     arm, outcome = F.col(f"`{roles.treatment}`").cast("string"), F.col(f"`{roles.outcome}`").cast("double")
     counted = frame.groupBy(arm.alias("arm")).agg(F.count("*"), F.min(outcome), F.max(outcome)).collect()
     found = {row[0]: row[1:] for row in counted}
+    if missing := [level for level in levels.names if level not in found]:
+        raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
     keep = F.lit(False)
     for level in levels.names:
         limit = round(_DRAWS * min(1.0, ARM_ROWS / found[level][0]))

@@ -18,7 +18,7 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     """Fit what is not registered, score the hold-out once with all, and write how they differ from the champion."""
     registry = Registry.of(config)
     contenders = contenders_of(config, lake, registry)
-    run_id = run_id or derive_run_id("compare", config, data=contenders.data, models=contenders.versions)
+    run_id = run_id or derive_run_id("compare", config, data=contenders.data, models=list(contenders.registered))
     staged = lake.write(contenders.staging, trained(contenders, say), run_id, mode="overwrite")
     done = compared(contenders, lake.read(staged.table, staged.version), say)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]

@@ -86,6 +86,7 @@ class Config:
     alarms: Alarms = Field(default_factory=Alarms)
     policy: Policy = Field(default_factory=Policy)
     compare: Compare = Field(default_factory=Compare)
+    tree: Tree = Field(default_factory=Tree)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

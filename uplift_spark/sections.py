@@ -321,7 +321,7 @@ class Tree:
 
 @dataclass(frozen=True, config=STRICT)
 class Policy:
-    """Whom to treat with what: `uplift policy`, and with `tree`: `uplift tree`.
+    """Whom to treat with what: `uplift policy`.
 
     budget     money to spend, None: no limit; further `limits`
     objective  profit: value of the outcome times uplift, less the cost of treating; outcome: uplift alone
@@ -341,7 +341,6 @@ class Policy:
     contacts: Annotated[int, Field(ge=1)] | None = None
     contact_days: _Days = 30.0
     keep_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    tree: Tree = Field(default_factory=Tree)
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:

@@ -140,7 +140,7 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
         [e.experiment_id for e in client.search_experiments()], f"tags.uplift_run_id = '{again.run_id}'"
     )
     assert len(runs) == 1
-    assert runs[0].data.metrics["qini.10_.t_learner"] == pytest.approx(
+    assert runs[0].data.metrics["qini.2_10_.t_learner"] == pytest.approx(
         metrics_of(lake, again).loc[("t_learner", "10%", "qini"), "value"]
     )
     assert [file.path for file in client.list_artifacts(runs[0].info.run_id)] == ["compare.png"]
@@ -153,7 +153,7 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
         (
             {"economics": Economics(value={"visit": 1.0}, cost={"5%": 1.0})},
             ConfigError,
-            "no cost above 0 is known of 10%",
+            "no cost of 0 or more is known of 10%",
         ),
         ({"roles": RolesConf("spend", "none", ("x", "zip"), DOSE)}, ConfigError, "has no outcome 'spend'"),
     ],
@@ -165,7 +165,7 @@ def test_refused_before_anything_is_fitted(lake, changes, error, words):
 
 @pytest.fixture(scope="module")
 def rules(lake):
-    return tree.run(conf(lake, policy=Policy(tree=Tree(depth=1))), lake)
+    return tree.run(conf(lake, tree=Tree(depth=1)), lake)
 
 
 def test_the_tree_asks_for_what_moves_effects(lake, rules):
@@ -189,29 +189,41 @@ def test_the_trees_worth_is_that_of_the_units_it_never_saw(lake, rules):
 
 
 def test_a_tree_of_unknown_features_is_refused(lake):
-    with pytest.raises(
-        ConfigError, match=r"policy.tree.features names \['y'\], none of the model's: choose from x, zip"
-    ):
-        tree.run(conf(lake, policy=Policy(tree=Tree(features=("y",)))), lake)
+    with pytest.raises(ConfigError, match=r"tree.features names \['y'\], none of the model's: choose from x, zip"):
+        tree.run(conf(lake, tree=Tree(features=("y",))), lake)
 
 
-def test_a_level_without_training_rows_is_refused(lake, spark):
+@pytest.fixture
+def instead(lake, spark):
+    """Puts other rows into the training table, until the test ends."""
+
+    def put(rows):
+        lake.write(TABLE, spark.createDataFrame(rows), f"features-{lake.version(TABLE) + 2}", mode="overwrite")
+
+    yield put
+    put(training_rows())
+
+
+def test_a_level_without_training_rows_is_refused(lake, instead):
     rows = training_rows()
-    without = rows[(rows["treatment"] != "5%") | (rows["split"] == "holdout")]
-    lake.write(TABLE, spark.createDataFrame(without), "features-4", mode="overwrite")
-    try:
-        with pytest.raises(DataError, match="no training row received 5%"):
-            tree.run(conf(lake), lake)
-    finally:
-        lake.write(TABLE, spark.createDataFrame(rows), "features-5", mode="overwrite")
+    instead(rows[(rows["treatment"] != "5%") | (rows["split"] == "holdout")])
+    with pytest.raises(DataError, match="no training row received 5%"):
+        tree.run(conf(lake), lake)
 
 
-def test_a_champion_that_saw_the_holdout_is_refused(lake, spark):
-    rows = training_rows()
-    swapped = rows.assign(split=np.where(np.arange(N) % 4 > 1, "train", "holdout"))
-    lake.write(TABLE, spark.createDataFrame(swapped), "features-2", mode="overwrite")
-    try:
-        with pytest.raises(DataError, match="holds out 1000 units that spring version 1 was trained on"):
-            compare.run(conf(lake), lake)
-    finally:
-        lake.write(TABLE, spark.createDataFrame(rows), "features-3", mode="overwrite")
+def test_a_champion_that_saw_the_holdout_is_refused(lake, instead):
+    instead(training_rows().assign(split=np.where(np.arange(N) % 4 > 1, "train", "holdout")))
+    with pytest.raises(DataError, match="holds out 1000 units that spring version 1 was trained on"):
+        compare.run(conf(lake), lake)
+
+
+@pytest.mark.parametrize(
+    ("economics", "words"),
+    [
+        (Economics(cost={"5%": 0.5, "10%": 1.0}), "value of outcome 'visit' is not known"),
+        (Economics(value={"visit": 10.0}, cost={"5%": 0.5}), "no cost of 0 or more is known of 10%"),
+    ],
+)
+def test_a_tree_for_profit_needs_money(lake, economics, words):
+    with pytest.raises(ConfigError, match=words):
+        tree.run(conf(lake, economics=economics, policy=Policy(cost={"10%": "1 + x"})), lake)

@@ -231,7 +231,7 @@ def test_h2o_by_its_definition(case, nbins):
 
 @pytest.mark.parametrize("case", CASES)
 def test_scikit_uplift_by_itself(case):
-    peer = pytest.importorskip("sklift.metrics")
+    peer = pytest.importorskip("sklift.metrics", reason="scikit-uplift is not here: it comes with the extra bench")
     score, treated, y = rows(**case)
     sums, units = by_score(score, treated, y), by_unit(treated, y)
     assert abs(c.sklift_uplift_auc_score(sums) - peer.uplift_auc_score(y, score, treated)) < 1e-10
@@ -247,7 +247,7 @@ def test_scikit_uplift_by_itself(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_causalml_by_itself(case):
-    peer = pytest.importorskip("causalml.metrics")
+    peer = pytest.importorskip("causalml.metrics", reason="CausalML is not here: it comes with the extra bench")
     _, treated, y = rows(**case)
     frame, sums = pd.DataFrame({"model": -np.arange(len(y)), "w": treated, "y": y}), by_unit(treated, y)
     for normalize in (True, False):

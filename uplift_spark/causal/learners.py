@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from uplift_spark.causal.binning import FeatureBins, apply_bins
+from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.causal.forest import Forest
 
 Rows: TypeAlias = pa.RecordBatch | pa.Table
@@ -44,17 +44,11 @@ class TLearner:
     lowest: float
     highest: float
 
-    def expected(self, rows: Rows) -> np.ndarray:
-        """Expected outcome under every level, float64 [n, K]."""
-        bins = apply_bins(rows, self.bins)
+    def expected(self, bins: np.ndarray) -> np.ndarray:
+        """Expected outcome under every level, float64 [n, K], from bins uint8 [n, p]."""
         with threadpool_limits(1):  # workers share the cores already
             found = [_predicted(model, bins) for model in self.models]
         return np.clip(np.column_stack(found), self.lowest, self.highest)
-
-    def effects(self, rows: Rows) -> np.ndarray:
-        """Expected outcome under each treated level less that under the control."""
-        expected = self.expected(rows)
-        return np.asarray(expected[:, 1:] - expected[:, :1])
 
 
 def fit_arm(bins: np.ndarray, outcome: np.ndarray, categorical: np.ndarray, seed: int) -> Any:

@@ -11,7 +11,7 @@ the driver: their number depends on levels, bins, buckets and resamples, not on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -260,6 +260,35 @@ def _packed(totals: dict[_Key, np.ndarray]) -> pa.RecordBatch:
     columns = [pa.array(cut, pa.int32()), pa.array(cell, pa.int32()), pa.array(bucket, pa.string())]
     columns.append(pa.array([sums.astype("<i8").tobytes() for sums in totals.values()], pa.binary()))
     return pa.RecordBatch.from_arrays(columns, names=["cut", "cell", "bucket", "sums"])
+
+
+KEYED = "key int, sums binary"
+
+
+def keyed(sums: Mapping[int, np.ndarray]) -> pa.RecordBatch:
+    """Whole-number sums by key, in the columns KEYED."""
+    content = [np.ascontiguousarray(part).astype("<i8").tobytes() for part in sums.values()]
+    return pa.record_batch({"key": pa.array(list(sums), pa.int32()), "sums": pa.array(content, pa.binary())})
+
+
+def sums_by_key(parts: DataFrame) -> dict[int, np.ndarray]:
+    """Partial sums (KEYED) added up, each key's in one task: {key: int64, flat}."""
+    merged = parts.repartition("key").mapInArrow(merge_keys, KEYED).toArrow()
+    return _added([merged])
+
+
+def merge_keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: sums of the same key added; integers, so any order gives the same bits."""
+    yield keyed(_added(batches))
+
+
+def _added(batches: Iterable[pa.RecordBatch | pa.Table]) -> dict[int, np.ndarray]:
+    totals: dict[int, np.ndarray] = {}
+    for batch in batches:
+        for key, sums in zip(batch["key"].to_pylist(), batch["sums"], strict=True):
+            part = np.frombuffer(sums.as_buffer(), "<i8")
+            totals[key] = totals[key] + part if key in totals else part
+    return totals
 
 
 def unpacked(merged: pa.Table, bins: int, plan: Plan) -> Sums:

@@ -17,11 +17,11 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, thresholds
+from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, by_level, thresholds
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.stats.calibration import calibration_slope, calibration_test
 from uplift_spark.stats.intervals import bootstrap_interval
-from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference
+from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference, ratio
 from uplift_spark.stats.qini import Curve, uplift_curve
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError, crossed
 
@@ -75,6 +75,12 @@ class Arms:
     largest_outcomes: tuple[float, ...]
     lowest: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def largest_odds(self) -> dict[str, float]:
+        """1 / lowest probability of each arm: as logged, else its share of the units."""
+        shares = self.lowest or {arm: n / sum(self.units.values()) for arm, n in self.units.items()}
+        return {arm: 1 / share for arm, share in shares.items()}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -124,7 +130,7 @@ class Evaluation:
     def effective_units(self) -> dict[str, float]:
         """Units of each arm that would say as much if all counted alike (Kish): squared sum of weights / of squares."""
         sums = self.sums.moments.sum(axis=2)[..., 0]
-        found = sums.w**2 / np.maximum(sums.ww, 1e-300)
+        found = ratio(sums.w**2, sums.ww)
         treated = zip(self.levels, map(float, found[:, 1]), strict=True)
         return {self.setup.control: float(found[0, 0]), **dict(treated)}
 
@@ -135,17 +141,18 @@ class Evaluation:
         return Moments(*(getattr(m, f).reshape(shape) for f in m.__dataclass_fields__)).sum(axis=3)
 
 
-def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup) -> Evaluation:
+def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | None = None) -> Evaluation:
     """Sums of a hold-out under one model's scores.
 
     holdout  unit_id, treatment (received), propensity (of the arm received), outcome and segment columns
     scores   unit_id, treatment (level scored), uplift: one row per unit and treated level
+    arms     what `describe_arms` found, of a hold-out that was asked before
 
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
     columns = [part for segment in setup.segments for part in crossed(segment)]
     _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns), setup.table)
-    arms = describe_arms(holdout, setup)
+    arms = arms or describe_arms(holdout, setup)
     levels = _levels(arms, setup)
     grid = _score_grid(scores, levels, arms, setup)
     buckets = segment_buckets(holdout, setup.segments, setup.table)
@@ -201,14 +208,15 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
     )
 
 
-def inverse_odds(arms: Arms, received: Column) -> tuple[Column, float]:
-    """1 / probability of the level received, and the largest: as logged, else by the arms' shares."""
-    if arms.logged:
-        return F.lit(1.0) / F.col(PROPENSITY), 1 / min(arms.lowest.values())
-    total, weight = sum(arms.units.values()), F.lit(None)
-    for arm, n in arms.units.items():
-        weight = F.when(received == arm, F.lit(total / n)).otherwise(weight)
-    return weight, total / min(arms.units.values())
+def seen_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
+    """What a hold-out saw of each unit, for doubly robust scores: `received` int (place among the levels, control
+    first), `outcome` double, and `weight` double, 1 / probability of the level received."""
+    received = F.col(TREATMENT).cast("string")
+    weight = F.lit(1.0) / F.col(PROPENSITY)
+    if not arms.logged:
+        weight = by_level(received, tuple(arms.units), [arms.largest_odds[arm] for arm in arms.units])
+    place = F.array_position(F.lit(list(levels)), received).cast("int") - 1
+    return place.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
 
 
 def _bad_number(column: Column) -> Column:

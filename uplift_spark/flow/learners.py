@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from uplift_spark.causal.binning import FeatureBins, apply_bins
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, TLearner, categorical_of, fit_arm
 from uplift_spark.causal.training import Params, Say
-from uplift_spark.flow.training import fit_frame
+from uplift_spark.flow.training import fit_frame, packed_bins, unpacked_bins
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.vocabulary import DataError, Levels, Roles
 
@@ -61,7 +61,7 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
     table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
     places, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
-    coded = np.frombuffer(b"".join(table["bins"].to_pylist()), np.uint8).reshape(len(table), -1)
+    coded = unpacked_bins(table["bins"], len(bins))
     mine = [places == place + 1 for place in range(len(levels))]
     categorical = categorical_of(bins)
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
@@ -74,16 +74,15 @@ def effects_column(place: int) -> str:
     return f"effects_{place}"
 
 
-def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Mapping[str, Effects]) -> DataFrame:
+def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
     """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
-    learner under `effects_<its place>`; map only."""
+    learner, None being the T-learner itself, under `effects_<its place>`; map only."""
     names = [EXPECTED, *map(effects_column, range(len(learners)))]
     kind = frame.schema[unit].dataType.simpleString()
     columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
-    functions = [nuisance.expected, *learners.values()]
     needed = [unit, *(one.name for one in nuisance.bins)]
     return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(
-        partial(_predict, unit, names, functions), columns
+        partial(_predict, unit, names, nuisance, learners), columns
     )
 
 
@@ -93,18 +92,20 @@ def reward_frame(
     """Doubly robust rewards of every level for every unit, map only: the unit, `bins` binary (uint8, of `features`) and
     `rewards` array<double> [K].
 
-    frame  the unit, the T-learner's features, `received` int (level's place), `outcome` and `weight` double
-    worth  value of one unit of the outcome, and cost of every level [K]
+    frame     the unit, the T-learner's features, `received` int (level's place), `outcome` and `weight` double
+    features  some of the T-learner's
+    worth     value of one unit of the outcome, and cost of every level [K]
     """
     kind = frame.schema[unit].dataType.simpleString()
     columns = f"`{unit}` {kind}, bins binary, rewards array<double>"
-    return frame.mapInArrow(partial(_reward, unit, nuisance, tuple(features), worth), columns)
+    places = [nuisance.bins.index(one) for one in features]
+    return frame.mapInArrow(partial(_reward, unit, nuisance, places, worth), columns)
 
 
 def _reward(
     unit: str,
     nuisance: TLearner,
-    features: tuple[FeatureBins, ...],
+    places: list[int],
     worth: tuple[float, list[float]],
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
@@ -113,27 +114,29 @@ def _reward(
         outcome, received, weight = (
             batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
         )
-        rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(batch)) - np.array(cost)
-        columns = [batch.column(unit), _packed(apply_bins(batch, features)), _lists(rewards)]
+        bins = apply_bins(batch, nuisance.bins)
+        rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(bins)) - np.array(cost)
+        columns = [batch.column(unit), packed_bins(bins[:, places]), _lists(rewards)]
         yield pa.RecordBatch.from_arrays(columns, [unit, "bins", "rewards"])
-
-
-def _packed(bins: np.ndarray) -> pa.Array:
-    return pa.array([row.tobytes() for row in bins], pa.binary())
 
 
 def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
-        yield pa.record_batch({**kept, "bins": _packed(apply_bins(batch, bins))})
+        yield pa.record_batch({**kept, "bins": packed_bins(apply_bins(batch, bins))})
 
 
 def _predict(
-    unit: str, names: list[str], functions: list[Effects], batches: Iterator[pa.RecordBatch]
+    unit: str,
+    names: list[str],
+    nuisance: TLearner,
+    learners: Sequence[Effects | None],
+    batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        found = [np.ascontiguousarray(function(batch)) for function in functions]
-        arrays = [_lists(values) for values in found]
+        expected = nuisance.expected(apply_bins(batch, nuisance.bins))
+        own = expected[:, 1:] - expected[:, :1]
+        arrays = [_lists(expected), *(_lists(own if effects is None else effects(batch)) for effects in learners)]
         yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])
 
 

@@ -6,7 +6,6 @@ models are paired. `stats.offpolicy` holds the estimators.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,15 +13,17 @@ from functools import cached_property, partial
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
+from uplift_spark.flow.aggregate import KEYED, keyed, sums_by_key
 from uplift_spark.flow.learners import EXPECTED, effects_column
 from uplift_spark.stats.intervals import poisson_weights
+from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.stats.offpolicy import CONTROL, CostCurve, blind_area, choice, doubly_robust, prices, weighted_gain
+from uplift_spark.vocabulary import UNIT
 
 Figure = tuple[np.ndarray, np.ndarray]  # a value, [], and its resamples, [R]
 
-_SUMS = "model int, sums binary"
-_BITS = 31
 _CHUNK = 1 << 12  # rows: 2^12 terms of 2^31 counted up to 8 times add exactly in float64
 _SAMPLE = 20_000
 
@@ -47,29 +48,24 @@ class Rules:
     @cached_property
     def scales(self) -> dict[str, float]:
         """Factors that make terms of each kind whole numbers of at most 2^31."""
-        weight, outcome = (max(size, 1e-70) for size in self.largest)
-        sizes = {
-            "score": 2 * outcome * (1 + 2 * weight), "cost": max(float(self.cost.max()), 1e-70),
-            "w": weight, "wy": weight * outcome, "n": 1.0,
-        }  # fmt: skip
-        bits = {kind: 0 if kind == "n" else _BITS - math.ceil(math.log2(size)) for kind, size in sizes.items()}
-        return {kind: 2.0**shift for kind, shift in bits.items()}
+        weight, outcome = self.largest
+        seen = FixedPoint.of(weight, outcome).shifts
+        alone = {"score": 2 * outcome * (1 + 2 * weight), "cost": float(self.cost.max())}
+        shifts = {kind: FixedPoint.of(1.0, size).shifts["wy"] for kind, size in alone.items()}
+        return {kind: 2.0**shift for kind, shift in (shifts | {"n": 0, "w": seen["w"], "wy": seen["wy"]}).items()}
 
     def kinds(self, model: int) -> list[str]:
         """Kind of each column of a model's terms."""
         levels, points = len(self.cost), len(self.prices[model])
         return ["n"] + ["score"] * levels + ["score", "cost"] * points + ["n", "w", "wy", "w", "wy"]
 
-    @property
-    def stop(self) -> list[int]:
-        """Place of `price` among each model's prices."""
-        return [int(np.flatnonzero(some == self.price)[0]) for some in self.prices]
 
-
-def prices_of(frame: DataFrame, models: int, cost: np.ndarray, price: float, points: int) -> tuple[np.ndarray, ...]:
-    """Prices of each model's cost curve, from a sample of a frame as in `all_values`; one pass."""
+def prices_of(
+    predictions: DataFrame, models: int, cost: np.ndarray, price: float, points: int
+) -> tuple[np.ndarray, ...]:
+    """Prices of each model's cost curve, from a sample of units' predictions (`flow.learners.predict`); one pass."""
     columns = [effects_column(m) for m in range(models)]
-    some = frame.select("unit_hash", *columns).orderBy("unit_hash").limit(_SAMPLE).toArrow()
+    some = predictions.orderBy(F.xxhash64(UNIT)).limit(_SAMPLE).select(*columns).toArrow()
     found = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
     return tuple(np.unique(np.r_[one, price])[::-1] for one in found)
 
@@ -80,9 +76,7 @@ def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
     frame  unit_hash bigint, received int (level's place, 0 the control), outcome and weight (1 / probability of the
            level received) double, expected array<double> [K], effects_0, effects_1, ... array<double> [L]
     """
-    parts = frame.mapInArrow(partial(add_values, rules), _SUMS)
-    merged = parts.repartition("model").mapInArrow(_merge, _SUMS).toArrow()
-    sums = {row["model"]: np.frombuffer(row["sums"], "<i8") for row in merged.to_pylist()}
+    sums = sums_by_key(frame.mapInArrow(partial(add_values, rules), KEYED))
     return [Values.of(sums[m], rules, m) for m in range(len(rules.prices))]
 
 
@@ -92,14 +86,13 @@ class Values:
 
     sums: np.ndarray
     rules: Rules
-    points: int
-    stop: int
+    model: int
 
     @classmethod
     def of(cls, sums: np.ndarray, rules: Rules, model: int) -> Values:
         kinds = rules.kinds(model)
         scale = np.array([rules.scales[kind] for kind in kinds])
-        return cls(sums.reshape(-1, len(kinds)) / scale, rules, len(rules.prices[model]), rules.stop[model])
+        return cls(sums.reshape(-1, len(kinds)) / scale, rules, model)
 
     @property
     def levels(self) -> int:
@@ -113,8 +106,8 @@ class Values:
     @cached_property
     def curve(self) -> CostCurve:
         """Cost curves, points [R + 1, B + 1]."""
-        start = 1 + self.levels
-        path = self.sums[:, start : start + 2 * self.points].reshape(-1, self.points, 2) / self.sums[:, :1, None]
+        start, points = 1 + self.levels, len(self.rules.prices[self.model])
+        path = self.sums[:, start : start + 2 * points].reshape(-1, points, 2) / self.sums[:, :1, None]
         path = np.concatenate([np.zeros((len(path), 1, 2)), path], axis=1)
         return CostCurve(path[..., 1], path[..., 0])
 
@@ -127,7 +120,7 @@ class Values:
         unit bring
         """
         ipw = weighted_gain(self.sums[:, 0], self.sums[:, -5], self.sums[:, -4:-2], self.sums[:, -2:])
-        curve, at = self.curve, self.stop + 1
+        curve, at = self.curve, 1 + int(np.flatnonzero(self.rules.prices[self.model] == self.rules.price)[0])
         area = curve.area(most) if most > 0 else np.full(len(self.sums), np.nan)
         blind = blind_area(self.average, self.rules.cost, most) if most > 0 else area
         found = {
@@ -155,8 +148,7 @@ def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
                 effects = _matrix(rows.column(effects_column(m)))
                 terms = _terms(rules, m, effects, scores, (received, outcome, weight))
                 totals[m] += (counts @ terms).astype(np.int64)
-    content = [pa.scalar(total.astype("<i8").tobytes(), pa.binary()) for total in totals]
-    yield pa.record_batch({"model": pa.array(list(models), pa.int32()), "sums": pa.array(content, pa.binary())})
+    yield keyed(dict(enumerate(totals)))
 
 
 def _terms(
@@ -175,17 +167,6 @@ def _terms(
     columns += [treated, matched, matched * outcome, control, control * outcome]
     scale = np.array([rules.scales[kind] for kind in rules.kinds(model)])
     return np.asarray(np.rint(np.column_stack(columns) * scale))
-
-
-def _merge(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Worker: sums of the same model added."""
-    totals: dict[int, np.ndarray] = {}
-    for batch in batches:
-        for model, sums in zip(batch.column("model").to_pylist(), batch.column("sums"), strict=True):
-            part = np.frombuffer(sums.as_buffer(), "<i8")
-            totals[model] = totals[model] + part if model in totals else part
-    content = [total.astype("<i8").tobytes() for total in totals.values()]
-    yield pa.record_batch({"model": pa.array(list(totals), pa.int32()), "sums": pa.array(content, pa.binary())})
 
 
 def _matrix(column: pa.Array) -> np.ndarray:

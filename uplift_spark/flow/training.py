@@ -238,25 +238,36 @@ def merge_sums(parts: pa.Table) -> pa.Table:
 
 
 def _to_arrow(rows: Encoded) -> pa.RecordBatch:
-    n, p = rows.bins.shape
-    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
-    bins = pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(rows.bins)])
     columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
     columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w}
     columns |= {f"wy{j}": column for j, column in enumerate(rows.wy.T)}
-    return pa.record_batch({**{name: pa.array(values) for name, values in columns.items()}, "bins": bins})
+    return pa.record_batch(
+        {**{name: pa.array(values) for name, values in columns.items()}, "bins": packed_bins(rows.bins)}
+    )
+
+
+def packed_bins(bins: np.ndarray) -> pa.Array:
+    """Bins uint8 [n, p] as one binary value a row."""
+    n, p = bins.shape
+    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
+    return pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(np.ascontiguousarray(bins))])
+
+
+def unpacked_bins(column: pa.Array | pa.ChunkedArray, p: int) -> np.ndarray:
+    """Bins uint8 [n, p] from `packed_bins`."""
+    packed = _flat(column)
+    return np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=p * packed.offset).reshape(-1, p)
 
 
 def _from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
     def numbers(name: str) -> np.ndarray:
         return np.asarray(_flat(batch.column(name)).to_numpy(zero_copy_only=False))
 
-    packed = _flat(batch.column("bins"))
-    start = p * packed.offset
-    content = np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=start)
     keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
     sums = (numbers("w"), np.column_stack([numbers(n) for n in batch.schema.names if n.startswith("wy")]))
-    return Encoded(*keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, content.reshape(-1, p))
+    return Encoded(
+        *keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, unpacked_bins(batch.column("bins"), p)
+    )
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:

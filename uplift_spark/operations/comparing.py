@@ -17,8 +17,8 @@ from uplift_spark import CausalForest
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
 from uplift_spark.config import Config
-from uplift_spark.flow.comparing import DIFFERENCE, compared_metrics, cost_curves
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, evaluate, inverse_odds
+from uplift_spark.flow.comparing import ANY, DIFFERENCE, compared_metrics, cost_curves
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, describe_arms, evaluate, seen_columns
 from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
@@ -26,30 +26,30 @@ from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, check_unseen, setup_of, training_table
-from uplift_spark.operations.registry import Registered, Registry
+from uplift_spark.operations.evaluation import Scored, check_unseen, fixed_costs, setup_of, training_table
+from uplift_spark.operations.registry import Registered, Registry, level_suffix
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, EnvironmentProblem
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """Who is compared on what: registered forests by version, the champion first, and the training table's version."""
+    """Who is compared on what: registered forests by version, the champion first, and the training table's version.
+
+    cost  of treating a unit with each treated level, [L]; 1 each where nobody gave costs
+    """
 
     config: Config
     registered: Mapping[str, tuple[Registered, Forest]]
     training: DataFrame
     data: Mapping[str, int]
+    cost: np.ndarray
 
     @property
     def names(self) -> list[str]:
         """Of all models in the order they were asked for, the champion first."""
         champion = next(iter(self.registered))
         return [champion, *(str(name) for name in self.config.compare.against if str(name) != champion)]
-
-    @property
-    def versions(self) -> list[str]:
-        return list(self.registered)
 
     @property
     def champion(self) -> Forest:
@@ -73,12 +73,6 @@ class Contenders:
         return replace(setup_of(self.config), outcomes=(self.config.roles.outcome,), segments=())
 
     @property
-    def cost(self) -> np.ndarray:
-        """Of treating a unit with each treated level, [L]; 1 each where nobody gave costs."""
-        given = self.config.economics.cost
-        return np.array([given[level] if given else 1.0 for level in self.levels[1:]])
-
-    @property
     def price(self) -> float:
         """Outcome that is worth a unit of cost."""
         value = self.config.economics.value.get(self.config.roles.outcome) if self.config.economics.cost else None
@@ -92,23 +86,19 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
     version = lake.version(table)
     registered: dict[str, tuple[Registered, Forest]] = {}
     champion = registry.find(config.model_name)
-    for number_ in (champion.version, *(name for name in config.compare.against if isinstance(name, int))):
-        model = registry.find(config.model_name, number_)
-        registered[str(number_)] = (model, registry.load(model).of(config.roles.outcome))
+    others = [name for name in config.compare.against if isinstance(name, int)]
+    for model in (champion, *(registry.find(config.model_name, other) for other in others)):
+        registered[str(model.version)] = (model, registry.load(model).of(config.roles.outcome))
         check_unseen(config, lake, registry, Scored(model.name, str(model.version), model.run_id, version))
-    found = Contenders(config, registered, lake.read(table, version), {table: version})
+    levels = registered[str(champion.version)][1].levels
     for name, (_, forest) in registered.items():
-        if forest.levels.names != found.levels:
+        if forest.levels.names != levels.names:
             raise ConfigError(
                 f"compare: version {name} knows the levels {', '.join(forest.levels.names)}, the champion "
-                f"{', '.join(found.levels)}: leave it out of compare.against"
+                f"{', '.join(levels.names)}: leave it out of compare.against"
             )
-    costs = config.economics.cost
-    if costs and (missing := [level for level in found.levels[1:] if not costs.get(level, 0) > 0]):
-        raise ConfigError(
-            f"compare: no cost above 0 is known of {', '.join(missing)}: set economics.cost for all levels"
-        )
-    return found
+    cost = np.array(fixed_costs(config, levels.treated)) if config.economics.cost else np.ones(len(levels.treated))
+    return Contenders(config, registered, lake.read(table, version), {table: version}, cost)
 
 
 def trained(given: Contenders, say: Say) -> DataFrame:
@@ -117,15 +107,15 @@ def trained(given: Contenders, say: Say) -> DataFrame:
     rows, roles = given.training.where(F.col("split") == "train"), forest.roles
     say("a T-learner, whose expectations all models are valued with")
     nuisance = fit_t_learner(rows, roles, forest.levels, forest.plan.bins, config.seed)
-    learners: dict[str, Effects] = {}
+    learners: list[Effects | None] = []
     for name in given.names:
         if name in given.registered:
-            learners[name] = partial(forest_effects, given.registered[name][1])
+            learners.append(partial(forest_effects, given.registered[name][1]))
         elif name == "t_learner":
-            learners[name] = nuisance.effects
+            learners.append(None)
         else:
             params = CausalForest(**vars(config.forest), seed=config.seed)
-            learners[name] = partial(separate_effects, fit_separate(rows, roles, forest.levels, params, say))
+            learners.append(partial(separate_effects, fit_separate(rows, roles, forest.levels, params, say)))
     say(f"predictions of {len(learners)} models")
     return predict(given.holdout, UNIT, nuisance, learners)
 
@@ -161,34 +151,25 @@ class Comparison:
 
 def compared(given: Contenders, predictions: DataFrame, say: Say) -> Comparison:
     """Every model on the same hold-out under the same resamples."""
-    evaluations = {}
+    arms, evaluations = describe_arms(given.holdout, given.setup), {}
     for place, name in enumerate(given.names):
         say(f"evaluating {name}")
         long = predictions.select(UNIT, F.posexplode(effects_column(place)).alias("place", "uplift"))
         level = F.element_at(F.lit(list(given.levels[1:])), F.col("place") + 1)
-        evaluations[name] = evaluate(given.holdout, long.select(UNIT, level.alias(TREATMENT), "uplift"), given.setup)
+        scores = long.select(UNIT, level.alias(TREATMENT), "uplift")
+        evaluations[name] = evaluate(given.holdout, scores, given.setup, arms)
     say("what each model's rule brings")
-    return Comparison(given, evaluations, _valued(given, predictions, evaluations))
+    return Comparison(given, evaluations, _valued(given, predictions, arms))
 
 
-def _valued(given: Contenders, predictions: DataFrame, evaluations: Mapping[str, Evaluation]) -> dict[str, Values]:
-    config, arms = given.config, next(iter(evaluations.values())).arms
-    received = F.col(TREATMENT).cast("string")
-    weight, largest = inverse_odds(arms, received)
-    place = F.array_position(F.lit(list(given.levels)), received).cast("int") - 1
-    known = given.holdout.select(
-        UNIT,
-        F.xxhash64(F.col(UNIT).cast("string")).alias("unit_hash"),
-        place.alias("received"),
-        F.col(config.roles.outcome).cast("double").alias("outcome"),
-        weight.alias("weight"),
-    )
+def _valued(given: Contenders, predictions: DataFrame, arms: Arms) -> dict[str, Values]:
+    seen = seen_columns(given.levels, given.config.roles.outcome, arms)
+    unit_hash = F.xxhash64(F.col(UNIT).cast("string")).alias("unit_hash")
     columns = ["unit_hash", "received", "outcome", "weight", EXPECTED, *map(effects_column, range(len(given.names)))]
-    rows = known.join(predictions, UNIT).select(*columns)
-    prices = prices_of(rows, len(given.names), given.cost, given.price, config.compare.points)
-    rules = Rules(
-        given.cost, given.price, prices, (largest, arms.largest_outcomes[0]), given.setup.replicates, given.setup.seed
-    )
+    rows = given.holdout.select(UNIT, unit_hash, *seen).join(predictions, UNIT).select(*columns)
+    prices = prices_of(predictions, len(given.names), given.cost, given.price, given.config.compare.points)
+    largest = max(arms.largest_odds.values()), arms.largest_outcomes[0]
+    rules = Rules(given.cost, given.price, prices, largest, given.setup.replicates, given.setup.seed)
     return dict(zip(given.names, all_values(rows, rules), strict=True))
 
 
@@ -202,9 +183,11 @@ def logged(done: Comparison, registry: Registry, run_id: str, say: Say) -> dict[
     except (EnvironmentProblem, OSError) as error:
         say(f"no picture: {error}")
     known = done.metrics[np.isfinite(done.metrics["value"])]
-    keys = known["metric"] + "." + known["treatment"] + "." + known["model_version"]
+    suffixes = {level: level_suffix(place, level) for place, level in enumerate(done.given.levels)} | {ANY: ANY}
+    keys = known["metric"] + "." + known["treatment"].map(suffixes) + "." + known["model_version"]
     metrics = dict(zip(keys, known["value"].astype(float), strict=True))
-    tags = {"models": ", ".join(done.given.names), "data_versions": str(dict(done.given.data))}
+    tags = {"mlflow.source.name": "uplift compare", "models": ", ".join(done.given.names)}
+    tags["data_versions"] = str(dict(done.given.data))
     registry.log_evaluation(config.model_name, run_id, tags, metrics, pictures)
     return {
         "champion": done.given.names[0],

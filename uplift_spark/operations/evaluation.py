@@ -96,6 +96,27 @@ def true_effects(config: Config, lake: Lake) -> DataFrame | None:
     return None if rows.isEmpty() else rows
 
 
+def outcome_value(config: Config) -> float:
+    """Of one unit of the outcome in a plan's objective; ConfigError when profit needs it and nobody gave it."""
+    outcome, values = config.roles.outcome, config.economics.value
+    if config.policy.objective == "outcome":
+        return 1.0
+    if outcome not in values:
+        raise ConfigError(
+            f"the value of outcome {outcome!r} is not known: "
+            f"set economics.value.{outcome}, or policy.objective to outcome"
+        )
+    return values[outcome]
+
+
+def fixed_costs(config: Config, levels: tuple[str, ...]) -> list[float]:
+    """Cost of treating one unit with each of these levels; ConfigError where one is unknown or negative."""
+    costs = config.economics.cost
+    if missing := [level for level in levels if not costs.get(level, -1.0) >= 0]:
+        raise ConfigError(f"no cost of 0 or more is known of {', '.join(missing)}: set it in economics.cost")
+    return [costs[level] for level in levels]
+
+
 def setup_of(config: Config) -> Setup:
     """The evaluation a campaign's configuration asks for."""
     return Setup(

@@ -21,7 +21,7 @@ from uplift_spark.flow.pictures import budget_picture, save
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, last_scored, setup_of, training_table
+from uplift_spark.operations.evaluation import Scored, last_scored, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.allocation import Allocation, allocate, first_look
@@ -71,8 +71,7 @@ class Inputs:
     @property
     def value(self) -> float:
         """Of one unit of the outcome in the plan's objective."""
-        profit = self.config.policy.objective == "profit"
-        return self.config.economics.value[self.config.roles.outcome] if profit else 1.0
+        return outcome_value(self.config)
 
     @property
     def net(self) -> bool:
@@ -95,7 +94,7 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     for segment in segments:
         if strangers := [part for part in crossed(segment) if part not in training.columns]:
             raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
-    check_money(config, levels)
+    _check_money(config, levels)
     versions = {table: scored.feature_version}
     read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
     for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
@@ -105,14 +104,9 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     return Inputs(config, scored, scores, training, levels, segments, read[CONSENT], read[DELIVERY], versions)
 
 
-def check_money(config: Config, levels: tuple[str, ...]) -> None:
-    """Raises ConfigError when the plan's objective needs a value or a cost that nobody gave, or a cost is negative."""
+def _check_money(config: Config, levels: tuple[str, ...]) -> None:
     policy, economics = config.policy, config.economics
-    if policy.objective == "profit" and config.roles.outcome not in economics.value:
-        raise ConfigError(
-            f"policy: the value of outcome {config.roles.outcome!r} is not known: set economics.value."
-            f"{config.roles.outcome}, or policy.objective to outcome"
-        )
+    outcome_value(config)
     spends = any(limit.spend is not None for limit in policy.all_limits)
     missing = [level for level in levels if level not in policy.cost and level not in economics.cost]
     if missing and (spends or policy.objective == "profit"):

@@ -196,11 +196,8 @@ class Registry:
         with self.store.calls():
             if self._client.search_runs([self._experiment(name)], mine, max_results=1):
                 return
-            with self._run(
-                name, run_id, {**tags, "uplift_run_id": run_id, "mlflow.source.name": "uplift compare"}
-            ) as run:
-                named = {re.sub(r"[^A-Za-z0-9_. -]", "_", key): value for key, value in metrics.items()}
-                self._client.log_batch(run.info.run_id, _metrics(named))
+            with self._run(name, run_id, {**tags, "uplift_run_id": run_id}) as run:
+                self._client.log_batch(run.info.run_id, _metrics(metrics))
                 for file in files:
                     self._client.log_artifact(run.info.run_id, str(file))
 
@@ -345,6 +342,11 @@ def _params(values: Mapping[str, Any]) -> list[Any]:
     return [Param(key, str(value)[:500]) for key, value in values.items()]
 
 
+def level_suffix(place: int, level: str) -> str:
+    """A level in the name of a metric; its place keeps levels apart whose signs MLflow refuses: `<5` and `>5`."""
+    return f"{place}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
+
+
 def facts_of(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
     """(parameters, metrics) of a trained forest for the log."""
     facts, buckets = forest.facts, forest.facts["buckets"]
@@ -356,8 +358,7 @@ def facts_of(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, 
     }
     averages = average_effect(forest)
     for index, level in enumerate(forest.levels.names):
-        # The index keeps levels apart whose signs MLflow refuses in a name: `<5` and `>5`.
-        suffix = f"{index}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
+        suffix = level_suffix(index, level)
         metrics[f"rows.{suffix}"] = facts["level_rows"].get(level, 0)
         if level in averages:
             metrics[f"average_effect.{suffix}"] = averages[level]

@@ -33,8 +33,11 @@ _RELEVANT = {
     "train": ("campaign", "roles", "forest", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),
-    "compare": ("campaign", "roles", "economics", "forest", "lift", "compare", "seed"),
-    "tree": ("campaign", "roles", "economics", "policy.objective", "policy.tree", "seed"),
+    "compare": (
+        *("campaign", "roles", "economics", "forest", "lift.bins", "lift.replicates", "compare", "seed"),
+        "registry.name",
+    ),
+    "tree": ("campaign", "roles", "economics", "policy.objective", "tree", "seed", "registry.name"),
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
 }
 _ALL = ("campaign", "source", "roles", "seed", "holdout", "labels", "forest", "economics", "lift", "registry.name")

@@ -12,13 +12,12 @@ from pyspark.sql import functions as F
 from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.causal.forest import Forest
 from uplift_spark.config import Config
-from uplift_spark.flow.evaluation import describe_arms, inverse_odds
+from uplift_spark.flow.evaluation import describe_arms, seen_columns
 from uplift_spark.flow.learners import fit_t_learner, reward_frame
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import setup_of, training_table
-from uplift_spark.operations.policy import check_money
+from uplift_spark.operations.evaluation import fixed_costs, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.tree import PolicyTree, Value
@@ -30,40 +29,39 @@ TREE, GAIN = "policy_tree", "policy_tree_gain"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The training table at a version, and the champion, whose levels and bins of features the tree uses."""
+    """The training table at a version, and the champion, whose levels and bins of features the tree uses.
+
+    worth  value of one unit of the outcome and cost of every level in the plan's objective
+    """
 
     config: Config
     model: Registered
     forest: Forest
     training: DataFrame
     data: Mapping[str, int]
+    worth: tuple[float, list[float]]
 
     @property
     def features(self) -> list[FeatureBins]:
         """Those the tree may ask for."""
-        wanted = self.config.policy.tree.features
+        wanted = self.config.tree.features
         return [one for one in self.forest.plan.bins if not wanted or one.name in wanted]
-
-    @property
-    def worth(self) -> tuple[float, list[float]]:
-        """Value of one unit of the outcome and cost of every level in the plan's objective."""
-        economics, levels = self.config.economics, self.forest.levels.names
-        if self.config.policy.objective == "outcome":
-            return 1.0, [0.0] * len(levels)
-        return economics.value[self.config.roles.outcome], [0.0, *(economics.cost[level] for level in levels[1:])]
 
 
 def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
-    """Raises ConfigError without a champion, for features it does not have, and as `policy.check_money`."""
+    """Raises ConfigError without a champion, for features it does not have, without the value and costs that profit
+    needs; costs by unit (`policy.cost`) are no part of a tree."""
     table = training_table(config)
     version = lake.version(table)
     model = registry.find(config.model_name)
     forest = registry.load(model).of(config.roles.outcome)
     known = [one.name for one in forest.plan.bins]
-    if unknown := sorted(set(config.policy.tree.features) - set(known)):
-        raise ConfigError(f"policy.tree.features names {unknown}, none of the model's: choose from {', '.join(known)}")
-    check_money(config, forest.levels.treated)
-    return Inputs(config, model, forest, lake.read(table, version), {table: version})
+    if unknown := sorted(set(config.tree.features) - set(known)):
+        raise ConfigError(f"tree.features names {unknown}, none of the model's: choose from {', '.join(known)}")
+    treated = forest.levels.treated
+    cost = [0.0] * len(treated) if config.policy.objective == "outcome" else fixed_costs(config, treated)
+    worth = outcome_value(config), [0.0, *cost]
+    return Inputs(config, model, forest, lake.read(table, version), {table: version}, worth)
 
 
 def rewarded(given: Inputs, say: Say) -> DataFrame:
@@ -73,14 +71,8 @@ def rewarded(given: Inputs, say: Say) -> DataFrame:
     arms = describe_arms(holdout, setup_of(config))
     say("a T-learner for what is expected of every unit")
     nuisance = fit_t_learner(train, roles, levels, given.forest.plan.bins, config.seed)
-    received = F.col(TREATMENT).cast("string")
-    rows = holdout.select(
-        UNIT,
-        *(f"`{name}`" for name in roles.features),
-        (F.array_position(F.lit(list(levels.names)), received).cast("int") - 1).alias("received"),
-        F.col(f"`{roles.outcome}`").cast("double").alias("outcome"),
-        inverse_odds(arms, received)[0].alias("weight"),
-    )
+    seen = seen_columns(levels.names, roles.outcome, arms)
+    rows = holdout.select(UNIT, *(f"`{name}`" for name in roles.features), *seen)
     rewards = reward_frame(rows, UNIT, nuisance, given.features, given.worth)
     return rewards.withColumn("grows", F.pmod(F.xxhash64(UNIT, F.lit(config.seed)), F.lit(2)) == 0)
 
@@ -120,7 +112,7 @@ class Grown:
 
 def grown(given: Inputs, rewards: DataFrame) -> Grown:
     """The tree of one half of the units, valued on the other. Raises like `policy.tree_frame.tree_of`."""
-    asked, names = given.config.policy.tree, given.forest.levels.names
+    asked, names = given.config.tree, given.forest.levels.names
     mine, others = rewards.where("grows"), rewards.where("not grows")
     tree = tree_of(mine, given.features, names, asked.depth, asked.min_units, asked.groups)
     return Grown(given, tree, values_of(others, tree))

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from uplift_spark.policy.problem import NONE, Candidates, Look, Problem, Seen, best_levels, choose, values
+from uplift_spark.policy.problem import NONE, Candidates, Look, Problem, Seen, choose, values
 from uplift_spark.policy.solver import linear_prices, shortfalls, whole_plan
+from uplift_spark.stats.offpolicy import best_levels
 from uplift_spark.vocabulary import ConfigError
 
 MOST = 20_000  # undecided units to solve for at once

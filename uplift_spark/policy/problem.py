@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 
 from uplift_spark.stats.moments import FixedPoint
+from uplift_spark.stats.offpolicy import NONE, best_levels
 from uplift_spark.vocabulary import ConfigError
-
-NONE = -1  # choice of units that are left untreated
 
 _JITTER = 1e-5  # of the largest gain, see `Problem`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -124,12 +123,6 @@ def choose(problem: Problem, units: Candidates, prices: np.ndarray) -> np.ndarra
 def values(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
     """What each unit gains by each level when it pays the prices [R] for what it uses [R, n, K], [n, K]."""
     return gain - np.tensordot(prices, use, 1)
-
-
-def best_levels(value: np.ndarray) -> np.ndarray:
-    """The level with the largest value of each unit, int [n]; NONE where none is above zero."""
-    best = np.argmax(value, axis=1)
-    return np.where(value[np.arange(len(best)), best] > 0, best, NONE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
 from uplift_spark.causal.binning import FeatureBins
+from uplift_spark.flow.aggregate import KEYED, keyed, sums_by_key
 from uplift_spark.policy.tree import Overview, PolicyTree, Value, difference_point, value_sums, values
 from uplift_spark.policy.tree_search import GROUPS, Path, Plan, add_pairs, best_tree, empty_pairs, plan_of
 from uplift_spark.stats.moments import MIN_UNITS, FixedPoint
 
 _OVERVIEW = "counts binary, largest double, wrong bigint"
-_PAIRS = "first int, sums binary"
 _VALUES = "sums binary"
 
 
@@ -57,11 +57,9 @@ def _overview_of(rows: DataFrame, p: int, k: int) -> Overview:
 
 
 def _look(rows: DataFrame, plan: Plan, path: Path) -> np.ndarray:
-    parts = rows.mapInArrow(partial(pair_batches, plan, path), _PAIRS)
-    merged = parts.repartition("first").mapInArrow(merge_batches, _PAIRS).toArrow()
     total = empty_pairs(plan)
-    for first, part in zip(merged.column("first").to_pylist(), merged.column("sums"), strict=True):
-        total[first] = np.frombuffer(part.as_buffer(), np.int64).reshape(total[first].shape)
+    for first, part in sums_by_key(rows.mapInArrow(partial(pair_batches, plan, path), KEYED)).items():
+        total[first] = part.reshape(total[first].shape)
     return total
 
 
@@ -97,26 +95,12 @@ def overview_batches(p: int, k: int, batches: Batches) -> Batches:
 
 
 def pair_batches(plan: Plan, path: Path, batches: Batches) -> Batches:
-    """Pair sums of a partition's units on a path, one row by the pair's first group."""
+    """Pair sums of a partition's units on a path, by the pair's first group."""
     sums = empty_pairs(plan)
     for batch in batches:
         bins, rewards, _ = read_units(batch, len(plan.features), len(plan.levels))
         add_pairs(sums, plan, bins, rewards, path)
-    yield _packed({int(first): sums[first] for first in np.flatnonzero(sums[..., 0].any(axis=1))})
-
-
-def merge_batches(batches: Batches) -> Batches:
-    """Adds the partial sums of each first group; integers, so any order gives the same bits."""
-    total: dict[int, np.ndarray] = {}
-    for batch in batches:
-        for first, part in zip(batch.column("first").to_pylist(), batch.column("sums"), strict=True):
-            total[first] = total.get(first, 0) + np.frombuffer(part.as_buffer(), np.int64)
-    yield _packed(total)
-
-
-def _packed(sums: dict[int, np.ndarray]) -> pa.RecordBatch:
-    content = [part.tobytes() for part in sums.values()]
-    return pa.record_batch({"first": pa.array(list(sums), pa.int32()), "sums": pa.array(content, pa.binary())})
+    yield keyed({int(first): sums[first] for first in np.flatnonzero(sums[..., 0].any(axis=1))})
 
 
 def value_batches(tree: PolicyTree, point: FixedPoint, batches: Batches) -> Batches:

@@ -96,7 +96,7 @@ def plan_of(overview: Overview, features: Sequence[FeatureBins], levels: Sequenc
         most = int(len(features) * (MOST_BYTES / size) ** 0.5)
         raise ConfigError(
             f"a policy tree of {len(features)} features needs sums of {size / 2**30:.1f} GiB in each worker, more than "
-            f"{MOST_BYTES / 2**30:.2f}: choose about {most} of them in policy.tree.features"
+            f"{MOST_BYTES / 2**30:.2f}: choose about {most} of them in tree.features"
         )
     low, high, feature, last = np.array(questions, np.int64).reshape(-1, 4).T
     return Plan(tuple(features), tuple(levels), point, missing, np.array(group), low, high, feature, last)

@@ -15,7 +15,7 @@ import numpy as np
 
 from uplift_spark.stats.moments import ratio
 
-CONTROL = 0
+CONTROL, NONE = 0, -1  # a level's place, the control's among all levels or none of the treated ones
 _CANDIDATES = 512  # prices looked at to find those that part the cost evenly
 
 
@@ -31,12 +31,17 @@ def doubly_robust(outcome: np.ndarray, received: np.ndarray, weight: np.ndarray,
     return scores
 
 
+def best_levels(value: np.ndarray) -> np.ndarray:
+    """The treated level with the largest value [n, L] of each unit, int64 [n], the first of equals; NONE where none is
+    above zero."""
+    best = np.argmax(value, axis=1)
+    return np.where(value[np.arange(len(value)), best] > 0, best, NONE)
+
+
 def choice(effects: np.ndarray, cost: np.ndarray, price: float) -> np.ndarray:
     """Each unit's level at a price of cost, int64 [n]: the largest of effect - price·cost [n, L], the control unless
     that is above zero; the first of equals."""
-    gain = effects - price * cost
-    best = np.argmax(gain, axis=1)
-    return np.where(gain[np.arange(len(gain)), best] > 0, best + 1, CONTROL)
+    return best_levels(effects - price * cost) + 1
 
 
 def prices(effects: np.ndarray, cost: np.ndarray, points: int) -> np.ndarray:

@@ -39,7 +39,8 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
 
     def training(units: DataFrame, labels: DataFrame) -> DataFrame:
         features = features_as_of(units, events.sources, definitions, events.columns)
-        return training_set(labels.drop("run_id"), features, events.names, hash_split(config.seed, config.holdout))
+        split = hash_split(config.seed, config.holdout, config.roles.cluster)
+        return training_set(labels.drop("run_id"), features, events.names, split)
 
     # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
     some = to_look_at(config, found)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.evaluation import curve_table, evaluate, metric_table
+from uplift_spark.flow.evaluation import evaluate
 from uplift_spark.flow.lift import as_arrow, lift_table
+from uplift_spark.flow.metrics import curve_table, metric_table
 from uplift_spark.flow.pictures import write_pictures
 from uplift_spark.flow.summary import caveats, lift_summary
 from uplift_spark.flow.truth import against_truth

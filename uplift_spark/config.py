@@ -98,6 +98,8 @@ class Config:
         outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes)
         for column in outcomes:
             checked_name(column, "outcome")
+        if self.roles.cluster is not None:
+            checked_name(self.roles.cluster, "roles.cluster")
         checked_name(self.model_name, "registry.name")
         if strangers := sorted(set(self.labels.windows) - set(outcomes)):
             raise ConfigError(
@@ -126,9 +128,15 @@ class Config:
         Parts of ratios come last; they are no columns of the training set unless they are asked for themselves.
         """
         known = {feature.name: feature for feature in self.features}
-        wanted = dict.fromkeys([*self.roles.features, *self.lift.columns])
+        wanted = dict.fromkeys(self.unit_columns)
         parts = dict.fromkeys(part for name in wanted if name in known for part in known[name].of or ())
         return tuple(known.get(name, Feature(name)) for name in {**wanted, **parts})
+
+    @property
+    def unit_columns(self) -> tuple[str, ...]:
+        """What the training set says of units: features, segments' columns and the cluster, each once."""
+        cluster = [self.roles.cluster] if self.roles.cluster else []
+        return tuple(dict.fromkeys([*self.roles.features, *self.lift.columns, *cluster]))
 
     @property
     def model_name(self) -> str:
@@ -151,6 +159,7 @@ class Config:
             control=self.roles.control,
             dose=self.roles.dose,
             propensity="propensity",
+            cluster=self.roles.cluster,
             more_outcomes=self.roles.more_outcomes,
         )
 

@@ -65,13 +65,18 @@ class Trial:
 
 @dataclass(frozen=True, config=STRICT)
 class RolesConf:
-    """The parts columns of the training set play; see `vocabulary.Roles`. Jobs score and evaluate `outcome`."""
+    """The parts columns of the training set play; see `vocabulary.Roles`. Jobs score and evaluate `outcome`.
+
+    cluster  profile attribute or feature that names what units belong to (households, villages): its units fall into
+             the same part of every split, and intervals take clusters, not units, as independent
+    """
 
     outcome: str
     control: str
     features: tuple[str, ...]
     dose: dict[str, float] | None = None
     more_outcomes: tuple[str, ...] = ()
+    cluster: str | None = None
 
 
 HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold

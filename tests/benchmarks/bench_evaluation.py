@@ -20,7 +20,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.flow.evaluation import Setup, comparison, curve_table, describe_arms, evaluate, metric_table
+from uplift_spark.flow.evaluation import Setup, comparison, describe_arms, evaluate
+from uplift_spark.flow.metrics import curve_table, metric_table
 from uplift_spark.lake.session import check_java, local_conf, local_session
 from uplift_spark.lake.tables import Lake
 

@@ -7,8 +7,9 @@ import pytest
 from uplift_spark.causal.simulate import CampaignSimulator, effect_column
 from uplift_spark.config import Economics
 from uplift_spark.flow.aggregate import Plan, Ranking, add_rows, merge_cells, thresholds, unpacked
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, metric_table
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup
 from uplift_spark.flow.lift import lift_table
+from uplift_spark.flow.metrics import metric_table
 from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.stats.qini import rank_bins, true_curve
 
@@ -29,23 +30,31 @@ def evaluated(table, predicted, replicates):
     """`evaluate` without Spark, on the units of the control and of LEVEL."""
     arm = np.array(table["treatment"].to_pylist())
     mine = np.isin(arm, ["none", LEVEL])
-    key = np.floor((predicted[mine] + 0.1) / 0.2 * KEYS).astype(np.int64)
-    outcomes = [table[name].to_numpy()[mine].astype(float) for name in VALUE]
+    outcomes = {name: table[name].to_numpy()[mine].astype(float) for name in VALUE}
     n = int(mine.sum())
+    hashes = np.random.default_rng(n).integers(-(2**63), 2**63, n, dtype=np.int64)
+    return added_up(predicted[mine], arm[mine] == LEVEL, outcomes, hashes, replicates)
+
+
+def added_up(predicted, treated, outcomes, hashes, replicates, segment=None, cluster=None):
+    """Evaluation of rows given as arrays; what resamples draw is what has one of `hashes`."""
+    key = np.floor((predicted + 0.1) / 0.2 * KEYS).astype(np.int64)
     rows = {
-        "level": pa.array(np.zeros(n, np.int32)), "treated": (arm[mine] == LEVEL).astype(np.int32), "key": key,
-        "unit_hash": np.random.default_rng(len(outcomes[0])).integers(-(2**63), 2**63, n, dtype=np.int64),
-        "weight": np.ones(n), "value_0": outcomes[0], "value_1": outcomes[1], "predicted": predicted[mine],
+        "level": np.zeros(len(key), np.int32), "treated": treated.astype(np.int32), "key": key, "unit_hash": hashes,
+        "weight": np.ones(len(key)), "predicted": predicted,
+        **{f"value_{j}": values for j, values in enumerate(outcomes.values())},
+        **({} if segment is None else {"cut_0": segment}),
     }  # fmt: skip
     found, mass = np.unique(key, return_counts=True)
     ranking = Ranking(thresholds(found[::-1], mass[::-1], BINS)[None])
-    points = tuple(FixedPoint.of(1.0, float(np.abs(values).max())) for values in (*outcomes, predicted))
-    plan = Plan((LEVEL,), points, replicates, 7)
+    points = tuple(FixedPoint.of(1.0, float(np.abs(values).max())) for values in (*outcomes.values(), predicted))
+    segments = () if segment is None else ("segment",)
+    plan = Plan((LEVEL,), points, replicates, 7, len(segments), cluster is not None)
     batches = merge_cells(add_rows([pa.RecordBatch.from_pydict(rows)], ranking, plan))
     sums = unpacked(pa.Table.from_batches(batches), BINS, plan)
-    units = {name: int((arm == name).sum()) for name in ("none", LEVEL)}
-    setup = Setup("none", tuple(VALUE), bins=BINS, replicates=replicates)
-    return Evaluation((LEVEL,), setup, Arms(units, False, False, 1.0, (1.0, 1.0), {}), sums)
+    units = {"none": int((~treated).sum()), LEVEL: int(treated.sum())}
+    setup = Setup("none", tuple(outcomes), segments, BINS, replicates, cluster=cluster)
+    return Evaluation((LEVEL,), setup, Arms(units, False, False, 1.0, (1.0,) * len(outcomes), {}), sums)
 
 
 def truths(simulator):
@@ -102,3 +111,86 @@ def test_intervals_hold_the_simulators_truth_closely():
     found = coverage(500, 20_000, 200)
     print(found)
     assert all(0.93 <= share <= 0.97 for share, _ in found.values()), found
+
+
+# ---- units in clusters: villages of 5 to 50, all of one treated or not, alike in more than what is known of them
+
+VILLAGES = 400
+
+
+def effect_at(score):
+    """What treatment adds to the chance of the outcome."""
+    return 0.02 + 0.06 * score
+
+
+def villages(seed):
+    """(score, village, treated, outcome): the first is between 0 and 1, half of it the village's."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(5, 51, VILLAGES)
+    village = np.repeat(np.arange(VILLAGES), size)
+    score = (rng.random(VILLAGES)[village] + rng.random(len(village))) / 2
+    treated = rng.permutation(np.arange(VILLAGES) % 2 == 0)[village]
+    chance = np.clip(0.4 + rng.normal(0, 0.12, VILLAGES)[village], 0.1, 0.8)
+    own = rng.normal(0, 0.03, VILLAGES)[village]  # effects differ by village beyond the score
+    return score, village, treated, rng.random(len(score)) < chance + treated * (effect_at(score) + own)
+
+
+def village_truths():
+    """{figure: truth} by the ranking of many units, and {bucket: effect}."""
+    rng = np.random.default_rng(1)
+    score = (rng.random(MANY) + rng.random(MANY)) / 2
+    sums = np.bincount(rank_bins(np.ones(MANY), BINS), weights=effect_at(np.sort(score)[::-1]), minlength=BINS)
+    curve = true_curve(np.full(BINS, MANY / BINS), sums)
+    top, average = float(curve.at(np.array([0.3]))[0] / 0.3), float(curve.average_effect)
+    figures = {
+        "qini": curve.qini, "auuc": curve.auuc, "autoc": curve.autoc, "ate": average, "top_30_percent_uplift": top,
+        "top_30_percent_minus_average": top - average,
+    }  # fmt: skip
+    return {name: float(value) for name, value in figures.items()}, sums.reshape(10, -1).sum(axis=1) / (MANY / 10)
+
+
+def village_coverage(trials, replicates, cluster):
+    """{figure: share of intervals that hold the truth}, and of the tests' p-values the share below .05."""
+    known, deciles = village_truths()
+    held = {}
+
+    def note(name, found):
+        held.setdefault(name, []).append(bool(found))
+
+    for seed in range(trials):
+        score, village, treated, y = villages(100 + seed)
+        predicted = effect_at(score)
+        ids = village if cluster else np.arange(len(village))
+        hashes = np.random.default_rng(seed).integers(-(2**63), 2**63, ids.max() + 1, dtype=np.int64)[ids]
+        segment = np.array(["east", "north", "south", "west"])[village % 4]
+        found = added_up(predicted, treated, {"bought": y.astype(float)}, hashes, replicates, segment, cluster)
+        for r in metric_table(found).itertuples():
+            if r.metric in METRICS:
+                note(r.metric, r.lower <= known[r.metric] <= r.upper)
+            if r.metric == "calibration_p":
+                note("calibration rejected", r.value < 0.05)
+        lift = lift_table(found, Economics())
+        for r in lift[lift["cut"] == "decile"].itertuples():
+            note("decile", r.uplift_lower <= deciles[int(r.bucket) - 1] <= r.uplift_upper)
+        segments = lift[lift["cut"] == "segment:segment"]
+        for r in segments.itertuples():
+            note("segment", r.uplift_lower <= known["ate"] <= r.uplift_upper)
+        note("segments told apart", (segments["different_p"] < 0.05).any())
+    return {name: float(np.mean(found)) for name, found in held.items()}
+
+
+def test_intervals_of_clusters_hold_the_truth_and_those_of_units_do_not():
+    found, naive = (village_coverage(120, 60, cluster) for cluster in ("village", None))
+    held = {name: share for name, share in found.items() if name[-8:] not in ("rejected", "ld apart")}
+    assert all(share >= 0.89 for share in held.values()), found
+    assert found["calibration rejected"] <= 0.13 and found["segments told apart"] <= 0.13
+    assert naive["ate"] < 0.85 and naive["segment"] < 0.85 and naive["calibration rejected"] > 0.15, naive
+
+
+@pytest.mark.simulation
+def test_intervals_of_clusters_hold_the_truth_closely():
+    found = village_coverage(500, 200, "village")
+    print(found)
+    tests = {name: found.pop(name) for name in ("calibration rejected", "segments told apart")}
+    assert all(0.93 <= share <= 0.97 for share in found.values()), found
+    assert all(0.02 <= share <= 0.08 for share in tests.values()), tests

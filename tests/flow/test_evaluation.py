@@ -5,11 +5,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from pyspark.sql import functions as F
 
 from tests.flow.scored import LEVELS, campaign, compared, mid_ranks
 from uplift_spark.config import Economics
-from uplift_spark.flow.evaluation import METRICS, Setup, curve_table, describe_arms, evaluate, metric_table
+from uplift_spark.flow.evaluation import Setup, describe_arms, evaluate
 from uplift_spark.flow.lift import lift_table
+from uplift_spark.flow.metrics import METRICS, curve_table, metric_table
 from uplift_spark.stats.moments import FIELDS
 from uplift_spark.vocabulary import DataError
 
@@ -168,6 +170,33 @@ def test_features_of_crossings_must_be_there(spark):
         evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), crossed)
 
 
+def test_units_in_clusters_say_no_more_than_their_clusters(spark):
+    """Every unit three times: by cluster, the figures and intervals of the units themselves; one by one, too narrow."""
+    holdout, scores, _ = campaign(2400)
+    thrice = spark.createDataFrame(holdout).selectExpr("explode(array('a', 'b', 'c')) AS copy", "*")
+    thrice = thrice.withColumns({"home": F.col("unit_id"), "unit_id": F.concat("unit_id", "copy")})
+    scored = spark.createDataFrame(scores).selectExpr("explode(array('a', 'b', 'c')) AS copy", "*")
+    scored = scored.withColumn("unit_id", F.concat("unit_id", "copy"))
+    setup = replace(SETUP, replicates=200)
+    units = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), setup)
+    homes = evaluate(thrice, scored, replace(setup, cluster="home"))
+    alone = evaluate(thrice, scored, setup)
+    assert homes.arms.clusters == holdout.treatment.value_counts().to_dict() and not alone.arms.clusters
+    one, three, wrong = (
+        metric_table(found).set_index(["outcome", "treatment", "metric"]) for found in (units, homes, alone)
+    )
+    same = one.index[~one.index.get_level_values("metric").str.endswith("_p")]
+    np.testing.assert_allclose(three.loc[same].astype(float), one.loc[same].astype(float), rtol=1e-6, atol=1e-9)
+    width = (three.upper - three.lower) / (wrong.upper - wrong.lower)
+    assert width.loc[same].between(1.35, 2.2).all()
+    rows = [lift_table(found, Economics()) for found in (units, homes, alone)]
+    width = [(table.uplift_upper - table.uplift_lower).to_numpy() for table in rows]
+    np.testing.assert_allclose(rows[1].uplift, rows[0].uplift, rtol=1e-6)
+    # Those of units are Welch's, those of clusters are resampled: 200 times, so they are a twentieth off.
+    np.testing.assert_allclose(width[1] / width[0], 1, atol=0.25)
+    assert abs(np.median(width[1] / width[0]) - 1) < 0.05 and np.allclose(width[2] / width[0], 3**-0.5, atol=0.01)
+
+
 BAD = {
     "no hold-out rows": (lambda h, s: (h.head(0), s), "silver.t has no hold-out rows"),
     "no control": (lambda h, s: (h[h.treatment != "none"], s), "no hold-out unit of the control arm 'none'"),
@@ -175,6 +204,14 @@ BAD = {
     "missing column": (lambda h, s: (h.drop(columns="spend"), s), r"silver.t lacks columns \['spend'\]"),
     "propensity": (lambda h, s: (h.assign(propensity=1.5), s), "120 hold-out rows whose propensity"),
     "outcome": (lambda h, s: (h.assign(visit=np.inf), s), "column 'visit' is missing or not finite in"),
+    "null cluster": (
+        lambda h, s: (h.assign(home=h.unit_id.where(h.index > 2)), s),
+        "silver.t column 'home' is null in 3 hold-out rows",
+    ),
+    "few clusters": (
+        lambda h, s: (h.assign(home=h.city), s),
+        r"fewer than 10 clusters \('home'\).* of 10%, 5%, none: no interval",
+    ),
     "null treatment": (lambda h, s: (h.assign(treatment=None).astype({"treatment": object}), s), "null treatment"),
     "level without scores": (lambda h, s: (h, s[s.treatment == "5%"]), "no row for treatment '10%'"),
     "unit without score": (lambda h, s: (h, s.drop(index=s.index[s.unit_id == h.unit_id[0]])), "1 of .* missing score"),
@@ -183,7 +220,7 @@ BAD = {
 }
 
 
-TYPES = dict.fromkeys(("unit_id", "treatment", "city"), "string")
+TYPES = dict.fromkeys(("unit_id", "treatment", "city", "home"), "string")
 TYPES |= dict.fromkeys(("propensity", "visit", "spend"), "double")
 
 
@@ -194,5 +231,6 @@ def test_refused(spark, case):
     bad_holdout, bad_scores = change(holdout, scores)
     types = {name: kind for name, kind in TYPES.items() if name in bad_holdout}
     frame = spark.createDataFrame(bad_holdout[list(types)], ", ".join(f"{n} {t}" for n, t in types.items()))
+    setup = replace(SETUP, cluster="home" if "home" in bad_holdout else None)
     with pytest.raises(DataError, match=message):
-        evaluate(frame, spark.createDataFrame(bad_scores), SETUP)
+        evaluate(frame, spark.createDataFrame(bad_scores), setup)

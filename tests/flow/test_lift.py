@@ -8,8 +8,9 @@ import pytest
 
 from uplift_spark.config import Economics
 from uplift_spark.flow.aggregate import CutSums, Sums
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, curve_table, metric_table
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup
 from uplift_spark.flow.lift import LIFT_COLUMNS, as_arrow, lift_table, unclear_metrics
+from uplift_spark.flow.metrics import curve_table, metric_table
 from uplift_spark.stats.moments import Moments
 
 MONEY = Economics(value={"visit": 7.0}, cost={"mail": 0.5})

@@ -9,8 +9,8 @@ import pytest
 
 from tests.flow.test_lift import MONEY, evaluation
 from uplift_spark.config import RolesConf
-from uplift_spark.flow.evaluation import curve_table, metric_table
 from uplift_spark.flow.lift import lift_table
+from uplift_spark.flow.metrics import curve_table, metric_table
 from uplift_spark.flow.pictures import (
     budget_picture,
     calibration_picture,

@@ -1,8 +1,9 @@
 """What a person reads at the end: tables, true values, and plain words on what the data do not show."""
 
 from tests.flow.test_lift import MONEY, evaluation
-from uplift_spark.flow.evaluation import Arms, metric_table
+from uplift_spark.flow.evaluation import Arms
 from uplift_spark.flow.lift import lift_table
+from uplift_spark.flow.metrics import metric_table
 from uplift_spark.flow.summary import caveats, interval, lift_summary, number
 from uplift_spark.flow.truth import Truth
 from uplift_spark.stats.qini import Curve
@@ -47,6 +48,15 @@ def test_caveats():
     assert caveats(trial, unseen=True) == []
     assert len(caveats(Arms(trial.units, False, False, 1.0, (1.0,)), unseen=False)) == 2
     assert "inverse" in caveats(Arms(trial.units, True, True, 3.0, (1.0,)), unseen=True)[0]
+
+
+def test_few_clusters_are_said():
+    units = {"none": 4000, "mail": 4000}
+    many, few = (Arms(units, True, False, 1.0, (1.0,), {}, {"none": 50, "mail": n}) for n in (60, 39))
+    assert caveats(many, unseen=True) == [
+        "Units come in clusters, which intervals take as independent (none 50, mail 60)."
+    ]
+    assert "below 40 intervals are too narrow" in caveats(few, unseen=True)[0]
 
 
 def test_unknown_numbers_are_dashes():

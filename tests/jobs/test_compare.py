@@ -10,7 +10,8 @@ import pytest
 from tests.jobs.conftest import rows_of
 from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, Policy, RolesConf, Tree
 from uplift_spark.config import Registry as RegistryConf
-from uplift_spark.flow.evaluation import evaluate, metric_table
+from uplift_spark.flow.evaluation import evaluate
+from uplift_spark.flow.metrics import metric_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import setup_of

@@ -96,6 +96,24 @@ def test_simulated_campaign_from_source_to_training_set(lake):
         ingest.run(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake)
 
 
+def test_units_of_a_cluster_are_split_together(lake, shop):
+    rows = [f"{i},{i // 10 % 2},{i % 3 % 2},1,{i % 50},v{i // 10}" for i in range(600)]
+    text = "\n".join([ROWS.splitlines()[0], *rows])
+    config = replace(shop(text), campaign="villages", roles=RolesConf("bought", "none", ("age",), cluster="city"))
+    ingest.run(config, lake)
+    features.run(config, lake)
+    training = rows_of(lake, "silver.training_villages")
+    assert len(training) == 600 and set(training["split"]) == {"train", "holdout"}
+    assert (training.groupby("city")["split"].nunique() == 1).all()
+    assert config.training_roles.cluster == "city"
+    nobodys = replace(shop(text + "\n600,0,1,1,30,"), campaign="hamlets", roles=config.roles)
+    ingest.run(nobodys, lake)
+    with pytest.raises(DataError, match="column 'city' is null in 1 rows"):
+        features.run(replace(nobodys, holdout=1e-6), lake)
+    with pytest.raises(ConfigError, match=r"features contains \['city'\], which already play another part"):
+        features.run(replace(config, roles=replace(config.roles, features=("age", "city"))), lake)
+
+
 def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
     with pytest.raises(DataError, match="ingest"):
         features.run(TRIAL, lake)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uplift_spark.stats.calibration import calibration_slope, calibration_test
-from uplift_spark.stats.moments import FIELDS, Moments, difference
+from uplift_spark.stats.moments import FIELDS, Difference, Moments, difference
 
 
 def test_calibration_slope():
@@ -79,3 +79,19 @@ def test_what_cannot_be_tested_is_not_known():
     found = difference(Moments(many.n, many.w, many.ww, *(many.n / 2 for _ in range(4))), many)
     constant = calibration_test(np.ones(10), np.full(10, 0.3), found)
     assert np.isnan(constant.calibration) and np.isnan(constant.heterogeneity)
+
+
+def test_resampled_effects_of_independent_buckets_test_the_same():
+    rng = np.random.default_rng(2)
+    mass, predicted, estimate, error = (
+        np.ones(10),
+        np.linspace(0.3, 0, 10),
+        np.linspace(0.33, 0.02, 10),
+        np.full(10, 0.03),
+    )
+    observed = Difference(estimate, estimate * 0, estimate, error, estimate - error, estimate + error)
+    drawn = estimate + rng.normal(0, 0.03, (20_000, 10))
+    drawn[:100] = np.nan  # a resample without a unit of an arm
+    plain, resampled = calibration_test(mass, predicted, observed), calibration_test(mass, predicted, observed, drawn)
+    assert resampled.calibration == pytest.approx(plain.calibration, rel=0.1)
+    assert resampled.heterogeneity == pytest.approx(plain.heterogeneity, rel=0.2, abs=1e-12)

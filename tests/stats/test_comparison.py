@@ -1,5 +1,7 @@
 """Groups' effects side by side: shrinkage that helps on average, and alarms that are rarely false."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,13 @@ def test_false_alarms_are_as_rare_as_said_over_all_groups():
     truth = np.r_[6.0, np.zeros(9)]
     found = np.array([different(truth + error * rng.normal(size=10), error) < 0.05 for _ in range(500)])
     assert found[:, 0].mean() > 0.8
+
+
+def test_groups_that_share_clusters_are_told_apart_by_what_clusters_say():
+    """Two halves of every cluster move together: their difference is known better than each of them."""
+    rng = np.random.default_rng(5)
+    estimate, error = np.array([0.0, 0.1]), np.array([0.1, 0.1])
+    drawn = estimate + rng.normal(0, 0.098, (4000, 1)) + rng.normal(0, 0.02, (4000, 2))
+    assert different(estimate, error)[0] > 0.4
+    together = different(estimate, error, drawn)
+    np.testing.assert_allclose(together, 2 * NormalDist().cdf(-0.1 / (0.02 * np.sqrt(2))) * 2, rtol=0.35)

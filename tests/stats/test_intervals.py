@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights
+from uplift_spark.stats.intervals import bootstrap_interval, cluster_effects, effective_clusters, poisson_weights
+from uplift_spark.stats.moments import Moments
 from uplift_spark.stats.qini import rank_bins, uplift_curve
 
 HASHES = np.random.default_rng(0).integers(-(2**63), 2**63, 200_000, dtype=np.int64)
@@ -100,3 +101,31 @@ def _qini(score, treated, y, hashes, seed, bins=50):
         sums += [(onto @ weights).T, ((onto * y) @ weights).T]
     qini = uplift_curve(*sums).qini
     return qini[0], qini[1:]
+
+
+def test_effective_clusters_are_those_of_one_size():
+    sizes = np.array([30.0] * 50 + [0.001] * 50)
+    alike, uneven = (poisson_weights(HASHES[:100], 7, 4000).T @ w for w in (np.ones(100), sizes))
+    assert effective_clusters(alike) == pytest.approx(100, rel=0.1)
+    assert effective_clusters(uneven) == pytest.approx(50, rel=0.1)
+    assert effective_clusters(np.full(5, 3.0)) == 0  # nothing was drawn
+
+
+@pytest.mark.parametrize("clusters", [9, 60])
+def test_effects_of_clusters_have_the_error_of_their_means(clusters):
+    """Ten units a cluster, all alike: what is known is the mean of the clusters."""
+    rng = np.random.default_rng(3)
+    means, size, replicates = rng.normal(size=(2, clusters)), 10, 4000
+    cells = [Moments.of(np.repeat(m, size)[:, None]) for m in means]
+    arms = Moments(*(np.stack([getattr(c, f) for c in cells])[None, :, None] for f in Moments.__dataclass_fields__))
+    counts = [poisson_weights(HASHES[k * clusters : (k + 1) * clusters], 7, replicates) * size for k in (0, 1)]
+    w = np.stack([c.sum(axis=1) for c in (x.T for x in counts)], axis=1)[:, None, :, None].astype(float)
+    wy = np.stack([x.T @ m for x, m in zip(counts, means, strict=True)], axis=1)[:, None, :, None, None]
+    told = cluster_effects(arms, w, wy)
+    assert told.found.estimate.item() == pytest.approx(means[1].mean() - means[0].mean())
+    assert told.clusters.item() == pytest.approx(clusters, rel=0.15)
+    expected = np.sqrt((means.var(axis=1) / clusters).sum())
+    if clusters < 10:
+        assert np.isnan([told.found.error.item(), told.found.lower.item()]).all()
+    else:
+        assert told.found.error.item() == pytest.approx(expected, rel=0.1)

@@ -2,8 +2,9 @@
 
 Functions take a *comparison frame* (`evaluation.comparison`), one row per unit and treated level it is compared for:
 
-    level string, treated int (1 = received that level, 0 = control), unit_hash bigint, predicted double,
-    weight double, value_0, value_1, ... double (outcomes), cut_0, cut_1, ... string (buckets of segments, not null)
+    level string, treated int (1 = received that level, 0 = control), unit_hash bigint (of the unit, or of the cluster
+    it belongs to: what resamples draw), predicted double, weight double, value_0, value_1, ... double (outcomes),
+    cut_0, cut_1, ... string (buckets of segments, not null)
 
 Sums are integers (`stats.moments.FixedPoint`), hence equal to the last bit for any partitioning. Only sums travel to
 the driver: their number depends on levels, bins, buckets and resamples, not on rows.
@@ -97,13 +98,15 @@ def thresholds(key: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to add up: levels, fixed points (one per outcome, then one for `predicted`), resamples, number of cuts."""
+    """What to add up: levels, fixed points (one per outcome, then one for `predicted`), resamples, number of cuts, and
+    whether these are resampled too, as intervals need where units come in clusters."""
 
     levels: tuple[str, ...]
     points: tuple[FixedPoint, ...]
     replicates: int
     seed: int
     cuts: int = 0
+    resampled_cuts: bool = False
 
     @property
     def outcomes(self) -> int:
@@ -122,10 +125,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class CutSums:
-    """Sums of one cut: its buckets in order and Moments [levels, 2, buckets, values]."""
+    """Sums of one cut: its buckets in order, Moments [levels, 2, buckets, values], and if asked for the resampled sums
+    of weights [R, levels, 2, buckets] and of weight·outcome [R, levels, 2, buckets, outcomes]."""
 
     buckets: tuple[str, ...]
     moments: Moments
+    resampled: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,34 +196,33 @@ def _add_chunk(batch: pa.RecordBatch, ranking: Ranking, plan: Plan, totals: _Tot
     level, treated, key = (_numbers(batch, c) for c in ("level", "treated", "key"))
     arm = level.astype(np.int64) * 2 + treated
     terms = _terms(batch, plan)
-    hashes = _numbers(batch, "unit_hash")
-    _add_ranks(arm * ranking.bins + ranking.bin_of(level, key), terms, hashes, plan, totals)
-    for c, name in enumerate(plan.cut_names):
-        _add_cut(c, arm, batch.column(name).dictionary_encode(), terms, totals.cuts)
+    counts = poisson_weights(_numbers(batch, "unit_hash"), plan.seed, plan.replicates)
+    cell = arm * ranking.bins + ranking.bin_of(level, key)
+    for c, plain, resampled in _by_group(cell, terms, counts, plan):
+        totals.plain[c] += plain
+        totals.resampled[c] += resampled
+    drawn = counts if plan.resampled_cuts else counts[:, :0]
+    for cut, name in enumerate(plan.cut_names):
+        buckets = batch.column(name).dictionary_encode()
+        labels = buckets.dictionary.to_pylist()
+        for g, plain, resampled in _by_group(arm * len(labels) + buckets.indices.to_numpy(), terms, drawn, plan):
+            sums, bucket = np.concatenate([plain, resampled.ravel()]), (cut, g // len(labels), labels[g % len(labels)])
+            totals.cuts[bucket] = totals.cuts[bucket] + sums if bucket in totals.cuts else sums
 
 
-def _add_ranks(cell: np.ndarray, terms: np.ndarray, hashes: np.ndarray, plan: Plan, totals: _Totals) -> None:
-    order = np.argsort(cell, kind="stable")
-    seen, starts = np.unique(cell[order], return_index=True)
-    terms = terms[order]
-    totals.plain[seen] += np.add.reduceat(terms, starts, axis=0)
-    # Whole numbers in float64 multiply-add exactly below 2^53 (see _CHUNK), at the speed of matrix products.
-    counts = poisson_weights(hashes[order], plan.seed, plan.replicates)
-    picked = terms[:, _resampled_columns(plan)].astype(np.float64)
-    for c, start, stop in zip(seen, starts, [*starts[1:], len(order)], strict=True):
-        totals.resampled[c] += (counts[start:stop].T.astype(np.float64) @ picked[start:stop]).astype(np.int64)
-
-
-def _add_cut(
-    cut: int, arm: np.ndarray, buckets: pa.DictionaryArray, terms: np.ndarray, totals: dict[_Key, np.ndarray]
-) -> None:
-    labels = buckets.dictionary.to_pylist()
-    group = arm * len(labels) + buckets.indices.to_numpy()
+def _by_group(
+    group: np.ndarray, terms: np.ndarray, counts: np.ndarray, plan: Plan
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each group's sums of terms, and those of Σw and Σwy under every resample [replicates, 1 + outcomes]."""
     order = np.argsort(group, kind="stable")
     seen, starts = np.unique(group[order], return_index=True)
-    for g, sums in zip(seen, np.add.reduceat(terms[order], starts, axis=0), strict=True):
-        key = (cut, int(g) // len(labels), labels[int(g) % len(labels)])
-        totals[key] = totals[key] + sums if key in totals else sums
+    terms, counts = terms[order], counts[order]
+    plain = np.add.reduceat(terms, starts, axis=0)
+    # Whole numbers in float64 multiply-add exactly below 2^53 (see _CHUNK), at the speed of matrix products.
+    picked = terms[:, _resampled_columns(plan)].astype(np.float64)
+    for place, (start, stop) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
+        resampled = (counts[start:stop].T.astype(np.float64) @ picked[start:stop]).astype(np.int64)
+        yield int(seen[place]), plain[place], resampled
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:
@@ -301,23 +305,29 @@ def unpacked(merged: pa.Table, bins: int, plan: Plan) -> Sums:
         else:
             totals.cuts[cut, cell, bucket] = sums
     shape = (len(plan.levels), 2, bins)
-    resampled = np.moveaxis(totals.resampled.reshape(*shape, plan.replicates, 1 + plan.outcomes), 3, 0)
-    outcomes = [p.floats("wy", resampled[..., 1 + j]) for j, p in enumerate(plan.points[:-1])]
-    return Sums(
-        moments=_moments(totals.plain.reshape(*shape, -1), plan),
-        resampled_w=plan.points[0].floats("w", resampled[..., 0]),
-        resampled_wy=np.stack(outcomes, axis=-1),
-        cuts=tuple(_one_cut(c, totals.cuts, plan) for c in range(plan.cuts)),
-    )
+    w, wy = _resampled(totals.resampled.reshape(*shape, -1), plan)
+    cuts = tuple(_one_cut(c, totals.cuts, plan) for c in range(plan.cuts))
+    return Sums(_moments(totals.plain.reshape(*shape, -1), plan), w, wy, cuts)
+
+
+def _resampled(sums: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Integer sums [..., replicates·(1 + outcomes)] as Σw [replicates, ...] and Σwy [replicates, ..., outcomes]."""
+    parts = np.moveaxis(sums.reshape(*sums.shape[:-1], plan.replicates, 1 + plan.outcomes), -2, 0)
+    outcomes = [p.floats("wy", parts[..., 1 + j]) for j, p in enumerate(plan.points[:-1])]
+    return plan.points[0].floats("w", parts[..., 0]), np.stack(outcomes, axis=-1)
 
 
 def _one_cut(cut: int, totals: dict[_Key, np.ndarray], plan: Plan) -> CutSums:
     mine = {(arm, bucket): sums for (c, arm, bucket), sums in totals.items() if c == cut}
     buckets = tuple(sorted({bucket for _, bucket in mine}))
-    sums = np.zeros((2 * len(plan.levels), len(buckets), 1 + len(_SUM_FIELDS) * len(plan.points)), np.int64)
+    terms = 1 + len(_SUM_FIELDS) * len(plan.points)
+    drawn = plan.replicates * (1 + plan.outcomes) if plan.resampled_cuts else 0
+    sums = np.zeros((2 * len(plan.levels), len(buckets), terms + drawn), np.int64)
     for (arm, bucket), found in mine.items():
         sums[arm, buckets.index(bucket)] = found
-    return CutSums(buckets, _moments(sums.reshape(len(plan.levels), 2, *sums.shape[1:]), plan))
+    cells = sums.reshape(len(plan.levels), 2, len(buckets), terms + drawn)
+    resampled = _resampled(cells[..., terms:], plan) if plan.resampled_cuts else None
+    return CutSums(buckets, _moments(cells[..., :terms], plan), resampled)
 
 
 def _moments(plain: np.ndarray, plan: Plan) -> Moments:

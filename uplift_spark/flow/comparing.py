@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from uplift_spark.flow.evaluation import METRICS, Evaluation
+from uplift_spark.flow.evaluation import Evaluation
+from uplift_spark.flow.metrics import METRICS
 from uplift_spark.flow.offpolicy import Figure, Values
 from uplift_spark.stats.intervals import bootstrap_interval
 

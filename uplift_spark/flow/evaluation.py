@@ -2,12 +2,11 @@
 
 Each treated level has its own ranking: units that received the level or the control, by the level's predicted uplift.
 Where the logged propensity varies within an arm, units count by its inverse (Hájek means, and ranks by weight);
-where it does not, or was not logged, every unit counts once. All after `evaluate` are pure functions of its sums.
+where it does not, or was not logged, every unit counts once. `flow.metrics` and `flow.lift` make figures of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,24 +18,13 @@ from pyspark.sql import functions as F
 
 from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, by_level, thresholds
 from uplift_spark.flow.segments import segment_buckets
-from uplift_spark.stats.calibration import calibration_slope, calibration_test
-from uplift_spark.stats.intervals import bootstrap_interval
-from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference, ratio
+from uplift_spark.stats.intervals import MIN_CLUSTERS
+from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, ratio
 from uplift_spark.stats.qini import Curve, uplift_curve
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError, crossed
 
 DECILES = 10
 _VARIES = 1e-6  # relative: logged probabilities are rarely written with more digits
-
-METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
-    "ate": lambda curve: curve.average_effect,
-    "auuc": lambda curve: curve.auuc,
-    "qini": lambda curve: curve.qini,
-    "autoc": lambda curve: curve.autoc,
-    "top_30_percent_uplift": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3,
-    "top_30_percent_minus_average": lambda curve: curve.at(np.array([0.3]))[..., 0] / 0.3 - curve.average_effect,
-}
-"""Figures of a curve, each [...] from points [..., bins + 1]; the bootstrap takes the same functions."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +37,7 @@ class Setup:
     bins        rank bins of the curve, a multiple of 10
     order       treated levels in the order to report them; others follow by name
     table       name of the hold-out's table, for messages
+    cluster     column that names what units belong to: intervals take clusters, not units, as independent
     """
 
     control: str
@@ -59,13 +48,15 @@ class Setup:
     seed: int = 7
     order: tuple[str, ...] = ()
     table: str = "the hold-out"
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
 class Arms:
     """The hold-out's units per arm, whether propensities were logged and vary in one, largest weight and outcomes.
 
-    lowest  logged propensity of each arm; empty where none was logged
+    lowest    logged propensity of each arm; empty where none was logged
+    clusters  in each arm; empty where units are on their own
     """
 
     units: dict[str, int]
@@ -74,6 +65,7 @@ class Arms:
     largest_weight: float
     largest_outcomes: tuple[float, ...]
     lowest: dict[str, float] = field(default_factory=dict)
+    clusters: dict[str, int] = field(default_factory=dict)
 
     @property
     def largest_odds(self) -> dict[str, float]:
@@ -134,6 +126,12 @@ class Evaluation:
         treated = zip(self.levels, map(float, found[:, 1]), strict=True)
         return {self.setup.control: float(found[0, 0]), **dict(treated)}
 
+    @property
+    def resampled_deciles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Resampled Σw [replicates, levels, 2, 10] and Σw·outcome [replicates, levels, 2, 10, outcomes]."""
+        w, wy = self.sums.resampled_w, self.sums.resampled_wy
+        return _tenths(w), np.moveaxis(_tenths(np.moveaxis(wy, -1, 0)), 0, -1)
+
     def deciles(self) -> Moments:
         """Moments by tenth of the ranking, [levels, 2, 10, values]; the first tenth has the highest predictions."""
         m = self.sums.moments
@@ -151,7 +149,8 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | N
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
     columns = [part for segment in setup.segments for part in crossed(segment)]
-    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns), setup.table)
+    clusters = [setup.cluster] if setup.cluster else []
+    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns, *clusters), setup.table)
     arms = arms or describe_arms(holdout, setup)
     levels = _levels(arms, setup)
     grid = _score_grid(scores, levels, arms, setup)
@@ -161,7 +160,7 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | N
     largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
     points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
     ranking = _ranking(rows, points[0], levels, arms, setup)
-    plan = Plan(levels, points, setup.replicates, setup.seed, len(setup.segments))
+    plan = Plan(levels, points, setup.replicates, setup.seed, len(setup.segments), setup.cluster is not None)
     return Evaluation(levels, setup, arms, all_sums(rows, ranking, plan))
 
 
@@ -185,6 +184,8 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
     bad_propensity = F.expr(f"not coalesce({PROPENSITY} > 0 and {PROPENSITY} <= 1, false)")
     bad = [_bad_number(F.col(c)) for c in setup.outcomes]
     largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(setup.outcomes)]
+    clusters = [F.count_distinct(setup.cluster).alias("clusters")] if setup.cluster else []
+    clusters += [F.count_if(F.col(setup.cluster).isNull()).alias("strays")] if setup.cluster else []
     found = holdout.groupBy(F.col(TREATMENT).cast("string").alias("arm")).agg(
         F.count("*").alias("n"),
         F.min(PROPENSITY).alias("low"),
@@ -193,6 +194,7 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
         F.count(PROPENSITY).alias("logged"),
         *[F.count_if(b).alias(f"bad_{j}") for j, b in enumerate(bad)],
         *largest,
+        *clusters,
     )
     table = found.orderBy("arm").toPandas()
     _check_arms(table, setup)
@@ -205,6 +207,7 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
         largest_weight=float(1 / table["low"].min()) if weighted else 1.0,
         largest_outcomes=tuple(float(table[f"largest_{j}"].max()) for j in range(len(setup.outcomes))),
         lowest=dict(zip(table["arm"], map(float, table["low"]), strict=True)) if logged else {},
+        clusters=dict(zip(table["arm"], map(int, table["clusters"]), strict=True)) if setup.cluster else {},
     )
 
 
@@ -238,6 +241,15 @@ def _check_arms(found: pd.DataFrame, setup: Setup) -> None:
         raise DataError(f"{setup.table} has only the arm {setup.control!r} in its hold-out: nothing to compare")
     if found["logged"].sum() and (count := int(found["bad_propensity"].sum())):
         raise DataError(f"{setup.table} has {count} hold-out rows whose propensity is not in (0, 1]: correct the log")
+    if setup.cluster and (count := int(found["strays"].sum())):
+        raise DataError(
+            f"{setup.table} column {setup.cluster!r} is null in {count} hold-out rows: name every unit's cluster"
+        )
+    if setup.cluster and (few := found[found["clusters"] < MIN_CLUSTERS]["arm"].tolist()):
+        raise DataError(
+            f"{setup.table} has fewer than {MIN_CLUSTERS} clusters ({setup.cluster!r}) among the hold-out's units of "
+            f"{', '.join(few)}: no interval is known from so few; raise `holdout`, or name smaller clusters"
+        )
     for j, outcome in enumerate(setup.outcomes):
         if count := int(found[f"bad_{j}"].sum()):
             raise DataError(f"{setup.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
@@ -270,6 +282,7 @@ def comparison(
     units = holdout.select(
         F.col(UNIT).cast("string").alias("unit"),
         received.alias("received"),
+        drawn_by(setup).alias("unit_hash"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
         *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(setup.outcomes)],
         *[bucket.alias(f"cut_{j}") for j, bucket in enumerate(buckets)],
@@ -285,7 +298,12 @@ def comparison(
     rows = rows.where(F.col("level").isin([level for level in arms.units if level != setup.control]))
     treated = (F.col("received") == F.col("level")).cast("int").alias("treated")
     numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
-    return rows.select("level", treated, F.xxhash64("unit").alias("unit_hash"), "predicted", "weight", *numbers)
+    return rows.select("level", treated, "unit_hash", "predicted", "weight", *numbers)
+
+
+def drawn_by(setup: Setup) -> Column:
+    """Hash that decides how often a unit counts in each resample: its own, or its cluster's."""
+    return F.xxhash64(F.col(setup.cluster or UNIT).cast("string"))
 
 
 def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: Arms, setup: Setup) -> Ranking:
@@ -309,75 +327,6 @@ def _check_matched(found: int, level: str, arms: Arms, setup: Setup) -> None:
             f"{abs(expected - found)} of {expected} hold-out units of {setup.table} have a {state} score for "
             f"treatment {level!r}: run the score job again on this training set"
         )
-
-
-def curve_table(evaluation: Evaluation) -> pd.DataFrame:
-    """gold.uplift_curve without run_id: gains at every bin's share of the population, 95 % pointwise bootstrap band."""
-    fractions = np.linspace(0, 1, evaluation.setup.bins + 1)
-    parts = []
-    for outcome, curve, resampled in _by_outcome(evaluation):
-        gain = np.where(evaluation.enough[:, None], curve.at(fractions), np.nan)
-        lower, upper = bootstrap_interval(gain, resampled.at(fractions))
-        lower[:, 0], upper[:, 0] = gain[:, 0], gain[:, 0]
-        for k, level in enumerate(evaluation.levels):
-            parts.append(pd.DataFrame({
-                "outcome": outcome, "treatment": level, "fraction": fractions, "gain": gain[k],
-                "gain_lower": lower[k], "gain_upper": upper[k], "random_gain": fractions * gain[k, -1],
-            }))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
-
-
-def metric_table(evaluation: Evaluation) -> pd.DataFrame:
-    """gold.uplift_metrics without run_id and model_version: every metric with its 95 % bootstrap interval.
-
-    Those of METRICS, in the outcome's units; for the outcome the model predicts also `calibration_slope` (of observed
-    on predicted uplift over deciles; 1 is calibrated), `prediction_bias` (mean prediction minus average effect) and, in
-    place of an interval, `calibration_p` and `heterogeneity_p`, the p-values of `stats.calibration`.
-    """
-    rows = []
-    for outcome, curve, resampled in _by_outcome(evaluation):
-        figures = {name: (f(curve), f(resampled)) for name, f in METRICS.items()}
-        if outcome == evaluation.setup.outcomes[0]:
-            figures |= _calibration(evaluation, curve, resampled)
-        values = {name: np.where(evaluation.enough, value, np.nan) for name, (value, _) in figures.items()}
-        bounds = {name: bootstrap_interval(values[name], draws) for name, (_, draws) in figures.items()}
-        rows += [
-            (outcome, level, name, values[name][k], bounds[name][0][k], bounds[name][1][k])
-            for k, level in enumerate(evaluation.levels)
-            for name in figures
-        ]
-    return pd.DataFrame(rows, columns=["outcome", "treatment", "metric", "value", "lower", "upper"])
-
-
-def _by_outcome(evaluation: Evaluation) -> zip[tuple[str, Curve, Curve]]:
-    return zip(evaluation.setup.outcomes, evaluation.curves, evaluation.resampled, strict=True)
-
-
-def predicted_mean(moments: Moments) -> np.ndarray:
-    """Mean prediction over both arms' units, [...] from Moments [..., 2, buckets, values]; `predicted` comes last."""
-    both = moments.sum(axis=-3)
-    return both.mean[..., -1]
-
-
-def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    deciles = evaluation.deciles()
-    predicted, mass = predicted_mean(deciles), deciles.w[..., 0].sum(axis=1)
-    effects = difference(deciles[:, 1, :, 0], deciles[:, 0, :, 0])
-    observed, tests = effects.estimate, calibration_test(mass, predicted, effects)
-    w, wy = (_tenths(a) for a in (evaluation.sums.resampled_w, evaluation.sums.resampled_wy[..., 0]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = wy / w
-    draws = np.where(np.isfinite(observed), means[:, :, 1] - means[:, :, 0], np.nan)
-    average = predicted_mean(evaluation.sums.moments.sum(axis=2)[:, :, None])[:, 0]
-    return {
-        "calibration_slope": (
-            calibration_slope(mass, predicted, observed),
-            calibration_slope(w.sum(axis=2), predicted, draws),
-        ),
-        "prediction_bias": (average - curve.average_effect, average - resampled.average_effect),
-        "calibration_p": (tests.calibration, np.full_like(resampled.average_effect, np.nan)),
-        "heterogeneity_p": (tests.heterogeneity, np.full_like(resampled.average_effect, np.nan)),
-    }
 
 
 def _tenths(per_bin: np.ndarray) -> np.ndarray:

@@ -174,9 +174,11 @@ def training_set(labels: DataFrame, features: DataFrame, outcomes: tuple[str, ..
     return wide.dropna(subset=list(outcomes)).join(features, "unit_id", "left").withColumn("split", split)
 
 
-def hash_split(seed: int, holdout: float) -> Column:
-    """'train' or 'holdout' by the hash of seed and unit_id: the same wherever and whenever it is computed."""
-    return F.when(_below(f"{seed}|split|", holdout), F.lit("holdout")).otherwise(F.lit("train"))
+def hash_split(seed: int, holdout: float, cluster: str | None = None) -> Column:
+    """'train' or 'holdout' by the hash of seed and unit_id, or of the unit's cluster: the same wherever and whenever it
+    is computed."""
+    held_out = _below(f"{seed}|split|", holdout, cluster or "unit_id")
+    return F.when(held_out, F.lit("holdout")).otherwise(F.lit("train"))
 
 
 def sampled(seed: int, share: float) -> Column:
@@ -184,6 +186,6 @@ def sampled(seed: int, share: float) -> Column:
     return _below(f"{seed}|leakage|", share)
 
 
-def _below(salt: str, share: float) -> Column:
-    position = F.pmod(F.xxhash64(F.concat(F.lit(salt), F.col("unit_id"))), F.lit(SPLIT_STEPS))
+def _below(salt: str, share: float, column: str = "unit_id") -> Column:
+    position = F.pmod(F.xxhash64(F.concat(F.lit(salt), F.col(column).cast("string"))), F.lit(SPLIT_STEPS))
     return position < F.lit(share * SPLIT_STEPS)

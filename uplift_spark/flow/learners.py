@@ -87,23 +87,27 @@ def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[
 
 
 def reward_frame(
-    frame: DataFrame, unit: str, nuisance: TLearner, features: Sequence[FeatureBins], worth: tuple[float, list[float]]
+    frame: DataFrame,
+    keep: tuple[str, ...],
+    nuisance: TLearner,
+    features: Sequence[FeatureBins],
+    worth: tuple[float, list[float]],
 ) -> DataFrame:
-    """Doubly robust rewards of every level for every unit, map only: the unit, `bins` binary (uint8, of `features`) and
-    `rewards` array<double> [K].
+    """Doubly robust rewards of every level for every unit, map only: the columns `keep`, `bins` binary (uint8, of
+    `features`) and `rewards` array<double> [K].
 
-    frame     the unit, the T-learner's features, `received` int (level's place), `outcome` and `weight` double
+    frame     the columns to keep, the T-learner's features, `received` int (level's place), `outcome`, `weight` double
     features  some of the T-learner's
     worth     value of one unit of the outcome, and cost of every level [K]
     """
-    kind = frame.schema[unit].dataType.simpleString()
-    columns = f"`{unit}` {kind}, bins binary, rewards array<double>"
+    kept = ", ".join(f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in keep)
+    columns = f"{kept}, bins binary, rewards array<double>"
     places = [nuisance.bins.index(one) for one in features]
-    return frame.mapInArrow(partial(_reward, unit, nuisance, places, worth), columns)
+    return frame.mapInArrow(partial(_reward, keep, nuisance, places, worth), columns)
 
 
 def _reward(
-    unit: str,
+    keep: tuple[str, ...],
     nuisance: TLearner,
     places: list[int],
     worth: tuple[float, list[float]],
@@ -116,8 +120,8 @@ def _reward(
         )
         bins = apply_bins(batch, nuisance.bins)
         rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(bins)) - np.array(cost)
-        columns = [batch.column(unit), packed_bins(bins[:, places]), _lists(rewards)]
-        yield pa.RecordBatch.from_arrays(columns, [unit, "bins", "rewards"])
+        columns = [*map(batch.column, keep), packed_bins(bins[:, places]), _lists(rewards)]
+        yield pa.RecordBatch.from_arrays(columns, [*keep, "bins", "rewards"])
 
 
 def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,8 @@ quotient by something that may be zero has no finite interval.
 Buckets of a segment are compared with each other: `shrunk_uplift` draws each to their mean as far as its error is large
 beside their differences, and `different_p` says whether a bucket differs from the others, adjusted for their number
 (`stats.comparison`). `low_sample` marks rows where an arm has fewer than LOW_SAMPLE units or, of an outcome of 0 and 1,
-fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the one to go by.
+fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the one to go by. Where units
+come in clusters, intervals are those of resampled clusters, and so is a row whose arm is worth fewer than LOW_CLUSTERS.
 
 Null are: money that the configuration does not name, anything whose denominator is zero, means of fewer than MIN_UNITS
 units and all that follows from them, and the interval where no outcome varies.
@@ -18,6 +19,7 @@ units and all that follows from them, and the interval where no outcome varies.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -26,8 +28,10 @@ import pandas as pd
 import pyarrow as pa
 
 from uplift_spark.config import Economics
-from uplift_spark.flow.evaluation import DECILES, Evaluation, predicted_mean
+from uplift_spark.flow.evaluation import DECILES, Evaluation
+from uplift_spark.flow.metrics import predicted_mean
 from uplift_spark.stats.comparison import different, shrunk
+from uplift_spark.stats.intervals import cluster_effects
 from uplift_spark.stats.moments import Moments, difference
 
 LIFT_COLUMNS = (
@@ -36,9 +40,19 @@ LIFT_COLUMNS = (
     "cost_per_incremental", "roi_lower", "roi_upper", "cost_per_incremental_lower", "cost_per_incremental_upper",
     "low_sample", "shrunk_uplift", "different_p",
 )  # fmt: skip
-LOW_SAMPLE, LOW_EVENTS = 100, 10
+LOW_SAMPLE, LOW_EVENTS, LOW_CLUSTERS = 100, 10, 40
 _COUNTS = ("n", "n_treated", "n_control")
-SEGMENT, _ERROR = "segment:", "_error"
+SEGMENT, _ERROR, _DRAWN = "segment:", "_error", "_drawn"
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Name, buckets, Moments [levels, 2, buckets, values] and resampled sums (Σw, Σw·outcome) of one cut."""
+
+    name: str
+    buckets: tuple[str, ...]
+    moments: Moments
+    resampled: tuple[np.ndarray, np.ndarray] | None
 
 
 def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
@@ -47,42 +61,46 @@ def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
     Decile `1` has the highest predicted uplift. `predicted_uplift` is given for the outcome the model predicts, and is
     the mean over the bucket's treated and control units.
     """
-    rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, *cut)]
-    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR])
+    rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, cut)]
+    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR, _DRAWN])
     for _, mine in table[table["cut"].str.startswith(SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
         effects = mine["uplift"].to_numpy(np.float64), mine[_ERROR].to_numpy(np.float64)
+        drawn = np.column_stack(list(mine[_DRAWN])) if evaluation.setup.cluster else None
         table.loc[mine.index, "shrunk_uplift"] = shrunk(*effects)
-        table.loc[mine.index, "different_p"] = different(*effects)
-    table = table.drop(columns=_ERROR).astype({"shrunk_uplift": "float64", "different_p": "float64"})
+        table.loc[mine.index, "different_p"] = different(*effects, drawn)
+    table = table.drop(columns=[_ERROR, _DRAWN]).astype({"shrunk_uplift": "float64", "different_p": "float64"})
     return table.astype({**dict.fromkeys(_COUNTS, "int64"), "low_sample": "bool"})
 
 
-def _cuts(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Moments]]:
-    """Name, buckets and Moments [levels, 2, buckets, values] of every cut."""
-    deciles = evaluation.deciles()
-    yield "all", ("all",), deciles.sum(axis=2)[:, :, None]
-    yield "decile", tuple(str(d + 1) for d in range(DECILES)), deciles
+def _cuts(evaluation: Evaluation) -> Iterator[_Cut]:
+    deciles, (w, wy) = evaluation.deciles(), evaluation.resampled_deciles
+    whole = w.sum(axis=3, keepdims=True), wy.sum(axis=3, keepdims=True)
+    yield _Cut("all", ("all",), deciles.sum(axis=2)[:, :, None], whole)
+    yield _Cut("decile", tuple(str(d + 1) for d in range(DECILES)), deciles, (w, wy))
     for segment, sums in evaluation.cuts.items():
-        yield f"{SEGMENT}{segment}", sums.buckets, sums.moments
+        yield _Cut(f"{SEGMENT}{segment}", sums.buckets, sums.moments, sums.resampled)
 
 
-def _cut_rows(evaluation: Evaluation, cut: str, buckets: tuple[str, ...], moments: Moments) -> Iterator[dict[str, Any]]:
+def _cut_rows(evaluation: Evaluation, cut: _Cut) -> Iterator[dict[str, Any]]:
     """Counts and effects of one cut's buckets that hold units, by outcome and level."""
-    means = predicted_mean(moments)
+    means, arms = predicted_mean(cut.moments), cut.moments[..., :-1]
+    clustered = cluster_effects(arms, *cut.resampled) if evaluation.setup.cluster and cut.resampled else None
+    found = clustered.found if clustered else difference(arms[:, 1], arms[:, 0])
     for (j, outcome), (k, level), (b, bucket) in product(
-        enumerate(evaluation.setup.outcomes), enumerate(evaluation.levels), enumerate(buckets)
+        enumerate(evaluation.setup.outcomes), enumerate(evaluation.levels), enumerate(cut.buckets)
     ):
-        cell = moments[k, :, b, j]
+        cell, at = arms[k, :, b, j], (k, b, j)
         if cell.n.sum() == 0:
             continue
-        found = difference(cell[1], cell[0])
+        few = clustered is not None and clustered.clusters[k, b] < LOW_CLUSTERS
         yield {
-            "outcome": outcome, "treatment": level, "cut": cut, "bucket": bucket,
+            "outcome": outcome, "treatment": level, "cut": cut.name, "bucket": bucket,
             "n": cell.n.sum(), "n_treated": cell.n[1], "n_control": cell.n[0],
-            "mean_treated": float(found.treated), "mean_control": float(found.control),
+            "mean_treated": found.treated[at], "mean_control": found.control[at],
             "predicted_uplift": means[k, b] if j == 0 else np.nan,
-            "uplift": float(found.estimate), "uplift_lower": float(found.lower), "uplift_upper": float(found.upper),
-            "low_sample": _few(cell, outcome in evaluation.rates), _ERROR: float(found.error),
+            "uplift": found.estimate[at], "uplift_lower": found.lower[at], "uplift_upper": found.upper[at],
+            "low_sample": bool(few) or _few(cell, outcome in evaluation.rates),
+            _ERROR: found.error[at], _DRAWN: clustered.resampled[:, k, b, j] if clustered else None,
         }  # fmt: skip
 
 

@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.flow.evaluation import METRICS, Arms
-from uplift_spark.flow.lift import unclear_metrics
+from uplift_spark.flow.evaluation import Arms
+from uplift_spark.flow.lift import LOW_CLUSTERS, unclear_metrics
+from uplift_spark.flow.metrics import METRICS
 from uplift_spark.flow.truth import Truth
 
 _WIDTH = 140
@@ -114,6 +115,10 @@ def caveats(arms: Arms, unseen: bool) -> list[str]:
         said.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
     if arms.weighted:
         said.append("Propensities vary within an arm: units count by the inverse of theirs.")
+    if arms.clusters:
+        counted = ", ".join(f"{arm} {n:,}" for arm, n in arms.clusters.items())
+        few = f"; below {LOW_CLUSTERS} intervals are too narrow" if min(arms.clusters.values()) < LOW_CLUSTERS else ""
+        said.append(f"Units come in clusters, which intervals take as independent ({counted}{few}).")
     if not unseen:
         said.append("The model is not in the registry: nobody knows whether it was trained on units of this hold-out.")
     return said

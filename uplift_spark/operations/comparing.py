@@ -18,7 +18,7 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
 from uplift_spark.config import Config
 from uplift_spark.flow.comparing import ANY, DIFFERENCE, compared_metrics, cost_curves
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, describe_arms, evaluate, seen_columns
+from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, describe_arms, drawn_by, evaluate, seen_columns
 from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
@@ -164,9 +164,12 @@ def compared(given: Contenders, predictions: DataFrame, say: Say) -> Comparison:
 
 def _valued(given: Contenders, predictions: DataFrame, arms: Arms) -> dict[str, Values]:
     seen = seen_columns(given.levels, given.config.roles.outcome, arms)
-    unit_hash = F.xxhash64(F.col(UNIT).cast("string")).alias("unit_hash")
     columns = ["unit_hash", "received", "outcome", "weight", EXPECTED, *map(effects_column, range(len(given.names)))]
-    rows = given.holdout.select(UNIT, unit_hash, *seen).join(predictions, UNIT).select(*columns)
+    rows = (
+        given.holdout.select(UNIT, drawn_by(given.setup).alias("unit_hash"), *seen)
+        .join(predictions, UNIT)
+        .select(*columns)
+    )
     prices = prices_of(predictions, len(given.names), given.cost, given.price, given.config.compare.points)
     largest = max(arms.largest_odds.values()), arms.largest_outcomes[0]
     rules = Rules(given.cost, given.price, prices, largest, given.setup.replicates, given.setup.seed)

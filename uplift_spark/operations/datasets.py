@@ -66,7 +66,7 @@ def events_of(config: Config, lake: Lake) -> Events:
     sources = {source: frames.pop(table) for source, table in named.items()}
     read = {source: (table, versions[table]) for source, table in named.items()}
     mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
-    columns = tuple(dict.fromkeys([*config.roles.features, *config.lift.columns]))
+    columns = config.unit_columns
     arrivals = _arrivals(mine, campaign)
     seen = sorted({name for _, name, _ in arrivals if name is not None})
     taken = {*config.outcomes, *seen, *_source_columns(config)}

@@ -21,7 +21,7 @@ from uplift_spark.flow.pictures import budget_picture, save
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, last_scored, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import Scored, as_if_alone, last_scored, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.allocation import Allocation, allocate, first_look
@@ -306,4 +306,4 @@ def summary(done: Done, details: Mapping[str, Any]) -> str:
     for row in done.limit_table().to_dict("records"):
         bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
         lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *as_if_alone(done.given.config)])

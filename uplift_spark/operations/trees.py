@@ -17,7 +17,7 @@ from uplift_spark.flow.learners import fit_t_learner, reward_frame
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import fixed_costs, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import as_if_alone, fixed_costs, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.tree import PolicyTree, Value
@@ -65,16 +65,17 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
 
 
 def rewarded(given: Inputs, say: Say) -> DataFrame:
-    """Rewards of the hold-out's units (`flow.learners.reward_frame`), and which of them grow the tree, by hash."""
+    """Rewards of the hold-out's units (`flow.learners.reward_frame`), and which of them grow the tree: by hash of the
+    unit, or of its cluster."""
     config, roles, levels = given.config, given.forest.roles, given.forest.levels
     train, holdout = (given.training.where(F.col("split") == split) for split in ("train", "holdout"))
     arms = describe_arms(holdout, setup_of(config))
     say("a T-learner for what is expected of every unit")
     nuisance = fit_t_learner(train, roles, levels, given.forest.plan.bins, config.seed)
     seen = seen_columns(levels.names, roles.outcome, arms)
-    rows = holdout.select(UNIT, *(f"`{name}`" for name in roles.features), *seen)
-    rewards = reward_frame(rows, UNIT, nuisance, given.features, given.worth)
-    return rewards.withColumn("grows", F.pmod(F.xxhash64(UNIT, F.lit(config.seed)), F.lit(2)) == 0)
+    half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
+    rows = holdout.select(UNIT, half.alias("grows"), *(f"`{name}`" for name in roles.features), *seen)
+    return reward_frame(rows, (UNIT, "grows"), nuisance, given.features, given.worth)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Grown:
             best = ", the best single level" if value.against == self.tree.levels[self.tree.constant] else ""
             against = f"  over {value.against} for all{best}"
             lines.append(f"{against}: {number(value.estimate)} ({interval(value.lower, value.upper)})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *as_if_alone(self.given.config)])
 
 
 def grown(given: Inputs, rewards: DataFrame) -> Grown:

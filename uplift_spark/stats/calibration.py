@@ -44,10 +44,13 @@ class CalibrationTest:
     heterogeneity: np.ndarray
 
 
-def calibration_test(mass: np.ndarray, predicted: np.ndarray, observed: Difference) -> CalibrationTest:
+def calibration_test(
+    mass: np.ndarray, predicted: np.ndarray, observed: Difference, resampled: np.ndarray | None = None
+) -> CalibrationTest:
     """Tests from each bucket's mass, mean prediction and observed effect, [..., buckets].
 
-    Predictions must not have seen the units: their errors are not accounted for.
+    Predictions must not have seen the units: their errors are not accounted for. Observed effects of buckets that share
+    clusters are not independent; their spread is then taken from `resampled` effects [replicates, ..., buckets].
     """
     mass, predicted = (np.asarray(a, np.float64) for a in (mass, predicted))
     share = mass / mass.sum(axis=-1, keepdims=True)
@@ -58,10 +61,22 @@ def calibration_test(mass: np.ndarray, predicted: np.ndarray, observed: Differen
     variance = observed.error**2
     off = (share * (observed.estimate - predicted)).sum(axis=-1)
     slope = (steep * observed.estimate).sum(axis=-1)
-    of_off, of_slope, both = ((w * variance).sum(axis=-1) for w in (share**2, steep**2, share * steep))
+    if resampled is None:
+        of_off, of_slope, both = ((w * variance).sum(axis=-1) for w in (share**2, steep**2, share * steep))
+    else:
+        of_off, of_slope, both = _covariance((share * resampled).sum(axis=-1), (steep * resampled).sum(axis=-1))
     missed = slope - 1
     wald = (off**2 * of_slope - 2 * off * missed * both + missed**2 * of_off) / (of_off * of_slope - both**2)
     return CalibrationTest(np.exp(-wald / 2), _two_sided(slope / np.sqrt(of_slope)))
+
+
+def _covariance(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(variance of a, of b, covariance) over resamples [replicates, ...] in which both are known."""
+    known = np.isfinite(a) & np.isfinite(b)
+    count = np.where(known.sum(axis=0) > 1, known.sum(axis=0), np.nan)
+    a, b = (np.where(known, x - np.where(known, x, 0.0).sum(axis=0) / count, 0.0) for x in (a, b))
+    of_a, of_b, both = ((x * y).sum(axis=0) / (count - 1) for x, y in ((a, a), (b, b), (a, b)))
+    return of_a, of_b, both
 
 
 def _two_sided(z: np.ndarray) -> np.ndarray:

@@ -8,13 +8,16 @@ rows stay mergeable (Chamandy et al. 2012).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from uplift_spark.stats.moments import normal_quantile
+from uplift_spark.stats.moments import Difference, Moments, difference, normal_quantile, ratio
 
 Kind = Literal["normal", "percentile"]
+
+MIN_CLUSTERS = 10  # of an arm: from fewer no interval is known
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _SALT = np.uint64(0xD1B54A32D192ED03)
@@ -33,8 +36,8 @@ _BOUNDS = _poisson_bounds()
 def poisson_weights(unit_hashes: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     """Times each unit counts in each resample, uint8 [units, replicates].
 
-    `unit_hashes` are 64-bit hashes of the unit ids (Spark's `xxhash64`), int64 or uint64 [units]. The first r columns
-    do not depend on how many replicates are asked for.
+    `unit_hashes` are 64-bit hashes of the units' or their clusters' ids (Spark's `xxhash64`), int64 or uint64 [units].
+    The first r columns do not depend on how many replicates are asked for.
     """
     hashes = np.ascontiguousarray(unit_hashes).view(np.uint64)[:, None]
     blocks = np.arange(-(-replicates // _LANES), dtype=np.uint64)[None, :]
@@ -66,12 +69,10 @@ def bootstrap_interval(
     fewer than half of them left, or no spread at all, the interval is not known (NaN).
     """
     value, resampled = np.asarray(value, np.float64), np.asarray(resampled, np.float64)
-    known = np.isfinite(resampled)
-    count = known.sum(axis=0)
-    error = np.sqrt(_variance(resampled, known, count))
+    error = resampled_error(resampled)
     # No spread beyond rounding means that nothing varied (no event in any resample), not that the value is certain.
-    usable = np.isfinite(value) & (2 * count >= len(resampled)) & (error > 1e-12 * np.abs(value)) & (error > 0)
-    lower, upper = _bounds(value, np.where(known, resampled, np.nan), error, usable, level, kind)
+    usable = np.isfinite(value) & (error > 1e-12 * np.abs(value)) & (error > 0)
+    lower, upper = _bounds(value, np.where(np.isfinite(resampled), resampled, np.nan), error, usable, level, kind)
     return np.where(usable, lower, np.nan), np.where(usable, upper, np.nan)
 
 
@@ -84,7 +85,45 @@ def _bounds(value, resampled, error, usable, level, kind) -> tuple[np.ndarray, n
     return lower, upper
 
 
-def _variance(resampled: np.ndarray, known: np.ndarray, count: np.ndarray) -> np.ndarray:
+def resampled_error(resampled: np.ndarray) -> np.ndarray:
+    """Standard deviation over resamples, [replicates, ...] -> [...]; those that are not known are left out, NaN where
+    fewer than half, or fewer than two, are."""
+    known = np.isfinite(resampled)
+    count = known.sum(axis=0)
     mean = np.where(known, resampled, 0.0).sum(axis=0) / np.maximum(count, 1)
     squares = np.where(known, resampled - mean, 0.0) ** 2
-    return np.where(count > 1, squares.sum(axis=0) / np.maximum(count - 1, 1), np.nan)
+    enough = (count > 1) & (2 * count >= len(resampled))
+    return np.sqrt(np.where(enough, squares.sum(axis=0) / np.maximum(count - 1, 1), np.nan))
+
+
+@dataclass(frozen=True)
+class ClusterEffects:
+    """Effects [levels, buckets, outcomes] with errors from resampled clusters, the effects of every resample
+    [replicates, ...], and how many clusters the smaller arm is worth [levels, buckets]."""
+
+    found: Difference
+    resampled: np.ndarray
+    clusters: np.ndarray
+
+
+def cluster_effects(arms: Moments, w: np.ndarray, wy: np.ndarray) -> ClusterEffects:
+    """Effects of cells [levels, 2, buckets, outcomes], control first, whose units come in clusters.
+
+    w   Σ of weights under resamples that draw clusters, [replicates, levels, 2, buckets]
+    wy  Σ of weight·outcome, [replicates, levels, 2, buckets, outcomes]
+    """
+    means = ratio(wy, w[..., None])
+    drawn = means[:, :, 1] - means[:, :, 0]
+    clusters = effective_clusters(w).min(axis=1)
+    error = np.where((clusters >= MIN_CLUSTERS)[..., None], resampled_error(drawn), np.nan)
+    return ClusterEffects(difference(arms[:, 1], arms[:, 0], error=error), drawn, clusters)
+
+
+def effective_clusters(resampled_weights: np.ndarray) -> np.ndarray:
+    """Clusters that would vary as much if all had one weight (Kish), [replicates, ...] sums of weights -> [...].
+
+    Under Poisson(1) weights the variance of a sum of weights is the sum of the clusters' squared weights.
+    """
+    error = resampled_error(resampled_weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error > 0, (resampled_weights.mean(axis=0) / error) ** 2, 0.0)

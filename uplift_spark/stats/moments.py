@@ -145,8 +145,14 @@ class Difference:
     upper: np.ndarray
 
 
-def difference(treated: Moments, control: Moments, level: float = 0.95, min_units: int = MIN_UNITS) -> Difference:
-    """Mean of the treated minus mean of the control, with Welch's standard error and a normal interval.
+def difference(
+    treated: Moments,
+    control: Moments,
+    level: float = 0.95,
+    min_units: int = MIN_UNITS,
+    error: np.ndarray | None = None,
+) -> Difference:
+    """Mean of the treated minus mean of the control, with a normal interval by Welch's standard error or by `error`.
 
     A mean of fewer than `min_units` rows is NaN, and so is everything that needs it. Where neither arm varies (no
     event seen at all) the standard error would be zero; the estimate stays, its error and interval are NaN, because
@@ -154,7 +160,8 @@ def difference(treated: Moments, control: Moments, level: float = 0.95, min_unit
     """
     means = [np.where(arm.n >= min_units, arm.mean, np.nan) for arm in (treated, control)]
     estimate = means[0] - means[1]
-    error = np.sqrt(treated.squared_error + control.squared_error)
+    if error is None:
+        error = np.sqrt(treated.squared_error + control.squared_error)
     error = np.where((error > 0) & np.isfinite(estimate), error, np.nan)
     half = normal_quantile(level) * error
     return Difference(means[0], means[1], estimate, error, estimate - half, estimate + half)

@@ -264,6 +264,7 @@ _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
 _job_command("compare", "The champion against other learners on one hold-out.")
 _job_command("policy", "Whom to treat with what, within budget and limits.")
+_job_command("simulate", "What the plan would bring under other budgets, costs and levels.")
 _job_command("tree", "Whom to treat with what, by a few questions that people can read.")
 
 

@@ -30,6 +30,7 @@ from uplift_spark.sections import (
     Pseudonyms,
     Registry,
     RolesConf,
+    Scenario,
     Simulation,
     Tree,
     Trial,
@@ -57,6 +58,7 @@ __all__ = [
     "Pseudonyms",
     "Registry",
     "RolesConf",
+    "Scenario",
     "Simulation",
     "Tree",
     "Trial",
@@ -85,6 +87,7 @@ class Config:
     pseudonyms: Pseudonyms | None = None
     alarms: Alarms = Field(default_factory=Alarms)
     policy: Policy = Field(default_factory=Policy)
+    scenarios: dict[str, Scenario] = Field(default_factory=dict)
     compare: Compare = Field(default_factory=Compare)
     tree: Tree = Field(default_factory=Tree)
 
@@ -101,6 +104,8 @@ class Config:
         if self.roles.cluster is not None:
             checked_name(self.roles.cluster, "roles.cluster")
         checked_name(self.model_name, "registry.name")
+        for name in self.scenarios:
+            checked_name(name, "scenario")
         if strangers := sorted(set(self.labels.windows) - set(outcomes)):
             raise ConfigError(
                 f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "

@@ -354,6 +354,24 @@ class Policy:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Scenario:
+    """What `uplift simulate` changes of the plan; what is not named stays as it is in `policy` and `economics`.
+
+    budget  money to spend
+    levels  only these may be given; limits on others fall away
+    limits  in place of `policy.limits`
+    cost    {level: of treating one unit}, in place of SQL, too
+    value   {outcome: of one}
+    """
+
+    budget: Annotated[float, Field(ge=0)] | None = None
+    levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    limits: tuple[Limit, ...] | None = None
+    cost: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    value: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
 class Compare:
     """What `uplift compare` holds the champion against, on the same hold-out.
 

@@ -21,6 +21,7 @@ from uplift_spark.config import (
     Policy,
     Registry,
     RolesConf,
+    Scenario,
     Simulation,
 )
 from uplift_spark.jobs import erase, load, optimize, replay, stream
@@ -47,6 +48,7 @@ CAMPAIGN = Config(
     lift=Lift(segments=("region",), bins=10, replicates=50),
     economics=Economics(value={"conversion": 40.0}, cost={"5%": 0.5, "10%": 1.0}),
     policy=Policy(budget=5.0),
+    scenarios={"half": Scenario(budget=2.5)},
 )
 
 Run = Callable[[Lake], object]
@@ -155,6 +157,7 @@ JOBS: dict[str, Job] = {
     "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
+    "simulate": _runs("simulate", policy=Policy(budget=8.0)),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(

@@ -1,5 +1,6 @@
 """`uplift policy`: one decision a unit within the limits, rules counted, refusals, what the hold-out says."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 
 from tests.flow.scored import LEVELS, campaign
 from tests.jobs.conftest import rows_of
-from uplift_spark.config import Config, Consent, Economics, Lakehouse, Lift, Limit, Policy, RolesConf
-from uplift_spark.jobs import policy
+from uplift_spark.config import Config, Consent, Economics, Lakehouse, Lift, Limit, Policy, RolesConf, Scenario
+from uplift_spark.jobs import policy, simulate
 from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.allocation import allocate
 from uplift_spark.policy.problem import Candidates, Constraint, Problem, look_at
@@ -53,6 +54,8 @@ def lake(spark, tmp_path_factory):
     training, scores = frames()
     lake.write("silver.training_spring", spark.createDataFrame(training), "features-1", mode="overwrite")
     lake.write("gold.uplift_scores", spark.createDataFrame(scores), "score-1")
+    truth = campaign(n=N, seed=4)[2].assign(experiment="spring", outcome="visit")
+    lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
     return lake
 
 
@@ -149,6 +152,62 @@ def test_a_rerun_adds_nothing(lake, planned):
     assert again.details["picture"].is_file()
     assert again.run_id == planned.run_id and all(table["skipped"] for table in again.tables.values())
     assert again.details == planned.details
+
+
+SCENARIOS = {
+    "half": Scenario(budget=BUDGET / 2),
+    "mail_only": Scenario(levels=("5%",)),
+    "dear": Scenario(cost={"10%": 50.0}, limits=()),
+    "nobody": Scenario(budget=0),
+}
+
+
+def test_scenarios_tell_what_plans_would_bring(lake, planned):
+    decided = lake.version("gold.policy_decisions")
+    result = simulate.run(replace(conf(lake), scenarios=SCENARIOS), lake)
+    assert lake.version("gold.policy_decisions") == decided
+    rows = rows_of(lake, "gold.policy_scenarios").set_index(["scenario", "treatment"])
+    whole = rows.xs("any", level="treatment")
+    assert set(whole.index) == {"plan", *SCENARIOS}
+    same = ("gain", "cost", "gap", "observed", "observed_lower", "observed_upper")
+    assert {name: whole.loc["plan", name] for name in same} == pytest.approx({n: planned.details[n] for n in same})
+    assert rows.units["plan"].drop("any").to_dict() == {n: planned.details["units"][n] for n in LEVELS}
+    # The truth of the plan, from its decisions one by one.
+    truth = campaign(n=N, seed=4)[2].set_index(["unit_id", "treatment"]).effect
+    chosen = decisions(lake, planned).query("treatment != 'none'")
+    expected = 5 * truth[list(zip(chosen.index, chosen.treatment, strict=True))].sum() - chosen.cost.sum()
+    assert whole.true_gain["plan"] == pytest.approx(expected)
+    assert 0.99 * BUDGET / 2 < whole.cost["half"] <= BUDGET / 2 + 1e-9 and whole.gain["half"] < whole.gain["plan"]
+    assert rows.loc["mail_only"].index.tolist() == ["5%", "any"] and whole.gap.max() < 1e-3
+    assert "10%" not in rows.loc["dear"].index and whole.units["dear"] > 0
+    assert whole.loc["nobody", ["units", "cost", "gain", "true_gain", "observed"]].tolist() == [0, 0, 0, 0, 0]
+    assert "half: gain" in result.details["summary"] and "in truth" in result.details["summary"]
+    assert "nobody is treated" in result.details["summary"]
+    again = simulate.run(replace(conf(lake), scenarios=SCENARIOS), lake)
+    assert again.tables["gold.policy_scenarios"]["skipped"] and again.details == result.details
+
+
+def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
+    monkeypatch.setattr(simulate, "true_effects", lambda config, lake: None)
+    simulate.run(replace(conf(lake), scenarios={"half": Scenario(budget=BUDGET / 2)}), lake, "blind")
+    assert rows_of(lake, "gold.policy_scenarios", run_id="blind").true_gain.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "message"),
+    [
+        ({}, "no scenario: name some"),
+        ({"plan": Scenario(budget=1)}, "choose another name"),
+        ({"sms": Scenario(levels=("5%", "sms"))}, r"scenario 'sms' names \['sms'\], none of the scored levels 5%, 10%"),
+        ({"sms": Scenario(cost={"sms": 1})}, r"scenario 'sms' names \['sms'\]"),
+        ({"many": Scenario(limits=(Limit(units=N + 1, least=True),))}, "1 more than there are"),
+    ],
+)
+def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message):
+    before = lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None
+    with pytest.raises(ConfigError, match=message):
+        simulate.run(replace(conf(lake), scenarios=scenarios), lake)
+    assert (lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None) == before
 
 
 @pytest.mark.parametrize(

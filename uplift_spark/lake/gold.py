@@ -140,6 +140,25 @@ _POLICY_CURVE = Contract(
     ),
 )
 
+_SCENARIOS = Contract(
+    table="gold.policy_scenarios",
+    job="simulate",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "scenario string: plan is the policy as it is configured",
+        f"{TREATMENT} string: level given; any for all of them together",
+        "units bigint: that get it",
+        "cost double: of treating them",
+        "gain double: predicted",
+        "true_gain double: by the true effects of a simulated campaign; null elsewhere",
+        "gap double: how far from the best plan at most, as a share of it; only for any",
+        "observed double: gain by the outcomes of the hold-out; only for any, null where too few units tell",
+        "observed_lower double: 95 % interval",
+        "observed_upper double: 95 % interval",
+    ),
+)
+
 _COST_CURVE = Contract(
     table="gold.cost_curve",
     job="compare",
@@ -176,4 +195,7 @@ _POLICY_TREE = Contract(
     ),
 )
 
-GOLD = (_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DECISIONS, _LIMITS, _POLICY_CURVE, _COST_CURVE, _POLICY_TREE)
+GOLD = (
+    *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
+    *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
+)

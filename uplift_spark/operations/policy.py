@@ -39,7 +39,7 @@ from uplift_spark.policy.planning import (
     offers,
     sizes,
 )
-from uplift_spark.policy.problem import Problem, Seen
+from uplift_spark.policy.problem import Problem
 from uplift_spark.policy.value import Observed, Point, curve, observed
 from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError, crossed
@@ -225,9 +225,11 @@ class Done:
         }  # fmt: skip
 
 
-def decide(given: Inputs, rows: DataFrame, say: Say) -> Done:
-    """The best plan for the candidates. Raises DataError for costs that are no numbers, ConfigError for limits that
-    cannot be kept."""
+def decide(given: Inputs, rows: DataFrame, say: Say, budgets: tuple[float, ...] = BUDGETS) -> Done:
+    """The best plan for the candidates, and the curve of its gain by `budgets`, in shares of the budget.
+
+    Raises DataError for costs that are no numbers, ConfigError for limits that cannot be kept.
+    """
     excluded = {
         row["excluded"]: row["n"]
         for row in rows.groupBy("excluded").agg(F.count("*").alias("n")).orderBy("excluded").collect()
@@ -252,18 +254,15 @@ def decide(given: Inputs, rows: DataFrame, say: Say) -> Done:
     say(f"deciding about {n:,} units under {len(limits)} limits")
     first = first_look(problem, look)
     plan = allocate(problem, look, first=first)
-    points, told = _outlook(given, rows, problem, plan, first, n)
+    points: list[Point] = []
+    if budget := given.config.policy.budget:  # the first limit
+        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in budgets], 0)
+    told = _observed(given, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
     return Done(given, rows, problem, plan, excluded, points, told, n)
 
 
-def _outlook(
-    given: Inputs, rows: DataFrame, problem: Problem, plan: Allocation, first: Seen, n: int
-) -> tuple[list[Point], Observed]:
-    """What other budgets would bring, and what these plans and, as the last, the plan itself bring on the hold-out."""
-    points: list[Point] = []
-    budget = given.config.policy.budget
-    if budget:  # the first limit
-        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in BUDGETS], 0)
+def _observed(given: Inputs, rows: DataFrame, problem: Problem, prices: np.ndarray, n: int) -> Observed:
+    """What plans with these prices [B, R] bring on the hold-out."""
     holdout = given.training.where(F.col("split") == "holdout")
     config = given.config
     arms = describe_arms(holdout, setup_of(config))
@@ -278,9 +277,8 @@ def _outlook(
     )
     matched = rows.where(F.col("excluded").isNull()).join(known, "key")
     point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
-    plans = np.array([*(p.prices for p in points), plan.prices]).reshape(len(points) + 1, len(problem.limits))
-    told = observed(matched, problem, plans, point, given.value, given.net, n)
-    return points, told
+    plans = prices.reshape(-1, len(problem.limits))
+    return observed(matched, problem, plans, point, given.value, given.net, n)
 
 
 def picture(done: Done, details: Mapping[str, Any]) -> Path | None:

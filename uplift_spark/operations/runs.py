@@ -39,6 +39,7 @@ _RELEVANT = {
     ),
     "tree": ("campaign", "roles", "economics", "policy.objective", "tree", "seed", "registry.name"),
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
+    "simulate": ("campaign", "roles", "economics", "policy", "scenarios", "consent", "seed"),
 }
 _ALL = ("campaign", "source", "roles", "seed", "holdout", "labels", "forest", "economics", "lift", "registry.name")
 

@@ -1,0 +1,104 @@
+"""What-if before rollout: plans under other budgets, costs and levels, with nothing decided (R5.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, Scenario
+from uplift_spark.flow.summary import interval, number
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.policy import Done, Inputs, inputs_of
+from uplift_spark.operations.registry import Registry
+from uplift_spark.policy.planning import decided
+from uplift_spark.vocabulary import TREATMENT, UNIT, ConfigError
+
+PLAN, ANY = "plan", "any"
+
+
+def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, Inputs]:
+    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
+    were not scored, and as `operations.policy.inputs_of`."""
+    if not config.scenarios:
+        raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
+    plan = inputs_of(config, lake, registry)
+    found = {PLAN: plan}
+    for name, scenario in config.scenarios.items():
+        if name == PLAN:
+            raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
+        named = {*scenario.cost, *(scenario.levels or ())}
+        if unknown := sorted(named - {*plan.levels}):
+            raise ConfigError(
+                f"scenario {name!r} names {unknown}, none of the scored levels {', '.join(plan.levels)}: correct them"
+            )
+        changed = inputs_of(_changed(config, scenario), lake, registry)
+        offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
+        found[name] = replace(changed, levels=offered)
+    return found
+
+
+def _changed(config: Config, scenario: Scenario) -> Config:
+    policy, economics = config.policy, config.economics
+    limits = policy.limits if scenario.limits is None else scenario.limits
+    if scenario.levels is not None:
+        limits = tuple(limit for limit in limits if limit.least or limit.level in (None, *scenario.levels))
+    changed = replace(
+        policy,
+        budget=policy.budget if scenario.budget is None else scenario.budget,
+        limits=limits,
+        cost={level: text for level, text in policy.cost.items() if level not in scenario.cost},
+    )
+    money = replace(economics, cost=economics.cost | scenario.cost, value=economics.value | scenario.value)
+    return replace(config, policy=changed, economics=money)
+
+
+def outcome_of(name: str, done: Done, truth: DataFrame | None) -> list[dict[str, Any]]:
+    """Rows of gold.policy_scenarios but for run_id and campaign: one a level that units get, then one for all.
+
+    truth  unit_id, treatment, effect: of the predicted outcome, where it is known
+    """
+    given, plan = done.given, done.plan
+    rows = decided(done.rows, given.levels, given.config.roles.control, done.problem, plan)
+    if truth is None:
+        rows = rows.withColumn("effect", F.lit(None))
+    else:
+        rows = rows.join(truth.select(UNIT, TREATMENT, "effect"), [UNIT, TREATMENT], "left")
+    sums = [F.sum(F.col(column).cast("double")).alias(column) for column in ("gain", "cost", "value", "effect")]
+    known = F.count("effect").alias("known")
+    found = {
+        row[TREATMENT]: row for row in rows.groupBy(TREATMENT).agg(F.count("*").alias("n"), known, *sums).collect()
+    }
+    levels = [level for level in given.levels if level in found]
+
+    def line(treatment: str, parts: list[Row]) -> dict[str, Any]:
+        units, cost, gain = (sum(part[column] for part in parts) for column in ("n", "cost", "gain"))
+        told = {"scenario": name, TREATMENT: treatment, "units": units, "cost": cost, "gain": gain, "true_gain": np.nan}
+        if truth is not None and all(part["known"] == part["n"] for part in parts):
+            told["true_gain"] = given.value * sum(part["effect"] for part in parts) - (cost if given.net else 0.0)
+        return told
+
+    whole, seen = line(ANY, [found[level] for level in levels]), done.observed
+    bound = sum(row["value"] for row in found.values()) + float(plan.prices @ done.problem.bounds)
+    whole["gap"] = (bound - whole["gain"]) / bound if bound > 0 else 0.0
+    whole |= {"observed": seen.gain[-1], "observed_lower": seen.lower[-1], "observed_upper": seen.upper[-1]}
+    return [*(line(level, [found[level]]) for level in levels), whole]
+
+
+def summary(rows: pd.DataFrame, unit: str) -> str:
+    """Each scenario in a line, its levels' units in brackets."""
+    lines = []
+    for name, mine in rows.groupby("scenario", sort=False):
+        whole, levels = mine[mine[TREATMENT] == ANY].iloc[0], mine[mine[TREATMENT] != ANY]
+        units = ", ".join(f"{row[TREATMENT]} {row['units']:,}" for row in levels.to_dict("records"))
+        truth = "" if np.isnan(whole["true_gain"]) else f", in truth {number(whole['true_gain'])}"
+        lines.append(
+            f"{name}: gain {number(whole['gain'])} ({unit}) predicted, {number(whole['observed'])} "
+            f"({interval(whole['observed_lower'], whole['observed_upper'])}) by the hold-out{truth}, "
+            f"for a cost of {number(whole['cost'])} ({units or 'nobody is treated'})"
+        )
+    return "\n".join(lines)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.evaluation import evaluate
+from uplift_spark.flow.evaluation import evaluate, winsorised
 from uplift_spark.flow.lift import as_arrow, lift_table
-from uplift_spark.flow.metrics import curve_table, metric_table
+from uplift_spark.flow.metrics import curve_table, metric_table, with_cuts
 from uplift_spark.flow.pictures import write_pictures
 from uplift_spark.flow.summary import caveats, lift_summary
 from uplift_spark.flow.truth import against_truth
@@ -31,14 +31,16 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     run_id = run_id or derive_run_id("lift", config, scores=scored)
     unseen = check_unseen(config, lake, registry, scored)
     say(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
-    holdout, scores, truth = holdout_of(config, lake, scored), scored.scores(lake), true_effects(config, lake)
+    scores, truth = scored.scores(lake), true_effects(config, lake)
+    setup = setup_of(config)
     with readable(config, scored):
-        evaluation = evaluate(holdout, scores, setup_of(config))
+        holdout, cuts = winsorised(holdout_of(config, lake, scored), config.lift.winsorise, setup.table)
+        evaluation = evaluate(holdout, scores, setup)
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
     model = {"model_version": scored.model_version}
     tables = {"lift_table": as_arrow(lift, **model), "uplift_curve": as_arrow(curves)}
-    tables["uplift_metrics"] = as_arrow(metrics, **model)
+    tables["uplift_metrics"] = as_arrow(with_cuts(metrics, cuts), **model)
     written = [lake.write(f"gold.{n}", lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
     details = {"model": scored.model_name, "version": scored.model_version, "units": evaluation.arms.units}
     if known:
@@ -49,7 +51,7 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:
         say(f"no pictures: {error}")
-    summary = "\n".join([lift_summary(lift, metrics, known), *caveats(evaluation.arms, unseen)])
+    summary = "\n".join([lift_summary(lift, metrics, known), *caveats(evaluation.arms, unseen, cuts)])
     return JobResult.of("lift", run_id, *written, **details, summary=summary)
 
 

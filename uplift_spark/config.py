@@ -111,6 +111,9 @@ class Config:
                 f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "
                 "them or correct their spelling"
             )
+        evaluated = dict.fromkeys([self.roles.outcome, *self.lift.outcomes])
+        if unknown := sorted(set(self.lift.winsorise) - set(evaluated)):
+            raise ConfigError(f"lift.winsorise names {unknown}, none of the outcomes evaluated: {', '.join(evaluated)}")
         if unknown := sorted(set(self.leakage.allow) - set(self.roles.features)):
             raise ConfigError(f"leakage.allow names {unknown}, not among roles.features: remove or respell them")
 

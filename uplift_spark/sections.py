@@ -197,10 +197,14 @@ class Lift:
     """Evaluation on the hold-out: segments, outcomes beside the trained one, rank bins, bootstrap replicates.
 
     A segment is a feature, or a crossing of features such as `region x device`.
+
+    winsorise  {outcome: share}: values above the size that this share of the hold-out does not exceed count as that
+               size; figures are then about what treatment does to outcomes cut off there
     """
 
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
+    winsorise: dict[str, Annotated[float, Field(ge=0.5, lt=1)]] = Field(default_factory=dict)
     bins: Annotated[int, Field(ge=10, le=1000, multiple_of=10)] = 100
     replicates: Annotated[int, Field(ge=50, le=2000)] = 200
 

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from tests.flow.scored import LEVELS, campaign, compared, mid_ranks
 from uplift_spark.config import Economics
-from uplift_spark.flow.evaluation import Setup, describe_arms, evaluate
+from uplift_spark.flow.evaluation import Setup, describe_arms, evaluate, winsorised
 from uplift_spark.flow.lift import lift_table
 from uplift_spark.flow.metrics import METRICS, curve_table, metric_table
 from uplift_spark.stats.moments import FIELDS
@@ -195,6 +195,22 @@ def test_units_in_clusters_say_no_more_than_their_clusters(spark):
     # Those of units are Welch's, those of clusters are resampled: 200 times, so they are a twentieth off.
     np.testing.assert_allclose(width[1] / width[0], 1, atol=0.25)
     assert abs(np.median(width[1] / width[0]) - 1) < 0.05 and np.allclose(width[2] / width[0], 3**-0.5, atol=0.01)
+
+
+def test_outcomes_are_cut_off_in_size(spark):
+    holdout, _, _ = campaign()
+    holdout.loc[:1, "spend"] = [-9000.0, np.inf]
+    found, cuts = winsorised(spark.createDataFrame(holdout), {"spend": 0.95}, "silver.t")
+    finite = np.isfinite(holdout.spend)
+    at = np.quantile(holdout.spend[finite].abs(), 0.95)
+    assert cuts["spend"].at == pytest.approx(at) and cuts["spend"].units == (holdout.spend[finite].abs() > at).sum()
+    expected = holdout.spend.clip(-at, at).where(finite, holdout.spend)  # what is no number is for others to refuse
+    assert found.toPandas().spend.tolist() == pytest.approx(expected.tolist())
+    assert winsorised(spark.createDataFrame(holdout), {}, "silver.t")[1] == {}
+    with pytest.raises(DataError, match=r"0\.5 of the hold-out's values of 'visit' are 0, so all would be cut off"):
+        winsorised(spark.createDataFrame(holdout), {"visit": 0.5}, "silver.t")
+    with pytest.raises(DataError, match=r"silver.t lacks columns \['spent'\]"):
+        winsorised(spark.createDataFrame(holdout), {"spent": 0.5}, "silver.t")
 
 
 BAD = {

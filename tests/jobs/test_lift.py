@@ -13,7 +13,7 @@ from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.registry import Registered, Registry
-from uplift_spark.vocabulary import DataError
+from uplift_spark.vocabulary import ConfigError, DataError
 
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
@@ -127,6 +127,27 @@ def test_truth_pictures_and_words(evaluated):
     assert summary.index("Lift of 5% on visit") < summary.index("Lift of 10% on visit")
     assert "true value" in summary and "The model is not in the registry" in summary
     assert said
+
+
+def test_winsorised_money_is_on_record(campaigned, evaluated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = conf(campaigned, lift=Lift(outcomes=("spend",), bins=20, replicates=50, winsorise={"spend": 0.95}))
+    result = lift.run(config, campaigned)
+    assert result.run_id != evaluated[0].run_id
+    training, _, _ = training_rows()
+    held_out = training[training.split == "holdout"]
+    at = np.quantile(held_out.spend, 0.95)
+    metrics = campaigned.read("gold.uplift_metrics").where(f"run_id = '{result.run_id}'").toPandas()
+    (record,) = metrics[metrics.metric == "winsorised_at"].to_dict("records")
+    assert (record["outcome"], record["treatment"]) == ("spend", "any") and record["value"] == pytest.approx(at)
+    means = held_out.assign(spend=held_out.spend.clip(upper=at)).groupby("treatment").spend.mean()
+    found = metrics[(metrics.metric == "ate") & (metrics.outcome == "spend")].set_index("treatment").value
+    assert found.to_dict() == pytest.approx({level: means[level] - means["none"] for level in LEVELS})
+    assert f"({(held_out.spend > at).sum()} units had more)" in result.details["summary"]
+    with pytest.raises(
+        ConfigError, match=r"lift.winsorise names \['spent'\], none of the outcomes evaluated: visit, spend"
+    ):
+        conf(campaigned, lift=Lift(outcomes=("spend",), winsorise={"spent": 0.99}))
 
 
 def test_a_rerun_adds_nothing(campaigned, evaluated, tmp_path, monkeypatch):

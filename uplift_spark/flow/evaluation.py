@@ -7,6 +7,7 @@ where it does not, or was not logged, every unit counts once. `flow.metrics` and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,14 @@ class Setup:
     order: tuple[str, ...] = ()
     table: str = "the hold-out"
     cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Size above which an outcome's values count as that size, and the units that have such."""
+
+    at: float
+    units: int
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,32 @@ def seen_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Col
         weight = by_level(received, tuple(arms.units), [arms.largest_odds[arm] for arm in arms.units])
     place = F.array_position(F.lit(list(levels)), received).cast("int") - 1
     return place.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
+
+
+def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
+    """The hold-out with outcomes cut off in size, and where: at what `shares` of their values do not exceed.
+
+    All arms are cut at one size, found without looking at the arms. What is no finite number stays as it is. Raises
+    DataError for an outcome whose values would all be 0.
+    """
+    if not shares:
+        return holdout, {}
+    _check_columns(holdout, tuple(shares), table)
+    sizes = {name: F.when(~_bad_number(F.col(name)), F.abs(F.col(name).cast("double"))) for name in shares}
+    asked = [F.percentile(size, F.lit(shares[name])).alias(name) for name, size in sizes.items()]
+    found = holdout.agg(*asked).collect()[0].asDict()
+    if empty := [name for name, at in found.items() if at == 0]:
+        raise DataError(
+            f"{table}: {shares[empty[0]]:g} of the hold-out's values of {empty[0]!r} are 0, so all would be cut off: "
+            f"raise lift.winsorise.{empty[0]}, or leave it out"
+        )
+    above = {name: F.coalesce(sizes[name] > at, F.lit(False)) for name, at in found.items() if at is not None}
+    counts = holdout.agg(*[F.count_if(mask).alias(name) for name, mask in above.items()]).collect()[0]
+    kept = {
+        name: F.when(mask, F.signum(F.col(name)) * found[name]).otherwise(F.col(name).cast("double"))
+        for name, mask in above.items()
+    }
+    return holdout.withColumns(kept), {name: Cut(found[name], counts[name]) for name in above}
 
 
 def _bad_number(column: Column) -> Column:

@@ -10,7 +10,8 @@ Buckets of a segment are compared with each other: `shrunk_uplift` draws each to
 beside their differences, and `different_p` says whether a bucket differs from the others, adjusted for their number
 (`stats.comparison`). `low_sample` marks rows where an arm has fewer than LOW_SAMPLE units or, of an outcome of 0 and 1,
 fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the one to go by. Where units
-come in clusters, intervals are those of resampled clusters, and so is a row whose arm is worth fewer than LOW_CLUSTERS.
+come in clusters, intervals are those of resampled clusters, and rows are marked, too, where an arm is worth fewer than
+LOW_CLUSTERS of them.
 
 Null are: money that the configuration does not name, anything whose denominator is zero, means of fewer than MIN_UNITS
 units and all that follows from them, and the interval where no outcome varies.

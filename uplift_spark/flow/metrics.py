@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 
-from uplift_spark.flow.evaluation import Evaluation
+from uplift_spark.flow.evaluation import Cut, Evaluation
 from uplift_spark.stats.calibration import calibration_slope, calibration_test
 from uplift_spark.stats.intervals import bootstrap_interval
 from uplift_spark.stats.moments import Moments, difference, ratio
@@ -91,3 +91,9 @@ def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict
         "calibration_p": (tests.calibration, np.full_like(resampled.average_effect, np.nan)),
         "heterogeneity_p": (tests.heterogeneity, np.full_like(resampled.average_effect, np.nan)),
     }
+
+
+def with_cuts(metrics: pd.DataFrame, cuts: Mapping[str, Cut]) -> pd.DataFrame:
+    """A metric table with what was cut off on record: `winsorised_at`, of every treatment (`any`)."""
+    rows = [(outcome, "any", "winsorised_at", cut.at, np.nan, np.nan) for outcome, cut in cuts.items()]
+    return pd.concat([metrics, pd.DataFrame(rows, columns=metrics.columns)]) if rows else metrics

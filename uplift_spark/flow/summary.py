@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.flow.evaluation import Arms
+from uplift_spark.flow.evaluation import Arms, Cut
 from uplift_spark.flow.lift import LOW_CLUSTERS, unclear_metrics
 from uplift_spark.flow.metrics import METRICS
 from uplift_spark.flow.truth import Truth
@@ -108,9 +108,9 @@ def _unclear(row: dict[Hashable, Any]) -> str:
     return f"{what}: {found} is not distinguishable from zero."
 
 
-def caveats(arms: Arms, unseen: bool) -> list[str]:
+def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None) -> list[str]:
     """Sentences on what the figures rest on, where that is not a randomised trial with a hold-out known to be one."""
-    said = []
+    said = cut_off(cuts or {})
     if not arms.logged:
         said.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
     if arms.weighted:
@@ -122,3 +122,8 @@ def caveats(arms: Arms, unseen: bool) -> list[str]:
     if not unseen:
         said.append("The model is not in the registry: nobody knows whether it was trained on units of this hold-out.")
     return said
+
+
+def cut_off(cuts: Mapping[str, Cut]) -> list[str]:
+    """A sentence for each outcome that was winsorised."""
+    return [f"{name} is cut off at {number(cut.at)} ({cut.units:,} units had more)." for name, cut in cuts.items()]

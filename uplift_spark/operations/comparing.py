@@ -18,13 +18,23 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
 from uplift_spark.config import Config
 from uplift_spark.flow.comparing import ANY, DIFFERENCE, compared_metrics, cost_curves
-from uplift_spark.flow.evaluation import Arms, Evaluation, Setup, describe_arms, drawn_by, evaluate, seen_columns
+from uplift_spark.flow.evaluation import (
+    Arms,
+    Cut,
+    Evaluation,
+    Setup,
+    describe_arms,
+    drawn_by,
+    evaluate,
+    seen_columns,
+    winsorised,
+)
 from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
 from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
 from uplift_spark.flow.pictures import save
-from uplift_spark.flow.summary import interval, number
+from uplift_spark.flow.summary import cut_off, interval, number
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import Scored, check_unseen, fixed_costs, setup_of, training_table
 from uplift_spark.operations.registry import Registered, Registry, level_suffix
@@ -66,7 +76,19 @@ class Contenders:
 
     @property
     def holdout(self) -> DataFrame:
-        return self.training.where(F.col("split") == "holdout")
+        """Of the training table, outcomes cut off where the configuration says so."""
+        return self._winsorised[0]
+
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """Where outcomes are cut off."""
+        return self._winsorised[1]
+
+    @cached_property
+    def _winsorised(self) -> tuple[DataFrame, dict[str, Cut]]:
+        rows, outcome = self.training.where(F.col("split") == "holdout"), self.config.roles.outcome
+        shares = {name: share for name, share in self.config.lift.winsorise.items() if name == outcome}
+        return winsorised(rows, shares, training_table(self.config))
 
     @cached_property
     def setup(self) -> Setup:
@@ -219,4 +241,4 @@ def summary(done: Comparison) -> str:
                 f"{'' if sure else ', not distinguishable from it'}"
             )
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, *cut_off(done.given.cuts)])

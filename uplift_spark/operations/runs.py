@@ -34,8 +34,8 @@ _RELEVANT = {
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),
     "compare": (
-        *("campaign", "roles", "economics", "forest", "lift.bins", "lift.replicates", "compare", "seed"),
-        "registry.name",
+        *("campaign", "roles", "economics", "forest", "lift.bins", "lift.replicates", "lift.winsorise", "compare"),
+        *("seed", "registry.name"),
     ),
     "tree": ("campaign", "roles", "economics", "policy.objective", "tree", "seed", "registry.name"),
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),

@@ -336,6 +336,8 @@ class Policy:
     objective  profit: value of the outcome times uplift, less the cost of treating; outcome: uplift alone
     bound      expected: the predicted uplift counts; lower: the lower end of its 95 % interval
     cost       {level: SQL over the training set's columns}, where a cost is not the same for every unit
+    cost_most  {level: SQL}, where a cost is uncertain: its upper end, which a plan by the lower bound reckons with, so
+               that it keeps its budget even then
     exclude    {rule: SQL condition}: units for which it holds get nothing
     contacts   a unit gets nothing after so many deliveries within `contact_days`
     keep_out   share of units left out at random, to read the plan's effect off later
@@ -346,10 +348,23 @@ class Policy:
     objective: Literal["profit", "outcome"] = "profit"
     bound: Literal["expected", "lower"] = "expected"
     cost: dict[str, str] = Field(default_factory=dict)
+    cost_most: dict[str, str] = Field(default_factory=dict)
     exclude: dict[str, str] = Field(default_factory=dict)
     contacts: Annotated[int, Field(ge=1)] | None = None
     contact_days: _Days = 30.0
     keep_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cost_most and self.bound != "lower":
+            raise ConfigError(
+                "policy.cost_most is what a plan by the lower bound reckons with: set policy.bound to lower"
+            )
+
+    @property
+    def costs_by_unit(self) -> dict[str, tuple[str, str]]:
+        """{level: (key in the configuration, SQL)} of the costs that the plan reckons with and that are SQL."""
+        keys = ("cost", "cost_most")
+        return {level: (f"policy.{key}.{level}", sql) for key in keys for level, sql in getattr(self, key).items()}
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:

@@ -225,6 +225,8 @@ def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message)
         ({"limits": (Limit(units=2000, least=True),)}, "least units by 500"),
         ({"exclude": {"old": "agee > 3"}}, "policy.exclude.old='agee > 3' is no SQL over the columns"),
         ({"cost": {"7%": "1"}}, "none of the levels 5%, 10%"),
+        ({"bound": "lower", "cost_most": {"7%": "1"}}, r"policy.cost_most names \['7%'\], none of the levels 5%, 10%"),
+        ({"bound": "lower", "cost_most": {"5%": "agee"}}, "policy.cost_most.5%='agee' is no SQL over the columns"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_decision(lake, planned, changes, message):
@@ -242,6 +244,11 @@ def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned):
     treated = rows.treatment == "5%"
     assert rows.cost[treated].to_numpy() == pytest.approx(0.1 + age[treated].to_numpy() / 1000)
     assert rows.cost.sum() <= BUDGET and result.details["gain"] < planned.details["gain"]
+    dear = policy.run(conf(lake, **careful, cost={"5%": "age"}, cost_most={"5%": "0.3", "10%": "0.5"}), lake)
+    assert set(decisions(lake, dear).query("treatment == '5%'").cost) == {0.3}
+    assert 0.98 * BUDGET < dear.details["cost"] <= BUDGET + 1e-9 and dear.details["gain"] < result.details["gain"]
+    with pytest.raises(ConfigError, match=r"set policy\.bound to lower"):
+        conf(lake, cost_most={"5%": "0.3"})
     with pytest.raises(DataError, match="60 candidates have a cost"):
         policy.run(conf(lake, cost={"5%": "age / 1000"}), lake)
 

@@ -108,14 +108,17 @@ def _check_money(config: Config, levels: tuple[str, ...]) -> None:
     policy, economics = config.policy, config.economics
     outcome_value(config)
     spends = any(limit.spend is not None for limit in policy.all_limits)
-    missing = [level for level in levels if level not in policy.cost and level not in economics.cost]
+    missing = [level for level in levels if level not in policy.costs_by_unit and level not in economics.cost]
     if missing and (spends or policy.objective == "profit"):
         raise ConfigError(
             f"policy: the cost of {', '.join(map(repr, missing))} is not known: set it in economics.cost, or as SQL "
             "in policy.cost"
         )
-    if unknown := sorted(set(policy.cost) - set(levels)):
-        raise ConfigError(f"policy.cost names {unknown}, none of the levels {', '.join(levels)}: correct the spelling")
+    for key, named in (("cost", policy.cost), ("cost_most", policy.cost_most)):
+        if unknown := sorted(set(named) - set(levels)):
+            raise ConfigError(
+                f"policy.{key} names {unknown}, none of the levels {', '.join(levels)}: correct the spelling"
+            )
     if negative := sorted(level for level in levels if economics.cost.get(level, 0) < 0):
         raise ConfigError(f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost")
 
@@ -123,10 +126,9 @@ def _check_money(config: Config, levels: tuple[str, ...]) -> None:
 def candidates_of(given: Inputs) -> DataFrame:
     """The frame of candidates, rules applied. Raises ConfigError when a cost or a rule is no SQL over the columns."""
     policy, config = given.config.policy, given.config
+    by_unit = policy.costs_by_unit
     costs = [
-        _expression(given, f"policy.cost.{level}", policy.cost[level])
-        if level in policy.cost
-        else F.lit(config.economics.cost.get(level, 0.0))
+        _expression(given, *by_unit[level]) if level in by_unit else F.lit(config.economics.cost.get(level, 0.0))
         for level in given.levels
     ]
     excluded = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +52,15 @@ def _changed(config: Config, scenario: Scenario) -> Config:
         policy,
         budget=policy.budget if scenario.budget is None else scenario.budget,
         limits=limits,
-        cost={level: text for level, text in policy.cost.items() if level not in scenario.cost},
+        cost=_without(policy.cost, scenario),
+        cost_most=_without(policy.cost_most, scenario),
     )
     money = replace(economics, cost=economics.cost | scenario.cost, value=economics.value | scenario.value)
     return replace(config, policy=changed, economics=money)
+
+
+def _without(costs: Mapping[str, str], scenario: Scenario) -> dict[str, str]:
+    return {level: sql for level, sql in costs.items() if level not in scenario.cost}
 
 
 def outcome_of(name: str, done: Done, truth: DataFrame | None) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def main() -> int:
         cases: list[interruptions.Case] = []
         for name, job in stage.prepared(asked.jobs):
             if "crash" in asked.parts:
-                rows.append(matrix.crash(name, job, stage, asked.kills))
+                rows.append(matrix.crash(name, job, stage, asked.kills, asked.first))
             if "interrupt" in asked.parts:
                 cases += interruptions.interrupted(name, job, stage)
             if "cluster" in asked.parts and name in cluster.TABLES:
@@ -55,6 +55,7 @@ def parsed() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="moments at which each job's driver is killed")
+    parser.add_argument("--first", type=int, default=0, help="moments to leave out, when they were done before")
     parser.add_argument("--jobs", nargs="*", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     return parser.parse_args()

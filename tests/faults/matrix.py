@@ -101,8 +101,8 @@ class Row:
         ]
 
 
-def crash(name: str, job: Job, stage: Stage, kills: int) -> Row:
-    """Kill the job's driver at `kills` moments, each time in a fresh copy."""
+def crash(name: str, job: Job, stage: Stage, kills: int, first: int = 0) -> Row:
+    """Kill the job's driver at `kills` moments, each time in a fresh copy; without those before number `first`."""
     stage.reset(name)
     old = stage.reader.state()
     following = Driver(stage.folder, name)
@@ -111,15 +111,16 @@ def crash(name: str, job: Job, stage: Stage, kills: int) -> Row:
         assert (said := following.said()) == "done", f"undisturbed, the job failed: {said}"
         expected, legal = stage.reader.state(), stage.reader.between(old)
         following = Driver(stage.folder, name)
-        for place in range(kills):
+        for place in range(first, kills):
             stage.reset(name)
             driver, target = following, 1 + round((row.files - 1) * place / max(1, kills - 1))
             _watched(driver, stage, target)
             if place + 1 < kills:  # the next one starts while this one's remains are looked at
                 following = Driver(stage.folder, name)
             row.kills += 1
-            print(f"{name}: killed at file {target} of {row.files}", file=sys.stderr, flush=True)
             _look(row, job, stage, (old, expected, legal))
+            told = f"{row.complete} reruns complete, {row.equal} equal, {len(row.wrong)} things wrong so far"
+            print(f"{name}: {row.kills}. kill, at file {target} of {row.files}: {told}", file=sys.stderr, flush=True)
     finally:
         following.kill()
     print(shown([row]), file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ PACKAGE = "uplift_spark"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("vocabulary",),
     ("sections",),
+    ("choices",),
     ("config",),
     ("stats",),
     ("causal",),

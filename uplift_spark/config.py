@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from uplift_spark.choices import Compare, Limit, Policy, Scenario, Tree
 from uplift_spark.sections import (
     DAY,
     HAPPENED_AT,
@@ -16,7 +17,6 @@ from uplift_spark.sections import (
     STRICT,
     Aggregate,
     Alarms,
-    Compare,
     Consent,
     Economics,
     Feature,
@@ -25,14 +25,10 @@ from uplift_spark.sections import (
     Lakehouse,
     Leakage,
     Lift,
-    Limit,
-    Policy,
     Pseudonyms,
     Registry,
     RolesConf,
-    Scenario,
     Simulation,
-    Tree,
     Trial,
 )
 from uplift_spark.vocabulary import ConfigError, Roles, checked_name

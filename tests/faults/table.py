@@ -138,10 +138,17 @@ def leaking(lake: Lake) -> Found:
 # ---------------------------------------------------------------- files
 
 
+def _file(lake: Lake, text: str) -> Path:
+    """A CSV file beside the lakehouse."""
+    path = Path(lake.lakehouse.path).parent / "in.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def loaded(lake: Lake, text: str, table: str = "bronze.event") -> Found:
     """What `uplift load` makes of a CSV file: its refusal, else the quarantine, else the rows."""
-    path = Path(lake.lakehouse.path).parent / "in.csv"
-    path.write_text(text)
+    path = _file(lake, text)
     how = Load(table, str(path), "csv", historic="known_at" in Load(table, "x", "csv").contract.columns.fieldNames())
     return _outcome(lake, how)
 
@@ -172,8 +179,7 @@ def local_times(lake: Lake, *times: str) -> Found:
     """Times of a file, read in a session whose clocks change."""
     lines = "".join(f"u{i},login,{time}\n" for i, time in enumerate(times))
     with _zone(lake, "Europe/Berlin"):
-        path = Path(lake.lakehouse.path).parent / "in.csv"
-        path.write_text(f"unit_id,event,occurred_at\n{lines}")
+        path = _file(lake, f"unit_id,event,occurred_at\n{lines}")
         result = load.run(CAMPAIGN, lake, load=Load("bronze.event", str(path), "csv", historic=True))
     if result.details["rejected"]:
         return Found("quarantine", lake.read("bronze.quarantine").collect()[0]["reason"])

@@ -11,6 +11,7 @@ from tests.flow.test_lift import MONEY, evaluation
 from uplift_spark.config import RolesConf
 from uplift_spark.flow.lift import lift_table
 from uplift_spark.flow.metrics import curve_table, metric_table
+from uplift_spark.flow.model_pictures import comparison_picture
 from uplift_spark.flow.pictures import (
     budget_picture,
     calibration_picture,
@@ -176,3 +177,19 @@ def test_without_matplotlib_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentProblem, match=r"matplotlib.*uplift-spark\[plots\]"):
         write_pictures(tmp_path / "none", LIFT, CURVES, METRICS)
     assert not (tmp_path / "none").exists()
+
+
+def test_models_are_named_and_free_treatment_is_said():
+    pytest.importorskip("matplotlib")
+    names = ("1", "forest_per_level", "t_learner")
+    metrics = pd.DataFrame(
+        [(name, "y", "mail", "qini", 0.01, -0.01, 0.02) for name in names],
+        columns=["model_version", "outcome", "treatment", "metric", "value", "lower", "upper"],
+    )
+    columns = ["model", "outcome", "cost", "gain", "gain_lower", "gain_upper"]
+    for price in (0.0, 1.0):
+        points = [(name, "y", price * g, g, g - 0.1, g + 0.1) for name in names for g in (0, 0.01)]
+        right = comparison_picture(metrics, pd.DataFrame(points, columns=columns), rate=True).axes[1]
+        shown = [text.get_text() for text in right.get_legend().get_texts()]
+        assert shown == ["version 1", "forest per level", "T-learner"]
+        assert any("costs nothing" in text.get_text() for text in right.texts) == (price == 0)

@@ -59,8 +59,12 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
     axes.set_xlim(left=0)
     axes.set_xlabel("cost per unit of the population")
     axes.set_ylabel(f"gain in {curves['outcome'].iloc[0]} per unit{unit}")
+    if not curves["cost"].max() > 0:
+        text = "Treating costs nothing in this configuration:\nthere is no budget to spread."
+        axes.text(0.5, 0.3, text, transform=axes.transAxes, ha="center", color=MUTED)
+        axes.set_xticks([0])
     axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=INK)
 
 
 def _named(model: str) -> str:
-    return f"version {model}" if model.isdigit() else model.replace("t_", "T-").replace("_", " ")
+    return f"version {model}" if model.isdigit() else model.replace("t_learner", "T-learner").replace("_", " ")

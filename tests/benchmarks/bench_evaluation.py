@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from lakes import fresh_lake
 from processes import Usage
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Lakehouse
 from uplift_spark.flow.evaluation import Setup, comparison, describe_arms, evaluate
 from uplift_spark.flow.metrics import curve_table, metric_table
-from uplift_spark.lake.session import check_java, local_conf, local_session
-from uplift_spark.lake.tables import Lake
 
 LEVELS = ("5%", "10%")
 
@@ -39,13 +35,8 @@ def main() -> None:
 
 def one_size(units: int, replicates: int) -> dict[str, Any]:
     """Seconds, processor seconds and Spark jobs of both, and their ratio."""
-    with tempfile.TemporaryDirectory(prefix="bench-evaluation-") as folder:
-        os.environ["SPARK_SUBMIT_OPTS"] = ""  # the optimising compiler
-        check_java()
-        lakehouse = Lakehouse(path=f"{folder}/lakehouse")
-        shuffles = {"spark.sql.shuffle.partitions": str(max(2, units // 500_000)), "spark.local.dir": f"{folder}/spark"}
-        spark = local_session({**local_conf(lakehouse, "bench"), **shuffles})
-        lake = Lake(spark, lakehouse)
+    with fresh_lake("evaluation", units) as lake:
+        spark = lake.spark
         lake.write("silver.holdout", holdout(spark, units), "features", mode="overwrite")
         lake.write("gold.scores", scores(spark, units), "score", mode="overwrite")
         tables = lake.read("silver.holdout"), lake.read("gold.scores")
@@ -62,7 +53,6 @@ def one_size(units: int, replicates: int) -> dict[str, Any]:
         arms = describe_arms(tables[0], setup)
         counted(), whole()  # compiled, and the files in memory
         found = {name: measured(spark, name, run) for name, run in (("count", counted), ("evaluation", whole))}
-        spark.stop()
     ratio = round(found["evaluation"]["seconds"] / found["count"]["seconds"], 1)
     print(
         f"{units:,} units x {len(LEVELS)} levels, {replicates} resamples: {found}, {ratio} times the count", flush=True

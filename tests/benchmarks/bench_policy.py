@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
 from typing import Any
 
+from lakes import fresh_lake
 from processes import Usage, watched
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Economics, Lakehouse, Limit, Policy, RolesConf, Simulation
 from uplift_spark.jobs import policy
-from uplift_spark.lake.session import check_java, local_conf, local_session
-from uplift_spark.lake.tables import Lake
 
 CAMPAIGN = "scale"
 LEVELS = ("5%", "10%", "15%", "20%")
@@ -39,20 +36,16 @@ def main() -> None:
 
 def one_size(units: int) -> dict[str, Any]:
     """Figures of the job."""
-    with tempfile.TemporaryDirectory(prefix="bench-policy-") as folder:
-        os.environ["SPARK_SUBMIT_OPTS"] = ""  # the optimising compiler
-        check_java()
-        lakehouse = Lakehouse(path=f"{folder}/lakehouse")
-        shuffles = {"spark.sql.shuffle.partitions": str(max(2, units // 500_000)), "spark.local.dir": f"{folder}/spark"}
-        spark = local_session({**local_conf(lakehouse, "bench"), **shuffles})
-        lake = Lake(spark, lakehouse)
+    with fresh_lake("policy", units) as lake:
+        spark = lake.spark
         lake.write(f"silver.training_{CAMPAIGN}", training(spark, units), "features", mode="overwrite")
         lake.write("gold.uplift_scores", scores(spark, units), "score", partition_by=("model_name", "model_version"))
         with watched() as peak:
             usage = Usage()
-            result = policy.run(config(lakehouse, units), lake, say=lambda message: print(f"    {message}", flush=True))
+            result = policy.run(
+                config(lake.lakehouse, units), lake, say=lambda message: print(f"    {message}", flush=True)
+            )
             usage.stop()
-        spark.stop()
     kept = ("candidates", "units", "gain", "cost", "gap", "looks", "observed", "observed_lower", "observed_upper")
     found = {"seconds": round(usage.seconds, 1), "cpu": round(usage.cpu, 1), "peak_mib": round(peak.mib)}
     found |= {key: result.details[key] for key in kept}

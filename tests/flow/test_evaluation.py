@@ -213,6 +213,12 @@ def test_outcomes_are_cut_off_in_size(spark):
         winsorised(spark.createDataFrame(holdout), {"spent": 0.5}, "silver.t")
 
 
+def test_clusters_are_a_column(spark):
+    holdout = spark.createDataFrame(campaign(n=120)[0])
+    with pytest.raises(DataError, match=r"silver.t lacks columns \['house'\]"):
+        describe_arms(holdout, replace(SETUP, cluster="house"))
+
+
 BAD = {
     "no hold-out rows": (lambda h, s: (h.head(0), s), "silver.t has no hold-out rows"),
     "no control": (lambda h, s: (h[h.treatment != "none"], s), "no hold-out unit of the control arm 'none'"),

@@ -200,6 +200,11 @@ def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
         ({"plan": Scenario(budget=1)}, "choose another name"),
         ({"sms": Scenario(levels=("5%", "sms"))}, r"scenario 'sms' names \['sms'\], none of the scored levels 5%, 10%"),
         ({"sms": Scenario(cost={"sms": 1})}, r"scenario 'sms' names \['sms'\]"),
+        (
+            {"rich": Scenario(value={"visits": 9})},
+            r"scenario 'rich' gives \['visits'\] a value, but plans are made for visit",
+        ),
+        ({"north": Scenario(limits=(Limit(units=5, segment="region", bucket="north"),))}, "'region' is no column"),
         ({"many": Scenario(limits=(Limit(units=N + 1, least=True),))}, "1 more than there are"),
     ],
 )

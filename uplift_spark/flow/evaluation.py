@@ -158,8 +158,7 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | N
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
     columns = [part for segment in setup.segments for part in crossed(segment)]
-    clusters = [setup.cluster] if setup.cluster else []
-    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns, *clusters), setup.table)
+    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns), setup.table)
     arms = arms or describe_arms(holdout, setup)
     levels = _levels(arms, setup)
     grid = _score_grid(scores, levels, arms, setup)
@@ -188,8 +187,11 @@ def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None
 def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
     """Counts and ranges per arm in one pass; DataError on an empty hold-out, no control, bad propensity or outcome.
 
-    A propensity that is null throughout was not logged; null in some rows only, it is an error.
+    A propensity that is null throughout was not logged; null in some rows only, it is an error. A cluster must be a
+    column, and known of every unit.
     """
+    if setup.cluster:
+        _check_columns(holdout, (setup.cluster,), setup.table)
     bad_propensity = F.expr(f"not coalesce({PROPENSITY} > 0 and {PROPENSITY} <= 1, false)")
     bad = [_bad_number(F.col(c)) for c in setup.outcomes]
     largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(setup.outcomes)]

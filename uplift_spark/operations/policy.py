@@ -59,7 +59,6 @@ class Inputs:
     scores: DataFrame
     training: DataFrame
     levels: tuple[str, ...]
-    segments: tuple[str, ...]
     consent: DataFrame | None
     deliveries: DataFrame | None
     versions: Mapping[str, int]
@@ -67,6 +66,11 @@ class Inputs:
     @property
     def limits(self) -> tuple[Limit, ...]:
         return self.config.policy.all_limits
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Columns, or crossings of some, that limits name."""
+        return tuple(dict.fromkeys(limit.segment for limit in self.limits if limit.segment))
 
     @property
     def value(self) -> float:
@@ -77,12 +81,21 @@ class Inputs:
     def net(self) -> bool:
         return self.config.policy.objective == "profit"
 
+    def checked(self) -> Inputs:
+        """Itself. Raises ConfigError when the plan needs a value or costs that nobody gave, or names a segment that is
+        no column of the training set."""
+        for segment in self.segments:
+            if strangers := [part for part in crossed(segment) if part not in self.training.columns]:
+                table = training_table(self.config)
+                raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
+        _check_money(self.config, self.levels)
+        return self
+
 
 def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     """The last scores of the campaign's model and what belongs to them.
 
-    Raises DataError when nothing was scored; ConfigError when the plan needs a value or costs that nobody gave, or
-    names a segment that is no column of the training set.
+    Raises DataError when nothing was scored, ConfigError as `Inputs.checked`.
     """
     scored = last_scored(config, lake, registry, config.registry.version)
     table = training_table(config)
@@ -90,18 +103,13 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     found = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
     places = {level: place for place, level in enumerate(setup_of(config).order)}
     levels = tuple(sorted(found, key=lambda level: (places.get(level, len(places)), level)))
-    segments = tuple(dict.fromkeys(limit.segment for limit in config.policy.all_limits if limit.segment))
-    for segment in segments:
-        if strangers := [part for part in crossed(segment) if part not in training.columns]:
-            raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
-    _check_money(config, levels)
     versions = {table: scored.feature_version}
     read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
     for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
         if needed:
             versions[name] = lake.version(name)
             read[name] = lake.read(name, versions[name])
-    return Inputs(config, scored, scores, training, levels, segments, read[CONSENT], read[DELIVERY], versions)
+    return Inputs(config, scored, scores, training, levels, read[CONSENT], read[DELIVERY], versions).checked()
 
 
 def _check_money(config: Config, levels: tuple[str, ...]) -> None:
@@ -209,19 +217,25 @@ class Done:
             columns=["budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper"],
         )
 
+    def certificate(self, gain: float, value: float) -> tuple[float, float]:
+        """What no plan can exceed, and how far below that this one may lie, as a share; from the sums over its units
+        of gain, and of gain less the prices of what they use."""
+        bound = value + float(self.plan.prices @ self.problem.bounds)
+        return bound, (bound - gain) / bound if bound > 0 else 0.0
+
     def details(self, decisions: DataFrame, run_id: str) -> dict[str, Any]:
         """Figures of the plan as it was written: the certificate is taken from the table itself."""
         mine = decisions.where(F.col(RUN_ID) == run_id)
         sums = [F.sum(name).alias(name) for name in ("gain", "cost", "value")]
         rows = mine.groupBy(TREATMENT).agg(F.count("*").alias("n"), *sums).collect()
         gain, cost, value = (sum(row[name] for row in rows) for name in ("gain", "cost", "value"))
-        bound = value + float(self.plan.prices @ self.problem.bounds)
+        bound, gap = self.certificate(gain, value)
         units = {row[TREATMENT]: row["n"] for row in sorted(rows, key=lambda row: row[TREATMENT])}
         told = self.observed
         return {
             "model": self.given.scored.model_name, "version": self.given.scored.model_version,
             "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
-            "gain": gain, "cost": cost, "bound": bound, "gap": (bound - gain) / bound if bound > 0 else 0.0,
+            "gain": gain, "cost": cost, "bound": bound, "gap": gap,
             "observed": float(told.gain[-1]), "observed_lower": float(told.lower[-1]),
             "observed_upper": float(told.upper[-1]), "looks": self.plan.looks,
         }  # fmt: skip

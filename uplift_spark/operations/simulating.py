@@ -24,7 +24,7 @@ PLAN, ANY = "plan", "any"
 
 def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, Inputs]:
     """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
-    were not scored, and as `operations.policy.inputs_of`."""
+    were not scored, outcomes that plans are not made for, and as `operations.policy.Inputs.checked`."""
     if not config.scenarios:
         raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
     plan = inputs_of(config, lake, registry)
@@ -37,9 +37,13 @@ def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, In
             raise ConfigError(
                 f"scenario {name!r} names {unknown}, none of the scored levels {', '.join(plan.levels)}: correct them"
             )
-        changed = inputs_of(_changed(config, scenario), lake, registry)
+        if other := sorted({*scenario.value} - {config.roles.outcome}):
+            raise ConfigError(
+                f"scenario {name!r} gives {other} a value, but plans are made for {config.roles.outcome}: correct it"
+            )
         offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
-        found[name] = replace(changed, levels=offered)
+        # The tables and their versions stay those of the plan: scenarios differ in nothing but what they name.
+        found[name] = replace(replace(plan, config=_changed(config, scenario)).checked(), levels=offered)
     return found
 
 
@@ -89,8 +93,7 @@ def outcome_of(name: str, done: Done, truth: DataFrame | None) -> list[dict[str,
         return told
 
     whole, seen = line(ANY, [found[level] for level in levels]), done.observed
-    bound = sum(row["value"] for row in found.values()) + float(plan.prices @ done.problem.bounds)
-    whole["gap"] = (bound - whole["gain"]) / bound if bound > 0 else 0.0
+    _, whole["gap"] = done.certificate(whole["gain"], sum(row["value"] for row in found.values()))
     whole |= {"observed": seen.gain[-1], "observed_lower": seen.lower[-1], "observed_upper": seen.upper[-1]}
     return [*(line(level, [found[level]]) for level in levels), whole]
 

@@ -38,8 +38,9 @@ def conf(lake, economics=None, consent=None, **changes):
 def frames():
     holdout, scores, _ = campaign(n=N, seed=4)
     training = holdout.assign(
-        split=np.where(np.arange(N) % 4 == 0, "train", "holdout"), assigned_at=pd.Timestamp("2025-01-06")
-    )
+        split=np.where(np.arange(N) % 4 == 0, "train", "holdout"), assigned_at=pd.Timestamp("2025-01-06"),
+        home=[f"home-{i // 2}" for i in range(N)],
+    )  # fmt: skip
     scores = scores.assign(
         uplift_se=0.1, uplift_lower=scores.uplift - 0.05, uplift_upper=scores.uplift + 0.05, low_support=False,
         model_name="spring", model_version="1", feature_version=0, scored_at=pd.Timestamp("2025-02-01"),
@@ -138,6 +139,15 @@ def test_the_holdout_tells_what_the_plan_brings(lake, planned):
     # Units listed one by one, next to indifferent, are decided by price alone here.
     assert details["observed"] == pytest.approx(gain, rel=0.05)
     assert details["observed_upper"] - details["observed"] == pytest.approx(1.96 * variance**0.5, rel=0.05)
+
+
+def test_in_clusters_the_holdout_knows_less(lake, planned):
+    homes = replace(conf(lake), roles=replace(ROLES, cluster="home"))
+    found = policy.run(homes, lake, "homes").details
+    assert found["gain"] == planned.details["gain"] and found["observed"] == planned.details["observed"]
+    half = [one["observed_upper"] - one["observed"] for one in (found, planned.details)]
+    # Homes of two strangers: the same width but for the noise of 200 resamples.
+    assert half[0] != half[1] and half[0] == pytest.approx(half[1], rel=0.2)
 
 
 def test_the_curve_rises_with_the_budget(lake, planned):

@@ -15,6 +15,7 @@ from uplift_spark.causal.binning import FeatureBins, apply_bins, fit_bins
 from uplift_spark.policy import tree_search
 from uplift_spark.policy.tree import Overview, difference_point, honest_values, value_sums
 from uplift_spark.policy.tree_search import add_pairs, best_tree, empty_pairs, fit_tree, look_at, plan_of
+from uplift_spark.stats.intervals import Draws
 from uplift_spark.vocabulary import ConfigError, DataError
 
 NUMERIC = FeatureBins("age", edges=(20.0, 30.5, 40.0, 1 / 3 + 50))
@@ -206,6 +207,24 @@ def test_value_is_that_of_the_differences_by_hand():
         assert value.upper - value.lower == pytest.approx(2 * 1.959964 * value.error)
     few = honest_values(tree, bins[:29], rewards[:29])
     assert all(np.isnan(v.estimate) and np.isnan(v.lower) for v in few)
+
+
+def test_units_in_clusters_say_no_more_than_their_clusters():
+    rng = np.random.default_rng(8)
+    bins, rewards = units_of(rng, 600, [NUMERIC, TEXT], 3)
+    tree = fit_tree(bins[:300], rewards[:300], [NUMERIC, TEXT], ["none", "mail", "call"])
+    rewards = rng.normal(size=(300, 3)) * 7 + rewards[300:]
+    hashes = rng.integers(-(2**63), 2**63 - 1, 300)
+    thrice = [np.repeat(part, 3, axis=0) for part in (bins[300:], rewards, hashes)]
+    alone, naive = honest_values(tree, bins[300:], rewards), honest_values(tree, *thrice[:2])
+    for one, three, clustered in zip(
+        alone, naive, honest_values(tree, *thrice[:2], (thrice[2], Draws(3, 2000))), strict=True
+    ):
+        assert clustered.estimate == pytest.approx(one.estimate) and clustered.units == 900
+        assert clustered.error == pytest.approx(one.error, rel=0.06)  # 2,000 resamples; Poisson weights, not all kept
+        assert three.error == pytest.approx(one.error / 3**0.5, rel=0.01)
+    few = honest_values(tree, *thrice[:2], (thrice[2] // 2**62, Draws(3, 200)))  # four clusters
+    assert all(np.isnan(v.lower) and np.isnan(v.upper) and np.isfinite(v.estimate) for v in few)
 
 
 def randomised(rng, n, effect):

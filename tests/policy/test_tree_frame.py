@@ -11,6 +11,7 @@ from tests.policy.test_tree import NUMERIC, TEXT, units_of
 from uplift_spark.policy.tree import honest_values
 from uplift_spark.policy.tree_frame import overview_batches, read_units, tree_of, values_of
 from uplift_spark.policy.tree_search import fit_tree
+from uplift_spark.stats.intervals import Draws
 
 LEVELS = ["none", "mail", "call"]
 SCHEMA = pa.schema([("bins", pa.binary()), ("rewards", pa.list_(pa.float64()))])
@@ -53,3 +54,8 @@ def test_spark_finds_the_tree_and_its_value_whatever_the_partitions(spark):
     assert tree_of(frame.coalesce(1), features, LEVELS, 2) == fit_tree(bins, rewards, features, LEVELS, 2)
     here = [astuple(value) for value in honest_values(tree, bins, rewards)]
     assert [astuple(value) for value in values_of(frame.repartition(3), tree)] == here
+    hashes, draws = np.arange(2000) // 4, Draws(3, 50)
+    clustered = frame.toArrow().append_column("unit_hash", pa.array(hashes))
+    found = values_of(spark.createDataFrame(clustered).repartition(3), tree, draws)
+    bins, rewards, _ = read_units(clustered.combine_chunks().to_batches()[0], 3, 3)
+    assert [astuple(v) for v in found] == [astuple(v) for v in honest_values(tree, bins, rewards, (hashes, draws))]

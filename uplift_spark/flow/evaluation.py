@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.flow.aggregate import CutSums, Grid, Plan, Ranking, Sums, all_sums, by_level, thresholds
 from uplift_spark.flow.segments import segment_buckets
-from uplift_spark.stats.intervals import MIN_CLUSTERS
+from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, ratio
 from uplift_spark.stats.qini import Curve, uplift_curve
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT, UNIT, DataError, crossed
@@ -50,6 +50,11 @@ class Setup:
     order: tuple[str, ...] = ()
     table: str = "the hold-out"
     cluster: str | None = None
+
+    @property
+    def cluster_draws(self) -> Draws | None:
+        """Resamples of clusters, where units come in some."""
+        return Draws(self.seed, self.replicates) if self.cluster else None
 
 
 @dataclass(frozen=True)

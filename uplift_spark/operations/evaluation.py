@@ -109,13 +109,6 @@ def outcome_value(config: Config) -> float:
     return values[outcome]
 
 
-def as_if_alone(config: Config) -> list[str]:
-    """What to say of intervals that do not know of clusters, where there are some."""
-    if not config.roles.cluster:
-        return []
-    return [f"These intervals take units as independent; in clusters ({config.roles.cluster}) they are too narrow."]
-
-
 def fixed_costs(config: Config, levels: tuple[str, ...]) -> list[float]:
     """Cost of treating one unit with each of these levels; ConfigError where one is unknown or negative."""
     costs = config.economics.cost

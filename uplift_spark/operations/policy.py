@@ -15,13 +15,13 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Limit
 from uplift_spark.flow.consent import GATE, NO_GRANT, WITHDREW, gated
-from uplift_spark.flow.evaluation import describe_arms
+from uplift_spark.flow.evaluation import describe_arms, drawn_by
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.pictures import budget_picture, save
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, as_if_alone, last_scored, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import Scored, last_scored, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.allocation import Allocation, allocate, first_look
@@ -40,7 +40,7 @@ from uplift_spark.policy.planning import (
     sizes,
 )
 from uplift_spark.policy.problem import Problem
-from uplift_spark.policy.value import Observed, Point, curve, observed
+from uplift_spark.policy.value import Observed, Pass, Point, curve, observed
 from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, ConfigError, DataError, crossed
 
@@ -281,7 +281,8 @@ def _observed(given: Inputs, rows: DataFrame, problem: Problem, prices: np.ndarr
     """What plans with these prices [B, R] bring on the hold-out."""
     holdout = given.training.where(F.col("split") == "holdout")
     config = given.config
-    arms = describe_arms(holdout, setup_of(config))
+    setup = setup_of(config)
+    arms = describe_arms(holdout, setup)
     received = F.lit(-2)
     for code, level in enumerate((config.roles.control, *given.levels)):
         received = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(received)
@@ -290,11 +291,12 @@ def _observed(given: Inputs, rows: DataFrame, problem: Problem, prices: np.ndarr
         received.alias("received"),
         F.col(config.roles.outcome).cast("double").alias("outcome"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
+        drawn_by(setup).alias("unit_hash"),
     )
     matched = rows.where(F.col("excluded").isNull()).join(known, "key")
     point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
-    plans = prices.reshape(-1, len(problem.limits))
-    return observed(matched, problem, plans, point, given.value, given.net, n)
+    wanted = Pass(problem, prices.reshape(-1, len(problem.limits)), point, setup.cluster_draws)
+    return observed(matched, wanted, (given.value, given.net), n)
 
 
 def picture(done: Done, details: Mapping[str, Any]) -> Path | None:
@@ -320,4 +322,4 @@ def summary(done: Done, details: Mapping[str, Any]) -> str:
     for row in done.limit_table().to_dict("records"):
         bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
         lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
-    return "\n".join([*lines, *as_if_alone(done.given.config)])
+    return "\n".join(lines)

@@ -12,12 +12,12 @@ from pyspark.sql import functions as F
 from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.causal.forest import Forest
 from uplift_spark.config import Config
-from uplift_spark.flow.evaluation import describe_arms, seen_columns
+from uplift_spark.flow.evaluation import describe_arms, drawn_by, seen_columns
 from uplift_spark.flow.learners import fit_t_learner, reward_frame
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import as_if_alone, fixed_costs, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import fixed_costs, outcome_value, setup_of, training_table
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.tree import PolicyTree, Value
@@ -74,8 +74,9 @@ def rewarded(given: Inputs, say: Say) -> DataFrame:
     nuisance = fit_t_learner(train, roles, levels, given.forest.plan.bins, config.seed)
     seen = seen_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
-    rows = holdout.select(UNIT, half.alias("grows"), *(f"`{name}`" for name in roles.features), *seen)
-    return reward_frame(rows, (UNIT, "grows"), nuisance, given.features, given.worth)
+    hashed = drawn_by(setup_of(config)).alias("unit_hash")
+    rows = holdout.select(UNIT, half.alias("grows"), hashed, *(f"`{name}`" for name in roles.features), *seen)
+    return reward_frame(rows, (UNIT, "grows", "unit_hash"), nuisance, given.features, given.worth)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Grown:
             best = ", the best single level" if value.against == self.tree.levels[self.tree.constant] else ""
             against = f"  over {value.against} for all{best}"
             lines.append(f"{against}: {number(value.estimate)} ({interval(value.lower, value.upper)})")
-        return "\n".join([*lines, *as_if_alone(self.given.config)])
+        return "\n".join(lines)
 
 
 def grown(given: Inputs, rewards: DataFrame) -> Grown:
@@ -116,4 +117,4 @@ def grown(given: Inputs, rewards: DataFrame) -> Grown:
     asked, names = given.config.tree, given.forest.levels.names
     mine, others = rewards.where("grows"), rewards.where("not grows")
     tree = tree_of(mine, given.features, names, asked.depth, asked.min_units, asked.groups)
-    return Grown(given, tree, values_of(others, tree))
+    return Grown(given, tree, values_of(others, tree, setup_of(given.config).cluster_draws))

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from uplift_spark.causal.binning import FeatureBins
-from uplift_spark.stats.moments import FIELDS, LARGEST, MIN_UNITS, POWERS, FixedPoint, Moments, normal_quantile
+from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, effective_clusters, resampled_error, resampled_sums
+from uplift_spark.stats.moments import FIELDS, LARGEST, MIN_UNITS, POWERS, FixedPoint, Moments, normal_quantile, ratio
 from uplift_spark.vocabulary import DataError
 
 
@@ -170,9 +171,25 @@ def value_sums(tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, point: F
 
     point  for differences of rewards: `difference_point`
     """
-    y = rewards[np.arange(len(rewards)), tree.actions(bins)][:, None] - rewards
+    y = _gained(tree, bins, rewards)
     ones = np.ones_like(y)
     return np.stack([ones.sum(axis=0).astype(np.int64), *(point.integers(f, ones, y).sum(axis=0) for f in POWERS)], 1)
+
+
+def drawn_sums(
+    tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, point: FixedPoint, draws: tuple[np.ndarray, Draws]
+) -> np.ndarray:
+    """Sums of ones and of `value_sums`' differences under resamples of clusters, int64 [R, 1 + K].
+
+    draws  hash of each unit's cluster, int64 [n], and which resamples
+    """
+    y = _gained(tree, bins, rewards)
+    terms = np.column_stack([np.ones(len(y), np.int64), point.integers("wy", np.ones_like(y), y)])
+    return resampled_sums(draws[0], terms, draws[1])
+
+
+def _gained(tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    return np.asarray(rewards[np.arange(len(rewards)), tree.actions(bins)][:, None] - rewards)
 
 
 def difference_point(overview: Overview) -> FixedPoint:
@@ -180,21 +197,28 @@ def difference_point(overview: Overview) -> FixedPoint:
     return FixedPoint.of(1.0, 2 * overview.largest)
 
 
-def values(tree: PolicyTree, sums: np.ndarray, point: FixedPoint) -> list[Value]:
+def values(tree: PolicyTree, sums: np.ndarray, point: FixedPoint, drawn: np.ndarray | None = None) -> list[Value]:
     """What the tree brings to units that had no part in growing it: over the control, and each other level for all.
 
     Against the best single level is against `tree.constant`, chosen when the tree was grown: one chosen by these values
-    would look worse than it is. Normal intervals; units count as independent.
+    would look worse than it is. Normal intervals; units count as independent, or given `drawn_sums` their clusters do,
+    and below MIN_CLUSTERS of these nothing is known.
     """
     moments = Moments(**{f: point.floats(f, sums[:, j]) for j, f in enumerate(FIELDS)})
     enough = moments.n >= MIN_UNITS
     mean, error = (np.where(enough, a, np.nan) for a in (moments.mean, np.sqrt(moments.squared_error)))
+    if drawn is not None:
+        found = resampled_error(ratio(point.floats("wy", drawn[:, 1:]), drawn[:, :1]))
+        error = np.where(enough & (effective_clusters(drawn[:, 0]) >= MIN_CLUSTERS), found, np.nan)
     half = normal_quantile(0.95) * error
     figures = zip(tree.levels, moments.n, mean, error, mean - half, mean + half, strict=True)
     return [Value(level, int(n), *(float(x) for x in rest)) for level, n, *rest in figures]
 
 
-def honest_values(tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray) -> list[Value]:
-    """`values` of units in memory; raises DataError as `Overview.checked`."""
+def honest_values(
+    tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, draws: tuple[np.ndarray, Draws] | None = None
+) -> list[Value]:
+    """`values` of units in memory, with `draws` as in `drawn_sums`; raises DataError as `Overview.checked`."""
     point = difference_point(Overview.of(bins, rewards).checked())
-    return values(tree, value_sums(tree, bins, rewards, point), point)
+    drawn = drawn_sums(tree, bins, rewards, point, draws) if draws else None
+    return values(tree, value_sums(tree, bins, rewards, point), point, drawn)

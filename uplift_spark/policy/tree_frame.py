@@ -16,12 +16,13 @@ from pyspark.sql import DataFrame
 
 from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.flow.aggregate import KEYED, keyed, sums_by_key
-from uplift_spark.policy.tree import Overview, PolicyTree, Value, difference_point, value_sums, values
+from uplift_spark.policy.tree import Overview, PolicyTree, Value, difference_point, drawn_sums, value_sums, values
 from uplift_spark.policy.tree_search import GROUPS, Path, Plan, add_pairs, best_tree, empty_pairs, plan_of
+from uplift_spark.stats.intervals import Draws
 from uplift_spark.stats.moments import MIN_UNITS, FixedPoint
 
 _OVERVIEW = "counts binary, largest double, wrong bigint"
-_VALUES = "sums binary"
+_VALUES = "sums binary, drawn binary"
 
 
 def tree_of(
@@ -41,13 +42,20 @@ def tree_of(
     return best_tree(partial(_look, rows, plan), plan, depth, min_units)
 
 
-def values_of(frame: DataFrame, tree: PolicyTree) -> list[Value]:
-    """`values` of a tree for a frame of rewards of units that had no part in growing it: two passes."""
-    rows = frame.select("bins", "rewards")
+def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) -> list[Value]:
+    """`values` of a tree for a frame of rewards of units that had no part in growing it: two passes.
+
+    draws  of clusters, where units come in some; the frame then has `unit_hash` bigint, of the unit's cluster
+    """
+    rows = frame.select("bins", "rewards", *(["unit_hash"] if draws else []))
     point = difference_point(_overview_of(rows, len(tree.features), len(tree.levels)).checked())
-    parts = rows.mapInArrow(partial(value_batches, tree, point), _VALUES).toArrow().column("sums")
-    sums = np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in parts], axis=0)
-    return values(tree, sums.reshape(len(tree.levels), -1), point)
+    found = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
+    sums, drawn = (
+        np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in found.column(name)], axis=0)
+        for name in ("sums", "drawn")
+    )
+    levels = len(tree.levels)
+    return values(tree, sums.reshape(levels, -1), point, drawn.reshape(-1, 1 + levels) if draws else None)
 
 
 def _overview_of(rows: DataFrame, p: int, k: int) -> Overview:
@@ -103,9 +111,12 @@ def pair_batches(plan: Plan, path: Path, batches: Batches) -> Batches:
     yield keyed({int(first): sums[first] for first in np.flatnonzero(sums[..., 0].any(axis=1))})
 
 
-def value_batches(tree: PolicyTree, point: FixedPoint, batches: Batches) -> Batches:
-    """Sums of the tree's value, one row per batch."""
+def value_batches(tree: PolicyTree, point: FixedPoint, draws: Draws | None, batches: Batches) -> Batches:
+    """Sums of the tree's value, one row per batch, of units that were looked at before: none of them is wrong."""
     for batch in batches:
         bins, rewards, _ = read_units(batch, len(tree.features), len(tree.levels))
-        sums = value_sums(tree, bins, rewards, point)
-        yield pa.record_batch({"sums": pa.array([sums.tobytes()], pa.binary())})
+        sums = {"sums": value_sums(tree, bins, rewards, point), "drawn": np.zeros(0, np.int64)}
+        if draws:
+            hashes = batch.column("unit_hash").to_numpy(zero_copy_only=False)
+            sums["drawn"] = drawn_sums(tree, bins, rewards, point, (hashes, draws))
+        yield pa.record_batch({name: pa.array([array.tobytes()], pa.binary()) for name, array in sums.items()})

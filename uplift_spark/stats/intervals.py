@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ MIN_CLUSTERS = 10  # of an arm: from fewer no interval is known
 _GOLDEN = 0x9E3779B97F4A7C15
 _SALT = np.uint64(0xD1B54A32D192ED03)
 _LANES = 4
+_CHUNK = 1 << 14  # rows: 2^14 terms of 2^31 counted up to 8 times add exactly in float64
 
 
 def _poisson_bounds() -> np.ndarray:
@@ -48,6 +49,24 @@ def poisson_weights(unit_hashes: np.ndarray, seed: int, replicates: int) -> np.n
     for bound in _BOUNDS:
         counts += lanes >= bound
     return counts
+
+
+class Draws(NamedTuple):
+    """Which resamples."""
+
+    seed: int
+    replicates: int
+
+
+def resampled_sums(unit_hashes: np.ndarray, terms: np.ndarray, draws: Draws) -> np.ndarray:
+    """Sums of terms under every resample, int64 [replicates, T], exact: from hashes [units] as in `poisson_weights` and
+    whole terms [units, T] of at most 2^31 in size."""
+    total = np.zeros((draws.replicates, terms.shape[1]), np.int64)
+    for low in range(0, len(terms), _CHUNK):
+        part = slice(low, low + _CHUNK)
+        counts = poisson_weights(unit_hashes[part], *draws).T.astype(np.float64)
+        total += (counts @ terms[part].astype(np.float64)).astype(np.int64)
+    return total
 
 
 def _mix(x: np.ndarray, counter: np.ndarray) -> np.ndarray:

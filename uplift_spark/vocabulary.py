@@ -113,6 +113,8 @@ class Roles:
     cluster     column whose units stay together when data are split (households)
     more_outcomes  numeric (or boolean) outcomes whose effects are estimated in the same leaves: what moves only these
                 effects, and not that on `outcome`, tells no units apart
+    scores      column with doubly robust scores of the outcome, {level: number} (a map, or a struct in pandas): the
+                forest is trained on these in place of the outcome and the level received, see `causal.stacking`
     """
 
     unit: str
@@ -125,6 +127,7 @@ class Roles:
     weight: str | None = None
     cluster: str | None = None
     more_outcomes: tuple[str, ...] = ()
+    scores: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
@@ -142,6 +145,8 @@ class Roles:
             raise ConfigError(f"roles.more_outcomes contains {clashes}, which already play another part: remove them")
         if len(set(self.more_outcomes)) < len(self.more_outcomes):
             raise ConfigError("roles.more_outcomes names a column twice: remove the duplicate")
+        if self.scores and self.more_outcomes:
+            raise ConfigError("roles.scores are those of one outcome: drop more_outcomes, or train a forest for each")
         if self.dose is not None:
             doses = {str(k): float(v) for k, v in self.dose.items()}
             if self.control not in doses:
@@ -151,7 +156,7 @@ class Roles:
             object.__setattr__(self, "dose", doses)
 
     def _single(self) -> tuple[str, ...]:
-        parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster)
+        parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster, self.scores)
         return tuple(column for column in parts if column)
 
     @property

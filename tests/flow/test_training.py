@@ -9,6 +9,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import pytest
+from pyspark.sql import functions as F
 
 from tests.causal.frames import arm_roles, ordered_frame, ordered_roles
 from uplift_spark import CausalForest
@@ -80,6 +81,24 @@ def test_weights_and_clusters_agree_too(spark, frame):
     roles = type(roles)(**{**roles.__dict__, "features": ("age", "spend", "member")})
     forest = CausalForest(**SMALL, n_buckets=4)
     assert forest.fit(spark.createDataFrame(extra), roles).to_bytes() == forest.fit(extra, roles).to_bytes()
+
+
+def test_forests_on_scores_agree_too(frame, on_spark):
+    levels = {"none": "y", "5%": "spent", "10%": "tau"}  # any numbers will do
+    named = [dict(zip(levels, map(float, row), strict=True)) for row in frame[list(levels.values())].to_numpy()]
+    pairs = F.map_from_arrays(F.array(*map(F.lit, levels)), F.array(*levels.values()))
+    forest, roles = CausalForest(**SMALL, n_buckets=4), ordered_roles(scores="dr")
+    alone, far = forest.fit(frame.assign(dr=named), roles), on_spark.withColumn("dr", pairs)
+    model = forest.fit(far, roles)
+    assert model.to_bytes() == alone.to_bytes() and model.effect(far).count() == 2 * len(frame)
+    assert (
+        model.estimate(far.where("age > 30")).to_bytes()
+        == alone.estimate(frame.assign(dr=named)[frame["age"] > 30]).to_bytes()
+    )
+    with pytest.raises(DataError, match="'dr' is missing"):
+        forest.fit(on_spark, roles)
+    with pytest.raises(DataError, match=f"null or NaN in {(~(frame['age'] <= 30)).sum()} of"):
+        forest.fit(far.withColumn("dr", F.when(F.col("age") <= 30, F.col("dr"))), roles)
 
 
 def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):

@@ -22,6 +22,7 @@ from uplift_spark.causal.levels import share_levels
 from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import Encoded, Plan, Summary, check_summary, encode, summarise
+from uplift_spark.causal.stacking import as_given, stacked, stacked_roles
 from uplift_spark.causal.structure import Structure, frozen
 from uplift_spark.vocabulary import DataError
 
@@ -138,6 +139,9 @@ def estimate(
 
 def estimate_table(table: pa.Table, forest: Forest) -> Forest:
     """The forest's trees estimated anew from an Arrow table alone, on all cores."""
+    if forest.roles.scores:
+        roles = forest.roles
+        return as_given(estimate_table(stacked(table, roles), as_given(forest, stacked_roles(roles))), roles)
     threads = os.cpu_count() or 1
     parts = grown_parts(forest)
     plan, _, baselines = parts

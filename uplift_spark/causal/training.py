@@ -47,6 +47,7 @@ from uplift_spark.causal.rows import (
     summarise,
 )
 from uplift_spark.causal.splits import Limits
+from uplift_spark.causal.stacking import as_given, stacked, stacked_roles
 from uplift_spark.causal.structure import Tree, assemble
 from uplift_spark.vocabulary import ConfigError, Roles
 
@@ -272,6 +273,8 @@ def _grow_all(rows: Encoded, plan: Plan, baselines: Baselines, threads: int, say
 
 def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
     """Train on an Arrow table in this process, on all its cores."""
+    if roles.scores:
+        return as_given(fit_table(stacked(table, roles), stacked_roles(roles), params, say), roles)
     kinds = {f.name: f.type for f in table.schema}
     check_columns(kinds, roles.columns, roles.features)
     check_parts(kinds, roles)

@@ -47,6 +47,7 @@ from uplift_spark.causal.rows import (
     encode,
     summarise,
 )
+from uplift_spark.causal.stacking import BETWEEN, WHOLE, as_given, stacked_roles
 from uplift_spark.causal.structure import Structure, Tree, assemble
 from uplift_spark.causal.training import Params, Say, grow_bucket, make_plan, merge_statuses
 from uplift_spark.flow.progress import watched
@@ -59,6 +60,8 @@ WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a smal
 
 def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda _: None) -> Forest:
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
+    if roles.scores:
+        return as_given(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, say), roles)
     with _kept(_checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
@@ -78,11 +81,26 @@ def estimate_frame(frame: DataFrame, forest: Forest, say: Say = lambda _: None) 
 
     See `UpliftModel.estimate`. Raises DataError if rows break the rules or a level of the forest has none.
     """
+    if forest.roles.scores:
+        inner = as_given(forest, stacked_roles(forest.roles))
+        return as_given(estimate_frame(stacked_frame(frame, forest.roles), inner, say), forest.roles)
     with _kept(_checked(frame, forest.roles)) as rows:
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
         sample = sample_of(rows, forest.roles, forest.plan.seed, summary.rows)
         return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), say)
+
+
+def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
+    """`causal.stacking.stacked` on Spark, lazy; a unit without scores becomes a row without treatment: refused."""
+    check_columns(dict.fromkeys(frame.columns, pa.null()), roles.columns, ())
+    unit, scores = F.col(f"`{roles.unit}`").cast("string"), F.col(f"`{roles.scores}`")
+    kept = [name for name in stacked_roles(roles).columns if name in frame.columns]
+    rows = frame.select(
+        *(f"`{name}`" for name in kept), unit.alias(WHOLE), F.explode_outer(scores).alias("_level", "_score")
+    )
+    row = F.concat_ws(BETWEEN, WHOLE, "_level")
+    return rows.withColumns({roles.unit: row, roles.treatment: F.col("_level"), roles.outcome: F.col("_score")})
 
 
 def _checked(frame: DataFrame, roles: Roles) -> DataFrame:

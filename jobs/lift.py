@@ -51,7 +51,8 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:
         say(f"no pictures: {error}")
-    summary = "\n".join([lift_summary(lift, metrics, known), *caveats(evaluation.arms, unseen, cuts)])
+    said = caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
+    summary = "\n".join([lift_summary(lift, metrics, known), *said])
     return JobResult.of("lift", run_id, *written, **details, summary=summary)
 
 

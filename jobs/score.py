@@ -21,7 +21,7 @@ TABLE = "gold.uplift_scores"
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
     """Write one row per unit and treated level; a model that does not fit the features is refused before any write."""
     registry = Registry.of(config)
-    source = f"silver.training_{config.campaign}"
+    source = config.training_table
     version = lake.version(source)
     model = registry.find(config.model_name, config.registry.version or CHAMPION)
     if (current := registry.current(model)).version != model.version:

@@ -19,7 +19,7 @@ from uplift_spark.vocabulary import ConflictError
 def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
     """Fit, register, and point the alias champion at the version when `registry.champion` asks for it."""
     registry = Registry.of(config)
-    table = f"silver.training_{config.campaign}"
+    table = config.training_table
     versions = {table: lake.version(table)}
     run_id = run_id or derive_run_id("train", config, data=versions)
     model = registry.version_for_run(config.model_name, run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from uplift_spark.sections import (
     Lakehouse,
     Leakage,
     Lift,
+    Nuisances,
     Pseudonyms,
     Registry,
     RolesConf,
@@ -50,6 +52,7 @@ __all__ = [
     "Leakage",
     "Lift",
     "Limit",
+    "Nuisances",
     "Policy",
     "Pseudonyms",
     "Registry",
@@ -79,6 +82,7 @@ class Config:
     lift: Lift = Field(default_factory=Lift)
     features: tuple[Feature, ...] = ()
     leakage: Leakage = Field(default_factory=Leakage)
+    nuisances: Nuisances | None = None
     consent: Consent = Field(default_factory=Consent)
     pseudonyms: Pseudonyms | None = None
     alarms: Alarms = Field(default_factory=Alarms)
@@ -153,8 +157,13 @@ class Config:
         return tuple(dict.fromkeys([*self.training_roles.outcomes, *self.lift.outcomes]))
 
     @property
-    def training_roles(self) -> Roles:
+    def unit_roles(self) -> Roles:
         """Roles over the training set written by the features job."""
+        return replace(self.training_roles, scores=None)
+
+    @property
+    def training_roles(self) -> Roles:
+        """Roles that the forest is trained with, over `training_table`."""
         return Roles(
             unit="unit_id",
             treatment="treatment",
@@ -165,7 +174,13 @@ class Config:
             propensity="propensity",
             cluster=self.roles.cluster,
             more_outcomes=self.roles.more_outcomes,
+            scores="scores" if self.nuisances else None,
         )
+
+    @property
+    def training_table(self) -> str:
+        """The table that models are trained on and units scored from."""
+        return f"silver.{'adjusted' if self.nuisances else 'training'}_{self.campaign}"
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -242,6 +242,23 @@ class Leakage:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Nuisances:
+    """For campaigns that were no trial: what decided who was treated, and what is expected of the outcome under every
+    level, are learnt from the features (`uplift nuisances`), and the forest is trained on doubly robust scores.
+
+    propensity  logged: the probabilities that the campaign logged of the level received; fitted: none is trusted
+    folds       parts of the units; a unit's values come from models of the other parts
+    rows        of each arm that models are fitted on, at most, chosen by hash: the driver holds them
+    lowest      probability of a level below which a unit is set aside, on record (split `set aside`)
+    """
+
+    propensity: Literal["logged", "fitted"] = "fitted"
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+    lowest: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+
+
+@dataclass(frozen=True, config=STRICT)
 class Consent:
     """The gate of exports: the purpose in bronze.consent, and whether units need a grant of it (`required`) or only
     must not have withdrawn it."""

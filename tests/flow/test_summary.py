@@ -47,6 +47,7 @@ def test_caveats():
     trial = Arms({"a": 1, "b": 1}, logged=True, weighted=False, largest_weight=1.0, largest_outcomes=(1.0,))
     assert caveats(trial, unseen=True) == []
     assert len(caveats(Arms(trial.units, False, False, 1.0, (1.0,)), unseen=False)) == 2
+    assert caveats(trial, unseen=True, fitted=True)[0].startswith("This was no trial")
     assert "inverse" in caveats(Arms(trial.units, True, True, 3.0, (1.0,)), unseen=True)[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,12 +29,18 @@ _DRAWS = 1 << 30
 def fit_separate(frame: DataFrame, roles: Roles, levels: Levels, params: Params, say: Say) -> tuple[Forest, ...]:
     """One binary forest per treated level, on its units and the control's. Raises like `fit_frame`."""
     alone = replace(roles, dose=None, more_outcomes=())
-    arm = F.col(f"`{roles.treatment}`").cast("string")
     forests = []
     for level in levels.treated:
         say(f"a forest of {level} alone")
-        forests.append(fit_frame(frame.where(arm.isin(levels.control, level)), alone, params, say))
+        forests.append(fit_frame(_pair(frame, roles, (levels.control, level)), alone, params, say))
     return tuple(forests)
+
+
+def _pair(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
+    """Rows of two levels alone, or every unit's scores of these."""
+    if roles.scores:
+        return frame.withColumn(roles.scores, F.map_filter(roles.scores, lambda level, _: level.isin(*pair)))
+    return frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*pair))
 
 
 def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
@@ -47,12 +53,7 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     found = {row[0]: row[1:] for row in counted}
     if missing := [level for level in levels.names if level not in found]:
         raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
-    keep = F.lit(False)
-    for level in levels.names:
-        limit = round(_DRAWS * min(1.0, ARM_ROWS / found[level][0]))
-        drawn = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
-        keep = F.when(arm == level, drawn).otherwise(keep)
-    chosen = frame.where(keep).select(
+    chosen = thinned(frame, roles, {level: found[level][0] for level in levels.names}, seed, ARM_ROWS).select(
         F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
         F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
         outcome.alias("outcome"),
@@ -67,6 +68,16 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
     lowest, highest = (pick(found[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
     return TLearner(bins, models, lowest, highest)
+
+
+def thinned(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
+    """At most about `most` rows of each arm, chosen by hash of the unit, given how many rows every arm has."""
+    arm, keep = F.col(f"`{roles.treatment}`").cast("string"), F.lit(False)
+    for level, count in counts.items():
+        limit = round(_DRAWS * min(1.0, most / max(count, 1)))
+        drawn = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
+        keep = F.when(arm == level, drawn).otherwise(keep)
+    return frame.where(keep)
 
 
 def effects_column(place: int) -> str:

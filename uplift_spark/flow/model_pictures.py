@@ -9,6 +9,8 @@ import pandas as pd
 
 from uplift_spark.flow.pictures import COLOURS, INK, MUTED, clean, empty_figure, units_of
 
+_MOST_FEATURES = 30
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -64,6 +66,30 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
         axes.text(0.5, 0.3, text, transform=axes.transAxes, ha="center", color=MUTED)
         axes.set_xticks([0])
     axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=INK)
+
+
+def balance_picture(balance: pd.DataFrame, negligible: float) -> Figure:
+    """A love plot: what differs most between each level and the control, as units are and weighed by propensity.
+
+    balance  `averages.balance_table`        negligible  standardised difference
+    """
+    kinds = {"difference": ("as they are", MUTED), "difference_weighted": ("weighed", COLOURS[0])}
+    named = balance["feature"] + balance["category"].map(lambda c: "" if c is None else f" = {c}").astype(str)
+    sizes = balance["difference"].abs().groupby(named).max().sort_values(ascending=False)
+    rows = list(sizes.index[:_MOST_FEATURES])[::-1]
+    levels = list(dict.fromkeys(balance["treatment"]))
+    figure = empty_figure(1.6 + 4.2 * len(levels), 1.4 + 0.27 * len(rows))
+    panels = figure.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, level in zip(panels, levels, strict=True):
+        mine = balance[balance["treatment"] == level].set_axis(named[balance["treatment"] == level]).reindex(rows)
+        axes.axvspan(-negligible, negligible, color=MUTED, alpha=0.12, lw=0)
+        for column, (label, colour) in kinds.items():
+            axes.plot(mine[column], range(len(rows)), "o", ms=5, color=colour, label=label)
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        axes.set_xlabel("difference of means, in standard deviations")
+        clean(axes, f"{level} against the control")
+    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
 
 
 def _named(model: str) -> str:

@@ -108,11 +108,16 @@ def _unclear(row: dict[Hashable, Any]) -> str:
     return f"{what}: {found} is not distinguishable from zero."
 
 
-def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None) -> list[str]:
+UNSEEN = "This was no trial: figures hold if whatever decided the treatment, and matters to the outcome, is a feature."
+
+
+def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None, fitted: bool = False) -> list[str]:
     """Sentences on what the figures rest on, where that is not a randomised trial with a hold-out known to be one."""
     said = cut_off(cuts or {})
     if not arms.logged:
         said.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
+    if fitted:
+        said.append(UNSEEN)
     if arms.weighted:
         said.append("Propensities vary within an arm: units count by the inverse of theirs.")
     if arms.clusters:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    ArrayType,
     BooleanType,
     DataType,
     DoubleType,
@@ -37,6 +38,7 @@ _TYPES: dict[str, DataType] = {
     "bigint": LongType(),
     "boolean": BooleanType(),
     "timestamp": TimestampType(),
+    "array<double>": ArrayType(DoubleType()),
     "map<string,double>": MapType(StringType(), DoubleType()),
 }
 # Casts that lose nothing (a bigint beyond 2^53 as double aside) and so need no decision; `void` is an untyped null.

@@ -264,6 +264,24 @@ _TRAINING = Contract(
     open=True,
 )
 
+_ADJUSTED = Contract(
+    table="silver.adjusted",
+    job="nuisances",
+    columns=declared(
+        f"{UNIT} string",
+        f"{TREATMENT} string: level received",
+        f"{PROPENSITY} double: probability of the level received, as logged or as the features tell it",
+        "assigned_at timestamp",
+        "split string: train, holdout, or set aside: a level that units like this one hardly ever receive",
+        "fold bigint: a unit's nuisances come from models of the other folds",
+        "expected array<double>: outcome under every level, the control's first",
+        "odds array<double>: probability of every level",
+        "scores map<string,double>: doubly robust score of every level, what the forest is trained on",
+        *RUN,
+    ),
+    open=True,
+)
+
 # What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
 # the table's log, so that its versions stay readable when purging cleans the logs of the others.
 _TRAINED = replace(_TRAINING, table="silver.trained", job="erase", skip_by=("split",))
@@ -311,4 +329,4 @@ _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
-_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _TRAINED)}
+_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED)}

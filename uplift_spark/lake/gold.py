@@ -195,7 +195,61 @@ _POLICY_TREE = Contract(
     ),
 )
 
+_AVERAGES = Contract(
+    table="gold.average_effects",
+    job="nuisances",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        "outcome string",
+        f"{TREATMENT} string: level compared with control",
+        "estimand string: ate of all units, att of those who received the level, overlap of those who might have "
+        "received either, naive difference of means",
+        "cut string: all, or segment:<feature>",
+        "bucket string: value of the segment",
+        "n_treated bigint",
+        "n_control bigint",
+        "value double",
+        "error double: standard error",
+        "lower double: 95 % interval",
+        "upper double: 95 % interval",
+    ),
+)
+
+_OVERLAP = Contract(
+    table="gold.overlap",
+    job="nuisances",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        f"{TREATMENT} string: level received",
+        "units bigint: that received it",
+        "set_aside bigint: of those who received it, because some level is hardly ever received by the likes of them",
+        "lowest double: probability of the level among those who received it",
+        "low double: 5 % have less",
+        "median double",
+        "effective_units double: that would say as much if all counted alike",
+    ),
+)
+
+_BALANCE = Contract(
+    table="gold.balance",
+    job="nuisances",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        f"{TREATMENT} string: level compared with control",
+        "feature string",
+        "category string: of text; missing; null for numbers",
+        "difference double: of means, in standard deviations",
+        "difference_weighted double: by the inverse of each unit's propensity",
+        "variance_ratio double: of numbers",
+        "variance_ratio_weighted double",
+    ),
+)
+
 GOLD = (
+    *(_AVERAGES, _OVERLAP, _BALANCE),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
 )

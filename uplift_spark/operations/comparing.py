@@ -36,7 +36,7 @@ from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import cut_off, interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, check_unseen, fixed_costs, setup_of, training_table
+from uplift_spark.operations.evaluation import Scored, check_unseen, fixed_costs, setup_of
 from uplift_spark.operations.registry import Registered, Registry, level_suffix
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, EnvironmentProblem
@@ -88,7 +88,7 @@ class Contenders:
     def _winsorised(self) -> tuple[DataFrame, dict[str, Cut]]:
         rows, outcome = self.training.where(F.col("split") == "holdout"), self.config.roles.outcome
         shares = {name: share for name, share in self.config.lift.winsorise.items() if name == outcome}
-        return winsorised(rows, shares, training_table(self.config))
+        return winsorised(rows, shares, self.config.training_table)
 
     @cached_property
     def setup(self) -> Setup:
@@ -104,7 +104,7 @@ class Contenders:
 def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
     """The registered models and the table. Raises ConfigError for versions that do not exist or have other levels than
     the champion, and for costs of some levels only; DataError when a model was trained on units of the hold-out."""
-    table = training_table(config)
+    table = config.training_table
     version = lake.version(table)
     registered: dict[str, tuple[Registered, Forest]] = {}
     champion = registry.find(config.model_name)

@@ -36,11 +36,6 @@ class Scored:
         )
 
 
-def training_table(config: Config) -> str:
-    """Name of the campaign's training table."""
-    return f"silver.training_{config.campaign}"
-
-
 def last_scored(config: Config, lake: Lake, registry: Registry, version: int | None = None) -> Scored:
     """The last run that scored with the campaign's model, with that version of it if given; DataError when none did."""
     names = [config.model_name, registry.store.model(config.model_name)]
@@ -57,12 +52,12 @@ def last_scored(config: Config, lake: Lake, registry: Registry, version: int | N
 
 def holdout_of(config: Config, lake: Lake, scored: Scored) -> DataFrame:
     """Hold-out rows of the training table as it was when it was scored."""
-    return lake.read(training_table(config), scored.feature_version).where(F.col("split") == "holdout")
+    return lake.read(config.training_table, scored.feature_version).where(F.col("split") == "holdout")
 
 
 def readable(config: Config, scored: Scored) -> AbstractContextManager[None]:
     """Reading a hold-out whose files are gone, in the body, becomes a DataError that asks for new scores."""
-    return still_there(training_table(config), scored.feature_version, "run `uplift score` on the table as it is now")
+    return still_there(config.training_table, scored.feature_version, "run `uplift score` on the table as it is now")
 
 
 def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored) -> bool:
@@ -71,7 +66,7 @@ def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored)
     A model trained on the same version of the training table cannot have seen its hold-out; otherwise units are
     compared. Raises DataError when the model was trained on some of them.
     """
-    table = training_table(config)
+    table = config.training_table
     try:
         ((source, trained),) = registry.find(config.model_name, int(scored.model_version)).data_versions.items()
     except (ConfigError, ValueError):
@@ -127,6 +122,6 @@ def setup_of(config: Config) -> Setup:
         replicates=config.lift.replicates,
         seed=config.seed,
         order=tuple(sorted(config.roles.dose or {}, key=(config.roles.dose or {}).__getitem__)),
-        table=training_table(config),
+        table=config.training_table,
         cluster=config.roles.cluster,
     )

@@ -28,7 +28,7 @@ def guard_training(sample: DataFrame, config: Config, say: Say) -> dict[str, Any
     Returns {"rows", "compared": of these, to find features that predict the treatment, "allowed": [{"feature", "rule",
     "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding that is not allowed.
     """
-    settings, roles = config.leakage, config.training_roles
+    settings, roles = config.leakage, config.unit_roles
     rows = sample.filter("split = 'train'").select(*roles.columns).toArrow()
     logged = not rows.num_rows or rows.column(PROPENSITY).null_count < rows.num_rows
     leaks = find_leaks(rows, roles, settings.alpha, config.seed, randomised=settings.randomised and logged)

@@ -21,7 +21,7 @@ from uplift_spark.flow.pictures import budget_picture, save
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import Scored, last_scored, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import Scored, last_scored, outcome_value, setup_of
 from uplift_spark.operations.registry import Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.allocation import Allocation, allocate, first_look
@@ -86,7 +86,7 @@ class Inputs:
         no column of the training set."""
         for segment in self.segments:
             if strangers := [part for part in crossed(segment) if part not in self.training.columns]:
-                table = training_table(self.config)
+                table = self.config.training_table
                 raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
         _check_money(self.config, self.levels)
         return self
@@ -98,7 +98,7 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     Raises DataError when nothing was scored, ConfigError as `Inputs.checked`.
     """
     scored = last_scored(config, lake, registry, config.registry.version)
-    table = training_table(config)
+    table = config.training_table
     training, scores = lake.read(table, scored.feature_version), scored.scores(lake)
     found = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
     places = {level: place for place, level in enumerate(setup_of(config).order)}
@@ -143,7 +143,7 @@ def candidates_of(given: Inputs) -> DataFrame:
         _RULE.format(name): _expression(given, f"policy.exclude.{name}", condition)
         for name, condition in policy.exclude.items()
     }
-    buckets = segment_buckets(given.training, given.segments, training_table(config))
+    buckets = segment_buckets(given.training, given.segments, config.training_table)
     column = "uplift" if policy.bound == "expected" else "uplift_lower"
     uplifts = offers(given.scores, given.levels, column)
     training = given.training

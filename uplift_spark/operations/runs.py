@@ -30,6 +30,7 @@ _RELEVANT = {
         *("campaign", "labels", "roles", "seed", "holdout", "lift.columns", "lift.outcomes"),
         "feature_definitions",
     ),
+    "nuisances": ("campaign", "roles", "nuisances", "lift.segments", "seed"),
     "train": ("campaign", "roles", "forest", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),

@@ -17,7 +17,7 @@ from uplift_spark.flow.learners import fit_t_learner, reward_frame
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.summary import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import fixed_costs, outcome_value, setup_of, training_table
+from uplift_spark.operations.evaluation import fixed_costs, outcome_value, setup_of
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import Say
 from uplift_spark.policy.tree import PolicyTree, Value
@@ -51,7 +51,7 @@ class Inputs:
 def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     """Raises ConfigError without a champion, for features it does not have, without the value and costs that profit
     needs; costs by unit (`policy.cost`) are no part of a tree."""
-    table = training_table(config)
+    table = config.training_table
     version = lake.version(table)
     model = registry.find(config.model_name)
     forest = registry.load(model).of(config.roles.outcome)

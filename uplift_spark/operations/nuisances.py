@@ -1,0 +1,135 @@
+"""What the nuisances job reads, learns and tells (R3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, Nuisances
+from uplift_spark.flow.averages import average_table, balance_table, overlap_table
+from uplift_spark.flow.lift import as_arrow
+from uplift_spark.flow.model_pictures import balance_picture
+from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, with_scores
+from uplift_spark.flow.pictures import save
+from uplift_spark.flow.summary import UNSEEN, interval, number
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.evaluation import setup_of, true_effects
+from uplift_spark.operations.runs import Say
+from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, Roles
+
+BALANCED = 0.1  # standardised differences below are held to be negligible (Austin 2009)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The campaign's training set at a version, and true effects where they are known."""
+
+    config: Config
+    asked: Nuisances
+    training: DataFrame
+    truth: DataFrame | None
+    versions: Mapping[str, int]
+
+    @property
+    def roles(self) -> Roles:
+        """Without scores; a propensity that is not to be trusted plays no part."""
+        roles = self.config.unit_roles
+        return roles if self.asked.propensity == "logged" else replace(roles, propensity=None)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels in their order, the control first."""
+        found = {row[0] for row in self.training.select(F.col(TREATMENT).cast("string")).distinct().collect()}
+        doses = self.config.roles.dose or {}
+        treated = sorted(found - {self.config.roles.control}, key=lambda level: (doses.get(level, 0.0), level))
+        return (self.config.roles.control, *treated)
+
+
+def source_of(config: Config, lake: Lake) -> Source:
+    """Raises ConfigError when the campaign asks for no nuisances."""
+    if config.nuisances is None:
+        raise ConfigError("the conf has no `nuisances`: add `nuisances: {}` for a campaign that was no trial")
+    table = f"silver.training_{config.campaign}"
+    version = lake.version(table)
+    return Source(config, config.nuisances, lake.read(table, version), true_effects(config, lake), {table: version})
+
+
+def adjusted(given: Source, say: Say) -> DataFrame:
+    """The training set with nuisances and scores. Raises DataError as `flow.nuisances.fit_folds`."""
+    train = given.training.where("split = 'train'")
+    folds = fit_folds(train, given.roles, given.config.seed, asdict(given.asked), say)
+    return with_scores(given.training, folds)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Average effects, overlap and balance, and true average effects by level where they are known."""
+
+    config: Config
+    effects: pd.DataFrame
+    overlap: pd.DataFrame
+    balance: pd.DataFrame
+    truth: Mapping[str, float]
+
+    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
+        """What to write to gold."""
+        frames = {"average_effects": self.effects, "overlap": self.overlap, "balance": self.balance}
+        mine = {EXPERIMENT: self.config.campaign}
+        return {name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items()}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Counts for the job's result."""
+        counted = self.overlap.set_index(TREATMENT)
+        return {
+            "units": {level: int(n) for level, n in counted["units"].items()},
+            "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
+        }
+
+    def picture(self) -> Path:
+        """Draw balance into reports/<campaign>/balance.png. Raises like `pictures.write_pictures`."""
+        return save(balance_picture(self.balance, BALANCED), Path("reports") / self.config.campaign / "balance.png")
+
+    @property
+    def summary(self) -> str:
+        """In words."""
+        whole = self.effects[self.effects["cut"] == "all"]
+        lines = [f"Average effects on {self.config.roles.outcome}, 95 % intervals:"]
+        for level, mine in whole.groupby(TREATMENT, sort=False):
+            told = {row["estimand"]: row for row in mine.to_dict("records")}
+            said = [
+                f"{name} {number(told[name]['value'])} ({interval(told[name]['lower'], told[name]['upper'])})"
+                for name in ("ate", "att", "overlap", "naive")
+            ]
+            truth = f"; in truth {number(self.truth[str(level)])}" if str(level) in self.truth else ""
+            lines.append(f"  {level}: {', '.join(said)}{truth}")
+        worst = self.balance[["difference", "difference_weighted"]].abs()
+        off = (worst > BALANCED).sum()
+        largest, of = worst.max().map(number), f"of {len(worst)} above {BALANCED}"
+        lines.append(
+            f"Features differ between arms by up to {largest.iloc[0]} standard deviations ({off.iloc[0]} {of}), "
+            f"weighed by {largest.iloc[1]} ({off.iloc[1]} {of})."
+        )
+        if gone := int(self.overlap["set_aside"].sum()):
+            lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
+        lines.append(UNSEEN)
+        return "\n".join(lines)
+
+
+def report_of(given: Source, table: DataFrame) -> Report:
+    """What the written table says."""
+    config, setup, levels = given.config, setup_of(given.config), given.levels
+    kept = table.where(F.col("split") != SET_ASIDE)
+    effects = average_table(kept, setup, levels, max(given.asked.lowest, 1e-6))
+    balance = balance_table(kept, config.roles.features, levels)
+    truth: dict[str, float] = {}
+    if given.truth is not None:
+        known = given.truth.join(kept.select(UNIT), UNIT, "left_semi").groupBy(TREATMENT).agg(F.avg("effect"))
+        truth = {row[0]: row[1] for row in known.collect()}
+    return Report(config, effects, overlap_table(table, levels, SET_ASIDE), balance, truth)

@@ -29,7 +29,7 @@ FORMAT = 3
 DIGEST = 32  # bytes of SHA-256 that end the file
 Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
-_CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `_variance_factor`
+CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `_variance_factor`
 # A level is thinly supported at a unit when fewer than half of its leaves hold five units of level and control each:
 # with less, one unit more or less decides, and the error is no better known than the effect.
 LOW_SUPPORT, SUPPORTING = 0.5, 5
@@ -99,7 +99,7 @@ class Forest:
     def _row_weight(self) -> float:
         """Fixed-point weight of a row, on average: every tree is estimated on half of the other buckets' rows."""
         if self.roles.weight is None and not self.plan.weighted_by_propensity:
-            return 1.0
+            return math.ldexp(1.0, self.plan.exponents[0])
         grown = np.count_nonzero(np.diff(self.structure.leaf_start))
         part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
         return float(self.sums[:, :, 0].sum()) / max(grown * part * self.facts["rows"], 1.0)
@@ -142,7 +142,7 @@ class Forest:
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), step)))
-        variance *= _variance_factor(self.plan)
+        variance *= _variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
         _stand_in(mix[4:, 1:], support, effect, variance)
         return effect, np.sqrt(variance), support < LOW_SUPPORT
 
@@ -276,7 +276,7 @@ def _left_out(plan: Plan) -> float:
     return 1.0 / b / max(between - (each - between) / max(bag - 1, 1), 0.25 / b)
 
 
-def _variance_factor(plan: Plan) -> float:
+def _variance_factor(plan: Plan, corrected: float) -> float:
     """What the little-bag variance of single effects is multiplied by, for what all bags share and so cannot show.
 
     Left-out buckets: see there. Where several buckets grow a tree, trees share growing rows across buckets, too;
@@ -285,10 +285,10 @@ def _variance_factor(plan: Plan) -> float:
     Bias correction: with S the forest's smoother the estimate is (2S - S²)y, but what S² takes away is the same in
     every bag, so the bags show the variance of 2Sy. Over the true one that is 4 / (2 - s)², s the smoother's eigenvalue
     where the noise is; simulated designs of 2,000 to 100,000 rows, 2 to 5 levels, strong, weak and no effects gave 1.6
-    to 2.
+    to 2. A correction by other rows than the estimate's hides less of its noise (`refresh.forest_of`): `corrected`.
     """
     shared = _SHARED_GROWTH if plan.growth_buckets > 1 else 1.0
-    return _left_out(plan) * shared * (_CORRECTED_VARIANCE if plan.debias else 1.0)
+    return _left_out(plan) * shared * (corrected if plan.debias else 1.0)
 
 
 def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, variance: np.ndarray) -> None:

@@ -21,8 +21,9 @@ from uplift_spark.causal.nodes import MAX_FEATURES
 from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles, hint
 
-_HEADROOM = 6  # bits left free in the sums, so that 64 times the training rows can still be added
+_HEADROOM = 6  # bits left free in the sums, so that more rows can be added to those of training (`room`)
 _SPARE = 62 - _HEADROOM
+_LARGER = 2  # bits of the headroom for rows with larger outcomes or weights than those of training
 _CORRECTION = 3  # bits: centred and corrected for bias an outcome is at most 2 (y - m) - μ, six times the largest |y|
 
 
@@ -251,6 +252,16 @@ def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
     return tuple(found)
 
 
+def room(rows: int) -> tuple[int, int, int]:
+    """(rows, weight of a row, w·y of a row), the latter two in fixed point, for which sums have room under `exponents`
+    of so many training rows: none overflows, corrected for bias or not.
+
+    The headroom is for 16 times the rows, and 4 times the largest weight and outcome planned for.
+    """
+    bits = _SPARE - math.ceil(math.log2(rows + 1)) + _LARGER
+    return rows << (_HEADROOM - _LARGER), 1 << bits, 1 << (bits - _CORRECTION)
+
+
 def _log2(value: float) -> int:
     return math.ceil(math.log2(value)) if value > 0 else 0
 
@@ -285,18 +296,26 @@ def encode(
         level_names(batch.column(roles.treatment)), value_set=pa.array(plan.levels.names, pa.large_string())
     )
     level = codes.to_numpy(zero_copy_only=False).astype(np.uint8)
-    w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
-    if plan.weighted_by_propensity and roles.propensity is not None:
-        w = w / as_numbers(batch.column(roles.propensity))
     w_bits, *y_bits = plan.exponents
     bins = apply_bins(batch, plan.bins, threads)
-    weight = np.maximum(fixed(w, w_bits), 1)  # no row counts nothing: sums of weights are divided by
+    weight = np.maximum(
+        fixed(weights_of(batch, plan), w_bits), 1
+    )  # no row counts nothing: sums of weights are divided by
     # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
     w = np.ldexp(weight.astype(np.float64), -w_bits)
     wy = np.empty((batch.num_rows, len(y_bits)), np.int64)
     for j, name in enumerate(roles.outcomes):
         wy[:, j] = fixed(w * as_numbers(batch.column(name)), y_bits[j])
     return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
+
+
+def weights_of(batch: pa.RecordBatch | pa.Table, plan: Plan) -> np.ndarray:
+    """What every row counts for: its weight, over its propensity where the plan weighs by it; float64 [n]."""
+    roles = plan.roles
+    w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
+    if plan.weighted_by_propensity and roles.propensity is not None:
+        w = w / as_numbers(batch.column(roles.propensity))
+    return w
 
 
 def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:

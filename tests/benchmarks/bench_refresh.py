@@ -1,0 +1,88 @@
+"""New rows into a forest: refreshing its sums, estimating its trees from all rows, growing anew, in one run.
+
+    python tests/benchmarks/bench_refresh.py --rows 1000000
+
+The forest is grown on so many rows, and as many are new; all passes are in this process, from Arrow to the forest.
+Linux only (reads /proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from processes import Usage
+from rich.console import Console
+from rich.table import Table
+
+from uplift_spark import Roles
+from uplift_spark.causal.benchmarks import multi
+from uplift_spark.causal.estimation import estimate_table
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.refresh import forest_of, refreshed, trained
+from uplift_spark.causal.staleness import residuals, staleness
+from uplift_spark.causal.training import Params, fit_table
+
+FEATURES = tuple(f"x{j}" for j in range(20))
+HELD_OUT = 20_000
+WARM_UP = 3_000
+ROLES = Roles("unit", "arm", "y", FEATURES, "0", dose={str(k): k for k in range(3)})
+
+console = Console(width=120, highlight=False)
+
+
+def main() -> None:
+    """Measure and print a line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--trees", type=int, default=200)
+    arguments = parser.parse_known_args()[0]
+    ways(WARM_UP, 8, Table())  # compiled
+    table = Table("way", "seconds", "cpu s", "RMSE")
+    ways(arguments.rows, arguments.trees, table)
+    cores = len(os.sched_getaffinity(0))
+    console.print(f"{arguments.rows:,} rows, as many new, {arguments.trees} trees, {cores} cores of a shared machine")
+    console.print(table)
+
+
+def ways(rows: int, trees: int, lines: Table) -> None:
+    """Every way once, a line each."""
+    old, new, held_out = draw(rows, 0), draw(rows, 1), multi(HELD_OUT, 99, levels=3)
+    both = pa.concat_tables([old, new]).combine_chunks()
+
+    def timed(way: str, run: Callable[[], Any]) -> Any:
+        usage = Usage()
+        made = run()
+        usage.stop()
+        error = f"{rmse(made, held_out):.4f}" if isinstance(made, Forest) else ""
+        lines.add_row(way, f"{usage.seconds:.1f}", f"{usage.cpu:.1f}", error)
+        return made
+
+    forest = timed("the forest of the old rows", lambda: fit_table(old, ROLES, Params(n_trees=trees)))
+    tally = timed("its tally, once", lambda: trained(forest, old))
+    timed("refreshed with the new rows", lambda: forest_of(refreshed(tally, new)))
+    timed("its trees estimated from all rows", lambda: estimate_table(both, forest))
+    timed("grown anew on all rows", lambda: fit_table(both, ROLES, Params(n_trees=trees)))
+    before = timed("residuals of the old rows, once", lambda: residuals(forest, old))
+    timed("are the splits stale for the new rows?", lambda: staleness(forest, before, new))
+
+
+def draw(rows: int, seed: int) -> pa.Table:
+    """Rows of a trial with two doses and a control."""
+    trial = multi(rows, seed, levels=3)
+    columns = dict(zip(FEATURES, trial.X.T, strict=True))
+    return pa.table({"unit": np.arange(rows) + seed * rows, "arm": trial.w, "y": trial.y, **columns})
+
+
+def rmse(forest: Forest, held_out: Any) -> float:
+    """Of both levels' effects."""
+    rows = pa.table({"unit": np.arange(HELD_OUT), **dict(zip(FEATURES, held_out.X.T, strict=True))})
+    return float(np.sqrt(((forest.effect_arrays(rows, errors=False)[0] - held_out.tau) ** 2).mean()))
+
+
+if __name__ == "__main__":
+    main()

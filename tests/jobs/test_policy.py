@@ -151,7 +151,7 @@ def test_in_clusters_the_holdout_knows_less(lake, planned):
 
 
 def test_the_curve_rises_with_the_budget(lake, planned):
-    curve = rows_of(lake, "gold.policy_curve").sort_values("budget")
+    curve = rows_of(lake, "gold.policy_curve", run_id=planned.run_id).sort_values("budget")
     assert curve.budget.tolist() == [BUDGET * share for share in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2)]
     assert (curve.cost <= curve.budget + 1e-9).all() and (np.diff(curve.gain) >= -1e-6 * curve.gain.max()).all()
     assert curve.gain[curve.budget == BUDGET].iloc[0] == pytest.approx(planned.details["gain"], rel=1e-4)

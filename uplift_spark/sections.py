@@ -74,7 +74,7 @@ class RolesConf:
     outcome: str
     control: str
     features: tuple[str, ...]
-    dose: dict[str, float] | None = None
+    dose: dict[str, float | tuple[float, ...]] | None = None
     more_outcomes: tuple[str, ...] = ()
     cluster: str | None = None
 
@@ -169,6 +169,8 @@ class Forest:
     max_depth: Annotated[int, Field(ge=1, le=30)] | None = None
     n_buckets: Annotated[int, Field(ge=2)] | None = None
     max_bins: Annotated[int, Field(ge=2, le=254)] | None = None
+    criterion: Literal["auto", "slope", "spline", "product", "one_hot"] = "auto"
+    monotone: Literal["increasing", "decreasing"] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

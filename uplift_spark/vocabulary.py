@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,11 +81,12 @@ def crossed(segment: str) -> tuple[str, ...]:
 class Levels:
     """Treatment levels in canonical order, control first.
 
-    `doses` is None for arms without order, else one number per level (control's first).
+    `doses` is None for arms without order, else one number per level (control's first), or as many for each as the
+    treatment has dimensions.
     """
 
     names: tuple[str, ...]
-    doses: tuple[float, ...] | None = None
+    doses: tuple[float | tuple[float, ...], ...] | None = None
 
     @property
     def control(self) -> str:
@@ -107,7 +109,10 @@ class Roles:
     outcome     numeric (or boolean) outcome; the trees are grown to tell its effects apart
     features    numeric, boolean or string columns; strings are categorical
     control     the level every other level is compared with
-    dose        {level: number} for ordered levels, naming every level; None for arms without order
+    dose        {level: number} for ordered levels, naming every level; {level: [number, ...]} for treatments of several
+                dimensions, such as discount and frequency; None for arms without order
+    grid        doses at which effects are told, where the treatment is itself a number that takes any value: the dose
+                received, `control` then being the dose they are compared with
     propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
     weight      column with a positive sample weight
     cluster     column whose units stay together when data are split (households)
@@ -122,12 +127,13 @@ class Roles:
     outcome: str
     features: tuple[str, ...]
     control: str
-    dose: Mapping[str, float] | None = None
+    dose: Mapping[str, float | Sequence[float]] | None = None
     propensity: str | None = None
     weight: str | None = None
     cluster: str | None = None
     more_outcomes: tuple[str, ...] = ()
     scores: str | None = None
+    grid: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
@@ -148,12 +154,34 @@ class Roles:
         if self.scores and self.more_outcomes:
             raise ConfigError("roles.scores are those of one outcome: drop more_outcomes, or train a forest for each")
         if self.dose is not None:
-            doses = {str(k): float(v) for k, v in self.dose.items()}
-            if self.control not in doses:
-                raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")
-            if len(set(doses.values())) < len(doses):
-                raise ConfigError("roles.dose gives two levels the same dose: merge them or drop `dose`")
-            object.__setattr__(self, "dose", doses)
+            object.__setattr__(self, "dose", self._doses(self.dose))
+        object.__setattr__(self, "grid", self._grid() if self.grid else ())
+
+    def _doses(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, float | tuple[float, ...]]:
+        doses = {str(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in given.items()}
+        sizes = {len(v) if isinstance(v, tuple) else 1 for v in doses.values()}
+        if self.control not in doses:
+            raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")
+        if len(sizes) > 1 or sizes & {0}:
+            raise ConfigError(f"roles.dose gives levels {sorted(sizes)} numbers: give each as many")
+        if len(set(doses.values())) < len(doses):
+            raise ConfigError("roles.dose gives two levels the same dose: merge them or drop `dose`")
+        return doses
+
+    def _grid(self) -> tuple[float, ...]:
+        if self.propensity or self.scores:
+            raise ConfigError("roles.grid has no propensities or scores of levels: center dose and outcome instead")
+        if self.dose is not None:
+            raise ConfigError("roles.grid is for treatments that are numbers, roles.dose for levels: drop one of them")
+        try:
+            control, grid = float(self.control), tuple(map(float, self.grid))
+        except ValueError:
+            raise ConfigError(
+                f"roles.control is {self.control!r}, but with roles.grid it is a dose: give a number"
+            ) from None
+        if len({control, *grid}) <= len(grid) or not all(map(math.isfinite, (control, *grid))):
+            raise ConfigError("roles.grid names a dose twice, or the control's, or one that is not finite: remove it")
+        return grid
 
     def _single(self) -> tuple[str, ...]:
         parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster, self.scores)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.causal.forest import Z95
+from uplift_spark.causal.little_bags import Z95
 from uplift_spark.causal.simulate import ATTRIBUTES, BENCHMARKS, CampaignSimulator, effect_column
 from uplift_spark.causal.training import Params, fit_table
 from uplift_spark.stats.qini import true_curve

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from uplift_spark.causal.forest import Z95, Forest
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.little_bags import Z95
 from uplift_spark.causal.rows import encode
 from uplift_spark.causal.simulate import BENCHMARKS, Benchmark
 from uplift_spark.causal.training import Params, fit_table

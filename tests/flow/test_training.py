@@ -13,10 +13,13 @@ from pyspark.sql import functions as F
 
 from tests.causal.frames import arm_roles, ordered_frame, ordered_roles
 from uplift_spark import CausalForest
-from uplift_spark.vocabulary import DataError
+from uplift_spark.vocabulary import DataError, Roles
 
 pytestmark = pytest.mark.spark
 SMALL = {"n_trees": 16, "min_leaf": 10}
+PACKAGES = {
+    f"{arm}/{member}": (dose, member) for arm, dose in (("none", 0), ("5%", 5), ("10%", 10)) for member in (0, 1)
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,24 @@ def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets
     expected = forest.fit(frame, roles).to_bytes()
     for partitions in (1, 2, 7):
         assert forest.fit(on_spark.repartition(partitions), roles).to_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        Roles("unit", "spend", "y", ("age", "region"), "0", grid=(1.0, 2.0)),
+        Roles("unit", "package", "y", ("age", "spend"), "none/0", dose=PACKAGES),
+    ],
+)
+def test_forests_of_doses_agree_too(frame, on_spark, roles):
+    frame = frame.assign(package=frame["arm"] + "/" + frame["member"].astype(int).astype(str))
+    on_spark = on_spark.withColumn("package", F.concat_ws("/", "arm", F.col("member").cast("int")))
+    forest = CausalForest(**SMALL)
+    model = forest.fit(on_spark, roles)
+    assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
+    found = model.effect(on_spark).toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+    expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
 def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):

@@ -89,6 +89,11 @@ def shape_of(plan: Plan) -> Shape:
     return Shape(basis, *bins_of(plan), 1.0)
 
 
+def arms_of(plan: Plan) -> int:
+    """Means that a leaf must tell apart: of every level, or as many as a response has coefficients."""
+    return len(plan.levels) if plan.told is None else 2 + 2 * len(CRITERIA[plan.criterion].basis(plan.levels))
+
+
 def bins_of(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """(number of bins int64 [p], categorical bool [p])."""
     return np.array([b.n_bins for b in plan.bins], np.int64), np.array([b.categorical for b in plan.bins], np.bool_)
@@ -127,7 +132,7 @@ def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: Plan) 
         return 0.0, 0.0
     work = (mine.astype(np.int32), sample.level[mine], sample.w[mine], sample.wy[mine, 0])
     noise = noise_level(work, shape)
-    leaf = float(max(SMALLEST_LEAF * n_levels, mine.size / 64) * work[2].mean())
+    leaf = float(max(SMALLEST_LEAF * arms_of(plan), mine.size / 64) * work[2].mean())
     by_chance = noise * (null_gain(256, False, shape.basis.shape[0]) + 2.0 * math.log(len(columns)))
     limits = Limits(leaf, leaf, 8, by_chance, 0.2, len(columns), 0.1)
     nodes, sets, leaves, _, _ = grow_tree(columns, work, shape, limits, np.uint64(0), np.zeros(len(columns)))

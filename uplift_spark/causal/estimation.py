@@ -111,7 +111,7 @@ def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Struct
             f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
         )
     ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
-    facts = {"rows": summary.rows, "level_rows": dict(summary.levels), "outcome_range": ranges}
+    facts = {"rows": summary.rows, "level_rows": plan.level_rows(summary.levels), "outcome_range": ranges}
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
 
 
@@ -164,11 +164,12 @@ def facts_anew(forest: Forest, summary: Summary) -> dict[str, Any]:
     Raises DataError when a level that the forest knows has no row left, or another one has come.
     """
     check_summary(summary, forest.roles)
-    known, found = set(forest.levels.names), {name for name, count in summary.levels.items() if count}
+    rows = forest.plan.level_rows(summary.levels)
+    known, found = set(forest.plan.levels.names), {name for name, count in rows.items() if count}
     if known != found:
         wrong = f"no row of {', '.join(sorted(known - found))}" if known - found else f"levels {sorted(found - known)}"
         raise DataError(
-            f"column {forest.roles.treatment!r} has {wrong}, so this forest of levels {', '.join(forest.levels.names)} "
-            "cannot be estimated from these rows: train a new one"
+            f"column {forest.roles.treatment!r} has {wrong}, so this forest of levels "
+            f"{', '.join(forest.plan.levels.names)} cannot be estimated from these rows: train a new one"
         )
     return facts_of(summary, forest.facts["buckets"], forest.structure, forest.plan)

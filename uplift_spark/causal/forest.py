@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,20 +16,21 @@ import numpy as np
 import pyarrow as pa
 
 from uplift_spark.causal.binning import apply_bins
+from uplift_spark.causal.criteria import CRITERIA, dose_matrix
+from uplift_spark.causal.doses import monotone, told_levels
 from uplift_spark.causal.hashing import halves_of
 from uplift_spark.causal.kernels import average_pulls, plain_mix, predict
+from uplift_spark.causal.little_bags import CORRECTED_VARIANCE, Z95, bag_covariance, few_bags, left_out, variance_factor
 from uplift_spark.causal.nuisance import Baseline
+from uplift_spark.causal.responses import average_responses, moments, predict_responses, told_map
 from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import Plan, keys_of
 from uplift_spark.causal.structure import Structure, frozen
-from uplift_spark.stats.moments import normal_quantile
 from uplift_spark.vocabulary import TREATMENT, ConfigError, Levels, ModelFileError, Roles
 
 FORMAT = 3
 DIGEST = 32  # bytes of SHA-256 that end the file
-Z95 = normal_quantile(0.95)
 _ROWS_PER_CALL = 1 << 14
-CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `_variance_factor`
 # A level is thinly supported at a unit when fewer than half of its leaves hold five units of level and control each:
 # with less, one unit more or less decides, and the error is no better known than the effect.
 LOW_SUPPORT, SUPPORTING = 0.5, 5
@@ -44,7 +45,8 @@ class Forest:
     facts     what training found: rows, rows per level, range of each outcome, bucket statuses
     baseline  what the outcome was centred by, if at all
     mix       float64 [6, K]: how levels learn from each other, and the average and the variance of a unit's effect
-              that stand in where a level has low support (`causal.levels`); None: neither
+              that stand in where a level has low support (`causal.levels`); where effects are told from a response,
+              average and covariance of a unit's θ, [1 + q, q]; None: neither
     more      (baseline, mix) of every further outcome
 
     Everything but `of` and the file is about the first outcome, which shaped the trees.
@@ -76,7 +78,8 @@ class Forest:
 
     @property
     def levels(self) -> Levels:
-        return self.plan.levels
+        """Those that effects are of, control first."""
+        return self.plan.told or self.plan.levels
 
     @property
     def roles(self) -> Roles:
@@ -93,6 +96,10 @@ class Forest:
         outcomes = self.sums[:, :, 2 if self.plan.debias else 1]
         values = shares(self.sums[:, :, 0], outcomes, SUPPORTING * self._row_weight)
         values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
+        if self.plan.told:
+            basis = CRITERIA[self.plan.criterion].basis(self.plan.levels)
+            enough = self.sums[:, :, 0].sum(axis=1) >= SUPPORTING * (1 + len(basis)) * self._row_weight
+            values = moments(values, basis, enough)
         return frozen([values])[0]
 
     @property
@@ -122,51 +129,97 @@ class Forest:
         key = keys_of(batch, self.roles)[1] if out_of_bag else None
         return self.effects_of(bins, threads, errors=errors, key=key)
 
+    @cached_property
+    def _told(self) -> np.ndarray:
+        return told_map(self.plan)
+
+    def at(self, doses: Sequence[float], partial: bool = False) -> Forest:
+        """The forest telling effects of these doses against the control's or, partial, of one unit more of each.
+
+        Raises ConfigError unless it was trained with `roles.grid`.
+        """
+        if not self.roles.grid or self.plan.told is None:
+            raise ConfigError("this forest knows the effects of its levels only: train it with roles.grid")
+        told = told_levels(self.roles.control, doses)
+        return replace(self, plan=replace(self.plan, told=told, partial=partial))
+
     def effects_of(
-        self, bins: np.ndarray, threads: int = 1, *, errors: bool = True, key: np.ndarray | None = None
+        self,
+        bins: np.ndarray,
+        threads: int = 1,
+        *,
+        errors: bool = True,
+        key: np.ndarray | None = None,
+        told: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n]."""
+        """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n].
+
+        told  float64 [L, q]: effects told @ θ in place of the plan's, where those are told from a response
+        """
+        asked, told = told, frozen([self._told if told is None else told])[0]
         n_bags = 0 if key is None else self.plan.n_trees // self.plan.bag_size
         key = np.zeros(len(bins), np.uint64) if key is None else key
         bins, halves = frozen((bins, halves_of(key, np.uint64(self.plan.seed), n_bags)))
-        shape = (bins.shape[0], len(self.levels) - 1)
+        shape = (bins.shape[0], len(told) or len(self.levels) - 1)
         effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
-        mix = frozen([plain_mix(len(self.levels)) if self.mix is None else self.mix])[0]
+        mix = frozen([self._mix(told)])[0]
 
         step = max(1, min(_ROWS_PER_CALL, -(-len(bins) // threads)))
 
         def some_rows(low: int) -> None:
             part = np.s_[low : low + step]
             out = (effect[part], variance[part], support[part])
-            predict(self._routes, self._shares, self._design, (bins[part], halves[part]), mix, errors, out)
+            rows = (bins[part], halves[part])
+            if len(told):
+                predict_responses(self._routes, self._shares, self._design, rows, told, errors, out)
+            else:
+                predict(self._routes, self._shares, self._design, rows, mix, errors, out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), step)))
-        variance *= _variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
+        variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
         _stand_in(mix[4:, 1:], support, effect, variance)
+        if self.plan.monotone and asked is None and not self.plan.partial:
+            effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
         return effect, np.sqrt(variance), support < LOW_SUPPORT
+
+    def _mix(self, told: np.ndarray) -> np.ndarray:
+        """The mix of these effects, float64 [6, 1 + L]."""
+        mix = plain_mix(1 + len(told)) if len(told) else plain_mix(len(self.levels))
+        if self.mix is None or not len(told):
+            return mix if self.mix is None else self.mix
+        mix[4, 1:], mix[5, 1:] = told @ self.mix[0], np.einsum("la,ab,lb->l", told, self.mix[1:], told)
+        return mix
 
     @property
     def _design(self) -> tuple[int, int, int]:
         return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
 
-    def averages(self, bins: np.ndarray, segment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def averages(
+        self, bins: np.ndarray, segment: np.ndarray | None = None, told: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(average effects [S, K-1], their covariances [S, K-1, K-1]) over the rows of each segment.
 
-        bins uint8 [n, p]; segment int64 [n] in 0..S-1, one segment of all rows by default. Differences between levels
-        have the variance that follows from the covariance. Without correction for bias, which an average hardly has.
+        bins uint8 [n, p]; segment int64 [n] in 0..S-1, one segment of all rows by default; told as in `effects_of`.
+        Differences between levels have the variance that follows from the covariance. Without correction for bias,
+        which an average hardly has.
         """
+        told = frozen([self._told if told is None else told])[0]
         segment = np.zeros(len(bins), np.int64) if segment is None else segment
-        n_segments, effects = int(segment.max(initial=-1)) + 1, len(self.levels) - 1
+        n_segments, effects = int(segment.max(initial=-1)) + 1, len(told) or len(self.levels) - 1
         pulls = np.zeros((n_segments, self.plan.n_trees, effects))
         totals, counts = np.zeros((n_segments, effects)), np.zeros(n_segments)
         values = replace(self, plan=replace(self.plan, debias=False))._shares
-        average_pulls(self._routes, values, self._design, frozen((bins, segment)), pulls, totals, counts)
-        rows = np.where(counts > 0, counts, np.nan)
-        pulls /= rows[:, None, None]
-        factor = _left_out(self.plan) * _few(self.plan.n_trees // self.plan.bag_size)
-        covariance = np.stack([_bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
-        return totals / rows[:, None], factor * covariance
+        rows, out = frozen((bins, segment)), (pulls, totals, counts)
+        if len(told):
+            average_responses(self._routes, values, self._design, rows, told, *out)
+        else:
+            average_pulls(self._routes, values, self._design, rows, *out)
+        seen = np.where(counts > 0, counts, np.nan)
+        pulls /= seen[:, None, None]
+        factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
+        covariance = np.stack([bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
+        return totals / seen[:, None], factor * covariance
 
     def effect_table(self, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
         """One row per unit and treated level, unit-major, in the columns of `vocabulary.EFFECT_COLUMNS`."""
@@ -229,68 +282,6 @@ def shares(weights: np.ndarray, outcomes: np.ndarray, least: float) -> np.ndarra
     return values
 
 
-def _bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
-    """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite.
-
-    As in the kernel a bag speaks through those of its trees that do, and a bucket's only tree is not centred.
-    """
-    bag, n_buckets, _ = design
-    speaks = (pulls != 0).sum(axis=1) > 0
-    for b in range(n_buckets):
-        mine = b + n_buckets * np.flatnonzero(speaks[b::n_buckets])
-        if mine.size > 1:
-            pulls[mine] = (pulls[mine] - pulls[mine].mean(axis=0)) * math.sqrt(mine.size / (mine.size - 1))
-    count = speaks.reshape(-1, bag).sum(axis=1)
-    bags, there = pulls.reshape(-1, bag, pulls.shape[1])[count > 1], speaks.reshape(-1, bag)[count > 1]
-    if not len(bags):
-        return np.zeros((pulls.shape[1], pulls.shape[1]))
-    count = count[count > 1]
-    means = bags.sum(axis=1) / count[:, None]
-    apart = (bags - means[:, None]) * there[:, :, None]
-    between = means.T @ means / len(means)
-    noise = np.einsum("gtk,gtl,g->kl", apart, apart, 1.0 / (count * (count - 1))) / len(means)
-    values, vectors = np.linalg.eigh(between - noise)
-    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
-
-
-def _few(bags: int) -> float:
-    """What a variance that is known from that many bags is multiplied by, so that normal intervals hold their level.
-
-    A t quantile in place of the normal one (its first term, Cornish & Fisher 1938), squared. Degrees of freedom are
-    half the bags: about as much as the bags vary is taken off for the trees in them. In simulations averages were
-    covered .935 of the time without it, the mean of ten designs of 500 draws each (`make simulations`).
-    """
-    return (1.0 + (Z95**2 + 1.0) / (2.0 * max(bags, 2))) ** 2
-
-
-def _left_out(plan: Plan) -> float:
-    """What the little-bag variance is multiplied by because trees of one bag are estimated on different buckets.
-
-    That looks like noise between them. With each bucket's part in a half-sample's deviation of variance 1, the bags
-    show `between - within / (bag - 1)` where the forest, which leaves out every bucket in turn, has 1 / B.
-    """
-    b, g, bag = plan.n_buckets, plan.growth_buckets, plan.bag_size
-    # The first bag stands for all: the next ones leave out the same pattern of buckets, turned around.
-    weights = ((np.arange(b) - np.arange(bag)[:, None]) % b >= g) / (b - g)
-    between, each = float((weights.mean(axis=0) ** 2).sum()), 1.0 / (b - g)
-    return 1.0 / b / max(between - (each - between) / max(bag - 1, 1), 0.25 / b)
-
-
-def _variance_factor(plan: Plan, corrected: float) -> float:
-    """What the little-bag variance of single effects is multiplied by, for what all bags share and so cannot show.
-
-    Left-out buckets: see there. Where several buckets grow a tree, trees share growing rows across buckets, too;
-    simulations asked for .8 of that.
-
-    Bias correction: with S the forest's smoother the estimate is (2S - S²)y, but what S² takes away is the same in
-    every bag, so the bags show the variance of 2Sy. Over the true one that is 4 / (2 - s)², s the smoother's eigenvalue
-    where the noise is; simulated designs of 2,000 to 100,000 rows, 2 to 5 levels, strong, weak and no effects gave 1.6
-    to 2. A correction by other rows than the estimate's hides less of its noise (`refresh.forest_of`): `corrected`.
-    """
-    shared = _SHARED_GROWTH if plan.growth_buckets > 1 else 1.0
-    return _left_out(plan) * shared * (corrected if plan.debias else 1.0)
-
-
 def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, variance: np.ndarray) -> None:
     """Draw effects [n, K-1] with low support towards `average` [2, K-1], a level's mean effect and its variance over
     units, in place: not at all where half of the leaves support them, wholly where none does.
@@ -343,10 +334,12 @@ def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], name: s
     outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
     sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)
 
+    width = 0 if plan.told is None else len(CRITERIA[plan.criterion].basis(plan.levels))
+
     def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
         values, mix = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
         baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
-        return baseline, None if mix is None else mix.reshape(6, k)
+        return baseline, None if mix is None else mix.reshape((6, k) if plan.told is None else (-1, width))
 
     first, *more = map(part, marks)
     return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))

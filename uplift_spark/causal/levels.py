@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from uplift_spark.causal.criteria import CRITERIA
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.kernels import plain_mix
 
@@ -31,17 +32,31 @@ ROUNDS = 20
 def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     """The forest with its `mix` learnt from rows like those it was trained on, bins uint8 [n, p]; n is cut to 4,000."""
     bins = bins[:ROWS]
+    if forest.plan.told:
+        return replace(forest, mix=_spread_of_responses(forest, bins))
     average, covariance = (part[0] for part in forest.averages(bins))
     mix = plain_mix(len(forest.levels))
     threads = os.cpu_count() or 1
     effect, error, low = forest.effects_of(bins, threads)
     doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
-    if doses is not None and len(doses) > 2 and whole.sum() >= LEAST:
+    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and whole.sum() >= LEAST:
         mix = _shared(forest, bins[whole], effect[whole], covariance)
         effect, error, low = replace(forest, mix=mix).effects_of(bins, threads)
     mix[4, 1:] = average
     mix[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
     return replace(forest, mix=mix)
+
+
+def _spread_of_responses(forest: Forest, bins: np.ndarray) -> np.ndarray:
+    """Average and covariance of θ over units, [1 + q, q], with the uncertainty of the average."""
+    own = np.eye(len(CRITERIA[forest.plan.criterion].basis(forest.plan.levels)))
+    average, covariance = (part[0] for part in forest.averages(bins, told=own))
+    theta, error, low = forest.effects_of(bins, os.cpu_count() or 1, told=own)
+    apart = np.where(low, np.nan, theta - average)
+    size = np.nan_to_num(np.sqrt(_heterogeneity(apart, error)))
+    whole = apart[~np.isnan(apart).any(axis=1)]
+    together = np.corrcoef(whole.T).reshape(len(own), len(own)) if len(whole) >= LEAST else own
+    return np.vstack([average, covariance + np.nan_to_num(together) * np.outer(size, size)])
 
 
 def _heterogeneity(apart: np.ndarray, error: np.ndarray) -> np.ndarray:

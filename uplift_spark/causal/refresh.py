@@ -37,9 +37,10 @@ import pyarrow.compute as pc
 
 from uplift_spark.causal.binning import as_numbers, as_text
 from uplift_spark.causal.estimation import add_rows, empty_sums, finished, grown_parts
-from uplift_spark.causal.forest import CORRECTED_VARIANCE, Forest
+from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.hashing import SAMPLE, mix_all
 from uplift_spark.causal.levels import ROWS
+from uplift_spark.causal.little_bags import CORRECTED_VARIANCE
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
@@ -103,11 +104,11 @@ def trained(base: Forest, table: pa.Table, day: int = 0) -> Tally:
     Raises DataError when the table has other numbers of rows than the forest was trained on.
     """
     level_rows = _checked(table, base)
-    known = np.array([base.facts["level_rows"][name] for name in base.levels.names])
+    known = np.array([base.facts["level_rows"][name] for name in base.plan.levels.names])
     if (level_rows != known).any():
         raise DataError(
-            f"column {base.roles.treatment!r} has {level_rows.tolist()} rows of {', '.join(base.levels.names)}, the "
-            f"forest was trained on {known.tolist()}: give its training rows, or count these with `counted`"
+            f"column {base.roles.treatment!r} has {level_rows.tolist()} rows of {', '.join(base.plan.levels.names)}, "
+            f"the forest was trained on {known.tolist()}: give its training rows, or count these with `counted`"
         )
     rows = encode(table, base.plan, threads=os.cpu_count() or 1)
     return Tally(base, level_rows, {day: _plain(base.sums)}, *_sampled(rows, base))
@@ -180,7 +181,7 @@ def forest_of(tally: Tally, half_life: float | None = None, as_of: int | None = 
     Intervals hold where the base's rows are among those counted, or a half-life says that they fade.
     Raises DataError when a level has no row, ConfigError for a half-life that is not above 0, or rows after `as_of`.
     """
-    base, names = tally.base, tally.base.levels.names
+    base, names = tally.base, tally.base.plan.levels.names
     if not tally.level_rows.all():
         gone = ", ".join(name for name, rows in zip(names, tally.level_rows, strict=True) if not rows)
         raise DataError(f"column {base.roles.treatment!r} has no row of {gone}: add rows, or train a new forest")
@@ -278,7 +279,8 @@ def _checked(table: pa.Table, base: Forest) -> np.ndarray:
     check_parts(kinds, roles)
     summary = summarise(table, roles)
     check_summary(summary, roles)
-    unseen = {name: rows for name, rows in summary.levels.items() if name not in plan.levels.names}
+    counts = plan.level_rows(summary.levels)
+    unseen = {name: rows for name, rows in counts.items() if name not in plan.levels.names}
     if unseen:
         found = f"levels the forest does not know, {list(unseen)}"
         _refuse(roles.treatment, sum(unseen.values()), summary.rows, found)
@@ -289,7 +291,7 @@ def _checked(table: pa.Table, base: Forest) -> np.ndarray:
     for column, rows, problem in [*_new_categories(table, plan), *_too_large(table, base)]:
         if rows:
             _refuse(column, rows, summary.rows, problem)
-    return np.array([summary.levels.get(name, 0) for name in plan.levels.names], np.int64)
+    return np.array([counts.get(name, 0) for name in plan.levels.names], np.int64)
 
 
 def _refuse(column: str | None, rows: int, of: int, problem: str) -> None:

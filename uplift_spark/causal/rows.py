@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers, as_text, is_number, is_text
+from uplift_spark.causal.doses import cell_rows, cells_of, counted_as, told_levels
 from uplift_spark.causal.hashing import BUCKET, folds_of, mix_all, unit_hashes
 from uplift_spark.causal.nodes import MAX_FEATURES
 from uplift_spark.causal.nuisance import Baseline
@@ -92,7 +93,8 @@ def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
         if column is not None and not (is_text(kinds[column]) or pa.types.is_integer(kinds[column])):
             raise DataError(f"{part} column {column!r} has type {kinds[column]}: ids must be text or integers; cast it")
     outcomes = [("outcome", column) for column in roles.outcomes]
-    for part, column in (*outcomes, ("weight", roles.weight), ("propensity", roles.propensity)):
+    doses = [("treatment", roles.treatment)] if roles.grid else []
+    for part, column in (*doses, *outcomes, ("weight", roles.weight), ("propensity", roles.propensity)):
         if column is not None and not is_number(kinds[column]):
             raise DataError(f"{part} column {column!r} has type {kinds[column]}: it must be numeric; cast it")
 
@@ -109,8 +111,13 @@ def summarise(batch: pa.RecordBatch | pa.Table, roles: Roles) -> Summary:
     """Summary of one batch of rows."""
     ids = [column for column in (roles.unit, roles.cluster) if column is not None]
     bad = {f"{column}: null": batch.column(column).null_count for column in ids}
-    names = level_names(batch.column(roles.treatment))
-    bad[f"{roles.treatment}: null or NaN"] = names.null_count
+    if roles.grid:
+        names = counted_as(as_numbers(batch.column(roles.treatment)))
+    else:
+        names = level_names(batch.column(roles.treatment))
+    bad[f"{roles.treatment}: null, NaN or infinite" if roles.grid else f"{roles.treatment}: null or NaN"] = (
+        names.null_count
+    )
     counts = pc.value_counts(names.drop_null())
     levels = dict(sorted(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
     outcomes = {}
@@ -167,8 +174,15 @@ class Plan:
 
     A tree t is grown on the buckets t, ..., t + growth_buckets - 1 (mod n_buckets) and estimated on the others.
 
+    levels      whose rows leaf sums hold apart: those received, or cells of doses (`causal.doses`)
     exponents   binary exponents of the fixed-point weight and of w·y of each outcome
     limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
+    told        the levels that effects are told of, by the response that the criterion's basis allows
+                (`causal.responses`); None: `levels`, each by the rows that received it
+    edges       doses that part the cells, none where `levels` are those received
+    partial     effects are those of one unit more of a dose, not those of the dose against the control's
+    monotone    how effects may go with the dose (`doses.MONOTONE`); None: freely
+    reason      why the criterion is what it is
     """
 
     roles: Roles
@@ -184,6 +198,11 @@ class Plan:
     exponents: tuple[int, ...]
     weighted_by_propensity: bool
     debias: bool
+    told: Levels | None = None
+    edges: tuple[float, ...] = ()
+    partial: bool = False
+    monotone: str | None = None
+    reason: str = ""
 
     def of(self, outcome: str) -> Plan:
         """The plan as if it were made for one of its outcomes alone."""
@@ -198,16 +217,34 @@ class Plan:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Plan:
-        doses = raw["levels"]["doses"]
-        levels = Levels(tuple(raw["levels"]["names"]), None if doses is None else tuple(doses))
         bins = tuple(FeatureBins.from_dict(b) for b in raw["bins"])
-        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "bins": bins}
-        return cls(**{**known, "exponents": tuple(raw["exponents"])})
+        levels, told = (_levels(raw.get(part)) for part in ("levels", "told"))
+        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "told": told, "bins": bins}
+        return cls(**{**known, "exponents": tuple(raw["exponents"]), "edges": tuple(raw.get("edges", ()))})
+
+    def level_rows(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Rows of every level from `Summary.levels`."""
+        return cell_rows(counts, self.levels, self.edges) if self.edges else dict(counts)
 
 
-def make_levels(summary: Summary, roles: Roles) -> Levels:
-    """Levels in canonical order; DataError if the control, or any second arm, is missing or an arm has no dose."""
+def _levels(raw: Mapping[str, Any] | None) -> Levels | None:
+    if raw is None:
+        return None
+    doses = raw["doses"]
+    if doses is not None:
+        doses = tuple(tuple(one) if isinstance(one, list) else one for one in doses)
+    return Levels(tuple(raw["names"]), doses)
+
+
+def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, tuple[float, ...]]:
+    """`levels`, `told` and `edges` of a plan.
+
+    Raises DataError if the control, or any second arm, is missing or an arm has no dose.
+    """
     found = summary.levels
+    if roles.grid:
+        levels, edges = cells_of(found, roles)
+        return levels, told_levels(roles.control, roles.grid), edges
     if roles.control not in found:
         raise DataError(
             f"control level {roles.control!r} is missing from column {roles.treatment!r}: found {list(found)}"
@@ -217,13 +254,13 @@ def make_levels(summary: Summary, roles: Roles) -> Levels:
             f"column {roles.treatment!r} holds only {roles.control!r}: at least one treated level is needed"
         )
     if roles.dose is None:
-        return Levels((roles.control, *sorted(set(found) - {roles.control})))
+        return Levels((roles.control, *sorted(set(found) - {roles.control}))), None, ()
     unknown = {name: count for name, count in found.items() if name not in roles.dose}
     if unknown:
         raise DataError(f"column {roles.treatment!r} has levels without a dose (rows): {unknown}; name them in `dose`")
-    doses = dict(roles.dose)
+    doses = {name: dose if isinstance(dose, float) else tuple(dose) for name, dose in roles.dose.items()}
     names = sorted(found, key=lambda name: (name != roles.control, doses[name]))
-    return Levels(tuple(names), tuple(doses[name] for name in names))
+    return Levels(tuple(names), tuple(doses[name] for name in names)), None, ()
 
 
 def check_summary(summary: Summary, roles: Roles) -> None:
@@ -235,7 +272,7 @@ def check_summary(summary: Summary, roles: Roles) -> None:
         raise DataError(f"column {problem} in {count} of {summary.rows} rows: fix or drop these rows before training")
     if len(roles.features) > MAX_FEATURES:
         raise ConfigError(f"{len(roles.features)} features, the forest takes {MAX_FEATURES} at most")
-    if len(summary.levels) > 127:
+    if len(summary.levels) > 127 and not roles.grid:
         raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
 
 
@@ -292,10 +329,7 @@ def encode(
     """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes, bins."""
     roles = plan.roles
     unit, key = keys_of(batch, roles)
-    codes = pc.index_in(
-        level_names(batch.column(roles.treatment)), value_set=pa.array(plan.levels.names, pa.large_string())
-    )
-    level = codes.to_numpy(zero_copy_only=False).astype(np.uint8)
+    level = places_of(batch.column(roles.treatment), plan)
     w_bits, *y_bits = plan.exponents
     bins = apply_bins(batch, plan.bins, threads)
     weight = np.maximum(
@@ -307,6 +341,14 @@ def encode(
     for j, name in enumerate(roles.outcomes):
         wy[:, j] = fixed(w * as_numbers(batch.column(name)), y_bits[j])
     return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
+
+
+def places_of(treatment: pa.ChunkedArray | pa.Array, plan: Plan) -> np.ndarray:
+    """Place of the level, or cell of doses, that each row received: uint8 [n]."""
+    if plan.edges:
+        return np.searchsorted(plan.edges, as_numbers(treatment)).astype(np.uint8)
+    codes = pc.index_in(level_names(treatment), value_set=pa.array(plan.levels.names, pa.large_string()))
+    return np.asarray(codes.to_numpy(zero_copy_only=False).astype(np.uint8))
 
 
 def weights_of(batch: pa.RecordBatch | pa.Table, plan: Plan) -> np.ndarray:

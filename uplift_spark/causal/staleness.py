@@ -89,7 +89,7 @@ def residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Residuals:
 
 
 def _summed(rows: Encoded, residual: np.ndarray, forest: Forest) -> Residuals:
-    n_bins, levels = bins_of(forest.plan)[0], len(forest.levels)
+    n_bins, levels = bins_of(forest.plan)[0], len(forest.plan.levels)
     weight = rows.w / rows.w.mean()
     terms = [np.ones(weight.size), weight, weight * residual]
     terms += [weight**2, weight**2 * residual, (weight * residual) ** 2]

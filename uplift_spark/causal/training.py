@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from uplift_spark.causal import defaults
 from uplift_spark.causal.binning import fit_bins
-from uplift_spark.causal.criteria import default_criterion
+from uplift_spark.causal.criteria import CRITERIA, KNOTS, default_criterion, identified
+from uplift_spark.causal.doses import MONOTONE
 from uplift_spark.causal.estimation import (
     Baselines,
     encoded_sample,
@@ -49,10 +50,13 @@ from uplift_spark.causal.rows import (
 from uplift_spark.causal.splits import Limits
 from uplift_spark.causal.stacking import as_given, stacked, stacked_roles
 from uplift_spark.causal.structure import Tree, assemble
-from uplift_spark.vocabulary import ConfigError, Roles
+from uplift_spark.stats.linearity import Linearity, linearity
+from uplift_spark.vocabulary import ConfigError, Levels, Roles, hint
 
 Say = Callable[[str], None]
 SILENCE = 10.0  # seconds without a word of progress, at most, while trees grow
+AUTO = (None, "auto")  # criteria that are chosen from the data
+BENDS = 0.01  # p-value below which a response to doses is taken for bent: a spline costs variance
 BENT = 1.5  # times the slope's signal that arms taken one by one must show to be taken so,
 SURE = 3.0  # by this many standard deviations of what chance shows
 NO_TREES = ("empty", "duplicate units", "single arm")  # statuses of buckets that grow none
@@ -74,6 +78,7 @@ class Params:
     imbalance: float = 0.2
     min_share: float = 0.1
     criterion: str | None = None
+    monotone: str | None = None
     bag_size: int = 4
     centre: bool = True
     debias: bool = True
@@ -87,12 +92,14 @@ def make_plan(
     Returns the sample's rows, encoded by the plan, too.
     """
     check_summary(summary, roles)
-    levels = make_levels(summary, roles)
+    _check_params(params)
+    levels, told, edges = make_levels(summary, roles)
+    criterion, told = _first_criterion(levels, told, params.criterion)
     draft = Plan(
         roles=roles,
         levels=levels,
         bins=fit_bins(sample, roles.features, params.max_bins or defaults.max_bins(summary.rows), threads),
-        criterion=params.criterion or default_criterion(levels),
+        criterion=criterion,
         seed=params.seed,
         n_trees=-(-params.n_trees // params.bag_size) * params.bag_size,
         bag_size=params.bag_size,
@@ -102,16 +109,19 @@ def make_plan(
         exponents=exponents(summary, roles),
         weighted_by_propensity=summary.weighted_by_propensity,
         debias=params.debias,
+        told=told,
+        edges=edges,
+        monotone=params.monotone,
     )
     rows = encoded_sample(sample, draft, threads)
     baselines = _baselines(rows, draft) if params.centre else (None,) * len(roles.outcomes)
     rows = centred(rows, draft, baselines, threads)
-    criterion, signal = _criterion(rows, draft, summary.rows, params.criterion)
+    draft, signal = _with_criterion(rows, draft, summary.rows, params.criterion)
     design = defaults.buckets(summary.rows, signal)
     design = (params.n_buckets or design[0], params.growth_buckets or (1 if params.n_buckets else design[1]))
     if not 0 < design[1] < design[0]:
         raise ConfigError(f"{design[1]} of {design[0]} buckets to grow a tree leave none to estimate it: use fewer")
-    smallest, usual = defaults.leaf_sizes(summary.rows, signal, design, len(levels))
+    smallest, usual = defaults.leaf_sizes(summary.rows, signal, design, defaults.arms_of(draft))
     limits = {
         "min_leaf": params.min_leaf or smallest,
         "usual_leaf": params.min_leaf or usual,
@@ -121,22 +131,77 @@ def make_plan(
         "min_share": params.min_share,
         "mtry": params.mtry or defaults.mtry(len(roles.features)),
     }
-    plan = replace(draft, criterion=criterion, n_buckets=design[0], growth_buckets=design[1], limits=limits)
+    plan = replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits)
     return plan, baselines, rows._replace(bucket=buckets_of(rows.key, plan))
 
 
-def _criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[str, float]:
-    """The split criterion and n·h under it: the given one, else the slope, unless single arms clearly show far more.
+def _check_params(params: Params) -> None:
+    if params.criterion not in (*AUTO, *CRITERIA):
+        raise ConfigError(f"criterion {params.criterion!r} is unknown: {hint(str(params.criterion), CRITERIA)}")
+    if params.monotone not in (None, *MONOTONE):
+        raise ConfigError(f"monotone is {params.monotone!r}: give one of {', '.join(MONOTONE)}, or nothing")
 
-    Levels that work on different people have no slope in common; splitting by it would not see them.
+
+def _first_criterion(levels: Levels, told: Levels | None, given: str | None) -> tuple[str, Levels | None]:
+    """The criterion before the data have spoken, and the levels that effects are then told of; see `Plan`."""
+    criterion = default_criterion(levels) if given in AUTO else str(given)
+    told = levels if criterion == "product" else told
+    if told and not identified(CRITERIA[criterion].basis(levels)):
+        raise ConfigError(
+            f"criterion {criterion} asks for more than the doses of {len(levels)} levels tell: take one_hot"
+        )
+    return criterion, told
+
+
+def _with_criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[Plan, float]:
+    """The plan with its criterion and the reason for it, and n·h under it.
+
+    Levels that work on different people have no slope in common; splitting by it would not see them. So arms are taken
+    one by one where they clearly show far more. A response to doses is a line, unless the sample shows that it bends.
     """
     n = rows.unit.size
+    if given not in AUTO:
+        plan = replace(plan, reason="as asked for")
+    elif plan.criterion == "one_hot":
+        lacking = "have no doses" if plan.levels.doses is None else "are too few to tell their doses apart"
+        plan = replace(plan, reason=f"the levels {lacking}")
+    elif plan.criterion == "product":
+        plan = replace(plan, reason="the levels have several doses")
+    elif plan.told:
+        plan = _line_or_spline(rows, plan)
     found = defaults.signal(rows, plan)
-    if given is None and plan.criterion != "one_hot" and len(plan.levels) > 2:
+    if plan.reason:
+        return plan, found.of_all(total, n)
+    if len(plan.levels) > 2:
         apart = defaults.signal(rows, replace(plan, criterion="one_hot"))
         if apart.found - SURE * apart.noise > BENT * max(found.found, 0.0):
-            return "one_hot", apart.of_all(total, n)
-    return plan.criterion, found.of_all(total, n)
+            why = f"arms one by one show a signal of {apart.found:.0f}, the dose {found.found:.0f}"
+            return replace(plan, criterion="one_hot", reason=why), apart.of_all(total, n)
+    return replace(plan, reason="arms one by one show no far larger signal than the dose"), found.of_all(total, n)
+
+
+def _line_or_spline(rows: Encoded, plan: Plan) -> Plan:
+    test = bends(rows, plan)
+    bent = test.overall < BENDS and len(plan.levels) >= KNOTS
+    said = f"cells of doses miss a straight line by {test.missed[0]:.3g} on average (p = {test.overall:.2g})"
+    return replace(plan, criterion="spline" if bent else "slope", reason=said)
+
+
+def bends(rows: Encoded, plan: Plan, segment: np.ndarray | None = None) -> Linearity:
+    """Test that the outcome of rows follows the plan's basis, by segment int64 [n] in 0..S-1 if given (R3.4).
+
+    Rows are from `encode`, so that outcomes are less their baseline.
+    """
+    levels, (w_bits, y_bits, *_) = len(plan.levels), plan.exponents
+    segments = np.zeros(rows.unit.size, np.int64) if segment is None else segment
+    cell, count = segments * levels + rows.level, (int(segments.max(initial=0)) + 1) * levels
+    y = np.ldexp(rows.wy[:, 0] / rows.w, w_bits - y_bits)
+    n = np.bincount(cell, minlength=count)
+    mean = np.bincount(cell, y, count) / np.maximum(n, 1)
+    variance = np.bincount(cell, (y - mean[cell]) ** 2, count) / np.maximum(n - 1, 1)
+    basis = CRITERIA[plan.criterion].basis(plan.levels)
+    units, means, spread = (part.reshape(-1, levels) for part in (n, mean, variance))
+    return linearity(units, means, spread, basis)
 
 
 def _baselines(rows: Encoded, plan: Plan) -> Baselines:
@@ -297,5 +362,11 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: Say = lambda _
 
 def describe(plan: Plan) -> Mapping[str, Any]:
     """The plan's choices for logs: plain values only."""
-    chosen = {"criterion": plan.criterion, "n_trees": plan.n_trees, "n_buckets": plan.n_buckets, "seed": plan.seed}
+    chosen = {
+        "criterion": plan.criterion,
+        "reason": plan.reason,
+        "n_trees": plan.n_trees,
+        "n_buckets": plan.n_buckets,
+        "seed": plan.seed,
+    }
     return {**chosen, **plan.limits, "levels": list(plan.levels.names)}

@@ -54,7 +54,7 @@ def fit_folds(train: DataFrame, roles: Roles, seed: int, asked: Mapping[str, flo
     """
     summary = summary_of(train.select(*(f"`{c}`" for c in roles.columns)), roles)
     check_summary(summary, roles)
-    levels, folds = make_levels(summary, roles), int(asked["folds"])
+    levels, folds = make_levels(summary, roles)[0], int(asked["folds"])
     bins = fit_bins(sample_of(train, roles, seed, summary.rows), roles.features, _MOST_BINS)
     some = thinned(train, roles, dict(summary.levels), seed, int(asked["rows"]))
     columns = "unit_hash bigint, fold int, place int, outcome double, bins binary"

@@ -59,8 +59,9 @@ def write_pictures(
         if rows.loc[rows["cut"] == "decile", "predicted_uplift"].notna().any():
             calibration = calibration_picture(rows, figures, rate)
             written.append(save(calibration, folder / f"calibration_{outcome}.png"))
-        if roles is not None and roles.dose is not None and len(set(rows["treatment"]) & set(roles.dose)) > 1:
-            written.append(save(dose_picture(rows, roles.dose, roles.control, rate), folder / f"dose_{outcome}.png"))
+        doses = {name: dose for name, dose in (roles.dose or {}).items() if isinstance(dose, float)} if roles else {}
+        if roles is not None and len(set(rows["treatment"]) & set(doses)) > 1:
+            written.append(save(dose_picture(rows, doses, roles.control, rate), folder / f"dose_{outcome}.png"))
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,13 @@ class UpliftModel:
         table = _arrow(frame, columns)
         return forest.effect_table(table, os.cpu_count() or 1).to_pandas()
 
+    def at(self, doses: Sequence[float], partial: bool = False) -> UpliftModel:
+        """The model telling effects of these doses against the control's or, partial, of one unit more of each (R3.4).
+
+        For models of doses that take any value (`roles.grid`); ConfigError for others.
+        """
+        return UpliftModel(self.forest.at(doses, partial))
+
     def estimate(self, frame: Frame, say: Say = _quiet) -> UpliftModel:
         """The same trees with leaf sums, bias correction and levels' shares from the rows of `frame` alone (R1.7).
 
@@ -103,7 +111,10 @@ class CausalForest(Params):
     min_gain   smallest gain of a split, in the outcome's sum of squares
     min_share  a child keeps at least this share of its parent's rows
     imbalance  a child keeps at least this share of the root's treatment scatter per unit
-    criterion  "slope" or "one_hot"; None: slope when roles.dose is given
+    criterion  "slope", "spline", "product" (several doses) or "one_hot" (arms): the basis in which effects are compared
+               while trees grow, and from which those of doses are told; None or "auto": by the data, see `reason` in
+               the model's manifest
+    monotone   "increasing" or "decreasing": effects only rise, or fall, with the dose; None: freely
     bag_size   trees per little bag, the groups of trees that share a half-sample
     centre     take what the features explain of the outcome out of it first, where that is worth it
     debias     correct leaf means by the forest's own residuals: less bias of wide leaves, somewhat more variance

@@ -1,7 +1,7 @@
 """Learn what decided who was treated and what was to be expected, and give every unit its doubly robust scores.
 
 Reads silver.training_<campaign> at one Delta version; overwrites silver.adjusted_<campaign>, appends to
-gold.average_effects, gold.overlap and gold.balance.
+gold.average_effects, gold.overlap, gold.balance and gold.sensitivity.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.nuisances import adjusted, report_of, source_of
+from uplift_spark.operations.nuisances import adjusted, report_of, sample_of, source_of
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
 from uplift_spark.vocabulary import EnvironmentProblem
 
@@ -18,9 +18,10 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     """Write the table that the forest is trained on, and how treated and untreated compare before and after."""
     given = source_of(config, lake)
     run_id = run_id or derive_run_id("nuisances", config, data=given.versions)
-    staged = lake.write(config.training_table, adjusted(given, say), run_id, mode="overwrite")
-    say("averages, overlap and balance")
-    report = report_of(given, lake.read(staged.table, staged.version))
+    sample = sample_of(given)
+    staged = lake.write(config.training_table, adjusted(given, sample, say), run_id, mode="overwrite")
+    say("averages, overlap, balance and checks")
+    report = report_of(given, sample, lake.read(staged.table, staged.version), say)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in report.tables(lake.spark).items()]
     details = report.details
     try:

@@ -252,12 +252,18 @@ class Nuisances:
     folds       parts of the units; a unit's values come from models of the other parts
     rows        of each arm that models are fitted on, at most, chosen by hash: the driver holds them
     lowest      probability of a level below which a unit is set aside, on record (split `set aside`)
+    permuted    times that levels are dealt out at random and the analysis done again: no effect must show
+    placebo_outcomes  numeric features that the treatment came too late to change: none must show on these either
+    hidden      shares, of what is left unexplained of outcome and treatment, that a confounder nobody measured may have
     """
 
     propensity: Literal["logged", "fitted"] = "fitted"
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     rows: Annotated[int, Field(ge=1000)] = 200_000
     lowest: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    permuted: Annotated[int, Field(ge=0, le=50)] = 1
+    placebo_outcomes: tuple[str, ...] = ()
+    hidden: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.01, 0.05, 0.1)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -8,23 +8,23 @@ import pytest
 from pyspark.sql import functions as F
 
 from uplift_spark import Roles
-from uplift_spark.flow.averages import average_table, balance_table, overlap_table
+from uplift_spark.flow.averages import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.flow.evaluation import Setup
-from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, with_scores
+from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, refutations, sampled_rows, with_scores
+from uplift_spark.stats.sensitivity import confounder_terms, sensitivity
 from uplift_spark.vocabulary import DataError
 
 pytestmark = pytest.mark.spark
 LEVELS = ("none", "call", "mail")
 ROLES = Roles("unit_id", "treatment", "bought", ("age", "city"), "none")
 SETUP = Setup("none", ("bought",), ("city",))
-ASKED = {"folds": 3, "rows": 1000, "lowest": 0.05, "propensity": "fitted"}
 
 
 def observed(n=3000, seed=0):
     """The old get mail, those of y get calls, hardly anybody else does; both groups buy more anyway."""
     rng = np.random.default_rng(seed)
     age, city = rng.uniform(20, 80, n), rng.choice(["x", "y"], n)
-    weights = np.column_stack([np.ones(n), np.exp((age - 50) / 15), np.where(city == "y", 1.0, 0.02)])
+    weights = np.column_stack([np.ones(n), np.exp((age - 50) / 15), np.where(city == "y", 1.0, 0.1)])
     odds = weights / weights.sum(axis=1, keepdims=True)
     place = (rng.random(n)[:, None] > odds.cumsum(axis=1)).sum(axis=1)
     return pd.DataFrame(
@@ -46,10 +46,17 @@ def units(spark):
     return spark.createDataFrame(frame.astype({"age": object}).where(frame.notna(), None))
 
 
+def sampled(units):
+    return sampled_rows(units.where("split = 'train'"), ROLES, 7, 3, 1000)
+
+
+def folds_of(units, logged=False):
+    return fit_folds(sampled(units), 0.05, logged, lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def scored(units):
-    folds = fit_folds(units.where("split = 'train'"), ROLES, 7, ASKED, lambda _: None)
-    return with_scores(units, folds)
+    return with_scores(units, folds_of(units))
 
 
 def arrays(table):
@@ -59,8 +66,7 @@ def arrays(table):
 def test_the_same_for_any_partitioning(units, scored):
     one = scored.toPandas().sort_values("unit_id", ignore_index=True)
     shuffled = units.repartition(5)
-    folds = fit_folds(shuffled.where("split = 'train'"), ROLES, 7, ASKED, lambda _: None)
-    other = with_scores(shuffled, folds).toPandas().sort_values("unit_id", ignore_index=True)
+    other = with_scores(shuffled, folds_of(shuffled)).toPandas().sort_values("unit_id", ignore_index=True)
     for a, b in zip(arrays(one), arrays(other), strict=True):
         assert np.array_equal(a, b)
     assert one.scores.tolist() == other.scores.tolist() and one.fold.tolist() == other.fold.tolist()
@@ -83,8 +89,7 @@ def test_scores_are_doubly_robust_and_who_has_no_overlap_is_set_aside(scored):
 
 def test_logged_odds_count_where_they_are_trusted(units):
     logged = units.withColumn("propensity", F.lit(0.25))
-    folds = fit_folds(logged.where("split = 'train'"), ROLES, 7, {**ASKED, "propensity": "logged"}, lambda _: None)
-    assert with_scores(logged, folds).where("propensity != 0.25").isEmpty()
+    assert with_scores(logged, folds_of(logged, logged=True)).where("propensity != 0.25").isEmpty()
 
 
 def test_averages_overlap_and_balance(scored):
@@ -125,8 +130,29 @@ def test_averages_overlap_and_balance(scored):
     assert row.variance_ratio == pytest.approx(ratio, abs=1e-5)
 
 
+def test_checks_find_nothing_where_nothing_is_and_bounds_are_those_of_the_rows(scored, units):
+    kept = scored.where(F.col("split") != SET_ASIDE)
+    rows = kept.toPandas()
+    expected, odds = arrays(rows)
+    place = rows.treatment.map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
+    terms = confounder_terms(rows.bought.to_numpy(), place, expected, odds)
+    ones = sensitivity(terms.mean(axis=0), np.cov(terms.T) / len(terms), 3)
+    table = hidden_table(kept.repartition(3), SETUP, LEVELS, (0.0, 0.1)).set_index(["treatment", "check", "setting"])
+    for level, one in zip(LEVELS[1:], ones, strict=True):
+        for share in (0.0, 0.1):
+            row = table.loc[level, "hidden confounder", f"{share:g}"]
+            assert (row.lower, row.upper) == pytest.approx(one.bounds(share, share)[2:], abs=2e-6)
+        assert table.loc[level, "robustness", "estimate"].value == pytest.approx(one.robustness()[0], abs=2e-6)
+        assert table.loc[level, "e-value", "interval"].value >= 1
+    checks = refutations(sampled(units), 2, ("age",), lambda _: None)
+    assert checks.groupby("check").size().to_dict() == {"permuted treatment": 4, "placebo outcome": 2}
+    permuted = checks[checks.check == "permuted treatment"]
+    assert (permuted.p_value > 0.001).all() and permuted.value.nunique() == 4
+    # The old get mail whatever the city: what decided the treatment is not in the other features.
+    assert (checks[checks.check == "placebo outcome"].set_index("treatment").p_value["mail"]) < 1e-6
+
+
 def test_an_arm_that_training_lacks_is_named(units):
-    bare = units.where("split = 'train'")
-    few = bare.where("treatment != 'call'").unionByName(bare.where("treatment = 'call'").limit(1))
-    with pytest.raises(DataError, match=r"received call: use fewer nuisances\.folds"):
-        fit_folds(few, ROLES, 7, ASKED, lambda _: None)
+    few = units.where("treatment != 'call'").unionByName(units.where("treatment = 'call' and split = 'train'").limit(1))
+    with pytest.raises(DataError, match=r"level 'call' has \d rows in the training part, of at least 10"):
+        folds_of(few)

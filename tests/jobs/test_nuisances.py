@@ -64,6 +64,9 @@ def test_what_is_written_and_told(lake, done):
     assert {"age", "city"} == set(rows_of(lake, "gold.balance").feature)
     for words in ("ate 0.", "naive 0.", "units are set aside", "hold if whatever decided the treatment"):
         assert words in done.details["summary"]
+    checks = rows_of(lake, "gold.sensitivity")
+    assert set(checks.check) == {"permuted treatment", "hidden confounder", "robustness", "e-value"}
+    assert "not nought" in done.details["summary"] and "takes the average effect to nought" in done.details["summary"]
     assert done.details["picture"] == "reports/spring/balance.png"
     again = nuisances.run(conf(lake), lake)
     assert all(written["skipped"] for written in again.tables.values()) and again.details == done.details

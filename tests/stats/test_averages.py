@@ -5,18 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uplift_spark.stats.averages import ESTIMANDS, Scale, averages, terms
-from uplift_spark.stats.intervals import Draws, resampled_sums
-
-
-def found(outcome, received, expected, odds, hashes=None, replicates=200):
-    scale, k = Scale.of(float(np.abs(outcome).max()), float(odds.min())), expected.shape[1]
-    whole = scale.integers(terms(outcome, received, expected, odds))
-    drawn = None
-    if hashes is not None:
-        flat = whole[:, :, 1:3].reshape(len(whole), -1)
-        drawn = resampled_sums(hashes, flat, Draws(3, replicates)).reshape(replicates, -1, 2)
-    return averages(whole.sum(axis=0), scale, k, drawn)
+from uplift_spark.stats.averages import ESTIMANDS, Scale, averages_of, terms
 
 
 def drawn(n, rng, levels=3):
@@ -46,7 +35,7 @@ def truth(levels=3):
 def test_by_hand():
     outcome, received = np.array([3.0, 1.0, 2.0, 0.0] * 20), np.array([1, 0, 1, 0] * 20)
     expected, odds = np.tile([[1.0, 2.0]], (80, 1)), np.tile([[0.6, 0.4]], (80, 1))
-    one = found(outcome, received, expected, odds)
+    one = averages_of(outcome, received, expected, odds)
     # Scores by unit: 1 + (y - 2) / .4 if treated, 1 - (y - 1) / .6 if not.
     scores = 1 + np.where(received == 1, (outcome - 2) / 0.4, -(outcome - 1) / 0.6)
     assert one.estimate[0, 0] == pytest.approx(scores.mean(), abs=1e-6)
@@ -73,9 +62,9 @@ def test_sums_of_parts_are_those_of_the_whole():
 def test_few_units_and_few_clusters_tell_nothing():
     _, received, outcome, expected, odds = drawn(400, np.random.default_rng(3))
     few = np.flatnonzero((received != 2) | (np.cumsum(received == 2) < 30))
-    some = found(outcome[few], received[few], expected[few], odds[few])
+    some = averages_of(outcome[few], received[few], expected[few], odds[few])
     assert np.isnan(some.estimate[1]).all() and np.isfinite(some.estimate[0]).all()
-    clustered = found(outcome, received, expected, odds, hashes=np.arange(400) % 5)
+    clustered = averages_of(outcome, received, expected, odds, hashes=np.arange(400) % 5)
     assert np.isnan(clustered.error).all()
 
 
@@ -89,7 +78,7 @@ def covered(draws, n, cluster=1):
         hashes = (
             np.repeat(np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, n), cluster) if cluster > 1 else None
         )
-        one = found(parts[1], parts[0], *parts[2:], hashes=hashes)
+        one = averages_of(parts[1], parts[0], *parts[2:], hashes=hashes)
         lower, upper = one.interval
         inside.append((lower <= known) & (known <= upper))
         estimates.append(one.estimate)

@@ -1,82 +1,318 @@
-"""Nuisances of observational campaigns: what is expected under every level, and how probable each level is (R3.5).
+"""Cross-fitted nuisances of observational data: the outcome expected under every level, and every level's probability.
 
-A row's values must come from models that never saw it (Chernozhukov et al. 2018): fit them on the other folds' rows.
+A row's values come from models that saw neither the row nor its cluster, so that what learners memorise does not pass
+for an effect (Chernozhukov et al. 2018). Folds are drawn by hash, never by a row's place: any partitioning of the same
+rows has the same folds. `fit_nuisances` is one fold's work, arrays in, arrays out.
+
+Axes: n rows, p features, K levels with the control first, F folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import scipy.stats
 from threadpoolctl import threadpool_limits
 
-from uplift_spark.causal.hashing import FOLDS, mix_all
-from uplift_spark.vocabulary import DataError
+from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers
+from uplift_spark.causal.hashing import FOLDS, SAMPLE, mix_all
+from uplift_spark.stats.averages import averages_of
+from uplift_spark.vocabulary import ConfigError, DataError
 
-SHAPE = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.08}
+Factory: TypeAlias = Callable[[bool], Any]
+
+MIN_ARM = 10  # rows of an arm in a training part: fewer say nothing about its outcome
+_TREES = {"max_iter": 75, "max_leaf_nodes": 4, "learning_rate": 0.1, "early_stopping": False}
+_SHARES = np.linspace(0, 1, 5)  # of the trees in a blend: those tried
+_HELD_OUT = 4  # one row in so many decides on the share
 
 
 @dataclass(frozen=True)
-class Nuisance:
-    """Outcome models of every level, control first, and one of the level received; all take bins uint8 [n, p]."""
+class Spec:
+    """How nuisances are fitted.
+
+    levels       names of the levels, control first: K of them
+    categorical  which features hold codes of categories (below 255), bool [p]; by default none
+    folds, seed  how rows are parted, and the seed of the learners
+    outcome      makes an unfitted estimator with fit(x, y, sample_weight) and predict, or predict_proba for outcomes of
+                 0 and 1, which is what its argument says; by default `Blend`
+    propensity   likewise, with predict_proba; its argument is True
+    """
+
+    levels: tuple[str, ...]
+    categorical: np.ndarray | None = None
+    folds: int = 5
+    seed: int = 7
+    outcome: Factory | None = None
+    propensity: Factory | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or self.folds < 2:
+            raise ConfigError(f"{len(self.levels)} levels and {self.folds} folds: give at least two of each")
+
+
+class Blend:
+    """Small boosted trees and a penalised linear model, mixed as predicts best what a quarter of the rows held back.
+
+    A small super learner (van der Laan, Polley & Hubbard 2007), with scikit-learn's fit and predict. Trees miss what is
+    straight, and lines what is not: either alone is badly biased in one of the set-ups of Nie & Wager (2021).
+    """
+
+    def __init__(self, classifier: bool, categorical: np.ndarray | None = None, seed: int = 0) -> None:
+        self.classifier, self.categorical, self.seed = classifier, categorical, seed
+
+    def fit(self, features: np.ndarray, target: np.ndarray, sample_weight: np.ndarray) -> Blend:
+        """Fit to features [n, p], NaN allowed, and target [n]."""
+        part = np.random.default_rng(self.seed).permutation(len(target)) % _HELD_OUT > 0
+        self.share = 0.5
+        if not self.classifier or len(np.unique(target[part])) == len(np.unique(target)):
+            self._fit_both(features[part], target[part], sample_weight[part])
+            held, truth = features[~part], self._wanted(target[~part])
+            losses = [sample_weight[~part] @ ((self._mixed(held, s) - truth) ** 2).sum(axis=1) for s in _SHARES]
+            self.share = float(_SHARES[int(np.argmin(losses))])
+        self._fit_both(features, target, sample_weight)
+        return self
+
+    def _wanted(self, target: np.ndarray) -> np.ndarray:
+        return (target[:, None] == self.classes_) * 1.0 if self.classifier else target[:, None]
+
+    def _fit_both(self, features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> None:
+        from sklearn import ensemble, linear_model
+
+        settings = {**_TREES, "categorical_features": self.categorical, "random_state": self.seed}
+        kind = ensemble.HistGradientBoostingClassifier if self.classifier else ensemble.HistGradientBoostingRegressor
+        lines = linear_model.LogisticRegression(max_iter=300) if self.classifier else linear_model.Ridge()
+        self.classes_ = np.unique(target)
+        self.trees = kind(**settings).fit(features, target, weight)
+        self.prepare = _prepared(features.shape[1], self.categorical).fit(features)
+        self.lines = lines.fit(self.prepare.transform(features), target, weight)
+
+    def _mixed(self, features: np.ndarray, share: float) -> np.ndarray:
+        name = "predict_proba" if self.classifier else "predict"
+        trees, lines = getattr(self.trees, name)(features), getattr(self.lines, name)(self.prepare.transform(features))
+        return np.asarray(share * trees + (1 - share) * lines, np.float64).reshape(len(features), -1)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Expected target, [n]."""
+        return self._mixed(features, self.share)[:, 0]
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        """Probability of every class, [n, classes] in sorted order; rows add to one."""
+        return self._mixed(features, self.share)
+
+
+def _prepared(p: int, categorical: np.ndarray | None) -> Any:
+    """Columns for a linear model: standardised numbers and indicators of missing ones, an indicator per category."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    mask = np.zeros(p, bool) if categorical is None else np.asarray(categorical, bool)
+    impute = SimpleImputer(strategy="mean", add_indicator=True, keep_empty_features=True)
+    numbers = make_pipeline(impute, StandardScaler())
+    categories = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    return ColumnTransformer([("numbers", numbers, ~mask), ("categories", categories, mask)])
+
+
+def features_of(batch: pa.RecordBatch | pa.Table, bins: Sequence[FeatureBins]) -> np.ndarray:
+    """What nuisances are fitted on, float64 [n, p]: numbers as they are (NaN: missing), categories by their bin."""
+    codes = apply_bins(batch, tuple(bins))
+    return np.column_stack(
+        [codes[:, j] if one.categorical else as_numbers(batch.column(one.name)) for j, one in enumerate(bins)]
+    ).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Models of one training part.
+
+    outcomes         a model per level
+    lowest, highest  outcome seen; expectations stay between them
+    chances          model of the level received, None if propensities are known
+    binary           whether all outcomes are 0 or 1
+    """
 
     outcomes: tuple[Any, ...]
-    treatment: Any
     lowest: float
     highest: float
+    chances: Any
+    binary: bool
 
-    def expected(self, bins: np.ndarray) -> np.ndarray:
-        """Expected outcome under every level, float64 [n, K], within what was seen."""
+    def expected(self, features: np.ndarray) -> np.ndarray:
+        """Outcome expected under every level, float64 [n, K], from features [n, p]."""
         with threadpool_limits(1):  # workers share the cores already
-            found = [_predicted(model, bins) for model in self.outcomes]
+            found = [_mean(model, features, self.binary) for model in self.outcomes]
         return np.clip(np.column_stack(found), self.lowest, self.highest)
 
-    def propensity(self, bins: np.ndarray) -> np.ndarray:
-        """Probability of every level, float64 [n, K]; rows sum to 1."""
+    def propensity(self, features: np.ndarray) -> np.ndarray:
+        """Probability of every level, float64 [n, K], from features [n, p]; rows add to one. ConfigError if known."""
+        if self.chances is None:
+            raise ConfigError("propensities were given, so none were fitted: use those")
         with threadpool_limits(1):
-            return np.asarray(self.treatment.predict_proba(bins))
+            found = np.asarray(self.chances.predict_proba(features), np.float64)
+        return found / found.sum(axis=1, keepdims=True)
 
 
-def fold_of(key: np.ndarray, seed: int, folds: int) -> np.ndarray:
-    """The fold of each row by the key of its unit or cluster, uint64 [n]: int64 [n]."""
-    return (mix_all(key, np.uint64(seed), FOLDS) % np.uint64(folds)).astype(np.int64)
+def _mean(model: Any, features: np.ndarray, binary: bool) -> np.ndarray:
+    if isinstance(model, float):
+        return np.full(len(features), model)
+    if binary and hasattr(model, "predict_proba"):
+        return np.asarray(model.predict_proba(features)[:, 1])
+    return np.asarray(model.predict(features))
 
 
 def fit_nuisances(
-    bins: np.ndarray, place: np.ndarray, outcome: np.ndarray, names: Sequence[str], categorical: np.ndarray, seed: int
-) -> Nuisance:
-    """Boosted trees of every nuisance from bins uint8 [n, p], the place of the level received and outcome, [n] each.
+    features: np.ndarray,
+    place: np.ndarray,
+    outcome: np.ndarray,
+    spec: Spec,
+    weight: np.ndarray | None = None,
+    known: bool = False,
+) -> Fitted:
+    """Models of one training part: of the outcome in each arm, and, unless they are known, of the levels' chances.
 
-    categorical  which features are, bool [p]
-    Raises DataError when a level has no row.
+    features [n, p] (bins, or numbers with NaN), place int [n] (0 the control), outcome [n], weight [n]. Raises
+    DataError for an arm of fewer than MIN_ARM rows.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
-    counts = np.bincount(place, minlength=len(names))
-    if not counts.all():
-        missing = ", ".join(name for name, count in zip(names, counts, strict=True) if not count)
-        raise DataError(f"no row outside a fold received {missing}: use fewer nuisances.folds, or leave the level out")
-    given: dict[str, Any] = {
-        **SHAPE,
-        "categorical_features": categorical,
-        "random_state": seed,
-        "early_stopping": False,
-    }
-    binary = set(np.unique(outcome)) == {0.0, 1.0}
-    kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
+    counts = np.bincount(place, minlength=len(spec.levels))
+    _enough(counts, spec, "the training part", MIN_ARM)
+    binary = set(np.unique(outcome)) <= {0.0, 1.0}
+    make_outcome = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    make_chances = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
     with threadpool_limits(1):
-        models = [_constant_or(kind(**given), bins[place == k], outcome[place == k]) for k in range(len(names))]
-        treatment = HistGradientBoostingClassifier(**given).fit(bins, place)
-    return Nuisance(tuple(models), treatment, float(outcome.min()), float(outcome.max()))
+        outcomes = tuple(
+            _of_arm(make_outcome(binary), features[arm], outcome[arm], w[arm])
+            for arm in (place == k for k in range(len(counts)))
+        )
+        chances = None if known else make_chances(True).fit(features, place, w)
+    return Fitted(outcomes, float(outcome.min()), float(outcome.max()), chances, binary)
 
 
-def _constant_or(model: Any, bins: np.ndarray, outcome: np.ndarray) -> Any:
-    return float(outcome[0]) if np.all(outcome == outcome[0]) else model.fit(bins, outcome)
+def _of_arm(model: Any, features: np.ndarray, outcome: np.ndarray, weight: np.ndarray) -> Any:
+    """A number for an arm whose outcomes are all the same: classifiers refuse those."""
+    same = outcome.min() == outcome.max()
+    return float(outcome[0]) if same else model.fit(features, outcome, sample_weight=weight)
 
 
-def _predicted(model: Any, bins: np.ndarray) -> np.ndarray:
-    if isinstance(model, float):
-        return np.full(len(bins), model)
-    return np.asarray(model.predict_proba(bins)[:, 1] if hasattr(model, "predict_proba") else model.predict(bins))
+def _enough(counts: np.ndarray, spec: Spec, where: str, least: int) -> None:
+    if len(counts) > len(spec.levels):
+        raise DataError(
+            f"place is {len(counts) - 1} in some rows, but there are {len(spec.levels)} levels: name them all"
+        )
+    for name, count in zip(spec.levels, counts.tolist(), strict=True):
+        if count < least:
+            raise DataError(
+                f"level {name!r} has {count} rows in {where}, of at least {least}: "
+                "take fewer folds, merge it with another level, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Nuisances:
+    """Of every row, from models that did not see its fold: expected [n, K], propensity [n, K], fold int64 [n]."""
+
+    expected: np.ndarray
+    propensity: np.ndarray
+    fold: np.ndarray
+
+
+def crossfit_folds(key: np.ndarray, spec: Spec) -> np.ndarray:
+    """Fold of each row by its unit's or cluster's hash (`rows.keys_of`), uint64 [n] -> int64 [n] in 0 .. F-1."""
+    return (mix_all(key, np.uint64(spec.seed), FOLDS) % np.uint64(spec.folds)).astype(np.int64)
+
+
+def crossfit(
+    features: np.ndarray,
+    place: np.ndarray,
+    outcome: np.ndarray,
+    key: np.ndarray,
+    spec: Spec,
+    weight: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+) -> Nuisances:
+    """Nuisances of every row; arrays as in `fit_nuisances`. Where keys are unique, the order of rows does not matter.
+
+    key    hashes uint64 [n] of the units, or of their clusters, which then share a fold
+    known  logged propensities [n, K], passed on as they are; by default they are fitted
+
+    Raises DataError naming arm, fold and count where a fold lacks an arm, or the other folds have too few rows of it.
+    """
+    fold = crossfit_folds(key, spec)
+    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
+    expected = np.empty((len(place), len(spec.levels)))
+    propensity = np.empty_like(expected) if known is None else np.array(known, np.float64)
+    order = np.argsort(key, kind="stable")
+    for f in range(spec.folds):
+        _enough(np.bincount(place[fold == f], minlength=len(spec.levels)), spec, f"fold {f} of {spec.folds}", 1)
+        rest = order[fold[order] != f]
+        counts = np.bincount(place[rest], minlength=len(spec.levels))
+        _enough(counts, spec, f"the {spec.folds - 1} folds besides fold {f}", MIN_ARM)
+        models = fit_nuisances(features[rest], place[rest], outcome[rest], spec, w[rest], known is not None)
+        expected[fold == f] = models.expected(features[fold == f])
+        if known is None:
+            propensity[fold == f] = models.propensity(features[fold == f])
+    return Nuisances(expected, propensity, fold)
+
+
+@dataclass(frozen=True)
+class Placebo:
+    """Effects that must be zero: estimate, error [R, L]; p_value [L] of all R of them being zero."""
+
+    estimate: np.ndarray
+    error: np.ndarray
+    p_value: np.ndarray
+
+    @classmethod
+    def found(cls, estimate: np.ndarray, error: np.ndarray) -> Placebo:
+        """With the p-value that refers the sum of squared t statistics to chi-square."""
+        return cls(estimate, error, scipy.stats.chi2.sf(((estimate / error) ** 2).sum(axis=0), len(estimate)))
+
+    def of(self, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Estimate, error and p-value of one draw alone, [L] each."""
+        alone = Placebo.found(self.estimate[draw : draw + 1], self.error[draw : draw + 1])
+        return alone.estimate[0], alone.error[0], alone.p_value
+
+
+def placebo(
+    features: np.ndarray, place: np.ndarray, outcome: np.ndarray, key: np.ndarray, spec: Spec, draws: int = 3
+) -> Placebo:
+    """The whole analysis again with levels permuted within folds, `draws` times: average effects should be near zero.
+
+    Each draw fits all nuisances anew. A small p-value says that estimates or errors are off (leaks between folds, too
+    few rows); a large one says nothing of hidden confounders, which a permutation removes. Keys must be those of units:
+    permuting units breaks clusters up.
+    """
+    fold, found = crossfit_folds(key, spec), []
+    order = np.lexsort((key, fold))
+    for draw in range(draws):
+        lots = np.lexsort((mix_all(key, np.uint64(spec.seed + draw), SAMPLE), fold))
+        dealt = np.empty_like(place)
+        dealt[order] = place[lots]
+        fitted = crossfit(features, dealt, outcome, key, spec)
+        found.append(averages_of(outcome, dealt, fitted.expected, fitted.propensity))
+    estimate, error = (np.stack([getattr(one, name)[:, 0] for one in found]) for name in ("estimate", "error"))
+    return Placebo.found(estimate, error)
+
+
+def placebo_outcome(
+    features: np.ndarray, place: np.ndarray, key: np.ndarray, spec: Spec, column: int, clustered: bool = False
+) -> Placebo:
+    """The whole analysis again with one feature [n, p] as the outcome, and not among the features: a negative control
+    (Lipsitch, Tchetgen Tchetgen & Cohen 2010). What the treatment came too late to change it has no effect on; where
+    one shows, what decided the treatment is not wholly in the other features. Rows without the feature are left out.
+    """
+    known = np.isfinite(features[:, column])
+    others = np.delete(features[known], column, axis=1)
+    categorical = None if spec.categorical is None else np.delete(spec.categorical, column)
+    given = (others, place[known], features[known, column], key[known])
+    fitted = crossfit(*given, replace(spec, categorical=categorical))
+    hashes = key[known].view(np.int64) if clustered else None
+    one = averages_of(given[2], given[1], fitted.expected, fitted.propensity, hashes)
+    return Placebo.found(one.estimate[None, :, 0], one.error[None, :, 0])

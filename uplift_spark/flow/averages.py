@@ -19,7 +19,8 @@ from uplift_spark.flow.evaluation import Setup, drawn_by
 from uplift_spark.flow.nuisances import EXPECTED, ODDS
 from uplift_spark.flow.segments import segment_buckets
 from uplift_spark.stats.averages import ESTIMANDS, Scale, averages, terms
-from uplift_spark.stats.intervals import Draws, resampled_sums
+from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
+from uplift_spark.stats.sensitivity import confounder_terms, e_values, sensitivity
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT
 
 ALL = "all"
@@ -38,10 +39,7 @@ def average_table(rows: DataFrame, setup: Setup, levels: Sequence[str], lowest: 
     size = rows.agg(F.max(F.abs(setup.outcomes[0])), F.max(F.array_max(F.transform(EXPECTED, F.abs)))).first()
     scale = Scale.of(max(float(one or 0.0) for one in size or (0.0,)), lowest)
     cuts = [bucket.alias(f"cut_{c}") for c, bucket in enumerate(segment_buckets(rows, setup.segments, setup.table))]
-    place = (F.array_position(F.lit(list(levels)), F.col(TREATMENT).cast("string")) - 1).cast("int")
-    outcome = F.col(setup.outcomes[0]).cast("double")
-    seen = (place.alias("received"), outcome.alias("outcome"), drawn_by(setup).alias("unit_hash"))
-    given = rows.select(*seen, EXPECTED, ODDS, *cuts)
+    given = rows.select(*_seen(setup, levels), EXPECTED, ODDS, *cuts)
     added = partial(_add, (ALL, *setup.segments), scale, setup.cluster_draws)
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
     for row in given.mapInArrow(added, _CELLS).toArrow().to_pylist():
@@ -70,14 +68,8 @@ def _add(
 ) -> Iterator[pa.RecordBatch]:
     """Worker: sums of a batch, of all its units and by bucket of every segment."""
     for batch in filter(len, batches):
-        outcome, received, hashes = (
-            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "unit_hash")
-        )
-        expected, odds = (
-            np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1)
-            for name in (EXPECTED, ODDS)
-        )
-        whole = scale.integers(terms(outcome, received, expected, odds))
+        hashes, given = _units(batch)
+        whole = scale.integers(terms(*given))
         labels = [np.full(len(batch), ALL), *(np.asarray(batch.column(f"cut_{c}")) for c in range(len(cuts) - 1))]
         cells: list[tuple[str, str, bytes, bytes]] = []
         for cut, label in zip(cuts, labels, strict=True):
@@ -89,6 +81,79 @@ def _add(
                 cells.append((cut, str(bucket), whole[mine].sum(axis=0).tobytes(), drawn.tobytes()))
         columns = [pa.array(column) for column in zip(*cells, strict=True)]
         yield pa.RecordBatch.from_arrays(columns, ["cut", "bucket", "sums", "drawn"])
+
+
+def _seen(setup: Setup, levels: Sequence[str]) -> tuple[Column, ...]:
+    place = (F.array_position(F.lit(list(levels)), F.col(TREATMENT).cast("string")) - 1).cast("int")
+    outcome = F.col(setup.outcomes[0]).cast("double")
+    return place.alias("received"), outcome.alias("outcome"), drawn_by(setup).alias("unit_hash")
+
+
+def _units(batch: pa.RecordBatch) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Hashes, and what `terms` takes, of a batch."""
+    hashes, outcome, received = (
+        batch.column(name).to_numpy(zero_copy_only=False) for name in ("unit_hash", "outcome", "received")
+    )
+    expected, odds = (
+        np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1)
+        for name in (EXPECTED, ODDS)
+    )
+    return hashes, (outcome, received, expected, odds)
+
+
+def hidden_table(rows: DataFrame, setup: Setup, levels: Sequence[str], shares: Sequence[float]) -> pd.DataFrame:
+    """What confounders that nobody measured could do to the average effects on all units, one pass (R3.5).
+
+    Columns as gold.sensitivity but for run_id and campaign. Arguments as `average_table`; shares as
+    `Sensitivity.bounds`, the same of outcome and treatment.
+    """
+    given = rows.select(*_seen(setup, levels), EXPECTED, ODDS)
+    parts = given.mapInArrow(
+        partial(_confounding, setup.cluster_draws), "n bigint, sums binary, drawn binary"
+    ).toArrow()
+    n, width = int(np.sum(parts["n"].to_numpy())), 4 * len(levels) - 3
+    if n == 0:
+        return _checks([])
+    sums, drawn = (
+        np.sum([np.frombuffer(part, np.float64) for part in parts[name].to_pylist()], axis=0)
+        for name in ("sums", "drawn")
+    )
+    mean, products = sums[:width] / n, sums[width:-1].reshape(width, width) / n
+    covariance = (products - np.outer(mean, mean)) / max(n - 1, 1)
+    if setup.cluster:
+        resampled = drawn.reshape(-1, width + 1)
+        covariance = np.cov((resampled[:, :-1] / resampled[:, -1:]).T)
+    lines: list[tuple[object, ...]] = []
+    for level, one in zip(levels[1:], sensitivity(mean, covariance, len(levels)), strict=True):
+        for share in shares:
+            lines.append((level, "hidden confounder", f"{share:g}", one.mean[0], *one.bounds(share, share)[2:]))
+        found = zip(("estimate", "interval"), one.robustness(), strict=True)
+        lines += [(level, "robustness", setting, value, np.nan, np.nan) for setting, value in found]
+    if sums[-1] == 0:  # outcomes of 0 and 1 only
+        for level, pair in zip(levels[1:], e_values(mean, covariance, len(levels)), strict=True):
+            found = zip(("estimate", "interval"), pair, strict=True)
+            lines += [(level, "e-value", setting, value, np.nan, np.nan) for setting, value in found]
+    return _checks(lines)
+
+
+def _checks(lines: list[tuple[object, ...]]) -> pd.DataFrame:
+    table = pd.DataFrame(lines, columns=[TREATMENT, "check", "setting", "value", "lower", "upper"])
+    return table.astype(dict.fromkeys(("value", "lower", "upper"), float)).round(_PLACES).assign(p_value=np.nan)
+
+
+def _confounding(draws: Draws | None, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: units, sums and products of `confounder_terms`, units whose outcome is neither 0 nor 1; the sums, and
+    units, of every resample of clusters."""
+    for batch in filter(len, batches):
+        hashes, given = _units(batch)
+        found = confounder_terms(*given)
+        other = np.count_nonzero(~np.isin(given[0], (0.0, 1.0)))
+        sums = np.r_[found.sum(axis=0), (found.T @ found).ravel(), other]
+        drawn = np.zeros(0)
+        if draws:
+            drawn = poisson_weights(hashes, *draws).T.astype(np.float64) @ np.column_stack([found, np.ones(len(found))])
+        columns = [pa.array([len(batch)]), *(pa.array([part.tobytes()]) for part in (sums, drawn))]
+        yield pa.RecordBatch.from_arrays(columns, ["n", "sums", "drawn"])
 
 
 def overlap_table(rows: DataFrame, levels: Sequence[str], set_aside: str) -> pd.DataFrame:

@@ -6,28 +6,39 @@ bounded sample of the other folds' training rows; a map over all units applies t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
-from uplift_spark.causal.binning import FeatureBins, apply_bins, as_numbers, fit_bins
-from uplift_spark.causal.crossfit import Nuisance, fit_nuisances, fold_of
+from uplift_spark.causal.binning import FeatureBins, as_numbers, fit_bins
+from uplift_spark.causal.crossfit import (
+    Fitted,
+    Spec,
+    crossfit_folds,
+    features_of,
+    fit_nuisances,
+    placebo,
+    placebo_outcome,
+)
 from uplift_spark.causal.learners import categorical_of
+from uplift_spark.causal.little_bags import Z95
 from uplift_spark.causal.rows import check_summary, keys_of, make_levels
 from uplift_spark.causal.training import Say
 from uplift_spark.flow.learners import thinned
-from uplift_spark.flow.training import packed_bins, sample_of, summary_of, unpacked_bins
+from uplift_spark.flow.training import sample_of, summary_of
 from uplift_spark.stats.offpolicy import doubly_robust
-from uplift_spark.vocabulary import PROPENSITY, Levels, Roles
+from uplift_spark.vocabulary import PROPENSITY, TREATMENT, Levels, Roles
 
 EXPECTED, ODDS, SCORES, FOLD, SPLIT, SET_ASIDE = "expected", "odds", "scores", "fold", "split", "set aside"
 _MOST_BINS = 254
+REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 
 
 @dataclass(frozen=True)
@@ -39,37 +50,86 @@ class Folds:
     """
 
     roles: Roles
-    levels: Levels
     bins: tuple[FeatureBins, ...]
-    models: tuple[Nuisance, ...]
-    seed: int
+    spec: Spec
+    models: tuple[Fitted, ...]
     lowest: float
     logged: bool
 
 
-def fit_folds(train: DataFrame, roles: Roles, seed: int, asked: Mapping[str, float], say: Say) -> Folds:
-    """Models of `asked["folds"]` folds from at most `asked["rows"]` training rows of each arm.
+@dataclass(frozen=True)
+class Sample:
+    """Training rows in the driver, in canonical order: what nuisances are fitted on.
 
-    Raises DataError when rows break the rules or an arm has no row in some fold's training part.
+    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
+    total     training rows there are
     """
+
+    roles: Roles
+    bins: tuple[FeatureBins, ...]
+    spec: Spec
+    features: np.ndarray
+    key: np.ndarray
+    place: np.ndarray
+    outcome: np.ndarray
+    total: int
+
+
+def sampled_rows(train: DataFrame, roles: Roles, seed: int, folds: int, rows: int) -> Sample:
+    """At most about `rows` training rows of each arm, by hash. Raises DataError when rows break the rules."""
     summary = summary_of(train.select(*(f"`{c}`" for c in roles.columns)), roles)
     check_summary(summary, roles)
-    levels, folds = make_levels(summary, roles)[0], int(asked["folds"])
+    levels = make_levels(summary, roles)[0]
     bins = fit_bins(sample_of(train, roles, seed, summary.rows), roles.features, _MOST_BINS)
-    some = thinned(train, roles, dict(summary.levels), seed, int(asked["rows"]))
-    columns = "unit_hash bigint, fold int, place int, outcome double, bins binary"
-    rows = some.mapInArrow(partial(_coded, (roles, levels, bins), seed, folds), columns).toArrow().sort_by("unit_hash")
-    fold, place, outcome = (rows[name].to_numpy() for name in ("fold", "place", "outcome"))
-    coded, categorical = unpacked_bins(rows["bins"], len(bins)), categorical_of(bins)
+    some = thinned(train, roles, dict(summary.levels), seed, rows)
+    columns = "unit_hash bigint, key bigint, place int, outcome double, features binary"
+    found = some.mapInArrow(partial(_coded, roles, levels, bins), columns).toArrow().sort_by("unit_hash")
+    place, outcome, key = (found[name].to_numpy() for name in ("place", "outcome", "key"))
+    packed = b"".join(found["features"].to_pylist())
+    features = np.frombuffer(packed, np.float64).reshape(-1, len(bins))
+    spec = Spec(levels.names, categorical_of(bins), folds, seed)
+    return Sample(roles, bins, spec, features, key.view(np.uint64), place, outcome, summary.rows)
 
-    def one(mine: int) -> Nuisance:
+
+def fit_folds(sample: Sample, lowest: float, logged: bool, say: Say) -> Folds:
+    """Models of every fold. Raises DataError when an arm has too few rows outside some fold."""
+    fold = crossfit_folds(sample.key, sample.spec)
+
+    def one(mine: int) -> Fitted:
         others = fold != mine
-        return fit_nuisances(coded[others], place[others], outcome[others], levels.names, categorical, seed)
+        given = (sample.features[others], sample.place[others], sample.outcome[others])
+        return fit_nuisances(*given, sample.spec)
 
-    say(f"fitting nuisances of {folds} folds on {len(rows):,} of {summary.rows:,} training rows")
+    say(f"fitting nuisances of {sample.spec.folds} folds on {len(fold):,} of {sample.total:,} training rows")
     with ThreadPoolExecutor() as pool:
-        models = tuple(pool.map(one, range(folds)))
-    return Folds(roles, levels, bins, models, seed, asked["lowest"], asked["propensity"] == "logged")
+        models = tuple(pool.map(one, range(sample.spec.folds)))
+    return Folds(sample.roles, sample.bins, sample.spec, models, lowest, logged)
+
+
+def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say: Say) -> pd.DataFrame:
+    """Effects that must be nought, re-estimated from at most REFUTED of the sample's rows: of levels dealt out at
+    random, `draws` times, and on features that the treatment came too late to change.
+
+    Columns as gold.sensitivity but for run_id and campaign. Clusters are not dealt out: their units are not alike.
+    """
+    some = slice(None) if len(sample.place) <= REFUTED else np.sort(np.argsort(sample.key, kind="stable")[:REFUTED])
+    key, place, outcome, features = (part[some] for part in (sample.key, sample.place, sample.outcome, sample.features))
+    found = []
+    if draws and sample.roles.cluster is None:
+        say(f"dealing out treatments at random, {draws} times, among {len(place):,} units")
+        dealt = placebo(features, place, outcome, key, sample.spec, draws)
+        found += [("permuted treatment", f"draw {r + 1}", *dealt.of(r)) for r in range(draws)]
+    names = [one.name for one in sample.bins]
+    for name in placebo_outcomes:
+        say(f"looking for effects on {name}, which there cannot be")
+        at = placebo_outcome(features, place, key, sample.spec, names.index(name), sample.roles.cluster is not None)
+        found.append(("placebo outcome", name, *at.of(0)))
+    lines = [
+        (level, check, setting, value[k], value[k] - Z95 * error[k], value[k] + Z95 * error[k], p_value[k])
+        for check, setting, value, error, p_value in found
+        for k, level in enumerate(sample.spec.levels[1:])
+    ]
+    return pd.DataFrame(lines, columns=[TREATMENT, "check", "setting", "value", "lower", "upper", "p_value"])
 
 
 def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
@@ -88,35 +148,35 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
 Batches = Iterator[pa.RecordBatch]
 
 
-def _coded(known: tuple[Roles, Levels, tuple[FeatureBins, ...]], seed: int, folds: int, batches: Batches) -> Batches:
-    roles, levels, bins = known
+def _coded(roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], batches: Batches) -> Batches:
     for batch in batches:
         unit, key = keys_of(batch, roles)
+        features = features_of(batch, bins)
         yield pa.record_batch(
             {
                 "unit_hash": pa.array(unit.view(np.int64)),
-                "fold": pa.array(fold_of(key, seed, folds).astype(np.int32)),
-                "place": _places(batch, roles, levels).astype(np.int32),
+                "key": pa.array(key.view(np.int64)),
+                "place": _places(batch, roles, levels.names).astype(np.int32),
                 "outcome": as_numbers(batch.column(roles.outcome)),
-                "bins": packed_bins(apply_bins(batch, bins)),
+                "features": pa.array([row.tobytes() for row in features], pa.binary()),
             }
         )
 
 
-def _places(batch: pa.RecordBatch, roles: Roles, levels: Levels) -> np.ndarray:
-    found = pc.index_in(batch.column(roles.treatment).cast(pa.string()), pa.array(levels.names))
+def _places(batch: pa.RecordBatch, roles: Roles, levels: Sequence[str]) -> np.ndarray:
+    found = pc.index_in(batch.column(roles.treatment).cast(pa.string()), pa.array(levels))
     return np.asarray(found.to_numpy(zero_copy_only=False))
 
 
 def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:
-    roles, levels = folds.roles, folds.levels
+    roles, levels = folds.roles, folds.spec.levels
     for batch in filter(len, batches):
-        fold = fold_of(keys_of(batch, roles)[1], folds.seed, len(folds.models))
-        bins, shape = apply_bins(batch, folds.bins), (len(batch), len(levels))
+        fold = crossfit_folds(keys_of(batch, roles)[1], folds.spec)
+        features, shape = features_of(batch, folds.bins), (len(batch), len(levels))
         expected, odds = np.empty(shape), np.empty(shape)
         for f in np.unique(fold):
-            mine = fold == f
-            expected[mine], odds[mine] = folds.models[f].expected(bins[mine]), folds.models[f].propensity(bins[mine])
+            mine, models = fold == f, folds.models[f]
+            expected[mine], odds[mine] = models.expected(features[mine]), models.propensity(features[mine])
         place, outcome = _places(batch, roles, levels), as_numbers(batch.column(roles.outcome))
         received = np.arange(len(batch)), place
         if folds.logged:
@@ -142,5 +202,5 @@ def _lists(values: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(_ends(values), pa.array(values.ravel()))
 
 
-def _maps(levels: Levels, values: np.ndarray) -> pa.Array:
-    return pa.MapArray.from_arrays(_ends(values), pa.array(levels.names * len(values)), pa.array(values.ravel()))
+def _maps(levels: tuple[str, ...], values: np.ndarray) -> pa.Array:
+    return pa.MapArray.from_arrays(_ends(values), pa.array(levels * len(values)), pa.array(values.ravel()))

@@ -248,8 +248,26 @@ _BALANCE = Contract(
     ),
 )
 
+_SENSITIVITY = Contract(
+    table="gold.sensitivity",
+    job="nuisances",
+    columns=declared(
+        *RUN,
+        f"{EXPERIMENT} string: campaign",
+        f"{TREATMENT} string: level compared with control",
+        "check string: permuted treatment, placebo outcome (both: an effect that must be nought), hidden confounder "
+        "(of which the ate is between lower and upper, 95 %), robustness (share of outcome and treatment that would "
+        "bring the ate, or its interval, to nought), e-value (risk ratio that would)",
+        "setting string: draw, feature, share, or estimate and interval",
+        "value double",
+        "lower double",
+        "upper double",
+        "p_value double",
+    ),
+)
+
 GOLD = (
-    *(_AVERAGES, _OVERLAP, _BALANCE),
+    *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Nuisances
-from uplift_spark.flow.averages import average_table, balance_table, overlap_table
+from uplift_spark.flow.averages import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import balance_picture
-from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, with_scores
+from uplift_spark.flow.nuisances import SET_ASIDE, Sample, fit_folds, refutations, sampled_rows, with_scores
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import UNSEEN, interval, number
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.evaluation import setup_of, true_effects
 from uplift_spark.operations.runs import Say
-from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, Roles
+from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, Roles, hint
 
+ALPHA = 0.05  # of the checks, over all of a kind together (Bonferroni)
 BALANCED = 0.1  # standardised differences below are held to be negligible (Austin 2009)
 
 
@@ -60,26 +61,39 @@ def source_of(config: Config, lake: Lake) -> Source:
     return Source(config, config.nuisances, lake.read(table, version), true_effects(config, lake), {table: version})
 
 
-def adjusted(given: Source, say: Say) -> DataFrame:
+def sample_of(given: Source) -> Sample:
+    """Training rows that nuisances are fitted on. Raises ConfigError for a placebo outcome that is no numeric feature,
+    DataError for rows that break the rules."""
+    asked, train = given.asked, given.training.where("split = 'train'")
+    sample = sampled_rows(train, given.roles, given.config.seed, asked.folds, asked.rows)
+    numeric = [one.name for one in sample.bins if not one.categorical]
+    for name in asked.placebo_outcomes:
+        if name not in numeric:
+            raise ConfigError(f"nuisances.placebo_outcomes: {name!r} is no numeric feature: {hint(name, numeric)}")
+    return sample
+
+
+def adjusted(given: Source, sample: Sample, say: Say) -> DataFrame:
     """The training set with nuisances and scores. Raises DataError as `flow.nuisances.fit_folds`."""
-    train = given.training.where("split = 'train'")
-    folds = fit_folds(train, given.roles, given.config.seed, asdict(given.asked), say)
+    folds = fit_folds(sample, given.asked.lowest, given.asked.propensity == "logged", say)
     return with_scores(given.training, folds)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Average effects, overlap and balance, and true average effects by level where they are known."""
+    """Average effects, overlap, balance, checks, and true average effects by level where they are known."""
 
     config: Config
     effects: pd.DataFrame
     overlap: pd.DataFrame
     balance: pd.DataFrame
+    checks: pd.DataFrame
     truth: Mapping[str, float]
 
     def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
         """What to write to gold."""
         frames = {"average_effects": self.effects, "overlap": self.overlap, "balance": self.balance}
+        frames["sensitivity"] = self.checks
         mine = {EXPERIMENT: self.config.campaign}
         return {name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items()}
 
@@ -118,12 +132,33 @@ class Report:
         )
         if gone := int(self.overlap["set_aside"].sum()):
             lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
-        lines.append(UNSEEN)
+        lines += [*self._refuted, *self._hidden, UNSEEN]
         return "\n".join(lines)
 
+    @property
+    def _refuted(self) -> list[str]:
+        """What effects that must be nought are, in words."""
+        said = []
+        for check, mine in self.checks[self.checks["p_value"].notna()].groupby("check", sort=False):
+            low = mine[mine["p_value"] * len(mine) < ALPHA]
+            found = ", ".join(f"{one.treatment} ({one.setting}, p = {one.p_value:.2g})" for one in low.itertuples())
+            said.append(f"Effects that must be nought, by {check}: {len(mine)}; not nought: {found or 'none'}.")
+        return said
 
-def report_of(given: Source, table: DataFrame) -> Report:
-    """What the written table says."""
+    @property
+    def _hidden(self) -> list[str]:
+        """How much a confounder would have to explain, in words."""
+        mine = self.checks[self.checks["check"] == "robustness"]
+        by_level = mine.pivot(index=TREATMENT, columns="setting", values="value")
+        return [
+            f"  {level}: a confounder that nobody measured takes the average effect to nought if it explains "
+            f"{row['estimate']:.1%} of what is left of outcome and treatment, its interval if {row['interval']:.1%}."
+            for level, row in by_level.iterrows()
+        ]
+
+
+def report_of(given: Source, sample: Sample, table: DataFrame, say: Say) -> Report:
+    """What the written table says, and what the checks find."""
     config, setup, levels = given.config, setup_of(given.config), given.levels
     kept = table.where(F.col("split") != SET_ASIDE)
     effects = average_table(kept, setup, levels, max(given.asked.lowest, 1e-6))
@@ -132,4 +167,10 @@ def report_of(given: Source, table: DataFrame) -> Report:
     if given.truth is not None:
         known = given.truth.join(kept.select(UNIT), UNIT, "left_semi").groupBy(TREATMENT).agg(F.avg("effect"))
         truth = {row[0]: row[1] for row in known.collect()}
-    return Report(config, effects, overlap_table(table, levels, SET_ASIDE), balance, truth)
+    asked = given.asked
+    checks = [
+        refutations(sample, asked.permuted, asked.placebo_outcomes, say),
+        hidden_table(kept, setup, levels, asked.hidden),
+    ]
+    checked = pd.concat([part for part in checks if len(part)] or checks, ignore_index=True)
+    return Report(config, effects, overlap_table(table, levels, SET_ASIDE), balance, checked, truth)

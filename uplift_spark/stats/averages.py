@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uplift_spark.stats.intervals import MIN_CLUSTERS, effective_clusters, resampled_error
+from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, effective_clusters, resampled_error, resampled_sums
 from uplift_spark.stats.moments import MIN_UNITS, normal_quantile, ratio
 
 WEIGHTED = ("ate", "att", "overlap")
@@ -58,6 +58,30 @@ def _compared(
         np.column_stack([treated * (outcome - expected[0]) - left * e / e0, treated]),
         np.column_stack([weight_seen * effect + weight * pulled, weight_seen]),
     ]
+
+
+def averages_of(
+    outcome: np.ndarray,
+    received: np.ndarray,
+    expected: np.ndarray,
+    odds: np.ndarray,
+    hashes: np.ndarray | None = None,
+    draws: Draws | None = None,
+) -> Averages:
+    """Averages of rows in memory, arrays as in `terms`; hashes [n] of their clusters where units come in some."""
+    scale, levels = (
+        Scale.of(
+            float(np.abs([outcome.min(), outcome.max(), expected.min(), expected.max()]).max()), float(odds.min())
+        ),
+        expected.shape[1],
+    )
+    whole = scale.integers(terms(outcome, received, expected, odds))
+    drawn = None
+    if hashes is not None:
+        flat = whole[:, :, 1:3].reshape(len(whole), -1)
+        asked = draws or Draws(3, 200)
+        drawn = resampled_sums(hashes, flat, asked).reshape(asked.replicates, -1, 2)
+    return averages(whole.sum(axis=0), scale, levels, drawn)
 
 
 @dataclass(frozen=True)

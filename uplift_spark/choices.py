@@ -130,18 +130,25 @@ class Scenario:
     value: dict[str, float] = Field(default_factory=dict)
 
 
+Contender = Literal[
+    "forest_per_level", "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner", "class_transformation"
+]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Compare:
     """What `uplift compare` holds the champion against, on the same hold-out.
 
-    against  forest_per_level (a binary forest for each level) and t_learner (boosted trees for each level), fitted on
-             the training split, or versions of the registered model
+    against  forest_per_level (a binary forest for each level) and the meta-learners of `causal.metalearners` (boosted
+             trees put together as T, S, X, R, DR and by class transformation), fitted on the training split, or
+             versions of the registered model
     points   points of the cost curve
     """
 
-    against: Annotated[
-        tuple[Annotated[int, Field(ge=1)] | Literal["forest_per_level", "t_learner"], ...], Field(min_length=1)
-    ] = ("forest_per_level", "t_learner")
+    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender, ...], Field(min_length=1)] = (
+        "forest_per_level",
+        "t_learner",
+    )
     points: Annotated[int, Field(ge=2, le=500)] = 50
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ def conf(lake, **changes):
             lift=Lift(bins=20, replicates=60),
             economics=Economics(value={"visit": 10.0}, cost={"5%": 0.5, "10%": 1.0}),
             registry=RegistryConf(champion=True),
+            compare=Compare(against=("forest_per_level", "t_learner", "x_learner", "dr_learner")),
         ),
         **changes,
     )
@@ -81,7 +82,7 @@ def metrics_of(lake, result):
 def test_every_model_has_every_metric_and_its_difference(lake, compared):
     result, folder = compared
     metrics = metrics_of(lake, result)
-    for model in ("1", "forest_per_level", "t_learner"):
+    for model in ("1", "forest_per_level", "t_learner", "x_learner", "dr_learner"):
         for level in ("5%", "10%"):
             assert np.isfinite(metrics.loc[(model, level, "qini"), ["value", "lower", "upper"]].astype(float)).all()
         assert np.isfinite(metrics.loc[(model, "any", "policy_value_dr"), "value"])

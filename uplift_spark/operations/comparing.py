@@ -14,8 +14,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
+from uplift_spark.causal.crossfit import crossfit
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
+from uplift_spark.causal.metalearners import LEARNERS, Rows, Setting, fit_learner, learned_effects
 from uplift_spark.config import Config
 from uplift_spark.flow.comparing import ANY, DIFFERENCE, compared_metrics, cost_curves
 from uplift_spark.flow.evaluation import (
@@ -32,6 +34,7 @@ from uplift_spark.flow.evaluation import (
 from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
+from uplift_spark.flow.nuisances import Sample, sampled_rows
 from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import cut_off, interval, number
@@ -40,6 +43,9 @@ from uplift_spark.operations.evaluation import Scored, check_unseen, fixed_costs
 from uplift_spark.operations.registry import Registered, Registry, level_suffix
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, EnvironmentProblem
+
+LEARNER_ROWS, FOLDS, LEAST_ODDS = 200_000, 5, 0.01
+"""Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances; propensities are held above."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +135,36 @@ def trained(given: Contenders, say: Say) -> DataFrame:
     rows, roles = given.training.where(F.col("split") == "train"), forest.roles
     say("a T-learner, whose expectations all models are valued with")
     nuisance = fit_t_learner(rows, roles, forest.levels, forest.plan.bins, config.seed)
+    sample = None
+    if set(given.names) & set(LEARNERS) - {"t_learner"}:
+        alone = replace(roles, scores=None, propensity=None)
+        sample = sampled_rows(rows, alone, config.seed, FOLDS, LEARNER_ROWS)
     learners: list[Effects | None] = []
     for name in given.names:
         if name in given.registered:
             learners.append(partial(forest_effects, given.registered[name][1]))
         elif name == "t_learner":
             learners.append(None)
+        elif sample is not None and name in LEARNERS:
+            learners.append(_meta_learner(name, given, sample, say))
         else:
             params = CausalForest(**vars(config.forest), seed=config.seed)
             learners.append(partial(separate_effects, fit_separate(rows, roles, forest.levels, params, say)))
     say(f"predictions of {len(learners)} models")
     return predict(given.holdout, UNIT, nuisance, learners)
+
+
+def _meta_learner(name: str, given: Contenders, sample: Sample, say: Say) -> Effects:
+    say(f"{name} on {len(sample.place):,} of {sample.total:,} training rows")
+    n, levels = len(sample.place), len(sample.spec.levels)
+    odds = np.tile(np.bincount(sample.place, minlength=levels) / n, (n, 1))  # the sample's, whatever it left out
+    if given.champion.roles.scores or given.champion.plan.weighted_by_propensity:
+        fitted_odds = crossfit(sample.features, sample.place, sample.outcome, sample.key, sample.spec).propensity
+        odds = np.clip(fitted_odds, LEAST_ODDS, 1 - LEAST_ODDS)
+    rows = Rows(sample.features, sample.place.astype(np.int64), sample.outcome, np.ones(n), odds, sample.key)
+    categorical = np.zeros(len(sample.bins), bool) if sample.spec.categorical is None else sample.spec.categorical
+    fitted = fit_learner(name, rows, Setting(categorical, None, sample.spec.folds, sample.spec.seed))
+    return partial(learned_effects, fitted, sample.bins)
 
 
 @dataclass(frozen=True)

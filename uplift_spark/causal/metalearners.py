@@ -1,0 +1,304 @@
+"""The field's meta-learners behind one protocol: any regression library's estimators, put together to predict effects.
+
+A learner is a function from rows in memory to a fitted object that predicts the effect of every treated level; LEARNERS
+is the catalogue. Base learners are scikit-learn's boosted trees unless others are given. Rows that a nuisance is
+predicted for are never those it was fitted on (`causal.crossfit`). The forest needs none of this: what it is held
+against does (R3.3).
+
+Axes: n rows, p features, K levels with the control first, L = K - 1 treated levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from uplift_spark.causal.binning import FeatureBins
+from uplift_spark.causal.crossfit import Spec, crossfit, features_of
+from uplift_spark.stats.intervals import poisson_weights, resampled_error
+from uplift_spark.stats.offpolicy import doubly_robust
+from uplift_spark.vocabulary import DataError
+
+MIN_ARM = 10  # rows of an arm: fewer say nothing about its outcome
+_NOISY = {"max_leaf_nodes": 8, "learning_rate": 0.05, "early_stopping": True}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a learner is fitted on.
+
+    features  float64 [n, p], NaN where missing; categories as codes below 255
+    place     level received, int [n], 0 the control; outcome float64 [n]; weight positive [n]
+    odds      probability of every level, float64 [n, K]: of the design, logged or cross-fitted
+    key       uint64 [n], hash of the unit, or of its cluster: rows of one key stay together
+    """
+
+    features: np.ndarray
+    place: np.ndarray
+    outcome: np.ndarray
+    weight: np.ndarray
+    odds: np.ndarray
+    key: np.ndarray
+
+    def check(self) -> None:
+        """DataError for values that no effect can come from, and for an arm of fewer than MIN_ARM rows."""
+        faults = (
+            (self.place >= self.odds.shape[1], "place is no level's", "name all levels"),
+            (~np.isfinite(self.outcome), "the outcome is missing or infinite", "drop or fill it"),
+            (~(np.isfinite(self.weight) & (self.weight > 0)), "the weight is not positive", "drop them"),
+            (
+                ~((self.odds > 0) & (self.odds < 1)).all(axis=1),
+                "a propensity is not between 0 and 1",
+                "leave units out that have no choice of level",
+            ),
+        )
+        for bad, what, fix in faults:
+            if count := int(np.count_nonzero(bad)):
+                raise DataError(f"{what} in {count} of {len(self.place)} rows: {fix}")
+        counts = np.bincount(self.place, minlength=self.odds.shape[1])
+        if counts.min() < MIN_ARM:
+            raise DataError(
+                f"level {int(counts.argmin())} has {counts.min()} of {len(self.place)} rows, of at least {MIN_ARM}: "
+                "leave it out, or train on a table that has it"
+            )
+
+    def take(self, which: np.ndarray) -> Rows:
+        """The rows a mask or an index array picks."""
+        return replace(self, **{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
+    def pair(self, level: int) -> Rows:
+        """Rows of one level and the control, as a trial of two arms."""
+        mine = (self.place == level) | (self.place == 0)
+        two = self.odds[mine][:, [0, level]]
+        place = (self.place[mine] == level).astype(np.int64)
+        kept = {name: getattr(self, name)[mine] for name in ("features", "outcome", "weight", "key")}
+        return Rows(**kept, place=place, odds=two / two.sum(axis=1, keepdims=True))
+
+
+Make: TypeAlias = Callable[[bool, bool], Any]
+"""Makes an unfitted estimator; told whether its target is 0 or 1 (then it has predict_proba), and whether noisy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How learners are fitted: which features are categories bool [p], the estimators, folds and seed of nuisances."""
+
+    categorical: np.ndarray
+    make: Make | None = None
+    folds: int = 5
+    seed: int = 7
+
+    def model(self, target: np.ndarray, noisy: bool = False, more: int = 0) -> Any:
+        """An unfitted estimator for a target [n]; `more` columns after the features are numbers."""
+        binary = set(np.unique(target)) == {0.0, 1.0}
+        if self.make:
+            return self.make(binary, noisy)
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        settings: dict[str, Any] = {"categorical_features": np.r_[self.categorical, np.zeros(more, bool)]}
+        kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+        return kind(**settings, random_state=self.seed, **(_NOISY if noisy else {}))
+
+
+class Fitted(Protocol):
+    """A learner that has seen its rows."""
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """Effect of every treated level against the control, float64 [n, L], from features [n, p]."""
+        ...
+
+
+Learner: TypeAlias = Callable[[Rows, Setting], Fitted]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Effects as differences of what is expected under the levels: a model per level, or one told the level."""
+
+    models: tuple[Any, ...]
+    levels: int
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        if len(self.models) == 1:
+            expected = [_predicted(self.models[0], _told(features, k, self.levels)) for k in range(self.levels)]
+        else:
+            expected = [_predicted(model, features) for model in self.models]
+        return np.column_stack([one - expected[0] for one in expected[1:]])
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Effects as weighted means of what models of them predict: models [L][m] and their shares [L][m], plus shift."""
+
+    models: tuple[tuple[Any, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+    shift: float = 0.0
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        columns = [
+            sum(share * _predicted(model, features) for model, share in zip(models, shares, strict=True)) + self.shift
+            for models, shares in zip(self.models, self.shares, strict=True)
+        ]
+        return np.column_stack(columns)
+
+
+def t_learner(rows: Rows, setting: Setting) -> Contrast:
+    """One outcome model per level (Künzel, Sekhon, Bickel & Yu 2019)."""
+    arms = [rows.take(rows.place == k) for k in range(rows.odds.shape[1])]
+    return Contrast(tuple(_fit(setting, arm.features, arm.outcome, arm.weight) for arm in arms), len(arms))
+
+
+def s_learner(rows: Rows, setting: Setting) -> Contrast:
+    """One outcome model that is told the level as so many indicators (Künzel et al. 2019)."""
+    levels = rows.odds.shape[1]
+    told = _told(rows.features, rows.place, levels)
+    return Contrast((_fit(setting, told, rows.outcome, rows.weight, more=levels - 1),), levels)
+
+
+def x_learner(rows: Rows, setting: Setting) -> Direct:
+    """Each arm's gains over what the other arm's model expects, regressed and averaged (Künzel et al. 2019).
+
+    The average weighs by the arms' shares: any weights in [0, 1] will do.
+    """
+    models, shares = [], []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        control, treated = (pair.take(pair.place == w) for w in (0, 1))
+        at_control, at_treated = (_fit(setting, arm.features, arm.outcome, arm.weight) for arm in (control, treated))
+        of_treated = treated.outcome - _predicted(at_control, treated.features)
+        of_control = _predicted(at_treated, control.features) - control.outcome
+        given = ((treated, of_treated), (control, of_control))
+        models.append(tuple(_fit(setting, arm.features, gain, arm.weight, noisy=True) for arm, gain in given))
+        share = float(pair.odds[:, 1].mean())
+        shares.append((1 - share, share))  # a small arm's outcome model is the poorer one
+    return Direct(tuple(models), tuple(shares))
+
+
+def r_learner(rows: Rows, setting: Setting) -> Direct:
+    """Residuals of the outcome on residuals of the treatment (Nie & Wager 2021), a level against the control at a time:
+    (y - m(x)) / (w - e(x)) regressed with weights (w - e(x))², m cross-fitted."""
+    models = []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        expected, odds = _nuisances(pair, setting)
+        left = pair.place - odds[:, 1]
+        mean = (expected * odds).sum(axis=1)
+        models.append((_fit(setting, pair.features, (pair.outcome - mean) / left, pair.weight * left**2, noisy=True),))
+    return Direct(tuple(models), ((1.0,),) * len(models))
+
+
+def dr_learner(rows: Rows, setting: Setting) -> Direct:
+    """Doubly robust scores of each effect, from cross-fitted nuisances, regressed on the features (Kennedy 2023)."""
+    expected, odds = _nuisances(rows, setting)
+    scores = doubly_robust(rows.outcome, rows.place, 1 / odds[np.arange(len(rows.place)), rows.place], expected)
+    gains = scores[:, 1:] - scores[:, :1]
+    models = [(_fit(setting, rows.features, gain, rows.weight, noisy=True),) for gain in gains.T]
+    return Direct(tuple(models), ((1.0,),) * len(models))
+
+
+def class_transformation(rows: Rows, setting: Setting) -> Direct:
+    """Units that did as an effect would have them do, told from the others (Jaskowski & Jaroszewicz 2012), weighted by
+    the inverse of their propensities; outcomes that are not 0 or 1 are transformed to y (w - e) / (e (1 - e)) (Athey &
+    Imbens 2016)."""
+    binary = set(np.unique(rows.outcome)) <= {0.0, 1.0}
+    models = []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        inverse = 1 / pair.odds[np.arange(len(pair.place)), pair.place]
+        if binary:
+            target, weight = (pair.outcome == pair.place).astype(np.float64), pair.weight * inverse / 2
+        else:
+            around = pair.outcome - np.average(pair.outcome, weights=pair.weight)  # any constant: less noise, no bias
+            target, weight = around * inverse * np.where(pair.place == 1, 1.0, -1.0), pair.weight
+        models.append((_fit(setting, pair.features, target, weight, noisy=True),))
+    return Direct(tuple(models), ((2.0 if binary else 1.0,),) * len(models), -1.0 if binary else 0.0)
+
+
+LEARNERS: dict[str, Learner] = {
+    "t_learner": t_learner,
+    "s_learner": s_learner,
+    "x_learner": x_learner,
+    "r_learner": r_learner,
+    "dr_learner": dr_learner,
+    "class_transformation": class_transformation,
+}
+
+
+def fit_learner(name: str, rows: Rows, setting: Setting) -> Fitted:
+    """A learner of the catalogue. The order of rows does not matter where keys are unique. Raises as `Rows.check`."""
+    rows.check()
+    with threadpool_limits(1):
+        return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), setting)
+
+
+def learned_effects(fitted: Fitted, bins: Sequence[FeatureBins], rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+    """Effects of a learner that was fitted on `crossfit.features_of` these bins, float64 [n, L], from Arrow rows."""
+    return fitted.effects(features_of(rows, bins))
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A learner and its replicates, each fitted to a resample of the keys."""
+
+    fitted: Fitted
+    replicates: tuple[Fitted, ...]
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        return self.fitted.effects(features)
+
+    def errors(self, features: np.ndarray) -> np.ndarray:
+        """Standard errors of the effects, float64 [n, L]: how far other draws of units would have moved them. What the
+        learner smooths away, its bias, is not in them."""
+        return resampled_error(np.stack([one.effects(features) for one in self.replicates]))
+
+
+def fit_resampled(name: str, rows: Rows, setting: Setting, replicates: int = 20) -> Resampled:
+    """A learner with bootstrap errors (Poisson weights by key, so clusters stay whole); fits `replicates` more."""
+    counts = poisson_weights(rows.key.view(np.int64), setting.seed, replicates)
+    fits = []
+    for r in range(replicates):
+        mine = counts[:, r] > 0
+        part = rows.take(mine)
+        fits.append(fit_learner(name, replace(part, weight=part.weight * counts[mine, r]), setting))
+    return Resampled(fit_learner(name, rows, setting), tuple(fits))
+
+
+def _fit(
+    setting: Setting, features: np.ndarray, target: np.ndarray, weight: np.ndarray, noisy: bool = False, more: int = 0
+) -> Any:
+    """A fitted model, or the number that all targets are."""
+    if np.all(target == target[0]):
+        return float(target[0])
+    return setting.model(target, noisy, more).fit(features, target, sample_weight=weight)
+
+
+def _predicted(model: Any, features: np.ndarray) -> np.ndarray:
+    if isinstance(model, float):
+        return np.full(len(features), model)
+    with threadpool_limits(1):  # workers share the cores already
+        return np.asarray(
+            model.predict_proba(features)[:, 1] if hasattr(model, "predict_proba") else model.predict(features)
+        )
+
+
+def _told(features: np.ndarray, place: np.ndarray | int, levels: int) -> np.ndarray:
+    received = np.broadcast_to(np.asarray(place), len(features))
+    return np.column_stack([features, received[:, None] == np.arange(1, levels)])
+
+
+def _nuisances(rows: Rows, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-fitted expectations, and the odds, of every level [n, K] each."""
+    levels = tuple(map(str, range(rows.odds.shape[1])))
+    make = setting.make
+    given = None if make is None else lambda binary: make(binary, False)
+    spec = Spec(levels, setting.categorical, setting.folds, setting.seed, given)
+    fitted = crossfit(rows.features, rows.place, rows.outcome, rows.key, spec, rows.weight, rows.odds)
+    return fitted.expected, fitted.propensity

@@ -17,7 +17,7 @@ from uplift_spark import CausalForest
 from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.coalitions import explain_moments, leaf_moments, paths_of
 from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.nodes import CATEGORICAL, LEAF, node_child, node_feature, node_set
+from uplift_spark.causal.nodes import CATEGORICAL, LEAF, MAX_FEATURES, node_child, node_feature, node_set
 from uplift_spark.causal.shapley import explain_batches, shapley_sums, shapley_table, shapley_values
 from uplift_spark.vocabulary import ConfigError
 
@@ -208,3 +208,42 @@ def test_monotone_effects_are_refused():
     forest = forest_of(dose_frame(1000), dose_roles(), monotone="increasing")
     with pytest.raises(ConfigError, match="need a forest without `monotone`"):
         shapley_values(forest, np.zeros((1, 3), np.uint8))
+
+
+def as_plain_trees(forest: Forest, moment: int) -> dict:
+    """One moment of a forest of numbers without missing values, as shap's TreeExplainer takes trees."""
+    s, cover, values, trees = forest.structure, forest.sums[:, :, 0].sum(axis=1), leaf_moments(forest), []
+    for t in np.flatnonzero(np.diff(s.node_start)):
+        words = s.nodes[s.node_start[t] : s.node_start[t + 1]]
+        child, leaf = (words >> np.uint64(32)).astype(int), (words & np.uint64(LEAF)) > 0
+        at = np.where(leaf, s.leaf_start[t] + child, 0)
+        weight = np.where(leaf, cover[at], 0).astype(float)
+        for v in range(len(words) - 1, -1, -1):
+            if not leaf[v]:
+                weight[v] = weight[int(child[v])] + weight[int(child[v]) + 1]
+        trees.append(
+            {
+                "children_left": np.where(leaf, -1, child),
+                "children_right": np.where(leaf, -1, child + 1),
+                "children_default": np.where(leaf, -1, child),
+                "features": np.where(leaf, -2, (words & np.uint64(MAX_FEATURES - 1)).astype(int)),
+                "thresholds": ((words >> np.uint64(16)) & np.uint64(0xFFFF)).astype(float)
+                + ((words >> np.uint64(13)) & np.uint64(1)).astype(float)
+                + 0.5,
+                "values": np.where(leaf, values[at, moment], 0.0)[:, None],
+                "node_sample_weight": weight,
+            }
+        )
+    return {"internal_dtype": np.float64, "input_dtype": np.float64, "trees": trees}
+
+
+def test_moments_are_those_of_the_package_shap():
+    shap = pytest.importorskip("shap")
+    frame = plain_frame(3000, p=8)
+    forest = forest_of(frame, plain_roles(frame), min_leaf=5)
+    bins = bins_of(forest, frame)[:50]
+    found = moment_values(forest, bins)
+    for moment in (0, 1, 3, 4):
+        explainer = shap.TreeExplainer(as_plain_trees(forest, moment), feature_perturbation="tree_path_dependent")
+        right = explainer.shap_values(bins.astype(float), check_additivity=False)
+        assert np.allclose(found[:, moment], right, rtol=0, atol=1e-6 * np.abs(right).max())

@@ -36,11 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--trees", type=int, default=200)
+    parser.add_argument("--min-leaf", type=int, help="rows of a leaf; by default as the forest chooses")
     arguments = parser.parse_known_args()[0]
     names = ("trained on", "levels", "trees", "leaves", "features per leaf", "threads", "users", "users/s", "worst gap")
     table = Table(*names)
     for rows, levels in ((10_000, 2), (100_000, 2), (100_000, 3)):
-        forest, bins = trained(rows, levels, arguments.trees, arguments.users)
+        forest, bins = trained(rows, levels, arguments.users, Params(arguments.trees, min_leaf=arguments.min_leaf))
         for threads in (1, 2):
             table.add_row(f"{rows:,}", str(levels), *measured(forest, bins, threads))
     if find_spec("shap"):
@@ -48,10 +49,10 @@ def main() -> None:
     console.print(table)
 
 
-def trained(rows: int, levels: int, trees: int, users: int) -> tuple[Forest, np.ndarray]:
+def trained(rows: int, levels: int, users: int, params: Params) -> tuple[Forest, np.ndarray]:
     """A forest of so many rows, and the bins of users it has not seen."""
     roles = Roles("unit", "arm", "y", FEATURES, "0", dose={str(k): k for k in range(levels)})
-    forest = fit_table(draw(rows, levels, 0), roles, Params(n_trees=trees))
+    forest = fit_table(draw(rows, levels, 0), roles, params)
     return forest, apply_bins(draw(users, levels, 1), forest.plan.bins)
 
 

@@ -148,6 +148,9 @@ def test_low_support_and_absent_levels_add_up_too():
     own = replace(forest, mix=None).effects_of(bins, errors=False)[0]
     assert np.isnan(own).any()  # so some are told by the stand-in alone
     assert worst(replace(forest, mix=None), bins) < 1e-10
+    spreadless = forest._mix(forest._told).copy()
+    spreadless[5] = np.nan  # then no average stands in
+    assert worst(replace(forest, mix=spreadless), bins) < 1e-10
 
 
 @pytest.mark.parametrize("criterion", [None, "spline"])

@@ -132,9 +132,10 @@ def _shown(forest: Forest, base: np.ndarray, totals: np.ndarray, known: np.ndarr
         changes = _response_changes(forest, base, totals, known[:, 0])
     else:
         changes = _level_changes(forest, base, totals)
-    average, shown, trees = forest._mix(forest._told)[4, 1:], [], np.eye(base.size)[-1]
+    stand_in, shown, trees = forest._mix(forest._told)[4:, 1:], [], np.eye(base.size)[-1]
+    average, stands_in = stand_in[0], np.isfinite(stand_in).all(axis=0)
     for k, effect in enumerate(changes):
-        if not np.isfinite(average[k]):
+        if not stands_in[k]:
             missing = np.where(known[:, k], 0.0, np.nan)
             shown.append(effect._replace(end=effect.end + missing, slope=effect.slope + missing[:, None]))
             continue

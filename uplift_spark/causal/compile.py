@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from uplift_spark.causal.shapley import shapley_values
 from uplift_spark.causal.training import Params, fit_table
 from uplift_spark.vocabulary import Roles
 
@@ -26,7 +27,9 @@ def compile_kernels() -> None:
         }
     )
     roles = Roles("unit", "arm", "y", ("number", "text"), control="none")
-    fit_table(rows, roles, Params(n_trees=8, n_buckets=4)).effect_arrays(rows)
+    forest = fit_table(rows, roles, Params(n_trees=8, n_buckets=4))
+    forest.effect_arrays(rows)
+    shapley_values(forest, rows)
 
 
 if __name__ == "__main__":

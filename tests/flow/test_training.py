@@ -133,6 +133,17 @@ def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):
         model.estimate(on_spark.where("arm <> '5%'"))
 
 
+def test_explanations_on_spark_equal_those_on_pandas_and_add_up(frame, on_spark):
+    model = CausalForest(**SMALL, n_buckets=4).fit(frame, ordered_roles())
+    keys = ["unit", "treatment"]
+    found = model.explain(on_spark).toPandas().sort_values(keys, ignore_index=True)
+    expected = model.explain(frame).sort_values(keys, ignore_index=True)
+    values = np.array(found["values"].tolist())
+    assert np.array_equal(values, np.array(expected["values"].tolist()))
+    shown = model.effect(frame).sort_values(keys, ignore_index=True).uplift.to_numpy()
+    assert found.base.to_numpy() + values.sum(axis=1) == pytest.approx(shown, abs=1e-6)
+
+
 def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
     model = CausalForest(**SMALL).fit(frame, ordered_roles(more_outcomes=("spent",)))
     for outcome in (None, "spent"):

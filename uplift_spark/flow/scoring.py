@@ -8,11 +8,12 @@ from functools import partial
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, StructField, StructType
 
 from uplift_spark.causal.binning import is_text
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.rows import check_columns
+from uplift_spark.causal.shapley import explain_batches
 from uplift_spark.vocabulary import TREATMENT, DataError
 
 
@@ -22,6 +23,24 @@ def score(frame: DataFrame, forest: Forest) -> DataFrame:
     `frame` needs the unit and the model's features under their training names and kinds, else DataError.
     """
     forest = forest.of(forest.roles.outcome)  # no sums of further outcomes travel to the workers
+    needed = _needed(frame, forest)
+    return needed.mapInArrow(partial(score_batches, forest), _schema(frame, forest.roles.unit))
+
+
+def explain(frame: DataFrame, forest: Forest) -> DataFrame:
+    """What each feature has to do with every unit's effect, a lazy frame: unit, treatment, uplift, base, values.
+
+    values array<double> in the order of `roles.features`; base + values is uplift (`causal.shapley`). Raises as
+    `score`.
+    """
+    forest = forest.of(forest.roles.outcome)
+    head = _schema(frame, forest.roles.unit).fields[:3]
+    tail = [StructField("base", DoubleType()), StructField("values", ArrayType(DoubleType()))]
+    return _needed(frame, forest).mapInArrow(partial(explain_batches, forest), StructType([*head, *tail]))
+
+
+def _needed(frame: DataFrame, forest: Forest) -> DataFrame:
+    """The unit and the features, checked."""
     unit = forest.roles.unit
     kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
     check_columns(kinds, (unit, *forest.roles.features), forest.roles.features)
@@ -32,8 +51,7 @@ def score(frame: DataFrame, forest: Forest) -> DataFrame:
             raise DataError(
                 f"column {one.name!r} has type {kind} but the model was trained with a {trained} one; cast it"
             )
-    needed = frame.select(*(f"`{column}`" for column in (unit, *forest.roles.features)))
-    return needed.mapInArrow(partial(score_batches, forest), _schema(frame, unit))
+    return frame.select(*(f"`{column}`" for column in (unit, *forest.roles.features)))
 
 
 def _schema(frame: DataFrame, unit: str) -> StructType:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest, load_forest
 from uplift_spark.causal.rows import check_columns
+from uplift_spark.causal.shapley import shapley_table
 from uplift_spark.causal.training import Params, Say, fit_table
 from uplift_spark.vocabulary import DataError, Levels, Roles
 
@@ -65,6 +66,22 @@ class UpliftModel:
         columns = (self.roles.unit, *self.roles.features)
         table = _arrow(frame, columns)
         return forest.effect_table(table, os.cpu_count() or 1).to_pandas()
+
+    def explain(self, frame: Frame, outcome: str | None = None) -> Any:
+        """What each feature has to do with every unit's effect: Shapley values that add up to it (R6.3).
+
+        Columns: the unit's, treatment, uplift, base (what the model shows of a unit it knows nothing of), values (a
+        list in the order of `roles.features`, outcome units): base + sum of values is uplift. One row per unit and
+        treated level; pandas gives pandas, a Spark frame a lazy Spark frame. Raises as `effect`, and ConfigError for
+        models whose effects are held monotone.
+        """
+        forest = self.forest.of(self.roles.outcome if outcome is None else outcome)
+        if _is_spark(frame):
+            from uplift_spark.flow.scoring import explain
+
+            return explain(frame, forest)
+        table = _arrow(frame, (self.roles.unit, *self.roles.features))
+        return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
 
     def at(self, doses: Sequence[float], partial: bool = False) -> UpliftModel:
         """The model telling effects of these doses against the control's or, partial, of one unit more of each (R3.4).

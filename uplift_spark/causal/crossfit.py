@@ -261,6 +261,22 @@ def crossfit(
     return Nuisances(expected, propensity, fold)
 
 
+def residuals(features: np.ndarray, target: np.ndarray, key: np.ndarray, spec: Spec) -> np.ndarray:
+    """What the features do not tell of a number, such as a dose or an outcome, [n]: less its cross-fitted expectation.
+
+    An effect of a dose that nobody assigned at random is that of its residual on the outcome's residual (Robinson
+    1988; Nie & Wager 2021): train a forest on the two, `Roles(..., control="0", grid=...)`. Arrays as in `crossfit`.
+    """
+    fold, left, order = crossfit_folds(key, spec), np.empty(len(target)), np.argsort(key, kind="stable")
+    make = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    with threadpool_limits(1):
+        for f in range(spec.folds):
+            rest, mine = order[fold[order] != f], fold == f
+            model = make(False).fit(features[rest], target[rest], sample_weight=np.ones(len(rest)))
+            left[mine] = target[mine] - model.predict(features[mine])
+    return left
+
+
 @dataclass(frozen=True)
 class Placebo:
     """Effects that must be zero: estimate, error [R, L]; p_value [L] of all R of them being zero."""

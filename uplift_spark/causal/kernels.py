@@ -117,7 +117,7 @@ def expected_outcomes(routes, values, rows, bag, expected):
 
 
 @nb.njit(cache=True, nogil=True)
-def _debias(between, noise, groups):
+def debiased_variance(between, noise, groups):
     """Posterior mean of a non-negative variance given a noisy, possibly negative estimate (grf's objective Bayes)."""
     if math.isnan(between):
         return math.nan  # no leaf holds the level
@@ -132,7 +132,7 @@ def _debias(between, noise, groups):
 
 
 @nb.njit(cache=True, nogil=True)
-def _sum_shares(routes, values, block, design, lists, leaves, totals, counts):
+def sum_shares(routes, values, block, design, lists, leaves, totals, counts):
     """First pass over a block of rows: the leaf of each tree, and per bucket the sums of its trees' shares.
 
     block   (bins, halves, first row, rows)
@@ -300,7 +300,7 @@ def _spread(leaves, values, design, mix, block, variance):
     for j in range(rows):
         g = groups[j]
         for k in range(1, levels):
-            found = _debias(between[k, j] / g, within[k, j] / g, g) if g >= 2.0 else np.nan
+            found = debiased_variance(between[k, j] / g, within[k, j] / g, g) if g >= 2.0 else np.nan
             variance[j, k - 1] = found + mix[3, k] * theta[j] * theta[j]
 
 
@@ -331,7 +331,7 @@ def predict(routes, values, design, rows, mix, with_errors, out):
     for low in range(0, bins.shape[0], block):
         rows_here = min(block, bins.shape[0] - low)
         part = slice(low, low + rows_here)
-        _sum_shares(routes, values, (bins, halves, low, rows_here), design, lists, leaves, totals, counts)
+        sum_shares(routes, values, (bins, halves, low, rows_here), design, lists, leaves, totals, counts)
         _solve(totals, counts, mix, (measure, centre), effect[part], support[part], theta)
         if with_errors:
             _spread(leaves, values, design, mix, (counts, measure, centre, theta), variance[part])
@@ -354,7 +354,7 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
     effect, support = np.empty((BLOCK, levels - 1)), np.empty((BLOCK, levels - 1))
     for low in range(0, bins.shape[0], BLOCK):
         count = min(BLOCK, bins.shape[0] - low)
-        _sum_shares(routes, values, (bins, halves, low, count), design, lists, leaves, totals, counts_here)
+        sum_shares(routes, values, (bins, halves, low, count), design, lists, leaves, totals, counts_here)
         _solve(totals, counts_here, mix, (measure, centre), effect[:count], support[:count], theta)
         for j in range(count):
             if np.isnan(effect[j].sum()):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from uplift_spark.causal.kernels import debiased_variance
 from uplift_spark.causal.rows import Plan
 from uplift_spark.stats.moments import normal_quantile
 
@@ -36,7 +37,10 @@ def bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarra
     if not np.isfinite(between - noise).all():  # no row has effects
         return np.full_like(between, np.nan)
     values, vectors = np.linalg.eigh(between - noise)
-    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+    found = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    # Where bags differ no more than the trees in them, nothing was found, not certainty: as for single effects.
+    least = [debiased_variance(between[k, k], noise[k, k], len(means)) for k in range(len(found))]
+    return np.asarray(found + np.diag(np.maximum(least - np.diag(found), 0.0)))
 
 
 def few_bags(bags: int) -> float:

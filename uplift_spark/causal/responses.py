@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 
 from uplift_spark.causal.criteria import CRITERIA, dose_matrix
-from uplift_spark.causal.kernels import IN_CACHE, _debias, _sum_shares
+from uplift_spark.causal.kernels import IN_CACHE, debiased_variance, sum_shares
 from uplift_spark.causal.lanes import LANES
 from uplift_spark.causal.routing import BLOCK, new_lists
 from uplift_spark.causal.rows import Plan
@@ -182,7 +182,9 @@ def _spread(leaves, values, design, block, variance):
                 between[k] += mean * mean
                 within[k] += (squares[k] / trees - mean * mean) / (trees - 1.0)
         for k in range(effects):
-            variance[j, k] = _debias(between[k] / groups, within[k] / groups, groups) if groups >= 2.0 else np.nan
+            variance[j, k] = (
+                debiased_variance(between[k] / groups, within[k] / groups, groups) if groups >= 2.0 else np.nan
+            )
 
 
 @nb.njit(cache=True, nogil=True)
@@ -201,7 +203,7 @@ def predict_responses(routes, values, design, rows, told, with_errors, out):
     for low in range(0, bins.shape[0], block):
         here = min(block, bins.shape[0] - low)
         part = slice(low, low + here)
-        _sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, counts)
+        sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, counts)
         _solve(totals, counts, told, state, effect[part], support[part])
         if with_errors:
             _spread(leaves, values, design, (counts, *state), variance[part])
@@ -223,7 +225,7 @@ def average_responses(routes, values, design, rows, told, pulls, effects, counts
     effect, support = np.empty((BLOCK, width)), np.empty((BLOCK, width))
     for low in range(0, bins.shape[0], BLOCK):
         here = min(BLOCK, bins.shape[0] - low)
-        _sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, speaking)
+        sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, speaking)
         _solve(totals, speaking, told, (fit, weight, centre), effect[:here], support[:here])
         for j in range(here):
             if np.isnan(effect[j].sum()):

@@ -1,0 +1,232 @@
+"""Treatments that are no two arms: which basis wins where, on generated trials and on two real campaigns (R3.4).
+
+    make bench                                        # all tables; the real ones where $UPLIFT_DATA is set
+    python tests/benchmarks/bench_doses.py curved products --rows 10000 --draws 5
+
+Errors and coverage are of effects on 5,000 units not trained on, all doses or levels together. Real tables: average
+effects of Thornton's (2008) incentives to learn a test result, by amount; price elasticities of orange juice in the
+Dominick's store panel, which nobody randomised, as the rows are and with what brand and promotion tell of price and
+sales taken out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from uplift_spark.causal.binning import apply_bins
+from uplift_spark.causal.crossfit import Spec, residuals
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.hashing import unit_hashes
+from uplift_spark.causal.little_bags import Z95
+from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.vocabulary import Roles
+
+HELD_OUT = 5000
+DOSES = (2.0, 5.0, 10.0)
+PACKAGES = {f"{a}/{b}": (a, b) for a in range(3) for b in range(3)}
+Effects = Callable[[pd.DataFrame], np.ndarray]  # true effects [n, L]
+Found = tuple[np.ndarray, np.ndarray]  # effects and errors [n, L]
+
+
+def steep(x: pd.Series) -> pd.Series:
+    """A step from 1 to 2 at one third (Wager & Athey 2018, equation 28)."""
+    return 1 + 1 / (1 + np.exp(-20 * (x - 1 / 3)))
+
+
+def units(n: int, rng: np.random.Generator, p: int = 6) -> pd.DataFrame:
+    """Features in [0, 1]."""
+    return pd.DataFrame(rng.random((n, p))).add_prefix("x").assign(unit=np.arange(n))
+
+
+def features(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that are features."""
+    return tuple(name for name in frame.columns if name.startswith("x"))
+
+
+def dosed(n: int, rng: np.random.Generator, curve: Callable[[np.ndarray], np.ndarray]) -> tuple[pd.DataFrame, Effects]:
+    """A third gets nothing, the others a gamma dose; effects are steep(x0) steep(x1) curve(dose)."""
+    frame = units(n, rng)
+    frame["w"] = rng.gamma(2, 2.5, n) * (rng.random(n) > 1 / 3)
+    per_unit = steep(frame.x0) * steep(frame.x1)
+    frame["y"] = 2 * frame.x2 - 1 + per_unit * curve(frame.w) + rng.normal(size=n)
+    return frame, lambda new: np.outer(steep(new.x0) * steep(new.x1), curve(np.array(DOSES)))
+
+
+def packaged(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
+    """Five packages without order, each for units of its own, and no package."""
+    frame = units(n, rng)
+    place = rng.integers(0, 6, n)
+
+    def effects(new: pd.DataFrame) -> np.ndarray:
+        return np.column_stack([steep(new[f"x{k}"]) - 1 for k in range(5)])
+
+    own = np.column_stack([np.zeros(n), effects(frame)])[np.arange(n), place]
+    return frame.assign(w=place.astype(str), y=2 * frame.x5 - 1 + own + rng.normal(size=n)), effects
+
+
+def crossed(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
+    """Two products in three doses each, better together where x1 is large."""
+    frame = units(n, rng)
+    a, b = rng.integers(0, 3, n), rng.integers(0, 3, n)
+
+    def effect(new: pd.DataFrame, a: object, b: object) -> object:
+        return 0.3 * steep(new.x0) * a + 0.2 * b + 0.3 * (steep(new.x1) - 1) * a * b
+
+    frame["w"] = pd.Series(a).astype(str) + "/" + pd.Series(b).astype(str)
+    frame["y"] = 2 * frame.x2 - 1 + effect(frame, a, b) + rng.normal(size=n)
+    names = [name for name in sorted(PACKAGES) if name != "0/0"]
+    return frame, lambda new: np.column_stack([effect(new, *PACKAGES[name]) for name in names])
+
+
+def by_forest(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles, params: Params) -> tuple[Found, str]:
+    """Effects by level name, and the basis that was taken."""
+    forest = fit_table(pa.Table.from_pandas(frame), roles, params)
+    effect, error, _ = forest.effect_arrays(pa.Table.from_pandas(new), os.cpu_count() or 1)
+    order = np.argsort(forest.levels.treated) if not roles.grid else np.arange(len(DOSES))
+    return (effect[:, order], error[:, order]), forest.plan.criterion
+
+
+def per_level(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles) -> Found:
+    """Effects of one binary forest per level."""
+    found = []
+    for level in sorted(set(frame.w) - {roles.control}):
+        pair = frame[frame.w.isin([level, roles.control])]
+        found.append(by_forest(pair, new, replace(roles, dose=None), Params())[0])
+    return tuple(np.column_stack(part) for part in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def contenders(name: str, frame: pd.DataFrame) -> dict[str, tuple[Roles, str | None]]:
+    """{what: (roles, criterion)} of a trial; None: by the data."""
+    roles = Roles("unit", "w", "y", features(frame), "0")
+    if name in ("straight", "curved"):
+        dose = replace(roles, grid=DOSES)
+        return {"by the data": (dose, None), "slope": (dose, "slope"), "spline": (dose, "spline")}
+    if name == "packages":
+        ordered = replace(roles, dose={str(k): k for k in range(6)})
+        return {"by the data": (roles, None), "slope of their numbers": (ordered, "slope")}
+    crossed_roles = replace(roles, control="0/0", dose=PACKAGES)
+    return {"by the data": (crossed_roles, None), "one-hot": (replace(crossed_roles, dose=None), "one_hot")}
+
+
+TRIALS: dict[str, Callable[[int, np.random.Generator], tuple[pd.DataFrame, Effects]]] = {
+    "straight": lambda n, rng: dosed(n, rng, lambda w: w / 5),
+    "curved": lambda n, rng: dosed(n, rng, lambda w: 2 * (1 - np.exp(-w / 3))),
+    "packages": packaged,
+    "products": crossed,
+}
+
+
+def generated(name: str, rows: int, draws: int, out: Console) -> None:
+    """Print error and coverage of every contender on a trial."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    chosen = set()
+    for seed in range(draws):
+        frame, effects = TRIALS[name](rows, np.random.default_rng(seed))
+        new = units(HELD_OUT, np.random.default_rng(1000 + seed))
+        true, results = effects(new), {}
+        for what, (roles, criterion) in contenders(name, frame).items():
+            results[what], basis = by_forest(frame, new, roles, Params(criterion=criterion))
+            chosen |= {basis} if criterion is None else set()
+        if name in ("packages", "products"):
+            results["one forest per level"] = per_level(
+                frame, new, Roles("unit", "w", "y", features(frame), min(frame.w))
+            )
+        for what, (effect, error) in results.items():
+            covered = float((np.abs(effect - true) < Z95 * error).mean())
+            found.setdefault(what, []).append((float(np.sqrt(((effect - true) ** 2).mean())), covered))
+    table = Table("basis", "RMSE", "covered", title=f"{name}: {rows:,} rows, {draws} draws; taken: {', '.join(chosen)}")
+    for what, figures in found.items():
+        rmse, covered = np.mean(figures, axis=0)
+        table.add_row(what, f"{rmse:.4f}", f"{covered:.3f}")
+    out.print(table)
+
+
+def average(forest: Forest, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Average effects over the rows and their errors, [L] each."""
+    bins = apply_bins(pa.Table.from_pandas(frame), forest.plan.bins)
+    mean, covariance = forest.averages(bins)
+    return mean[0], np.sqrt(np.diag(covariance[0]))
+
+
+def thornton(out: Console) -> None:
+    """Attendance by incentive; households of a village are drawn together."""
+    frame = pd.read_stata(Path(os.environ["UPLIFT_DATA"]) / "thornton_hiv" / "thornton_hiv.dta")
+    frame = frame.dropna(subset=["got", "tinc", "villnum"]).reset_index(names="unit")
+    frame["villnum"] = frame["villnum"].astype(int)
+    doses = (0.1, 0.5, 1.0, 2.0, 3.0)
+    roles = Roles("unit", "tinc", "got", ("age", "distvct", "hiv2004"), "0", grid=doses, cluster="villnum")
+    table = Table("incentive, USD", "more who came, line", "spline", title=f"Thornton: {len(frame):,} people, villages")
+    columns, reason = [], ""
+    for criterion in ("slope", "spline"):
+        forest = fit_table(pa.Table.from_pandas(frame), roles, Params(criterion=criterion))
+        mean, error = average(forest, frame)
+        low, high = mean - Z95 * error, mean + Z95 * error
+        columns.append([f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(mean, low, high, strict=True)])
+    reason = fit_table(pa.Table.from_pandas(frame), roles, Params()).plan.reason
+    for dose, line, spline in zip(doses, *columns, strict=True):
+        table.add_row(f"{dose:g}", line, spline)
+    out.print(table)
+    out.print(f"by the data: {reason}")
+
+
+def dominicks(out: Console) -> None:
+    """Price elasticities by brand and promotion: naive, and of what brand and promotion leave of price and sales."""
+    frame = pd.read_csv(Path(os.environ["UPLIFT_DATA"]) / "dominicks_oj" / "oj.csv.gz").rename(columns={"No": "unit"})
+    frame["w"], frame["y"] = np.log(frame.price), np.log(frame.sales)
+    codes = np.column_stack([frame.brand.astype("category").cat.codes, frame.feat]).astype(float)
+    key = unit_hashes(pa.array(frame.unit), "unit")
+    spec = Spec(("0", "1"), np.array([True, False]))
+    left = frame.assign(
+        w=residuals(codes, frame.w.to_numpy(), key, spec), y=residuals(codes, frame.y.to_numpy(), key, spec)
+    )
+    columns = {}
+    for what, given in {"as they are": frame.assign(w=frame.w - frame.w.mean()), "centred": left}.items():
+        roles = Roles("unit", "w", "y", ("brand", "feat"), "0", grid=(1.0,))
+        forest = fit_table(pa.Table.from_pandas(given), roles, Params(criterion="slope"))
+        columns[what] = {
+            (brand, feat): average(forest, part) for (brand, feat), part in given.groupby(["brand", "feat"], sort=True)
+        } | {("all", ""): average(forest, given)}
+    everything = np.polyfit(frame.w, frame.y, 1)[0]
+    table = Table(
+        "brand",
+        "promoted",
+        *columns,
+        title=f"Dominick's: elasticities, {len(frame):,} rows; one line: {everything:.2f}",
+    )
+    for cell in columns["centred"]:
+        told = [columns[what][cell] for what in columns]
+        table.add_row(
+            *map(str, cell), *(f"{m[0]:.2f} ({m[0] - Z95 * e[0]:.2f} to {m[0] + Z95 * e[0]:.2f})" for m, e in told)
+        )
+    out.print(table)
+
+
+def main() -> None:
+    """Print the tables that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=[*TRIALS, "thornton", "dominicks"])
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--draws", type=int, default=3)
+    asked, out = parser.parse_args(), Console()
+    for name in asked.tables:
+        if name in TRIALS:
+            generated(name, asked.rows, asked.draws, out)
+        elif "UPLIFT_DATA" in os.environ:
+            {"thornton": thornton, "dominicks": dominicks}[name](out)
+        else:
+            print(f"{name}: skipped, UPLIFT_DATA is not set", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Train the campaign's causal forest on the training split and register it in MLflow.
+"""Train the campaign's causal forest, or the learner it asks for, on the training split and register it in MLflow.
 
 Reads silver.training_<campaign> at one Delta version; writes no table. A run registers one version: a rerun finds it.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 
-from uplift_spark import CausalForest
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.learning import params_of, train
 from uplift_spark.operations.registry import Origin, Registered, Registry, facts_of
 from uplift_spark.operations.runs import JobResult, Say, code_version, derive_run_id, silent
 from uplift_spark.vocabulary import ConflictError
@@ -40,14 +40,14 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
 def _train(config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: Say) -> Registered:
     table, version, run_id = data
     frame = lake.read(table, version)
-    given = {**vars(config.forest), "seed": config.seed}
+    given = params_of(config)
     origin = Origin(run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), given)
     started = time.monotonic()
-    forest = CausalForest(**given).fit(frame.where("split = 'train'"), config.training_roles, say)
-    params, metrics = facts_of(forest.forest, time.monotonic() - started)
+    model = train(given, frame.where("split = 'train'"), config.training_roles, say)
+    params, metrics = facts_of(model.model, time.monotonic() - started)
     say(f"registering {config.model_name}")
     params = {"campaign": config.campaign, "holdout": config.holdout, **params}
-    return registry.log_model(config.model_name, forest.to_bytes(), origin, params, metrics)
+    return registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,20 @@ Contender = Literal[
 
 
 @dataclass(frozen=True, config=STRICT)
+class Learner:
+    """What `uplift train` trains: the causal forest (its arguments under `forest`), one for each level, or one of the
+    meta-learners that `compare.against` names.
+
+    replicates  resamples behind the intervals of a meta-learner; 0: no intervals
+    rows        of each arm that it is fitted on, at most, chosen by hash
+    """
+
+    kind: Literal["forest"] | Contender = "forest"
+    replicates: Annotated[int, Field(ge=0, le=200)] = 20
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+
+
+@dataclass(frozen=True, config=STRICT)
 class Compare:
     """What `uplift compare` holds the champion against, on the same hold-out.
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.choices import Compare, Limit, Policy, Scenario, Tree
+from uplift_spark.choices import Compare, Learner, Limit, Policy, Scenario, Tree
 from uplift_spark.sections import (
     DAY,
     HAPPENED_AT,
@@ -50,6 +50,7 @@ __all__ = [
     "Labels",
     "Lakehouse",
     "Leakage",
+    "Learner",
     "Lift",
     "Limit",
     "Nuisances",
@@ -76,6 +77,7 @@ class Config:
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
     lakehouse: Lakehouse = Field(default_factory=Lakehouse)
     labels: Labels = Field(default_factory=Labels)
+    learner: Learner = Field(default_factory=Learner)
     forest: Forest = Field(default_factory=Forest)
     economics: Economics = Field(default_factory=Economics)
     registry: Registry = Field(default_factory=Registry)

@@ -126,8 +126,8 @@ def test_all_methods_work_for_every_outcome(frame, model):
     forest, table = model.forest.of("money"), rows_of(frame, model.roles)
     bins = encode(table, forest.plan).bins
     average, covariance = forest.averages(bins)
-    error = np.sqrt(np.diag(covariance[0]))  # 3000 rows with a deviation of 20 or so: about 1
-    assert (np.abs(average[0] - 4.8) < 4 * error).all() and (error > 0.3).all() and (error < 2.0).all()
+    error = np.sqrt(np.diag(covariance[0]))  # 3000 rows with a deviation of 20 or so: about 1, from 6 bags
+    assert (np.abs(average[0] - 4.8) < 4 * error).all() and (error > 0.3).all() and (error < 2.5).all()
     assert average_effect(forest)["5%"] == pytest.approx(average[0, 0], abs=0.3)
     out_of_bag = forest.effect_arrays(table, out_of_bag=True)[0][:, 0]
     known = np.isfinite(out_of_bag)  # not of the sixteenth that is in all four bags

@@ -17,6 +17,7 @@ from uplift_spark import CausalForest
 from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.coalitions import explain_moments, leaf_moments, paths_of
 from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.models import effect_table
 from uplift_spark.causal.nodes import CATEGORICAL, LEAF, MAX_FEATURES, node_child, node_feature, node_set
 from uplift_spark.causal.shapley import explain_batches, shapley_sums, shapley_table, shapley_values
 from uplift_spark.vocabulary import ConfigError
@@ -201,7 +202,7 @@ def test_tables_of_batches_are_those_of_rows():
     parts = pa.Table.from_batches(explain_batches(forest, table.to_batches(max_chunksize=180))).to_pandas()
     assert parts.drop(columns="values").equals(whole.drop(columns="values"))
     assert np.array_equal(np.stack(parts["values"]), np.stack(whole["values"]))
-    shown = forest.effect_table(table).to_pandas()
+    shown = effect_table(forest, table).to_pandas()
     assert (whole[["unit", "treatment"]] == shown[["unit", "treatment"]]).all(axis=None)
     assert np.allclose(whole["uplift"], shown["uplift"], rtol=0, atol=1e-12)
     assert np.allclose(whole["base"] + np.stack(whole["values"]).sum(axis=1), whole["uplift"])

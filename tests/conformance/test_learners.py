@@ -13,10 +13,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from uplift_spark.causal.benchmarks import nie_wager
 from uplift_spark.causal.hashing import unit_hashes
-from uplift_spark.causal.learners import forest_effects, separate_effects
+from uplift_spark.causal.learned import PerLevel
+from uplift_spark.causal.learners import model_effects
 from uplift_spark.causal.metalearners import LEARNERS, Rows, Setting, fit_learner, fit_resampled
 from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.vocabulary import DataError, Roles
+from uplift_spark.vocabulary import DataError, Levels, Roles
 
 PLAIN = Setting(np.zeros(4, bool), folds=3)
 
@@ -35,12 +36,10 @@ def frame_of(rows: Rows, features: np.ndarray | None = None) -> pa.Table:
 class Forests:
     """The forest, or one for each level, as a fitted learner of the catalogue."""
 
-    forests: tuple
-    together: bool
+    forest: object
 
     def effects(self, features: np.ndarray) -> np.ndarray:
-        table = frame_of(None, features)
-        return forest_effects(self.forests[0], table) if self.together else separate_effects(self.forests, table)
+        return model_effects(self.forest, frame_of(None, features))
 
 
 def fit(name: str, rows: Rows, setting: Setting = PLAIN) -> object:
@@ -51,9 +50,10 @@ def fit(name: str, rows: Rows, setting: Setting = PLAIN) -> object:
     names = tuple(f"x{j}" for j in range(rows.features.shape[1]))
     roles, params = Roles("unit", "w", "y", names, "0", propensity="p", weight="weight"), Params(n_trees=40)
     if name == "forest":
-        return Forests((fit_table(frame_of(rows), roles, params),), True)
+        return Forests(fit_table(frame_of(rows), roles, params))
     pairs = [rows.take((rows.place == 0) | (rows.place == k)) for k in range(1, rows.odds.shape[1])]
-    return Forests(tuple(fit_table(frame_of(pair), roles, params) for pair in pairs), False)
+    levels = Levels(tuple(map(str, range(rows.odds.shape[1]))))
+    return Forests(PerLevel(tuple(fit_table(frame_of(pair), roles, params) for pair in pairs), levels))
 
 
 def drawn(n=2000, effect=lambda x: 1.0 + (x[:, 0] > 0.5), odds=(0.5, 0.5), seed=0, confounded=False) -> Rows:

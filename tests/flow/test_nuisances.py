@@ -10,7 +10,8 @@ from pyspark.sql import functions as F
 from uplift_spark import Roles
 from uplift_spark.flow.averages import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.flow.evaluation import Setup
-from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, refutations, sampled_rows, with_scores
+from uplift_spark.flow.learned import sampled_rows
+from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, refutations, with_scores
 from uplift_spark.stats.sensitivity import confounder_terms, sensitivity
 from uplift_spark.vocabulary import DataError
 
@@ -47,7 +48,7 @@ def units(spark):
 
 
 def sampled(units):
-    return sampled_rows(units.where("split = 'train'"), ROLES, 7, 3, 1000)
+    return sampled_rows(units.where("split = 'train'"), ROLES, (3, 7), 1000)
 
 
 def folds_of(units, logged=False):

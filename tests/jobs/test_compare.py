@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.jobs.conftest import rows_of
+from uplift_spark.causal.models import effect_table
 from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, Policy, RolesConf, Tree
 from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.flow.evaluation import evaluate
@@ -101,7 +102,7 @@ def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
     holdout = lake.read(TABLE).where("split = 'holdout'")
     registry = Registry.of(conf(lake))
     forest = registry.load(registry.find("spring"))
-    scores = spark.createDataFrame(forest.effect_table(holdout.toArrow()).to_pandas())
+    scores = spark.createDataFrame(effect_table(forest, holdout.toArrow()).to_pandas())
     alone = metric_table(evaluate(holdout, scores, setup_of(conf(lake)))).set_index(["treatment", "metric"])
     found = metrics_of(lake, compared[0]).loc["1"]
     for key in (("5%", "qini"), ("10%", "autoc")):

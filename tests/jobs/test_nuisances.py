@@ -9,6 +9,7 @@ import pytest
 
 from tests.flow.test_nuisances import observed
 from tests.jobs.conftest import rows_of
+from uplift_spark.causal.models import effect_table
 from uplift_spark.config import Config, Forest, Lakehouse, Lift, Nuisances, RolesConf
 from uplift_spark.jobs import nuisances, train
 from uplift_spark.lake.tables import Lake
@@ -80,7 +81,7 @@ def test_the_forest_is_trained_on_the_scores(lake, done):
     kept = (rows_of(lake, "silver.adjusted_spring").split == "train").sum()
     assert result.details["version"] == model.version and dict(model.data_versions) == {"silver.adjusted_spring": 0}
     assert forest.roles.scores == "scores" and forest.facts["rows"] == 3 * kept
-    found = forest.effect_table(lake.read("silver.adjusted_spring").where("split = 'holdout'").toArrow())
+    found = effect_table(forest, lake.read("silver.adjusted_spring").where("split = 'holdout'").toArrow())
     assert np.isfinite(found["uplift_se"].to_numpy()).all()
 
 

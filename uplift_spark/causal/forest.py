@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +13,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.causal.binning import apply_bins
+from uplift_spark.causal.binning import FeatureBins, apply_bins
 from uplift_spark.causal.criteria import CRITERIA, dose_matrix
 from uplift_spark.causal.doses import monotone, told_levels
 from uplift_spark.causal.hashing import halves_of
 from uplift_spark.causal.kernels import average_pulls, plain_mix, predict
-from uplift_spark.causal.little_bags import CORRECTED_VARIANCE, Z95, bag_covariance, few_bags, left_out, variance_factor
+from uplift_spark.causal.little_bags import CORRECTED_VARIANCE, bag_covariance, few_bags, left_out, variance_factor
+from uplift_spark.causal.models import FORMAT, named, packed_file, read_file, unreadable
 from uplift_spark.causal.nuisance import Baseline
 from uplift_spark.causal.responses import average_responses, moments, predict_responses, told_map
 from uplift_spark.causal.routing import Routes
 from uplift_spark.causal.rows import Plan, keys_of
 from uplift_spark.causal.structure import Structure, frozen
-from uplift_spark.vocabulary import TREATMENT, ConfigError, Levels, ModelFileError, Roles
+from uplift_spark.vocabulary import ConfigError, Levels, Roles
 
-FORMAT = 3
-DIGEST = 32  # bytes of SHA-256 that end the file
 _ROWS_PER_CALL = 1 << 14
 # A level is thinly supported at a unit when fewer than half of its leaves hold five units of level and control each:
 # with less, one unit more or less decides, and the error is no better known than the effect.
@@ -84,6 +81,11 @@ class Forest:
     @property
     def roles(self) -> Roles:
         return self.plan.roles
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Its features, in their order."""
+        return self.plan.bins
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -221,24 +223,6 @@ class Forest:
         covariance = np.stack([bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
         return totals / seen[:, None], factor * covariance
 
-    def effect_table(self, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
-        """One row per unit and treated level, unit-major, in the columns of `vocabulary.EFFECT_COLUMNS`."""
-        effect, se, low = self.effect_arrays(batch, threads)
-        k = effect.shape[1]
-        units = batch.column(self.roles.unit)
-        flat = units.combine_chunks() if isinstance(units, pa.ChunkedArray) else units
-        names = pa.array(np.tile(np.arange(k, dtype=np.int32), batch.num_rows))
-        columns = {
-            self.roles.unit: flat.take(pa.array(np.repeat(np.arange(batch.num_rows), k))),
-            TREATMENT: pa.DictionaryArray.from_arrays(names, list(self.levels.treated)).cast(pa.string()),
-            "uplift": effect.ravel(),
-            "uplift_se": se.ravel(),
-            "uplift_lower": (effect - Z95 * se).ravel(),
-            "uplift_upper": (effect + Z95 * se).ravel(),
-            "low_support": low.ravel(),
-        }
-        return pa.table(columns)
-
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
         weights = self.sums[:, :, 0]
@@ -251,22 +235,7 @@ class Forest:
             if baseline is not None:
                 arrays |= {f"baseline{mark}_{name}": array for name, array in baseline.structure._asdict().items()}
                 arrays[f"baseline{mark}_values"] = baseline.values
-        manifest = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        columns = [_packed(array) for array in arrays.values()]
-        fields = [pa.field(n, c.type) for n, c in zip(arrays, columns, strict=True)]
-        schema = pa.schema(fields, metadata={"uplift_manifest": manifest})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-        content = sink.getvalue().to_pybytes()
-        return content + hashlib.sha256(content).digest()
-
-    def save(self, path: str | Path) -> None:
-        """Write the model file; appears whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
-        partial.replace(path)
+        return packed_file(self.manifest, arrays)
 
 
 def shares(weights: np.ndarray, outcomes: np.ndarray, least: float) -> np.ndarray:
@@ -295,40 +264,16 @@ def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, vari
     variance[at] = own * np.where(own > 0.0, variance[at], 0.0) + (1.0 - own) * spread
 
 
-def _packed(array: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(array).ravel())
-    return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
-
-
 def load_forest(source: str | Path | bytes) -> Forest:
-    """Read a model file (memory-mapped) or its bytes.
-
-    Raises ModelFileError if the file is missing, truncated, edited, of another format, or no model at all; nothing in
-    it is ever executed.
-    """
-    name = "model bytes" if isinstance(source, bytes) else f"model file {source}"
+    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `models.read_file`."""
+    manifest, arrays = read_file(source)
     try:
-        buffer = pa.py_buffer(source) if isinstance(source, bytes) else pa.memory_map(str(source)).read_buffer()
-    except (OSError, pa.ArrowException) as error:
-        raise ModelFileError(f"{name} cannot be read ({str(error).splitlines()[0]}): check its path") from error
-    content = buffer.slice(0, max(buffer.size - DIGEST, 0))
-    # Before parsing: Arrow's reader ends the whole process on some damaged files.
-    if hashlib.sha256(content).digest() != buffer.slice(content.size).to_pybytes():
-        raise ModelFileError(f"{name} is damaged, edited or no model: train or download it again")
-    try:
-        table = pa.ipc.open_file(content).read_all()
-        table.validate(full=True)
-        manifest = json.loads(table.schema.metadata[b"uplift_manifest"])
-        arrays = {n: table.column(n).chunk(0).flatten().to_numpy() for n in table.column_names}
-        return _rebuilt(manifest, arrays, name)
-    except (pa.ArrowException, KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"{name} is not a readable model ({reason}): train or download it again") from error
+        return _rebuilt(manifest, arrays)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise unreadable(named(source), error) from error
 
 
-def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], name: str) -> Forest:
-    if manifest.get("format") != FORMAT:
-        raise ModelFileError(f"{name} has format {manifest.get('format')}, this version reads {FORMAT}: retrain it")
+def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
     plan = Plan.from_dict(manifest["plan"])
     k, marks = len(plan.levels), _marks(plan)
     outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))

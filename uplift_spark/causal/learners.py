@@ -1,4 +1,4 @@
-"""Learners a campaign's forest is held against: one binary forest per level, and a T-learner (R4.2).
+"""Learners a campaign's forest is held against, as jobs see them, and a T-learner on its bins (R4.2).
 
 A learner gives the effects of rows in Arrow, float64 [n, K-1] in the order of the campaign's treated levels.
 """
@@ -14,7 +14,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.causal.binning import FeatureBins
-from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.models import Model
 
 Rows: TypeAlias = pa.RecordBatch | pa.Table
 Effects: TypeAlias = Callable[[Rows], np.ndarray]
@@ -22,14 +22,9 @@ Effects: TypeAlias = Callable[[Rows], np.ndarray]
 _MOST_CATEGORIES = 255  # of scikit-learn's boosted trees; features with more are split in the order of their bins
 
 
-def forest_effects(forest: Forest, rows: Rows) -> np.ndarray:
-    """Effects of a forest, without errors."""
-    return forest.effect_arrays(rows, errors=False)[0]
-
-
-def separate_effects(forests: Sequence[Forest], rows: Rows) -> np.ndarray:
-    """Effects of forests that know one treated level each."""
-    return np.column_stack([forest_effects(forest, rows) for forest in forests])
+def model_effects(model: Model, rows: Rows) -> np.ndarray:
+    """Effects of a model, without errors."""
+    return model.effect_arrays(rows, errors=False)[0]
 
 
 @dataclass(frozen=True)

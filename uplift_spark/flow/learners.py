@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,10 +11,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.causal.binning import FeatureBins, apply_bins
-from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.learners import Effects, TLearner, categorical_of, fit_arm
-from uplift_spark.causal.training import Params, Say
-from uplift_spark.flow.training import fit_frame, packed_bins, unpacked_bins
+from uplift_spark.flow.training import packed_bins, unpacked_bins
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.vocabulary import DataError, Levels, Roles
 
@@ -26,17 +23,7 @@ EXPECTED = "expected"
 _DRAWS = 1 << 30
 
 
-def fit_separate(frame: DataFrame, roles: Roles, levels: Levels, params: Params, say: Say) -> tuple[Forest, ...]:
-    """One binary forest per treated level, on its units and the control's. Raises like `fit_frame`."""
-    alone = replace(roles, dose=None, more_outcomes=())
-    forests = []
-    for level in levels.treated:
-        say(f"a forest of {level} alone")
-        forests.append(fit_frame(_pair(frame, roles, (levels.control, level)), alone, params, say))
-    return tuple(forests)
-
-
-def _pair(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
+def pair_of(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
     """Rows of two levels alone, or every unit's scores of these."""
     if roles.scores:
         return frame.withColumn(roles.scores, F.map_filter(roles.scores, lambda level, _: level.isin(*pair)))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
-from uplift_spark.causal.binning import FeatureBins, as_numbers, fit_bins
+from uplift_spark.causal.binning import FeatureBins, as_numbers
 from uplift_spark.causal.crossfit import (
     Fitted,
     Spec,
@@ -27,17 +27,14 @@ from uplift_spark.causal.crossfit import (
     placebo,
     placebo_outcome,
 )
-from uplift_spark.causal.learners import categorical_of
 from uplift_spark.causal.little_bags import Z95
-from uplift_spark.causal.rows import check_summary, keys_of, make_levels
+from uplift_spark.causal.rows import keys_of
+from uplift_spark.causal.samples import Sample, places_of
 from uplift_spark.causal.training import Say
-from uplift_spark.flow.learners import thinned
-from uplift_spark.flow.training import sample_of, summary_of
 from uplift_spark.stats.offpolicy import doubly_robust
-from uplift_spark.vocabulary import PROPENSITY, TREATMENT, Levels, Roles
+from uplift_spark.vocabulary import PROPENSITY, TREATMENT, Roles
 
 EXPECTED, ODDS, SCORES, FOLD, SPLIT, SET_ASIDE = "expected", "odds", "scores", "fold", "split", "set aside"
-_MOST_BINS = 254
 REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 
 
@@ -57,40 +54,6 @@ class Folds:
     logged: bool
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Training rows in the driver, in canonical order: what nuisances are fitted on.
-
-    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
-    total     training rows there are
-    """
-
-    roles: Roles
-    bins: tuple[FeatureBins, ...]
-    spec: Spec
-    features: np.ndarray
-    key: np.ndarray
-    place: np.ndarray
-    outcome: np.ndarray
-    total: int
-
-
-def sampled_rows(train: DataFrame, roles: Roles, seed: int, folds: int, rows: int) -> Sample:
-    """At most about `rows` training rows of each arm, by hash. Raises DataError when rows break the rules."""
-    summary = summary_of(train.select(*(f"`{c}`" for c in roles.columns)), roles)
-    check_summary(summary, roles)
-    levels = make_levels(summary, roles)[0]
-    bins = fit_bins(sample_of(train, roles, seed, summary.rows), roles.features, _MOST_BINS)
-    some = thinned(train, roles, dict(summary.levels), seed, rows)
-    columns = "unit_hash bigint, key bigint, place int, outcome double, features binary"
-    found = some.mapInArrow(partial(_coded, roles, levels, bins), columns).toArrow().sort_by("unit_hash")
-    place, outcome, key = (found[name].to_numpy() for name in ("place", "outcome", "key"))
-    packed = b"".join(found["features"].to_pylist())
-    features = np.frombuffer(packed, np.float64).reshape(-1, len(bins))
-    spec = Spec(levels.names, categorical_of(bins), folds, seed)
-    return Sample(roles, bins, spec, features, key.view(np.uint64), place, outcome, summary.rows)
-
-
 def fit_folds(sample: Sample, lowest: float, logged: bool, say: Say) -> Folds:
     """Models of every fold. Raises DataError when an arm has too few rows outside some fold."""
     fold = crossfit_folds(sample.key, sample.spec)
@@ -100,10 +63,10 @@ def fit_folds(sample: Sample, lowest: float, logged: bool, say: Say) -> Folds:
         given = (sample.features[others], sample.place[others], sample.outcome[others])
         return fit_nuisances(*given, sample.spec)
 
-    say(f"fitting nuisances of {sample.spec.folds} folds on {len(fold):,} of {sample.total:,} training rows")
+    say(f"fitting nuisances of {sample.spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
     with ThreadPoolExecutor() as pool:
         models = tuple(pool.map(one, range(sample.spec.folds)))
-    return Folds(sample.roles, sample.bins, sample.spec, models, lowest, logged)
+    return Folds(sample.roles, sample.coding.bins, sample.spec, models, lowest, logged)
 
 
 def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say: Say) -> pd.DataFrame:
@@ -119,7 +82,7 @@ def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say
         say(f"dealing out treatments at random, {draws} times, among {len(place):,} units")
         dealt = placebo(features, place, outcome, key, sample.spec, draws)
         found += [("permuted treatment", f"draw {r + 1}", *dealt.of(r)) for r in range(draws)]
-    names = [one.name for one in sample.bins]
+    names = [one.name for one in sample.coding.bins]
     for name in placebo_outcomes:
         say(f"looking for effects on {name}, which there cannot be")
         at = placebo_outcome(features, place, key, sample.spec, names.index(name), sample.roles.cluster is not None)
@@ -148,26 +111,6 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
 Batches = Iterator[pa.RecordBatch]
 
 
-def _coded(roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], batches: Batches) -> Batches:
-    for batch in batches:
-        unit, key = keys_of(batch, roles)
-        features = features_of(batch, bins)
-        yield pa.record_batch(
-            {
-                "unit_hash": pa.array(unit.view(np.int64)),
-                "key": pa.array(key.view(np.int64)),
-                "place": _places(batch, roles, levels.names).astype(np.int32),
-                "outcome": as_numbers(batch.column(roles.outcome)),
-                "features": pa.array([row.tobytes() for row in features], pa.binary()),
-            }
-        )
-
-
-def _places(batch: pa.RecordBatch, roles: Roles, levels: Sequence[str]) -> np.ndarray:
-    found = pc.index_in(batch.column(roles.treatment).cast(pa.string()), pa.array(levels))
-    return np.asarray(found.to_numpy(zero_copy_only=False))
-
-
 def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:
     roles, levels = folds.roles, folds.spec.levels
     for batch in filter(len, batches):
@@ -177,7 +120,7 @@ def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:
         for f in np.unique(fold):
             mine, models = fold == f, folds.models[f]
             expected[mine], odds[mine] = models.expected(features[mine]), models.propensity(features[mine])
-        place, outcome = _places(batch, roles, levels), as_numbers(batch.column(roles.outcome))
+        place, outcome = places_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
         received = np.arange(len(batch)), place
         if folds.logged:
             odds[received] = as_numbers(batch.column(PROPENSITY))

@@ -12,19 +12,20 @@ from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, St
 
 from uplift_spark.causal.binning import is_text
 from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.models import Model, effect_table
 from uplift_spark.causal.rows import check_columns
 from uplift_spark.causal.shapley import explain_batches
 from uplift_spark.vocabulary import TREATMENT, DataError
 
 
-def score(frame: DataFrame, forest: Forest) -> DataFrame:
+def score(frame: DataFrame, model: Model) -> DataFrame:
     """Effects as a lazy frame: unit, treatment, uplift, uplift_se, uplift_lower, uplift_upper, low_support.
 
     `frame` needs the unit and the model's features under their training names and kinds, else DataError.
     """
-    forest = forest.of(forest.roles.outcome)  # no sums of further outcomes travel to the workers
-    needed = _needed(frame, forest)
-    return needed.mapInArrow(partial(score_batches, forest), _schema(frame, forest.roles.unit))
+    model = model.of(model.roles.outcome)  # no sums of further outcomes travel to the workers
+    needed = _needed(frame, model)
+    return needed.mapInArrow(partial(score_batches, model), _schema(frame, model.roles.unit))
 
 
 def explain(frame: DataFrame, forest: Forest) -> DataFrame:
@@ -39,19 +40,19 @@ def explain(frame: DataFrame, forest: Forest) -> DataFrame:
     return _needed(frame, forest).mapInArrow(partial(explain_batches, forest), StructType([*head, *tail]))
 
 
-def _needed(frame: DataFrame, forest: Forest) -> DataFrame:
+def _needed(frame: DataFrame, model: Model) -> DataFrame:
     """The unit and the features, checked."""
-    unit = forest.roles.unit
+    unit = model.roles.unit
     kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
-    check_columns(kinds, (unit, *forest.roles.features), forest.roles.features)
-    for one in forest.plan.bins:
+    check_columns(kinds, (unit, *model.roles.features), model.roles.features)
+    for one in model.bins:
         if one.categorical != is_text(kinds[one.name]):
             trained = "text" if one.categorical else "numeric"
             kind = kinds[one.name]
             raise DataError(
                 f"column {one.name!r} has type {kind} but the model was trained with a {trained} one; cast it"
             )
-    return frame.select(*(f"`{column}`" for column in (unit, *forest.roles.features)))
+    return frame.select(*(f"`{column}`" for column in (unit, *model.roles.features)))
 
 
 def _schema(frame: DataFrame, unit: str) -> StructType:
@@ -60,7 +61,7 @@ def _schema(frame: DataFrame, unit: str) -> StructType:
     return StructType([*head, *doubles, StructField("low_support", BooleanType())])
 
 
-def score_batches(forest: Forest, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def score_batches(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: effects of one partition's rows."""
     for batch in batches:
-        yield from forest.effect_table(batch).to_batches()
+        yield from effect_table(model, batch).to_batches()

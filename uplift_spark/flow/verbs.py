@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from uplift_spark.causal.estimation import estimate_table
-from uplift_spark.causal.forest import Forest, load_forest
-from uplift_spark.causal.rows import check_columns
+from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
+from uplift_spark.causal.models import effect_table, save_file
+from uplift_spark.causal.rows import check_columns, level_names, make_levels, summarise
 from uplift_spark.causal.shapley import shapley_table
 from uplift_spark.causal.training import Params, Say, fit_table
-from uplift_spark.vocabulary import DataError, Levels, Roles
+from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,24 +33,31 @@ def _quiet(_: str) -> None:
 
 @dataclass(frozen=True)
 class UpliftModel:
-    """A fitted causal forest; `forest.of(outcome)` is that of one outcome alone."""
+    """A fitted model: a causal forest (`forest`), one for each level, or a meta-learner."""
 
-    forest: Forest
+    model: AnyModel
+
+    @property
+    def forest(self) -> Forest:
+        """The causal forest; `forest.of(outcome)` is that of one outcome alone. Raises ConfigError if it is none."""
+        if not isinstance(self.model, Forest):
+            raise ConfigError(f"this needs a causal forest, the model is a {kind_of(self.model)}: train a CausalForest")
+        return self.model
 
     @property
     def levels(self) -> Levels:
         """Treatment levels, control first."""
-        return self.forest.levels
+        return self.model.levels
 
     @property
     def roles(self) -> Roles:
         """The roles it was trained with."""
-        return self.forest.roles
+        return self.model.roles
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Plan and training facts as plain JSON values."""
-        return self.forest.manifest
+        return self.model.manifest
 
     def effect(self, frame: Frame, outcome: str | None = None) -> Any:
         """Effect of every treated level against control for every unit, with a 95 % interval (R3.6).
@@ -58,14 +67,13 @@ class UpliftModel:
         row per unit and treated level. A pandas frame gives a pandas frame, a Spark frame a lazy Spark frame.
         Raises DataError on a missing, retyped or infinite column, ConfigError on an outcome that was not trained.
         """
-        forest = self.forest.of(self.roles.outcome if outcome is None else outcome)
+        model = self.model.of(self.roles.outcome if outcome is None else outcome)
         if _is_spark(frame):
             from uplift_spark.flow.scoring import score
 
-            return score(frame, forest)
+            return score(frame, model)
         columns = (self.roles.unit, *self.roles.features)
-        table = _arrow(frame, columns)
-        return forest.effect_table(table, os.cpu_count() or 1).to_pandas()
+        return effect_table(model, _arrow(frame, columns), os.cpu_count() or 1).to_pandas()
 
     def explain(self, frame: Frame, outcome: str | None = None) -> Any:
         """What each feature has to do with every unit's effect: Shapley values that add up to it (R6.3).
@@ -96,8 +104,16 @@ class UpliftModel:
         With the rows it was trained on it is the same model, byte for byte; without some of them it is the model whose
         sums never saw these. Plain sums are a subtraction, but the correction of a row's outcome rests on all sums, so
         all rows are read once more. What shaped the trees stays: bins, splits, the baselines outcomes are centred by.
-        Raises DataError on bad rows, and when a level has none.
+        A meta-learner is fitted anew. Raises DataError on bad rows, and when a level has none.
         """
+        if isinstance(self.model, Learned):
+            return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
+        if isinstance(self.model, PerLevel):
+            anew = [
+                UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
+                for level, one in self.model.pairs
+            ]
+            return UpliftModel(replace(self.model, forests=tuple(anew)))
         if _is_spark(frame):
             from uplift_spark.flow.training import estimate_frame
 
@@ -106,11 +122,11 @@ class UpliftModel:
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
-        return self.forest.to_bytes()
+        return self.model.to_bytes()
 
     def save(self, path: str | Path) -> None:
-        """Write one file: Arrow arrays and manifest, a SHA-256 at its end; no pickle."""
-        self.forest.save(path)
+        """Write one file, whole or not at all: Arrow arrays and manifest, a SHA-256 at its end; no pickle."""
+        save_file(path, self.to_bytes())
 
 
 @dataclass(frozen=True)
@@ -135,25 +151,89 @@ class CausalForest(Params):
     bag_size   trees per little bag, the groups of trees that share a half-sample
     centre     take what the features explain of the outcome out of it first, where that is worth it
     debias     correct leaf means by the forest's own residuals: less bias of wide leaves, somewhat more variance
+    per_level  train one binary forest for each treated level instead, on its units and the control's
     """
+
+    per_level: bool = False
 
     def fit(self, frame: Frame, roles: Roles, say: Say = _quiet) -> UpliftModel:
         """Train on one row per unit; `say` is told the progress. Raises DataError naming column, count and fix."""
+        if self.per_level:
+            return self._fit_each(frame, roles, say)
         if _is_spark(frame):
             from uplift_spark.flow.training import fit_frame
 
             return UpliftModel(fit_frame(frame, roles, self, say))
         return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, say))
 
+    def _fit_each(self, frame: Frame, roles: Roles, say: Say) -> UpliftModel:
+        levels, one = _levels(frame, roles), replace(self, per_level=False)
+        forests = []
+        for level in levels.treated:
+            say(f"a forest of {level} alone")
+            forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), say).forest)
+        return UpliftModel(PerLevel(tuple(forests), levels))
+
+
+@dataclass(frozen=True)
+class MetaLearner(LearnerParams):
+    """A learner of the field's catalogue, put together from boosted trees (R3.3): T, S, X, R, DR, class transformation.
+
+    kind        "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner" or "class_transformation"
+    replicates  resamples behind the intervals, which miss what the learner smooths away; 0: no intervals
+    rows        of each arm to learn from, at most, chosen by hash
+    folds       of cross-fitted nuisances, for the learners that have any
+    seed        same seed and rows: same effects, whatever the partitioning
+    """
+
+    def fit(self, frame: Frame, roles: Roles, say: Say = _quiet) -> UpliftModel:
+        """Train on one row per unit, as `CausalForest.fit`; where odds of levels differ between units, or units have
+        doubly robust scores, they are cross-fitted. Raises DataError, ConfigError as `causal.learned.fit_learned`."""
+        if _is_spark(frame):
+            from uplift_spark.flow.learned import fit_learned_frame
+
+            return UpliftModel(fit_learned_frame(frame, roles, self, say))
+        return UpliftModel(fit_learned(_arrow(frame, roles.columns), roles, self, say))
+
 
 def load_model(source: str | Path | bytes) -> UpliftModel:
     """Read a model file or its bytes; ModelFileError if it is truncated, edited or no model. Executes nothing."""
-    return UpliftModel(load_forest(source))
+    return UpliftModel(load_any(source))
 
 
 def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
     # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
     return hasattr(frame, "mapInArrow")
+
+
+def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:
+    """Rows of a level and the control alone, or every unit's scores of these."""
+    pair = (roles.control, level)
+    if _is_spark(frame):
+        from uplift_spark.flow.learners import pair_of
+
+        return pair_of(frame, roles, pair)
+    if roles.scores:
+        kept = frame.copy(deep=False)
+        kept[roles.scores] = frame[roles.scores].map(lambda one: {name: one[name] for name in pair})
+        return kept
+    names = level_names(_arrow(frame, (roles.treatment,)).column(0))
+    return frame[names.to_pandas().isin(pair).to_numpy()]
+
+
+def _levels(frame: Frame, roles: Roles) -> Levels:
+    """Levels of all rows. Raises DataError as `make_levels`, ConfigError for doses that take any value."""
+    if roles.grid:
+        raise ConfigError("per_level trains a forest for each level, and roles.grid has none: drop one of them")
+    plain = replace(roles, scores=None)
+    if _is_spark(frame):
+        from uplift_spark.flow.training import summary_of
+
+        check_columns(dict.fromkeys(frame.columns, pa.null()), plain.columns, ())
+        summary = summary_of(frame.select(*(f"`{column}`" for column in plain.columns)), plain)
+    else:
+        summary = summarise(_arrow(frame, plain.columns), plain)
+    return make_levels(summary, plain)[0]
 
 
 def _arrow(frame: pd.DataFrame, columns: tuple[str, ...]) -> pa.Table:

@@ -14,10 +14,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
-from uplift_spark.causal.crossfit import crossfit
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.learners import Effects, forest_effects, separate_effects
-from uplift_spark.causal.metalearners import LEARNERS, Rows, Setting, fit_learner, learned_effects
+from uplift_spark.causal.learned import AnyModel, rows_of, setting_of, trial_roles
+from uplift_spark.causal.learners import Effects, model_effects
+from uplift_spark.causal.metalearners import LEARNERS, Rows, fit_learner, learned_effects
+from uplift_spark.causal.samples import Sample
 from uplift_spark.config import Config
 from uplift_spark.flow.comparing import ANY, DIFFERENCE, compared_metrics, cost_curves
 from uplift_spark.flow.evaluation import (
@@ -31,10 +31,10 @@ from uplift_spark.flow.evaluation import (
     seen_columns,
     winsorised,
 )
-from uplift_spark.flow.learners import EXPECTED, effects_column, fit_separate, fit_t_learner, predict
+from uplift_spark.flow.learned import sampled_rows
+from uplift_spark.flow.learners import EXPECTED, effects_column, fit_t_learner, predict
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import comparison_picture
-from uplift_spark.flow.nuisances import Sample, sampled_rows
 from uplift_spark.flow.offpolicy import Rules, Values, all_values, prices_of
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import cut_off, interval, number
@@ -44,19 +44,19 @@ from uplift_spark.operations.registry import Registered, Registry, level_suffix
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import EXPERIMENT, TREATMENT, UNIT, ConfigError, EnvironmentProblem
 
-LEARNER_ROWS, FOLDS, LEAST_ODDS = 200_000, 5, 0.01
-"""Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances; propensities are held above."""
+LEARNER_ROWS, FOLDS = 200_000, 5
+"""Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances."""
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """Who is compared on what: registered forests by version, the champion first, and the training table's version.
+    """Who is compared on what: registered models by version, the champion first, and the training table's version.
 
     cost  of treating a unit with each treated level, [L]; 1 each where nobody gave costs
     """
 
     config: Config
-    registered: Mapping[str, tuple[Registered, Forest]]
+    registered: Mapping[str, tuple[Registered, AnyModel]]
     training: DataFrame
     data: Mapping[str, int]
     cost: np.ndarray
@@ -68,7 +68,7 @@ class Contenders:
         return [champion, *(str(name) for name in self.config.compare.against if str(name) != champion)]
 
     @property
-    def champion(self) -> Forest:
+    def champion(self) -> AnyModel:
         return next(iter(self.registered.values()))[1]
 
     @property
@@ -112,7 +112,7 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
     the champion, and for costs of some levels only; DataError when a model was trained on units of the hold-out."""
     table = config.training_table
     version = lake.version(table)
-    registered: dict[str, tuple[Registered, Forest]] = {}
+    registered: dict[str, tuple[Registered, AnyModel]] = {}
     champion = registry.find(config.model_name)
     others = [name for name in config.compare.against if isinstance(name, int)]
     for model in (champion, *(registry.find(config.model_name, other) for other in others)):
@@ -131,40 +131,34 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
 
 def trained(given: Contenders, say: Say) -> DataFrame:
     """Predictions of all models for the hold-out (`flow.learners.predict`), after fitting those not registered."""
-    config, forest = given.config, given.champion
-    rows, roles = given.training.where(F.col("split") == "train"), forest.roles
+    config, champion = given.config, given.champion
+    rows, roles = given.training.where(F.col("split") == "train"), champion.roles
     say("a T-learner, whose expectations all models are valued with")
-    nuisance = fit_t_learner(rows, roles, forest.levels, forest.plan.bins, config.seed)
-    sample = None
+    nuisance = fit_t_learner(rows, roles, champion.levels, champion.bins, config.seed)
+    taken = None
     if set(given.names) & set(LEARNERS) - {"t_learner"}:
-        alone = replace(roles, scores=None, propensity=None)
-        sample = sampled_rows(rows, alone, config.seed, FOLDS, LEARNER_ROWS)
+        plain, confounded = trial_roles(replace(roles, more_outcomes=()))
+        sample = sampled_rows(rows, plain, (FOLDS, config.seed), LEARNER_ROWS)
+        taken = sample, rows_of(sample, confounded)
     learners: list[Effects | None] = []
     for name in given.names:
         if name in given.registered:
-            learners.append(partial(forest_effects, given.registered[name][1]))
+            learners.append(partial(model_effects, given.registered[name][1]))
         elif name == "t_learner":
             learners.append(None)
-        elif sample is not None and name in LEARNERS:
-            learners.append(_meta_learner(name, given, sample, say))
+        elif taken is not None and name in LEARNERS:
+            learners.append(_meta_learner(name, *taken, say))
         else:
-            params = CausalForest(**vars(config.forest), seed=config.seed)
-            learners.append(partial(separate_effects, fit_separate(rows, roles, forest.levels, params, say)))
+            forests = CausalForest(**vars(config.forest), seed=config.seed, per_level=True)
+            alone = replace(roles, more_outcomes=())
+            learners.append(partial(model_effects, forests.fit(rows, alone, say).model))
     say(f"predictions of {len(learners)} models")
     return predict(given.holdout, UNIT, nuisance, learners)
 
 
-def _meta_learner(name: str, given: Contenders, sample: Sample, say: Say) -> Effects:
-    say(f"{name} on {len(sample.place):,} of {sample.total:,} training rows")
-    n, levels = len(sample.place), len(sample.spec.levels)
-    odds = np.tile(np.bincount(sample.place, minlength=levels) / n, (n, 1))  # the sample's, whatever it left out
-    if given.champion.roles.scores or given.champion.plan.weighted_by_propensity:
-        fitted_odds = crossfit(sample.features, sample.place, sample.outcome, sample.key, sample.spec).propensity
-        odds = np.clip(fitted_odds, LEAST_ODDS, 1 - LEAST_ODDS)
-    rows = Rows(sample.features, sample.place.astype(np.int64), sample.outcome, np.ones(n), odds, sample.key)
-    categorical = np.zeros(len(sample.bins), bool) if sample.spec.categorical is None else sample.spec.categorical
-    fitted = fit_learner(name, rows, Setting(categorical, None, sample.spec.folds, sample.spec.seed))
-    return partial(learned_effects, fitted, sample.bins)
+def _meta_learner(name: str, sample: Sample, rows: Rows, say: Say) -> Effects:
+    say(f"{name} on {len(rows.place):,} of {sample.coding.total:,} training rows")
+    return partial(learned_effects, fit_learner(name, rows, setting_of(sample)), sample.coding.bins)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _register(config: Config, lake: Lake, registry: Registry, base: Registered, 
     """Estimate the trees of `base` from the rows kept, register that forest; raises ConflictError if `base` has one."""
     frame, started = lake.read(kept.table, kept.version), time.monotonic()
     model = UpliftModel(registry.load(base)).estimate(frame, say)
-    params, metrics = facts_of(model.forest, time.monotonic() - started)
+    params, metrics = facts_of(model.model, time.monotonic() - started)
     if registry.current(base).version != base.version:
         raise ConflictError(f"another erasure took units out of {base.name} version {base.version}: run this one again")
     run_id = derive_run_id("erase", {}, rows=[kept.table, kept.version], **_identity(base))

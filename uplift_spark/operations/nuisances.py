@@ -11,11 +11,13 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from uplift_spark.causal.samples import Sample
 from uplift_spark.config import Config, Nuisances
 from uplift_spark.flow.averages import average_table, balance_table, hidden_table, overlap_table
+from uplift_spark.flow.learned import sampled_rows
 from uplift_spark.flow.lift import as_arrow
 from uplift_spark.flow.model_pictures import balance_picture
-from uplift_spark.flow.nuisances import SET_ASIDE, Sample, fit_folds, refutations, sampled_rows, with_scores
+from uplift_spark.flow.nuisances import SET_ASIDE, fit_folds, refutations, with_scores
 from uplift_spark.flow.pictures import save
 from uplift_spark.flow.summary import UNSEEN, interval, number
 from uplift_spark.lake.tables import Lake
@@ -65,8 +67,8 @@ def sample_of(given: Source) -> Sample:
     """Training rows that nuisances are fitted on. Raises ConfigError for a placebo outcome that is no numeric feature,
     DataError for rows that break the rules."""
     asked, train = given.asked, given.training.where("split = 'train'")
-    sample = sampled_rows(train, given.roles, given.config.seed, asked.folds, asked.rows)
-    numeric = [one.name for one in sample.bins if not one.categorical]
+    sample = sampled_rows(train, given.roles, (asked.folds, given.config.seed), asked.rows)
+    numeric = [one.name for one in sample.coding.bins if not one.categorical]
     for name in asked.placebo_outcomes:
         if name not in numeric:
             raise ConfigError(f"nuisances.placebo_outcomes: {name!r} is no numeric feature: {hint(name, numeric)}")

@@ -1,4 +1,4 @@
-"""A registered forest once more, from the versions of tables, roles and parameters that its run recorded (R1.6)."""
+"""A registered model once more, from the versions of tables, roles and parameters that its run recorded (R1.6)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from uplift_spark import CausalForest
+from uplift_spark.causal.learned import AnyModel, Learned
 from uplift_spark.config import Config
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.registry import Registry
+from uplift_spark.operations.learning import train
+from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import JobResult, Say, code_version, silent
 from uplift_spark.vocabulary import ConfigError, DataError
 
@@ -21,8 +22,9 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
     """Train again what train run `run_id` registered; nothing is written.
 
     Of the configuration only lakehouse, registry and model name count. Raises ConfigError for a run that registered no
-    model or whose forest comes from an erasure, DataError when its table's version is gone, or when the bytes differ:
-    then other code or another machine's arithmetic made them, or the version was tampered with.
+    model or whose forest comes from an erasure, DataError when its table's version is gone, or when the bytes, of a
+    meta-learner its effects, differ: then other code or another machine's arithmetic made them, or the version was
+    tampered with.
     """
     registry = Registry.of(config)
     model = registry.version_for_run(config.model_name, run_id or "")
@@ -35,19 +37,28 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
             f"run {run_id!r} is an erasure: model {config.model_name!r} version {model.version} has the trees of "
             f"version {model.erasure_of}, grown on rows that are gone, so no training gives them again"
         )
-    roles = registry.load(model).roles
+    registered = registry.load(model)
     ((table, version),) = model.data_versions.items()
     say(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
     frame = lake.read(table, version).where("split = 'train'")
     with still_there(table, version, "restore them from a backup"):
-        forest = CausalForest(**model.params).fit(frame, roles, say)
-    made = hashlib.sha256(forest.to_bytes()).hexdigest()
-    if made != model.sha256:
+        again = train(model.params, frame, registered.roles, say)
+    what, made, known = _digests(model, registered, again.model, again.to_bytes())
+    if made != known:
         raise DataError(
-            f"the forest of run {run_id} rebuilt from {table} version {version} has SHA-256 {made[:16]}, registered is "
-            f"{model.sha256[:16]}: it was made by code {model.git_version}, this is {code_version()}; use that one"
+            f"{what} of run {run_id} rebuilt from {table} version {version} have SHA-256 {made[:16]}, registered is "
+            f"{known[:16]}: it was made by code {model.git_version}, this is {code_version()}; use that one"
         )
-    return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=made, same_bytes=True)
+    same = {f"same_{what}": True}
+    return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=made, **same)
+
+
+def _digests(model: Registered, registered: AnyModel, again: AnyModel, content: bytes) -> tuple[str, str, str]:
+    """What of a model is the same for the same rows, and its SHA-256 now and when it was registered: bytes of forests,
+    effects of meta-learners, whose files tell when they were written."""
+    if isinstance(registered, Learned) and isinstance(again, Learned):
+        return "effects", again.facts["effects_sha256"], registered.facts["effects_sha256"]
+    return "bytes", hashlib.sha256(content).hexdigest(), model.sha256
 
 
 @contextmanager

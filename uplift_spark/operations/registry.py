@@ -1,4 +1,4 @@
-"""Registered forests: log with all that a retrain needs, find by version, alias or run, load only if unchanged.
+"""Registered models: log with all that a retrain needs, find by version, alias or run, load only if unchanged.
 
 A registered model is one file of arrays plus the script `mlflow_model.py`; this package reads only that file back, so
 nothing stored with a model is ever executed here. Models missing mandatory metadata are refused (R6.1, R1.6).
@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uplift_spark.causal.forest import Forest, average_effect, load_forest
+from uplift_spark.causal.forest import Forest, average_effect
+from uplift_spark.causal.learned import AnyModel, Learned, kind_of, load_any
 from uplift_spark.causal.training import describe
 from uplift_spark.config import Config
 from uplift_spark.operations.mlflow_store import Store, open_store
@@ -40,7 +41,7 @@ CHAMPION = "champion"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FILE = "forest.uplift"
 # What the registered script imports beside MLflow, which adds itself. Pinned as installed: inference is slow.
-_REQUIREMENTS = ("numpy", "numba", "pandas", "pyarrow", "pydantic", "PyYAML", "scikit-learn")
+_REQUIREMENTS = ("numpy", "numba", "pandas", "pyarrow", "pydantic", "PyYAML", "scikit-learn", "skops")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Origin:
     data_versions    table -> Delta version read
     feature_version  Delta version of the table its features come from
     git_version      see `runs.code_version`
-    params           arguments of `CausalForest`, those left open as None
+    params           arguments of `CausalForest` or `MetaLearner`, those left open as None
     erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
     """
 
@@ -96,7 +97,7 @@ class Registry:
     def log_model(
         self, name: str, model: bytes, origin: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> Registered:
-        """Log `model` (a forest's file) as a new MLflow run and register it as the next version of `name`.
+        """Log `model` (a model's file) as a new MLflow run and register it as the next version of `name`.
 
         A train run has one version: of two that register it at the same time, the later one gives way to the first.
         Raises ConfigError when the signature or another mandatory part of `origin` is missing.
@@ -171,8 +172,8 @@ class Registry:
         with self.store.calls():
             self._client.set_registered_model_alias(model.name, checked_name(alias, "alias"), str(model.version))
 
-    def load(self, model: Registered) -> Forest:
-        """The forest, after its bytes matched the checksum taken when it was registered.
+    def load(self, model: Registered) -> AnyModel:
+        """The model, after its bytes matched the checksum taken when it was registered.
 
         Raises ModelFileError for a file that is missing, truncated, edited or replaced; none of it is executed.
         """
@@ -186,7 +187,7 @@ class Registry:
             content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != model.sha256:
             raise ModelFileError(f"{where} is not the file that was registered: restore it or train again")
-        return load_forest(content)
+        return load_any(content)
 
     def log_evaluation(
         self, name: str, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
@@ -347,8 +348,20 @@ def level_suffix(place: int, level: str) -> str:
     return f"{place}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
 
 
-def facts_of(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
-    """(parameters, metrics) of a trained forest for the log."""
+def facts_of(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
+    """(parameters, metrics) of a trained model for the log."""
+    if isinstance(model, Forest):
+        return _forest_facts(model, seconds)
+    named = {"kind": kind_of(model), "levels": list(model.levels.names)}
+    if isinstance(model, Learned):
+        metrics = {"rows": model.facts["rows"], "rows_taken": model.facts["rows_taken"], "fit_seconds": seconds}
+        return {**named, **vars(model.params)}, metrics
+    pairs = enumerate(model.pairs, 1)
+    rows = {f"rows.{level_suffix(k, level)}": float(one.facts["rows"]) for k, (level, one) in pairs}
+    return named, {**rows, "fit_seconds": seconds}
+
+
+def _forest_facts(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
     facts, buckets = forest.facts, forest.facts["buckets"]
     metrics = {
         "rows": facts["rows"],

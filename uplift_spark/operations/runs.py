@@ -31,7 +31,7 @@ _RELEVANT = {
         "feature_definitions",
     ),
     "nuisances": ("campaign", "roles", "nuisances", "lift.segments", "seed"),
-    "train": ("campaign", "roles", "forest", "seed", "registry.name"),
+    "train": ("campaign", "roles", "learner", "forest", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),
     "compare": (
@@ -42,7 +42,19 @@ _RELEVANT = {
     "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
     "simulate": ("campaign", "roles", "economics", "policy", "scenarios", "consent", "seed"),
 }
-_ALL = ("campaign", "source", "roles", "seed", "holdout", "labels", "forest", "economics", "lift", "registry.name")
+_ALL = (
+    "campaign",
+    "source",
+    "roles",
+    "seed",
+    "holdout",
+    "labels",
+    "learner",
+    "forest",
+    "economics",
+    "lift",
+    "registry.name",
+)
 
 
 @dataclass(frozen=True)

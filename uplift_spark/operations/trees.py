@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.causal.binning import FeatureBins
-from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.models import Model
 from uplift_spark.config import Config
 from uplift_spark.flow.evaluation import describe_arms, drawn_by, seen_columns
 from uplift_spark.flow.learners import fit_t_learner, reward_frame
@@ -36,7 +36,7 @@ class Inputs:
 
     config: Config
     model: Registered
-    forest: Forest
+    forest: Model
     training: DataFrame
     data: Mapping[str, int]
     worth: tuple[float, list[float]]
@@ -45,7 +45,7 @@ class Inputs:
     def features(self) -> list[FeatureBins]:
         """Those the tree may ask for."""
         wanted = self.config.tree.features
-        return [one for one in self.forest.plan.bins if not wanted or one.name in wanted]
+        return [one for one in self.forest.bins if not wanted or one.name in wanted]
 
 
 def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
@@ -55,7 +55,7 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     version = lake.version(table)
     model = registry.find(config.model_name)
     forest = registry.load(model).of(config.roles.outcome)
-    known = [one.name for one in forest.plan.bins]
+    known = [one.name for one in forest.bins]
     if unknown := sorted(set(config.tree.features) - set(known)):
         raise ConfigError(f"tree.features names {unknown}, none of the model's: choose from {', '.join(known)}")
     treated = forest.levels.treated
@@ -71,7 +71,7 @@ def rewarded(given: Inputs, say: Say) -> DataFrame:
     train, holdout = (given.training.where(F.col("split") == split) for split in ("train", "holdout"))
     arms = describe_arms(holdout, setup_of(config))
     say("a T-learner for what is expected of every unit")
-    nuisance = fit_t_learner(train, roles, levels, given.forest.plan.bins, config.seed)
+    nuisance = fit_t_learner(train, roles, levels, given.forest.bins, config.seed)
     seen = seen_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
     hashed = drawn_by(setup_of(config)).alias("unit_hash")

@@ -1,0 +1,32 @@
+"""What the train job trains, and trains again: the forest, one for each level, or a meta-learner (R3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from uplift_spark import CausalForest, MetaLearner
+from uplift_spark.config import Config
+from uplift_spark.operations.runs import Say
+from uplift_spark.vocabulary import Roles
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from uplift_spark.flow.verbs import UpliftModel
+
+
+def params_of(config: Config) -> dict[str, Any]:
+    """Arguments of `CausalForest`, or of `MetaLearner`, as the configuration has them; they tell which it is."""
+    asked = config.learner
+    if asked.kind == "forest":
+        return {**vars(config.forest), "seed": config.seed}
+    if asked.kind == "forest_per_level":
+        return {**vars(config.forest), "seed": config.seed, "per_level": True}
+    return {**vars(asked), "seed": config.seed}
+
+
+def train(params: Mapping[str, Any], frame: DataFrame, roles: Roles, say: Say) -> UpliftModel:
+    """Train with recorded parameters. Raises as `CausalForest.fit` and `MetaLearner.fit`."""
+    learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
+    return learner.fit(frame, roles, say)

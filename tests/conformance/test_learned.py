@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from uplift_spark import CausalForest, MetaLearner, Roles, load_model
-from uplift_spark.causal.learned import Learned, dumped, loaded
-from uplift_spark.causal.metalearners import LEARNERS, Direct
-from uplift_spark.causal.models import packed_file
+from uplift_spark.causal.learned import Learned
+from uplift_spark.causal.metalearners import LEARNERS
+from uplift_spark.causal.models import packed_file, restored
 from uplift_spark.vocabulary import ConfigError, DataError, ModelFileError
 
 FEATURES = ("x0", "x1", "city")
@@ -133,10 +133,9 @@ def test_a_part_that_is_not_known_to_be_harmless_is_not_loaded():
 
     spoilt = skops.io.dumps({"models": [[FunctionTransformer(print)]], "shares": [[1.0]], "shift": 0.0})
     with pytest.raises(ModelFileError, match="which is not loaded"):
-        loaded(spoilt)
+        restored(spoilt)
     model = MetaLearner("t_learner", replicates=0).fit(rows(), ROLES)
     with pytest.raises(ModelFileError, match="which is not loaded"):
         load_model(packed_file(model.manifest, {"fit_0": np.frombuffer(spoilt, np.uint8)}))
     with pytest.raises(ModelFileError, match="not a readable model"):
         load_model(packed_file(model.manifest, {"fit_1": np.frombuffer(spoilt, np.uint8)}))
-    assert loaded(dumped(Direct(((0.5,),), ((2.0,),), -1.0)).tobytes()) == Direct(((0.5,),), ((2.0,),), -1.0)

@@ -52,7 +52,7 @@ def sampled(units):
 
 
 def folds_of(units, logged=False):
-    return fit_folds(sampled(units), 0.05, logged, lambda _: None)
+    return fit_folds(units.sparkSession, sampled(units), 0.05, logged, lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -181,8 +181,7 @@ def fit_nuisances(
     DataError for an arm of fewer than MIN_ARM rows.
     """
     w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
-    counts = np.bincount(place, minlength=len(spec.levels))
-    _enough(counts, spec, "the training part", MIN_ARM)
+    counts = check_arms(place, spec)
     binary = set(np.unique(outcome)) <= {0.0, 1.0}
     make_outcome = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
     make_chances = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
@@ -193,6 +192,13 @@ def fit_nuisances(
         )
         chances = None if known else make_chances(True).fit(features, place, w)
     return Fitted(outcomes, float(outcome.min()), float(outcome.max()), chances, binary)
+
+
+def check_arms(place: np.ndarray, spec: Spec) -> np.ndarray:
+    """Rows of every level in a training part, int [K], from place int [n]; DataError for fewer than MIN_ARM of one."""
+    counts = np.bincount(place, minlength=len(spec.levels))
+    _enough(counts, spec, "the training part", MIN_ARM)
+    return counts
 
 
 def _of_arm(model: Any, features: np.ndarray, outcome: np.ndarray, weight: np.ndarray) -> Any:

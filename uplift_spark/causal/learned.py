@@ -21,20 +21,14 @@ from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.causal.crossfit import crossfit, features_of
 from uplift_spark.causal.forest import Forest, load_forest
 from uplift_spark.causal.metalearners import LEARNERS, Contrast, Direct, Fitted, Rows, Setting, fit_learner
-from uplift_spark.causal.models import FORMAT, named, packed_file, read_file, unreadable
+from uplift_spark.causal.models import FORMAT, named, packed_file, read_file, restored, stored, unreadable
 from uplift_spark.causal.samples import Sample, sample_table
 from uplift_spark.causal.training import Say
 from uplift_spark.stats.intervals import poisson_weights, resampled_error
-from uplift_spark.vocabulary import ConfigError, Levels, ModelFileError, Roles, hint
+from uplift_spark.vocabulary import ConfigError, Levels, Roles, hint
 
 LEAST_ODDS = 0.01  # fitted odds of a level are held above
 _CHECKED = 1000  # rows whose effects `facts["effects_sha256"]` is of
-# What boosted trees' files may hold beside numpy's and scikit-learn's plain parts; nothing else is loaded.
-_TRUSTED = [
-    "functools.partial",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.utils.validation.check_array",
-]
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Learned:
     def to_bytes(self) -> bytes:
         """The model file's content: scikit-learn's models as skops writes them. Equal models have equal effects, but
         not equal bytes."""
-        return packed_file(self.manifest, {f"fit_{r}": dumped(fit) for r, fit in enumerate(self.fits)})
+        return packed_file(self.manifest, {f"fit_{r}": stored(parts_of(fit)) for r, fit in enumerate(self.fits)})
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ def load_any(source: str | Path | bytes) -> AnyModel:
         levels = _levels_of(manifest["levels"])
         if "per_level" in manifest:
             return PerLevel(tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))), levels)
-        fits = tuple(loaded(arrays[f"fit_{r}"].tobytes()) for r in range(len(arrays)))
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
         bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
         params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
         return Learned(params, roles, levels, bins, fits, manifest["facts"])
@@ -188,29 +182,17 @@ def _levels_of(raw: Mapping[str, Any]) -> Levels:
     return Levels(tuple(raw["names"]), doses)
 
 
-def dumped(fit: Fitted) -> np.ndarray:
-    """A fit of the catalogue as skops writes it, uint8. Raises ConfigError for others."""
-    from zipfile import ZIP_DEFLATED
-
-    import skops.io
-
+def parts_of(fit: Fitted) -> dict[str, Any]:
+    """What a file keeps of a fit. Raises ConfigError for one that is not of the catalogue."""
     if isinstance(fit, Contrast):
-        parts: dict[str, Any] = {"models": [list(fit.models)], "levels": fit.levels}
-    elif isinstance(fit, Direct):
-        parts = {"models": list(map(list, fit.models)), "shares": list(map(list, fit.shares)), "shift": fit.shift}
-    else:
-        raise ConfigError(f"a {type(fit).__name__} cannot be saved: it is none of the catalogue's")
-    return np.frombuffer(skops.io.dumps(parts, compression=ZIP_DEFLATED), np.uint8)
+        return {"models": [list(fit.models)], "levels": fit.levels}
+    if isinstance(fit, Direct):
+        return {"models": list(map(list, fit.models)), "shares": list(map(list, fit.shares)), "shift": fit.shift}
+    raise ConfigError(f"a {type(fit).__name__} cannot be saved: it is none of the catalogue's")
 
 
-def loaded(content: bytes) -> Fitted:
-    """The inverse of `dumped`; raises ModelFileError before anything is loaded that boosted trees do not need."""
-    import skops.io
-
-    strangers = sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED))
-    if strangers:
-        raise ModelFileError(f"the model's file holds {', '.join(strangers)}, which is not loaded: train it again")
-    parts = skops.io.loads(content, trusted=_TRUSTED)
+def fit_of(parts: dict[str, Any]) -> Fitted:
+    """The inverse of `parts_of`."""
     if "levels" in parts:
         return Contrast(tuple(parts["models"][0]), parts["levels"])
     return Direct(tuple(map(tuple, parts["models"])), tuple(map(tuple, parts["shares"])), parts["shift"])

@@ -20,6 +20,15 @@ from uplift_spark.vocabulary import TREATMENT, Levels, ModelFileError, Roles
 
 FORMAT = 3
 DIGEST = 32  # bytes of SHA-256 that end the file
+# What files of boosted trees and nuisances may hold beside numpy's and scikit-learn's plain parts.
+_TRUSTED = [
+    "functools.partial",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.utils.validation.check_array",
+    "uplift_spark.causal.crossfit.Blend",
+    "uplift_spark.causal.crossfit.Fitted",
+]
 
 
 class Model(Protocol):
@@ -140,3 +149,22 @@ def save_file(path: str | Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def stored(parts: Any) -> np.ndarray:
+    """scikit-learn's estimators, and lists and mappings of them, as skops writes them: uint8. Equal estimators do not
+    have equal bytes: these tell when they were written."""
+    from zipfile import ZIP_DEFLATED
+
+    import skops.io
+
+    return np.frombuffer(skops.io.dumps(parts, compression=ZIP_DEFLATED), np.uint8)
+
+
+def restored(content: bytes) -> Any:
+    """The inverse of `stored`; raises ModelFileError before anything is loaded that those estimators do not need."""
+    import skops.io
+
+    if strangers := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
+        raise ModelFileError(f"the model's file holds {', '.join(strangers)}, which is not loaded: train it again")
+    return skops.io.loads(content, trusted=_TRUSTED)

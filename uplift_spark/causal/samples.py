@@ -87,9 +87,9 @@ def places_of(batch: pa.RecordBatch | pa.Table, roles: Roles, levels: Sequence[s
 
 
 def packed_rows(values: np.ndarray) -> pa.Array:
-    """float64 [n, p] as one binary value a row."""
-    n, p = values.shape
-    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * 8 * p).astype(np.int32))
+    """An array [n, p] of up to 2 GiB as one binary value a row."""
+    n, size = len(values), values.shape[1] * values.itemsize
+    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * size).astype(np.int32))
     return pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(np.ascontiguousarray(values))])
 
 

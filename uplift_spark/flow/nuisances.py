@@ -1,13 +1,12 @@
 """What observational campaigns need before a forest: nuisances of every unit, cross-fitted, and its scores (R3.5).
 
-Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted in the driver, on a
-bounded sample of the other folds' training rows; a map over all units applies them.
+Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted by a task of its own,
+on a bounded sample of the other folds' training rows; a map over all units applies them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from uplift_spark.causal.binning import FeatureBins, as_numbers
 from uplift_spark.causal.crossfit import (
     Fitted,
     Spec,
+    check_arms,
     crossfit_folds,
     features_of,
     fit_nuisances,
@@ -31,6 +31,7 @@ from uplift_spark.causal.little_bags import Z95
 from uplift_spark.causal.rows import keys_of
 from uplift_spark.causal.samples import Sample, places_of
 from uplift_spark.causal.training import Say
+from uplift_spark.flow.learned import fit_parts
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.vocabulary import PROPENSITY, TREATMENT, Roles
 
@@ -54,19 +55,16 @@ class Folds:
     logged: bool
 
 
-def fit_folds(sample: Sample, lowest: float, logged: bool, say: Say) -> Folds:
-    """Models of every fold. Raises DataError when an arm has too few rows outside some fold."""
-    fold = crossfit_folds(sample.key, sample.spec)
-
-    def one(mine: int) -> Fitted:
-        others = fold != mine
-        given = (sample.features[others], sample.place[others], sample.outcome[others])
-        return fit_nuisances(*given, sample.spec)
-
-    say(f"fitting nuisances of {sample.spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
-    with ThreadPoolExecutor() as pool:
-        models = tuple(pool.map(one, range(sample.spec.folds)))
-    return Folds(sample.roles, sample.coding.bins, sample.spec, models, lowest, logged)
+def fit_folds(spark: SparkSession, sample: Sample, lowest: float, logged: bool, say: Say) -> Folds:
+    """Models of every fold, a task for each. Raises DataError when an arm has too few rows outside some fold."""
+    fold, spec = crossfit_folds(sample.key, sample.spec), sample.spec
+    others = fold[:, None] != np.arange(spec.folds)
+    for mine in others.T:
+        check_arms(sample.place[mine], spec)
+    numbers = np.column_stack([sample.place, sample.outcome, sample.features])
+    say(f"fitting nuisances of {spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
+    models = fit_parts(spark, sample.key, numbers, others, partial(_fit_fold, spec))
+    return Folds(sample.roles, sample.coding.bins, spec, tuple(models), lowest, logged)
 
 
 def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say: Say) -> pd.DataFrame:
@@ -109,6 +107,10 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
 # Workers: Arrow in, Arrow out, no Spark.
 
 Batches = Iterator[pa.RecordBatch]
+
+
+def _fit_fold(spec: Spec, _: int, __: np.ndarray, numbers: np.ndarray) -> Fitted:
+    return fit_nuisances(numbers[:, 2:], numbers[:, 0].astype(np.int64), numbers[:, 1], spec)
 
 
 def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:

@@ -173,7 +173,7 @@ def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structur
     grouped = (
         copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
     )
-    grown = grouped.applyInArrow(_on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
+    grown = grouped.applyInArrow(on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
     found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
     return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
@@ -185,7 +185,7 @@ def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.n
     Without `values` the plain sums; with them (`plain_shares` of these) those of outcomes corrected for bias.
     """
     partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure, values), _SUMS)
-    merged = partial_sums.groupBy("tree").applyInArrow(_on_group(merge_sums), _SUMS).toArrow()
+    merged = partial_sums.groupBy("tree").applyInArrow(on_group(merge_sums), _SUMS).toArrow()
     sums = empty_sums(structure, plan)
     for tree, content in zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True):
         low, high = structure.leaf_start[tree], structure.leaf_start[tree + 1]
@@ -193,7 +193,8 @@ def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.n
     return sums
 
 
-def _on_group(worker: Callable[..., pa.Table], *state: object) -> Callable[[pa.Table], pa.Table]:
+def on_group(worker: Callable[..., pa.Table], *state: object) -> Callable[[pa.Table], pa.Table]:
+    """A grouped worker with its state."""
     # PySpark reads the type hints of a grouped worker and fails on those of a partial; a lambda has none.
     return lambda group: worker(*state, group)
 

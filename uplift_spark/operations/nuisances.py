@@ -77,7 +77,7 @@ def sample_of(given: Source) -> Sample:
 
 def adjusted(given: Source, sample: Sample, say: Say) -> DataFrame:
     """The training set with nuisances and scores. Raises DataError as `flow.nuisances.fit_folds`."""
-    folds = fit_folds(sample, given.asked.lowest, given.asked.propensity == "logged", say)
+    folds = fit_folds(given.training.sparkSession, sample, given.asked.lowest, given.asked.propensity == "logged", say)
     return with_scores(given.training, folds)
 
 

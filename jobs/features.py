@@ -7,16 +7,14 @@ what its columns were made from to silver.feature_registry and silver.feature_ve
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.features import features_as_of, hash_split, training_set
 from uplift_spark.flow.labels import label_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.operations.alarms import late_and_missing
-from uplift_spark.operations.datasets import events_of, label_counts, training_counts
+from uplift_spark.operations.datasets import events_of, label_counts, training_counts, training_of, with_weights
 from uplift_spark.operations.features import Made, record, register
 from uplift_spark.operations.leakage import guard_training, to_look_at
 from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
@@ -37,17 +35,14 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
     found, sends = label_counts(stored, events.as_of)
 
-    def training(units: DataFrame, labels: DataFrame) -> DataFrame:
-        features = features_as_of(units, events.sources, definitions, events.columns)
-        split = hash_split(config.seed, config.holdout, config.roles.cluster)
-        return training_set(labels.drop("run_id"), features, events.names, split)
-
     # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
     some = to_look_at(config, found)
-    sample = training(F.broadcast(events.assignments.filter(some)), stored.filter(some))
+    sample = training_of(config, events, F.broadcast(events.assignments.filter(some)), stored.filter(some))
     guarded = guard_training(sample, config, say)
     table = f"silver.training_{config.campaign}"
-    trained = lake.write(table, training(events.assignments, stored), run_id, mode="overwrite")
+    rows = training_of(config, events, events.assignments, stored)
+    rows = with_weights(config, events, stored, rows, found, say)
+    trained = lake.write(table, rows, run_id, mode="overwrite")
     counts, missing = training_counts(found, lake.read(table, trained.version), events.columns)
     recorded = record(lake, definitions, Made(table, events.read, events.as_of, counts, missing), run_id)
     say(", ".join(f"{name} {n:,}" for name, n in counts.items()))

@@ -33,7 +33,7 @@ from uplift_spark.sections import (
     Simulation,
     Trial,
 )
-from uplift_spark.vocabulary import ConfigError, Roles, checked_name
+from uplift_spark.vocabulary import MATURITY_WEIGHT, ConfigError, Roles, checked_name
 
 __all__ = [
     "DAY",
@@ -160,8 +160,8 @@ class Config:
 
     @property
     def unit_roles(self) -> Roles:
-        """Roles over the training set written by the features job."""
-        return replace(self.training_roles, scores=None)
+        """Roles of the trial itself, over the training set written by the features job: no scores, no weights."""
+        return replace(self.training_roles, scores=None, weight=None)
 
     @property
     def training_roles(self) -> Roles:
@@ -177,6 +177,7 @@ class Config:
             cluster=self.roles.cluster,
             more_outcomes=self.roles.more_outcomes,
             scores="scores" if self.nuisances else None,
+            weight=MATURITY_WEIGHT if self.labels.maturity_weights else None,
         )
 
     @property

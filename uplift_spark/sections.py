@@ -148,12 +148,16 @@ class Labels:
 
     `windows` gives outcomes a window of their own. A label is mature `wait_days` after its last window has closed: the
     time that late events are given to arrive.
+
+    maturity_weights  train on mature labels weighted by the inverse of how probable maturity is for a unit like it, so
+                      that they stand for all that were assigned; figures of the hold-out stay those of mature units
     """
 
     window_days: Days = 14.0
     as_of: datetime | None = None
     windows: dict[str, Days] = Field(default_factory=dict)
     wait_days: Annotated[float, Field(ge=0, le=3650)] = 0.0
+    maturity_weights: bool = False
 
     def days(self, outcome: str) -> float:
         """The outcome's attribution window."""

@@ -19,6 +19,7 @@ UNIT = "unit_id"
 TREATMENT = "treatment"
 EXPERIMENT = "experiment"
 PROPENSITY = "propensity"
+MATURITY_WEIGHT = "maturity_weight"
 RUN_ID = "run_id"
 
 EFFECT_COLUMNS = ("uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support")

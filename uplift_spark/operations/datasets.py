@@ -13,11 +13,14 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Feature, Trial
 from uplift_spark.flow.clock import moment, utc
-from uplift_spark.flow.features import check_features
+from uplift_spark.flow.features import check_features, features_as_of, hash_split, sampled, training_set
+from uplift_spark.flow.maturity import fit_maturity, with_maturity_weights
 from uplift_spark.lake.tables import ERASED, Lake
+from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import ConfigError, DataError, hint
 
 DELIVERIES, BEHAVIOUR = "bronze.delivery", "bronze.event"
+MATURITY_UNITS = 200_000  # that maturity is learnt from, at most about
 Sends = Mapping[str, tuple[int, int]]
 
 
@@ -79,6 +82,26 @@ def events_of(config: Config, lake: Lake) -> Events:
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
     events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
+
+
+def training_of(config: Config, events: Events, units: DataFrame, labels: DataFrame) -> DataFrame:
+    """The training set of these units (rows of assignments) and labels (rows of silver.label)."""
+    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
+    split = hash_split(config.seed, config.holdout, config.roles.cluster)
+    return training_set(labels.drop("run_id"), features, events.names, split)
+
+
+def with_weights(
+    config: Config, events: Events, labels: DataFrame, training: DataFrame, counts: Mapping[str, int], say: Say
+) -> DataFrame:
+    """The training set with weights of maturity where the configuration asks for them. `counts` as `label_counts`."""
+    if not config.labels.maturity_weights:
+        return training
+    some = sampled(config.seed, min(1.0, MATURITY_UNITS / max(counts["labelled"], 1)))
+    units = F.broadcast(events.assignments.filter(some))
+    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
+    states = labels.filter(some).select("unit_id", "mature").join(features, "unit_id", "left")
+    return with_maturity_weights(training, fit_maturity(states, config.roles.features, config.seed, say))
 
 
 def _source_columns(config: Config) -> set[str]:

@@ -19,10 +19,11 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     registry = Registry.of(config)
     contenders = contenders_of(config, lake, registry)
     run_id = run_id or derive_run_id("compare", config, data=contenders.data, models=list(contenders.registered))
-    staged = lake.write(contenders.staging, trained(contenders, say), run_id, mode="overwrite")
+    predictions, seconds = trained(contenders, say)
+    staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
     done = compared(contenders, lake.read(staged.table, staged.version), say)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]
-    details = logged(done, registry, run_id, say)
+    details = logged(done, seconds, registry, run_id, say)
     return JobResult.of("compare", run_id, staged, *written, **details, summary=summary(done))
 
 

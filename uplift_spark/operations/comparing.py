@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -129,19 +130,22 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
     return Contenders(config, registered, lake.read(table, version), {table: version}, cost)
 
 
-def trained(given: Contenders, say: Say) -> DataFrame:
-    """Predictions of all models for the hold-out (`flow.learners.predict`), after fitting those not registered."""
+def trained(given: Contenders, say: Say) -> tuple[DataFrame, dict[str, float]]:
+    """Predictions of all models for the hold-out (`flow.learners.predict`), after fitting those not registered, and
+    the seconds that took of each."""
     config, champion = given.config, given.champion
     rows, roles = given.training.where(F.col("split") == "train"), champion.roles
     say("a T-learner, whose expectations all models are valued with")
+    started = time.monotonic()
     nuisance = fit_t_learner(rows, roles, champion.levels, champion.bins, config.seed)
-    taken = None
+    seconds, taken = {"t_learner": time.monotonic() - started}, None
     if set(given.names) & set(LEARNERS) - {"t_learner"}:
         plain, confounded = trial_roles(replace(roles, more_outcomes=()))
         sample = sampled_rows(rows, plain, (FOLDS, config.seed), LEARNER_ROWS)
         taken = sample, rows_of(sample, confounded)
     learners: list[Effects | None] = []
     for name in given.names:
+        started = time.monotonic()
         if name in given.registered:
             learners.append(partial(model_effects, given.registered[name][1]))
         elif name == "t_learner":
@@ -152,8 +156,12 @@ def trained(given: Contenders, say: Say) -> DataFrame:
             forests = CausalForest(**vars(config.forest), seed=config.seed, per_level=True)
             alone = replace(roles, more_outcomes=())
             learners.append(partial(model_effects, forests.fit(rows, alone, say).model))
+        if name not in given.registered:
+            seconds.setdefault(name, time.monotonic() - started)
     say(f"predictions of {len(learners)} models")
-    return predict(given.holdout, UNIT, nuisance, learners)
+    return predict(given.holdout, UNIT, nuisance, learners), {
+        name: seconds[name] for name in seconds if name in given.names
+    }
 
 
 def _meta_learner(name: str, sample: Sample, rows: Rows, say: Say) -> Effects:
@@ -217,8 +225,9 @@ def _valued(given: Contenders, predictions: DataFrame, arms: Arms) -> dict[str, 
     return dict(zip(given.names, all_values(rows, rules), strict=True))
 
 
-def logged(done: Comparison, registry: Registry, run_id: str, say: Say) -> dict[str, Any]:
-    """Draw the picture into reports/<campaign>/compare.png, log it and the metrics in MLflow; what the job tells."""
+def logged(done: Comparison, seconds: Mapping[str, float], registry: Registry, run_id: str, say: Say) -> dict[str, Any]:
+    """Draw the picture into reports/<campaign>/compare.png, log it, the metrics and the seconds of fits in MLflow; what
+    the job tells."""
     config, pictures = done.given.config, []
     try:
         rate = bool(next(iter(done.evaluations.values())).rates)
@@ -230,6 +239,7 @@ def logged(done: Comparison, registry: Registry, run_id: str, say: Say) -> dict[
     suffixes = {level: level_suffix(place, level) for place, level in enumerate(done.given.levels)} | {ANY: ANY}
     keys = known["metric"] + "." + known["treatment"].map(suffixes) + "." + known["model_version"]
     metrics = dict(zip(keys, known["value"].astype(float), strict=True))
+    metrics |= {f"fit_seconds.{name}": took for name, took in seconds.items()}
     tags = {"mlflow.source.name": "uplift compare", "models": ", ".join(done.given.names)}
     tags["data_versions"] = str(dict(done.given.data))
     registry.log_evaluation(config.model_name, run_id, tags, metrics, pictures)

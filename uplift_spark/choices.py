@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.sections import STRICT, Days
+from uplift_spark.sections import STRICT, Days, Forest
 from uplift_spark.vocabulary import ConfigError
 
 
@@ -147,6 +147,41 @@ class Learner:
     kind: Literal["forest"] | Contender = "forest"
     replicates: Annotated[int, Field(ge=0, le=200)] = 20
     rows: Annotated[int, Field(ge=1000)] = 200_000
+
+
+_TRIED: dict[str, list[Any]] = {
+    "min_leaf": [None, 5, 10, 20, 40, 80, 160, 320],
+    "max_depth": [None, 4, 6, 8, 12],
+    "n_buckets": [None, 2, 4, 8, 16],
+    "max_bins": [None, 16, 64, 254],
+}
+
+
+@dataclass(frozen=True, config=STRICT)
+class Tune:
+    """`uplift tune`: which arguments of the forest tell effects best, by the R-loss of units held back from training.
+
+    trials    tried, the configuration's own among them; `minutes` after which no further one is begun
+    rows      training rows that a trial's forest is grown from, at most about
+    held_out  training rows held back to judge by, at most about
+    space     {argument of `forest`: values to draw from}; None: as the data have it
+    """
+
+    trials: Annotated[int, Field(ge=2, le=1000)] = 20
+    minutes: Annotated[float, Field(gt=0)] = 60.0
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+    held_out: Annotated[int, Field(ge=500)] = 50_000
+    space: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
+        default_factory=lambda: dict(_TRIED)
+    )
+
+    def __post_init__(self) -> None:
+        for name, values in self.space.items():
+            for value in values:
+                try:
+                    TypeAdapter(Forest).validate_python({name: value})
+                except ValidationError as error:
+                    raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
 
 
 @dataclass(frozen=True, config=STRICT)

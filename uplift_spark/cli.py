@@ -50,9 +50,7 @@ SetOption = Annotated[
 RunOption = Annotated[
     str | None, typer.Option("--run-id", help="Name of this run; derived from configuration and inputs by default.")
 ]
-LakeConfOption = Annotated[
-    Path | None, typer.Option("--conf", help="YAML file naming the lakehouse; default: the folder `lakehouse`.")
-]
+LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
 
 app = typer.Typer(
     name="uplift",
@@ -264,6 +262,7 @@ _job_command("nuisances", "For campaigns that were no trial: what decided who wa
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
 _job_command("compare", "The champion against other learners on one hold-out.")
+_job_command("tune", "Which arguments of the forest tell effects best.")
 _job_command("policy", "Whom to treat with what, within budget and limits.")
 _job_command("simulate", "What the plan would bring under other budgets, costs and levels.")
 _job_command("tree", "Whom to treat with what, by a few questions that people can read.")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.choices import Compare, Learner, Limit, Policy, Scenario, Tree
+from uplift_spark.choices import Compare, Learner, Limit, Policy, Scenario, Tree, Tune
 from uplift_spark.sections import (
     DAY,
     HAPPENED_AT,
@@ -62,6 +62,7 @@ __all__ = [
     "Simulation",
     "Tree",
     "Trial",
+    "Tune",
     "load_config",
 ]
 
@@ -92,6 +93,7 @@ class Config:
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
     compare: Compare = Field(default_factory=Compare)
     tree: Tree = Field(default_factory=Tree)
+    tune: Tune = Field(default_factory=Tune)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

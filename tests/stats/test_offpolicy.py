@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uplift_spark.stats.offpolicy import CostCurve, blind_area, choice, doubly_robust, prices, weighted_gain
+from uplift_spark.stats.offpolicy import CostCurve, blind_area, choice, doubly_robust, prices, r_losses, weighted_gain
 
 
 def test_doubly_robust_scores_by_hand():
@@ -61,3 +61,22 @@ def test_weighted_gain_by_hand():
     assert weighted_gain(np.array(20.0), np.array([6.0]), matched[:1], control[:1]) == pytest.approx(0.3)
     assert np.isnan(weighted_gain(np.array(20.0), np.array([6.0]), matched[1:], control[1:]))
     assert weighted_gain(np.array(20.0), np.array([0.0]), matched[1:], control[1:]) == 0.0
+
+
+def test_r_losses_are_least_for_the_true_effects_whatever_is_expected():
+    """Three levels with odds that differ between units; what is expected of them is wrong, the same for all."""
+    rng, n = np.random.default_rng(4), 200_000
+    x = rng.random(n)
+    odds = np.column_stack([0.6 - 0.4 * x, np.full(n, 0.2), 0.2 + 0.4 * x])
+    received = (rng.random(n)[:, None] > odds.cumsum(axis=1)[:, :-1]).sum(axis=1)
+    tau = np.column_stack([x, 1 - x])
+    y = np.column_stack([np.zeros(n), tau])[np.arange(n), received] + 2 * x + rng.normal(size=n)
+    wrong = np.tile([0.3, 0.5, 0.1], (n, 1))
+
+    def loss(effects):
+        return r_losses(y, received, odds, wrong, effects).mean()
+
+    others = [tau + shift for shift in (0.3, -0.3)] + [np.column_stack([tau[:, 0], 0 * x]), tau[:, ::-1], 0.5 * tau]
+    assert all(loss(other) > loss(tau) + 0.005 for other in others)
+    right = np.column_stack([2 * x, 2 * x + tau[:, 0], 2 * x + tau[:, 1]])
+    assert r_losses(y, received, odds, right, tau).mean() == pytest.approx(1.0, abs=0.02)

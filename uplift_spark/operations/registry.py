@@ -193,14 +193,19 @@ class Registry:
         self, name: str, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
     ) -> None:
         """Log figures and files of a run that registers nothing, once: a rerun finds what it logged."""
+        if self.logged_metrics(name, run_id) is not None:
+            return
+        with self.store.calls(), self._run(name, run_id, {**tags, "uplift_run_id": run_id}) as run:
+            self._client.log_batch(run.info.run_id, _metrics(metrics))
+            for file in files:
+                self._client.log_artifact(run.info.run_id, str(file))
+
+    def logged_metrics(self, name: str, run_id: str) -> dict[str, float] | None:
+        """Figures that `log_evaluation` logged of a run, None if it has not (yet)."""
         mine = f"tags.uplift_run_id = '{run_id}' and attributes.status = 'FINISHED'"
         with self.store.calls():
-            if self._client.search_runs([self._experiment(name)], mine, max_results=1):
-                return
-            with self._run(name, run_id, {**tags, "uplift_run_id": run_id}) as run:
-                self._client.log_batch(run.info.run_id, _metrics(metrics))
-                for file in files:
-                    self._client.log_artifact(run.info.run_id, str(file))
+            found = self._client.search_runs([self._experiment(name)], mine, max_results=1)
+        return dict(found[0].data.metrics) if found else None
 
     @contextmanager
     def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:

@@ -105,3 +105,17 @@ def weighted_gain(units: np.ndarray, given: np.ndarray, matched: np.ndarray, con
     """
     effect = ratio(matched[..., 1], matched[..., 0]) - ratio(control[..., 1], control[..., 0])
     return np.asarray(np.where(given > 0, given * effect, 0.0) / units)
+
+
+def r_losses(
+    outcome: np.ndarray, received: np.ndarray, odds: np.ndarray, expected: np.ndarray, effects: np.ndarray
+) -> np.ndarray:
+    """Squares of what effects leave unexplained of each outcome beside what is expected of its unit, float64 [n].
+
+    On average they are least for the true effects, whatever is expected (Nie & Wager 2021; with several levels,
+    (y - m - Σ_k (1{w = k} - e_k) τ_k)²). outcome [n], received int [n], odds and expected [n, K] of every level, those
+    expected from models that did not see the unit, effects [n, K-1].
+    """
+    mean = (odds * expected).sum(axis=1)
+    apart = (received[:, None] == np.arange(1, odds.shape[1])) - odds[:, 1:]
+    return np.asarray((outcome - mean - (apart * effects).sum(axis=1)) ** 2)

@@ -1,0 +1,142 @@
+"""Campaigns that were no trial: what the naive, the centred and the doubly robust make of them.
+
+    python tests/benchmarks/bench_confounded.py --draws 5 --rows 20000
+
+Average effects and those of 10,000 units not trained on, of the generated trial `conf` and of the simulated campaign
+(conversion; likely buyers get higher levels). `as if a trial` is the forest without centring, `centred` takes out what
+features explain of the outcome first, `by odds` weighs by the inverse of cross-fitted odds, `scores` is trained on
+doubly robust scores from cross-fitted nuisances, as `uplift nuisances` has it; the average of the last is that of the
+scores, elsewhere that of the effects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from uplift_spark import CausalForest, MetaLearner, Roles
+from uplift_spark.causal.benchmarks import conf
+from uplift_spark.causal.crossfit import crossfit
+from uplift_spark.causal.hashing import unit_hashes
+from uplift_spark.causal.samples import sample_table
+from uplift_spark.causal.simulate import ATTRIBUTES, CampaignSimulator, effect_column
+from uplift_spark.stats.averages import averages_of
+from uplift_spark.stats.offpolicy import doubly_robust
+
+HELD_OUT, LEAST_ODDS = 10_000, 0.01
+Draw = tuple[pd.DataFrame, pd.DataFrame, Roles, np.ndarray]  # training rows, new rows, roles, true effects of these
+
+
+def generated(rows: int, seed: int) -> Draw:
+    """`conf`, treatment by one feature that the outcome rises with."""
+
+    def frame(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+        made = conf(n, seed)
+        columns = {f"x{j}": column for j, column in enumerate(made.X.T)}
+        return pd.DataFrame({"unit": np.arange(n), "w": made.w.astype(str), "y": made.y, **columns}), made.tau
+
+    train, (new, true) = frame(rows, seed)[0], frame(HELD_OUT, 10_000 + seed)
+    return train, new, Roles("unit", "w", "y", tuple(f"x{j}" for j in range(20)), "0"), true
+
+
+def campaign(rows: int, seed: int) -> Draw:
+    """The simulator's, two discounts."""
+    made = CampaignSimulator("ordered", 3, confounding=0.8, seed=seed)
+    units = made.units(rows + HELD_OUT).to_pandas()
+    true = units[[effect_column("conversion", level) for level in made.levels.treated]].to_numpy()
+    dose = dict(zip(made.levels.names, made.levels.doses or (), strict=True))
+    roles = Roles("unit_id", "treatment", "conversion", ATTRIBUTES, "none", dose)
+    return units.iloc[:rows], units.iloc[rows:], roles, true[rows:]
+
+
+def scored(train: pd.DataFrame, roles: Roles) -> tuple[pd.DataFrame, Roles, np.ndarray]:
+    """Training rows with scores, roles that say so, and the average effects by these."""
+    table = pa.Table.from_pandas(train[list(roles.columns)], preserve_index=False)
+    sample = sample_table(table, roles, (5, 7), len(train))
+    given = (sample.features, sample.place, sample.outcome, sample.key, sample.spec)
+    found = crossfit(*given)
+    odds = np.maximum(found.propensity, LEAST_ODDS)
+    scores = doubly_robust(sample.outcome, sample.place, 1 / odds[np.arange(len(odds)), sample.place], found.expected)
+    average = averages_of(sample.outcome, sample.place, found.expected, odds).estimate[:, 0]
+    order = np.argsort(unit_hashes(table.column(roles.unit), roles.unit).view(np.int64))
+    maps = [dict(zip(sample.spec.levels, row, strict=True)) for row in scores.tolist()]
+    received = odds[np.arange(len(odds)), sample.place]
+    return train.iloc[order].assign(dr=maps, p=received), replace(roles, scores="dr"), np.asarray(average)
+
+
+def compared(draw: Draw) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
+    """(method, average effects [L], effects of the new rows [n, L], seconds)."""
+    train, new, roles, _ = draw
+
+    def told(model: Any) -> np.ndarray:
+        found = model.effect(new)["uplift"].to_numpy()
+        return np.asarray(found.reshape(len(new), -1))
+
+    def fitted(learner: Any) -> tuple[np.ndarray, np.ndarray]:
+        effects = told(learner.fit(train, roles))
+        return effects.mean(axis=0), effects
+
+    arms = train.groupby(roles.treatment)[roles.outcome].mean()
+    began = time.monotonic()
+    model = CausalForest(centre=False).fit(train, roles)
+    took, effects = time.monotonic() - began, told(model)
+    apart = arms[list(model.levels.treated)].to_numpy() - arms[roles.control]
+    yield "difference of means", apart, np.tile(apart, (len(new), 1)), 0.0
+    yield "forest as if a trial", effects.mean(axis=0), effects, took
+    methods: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+        "T-learner": lambda: fitted(MetaLearner("t_learner", 0)),
+        "forest, centred": lambda: fitted(CausalForest()),
+    }
+    for name, method in methods.items():
+        began = time.monotonic()
+        yield name, *method(), time.monotonic() - began
+    began = time.monotonic()
+    rows, by_scores, average = scored(train, roles)
+    weighed = told(CausalForest().fit(rows, replace(roles, propensity="p")))
+    yield "forest by odds", weighed.mean(axis=0), weighed, time.monotonic() - began
+    yield "forest on scores", average, told(CausalForest().fit(rows, by_scores)), time.monotonic() - began
+    began = time.monotonic()
+    yield "DR-learner", average, told(MetaLearner("dr_learner", 0).fit(rows, by_scores)), time.monotonic() - began
+
+
+def main() -> None:
+    """Print a table for each source of draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--only", choices=("conf", "campaign"))
+    asked, out = parser.parse_args(), Console(width=120)
+    for name, draw in (("conf", generated), ("campaign", campaign)):
+        if asked.only not in (None, name):
+            continue
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        for seed in range(asked.draws):
+            drawn = draw(asked.rows, seed)
+            true = drawn[3]
+            for method, average, effects, seconds in compared(drawn):
+                bias = float((average - true.mean(axis=0)).mean())
+                rmse = float(np.sqrt(((effects - true) ** 2).mean()))
+                found.setdefault(method, []).append((bias, rmse, seconds))
+            out.print(f"{name}: draw {seed + 1} of {asked.draws}")
+        table = Table("method", "bias of the average", "+-", "RMSE of effects", "+-", "seconds")
+        for method, rows in found.items():
+            mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(asked.draws - 1, 1))
+            figures = (f"{mean[0]:+.5f}", f"{error[0]:.5f}", f"{mean[1]:.5f}", f"{error[1]:.5f}", f"{mean[2]:.1f}")
+            table.add_row(method, *figures)
+        out.print(
+            f"{name}, {asked.rows:,} rows, {asked.draws} draws; true average {true.mean():.4f}, spread {true.std():.4f}"
+        )
+        out.print(table)
+
+
+if __name__ == "__main__":
+    main()

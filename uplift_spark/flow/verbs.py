@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.instrument import Instrumental, fit_instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
 from uplift_spark.causal.models import effect_table, save_file
 from uplift_spark.causal.rows import check_columns, level_names, make_levels, summarise
@@ -41,7 +42,9 @@ class UpliftModel:
     def forest(self) -> Forest:
         """The causal forest; `forest.of(outcome)` is that of one outcome alone. Raises ConfigError if it is none."""
         if not isinstance(self.model, Forest):
-            raise ConfigError(f"this needs a causal forest, the model is a {kind_of(self.model)}: train a CausalForest")
+            raise ConfigError(
+                f"this needs a causal forest, not the model's {kind_of(self.model)}: train a CausalForest"
+            )
         return self.model
 
     @property
@@ -108,6 +111,8 @@ class UpliftModel:
         """
         if isinstance(self.model, Learned):
             return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
+        if isinstance(self.model, Instrumental):
+            raise ConfigError("an instrumental forest is not estimated anew: fit one to these rows")
         if isinstance(self.model, PerLevel):
             anew = [
                 UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
@@ -173,6 +178,25 @@ class CausalForest(Params):
             say(f"a forest of {level} alone")
             forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), say).forest)
         return UpliftModel(PerLevel(tuple(forests), levels))
+
+
+@dataclass(frozen=True)
+class InstrumentalForest(Params):
+    """Effects on compliers, where not everybody who was assigned a level was delivered it (R3.7): assignment is the
+    instrument for delivery. Arguments are those of `CausalForest`, which tells the effect of assignment itself."""
+
+    def fit(self, frame: Frame, roles: Roles, delivered: str, say: Say = _quiet) -> UpliftModel:
+        """Train on one row per unit: `roles` of assignment and outcome, `delivered` a number, 0 where nothing was.
+
+        The model's effects are what a level does to units that take it because they are assigned it; NaN, and of low
+        support, where hardly anybody near complies. Raises as `causal.instrument.fit_instrumental`.
+        """
+        if _is_spark(frame):
+            from uplift_spark.flow.instrument import fit_instrumental_frame
+
+            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, say))
+        columns = tuple(dict.fromkeys([*roles.columns, delivered]))
+        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, say))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A forest's effects without this package: an ONNX graph that any ONNX runtime evaluates, from Java to a browser.
+"""A forest's effects without this package: a file that ONNX Runtime evaluates, whatever the language around it.
 
 The graph is what `Forest.effect_arrays` does, in three steps:
 
@@ -26,18 +26,20 @@ import numpy as np
 from uplift_spark.causal.binning import OTHER, FeatureBins
 from uplift_spark.causal.coalitions import leaf_moments
 from uplift_spark.causal.forest import LOW_SUPPORT, Forest
+from uplift_spark.causal.instrument import LEFT
 from uplift_spark.causal.models import save_file
 from uplift_spark.causal.nodes import LEAF, MAX_FEATURES, MISSING_RIGHT
 from uplift_spark.vocabulary import ConfigError, DataError, EnvironmentProblem, hint
 
 # Those of onnx 1.16, the first with TreeEnsemble: a file of a later version is refused by older runtimes.
 OPSETS, IR_VERSION = {"": 21, "ai.onnx.ml": 5}, 10
+OUTPUTS = ("uplift", "low_support")
 MISSING = ""  # what stands for a missing category: ONNX has no null
 _LEQ = 0  # TreeEnsemble's comparison: at most
 _LARGEST = np.finfo(np.float64).max
-# ONNX Runtime takes a root for a leaf if the split on one of its sides has the number of the leaf on the other
-# (onnxruntime issue 24679). With two leaves in front that no tree has, no split has the number of a leaf of its tree's
-# root: there are fewer splits than leaves in the trees before.
+# ONNX Runtime takes a root for a leaf if the leaf on one of its sides has the number of the split on the other
+# (microsoft/onnxruntime issue 24679). The latter is at most one above the number of leaves in the trees before, so two
+# leaves in front that are of no tree keep the former above it.
 _UNUSED = 2
 
 
@@ -62,8 +64,8 @@ def export_onnx(forest: Forest, level: str, path: str | Path | None = None) -> b
     _check(forest, level)
     graph = _Graph()
     uplift, low = _effect(graph, forest, forest.levels.treated.index(level) + 1)
-    graph.output("uplift", uplift, "DOUBLE")
-    graph.output("low_support", low, "BOOL")
+    graph.output(OUTPUTS[0], uplift, "DOUBLE")
+    graph.output(OUTPUTS[1], low, "BOOL")
     facts = {"level": level, "control": forest.levels.control, "outcome": forest.roles.outcome}
     model = graph.model({**facts, "features": json.dumps([one.name for one in forest.bins])})
     checker.check_model(model)
@@ -77,6 +79,10 @@ def _check(forest: Forest, level: str) -> None:
     """Raise what `export_onnx` says."""
     if not isinstance(forest, Forest):
         raise ConfigError(f"a causal forest can be exported, this is a {type(forest).__name__}: train a CausalForest")
+    if forest.roles.outcome == LEFT:
+        raise ConfigError(
+            "complier effects are not exported: export a forest of the outcome itself, for its assignment"
+        )
     plan = forest.plan
     if plan.told:
         raise ConfigError("effects told from a response to doses are not exported: train on levels, without roles.grid")
@@ -92,8 +98,8 @@ def _check(forest: Forest, level: str) -> None:
                 f"column {one.name!r} holds 1 category that is empty text, which in ONNX stands for a missing one: "
                 "rename it and train again"
             )
-        if one.name in ("uplift", "low_support") or ":" in one.name:
-            raise DataError(f"column {one.name!r} has the name of an output or a colon: rename it and train again")
+        if one.name in OUTPUTS:
+            raise DataError(f"column {one.name!r} has the name of an output of the graph: rename it and train again")
 
 
 class _Graph:
@@ -176,7 +182,10 @@ def _effect(graph: _Graph, forest: Forest, place: int) -> tuple[str, str]:
 def _outside(graph: _Graph, one: FeatureBins, sets: np.ndarray) -> str:
     """Whether a category is outside each of the sets, bool [S, bins]: 1 or 0, float64 [n, S]."""
     categories = one.categories or ()
-    codes = {"keys_strings": [*categories, MISSING], "values_int64s": [*range(1, len(categories) + 1), 0]}
+    codes: dict[str, Any] = {
+        "keys_strings": [*categories, MISSING],
+        "values_int64s": [*range(1, len(categories) + 1), 0],
+    }
     other = OTHER if one.has_other else 0
     found = graph.add("LabelEncoder", one.name, domain="ai.onnx.ml", default_int64=other, **codes)
     table = graph.constant(np.ascontiguousarray(~sets.T).astype(np.uint8))

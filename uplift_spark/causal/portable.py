@@ -1,4 +1,4 @@
-"""A forest's effects without this package: a file that ONNX Runtime evaluates, whatever the language around it.
+"""A forest's effects without this package: a file that ONNX Runtime (from 1.21) evaluates, in its many languages.
 
 The graph is what `Forest.effect_arrays` does, in three steps:
 
@@ -37,9 +37,9 @@ OUTPUTS = ("uplift", "low_support")
 MISSING = ""  # what stands for a missing category: ONNX has no null
 _LEQ = 0  # TreeEnsemble's comparison: at most
 _LARGEST = np.finfo(np.float64).max
-# ONNX Runtime takes a root for a leaf if the leaf on one of its sides has the number of the split on the other
-# (microsoft/onnxruntime issue 24679). The latter is at most one above the number of leaves in the trees before, so two
-# leaves in front that are of no tree keep the former above it.
+# ONNX Runtime 1.21 takes a root for a leaf if the leaf on one of its sides has the number of the split on the
+# other (microsoft/onnxruntime issue 24679). The latter is at most one above the number of leaves in the trees before,
+# so two leaves in front that are of no tree keep the former above it.
 _UNUSED = 2
 
 
@@ -236,7 +236,7 @@ def _common(graph: _Graph, trees: str, cn: str, ccn: str, s: str, cs: str) -> st
 
 
 class _Splits(NamedTuple):
-    """Splits of all trees, one leaf being a split with that leaf on both sides, and what they ask.
+    """Splits of all trees, and what they ask; a tree of one leaf is a split, too.
 
     at       nodes that are splits, int64 [N]
     sets     by feature, the sets that any split has: bool [S, bins]
@@ -294,15 +294,21 @@ def _trees(graph: _Graph, forest: Forest, splits: _Splits) -> dict[str, Any]:
     place[splits.at] = np.arange(splits.at.size)
     roots = s.node_start[:-1][sizes > 0]
     attributes: dict[str, Any] = {"tree_roots": place[roots], "n_targets": roots.size}
+    alone = leaf[splits.at]
     for side, step in (("true", 0), ("false", 1)):
-        to = np.where(leaf[splits.at], splits.at, child[splits.at] + step)
+        to = np.where(alone, splits.at, child[splits.at] + step)
         attributes[f"nodes_{side}leafs"] = leaf[to].astype(np.int64)
-        attributes[f"nodes_{side}nodeids"] = np.where(leaf[to], child[to] + _UNUSED, place[to])
+        attributes[f"nodes_{side}nodeids"] = np.where(leaf[to], _UNUSED + child[to], place[to])
+    # A tree of one leaf has a copy of it on its false side: ONNX Runtime 1.24 finds the wrong leaf for a split
+    # with the same one on both sides, though that is how the standard has it.
+    copies = child[splits.at[alone]]
+    attributes["nodes_falsenodeids"][alone] = _UNUSED + s.n_leaves + np.arange(copies.size)
+    leaves = np.r_[np.zeros(_UNUSED, np.int64), np.arange(s.n_leaves), copies]
     attributes["nodes_featureids"] = splits.column
     attributes["nodes_splits"] = graph.tensor(splits.edge)
     attributes["nodes_modes"] = graph.tensor(np.full(splits.at.size, _LEQ, np.uint8))
     attributes["nodes_missing_value_tracks_true"] = splits.missing.astype(np.int64)
     targets = np.repeat(np.cumsum(sizes > 0) - 1, np.diff(s.leaf_start))
-    attributes["leaf_targetids"] = np.r_[np.zeros(_UNUSED, np.int64), targets]
-    attributes["leaf_weights"] = graph.tensor(np.arange(-_UNUSED, s.n_leaves, dtype=np.float64))
+    attributes["leaf_targetids"] = targets[leaves]
+    attributes["leaf_weights"] = graph.tensor(leaves.astype(np.float64))
     return attributes

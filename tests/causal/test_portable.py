@@ -92,6 +92,7 @@ FORESTS = {
         lambda _: arm_roles(weight="h"),
         {},
     ),
+    "text alone": (lambda: ordered_frame(2000), lambda _: Roles("unit", "arm", "y", ("region",), "none"), {}),
     "shops": (coded_frame, plain_roles, {"min_leaf": 5}),
 }
 
@@ -134,6 +135,14 @@ def test_buckets_that_grew_nothing_and_further_outcomes():
     forest = forest_of(frame.assign(z=frame["y"] ** 2), roles, n_trees=200, n_buckets=1000)
     assert (np.diff(forest.structure.node_start) == 0).any() and (np.diff(forest.structure.node_start) == 1).any()
     assert gap(forest.of("y"), "1") < EXACT and gap(forest.of("z"), "1") < EXACT
+
+
+def test_trees_of_one_leaf_whatever_the_features():
+    frame = ordered_frame(1000)
+    for features in (("region",), ("age", "region")):
+        forest = forest_of(frame, Roles("unit", "arm", "y", features, "none"), min_leaf=600)
+        assert set(np.diff(forest.structure.node_start)) == {1}
+        assert gap(forest, "5%") < EXACT
 
 
 def by_hand(words: list[int], n_leaves: int) -> Forest:
@@ -224,6 +233,8 @@ def test_what_cannot_be_exported_is_refused(monkeypatch):
     plain = forest_of(ordered_frame(1000), ordered_roles())
     with pytest.raises(ConfigError, match="level '5' has no effect to export: did you mean '5%'"):
         export_onnx(plain, "5")
+    with pytest.raises(ConfigError, match="level 5 has no effect"):
+        export_onnx(plain, 5)
     with pytest.raises(ConfigError, match="level 'none' has no effect"):
         export_onnx(plain, "none")
     trial = plain_frame(1000).assign(took=lambda f: f["w"] * (f["x1"] > 0.3))

@@ -89,7 +89,7 @@ def _check(forest: Forest, level: str) -> None:
     if plan.monotone:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:
-        raise ConfigError(f"level {level!r} has no effect to export: {hint(level, forest.levels.treated)}")
+        raise ConfigError(f"level {level!r} has no effect to export: {hint(str(level), forest.levels.treated)}")
     if not np.diff(forest.structure.node_start).any():
         raise ConfigError("the forest has no tree: train it on more rows")
     for one in forest.bins:

@@ -15,6 +15,7 @@ from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.instrument import Instrumental, fit_instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
 from uplift_spark.causal.models import effect_table, save_file
+from uplift_spark.causal.portable import export_onnx
 from uplift_spark.causal.rows import check_columns, level_names, make_levels, summarise
 from uplift_spark.causal.shapley import shapley_table
 from uplift_spark.causal.training import Params, Say, fit_table
@@ -93,6 +94,14 @@ class UpliftModel:
             return explain(frame, forest)
         table = _arrow(frame, (self.roles.unit, *self.roles.features))
         return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
+
+    def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
+        """The effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
+
+        Inputs are the features by name, [n, 1] each, outputs uplift and low_support, [n]: those of `effect`, without
+        intervals. For causal forests of levels; see `causal.portable.export_onnx` for what it takes and raises.
+        """
+        return export_onnx(self.forest.of(self.roles.outcome if outcome is None else outcome), level, path)
 
     def at(self, doses: Sequence[float], partial: bool = False) -> UpliftModel:
         """The model telling effects of these doses against the control's or, partial, of one unit more of each (R3.4).

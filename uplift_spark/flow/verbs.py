@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.instrument import Instrumental, fit_instrumental
+from uplift_spark.causal.instrument import LEFT, Instrumental, fit_instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
 from uplift_spark.causal.models import effect_table, save_file
 from uplift_spark.causal.portable import export_onnx
@@ -121,7 +121,8 @@ class UpliftModel:
         if isinstance(self.model, Learned):
             return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
         if isinstance(self.model, Instrumental):
-            raise ConfigError("an instrumental forest is not estimated anew: fit one to these rows")
+            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), say)
+            return UpliftModel(replace(self.model, forest=same.forest))
         if isinstance(self.model, PerLevel):
             anew = [
                 UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
@@ -237,6 +238,17 @@ def load_model(source: str | Path | bytes) -> UpliftModel:
 def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
     # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
     return hasattr(frame, "mapInArrow")
+
+
+def _without_delivery(frame: Frame, model: Instrumental) -> Frame:
+    """The frame with what the model's trees were grown on."""
+    outcome, delivered = model.roles.outcome, model.delivered
+    check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
+    if _is_spark(frame):
+        return frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered])
+    kept = frame.copy(deep=False)
+    kept[LEFT] = frame[outcome] - model.overall * frame[delivered]
+    return kept
 
 
 def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:

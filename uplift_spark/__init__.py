@@ -1,7 +1,7 @@
 """Causal forests on Spark: who should be treated, at which level, and what it brings.
 
-The public names are `CausalForest`, `MetaLearner`, `Roles` and `load_model`. They are found on first use, so that
-`import uplift_spark` costs nothing and no module is loaded that a caller does not need.
+The public names are `CausalForest`, `InstrumentalForest`, `MetaLearner`, `Roles` and `load_model`. They are found on
+first use, so that `import uplift_spark` costs nothing and no module is loaded that a caller does not need.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from uplift_spark.flow.verbs import CausalForest, MetaLearner, load_model
+    from uplift_spark.flow.verbs import CausalForest, InstrumentalForest, MetaLearner, load_model
     from uplift_spark.vocabulary import Roles
 
 __version__ = "0.1.0"
-__all__ = ["CausalForest", "MetaLearner", "Roles", "__version__", "load_model"]
+__all__ = ["CausalForest", "InstrumentalForest", "MetaLearner", "Roles", "__version__", "load_model"]
 
 _HOME = {
     "CausalForest": "uplift_spark.flow.verbs",
+    "InstrumentalForest": "uplift_spark.flow.verbs",
     "MetaLearner": "uplift_spark.flow.verbs",
     "load_model": "uplift_spark.flow.verbs",
     "Roles": "uplift_spark.vocabulary",

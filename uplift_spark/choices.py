@@ -137,14 +137,15 @@ Contender = Literal[
 
 @dataclass(frozen=True, config=STRICT)
 class Learner:
-    """What `uplift train` trains: the causal forest (its arguments under `forest`), one for each level, or one of the
-    meta-learners that `compare.against` names.
+    """What `uplift train` trains: the causal forest (its arguments under `forest`), one for each level, one of the
+    meta-learners that `compare.against` names, or the instrumental forest, whose effects are those on units that are
+    delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
 
     replicates  resamples behind the intervals of a meta-learner; 0: no intervals
     rows        of each arm that it is fitted on, at most, chosen by hash
     """
 
-    kind: Literal["forest"] | Contender = "forest"
+    kind: Literal["forest", "instrumental_forest"] | Contender = "forest"
     replicates: Annotated[int, Field(ge=0, le=200)] = 20
     rows: Annotated[int, Field(ge=1000)] = 200_000
 

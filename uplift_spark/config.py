@@ -118,6 +118,10 @@ class Config:
         evaluated = dict.fromkeys([self.roles.outcome, *self.lift.outcomes])
         if unknown := sorted(set(self.lift.winsorise) - set(evaluated)):
             raise ConfigError(f"lift.winsorise names {unknown}, none of the outcomes evaluated: {', '.join(evaluated)}")
+        if self.learner.kind == "instrumental_forest" and not self.labels.delivered:
+            raise ConfigError(
+                "learner.kind instrumental_forest needs to know who was reached: set labels.delivered: true"
+            )
         if unknown := sorted(set(self.leakage.allow) - set(self.roles.features)):
             raise ConfigError(f"leakage.allow names {unknown}, not among roles.features: remove or respell them")
 

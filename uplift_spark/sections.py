@@ -149,6 +149,7 @@ class Labels:
     `windows` gives outcomes a window of their own. A label is mature `wait_days` after its last window has closed: the
     time that late events are given to arrive.
 
+    delivered         keep in the training set whether units were reached, 1 or 0: for complier effects
     maturity_weights  train on mature labels weighted by the inverse of how probable maturity is for a unit like it, so
                       that they stand for all that were assigned; figures of the hold-out stay those of mature units
     """
@@ -158,6 +159,7 @@ class Labels:
     windows: dict[str, Days] = Field(default_factory=dict)
     wait_days: Annotated[float, Field(ge=0, le=3650)] = 0.0
     maturity_weights: bool = False
+    delivered: bool = False
 
     def days(self, outcome: str) -> float:
         """The outcome's attribution window."""

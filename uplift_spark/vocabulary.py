@@ -20,6 +20,7 @@ TREATMENT = "treatment"
 EXPERIMENT = "experiment"
 PROPENSITY = "propensity"
 MATURITY_WEIGHT = "maturity_weight"
+DELIVERED = "delivered"
 RUN_ID = "run_id"
 
 EFFECT_COLUMNS = ("uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support")

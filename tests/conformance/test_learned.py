@@ -94,7 +94,7 @@ def test_one_forest_for_each_level_is_a_model_too(tmp_path):
 
 def test_what_only_a_forest_can_do_is_refused():
     model = MetaLearner("t_learner", replicates=0).fit(rows(), ROLES)
-    with pytest.raises(ConfigError, match="needs a causal forest, the model is a t_learner"):
+    with pytest.raises(ConfigError, match="needs a causal forest, not the model's t_learner"):
         model.explain(rows(5))
     with pytest.raises(ConfigError, match="no outcome 'z': it was trained for 'y' alone"):
         model.effect(rows(5), "z")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from tests.causal.test_instrument import roles, trial
 from tests.conformance.test_learned import ROLES, rows
-from uplift_spark import CausalForest, MetaLearner
+from uplift_spark import CausalForest, InstrumentalForest, MetaLearner
+from uplift_spark.vocabulary import DataError
 
 pytestmark = pytest.mark.spark
 
@@ -26,3 +28,16 @@ def test_the_same_as_in_one_process(spark, learner):
         pd.testing.assert_frame_equal(
             there.sort_values(keys, ignore_index=True), here.sort_values(keys, ignore_index=True), check_exact=True
         )
+
+
+def test_complier_effects_are_those_of_one_process(spark):
+    frame, learner = trial(1500), InstrumentalForest(n_trees=8)
+    here = learner.fit(frame, roles(), "w")
+    there = learner.fit(spark.createDataFrame(frame).repartition(5), roles(), "w")
+    assert there.to_bytes() == here.to_bytes()
+    for spoilt, message in (
+        (frame.assign(w=0.0), r"'w' is the same in all arms of 1500 rows"),
+        (frame.assign(w=frame.w.where(frame.index > 6)), r"'w' is null, NaN or infinite in 7 of 1500 rows"),
+    ):
+        with pytest.raises(DataError, match=message):
+            learner.fit(spark.createDataFrame(spoilt), roles(), "w")

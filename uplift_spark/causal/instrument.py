@@ -12,16 +12,19 @@ Assumed: assignment moves the outcome through delivery alone, and keeps nobody f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.causal.binning import as_numbers
-from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.binning import FeatureBins, as_numbers
+from uplift_spark.causal.forest import Forest, load_forest
+from uplift_spark.causal.models import FORMAT, packed_file
 from uplift_spark.causal.rows import level_names
 from uplift_spark.causal.training import Params, Say, fit_table
-from uplift_spark.vocabulary import ConfigError, DataError, Roles
+from uplift_spark.vocabulary import ConfigError, DataError, Levels, Roles
 
 LEFT = "_left"  # column: the outcome less what deliveries bring on average
 WEAK = 3.0  # standard errors that the effect on delivery must be from zero for a ratio to be told (t of 3: F of 9)
@@ -29,15 +32,56 @@ WEAK = 3.0  # standard errors that the effect on delivery must be from zero for 
 
 @dataclass(frozen=True)
 class Instrumental:
-    """A forest of outcomes `LEFT` and delivery.
+    """A forest of outcomes `LEFT` and delivery: a model whose effects are those on compliers.
 
+    roles      of assignment and outcome
     overall    τ0, the outcome that a delivery brings on average, as two-stage least squares has it
     delivered  column with whether, or how much of it, a unit was delivered
     """
 
     forest: Forest
+    roles: Roles
     overall: float
     delivered: str
+
+    @property
+    def levels(self) -> Levels:
+        """Levels of assignment, control first."""
+        return self.forest.levels
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Features, in their order."""
+        return self.forest.bins
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        parts = {"overall": self.overall, "delivered": self.delivered, "outcome": self.roles.outcome}
+        return {"format": FORMAT, "instrument": parts, "forest": self.forest.manifest}
+
+    def of(self, outcome: str) -> Instrumental:
+        """Itself, of the one outcome it has; ConfigError for others."""
+        if outcome != self.roles.outcome:
+            raise ConfigError(f"the model has no outcome {outcome!r}: it was trained for {self.roles.outcome!r} alone")
+        return self
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`complier_effects`: what is weak has low support; which needs errors, asked for or not."""
+        return self.complier_effects(batch, threads)
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal models give equal bytes."""
+        return packed_file(self.manifest, {"forest": np.frombuffer(self.forest.to_bytes(), np.uint8)})
+
+    @classmethod
+    def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Instrumental:
+        """From what `models.read_file` gives of its file."""
+        forest, parts = load_forest(arrays["forest"].tobytes()), manifest["instrument"]
+        roles = replace(forest.roles, outcome=parts["outcome"], more_outcomes=())
+        return cls(forest, roles, parts["overall"], parts["delivered"])
 
     def intention_to_treat(self, rows: pa.RecordBatch | pa.Table, threads: int = 1) -> np.ndarray:
         """Effect of assignment itself on the outcome, float64 [n, L], without errors."""
@@ -72,7 +116,7 @@ def fit_instrumental(
     """
     left, overall = without_delivery(table, roles, delivered)
     forest = fit_table(left, left_roles(roles, delivered), params, say)
-    return Instrumental(forest, overall, delivered)
+    return Instrumental(forest, roles, overall, delivered)
 
 
 def left_roles(roles: Roles, delivered: str) -> Roles:
@@ -84,7 +128,8 @@ def left_roles(roles: Roles, delivered: str) -> Roles:
 
 
 def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.Table, float]:
-    """The table with `LEFT`, and τ0: two-stage least squares with an indicator of each level as instruments."""
+    """The table with `LEFT`, and τ0: two-stage least squares with an indicator of each level as instruments, to six
+    digits, which rows in any order agree on."""
     for name in (delivered, roles.outcome):
         if name not in table.column_names:
             raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
@@ -93,19 +138,29 @@ def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.
         raise DataError(
             f"column {delivered!r} is null, NaN or infinite in {missing} of {d.size} rows: fill or drop them"
         )
-    _, place = np.unique(level_names(table.column(roles.treatment)).to_numpy(zero_copy_only=False), return_inverse=True)
+    names, place = np.unique(
+        level_names(table.column(roles.treatment)).to_numpy(zero_copy_only=False), return_inverse=True
+    )
     weight = np.ones(d.size) if roles.weight is None else as_numbers(table.column(roles.weight))
     if roles.propensity:
         weight = weight / as_numbers(table.column(roles.propensity))
-    total = np.bincount(place, weight)
-    arms = np.bincount(place, weight * d) / total
+    finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked
+    sums = np.stack(
+        [np.bincount(place, part, len(names)) for part in (weight, weight * d, weight * finite, weight * d**2)]
+    )
+    overall = two_stage(sums, delivered, d.size)
+    return table.append_column(LEFT, pa.array(y - overall * d)), overall
+
+
+def two_stage(sums: np.ndarray, delivered: str, rows: int) -> float:
+    """τ0 from Σw, Σwd, Σwy and Σwd² of every level, [4, K]. DataError where assignment moves no delivery."""
+    total = sums[0]
+    arms = sums[1] / total
     moved = arms - np.average(arms, weights=total)
     scatter = float(total @ moved**2)
-    if not scatter > 1e-12 * float(weight @ d**2):
-        raise DataError(f"column {delivered!r} is the same in all arms of {d.size} rows: assignment moves no delivery")
-    finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked
-    overall = float(total @ (moved * np.bincount(place, weight * finite) / total)) / scatter
-    return table.append_column(LEFT, pa.array(y - overall * d)), overall
+    if not scatter > 1e-12 * float(sums[3].sum()):
+        raise DataError(f"column {delivered!r} is the same in all arms of {rows} rows: assignment moves no delivery")
+    return float(f"{float(sums[2] @ moved) / scatter:.6g}")
 
 
 def complier_average(

@@ -20,6 +20,7 @@ import pyarrow as pa
 from uplift_spark.causal.binning import FeatureBins
 from uplift_spark.causal.crossfit import crossfit, features_of
 from uplift_spark.causal.forest import Forest, load_forest
+from uplift_spark.causal.instrument import Instrumental
 from uplift_spark.causal.metalearners import LEARNERS, Contrast, Direct, Fitted, Rows, Setting, fit_learner
 from uplift_spark.causal.models import FORMAT, named, packed_file, read_file, restored, stored, unreadable
 from uplift_spark.causal.samples import Sample, sample_table
@@ -149,14 +150,14 @@ class PerLevel:
         return packed_file(self.manifest, files)
 
 
-AnyModel: TypeAlias = Forest | Learned | PerLevel
+AnyModel: TypeAlias = Forest | Learned | PerLevel | Instrumental
 
 
 def kind_of(model: AnyModel) -> str:
     """What a model is called."""
     if isinstance(model, Learned):
         return model.params.kind
-    return "forest" if isinstance(model, Forest) else "forest_per_level"
+    return {Forest: "forest", PerLevel: "forest_per_level", Instrumental: "instrumental_forest"}[type(model)]
 
 
 def load_any(source: str | Path | bytes) -> AnyModel:
@@ -166,6 +167,8 @@ def load_any(source: str | Path | bytes) -> AnyModel:
     try:
         if "plan" in manifest:
             return load_forest(source)
+        if "instrument" in manifest:
+            return Instrumental.from_parts(manifest, arrays)
         levels = _levels_of(manifest["levels"])
         if "per_level" in manifest:
             return PerLevel(tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))), levels)

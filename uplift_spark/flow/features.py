@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
-from uplift_spark.vocabulary import ConfigError, hint
+from uplift_spark.vocabulary import DELIVERED, ConfigError, hint
 
 PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
 TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
@@ -163,13 +163,22 @@ def _native(rows: DataFrame, name: str) -> Column:
     return column if isinstance(rows.schema[name].dataType, T.StringType) else column.cast("double") + F.lit(0.0)
 
 
-def training_set(labels: DataFrame, features: DataFrame, outcomes: tuple[str, ...], split: Column) -> DataFrame:
+def training_set(
+    labels: DataFrame, features: DataFrame, outcomes: tuple[str, ...], split: Column, delivered: bool = False
+) -> DataFrame:
     """Mature labels with their features, in the shape of silver.training_<campaign> without run_id.
 
     Units of which one of `outcomes` is not known are left out, because no model can learn from them; the caller counts.
+    delivered: with a column of that name, 1 for units that were reached.
     """
+    reached = [F.col(DELIVERED).cast("double")] if delivered else []
     wide = labels.filter("mature").select(
-        "unit_id", "treatment", "propensity", "assigned_at", *[F.col("outcomes")[name].alias(name) for name in outcomes]
+        "unit_id",
+        "treatment",
+        "propensity",
+        "assigned_at",
+        *[F.col("outcomes")[name].alias(name) for name in outcomes],
+        *reached,
     )
     return wide.dropna(subset=list(outcomes)).join(features, "unit_id", "left").withColumn("split", split)
 

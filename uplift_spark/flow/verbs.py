@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.instrument import LEFT, Instrumental, fit_instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
 from uplift_spark.causal.models import effect_table, save_file
+from uplift_spark.causal.portable import export_onnx
 from uplift_spark.causal.rows import check_columns, level_names, make_levels, summarise
 from uplift_spark.causal.shapley import shapley_table
 from uplift_spark.causal.training import Params, Say, fit_table
@@ -41,7 +43,9 @@ class UpliftModel:
     def forest(self) -> Forest:
         """The causal forest; `forest.of(outcome)` is that of one outcome alone. Raises ConfigError if it is none."""
         if not isinstance(self.model, Forest):
-            raise ConfigError(f"this needs a causal forest, the model is a {kind_of(self.model)}: train a CausalForest")
+            raise ConfigError(
+                f"this needs a causal forest, not the model's {kind_of(self.model)}: train a CausalForest"
+            )
         return self.model
 
     @property
@@ -91,6 +95,14 @@ class UpliftModel:
         table = _arrow(frame, (self.roles.unit, *self.roles.features))
         return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
 
+    def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
+        """The effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
+
+        Inputs are the features by name, [n, 1] each, outputs uplift and low_support, [n]: those of `effect`, without
+        intervals. For causal forests of levels; see `causal.portable.export_onnx` for what it takes and raises.
+        """
+        return export_onnx(self.forest.of(self.roles.outcome if outcome is None else outcome), level, path)
+
     def at(self, doses: Sequence[float], partial: bool = False) -> UpliftModel:
         """The model telling effects of these doses against the control's or, partial, of one unit more of each (R3.4).
 
@@ -108,6 +120,9 @@ class UpliftModel:
         """
         if isinstance(self.model, Learned):
             return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
+        if isinstance(self.model, Instrumental):
+            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), say)
+            return UpliftModel(replace(self.model, forest=same.forest))
         if isinstance(self.model, PerLevel):
             anew = [
                 UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
@@ -176,6 +191,25 @@ class CausalForest(Params):
 
 
 @dataclass(frozen=True)
+class InstrumentalForest(Params):
+    """Effects on compliers, where not everybody who was assigned a level was delivered it (R3.7): assignment is the
+    instrument for delivery. Arguments are those of `CausalForest`, which tells the effect of assignment itself."""
+
+    def fit(self, frame: Frame, roles: Roles, delivered: str, say: Say = _quiet) -> UpliftModel:
+        """Train on one row per unit: `roles` of assignment and outcome, `delivered` a number, 0 where nothing was.
+
+        The model's effects are what a level does to units that take it because they are assigned it; NaN, and of low
+        support, where hardly anybody near complies. Raises as `causal.instrument.fit_instrumental`.
+        """
+        if _is_spark(frame):
+            from uplift_spark.flow.instrument import fit_instrumental_frame
+
+            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, say))
+        columns = tuple(dict.fromkeys([*roles.columns, delivered]))
+        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, say))
+
+
+@dataclass(frozen=True)
 class MetaLearner(LearnerParams):
     """A learner of the field's catalogue, put together from boosted trees (R3.3): T, S, X, R, DR, class transformation.
 
@@ -204,6 +238,17 @@ def load_model(source: str | Path | bytes) -> UpliftModel:
 def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
     # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
     return hasattr(frame, "mapInArrow")
+
+
+def _without_delivery(frame: Frame, model: Instrumental) -> Frame:
+    """The frame with what the model's trees were grown on."""
+    outcome, delivered = model.roles.outcome, model.delivered
+    check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
+    if _is_spark(frame):
+        return frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered])
+    kept = frame.copy(deep=False)
+    kept[LEFT] = frame[outcome] - model.overall * frame[delivered]
+    return kept
 
 
 def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:

@@ -88,7 +88,7 @@ def training_of(config: Config, events: Events, units: DataFrame, labels: DataFr
     """The training set of these units (rows of assignments) and labels (rows of silver.label)."""
     features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
     split = hash_split(config.seed, config.holdout, config.roles.cluster)
-    return training_set(labels.drop("run_id"), features, events.names, split)
+    return training_set(labels.drop("run_id"), features, events.names, split, config.labels.delivered)
 
 
 def with_weights(

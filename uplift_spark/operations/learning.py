@@ -1,14 +1,14 @@
-"""What the train job trains, and trains again: the forest, one for each level, or a meta-learner (R3.3)."""
+"""What the train job trains, and trains again: a forest of one of three kinds, or a meta-learner (R3.3, R3.7)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from uplift_spark import CausalForest, MetaLearner
+from uplift_spark import CausalForest, InstrumentalForest, MetaLearner
 from uplift_spark.config import Config
 from uplift_spark.operations.runs import Say
-from uplift_spark.vocabulary import Roles
+from uplift_spark.vocabulary import DELIVERED, Roles
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 
 
 def params_of(config: Config) -> dict[str, Any]:
-    """Arguments of `CausalForest`, or of `MetaLearner`, as the configuration has them; they tell which it is."""
+    """Arguments of the learner, as the configuration has them; they tell which it is."""
     asked = config.learner
     if asked.kind == "forest":
         return {**vars(config.forest), "seed": config.seed}
     if asked.kind == "forest_per_level":
         return {**vars(config.forest), "seed": config.seed, "per_level": True}
+    if asked.kind == "instrumental_forest":
+        return {**vars(config.forest), "seed": config.seed, "delivered": DELIVERED}
     return {**vars(asked), "seed": config.seed}
 
 
 def train(params: Mapping[str, Any], frame: DataFrame, roles: Roles, say: Say) -> UpliftModel:
-    """Train with recorded parameters. Raises as `CausalForest.fit` and `MetaLearner.fit`."""
+    """Train with recorded parameters. Raises as the `fit` of the learner."""
+    if "delivered" in params:
+        given = {name: value for name, value in params.items() if name != "delivered"}
+        return InstrumentalForest(**given).fit(frame, roles, params["delivered"], say)
     learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
     return learner.fit(frame, roles, say)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uplift_spark.causal.forest import Forest, average_effect
+from uplift_spark.causal.instrument import Instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, kind_of, load_any
 from uplift_spark.causal.training import describe
 from uplift_spark.config import Config
@@ -355,8 +356,8 @@ def level_suffix(place: int, level: str) -> str:
 
 def facts_of(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
     """(parameters, metrics) of a trained model for the log."""
-    if isinstance(model, Forest):
-        return _forest_facts(model, seconds)
+    if isinstance(model, Forest | Instrumental):
+        return _forest_facts(model if isinstance(model, Forest) else model.forest, seconds)
     named = {"kind": kind_of(model), "levels": list(model.levels.names)}
     if isinstance(model, Learned):
         metrics = {"rows": model.facts["rows"], "rows_taken": model.facts["rows_taken"], "fit_seconds": seconds}

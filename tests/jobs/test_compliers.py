@@ -1,0 +1,90 @@
+"""A campaign whose deliveries fail: effects on compliers, from the lakehouse to scores, and after an erasure."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from uplift_spark.config import Config, Forest, Labels, Learner, RolesConf
+from uplift_spark.jobs import features, score, train
+from uplift_spark.operations.erasure import Erasure, erase
+from uplift_spark.operations.rebuild import rebuild
+from uplift_spark.operations.registry import Registry
+from uplift_spark.vocabulary import ConfigError
+
+pytestmark = pytest.mark.spark
+N = 4000
+
+
+def campaign(lake):
+    """Half of the mails arrive, at those who would have spent less anyway; one that arrives brings 2."""
+    rng, spark, at = np.random.default_rng(3), lake.spark, pd.Timestamp("2025-01-06")
+    x, mailed, noise = rng.random(N), rng.random(N) < 0.5, rng.normal(size=N)
+    arrived = mailed & (noise < 0)
+    who = {"unit_id": [f"u{i}" for i in range(N)], "experiment": "spring", "source": "test"}
+    late = {"known_at": at + pd.Timedelta(days=1)}
+    assigned = {**who, "treatment": np.where(mailed, "mail", "none"), "assigned_at": at, "propensity": 0.5}
+    spent = {**who, "outcome": "spend", "value": 2.0 * arrived + x + noise, "occurred_at": late["known_at"], **late}
+    sent = pd.DataFrame(
+        {
+            **who,
+            "delivery_id": who["unit_id"],
+            "status": np.where(arrived, "delivered", "bounced"),
+            "delivered_at": at,
+            **late,
+        }
+    )[mailed]
+    profile = {"unit_id": who["unit_id"], "observed_at": pd.Timestamp("2025-01-01"), "x": x, "source": "test"}
+    for table, frame, more in (
+        ("assignment", assigned, ()),
+        ("outcome", spent, ("CAST(NULL AS string) AS event_id",)),
+        ("delivery", sent, ("CAST(NULL AS string) AS event_id",)),
+        ("profile_spring", {**profile, "known_at": datetime(2025, 1, 1)}, ()),
+    ):
+        lake.write(f"bronze.{table}", spark.createDataFrame(pd.DataFrame(frame)).selectExpr("*", *more), "load-1")
+    return arrived
+
+
+def test_effects_on_compliers_from_the_lakehouse_to_scores(lake):
+    arrived = campaign(lake)
+    config = Config(
+        campaign="spring",
+        source={"kind": "simulation"},
+        roles=RolesConf("spend", "none", ("x",)),
+        labels=Labels(as_of=datetime(2025, 3, 1), delivered=True),
+        learner=Learner(kind="instrumental_forest"),
+        lakehouse=lake.lakehouse,
+        forest=Forest(n_trees=20, min_leaf=200),
+    )
+    features.run(config, lake)
+    kept = lake.read("silver.training_spring").toPandas().set_index("unit_id")["delivered"]
+    assert kept[[f"u{i}" for i in range(N)]].tolist() == arrived.astype(float).tolist()
+    first = train.run(config, lake)
+    score.run(config, lake)
+    found = lake.read("gold.uplift_scores").toPandas()
+    assert len(found) == N and found["uplift"].mean() == pytest.approx(2.0, abs=0.4)
+    assert rebuild(config, lake, first.run_id).details["same_bytes"]
+
+    train.run(replace(config, learner=Learner(), registry=replace(config.registry, name="assigned")), lake)
+    registry = Registry.of(config)
+    assigned = registry.load(registry.find("assigned")).effect_arrays(lake.read("silver.training_spring").toArrow())[0]
+    assert assigned.mean() == pytest.approx(1.0, abs=0.25)
+
+    erase(config, lake, Erasure(("u1", "u2", "u3")))
+    after = registry.load(registry.find("spring"))
+    assert after.forest.facts["rows"] == registry.load(registry.find("spring", 1)).forest.facts["rows"] - sum(
+        unit in ("u1", "u2", "u3")
+        for unit in lake.read("silver.training_spring", 0).where("split = 'train'").toPandas()["unit_id"]
+    )
+
+
+def test_it_needs_to_know_who_was_reached():
+    with pytest.raises(ConfigError, match=r"set labels\.delivered: true"):
+        Config(
+            campaign="spring",
+            source={"kind": "simulation"},
+            roles=RolesConf("spend", "none", ("x",)),
+            learner=Learner(kind="instrumental_forest"),
+        )

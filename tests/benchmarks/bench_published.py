@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_published.py --draws 20
     python tests/benchmarks/bench_published.py --only aw1 shifted --draws 50
 
-A verdict compares means: ours is held to the published figure where it is better, or within two standard errors of the
-two together. Forests have their defaults (200 trees; published ones up to 4,000).
+A verdict is `within` where ours is no farther than two standard errors of the two together from what was published,
+else `better` or `worse`; of a share or a bias, what counts is how far it is from where it should be. Forests have their
+defaults (200 trees; published ones up to 4,000).
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import Roles
-from uplift_spark.causal.crossfit import Blend, Spec, crossfit
+from uplift_spark.causal.benchmarks import nie_wager
+from uplift_spark.causal.crossfit import Spec, crossfit
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.hashing import unit_hashes
 from uplift_spark.causal.partial import average_partial_effect
 from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.causal.transport import transported_average
 from uplift_spark.stats.averages import averages_of
 from uplift_spark.stats.offpolicy import doubly_robust
 
@@ -95,12 +98,12 @@ def grf_table(effect: bool, confounded: bool, n: int, p: int) -> Callable[[Rng],
 
 
 def binary_with_odds(rng: Rng, n: int = 4000) -> dict[str, float]:
-    """A test of the grf package: small effects, odds known."""
-    x, new = rng.normal(size=(n, 10)), rng.normal(size=(HELD_OUT, 10))
+    """The grf package's benchmark of its causal forest (pull request 831): small effects, odds known."""
+    x, new = rng.normal(size=(n, 10)), rng.normal(size=(4 * HELD_OUT, 10))
     first = np.maximum(x[:, 0], 0)
     scale = 0.1 / first.std()
     odds = 0.4 + 0.2 * (x[:, 0] > 0)
-    mean = x[:, 1] + np.minimum(x[:, 2], 0) + odds * scale * first
+    mean = x[:, 1] + np.minimum(x[:, 2], 0) + odds * first
     mean, w = mean / mean.std(), (rng.random(n) < odds).astype(int)
     y = mean + (w - odds) * scale * first + rng.normal(size=n)
     forest = as_trial(x, w, y, np.column_stack([1 - odds, odds]))
@@ -108,12 +111,12 @@ def binary_with_odds(rng: Rng, n: int = 4000) -> dict[str, float]:
 
 
 def three_arms(rng: Rng, n: int = 4000) -> dict[str, float]:
-    """A test of the grf package: three arms with equal odds."""
+    """Likewise of its forest of several arms, with equal odds."""
 
     def tau(x: np.ndarray) -> np.ndarray:
         return np.column_stack([np.maximum(x[:, 1], 0), -1.5 * np.abs(x[:, 1])])
 
-    x, new, w = rng.normal(size=(n, 10)), rng.normal(size=(HELD_OUT, 10)), rng.integers(0, 3, n)
+    x, new, w = rng.normal(size=(n, 10)), rng.normal(size=(4 * HELD_OUT, 10)), rng.integers(0, 3, n)
     own = np.column_stack([np.zeros(n), tau(x)])[np.arange(n), w]
     return errors_at(as_trial(x, w, 2 + x[:, 0] + own + rng.normal(size=n)), new, tau(new))
 
@@ -143,60 +146,39 @@ def incremental(n: int) -> Callable[[Rng], dict[str, float]]:
         x, w, index = draw(rng, n)
         y = (scipy.stats.norm.cdf(index) > rng.random(n)).astype(float)
         estimate, error = average_partial_effect(x, w, y, key_of(n), Spec(("0", "1")))
-        return {"square": (estimate - truth) ** 2, "covered": float(abs(estimate - truth) < 1.96 * error)}
+        return {"bias": estimate - truth, "covered": float(abs(estimate - truth) < 1.96 * error)}
 
     return one
 
 
 def shifted(rng: Rng, n: int = 2000) -> dict[str, float]:
-    """Units in a trial are not like those outside, whose average effect is asked for (Athey & Wager's grf tutorial)."""
+    """The grf package's vignette on a new target population (pull request 1196): who is in the trial has more of what
+    effects rise with; truth is the average over the units outside."""
     x = rng.normal(size=(n, 5))
     inside = rng.random(n) < 1 / (1 + np.exp(-x[:, 0] / 2))
-    w, key, folds = (rng.random(n) < 0.5).astype(int), key_of(n), 5
-    y = x[:, 1] + (1 + x[:, 0]) * w + rng.normal(size=n)
-    fold = key % np.uint64(folds)
-    pull = np.empty(n)
-    outside = float((~inside).mean())
-    for f in range(folds):
-        rest, mine = fold != f, fold == f
-        member = Blend(True).fit(x[rest], inside[rest].astype(float), np.ones(rest.sum()))
-        arms = [rest & inside & (w == k) for k in (0, 1)]
-        models = [Blend(False).fit(x[arm], y[arm], np.ones(arm.sum())) for arm in arms]
-        expected = np.column_stack([model.predict(x[mine]) for model in models])
-        chance = np.clip(member.predict_proba(x[mine])[:, 1], 0.05, 0.95)
-        left = (y[mine] - expected[np.arange(mine.sum()), w[mine]]) * (2 * w[mine] - 1) / 0.5
-        weighed = np.where(inside[mine], (1 - chance) / chance * left, expected[:, 1] - expected[:, 0])
-        pull[mine] = weighed / outside
-    estimate = float(pull.mean())
-    error = float((pull - estimate * ~inside / outside).std() / np.sqrt(n))
-    truth = 1 - _tilted()
-    return {"bias": estimate - truth, "covered": float(abs(estimate - truth) < 1.96 * error)}
-
-
-def _tilted() -> float:
-    """Minus the mean of x0 outside the trial."""
-    at = np.linspace(-8, 8, 20_001)
-    weight = np.exp(-(at**2) / 2) / (1 + np.exp(at / 2))
-    return float(-(at * weight).sum() / weight.sum())
+    w = (rng.random(n) < 0.5).astype(int)
+    y = np.where(inside, x[:, 1] + (1 + x[:, 0]) * w + rng.normal(size=n), np.nan)
+    odds = np.full((n, 2), 0.5)
+    effect, error = transported_average((x, w, y), inside, key_of(n), Spec(("0", "1")), odds)
+    miss = float(effect[0] - (1 + x[~inside, 0]).mean())
+    return {"bias": miss, "covered": float(abs(miss) < 1.96 * error[0])}
 
 
 def mode_two(rng: Rng, n: int = 2000) -> dict[str, float]:
-    """CausalML's `synthetic_data(mode=2)`: Nie & Wager's set-up B with five features, a trial."""
-    x, w = rng.normal(size=(n, 5)), rng.integers(0, 2, n)
-    base = np.maximum(np.maximum(x[:, 0] + x[:, 1], x[:, 2]), 0) + np.maximum(x[:, 3] + x[:, 4], 0)
-    tau = x[:, 0] + np.log1p(np.exp(x[:, 1]))
-    y = base + (w - 0.5) * tau + rng.normal(size=n)
-    found = crossfit(x, w, y, key_of(n), Spec(("0", "1")))
-    average = averages_of(y, w, found.expected, found.propensity)
-    grid = np.random.default_rng(0).normal(size=2_000_000)
-    truth = float(np.log1p(np.exp(grid)).mean())
-    estimate, error = average.estimate[0, 0], average.error[0, 0]
-    return {"bias": float(estimate - truth), "covered": float(abs(estimate - truth) < 1.96 * error)}
+    """CausalML's `synthetic_data(mode=2)`, Nie & Wager's set-up B with five features, a trial; published in issue 1006
+    of its repository are 17 intervals of 20, .3923 wide, from a forest of half of the rows and the other half."""
+    drawn = nie_wager(n, int(rng.integers(1 << 31)), 5, setup="b")
+    found = crossfit(drawn.X, drawn.w, drawn.y, key_of(n), Spec(("0", "1")))
+    average = averages_of(drawn.y, drawn.w, found.expected, found.propensity)
+    at, weight = np.polynomial.hermite_e.hermegauss(60)
+    truth = float(weight @ np.log1p(np.exp(at)) / weight.sum())
+    miss, error = float(average.estimate[0, 0] - truth), float(average.error[0, 0])
+    return {"bias": miss, "covered": float(abs(miss) < 1.96 * error), "width": 2 * 1.96 * error}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A published figure: of which measure, how uncertain. Small is good, or what is near `target`, by `slack`."""
+    """A published figure: of which measure, with which standard error. Small is good, or near `target` by `slack`."""
 
     draw: Callable[[Rng], dict[str, float]]
     measure: str
@@ -205,23 +187,39 @@ class Row:
     target: float | None = None
     slack: float = 0.0
 
+    def ours(self, found: pd.DataFrame) -> tuple[float, float]:
+        """The measure over draws, and its standard error."""
+        values = found["bias"] ** 2 if self.measure == "RMSE" else found[self.measure]
+        mean, spread = float(values.mean()), float(values.std())
+        if values.isin([0.0, 1.0]).all():
+            spread = max(spread, 0.05**0.5 * 0.95**0.5)  # a few draws that are all covered do not show what is not
+        error = spread / float(np.sqrt(len(values)))
+        return (mean**0.5, error / 2 / mean**0.5) if self.measure == "RMSE" else (mean, error)
+
+    def verdict(self, mean: float, error: float) -> str:
+        """See the module."""
+        ours, theirs = (self._far(value) for value in (mean, self.published))
+        gap = 2 * float(np.hypot(error, self.uncertain))
+        return "better" if ours < theirs - gap else "worse" if ours > theirs + gap else "within"
+
+    def _far(self, value: float) -> float:
+        return value if self.target is None else max(abs(value - self.target) - self.slack, 0.0)
+
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "aw2": (Row(grf_table(True, False, 800, 10), "MSE", 0.087),),
     "aw1": (Row(grf_table(False, True, 800, 10), "MSE", 0.027),),
     "aw3": (Row(grf_table(True, True, 800, 10), "MSE", 0.091),),
     "aw3-1600": (Row(grf_table(True, True, 1600, 20), "MSE", 0.057),),
-    "binary": (Row(binary_with_odds, "MSE", 0.009, 0.001), Row(binary_with_odds, "z2", 1.18, 0.18)),
-    "arms": (Row(three_arms, "MSE", 0.082, 0.006), Row(three_arms, "z2", 1.35, 0.08)),
-    "continuous": (Row(continuous, "covered", 0.95, 0.0, 0.925, 0.07),),
-    "incremental-600": (Row(incremental(600), "square", 0.037**2),),
-    "incremental-1800": (Row(incremental(1800), "square", 0.019**2),),
-    "incremental-5400": (Row(incremental(5400), "square", 0.010**2),),
-    "shifted": (
-        Row(shifted, "covered", 0.95, 0.0, 0.95, 0.025),
-        Row(shifted, "bias", 0.026, 0.0, 0.0, 0.026),
-    ),
-    "mode2": (Row(mode_two, "covered", 0.85, 0.0, 0.95, 0.025),),
+    "binary": (Row(binary_with_odds, "MSE", 0.009, 0.001), Row(binary_with_odds, "z2", 1.18, 0.18, 1.0)),
+    "arms": (Row(three_arms, "MSE", 0.082, 0.006), Row(three_arms, "z2", 1.35, 0.08, 1.0)),
+    "continuous": (Row(continuous, "covered", 0.95, 0.0, 0.9225, 0.0725),),  # its test has .85 to .995 pass
+    "incremental-600": (Row(incremental(600), "RMSE", 0.037),),
+    "incremental-1800": (Row(incremental(1800), "RMSE", 0.019),),
+    "incremental-5400": (Row(incremental(5400), "RMSE", 0.010),),
+    "incremental-16200": (Row(incremental(16200), "RMSE", 0.006),),
+    "shifted": (Row(shifted, "covered", 0.95, 0.01, 0.95), Row(shifted, "bias", 0.026, 0.0034, 0.0)),
+    "mode2": (Row(mode_two, "covered", 0.85, 0.08, 0.95),),
 }
 
 
@@ -232,21 +230,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     asked = parser.parse_args()
     out = Console(width=140)
-    table = Table("draws of", "measure", "published", "ours", "+-", "all measures", "verdict")
+    table = Table("draws of", "draws", "measure", "published", "ours", "+-", "all measures", "verdict")
     for name in asked.only:
         rows = ROWS[name]
         found = pd.DataFrame([rows[0].draw(np.random.default_rng(seed)) for seed in range(asked.draws)])
-        means, errors = found.mean(), found.std() / np.sqrt(asked.draws)
-        everything = ", ".join(f"{measure} {value:.4f}" for measure, value in means.items())
+        everything = ", ".join(f"{measure} {value:.4f}" for measure, value in found.mean().items())
         for row in rows:
-            mean, error = float(means[row.measure]), float(errors[row.measure])
-            if row.target is None:
-                held = mean <= row.published + 2 * float(np.hypot(error, row.uncertain))
-            else:
-                held = abs(mean - row.target) <= row.slack + 2 * error
-            verdict = "held" if held else "missed"
-            table.add_row(name, row.measure, f"{row.published:.4g}", f"{mean:.4f}", f"{error:.4f}", everything, verdict)
-            out.print(f"{name}: {row.measure} {mean:.4f} +- {error:.4f}, published {row.published:.4g}: {verdict}")
+            mean, error = row.ours(found)
+            verdict, shown = row.verdict(mean, error), f"{row.published:.4g}"
+            cells = (f"{mean:.4f}", f"{error:.4f}", everything, verdict)
+            table.add_row(name, str(asked.draws), row.measure, shown, *cells)
+            out.print(f"{name}: {row.measure} {mean:.4f} +- {error:.4f}, published {shown}: {verdict} ({everything})")
     out.print(table)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.causal.binning import FeatureBins
-from uplift_spark.causal.crossfit import Spec, crossfit, features_of, unless_equal
+from uplift_spark.causal.crossfit import Spec, crossfit, features_of, fit_trees
 from uplift_spark.stats.intervals import poisson_weights, resampled_error
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.vocabulary import DataError
@@ -277,8 +277,10 @@ def _fit(
     """A fitted model, or the number that all targets are."""
     if np.all(target == target[0]):
         return float(target[0])
-    told = weight if setting.make else unless_equal(weight)
-    return setting.model(target, noisy, more).fit(features, target, sample_weight=told)
+    model = setting.model(target, noisy, more)
+    if setting.make:
+        return model.fit(features, target, sample_weight=weight)
+    return fit_trees(model, features, target, weight)
 
 
 def _predicted(model: Any, features: np.ndarray) -> np.ndarray:

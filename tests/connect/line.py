@@ -12,7 +12,7 @@ from importlib import import_module
 import pyarrow as pa
 
 from tests.causal.frames import ordered_frame, ordered_roles
-from uplift_spark import CausalForest
+from uplift_spark import CausalForest, MetaLearner
 from uplift_spark.cli import JOBS
 from uplift_spark.config import Consent, load_config
 from uplift_spark.flow.progress import watched
@@ -45,6 +45,8 @@ def main(folder: str) -> None:
     frame = ordered_frame(1500)
     remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
     forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)
+    learner, plain = MetaLearner("x_learner", 2), replace(ordered_roles(), propensity=None)
+    learnt = [learner.fit(given, plain).effect(frame.head(20))["uplift_se"].tolist() for given in (remote, frame)]
     said: list[str] = []
     with watched(spark, said.append, every=0.5):
         spark.range(0, 4, 1, 4).mapInArrow(slowly, "id long").toArrow()
@@ -56,6 +58,7 @@ def main(folder: str) -> None:
         "exported": exported.details["units"],
         "purged": lake.read("bronze.assignment").count(),
         "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
+        "same_learner": learnt[0] == learnt[1],
         "said": said,
     }
     print(json.dumps(told))

@@ -52,7 +52,7 @@ NOT_OVER_CONNECT = {
     "createGlobalTempView", "createOrReplaceGlobalTempView",
 }  # fmt: skip
 CACHING = {"cache", "persist", "unpersist", "localCheckpoint", "cacheTable"}
-KEEPER = ("uplift_spark.flow.training", "_kept")  # goes on without where a cluster refuses
+KEEPER = ("uplift_spark.flow.training", "kept")  # goes on without where a cluster refuses
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 TABLE_ACCESS = {"read", "write", "readStream", "writeStream"}
 TABLE_CALLS = {"table", "sql", "saveAsTable", "insertInto", "writeTo", "forPath", "forName", "toTable", "createTable"}

@@ -159,6 +159,16 @@ _TRIED: dict[str, list[Any]] = {
 
 
 @dataclass(frozen=True, config=STRICT)
+class Refresh:
+    """`uplift refresh`: new labels into the champion's trees.
+
+    half_life_days  a row counts half as much as one assigned so many days later; None: all alike
+    """
+
+    half_life_days: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Tune:
     """`uplift tune`: which arguments of the forest tell effects best, by the R-loss of units held back from training.
 

@@ -259,6 +259,7 @@ def train(
 
 
 _job_command("nuisances", "For campaigns that were no trial: what decided who was treated, and scores.")
+_job_command("refresh", "New labels into the champion's trees, without a regrow.")
 _job_command("score", "Effect of every level on every unit.")
 _job_command("lift", "Lift tables and curves on the hold-out.")
 _job_command("compare", "The champion against other learners on one hold-out.")

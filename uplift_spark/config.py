@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.choices import Compare, Learner, Limit, Policy, Scenario, Tree, Tune
+from uplift_spark.choices import Compare, Learner, Limit, Policy, Refresh, Scenario, Tree, Tune
 from uplift_spark.sections import (
     DAY,
     HAPPENED_AT,
@@ -56,6 +56,7 @@ __all__ = [
     "Nuisances",
     "Policy",
     "Pseudonyms",
+    "Refresh",
     "Registry",
     "RolesConf",
     "Scenario",
@@ -94,6 +95,7 @@ class Config:
     compare: Compare = Field(default_factory=Compare)
     tree: Tree = Field(default_factory=Tree)
     tune: Tune = Field(default_factory=Tune)
+    refresh: Refresh = Field(default_factory=Refresh)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

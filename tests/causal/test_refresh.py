@@ -22,11 +22,13 @@ from uplift_spark.causal.refresh import (
     less,
     merged,
     refreshed,
+    refreshed_table,
     scaled,
     trained,
     without,
 )
 from uplift_spark.causal.rows import Summary, exponents, room
+from uplift_spark.causal.stacking import as_given
 from uplift_spark.vocabulary import ConfigError, DataError
 
 ROLES = ordered_roles(more_outcomes=("money",), weight="wt")
@@ -353,3 +355,15 @@ def test_refreshed_forests_err_little_more_than_those_estimated_afresh_in_full(s
 @pytest.mark.simulation
 def test_changed_effects_are_followed_where_old_rows_are_forgotten_in_full():
     check_turned(500, 4000, n_trees=200)
+
+
+def test_a_table_is_counted_by_day(frame, base, old, new):
+    table = arrow(frame)
+    assert refreshed_table(table, base, None, None).to_bytes() == content(refreshed(trained(base, old), new))
+    assert refreshed_table(table, base, 2.5, "day").to_bytes() == content(in_parts(base, frame, 4), half_life=2.5)
+
+
+def test_scores_do_not_add(base, old):
+    by_scores = as_given(base, replace(ROLES, scores="scores", more_outcomes=(), weight=None))
+    with pytest.raises(ConfigError, match=r"roles\.scores 'scores'.*estimate the trees anew"):
+        refreshed_table(old, by_scores, None, None)

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,7 @@ from uplift_spark.causal.little_bags import CORRECTED_VARIANCE
 from uplift_spark.causal.rows import (
     Encoded,
     Plan,
+    Summary,
     check_columns,
     check_parts,
     check_summary,
@@ -95,7 +97,7 @@ def counted(base: Forest, table: pa.Table, day: int = 0) -> Tally:
     if repeated:
         raise DataError(f"column {plan.roles.unit!r} repeats a unit in {repeated} rows: keep one row per unit")
     add_rows(sums, rows, structure.routes, plan, threads)
-    return Tally(base, level_rows, {day: _plain(sums)}, *_sampled(rows, base))
+    return Tally(base, level_rows, {day: plain(sums)}, *sampled_bins(rows, base))
 
 
 def trained(base: Forest, table: pa.Table, day: int = 0) -> Tally:
@@ -111,7 +113,7 @@ def trained(base: Forest, table: pa.Table, day: int = 0) -> Tally:
             f"the forest was trained on {known.tolist()}: give its training rows, or count these with `counted`"
         )
     rows = encode(table, base.plan, threads=os.cpu_count() or 1)
-    return Tally(base, level_rows, {day: _plain(base.sums)}, *_sampled(rows, base))
+    return Tally(base, level_rows, {day: plain(base.sums)}, *sampled_bins(rows, base))
 
 
 def refreshed(tally: Tally, table: pa.Table, day: int = 0) -> Tally:
@@ -181,22 +183,67 @@ def forest_of(tally: Tally, half_life: float | None = None, as_of: int | None = 
     Intervals hold where the base's rows are among those counted, or a half-life says that they fade.
     Raises DataError when a level has no row, ConfigError for a half-life that is not above 0, or rows after `as_of`.
     """
-    base, names = tally.base, tally.base.plan.levels.names
-    if not tally.level_rows.all():
-        gone = ", ".join(name for name, rows in zip(names, tally.level_rows, strict=True) if not rows)
+    if half_life is None:
+        return forest_from(tally.base, tally.level_rows, _total(tally.days.values()), tally.bins)
+    newest = max(tally.days)
+    as_of = newest if as_of is None else as_of
+    if not half_life > 0 or as_of < newest:
+        raise ConfigError(
+            f"half-life {half_life} as of day {as_of}, rows up to day {newest}: it must be above 0, and rows no later"
+        )
+    finer = finer_bits(tally.base)
+    sums = _total(faded(sums, as_of - day, half_life, finer) for day, sums in tally.days.items())
+    return forest_from(tally.base, tally.level_rows, sums, tally.bins, fading=True)
+
+
+def _total(days: Iterable[np.ndarray]) -> np.ndarray:
+    return reduce(np.add, days)
+
+
+def check_refresh(base: Forest, half_life: float | None, day: str | None) -> None:
+    """Raise ConfigError unless new rows can be counted in the forest's trees as asked."""
+    if base.roles.scores:
+        raise ConfigError(
+            f"roles.scores {base.roles.scores!r}: scores of all units change with what new rows teach nuisances, so "
+            "sums do not add: estimate the trees anew, or train"
+        )
+    if half_life is not None and (day is None or not half_life > 0):
+        raise ConfigError(f"half-life {half_life}, column of days {day!r}: it must be above 0 days, and rows need days")
+
+
+def refreshed_table(table: pa.Table, base: Forest, half_life: float | None, day: str | None) -> Forest:
+    """`forest_of` the table's rows, all of one day or each of the one that its column `day` says, a whole number."""
+    check_refresh(base, half_life, day)
+    if day is None:
+        return forest_of(counted(base, table))
+    check_columns({field.name: field.type for field in table.schema}, (day,), ())
+    days = table.column(day)
+    if days.null_count:
+        raise DataError(f"column {day!r} is null in {days.null_count} of {len(days)} rows: give every row its day")
+    days = pc.cast(days, pa.int64())
+    parts = [(one, table.filter(pc.equal(days, one))) for one in pc.unique(days).to_pylist()]
+    tally = reduce(merged, (counted(base, rows, one) for one, rows in parts))
+    return forest_of(tally, half_life)
+
+
+def forest_from(
+    base: Forest, level_rows: np.ndarray, sums: np.ndarray, bins: np.ndarray, fading: bool = False
+) -> Forest:
+    """The forest of the base's trees with these plain sums, [leaves, K, 1 + m], `faded` ones or whole (`forest_of`)."""
+    if not level_rows.all():
+        gone = ", ".join(name for name, rows in zip(base.plan.levels.names, level_rows, strict=True) if not rows)
         raise DataError(f"column {base.roles.treatment!r} has no row of {gone}: add rows, or train a new forest")
     plan, structure, baselines = grown_parts(base)
-    if half_life is None:
-        sums = sum(tally.days.values(), np.int64(0))
-    else:
-        plan, sums = _decayed(tally, half_life, as_of)
-    level_rows = dict(zip(names, tally.level_rows.tolist(), strict=True))
+    finer = finer_bits(base) if fading else 0
+    w_bits, *y_bits = plan.exponents
+    plan = replace(plan, exponents=(w_bits + finer, *y_bits))
+    counts = dict(zip(plan.levels.names, level_rows.tolist(), strict=True))
     ranges = {name: [None, None] for name in base.roles.outcomes}
-    facts = {**base.facts, "rows": tally.rows, "level_rows": level_rows, "outcome_range": ranges}
-    if half_life is not None:
-        facts["corrected_variance"] = _corrected_variance(base, np.asarray(sums), plan)
-    whole = _corrected(np.asarray(sums), base, plan.exponents[0] - base.plan.exponents[0])
-    return finished(plan, structure, whole, facts, baselines, np.ascontiguousarray(tally.bins[:ROWS]))
+    facts = {**base.facts, "rows": int(level_rows.sum()), "level_rows": counts, "outcome_range": ranges}
+    if fading:
+        facts["corrected_variance"] = _corrected_variance(base, sums, plan)
+    whole = _corrected(sums, base, finer)
+    return finished(plan, structure, whole, facts, baselines, np.ascontiguousarray(bins[:ROWS]))
 
 
 def _corrected(plain: np.ndarray, base: Forest, finer: int) -> np.ndarray:
@@ -221,23 +268,16 @@ def _corrected_variance(base: Forest, plain: np.ndarray, plan: Plan) -> float:
     return min(1.0, max(CORRECTED_VARIANCE, 0.2 + 0.8 * share / max(float(plain[:, :, 0].sum()), 1.0)))
 
 
-def _decayed(tally: Tally, half_life: float, as_of: int | None) -> tuple[Plan, np.ndarray]:
-    """The plan with the exponent of decayed weights, and the sums of all days as they count on that day."""
-    newest = max(tally.days)
-    as_of = newest if as_of is None else as_of
-    if not half_life > 0 or as_of < newest:
-        raise ConfigError(
-            f"half-life {half_life} as of day {as_of}, rows up to day {newest}: it must be above 0, and rows no later"
-        )
-    plan = tally.base.plan
-    w_bits, *y_bits = plan.exponents
-    finer = 0 if plan.roles.weight is not None or plan.weighted_by_propensity else FINE
-    sums = np.zeros_like(tally.days[newest])
-    for day, of_day in tally.days.items():
-        weight = day_weight(as_of - day, half_life)
-        sums[:, :, 0] += scaled(of_day[:, :, 0], weight, WEIGHT_BITS - finer)
-        sums[:, :, 1:] += scaled(of_day[:, :, 1:], weight, WEIGHT_BITS)
-    return replace(plan, exponents=(w_bits + finer, *y_bits)), sums
+def finer_bits(base: Forest) -> int:
+    """Bits that weights of faded sums have beyond those of the base's."""
+    return 0 if base.roles.weight is not None or base.plan.weighted_by_propensity else FINE
+
+
+def faded(sums: np.ndarray, age: int, half_life: float, finer: int) -> np.ndarray:
+    """Plain sums of a day, int64 [..., 1 + m], as they count so many days later."""
+    weight = day_weight(age, half_life)
+    shifts = (scaled(sums[..., :1], weight, WEIGHT_BITS - finer), scaled(sums[..., 1:], weight, WEIGHT_BITS))
+    return np.concatenate(shifts, axis=-1)
 
 
 def day_weight(age: int, half_life: float) -> int:
@@ -258,11 +298,12 @@ def _same_base(one: Tally, other: Tally) -> None:
         raise ConfigError("the tallies are of different forests: only sums in the same trees add")
 
 
-def _plain(sums: np.ndarray) -> np.ndarray:
+def plain(sums: np.ndarray) -> np.ndarray:
+    """Σw and Σwy of a forest's sums: int64 [leaves, K, 1 + m] of [leaves, K, 1 + 2m]."""
     return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2)
 
 
-def _sampled(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
+def sampled_bins(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
     """(units, bins) of the rows whose hash is below what about ROWS of the base's rows are below, by unit."""
     share, seed = ROWS / max(base.facts["rows"], ROWS), np.uint64(base.plan.seed)
     limit = np.uint64(2**64 - 1 if share == 1.0 else int(share * 2.0**64))
@@ -273,32 +314,41 @@ def _sampled(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(table: pa.Table, base: Forest) -> np.ndarray:
     """Rows of each level, int64 [K], of a table that the forest can take; else DataError."""
-    plan, roles = base.plan, base.roles
     kinds = {field.name: field.type for field in table.schema}
-    check_columns(kinds, roles.columns, roles.features)
-    check_parts(kinds, roles)
-    summary = summarise(table, roles)
-    check_summary(summary, roles)
+    check_columns(kinds, base.roles.columns, base.roles.features)
+    check_parts(kinds, base.roles)
+    summary = summarise(table, base.roles)
+    check_summary(summary, base.roles)
+    return level_rows_of(summary, unfit(table, base), base)
+
+
+def level_rows_of(summary: Summary, problems: Iterable[Problem], base: Forest) -> np.ndarray:
+    """Rows of each level, int64 [K], of rows with this checked summary and problems (`unfit`); DataError if they do not
+    fit the forest."""
+    plan, roles, n, most = base.plan, base.roles, summary.rows, room(base.facts["rows"])[0]
+    if n > most:
+        raise DataError(f"{n} rows, the forest's sums hold {most}: train a new one")
     counts = plan.level_rows(summary.levels)
     unseen = {name: rows for name, rows in counts.items() if name not in plan.levels.names}
+    found: list[Problem] = []
     if unseen:
-        found = f"levels the forest does not know, {list(unseen)}"
-        _refuse(roles.treatment, sum(unseen.values()), summary.rows, found)
+        found.append((roles.treatment, sum(unseen.values()), f"levels the forest does not know, {list(unseen)}"))
     if summary.weighted_by_propensity and not plan.weighted_by_propensity:
-        _refuse(
-            str(roles.propensity), summary.rows, summary.rows, "propensities that vary, those of the forest did not"
-        )
-    for column, rows, problem in [*_new_categories(table, plan), *_too_large(table, base)]:
+        found.append((roles.propensity, n, "propensities that vary, those of the forest did not"))
+    for column, rows, problem in [*found, *problems]:
         if rows:
-            _refuse(column, rows, summary.rows, problem)
+            raise DataError(
+                f"column {column!r} in {rows} of {n} rows has {problem}: leave these out, or train a new forest"
+            )
     return np.array([counts.get(name, 0) for name in plan.levels.names], np.int64)
 
 
-def _refuse(column: str | None, rows: int, of: int, problem: str) -> None:
-    raise DataError(f"column {column!r} in {rows} of {of} rows has {problem}: leave these out, or train a new forest")
+def unfit(table: pa.Table | pa.RecordBatch, base: Forest) -> list[Problem]:
+    """What of rows the forest cannot take, column by column, whether any has it or not."""
+    return [*_new_categories(table, base.plan), *_too_large(table, base)]
 
 
-def _new_categories(table: pa.Table, plan: Plan) -> Iterator[Problem]:
+def _new_categories(table: pa.Table | pa.RecordBatch, plan: Plan) -> Iterator[Problem]:
     """Features with categories that are neither known nor among the rare ones taken together."""
     for one in plan.bins:
         if one.categories is None or one.has_other:
@@ -308,7 +358,7 @@ def _new_categories(table: pa.Table, plan: Plan) -> Iterator[Problem]:
         yield one.name, len(new), f"categories the forest does not know, {new.unique().to_pylist()[:3]}"
 
 
-def _too_large(table: pa.Table, base: Forest) -> Iterator[Problem]:
+def _too_large(table: pa.Table | pa.RecordBatch, base: Forest) -> Iterator[Problem]:
     """Weight and outcomes beyond what sums of the forest's exponents were given room for."""
     (w_bits, *y_bits), (_, heaviest, largest) = base.plan.exponents, room(base.facts["rows"])
     weight, roles = weights_of(table, base.plan), base.roles

@@ -62,7 +62,7 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: Say = lambda 
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
     if roles.scores:
         return as_given(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, say), roles)
-    with _kept(_checked(frame, roles)) as rows:
+    with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
         plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
@@ -84,7 +84,7 @@ def estimate_frame(frame: DataFrame, forest: Forest, say: Say = lambda _: None) 
     if forest.roles.scores:
         inner = as_given(forest, stacked_roles(forest.roles))
         return as_given(estimate_frame(stacked_frame(frame, forest.roles), inner, say), forest.roles)
-    with _kept(_checked(frame, forest.roles)) as rows:
+    with kept(checked(frame, forest.roles)) as rows:
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
         sample = sample_of(rows, forest.roles, forest.plan.seed, summary.rows)
@@ -103,15 +103,16 @@ def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
     return rows.withColumns({roles.unit: row, roles.treatment: F.col("_level"), roles.outcome: F.col("_score")})
 
 
-def _checked(frame: DataFrame, roles: Roles) -> DataFrame:
+def checked(frame: DataFrame, roles: Roles, *more: str) -> DataFrame:
+    """The columns of the roles, and more; DataError where the roles' are missing or of a kind that they cannot have."""
     kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
-    check_columns(kinds, roles.columns, roles.features)
+    check_columns(kinds, (*roles.columns, *more), roles.features)
     check_parts(kinds, roles)
-    return frame.select(*(f"`{column}`" for column in roles.columns))
+    return frame.select(*(f"`{column}`" for column in (*roles.columns, *more)))
 
 
 @contextmanager
-def _kept(rows: DataFrame) -> Iterator[DataFrame]:
+def kept(rows: DataFrame) -> Iterator[DataFrame]:
     """Rows that the first pass leaves on the workers' disks; where a cluster refuses that, every pass reads anew."""
     try:
         kept = rows.persist(StorageLevel.DISK_ONLY)
@@ -154,10 +155,14 @@ def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
 
 
 def encoded_rows(rows: DataFrame, plan: Plan, baselines: Baselines) -> DataFrame:
-    """The fields of `Encoded` as columns: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
+    """The fields of `Encoded` as columns, see `encoded_columns`."""
+    return rows.mapInArrow(partial(encode_batches, plan, baselines), encoded_columns(plan))
+
+
+def encoded_columns(plan: Plan) -> str:
+    """Fields of `Encoded`: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
     outcomes = ", ".join(f"wy{j} bigint" for j in range(len(plan.roles.outcomes)))
-    columns = f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
-    return rows.mapInArrow(partial(encode_batches, plan, baselines), columns)
+    return f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
 
 
 def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structure, list[dict]]:
@@ -217,14 +222,14 @@ def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> 
 
 
 def encode_batches(plan: Plan, baselines: Baselines, batches: Batches) -> Batches:
-    """Rows in the columns of `encoded_rows`."""
+    """Rows in the columns of `encoded_columns`."""
     for batch in batches:
-        yield _to_arrow(encode(batch, plan, baselines))
+        yield to_arrow(encode(batch, plan, baselines))
 
 
 def grow_group(plan: Plan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
     """One share of a bucket's trees, and the bucket's status in a row of its own."""
-    rows = _from_arrow(group, len(plan.bins))
+    rows = from_arrow(group, len(plan.bins))
     grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
     trees, status = grow_bucket(rows, plan, grower, baselines, share=(share, shares))
     grown = [
@@ -240,7 +245,7 @@ def sum_batches(plan: Plan, structure: Structure, values: np.ndarray | None, bat
     seen = False
     for batch in batches:
         seen = seen or batch.num_rows > 0
-        rows = _from_arrow(batch, len(plan.bins))
+        rows = from_arrow(batch, len(plan.bins))
         rows = rows if values is None else correct(rows, routes, values, plan)
         add_rows(sums, rows, routes, plan, corrected=values is not None)
     if seen:
@@ -256,7 +261,8 @@ def merge_sums(parts: pa.Table) -> pa.Table:
     return pa.table({"tree": parts.column("tree")[:1], "sums": pa.array([np.asarray(total).tobytes()], pa.binary())})
 
 
-def _to_arrow(rows: Encoded) -> pa.RecordBatch:
+def to_arrow(rows: Encoded) -> pa.RecordBatch:
+    """Rows in the columns of `encoded_columns`."""
     columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
     columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w}
     columns |= {f"wy{j}": column for j, column in enumerate(rows.wy.T)}
@@ -278,7 +284,9 @@ def unpacked_bins(column: pa.Array | pa.ChunkedArray, p: int) -> np.ndarray:
     return np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=p * packed.offset).reshape(-1, p)
 
 
-def _from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
+def from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
+    """The rows of `to_arrow`, with p features."""
+
     def numbers(name: str) -> np.ndarray:
         return np.asarray(_flat(batch.column(name)).to_numpy(zero_copy_only=False))
 

@@ -16,6 +16,7 @@ from uplift_spark.causal.instrument import LEFT, Instrumental, fit_instrumental
 from uplift_spark.causal.learned import AnyModel, Learned, LearnerParams, PerLevel, fit_learned, kind_of, load_any
 from uplift_spark.causal.models import effect_table, save_file
 from uplift_spark.causal.portable import export_onnx
+from uplift_spark.causal.refresh import refreshed_table
 from uplift_spark.causal.rows import check_columns, level_names, make_levels, summarise
 from uplift_spark.causal.shapley import shapley_table
 from uplift_spark.causal.training import Params, Say, fit_table
@@ -134,6 +135,25 @@ class UpliftModel:
 
             return UpliftModel(estimate_frame(frame, self.forest, say))
         return UpliftModel(estimate_table(_arrow(frame, self.roles.columns), self.forest))
+
+    def refresh(
+        self, frame: Frame, half_life: float | None = None, day: str | None = None, say: Say = _quiet
+    ) -> UpliftModel:
+        """The same trees with sums of the rows of `frame`, old and new ones, in one pass that grows nothing (R6.3).
+
+        day        column of whole numbers that count days; with a half-life rows count 2^(-age / half_life)
+        half_life  days; None: rows count alike
+
+        Corrections for bias stay those of this model, so always refresh the model that was grown, not a refreshed one;
+        `causal.refresh` says what that costs, `estimate` corrects anew. Raises DataError for rows that the forest
+        cannot take, ConfigError for models that are no causal forest and for forests on scores.
+        """
+        if _is_spark(frame):
+            from uplift_spark.flow.refresh import refreshed_frame
+
+            return UpliftModel(refreshed_frame(frame, self.forest, half_life, day, say))
+        columns = (*self.roles.columns, *([] if day is None else [day]))
+        return UpliftModel(refreshed_table(_arrow(frame, columns), self.forest, half_life, day))
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""

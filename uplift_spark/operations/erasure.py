@@ -127,9 +127,12 @@ def _erase_from_model(
 
 
 def _register(config: Config, lake: Lake, registry: Registry, base: Registered, kept: Written, say: Say) -> None:
-    """Estimate the trees of `base` from the rows kept, register that forest; raises ConflictError if `base` has one."""
+    """Estimate the trees of `base` from the rows kept, register that forest; raises ConflictError if `base` has one.
+
+    Rows of a refreshed forest that fade count alike again, until the next refresh.
+    """
     frame, started = lake.read(kept.table, kept.version), time.monotonic()
-    model = UpliftModel(registry.load(base)).estimate(frame, say)
+    model = UpliftModel(registry.load(registry.trees_of(base))).estimate(frame, say)
     params, metrics = facts_of(model.model, time.monotonic() - started)
     if registry.current(base).version != base.version:
         raise ConflictError(f"another erasure took units out of {base.name} version {base.version}: run this one again")

@@ -1,12 +1,14 @@
-"""What the train job trains, and trains again: a forest of one of three kinds, or a meta-learner (R3.3, R3.7)."""
+"""What jobs train, and train again: a forest of one of three kinds, or a meta-learner (R3.3, R3.7); or refresh."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pyspark.sql import functions as F
+
 from uplift_spark import CausalForest, InstrumentalForest, MetaLearner
-from uplift_spark.config import Config
+from uplift_spark.config import DAY, Config
 from uplift_spark.operations.runs import Say
 from uplift_spark.vocabulary import DELIVERED, Roles
 
@@ -35,3 +37,10 @@ def train(params: Mapping[str, Any], frame: DataFrame, roles: Roles, say: Say) -
         return InstrumentalForest(**given).fit(frame, roles, params["delivered"], say)
     learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
     return learner.fit(frame, roles, say)
+
+
+def refreshed(model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], say: Say) -> UpliftModel:
+    """The model's trees with sums of training rows; `how` holds half_life_days, rows being of the day (UTC) of their
+    assignment. Raises as `UpliftModel.refresh`."""
+    day = F.floor(F.unix_micros("assigned_at") / F.lit(DAY))
+    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", say)

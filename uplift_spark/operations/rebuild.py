@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from uplift_spark.causal.learned import AnyModel, Learned
 from uplift_spark.config import Config
+from uplift_spark.flow.verbs import UpliftModel
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.learning import train
+from uplift_spark.operations.learning import refreshed, train
 from uplift_spark.operations.registry import Registered, Registry
 from uplift_spark.operations.runs import JobResult, Say, code_version, silent
 from uplift_spark.vocabulary import ConfigError, DataError
@@ -42,7 +43,11 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Say = si
     say(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
     frame = lake.read(table, version).where("split = 'train'")
     with still_there(table, version, "restore them from a backup"):
-        again = train(model.params, frame, registered.roles, say)
+        if model.refresh is None:
+            again = train(model.params, frame, registered.roles, say)
+        else:
+            base = UpliftModel(registry.load(registry.trees_of(model)))
+            again = refreshed(base, frame, model.refresh, say)
     what, made, known = _digests(model, registered, again.model, again.to_bytes())
     if made != known:
         raise DataError(

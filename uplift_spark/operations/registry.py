@@ -57,6 +57,7 @@ class Origin:
     git_version      see `runs.code_version`
     params           arguments of `CausalForest` or `MetaLearner`, those left open as None
     erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
+    refresh          {of: version whose trees it has, half_life_days}, with sums of other rows; None: it was trained
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class Origin:
     git_version: str
     params: Mapping[str, Any]
     erasure_of: int | None = None
+    refresh: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Registered:
     git_version: str
     params: Mapping[str, Any]
     erasure_of: int | None = None
+    refresh: Mapping[str, Any] | None = None
 
 
 class Registry:
@@ -160,6 +163,10 @@ class Registry:
         for version in sorted(versions, key=lambda version: version.version):
             model = version if version.erasure_of == model.version else model
         return model
+
+    def trees_of(self, model: Registered) -> Registered:
+        """The version that the trees of a refreshed one were grown for, which holds their corrections; else itself."""
+        return model if model.refresh is None else self.find(model.name, model.refresh["of"])
 
     def set_data_versions(self, model: Registered, versions: Mapping[str, int]) -> None:
         """The version's training rows lie elsewhere from now on; what the MLflow run recorded stays."""
@@ -277,8 +284,10 @@ def _tags(origin: Origin, sha256: str) -> dict[str, str]:
         "dose": roles.dose,
     }
     erasure = {} if origin.erasure_of is None else {"uplift_erasure_of": str(origin.erasure_of)}
+    refresh = {} if origin.refresh is None else {"uplift_refresh": json.dumps(origin.refresh)}
     return {
         **erasure,
+        **refresh,
         "uplift_run_id": origin.run_id,
         "uplift_sha256": sha256,
         "uplift_data_versions": _version_tag(origin.data_versions),
@@ -304,6 +313,7 @@ def _registered(found: ModelVersion) -> Registered:
         git_version=found.tags["uplift_git_version"],
         params=json.loads(found.tags["uplift_params"]),
         erasure_of=int(found.tags["uplift_erasure_of"]) if "uplift_erasure_of" in found.tags else None,
+        refresh=json.loads(found.tags["uplift_refresh"]) if "uplift_refresh" in found.tags else None,
     )
 
 

@@ -32,6 +32,7 @@ _RELEVANT = {
     ),
     "nuisances": ("campaign", "roles", "nuisances", "lift.segments", "seed"),
     "train": ("campaign", "roles", "learner", "forest", "seed", "registry.name"),
+    "refresh": ("campaign", "roles", "refresh", "registry.name"),
     "tune": ("campaign", "roles", "forest", "tune.rows", "tune.held_out", "tune.space", "seed", "registry.name"),
     "score": ("campaign", "roles", "registry.name"),
     "lift": ("campaign", "roles", "economics", "lift", "seed"),

@@ -1,0 +1,122 @@
+"""`uplift refresh`: new labels in the champion's trees, registered, rebuilt, erased from; and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
+from uplift_spark.config import Lakehouse, Learner, Refresh
+from uplift_spark.flow.verbs import UpliftModel
+from uplift_spark.jobs import refresh, score, train
+from uplift_spark.lake.tables import Lake
+from uplift_spark.operations.erasure import Erasure, erase
+from uplift_spark.operations.rebuild import rebuild
+from uplift_spark.operations.refreshing import due
+from uplift_spark.operations.registry import Registry
+from uplift_spark.vocabulary import ConfigError
+
+pytestmark = pytest.mark.spark
+OLD, ALL = 1600, 2400
+
+
+def rows() -> pd.DataFrame:
+    """2,400 units; those after the first 1,600 came ten days later, and treatment did the opposite to them."""
+    frame = training_rows(ALL)
+    late = frame.index >= OLD
+    frame.loc[late, "visit"] = np.where(frame["recency"] < 6, 0.0, frame["spend"] / 10)[late]
+    return frame.assign(assigned_at=frame["assigned_at"] + pd.to_timedelta(np.where(late, 10, 0), unit="D"))
+
+
+def write(lake, frame, run_id):
+    lake.write(TABLE, lake.spark.createDataFrame(frame), run_id, mode="overwrite")
+
+
+def fading(lake, days):
+    return replace(conf(lake), refresh=Refresh(half_life_days=days))
+
+
+@pytest.fixture(scope="module")
+def story(spark, tmp_path_factory):
+    """Train on the early units, refresh when the late ones have come: as they are, again, fading."""
+    lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("refresh"))))
+    write(lake, rows()[:OLD], "features-1")
+    told = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
+    train.run(conf(lake), lake)
+    told.idle = refresh.run(replace(conf(lake, champion=False)), lake)
+    write(lake, rows(), "features-2")
+    told.first = refresh.run(conf(lake), lake)
+    told.again = refresh.run(conf(lake), lake)
+    told.champion = told.registry.find("spring")
+    told.fading = refresh.run(fading(lake, 5.0), lake)
+    told.grown = told.registry.load(told.registry.find("spring", 1))
+    return told
+
+
+def expected(story, half_life=None):
+    """The bytes in one process: of the model that was grown, not of a refreshed one."""
+    frame = rows().query("split == 'train'").drop(columns="split")
+    frame = frame.assign(day=(frame["assigned_at"] - pd.Timestamp(0)).dt.days)
+    return UpliftModel(story.grown).refresh(frame, half_life, "day").to_bytes()
+
+
+def test_the_champion_is_the_grown_forest_with_all_rows(story):
+    assert story.champion.run_id == story.first.run_id and story.champion.refresh["of"] == 1
+    assert story.registry.load(story.champion).to_bytes() == expected(story) != story.grown.to_bytes()
+
+
+def test_a_rerun_registers_nothing(story):
+    assert story.again == story.first
+
+
+def test_it_is_the_version_that_was_grown_that_is_refreshed_again(story):
+    fading = story.registry.find("spring")
+    assert dict(fading.refresh) == {"of": 1, "half_life_days": 5.0}
+    assert story.registry.load(fading).to_bytes() == expected(story, 5.0)
+
+
+def test_it_says_that_splits_no_longer_serve(story):
+    metrics = story.registry.logged_metrics("spring", story.first.run_id)
+    assert metrics["rows_new"] == 600 and metrics["changed_p"] < 1e-6
+    idle = story.registry.logged_metrics("spring", story.idle.run_id)
+    assert idle["rows_new"] == 0 and "stale_p" not in idle
+    assert "not tested" in story.idle.details["regrow"]
+    assert due({"rows": 10, "rows_grown_on": 5, "stale_p": 0.04}).startswith("due: the splits")
+    assert due({"rows": 16, "rows_grown_on": 5, "stale_p": 0.5}).startswith("due: 16 rows deserve")
+    assert due({"rows": 10, "rows_grown_on": 5, "stale_p": 0.5}) == "not due"
+
+
+def test_a_refreshed_version_is_rebuilt_and_scored_with(story):
+    for result in (story.first, story.fading):
+        assert rebuild(conf(story.lake), story.lake, result.run_id).details["same_bytes"]
+    scored = score.run(conf(story.lake, version=story.champion.version), story.lake)
+    assert scored.tables["gold.uplift_scores"]["rows"] == 2 * ALL
+
+
+def test_what_was_trained_otherwise_is_not_refreshed(story):
+    other = replace(conf(story.lake), roles=replace(ROLES, features=("recency",)))
+    with pytest.raises(ConfigError, match="version 1 was trained with other roles"):
+        refresh.run(other, story.lake)
+
+
+def test_only_forests_are_refreshed(story):
+    learner = replace(conf(story.lake, name="meta"), learner=Learner(kind="t_learner", replicates=0))
+    learner = replace(learner, roles=replace(ROLES, more_outcomes=()))
+    train.run(learner, story.lake)
+    with pytest.raises(ConfigError, match="version 1 is no causal forest"):
+        refresh.run(learner, story.lake)
+
+
+def test_units_are_erased_from_it_for_good(story):
+    erase(conf(story.lake), story.lake, Erasure(("u1", "u2201")))
+    after = story.registry.find("spring")
+    gone = rows().query("split == 'train' and unit_id not in ('u1', 'u2201')").drop(columns="split")
+    assert story.registry.load(after).to_bytes() == UpliftModel(story.grown).estimate(gone).to_bytes()
+    assert after.erasure_of and after.refresh is None
+    # The next refresh starts from the trees that never saw them.
+    refresh.run(fading(story.lake, 5.0), story.lake)
+    assert story.registry.find("spring").refresh["of"] == after.version

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_shapley.py --users 20000
 
-The last column is the largest gap between the effect shown and the sum of its parts, in scales of the effect. The line
+With --spark the last forest explains them on Spark, too, from a Delta table to the sums that the gap is told from. The
+last column is the largest gap between the effect shown and the sum of its parts, in scales of the effect. The line
 of shap, if it can be imported, is its TreeExplainer on a random forest of scikit-learn with as many trees and about as
 many leaves, one thread, of fewer users; its leaves hold one number, not moments.
 """
@@ -10,11 +11,14 @@ many leaves, one thread, of fewer users; its leaves hold one number, not moments
 from __future__ import annotations
 
 import argparse
+import os
 from importlib.util import find_spec
 from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
+from lakes import fresh_lake
+from pyspark.sql import functions as F
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +28,7 @@ from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.shapley import paths_of, shapley_values
 from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.flow.verbs import UpliftModel
 
 FEATURES = tuple(f"x{j}" for j in range(20))
 SHAP_USERS = 100
@@ -36,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--trees", type=int, default=200)
+    parser.add_argument("--spark", action="store_true", help="explain them on Spark, too")
     parser.add_argument("--min-leaf", type=int, help="rows of a leaf; by default as the forest chooses")
     arguments = parser.parse_known_args()[0]
     names = ("trained on", "levels", "trees", "leaves", "features per leaf", "threads", "users", "users/s", "worst gap")
@@ -44,6 +50,8 @@ def main() -> None:
         forest, bins = trained(rows, levels, arguments.users, Params(arguments.trees, min_leaf=arguments.min_leaf))
         for threads in (1, 2):
             table.add_row(f"{rows:,}", str(levels), *measured(forest, bins, threads))
+    if arguments.spark:
+        table.add_row("", "", *on_spark(forest, draw(arguments.users, 3, 1)))
     if find_spec("shap"):
         table.add_row("", "", *peer(arguments.trees, forest.structure.n_leaves // arguments.trees))
     console.print(table)
@@ -74,6 +82,20 @@ def measured(forest: Forest, bins: np.ndarray, threads: int) -> list[str]:
     leaves, entries = len(paths.moments), len(paths.feature)
     told = [f"{forest.plan.n_trees}", f"{leaves:,}", f"{entries / leaves:.1f}", f"{threads}", f"{len(bins):,}"]
     return [*told, f"{len(bins) / seconds:,.0f}", f"{gap:.0e}"]
+
+
+def on_spark(forest: Forest, users: pa.Table) -> list[str]:
+    """The line of `UpliftModel.explain` on a table of users, read, explained and summed up by all cores."""
+    with fresh_lake("shapley", users.num_rows) as lake:
+        lake.write("silver.users", lake.spark.createDataFrame(users).repartition(16), "bench")
+        explained = UpliftModel(forest).explain(lake.read("silver.users"))
+        parts = F.aggregate("values", F.col("base"), lambda total, value: total + value)
+        gap = F.max(F.abs(parts - F.col("uplift"))) / F.max(F.abs("uplift"))
+        start = perf_counter()
+        found = explained.agg(gap.alias("gap"), F.countDistinct("unit").alias("units")).collect()[0]
+        seconds = perf_counter() - start
+    told = [f"{forest.plan.n_trees} (Spark)", f"{forest.structure.n_leaves:,}", "", f"{len(os.sched_getaffinity(0))}"]
+    return [*told, f"{found['units']:,}", f"{found['units'] / seconds:,.0f}", f"{found['gap']:.0e}"]
 
 
 def peer(trees: int, leaves: int) -> list[str]:

@@ -42,11 +42,13 @@ def main(folder: str) -> None:
     import_module("uplift_spark.jobs.score").run(config, lake)
     exported = export.run(replace(config, consent=Consent(required=False)), lake, export=Export(f"{folder}/out"))
     purge(lake, "bronze.assignment")
-    frame = ordered_frame(1500)
+    frame = ordered_frame(1500).assign(day=[i % 3 for i in range(1500)])
     remote = spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None))
     forest = CausalForest(n_trees=8, min_leaf=10, n_buckets=4)
     learner, plain = MetaLearner("x_learner", 2), replace(ordered_roles(), propensity=None)
     learnt = [learner.fit(given, plain).effect(frame.head(20))["uplift_se"].tolist() for given in (remote, frame)]
+    base = forest.fit(frame[:1000], ordered_roles())
+    fresh = [base.refresh(given, 2.0, "day").to_bytes() for given in (remote, frame)]
     said: list[str] = []
     with watched(spark, said.append, every=0.5):
         spark.range(0, 4, 1, 4).mapInArrow(slowly, "id long").toArrow()
@@ -57,6 +59,7 @@ def main(folder: str) -> None:
         "erased": erased.details["removed"],
         "exported": exported.details["units"],
         "purged": lake.read("bronze.assignment").count(),
+        "same_refreshed": fresh[0] == fresh[1],
         "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
         "same_learner": learnt[0] == learnt[1],
         "said": said,

@@ -42,7 +42,7 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     assert told["rows"]["gold.uplift_scores"] == 2 * 3000 and told["rows"]["gold.lift_table"] > 0
     # The registry knows all definitions by then: nothing is left to write.
     assert set(told["again"]) == set(told["rows"]) - {"silver.feature_registry"} and not any(told["again"].values())
-    assert told["same_bytes"] and told["same_learner"]
+    assert told["same_bytes"] and told["same_learner"] and told["same_refreshed"]
     assert told["erased"]["gold.uplift_scores"] == 2 and told["erased"]["bronze.assignment"] == 1
     assert told["exported"] == told["purged"] == 2999
     assert told["said"] and all("of 4 tasks done" in text for text in told["said"])

@@ -6,7 +6,8 @@ Average effects and those of 10,000 units not trained on, of the generated trial
 (conversion; likely buyers get higher levels). `as if a trial` is the forest without centring, `centred` takes out what
 features explain of the outcome first, `by odds` weighs by the inverse of cross-fitted odds, `scores` is trained on
 doubly robust scores from cross-fitted nuisances, as `uplift nuisances` has it; the average of the last is that of the
-scores, elsewhere that of the effects.
+scores, elsewhere that of the effects. If EconML can be imported, its `CausalForestDML` with as many trees and boosted
+nuisances meets the same draws, its average being that over the training rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from rich.table import Table
 
 from uplift_spark import CausalForest, MetaLearner, Roles
 from uplift_spark.causal.benchmarks import conf
-from uplift_spark.causal.crossfit import crossfit
+from uplift_spark.causal.binning import fit_bins
+from uplift_spark.causal.crossfit import crossfit, features_of
 from uplift_spark.causal.hashing import unit_hashes
 from uplift_spark.causal.samples import sample_table
 from uplift_spark.causal.simulate import ATTRIBUTES, CampaignSimulator, effect_column
@@ -106,6 +109,31 @@ def compared(draw: Draw) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     yield "forest on scores", average, told(CausalForest().fit(rows, by_scores)), time.monotonic() - began
     began = time.monotonic()
     yield "DR-learner", average, told(MetaLearner("dr_learner", 0).fit(rows, by_scores)), time.monotonic() - began
+    if find_spec("econml"):
+        began = time.monotonic()
+        yield "EconML's forest", *by_econml(draw), time.monotonic() - began
+
+
+def by_econml(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """(average effects, effects of the new rows) of its causal forest, 200 trees, nuisances as in `bench_doses`."""
+    from econml.dml import CausalForestDML
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    train, new, roles, _ = draw
+    bins = fit_bins(pa.Table.from_pandas(train), roles.features, 254)
+    rows, unseen = (features_of(pa.Table.from_pandas(frame), bins) for frame in (train, new))
+    middle = np.nanmedian(rows, axis=0)
+    rows, unseen = (np.where(np.isnan(x), middle, x) for x in (rows, unseen))
+    trees = {"max_iter": 75, "max_leaf_nodes": 8}
+    nuisances = {"model_y": HistGradientBoostingRegressor(**trees), "model_t": HistGradientBoostingClassifier(**trees)}
+    model = CausalForestDML(**nuisances, discrete_treatment=True, n_estimators=200, cv=3, random_state=1)
+    levels = [roles.control, *sorted(set(train[roles.treatment]) - {roles.control})]
+    place = train[roles.treatment].map({level: place for place, level in enumerate(levels)}).to_numpy()
+    model.fit(train[roles.outcome].to_numpy(), place, X=rows)
+    effects = [model.effect(unseen, T0=0, T1=place) for place in range(1, len(levels))]
+    averages = [float(model.ate(rows, T0=0, T1=place)) for place in range(1, len(levels))]
+    order = [levels[1:].index(level) for level in (roles.dose or dict.fromkeys(levels)) if level != roles.control]
+    return np.array(averages)[order], np.column_stack(effects)[:, order]
 
 
 def main() -> None:

@@ -20,6 +20,9 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     version = lake.version(table)
     same_trees = [base.name, base.version, base.sha256]
     run_id = run_id or derive_run_id("refresh", config, data={table: version}, trees=same_trees)
+    if dict(base.data_versions) == {table: version} and config.refresh.half_life_days is None:
+        known = {"model": base.name, "version": base.version, "trees_of": base.version}
+        return JobResult.of("refresh", run_id, **known, regrow="not due: no row is new since these trees were grown")
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
         model = refresh(config, lake, registry, base, (table, version, run_id), say)

@@ -47,7 +47,7 @@ def story(spark, tmp_path_factory):
     write(lake, rows()[:OLD], "features-1")
     told = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
     train.run(conf(lake), lake)
-    told.idle = refresh.run(replace(conf(lake, champion=False)), lake)
+    told.idle = refresh.run(conf(lake), lake)
     write(lake, rows(), "features-2")
     told.first = refresh.run(conf(lake), lake)
     told.again = refresh.run(conf(lake), lake)
@@ -82,12 +82,15 @@ def test_it_is_the_version_that_was_grown_that_is_refreshed_again(story):
 def test_it_says_that_splits_no_longer_serve(story):
     metrics = story.registry.logged_metrics("spring", story.first.run_id)
     assert metrics["rows_new"] == 600 and metrics["changed_p"] < 1e-6
-    idle = story.registry.logged_metrics("spring", story.idle.run_id)
-    assert idle["rows_new"] == 0 and "stale_p" not in idle
-    assert "not tested" in story.idle.details["regrow"]
     assert due({"rows": 10, "rows_grown_on": 5, "stale_p": 0.04}).startswith("due: the splits")
     assert due({"rows": 16, "rows_grown_on": 5, "stale_p": 0.5}).startswith("due: 16 rows deserve")
     assert due({"rows": 10, "rows_grown_on": 5, "stale_p": 0.5}) == "not due"
+    assert due({"rows": 10, "rows_grown_on": 5}) == "not due by the number of rows; splits were not tested"
+
+
+def test_without_new_rows_nothing_is_registered(story):
+    assert (story.idle.details["version"], story.first.details["version"]) == (1, 2)
+    assert "no row is new" in story.idle.details["regrow"]
 
 
 def test_a_refreshed_version_is_rebuilt_and_scored_with(story):
@@ -105,7 +108,7 @@ def test_what_was_trained_otherwise_is_not_refreshed(story):
 
 def test_only_forests_are_refreshed(story):
     learner = replace(conf(story.lake, name="meta"), learner=Learner(kind="t_learner", replicates=0))
-    learner = replace(learner, roles=replace(ROLES, more_outcomes=()))
+    learner = replace(learner, roles=replace(ROLES, more_outcomes=()), refresh=Refresh(half_life_days=5.0))
     train.run(learner, story.lake)
     with pytest.raises(ConfigError, match="version 1 is no causal forest"):
         refresh.run(learner, story.lake)

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_refresh.py --rows 1000000
 
-The forest is grown on so many rows, and as many are new; all passes are in this process, from Arrow to the forest.
-Linux only (reads /proc).
+The forest is grown on so many rows, and as many are new; all passes are in this process, from Arrow to the forest. With
+--spark the verbs of the package follow, on Spark, from a Delta table of all rows. Linux only (reads /proc).
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from lakes import fresh_lake
 from processes import Usage
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark import Roles
+from uplift_spark import CausalForest, Roles
 from uplift_spark.causal.benchmarks import multi
 from uplift_spark.causal.estimation import estimate_table
 from uplift_spark.causal.forest import Forest
 from uplift_spark.causal.refresh import forest_of, refreshed, trained
 from uplift_spark.causal.staleness import residuals, staleness
 from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.flow.verbs import UpliftModel
 
 FEATURES = tuple(f"x{j}" for j in range(20))
 HELD_OUT = 20_000
@@ -40,10 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--trees", type=int, default=200)
+    parser.add_argument("--spark", action="store_true", help="on Spark, too")
     arguments = parser.parse_known_args()[0]
     ways(WARM_UP, 8, Table())  # compiled
     table = Table("way", "seconds", "cpu s", "RMSE")
     ways(arguments.rows, arguments.trees, table)
+    if arguments.spark:
+        on_spark(arguments.rows, arguments.trees, table)
     cores = len(os.sched_getaffinity(0))
     console.print(f"{arguments.rows:,} rows, as many new, {arguments.trees} trees, {cores} cores of a shared machine")
     console.print(table)
@@ -69,6 +75,29 @@ def ways(rows: int, trees: int, lines: Table) -> None:
     timed("grown anew on all rows", lambda: fit_table(both, ROLES, Params(n_trees=trees)))
     before = timed("residuals of the old rows, once", lambda: residuals(forest, old))
     timed("are the splits stale for the new rows?", lambda: staleness(forest, before, new))
+
+
+def on_spark(rows: int, trees: int, lines: Table) -> None:
+    """The verbs, a line each; rows are of two months."""
+    old, new, held_out = draw(rows, 0), draw(rows, 1), multi(HELD_OUT, 99, levels=3)
+    both = pa.concat_tables([old, new]).append_column("day", pa.array(np.arange(2 * rows) * 60 // (2 * rows)))
+    learner = CausalForest(n_trees=trees)
+    model = UpliftModel(fit_table(old, ROLES, learner))
+    with fresh_lake("refresh", 2 * rows) as lake:
+        lake.write("silver.rows", lake.spark.createDataFrame(both).repartition(16), "bench")
+        frame = lake.read("silver.rows")
+        model.refresh(frame.limit(WARM_UP))  # workers started
+        verbs: dict[str, Callable[[], UpliftModel]] = {
+            "refreshed": lambda: model.refresh(frame),
+            "refreshed, rows fade by day": lambda: model.refresh(frame, 30.0, "day"),
+            "its trees estimated": lambda: model.estimate(frame),
+            "grown anew": lambda: learner.fit(frame, ROLES),
+        }
+        for verb, run in verbs.items():
+            start = perf_counter()
+            made = run()
+            seconds = perf_counter() - start
+            lines.add_row(f"on Spark, all rows: {verb}", f"{seconds:.1f}", "", f"{rmse(made.forest, held_out):.4f}")
 
 
 def draw(rows: int, seed: int) -> pa.Table:

@@ -19,6 +19,7 @@ from uplift_spark.config import (
     Lakehouse,
     Lift,
     Policy,
+    Refresh,
     Registry,
     RolesConf,
     Scenario,
@@ -159,6 +160,8 @@ JOBS: dict[str, Job] = {
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
+    # The first run finds no new row, the second has them fade.
+    "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(
         partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", f"unit_id='{_unit(1)}'")

@@ -303,11 +303,16 @@ def plain(sums: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2)
 
 
-def sampled_bins(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
-    """(units, bins) of the rows whose hash is below what about ROWS of the base's rows are below, by unit."""
+def in_sample(units: np.ndarray, base: Forest) -> np.ndarray:
+    """Whether units' hashes [n] are below what those of about ROWS of the base's rows are below."""
     share, seed = ROWS / max(base.facts["rows"], ROWS), np.uint64(base.plan.seed)
     limit = np.uint64(2**64 - 1 if share == 1.0 else int(share * 2.0**64))
-    mine = np.flatnonzero(mix_all(rows.unit, seed, SAMPLE) <= limit)
+    return mix_all(units, seed, SAMPLE) <= limit
+
+
+def sampled_bins(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
+    """(units, bins) of the rows `in_sample`, by unit."""
+    mine = np.flatnonzero(in_sample(rows.unit, base))
     mine = mine[np.argsort(rows.unit[mine])]
     return rows.unit[mine], rows.bins[mine]
 

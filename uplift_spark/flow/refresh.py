@@ -14,20 +14,23 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.causal.binning import apply_bins
 from uplift_spark.causal.estimation import Baselines, add_rows, empty_sums, grown_parts
 from uplift_spark.causal.forest import Forest
+from uplift_spark.causal.hashing import unit_hashes
 from uplift_spark.causal.refresh import (
     Problem,
     check_refresh,
     faded,
     finer_bits,
     forest_from,
+    in_sample,
     level_rows_of,
     plain,
-    sampled_bins,
     unfit,
 )
 from uplift_spark.causal.rows import Plan, Summary, check_summary, encode, summarise
@@ -65,14 +68,13 @@ def refreshed_frame(
     with kept(dated) as rows:
         _check_units(rows, base.roles)
         say("checking the rows against the forest")
-        level_rows, days = _level_rows(rows, base, day)
+        level_rows, days, bins = _looked_at(rows, base, day)
         say(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
         with watched(frame.sparkSession, say):
             if half_life is None:
                 sums = plain(leaf_sums(encoded_rows(rows.drop(_DAY), plan, baselines), plan, structure))
             else:
                 sums = _faded_sums(rows, base, half_life, days)
-        bins = _sampled(rows, base)
     return forest_from(base, level_rows, sums, bins, fading=half_life is not None)
 
 
@@ -82,9 +84,11 @@ def _check_units(rows: DataFrame, roles: Roles) -> None:
         raise DataError(f"column {roles.unit!r} repeats a unit in {repeated[0]} rows: keep one row per unit")
 
 
-def _level_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int]]:
-    """(rows of each level, int64 [K], rows of each day) in one map-only pass."""
-    found = rows.mapInArrow(partial(check_batches, base), "found string").toArrow().column("found").to_pylist()
+def _looked_at(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
+    """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
+    [s, p], by unit) in one map-only pass."""
+    table = rows.mapInArrow(partial(look_batches, base), "found string, unit bigint, bins binary").toArrow()
+    found = table.column("found").drop_null().to_pylist()
     parts = [json.loads(text) for text in found]
     summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
     check_summary(summary, base.roles)
@@ -95,7 +99,10 @@ def _level_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndar
     problems: dict[str | None, Problem] = {}
     for column, n, problem in (problem for part in parts for problem in part["problems"]):
         problems[column] = (column, problems.get(column, (column, 0, problem))[1] + n, problem)
-    return level_rows_of(summary, problems.values(), base), days
+    taken = table.filter(pc.is_valid(table.column("unit")))
+    order = np.argsort(np.asarray(taken.column("unit")).view(np.uint64))
+    bins = unpacked_bins(taken.column("bins"), len(base.plan.bins))[order]
+    return level_rows_of(summary, problems.values(), base), days, bins
 
 
 def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int, int]) -> np.ndarray:
@@ -113,26 +120,30 @@ def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int,
     return np.frombuffer(whole, np.int64).reshape(structure.n_leaves, len(plan.levels), -1)
 
 
-def _sampled(rows: DataFrame, base: Forest) -> np.ndarray:
-    """Bins of the rows that levels learn from each other at, uint8 [s, p], by unit."""
-    found = rows.mapInArrow(partial(sample_batches, base), "unit bigint, bins binary").toArrow()
-    order = np.argsort(np.asarray(found.column("unit")).view(np.uint64))
-    return unpacked_bins(found.column("bins"), len(base.plan.bins))[order]
-
-
 # Workers: Arrow in, Arrow out, no Spark.
 
 
-def check_batches(base: Forest, batches: Batches) -> Batches:
-    """A partition's summary, rows of each day, and what of its rows the forest cannot take, as JSON."""
+def look_batches(base: Forest, batches: Batches) -> Batches:
+    """A row for each row of the sample, its unit's hash and bins; and one with a partition's summary, rows of each day,
+    and what of its rows the forest cannot take, as JSON."""
     summary, days, problems = Summary(), Counter[int](), list[Problem]()
     for batch in batches:
         summary += summarise(batch, base.roles)
         days.update(batch.column(_DAY).drop_null().to_pylist())
         problems += [problem for problem in unfit(batch, base) if problem[1]]
-    yield pa.record_batch(
-        {"found": [json.dumps({"summary": asdict(summary), "days": list(days.items()), "problems": problems})]}
-    )
+        some = batch.filter(batch.column(base.roles.unit).is_valid())
+        units = unit_hashes(some.column(base.roles.unit), base.roles.unit)
+        mine = in_sample(units, base)
+        bins = apply_bins(some.filter(pa.array(mine)), base.plan.bins)
+        yield pa.record_batch(
+            {**_nothing(mine.sum()), "unit": pa.array(units[mine].view(np.int64)), "bins": packed_bins(bins)}
+        )
+    told = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
+    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(told)])})
+
+
+def _nothing(n: int) -> dict[str, pa.Array]:
+    return {"found": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
 
 
 def encode_days(plan: Plan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
@@ -163,10 +174,3 @@ def merge_days(fading: tuple[int, int, float, int], parts: pa.Table) -> pa.Table
     total = sum(faded(sums.reshape(-1, width), newest - day, half_life, finer) for day, sums in days.items())
     content = pa.array([np.asarray(total).tobytes()], pa.binary())
     return pa.table({"tree": parts.column("tree")[:1], _DAY: parts.column(_DAY)[:1], "sums": content})
-
-
-def sample_batches(base: Forest, batches: Batches) -> Batches:
-    """Unit hashes and bins of the rows of `refresh.sampled_bins`."""
-    for batch in batches:
-        units, bins = sampled_bins(encode(batch, base.plan), base)
-        yield pa.record_batch({"unit": pa.array(units.view(np.int64)), "bins": packed_bins(bins)})

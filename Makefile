@@ -54,7 +54,7 @@ $(READY): $(OTHER_PYTHON) | python
 	@echo "installing packages"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "compiling kernels"
-	@$(BIN)/python -m uplift_spark.causal.compile
+	@$(BIN)/python -m uplift_spark.estimators
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 

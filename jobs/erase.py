@@ -9,13 +9,15 @@ from __future__ import annotations
 from uplift_spark.cli import erase as command
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.governance.erasure import Erasure
+from uplift_spark.governance.erasure import erase as erase_units
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.erasure import erase as erase_units
-from uplift_spark.operations.runs import JobResult, Say, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, erasure: Erasure) -> JobResult:
+def run(
+    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, erasure: Erasure
+) -> JobResult:
     """Erase what `erasure` names; a rerun completes a killed run and otherwise finds nothing left."""
     return erase_units(config, lake, erasure, say)
 

@@ -11,16 +11,15 @@ from pyspark.sql import functions as F
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.labels import label_table
+from uplift_spark.events.features import Made, record, register
+from uplift_spark.events.labels import label_table, late_and_missing
+from uplift_spark.events.leakage import guard_training, to_look_at
+from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.alarms import late_and_missing
-from uplift_spark.operations.datasets import events_of, label_counts, training_counts, training_of, with_weights
-from uplift_spark.operations.features import Made, record, register
-from uplift_spark.operations.leakage import guard_training, to_look_at
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write labels and training set; features that are unknown or name treatment or outcomes are refused before any
     write, features that leak these by their values before the training set is written.
     """

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.events.ingest import prepare
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.ingestion import prepare
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write the campaign's events, the assignment last; an unfit source is refused before any write."""
     run_id = run_id or derive_run_id("ingest", config)
     batch = prepare(config, lake, run_id, say)

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uplift_spark.campaign import check_unseen, holdout_of, last_scored, readable, setup_of, true_effects
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.evaluation import evaluate, winsorised
-from uplift_spark.flow.lift import as_arrow, lift_table
-from uplift_spark.flow.metrics import curve_table, metric_table, with_cuts
-from uplift_spark.flow.pictures import write_pictures
-from uplift_spark.flow.summary import caveats, lift_summary
-from uplift_spark.flow.truth import against_truth
+from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
+from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts
+from uplift_spark.evaluation.pictures import write_pictures
+from uplift_spark.evaluation.report import caveats, lift_summary
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import check_unseen, holdout_of, last_scored, readable, setup_of, true_effects
-from uplift_spark.operations.registry import Registry
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
-from uplift_spark.vocabulary import EnvironmentProblem
+from uplift_spark.registry.models import Registry
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write the three gold tables; a hold-out without control, scores or strangers to the model is refused before."""
     registry = Registry.of(config)
     scored = last_scored(config, lake, registry, config.registry.version)

@@ -10,14 +10,16 @@ from pyspark.sql import functions as F
 from uplift_spark.cli import load as command
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.pseudonyms import key_of
-from uplift_spark.lake.contracts import QUARANTINE
+from uplift_spark.events.load import Load, arrivals
+from uplift_spark.governance.privacy import key_of
+from uplift_spark.lake.schemas import QUARANTINE
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import Load, arrivals
-from uplift_spark.operations.runs import JobResult, Say, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, load: Load) -> JobResult:
+def run(
+    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, load: Load
+) -> JobResult:
     """Add what no run has added before; a source that does not fit the table is refused before any write."""
     new = arrivals(load, lake, run_id, say, key_of(config))
     if new.good is None:

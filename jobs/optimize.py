@@ -11,11 +11,16 @@ from uplift_spark.cli import main_job
 from uplift_spark.cli import optimize as command
 from uplift_spark.config import Config
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, tables: tuple[str, ...] = ()
+    config: Config,
+    lake: Lake,
+    run_id: str | None = None,
+    say: ProgressCallback = silent,
+    *,
+    tables: tuple[str, ...] = (),
 ) -> JobResult:
     """Optimize `tables`, all by default; one that has not changed since is left alone."""
     tables = tables or tuple(lake.tables())

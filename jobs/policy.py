@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.policy import candidates_of, decide, inputs_of, picture, summary
-from uplift_spark.operations.registry import Registry
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
-from uplift_spark.vocabulary import EnvironmentProblem
+from uplift_spark.policy.planning import candidates_of, decide, inputs_of, picture, summary
+from uplift_spark.registry.models import Registry
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write a decision for every scored unit; limits that cannot be kept are refused before any decision is written."""
     given = inputs_of(config, lake, Registry.of(config))
     run_id = run_id or derive_run_id("policy", config, scores=given.scored, data=given.versions)

@@ -5,15 +5,109 @@ Reads silver.training_<campaign> at one Delta version, and the one the trees wer
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.estimators import UpliftModel, refreshed
+from uplift_spark.events.features import sampled
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.refresh import LEVEL, residuals, staleness
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.refreshing import due, grown, refresh
-from uplift_spark.operations.registry import Registry
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
+from uplift_spark.registry.models import CHAMPION, Origin, Registered, Registry, facts_of, still_there
+from uplift_spark.roles import UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
+
+ROWS = 200_000  # of training and of new rows, at most about, that are looked at for splits that have become stale
+TREBLED = 3  # times the rows that trees were grown on: more rows than these deserve finer trees
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def grown(config: Config, registry: Registry) -> Registered:
+    """The version whose trees the champion has, or the version that `registry.version` names: itself if it was grown.
+
+    Raises ConfigError where there is none.
+    """
+    model = registry.current(registry.find(config.model_name, config.registry.version or CHAMPION))
+    return registry.trees_of(model)
+
+
+def refresh(
+    config: Config, lake: Lake, registry: Registry, base: Registered, data: tuple[str, int, str], say: ProgressCallback
+) -> Registered:
+    """Register `base` with the sums of the training rows (table, version, run id).
+
+    Raises ConfigError for a model that is no causal forest, or whose roles are not the configuration's.
+    """
+    table, version, run_id = data
+    model = UpliftModel(registry.load(base))
+    _check(config, base, model)
+    frame, started = lake.read(table, version), time.monotonic()
+    rows = frame.where("split = 'train'")
+    how = {"of": base.version, "half_life_days": config.refresh.half_life_days}
+    made = refreshed(model, rows, how, say)
+    params, metrics = facts_of(made.model, time.monotonic() - started)
+    tested = _stale(lake, base, model.forest, rows, config.seed, say)
+    roles, inputs = model.roles, dict(frame.dtypes)
+    origin = Origin(run_id, roles, inputs, {table: version}, version, code_version(), base.params, refresh=how)
+    params = {"campaign": config.campaign, "refresh_of": base.version, **params}
+    metrics = {**metrics, "rows_grown_on": model.forest.facts["rows"], **tested}
+    return registry.log_model(config.model_name, made.to_bytes(), origin, params, metrics)
+
+
+def due(metrics: Mapping[str, float]) -> str:
+    """Whether trees should be grown anew, and why, from the figures of a refreshed version."""
+    rows, grown_on, stale = metrics["rows"], metrics["rows_grown_on"], metrics.get("stale_p")
+    if stale is not None and stale < LEVEL:
+        return f"due: the splits cannot tell apart what new rows do (p = {stale:.2g})"
+    if rows > TREBLED * grown_on:
+        return f"due: {rows:,.0f} rows deserve finer trees than the {grown_on:,.0f} they were grown on"
+    return "not due" if stale is not None else "not due by the number of rows; splits were not tested"
+
+
+def _check(config: Config, base: Registered, model: UpliftModel) -> None:
+    where = f"model {base.name!r} version {base.version}"
+    if not isinstance(model.model, Forest):
+        raise ConfigError(f"{where} is no causal forest, and only sums in its trees add: use `uplift train`")
+    if model.roles != config.training_roles:
+        raise ConfigError(f"{where} was trained with other roles than the configuration's: use `uplift train`")
+
+
+def _stale(
+    lake: Lake, base: Registered, forest: Forest, rows: DataFrame, seed: int, say: ProgressCallback
+) -> dict[str, float]:
+    """rows_new; and p-values changed_p and stale_p of `forest.refresh`, where rows can be compared.
+
+    New are units that the base was not trained on; of units it knows, new values are not looked for.
+    """
+    ((table, version),) = base.data_versions.items()
+    known = lake.read(table, version).where("split = 'train'")
+    try:
+        with still_there(table, version, "train anew"):
+            ids = rows.select(UNIT).join(known.select(UNIT), UNIT, "left_anti")
+            n = ids.count()
+            if not n or forest.roles.cluster is not None:
+                say("whether splits are stale is not tested: " + ("units in clusters" if n else "no unit is new"))
+                return {"rows_new": n}
+            some = ids.where(sampled(seed, min(1.0, ROWS / n)))
+            columns = [f"`{column}`" for column in forest.roles.columns]
+            new = rows.join(F.broadcast(some), UNIT, "left_semi").select(*columns).toArrow()
+            share = min(1.0, ROWS / forest.facts["rows"])
+            old = known.where(sampled(seed, share)).select(*columns).toArrow()
+    except DataError as error:
+        say(f"whether splits are stale is not tested: {error}")
+        return {}
+    say(f"asking {new.num_rows:,} new rows whether the splits are stale")
+    found = staleness(forest, residuals(forest, old), new)
+    say(f"effects have changed: p = {found.changed:.2g}; splits are stale: p = {found.stale:.2g}, by {found.feature}")
+    return {"rows_new": n, "changed_p": found.changed, "stale_p": found.stale}
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Refresh, register, point the alias champion at it when `registry.champion` asks so, say if a regrow is due."""
     registry = Registry.of(config)
     base, table = grown(config, registry), config.training_table

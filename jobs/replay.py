@@ -5,15 +5,225 @@ Rows that still break a rule stay where they are; quarantine never changes.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructType
+
 from uplift_spark.cli import main_job
 from uplift_spark.cli import replay as command
 from uplift_spark.config import Config
-from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.replaying import Replay, replayed
-from uplift_spark.operations.runs import JobResult, Say, silent
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.load import (
+    ARRIVED,
+    SOURCE,
+    Load,
+    count_by_rule,
+    refuse_misfits,
+    stamped,
+    wanted_columns,
+    without_known_keys,
+)
+from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, with_columns
+from uplift_spark.lake.schemas import QUARANTINE, check
+from uplift_spark.lake.tables import Lake, digest
+from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+
+_FIELDS, _NUMBER = "__fields", "__number"
+_KNOWN_AT = "known_at"
+_OF_TRIALS = "_row"  # only lines of a trial's file, rejected by `uplift ingest`, have their number
+_FORBIDDEN = re.compile(r"[`;\x00-\x1f]|--|/\*")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+# What would look beyond the row: other tables, other rows.
+_BEYOND = re.compile(r"(?i)\b(select|table|values|over)\b|\|>|\(\s*from\b")
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent, *, replay: Replay) -> JobResult:
+@dataclass(frozen=True)
+class Replay:
+    """What to replay into which raw table.
+
+    rule     only rows that broke this rule first; None: all
+    repairs  {column: SQL expression over the row's fields, all of them texts}, each of the row as it is in quarantine
+
+    Raises ConfigError when the table is no raw one or a repair is no expression over a row.
+    """
+
+    table: str
+    rule: str | None = None
+    repairs: tuple[tuple[str, str], ...] = ()
+    load: Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "load", Load(self.table, QUARANTINE, "json"))
+        for column, expression in self.repairs:
+            checked_name(column, "--repair")
+            if not expression.strip() or _FORBIDDEN.search(expression) or _BEYOND.search(_QUOTED.sub("''", expression)):
+                raise ConfigError(
+                    f"--repair {column}={expression!r} must be one SQL expression over the row's fields, without "
+                    "backquotes, semicolons, comments, line breaks, queries and windows"
+                )
+        if len(dict(self.repairs)) < len(self.repairs):
+            raise ConfigError("--repair names a column twice: keep one expression of each")
+
+    @classmethod
+    def of(cls, table: str, rule: str | None, repairs: Sequence[str]) -> Replay:
+        """From texts such as `value=replace(value, ',', '.')`."""
+        pairs = [text.partition("=") for text in repairs]
+        for column, equals, expression in pairs:
+            if not equals or expression.startswith("="):
+                raise ConfigError(f"--repair {column + equals + expression!r} must look like COLUMN=SQL")
+        return cls(table, rule, tuple((column.strip(), expression) for column, _, expression in pairs))
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Rows to append; None when there is none.
+
+    rows      how many these are
+    broken    {rule: rows that break it still}
+    already   rows that other runs have replayed
+    """
+
+    run_id: str
+    good: DataFrame | None
+    rows: int
+    broken: dict[str, int]
+    already: int
+
+
+def replayed(replay: Replay, lake: Lake, run_id: str | None, say: ProgressCallback) -> Replayed:
+    """What a replay adds, lazily. Raises a named error before anything is written when a repair does not fit."""
+    rows = _quarantined(replay, lake, say)
+    counted = digest(rows, [SOURCE])
+    how = {"table": replay.table, "rule": replay.rule, "repairs": replay.repairs}
+    run_id = run_id or derive_run_id("replay", how, source=list(counted))
+    if not counted[0]:
+        return Replayed(run_id, None, 0, {}, 0)
+    given = _repaired(replay, lake, rows)
+    wanted = wanted_columns(replay.load, lake, [(QUARANTINE, given)])
+    given = _fitting(replay, given, wanted)
+    new = _not_replayed(lake, replay.table, given, run_id)
+    whole = stamped(replay.load, new, wanted, F.current_timestamp())
+    good, rejected = check(
+        without_known_keys(replay.load, lake, whole, run_id), with_columns(replay.load.contract, wanted)
+    )
+    left = new.count()
+    broken = count_by_rule(rejected)
+    for rule, n in broken.items():
+        say(f"{n:,} rows still break rule {rule}")
+    rows_good = left - sum(broken.values())
+    return Replayed(run_id, good if rows_good else None, rows_good, broken, counted[0] - left)
+
+
+def _quarantined(replay: Replay, lake: Lake, say: ProgressCallback) -> DataFrame:
+    """The rows with their fields in _FIELDS, what names each in SOURCE, and when they came in ARRIVED.
+
+    Raises DataError when all of them are lines of a trial's file, which a campaign takes as a whole.
+    """
+    rows = lake.read(QUARANTINE).where(F.col("source_table") == replay.table)
+    told = ("source_table", "row", "source", RUN_ID)
+    # Rows that are alike in everything are rows nonetheless.
+    numbered = rows.withColumn(_NUMBER, F.row_number().over(Window.partitionBy(*told).orderBy(INGESTED_AT)))
+    name = F.concat(F.lit("quarantine#"), F.substring(F.sha2(as_json([*told, _NUMBER]), 256), 1, 16))
+    parsed = F.from_json("row", "map<string,string>")
+    rows = numbered.withColumns({SOURCE: name, _FIELDS: parsed, ARRIVED: F.col(INGESTED_AT)})
+    if replay.rule is not None:
+        rows = rows.where(F.col("rule") == replay.rule)
+    of_trials = F.coalesce(F.map_contains_key(_FIELDS, F.lit(_OF_TRIALS)), F.lit(False))
+    counts = {
+        row["trial"]: row["n"] for row in rows.groupBy(of_trials.alias("trial")).agg(F.count("*").alias("n")).collect()
+    }
+    if True in counts:
+        left_out = (
+            f"{counts[True]:,} quarantined rows for {replay.table} are lines of a trial's file: correct the file and "
+            "its sha256, and run `uplift ingest` for a new campaign"
+        )
+        if False not in counts:
+            raise DataError(left_out)
+        say(left_out)
+    return rows.where(~of_trials).select(SOURCE, _FIELDS, ARRIVED)
+
+
+def _fitting(replay: Replay, given: DataFrame, wanted: StructType) -> DataFrame:
+    """The rows with every column but known_at. Raises DataError for fields of no use and repairs of another type."""
+    names = wanted.fieldNames()
+    if unknown := [name for name in given.columns if name not in (*names, SOURCE, ARRIVED, UNREAD)]:
+        raise DataError(
+            f"quarantined rows have fields {', '.join(unknown)}, which are no columns of {replay.table}: use each in a "
+            f"repair, such as --repair '{_KNOWN_AT}={unknown[0]}'"
+        )
+    # A field that no row has is null, for the contract to judge.
+    absent = {n: F.lit(None).cast("string") for n in names if n not in given.columns and n != _KNOWN_AT}
+    given = given.withColumns(absent) if absent else given
+    refuse_misfits(replay.load, QUARANTINE, given, wanted)
+    return given
+
+
+def _repaired(replay: Replay, lake: Lake, rows: DataFrame) -> DataFrame:
+    """Fields as columns of texts, repairs in their place, with SOURCE and ARRIVED; fields only for repairs are gone."""
+    names = rows.select(F.explode(F.map_keys(_FIELDS)).alias("name")).distinct().collect()
+    fields = sorted(row["name"] for row in names)
+    frame = rows.select(*(F.col(_FIELDS)[name].alias(name) for name in fields), SOURCE, ARRIVED)
+    repairs = {f"__repaired_{column}": F.expr(expression) for column, expression in replay.repairs}
+    spent = _spent(replay, lake, fields)
+    frame = frame.select("*", *(value.alias(name) for name, value in repairs.items()))
+    own = dict(replay.repairs)
+    frame = frame.drop(*own, *spent).withColumnsRenamed({f"__repaired_{column}": column for column in own})
+    if _KNOWN_AT in fields and _KNOWN_AT not in own:
+        arrived = F.get_json_object(as_json([ARRIVED]), f"$.{ARRIVED}")
+        frame = frame.withColumn(_KNOWN_AT, F.when(F.trim(_KNOWN_AT) != "", F.col(_KNOWN_AT)).otherwise(arrived))
+    return frame
+
+
+def _spent(replay: Replay, lake: Lake, fields: Sequence[str]) -> list[str]:
+    """Fields that are no columns of the table and that a repair uses.
+
+    Raises ConfigError when a repair is no expression over the fields.
+    """
+    for column, expression in replay.repairs:
+        error = _refused(lake.spark, fields, expression)
+        if error is not None:
+            said = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"--repair {column}={expression!r} is no expression over the row's fields {', '.join(fields)}: {said}"
+            )
+    known = {*replay.load.contract.columns.fieldNames()}
+    if lake.exists(replay.table):
+        known |= set(lake.read(replay.table).columns)
+    without = {name: [field for field in fields if field != name] for name in fields if name not in known}
+    expressions = [expression for _, expression in replay.repairs]
+    return [name for name, others in without.items() if any(_refused(lake.spark, others, e) for e in expressions)]
+
+
+def _refused(spark: SparkSession, fields: Sequence[str], expression: str) -> Exception | None:
+    """What Spark says against the expression over rows of these fields."""
+    schema = StructType()
+    for name in fields:
+        schema.add(name, StringType())
+    try:
+        # Inside a struct and beside other columns neither aggregates nor generators are allowed.
+        spark.createDataFrame([], schema).select("*", F.struct(F.expr(expression).alias("value"))).schema  # noqa: B018
+    except PySparkException as error:
+        return error
+    return None
+
+
+def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataFrame:
+    if not lake.exists(table):
+        return rows
+    mine: Column = F.col("source").startswith("quarantine#") & (F.col(RUN_ID) != run_id)
+    have = lake.read(table).where(mine).select(F.col("source").alias(SOURCE)).distinct()
+    return rows.join(have, SOURCE, "left_anti")
+
+
+def run(
+    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, replay: Replay
+) -> JobResult:
     """Add each repaired row that meets the contract now and that no replay has added."""
     new = replayed(replay, lake, run_id, say)
     if new.good is None:

@@ -9,16 +9,16 @@ from pyspark.sql import functions as F
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.flow.scoring import score
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.spark import score
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.registry import CHAMPION, Registry
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.registry.models import CHAMPION, Registry
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
 
 TABLE = "gold.uplift_scores"
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write one row per unit and treated level; a model that does not fit the features is refused before any write."""
     registry = Registry.of(config)
     source = config.training_table

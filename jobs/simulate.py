@@ -6,21 +6,123 @@ scenario, appends to gold.policy_scenarios.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
 
+from uplift_spark.campaign import true_effects
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
-from uplift_spark.flow.lift import as_arrow
+from uplift_spark.config import Config, Scenario
+from uplift_spark.errors import ConfigError
+from uplift_spark.evaluation.lift_tables import as_arrow
+from uplift_spark.evaluation.report import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import true_effects
-from uplift_spark.operations.policy import candidates_of, decide
-from uplift_spark.operations.registry import Registry
-from uplift_spark.operations.runs import JobResult, Say, derive_run_id, silent
-from uplift_spark.operations.simulating import outcome_of, scenarios_of, summary
-from uplift_spark.vocabulary import EXPERIMENT
+from uplift_spark.policy.planning import Done, Inputs, candidates_of, decide, inputs_of
+from uplift_spark.policy.spark import decided
+from uplift_spark.registry.models import Registry
+from uplift_spark.roles import EXPERIMENT, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+
+PLAN, ANY = "plan", "any"
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, Inputs]:
+    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
+    were not scored, outcomes that plans are not made for, and as `policy.planning.Inputs.checked`."""
+    if not config.scenarios:
+        raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
+    plan = inputs_of(config, lake, registry)
+    found = {PLAN: plan}
+    for name, scenario in config.scenarios.items():
+        if name == PLAN:
+            raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
+        named = {*scenario.cost, *(scenario.levels or ())}
+        if unknown := sorted(named - {*plan.levels}):
+            raise ConfigError(
+                f"scenario {name!r} names {unknown}, none of the scored levels {', '.join(plan.levels)}: correct them"
+            )
+        if other := sorted({*scenario.value} - {config.roles.outcome}):
+            raise ConfigError(
+                f"scenario {name!r} gives {other} a value, but plans are made for {config.roles.outcome}: correct it"
+            )
+        offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
+        # The tables and their versions stay those of the plan: scenarios differ in nothing but what they name.
+        found[name] = replace(replace(plan, config=_changed(config, scenario)).checked(), levels=offered)
+    return found
+
+
+def _changed(config: Config, scenario: Scenario) -> Config:
+    policy, economics = config.policy, config.economics
+    limits = policy.limits if scenario.limits is None else scenario.limits
+    if scenario.levels is not None:
+        limits = tuple(limit for limit in limits if limit.least or limit.level in (None, *scenario.levels))
+    changed = replace(
+        policy,
+        budget=policy.budget if scenario.budget is None else scenario.budget,
+        limits=limits,
+        cost=_without(policy.cost, scenario),
+        cost_most=_without(policy.cost_most, scenario),
+    )
+    money = replace(economics, cost=economics.cost | scenario.cost, value=economics.value | scenario.value)
+    return replace(config, policy=changed, economics=money)
+
+
+def _without(costs: Mapping[str, str], scenario: Scenario) -> dict[str, str]:
+    return {level: sql for level, sql in costs.items() if level not in scenario.cost}
+
+
+def outcome_of(name: str, done: Done, truth: DataFrame | None) -> list[dict[str, Any]]:
+    """Rows of gold.policy_scenarios but for run_id and campaign: one a level that units get, then one for all.
+
+    truth  unit_id, treatment, effect: of the predicted outcome, where it is known
+    """
+    given, plan = done.given, done.plan
+    rows = decided(done.rows, given.levels, given.config.roles.control, done.problem, plan)
+    if truth is None:
+        rows = rows.withColumn("effect", F.lit(None))
+    else:
+        rows = rows.join(truth.select(UNIT, TREATMENT, "effect"), [UNIT, TREATMENT], "left")
+    sums = [F.sum(F.col(column).cast("double")).alias(column) for column in ("gain", "cost", "value", "effect")]
+    known = F.count("effect").alias("known")
+    found = {
+        row[TREATMENT]: row for row in rows.groupBy(TREATMENT).agg(F.count("*").alias("n"), known, *sums).collect()
+    }
+    levels = [level for level in given.levels if level in found]
+
+    def line(treatment: str, parts: list[Row]) -> dict[str, Any]:
+        units, cost, gain = (sum(part[column] for part in parts) for column in ("n", "cost", "gain"))
+        told = {"scenario": name, TREATMENT: treatment, "units": units, "cost": cost, "gain": gain, "true_gain": np.nan}
+        if truth is not None and all(part["known"] == part["n"] for part in parts):
+            told["true_gain"] = given.value * sum(part["effect"] for part in parts) - (cost if given.net else 0.0)
+        return told
+
+    whole, seen = line(ANY, [found[level] for level in levels]), done.observed
+    _, whole["gap"] = done.certificate(whole["gain"], sum(row["value"] for row in found.values()))
+    whole |= {"observed": seen.gain[-1], "observed_lower": seen.lower[-1], "observed_upper": seen.upper[-1]}
+    return [*(line(level, [found[level]]) for level in levels), whole]
+
+
+def summary(rows: pd.DataFrame, unit: str) -> str:
+    """Each scenario in a line, its levels' units in brackets."""
+    lines = []
+    for name, mine in rows.groupby("scenario", sort=False):
+        whole, levels = mine[mine[TREATMENT] == ANY].iloc[0], mine[mine[TREATMENT] != ANY]
+        units = ", ".join(f"{row[TREATMENT]} {row['units']:,}" for row in levels.to_dict("records"))
+        truth = "" if np.isnan(whole["true_gain"]) else f", in truth {number(whole['true_gain'])}"
+        lines.append(
+            f"{name}: gain {number(whole['gain'])} ({unit}) predicted, {number(whole['observed'])} "
+            f"({interval(whole['observed_lower'], whole['observed_upper'])}) by the hold-out{truth}, "
+            f"for a cost of {number(whole['cost'])} ({units or 'nobody is treated'})"
+        )
+    return "\n".join(lines)
+
+
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Write what each scenario brings; one whose limits cannot be kept is refused, and nothing written to gold."""
     given = scenarios_of(config, lake, Registry.of(config))
     first = next(iter(given.values()))

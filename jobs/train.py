@@ -9,14 +9,14 @@ import time
 
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.errors import ConflictError
+from uplift_spark.estimators import params_of, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.learning import params_of, train
-from uplift_spark.operations.registry import Origin, Registered, Registry, facts_of
-from uplift_spark.operations.runs import JobResult, Say, code_version, derive_run_id, silent
-from uplift_spark.vocabulary import ConflictError
+from uplift_spark.registry.models import Origin, Registered, Registry, facts_of
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent) -> JobResult:
+def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
     """Fit, register, and point the alias champion at the version when `registry.champion` asks for it."""
     registry = Registry.of(config)
     table = config.training_table
@@ -37,7 +37,9 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: Say = silent
     return JobResult.of("train", run_id, model=model.name, version=model.version, champion=config.registry.champion)
 
 
-def _train(config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: Say) -> Registered:
+def _train(
+    config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: ProgressCallback
+) -> Registered:
     table, version, run_id = data
     frame = lake.read(table, version)
     given = params_of(config)

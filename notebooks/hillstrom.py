@@ -28,16 +28,16 @@ import pandas as pd
 from scipy.stats import chisquare
 
 from uplift_spark import CausalForest
+from uplift_spark.campaign import last_scored
 from uplift_spark.config import load_config
-from uplift_spark.flow.pictures import decile_picture, qini_picture
+from uplift_spark.evaluation.pictures import decile_picture, qini_picture
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import last_scored
-from uplift_spark.operations.registry import Registry
-from uplift_spark.operations.runs import derive_run_id
+from uplift_spark.registry.models import Registry
+from uplift_spark.runtime import derive_run_id
+from uplift_spark.stats.curves import uplift_curve
 from uplift_spark.stats.intervals import bootstrap_interval
 from uplift_spark.stats.moments import Moments, difference
-from uplift_spark.stats.qini import uplift_curve
 
 conf = Path("conf/hillstrom.yaml")
 # A configuration's paths are relative to the project, wherever this notebook was started.

@@ -46,13 +46,13 @@ BESIDE = {
 SPARKLESS = ("stats", "causal", "serving")
 
 # Absent on Spark Connect and Databricks serverless.
-OF_BOTH_KINDS = {("uplift_spark.flow.progress", "sparkContext")}  # has another way for Spark Connect
+OF_BOTH_KINDS = {("uplift_spark.forest.spark", "sparkContext")}  # has another way for Spark Connect
 NOT_OVER_CONNECT = {
     "sparkContext", "SparkContext", "rdd", "toRDD", "_jvm", "_jsparkSession", "_jdf", "_jc", "_sc", "_gateway",
     "createGlobalTempView", "createOrReplaceGlobalTempView",
 }  # fmt: skip
 CACHING = {"cache", "persist", "unpersist", "localCheckpoint", "cacheTable"}
-KEEPER = ("uplift_spark.flow.training", "kept")  # goes on without where a cluster refuses
+KEEPER = ("uplift_spark.forest.spark", "kept")  # goes on without where a cluster refuses
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 TABLE_ACCESS = {"read", "write", "readStream", "writeStream"}
 TABLE_CALLS = {"table", "sql", "saveAsTable", "insertInto", "writeTo", "forPath", "forName", "toTable", "createTable"}
@@ -75,7 +75,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The layer's name: `causal` of `uplift_spark.causal.grower`, '' of the package itself."""
+        """The layer's name: `causal` of `uplift_spark.forest.grow`, '' of the package itself."""
         return self.name.split(".")[1] if "." in self.name else ""
 
     @property
@@ -149,7 +149,7 @@ def _may_import(importer: str, target: str) -> bool:
 
 
 def _home(name: str) -> str:
-    """Where a public name really lives: `uplift_spark.Roles` is `uplift_spark.vocabulary.Roles`."""
+    """Where a public name really lives: `uplift_spark.Roles` is `uplift_spark.roles.Roles`."""
     package, _, public = name.partition(".")
     home = uplift_spark._HOME.get(public) if package == PACKAGE else None
     return f"{home}.{public}" if home else name
@@ -357,12 +357,12 @@ GOOD = [
 ]
 
 BAD = [
-    (imports_against_the_layers, of("causal.forest", "from uplift_spark.flow.lift import x")),
+    (imports_against_the_layers, of("causal.forest", "from uplift_spark.evaluation.lift_tables import x")),
     (imports_against_the_layers, of("causal.forest", "from ..flow import lift")),
-    (imports_against_the_layers, of("stats.qini", "def f():\n    import uplift_spark.causal.forest")),
+    (imports_against_the_layers, of("stats.qini", "def f():\n    import uplift_spark.forest.forest")),
     (imports_against_the_layers, of("policy.rules", "from uplift_spark import monitoring")),
     (imports_against_the_layers, of("flow.lift", "from uplift_spark.lake.tables import Lake")),
-    (imports_against_the_layers, of("flow.lift", "import_module('uplift_spark.operations.runs')")),
+    (imports_against_the_layers, of("flow.lift", "import_module('uplift_spark.runtime')")),
     (imports_against_the_layers, of("lake.tables", "from uplift_spark.stats import qini")),
     (imports_against_the_layers, of("operations.runs", "from uplift_spark.serving import api")),
     (imports_against_the_layers, of("causal.lift", "from uplift_spark import CausalForest")),

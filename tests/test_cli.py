@@ -16,9 +16,9 @@ import pytest
 import uplift_spark
 from uplift_spark import cli
 from uplift_spark.config import Lakehouse
-from uplift_spark.operations.printing import cell, rich_table
-from uplift_spark.operations.runs import JobResult
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.console import cell, rich_table
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.runtime import JobResult
 
 SMALL = """
 campaign: spring

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from uplift_spark.config import Config, Simulation, Trial, load_config
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 

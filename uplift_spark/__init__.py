@@ -10,18 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from uplift_spark.flow.verbs import CausalForest, InstrumentalForest, MetaLearner, load_model
-    from uplift_spark.vocabulary import Roles
+    from uplift_spark.estimators import CausalForest, InstrumentalForest, MetaLearner, load_model
+    from uplift_spark.roles import Roles
 
 __version__ = "0.1.0"
 __all__ = ["CausalForest", "InstrumentalForest", "MetaLearner", "Roles", "__version__", "load_model"]
 
 _HOME = {
-    "CausalForest": "uplift_spark.flow.verbs",
-    "InstrumentalForest": "uplift_spark.flow.verbs",
-    "MetaLearner": "uplift_spark.flow.verbs",
-    "load_model": "uplift_spark.flow.verbs",
-    "Roles": "uplift_spark.vocabulary",
+    "CausalForest": "uplift_spark.estimators",
+    "InstrumentalForest": "uplift_spark.estimators",
+    "MetaLearner": "uplift_spark.estimators",
+    "load_model": "uplift_spark.estimators",
+    "Roles": "uplift_spark.roles",
 }
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import uplift_spark
-from uplift_spark.operations.printing import (
+from uplift_spark.console import (
     Progress,
     err,
     one_sentence,
@@ -33,12 +33,13 @@ from uplift_spark.operations.printing import (
     rich_table,
     written_lines,
 )
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from uplift_spark.config import Config, Lakehouse
     from uplift_spark.lake.tables import Lake
-    from uplift_spark.operations.runs import Job, JobResult
+    from uplift_spark.runtime import Job, JobResult
+
 
 JOBS = ("ingest", "features", "train", "score", "lift")
 
@@ -143,7 +144,7 @@ def load(
     new_column: Annotated[list[str] | None, typer.Option(help="Column the table gets; repeatable.")] = None,
 ) -> None:
     """Your own events to a raw table, each row once; bad rows to quarantine."""
-    from uplift_spark.operations.loading import Load
+    from uplift_spark.events.load import Load
 
     asked.run("load", load=Load(table, source, format_, known_at, historic, tuple(new_column or ())))
 
@@ -158,7 +159,7 @@ def stream(
     historic: HistoricOption = False,
 ) -> None:
     """New events of a Delta table to a raw table, each row once, by Structured Streaming; bad rows to quarantine."""
-    from uplift_spark.operations.loading import Load
+    from uplift_spark.events.load import Load
 
     asked.run("stream", load=Load(table, source, "delta", known_at, historic))
 
@@ -175,7 +176,7 @@ def replay(
     ] = None,
 ) -> None:
     """Rows of bronze.quarantine, repaired, to the raw table they were meant for, each once."""
-    from uplift_spark.operations.replaying import Replay
+    from uplift_spark.jobs.replay import Replay
 
     asked.run("replay", replay=Replay.of(table, rule, repair or ()))
 
@@ -198,7 +199,7 @@ def erase(
     purge: Annotated[bool, typer.Option("--purge", help="Remove what deleted rows left in files and logs.")] = False,
 ) -> None:
     """Units out of every table and out of the models in use."""
-    from uplift_spark.operations.erasure import Erasure
+    from uplift_spark.governance.erasure import Erasure
 
     asked.run("erase", erasure=Erasure.asked(unit, units, purge))
 
@@ -212,7 +213,7 @@ def export(
     purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
 ) -> None:
     """The champion's newest scores of units that may be contacted now."""
-    from uplift_spark.operations.export import Export
+    from uplift_spark.jobs.export import Export
 
     asked.run("export", export=Export(to, format_, purpose))
 
@@ -232,7 +233,7 @@ def features(
         raise ConfigError("use `uplift features`, or with list, describe NAME or stale after it")
     if run_id is not None:
         raise ConfigError(f"`uplift features {what}` runs no job: leave --run-id out")
-    from uplift_spark.operations.features import described, freshness, listed
+    from uplift_spark.events.features import described, freshness, listed
 
     with _lake(_lakehouse(conf, set_)) as lake:
         if what == "describe":
@@ -253,7 +254,7 @@ def train(
         return _run_jobs(["train"], conf, set_, run_id)
     if run_id is not None:
         raise ConfigError("--from-run names the run to rebuild: leave --run-id out")
-    from uplift_spark.operations.rebuild import rebuild
+    from uplift_spark.registry.models import rebuild
 
     return _run_jobs(["train"], conf, set_, from_run, find=lambda verb: rebuild)
 
@@ -286,7 +287,7 @@ def sql(
     """Print the rows of a query over the tables."""
     if format_ not in ("table", "csv"):
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
-    from uplift_spark.operations.summary import check_reads, first_rows
+    from uplift_spark.campaign import check_reads, first_rows
 
     check_reads(query)
     with _lake(_lakehouse(conf, set_)) as lake:
@@ -303,7 +304,7 @@ def sql(
 @app.command()
 def tables(conf: LakeConfOption = None, set_: SetOption = None) -> None:
     """List the tables with their rows and versions."""
-    from uplift_spark.operations.summary import table_sizes
+    from uplift_spark.campaign import table_sizes
 
     lakehouse = _lakehouse(conf, set_)
     with _lake(lakehouse) as lake:
@@ -355,7 +356,7 @@ def _run_jobs(
 
 def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResult]) -> None:
     """The lift job's findings, where every table is, and what to ask next."""
-    from uplift_spark.operations.summary import queries_to_try, table_sizes
+    from uplift_spark.campaign import queries_to_try, table_sizes
 
     console = out()
     print_details(results[-1].details)

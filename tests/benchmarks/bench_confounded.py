@@ -26,14 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import CausalForest, MetaLearner, Roles
-from uplift_spark.causal.benchmarks import conf
-from uplift_spark.causal.binning import fit_bins
-from uplift_spark.causal.crossfit import crossfit, features_of
-from uplift_spark.causal.hashing import unit_hashes
-from uplift_spark.causal.samples import sample_table
-from uplift_spark.causal.simulate import ATTRIBUTES, CampaignSimulator, effect_column
-from uplift_spark.stats.averages import averages_of
+from uplift_spark.events.simulate import ATTRIBUTES, CampaignSimulator, conf, effect_column
+from uplift_spark.forest.binning import fit_bins
+from uplift_spark.learners.nuisances import crossfit, features_of, sample_table
+from uplift_spark.stats.aipw import averages_of
 from uplift_spark.stats.offpolicy import doubly_robust
+from uplift_spark.stats.sampling import unit_hashes
 
 HELD_OUT, LEAST_ODDS = 10_000, 0.01
 Draw = tuple[pd.DataFrame, pd.DataFrame, Roles, np.ndarray]  # training rows, new rows, roles, true effects of these

@@ -1,4 +1,4 @@
-"""Treatments that are no two arms: which basis wins where, on generated trials and on two real campaigns (R3.4).
+"""Treatments that are no two arms: which basis wins where, on generated trials and on two real campaigns.
 
     make bench                                        # all tables; the real ones where $UPLIFT_DATA is set
     python tests/benchmarks/bench_doses.py curved products --rows 10000 --draws 5
@@ -25,13 +25,13 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.causal.binning import apply_bins
-from uplift_spark.causal.crossfit import Spec, residuals
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.hashing import unit_hashes
-from uplift_spark.causal.little_bags import Z95
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.vocabulary import Roles
+from uplift_spark.forest.binning import apply_bins
+from uplift_spark.forest.effects import Z95
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.learners.nuisances import Spec, residuals
+from uplift_spark.roles import Roles
+from uplift_spark.stats.sampling import unit_hashes
 
 HELD_OUT = 5000
 DOSES = (2.0, 5.0, 10.0)

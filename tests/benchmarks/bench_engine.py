@@ -40,7 +40,7 @@ from processes import Usage, family
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.causal.simulate import BENCHMARKS
+from uplift_spark.events.simulate import BENCHMARKS
 
 HELD_OUT = 50_000
 HELD_OUT_SEED = 1_000_000  # added to a trial's seed for its held-out rows

@@ -1,4 +1,4 @@
-"""An evaluation with all its resamples against a plain count of the same table: time, Spark jobs (R4.2).
+"""An evaluation with all its resamples against a plain count of the same table: time, Spark jobs.
 
     python tests/benchmarks/bench_evaluation.py --units 1000000 10000000
 
@@ -18,8 +18,7 @@ from processes import Usage
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.flow.evaluation import Setup, comparison, describe_arms, evaluate
-from uplift_spark.flow.metrics import curve_table, metric_table
+from uplift_spark.evaluation.metrics import Setup, comparison, curve_table, describe_arms, evaluate, metric_table
 
 LEVELS = ("5%", "10%")
 

@@ -1,5 +1,5 @@
 """Labels, windowed features and the training set of a made-up lakehouse: time, processor time, memory and shuffled
-bytes of every step, at two sizes to see how cost grows (R1.2, R1.3).
+bytes of every step, at two sizes to see how cost grows.
 
     python tests/benchmarks/bench_lake.py --units 1000000 10000000 --events 10
 

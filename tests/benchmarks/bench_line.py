@@ -1,4 +1,4 @@
-"""Time and peak memory of every job of the main line on a simulated campaign (R4.1).
+"""Time and peak memory of every job of the main line on a simulated campaign.
 
     make bench ARGS="--units 1000000 --arms 4"
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from processes import watched
 
-from uplift_spark.causal.simulate import CampaignSimulator
 from uplift_spark.cli import JOBS
 from uplift_spark.config import Config, load_config
+from uplift_spark.events.simulate import CampaignSimulator
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 

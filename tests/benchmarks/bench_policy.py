@@ -1,4 +1,4 @@
-"""`uplift policy` at scale: time, processor time, memory, looks at all units and the certified gap (R5.1).
+"""`uplift policy` at scale: time, processor time, memory, looks at all units and the certified gap.
 
     python tests/benchmarks/bench_policy.py --units 1000000 10000000
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import Roles
-from uplift_spark.causal.benchmarks import multi
-from uplift_spark.causal.portable import export_onnx
-from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.events.simulate import multi
+from uplift_spark.forest.onnx import export_onnx
+from uplift_spark.forest.training import Params, fit_table
 
 FEATURES = tuple(f"x{j}" for j in range(20))
 ROWS = 1000

@@ -23,15 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import Roles
-from uplift_spark.causal.benchmarks import nie_wager
-from uplift_spark.causal.crossfit import Spec, crossfit
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.hashing import unit_hashes
-from uplift_spark.causal.partial import average_partial_effect
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.causal.transport import transported_average
-from uplift_spark.stats.averages import averages_of
+from uplift_spark.events.simulate import nie_wager
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.learners.average_effects import average_partial_effect, transported_average
+from uplift_spark.learners.nuisances import Spec, crossfit
+from uplift_spark.stats.aipw import averages_of
 from uplift_spark.stats.offpolicy import doubly_robust
+from uplift_spark.stats.sampling import unit_hashes
 
 Rng = np.random.Generator
 HELD_OUT = 1000

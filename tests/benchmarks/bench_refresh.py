@@ -22,13 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import CausalForest, Roles
-from uplift_spark.causal.benchmarks import multi
-from uplift_spark.causal.estimation import estimate_table
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.refresh import forest_of, refreshed, trained
-from uplift_spark.causal.staleness import residuals, staleness
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.flow.verbs import UpliftModel
+from uplift_spark.estimators import UpliftModel
+from uplift_spark.events.simulate import multi
+from uplift_spark.forest.estimate import estimate_table
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.refresh import forest_of, refreshed, residuals, staleness, trained
+from uplift_spark.forest.training import Params, fit_table
 
 FEATURES = tuple(f"x{j}" for j in range(20))
 HELD_OUT = 20_000

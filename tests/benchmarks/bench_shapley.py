@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark import Roles
-from uplift_spark.causal.benchmarks import multi
-from uplift_spark.causal.binning import apply_bins
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.shapley import paths_of, shapley_values
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.flow.verbs import UpliftModel
+from uplift_spark.estimators import UpliftModel
+from uplift_spark.events.simulate import multi
+from uplift_spark.forest.binning import apply_bins
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.shapley import paths_of, shapley_values
+from uplift_spark.forest.training import Params, fit_table
 
 FEATURES = tuple(f"x{j}" for j in range(20))
 SHAP_USERS = 100

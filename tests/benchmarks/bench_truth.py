@@ -18,11 +18,11 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.causal.little_bags import Z95
-from uplift_spark.causal.simulate import ATTRIBUTES, BENCHMARKS, CampaignSimulator, effect_column
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.stats.qini import true_curve
-from uplift_spark.vocabulary import Roles
+from uplift_spark.events.simulate import ATTRIBUTES, BENCHMARKS, CampaignSimulator, effect_column
+from uplift_spark.forest.effects import Z95
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.roles import Roles
+from uplift_spark.stats.curves import true_curve
 
 CAMPAIGNS = {"binary": 2, "ordered": 3, "unordered": 4}
 GENERATED = ("rct", "conf", "conv", "multi", "mconv")

@@ -16,10 +16,10 @@ import pyarrow as pa
 from engine_peers import forest_of, table_of
 from processes import Usage
 
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.simulate import BENCHMARKS
-from uplift_spark.causal.training import Params
-from uplift_spark.vocabulary import Roles
+from uplift_spark.events.simulate import BENCHMARKS
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.training import Params
+from uplift_spark.roles import Roles
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -139,8 +139,7 @@ def on_spark(users: int, threads: int, trees: int) -> list[Row]:
     from pyspark.sql import functions as F
 
     from uplift_spark.config import Lakehouse
-    from uplift_spark.flow.scoring import score
-    from uplift_spark.flow.training import fit_frame
+    from uplift_spark.forest.spark import fit_frame, score
     from uplift_spark.lake.session import spark_session
 
     forest = forest_of(BENCHMARKS["mconv"](100_000, 1), Params(n_trees=trees))
@@ -183,8 +182,8 @@ def spark_rows(found: dict[str, float], users: int) -> list[Row]:
         "read features": f"Delta read of {FEATURES} features",
         "round trip": "the same through mapInArrow and back, untouched",
         "copy": "plain Delta read and write of the output rows",
-        "job": "flow.scoring.score from Delta to Delta",
-        "fit": f"flow.training.fit_frame, {1024 * found['peak'] / users * 1e6:,.0f} MiB at peak per million users",
+        "job": "forest.spark.score from Delta to Delta",
+        "fit": f"forest.spark.fit_frame, {1024 * found['peak'] / users * 1e6:,.0f} MiB at peak per million users",
     }
     rows = [
         [what, f"{found[key]:.1f}", f"{users / found[key]:,.0f}", f"{found[key] / found['copy']:.2f}"]

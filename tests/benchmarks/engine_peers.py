@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.simulate import Benchmark
-from uplift_spark.causal.training import Params, fit_table
+from uplift_spark.events.simulate import Benchmark
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.roles import Roles
 from uplift_spark.stats.moments import normal_quantile
-from uplift_spark.vocabulary import Roles
 
 Z95 = normal_quantile(0.95)
 Effects = tuple[np.ndarray, np.ndarray | None]  # effect [n, K-1], its standard error or None

@@ -23,17 +23,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from uplift_spark.causal.forest import Forest
-from uplift_spark.causal.little_bags import Z95
-from uplift_spark.causal.rows import encode
-from uplift_spark.causal.simulate import BENCHMARKS, Benchmark
-from uplift_spark.causal.training import Params, fit_table
 from uplift_spark.config import Trial, load_config
-from uplift_spark.operations.sources import find
-from uplift_spark.operations.trials import read_trial
+from uplift_spark.errors import UpliftError
+from uplift_spark.events.ingest import find, read_trial
+from uplift_spark.events.simulate import BENCHMARKS, Benchmark
+from uplift_spark.forest.effects import Z95
+from uplift_spark.forest.encode import encode
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.roles import Roles
+from uplift_spark.stats.curves import rank_bins, true_curve, uplift_curve
 from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights
-from uplift_spark.stats.qini import rank_bins, true_curve, uplift_curve
-from uplift_spark.vocabulary import Roles, UpliftError
 
 POINTS, POINTS_SEED = 1000, 10**6
 Draw = Callable[[int, int], Benchmark]
@@ -217,7 +217,7 @@ def dosed(n: int, seed: int, levels: int, response: str) -> Benchmark:
 
 
 def _per_level(trial: Benchmark, points: pa.Table, seed: int) -> np.ndarray:
-    """Effects [n, K-1] of one binary forest per level against the control (R3.3)."""
+    """Effects [n, K-1] of one binary forest per level against the control."""
     effects = []
     for k in range(1, trial.e.shape[1]):
         mine = np.isin(trial.w, (0, k))

@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 
 from uplift_spark import CausalForest, MetaLearner, Roles, load_model
-from uplift_spark.causal.learned import Learned
-from uplift_spark.causal.metalearners import LEARNERS
-from uplift_spark.causal.models import packed_file, restored
-from uplift_spark.vocabulary import ConfigError, DataError, ModelFileError
+from uplift_spark.errors import ConfigError, DataError, ModelFileError
+from uplift_spark.forest.forest import packed_file, restored
+from uplift_spark.learners.metalearners import LEARNERS, Learned
 
 FEATURES = ("x0", "x1", "city")
 ROLES = Roles("unit", "w", "y", FEATURES, "none", {"none": 0, "10": 10, "5": 5})

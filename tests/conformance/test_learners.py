@@ -1,4 +1,4 @@
-"""What every learner must do, whoever wrote it: the catalogue's, the forest, and one forest for each level (R3.3)."""
+"""What every learner must do, whoever wrote it: the catalogue's, the forest, and one forest for each level."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow as pa
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from uplift_spark.causal.benchmarks import nie_wager
-from uplift_spark.causal.hashing import unit_hashes
-from uplift_spark.causal.learned import PerLevel
-from uplift_spark.causal.learners import model_effects
-from uplift_spark.causal.metalearners import LEARNERS, Rows, Setting, fit_learner, fit_resampled
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.vocabulary import DataError, Levels, Roles
+from uplift_spark.errors import DataError
+from uplift_spark.events.simulate import nie_wager
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.learners.metalearners import LEARNERS, LearnerRows, PerLevel, Setting, fit_learner, fit_resampled
+from uplift_spark.learners.nuisances import model_effects
+from uplift_spark.roles import Levels, Roles
+from uplift_spark.stats.sampling import unit_hashes
 
 PLAIN = Setting(np.zeros(4, bool), folds=3)
 
 
-def frame_of(rows: Rows, features: np.ndarray | None = None) -> pa.Table:
+def frame_of(rows: LearnerRows, features: np.ndarray | None = None) -> pa.Table:
     """Rows, or features alone, as the table a forest is trained on."""
     frame = pd.DataFrame(rows.features if features is None else features).add_prefix("x")
     if features is not None:
@@ -42,7 +42,7 @@ class Forests:
         return model_effects(self.forest, frame_of(None, features))
 
 
-def fit(name: str, rows: Rows, setting: Setting = PLAIN) -> object:
+def fit(name: str, rows: LearnerRows, setting: Setting = PLAIN) -> object:
     """The learner of that name fitted to rows."""
     if name in LEARNERS:
         return fit_learner(name, rows, setting)
@@ -56,7 +56,7 @@ def fit(name: str, rows: Rows, setting: Setting = PLAIN) -> object:
     return Forests(PerLevel(tuple(fit_table(frame_of(pair), roles, params) for pair in pairs), levels))
 
 
-def drawn(n=2000, effect=lambda x: 1.0 + (x[:, 0] > 0.5), odds=(0.5, 0.5), seed=0, confounded=False) -> Rows:
+def drawn(n=2000, effect=lambda x: 1.0 + (x[:, 0] > 0.5), odds=(0.5, 0.5), seed=0, confounded=False) -> LearnerRows:
     """Outcomes rise with x1; level k brings k times the effect; odds by x1 if confounded."""
     rng = np.random.default_rng(seed)
     x = rng.random((n, 4))
@@ -65,7 +65,7 @@ def drawn(n=2000, effect=lambda x: 1.0 + (x[:, 0] > 0.5), odds=(0.5, 0.5), seed=
         chances = np.column_stack([1.0 - 0.15 - 0.7 * x[:, 1], 0.15 + 0.7 * x[:, 1]])
     place = (rng.random(n)[:, None] > chances.cumsum(axis=1)[:, :-1]).sum(axis=1)
     y = 3 * x[:, 1] + place * effect(x) + rng.normal(size=n)
-    return Rows(x, place, y, np.ones(n), chances, unit_hashes(pa.array(np.arange(n) + 7 * seed), "unit"))
+    return LearnerRows(x, place, y, np.ones(n), chances, unit_hashes(pa.array(np.arange(n) + 7 * seed), "unit"))
 
 
 def new(n=2000) -> np.ndarray:
@@ -222,7 +222,7 @@ def test_clusters_are_drawn_whole():
 def test_published_set_ups(setup, draws=20):
     """Nie & Wager (2021), n = 1,000, d = 6, unit noise; published with tuned boosting, A/B/C/D: R .05/.22/.11/.46, X
     .05/.17/.14/.40, T .15/.33/.67/.36. Odds are cross-fitted, as there."""
-    from uplift_spark.causal.crossfit import Spec, crossfit
+    from uplift_spark.learners.nuisances import Spec, crossfit
 
     errors: dict[str, list] = {}
     for seed in range(draws):
@@ -230,7 +230,7 @@ def test_published_set_ups(setup, draws=20):
         key = unit_hashes(pa.array(np.arange(1000)), "unit")
         plain = np.zeros(train.X.shape[1], bool)
         odds = crossfit(train.X, train.w, train.y, key, Spec(("0", "1"), plain)).propensity
-        rows = Rows(train.X, train.w, train.y, np.ones(1000), np.clip(odds, 0.02, 0.98), key)
+        rows = LearnerRows(train.X, train.w, train.y, np.ones(1000), np.clip(odds, 0.02, 0.98), key)
         for name in ALL:
             started = time.perf_counter()
             found = fit(name, rows, Setting(plain)).effects(test.X)

@@ -12,12 +12,12 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
+from uplift_spark.errors import UpliftError
+from uplift_spark.events.load import Load
 from uplift_spark.jobs import load, optimize, replay, stream
+from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import Load
-from uplift_spark.operations.replaying import Replay
-from uplift_spark.vocabulary import UpliftError
 
 CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
 

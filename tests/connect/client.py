@@ -14,9 +14,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
+from uplift_spark.errors import UpliftError
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.vocabulary import UpliftError
 
 
 def main(folder: str) -> None:

@@ -11,17 +11,16 @@ from importlib import import_module
 
 import pyarrow as pa
 
-from tests.causal.frames import ordered_frame, ordered_roles
+from tests.forest.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest, MetaLearner
 from uplift_spark.cli import JOBS
 from uplift_spark.config import Consent, load_config
-from uplift_spark.flow.progress import watched
+from uplift_spark.forest.spark import watched
+from uplift_spark.governance.erasure import Erasure, purge
 from uplift_spark.jobs import erase, export
-from uplift_spark.lake.erasure import purge
+from uplift_spark.jobs.export import Export
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.export import Export
 
 
 def slowly(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

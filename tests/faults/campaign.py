@@ -25,11 +25,11 @@ from uplift_spark.config import (
     Scenario,
     Simulation,
 )
+from uplift_spark.events.load import Load
+from uplift_spark.governance.erasure import Erasure
 from uplift_spark.jobs import erase, load, optimize, replay, stream
+from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.loading import Load
-from uplift_spark.operations.replaying import Replay
 
 UNITS = 400
 

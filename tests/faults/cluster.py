@@ -1,4 +1,4 @@
-"""Executors that die and tasks that hang, on clusters of this machine: the same rows to the bit, each once (R3.8).
+"""Executors that die and tasks that hang, on clusters of this machine: the same rows to the bit, each once.
 
 A job's rows pass a shuffle before they are written, and the tasks behind it are held up: so the fault comes after the
 map stage and before the reduce stage is done, on any machine. Spark's event log is the witness that it happened.

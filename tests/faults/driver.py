@@ -16,9 +16,9 @@ from pathlib import Path
 from tests.conftest import ROOT, end_group
 from tests.faults.campaign import JOBS, lakehouse
 from tests.faults.workers import slowed
+from uplift_spark.errors import UpliftError
 from uplift_spark.lake.session import local_conf, local_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.vocabulary import UpliftError
 
 READY = "ready"
 SLOWED = "faults.slowed"  # a setting for `tests.faults.workers.slowed`, not for Spark

@@ -17,9 +17,9 @@ from tests.faults.driver import Driver
 from tests.faults.matrix import Stage, aligned, different
 from tests.faults.states import State
 from tests.faults.workers import wait
-from uplift_spark.lake.places import Folder
+from uplift_spark.errors import ConflictError
+from uplift_spark.lake.storage import Folder
 from uplift_spark.lake.tables import Lake
-from uplift_spark.vocabulary import ConflictError
 
 # A client cannot know whether its commit landed; on some stores Delta itself takes it for another writer's.
 NETWORK = ConnectionResetError("[Errno 104] Connection reset by peer")

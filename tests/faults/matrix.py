@@ -1,4 +1,4 @@
-"""The crash matrix: every writing job's driver is killed at moments spread over what it writes, and run again (R1.1).
+"""The crash matrix: every writing job's driver is killed at moments spread over what it writes, and run again.
 
 A moment is "N new files are below the lakehouse". After each kill every table and model must read, in a state it had
 before the job or comes to have in an undisturbed run; the rerun must then end in the undisturbed run's state: no row
@@ -20,7 +20,7 @@ from tests.faults.driver import Driver
 from tests.faults.states import Reader, State, copied, files
 from tests.faults.workers import PATIENCE
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.registry import Registry
+from uplift_spark.registry.models import Registry
 
 
 @dataclass

@@ -13,10 +13,9 @@ from pathlib import Path
 from pyspark.errors import PySparkException
 
 from tests.faults.campaign import CAMPAIGN
-from uplift_spark.lake.digest import digest
-from uplift_spark.lake.tables import CLOCKS, Lake
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.errors import ConfigError
+from uplift_spark.lake.tables import CLOCKS, Lake, digest
+from uplift_spark.registry.models import Registry
 
 State = Mapping[str, Hashable]  # {table, model version or alias: what is in it}; without what is absent
 

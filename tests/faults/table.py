@@ -19,10 +19,10 @@ from pyspark.sql import functions as F
 
 from tests.faults.matrix import aligned
 from uplift_spark.config import Config, Feature, Forest, Labels, Lakehouse, Registry, RolesConf, Simulation
+from uplift_spark.errors import UpliftError
+from uplift_spark.events.load import Load
 from uplift_spark.jobs import features, load, score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import Load
-from uplift_spark.vocabulary import UpliftError
 
 DAYS, EACH, WINDOW = 24, 150, 3
 AS_OF = datetime(2024, 2, 1)

@@ -1,4 +1,4 @@
-"""A model file that is damaged, foreign or hostile is refused in one sentence before anything is scored (R1.6, R6.1).
+"""A model file that is damaged, foreign or hostile is refused in one sentence before anything is scored.
 
 Files are read in another process: a file that crashes the reader must fail a test, not end the test run.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from uplift_spark.causal.training import Params, fit_table
-from uplift_spark.vocabulary import Roles
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.roles import Roles
 
 READER = """
 import json, sys

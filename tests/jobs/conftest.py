@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from uplift_spark.config import Trial
-from uplift_spark.operations.sources import DATA_FOLDER
+from uplift_spark.events.ingest import DATA_FOLDER
 
 
 @pytest.fixture

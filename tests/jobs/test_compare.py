@@ -8,16 +8,15 @@ import pandas as pd
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.causal.models import effect_table
+from uplift_spark.campaign import setup_of
 from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, Policy, RolesConf, Tree
 from uplift_spark.config import Registry as RegistryConf
-from uplift_spark.flow.evaluation import evaluate
-from uplift_spark.flow.metrics import metric_table
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.evaluation.metrics import evaluate, metric_table
+from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.evaluation import setup_of
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.registry.models import Registry
 
 TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
 DOSE = {"none": 0, "5%": 5, "10%": 10}

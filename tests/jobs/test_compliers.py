@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 
 from uplift_spark.config import Config, Forest, Labels, Learner, RolesConf
+from uplift_spark.errors import ConfigError
+from uplift_spark.governance.erasure import Erasure, erase
 from uplift_spark.jobs import features, score, train
-from uplift_spark.operations.erasure import Erasure, erase
-from uplift_spark.operations.rebuild import rebuild
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.registry.models import Registry, rebuild
 
 pytestmark = pytest.mark.spark
 N = 4000

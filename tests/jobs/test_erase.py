@@ -7,18 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.governance.test_erasure import a_day_passes, hits
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
-from tests.lake.test_erasure import a_day_passes, hits
 from uplift_spark import CausalForest
 from uplift_spark.config import Lakehouse, Pseudonyms
-from uplift_spark.flow.pseudonyms import pseudonym
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.governance import erasure as steps
+from uplift_spark.governance.erasure import Erasure
+from uplift_spark.governance.privacy import pseudonym
 from uplift_spark.jobs import erase, lift, score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations import erasure as steps
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.rebuild import rebuild
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.registry.models import Registry, rebuild
 
 KEPT, SCORES = "silver.trained_spring_1", "gold.uplift_scores"
 FIRST, HELD_OUT, SECOND = "to-erase-5-train", "to-erase-4-holdout", "to-erase-7-train"

@@ -1,4 +1,4 @@
-"""`uplift export`: who is held back by what is known of consent when scores leave, and that files come whole (R1.7)."""
+"""`uplift export`: who is held back by what is known of consent when scores leave, and that files come whole."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from tests.jobs.test_train_score import TABLE, conf, training_rows
 from uplift_spark.config import Consent, Lakehouse
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.governance.erasure import Erasure
 from uplift_spark.jobs import erase, export, score, train
+from uplift_spark.jobs import export as steps
+from uplift_spark.jobs.export import Export
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations import export as steps
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.export import Export
-from uplift_spark.vocabulary import ConfigError, DataError, EnvironmentProblem
 
 UNITS = [f"u{i}" for i in range(40)]
 

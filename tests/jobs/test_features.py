@@ -9,9 +9,9 @@ import pytest
 from tests.jobs.conftest import rows_of
 from tests.jobs.test_ingest import ROWS, TRIAL
 from uplift_spark.config import Feature
+from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.events import features as registry
 from uplift_spark.jobs import features, ingest
-from uplift_spark.operations import features as registry
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
 
 ORDERS = Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30, owner="crm")
 SPENT = Feature("spent", aggregate="sum", source="event", event="order", ttl_minutes=1e9)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.causal.simulate import CampaignSimulator, effect_column
 from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, Trial, load_config
+from uplift_spark.errors import ConfigError, ConflictError, DataError, UpliftError
+from uplift_spark.events.ingest import DATA_FOLDER
+from uplift_spark.events.simulate import CampaignSimulator, effect_column
 from uplift_spark.jobs import features, ingest
-from uplift_spark.operations.sources import DATA_FOLDER
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, UpliftError
 
 CONF = Path(__file__).parents[2] / "conf"
 UNITS = 2_000

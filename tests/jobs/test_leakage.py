@@ -9,10 +9,10 @@ import pytest
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Leakage, RolesConf, Trial
-from uplift_spark.flow.features import hash_split, sampled
+from uplift_spark.errors import DataError
+from uplift_spark.events.features import hash_split, sampled
+from uplift_spark.events.leakage import guard_training
 from uplift_spark.jobs import features, ingest
-from uplift_spark.operations.leakage import guard_training
-from uplift_spark.vocabulary import DataError
 
 TABLE = "silver.training_shop"
 UNITS = 1_200

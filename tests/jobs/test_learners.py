@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from tests.jobs.test_train_score import ROLES, SCORES, TABLE, conf, training_rows
-from uplift_spark.causal.learned import PerLevel
 from uplift_spark.config import Compare, Lakehouse, Learner, Lift
+from uplift_spark.errors import ConfigError
+from uplift_spark.governance.erasure import Erasure, erase
 from uplift_spark.jobs import compare, score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure, erase
-from uplift_spark.operations.rebuild import rebuild
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.learners.metalearners import PerLevel
+from uplift_spark.registry.models import Registry, rebuild
 
 pytestmark = pytest.mark.spark
 

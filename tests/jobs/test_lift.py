@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.flow.scored import LEVELS, campaign
+from tests.evaluation.scored import LEVELS, campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
 from uplift_spark.config import Registry as RegistryConf
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.registry import Registered, Registry
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.registry.models import Registered, Registry
 
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
@@ -179,7 +179,7 @@ def registered(data_versions):
 
 
 def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):
-    from uplift_spark.operations.evaluation import check_unseen, last_scored
+    from uplift_spark.campaign import check_unseen, last_scored
 
     config, registry = conf(campaigned), Registry.of(conf(campaigned))
     last = last_scored(config, campaigned, registry)

@@ -14,12 +14,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, RolesConf, Simulation
+from uplift_spark.errors import ConfigError, ConflictError, DataError, UpliftError
+from uplift_spark.events import load as loading
+from uplift_spark.events.load import Load
 from uplift_spark.jobs import load
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations import loading
-from uplift_spark.operations.loading import Load
-from uplift_spark.operations.runs import JobResult
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, UpliftError
+from uplift_spark.runtime import JobResult
 
 CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
 HEADER = "unit_id,event,item,value,occurred_at,event_id\n"

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.causal.forest import average_effect
 from uplift_spark.config import Config, Forest, Labels, RolesConf
+from uplift_spark.errors import DataError
+from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import features, train
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import DataError
+from uplift_spark.registry.models import Registry
 
 pytestmark = pytest.mark.spark
 N = 6000

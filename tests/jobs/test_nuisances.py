@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.flow.test_nuisances import observed
 from tests.jobs.conftest import rows_of
-from uplift_spark.causal.models import effect_table
+from tests.learners.test_spark_nuisances import observed
 from uplift_spark.config import Config, Forest, Lakehouse, Lift, Nuisances, RolesConf
+from uplift_spark.errors import ConfigError
+from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import nuisances, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.registry.models import Registry
 
 ROLES = RolesConf("bought", "none", ("age", "city"))
 

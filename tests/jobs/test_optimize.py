@@ -7,10 +7,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import optimize
-from uplift_spark.lake.digest import Digest, digest
-from uplift_spark.lake.tables import Lake
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.lake.tables import Digest, Lake, digest
 
 CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
 

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.flow.scored import LEVELS, campaign
+from tests.evaluation.scored import LEVELS, campaign
 from tests.jobs.conftest import rows_of
 from uplift_spark.config import Config, Consent, Economics, Lakehouse, Lift, Limit, Policy, RolesConf, Scenario
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import policy, simulate
 from uplift_spark.lake.tables import Lake
-from uplift_spark.policy.allocation import allocate
-from uplift_spark.policy.problem import Candidates, Constraint, Problem, look_at
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allocate, look_at
 
 N = 3_000
 ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})

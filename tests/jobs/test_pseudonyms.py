@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.test_pseudonyms import by_hand
-from tests.lake.test_erasure import hits
+from tests.governance.test_erasure import hits
+from tests.governance.test_pseudonyms import by_hand
 from uplift_spark.config import Config, Pseudonyms, RolesConf, Simulation
+from uplift_spark.errors import ConfigError
+from uplift_spark.events.load import Load
+from uplift_spark.governance.erasure import Erasure
 from uplift_spark.jobs import erase, ingest, load
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure
-from uplift_spark.operations.loading import Load
-from uplift_spark.vocabulary import ConfigError
 
 KEY = "a secret of the shop's own"
 CONF = Config(

@@ -11,14 +11,13 @@ import pytest
 
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
 from uplift_spark.config import Lakehouse, Learner, Refresh
-from uplift_spark.flow.verbs import UpliftModel
+from uplift_spark.errors import ConfigError
+from uplift_spark.estimators import UpliftModel
+from uplift_spark.governance.erasure import Erasure, erase
 from uplift_spark.jobs import refresh, score, train
+from uplift_spark.jobs.refresh import due
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.erasure import Erasure, erase
-from uplift_spark.operations.rebuild import rebuild
-from uplift_spark.operations.refreshing import due
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.registry.models import Registry, rebuild
 
 pytestmark = pytest.mark.spark
 OLD, ALL = 1600, 2400

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from uplift_spark.config import Config, RolesConf, Simulation
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.load import Load
 from uplift_spark.jobs import load, replay
-from uplift_spark.lake.digest import digest
-from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.loading import Load
-from uplift_spark.operations.replaying import Replay
-from uplift_spark.operations.runs import JobResult
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.jobs.replay import Replay
+from uplift_spark.lake.tables import Lake, digest
+from uplift_spark.runtime import JobResult
 
 CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
 LINES = """unit_id,event,value,occurred_at,known_at

@@ -15,12 +15,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
+from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.events.load import Load
 from uplift_spark.jobs import load, stream
+from uplift_spark.jobs import stream as streaming
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations import streaming
-from uplift_spark.operations.loading import Load
-from uplift_spark.operations.runs import JobResult
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError
+from uplift_spark.runtime import JobResult
 
 pytestmark = pytest.mark.slow
 

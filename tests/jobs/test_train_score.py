@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.causal.forest import average_effect
 from uplift_spark.config import Config, Forest, Lakehouse, RolesConf
 from uplift_spark.config import Registry as RegistryConf
-from uplift_spark.flow.verbs import UpliftModel
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
+from uplift_spark.estimators import UpliftModel
+from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations.rebuild import rebuild
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
+from uplift_spark.registry.models import Registry, rebuild
 
 TABLE, SCORES = "silver.training_spring", "gold.uplift_scores"
 COLUMNS = [

@@ -7,11 +7,11 @@ import pytest
 
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
 from uplift_spark.config import Forest, Lakehouse, Tune
+from uplift_spark.errors import ConfigError
 from uplift_spark.jobs import tune
+from uplift_spark.jobs import tune as tuning
 from uplift_spark.lake.tables import Lake
-from uplift_spark.operations import tuning
-from uplift_spark.operations.registry import Registry
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.registry.models import Registry
 
 pytestmark = pytest.mark.spark
 

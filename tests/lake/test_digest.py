@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from uplift_spark.lake.digest import Digest, digest
+from uplift_spark.lake.tables import Digest, digest
 
 SCHEMA = "a string, b double, c array<array<int>>, d map<string,double>, e struct<x: int, y: int>"
 ROW = ("u", 1.5, [[1], [2]], {"p": 1.0, "q": 2.0}, (1, None))

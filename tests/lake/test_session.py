@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
+from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.lake.session import check_java, local_conf, spark_session
-from uplift_spark.vocabulary import EnvironmentProblem
 
 
 def java_home(folder: Path, says: str) -> Path:

@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem
 from uplift_spark.lake import tables
-from uplift_spark.lake.places import Folder, Save
+from uplift_spark.lake.storage import Folder, Save
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.vocabulary import ConfigError, ConflictError, DataError, EnvironmentProblem
 
 HOSTILE = [
     "gold.x`",

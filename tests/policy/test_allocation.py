@@ -10,10 +10,9 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+from uplift_spark.errors import ConfigError
 from uplift_spark.policy import allocation
-from uplift_spark.policy.allocation import allocate
-from uplift_spark.policy.problem import NONE, Candidates, Constraint, Problem, choose, joined, look_at
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.policy.allocation import NONE, Candidates, Constraint, Problem, allocate, choose, joined, look_at
 
 KINDS = ("budget", "capacity", "cap", "spend", "floor", "gap")
 

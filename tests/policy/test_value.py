@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from uplift_spark.policy.problem import Constraint, Problem
-from uplift_spark.policy.value import Pass, add_observed, told
+from uplift_spark.policy.allocation import Constraint, Problem
+from uplift_spark.policy.spark import Pass, add_observed, told
 from uplift_spark.stats.intervals import Draws
 from uplift_spark.stats.moments import FixedPoint
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from tests.flow.histories import DEFINITIONS, START, by_force, users
+from tests.events.histories import DEFINITIONS, START, by_force, users
 from uplift_spark.serving.features import features_at
 
 

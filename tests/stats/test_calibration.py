@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from uplift_spark.stats.calibration import calibration_slope, calibration_test
 from uplift_spark.stats.moments import FIELDS, Difference, Moments, difference
+from uplift_spark.stats.tests import calibration_slope, calibration_test
 
 
 def test_calibration_slope():

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from uplift_spark.stats.comparison import different, shrunk, spread_of
+from uplift_spark.stats.intervals import different, shrunk, spread_of
 
 
 def test_shrinkage_by_hand():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uplift_spark.stats.completeness import completeness, known_shares, missing_days, unreached_arms
+from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
 
 ALPHA = 0.01
 AGES, DAYS = 7, 30

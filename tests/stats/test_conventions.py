@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.stats import conventions as c
-from uplift_spark.stats.qini import uplift_curve
-from uplift_spark.vocabulary import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.stats import curves as c
+from uplift_spark.stats.curves import uplift_curve
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
 

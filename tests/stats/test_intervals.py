@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from uplift_spark.stats.curves import rank_bins, uplift_curve
 from uplift_spark.stats.intervals import bootstrap_interval, cluster_effects, effective_clusters, poisson_weights
 from uplift_spark.stats.moments import Moments
-from uplift_spark.stats.qini import rank_bins, uplift_curve
 
 HASHES = np.random.default_rng(0).integers(-(2**63), 2**63, 200_000, dtype=np.int64)
 

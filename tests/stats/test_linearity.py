@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from uplift_spark.stats.linearity import linearity
+from uplift_spark.stats.tests import linearity
 
 DOSES = np.array([0.0, 1.0, 2.0, 4.0])
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uplift_spark.stats.averages import averages_of
-from uplift_spark.stats.sensitivity import confounder_terms, e_values, sensitivity
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.errors import ConfigError
+from uplift_spark.stats.aipw import averages_of, confounder_terms, e_values, sensitivity
 
 
 def drawn(n=600, levels=3, seed=0, binary=False):

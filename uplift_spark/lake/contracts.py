@@ -1,332 +1,355 @@
-"""What each table holds: columns, comments and the rules of its rows (R1.1). The code behind is in `lake.checks`.
-
-Raw events are append-only, and each says when it was known (R1.3): `known_at` is its arrival, or for a historic load
-the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
-when they are made. Rows that name the same outcome or event under one `event_id` are one event, delivered again.
-"""
+"""The machinery of contracts: good rows, rejected rows, and cells cast to a contract's types."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from uplift_spark.lake.checks import INGESTED_AT, Contract, Rule, check, conform, declared
-from uplift_spark.lake.gold import GOLD, RUN
-from uplift_spark.vocabulary import EXPERIMENT, PROPENSITY, TREATMENT, UNIT
-
-__all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
-
-QUARANTINE = "bronze.quarantine"
-
-
-def contract_of(table: str) -> Contract | None:
-    """Contract of `schema.table`; None for tables the platform does not know. One contract serves every campaign."""
-    if table in _CONTRACTS:
-        return _CONTRACTS[table]
-    for prefix, shared in _PER_CAMPAIGN.items():
-        if table.startswith(prefix) and len(table) > len(prefix):
-            return replace(shared, table=table)
-    return None
-
-
-def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
-    """`contract` that also rejects treatments other than `levels`."""
-    known = ", ".join("'" + level.replace("\\", "\\\\").replace("'", "\\'") + "'" for level in levels)
-    rule = Rule("treatment_known", f"{TREATMENT} IN ({known})", f"treatment is none of {', '.join(levels)}")
-    return replace(contract, rules=(*contract.rules, rule))
-
-
-_INGEST = ("source string: file, table or simulator", *RUN, f"{INGESTED_AT} timestamp: when the row was ingested")
-_KNOWN = ("known_at timestamp: when the business knew the row, its arrival or what a historic load's source states",)
-_EVENT = (
-    "event_id string: the source's key of what happened to the unit, by which repeats are known; null when it has none",
-    *_KNOWN,
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    DoubleType,
+    FloatType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
 )
-_FINITE = "value > CAST('-Infinity' AS DOUBLE) AND value < CAST('Infinity' AS DOUBLE)"
 
-_UNIT_PRESENT = Rule(
-    "unit_present", f"{UNIT} IS NOT NULL AND trim({UNIT}) <> ''", f"{UNIT} is missing", constraint=True
-)
-_EXPERIMENT_PRESENT = Rule("experiment_present", f"trim({EXPERIMENT}) <> ''", f"{EXPERIMENT} is missing")
-_VALUE_FINITE = Rule("value_finite", f"value IS NULL OR ({_FINITE})", "value is not finite", constraint=True)
-# Blank ids would make one event of all the rows that have none.
-_EVENT_ID = Rule("event_id_filled", "event_id IS NULL OR trim(event_id) <> ''", "event_id is blank", constraint=True)
+from uplift_spark.errors import DataError
+from uplift_spark.roles import EXPERIMENT, RUN_ID
+
+# --------------------------------------------------------------------------------------------------------------------
+# The machinery of contracts: the split of good rows from rejected ones, and frames made to fit a table.
+
+INGESTED_AT = "ingested_at"
+
+# How the comment of a column begins that the table got later, on record.
+ADDED = "added by run "
+
+# What reading a source leaves beside a row, for `check`: {rule, reason} of cells that could not be read, and the row
+# as JSON as the source gave it.
+FAULTS, AS_GIVEN = "__faults", "__as_given"
+
+_TYPES: dict[str, DataType] = {
+    "string": StringType(),
+    "double": DoubleType(),
+    "bigint": LongType(),
+    "boolean": BooleanType(),
+    "timestamp": TimestampType(),
+    "array<double>": ArrayType(DoubleType()),
+    "map<string,double>": MapType(StringType(), DoubleType()),
+}
+# Casts that lose nothing (a bigint beyond 2^53 as double aside) and so need no decision; `void` is an untyped null.
+_WIDER = {
+    **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), ("bigint", "double", "string")),
+    **dict.fromkeys(("float", "boolean"), ("double",)),
+    "void": tuple(_TYPES),
+}
+_BROKEN, _REPEATED = "__broken", "__repeated"
+_EXACT_TIME = {
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timeZone": "UTC",
+    "ignoreNullFields": "false",
+}
 
 
-def _times(happened: str) -> tuple[Rule, ...]:
-    """Both times are there, and nothing is known before it happened. Enforced by the table: as-of joins rely on it."""
-    ordered = f"known_at IS NULL OR {happened} IS NULL OR known_at >= {happened}"
-    return (
-        Rule(f"{happened}_present", f"{happened} IS NOT NULL", f"{happened} is missing"),
-        Rule("known_at_present", "known_at IS NOT NULL", "known_at is missing", constraint=True),
-        Rule("known_at_order", ordered, f"known_at is before {happened}", constraint=True),
+@dataclass(frozen=True)
+class Rule:
+    """`sql` is true for a good row; null counts as broken. A `constraint` is also enforced by the table itself."""
+
+    name: str
+    sql: str
+    reason: str
+    constraint: bool = False
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A table's promise.
+
+    columns    exactly these; an `open` table may hold further columns of doubles or strings
+    job        the job that writes it first
+    rules      what every row must meet; see `check`
+    unique     columns whose values together occur once per checked frame
+    append_only Delta itself refuses to change or delete a row; erasing a user means lifting that property first
+    cluster_by columns to cluster by where the storage offers it
+    skip_by    columns whose bounds every file keeps, for queries to skip files by, those of cluster_by among them; when
+               empty Delta's first 32. Bounds of all columns cost a third of a write, so long tables name their few
+    """
+
+    table: str
+    job: str
+    columns: StructType
+    rules: tuple[Rule, ...] = ()
+    unique: tuple[str, ...] = ()
+    open: bool = False
+    append_only: bool = False
+    cluster_by: tuple[str, ...] = ()
+    skip_by: tuple[str, ...] = ()
+
+    @property
+    def constraints(self) -> dict[str, str]:
+        return {rule.name: rule.sql for rule in self.rules if rule.constraint}
+
+
+def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
+    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two.
+
+    good      the rows that meet every rule, with `frame`'s columns
+    rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
+
+    Every row of a repeated key is rejected: nothing tells which one is right. Rows that bring FAULTS are rejected for
+    these alone; these and AS_GIVEN are no columns of the results. Both results are lazy; each evaluates `frame` anew,
+    so it must give the same rows again. Raises DataError for a missing column or one of another type.
+    """
+    beside = [name for name in (FAULTS, AS_GIVEN) if name in frame.columns]
+    missing = [name for name in _from_source(contract) if name not in frame.columns]
+    if missing:
+        raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} to the source")
+    own = [have for have in frame.schema if have.name not in beside]
+    frame = frame.select(*(_fitted(have, _column(contract, have.name), contract.table) for have in own), *beside)
+    marked = _mark_repeated(frame, contract.unique).withColumn(_BROKEN, _broken(frame, contract))
+    columns = [have.name for have in own]
+    good = marked.where(F.size(_BROKEN) == 0).select(*columns)
+    return good, _quarantine(marked.where(F.size(_BROKEN) > 0), columns, contract.table)
+
+
+def conform(frame: DataFrame, contract: Contract) -> DataFrame:
+    """`frame` with the contract's columns, types and comments; numbers are widened where nothing is lost.
+
+    Adds ingested_at where the contract has it and the frame has not.
+    Raises DataError naming the table and the columns that are missing, unknown, or of another type.
+    """
+    wanted = contract.columns.fieldNames()
+    if INGESTED_AT in wanted and INGESTED_AT not in frame.columns:
+        frame = frame.withColumn(INGESTED_AT, F.current_timestamp())
+    missing = [name for name in wanted if name not in frame.columns]
+    if missing:
+        raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} before writing")
+    unknown = [name for name in frame.columns if name not in wanted]
+    if unknown and not contract.open:
+        raise DataError(f"rows for {contract.table} have unknown {_listed(unknown)}: drop {_them(unknown)}")
+    order = frame.columns if contract.open else wanted
+    return frame.select(*(_fitted(frame.schema[name], _column(contract, name), contract.table) for name in order))
+
+
+def added_columns(stored: StructType | None) -> list[StructField]:
+    """Columns that a table got on record; rows without them are rows of the table as well."""
+    return [field for field in stored or () if field.metadata.get("comment", "").startswith(ADDED)]
+
+
+def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract:
+    """`contract` with those of `columns` it has not; an open one takes further columns as it is."""
+    known = contract.columns.fieldNames()
+    more = [field for field in columns if field.name not in known]
+    return contract if contract.open else replace(contract, columns=StructType([*contract.columns, *more]))
+
+
+def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
+    value = F.col(have.name)
+    if want is None:
+        return value if isinstance(have.dataType, StringType) else _widened(value, have, DoubleType(), table)
+    return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
+
+
+def _widened(value: Column, have: StructField, want: DataType, table: str) -> Column:
+    if not widens(have.dataType, want):
+        source, target = have.dataType.simpleString(), want.simpleString()
+        raise DataError(f"column {have.name} of {table} is {source}, not {target}: cast it first")
+    return value if have.dataType == want else value.cast(want).alias(have.name)
+
+
+def _from_source(contract: Contract) -> list[str]:
+    return [name for name in contract.columns.fieldNames() if name not in (RUN_ID, INGESTED_AT)]
+
+
+def _column(contract: Contract, name: str) -> StructField | None:
+    return contract.columns[name] if name in contract.columns.fieldNames() else None
+
+
+def _mark_repeated(frame: DataFrame, key: Sequence[str]) -> DataFrame:
+    if not key:
+        return frame.withColumn(_REPEATED, F.lit(None).cast("bigint"))
+    counts = frame.groupBy(*key).agg(F.count(F.lit(1)).alias(_REPEATED)).where(F.col(_REPEATED) > 1)
+    # Repeated keys are few or the source is broken; broadcasting them spares a shuffle of whole rows.
+    return frame.join(F.broadcast(counts), list(key), "left").select(*frame.columns, _REPEATED)
+
+
+def _broken(frame: DataFrame, contract: Contract) -> Column:
+    """Array of {rule, reason}, one entry per broken rule, in the contract's order."""
+    failures = [_failure(rule, ~F.coalesce(F.expr(rule.sql), F.lit(False))) for rule in contract.rules]
+    if contract.open:
+        failures += [_infinite(name) for name in _extra_doubles(frame, contract)]
+    repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows"))
+    failures.append(F.when(F.col(_REPEATED).isNotNull(), entry("repeated", repeats)))
+    broken = F.filter(F.array(*failures), lambda failure: failure.isNotNull())
+    # What could not be read is null by now: the rules would call it missing.
+    return F.when(F.size(FAULTS) > 0, F.col(FAULTS)).otherwise(broken) if FAULTS in frame.columns else broken
+
+
+def _extra_doubles(frame: DataFrame, contract: Contract) -> Iterable[str]:
+    known = contract.columns.fieldNames()
+    return [c.name for c in frame.schema if isinstance(c.dataType, (DoubleType, FloatType)) and c.name not in known]
+
+
+def _infinite(name: str) -> Column:
+    endless = F.col(name).isin(float("inf"), float("-inf"))
+    return F.when(endless, entry("attribute_finite", F.lit(f"{name} is infinite")))
+
+
+def _failure(rule: Rule, broken: Column) -> Column:
+    return F.when(broken, entry(rule.name, F.lit(rule.reason)))
+
+
+def entry(rule: str, reason: Column) -> Column:
+    """One of the FAULTS."""
+    return F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))
+
+
+def _quarantine(rejected: DataFrame, columns: Sequence[str], table: str) -> DataFrame:
+    def own(name: str, otherwise: Column) -> Column:
+        return (F.col(name) if name in columns else otherwise).alias(name)
+
+    row = F.col(AS_GIVEN) if AS_GIVEN in rejected.columns else as_json(columns)
+    return rejected.select(
+        F.lit(table).alias("source_table"),
+        F.col(_BROKEN)[0]["rule"].alias("rule"),
+        F.array_join(F.transform(_BROKEN, lambda failure: failure["reason"]), "; ").alias("reason"),
+        row.alias("row"),
+        own("source", F.lit(None).cast("string")),
+        own(EXPERIMENT, F.lit(None).cast("string")),
+        own(RUN_ID, F.lit(None).cast("string")),
+        own(INGESTED_AT, F.current_timestamp()),
     )
 
 
-_ASSIGNMENT = Contract(
-    table="bronze.assignment",
-    job="ingest",
-    columns=declared(
-        f"{UNIT} string: pseudonymous unit, one assignment per experiment",
-        f"{EXPERIMENT} string: campaign",
-        f"{TREATMENT} string: level assigned",
-        "assigned_at timestamp",
-        f"{PROPENSITY} double: logged probability of the level received; null when it was not logged",
-        *_INGEST,
-    ),
-    rules=(
-        _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
-        Rule(
-            "treatment_present",
-            f"trim({TREATMENT}) <> '' AND lower(trim({TREATMENT})) <> 'nan'",
-            f"{TREATMENT} is missing",
-        ),
-        Rule("assigned_at_present", "assigned_at IS NOT NULL", "assigned_at is missing"),
-        Rule(
-            "propensity_range",
-            f"{PROPENSITY} IS NULL OR ({PROPENSITY} > 0 AND {PROPENSITY} <= 1)",
-            f"{PROPENSITY} is outside (0, 1]",
-            constraint=True,
-        ),
-    ),
-    unique=(EXPERIMENT, UNIT),
-    append_only=True,
-    cluster_by=(EXPERIMENT, "assigned_at"),
-)
+def widens(source: DataType, target: DataType) -> bool:
+    """Whether a column of `source` fits one of `target` as it is, or by a cast that loses nothing."""
+    have, want = source.simpleString(), target.simpleString()
+    return have == want or want in _WIDER.get(have, ())
 
-# What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
-DELIVERY_STATUSES = ("sent", "delivered", "bounced", "failed", "suppressed")
 
-_DELIVERY = Contract(
-    table="bronze.delivery",
-    job="load",
-    columns=declared(
-        f"{UNIT} string",
-        f"{EXPERIMENT} string: campaign",
-        "delivery_id string: one send; each change of its status is a row",
-        f"status string: {', '.join(DELIVERY_STATUSES)}",
-        "delivered_at timestamp: when the send came to this status",
-        *_EVENT,
-        *_INGEST,
-    ),
-    rules=(
-        _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
-        Rule("delivery_id_present", "trim(delivery_id) <> ''", "delivery_id is missing"),
-        Rule(
-            "status_known",
-            f"status IN ({', '.join(map(repr, DELIVERY_STATUSES))})",
-            f"status is none of {', '.join(DELIVERY_STATUSES)}",
-            constraint=True,
-        ),
-        *_times("delivered_at"),
-        _EVENT_ID,
-    ),
-    append_only=True,
-    cluster_by=(EXPERIMENT, "delivered_at"),
-)
+def as_json(columns: Sequence[str]) -> Column:
+    """These columns as a JSON text, nulls and microseconds included, whatever the session's time zone."""
+    return F.to_json(F.struct(*columns), _EXACT_TIME)
 
-# Of what happened to a unit and has an amount.
-_HAPPENED = (_VALUE_FINITE, *_times("occurred_at"), _EVENT_ID)
 
-_OUTCOME = Contract(
-    table="bronze.outcome",
-    job="ingest",
-    columns=declared(
-        f"{UNIT} string",
-        f"{EXPERIMENT} string: campaign",
-        "outcome string: name, such as visit or revenue",
-        "value double: amount of this event; null when it is not known",
-        "occurred_at timestamp",
-        *_EVENT,
-        *_INGEST,
-    ),
-    rules=(
-        _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
-        Rule("outcome_present", "trim(outcome) <> ''", "outcome is missing"),
-        *_HAPPENED,
-    ),
-    append_only=True,
-    cluster_by=(EXPERIMENT, "occurred_at"),
-)
+def _listed(columns: Sequence[str]) -> str:
+    return f"column{'s' if len(columns) > 1 else ''} {', '.join(columns)}"
 
-_BEHAVIOUR = Contract(
-    table="bronze.event",
-    job="load",
-    columns=declared(
-        f"{UNIT} string",
-        "event string: name, such as page_view or login",
-        "item string: what it was about, such as a product or a page; null when it has none",
-        "value double: amount of this event; null when it has none or it is not known",
-        "occurred_at timestamp",
-        *_EVENT,
-        *_INGEST,
-    ),
-    rules=(
-        _UNIT_PRESENT,
-        Rule("event_present", "trim(event) <> ''", "event is missing"),
-        *_HAPPENED,
-    ),
-    append_only=True,
-    cluster_by=(UNIT, "occurred_at"),
-)
 
-# No key is unique: rejecting both of two rows of one moment could lose a withdrawal.
-_CONSENT = Contract(
-    table="bronze.consent",
-    job="load",
-    columns=declared(
-        f"{UNIT} string",
-        "purpose string: what is agreed to, such as marketing or profiling",
-        "granted boolean: true gives the consent, false withdraws it",
-        "changed_at timestamp",
-        *_KNOWN,
-        *_INGEST,
-    ),
-    rules=(
-        _UNIT_PRESENT,
-        Rule("purpose_present", "trim(purpose) <> ''", "purpose is missing"),
-        Rule("granted_present", "granted IS NOT NULL", "granted is missing", constraint=True),
-        *_times("changed_at"),
-    ),
-    append_only=True,
-    cluster_by=(UNIT, "changed_at"),
-)
+def _them(columns: Sequence[str]) -> str:
+    return "them" if len(columns) > 1 else "it"
 
-_PROFILE = Contract(
-    table="bronze.profile",
-    job="ingest",
-    columns=declared(f"{UNIT} string", "observed_at timestamp: when the attributes held", *_KNOWN, *_INGEST),
-    rules=(_UNIT_PRESENT, *_times("observed_at")),
-    unique=(UNIT, "observed_at"),
-    open=True,
-    append_only=True,
-)
 
-_QUARANTINE = Contract(
-    table=QUARANTINE,
-    job="ingest",
-    columns=declared(
-        "source_table string: table the row was meant for",
-        "rule string: first rule it broke",
-        "reason string: every reason",
-        "row string: the row as JSON",
-        "source string: file, table or simulator it came from",
-        f"{EXPERIMENT} string",
-        *RUN,
-        f"{INGESTED_AT} timestamp",
-    ),
-)
+def declared(*lines: str) -> StructType:
+    """`name type[: comment]` per line; the type has no blank."""
+    schema = StructType()
+    for line in lines:
+        column, _, comment = line.partition(": ")
+        name, kind = column.split(" ")
+        schema.add(name, _TYPES[kind], metadata={"comment": comment} if comment else {})
+    return schema
 
-_TRUTH = Contract(
-    table="bronze.truth",
-    job="ingest",
-    columns=declared(
-        f"{UNIT} string",
-        f"{EXPERIMENT} string: simulated campaign",
-        f"{TREATMENT} string: level compared with control",
-        "outcome string",
-        "effect double: true individual effect against control",
-        *RUN,
-    ),
-)
 
-_LABEL = Contract(
-    table="silver.label",
-    job="features",
-    columns=declared(
-        f"{EXPERIMENT} string: campaign",
-        f"{UNIT} string",
-        f"{TREATMENT} string: level assigned",
-        "assigned_at timestamp",
-        f"{PROPENSITY} double",
-        "outcomes map<string,double>: sum of values inside each outcome's attribution window, 0 without events",
-        "mature boolean: every outcome's window had closed at as_of, days of waiting for late events included",
-        "delivered boolean: a delivery inside the longest window was known; null when no delivery was logged at all",
-        "as_of timestamp: only what was known by then counts",
-        *RUN,
-    ),
-)
+# --------------------------------------------------------------------------------------------------------------------
+# Cells of a source as values of a contract's types; what cannot be read is told, never silently null.
+# Points in time without a zone are UTC, whatever the session's time zone.
 
-_TRAINING = Contract(
-    table="silver.training",
-    job="features",
-    columns=declared(
-        f"{UNIT} string",
-        f"{TREATMENT} string: level assigned",
-        f"{PROPENSITY} double",
-        "assigned_at timestamp",
-        "split string: train or holdout",
-        *RUN,
-    ),
-    open=True,
-)
+# A line that is no row of its file, as Spark's readers of text keep it.
+UNREAD = "__unread"
 
-_ADJUSTED = Contract(
-    table="silver.adjusted",
-    job="nuisances",
-    columns=declared(
-        f"{UNIT} string",
-        f"{TREATMENT} string: level received",
-        f"{PROPENSITY} double: probability of the level received, as logged or as the features tell it",
-        "assigned_at timestamp",
-        "split string: train, holdout, or set aside: a level that units like this one hardly ever receive",
-        "fold bigint: a unit's nuisances come from models of the other folds",
-        "expected array<double>: outcome under every level, the control's first",
-        "odds array<double>: probability of every level",
-        "scores map<string,double>: doubly robust score of every level, what the forest is trained on",
-        *RUN,
-    ),
-    open=True,
-)
+_DATE, _TIME, _ZONE = r"\d{4}-\d{2}-\d{2}", r"[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?", r"(Z|[+-]\d{2}(:?\d{2})?)"
+_MOMENT = f"^{_DATE}({_TIME}{_ZONE}?)?$"
+# Spark's cast also takes Java's "1d" and "0x1p3".
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$|^(?i:nan)$"
+_KINDS = {
+    "timestamp": "a point in time (ISO 8601, as in 2025-01-31T09:30:00Z)",
+    "double": "a number",
+    "bigint": "a whole number",
+    "boolean": "true or false",
+}
+_SHOWN = 100  # characters of a bad value that its reason repeats
 
-# What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
-# the table's log, so that its versions stay readable when purging cleans the logs of the others.
-_TRAINED = replace(_TRAINING, table="silver.trained", job="erase", skip_by=("split",))
 
-_FEATURE_REGISTRY = Contract(
-    table="silver.feature_registry",
-    job="features",
-    columns=declared(
-        "feature string",
-        "version bigint: raised by its owner when the meaning changes",
-        "source string: event or profile",
-        "aggregate string",
-        "definition string: all of it as JSON",
-        "definition_hash string: SHA-256 of what decides the values",
-        "owner string",
-        "description string",
-        "ttl_minutes double: age of the source's newest row from which the feature is stale",
-        "targeting boolean: may decide whom to treat",
-        "protected boolean: looked at by audits for bias",
-        "code_version string",
-        *RUN,
-    ),
-)
+def fits(have: DataType, want: DataType, text: bool) -> bool:
+    """Whether `read_cells` reads columns of `have` as `want`; `text`: the source has no types, only texts."""
+    unzoned = isinstance(have, TimestampNTZType) and isinstance(want, TimestampType)
+    return widens(have, want) or unzoned or (text and isinstance(have, StringType))
 
-_FEATURE_VERSIONS = Contract(
-    table="silver.feature_versions",
-    job="features",
-    columns=declared(
-        "training_table string: training set that has the feature as a column",
-        "feature string",
-        "version bigint",
-        "definition_hash string",
-        "source_table string",
-        "source_version bigint: Delta version read",
-        "label_as_of timestamp",
-        "units bigint",
-        "missing bigint: units without a value",
-        "code_version string",
-        *RUN,
-    ),
-)
 
-_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
-_FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
-_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
-_CONTRACTS = {contract.table: contract for contract in _SHARED}
-RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
-_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED)}
+def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str], *beside: str) -> DataFrame:
+    """The columns of `wanted` that `frame` has, in its types, then FAULTS, AS_GIVEN and the columns `beside`.
+
+    renamed   {wanted name: frame's name} where the two differ
+    A column UNREAD of `frame` holds the lines that are no row. Columns must fit (`fits`); blank texts are null where
+    the wanted type is no text.
+    """
+    raw = [name for name in frame.columns if name not in (UNREAD, *beside)]
+    cells, faults = [], []
+    for field in wanted:
+        name = renamed.get(field.name, field.name)
+        if name in raw:
+            value = _value(F.col(name), frame.schema[name].dataType, field.dataType)
+            cells.append(value.alias(field.name))
+            faults.append(_fault(name, frame.schema[name].dataType, field.dataType, value))
+    row = as_json(raw)
+    if UNREAD in frame.columns:
+        unread = F.col(UNREAD).isNotNull()
+        # The cells of such a line are wherever its commas happen to be.
+        whole = entry("row_readable", F.lit("the line is not a row with the columns of its file"))
+        faults = [F.when(unread, whole), *(F.when(~unread, fault) for fault in faults)]
+        row = F.when(unread, as_json([UNREAD])).otherwise(row)
+    found = F.filter(F.array(*faults), lambda fault: fault.isNotNull())
+    return frame.select(*cells, found.alias(FAULTS), row.alias(AS_GIVEN), *beside)
+
+
+def numbers_or_text(frame: DataFrame, names: list[str]) -> dict[str, DataType]:
+    """{name: double if all its texts are numbers, else string}, in one pass over the rows."""
+    if not names:
+        return {}
+    found = frame.agg(*(F.min(_blank(F.col(n)) | F.trim(n).rlike(_NUMBER)).alias(n) for n in names)).collect()[0]
+    return {name: StringType() if found[name] is False else DoubleType() for name in names}
+
+
+def _value(cell: Column, have: DataType, want: DataType) -> Column:
+    if isinstance(have, TimestampNTZType) and isinstance(want, TimestampType):
+        # A direct cast would take it for local time of the session.
+        return F.concat(cell.cast("string"), F.lit("Z")).cast("timestamp")
+    if isinstance(have, StringType) and not isinstance(want, StringType):
+        return _from_text(F.trim(cell), want)
+    return cell.cast(want)
+
+
+def _from_text(text: Column, want: DataType) -> Column:
+    """Null where `text` is blank or not of the type."""
+    if isinstance(want, TimestampType):
+        # Spark's cast wants seconds before a zone, and takes what has no zone for local time of the session.
+        full = F.regexp_replace(text, f"^({_DATE})$", "$1T00:00:00")
+        full = F.regexp_replace(full, rf"^({_DATE}[T ]\d{{2}}:\d{{2}})(?=Z|[+-]|$)", "$1:00")
+        full = F.regexp_replace(full, r"([T ][\d:.]+)$", "$1Z")
+        return F.when(text.rlike(_MOMENT), full).try_cast(want)
+    if isinstance(want, DoubleType):
+        return F.when(text.rlike(_NUMBER), text).try_cast(want)
+    return text.try_cast(want)
+
+
+def _fault(name: str, have: DataType, want: DataType, value: Column) -> Column:
+    """{rule, reason} where a text is there and no value came of it, else null."""
+    if not isinstance(have, StringType) or isinstance(want, StringType):
+        return F.lit(None).cast("struct<rule:string,reason:string>")
+    cell = F.col(name)
+    kind = _KINDS.get(want.simpleString(), want.simpleString())
+    reason = F.concat(F.lit(f"{name} '"), F.substring(cell, 1, _SHOWN), F.lit(f"' is not {kind}"))
+    return F.when(~_blank(cell) & value.isNull(), entry(f"{name}_readable", reason))
+
+
+def _blank(cell: Column) -> Column:
+    return cell.isNull() | (F.trim(cell) == "")

@@ -1,8 +1,4 @@
-"""The Spark session: the given one where there is one, else a quiet local one with Delta on.
-
-A local session keeps Spark's own noise (launcher, dependency resolution, warnings, workers' prints) in one log file,
-`state_folder() / "spark.log"`; what a user needs from it is put into the error that is raised.
-"""
+"""The Spark session, and points in time that do not depend on its time zone."""
 
 from __future__ import annotations
 
@@ -14,13 +10,21 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.sql import Column, SparkSession
+from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.vocabulary import EnvironmentProblem, keep_kernels, state_folder
+from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.runtime import keep_kernels, state_folder
+
+# --------------------------------------------------------------------------------------------------------------------
+# The Spark session: the given one where there is one, else a quiet local one with Delta on.
+# A local session keeps Spark's own noise (launcher, dependency resolution, warnings, workers' prints) in one log file,
+# `state_folder() / "spark.log"`; what a user needs from it is put into the error that is raised.
 
 MINIMUM_JAVA = 17
 JAVA_REMEDY = "on Debian or Ubuntu run `apt-get install openjdk-17-jre-headless`, or set JAVA_HOME to a Java 17+"
@@ -233,3 +237,29 @@ def _jars() -> dict[str, str]:
         "spark.jars.packages": delta_package(),
         "spark.jars.excludes": ",".join(f"{group}:*" for group in _SHIPPED_WITH_SPARK),
     }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Points in time as Spark columns, independent of the session's and the machine's time zone.
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def utc(at: datetime) -> datetime:
+    """The moment in UTC; without a zone it is taken to be UTC already."""
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def moment(micros: int) -> datetime:
+    """The moment that many microseconds after 1970 began, in UTC; a float would round it."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def instant(at: datetime) -> Column:
+    """A timestamp literal."""
+    return F.lit(utc(at).isoformat()).cast("timestamp")
+
+
+def plus_hours(start: Column, hours: Column) -> Column:
+    """`start` moved by a number of hours, to the microsecond."""
+    return F.timestamp_micros(F.unix_micros(start) + F.round(hours * 3_600_000_000).cast("bigint"))

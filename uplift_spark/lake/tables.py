@@ -1,4 +1,4 @@
-"""Named Delta tables that outlive the process, and writes that happen exactly once per run (R1.1, R1.6, R4.1)."""
+"""Named Delta tables, writes that happen exactly once per run, and exact fingerprints of rows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,64 @@ from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.lake.checks import ADDED, added_columns, conform, with_columns
-from uplift_spark.lake.contracts import contract_of
-from uplift_spark.lake.digest import digest
-from uplift_spark.lake.places import Layout, Save, place_of, schema_or_none
-from uplift_spark.vocabulary import RUN_ID, ConfigError, ConflictError, DataError, checked_name
+from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.lake.contracts import ADDED, added_columns, conform, with_columns
+from uplift_spark.lake.schemas import contract_of
+from uplift_spark.lake.storage import Layout, Save, place_of, schema_or_none
+from uplift_spark.roles import RUN_ID, checked_name
+
+# --------------------------------------------------------------------------------------------------------------------
+# An order-free, exact fingerprint of a frame's rows: equal multisets of rows, equal digest.
+
+Digest = tuple[int, ...]
+
+_LOW_HALF = 0xFFFFFFFF
+
+
+def digest(frame: DataFrame, columns: Iterable[str]) -> Digest:
+    """(rows, and per seed the sums of both halves of a 64-bit hash of each row) over `columns`, in one Spark job.
+
+    Sums see duplicates and not order. Nulls, NaN and nested values count; -0.0 equals 0.0. Up to 2^31 rows.
+    """
+    cells = [_cell(F.col(name), frame.schema[name].dataType) for name in sorted(columns)]
+    hashes = [F.xxhash64(F.lit(seed), *cells) for seed in (1, 2)]
+    halves = [half for code in hashes for half in (code.bitwiseAND(F.lit(_LOW_HALF)), F.shiftrightunsigned(code, 32))]
+    sums = [F.coalesce(F.sum(half), F.lit(0)).alias(f"h{place}") for place, half in enumerate(halves)]
+    row = frame.agg(F.count(F.lit(1)).alias("rows"), *sums).first()
+    return tuple(int(value) for value in row) if row is not None else (0,)
+
+
+def _cell(value: Column, kind: DataType) -> Column:
+    # xxhash64 skips nulls, so (null, 1) and (1, null) would collide without the flag.
+    return F.struct(value.isNull().alias("absent"), _hashable(value, kind).alias("value"))
+
+
+def _hashable(value: Column, kind: DataType) -> Column:
+    """`value` in a form that xxhash64 takes and that tells [[1], [2]] from [[1, 2]] and knows no order of map keys."""
+    if isinstance(kind, MapType):
+        return _list(F.array_sort(F.map_entries(value)), _entry(kind))
+    if isinstance(kind, ArrayType):
+        return _list(value, kind.elementType)
+    if isinstance(kind, StructType):
+        return F.struct(*(_cell(value[field.name], field.dataType).alias(field.name) for field in kind))
+    return value
+
+
+def _list(values: Column, kind: DataType) -> Column:
+    return F.struct(F.size(values).alias("size"), F.transform(values, lambda value: _cell(value, kind)).alias("items"))
+
+
+def _entry(kind: MapType) -> StructType:
+    return StructType().add("key", kind.keyType).add("value", kind.valueType)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Named Delta tables that outlive the process, and writes that happen exactly once per run.
 
 Mode = Literal["append", "overwrite"]
 T = TypeVar("T")
@@ -30,7 +78,7 @@ T = TypeVar("T")
 # Columns that say when and by what code a row was made, not what it says: a rerun may differ in them.
 CLOCKS = ("ingested_at", "scored_at", "code_version")
 
-ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it (R1.7)
+ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it
 ATTEMPTS = 6
 _RECENT = 20  # commits looked at before the whole history is
 

@@ -1,31 +1,324 @@
-"""Who gets which treatment under budgets, capacities, caps and floors: the best plan, with a certified gap (R5.1).
-
-    maximise Σ gain·x   subject to   Σ coefficient·x ≤ bound for each limit,   at most one level per unit,   x ∈ {0, 1}
-
-A price per limit takes the limits apart: at prices p a unit's best level is the one with the largest
-gain - Σ p·coefficient, or none where all are negative, and
-
-    bound(p) = Σ p·bound + Σ over units of the largest such value (0 for none)
-
-is at least the gain of any feasible plan, fractional ones included, for every p ≥ 0 (Lagrange; Dyer 1980 for one
-limit). The best prices are found by looking at all units a few times (`look`): first at a sample, which brackets the
-prices; then every unit that has the same best level for all prices within the bracket is decided and only added up,
-and the others are looked at again, until so few are undecided that all of them fit into memory. There the prices are
-solved for, the few units that are indifferent at them by a mixed-integer program (the core of Balas and Zemel 1980).
-Nothing but sums and at most `most` units reach the caller, however many units there are.
-"""
+"""Who gets which treatment within limits: the best plan, with a certified gap."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp, minimize
+from scipy.sparse import csr_matrix, hstack, vstack
 
-from uplift_spark.policy.problem import NONE, Candidates, Look, Problem, Seen, choose, values
-from uplift_spark.policy.solver import linear_prices, shortfalls, whole_plan
-from uplift_spark.stats.offpolicy import best_levels
-from uplift_spark.vocabulary import ConfigError
+from uplift_spark.errors import ConfigError
+from uplift_spark.stats.moments import FixedPoint
+from uplift_spark.stats.offpolicy import NONE, best_levels
+
+# --------------------------------------------------------------------------------------------------------------------
+# Plans under limits as arrays: what units gain and use, what prices decide, what a look at many units says.
+
+_JITTER = 1e-5  # of the largest gain, see `Problem`
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+Measure = Literal["units", "spend"]
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """At most `bound` of what a plan's units use, or at least for a floor.
+
+    A unit of bucket b that gets level k uses levels[k] · buckets[b], times its cost at that level if spend is measured.
+
+    name     for messages
+    levels   [K]
+    cut      column of `Candidates.buckets` that b is read from; None: every unit counts the same
+    buckets  [buckets of the cut]; without a cut unused
+    """
+
+    name: str
+    bound: float
+    measure: Measure
+    levels: np.ndarray
+    cut: int | None = None
+    buckets: np.ndarray | None = None
+    floor: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Units and what they may get.
+
+    gain     float64 [n, K], in money or outcomes; NaN: the level is not offered to the unit
+    cost     float64 [n, K], not negative
+    buckets  int [n, cuts]
+    key      uint64 [n], hash of the unit, different for every unit
+    """
+
+    gain: np.ndarray
+    cost: np.ndarray
+    buckets: np.ndarray
+    key: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def __getitem__(self, rows: np.ndarray) -> Candidates:
+        return Candidates(self.gain[rows], self.cost[rows], self.buckets[rows], self.key[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Limits, and sizes that fix how sums are kept: as integers, so that they are the same for any partitioning.
+
+    Units that are alike in everything are told apart by a hash: 1e-5 of the largest gain, times a number from 0 to 1,
+    is added to each gain where plans are compared, never where gain is counted.
+    """
+
+    limits: tuple[Constraint, ...]
+    levels: int
+    cuts: int
+    largest_gain: float
+    largest_cost: float
+
+    def __post_init__(self) -> None:
+        for limit in self.limits:
+            if not np.isfinite(limit.bound):
+                raise ConfigError(f"limit {limit.name!r} has no finite bound: give a number")
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Bound of each limit as "at most", [R]: a floor's is negative."""
+        return np.array([-limit.bound if limit.floor else limit.bound for limit in self.limits], np.float64)
+
+    def use(self, units: Candidates) -> np.ndarray:
+        """What each unit would use of each limit at each level, [R, n, K]; of a floor the negative."""
+        out = np.empty((len(self.limits), *units.gain.shape))
+        for r, limit in enumerate(self.limits):
+            share = -limit.levels if limit.floor else limit.levels
+            each = share[None, :] * (units.cost if limit.measure == "spend" else 1.0)
+            if limit.cut is not None and limit.buckets is not None:
+                each = each * limit.buckets[units.buckets[:, limit.cut]][:, None]
+            out[r] = each
+        return out
+
+    def wanted(self, units: Candidates) -> np.ndarray:
+        """Gains by which plans are compared, [n, K]; -inf where a level is not offered."""
+        levels = np.arange(1, units.gain.shape[1] + 1, dtype=np.uint64)
+        mixed = (units.key[:, None] ^ (levels * _GOLDEN)) * _GOLDEN
+        mixed ^= mixed >> np.uint64(32)
+        draw = ((mixed * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+        return np.where(np.isnan(units.gain), -np.inf, units.gain + _JITTER * self.largest_gain * draw)
+
+    def points(self) -> tuple[FixedPoint, tuple[FixedPoint, ...]]:
+        """How gains, and what is used of each limit, are kept as integers."""
+        sizes = map(self.largest_use, self.limits)
+        return FixedPoint.of(1.0, self.largest_gain), tuple(FixedPoint.of(1.0, size) for size in sizes)
+
+    def largest_use(self, limit: Constraint) -> float:
+        """The most that one unit can use of a limit."""
+        largest = np.abs(limit.levels).max(initial=0) * (self.largest_cost if limit.measure == "spend" else 1.0)
+        return float(largest * (np.abs(limit.buckets).max(initial=0) if limit.buckets is not None else 1.0))
+
+
+def choose(problem: Problem, units: Candidates, prices: np.ndarray) -> np.ndarray:
+    """The best level of each unit at these prices, int [n]; NONE for none."""
+    return best_levels(net_gains(problem.wanted(units), problem.use(units), prices))
+
+
+def net_gains(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """What each unit gains by each level when it pays the prices [R] for what it uses [R, n, K], [n, K]."""
+    return gain - np.tensordot(prices, use, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one look at all units says.
+
+    gain, used  integer sums over decided units of gain [] and of what they use of each limit [R], see `Problem.points`
+    undecided   how many units have no best level yet
+    rows        the undecided with the smallest keys, at most as many as were asked for
+    """
+
+    gain: int
+    used: np.ndarray
+    undecided: int
+    rows: Candidates
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(
+            self.gain + other.gain, self.used + other.used, self.undecided + other.undecided,
+            joined([self.rows, other.rows]),
+        )  # fmt: skip
+
+    def smallest(self, most: int) -> Seen:
+        """With no more than `most` rows."""
+        return replace(self, rows=self.rows[np.argsort(self.rows.key, kind="stable")[:most]])
+
+
+Look = Callable[[np.ndarray, np.ndarray, int], Seen]
+"""From prices [R], how far off each may be [R], and the most rows wanted: `look_at` of all units."""
+
+
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """The units of all parts."""
+    return Candidates(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("gain", "cost", "buckets", "key")))
+
+
+def look_at(problem: Problem, units: Candidates, prices: np.ndarray, widths: np.ndarray, most: int) -> Seen:
+    """Sums of those units whose best level is the same for all prices within `prices` ± `widths`, and the others."""
+    use = problem.use(units)
+    best, sure = _decided(problem.wanted(units), use, prices, widths)
+    gain_point, use_points = problem.points()
+    treated = np.flatnonzero(sure & (best != NONE))
+    level, one = best[treated], np.ones(len(treated))
+    gain = int(gain_point.integers("wy", one, units.gain[treated, level]).sum())
+    # Rounded up, so that no limit is ever passed by what rounding took away.
+    used = [
+        int(np.ceil(np.ldexp(use[r, treated, level], p.shifts["wy"])).astype(np.int64).sum())
+        for r, p in enumerate(use_points)
+    ]
+    left = np.flatnonzero(~sure)
+    return Seen(gain, np.array(used, np.int64), len(left), units[left]).smallest(most)
+
+
+def _decided(
+    wanted: np.ndarray, use: np.ndarray, prices: np.ndarray, widths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(best level at the prices, whether it is the best within the widths), [n] each."""
+    rows = np.arange(len(wanted))
+    if not np.isfinite(widths).all():
+        return np.full(len(rows), NONE), np.zeros(len(rows), bool)
+    value = net_gains(wanted, use, prices)
+    best = best_levels(value)
+    none = best == NONE
+    top = np.where(none, 0.0, value[rows, best])
+    mine = np.where(none, 0.0, use[:, rows, best])  # [R, n]
+    # Against no treatment, then against each other level.
+    sure = none | (top > np.tensordot(widths, np.abs(mine), 1))
+    for k in range(wanted.shape[1]):
+        ahead = top - value[:, k] > np.tensordot(widths, np.abs(mine - use[:, :, k]), 1)
+        sure &= ahead | (best == k)
+    return best, sure
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Small plans solved exactly by HiGHS: whole ones, and linear programs whose duals are prices.
+# Units come as gains [n, K] (NaN or -inf: not offered) and what they use of each limit [R, n, K]; `room` [R] is left.
+
+_FEW = 200
+_SECONDS = 3.0  # for one mixed-integer program
+_TIGHTER = (0.0, 2e-6, 1e-4)  # in largest uses: HiGHS keeps limits to a tolerance of 1e-6, a budget is kept to rounding
+
+
+def whole_plan(gain: np.ndarray, use: np.ndarray, room: np.ndarray, gap: float) -> np.ndarray | None:
+    """Levels [n] of a plan at most `gap` below the best, as far as time allows; None when none is found."""
+    unit, level, one = _options(gain)
+    if not len(unit):
+        return np.full(len(gain), NONE) if np.all(room >= 0) else None
+    worth, each = gain[unit, level], use[:, unit, level]
+    scale = _largest(each)
+    close = float(min(0.1, gap / max(np.maximum(worth, 0).sum(), 1e-300)))
+    for margin in _TIGHTER:
+        rules = [LinearConstraint(one, -np.inf, 1)]
+        if len(room):
+            rules.append(LinearConstraint(each / scale[:, None], -np.inf, room / scale - margin))
+        with _quiet():
+            told = milp(
+                -worth, constraints=rules, integrality=np.ones(len(unit)), bounds=Bounds(0, 1),
+                options={"time_limit": _SECONDS, "mip_rel_gap": close},
+            )  # fmt: skip
+        if told.x is None:
+            return None
+        taken = np.flatnonzero(told.x > 0.5)
+        # A sum of 0.3 that comes out as 0.3 + 4e-17 keeps a limit of 0.3: adding up rounds so much.
+        rounding = len(taken) * np.finfo(float).eps * np.abs(each[:, taken]).sum(axis=1)
+        if np.all(each[:, taken].sum(axis=1) <= room + rounding):
+            chosen = np.full(len(gain), NONE)
+            chosen[unit[taken]] = level[taken]
+            return chosen
+    return None
+
+
+def linear_prices(gain: np.ndarray, use: np.ndarray, room: np.ndarray) -> np.ndarray | None:
+    """Prices [R] of the limits when units may be treated in part; None when no plan keeps the limits."""
+    unit, level, one = _options(gain)
+    each = use[:, unit, level]
+    scale = _largest(each)
+    told = linprog(
+        -gain[unit, level],
+        A_ub=vstack([csr_matrix(each / scale[:, None]), one]),
+        b_ub=np.r_[room / scale, np.ones(len(gain))],
+        method="highs",
+    )
+    return None if told.status != 0 else np.maximum(-told.ineqlin.marginals[: len(room)], 0) / scale
+
+
+def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequence[int]) -> np.ndarray | None:
+    """What each of the limits `floors` lacks when as little as possible is lacking; None when the others are broken.
+
+    Of more than _FEW units parts may be treated.
+    """
+    unit, level, one = _options(gain)
+    n, m = len(unit), len(floors)
+    slack = np.zeros((len(room), m))
+    slack[list(floors), np.arange(m)] = -1
+    each = use[:, unit, level]
+    with _quiet():
+        told = milp(
+            np.r_[np.zeros(n), np.ones(m)],
+            constraints=[
+                LinearConstraint(hstack([one, csr_matrix((len(gain), m))]), -np.inf, 1),
+                LinearConstraint(np.hstack([each, slack]), -np.inf, room),
+            ],
+            integrality=np.r_[np.full(n, len(gain) <= _FEW), np.zeros(m)],
+            bounds=Bounds(0, np.r_[np.ones(n), np.full(m, np.inf)]),
+            options={"time_limit": _SECONDS},
+        )
+    return None if told.x is None else told.x[n:]
+
+
+def _options(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray, csr_matrix]:
+    """(unit, level) of everything on offer, and the matrix that counts a unit's levels."""
+    unit, level = np.nonzero(np.isfinite(gain))
+    return unit, level, csr_matrix((np.ones(len(unit)), (unit, np.arange(len(unit)))), (len(gain), len(unit)))
+
+
+def _largest(each: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(each).max(axis=1, initial=0), 1e-300)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """HiGHS leaves lines of its developers on standard output, past every option: nothing is shown in the body."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Who gets which treatment under budgets, capacities, caps and floors: the best plan, with a certified gap.
+#     maximise Σ gain·x   subject to   Σ coefficient·x ≤ bound for each limit,   at most one level per unit,  x ∈ {0, 1}
+#
+# A price per limit takes the limits apart: at prices p a unit's best level is the one with the largest gain - Σ
+# p·coefficient, or none where all are negative, and
+#
+#     bound(p) = Σ p·bound + Σ over units of the largest such value (0 for none)
+#
+# is at least the gain of any feasible plan, fractional ones included, for every p ≥ 0 (Lagrange; Dyer 1980 for one
+# limit). The best prices are found by looking at all units a few times (`look`): first at a sample, which brackets the
+# prices; then every unit that has the same best level for all prices within the bracket is decided and only added up,
+# and the others are looked at again, until so few are undecided that all of them fit into memory. There the prices are
+# solved for, the few units that are indifferent at them by a mixed-integer program (the core of Balas and Zemel 1980).
+# Nothing but sums and at most `most` units reach the caller, however many units there are.
 
 MOST = 20_000  # undecided units to solve for at once
 
@@ -173,7 +466,7 @@ def _smooth_bound(
     size: float,
 ) -> tuple[float, np.ndarray]:  # fmt: skip
     prices = z * scale
-    value = values(wanted, use, prices) / t
+    value = net_gains(wanted, use, prices) / t
     top = np.maximum(value.max(axis=1), 0.0)
     odds = np.exp(value - top[:, None])
     total = odds.sum(axis=1) + np.exp(-top)
@@ -196,7 +489,7 @@ def _rounded(
     wanted, use = problem.wanted(rows), problem.use(rows)
     prices = _refined(wanted, use, room, prices, within)
     offered = np.where(np.isnan(rows.gain), -np.inf, rows.gain)
-    bound = gain + prices @ room + values(offered, use, prices).max(axis=1, initial=0).sum()
+    bound = gain + prices @ room + net_gains(offered, use, prices).max(axis=1, initial=0).sum()
     order, chosen = _by_margin(wanted, use, prices), choose(problem, rows, prices)
     best = None
     for size in _CORES:
@@ -215,7 +508,7 @@ def _rounded(
 
 def _by_margin(wanted: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarray:
     """Units in the order of how much their best choice is ahead of the next, [n]."""
-    options = np.sort(np.column_stack([np.zeros(len(wanted)), values(wanted, use, prices)]), axis=1)
+    options = np.sort(np.column_stack([np.zeros(len(wanted)), net_gains(wanted, use, prices)]), axis=1)
     return np.argsort(options[:, -1] - options[:, -2], kind="stable")
 
 
@@ -225,10 +518,10 @@ def _refined(
     """Prices [R] with a bound as low or lower: those of the linear program for the units next to indifferent."""
 
     def bound(at: np.ndarray) -> float:
-        return float(at @ room + np.maximum(values(wanted, use, at).max(axis=1, initial=0), 0).sum())
+        return float(at @ room + np.maximum(net_gains(wanted, use, at).max(axis=1, initial=0), 0).sum())
 
     for _ in range(_REFINE if len(room) and len(wanted) else 0):
-        order, chosen = _by_margin(wanted, use, prices), best_levels(values(wanted, use, prices))
+        order, chosen = _by_margin(wanted, use, prices), best_levels(net_gains(wanted, use, prices))
         core, rest = order[:_LINEAR], order[_LINEAR:]
         told = linear_prices(wanted[core], use[:, core], room - _spent(use, chosen, rest))
         if told is None:

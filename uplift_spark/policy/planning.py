@@ -1,262 +1,328 @@
-"""Plans on Spark: who is a candidate for what, looks at all candidates, and the decision about each (R5.1, R5.2).
-
-A *frame of candidates* has one row per scored unit:
-
-    unit_id string, key bigint (hash of the unit), excluded string (the rule that bars the unit, null for none),
-    gain array<double>, cost array<double> (by treated level; NaN gain: not offered), bucket_0, bucket_1, ... string
-
-Workers are module-level functions from Arrow to Arrow; sums are integers, so a plan does not depend on partitions.
-"""
+"""What the policy job reads, decides and writes: from scores to one decision a unit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyspark.sql import Column, DataFrame
+import pandas as pd
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Limit, Policy
-from uplift_spark.policy.allocation import Allocation
-from uplift_spark.policy.problem import NONE, Candidates, Constraint, Look, Measure, Problem, Seen, look_at, values
-from uplift_spark.stats.moments import LARGEST
-from uplift_spark.vocabulary import TREATMENT, UNIT, ConfigError
+from uplift_spark.campaign import Scored, last_scored, outcome_value, setup_of
+from uplift_spark.config import Config, Limit
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.evaluation.lift_tables import as_arrow
+from uplift_spark.evaluation.metrics import describe_arms, drawn_by, segment_buckets
+from uplift_spark.evaluation.pictures import budget_picture, save
+from uplift_spark.evaluation.report import interval, number
+from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
+from uplift_spark.lake.tables import Lake
+from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_look
+from uplift_spark.policy.spark import (
+    KEPT_OUT,
+    TOO_MANY,
+    Observed,
+    Pass,
+    Point,
+    barred,
+    candidates,
+    coded,
+    constraints,
+    contacted,
+    curve,
+    decided,
+    kept_out,
+    look_of,
+    observed,
+    offers,
+    sizes,
+)
+from uplift_spark.registry.models import Registry
+from uplift_spark.roles import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, crossed
+from uplift_spark.runtime import ProgressCallback
+from uplift_spark.stats.moments import FixedPoint
 
-KEPT_OUT, TOO_MANY = "kept out at random", "contacted often enough"
-CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
+CONSENT, DELIVERY = "bronze.consent", "bronze.delivery"
+BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
 
-_SEEN = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
-_PARTS = 4  # tasks that put together what the others saw, before it travels to the driver
-_ROUNDING = 1e-9  # 30 % of 10 units are 3
-_SHARES = 1_000_000  # the smallest share of units that can be kept out is one in so many
+_RULE = "rule {}"
 
 
-def offers(scores: DataFrame, levels: Sequence[str], column: str) -> DataFrame:
-    """One row per unit, `_uplift` being array<double> of the column by level; NaN where a level has no score."""
-    each = [F.max(F.when(F.col(TREATMENT) == level, F.col(column))).alias(f"_{k}") for k, level in enumerate(levels)]
-    wide = scores.groupBy(UNIT).agg(*each)
-    nan = F.lit(float("nan"))
-    return wide.select(UNIT, F.array(*(F.coalesce(F.col(f"_{k}"), nan) for k in range(len(levels)))).alias("_uplift"))
+@dataclass(frozen=True)
+class Inputs:
+    """What a policy is made from; `levels` are the treated levels that were scored, in the order of their doses."""
+
+    config: Config
+    scored: Scored
+    scores: DataFrame
+    training: DataFrame
+    levels: tuple[str, ...]
+    consent: DataFrame | None
+    deliveries: DataFrame | None
+    versions: Mapping[str, int]
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.config.policy.all_limits
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Columns, or crossings of some, that limits name."""
+        return tuple(dict.fromkeys(limit.segment for limit in self.limits if limit.segment))
+
+    @property
+    def value(self) -> float:
+        """Of one unit of the outcome in the plan's objective."""
+        return outcome_value(self.config)
+
+    @property
+    def net(self) -> bool:
+        return self.config.policy.objective == "profit"
+
+    def checked(self) -> Inputs:
+        """Itself. Raises ConfigError when the plan needs a value or costs that nobody gave, or names a segment that is
+        no column of the training set."""
+        for segment in self.segments:
+            if strangers := [part for part in crossed(segment) if part not in self.training.columns]:
+                table = self.config.training_table
+                raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
+        _check_money(self.config, self.levels)
+        return self
 
 
-def candidates(
-    uplifts: DataFrame, training: DataFrame, costs: Sequence[Column], value: float, net: bool, buckets: Sequence[Column]
-) -> DataFrame:
-    """A frame of candidates without `excluded`, the columns of the training set beside it.
+def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
+    """The last scores of the campaign's model and what belongs to them.
 
-    uplifts  `offers`          costs  of each level, over the training set's columns
-    value    of one unit of the outcome; `net`: the cost is taken off the gain
+    Raises DataError when nothing was scored, ConfigError as `Inputs.checked`.
     """
-    known = training.select(
-        "*",
-        F.array(*(cost.cast("double") for cost in costs)).alias("cost"),
-        *(bucket.alias(f"bucket_{c}") for c, bucket in enumerate(buckets)),
-    )
-    rows = known.join(uplifts, UNIT)
-    gains = F.zip_with("_uplift", "cost", lambda uplift, cost: uplift * value - (cost if net else F.lit(0.0)))
-    return rows.withColumns({"gain": gains, "key": F.xxhash64(UNIT)}).drop("_uplift")
+    scored = last_scored(config, lake, registry, config.registry.version)
+    table = config.training_table
+    training, scores = lake.read(table, scored.feature_version), scored.scores(lake)
+    found = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
+    places = {level: place for place, level in enumerate(setup_of(config).order)}
+    levels = tuple(sorted(found, key=lambda level: (places.get(level, len(places)), level)))
+    versions = {table: scored.feature_version}
+    read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
+    for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
+        if needed:
+            versions[name] = lake.version(name)
+            read[name] = lake.read(name, versions[name])
+    return Inputs(config, scored, scores, training, levels, read[CONSENT], read[DELIVERY], versions).checked()
 
 
-def barred(rows: DataFrame, rules: Mapping[str, Column]) -> DataFrame:
-    """`rows` with `excluded`: the first rule that holds for the unit, null for none."""
-    if not rules:
-        return rows.withColumn("excluded", F.lit(None).cast("string"))
-    holds = [F.when(F.coalesce(rule, F.lit(False)), F.lit(name)) for name, rule in rules.items()]
-    return rows.withColumn("excluded", F.coalesce(*holds))
-
-
-def contacted(rows: DataFrame, deliveries: DataFrame, policy: Policy) -> DataFrame:
-    """`rows` with `_contacts`: the unit's deliveries in the `contact_days` before the last one known of any unit."""
-    went = deliveries.where(F.col("status").isin("sent", "delivered"))
-    last = deliveries.agg(F.max("known_at").alias("_last"))
-    recent = went.crossJoin(F.broadcast(last)).where(
-        F.unix_micros("delivered_at") > F.unix_micros("_last") - F.lit(int(policy.contact_days * 86_400_000_000))
-    )
-    counts = recent.groupBy(UNIT).agg(F.count_distinct("delivery_id").alias("_contacts"))
-    return rows.join(counts, UNIT, "left")
-
-
-def kept_out(seed: int, share: float) -> Column:
-    """Whether a unit belongs to the random share that gets nothing, by hash."""
-    draw = F.pmod(F.xxhash64(F.lit(f"keep out {seed}"), F.col(UNIT)), F.lit(_SHARES))
-    return draw < F.lit(round(share * _SHARES))
-
-
-def constraints(
-    limits: Sequence[Limit], levels: Sequence[str], segments: Sequence[str], units: Mapping[str, Mapping[str, int]]
-) -> tuple[tuple[Constraint, ...], dict[str, dict[str, int]]]:
-    """(the limits as constraints, {segment: {bucket: code}}).
-
-    units  {segment: {bucket: candidates that are not excluded}}, and under "" {"": all of them}
-    Raises ConfigError for levels, segments and buckets that are not there, and floors above what there is.
-    """
-    codes = {s: {bucket: code for code, bucket in enumerate(sorted(units[s]))} for s in segments}
-    found: list[Constraint] = []
-    for limit in limits:
-        if limit.level is not None and limit.level not in levels:
-            raise ConfigError(f"limit {limit.name!r}: level {limit.level!r} is none of {', '.join(levels)}")
-        by_level = np.array([float(limit.level in (None, level)) for level in levels])
-        cut = None if limit.segment is None else list(segments).index(limit.segment)
-        if limit.gap is not None:
-            found += _gaps(limit, by_level, units, codes)
-        else:
-            found.append(_constraint(limit, by_level, cut, units, codes))
-    return tuple(found), codes
-
-
-def _constraint(
-    limit: Limit,
-    by_level: np.ndarray,
-    cut: int | None,
-    units: Mapping[str, Mapping[str, int]],
-    codes: Mapping[str, Mapping[str, int]],
-) -> Constraint:
-    segment, bucket = limit.segment or "", limit.bucket or ""
-    if bucket and bucket not in units[segment]:
-        there = ", ".join(sorted(units[segment])[:12])
-        raise ConfigError(f"limit {limit.name!r}: no candidate has {segment} = {bucket!r}; there are {there}")
-    there_are = units[segment][bucket]
-    bound = limit.spend if limit.spend is not None else limit.units
-    if limit.share is not None:
-        bound = limit.share * there_are
-    assert bound is not None
-    if limit.least and limit.spend is None and bound > there_are:
+def _check_money(config: Config, levels: tuple[str, ...]) -> None:
+    policy, economics = config.policy, config.economics
+    outcome_value(config)
+    spends = any(limit.spend is not None for limit in policy.all_limits)
+    missing = [level for level in levels if level not in policy.costs_by_unit and level not in economics.cost]
+    if missing and (spends or policy.objective == "profit"):
         raise ConfigError(
-            f"limit {limit.name!r}: at least {bound:,.6g} of {there_are:,} candidates, {bound - there_are:,.6g} more "
-            "than there are: lower it"
+            f"policy: the cost of {', '.join(map(repr, missing))} is not known: set it in economics.cost, or as SQL "
+            "in policy.cost"
         )
-    if limit.spend is None:  # units are whole
-        bound = math.ceil(bound - _ROUNDING) if limit.least else math.floor(bound + _ROUNDING)
-    mine = None if cut is None else np.array([float(b == bucket) for b in sorted(codes[segment])])
-    measure: Measure = "spend" if limit.spend is not None else "units"
-    return Constraint(limit.name, float(bound), measure, by_level, cut, mine, limit.least)
+    for key, named in (("cost", policy.cost), ("cost_most", policy.cost_most)):
+        if unknown := sorted(set(named) - set(levels)):
+            raise ConfigError(
+                f"policy.{key} names {unknown}, none of the levels {', '.join(levels)}: correct the spelling"
+            )
+    if negative := sorted(level for level in levels if economics.cost.get(level, 0) < 0):
+        raise ConfigError(f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost")
 
 
-def _gaps(
-    limit: Limit, by_level: np.ndarray, units: Mapping[str, Mapping[str, int]], codes: Mapping[str, Mapping[str, int]]
-) -> Iterator[Constraint]:
-    """The treated share of each bucket is neither more above nor more below that of all than the gap."""
-    assert limit.segment is not None and limit.gap is not None
-    counts, total = units[limit.segment], units[""][""]
-    buckets, cut = sorted(counts), list(codes).index(limit.segment)
-    for code, bucket in enumerate(buckets):
-        apart = -np.ones(len(buckets)) / total
-        apart[code] += 1 / counts[bucket]
-        for sign, word in ((1, "above"), (-1, "below")):
-            name = f"{limit.name}: {bucket} {word} all"
-            yield Constraint(name, limit.gap, "units", by_level, cut, sign * apart)
+def candidates_of(given: Inputs) -> DataFrame:
+    """The frame of candidates, rules applied. Raises ConfigError when a cost or a rule is no SQL over the columns."""
+    policy, config = given.config.policy, given.config
+    by_unit = policy.costs_by_unit
+    costs = [
+        _expression(given, *by_unit[level]) if level in by_unit else F.lit(config.economics.cost.get(level, 0.0))
+        for level in given.levels
+    ]
+    excluded = {
+        _RULE.format(name): _expression(given, f"policy.exclude.{name}", condition)
+        for name, condition in policy.exclude.items()
+    }
+    buckets = segment_buckets(given.training, given.segments, config.training_table)
+    column = "uplift" if policy.bound == "expected" else "uplift_lower"
+    uplifts = offers(given.scores, given.levels, column)
+    training = given.training
+    rules: dict[str, Column] = {}
+    if given.consent is not None:
+        training = gated(training, given.consent, config.consent.purpose, config.consent.required)
+        rules |= {gate: F.col(GATE) == gate for gate in (WITHDREW, NO_GRANT)}
+    rules |= excluded
+    if given.deliveries is not None and policy.contacts is not None:
+        training = contacted(training, given.deliveries, policy)
+        rules[TOO_MANY] = F.col("_contacts") >= policy.contacts
+    if policy.keep_out:
+        rules[KEPT_OUT] = kept_out(config.seed, policy.keep_out)
+    rows = barred(candidates(uplifts, training, costs, given.value, given.net, buckets), rules)
+    return rows.select(UNIT, "key", "excluded", "gain", "cost", *(f"bucket_{c}" for c in range(len(buckets))))
 
 
-def coded(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> DataFrame:
-    """Candidates with array<int> `buckets` in place of the buckets' names, as workers take them."""
-    each = []
-    for c, by_bucket in enumerate(codes.values()):
-        pairs = [part for bucket, code in by_bucket.items() for part in (F.lit(bucket), F.lit(code))]
-        each.append(F.coalesce(F.create_map(*pairs)[F.col(f"bucket_{c}")], F.lit(0)))  # only excluded ones lack it
-    return rows.select(UNIT, "key", "excluded", "gain", "cost", F.array(*each).cast("array<int>").alias("buckets"))
+def _expression(given: Inputs, key: str, text: str) -> Column:
+    try:
+        # Beside other columns neither aggregates nor generators are allowed.
+        given.training.select("*", F.struct(F.expr(text).alias("value"))).schema  # noqa: B018
+    except PySparkException as error:
+        said = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"{key}={text!r} is no SQL over the columns of the training set: {said}") from error
+    return F.expr(text)
 
 
-def look_of(rows: DataFrame, problem: Problem) -> Look:
-    """Looks at a frame of `coded` candidates that are not excluded, each one pass over it."""
-    rows = rows.where(F.col("excluded").isNull()).select("key", "gain", "cost", "buckets")
+@dataclass(frozen=True)
+class Done:
+    """A plan, and what is known about it; `rows` are all `coded` candidates, `excluded` {rule: units}."""
 
-    def look(prices: np.ndarray, widths: np.ndarray, most: int) -> Seen:
-        seen = rows.mapInArrow(partial(look_batches, problem, prices, widths, most), _SEEN)
-        merged = seen.repartition(_PARTS).mapInArrow(partial(merge_batches, problem, most), _SEEN).toArrow()
-        return reduce(Seen.__add__, _unpacked(merged, problem)).smallest(most)
+    given: Inputs
+    rows: DataFrame
+    problem: Problem
+    plan: Allocation
+    excluded: Mapping[str, int]
+    points: list[Point]
+    observed: Observed
+    candidates: int
 
-    return look
+    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
+        """What to write to gold, decisions first."""
+        config = self.given.config
+        decisions = decided(self.rows, self.given.levels, config.roles.control, self.problem, self.plan)
+        named = decisions.withColumns(
+            {EXPERIMENT: F.lit(config.campaign), "model_version": F.lit(self.given.scored.model_version)}
+        )
+        mine = {EXPERIMENT: config.campaign}
+        frames = {"policy_limits": self.limit_table(), "policy_curve": self.curve_table()}
+        return {"policy_decisions": named} | {
+            name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items() if len(frame)
+        }
 
+    def limit_table(self) -> pd.DataFrame:
+        """gold.policy_limits but for run_id and campaign."""
+        rows = []
+        for limit, used, price in zip(self.problem.limits, self.plan.used, self.plan.prices, strict=True):
+            most, least = (np.nan, limit.bound) if limit.floor else (limit.bound, np.nan)
+            sign = -1.0 if limit.floor else 1.0
+            rows.append((limit.name, most, least, sign * used, sign * price))
+        return pd.DataFrame(rows, columns=["name", "most", "least", "used", "price"])
 
-def decided(rows: DataFrame, levels: Sequence[str], control: str, problem: Problem, plan: Allocation) -> DataFrame:
-    """What each of the `coded` candidates gets and why, with its gain and cost; excluded ones get the control."""
-    schema = "unit_id string, treatment string, reason string, gain double, cost double, value double"
-    worker = partial(decide_batches, tuple(levels), control, problem, plan)
-    return rows.mapInArrow(worker, schema)
+    def curve_table(self) -> pd.DataFrame:
+        """gold.policy_curve but for run_id and campaign; the plan itself is the last of `observed`, and not here."""
+        told = self.observed
+        return pd.DataFrame(
+            [
+                (p.budget, p.treated, p.spent, p.gain, told.gain[b], told.lower[b], told.upper[b])
+                for b, p in enumerate(self.points)
+            ],
+            columns=["budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper"],
+        )
 
+    def certificate(self, gain: float, value: float) -> tuple[float, float]:
+        """What no plan can exceed, and how far below that this one may lie, as a share; from the sums over its units
+        of gain, and of gain less the prices of what they use."""
+        bound = value + float(self.plan.prices @ self.problem.bounds)
+        return bound, (bound - gain) / bound if bound > 0 else 0.0
 
-# Workers: Arrow in, Arrow out, no Spark.
-
-Batches = Iterator[pa.RecordBatch]
-
-
-def look_batches(problem: Problem, prices: np.ndarray, widths: np.ndarray, most: int, batches: Batches) -> Batches:
-    """One row: what a partition's candidates say."""
-    seen: Seen | None = None
-    for batch in filter(len, batches):
-        one = look_at(problem, read_candidates(batch), prices, widths, most)
-        seen = one if seen is None else (seen + one).smallest(most)
-    if seen is not None:
-        yield _packed(seen)
-
-
-def merge_batches(problem: Problem, most: int, batches: Batches) -> Batches:
-    """One row of several partitions'."""
-    parts = [one for batch in batches for one in _unpacked(batch, problem)]
-    if parts:
-        yield _packed(reduce(Seen.__add__, parts).smallest(most))
-
-
-def decide_batches(
-    levels: tuple[str, ...], control: str, problem: Problem, plan: Allocation, batches: Batches
-) -> Batches:
-    """What each candidate gets; see `decided`."""
-    names = np.array([*levels, control], object)  # the last is NONE's
-    for batch in filter(len, batches):
-        units = read_candidates(batch)
-        excluded = batch.column("excluded").to_numpy(zero_copy_only=False)
-        free = np.array([rule is None for rule in excluded], bool)
-        chosen = np.full(len(units), NONE)
-        chosen[free] = plan.of(problem, units[free])
-        treated, rows = chosen != NONE, np.arange(len(units))
-        reason = np.where(free, np.where(treated, CHOSEN, NOT_WORTH), excluded)
-        gain, cost = (np.where(treated, a[rows, chosen], 0.0) for a in (units.gain, units.cost))
-        offered = np.where(np.isnan(units.gain), -np.inf, units.gain)
-        value = values(offered, problem.use(units), plan.prices)
-        best = np.where(free, np.maximum(value.max(axis=1), 0.0), 0.0)
-        columns = [batch.column("unit_id"), names[chosen], reason, gain, cost, best]
-        fields = ("unit_id", "treatment", "reason", "gain", "cost", "value")
-        yield pa.record_batch({f: pa.array(c) for f, c in zip(fields, columns, strict=True)})
-
-
-def read_candidates(batch: pa.RecordBatch) -> Candidates:
-    """Rows of a frame of `coded` candidates, of which there are some."""
-    n = len(batch)
-    columns = (batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in ("gain", "cost", "buckets"))
-    gain, cost, buckets = (values.reshape(n, len(values) // n) for values in columns)
-    key = batch.column("key").to_numpy(zero_copy_only=False).view(np.uint64)
-    return Candidates(gain, cost, buckets.astype(np.int64), key)
+    def details(self, decisions: DataFrame, run_id: str) -> dict[str, Any]:
+        """Figures of the plan as it was written: the certificate is taken from the table itself."""
+        mine = decisions.where(F.col(RUN_ID) == run_id)
+        sums = [F.sum(name).alias(name) for name in ("gain", "cost", "value")]
+        rows = mine.groupBy(TREATMENT).agg(F.count("*").alias("n"), *sums).collect()
+        gain, cost, value = (sum(row[name] for row in rows) for name in ("gain", "cost", "value"))
+        bound, gap = self.certificate(gain, value)
+        units = {row[TREATMENT]: row["n"] for row in sorted(rows, key=lambda row: row[TREATMENT])}
+        told = self.observed
+        return {
+            "model": self.given.scored.model_name, "version": self.given.scored.model_version,
+            "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
+            "gain": gain, "cost": cost, "bound": bound, "gap": gap,
+            "observed": float(told.gain[-1]), "observed_lower": float(told.lower[-1]),
+            "observed_upper": float(told.upper[-1]), "looks": self.plan.looks,
+        }  # fmt: skip
 
 
-def _packed(seen: Seen) -> pa.RecordBatch:
-    rows = seen.rows
-    blobs = {"used": seen.used, "gains": rows.gain, "costs": rows.cost, "buckets": rows.buckets, "keys": rows.key}
-    numbers = {"gain": pa.array([seen.gain], pa.int64()), "undecided": pa.array([seen.undecided], pa.int64())}
-    packed = {name: pa.array([np.ascontiguousarray(blob).tobytes()], pa.binary()) for name, blob in blobs.items()}
-    order = ("gain", "used", "undecided", "gains", "costs", "buckets", "keys")
-    return pa.record_batch({name: (numbers | packed)[name] for name in order})
+def decide(given: Inputs, rows: DataFrame, say: ProgressCallback, budgets: tuple[float, ...] = BUDGETS) -> Done:
+    """The best plan for the candidates, and the curve of its gain by `budgets`, in shares of the budget.
 
-
-def _unpacked(table: pa.RecordBatch | pa.Table, problem: Problem) -> Iterator[Seen]:
-    for row in table.to_pylist():
-        keys = np.frombuffer(row["keys"], np.uint64)
-        n = len(keys)
-        gain, cost = (np.frombuffer(row[name]).reshape(n, problem.levels) for name in ("gains", "costs"))
-        buckets = np.frombuffer(row["buckets"], np.int64).reshape(n, -1) if n else np.empty((0, problem.cuts), np.int64)
-        used = np.frombuffer(row["used"], np.int64)
-        yield Seen(row["gain"], used, row["undecided"], Candidates(gain, cost, buckets, keys))
-
-
-def sizes(rows: DataFrame) -> tuple[int, float, float, int, int]:
-    """(candidates, largest gain in size, largest cost, costs that are no numbers or negative, gains too large)."""
-    gain = F.array_max(F.transform("gain", lambda g: F.when(F.isnan(g), 0.0).otherwise(F.abs(g))))
-    wrong = F.exists("cost", lambda c: c.isNull() | F.isnan(c) | (c < 0) | (c >= LARGEST))
+    Raises DataError for costs that are no numbers, ConfigError for limits that cannot be kept.
+    """
+    excluded = {
+        row["excluded"]: row["n"]
+        for row in rows.groupBy("excluded").agg(F.count("*").alias("n")).orderBy("excluded").collect()
+        if row["excluded"] is not None
+    }
+    for rule, n in excluded.items():
+        say(f"{n:,} units left out: {rule}")
+    n, largest_gain, largest_cost, wrong, large = sizes(rows)
+    if wrong or large:
+        raise DataError(f"{wrong or large:,} candidates have a cost or gain that is missing, negative or not finite")
+    if not n:
+        raise DataError("no scored unit may be treated: every one is left out by a rule, see `policy` in the conf")
     free = rows.where(F.col("excluded").isNull())
-    found = free.agg(
-        F.count("*").alias("n"), F.max(gain).alias("gain"), F.max(F.array_max("cost")).alias("cost"),
-        F.count_if(wrong).alias("wrong"), F.count_if(gain >= LARGEST).alias("large"),
-    ).collect()[0]  # fmt: skip
-    return found["n"], found["gain"] or 0.0, found["cost"] or 0.0, found["wrong"], found["large"]
+    units: dict[str, dict[str, int]] = {"": {"": n}}
+    for c, segment in enumerate(given.segments):
+        counts = free.groupBy(f"bucket_{c}").agg(F.count("*").alias("n")).collect()
+        units[segment] = {row[0]: row["n"] for row in counts}
+    limits, codes = constraints(given.limits, given.levels, given.segments, units)
+    problem = Problem(limits, len(given.levels), len(given.segments), largest_gain, largest_cost)
+    rows = coded(rows, codes)
+    look = look_of(rows, problem)
+    say(f"deciding about {n:,} units under {len(limits)} limits")
+    first = first_look(problem, look)
+    plan = allocate(problem, look, first=first)
+    points: list[Point] = []
+    if budget := given.config.policy.budget:  # the first limit
+        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in budgets], 0)
+    told = _observed(given, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
+    return Done(given, rows, problem, plan, excluded, points, told, n)
+
+
+def _observed(given: Inputs, rows: DataFrame, problem: Problem, prices: np.ndarray, n: int) -> Observed:
+    """What plans with these prices [B, R] bring on the hold-out."""
+    holdout = given.training.where(F.col("split") == "holdout")
+    config = given.config
+    setup = setup_of(config)
+    arms = describe_arms(holdout, setup)
+    received = F.lit(-2)
+    for code, level in enumerate((config.roles.control, *given.levels)):
+        received = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(received)
+    known = holdout.select(
+        F.xxhash64(UNIT).alias("key"),
+        received.alias("received"),
+        F.col(config.roles.outcome).cast("double").alias("outcome"),
+        (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
+        drawn_by(setup).alias("unit_hash"),
+    )
+    matched = rows.where(F.col("excluded").isNull()).join(known, "key")
+    point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
+    wanted = Pass(problem, prices.reshape(-1, len(problem.limits)), point, setup.cluster_draws)
+    return observed(matched, wanted, (given.value, given.net), n)
+
+
+def picture(done: Done, details: Mapping[str, Any]) -> Path | None:
+    """Draw gain by budget into reports/<campaign>/policy.png; None without a budget. Raises like `write_pictures`."""
+    if not done.points:
+        return None
+    config = done.given.config
+    unit = "money" if done.given.net else config.roles.outcome
+    figure = budget_picture(done.curve_table(), unit, details["cost"], details["gain"])
+    return save(figure, Path("reports") / config.campaign / "policy.png")
+
+
+def summary(done: Done, details: Mapping[str, Any]) -> str:
+    """The plan in a few lines."""
+    unit = "money" if done.given.net else done.given.config.roles.outcome
+    lines = [
+        ", ".join(f"{level} {n:,}" for level, n in details["units"].items()),
+        f"predicted gain {number(details['gain'])} ({unit}) for a cost of {number(details['cost'])}, "
+        f"at most {details['gap']:.4%} below the best plan",
+        f"by the outcomes of the hold-out {number(details['observed'])}, 95 % interval "
+        f"{interval(details['observed_lower'], details['observed_upper'])}",
+    ]
+    for row in done.limit_table().to_dict("records"):
+        bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
+        lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """One user's features now, from a small history: the definitions of the training set, equal to its values to the bit.
 
-Pure Python, for serving: `flow.features` computes the same for all users in Spark (R1.5).
+Pure Python, for serving: `events.features` computes the same for all users in Spark.
 """
 
 from __future__ import annotations

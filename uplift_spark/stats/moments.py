@@ -2,7 +2,7 @@
 
 A cell (a decile of one arm, a segment, a whole arm) is seven sums. Cells add, so sums of parts of the data, in any
 order, give the sums of the whole; every figure divides last. To make addition exact whatever the partitioning,
-rows become fixed-point integers once (`FixedPoint`), and only totals become floats again (R4.2).
+rows become fixed-point integers once (`FixedPoint`), and only totals become floats again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POWERS = {"w": (1, 0), "ww": (2, 0), "wy": (1, 1), "wyy": (1, 2), "wwy": (2, 1),
 FIELDS = ("n", *POWERS)
 
 MIN_UNITS = 30
-"""An arm with fewer units gives no mean: a normal interval would not be true (R3.6)."""
+"""An arm with fewer units gives no mean: a normal interval would not be true."""
 
 LARGEST = 1e70
 """Sizes of outcomes and weights from which their products are no longer sure to be finite."""

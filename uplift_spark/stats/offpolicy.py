@@ -1,4 +1,4 @@
-"""What a rule that picks a level for every unit would bring, from a trial that did not follow it (R4.2).
+"""What a rule that picks a level for every unit would bring, from a trial that did not follow it.
 
 Each unit was assigned one level with a known probability. Its doubly robust scores stand in for the outcomes it would
 have had under every level (Robins, Rotnitzky and Zhao 1994): their expectation is right if the probabilities are, and

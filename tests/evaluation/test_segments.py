@@ -1,0 +1,102 @@
+"""Buckets of segment features: labels say the rule, nothing is left out."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from uplift_spark.errors import DataError
+from uplift_spark.evaluation.metrics import MISSING, MOST_VALUES, segment_buckets
+from uplift_spark.roles import crossed
+
+RNG = np.random.default_rng(0)
+N = 500
+FRAME = pd.DataFrame(
+    {
+        "city": np.where(np.arange(N) % 10 == 0, None, RNG.choice(["x", "y"], N)),
+        "kids": np.where(np.arange(N) % 7 == 0, np.nan, RNG.integers(0, 4, N).astype(float)),
+        "rate": RNG.choice([0.25, 1.5], N),
+        "age": RNG.normal(40, 10, N),
+        "spend": np.where(np.arange(N) % 3 > 0, 0.0, RNG.lognormal(3, 1, N)),
+        "many": [f"v{i}" for i in range(N)],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def frame(spark):
+    return spark.createDataFrame(FRAME)
+
+
+def _labels(frame, *segments):
+    buckets = segment_buckets(frame, segments, "silver.t")
+    columns = dict.fromkeys(part for segment in segments for part in crossed(segment))
+    return frame.select(*columns, *[b.alias(f"bucket_{s}") for b, s in zip(buckets, segments, strict=True)]).toPandas()
+
+
+def test_few_values_are_taken_as_they_are(frame):
+    found = _labels(frame, "city", "kids", "rate")
+    assert set(found.bucket_city) == {"x", "y", MISSING}
+    assert set(found.bucket_kids) == {"0", "1", "2", "3", MISSING}
+    assert set(found.bucket_rate) == {"0.25", "1.5"}
+    assert (found.bucket_kids[found.kids == 2] == "2").all()
+    assert (found.bucket_kids == MISSING).sum() == FRAME.kids.isna().sum()
+
+
+def test_many_numbers_are_cut_at_their_quartiles(frame):
+    found = _labels(frame, "age")
+    counts = found.bucket_age.value_counts()
+    assert len(counts) == 4 and (abs(counts - N / 4) < 5).all()
+    for label, rows in found.groupby("bucket_age"):
+        numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", label[2:])]
+        low, high = {"1": (-np.inf, numbers[0]), "4": (numbers[0], np.inf)}.get(label[0], tuple(numbers))
+        assert ((rows.age > low) & (rows.age <= high)).all(), label
+
+
+def test_quartiles_that_coincide_are_one(frame):
+    found = _labels(frame, "spend")
+    zero, some, most = sorted(set(found.bucket_spend))
+    assert zero == "1: <= 0" and some.startswith("2: 0 to ") and most.startswith("3: > ")
+    assert ((found.bucket_spend == zero) == (found.spend == 0)).all()
+    assert abs((found.bucket_spend == most).sum() - N / 4) < 5
+
+
+def test_buckets_do_not_depend_on_partitions(frame):
+    one = _labels(frame.repartition(1), "age", "spend").sort_values("age", ignore_index=True)
+    assert one.equals(_labels(frame.repartition(6), "age", "spend").sort_values("age", ignore_index=True))
+
+
+def test_too_many_texts_are_refused(frame):
+    with pytest.raises(DataError, match=rf"segment 'many' of silver.t has about \d+ values: at most {MOST_VALUES}"):
+        segment_buckets(frame, ("city", "many"), "silver.t")
+
+
+def test_crossings_join_the_buckets_of_their_features(frame):
+    found = _labels(frame, "city", "kids x city", "age x city x rate")
+    expected = FRAME.kids.map("{:.0f}".format).replace("nan", MISSING) + " x " + FRAME.city.fillna(MISSING)
+    assert (found["bucket_kids x city"] == expected).all()
+    assert (found.bucket_city == FRAME.city.fillna(MISSING)).all()
+    alone = _labels(frame, "age").bucket_age
+    assert (found["bucket_age x city x rate"] == alone + " x " + found.bucket_city + " x " + FRAME.rate.map(str)).all()
+
+
+def test_crossings_with_too_many_buckets_are_refused(frame, spark):
+    wide = pd.DataFrame({"a": [f"a{i // 25}" for i in range(500)], "b": [f"b{i % 25}" for i in range(500)]})
+    wide = spark.createDataFrame(wide.assign(same=wide.a))
+    words = rf"crossing 'a x b' of silver.t has about (4[89]|5[01])\d buckets: at most {MOST_VALUES} make sense"
+    with pytest.raises(DataError, match=words):
+        segment_buckets(wide, ("a", "a x b"), "silver.t")
+    # What counts is the buckets that occur, not those that could.
+    assert len(segment_buckets(wide, ("a x same",), "silver.t")) == 1
+
+
+def test_text_that_looks_like_a_crossing_is_not_crossed(spark):
+    sizes = spark.createDataFrame(pd.DataFrame({"size": ["2 x 4", "4 x 4", "4"], "x": ["a", "b", "a"]}))
+    assert len(segment_buckets(sizes, ("size",), "silver.t")) == 1
+    with pytest.raises(DataError, match=r"2 rows of silver.t have ' x ' in 'size', which parts the buckets"):
+        segment_buckets(sizes, ("size x x",), "silver.t")
+
+
+def test_no_segments_need_no_pass():
+    assert segment_buckets(None, (), "silver.t") == ()

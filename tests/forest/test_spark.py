@@ -1,0 +1,176 @@
+"""The forest on Spark: the same bytes as in one process, whatever the partitions and retries; scores likewise."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import pytest
+from pyspark.sql import functions as F
+
+from tests.forest.frames import arm_roles, ordered_frame, ordered_roles
+from uplift_spark import CausalForest
+from uplift_spark.errors import DataError
+from uplift_spark.roles import Roles
+
+pytestmark = pytest.mark.spark
+SMALL = {"n_trees": 16, "min_leaf": 10}
+PACKAGES = {
+    f"{arm}/{member}": (dose, member) for arm, dose in (("none", 0), ("5%", 5), ("10%", 10)) for member in (0, 1)
+}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    frame = ordered_frame(4000)
+    return frame.assign(spent=frame["age"].fillna(0.0) + frame["y"])  # an outcome whose baseline is worth a pass
+
+
+@pytest.fixture(scope="module")
+def on_spark(spark, frame):
+    # Cells of one type: Spark refuses a column that mixes text and NaN.
+    return spark.createDataFrame(frame.astype({"region": object}).where(frame.notna(), None)).repartition(3)
+
+
+def fail_once(marker: str, batches):
+    """Lose the task after its first batch, the first time it runs."""
+    for batch in batches:
+        yield batch
+        if not Path(marker).exists():
+            Path(marker).touch()
+            raise RuntimeError("task lost on purpose")
+
+
+@pytest.mark.parametrize(("growth_buckets", "more"), [(1, ()), (2, ("spent", "tau"))])
+def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets, more):
+    forest = CausalForest(**SMALL, n_buckets=4, growth_buckets=growth_buckets)
+    roles = ordered_roles(more_outcomes=more)
+    expected = forest.fit(frame, roles).to_bytes()
+    for partitions in (1, 2, 7):
+        assert forest.fit(on_spark.repartition(partitions), roles).to_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        Roles("unit", "spend", "y", ("age", "region"), "0", grid=(1.0, 2.0)),
+        Roles("unit", "package", "y", ("age", "spend"), "none/0", dose=PACKAGES),
+    ],
+)
+def test_forests_of_doses_agree_too(frame, on_spark, roles):
+    frame = frame.assign(package=frame["arm"] + "/" + frame["member"].astype(int).astype(str))
+    on_spark = on_spark.withColumn("package", F.concat_ws("/", "arm", F.col("member").cast("int")))
+    forest = CausalForest(**SMALL)
+    model = forest.fit(on_spark, roles)
+    assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
+    found = model.effect(on_spark).toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+    expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+
+
+def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
+    forest = CausalForest(**SMALL, n_buckets=4)
+    marker = tmp_path / "failed"
+    shaky = on_spark.mapInArrow(partial(fail_once, str(marker)), on_spark.schema)
+    model = forest.fit(shaky, ordered_roles())
+    assert marker.exists() and model.to_bytes() == forest.fit(frame, ordered_roles()).to_bytes()
+
+
+def count_rows(place: str, batches):
+    """Leave a file of each pass over a partition, with its number of rows."""
+    seen = 0
+    for batch in batches:
+        seen += batch.num_rows
+        yield batch
+    (Path(place) / uuid4().hex).write_text(str(seen))
+
+
+def test_rows_are_read_once_by_each_call(frame, on_spark, tmp_path):
+    counted = on_spark.mapInArrow(partial(count_rows, str(tmp_path)), on_spark.schema)
+    model = CausalForest(**SMALL, n_buckets=4).fit(counted, ordered_roles())
+    assert sum(int(file.read_text()) for file in tmp_path.iterdir()) == len(frame)
+    model.estimate(counted)
+    assert sum(int(file.read_text()) for file in tmp_path.iterdir()) == 2 * len(frame)
+
+
+def test_weights_and_clusters_agree_too(spark, frame):
+    rng = np.random.default_rng(0)
+    extra = frame.assign(house=np.arange(len(frame)) // 2, wt=rng.random(len(frame)) + 0.5).drop(columns="region")
+    roles = arm_roles(cluster="house", weight="wt")
+    roles = type(roles)(**{**roles.__dict__, "features": ("age", "spend", "member")})
+    forest = CausalForest(**SMALL, n_buckets=4)
+    assert forest.fit(spark.createDataFrame(extra), roles).to_bytes() == forest.fit(extra, roles).to_bytes()
+
+
+def test_forests_on_scores_agree_too(frame, on_spark):
+    levels = {"none": "y", "5%": "spent", "10%": "tau"}  # any numbers will do
+    named = [dict(zip(levels, map(float, row), strict=True)) for row in frame[list(levels.values())].to_numpy()]
+    pairs = F.map_from_arrays(F.array(*map(F.lit, levels)), F.array(*levels.values()))
+    forest, roles = CausalForest(**SMALL, n_buckets=4), ordered_roles(scores="dr")
+    alone, far = forest.fit(frame.assign(dr=named), roles), on_spark.withColumn("dr", pairs)
+    model = forest.fit(far, roles)
+    assert model.to_bytes() == alone.to_bytes() and model.effect(far).count() == 2 * len(frame)
+    assert (
+        model.estimate(far.where("age > 30")).to_bytes()
+        == alone.estimate(frame.assign(dr=named)[frame["age"] > 30]).to_bytes()
+    )
+    with pytest.raises(DataError, match="'dr' is missing"):
+        forest.fit(on_spark, roles)
+    with pytest.raises(DataError, match=f"null or NaN in {(~(frame['age'] <= 30)).sum()} of"):
+        forest.fit(far.withColumn("dr", F.when(F.col("age") <= 30, F.col("dr"))), roles)
+
+
+def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):
+    roles = ordered_roles(more_outcomes=("spent",))
+    model = CausalForest(**SMALL, n_buckets=4).fit(frame, roles)
+    rest = frame["unit"] > "u000041"
+    assert (~rest).sum() == 42
+    less = model.estimate(on_spark.where("unit > 'u000041'"))
+    assert less.to_bytes() == model.estimate(frame[rest]).to_bytes() != model.to_bytes()
+    with pytest.raises(DataError, match="has no row of 5%"):
+        model.estimate(on_spark.where("arm <> '5%'"))
+
+
+def test_explanations_on_spark_equal_those_on_pandas_and_add_up(frame, on_spark):
+    model = CausalForest(**SMALL, n_buckets=4).fit(frame, ordered_roles())
+    keys = ["unit", "treatment"]
+    found = model.explain(on_spark).toPandas().sort_values(keys, ignore_index=True)
+    expected = model.explain(frame).sort_values(keys, ignore_index=True)
+    values = np.array(found["values"].tolist())
+    assert np.array_equal(values, np.array(expected["values"].tolist()))
+    shown = model.effect(frame).sort_values(keys, ignore_index=True).uplift.to_numpy()
+    assert found.base.to_numpy() + values.sum(axis=1) == pytest.approx(shown, abs=1e-6)
+
+
+def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
+    model = CausalForest(**SMALL).fit(frame, ordered_roles(more_outcomes=("spent",)))
+    for outcome in (None, "spent"):
+        lazy = model.effect(on_spark, outcome)
+        assert lazy.columns == list(model.effect(frame.head(1)).columns)
+        found = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+        expected = model.effect(frame, outcome).sort_values(["unit", "treatment"], ignore_index=True)
+        pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("select * from {f} where false", "no rows"),
+        ("select * from {f} union all (select * from {f} order by unit limit 3)", "repeats a unit in 3 rows"),
+        ("select * except (y), cast(y as string) y from {f}", "outcome column 'y' has type"),
+        ("select * except (age), array(age) age from {f}", "'age' has type list"),
+        ("select * except (y), if(unit < 'u000002', null, y) y from {f}", "y: null, NaN or infinite in 2 of 4000"),
+    ],
+)
+def test_bad_input_is_named(spark, on_spark, spoil, message):
+    with pytest.raises(DataError, match=message):
+        CausalForest(**SMALL).fit(spark.sql(spoil, f=on_spark), ordered_roles())
+
+
+def test_scoring_refuses_a_retyped_column_before_any_row(frame, on_spark):
+    model = CausalForest(**SMALL).fit(frame, ordered_roles())
+    with pytest.raises(DataError, match="'spend' has type"):
+        model.effect(on_spark.withColumn("spend", on_spark["spend"].cast("string")))

@@ -1,0 +1,303 @@
+"""The registry: what is refused, what is found again, and that a changed file is never loaded nor executed."""
+
+import ast
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import uplift_spark
+from uplift_spark.config import Lakehouse
+from uplift_spark.errors import ConfigError, EnvironmentProblem, ModelFileError
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.registry import models as mlflow_store
+from uplift_spark.registry import models as registry_module
+from uplift_spark.registry.models import Origin, Registered, Registry, Store, facts_of, open_store
+from uplift_spark.roles import EFFECT_COLUMNS, Roles
+
+ROLES = Roles("unit_id", "treatment", "visit", ("recency", "zip"), control="none")
+KINDS = {"unit_id": "string", "treatment": "string", "visit": "double", "recency": "double", "zip": "string"}
+ORIGIN = Origin("train-1", ROLES, KINDS, {"silver.training_spring": 3}, 3, "abc123", {"n_trees": 8, "seed": 7})
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(5)
+    n = 600
+    arm = rng.integers(0, 2, n)
+    recency = rng.uniform(0, 12, n)
+    return pa.table(
+        {
+            "unit_id": [f"u{i}" for i in range(n)],
+            "treatment": np.where(arm, "5%", "none"),
+            "visit": arm * (recency < 6) + rng.normal(size=n),
+            "recency": recency,
+            "zip": pa.array([None if i % 7 == 0 else f"z{i % 3}" for i in range(n)]),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def forest(rows):
+    return fit_table(rows, ROLES, Params(n_trees=8, seed=3))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """One store for the module: MLflow takes seconds to create its tables. The folder's name is awkward on purpose."""
+    return Registry(open_store(Lakehouse(path=str(tmp_path_factory.mktemp("lake") / "a b#é"))))
+
+
+def logged(registry, forest, name, run_id="train-1") -> Registered:
+    return registry.log_model(name, forest.to_bytes(), replace(ORIGIN, run_id=run_id), *facts_of(forest, 1.5))
+
+
+def artifact(registry, model) -> Path:
+    """The registered forest's file on disk."""
+    run = registry.store.client().get_run(model.source_run)
+    return Path(unquote(urlsplit(run.info.artifact_uri).path)) / "model" / "artifacts" / "forest.uplift"
+
+
+def test_a_version_says_where_it_came_from(registry, forest):
+    model = logged(registry, forest, "described")
+    client = registry.store.client()
+    version = client.get_model_version("described", "1")
+    run = client.get_run(version.run_id)
+
+    origin = ({"silver.training_spring": 3}, "abc123", {"n_trees": 8, "seed": 7})
+    assert model == Registered("described", 1, "train-1", version.run_id, model.sha256, *origin)
+    assert json.loads(version.tags["uplift_data_versions"]) == {"silver.training_spring": 3}
+    assert version.tags["uplift_feature_version"] == "3"
+    assert version.tags["uplift_git_version"] == "abc123"
+    assert json.loads(version.tags["uplift_roles"])["control"] == "none"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["n_trees"] == "8"
+    assert run.data.metrics["rows"] == 600
+    assert run.data.metrics["rows.1_5_"] + run.data.metrics["rows.0_none"] == 600
+    assert run.data.metrics["fit_seconds"] == 1.5
+    assert np.isfinite(run.data.metrics["average_effect.1_5_"])
+
+
+def test_the_stored_folder_holds_arrays_and_code_but_no_pickle(registry, forest):
+    folder = artifact(registry, logged(registry, forest, "contents")).parents[1]
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"MLmodel", "mlflow_model.py", "requirements.txt", "artifacts/forest.uplift"} <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".joblib"))]
+    pinned = (folder / "requirements.txt").read_text().split()
+    assert len(pinned) > 5
+    assert all("==" in line for line in pinned)
+
+
+def test_mlflow_serves_the_same_effects_and_enforces_the_signature(registry, forest, monkeypatch):
+    import mlflow
+
+    folder = artifact(registry, logged(registry, forest, "served")).parents[1]
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow's loader adds the stored source
+    model = mlflow.pyfunc.load_model(str(folder))
+    frame = pd.DataFrame({"unit_id": ["a", "b"], "recency": [1.0, None], "zip": ["z1", None]})
+    out = model.predict(frame)
+    same = pa.table({"unit_id": ["a", "b"], "recency": [1.0, None], "zip": ["z1", None]})
+    assert out.uplift.tolist() == forest.effect_arrays(same)[0].ravel().tolist()
+    assert out.treatment.tolist() == ["5%", "5%"]
+    assert set(EFFECT_COLUMNS) <= set(out.columns)
+    with pytest.raises(mlflow.MlflowException, match="zip"):
+        model.predict(frame.drop(columns="zip"))
+
+
+def test_the_stored_source_is_this_package(registry, forest):
+    """So a serving process without `uplift_spark` still reads the model."""
+    stored = artifact(registry, logged(registry, forest, "sourced")).parents[1] / "code" / "uplift_spark"
+    package = Path(uplift_spark.__file__).parent
+    names = {path.relative_to(package) for path in package.rglob("*.py")}
+    assert Path("forest/forest.py") in names
+    assert {path.relative_to(stored) for path in stored.rglob("*.py")} == names
+    assert (stored / "causal" / "forest.py").read_text() == (package / "causal" / "forest.py").read_text()
+
+
+def test_versions_count_up_and_a_run_is_found_again(registry, forest):
+    first, second = logged(registry, forest, "counted", "train-a"), logged(registry, forest, "counted", "train-b")
+    assert (first.version, second.version) == (1, 2)
+    assert registry.version_for_run("counted", "train-a") == first
+    assert registry.version_for_run("counted", "train-c") is None
+    assert registry.version_for_run("never_registered", "train-a") is None
+
+
+def test_of_a_run_that_is_registered_twice_at_once_the_first_version_stays(registry, forest):
+    first = logged(registry, forest, "raced", "train-a")
+    assert logged(registry, forest, "raced", "train-a") == first
+    found = registry.store.client().search_model_versions("name='raced'")
+    assert [int(version.version) for version in found] == [1]
+    assert logged(registry, forest, "raced", "train-b").version > 1
+
+
+def test_champion_moves_only_on_request(registry, forest):
+    first, second = logged(registry, forest, "ruled", "train-a"), logged(registry, forest, "ruled", "train-b")
+    with pytest.raises(ConfigError, match="no alias 'champion'"):
+        registry.find("ruled")
+    registry.set_champion(first)
+    assert registry.find("ruled") == first
+    registry.set_champion(second)
+    assert registry.find("ruled") == second
+    assert registry.find("ruled", 1) == first
+    with pytest.raises(ConfigError, match="no version 3"):
+        registry.find("ruled", 3)
+
+
+def test_load_gives_the_same_bytes_back(registry, forest):
+    model = logged(registry, forest, "kept")
+    assert registry.load(model).to_bytes() == forest.to_bytes()
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.target),))
+
+
+def edited(content: bytes) -> bytes:
+    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+
+
+@pytest.mark.parametrize("damage", ["edited", "truncated", "empty", "missing", "another forest", "pickle"])
+def test_a_changed_artifact_is_refused(registry, forest, rows, tmp_path, damage):
+    model = logged(registry, forest, "damaged_" + damage.replace(" ", "_"))
+    file, canary = artifact(registry, model), tmp_path / "executed"
+    content = file.read_bytes()
+    changed = {
+        "edited": lambda: edited(content),
+        "truncated": lambda: content[:-1],
+        "empty": lambda: b"",
+        "another forest": lambda: fit_table(rows, ROLES, Params(n_trees=8, seed=4)).to_bytes(),
+        "pickle": lambda: pickle.dumps(Bomb(canary)),
+    }
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(changed[damage]())
+    with pytest.raises(ModelFileError, match=r"damaged_.* version 1"):
+        registry.load(model)
+    assert not canary.exists()
+
+
+def test_the_bomb_is_live(tmp_path):
+    """Unpickled, it goes off: so the test above can fail."""
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+def test_code_stored_with_a_model_is_not_executed(registry, forest, tmp_path):
+    model, canary = logged(registry, forest, "scripted"), tmp_path / "executed"
+    script = artifact(registry, model).parents[1] / "mlflow_model.py"
+    script.write_text(f"open({str(canary)!r}, 'w')")
+    assert registry.load(model).to_bytes() == forest.to_bytes()
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"inputs": {}}, "signature of 3 input column"),
+        ({"inputs": {"unit_id": "string", "recency": "double"}}, "'zip'"),
+        ({"data_versions": {}}, "data_versions"),
+        ({"git_version": ""}, "git_version"),
+        ({"run_id": ""}, "run_id"),
+        ({"feature_version": None}, "feature_version"),
+    ],
+)
+def test_a_model_without_its_origin_is_refused(registry, forest, change, named):
+    with pytest.raises(ConfigError, match=named):
+        registry.log_model("orphan", forest.to_bytes(), replace(ORIGIN, **change), {}, {})
+    assert registry.version_for_run("orphan", "train-1") is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x'; DROP TABLE t", "a.b.c", "ä", "`x`", "n" * 129, "x\n"])
+def test_odd_names_are_refused(registry, forest, name):
+    for call in (
+        lambda: logged(registry, forest, name),
+        lambda: registry.find(name),
+        lambda: registry.version_for_run(name, "train-1"),
+    ):
+        with pytest.raises(ConfigError, match="not a plain name"):
+            call()
+
+
+def test_a_failed_registration_leaves_a_failed_run_and_no_version(registry, forest, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(registry.store.client().__class__, "log_artifacts", full_disk)
+    with pytest.raises(EnvironmentProblem, match="No space left on device"):
+        logged(registry, forest, "unlucky")
+    monkeypatch.undo()
+    client = registry.store.client()
+    runs = client.search_runs([client.get_experiment_by_name("unlucky").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"]
+    assert registry.version_for_run("unlucky", "train-1") is None
+    assert logged(registry, forest, "unlucky").version == 1
+
+
+def test_a_version_made_by_someone_else_is_refused(registry):
+    client = registry.store.client()
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", "file:///nowhere")
+    with pytest.raises(ModelFileError, match="is no forest"):
+        registry.find("foreign", 1)
+
+
+def test_a_store_out_of_reach_is_one_sentence_naming_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be looked at" * 20)
+    for uri in (
+        "http://user:secret@127.0.0.1:9",
+        f"sqlite:///{tmp_path}/file/mlflow.db",
+        f"sqlite:///{tmp_path}/text.db",
+        f"sqlite:///{tmp_path}/50%/mlflow.db",
+    ):
+        with pytest.raises(EnvironmentProblem) as caught:
+            Registry(open_store(Lakehouse(), uri))
+        message = str(caught.value)
+        assert uri.replace("user:secret@", "") in message
+        assert "secret" not in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/x", "ftp://host", "http://", "sqlite://", "sqlite:///:memory:"])
+def test_stores_that_cannot_hold_models_are_refused(uri):
+    with pytest.raises(ConfigError, match=r"registry\.tracking_uri"):
+        open_store(Lakehouse(), uri)
+
+
+def test_where_models_are_kept(tmp_path):
+    folder = tmp_path / "lake house"
+    assert open_store(Lakehouse(path=str(folder))) == Store(
+        f"sqlite:///{folder}/mlflow.db", f"{folder.as_uri()}/mlartifacts"
+    )
+    assert open_store(Lakehouse(), "http://host:5000") == Store("http://host:5000")
+    unity = open_store(Lakehouse(catalog="main"))
+    assert (unity.uri, unity.registry_uri, unity.model("spring")) == ("databricks", "databricks-uc", "main.gold.spring")
+    assert unity.experiment("spring").startswith("/")
+
+
+def test_opening_a_new_store_prints_nothing(tmp_path, capfd):
+    Registry(open_store(Lakehouse(path=str(tmp_path))))
+    assert capfd.readouterr() == ("", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db"}
+
+
+@pytest.mark.parametrize("module", [mlflow_store, registry_module])
+def test_mlflow_is_imported_only_when_needed(module):
+    """Its import takes seconds, and most commands never touch a model."""
+    body = ast.parse(Path(module.__file__).read_text()).body
+    imported = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
+    assert "dataclasses" in imported
+    assert not [name for name in imported if name.split(".")[0] in ("mlflow", "requests", "sqlalchemy")]

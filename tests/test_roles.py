@@ -1,0 +1,84 @@
+"""Roles, levels and names: what every other module relies on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError, UpliftError
+from uplift_spark.roles import Levels, Roles, checked_name
+
+
+def roles(**changes: object) -> Roles:
+    """Roles of a small trial, with some parts replaced."""
+    parts = {"unit": "id", "treatment": "arm", "outcome": "visit", "features": ["age", "zip"], "control": "none"}
+    return Roles(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+def test_roles_name_each_column_once_and_features_last() -> None:
+    found = roles(propensity="p", weight="w", cluster="home")
+    assert found.columns == ("id", "arm", "visit", "p", "w", "home", "age", "zip")
+    assert roles(cluster="id").columns == ("id", "arm", "visit", "age", "zip")
+    found = roles(weight="w", more_outcomes=["spend", "cost"])
+    assert found.columns == ("id", "arm", "visit", "w", "spend", "cost", "age", "zip")
+    assert found.outcomes == ("visit", "spend", "cost")
+
+
+def test_roles_hold_levels_as_text() -> None:
+    found = roles(control=0, dose={0: 0, 1: 5})
+    assert found.control == "0"
+    assert found.dose == {"0": 0.0, "1": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": []}, "features is empty"),
+        ({"features": ["age", "visit"]}, r"\['visit'\], which already play another part"),
+        ({"features": ["age", "home"], "cluster": "home"}, r"\['home'\]"),
+        ({"features": ["age", "age"]}, "twice"),
+        ({"more_outcomes": ["spend", "spend"]}, "more_outcomes names a column twice"),
+        ({"more_outcomes": ["visit"]}, r"more_outcomes contains \['visit'\], which already play another part"),
+        ({"more_outcomes": ["arm", "w"], "weight": "w"}, r"more_outcomes contains \['arm', 'w'\]"),
+        ({"more_outcomes": ["zip"]}, r"features contains \['zip'\], which already play another part"),
+        ({"dose": {"5%": 5.0}}, "does not name the control level 'none'"),
+        ({"dose": {"none": 0, "a": 5, "b": 5}}, "same dose"),
+    ],
+)
+def test_roles_refuse(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        roles(**changes)
+
+
+def test_levels_start_with_control() -> None:
+    levels = Levels(("none", "5%", "10%"), (0.0, 5.0, 10.0))
+    assert (levels.control, levels.treated, len(levels)) == ("none", ("5%", "10%"), 3)
+
+
+@pytest.mark.parametrize("name", ["a", "_x", "Recency_2", "x" * 128])
+def test_plain_names_pass(name: str) -> None:
+    assert checked_name(name) == name
+
+
+BAD_NAMES = ["", "1a", "a b", "a`b", "a;b", "a--b", "a\nb", "a\n", "gold.lift", "x" * 129, "é", None, 3]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_other_names_are_refused(name: object) -> None:
+    with pytest.raises(ConfigError, match="letters, digits and underscores"):
+        checked_name(name, "column")  # type: ignore[arg-type]
+
+
+@given(st.text())
+def test_a_name_that_passes_can_stand_in_sql(name: str) -> None:
+    try:
+        checked_name(name)
+    except ConfigError:
+        return
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+
+
+def test_every_error_for_users_is_one_kind() -> None:
+    for kind in (ConfigError, DataError, ModelFileError, ConflictError, EnvironmentProblem):
+        assert issubclass(kind, UpliftError)

@@ -1,0 +1,155 @@
+"""A run's identity: equal for equal work everywhere, other for other work; the version of the code behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pytest
+
+import uplift_spark
+from uplift_spark import runtime as runs
+from uplift_spark.campaign import queries_to_try
+from uplift_spark.config import Config, Forest, Labels, Lakehouse, Lift, Registry, RolesConf, Simulation
+from uplift_spark.runtime import JobResult, code_version, derive_run_id
+
+CONFIG = Config("spring", Simulation(), RolesConf("visit", "none", ("age", "zip")))
+
+
+def test_a_run_id_is_the_job_and_twelve_hex_digits() -> None:
+    assert derive_run_id("train", {"b": 1, "a": [2.5, None, True]}, data={"t": 3}) == "train-c2beee757547"
+
+
+def test_the_same_work_has_the_same_id_in_another_process() -> None:
+    code = (
+        "from uplift_spark.config import *; from uplift_spark.runtime import derive_run_id;"
+        "c = Config('spring', Simulation(), RolesConf('visit', 'none', ('age', 'zip')));"
+        "print(derive_run_id('features', c, upstream={'b', 'a'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
+    )
+    assert done.stdout.strip() == derive_run_id("features", CONFIG, upstream={"a", "b"})
+
+
+@pytest.mark.parametrize("job", ["ingest", "features", "train", "score", "lift", "another"])
+def test_where_tables_are_kept_is_no_part_of_a_run(job: str) -> None:
+    moved = replace(CONFIG, lakehouse=Lakehouse("/elsewhere"), registry=Registry(tracking_uri="sqlite:///x/y.db"))
+    assert derive_run_id(job, moved) == derive_run_id(job, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"campaign": "autumn"}, {"ingest", "features", "train", "score", "lift"}),
+        ({"source": Simulation(units=5)}, {"ingest"}),
+        ({"labels": Labels(window_days=3)}, {"features"}),
+        ({"labels": Labels(windows={"visit": 3})}, {"features"}),
+        ({"forest": Forest(n_trees=8)}, {"train"}),
+        ({"lift": Lift(bins=50)}, {"lift"}),
+        ({"seed": 8}, {"ingest", "features", "train", "lift"}),
+        ({"holdout": 0.3}, {"features"}),
+    ],
+)
+def test_only_what_a_job_depends_on_changes_its_id(changes: dict[str, Any], changed: set[str]) -> None:
+    other = replace(CONFIG, **changes)
+    jobs = ("ingest", "features", "train", "score", "lift")
+    assert {job for job in jobs if derive_run_id(job, other) != derive_run_id(job, CONFIG)} == changed
+
+
+def test_inputs_and_job_are_part_of_the_id() -> None:
+    ids = [derive_run_id("a", {}), derive_run_id("b", {}), derive_run_id("a", {}, x=1), derive_run_id("a", {}, x="1")]
+    assert len(set(ids)) == 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something with parts."""
+
+    when: datetime
+    where: PurePosixPath
+
+
+def test_values_with_one_meaning_have_one_id() -> None:
+    when = datetime(2025, 1, 6, tzinfo=UTC)
+    part = {"when": when.isoformat(), "where": "a/b"}
+    assert derive_run_id("a", Part(when, PurePosixPath("a/b"))) == derive_run_id("a", part)
+    assert derive_run_id("a", (1, 2)) == derive_run_id("a", [np.int64(1), 2])
+
+
+@pytest.mark.parametrize("value", [object(), lambda: None, {"x": object()}, Part])
+def test_values_without_a_stable_form_are_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="cannot be part of a run id"):
+        derive_run_id("a", value)
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        derive_run_id("a", float("nan"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What `Lake.write` returns."""
+
+    table: str
+    version: int
+    rows: int
+    skipped: bool
+
+
+def test_a_result_lists_what_was_written() -> None:
+    result = JobResult.of("score", "r", Done("gold.uplift_scores", 2, 10, False), model="spring")  # type: ignore[arg-type]
+    assert result.tables == {"gold.uplift_scores": {"version": 2, "rows": 10, "skipped": False}}
+    assert result.details == {"model": "spring"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout in which this package seems to lie, nothing committed yet."""
+    package = tmp_path / "uplift_spark"
+    (package / "operations").mkdir(parents=True)
+    (package / "__init__.py").write_text("one")
+    git(tmp_path, "init", "-q")
+    monkeypatch.setattr(runs, "__file__", str(package / "operations" / "runs.py"))
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Output of a git command with an author of its own."""
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", folder, *author, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_code_s_version_is_its_commit(checkout: Path) -> None:
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "one")
+    commit = git(checkout, "rev-parse", "--short", "HEAD")
+    assert code_version() == commit
+    (checkout / "uplift_spark" / "__init__.py").write_text("two")
+    assert code_version() == f"{commit}-dirty"
+
+
+def test_an_installed_package_inside_another_checkout_has_its_own_version(checkout: Path) -> None:
+    (checkout / "README.md").write_text("another project")
+    git(checkout, "add", "README.md")
+    git(checkout, "commit", "-q", "-m", "one")
+    assert code_version() == uplift_spark.__version__
+
+
+def test_without_git_the_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert code_version() == uplift_spark.__version__
+
+
+def test_queries_to_try_can_stand_in_double_quotes() -> None:
+    queries = queries_to_try(CONFIG, "lift-abc")
+    assert len(queries) == 3
+    assert not [q for q in queries if set(q) & set('"$`\\!\n')]
+    assert [q for q in queries if "lift-abc" in q] == queries[:2]

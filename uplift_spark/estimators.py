@@ -1,0 +1,387 @@
+"""What Python users import: causal forests, meta-learners and instrumental forests over pandas or Spark frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import functions as F
+
+from uplift_spark.config import DAY, Config
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.encode import check_columns, level_names, make_levels, summarise
+from uplift_spark.forest.estimate import estimate_table
+from uplift_spark.forest.forest import Forest, effect_table, save_file
+from uplift_spark.forest.instrument import LEFT, Instrumental, fit_instrumental
+from uplift_spark.forest.onnx import export_onnx
+from uplift_spark.forest.refresh import refreshed_table
+from uplift_spark.forest.shapley import shapley_table, shapley_values
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.learners.metalearners import (
+    AnyModel,
+    Learned,
+    LearnerParams,
+    PerLevel,
+    fit_learned,
+    kind_of,
+    load_any,
+)
+from uplift_spark.roles import DELIVERED, Levels, Roles
+from uplift_spark.runtime import ProgressCallback
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame
+    from typing_extensions import TypeIs
+
+    Frame = pd.DataFrame | DataFrame
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The Python verb: fit and effect on a pandas or a Spark frame alike, giving the same forest, byte for byte.
+
+
+def _quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class UpliftModel:
+    """A fitted model: a causal forest (`forest`), one for each level, or a meta-learner."""
+
+    model: AnyModel
+
+    @property
+    def forest(self) -> Forest:
+        """The causal forest; `forest.of(outcome)` is that of one outcome alone. Raises ConfigError if it is none."""
+        if not isinstance(self.model, Forest):
+            raise ConfigError(
+                f"this needs a causal forest, not the model's {kind_of(self.model)}: train a CausalForest"
+            )
+        return self.model
+
+    @property
+    def levels(self) -> Levels:
+        """Treatment levels, control first."""
+        return self.model.levels
+
+    @property
+    def roles(self) -> Roles:
+        """The roles it was trained with."""
+        return self.model.roles
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Plan and training facts as plain JSON values."""
+        return self.model.manifest
+
+    def effect(self, frame: Frame, outcome: str | None = None) -> Any:
+        """Effect of every treated level against control for every unit, with a 95 % interval.
+
+        outcome: `roles.outcome` (None) or one of `roles.more_outcomes`, whose effects come from the same trees.
+        Columns: the unit's, treatment, uplift, uplift_se, uplift_lower, uplift_upper (outcome units), low_support. One
+        row per unit and treated level. A pandas frame gives a pandas frame, a Spark frame a lazy Spark frame.
+        Raises DataError on a missing, retyped or infinite column, ConfigError on an outcome that was not trained.
+        """
+        model = self.model.of(self.roles.outcome if outcome is None else outcome)
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import score
+
+            return score(frame, model)
+        columns = (self.roles.unit, *self.roles.features)
+        return effect_table(model, _arrow(frame, columns), os.cpu_count() or 1).to_pandas()
+
+    def explain(self, frame: Frame, outcome: str | None = None) -> Any:
+        """What each feature has to do with every unit's effect: Shapley values that add up to it.
+
+        Columns: the unit's, treatment, uplift, base (what the model shows of a unit it knows nothing of), values (a
+        list in the order of `roles.features`, outcome units): base + sum of values is uplift. One row per unit and
+        treated level; pandas gives pandas, a Spark frame a lazy Spark frame. Raises as `effect`, and ConfigError for
+        models whose effects are held monotone.
+        """
+        forest = self.forest.of(self.roles.outcome if outcome is None else outcome)
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import explain
+
+            return explain(frame, forest)
+        table = _arrow(frame, (self.roles.unit, *self.roles.features))
+        return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
+
+    def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
+        """The effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
+
+        Inputs are the features by name, [n, 1] each, outputs uplift and low_support, [n]: those of `effect`, without
+        intervals. For causal forests of levels; see `forest.onnx.export_onnx` for what it takes and raises.
+        """
+        return export_onnx(self.forest.of(self.roles.outcome if outcome is None else outcome), level, path)
+
+    def at(self, doses: Sequence[float], partial: bool = False) -> UpliftModel:
+        """The model telling effects of these doses against the control's or, partial, of one unit more of each.
+
+        For models of doses that take any value (`roles.grid`); ConfigError for others.
+        """
+        return UpliftModel(self.forest.at(doses, partial))
+
+    def estimate(self, frame: Frame, say: ProgressCallback = _quiet) -> UpliftModel:
+        """The same trees with leaf sums, bias correction and levels' shares from the rows of `frame` alone.
+
+        With the rows it was trained on it is the same model, byte for byte; without some of them it is the model whose
+        sums never saw these. Plain sums are a subtraction, but the correction of a row's outcome rests on all sums, so
+        all rows are read once more. What shaped the trees stays: bins, splits, the baselines outcomes are centred by.
+        A meta-learner is fitted anew. Raises DataError on bad rows, and when a level has none.
+        """
+        if isinstance(self.model, Learned):
+            return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
+        if isinstance(self.model, Instrumental):
+            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), say)
+            return UpliftModel(replace(self.model, forest=same.forest))
+        if isinstance(self.model, PerLevel):
+            anew = [
+                UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
+                for level, one in self.model.pairs
+            ]
+            return UpliftModel(replace(self.model, forests=tuple(anew)))
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import estimate_frame
+
+            return UpliftModel(estimate_frame(frame, self.forest, say))
+        return UpliftModel(estimate_table(_arrow(frame, self.roles.columns), self.forest))
+
+    def refresh(
+        self, frame: Frame, half_life: float | None = None, day: str | None = None, say: ProgressCallback = _quiet
+    ) -> UpliftModel:
+        """The same trees with sums of the rows of `frame`, old and new ones, in one pass that grows nothing.
+
+        day        column of whole numbers that count days; with a half-life rows count 2^(-age / half_life)
+        half_life  days; None: rows count alike
+
+        Corrections for bias stay those of this model, so always refresh the model that was grown, not a refreshed one;
+        `forest.refresh` says what that costs, `estimate` corrects anew. Raises DataError for rows that the forest
+        cannot take, ConfigError for models that are no causal forest and for forests on scores.
+        """
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import refreshed_frame
+
+            return UpliftModel(refreshed_frame(frame, self.forest, half_life, day, say))
+        columns = (*self.roles.columns, *([] if day is None else [day]))
+        return UpliftModel(refreshed_table(_arrow(frame, columns), self.forest, half_life, day))
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal forests give equal bytes."""
+        return self.model.to_bytes()
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, whole or not at all: Arrow arrays and manifest, a SHA-256 at its end; no pickle."""
+        save_file(path, self.to_bytes())
+
+
+@dataclass(frozen=True)
+class CausalForest(Params):
+    """An honest causal forest for binary, ordered or unordered treatments.
+
+    n_trees    trees, rounded up to a multiple of bag_size
+    seed       same seed, rows and version: same bytes, whatever the partitioning
+    min_leaf   smallest leaf while growing, in rows; None: by the signal in the data (`forest.defaults`)
+    max_depth  deepest leaf; None: 20
+    n_buckets  buckets the rows are split into by hash, at least 2; None: by the number of rows and the signal
+    growth_buckets  buckets that shape a tree, the others estimating it; None: by the signal
+    max_bins   bins per numeric feature, at most 254; None: by the number of rows
+    mtry       features tried per node; None: all, then those with evidence
+    min_gain   smallest gain of a split, in the outcome's sum of squares
+    min_share  a child keeps at least this share of its parent's rows
+    imbalance  a child keeps at least this share of the root's treatment scatter per unit
+    criterion  "slope", "spline", "product" (several doses) or "one_hot" (arms): the basis in which effects are compared
+               while trees grow, and from which those of doses are told; None or "auto": by the data, see `reason` in
+               the model's manifest
+    monotone   "increasing" or "decreasing": effects only rise, or fall, with the dose; None: freely
+    bag_size   trees per little bag, the groups of trees that share a half-sample
+    centre     take what the features explain of the outcome out of it first, where that is worth it
+    debias     correct leaf means by the forest's own residuals: less bias of wide leaves, somewhat more variance
+    per_level  train one binary forest for each treated level instead, on its units and the control's
+    """
+
+    per_level: bool = False
+
+    def fit(self, frame: Frame, roles: Roles, say: ProgressCallback = _quiet) -> UpliftModel:
+        """Train on one row per unit; `say` is told the progress. Raises DataError naming column, count and fix."""
+        if self.per_level:
+            return self._fit_each(frame, roles, say)
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import fit_frame
+
+            return UpliftModel(fit_frame(frame, roles, self, say))
+        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, say))
+
+    def _fit_each(self, frame: Frame, roles: Roles, say: ProgressCallback) -> UpliftModel:
+        levels, one = _levels(frame, roles), replace(self, per_level=False)
+        forests = []
+        for level in levels.treated:
+            say(f"a forest of {level} alone")
+            forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), say).forest)
+        return UpliftModel(PerLevel(tuple(forests), levels))
+
+
+@dataclass(frozen=True)
+class InstrumentalForest(Params):
+    """Effects on compliers, where not everybody who was assigned a level was delivered it: assignment is the
+    instrument for delivery. Arguments are those of `CausalForest`, which tells the effect of assignment itself."""
+
+    def fit(self, frame: Frame, roles: Roles, delivered: str, say: ProgressCallback = _quiet) -> UpliftModel:
+        """Train on one row per unit: `roles` of assignment and outcome, `delivered` a number, 0 where nothing was.
+
+        The model's effects are what a level does to units that take it because they are assigned it; NaN, and of low
+        support, where hardly anybody near complies. Raises as `forest.instrument.fit_instrumental`.
+        """
+        if _is_spark(frame):
+            from uplift_spark.forest.spark import fit_instrumental_frame
+
+            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, say))
+        columns = tuple(dict.fromkeys([*roles.columns, delivered]))
+        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, say))
+
+
+@dataclass(frozen=True)
+class MetaLearner(LearnerParams):
+    """A learner of the field's catalogue, put together from boosted trees: T, S, X, R, DR, class transformation.
+
+    kind        "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner" or "class_transformation"
+    replicates  resamples behind the intervals, which miss what the learner smooths away; 0: no intervals
+    rows        of each arm to learn from, at most, chosen by hash
+    folds       of cross-fitted nuisances, for the learners that have any
+    seed        same seed and rows: same effects, whatever the partitioning
+    """
+
+    def fit(self, frame: Frame, roles: Roles, say: ProgressCallback = _quiet) -> UpliftModel:
+        """Train on one row per unit, as `CausalForest.fit`; where odds of levels differ between units, or units have
+        doubly robust scores, they are cross-fitted. Raises DataError, ConfigError
+        as `learners.metalearners.fit_learned`."""
+        if _is_spark(frame):
+            from uplift_spark.learners.spark import fit_learned_frame
+
+            return UpliftModel(fit_learned_frame(frame, roles, self, say))
+        return UpliftModel(fit_learned(_arrow(frame, roles.columns), roles, self, say))
+
+
+def load_model(source: str | Path | bytes) -> UpliftModel:
+    """Read a model file or its bytes; ModelFileError if it is truncated, edited or no model. Executes nothing."""
+    return UpliftModel(load_any(source))
+
+
+def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
+    # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
+    return hasattr(frame, "mapInArrow")
+
+
+def _without_delivery(frame: Frame, model: Instrumental) -> Frame:
+    """The frame with what the model's trees were grown on."""
+    outcome, delivered = model.roles.outcome, model.delivered
+    check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
+    if _is_spark(frame):
+        return frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered])
+    kept = frame.copy(deep=False)
+    kept[LEFT] = frame[outcome] - model.overall * frame[delivered]
+    return kept
+
+
+def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:
+    """Rows of a level and the control alone, or every unit's scores of these."""
+    pair = (roles.control, level)
+    if _is_spark(frame):
+        from uplift_spark.learners.spark import pair_of
+
+        return pair_of(frame, roles, pair)
+    if roles.scores:
+        kept = frame.copy(deep=False)
+        kept[roles.scores] = frame[roles.scores].map(lambda one: {name: one[name] for name in pair})
+        return kept
+    names = level_names(_arrow(frame, (roles.treatment,)).column(0))
+    return frame[names.to_pandas().isin(pair).to_numpy()]
+
+
+def _levels(frame: Frame, roles: Roles) -> Levels:
+    """Levels of all rows. Raises DataError as `make_levels`, ConfigError for doses that take any value."""
+    if roles.grid:
+        raise ConfigError("per_level trains a forest for each level, and roles.grid has none: drop one of them")
+    plain = replace(roles, scores=None)
+    if _is_spark(frame):
+        from uplift_spark.forest.spark import summary_of
+
+        check_columns(dict.fromkeys(frame.columns, pa.null()), plain.columns, ())
+        summary = summary_of(frame.select(*(f"`{column}`" for column in plain.columns)), plain)
+    else:
+        summary = summarise(_arrow(frame, plain.columns), plain)
+    return make_levels(summary, plain)[0]
+
+
+def _arrow(frame: pd.DataFrame, columns: tuple[str, ...]) -> pa.Table:
+    present = dict.fromkeys(map(str, frame.columns), pa.null())
+    check_columns(present, columns, ())
+    try:
+        return pa.Table.from_pandas(frame[list(columns)], preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"a column mixes types ({'; '.join(map(str, error.args))}): cast it to one type") from error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What jobs train, and train again: a forest of one of three kinds, or a meta-learner; or refresh.
+
+
+def params_of(config: Config) -> dict[str, Any]:
+    """Arguments of the learner, as the configuration has them; they tell which it is."""
+    asked = config.learner
+    if asked.kind == "forest":
+        return {**vars(config.forest), "seed": config.seed}
+    if asked.kind == "forest_per_level":
+        return {**vars(config.forest), "seed": config.seed, "per_level": True}
+    if asked.kind == "instrumental_forest":
+        return {**vars(config.forest), "seed": config.seed, "delivered": DELIVERED}
+    return {**vars(asked), "seed": config.seed}
+
+
+def train(params: Mapping[str, Any], frame: DataFrame, roles: Roles, say: ProgressCallback) -> UpliftModel:
+    """Train with recorded parameters. Raises as the `fit` of the learner."""
+    if "delivered" in params:
+        given = {name: value for name, value in params.items() if name != "delivered"}
+        return InstrumentalForest(**given).fit(frame, roles, params["delivered"], say)
+    learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
+    return learner.fit(frame, roles, say)
+
+
+def refreshed(model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], say: ProgressCallback) -> UpliftModel:
+    """The model's trees with sums of training rows; `how` holds half_life_days, rows being of the day (UTC) of their
+    assignment. Raises as `UpliftModel.refresh`."""
+    day = F.floor(F.unix_micros("assigned_at") / F.lit(DAY))
+    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", say)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compile the kernels ahead of first use: `python -m uplift_spark.estimators`, part of `make setup`.
+# Half a minute that the first training, and every Spark worker of it at once, would otherwise spend.
+
+
+def compile_kernels() -> None:
+    """Train and apply a tiny forest with every kind of column, so that each kernel is compiled and kept."""
+    n = 400
+    rng = np.random.default_rng(0)
+    rows = pa.table(
+        {
+            "unit": np.arange(n),
+            "arm": rng.choice(["none", "a", "b"], n),
+            "y": rng.normal(size=n),
+            "number": rng.normal(size=n),
+            "text": rng.choice(["x", "y", "z"], n),
+        }
+    )
+    roles = Roles("unit", "arm", "y", ("number", "text"), control="none")
+    forest = fit_table(rows, roles, Params(n_trees=8, n_buckets=4))
+    forest.effect_arrays(rows)
+    shapley_values(forest, rows)
+
+
+if __name__ == "__main__":
+    compile_kernels()

@@ -1,0 +1,513 @@
+"""A campaign's source, simulated or a trial's CSV file, as bronze events."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructType
+
+from uplift_spark.config import Config, RolesConf, Simulation, Trial
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
+from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
+from uplift_spark.governance.privacy import key_of, pseudonymised
+from uplift_spark.lake.schemas import Contract, Rule, check, with_levels
+from uplift_spark.lake.session import instant, plus_hours, utc
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import checked_name
+from uplift_spark.runtime import ProgressCallback, state_folder
+
+# --------------------------------------------------------------------------------------------------------------------
+# Public data sets: found in $UPLIFT_DATA, else downloaded once from their home; used only when the checksum agrees.
+
+DATA_FOLDER = "UPLIFT_DATA"
+_TIMEOUT_SECONDS = 30
+_BLOCK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def find(trial: Trial) -> Path:
+    """Local path of a trial's file, its checksum verified.
+
+    Looks in $UPLIFT_DATA, then in `cache_folder`, then downloads from `trial.url` into it. A file in
+    $UPLIFT_DATA must have `trial.sha256`; a download `trial.url_sha256` when that is given.
+    Raises DataError when the content is not the declared one, EnvironmentProblem when the file cannot be had.
+    """
+    folder = os.environ.get(DATA_FOLDER)
+    if folder and (path := Path(folder) / trial.file).is_file():
+        return _verified(path, trial.sha256)
+    if trial.url is None:
+        raise EnvironmentProblem(_missing(trial, "it has no public home to download from"))
+    expected = trial.url_sha256 or trial.sha256
+    cached = cache_folder() / f"{expected[:16]}-{Path(trial.url).name}"
+    if not cached.is_file():
+        _download(trial, cached, expected)
+    return _verified(cached, expected)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept; not created here."""
+    return state_folder() / "data"
+
+
+def _verified(path: Path, expected: str) -> Path:
+    actual = sha256(path)
+    if actual != expected:
+        raise DataError(
+            f"{path} has SHA-256 {actual}, not the declared {expected}: it is damaged or another version; "
+            "replace the file, or change source.sha256 if you mean this one"
+        )
+    return path
+
+
+def _download(trial: Trial, target: Path, expected: str) -> None:
+    """Fetch into a temporary file beside `target`, moved there only when whole and as declared."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        part = Path(scratch) / target.name
+        try:
+            with urllib.request.urlopen(str(trial.url), timeout=_TIMEOUT_SECONDS) as reply, part.open("wb") as stream:
+                shutil.copyfileobj(reply, stream, _BLOCK)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise EnvironmentProblem(_missing(trial, f"{trial.url} cannot be downloaded ({reason})")) from error
+        actual = sha256(part)
+        if actual != expected:
+            raise DataError(f"{trial.url} sent a file with SHA-256 {actual}, not the declared {expected}: nothing kept")
+        os.replace(part, target)
+
+
+def _missing(trial: Trial, why: str) -> str:
+    folder = os.environ.get(DATA_FOLDER)
+    state = f"{DATA_FOLDER} is {folder}, which lacks it" if folder else f"{DATA_FOLDER} is not set"
+    return f"{trial.file} is not here: {state}, and {why}; set {DATA_FOLDER} to the folder that contains it"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A real trial's CSV file as a typed Arrow table: numbers, categories, and nulls for what is missing.
+
+RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "source", "run_id", "ingested_at")
+NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
+
+
+def read_trial(path: Path, trial: Trial) -> pa.Table:
+    """The columns a trial declares, one row per row of the file (plain or gzip).
+
+    `_row` (int64, from 1), the unit and treatment columns as text, outcomes as float64, attributes as float64, or text
+    for categories. Empty cells, NULL_TEXT and the codes in `trial.missing` are null. Raises ConfigError when a column
+    plays two parts, DataError when the file has no row, lacks a column, is not a CSV, or a column has the wrong type.
+    """
+    check_declaration(trial)
+    text = _read_text(path, trial)
+    columns = {"_row": pa.array(range(1, text.num_rows + 1), pa.int64())}
+    for name in text.column_names:
+        columns[name] = _typed(text[name].to_pandas(), name, trial, path)
+    return pa.table(columns)
+
+
+def _declared(trial: Trial) -> list[str]:
+    unit = [trial.unit] if trial.unit else []
+    return [*unit, trial.treatment, *trial.outcomes, *trial.attributes]
+
+
+def check_declaration(trial: Trial) -> None:
+    """Raise ConfigError when the declared columns clash with each other or with those of the profile table."""
+    for name in (*trial.outcomes, *trial.attributes):
+        if checked_name(name, "source column") in RESERVED or name.startswith("_"):
+            raise ConfigError(f"source column {name!r} is a name the tables use themselves: rename it in the file")
+    leaking = sorted({trial.treatment, *trial.outcomes} & set(trial.attributes))
+    if leaking:
+        raise ConfigError(f"source.attributes contains {leaking}, the treatment or an outcome: remove them")
+    if len(set(_declared(trial))) < len(_declared(trial)):
+        raise ConfigError("source names a column twice among unit, treatment, outcomes and attributes: remove one")
+    if strangers := sorted(set(trial.categorical) - set(trial.attributes)):
+        raise ConfigError(f"source.categorical contains {strangers}, not among source.attributes: add them there")
+
+
+def _read_text(path: Path, trial: Trial) -> pa.Table:
+    wanted = _declared(trial)
+    try:
+        table = pcsv.read_csv(
+            path,
+            convert_options=pcsv.ConvertOptions(
+                column_types={name: pa.string() for name in wanted},
+                null_values=list(NULL_TEXT),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        why = "is empty" if "Empty CSV" in str(error) else f"is not a readable CSV ({str(error).splitlines()[0]})"
+        raise DataError(f"{path} {why}: replace the file") from error
+    for name in wanted:
+        _require_column(name, table.column_names, path)
+    if table.num_rows == 0:
+        raise DataError(f"{path} has a header but no rows: replace the file")
+    return table.select(wanted)
+
+
+def _require_column(name: str, present: list[str], path: Path) -> None:
+    found = present.count(name)
+    if found == 1:
+        return
+    if found > 1:
+        raise DataError(f"{path} has {found} columns named {name!r}: keep one")
+    raise DataError(f"{path} has no column {name!r}, which the source declares: {hint(name, present)}")
+
+
+def _typed(values: pd.Series, name: str, trial: Trial, path: Path) -> pa.Array:
+    """Null the missing codes, then decide: text for keys and categories, float64 for numbers."""
+    values = values.str.strip()
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    values = values.mask(numbers.isin(trial.missing) | values.isna() | (values == ""), None)
+    if name in (trial.unit, trial.treatment, *trial.categorical):
+        return pa.array(values, pa.string(), from_pandas=True)
+    stray = values.notna() & numbers.isna()
+    if name in trial.attributes and stray.sum() == values.notna().sum() > 0:
+        return pa.array(values, pa.string(), from_pandas=True)
+    if stray.any():
+        raise DataError(_stray_text(values[stray], name, trial, path))
+    return pa.array(numbers.mask(values.isna()), pa.float64(), from_pandas=True)
+
+
+def _stray_text(stray: pd.Series, name: str, trial: Trial, path: Path) -> str:
+    head = f"{path}: column {name!r} must hold numbers but {len(stray):,} rows hold text such as {stray.iloc[0]!r}"
+    fix = "correct them, or list the column under source.categorical" if name in trial.attributes else "correct them"
+    return f"{head}: {fix}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Raw campaigns as immutable bronze events: assignment, outcome, profile, and the truth where it is known.
+# Events are what happened: an outcome of 0 is no event; an outcome that is not known is an event with a null value.
+# Both sources are historic loads: a row was known when it happened, whenever it is loaded.
+
+PROFILE_LEAD = timedelta(days=1)
+
+Batches = Iterator[pa.RecordBatch]
+Slice = Callable[[pa.RecordBatch, CampaignSimulator], Batches]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What every row of one ingest run carries; times without a zone are UTC."""
+
+    experiment: str
+    source: str
+    run_id: str
+    assigned_at: datetime
+    ingested_at: datetime
+
+    def origin(self) -> dict[str, Column]:
+        """source, run_id and ingested_at."""
+        return {
+            "source": F.lit(self.source),
+            "run_id": F.lit(self.run_id),
+            "ingested_at": instant(self.ingested_at),
+        }
+
+    def observed(self, at: datetime) -> dict[str, Column]:
+        """Times and origin of profiles observed, and known, at `at`."""
+        return {"observed_at": instant(at), "known_at": instant(at), **self.origin()}
+
+    def occurred(self, at: Column) -> dict[str, Column]:
+        """Experiment, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
+        no_id = F.lit(None).cast("string")
+        times = {"occurred_at": at, "event_id": no_id, "known_at": at}
+        return {"experiment": F.lit(self.experiment), **times, **self.origin()}
+
+
+def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
+    """The bronze tables of a simulated campaign, made where the rows of `chunks` (column id: chunk index) lie.
+
+    Keys: profile, truth, outcome, assignment. Each frame makes its chunks anew when it is written, so that no table
+    passes through the driver or a cache. The profile is observed a day before the assignment.
+    """
+    made = {
+        name: chunks.mapInArrow(partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
+        for name, (slice_, schema) in _SLICES.items()
+    }
+    assigned_at = instant(stamp.assigned_at)
+    experiment = {"experiment": F.lit(stamp.experiment)}
+    return {
+        "profile": made["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
+        "truth": made["truth"].withColumns({**experiment, "run_id": F.lit(stamp.run_id)}),
+        "outcome": made["outcome"]
+        .withColumns(stamp.occurred(plus_hours(assigned_at, F.col("delay_hours"))))
+        .drop("delay_hours"),
+        "assignment": made["assignment"].withColumns({**experiment, "assigned_at": assigned_at, **stamp.origin()}),
+    }
+
+
+def _make(batches: Batches, slice_: Slice, simulator: CampaignSimulator, units: int) -> Batches:
+    """Worker: one table's rows of every chunk whose index arrives."""
+    for batch in batches:
+        for index in batch.column("id").to_pylist():
+            yield from slice_(simulator.chunk(index, min(CHUNK, units - index * CHUNK)), simulator)
+
+
+def _assignment_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+    yield chunk.select(["unit_id", "treatment", "propensity"])
+
+
+def _profile_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+    yield chunk.select(["unit_id", *ATTRIBUTES])
+
+
+def _outcome_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+    for outcome in OUTCOMES:
+        happened = chunk.filter(pc.not_equal(chunk.column(outcome), 0.0))
+        yield pa.RecordBatch.from_pydict(
+            {
+                "unit_id": happened.column("unit_id"),
+                "outcome": pa.repeat(outcome, happened.num_rows),
+                "value": happened.column(outcome),
+                "delay_hours": happened.column("delay_hours"),
+            }
+        )
+
+
+def _truth_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+    for outcome in OUTCOMES:
+        for level in simulator.levels.treated:
+            yield pa.RecordBatch.from_pydict(
+                {
+                    "unit_id": chunk.column("unit_id"),
+                    "treatment": pa.repeat(level, chunk.num_rows),
+                    "outcome": pa.repeat(outcome, chunk.num_rows),
+                    "effect": chunk.column(effect_column(outcome, level)),
+                }
+            )
+
+
+_SLICES: dict[str, tuple[Slice, str]] = {
+    "assignment": (_assignment_slice, "unit_id string, treatment string, propensity double"),
+    "outcome": (_outcome_slice, "unit_id string, outcome string, value double, delay_hours double"),
+    "profile": (
+        _profile_slice,
+        ", ".join(["unit_id string", *(f"{a} {'string' if a in CATEGORIES else 'double'}" for a in ATTRIBUTES)]),
+    ),
+    "truth": (_truth_slice, "unit_id string, treatment string, outcome string, effect double"),
+}
+
+
+def named_rows(rows: DataFrame, trial: Trial, campaign: str) -> DataFrame:
+    """A trial's typed rows (`events.ingest.read_trial`) with unit_id and treatment in place of the file's columns.
+
+    Without a unit column the row number names the unit: `<campaign>-000001`. A value of the treatment column that
+    `arms` does not map stays as it is, to be rejected as unknown.
+    """
+    arm = F.col(trial.treatment)
+    level = arm if trial.arms is None else F.coalesce(_lookup(trial.arms, arm), arm)
+    unit = F.col(trial.unit) if trial.unit else F.format_string(f"{campaign}-%06d", "_row")
+    return rows.select(
+        unit.alias("unit_id"), level.alias("treatment"), F.col("_row"), *trial.outcomes, *trial.attributes
+    )
+
+
+def _lookup(table: Mapping[str, str] | Mapping[str, float], key: Column) -> Column:
+    return F.create_map(*[F.lit(part) for pair in table.items() for part in pair])[key]
+
+
+def tally(good: DataFrame, trial: Trial) -> DataFrame:
+    """Units by treatment: treatment, n, and per outcome (under its name) how many values the file does not know."""
+    unknown = [F.count_if(F.col(outcome).isNull()).alias(outcome) for outcome in trial.outcomes]
+    return good.groupBy("treatment").agg(F.count(F.lit(1)).alias("n"), *unknown)
+
+
+def trial_tables(good: DataFrame, trial: Trial, odds: Mapping[str, float], stamp: Stamp) -> dict[str, DataFrame]:
+    """The bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
+
+    odds   level -> propensity; in a completely randomised trial the share of its units estimates the design's odds
+    The profile counts as observed at the assignment.
+    """
+    assigned_at = instant(stamp.assigned_at)
+    assigned = {
+        "experiment": F.lit(stamp.experiment),
+        "assigned_at": assigned_at,
+        "propensity": _lookup(odds, F.col("treatment")),
+    }
+    return {
+        "profile": good.select("unit_id", *trial.attributes).withColumns(stamp.observed(stamp.assigned_at)),
+        "outcome": _events(good, trial, stamp),
+        "assignment": good.select("unit_id", "treatment").withColumns({**assigned, **stamp.origin()}),
+    }
+
+
+def _events(good: DataFrame, trial: Trial, stamp: Stamp) -> DataFrame:
+    """One row per unit and outcome that is not 0; a null value where the file does not know it."""
+    occurred_at = instant(utc(stamp.assigned_at) + timedelta(days=trial.outcome_after_days))
+    outcomes = [F.struct(F.lit(o).alias("outcome"), F.col(o).alias("value")) for o in trial.outcomes]
+    events = good.select("unit_id", F.inline(F.array(*outcomes))).filter("value IS NULL OR value <> 0")
+    return events.withColumns(stamp.occurred(occurred_at))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From a campaign's source to the bronze frames of one ingest run: the simulator, or a real trial's file.
+
+CHUNKS_PER_TASK = 5
+ROWS_PER_TASK = 100_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Bronze frames by table name, in the order to write them, and what to tell about them.
+
+    The assignment comes last: until it is there, no later job sees the campaign.
+    """
+
+    tables: dict[str, DataFrame]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(config: Config, lake: Lake, run_id: str, say: ProgressCallback) -> Batch:
+    """Frames of the run, lazily; raises a named error before anything is written when the source is unfit."""
+    key = key_of(config)
+    refuse_second_load(lake, config.campaign, run_id)
+    if isinstance(config.source, Simulation):
+        batch = _simulated(config, config.source, lake.spark, run_id, say)
+        return replace(batch, tables={table: pseudonymised(rows, key) for table, rows in batch.tables.items()})
+    return _trial(config, config.source, lake.spark, run_id, say)
+
+
+def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
+    """Raise ConflictError when another run has loaded this campaign: its units would be there twice."""
+    table = "bronze.assignment"
+    if not lake.exists(table):
+        return
+    others = lake.read(table).filter((F.col("experiment") == campaign) & (F.col("run_id") != run_id))
+    if found := others.select("run_id").head():
+        raise ConflictError(
+            f"table {table} already holds campaign {campaign!r} from run {found[0]} with another source: "
+            "give this one another name under `campaign`, or another lakehouse"
+        )
+
+
+def _simulated(config: Config, source: Simulation, spark: SparkSession, run_id: str, say: ProgressCallback) -> Batch:
+    simulator = CampaignSimulator(
+        source.design, source.arms, source.confounding, source.noise, config.seed, f"{config.campaign}-"
+    )
+    check_levels(config.roles, simulator.levels.names)
+    n_chunks = -(-source.units // CHUNK)
+    chunks = spark.range(0, n_chunks, 1, -(-n_chunks // CHUNKS_PER_TASK))
+    say(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
+    stamp = Stamp(config.campaign, "simulation", run_id, source.assigned_at, datetime.now(UTC))
+    frames = simulated_tables(chunks, simulator, source.units, stamp)
+    return Batch(_named(frames, config.campaign), {"units": source.units})
+
+
+def _trial(config: Config, source: Trial, spark: SparkSession, run_id: str, say: ProgressCallback) -> Batch:
+    check_declaration(source)
+    levels = _declared_levels(config.roles, source)
+    path = find(source)
+    rows = read_trial(path, source)
+    say(f"{rows.num_rows:,} rows read from {path.name}")
+    named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), key_of(config))
+    good, rejected = check(named, _contract(levels, source))
+    refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
+    counts = [row.asDict() for row in tally(good, source).collect()]
+    units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}
+    _require_arms(units, config.roles.control, path, source)
+    odds = {level: n / sum(units.values()) for level, n in units.items()}
+    stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
+    frames = trial_tables(good, source, odds, stamp)
+    details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
+    _tell(details, say)
+    quarantine = {"quarantine": _stamped(rejected, stamp)} if refused else {}
+    return Batch(_named({**quarantine, **frames}, config.campaign), details)
+
+
+def _spread(rows: pa.Table, spark: SparkSession) -> DataFrame:
+    """The rows behind a shuffle: without one Spark's optimizer works a local table off itself, row by row."""
+    return spark.createDataFrame(rows).repartition(max(2, -(-rows.num_rows // ROWS_PER_TASK)), "_row")
+
+
+def check_levels(roles: RolesConf, names: Collection[str]) -> None:
+    """Raise ConfigError unless `roles` speak of the levels the source has."""
+    if roles.control not in names:
+        raise ConfigError(f"roles.control {roles.control!r} is none of the source's levels: {', '.join(names)}")
+    if roles.dose is not None and set(roles.dose) != set(names):
+        raise ConfigError(f"roles.dose names {', '.join(roles.dose)}; the source's levels are {', '.join(names)}")
+
+
+def _declared_levels(roles: RolesConf, source: Trial) -> tuple[str, ...]:
+    """Levels the configuration names; empty when it leaves them to the file."""
+    if source.arms is not None:
+        check_levels(roles, tuple(source.arms.values()))
+        return tuple(dict.fromkeys(source.arms.values()))
+    return tuple(roles.dose or ())
+
+
+def _contract(levels: tuple[str, ...], source: Trial) -> Contract:
+    """What every row of a trial's file must meet before any part of it becomes an event."""
+    unique = ("unit_id",) if source.unit else ()  # row numbers do not repeat
+    keys = StructType().add("unit_id", StringType()).add("treatment", StringType())
+    rules = (
+        Rule("unit_present", "unit_id IS NOT NULL", "the unit id is empty"),
+        Rule("treatment_present", "treatment IS NOT NULL", "the treatment is empty"),
+    )
+    contract = Contract("bronze.assignment", "ingest", keys, rules, unique=unique, open=True)
+    return with_levels(contract, levels) if levels else contract
+
+
+def _require_arms(units: dict[str, int], control: str, path: Path, source: Trial) -> None:
+    found = ", ".join(f"{level} ({n:,})" for level, n in units.items()) or "none"
+    if control not in units:
+        raise DataError(
+            f"{path}: no good row of column {source.treatment!r} is the control {control!r}, found {found}: "
+            "correct roles.control, source.arms or the file"
+        )
+    if len(units) < 2:
+        raise DataError(f"{path}: column {source.treatment!r} has one arm only, {found}: a trial needs two")
+
+
+def _unknown(counts: list[dict[str, Any]], source: Trial) -> dict[str, int]:
+    totals = {outcome: sum(row[outcome] for row in counts) for outcome in source.outcomes}
+    return {outcome: n for outcome, n in totals.items() if n}
+
+
+def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
+    return rejected.withColumns(
+        {
+            "source": F.lit(stamp.source),
+            "experiment": F.lit(stamp.experiment),
+            "run_id": F.lit(stamp.run_id),
+            "ingested_at": instant(stamp.ingested_at),
+        }
+    )
+
+
+def _tell(details: dict[str, Any], say: ProgressCallback) -> None:
+    say("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
+    for rule, n in details["rejected"].items():
+        say(f"{n:,} rows rejected by rule {rule}, kept in bronze.quarantine")
+    for outcome, n in details["unknown"].items():
+        say(f"{outcome} is not known of {n:,} units: kept as events without a value")
+
+
+def _named(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
+    tables = {"profile": f"profile_{campaign}"}
+    return {f"bronze.{tables.get(name, name)}": frame for name, frame in frames.items()}

@@ -1,0 +1,541 @@
+"""Users' own events: files and Delta tables on their way to a raw table of bronze."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming import DataStreamReader
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DoubleType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
+)
+
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.ingest import sha256
+from uplift_spark.governance.privacy import pseudonymised
+from uplift_spark.lake.contracts import (
+    ADDED,
+    AS_GIVEN,
+    FAULTS,
+    INGESTED_AT,
+    UNREAD,
+    added_columns,
+    entry,
+    fits,
+    numbers_or_text,
+    read_cells,
+    with_columns,
+)
+from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.session import instant, moment
+from uplift_spark.lake.storage import absolute, globless
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.runtime import ProgressCallback, derive_run_id
+
+# --------------------------------------------------------------------------------------------------------------------
+# What lies at the source of a load: files told apart by their content, or a Delta table at a version.
+# Each row carries the identity of its file or table version in the column SOURCE, so that the table loaded into knows
+# itself what it has: a file's rows are added once, whatever it is called and whatever lies beside it.
+
+# What rows bring beside their cells: it becomes the column source; when they arrived.
+SOURCE, ARRIVED = "__source", "__arrived"
+TEXTS = ("csv", "json")
+
+AnyReader = DataFrameReader | DataStreamReader
+
+_KEY = 16  # hexadecimal digits of an identity
+_FILE = "__file"
+_TABLE = re.compile(r"\w+(\.\w+){1,2}")
+_OPTIONS = {
+    # With pruned columns Spark does not see that a line has too few or too many cells.
+    "csv": {
+        **{"header": "true", "escape": '"', "columnPruning": "false"},
+        **{"mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREAD},
+    },
+    "json": {"primitivesAsString": "true", "mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREAD},
+    "parquet": {"mergeSchema": "true"},
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file with rows. `uri` is what Spark says a row's file is, `key` tells its content."""
+
+    path: str
+    uri: str
+    key: str
+
+    @property
+    def source(self) -> str:
+        """What its rows carry in SOURCE."""
+        return f"{self.path.rsplit('/', 1)[-1]}#{self.key}"
+
+
+@dataclass(frozen=True)
+class DeltaVersion:
+    """A Delta table at its newest version. `reference` is what SQL takes, `key` tells the table wherever it lies.
+
+    feed  whether it keeps a change data feed
+    """
+
+    given: str
+    reference: str
+    version: int
+    key: str
+    feed: bool = False
+
+    @property
+    def source(self) -> str:
+        """What its rows carry in SOURCE."""
+        return f"{self.given}@{self.version}#{self.key}"
+
+
+def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
+    """The files at `path`, a file or a folder with all below it, one of each content; empty ones count for nothing.
+
+    The content is told by SHA-256 where this process can read the file, else by path, size and time of modification.
+    Raises DataError when there is none, or the folder is a Delta table, whose files may hold rows it has no more.
+    """
+    there = absolute(path)
+    if kind == "parquet" and _is_delta(spark, there):
+        raise DataError(f"{there} is a Delta table: use --format delta")
+    reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
+    changed = F.unix_micros("modificationTime").alias("changed")
+    try:
+        listed = reader.load(globless(there) if os.path.exists(there) else there)
+        told = listed.select("path", "length", changed, F.col("_metadata.file_path").alias("uri"))
+        rows = told.where("length > 0").collect()
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        raise DataError(f"nothing is at {there}: correct --from") from error
+    if not rows:
+        raise DataError(f"{there} holds no file with rows: correct --from")
+    files = [File(r["path"], r["uri"], _content(r["path"], r["length"], r["changed"])) for r in rows]
+    once: dict[str, File] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        once.setdefault(file.key, file)
+    return list(once.values())
+
+
+def read_files(spark: SparkSession, files: Sequence[File], kind: str) -> list[tuple[str, DataFrame]]:
+    """(a file's path, rows with SOURCE) of each set of files with the same columns; cells of TEXTS are texts.
+
+    Lines that are no row are in a column UNREAD. Raises DataError when the files are not of this kind.
+    """
+    try:
+        return [(part[0].path, _rows(spark, part, kind)) for part in _alike(spark, files, kind)]
+    except Exception as error:  # what fails in a worker reaches Python untyped
+        raise DataError(
+            f"{files[0].path} does not read as {kind}: correct --format or the file ({_said(error)})"
+        ) from error
+
+
+def find_delta(lake: Lake, given: str) -> DeltaVersion:
+    """The table or path `given`: `schema.table` of the lakehouse, `catalog.schema.table`, else a folder.
+
+    Raises DataError when it is no Delta table.
+    """
+    if not _TABLE.fullmatch(given):
+        reference = f"delta.`{absolute(given)}`"
+    elif given.count(".") == 1:
+        reference = lake.reference(given)
+    else:
+        reference = ".".join(f"`{part}`" for part in given.split("."))
+    no_delta = f"{given} is no Delta table: correct --from, or --format if it holds other files"
+    try:
+        told = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id", "properties").collect()[0]
+        newest = lake.spark.sql(f"DESCRIBE HISTORY {reference} LIMIT 1").select("version").collect()[0]["version"]
+    except AnalysisException as error:
+        raise DataError(no_delta) from error
+    if told["id"] is None:  # a folder of other files
+        raise DataError(no_delta)
+    feed = (told["properties"] or {}).get("delta.enableChangeDataFeed") == "true"
+    return DeltaVersion(given, reference, int(newest), _digest(told["id"]), feed)
+
+
+def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame:
+    """Rows of the table's version with SOURCE; without the rows it had at version `before`, if one is given.
+
+    Raises DataError when that version is gone.
+    """
+    rows = _at(lake, table, table.version)
+    if before is not None:
+        try:
+            old = _at(lake, table, before)
+            had = set(old.columns)
+        except PySparkException as error:
+            raise DataError(
+                f"{table.given} was loaded at version {before}, which is gone, so its new rows cannot be told: "
+                "load a table or files that hold only these"
+            ) from error
+        kept = (F.col(c.name) if c.name in had else F.lit(None).cast(c.dataType).alias(c.name) for c in rows.schema)
+        rows = rows.exceptAll(old.select(*kept))
+    return rows.withColumn(SOURCE, F.lit(table.source))
+
+
+def open_delta(reader: AnyReader, table: DeltaVersion) -> DataFrame:
+    """The table through a reader, or a reader of streams, that carries options."""
+    path = re.fullmatch(r"delta\.`(.*)`", table.reference)
+    return reader.format("delta").load(path.group(1).replace("``", "`")) if path else reader.table(table.reference)
+
+
+def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> set[str]:
+    """Keys of those files whose rows other runs have added to `table`."""
+    if not lake.exists(table):
+        return set()
+    key = F.regexp_extract("source", f"#([0-9a-f]{{{_KEY}}})$", 1)
+    found = _of_others(lake, table, run_id).select(key.alias("key")).distinct()
+    return {row["key"] for row in found.where(F.col("key").isin([file.key for file in files])).collect()}
+
+
+def known_version(lake: Lake, target: str, table: DeltaVersion, run_id: str) -> int | None:
+    """The newest version of a Delta table whose rows other runs have added to `target`."""
+    if not lake.exists(target):
+        return None
+    found = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
+    return None if found is None else int(found)
+
+
+def version_of(table: DeltaVersion) -> Column:
+    """The version of `table` that a row's source names; null of rows from elsewhere."""
+    return F.regexp_extract("source", f"@([0-9]+)#{table.key}$", 1).try_cast("bigint")
+
+
+def _of_others(lake: Lake, table: str, run_id: str) -> DataFrame:
+    return lake.read(table).where(F.col("run_id") != run_id)
+
+
+def _is_delta(spark: SparkSession, path: str) -> bool:
+    try:
+        return bool(spark.read.format("binaryFile").load(f"{globless(path)}/_delta_log/*.json").select("path").head())
+    except AnalysisException:
+        return False
+
+
+def _content(path: str, size: int, changed: int) -> str:
+    local = Path(re.sub(r"^file:(//)?", "", path))
+    try:
+        if local.is_file() and local.stat().st_size == size:
+            return sha256(local)[:_KEY]
+    except OSError:
+        pass  # another machine's file, as far as this process can tell
+    return _digest(f"{path}|{size}|{changed}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY]
+
+
+def _alike(spark: SparkSession, files: Sequence[File], kind: str) -> list[list[File]]:
+    """Files by their columns. Spark takes the first file's header for all files, and reads by position."""
+    if kind != "csv":
+        return [list(files)]
+    groups: dict[tuple[str, ...], list[File]] = {}
+    for file in files:
+        header = spark.read.format(kind).options(**_OPTIONS[kind]).load(globless(file.path)).columns
+        groups.setdefault(tuple(header), []).append(file)
+    return list(groups.values())
+
+
+def _rows(spark: SparkSession, files: Sequence[File], kind: str) -> DataFrame:
+    paths = [globless(file.path) for file in files]
+    reader = spark.read.format(kind).options(**_OPTIONS[kind])
+    schema = reader.load(paths).schema
+    if kind in TEXTS:
+        schema = StructType([field for field in schema if field.name != UNREAD]).add(UNREAD, StringType())
+        reader = spark.read.format(kind).options(**_OPTIONS[kind]).schema(schema)
+    rows = reader.load(paths)
+    by_file = spark.createDataFrame([(file.uri, file.source) for file in files], f"{_FILE} string, {SOURCE} string")
+    placed = rows.select("*", F.col("_metadata.file_path").alias(_FILE))
+    return placed.join(F.broadcast(by_file), _FILE, "left").drop(_FILE)
+
+
+def _at(lake: Lake, table: DeltaVersion, version: int) -> DataFrame:
+    return lake.spark.sql(f"SELECT * FROM {table.reference} VERSION AS OF {version}")
+
+
+def _said(error: Exception) -> str:
+    """The deepest cause that Spark names, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    causes = [line.split(": ", 2)[-1] for line in lines if line.startswith("Caused by: ")]
+    return (causes or lines[:1])[-1][:300]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Users' files and tables of raw events on their way to bronze: checked, stamped, each row once.
+
+FORMATS = ("csv", "parquet", "json", "delta")
+
+_KNOWN_AT = "known_at"
+# Set here, for every row of a run.
+_STAMPS = ("source", RUN_ID, INGESTED_AT)
+# An absent column means that no row has one. An outcome without its column `value` is a mistake, so that is asked for.
+_OPTIONAL = {"bronze.event": ("event_id", "item", "value")}
+
+Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to load into which raw table.
+
+    source    a file or folder; for the format delta also `schema.table` of the lakehouse or `catalog.schema.table`
+    known_at  the source's column that says when a row was known; None: its column known_at, else the arrival
+    historic  rows were known when they happened
+    new_columns  columns of the source that the table gets if it has them not; rows need not have them
+
+    Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
+    """
+
+    table: str
+    source: str
+    format: str
+    known_at: str | None = None
+    historic: bool = False
+    new_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        contract = contract_of(self.table)
+        if contract is None or not contract.append_only:
+            raise ConfigError(f"{self.table!r} is no raw table: choose one of {', '.join(RAW_TABLES)}")
+        for part in self.table.split("."):
+            checked_name(part, f"table {self.table!r}: part")
+        if self.format not in FORMATS:
+            raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(FORMATS)}")
+        if not self.source or re.search(r"[`;\x00-\x1f]", self.source):
+            raise ConfigError(f"--from {self.source!r} must be a path or a table, without backquotes and semicolons")
+        if self.known_at is not None:
+            checked_name(self.known_at, "--known-at")
+        if self.known_at is not None and self.historic:
+            raise ConfigError("--known-at and --historic contradict each other: give one of the two")
+        if (self.known_at is not None or self.historic) and _KNOWN_AT not in contract.columns.fieldNames():
+            raise ConfigError(f"rows of {self.table} have no known_at: leave --known-at and --historic out")
+        taken = {name.lower() for name in (*contract.columns.fieldNames(), self.known_at or "")}
+        for name in self.new_columns:
+            # Delta and the checks here keep names that begin with an underscore for themselves.
+            if checked_name(name, "--new-column").startswith("_") or name.lower() in taken:
+                raise ConfigError(f"--new-column {name!r} is taken: choose a name that {self.table} has not")
+
+    @property
+    def contract(self) -> Contract:
+        """The contract of the table."""
+        found = contract_of(self.table)
+        assert found is not None  # since __post_init__
+        return found
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Rows to write: `rejected` first, so that a run that was killed completes when it runs again.
+
+    refused   {rule: rejected rows}
+    details   what to tell about the source
+    Both frames are None when other runs have added everything there is.
+    """
+
+    run_id: str
+    good: DataFrame | None
+    rejected: DataFrame | None
+    refused: dict[str, int]
+    details: dict[str, Any]
+
+
+def arrivals(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, key: bytes | None = None) -> Arrivals:
+    """What a load adds, with pseudonyms for ids if there is a `key`; frames are lazy.
+
+    Raises a named error before anything is written when the source is unfit.
+    """
+    run_id, parts, details = (_of_table if load.format == "delta" else _of_files)(load, lake, run_id)
+    say(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
+    if not parts:
+        return Arrivals(run_id, None, None, {}, details)
+    wanted = wanted_columns(load, lake, parts)
+    for where, frame in parts:
+        refuse_misfits(load, where, frame, wanted)
+    arrived = instant(_arrival(lake, load.table, run_id))
+    read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
+    rows = pseudonymised(reduce(DataFrame.unionByName, read), key, AS_GIVEN, UNREAD)
+    rows = without_known_keys(load, lake, rows, run_id)
+    good, rejected = check(rows, with_columns(load.contract, wanted))
+    rejected = _not_yet_quarantined(load, lake, rejected, run_id)
+    refused = count_by_rule(rejected)
+    for rule, n in refused.items():
+        say(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
+    return Arrivals(run_id, good, rejected if refused else None, refused, details)
+
+
+def count_by_rule(rejected: DataFrame) -> dict[str, int]:
+    """{rule: rows}, sorted, of rows in the shape of bronze.quarantine."""
+    counts = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
+    return dict(sorted(counts.items()))
+
+
+def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
+    """(run id, rows, what to tell) of the files that no other run has added."""
+    files = find_files(lake.spark, load.source, load.format)
+    run = run_id or derive_run_id("load", {"table": load.table}, source=sorted(file.key for file in files))
+    known = known_files(lake, load.table, files, run)
+    new = [file for file in files if file.key not in known]
+    details: dict[str, Any] = {"files": len(files), "files_known": len(known)}
+    if not new:
+        return run, [], details
+    if known and run_id is None:
+        run = derive_run_id("load", {"table": load.table}, source=sorted(file.key for file in new))
+    return run, read_files(lake.spark, new, load.format), details
+
+
+def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
+    """(run id, rows, what to tell) of a Delta table's newest version, without the rows of the version added last."""
+    table = find_delta(lake, load.source)
+    run = run_id or derive_run_id("load", {"table": load.table}, source=[table.key, table.version])
+    before = known_version(lake, load.table, table, run)
+    details: dict[str, Any] = {"version": table.version}
+    if before is not None:
+        details["version_known"] = before
+    return run, [(load.source, read_delta(lake, table, before))], details
+
+
+def wanted_columns(load: Load, lake: Lake, parts: Parts) -> StructType:
+    """The columns a source gives, a profile's attributes and new columns included: as stored, else by the rows."""
+    contract = load.contract
+    wanted = StructType([field for field in contract.columns if field.name not in _STAMPS])
+    taken = {*contract.columns.fieldNames(), load.known_at}
+    stored = lake.read(load.table).schema if lake.exists(load.table) else None
+    if stored is not None:
+        more = stored if contract.open else added_columns(stored)
+        extra = [field for field in more if field.name not in taken]
+        wanted = StructType([*wanted, *extra])
+        taken |= set(stored.fieldNames())
+    asked = [name for name in load.new_columns if name not in taken]
+    found = _found(load, parts, None if contract.open and stored is None else asked, taken)
+    optional = {"comment": ADDED}
+    more = [StructField(n, kind, metadata=optional if n in asked else {}) for n, kind in found.items()]
+    # What no part has is required, and so refused as lacking.
+    return StructType([*wanted, *more, *(StructField(n, StringType()) for n in asked if n not in found)])
+
+
+def _found(load: Load, parts: Parts, names: Sequence[str] | None, taken: Collection[str | None]) -> dict[str, DataType]:
+    """{name: type} of the parts' columns beyond `taken`, or of those in `names`."""
+    found: dict[str, DataType] = {}
+    for _, frame in parts:
+        given = [f for f in _given(frame) if f.name not in taken and (names is None or f.name in names)]
+        for field in given:
+            checked_name(field.name, f"column of table {load.table}")
+        if load.format in TEXTS:
+            kinds = numbers_or_text(frame, [field.name for field in given])
+        else:
+            kinds = {field.name: _kept(field.dataType, load.contract.open) for field in given}
+        found.update({name: kind for name, kind in kinds.items() if not isinstance(found.get(name), StringType)})
+    return found
+
+
+def _kept(have: DataType, open_: bool) -> DataType:
+    """The type in which a column of the source's own choice is kept; what does not fit it is refused later."""
+    if isinstance(have, StringType) or (isinstance(have, BooleanType | TimestampType) and not open_):
+        return have
+    return TimestampType() if isinstance(have, TimestampNTZType) and not open_ else DoubleType()
+
+
+def _given(frame: DataFrame) -> StructType:
+    return StructType([field for field in frame.schema if field.name not in (SOURCE, ARRIVED, UNREAD)])
+
+
+def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType) -> None:
+    """Raise DataError that spells out how the columns of a source differ from those of the table."""
+    renamed = _renamed(load)
+    added = [field.name for field in added_columns(wanted)]
+    optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
+    have = {field.name: field.dataType for field in _given(frame)}
+    asked = {renamed.get(field.name, field.name): field for field in wanted}
+    if load.historic and _KNOWN_AT in have:
+        raise ConfigError(f"{where} has a column known_at itself: leave --historic out, or the column")
+    missing = [name for name, field in asked.items() if name not in have and field.name not in optional]
+    unknown = [name for name in have if name not in asked]
+    retyped = [
+        f"column {name} is {have[name].simpleString()}, not {field.dataType.simpleString()}"
+        for name, field in asked.items()
+        if name in have and not fits(have[name], field.dataType, load.format in TEXTS)
+    ]
+    wrong = [f"it lacks {', '.join(missing)}"] if missing else []
+    wrong += [f"it has unknown {', '.join(unknown)}"] if unknown else []
+    if wrong := wrong + retyped:
+        flag = "; `uplift load` with --new-column NAME adds a column to the table" if unknown else ""
+        raise DataError(
+            f"{where} does not have the columns of {load.table}: {'; '.join(wrong)}; rename, add, cast or drop them in "
+            f"the source (source, run_id and ingested_at are set by the load){flag}"
+        )
+
+
+def _renamed(load: Load) -> dict[str, str]:
+    return {_KNOWN_AT: load.known_at} if load.known_at else {}
+
+
+def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) -> DataFrame:
+    """Rows with all columns of the table but run_id, and what `check` needs beside them.
+
+    frame  the source's columns, SOURCE, and ARRIVED: when a row was known that does not say so itself
+    """
+    rows = read_cells(frame, wanted, _renamed(load), SOURCE, ARRIVED)
+    absent = {field.name: F.lit(None).cast(field.dataType) for field in wanted if field.name not in rows.columns}
+    if _KNOWN_AT in absent:
+        absent[_KNOWN_AT] = _happened(load.contract) if load.historic else F.col(ARRIVED)
+    return rows.withColumns({**absent, INGESTED_AT: taken_in}).drop(ARRIVED).withColumnRenamed(SOURCE, "source")
+
+
+def _happened(contract: Contract) -> Column:
+    """The one time of a row that is not about its being known."""
+    times = [field.name for field in contract.columns if isinstance(field.dataType, TimestampType)]
+    (happened,) = (name for name in times if name not in (_KNOWN_AT, INGESTED_AT))
+    return F.col(happened)
+
+
+def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
+    """When the run first took rows in: a rerun decides by the same time what was known before it happened."""
+    for place in (QUARANTINE, table):
+        if lake.exists(place):
+            mine = lake.read(place).where(F.col(RUN_ID) == run_id)
+            first = mine.agg(F.min(F.unix_micros(INGESTED_AT)).alias("first")).collect()[0]["first"]
+            if first is not None:
+                return moment(first)
+    return datetime.now(UTC)
+
+
+def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
+    """Rows whose key other runs have added get a fault: a unit is assigned once per experiment."""
+    key: Sequence[str] = load.contract.unique
+    if not key or not lake.exists(load.table):
+        return rows
+    stored = lake.read(load.table).where(F.col(RUN_ID) != run_id).select(*key).distinct()
+    fault = F.array(entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already")))
+    joined = rows.join(stored.withColumn("__known", F.lit(True)), list(key), "left")
+    faults = F.when(F.col("__known") & (F.size(FAULTS) == 0), fault).otherwise(F.col(FAULTS))
+    return joined.withColumn(FAULTS, faults).select(*rows.columns)
+
+
+def _not_yet_quarantined(load: Load, lake: Lake, rejected: DataFrame, run_id: str) -> DataFrame:
+    """Without rows of files that other runs have rejected rows of: such a run was killed before it added good rows."""
+    if not lake.exists(QUARANTINE):
+        return rejected
+    others = lake.read(QUARANTINE).where((F.col("source_table") == load.table) & (F.col(RUN_ID) != run_id))
+    return rejected.join(F.broadcast(others.select("source").distinct()), "source", "left_anti").select(
+        *rejected.columns
+    )

@@ -1,0 +1,292 @@
+"""One campaign's events at fixed versions, as the training set; weights for mature labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config, Feature, Trial
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.features import BEHAVIOUR, check_features, features_as_of, hash_split, sampled, training_set
+from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.lake.session import moment, utc
+from uplift_spark.lake.tables import ERASED, Lake
+from uplift_spark.learners.nuisances import Blend, features_of
+from uplift_spark.learners.spark import sampled_rows
+from uplift_spark.roles import MATURITY_WEIGHT, UNIT, Roles
+from uplift_spark.runtime import ProgressCallback
+
+# --------------------------------------------------------------------------------------------------------------------
+# Weights for units whose labels are mature, so that they stand for all that were assigned.
+# Labels mature by the calendar: where the first to be assigned were other people than the last, a model of the mature
+# ones is a model of the first. Each counts by the inverse of the probability that a unit like it is mature by now
+# (inverse probability of censoring; Robins & Rotnitzky 1992), which the features tell. Assumed: among units alike in
+# these, effects do not depend on when a unit was assigned.
+
+LEAST = 0.05  # probabilities of being mature are held above: no unit counts more than 20 times as much as another
+ROWS = 100_000  # of the mature and of the others to learn from, at most
+_STATES = ("false", "true")
+
+
+@dataclass(frozen=True)
+class Maturity:
+    """How probable maturity is: `model` of the sampled rows, which are so large a share of all, [2], of either state.
+
+    mature  share of the units that are mature
+    """
+
+    bins: tuple[FeatureBins, ...]
+    model: Blend
+    shares: np.ndarray
+    mature: float
+
+    def weights(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
+        """Weight of each row if it is mature, float64 [n]: about 1 on average over the mature."""
+        odds = self.model.predict_proba(features_of(batch, self.bins)) / self.shares
+        chance = odds[:, 1] / odds.sum(axis=1)
+        return self.mature / np.maximum(chance, LEAST)
+
+
+def fit_maturity(units: DataFrame, features: tuple[str, ...], seed: int, say: ProgressCallback) -> Maturity:
+    """From a frame of unit_id, mature boolean and the features, one row per assigned unit.
+
+    Raises DataError when all units, or hardly any, are mature.
+    """
+    state, nothing = F.col("mature").cast("string").alias("state"), F.lit(0.0).alias("nothing")
+    frame = units.select(UNIT, state, nothing, *(f"`{name}`" for name in features))
+    roles = Roles(UNIT, "state", "nothing", features, _STATES[0])
+    counted: dict[str, int] = {row[0]: row[1] for row in frame.groupBy("state").count().collect()}
+    few = [name for name in _STATES if counted.get(name, 0) < 100]
+    if few:
+        raise DataError(
+            f"{counted.get('true', 0):,} of {sum(counted.values()):,} labels are mature: for labels.maturity_weights "
+            "at least 100 must be, and 100 must not; drop the option, or wait"
+        )
+    sample = sampled_rows(frame, roles, (2, seed), ROWS)
+    taken = np.bincount(sample.place, minlength=2)
+    say(f"how probable maturity is, from {len(sample.place):,} of {sample.coding.total:,} units")
+    model = Blend(True, sample.spec.categorical, seed).fit(sample.features, sample.place, sample.weight)
+    total = np.array([counted[name] for name in _STATES])
+    return Maturity(sample.coding.bins, model, taken / total, float(total[1] / total.sum()))
+
+
+def with_maturity_weights(training: DataFrame, maturity: Maturity) -> DataFrame:
+    """The training set with the column `maturity_weight`, map only."""
+    fields = ", ".join(f"`{f.name}` {f.dataType.simpleString()}" for f in training.schema.fields)
+    return training.mapInArrow(partial(weighted, maturity), f"{fields}, {MATURITY_WEIGHT} double")
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+
+def weighted(maturity: Maturity, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows with their weights."""
+    for batch in batches:
+        yield batch.append_column(MATURITY_WEIGHT, pa.array(maturity.weights(batch), pa.float64()))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the features job reads, one campaign's events at fixed versions, checked; and what it counts.
+
+DELIVERIES = "bronze.delivery"
+MATURITY_UNITS = 200_000  # that maturity is learnt from, at most about
+Sends = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Events:
+    """One campaign's events and how they are to be read.
+
+    deliveries  None when the lakehouse has no such table: logging them is a campaign's choice
+    sources     what features are made from: the profile and, if a definition uses it, behaviour
+    versions    Delta version read of each table
+    read        {source of features: (table, Delta version)}
+    run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add; of
+                behaviour, which belongs to no campaign, the version; and the last erasure of assigned units
+    as_of       labels are read as of this time
+    names       outcomes to label, the trained one first
+    columns     feature columns of the training set: features, then segments that are no features
+    """
+
+    assignments: DataFrame
+    outcomes: DataFrame
+    deliveries: DataFrame | None
+    sources: dict[str, DataFrame]
+    read: dict[str, tuple[str, int]]
+    versions: dict[str, int]
+    run_ids: tuple[str, ...]
+    as_of: datetime
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def events_of(config: Config, lake: Lake) -> Events:
+    """Read the campaign's events at the tables' present versions.
+
+    Raises DataError when the campaign has no assignment or a table is missing, ConfigError for an outcome without any
+    event and for features that are unknown or would leak the treatment or an outcome.
+    """
+    campaign = config.campaign
+    definitions = config.feature_definitions
+    named = {"profile": f"bronze.profile_{campaign}"}
+    if any(f.source == "event" and f.of is None for f in definitions):
+        named["event"] = BEHAVIOUR
+    logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
+    tables = ("bronze.assignment", "bronze.outcome", *logged, *named.values())
+    versions = {table: lake.version(table) for table in tables}
+    frames = {table: lake.read(table, version) for table, version in versions.items()}
+    sources = {source: frames.pop(table) for source, table in named.items()}
+    read = {source: (table, versions[table]) for source, table in named.items()}
+    mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
+    columns = config.unit_columns
+    arrivals = _arrivals(mine, campaign)
+    seen = sorted({name for _, name, _ in arrivals if name is not None})
+    taken = {*config.outcomes, *seen, *_source_columns(config)}
+    check_features(definitions, sources["profile"], named["profile"], taken)
+    _require_events(definitions, sources.get("event"))
+    _require_outcomes(config.outcomes, seen, campaign)
+    behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
+    erased = lake.properties("bronze.assignment").get(ERASED)
+    run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
+    as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
+    events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
+    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
+
+
+def training_of(config: Config, events: Events, units: DataFrame, labels: DataFrame) -> DataFrame:
+    """The training set of these units (rows of assignments) and labels (rows of silver.label)."""
+    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
+    split = hash_split(config.seed, config.holdout, config.roles.cluster)
+    return training_set(labels.drop("run_id"), features, events.names, split, config.labels.delivered)
+
+
+def with_weights(
+    config: Config,
+    events: Events,
+    labels: DataFrame,
+    training: DataFrame,
+    counts: Mapping[str, int],
+    say: ProgressCallback,
+) -> DataFrame:
+    """The training set with weights of maturity where the configuration asks for them. `counts` as `label_counts`."""
+    if not config.labels.maturity_weights:
+        return training
+    some = sampled(config.seed, min(1.0, MATURITY_UNITS / max(counts["labelled"], 1)))
+    units = F.broadcast(events.assignments.filter(some))
+    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
+    states = labels.filter(some).select("unit_id", "mature").join(features, "unit_id", "left")
+    return with_maturity_weights(training, fit_maturity(states, config.roles.features, config.seed, say))
+
+
+def _source_columns(config: Config) -> set[str]:
+    source = config.source
+    return {source.treatment, *source.outcomes} if isinstance(source, Trial) else set()
+
+
+def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str | None, datetime]]:
+    """(run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
+    parts = [_arrived(table, frame) for table, frame in tables.items()]
+    last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
+    rows = last.collect()
+    if not any(row["table"] == "bronze.assignment" for row in rows):
+        raise DataError(
+            f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
+        )
+    return [(row["run_id"], row["outcome"], moment(row["last"])) for row in rows]
+
+
+def _arrived(table: str, frame: DataFrame) -> DataFrame:
+    outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
+    return frame.select(F.lit(table).alias("table"), "run_id", outcome, F.unix_micros("ingested_at").alias("at"))
+
+
+def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | None) -> None:
+    if behaviour is None:
+        return
+    seen = sorted(row["event"] for row in behaviour.select("event").distinct().collect())
+    for feature in definitions:
+        if feature.event is not None and feature.event not in seen:
+            raise ConfigError(
+                f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: "
+                f"{hint(feature.event, seen)}"
+            )
+
+
+def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) -> None:
+    for name in names:
+        if name not in seen:
+            raise ConfigError(
+                f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint(name, seen)}"
+            )
+
+
+def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], Sends]:
+    """(labelled and immature assignments, {arm: (delivered, all)} of the mature ones; {} without deliveries).
+
+    Raises DataError when there is no label or none is mature.
+    """
+    mature = F.col("mature")
+    rows = labels.groupBy("treatment").agg(
+        F.count("*").alias("n"),
+        F.count_if(~mature).alias("immature"),
+        F.count_if(mature & F.col("delivered").isNotNull()).alias("logged"),
+        F.count_if(mature & F.col("delivered")).alias("delivered"),
+    )
+    arms = sorted(rows.collect(), key=lambda row: str(row["treatment"]))
+    labelled, immature = (sum(row[name] for row in arms) for name in ("n", "immature"))
+    if not labelled:
+        raise DataError(
+            f"table silver.label: no assignment was made by {as_of:%Y-%m-%d %H:%M} UTC: set a later labels.as_of"
+        )
+    if labelled == immature:
+        raise DataError(
+            f"table silver.label: all {labelled:,} labels are immature as of {as_of:%Y-%m-%d %H:%M} UTC: "
+            "wait, shorten labels.window_days, labels.windows or labels.wait_days, or set labels.as_of"
+        )
+    sends = {row["treatment"]: (row["delivered"], row["logged"]) for row in arms if row["logged"]}
+    return {"labelled": labelled, "immature": immature}, sends
+
+
+def event_details(counts: DataFrame, sends: Sends) -> dict[str, Any]:
+    """What became of the outcomes' events, from `events.labels.event_counts`, and of deliveries, from `label_counts`.
+
+    duplicate_events, late_events, label_lag_hours_median and _95 by outcome; delivery_rate by arm if there are any.
+    """
+    rows = sorted(counts.collect(), key=lambda row: row["outcome"])
+    return {
+        **({"delivery_rate": {arm: round(reached / n, 4) for arm, (reached, n) in sends.items()}} if sends else {}),
+        "duplicate_events": sum(row["duplicates"] for row in rows),
+        "late_events": sum(row["late"] for row in rows),
+        "label_lag_hours_median": {row["outcome"]: round(row["lag_hours"][0], 2) for row in rows if row["counted"]},
+        "label_lag_hours_95": {row["outcome"]: round(row["lag_hours"][1], 2) for row in rows if row["counted"]},
+    }
+
+
+def training_counts(
+    labelled: dict[str, int], training: DataFrame, features: tuple[str, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(`labelled` with outcome_unknown, train, holdout and without_profile, {feature: units without a value}).
+
+    Units without a profile have no feature at all.
+    """
+    empty = F.coalesce(*[F.col(name).cast("string") for name in features]).isNull()
+    missing = [F.count_if(F.col(name).isNull()).alias(f"_{i}") for i, name in enumerate(features)]
+    totals = (F.count("*").alias("n"), F.count_if(empty).alias("empty"), *missing)
+    rows = training.groupBy("split").agg(*totals).collect()
+    units = {row["split"]: row["n"] for row in rows}
+    counts = {
+        **labelled,
+        "outcome_unknown": labelled["labelled"] - labelled["immature"] - sum(units.values()),
+        "train": units.get("train", 0),
+        "holdout": units.get("holdout", 0),
+        "without_profile": sum(row["empty"] for row in rows),
+    }
+    return counts, {name: sum(row[f"_{i}"] for row in rows) for i, name in enumerate(features)}

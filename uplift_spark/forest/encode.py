@@ -1,0 +1,479 @@
+"""A frame's rows, checked and cast once, as the typed arrays that the kernels take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, as_text, is_number, is_text
+from uplift_spark.forest.grow import Baseline
+from uplift_spark.forest.trees import MAX_FEATURES
+from uplift_spark.roles import Levels, Roles
+from uplift_spark.stats.sampling import BUCKET, folds_of, mix_all, unit_hashes
+
+# --------------------------------------------------------------------------------------------------------------------
+# Treatments that are numbers: doses cut into cells, so that leaf sums of a few cells stand for all doses.
+# A cell is to the forest what a level is: leaf sums hold Σw and Σwy of each. The effect of any dose is the regression
+# of the cells' means on the basis of their mean doses (`forest.effects`), as one regresses on the rows themselves:
+# grouping rows by what is regressed on leaves coefficients unbiased (Prais & Aitchison 1954), and 16 groups of equal
+# size keep 98 % of a normal dose's variance between them.
+
+CELLS = 16
+MONOTONE = ("increasing", "decreasing")
+_DIGITS = 3  # significant ones, by which doses are counted: a summary stays small whatever the doses
+
+
+def counted_as(doses: np.ndarray) -> pa.Array:
+    """What doses [n] are counted as in a summary: three significant digits as text, null where not finite."""
+    known = np.isfinite(doses)
+    distinct, where = np.unique(np.where(known, doses, 0.0), return_inverse=True)
+    texts = np.array([f"{dose:.{_DIGITS}g}" for dose in distinct + 0.0])
+    return pa.array(texts[where], mask=~known)
+
+
+def cells_of(counts: Mapping[str, int], roles: Roles) -> tuple[Levels, tuple[float, ...]]:
+    """Cells of about as many rows each, and the doses that part them, from rows by dose as `counted_as` text.
+
+    A dose that a cell's share of the rows received has a cell to itself. Raises DataError if all doses are the same.
+    """
+    doses = np.array([float(dose) for dose in counts])
+    order = np.argsort(doses, kind="stable")
+    doses, rows = doses[order], np.array(list(counts.values()), np.float64)[order]
+    if doses.size < 2:
+        raise DataError(
+            f"column {roles.treatment!r} holds the dose {', '.join(counts) or 'none'} in all rows: no effect shows"
+        )
+    place = np.arange(doses.size)
+    if doses.size > CELLS:
+        alone = rows >= rows.sum() / CELLS
+        others = np.where(alone, 0.0, rows)
+        middle = (np.cumsum(others) - others / 2) / max(others.sum(), 1.0) * (CELLS - alone.sum())
+        new = np.r_[True, np.diff(np.floor(middle)) > 0] | alone | np.r_[False, alone[:-1]]
+        place = np.cumsum(new) - 1
+    weight = np.bincount(place, rows)
+    means = np.bincount(place, rows * doses) / weight
+    first = np.flatnonzero(np.r_[True, np.diff(place) > 0])
+    last = np.r_[first[1:] - 1, doses.size - 1]
+    names = tuple(
+        f"{doses[a]:g}" if a == b else f"{doses[a]:g} to {doses[b]:g}" for a, b in zip(first, last, strict=True)
+    )
+    edges = (doses[last[:-1]] + doses[first[1:]]) / 2
+    return Levels(names, tuple(means.tolist())), tuple(edges.tolist())
+
+
+def told_levels(control: str, doses: Sequence[float]) -> Levels:
+    """Levels for these doses, the control first."""
+    return Levels((control, *(f"{dose:g}" for dose in doses)), (float(control), *map(float, doses)))
+
+
+def cell_rows(counts: Mapping[str, int], cells: Levels, edges: tuple[float, ...]) -> dict[str, int]:
+    """Rows of each cell, from rows by dose as `counted_as` text."""
+    found = dict.fromkeys(cells.names, 0)
+    for dose, rows in counts.items():
+        found[cells.names[int(np.searchsorted(edges, float(dose)))]] += rows
+    return found
+
+
+def monotone(effect: np.ndarray, doses: np.ndarray, direction: str) -> np.ndarray:
+    """The effects [n, K-1] nearest to the given ones that only rise, or only fall, with the dose [K], control's first.
+
+    Isotonic regression of each row (Barlow et al. 1972), zero at the control. No farther from any response that goes
+    that way than the given effects were, so their errors hold.
+    """
+    order = np.argsort(doses[1:], kind="stable")
+    sorted_doses, sign = doses[1:][order], 1.0 if direction == "increasing" else -1.0
+    below, x = int(np.searchsorted(sorted_doses, doses[0])), sign * effect[:, order]
+    sides = (np.minimum(_isotonic(x[:, :below]), 0.0), np.maximum(_isotonic(x[:, below:]), 0.0))
+    found = np.empty_like(effect)
+    found[:, order] = sign * np.concatenate(sides, axis=1)
+    return found
+
+
+def _isotonic(x: np.ndarray) -> np.ndarray:
+    """Largest of the smallest means: max over a <= i of min over b >= i of the mean of x[a..b]; [n, m]."""
+    sums = np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1)
+    found = np.full_like(x, -np.inf)
+    for a in range(x.shape[1]):
+        means = (sums[:, a + 1 :] - sums[:, a : a + 1]) / np.arange(1, x.shape[1] - a + 1)
+        found[:, a:] = np.maximum(found[:, a:], np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1])
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From a frame's rows to what the kernels eat: summaries, the training plan, encoded rows, who grows and who
+# estimates.
+# Everything here is exact and independent of order and partitioning: summaries merge, outcomes and weights become
+# fixed-point integers once, and every draw is a hash of the unit or cluster id.
+
+_HEADROOM = 6  # bits left free in the sums, so that more rows can be added to those of training (`room`)
+_SPARE = 62 - _HEADROOM
+_LARGER = 2  # bits of the headroom for rows with larger outcomes or weights than those of training
+_CORRECTION = 3  # bits: centred and corrected for bias an outcome is at most 2 (y - m) - μ, six times the largest |y|
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mergeable counts of one frame: what the plan needs and what bad input looks like.
+
+    bad maps "column: problem" to the number of rows; outcomes map a column, propensity a level, to the (smallest,
+    largest) value.
+    """
+
+    rows: int = 0
+    levels: Mapping[str, int] = field(default_factory=dict)
+    bad: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weight: float = 0.0
+    propensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
+            self.rows + other.rows,
+            _added(self.levels, other.levels),
+            _added(self.bad, other.bad),
+            _widened(self.outcomes, other.outcomes),
+            max(self.weight, other.weight),
+            _widened(self.propensity, other.propensity),
+        )
+
+    @property
+    def weighted_by_propensity(self) -> bool:
+        """Whether propensities vary inside some level; constant ones cancel in every level's mean."""
+        return any(low < high for low, high in self.propensity.values())
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Summary:
+        """The inverse of dataclasses.asdict after a JSON round trip."""
+        bounds = {part: {k: (v[0], v[1]) for k, v in raw[part].items()} for part in ("outcomes", "propensity")}
+        return cls(**{**raw, **bounds})
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
+
+
+def _widened(
+    one: Mapping[str, tuple[float, float]], other: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    nothing = (math.inf, -math.inf)
+    pairs = {key: (one.get(key, nothing), other.get(key, nothing)) for key in sorted({*one, *other})}
+    return {key: (min(a[0], b[0]), max(a[1], b[1])) for key, (a, b) in pairs.items()}
+
+
+def check_columns(kinds: Mapping[str, pa.DataType], columns: Iterable[str], features: Iterable[str]) -> None:
+    """Raise DataError if a column is missing or a feature is neither numeric nor text."""
+    for column in columns:
+        if column not in kinds:
+            raise DataError(f"column {column!r} is missing from the frame: {hint(column, kinds)}")
+    for column in features:
+        if not (is_text(kinds[column]) or is_number(kinds[column])):
+            raise DataError(f"feature {column!r} has type {kinds[column]}: cast it to a number or text")
+
+
+def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
+    """Raise DataError if an id is neither text nor integer, or outcome, weight or propensity is not numeric."""
+    for part, column in (("unit", roles.unit), ("cluster", roles.cluster)):
+        if column is not None and not (is_text(kinds[column]) or pa.types.is_integer(kinds[column])):
+            raise DataError(f"{part} column {column!r} has type {kinds[column]}: ids must be text or integers; cast it")
+    outcomes = [("outcome", column) for column in roles.outcomes]
+    doses = [("treatment", roles.treatment)] if roles.grid else []
+    for part, column in (*doses, *outcomes, ("weight", roles.weight), ("propensity", roles.propensity)):
+        if column is not None and not is_number(kinds[column]):
+            raise DataError(f"{part} column {column!r} has type {kinds[column]}: it must be numeric; cast it")
+
+
+def level_names(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Treatment as text, null where missing or NaN; whole floats read like integers (1.0 is "1")."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return as_text(array)
+
+
+def summarise(batch: pa.RecordBatch | pa.Table, roles: Roles) -> Summary:
+    """Summary of one batch of rows."""
+    ids = [column for column in (roles.unit, roles.cluster) if column is not None]
+    bad = {f"{column}: null": batch.column(column).null_count for column in ids}
+    if roles.grid:
+        names = counted_as(as_numbers(batch.column(roles.treatment)))
+    else:
+        names = level_names(batch.column(roles.treatment))
+    bad[f"{roles.treatment}: null, NaN or infinite" if roles.grid else f"{roles.treatment}: null or NaN"] = (
+        names.null_count
+    )
+    counts = pc.value_counts(names.drop_null())
+    levels = dict(sorted(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+    outcomes = {}
+    for name in roles.outcomes:
+        outcome = as_numbers(batch.column(name))
+        finite = outcome[np.isfinite(outcome)]
+        bad[f"{name}: null, NaN or infinite"] = outcome.size - finite.size
+        outcomes[name] = (float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf)))
+    for name in roles.features:
+        column = batch.column(name)
+        if not is_text(column.type):
+            bad[f"{name}: infinite"] = int(np.isinf(as_numbers(column)).sum())
+    weight, problems = _weights(batch, roles)
+    bad.update(problems)
+    return Summary(
+        batch.num_rows,
+        levels,
+        {k: v for k, v in bad.items() if v},
+        outcomes,
+        float(np.nanmax(weight, initial=0.0)),
+        _propensity_bounds(batch, names, roles),
+    )
+
+
+def _weights(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, dict[str, int]]:
+    """Largest weight a row can get (sample weight over propensity), float64 [n], and the rows that break the rules."""
+    weight = np.ones(batch.num_rows)
+    bad = {}
+    if roles.weight is not None:
+        given = as_numbers(batch.column(roles.weight))
+        bad[f"{roles.weight}: not a positive finite weight"] = int((~(np.isfinite(given) & (given > 0))).sum())
+        weight = weight * given
+    if roles.propensity is not None:
+        given = as_numbers(batch.column(roles.propensity))
+        inside = (given > 0) & (given <= 1)
+        bad[f"{roles.propensity}: not a probability in (0, 1]"] = int((~inside).sum())
+        weight = weight / np.where(inside, given, 1.0)
+    return weight, bad
+
+
+def _propensity_bounds(
+    batch: pa.RecordBatch | pa.Table, names: pa.Array, roles: Roles
+) -> dict[str, tuple[float, float]]:
+    if roles.propensity is None:
+        return {}
+    grouped = pa.table({"level": names, "p": as_numbers(batch.column(roles.propensity))}).group_by("level")
+    table = grouped.aggregate([("p", "min"), ("p", "max")]).to_pylist()
+    return {r["level"]: (r["p_min"], r["p_max"]) for r in table if r["level"] is not None and r["p_min"] is not None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a forest except the rows; JSON-able, so it travels to workers and into the model file.
+
+    A tree t is grown on the buckets t, ..., t + growth_buckets - 1 (mod n_buckets) and estimated on the others.
+
+    levels      whose rows leaf sums hold apart: those received, or cells of doses (`forest.encode`)
+    exponents   binary exponents of the fixed-point weight and of w·y of each outcome
+    limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
+    told        the levels that effects are told of, by the response that the criterion's basis allows
+                (`forest.effects`); None: `levels`, each by the rows that received it
+    edges       doses that part the cells, none where `levels` are those received
+    partial     effects are those of one unit more of a dose, not those of the dose against the control's
+    monotone    how effects may go with the dose (`doses.MONOTONE`); None: freely
+    reason      why the criterion is what it is
+    """
+
+    roles: Roles
+    levels: Levels
+    bins: tuple[FeatureBins, ...]
+    criterion: str
+    seed: int
+    n_trees: int
+    bag_size: int
+    n_buckets: int
+    growth_buckets: int
+    limits: Mapping[str, float]
+    exponents: tuple[int, ...]
+    weighted_by_propensity: bool
+    debias: bool
+    told: Levels | None = None
+    edges: tuple[float, ...] = ()
+    partial: bool = False
+    monotone: str | None = None
+    reason: str = ""
+
+    def of(self, outcome: str) -> Plan:
+        """The plan as if it were made for one of its outcomes alone."""
+        w_bits, *y_bits = self.exponents
+        exponents = (w_bits, y_bits[self.roles.outcomes.index(outcome)])
+        return replace(self, roles=replace(self.roles, outcome=outcome, more_outcomes=()), exponents=exponents)
+
+    def to_dict(self) -> dict[str, Any]:
+        raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
+        raw["roles"]["features"] = [b.name for b in self.bins]
+        return raw
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Plan:
+        bins = tuple(FeatureBins.from_dict(b) for b in raw["bins"])
+        levels, told = (_levels(raw.get(part)) for part in ("levels", "told"))
+        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "told": told, "bins": bins}
+        return cls(**{**known, "exponents": tuple(raw["exponents"]), "edges": tuple(raw.get("edges", ()))})
+
+    def level_rows(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Rows of every level from `Summary.levels`."""
+        return cell_rows(counts, self.levels, self.edges) if self.edges else dict(counts)
+
+
+def _levels(raw: Mapping[str, Any] | None) -> Levels | None:
+    if raw is None:
+        return None
+    doses = raw["doses"]
+    if doses is not None:
+        doses = tuple(tuple(one) if isinstance(one, list) else one for one in doses)
+    return Levels(tuple(raw["names"]), doses)
+
+
+def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, tuple[float, ...]]:
+    """`levels`, `told` and `edges` of a plan.
+
+    Raises DataError if the control, or any second arm, is missing or an arm has no dose.
+    """
+    found = summary.levels
+    if roles.grid:
+        levels, edges = cells_of(found, roles)
+        return levels, told_levels(roles.control, roles.grid), edges
+    if roles.control not in found:
+        raise DataError(
+            f"control level {roles.control!r} is missing from column {roles.treatment!r}: found {list(found)}"
+        )
+    if len(found) < 2:
+        raise DataError(
+            f"column {roles.treatment!r} holds only {roles.control!r}: at least one treated level is needed"
+        )
+    if roles.dose is None:
+        return Levels((roles.control, *sorted(set(found) - {roles.control}))), None, ()
+    unknown = {name: count for name, count in found.items() if name not in roles.dose}
+    if unknown:
+        raise DataError(f"column {roles.treatment!r} has levels without a dose (rows): {unknown}; name them in `dose`")
+    doses = {name: dose if isinstance(dose, float) else tuple(dose) for name, dose in roles.dose.items()}
+    names = sorted(found, key=lambda name: (name != roles.control, doses[name]))
+    return Levels(tuple(names), tuple(doses[name] for name in names)), None, ()
+
+
+def check_summary(summary: Summary, roles: Roles) -> None:
+    """Raise DataError naming the first broken column, its row count and the fix."""
+    if summary.rows == 0:
+        raise DataError("the training frame has no rows: check the filter or the upstream job")
+    if summary.bad:
+        problem, count = next(iter(summary.bad.items()))
+        raise DataError(f"column {problem} in {count} of {summary.rows} rows: fix or drop these rows before training")
+    if len(roles.features) > MAX_FEATURES:
+        raise ConfigError(f"{len(roles.features)} features, the forest takes {MAX_FEATURES} at most")
+    if len(summary.levels) > 127 and not roles.grid:
+        raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
+
+
+def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
+    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
+    weighted = roles.weight is not None or summary.weighted_by_propensity
+    bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
+    heavy = summary.weight if weighted else 1.0
+    # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
+    found = [min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0]
+    for name in roles.outcomes:
+        largest = heavy * max(map(abs, summary.outcomes[name]))
+        found.append(min(40 + _small(largest), bits - _log2(largest) - _CORRECTION))
+    return tuple(found)
+
+
+def room(rows: int) -> tuple[int, int, int]:
+    """(rows, weight of a row, w·y of a row), the latter two in fixed point, for which sums have room under `exponents`
+    of so many training rows: none overflows, corrected for bias or not.
+
+    The headroom is for 16 times the rows, and 4 times the largest weight and outcome planned for.
+    """
+    bits = _SPARE - math.ceil(math.log2(rows + 1)) + _LARGER
+    return rows << (_HEADROOM - _LARGER), 1 << bits, 1 << (bits - _CORRECTION)
+
+
+def _log2(value: float) -> int:
+    return math.ceil(math.log2(value)) if value > 0 else 0
+
+
+def _small(value: float) -> int:
+    return max(0, -_log2(value))
+
+
+class Encoded(NamedTuple):
+    """Rows ready for the kernels; all arrays have length n, bins is uint8 [n, p], wy int64 [n, m]: w·y per outcome."""
+
+    unit: np.ndarray
+    key: np.ndarray
+    bucket: np.ndarray
+    level: np.ndarray
+    w: np.ndarray
+    wy: np.ndarray
+    bins: np.ndarray
+
+    def take(self, which: np.ndarray | slice) -> Encoded:
+        """The rows a mask, an index array or a slice picks."""
+        return Encoded(*(column[which] for column in self))
+
+
+def encode(
+    batch: pa.RecordBatch | pa.Table, plan: Plan, baselines: Sequence[Baseline | None] = (), threads: int = 1
+) -> Encoded:
+    """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes, bins."""
+    roles = plan.roles
+    unit, key = keys_of(batch, roles)
+    level = places_of(batch.column(roles.treatment), plan)
+    w_bits, *y_bits = plan.exponents
+    bins = apply_bins(batch, plan.bins, threads)
+    weight = np.maximum(
+        fixed(weights_of(batch, plan), w_bits), 1
+    )  # no row counts nothing: sums of weights are divided by
+    # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
+    w = np.ldexp(weight.astype(np.float64), -w_bits)
+    wy = np.empty((batch.num_rows, len(y_bits)), np.int64)
+    for j, name in enumerate(roles.outcomes):
+        wy[:, j] = fixed(w * as_numbers(batch.column(name)), y_bits[j])
+    return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
+
+
+def places_of(treatment: pa.ChunkedArray | pa.Array, plan: Plan) -> np.ndarray:
+    """Place of the level, or cell of doses, that each row received: uint8 [n]."""
+    if plan.edges:
+        return np.searchsorted(plan.edges, as_numbers(treatment)).astype(np.uint8)
+    codes = pc.index_in(level_names(treatment), value_set=pa.array(plan.levels.names, pa.large_string()))
+    return np.asarray(codes.to_numpy(zero_copy_only=False).astype(np.uint8))
+
+
+def weights_of(batch: pa.RecordBatch | pa.Table, plan: Plan) -> np.ndarray:
+    """What every row counts for: its weight, over its propensity where the plan weighs by it; float64 [n]."""
+    roles = plan.roles
+    w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
+    if plan.weighted_by_propensity and roles.propensity is not None:
+        w = w / as_numbers(batch.column(roles.propensity))
+    return w
+
+
+def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
+    """The bucket of each row: int32 [n]."""
+    return (mix_all(key, np.uint64(plan.seed), BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
+
+
+def centred(
+    rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
+) -> Encoded:
+    """The rows with each outcome's baseline, if any, taken off, or with sign 1 put back on, to the bit."""
+    w_bits, *y_bits = plan.exponents
+    wy, fold = rows.wy.copy(), folds_of(rows.key, np.uint64(plan.seed))
+    for j, baseline in enumerate(baselines):
+        if baseline is not None:
+            expected = baseline.predict(rows.bins, fold, threads)
+            wy[:, j] += sign * fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits[j])
+    return rows._replace(wy=wy)
+
+
+def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the units and of what is drawn together, the cluster or else the unit: uint64 [n] each."""
+    unit = unit_hashes(batch.column(roles.unit), roles.unit)
+    return unit, unit if roles.cluster is None else unit_hashes(batch.column(roles.cluster), roles.cluster)
+
+
+def fixed(values: np.ndarray, exponent: int) -> np.ndarray:
+    """values x 2^exponent as int64."""
+    return np.rint(np.ldexp(values, exponent)).astype(np.int64)

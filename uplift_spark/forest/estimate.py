@@ -1,0 +1,352 @@
+"""Leaf sums of rows in trees that stand, levels that learn from each other, and what follows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uplift_spark.errors import DataError
+from uplift_spark.forest import defaults
+from uplift_spark.forest.effects import CRITERIA
+from uplift_spark.forest.encode import Encoded, Plan, Summary, check_columns, check_summary, encode, summarise
+from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.grow import Baseline
+from uplift_spark.forest.kernels import accumulate, expected_outcomes, plain_mix
+from uplift_spark.forest.trees import Routes, Structure, frozen
+from uplift_spark.roles import Roles
+from uplift_spark.stats.sampling import SAMPLE, halves_of, mix_all, unit_hashes
+
+# --------------------------------------------------------------------------------------------------------------------
+# Forests on doubly robust scores: what each unit's outcome would have been under every level.
+# A unit's score of a level has the mean of its outcome under that level, whatever decided the level it received, as
+# long as that is among the features (Robins, Rotnitzky & Zhao 1994). Stacked, a unit is a row for every level, with
+# the score as its outcome: leaf means of a level are then those of all units, not only of those who received it, and a
+# forest is grown and estimated on these rows as on those of a trial (the orthogonal forest's argument: Athey & Wager
+# 2019; Nie & Wager 2021). A unit's rows are one cluster: they fall into the same bucket and half-sample, so that
+# honesty and errors are those of units.
+
+WHOLE = "_whole"  # column with the unit that a row is of
+BETWEEN = "\x1f"  # unit and level in the id of a row
+
+
+def stacked_roles(roles: Roles) -> Roles:
+    """Roles of the rows that units with `roles.scores` are stacked to."""
+    return replace(roles, scores=None, propensity=None, cluster=roles.cluster or WHOLE)
+
+
+def stacked(table: pa.Table, roles: Roles) -> pa.Table:
+    """One row per unit and level from a table with `roles.scores`, in the columns of `stacked_roles`.
+
+    Raises DataError when scores are neither a map nor a struct, or are missing for some unit.
+    """
+    check_columns(dict.fromkeys(table.column_names, pa.null()), roles.columns, ())
+    scores = table.column(roles.scores).combine_chunks()
+    if scores.null_count:
+        raise DataError(f"column {roles.scores!r} is null in {scores.null_count} rows: leave these units out")
+    if pa.types.is_struct(scores.type):
+        names = [scores.type.field(i).name for i in range(scores.type.num_fields)]
+        parts = [_level(table, roles, pa.repeat(name, len(table)), pc.struct_field(scores, name)) for name in names]
+        return pa.concat_tables(parts)
+    if not pa.types.is_map(scores.type):
+        raise DataError(f"column {roles.scores!r} has type {scores.type}: give a map or a struct from level to score")
+    ends = scores.offsets.to_numpy()
+    units = pa.array(np.repeat(np.arange(len(table)), np.diff(ends)))
+    every = slice(ends[0], ends[-1])
+    return _level(table.take(units), roles, scores.keys[every], scores.items[every])
+
+
+def _level(table: pa.Table, roles: Roles, level: pa.Array, score: pa.Array) -> pa.Table:
+    unit = table.column(roles.unit).cast(pa.string())
+    columns = {name: table.column(name) for name in stacked_roles(roles).columns if name in table.column_names}
+    columns |= {
+        roles.unit: pc.binary_join_element_wise(unit, level.cast(pa.string()), BETWEEN),
+        roles.treatment: level,
+        roles.outcome: score,
+    }
+    return pa.table(columns if roles.cluster else {**columns, WHOLE: unit})
+
+
+def as_given(forest: Forest, roles: Roles) -> Forest:
+    """A forest of stacked rows under the roles of the units they are of, or back."""
+    return replace(forest, plan=replace(forest.plan, roles=roles))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ordered levels learn from each other: one response shape, and own effects as far as the data tell them apart.
+# A level's effect from its own units is unbiased and noisy; most of what it holds is common to all levels. With c the
+# shape of the response over levels, θ(x) the common effect in that direction and D_k(x) = τ_k(x) - c_k θ(x),
+#
+#     c_k θ(x) + r_k D_k(x),   r_k = 1 - noise of D_k / mean square of D_k, at least 0,
+#
+# is the empirical Bayes estimate for departures from the shape (Efron & Morris 1973). Both terms are smoothed alike by
+# the forest, so where responses have one shape D is pure noise however biased the forest is. The shape is the fixed
+# point of regressing the levels' effects on θ; it is itself drawn towards a parabola through the control, a quadratic
+# dose response, as far as its noise demands.
+#
+# Where too few units of a level are near, its average effect over all units stands in (`Forest.effect_arrays`).
+
+ROWS = 4000  # rows the shape is learnt from: averages over them, nothing per row
+LEAST = 100  # of these rows must tell of a level for it to be learnt from
+ROUNDS = 20
+
+
+def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
+    """The forest with its `mix` learnt from rows like those it was trained on, bins uint8 [n, p]; n is cut to 4,000."""
+    bins = bins[:ROWS]
+    if forest.plan.told:
+        return replace(forest, mix=_spread_of_responses(forest, bins))
+    average, covariance = (part[0] for part in forest.averages(bins))
+    mix = plain_mix(len(forest.levels))
+    threads = os.cpu_count() or 1
+    effect, error, low = forest.effects_of(bins, threads)
+    doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
+    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and whole.sum() >= LEAST:
+        mix = _shared(forest, bins[whole], effect[whole], covariance)
+        effect, error, low = replace(forest, mix=mix).effects_of(bins, threads)
+    mix[4, 1:] = average
+    mix[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
+    return replace(forest, mix=mix)
+
+
+def _spread_of_responses(forest: Forest, bins: np.ndarray) -> np.ndarray:
+    """Average and covariance of θ over units, [1 + q, q], with the uncertainty of the average."""
+    own = np.eye(len(CRITERIA[forest.plan.criterion].basis(forest.plan.levels)))
+    average, covariance = (part[0] for part in forest.averages(bins, told=own))
+    theta, error, low = forest.effects_of(bins, os.cpu_count() or 1, told=own)
+    apart = np.where(low, np.nan, theta - average)
+    size = np.nan_to_num(np.sqrt(_heterogeneity(apart, error)))
+    whole = apart[~np.isnan(apart).any(axis=1)]
+    together = np.corrcoef(whole.T).reshape(len(own), len(own)) if len(whole) >= LEAST else own
+    return np.vstack([average, covariance + np.nan_to_num(together) * np.outer(size, size)])
+
+
+def _heterogeneity(apart: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Variance of each level's effects over units [K-1] from their distances to the average [n, K-1], NaN where support
+    is low; of a level that hardly has any, the largest of the others'. NaN if no level has support."""
+    squares = apart**2 - error**2
+    known = np.isfinite(squares).sum(axis=0) >= LEAST
+    found = np.full(known.size, np.nan)
+    if known.any():
+        squares = np.nanmean(squares[:, known], axis=0)
+        found[:] = max(squares.max(), 0.0)
+        found[known] = np.maximum(squares, 0.0)
+    return found
+
+
+def _shared(forest: Forest, bins: np.ndarray, effect: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The `mix` of ordered levels at rows where all their effects [n, K-1] are known; covariance of their averages."""
+    doses = np.asarray(forest.levels.doses)
+    scale = (doses - doses[0]) / (doses.max() - doses[0])
+    weight = forest.sums[:, :, 0].sum(axis=0).astype(float)
+    shape, variance = _shape(effect, scale, weight, covariance)
+    mix = plain_mix(len(doses))
+    mix[0] = shape
+    mix[2, 1:] = -shape[1:]
+    departure, error, _ = replace(forest, mix=mix).effects_of(bins)
+    if np.isnan(error).all(axis=0).any():  # too few trees to tell noise from signal: every level stands alone
+        return plain_mix(len(doses))
+    own = np.maximum(0.0, 1.0 - np.nanmean(error**2, axis=0) / np.maximum((departure**2).mean(axis=0), 1e-300))
+    mix[1, 1:], mix[2, 1:] = own, (1.0 - own) * shape[1:]
+    mix[3, 1:] = (1.0 - own) ** 2 * variance[1:]
+    return mix
+
+
+def _common(effect: np.ndarray, shape: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """θ [n] by weighted least squares of the levels' means on `shape`, as in the kernel but with average weights."""
+    counts = weight * (shape - (weight @ shape) / weight.sum())
+    return np.asarray(effect @ counts[1:] / (counts @ shape))
+
+
+def _shape(
+    effect: np.ndarray, scale: np.ndarray, weight: np.ndarray, covariance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(shape [K] with control 0, its variance [K]) from effects [n, K-1] and the covariance of their averages."""
+    shape, variance = scale, np.zeros(scale.size)
+    for _ in range(ROUNDS):
+        theta = _common(effect, shape, weight)
+        size = float(np.mean(theta**2))
+        if size <= 0.0:
+            return scale, np.zeros(scale.size)
+        found = theta @ effect / theta.size / size
+        # The part of the averages' noise that is not along the shape, seen in units of the common effect.
+        counts = weight * (shape - (weight @ shape) / weight.sum())
+        apart = np.eye(found.size) - np.outer(shape[1:], counts[1:] / (counts @ shape))
+        noise = np.diag(apart @ covariance @ apart.T) / size
+        smooth, kept = _parabola(found, scale[1:], noise)
+        shape, variance = np.r_[0.0, smooth], np.r_[0.0, kept]
+    return shape, variance
+
+
+def _parabola(found: np.ndarray, scale: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`found` [K-1] drawn to its best parabola through 0 as its noise [K-1] demands, and the variance that is left."""
+    if found.size < 3 or not (noise > 0).all():
+        return found, noise
+    design = np.column_stack([scale, scale**2]) / np.sqrt(noise)[:, None]
+    hat = design @ np.linalg.pinv(design)
+    standard = found / np.sqrt(noise)
+    fitted = hat @ standard
+    misfit = float(((standard - fitted) ** 2).sum())
+    kept = max(0.0, 1.0 - (found.size - 2) / misfit) if misfit > 0 else 0.0
+    share = np.diag(hat) + kept**2 * (1.0 - np.diag(hat))
+    return (fitted + kept * (standard - fitted)) * np.sqrt(noise), noise * share
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The second half of training, which is all of re-estimation: leaf sums of rows for trees that stand, and what
+# follows.
+# Sums are exact, so they add and subtract to the same bits in any order; `training` and `forest.spark` grow the trees.
+
+Baselines = tuple[Baseline | None, ...]  # per outcome
+
+
+def sample_limit(rows: int, n_features: int) -> np.uint64:
+    """Hash bound below which a unit joins the sample that fixes bins and leaf size; all of them when rows are few."""
+    wanted = defaults.sample_rows(n_features)
+    return np.uint64(2**64 - 1) if rows <= wanted else np.uint64(int(wanted / rows * 2.0**64))
+
+
+def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.uint64) -> np.ndarray:
+    """Mask of the sample's rows, by hash of the unit: bool [n]."""
+    return mix_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE) <= limit
+
+
+def encoded_sample(sample: pa.Table, plan: Plan, threads: int) -> Encoded:
+    """The sample's rows in canonical order: floating sums over them must not depend on how it was collected."""
+    rows = encode(sample, plan, threads=threads)
+    return rows.take(np.argsort(rows.unit, kind="stable"))
+
+
+def sample_bins(sample: pa.Table, plan: Plan, threads: int = 1) -> np.ndarray:
+    """Bins of the sample's rows in the order in which `finished` wants them, uint8 [n, p]."""
+    return encoded_sample(sample, plan, threads).bins
+
+
+def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
+    """Zero leaf sums of m outcomes, int64 [leaves, K, 1 + 2m]."""
+    return np.zeros((structure.n_leaves, len(plan.levels), 1 + 2 * len(plan.roles.outcomes)), np.int64)
+
+
+def add_rows(
+    sums: np.ndarray, rows: Encoded, routes: Routes, plan: Plan, threads: int = 1, corrected: bool = False
+) -> None:
+    """Add rows to the leaves they honestly estimate, in place. Exact: any order, any split of the rows, same sums."""
+    bounds = np.linspace(0, plan.n_trees, threads + 1).astype(int)
+    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
+    given = frozen((rows.bins, rows.level, rows.w, rows.wy, rows.bucket, halves))
+    design = (plan.bag_size, plan.n_buckets, plan.growth_buckets)
+
+    def some_trees(first: int, last: int) -> None:
+        accumulate(routes, given, design, (first, last), corrected, sums)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some_trees, bounds[:-1], bounds[1:]))
+
+
+def plain_shares(sums: np.ndarray) -> np.ndarray:
+    """What `correct` needs of the plain sums: Σw_k / Σw and Σwy_k / Σw of every outcome, float64 [leaves, K, 1 + m]."""
+    weight = np.maximum(sums[:, :, 0].sum(axis=1), 1)[:, None, None]
+    return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2) / weight
+
+
+def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threads: int = 1) -> Encoded:
+    """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
+
+    Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
+    ("twicing", Tukey 1977; Ghosal & Hooker 2021 for forests): the bias of wide leaves goes down by an order. μ comes
+    from the bags that do not hold the row. values is `plain_shares`.
+    """
+    halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
+    expected = np.empty(rows.wy.shape)
+    given, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
+
+    def some_rows(low: int, high: int) -> None:
+        part = tuple(column[low:high] for column in given)
+        expected_outcomes(routes, values, part, plan.bag_size, expected[low:high])
+
+    bounds = np.linspace(0, rows.key.size, threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some_rows, bounds[:-1], bounds[1:]))
+    # A row about which no tree knows anything stays as it is.
+    missed = rows.wy - np.rint(rows.w[:, None] * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
+    return rows._replace(wy=rows.wy + np.where(np.isnan(expected), 0, missed))
+
+
+def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Structure, plan: Plan) -> dict[str, Any]:
+    """What training found; DataError if units repeat or no bucket could grow a tree."""
+    duplicates = sum(status.get("duplicates", 0) for status in statuses)
+    if duplicates:
+        raise DataError(f"column {plan.roles.unit!r} repeats a unit in {duplicates} rows: keep one row per unit")
+    if structure.nodes.size == 0:
+        raise DataError(
+            f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
+        )
+    ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
+    facts = {"rows": summary.rows, "level_rows": plan.level_rows(summary.levels), "outcome_range": ranges}
+    return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
+
+
+def finished(
+    plan: Plan, structure: Structure, sums: np.ndarray, facts: Mapping[str, Any], baselines: Baselines, bins: np.ndarray
+) -> Forest:
+    """The forest of these parts; in each outcome, levels learn from each other at rows like `bins`, uint8 [n, p]."""
+    forest = Forest(plan, structure, sums, facts, baselines[0], None, tuple((one, None) for one in baselines[1:]))
+    mix, *mixes = [share_levels(forest.of(name), bins).mix for name in plan.roles.outcomes]
+    return replace(forest, mix=mix, more=tuple(zip(baselines[1:], mixes, strict=True)))
+
+
+def estimate(
+    rows: Encoded, grown: tuple[Plan, Structure, Baselines], facts: Mapping[str, Any], bins: np.ndarray, threads: int
+) -> Forest:
+    """The forest of these trees with the leaf sums of `rows`; `bins` are those of the sample (see `finished`)."""
+    plan, structure, baselines = grown
+    sums, routes = empty_sums(structure, plan), structure.routes
+    add_rows(sums, rows, routes, plan, threads)
+    if plan.debias:
+        rows = correct(rows, routes, plain_shares(sums), plan, threads)
+        add_rows(sums, rows, routes, plan, threads, corrected=True)
+    return finished(plan, structure, sums, facts, baselines, bins)
+
+
+def estimate_table(table: pa.Table, forest: Forest) -> Forest:
+    """The forest's trees estimated anew from an Arrow table alone, on all cores."""
+    if forest.roles.scores:
+        roles = forest.roles
+        return as_given(estimate_table(stacked(table, roles), as_given(forest, stacked_roles(roles))), roles)
+    threads = os.cpu_count() or 1
+    parts = grown_parts(forest)
+    plan, _, baselines = parts
+    summary = summarise(table, plan.roles)
+    facts = facts_anew(forest, summary)
+    limit = sample_limit(summary.rows, len(plan.bins))
+    sample = table.filter(pa.array(sampled(table, plan.roles.unit, plan.seed, limit)))
+    rows = encode(table, plan, baselines, threads)
+    return estimate(rows, parts, facts, sample_bins(sample, plan, threads), threads)
+
+
+def grown_parts(forest: Forest) -> tuple[Plan, Structure, Baselines]:
+    """What `estimate` keeps of a forest: plan, trees, baselines."""
+    return forest.plan, forest.structure, (forest.baseline, *(baseline for baseline, _ in forest.more))
+
+
+def facts_anew(forest: Forest, summary: Summary) -> dict[str, Any]:
+    """Facts of the forest estimated from the rows of `summary`; what is told of growing stays.
+
+    Raises DataError when a level that the forest knows has no row left, or another one has come.
+    """
+    check_summary(summary, forest.roles)
+    rows = forest.plan.level_rows(summary.levels)
+    known, found = set(forest.plan.levels.names), {name for name, count in rows.items() if count}
+    if known != found:
+        wrong = f"no row of {', '.join(sorted(known - found))}" if known - found else f"levels {sorted(found - known)}"
+        raise DataError(
+            f"column {forest.roles.treatment!r} has {wrong}, so this forest of levels "
+            f"{', '.join(forest.plan.levels.names)} cannot be estimated from these rows: train a new one"
+        )
+    return facts_of(summary, forest.facts["buckets"], forest.structure, forest.plan)

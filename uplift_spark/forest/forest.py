@@ -1,0 +1,478 @@
+"""The forest: arrays, effects with errors, and its file; and what every model of effects has in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from uplift_spark.errors import ConfigError, ModelFileError
+from uplift_spark.forest.binning import FeatureBins, apply_bins
+from uplift_spark.forest.effects import (
+    CORRECTED_VARIANCE,
+    CRITERIA,
+    Z95,
+    average_responses,
+    bag_covariance,
+    dose_matrix,
+    few_bags,
+    left_out,
+    moments,
+    predict_responses,
+    told_map,
+    variance_factor,
+)
+from uplift_spark.forest.encode import Plan, keys_of, monotone, told_levels
+from uplift_spark.forest.grow import Baseline
+from uplift_spark.forest.kernels import average_pulls, plain_mix, predict
+from uplift_spark.forest.trees import Routes, Structure, frozen
+from uplift_spark.roles import TREATMENT, Levels, Roles
+from uplift_spark.stats.sampling import halves_of
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a model of effects is, whoever learnt it: how it is asked, its table of effects, its file.
+# A file is one Arrow record of arrays with a manifest and a SHA-256 at its end; nothing in it is ever executed.
+
+FORMAT = 3
+DIGEST = 32  # bytes of SHA-256 that end the file
+# What files of boosted trees and nuisances may hold beside numpy's and scikit-learn's plain parts.
+_TRUSTED = [
+    "functools.partial",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.utils.validation.check_array",
+    "uplift_spark.learners.nuisances.Blend",
+    "uplift_spark.learners.nuisances.Fitted",
+]
+
+
+class Model(Protocol):
+    """A trained model of one or several outcomes."""
+
+    @property
+    def roles(self) -> Roles:
+        """Columns it was trained on."""
+        ...
+
+    @property
+    def levels(self) -> Levels:
+        """Those that effects are of, control first."""
+        ...
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Its features, in their order."""
+        ...
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        ...
+
+    def of(self, outcome: str) -> Model:
+        """The model of one outcome alone. Raises ConfigError if it was not trained for it."""
+        ...
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(effect, standard error, low support) of every row and treated level, each [n, K-1]."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """The model file's content."""
+        ...
+
+
+def effect_table(model: Model, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
+    """One row per unit and treated level, unit-major, in the columns of `roles.EFFECT_COLUMNS`."""
+    effect, se, low = model.effect_arrays(batch, threads)
+    k = effect.shape[1]
+    units = batch.column(model.roles.unit)
+    flat = units.combine_chunks() if isinstance(units, pa.ChunkedArray) else units
+    names = pa.array(np.tile(np.arange(k, dtype=np.int32), batch.num_rows))
+    columns = {
+        model.roles.unit: flat.take(pa.array(np.repeat(np.arange(batch.num_rows), k))),
+        TREATMENT: pa.DictionaryArray.from_arrays(names, list(model.levels.treated)).cast(pa.string()),
+        "uplift": effect.ravel(),
+        "uplift_se": se.ravel(),
+        "uplift_lower": (effect - Z95 * se).ravel(),
+        "uplift_upper": (effect + Z95 * se).ravel(),
+        "low_support": low.ravel(),
+    }
+    return pa.table(columns)
+
+
+def packed_file(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a model file; equal parts give equal bytes."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    columns = [_packed(array) for array in arrays.values()]
+    fields = [pa.field(n, c.type) for n, c in zip(arrays, columns, strict=True)]
+    schema = pa.schema(fields, metadata={"uplift_manifest": text})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    content = sink.getvalue().to_pybytes()
+    return content + hashlib.sha256(content).digest()
+
+
+def _packed(array: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(array).ravel())
+    return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
+
+
+def named(source: str | Path | bytes) -> str:
+    """What errors call a model file."""
+    return "model bytes" if isinstance(source, bytes) else f"model file {source}"
+
+
+def read_file(source: str | Path | bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Manifest and flat arrays of a model file (memory-mapped) or its bytes.
+
+    Raises ModelFileError if it is missing, truncated, edited, of another format, or no model at all.
+    """
+    name = named(source)
+    try:
+        buffer = pa.py_buffer(source) if isinstance(source, bytes) else pa.memory_map(str(source)).read_buffer()
+    except (OSError, pa.ArrowException) as error:
+        raise ModelFileError(f"{name} cannot be read ({str(error).splitlines()[0]}): check its path") from error
+    content = buffer.slice(0, max(buffer.size - DIGEST, 0))
+    # Before parsing: Arrow's reader ends the whole process on some damaged files.
+    if hashlib.sha256(content).digest() != buffer.slice(content.size).to_pybytes():
+        raise ModelFileError(f"{name} is damaged, edited or no model: train or download it again")
+    try:
+        table = pa.ipc.open_file(content).read_all()
+        table.validate(full=True)
+        manifest = json.loads(table.schema.metadata[b"uplift_manifest"])
+        arrays = {n: table.column(n).chunk(0).flatten().to_numpy() for n in table.column_names}
+    except (pa.ArrowException, KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise unreadable(name, error) from error
+    if manifest.get("format") != FORMAT:
+        raise ModelFileError(f"{name} has format {manifest.get('format')}, this version reads {FORMAT}: retrain it")
+    return manifest, arrays
+
+
+def unreadable(name: str, error: Exception) -> ModelFileError:
+    """What a file whose parts do not fit together raises."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ModelFileError(f"{name} is not a readable model ({reason}): train or download it again")
+
+
+def save_file(path: str | Path, content: bytes) -> None:
+    """Write a model file; appears whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def stored(parts: Any) -> np.ndarray:
+    """scikit-learn's estimators, and lists and mappings of them, as skops writes them: uint8. Equal estimators do not
+    have equal bytes: these tell when they were written."""
+    from zipfile import ZIP_DEFLATED
+
+    import skops.io
+
+    return np.frombuffer(skops.io.dumps(parts, compression=ZIP_DEFLATED), np.uint8)
+
+
+def restored(content: bytes) -> Any:
+    """The inverse of `stored`; raises ModelFileError before anything is loaded that those estimators do not need."""
+    import skops.io
+
+    if strangers := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
+        raise ModelFileError(f"the model's file holds {', '.join(strangers)}, which is not loaded: train it again")
+    return skops.io.loads(content, trusted=_TRUSTED)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The forest: structure and leaf sums as flat arrays, one Arrow file with a SHA-256 at its end, effects with errors.
+
+_ROWS_PER_CALL = 1 << 14
+# A level is thinly supported at a unit when fewer than half of its leaves hold five units of level and control each:
+# with less, one unit more or less decides, and the error is no better known than the effect.
+LOW_SUPPORT, SUPPORTING = 0.5, 5
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A trained forest.
+
+    sums      int64 [leaves, K, 1 + 2m]: fixed-point Σw and, per outcome, Σwy and Σwy corrected for bias
+              (`training.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
+    facts     what training found: rows, rows per level, range of each outcome, bucket statuses
+    baseline  what the outcome was centred by, if at all
+    mix       float64 [6, K]: how levels learn from each other, and the average and the variance of a unit's effect
+              that stand in where a level has low support (`forest.estimate`); where effects are told from a response,
+              average and covariance of a unit's θ, [1 + q, q]; None: neither
+    more      (baseline, mix) of every further outcome
+
+    Everything but `of` and the file is about the first outcome, which shaped the trees.
+    """
+
+    plan: Plan
+    structure: Structure
+    sums: np.ndarray
+    facts: Mapping[str, Any]
+    baseline: Baseline | None = None
+    mix: np.ndarray | None = None
+    more: tuple[tuple[Baseline | None, np.ndarray | None], ...] = ()
+
+    def of(self, outcome: str) -> Forest:
+        """The forest of one outcome alone: the same trees with its leaf sums, baseline and mix.
+
+        Of the first outcome it is what training without the further ones gives, byte for byte. Raises ConfigError if
+        the forest was not trained for the outcome.
+        """
+        if outcome not in self.roles.outcomes:
+            raise ConfigError(f"the model has no outcome {outcome!r}: choose from {', '.join(self.roles.outcomes)}")
+        if not self.more:
+            return self
+        j = self.roles.outcomes.index(outcome)
+        baseline, mix = ((self.baseline, self.mix), *self.more)[j]
+        sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
+        facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
+        return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, mix)
+
+    @property
+    def levels(self) -> Levels:
+        """Those that effects are of, control first."""
+        return self.plan.told or self.plan.levels
+
+    @property
+    def roles(self) -> Roles:
+        return self.plan.roles
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Its features, in their order."""
+        return self.plan.bins
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Plan and facts as plain JSON values."""
+        return {"format": FORMAT, "plan": self.plan.to_dict(), "facts": dict(self.facts)}
+
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        w_bits, y_bits, *_ = self.plan.exponents
+        outcomes = self.sums[:, :, 2 if self.plan.debias else 1]
+        values = shares(self.sums[:, :, 0], outcomes, SUPPORTING * self._row_weight)
+        values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
+        if self.plan.told:
+            basis = CRITERIA[self.plan.criterion].basis(self.plan.levels)
+            enough = self.sums[:, :, 0].sum(axis=1) >= SUPPORTING * (1 + len(basis)) * self._row_weight
+            values = moments(values, basis, enough)
+        return frozen([values])[0]
+
+    @property
+    def _row_weight(self) -> float:
+        """Fixed-point weight of a row, on average: every tree is estimated on half of the other buckets' rows."""
+        if self.roles.weight is None and not self.plan.weighted_by_propensity:
+            return math.ldexp(1.0, self.plan.exponents[0])
+        grown = np.count_nonzero(np.diff(self.structure.leaf_start))
+        part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
+        return float(self.sums[:, :, 0].sum()) / max(grown * part * self.facts["rows"], 1.0)
+
+    @cached_property
+    def _routes(self) -> Routes:
+        return self.structure.routes
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True, out_of_bag: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(effect, standard error, low support) of every row and treated level, each [n, K-1].
+
+        Effects are on the outcome's scale against the control level. Where support is low, the level's average effect
+        stands in for the unit's as far as support lacks, with the spread of effects in its error; NaN if not even that
+        is known. Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of
+        the training data: only trees of bags that do not hold the row speak.
+        """
+        bins = apply_bins(batch, self.plan.bins, threads)
+        key = keys_of(batch, self.roles)[1] if out_of_bag else None
+        return self.effects_of(bins, threads, errors=errors, key=key)
+
+    @cached_property
+    def _told(self) -> np.ndarray:
+        return told_map(self.plan)
+
+    def at(self, doses: Sequence[float], partial: bool = False) -> Forest:
+        """The forest telling effects of these doses against the control's or, partial, of one unit more of each.
+
+        Raises ConfigError unless it was trained with `roles.grid`.
+        """
+        if not self.roles.grid or self.plan.told is None:
+            raise ConfigError("this forest knows the effects of its levels only: train it with roles.grid")
+        told = told_levels(self.roles.control, doses)
+        return replace(self, plan=replace(self.plan, told=told, partial=partial))
+
+    def effects_of(
+        self,
+        bins: np.ndarray,
+        threads: int = 1,
+        *,
+        errors: bool = True,
+        key: np.ndarray | None = None,
+        told: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n].
+
+        told  float64 [L, q]: effects told @ θ in place of the plan's, where those are told from a response
+        """
+        asked, told = told, frozen([self._told if told is None else told])[0]
+        n_bags = 0 if key is None else self.plan.n_trees // self.plan.bag_size
+        key = np.zeros(len(bins), np.uint64) if key is None else key
+        bins, halves = frozen((bins, halves_of(key, np.uint64(self.plan.seed), n_bags)))
+        shape = (bins.shape[0], len(told) or len(self.levels) - 1)
+        effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
+        mix = frozen([self._mix(told)])[0]
+
+        step = max(1, min(_ROWS_PER_CALL, -(-len(bins) // threads)))
+
+        def some_rows(low: int) -> None:
+            part = np.s_[low : low + step]
+            out = (effect[part], variance[part], support[part])
+            rows = (bins[part], halves[part])
+            if len(told):
+                predict_responses(self._routes, self._shares, self._design, rows, told, errors, out)
+            else:
+                predict(self._routes, self._shares, self._design, rows, mix, errors, out)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(some_rows, range(0, len(bins), step)))
+        variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
+        _stand_in(mix[4:, 1:], support, effect, variance)
+        if self.plan.monotone and asked is None and not self.plan.partial:
+            effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
+        return effect, np.sqrt(variance), support < LOW_SUPPORT
+
+    def _mix(self, told: np.ndarray) -> np.ndarray:
+        """The mix of these effects, float64 [6, 1 + L]."""
+        mix = plain_mix(1 + len(told)) if len(told) else plain_mix(len(self.levels))
+        if self.mix is None or not len(told):
+            return mix if self.mix is None else self.mix
+        mix[4, 1:], mix[5, 1:] = told @ self.mix[0], np.einsum("la,ab,lb->l", told, self.mix[1:], told)
+        return mix
+
+    @property
+    def _design(self) -> tuple[int, int, int]:
+        return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
+
+    def averages(
+        self, bins: np.ndarray, segment: np.ndarray | None = None, told: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(average effects [S, K-1], their covariances [S, K-1, K-1]) over the rows of each segment.
+
+        bins uint8 [n, p]; segment int64 [n] in 0..S-1, one segment of all rows by default; told as in `effects_of`.
+        Differences between levels have the variance that follows from the covariance. Without correction for bias,
+        which an average hardly has.
+        """
+        told = frozen([self._told if told is None else told])[0]
+        segment = np.zeros(len(bins), np.int64) if segment is None else segment
+        n_segments, effects = int(segment.max(initial=-1)) + 1, len(told) or len(self.levels) - 1
+        pulls = np.zeros((n_segments, self.plan.n_trees, effects))
+        totals, counts = np.zeros((n_segments, effects)), np.zeros(n_segments)
+        values = replace(self, plan=replace(self.plan, debias=False))._shares
+        rows, out = frozen((bins, segment)), (pulls, totals, counts)
+        if len(told):
+            average_responses(self._routes, values, self._design, rows, told, *out)
+        else:
+            average_pulls(self._routes, values, self._design, rows, *out)
+        seen = np.where(counts > 0, counts, np.nan)
+        pulls /= seen[:, None, None]
+        factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
+        covariance = np.stack([bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
+        return totals / seen[:, None], factor * covariance
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal forests give equal bytes."""
+        weights = self.sums[:, :, 0]
+        small = weights.max(initial=0) < 2**31
+        arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
+        arrays["outcomes"] = self.sums[:, :, 1:]
+        for mark, (baseline, mix) in zip(_marks(self.plan), ((self.baseline, self.mix), *self.more), strict=True):
+            if mix is not None:
+                arrays[f"mix{mark}"] = mix
+            if baseline is not None:
+                arrays |= {f"baseline{mark}_{name}": array for name, array in baseline.structure._asdict().items()}
+                arrays[f"baseline{mark}_values"] = baseline.values
+        return packed_file(self.manifest, arrays)
+
+
+def shares(weights: np.ndarray, outcomes: np.ndarray, least: float) -> np.ndarray:
+    """What kernels sum over trees, float64 [leaves, K, 3]: Σw_k / Σw, Σwy_k / Σw in fixed point, and 1 where both
+    level k and the control weigh `least`. A leaf without any rows has -1 in its first place.
+
+    Effects are solved once from these, summed over trees: divide last.
+    """
+    total = weights.sum(axis=1).astype(np.float64)
+    weight = np.where(total > 0, total, 1.0)[:, None]
+    values = np.stack([weights / weight, outcomes / weight, (weights >= least) & (weights[:, :1] >= least)], axis=2)
+    values[total == 0, 0, 0] = -1.0
+    return values
+
+
+def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, variance: np.ndarray) -> None:
+    """Draw effects [n, K-1] with low support towards `average` [2, K-1], a level's mean effect and its variance over
+    units, in place: not at all where half of the leaves support them, wholly where none does.
+
+    Effects of a handful of units scatter by more than their errors say, which rest on as few.
+    """
+    at = np.nonzero((support < LOW_SUPPORT) & np.isfinite(average).all(axis=0))
+    own = np.where(np.isnan(effect[at]), 0.0, support[at] / LOW_SUPPORT)
+    mean, spread = average[0, at[1]], average[1, at[1]]
+    effect[at] = mean + own * (np.where(own > 0.0, effect[at], mean) - mean)
+    variance[at] = own * np.where(own > 0.0, variance[at], 0.0) + (1.0 - own) * spread
+
+
+def load_forest(source: str | Path | bytes) -> Forest:
+    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `models.read_file`."""
+    manifest, arrays = read_file(source)
+    try:
+        return _rebuilt(manifest, arrays)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise unreadable(named(source), error) from error
+
+
+def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
+    plan = Plan.from_dict(manifest["plan"])
+    k, marks = len(plan.levels), _marks(plan)
+    outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
+    sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)
+
+    width = 0 if plan.told is None else len(CRITERIA[plan.criterion].basis(plan.levels))
+
+    def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
+        values, mix = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
+        baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
+        return baseline, None if mix is None else mix.reshape((6, k) if plan.told is None else (-1, width))
+
+    first, *more = map(part, marks)
+    return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))
+
+
+def _marks(plan: Plan) -> list[str]:
+    """What tells the outcomes' arrays apart in the file; nothing marks the first."""
+    return ["", *map(str, range(1, len(plan.roles.outcomes)))]
+
+
+def _structure(arrays: Mapping[str, np.ndarray], prefix: str) -> Structure:
+    parts = {name: arrays[prefix + name] for name in Structure._fields}
+    return Structure(**{**parts, "sets": parts["sets"].reshape(-1, 4)})
+
+
+def average_effect(forest: Forest) -> dict[str, float]:
+    """Average effect of each treated level over the training rows, from the leaf sums of all trees; NaN if absent."""
+    totals = forest.sums.sum(axis=0).astype(np.float64)
+    w_bits, y_bits, *_ = forest.plan.exponents
+    means = [math.ldexp(s / n, w_bits - y_bits) if n else math.nan for n, s, *_ in totals]
+    return {name: means[k + 1] - means[0] for k, name in enumerate(forest.levels.treated)}

@@ -1,0 +1,184 @@
+"""Complier effects where not everybody who was assigned a level was delivered it: assignment as instrument.
+
+A level's complier effect is what it does to units that take it because they are assigned it: the effect of assignment
+on the outcome over that on delivery (Imbens & Angrist 1994), near each unit as in the instrumental forest (Athey,
+Tibshirani & Wager 2019, s. 7). Both are effects of one forest, told from the same leaves, solved once from sums over
+the trees; beside them stand the intention-to-treat effects. Trees are split on the outcome less what deliveries bring
+on average, y - τ0 d: the effect of assignment on it is ITT_d(x) (τ(x) - τ0), which differs between units as complier
+effects do, where that on y differs with mere delivery, too.
+
+Assumed: assignment moves the outcome through delivery alone, and keeps nobody from being delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.binning import FeatureBins, as_numbers
+from uplift_spark.forest.encode import level_names
+from uplift_spark.forest.forest import FORMAT, Forest, load_forest, packed_file
+from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.roles import Levels, Roles
+from uplift_spark.runtime import ProgressCallback
+
+LEFT = "_left"  # column: the outcome less what deliveries bring on average
+WEAK = 3.0  # standard errors that the effect on delivery must be from zero for a ratio to be told (t of 3: F of 9)
+
+
+@dataclass(frozen=True)
+class Instrumental:
+    """A forest of outcomes `LEFT` and delivery: a model whose effects are those on compliers.
+
+    roles      of assignment and outcome
+    overall    τ0, the outcome that a delivery brings on average, as two-stage least squares has it
+    delivered  column with whether, or how much of it, a unit was delivered
+    """
+
+    forest: Forest
+    roles: Roles
+    overall: float
+    delivered: str
+
+    @property
+    def levels(self) -> Levels:
+        """Levels of assignment, control first."""
+        return self.forest.levels
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Features, in their order."""
+        return self.forest.bins
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        parts = {"overall": self.overall, "delivered": self.delivered, "outcome": self.roles.outcome}
+        return {"format": FORMAT, "instrument": parts, "forest": self.forest.manifest}
+
+    def of(self, outcome: str) -> Instrumental:
+        """Itself, of the one outcome it has; ConfigError for others."""
+        if outcome != self.roles.outcome:
+            raise ConfigError(f"the model has no outcome {outcome!r}: it was trained for {self.roles.outcome!r} alone")
+        return self
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`complier_effects`: what is weak has low support; which needs errors, asked for or not."""
+        return self.complier_effects(batch, threads)
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal models give equal bytes."""
+        return packed_file(self.manifest, {"forest": np.frombuffer(self.forest.to_bytes(), np.uint8)})
+
+    @classmethod
+    def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Instrumental:
+        """From what `models.read_file` gives of its file."""
+        forest, parts = load_forest(arrays["forest"].tobytes()), manifest["instrument"]
+        roles = replace(forest.roles, outcome=parts["outcome"], more_outcomes=())
+        return cls(forest, roles, parts["overall"], parts["delivered"])
+
+    def intention_to_treat(self, rows: pa.RecordBatch | pa.Table, threads: int = 1) -> np.ndarray:
+        """Effect of assignment itself on the outcome, float64 [n, L], without errors."""
+        left, moved = (
+            self.forest.of(name).effect_arrays(rows, threads, errors=False)[0] for name in (LEFT, self.delivered)
+        )
+        return np.asarray(left + self.overall * moved)
+
+    def complier_effects(
+        self, rows: pa.RecordBatch | pa.Table, threads: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(complier effect, standard error, weak) of every row and level, [n, L] each.
+
+        Errors are by the delta method, with the two effects taken to err together as much as they can: what they have
+        in common is not known, so intervals are wide rather than narrow. Weak: the effect on delivery is less than
+        WEAK of its errors from zero, or support is low; effect and error are NaN there.
+        """
+        found = [self.forest.of(name).effect_arrays(rows, threads) for name in (LEFT, self.delivered)]
+        (left, left_error, low), (moved, moved_error, few) = found
+        weak = low | few | ~(np.abs(moved) > WEAK * moved_error)
+        apart = np.where(weak, np.nan, left) / np.where(weak, np.nan, moved)
+        error = (left_error + np.abs(apart) * moved_error) / np.abs(moved)
+        return self.overall + apart, np.where(weak, np.nan, error), weak
+
+
+def fit_instrumental(
+    table: pa.Table, roles: Roles, delivered: str, params: Params, say: ProgressCallback = lambda _: None
+) -> Instrumental:
+    """Train from a trial: `roles` of assignment and outcome, `delivered` a numeric column, 0 where nothing was.
+
+    Raises DataError when delivery is missing, or no level moves it; else like `fit_table`.
+    """
+    left, overall = without_delivery(table, roles, delivered)
+    forest = fit_table(left, left_roles(roles, delivered), params, say)
+    return Instrumental(forest, roles, overall, delivered)
+
+
+def left_roles(roles: Roles, delivered: str) -> Roles:
+    """Roles of the forest over what `without_delivery` gives. Raises ConfigError for roles with more outcomes, scores,
+    or delivery among the features."""
+    if roles.more_outcomes or roles.scores:
+        raise ConfigError("an instrumental forest has one outcome and no scores: drop more_outcomes and scores")
+    return replace(roles, outcome=LEFT, more_outcomes=(delivered,))
+
+
+def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.Table, float]:
+    """The table with `LEFT`, and τ0: two-stage least squares with an indicator of each level as instruments, to six
+    digits, which rows in any order agree on."""
+    for name in (delivered, roles.outcome):
+        if name not in table.column_names:
+            raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
+    y, d = as_numbers(table.column(roles.outcome)), as_numbers(table.column(delivered))
+    if missing := int(np.count_nonzero(~np.isfinite(d))):
+        raise DataError(
+            f"column {delivered!r} is null, NaN or infinite in {missing} of {d.size} rows: fill or drop them"
+        )
+    names, place = np.unique(
+        level_names(table.column(roles.treatment)).to_numpy(zero_copy_only=False), return_inverse=True
+    )
+    weight = np.ones(d.size) if roles.weight is None else as_numbers(table.column(roles.weight))
+    if roles.propensity:
+        weight = weight / as_numbers(table.column(roles.propensity))
+    finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked
+    sums = np.stack(
+        [np.bincount(place, part, len(names)) for part in (weight, weight * d, weight * finite, weight * d**2)]
+    )
+    overall = two_stage(sums, delivered, d.size)
+    return table.append_column(LEFT, pa.array(y - overall * d)), overall
+
+
+def two_stage(sums: np.ndarray, delivered: str, rows: int) -> float:
+    """τ0 from Σw, Σwd, Σwy and Σwd² of every level, [4, K]. DataError where assignment moves no delivery."""
+    total = sums[0]
+    arms = sums[1] / total
+    moved = arms - np.average(arms, weights=total)
+    scatter = float(total @ moved**2)
+    if not scatter > 1e-12 * float(sums[3].sum()):
+        raise DataError(f"column {delivered!r} is the same in all arms of {rows} rows: assignment moves no delivery")
+    return float(f"{float(sums[2] @ moved) / scatter:.6g}")
+
+
+def complier_average(
+    on_outcome: np.ndarray, on_delivery: np.ndarray, cluster: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(average complier effect, standard error) of each level, [L]: the ratio of averages of scores.
+
+    on_outcome, on_delivery  unbiased scores of the effects of assignment on either, float64 [n, L], such as
+                             `explain.trial_scores` or differences of doubly robust ones (Frölich 2007)
+    cluster                  int [n]: units of one are not independent
+    """
+    n = len(on_outcome)
+    moved = on_delivery.mean(axis=0)
+    effect = on_outcome.mean(axis=0) / moved
+    pull = (on_outcome - effect * on_delivery) / moved
+    if cluster is not None:
+        place = np.unique(cluster, return_inverse=True)[1]
+        pull = np.stack([np.bincount(place, column) for column in pull.T], axis=1)
+    groups = len(pull)
+    return effect, np.sqrt((pull**2).sum(axis=0) * groups / (groups - 1)) / n

@@ -1,0 +1,620 @@
+"""The forest on Spark: train, refresh, score and explain a DataFrame; the same bytes as in one process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from py4j.protocol import Py4JError
+from pyspark import StorageLevel
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, StructField, StructType
+
+from uplift_spark.errors import DataError
+from uplift_spark.forest.binning import apply_bins, is_text
+from uplift_spark.forest.encode import (
+    Encoded,
+    Plan,
+    Summary,
+    check_columns,
+    check_parts,
+    check_summary,
+    encode,
+    summarise,
+)
+from uplift_spark.forest.estimate import (
+    BETWEEN,
+    WHOLE,
+    Baselines,
+    add_rows,
+    as_given,
+    correct,
+    empty_sums,
+    facts_anew,
+    facts_of,
+    finished,
+    grown_parts,
+    plain_shares,
+    sample_bins,
+    sample_limit,
+    sampled,
+    stacked_roles,
+)
+from uplift_spark.forest.forest import Forest, Model, effect_table
+from uplift_spark.forest.instrument import LEFT, Instrumental, left_roles, two_stage
+from uplift_spark.forest.refresh import (
+    Problem,
+    check_refresh,
+    faded,
+    finer_bits,
+    forest_from,
+    in_sample,
+    level_rows_of,
+    plain,
+    unfit,
+)
+from uplift_spark.forest.shapley import explain_batches
+from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_statuses
+from uplift_spark.forest.trees import Structure, Tree, assemble
+from uplift_spark.roles import TREATMENT, Roles
+from uplift_spark.runtime import ProgressCallback
+from uplift_spark.stats.sampling import unit_hashes
+
+# --------------------------------------------------------------------------------------------------------------------
+# How far Spark is, said while it works: for steps that take minutes.
+
+EVERY = 10.0  # seconds between two sentences; steps that take less say nothing
+
+Counts = dict[Any, tuple[int, int]]
+
+
+@contextmanager
+def watched(spark: SparkSession, say: ProgressCallback, every: float = EVERY) -> Iterator[None]:
+    """While the block runs, tell `say` how many tasks are done and about how long the others take, by the pace so far.
+
+    Tasks are those of the stages seen since the block began; where sessions share an application, of all of them.
+    Stages that Spark has not planned yet are not in it, so the time left is that of the step Spark is at.
+    """
+    seen: Counts = {}
+    over, started = Event(), time.monotonic()
+    with _counting(spark, seen) as count:
+
+        def speak() -> None:
+            while not over.wait(every):
+                count()
+                done, total = (sum(part) for part in zip(*seen.values(), strict=True)) if seen else (0, 0)
+                left = (time.monotonic() - started) * (total - done) / max(done, 1)
+                if total:
+                    rest = f", about {left:,.0f} s left" if 0 < done < total else ""
+                    say(f"{done:,} of {total:,} tasks done{rest}")
+
+        speaker = Thread(target=speak, daemon=True)
+        speaker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            speaker.join()
+
+
+@contextmanager
+def _counting(spark: SparkSession, seen: Counts) -> Iterator[Callable[[], None]]:
+    """What brings `seen`, (tasks done, tasks) by stage, up to date: Connect tells it by itself, else Spark is asked."""
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+
+        def told(stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
+            seen.update({(operation_id, s.stage_id): (s.num_completed_tasks, s.num_tasks) for s in stages or ()})
+
+        session: Any = spark
+        session.registerProgressHandler(told)
+        try:
+            yield lambda: None
+        finally:
+            session.removeProgressHandler(told)
+        return
+    try:
+        tracker = spark.sparkContext.statusTracker()
+    except (PySparkException, Py4JError):  # clusters that several users share do not let them ask
+        yield lambda: None
+        return
+    before = set(tracker.getActiveStageIds())
+
+    def ask() -> None:
+        infos = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds() if stage not in before]
+        active = {info.stageId: (info.numCompletedTasks, info.numTasks) for info in infos if info}
+        seen.update({stage: (total, total) for stage, (_, total) in seen.items()} | active)
+
+    yield ask
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The forest on Spark: the steps of `forest.training` over a DataFrame, one shuffle, the same bytes as in one process.
+# summarise → sample → encode → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree) → sum what
+# they missed, the same way. Workers are module-level functions from Arrow to Arrow. The frame is read once: the first
+# pass leaves its columns on the workers' disks for the other four.
+
+_GROWN = "tree int, nodes binary, sets binary, leaves int, status string"
+_TREE_SUMS_SCHEMA = "tree int, sums binary"
+WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a small machine has, so that none waits long
+
+
+def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: ProgressCallback = lambda _: None) -> Forest:
+    """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
+    if roles.scores:
+        return as_given(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, say), roles)
+    with kept(checked(frame, roles)) as rows:
+        summary = summary_of(rows, roles)
+        check_summary(summary, roles)
+        plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
+        say(
+            f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
+        )
+        shaping = plan.of(roles.outcome), baselines[:1]  # the other outcomes' columns need not be shuffled
+        with watched(frame.sparkSession, say):
+            structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
+        facts = facts_of(summary, statuses, structure, plan)
+        return _estimate(rows, (plan, structure, baselines), facts, planning.bins, say)
+
+
+def estimate_frame(frame: DataFrame, forest: Forest, say: ProgressCallback = lambda _: None) -> Forest:
+    """The forest's trees estimated anew from a Spark frame alone: four map-only passes over its rows, no tree is grown.
+
+    See `UpliftModel.estimate`. Raises DataError if rows break the rules or a level of the forest has none.
+    """
+    if forest.roles.scores:
+        inner = as_given(forest, stacked_roles(forest.roles))
+        return as_given(estimate_frame(stacked_frame(frame, forest.roles), inner, say), forest.roles)
+    with kept(checked(frame, forest.roles)) as rows:
+        summary = summary_of(rows, forest.roles)
+        facts = facts_anew(forest, summary)
+        sample = sample_of(rows, forest.roles, forest.plan.seed, summary.rows)
+        return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), say)
+
+
+def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
+    """`forest.estimate.stacked` on Spark, lazy; a unit without scores becomes a row without treatment: refused."""
+    check_columns(dict.fromkeys(frame.columns, pa.null()), roles.columns, ())
+    unit, scores = F.col(f"`{roles.unit}`").cast("string"), F.col(f"`{roles.scores}`")
+    kept = [name for name in stacked_roles(roles).columns if name in frame.columns]
+    rows = frame.select(
+        *(f"`{name}`" for name in kept), unit.alias(WHOLE), F.explode_outer(scores).alias("_level", "_score")
+    )
+    row = F.concat_ws(BETWEEN, WHOLE, "_level")
+    return rows.withColumns({roles.unit: row, roles.treatment: F.col("_level"), roles.outcome: F.col("_score")})
+
+
+def checked(frame: DataFrame, roles: Roles, *more: str) -> DataFrame:
+    """The columns of the roles, and more; DataError where the roles' are missing or of a kind that they cannot have."""
+    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    check_columns(kinds, (*roles.columns, *more), roles.features)
+    check_parts(kinds, roles)
+    return frame.select(*(f"`{column}`" for column in (*roles.columns, *more)))
+
+
+@contextmanager
+def kept(rows: DataFrame) -> Iterator[DataFrame]:
+    """Rows that the first pass leaves on the workers' disks; where a cluster refuses that, every pass reads anew."""
+    try:
+        kept = rows.persist(StorageLevel.DISK_ONLY)
+    except PySparkException:  # serverless compute keeps nothing
+        yield rows
+        return
+    try:
+        yield kept
+    finally:
+        kept.unpersist()
+
+
+def _estimate(
+    rows: DataFrame,
+    grown: tuple[Plan, Structure, Baselines],
+    facts: dict[str, Any],
+    bins: np.ndarray,
+    say: ProgressCallback,
+) -> Forest:
+    """`forest.training.estimate` on Spark."""
+    plan, structure, baselines = grown
+    say(f"estimating {structure.n_leaves:,} leaves from {facts['rows']:,} rows")
+    encoded = encoded_rows(rows, plan, baselines)
+    with watched(rows.sparkSession, say):
+        sums = leaf_sums(encoded, plan, structure)
+    if plan.debias:
+        say("correcting for the bias of wide leaves")
+        with watched(rows.sparkSession, say):
+            sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
+    return finished(plan, structure, sums, facts, baselines, bins)
+
+
+def summary_of(rows: DataFrame, roles: Roles) -> Summary:
+    """Counts and bounds of all rows, one map-only pass."""
+    parts = rows.mapInArrow(partial(summarise_batches, roles), "summary string").toArrow()
+    found = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
+    return sum(found, Summary())
+
+
+def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
+    """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
+    limit = sample_limit(total, len(roles.features))
+    return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
+
+
+def encoded_rows(rows: DataFrame, plan: Plan, baselines: Baselines) -> DataFrame:
+    """The fields of `Encoded` as columns, see `encoded_columns`."""
+    return rows.mapInArrow(partial(encode_batches, plan, baselines), encoded_columns(plan))
+
+
+def encoded_columns(plan: Plan) -> str:
+    """Fields of `Encoded`: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
+    outcomes = ", ".join(f"wy{j} bigint" for j in range(len(plan.roles.outcomes)))
+    return f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
+
+
+def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structure, list[dict]]:
+    """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
+
+    Rows go to every bucket whose trees they shape. Few buckets are copied to several workers, each growing a share of
+    the trees, so that no core waits.
+    """
+    shares = -(-WORKERS // plan.n_buckets)
+    copies = F.sequence(F.lit(0), F.lit(plan.growth_buckets * shares - 1))
+    grower = F.pmod(F.col("bucket") - F.floor(F.col("copy") / shares), F.lit(plan.n_buckets)).cast("int")
+    copied = encoded.withColumn("copy", F.explode(copies)).withColumn("grower", grower)
+    grouped = (
+        copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
+    )
+    grown = grouped.applyInArrow(on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
+    trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
+    found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
+    return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
+
+
+def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.ndarray | None = None) -> np.ndarray:
+    """Leaf sums over all rows, int64 [leaves, K, 1 + 2m]: partial sums per partition, merged per tree.
+
+    Without `values` the plain sums; with them (`plain_shares` of these) those of outcomes corrected for bias.
+    """
+    partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure, values), _TREE_SUMS_SCHEMA)
+    merged = partial_sums.groupBy("tree").applyInArrow(on_group(merge_sums), _TREE_SUMS_SCHEMA).toArrow()
+    sums = empty_sums(structure, plan)
+    for tree, content in zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True):
+        low, high = structure.leaf_start[tree], structure.leaf_start[tree + 1]
+        sums[low:high] = np.frombuffer(content.as_buffer(), np.int64).reshape(sums[low:high].shape)
+    return sums
+
+
+def on_group(worker: Callable[..., pa.Table], *state: object) -> Callable[[pa.Table], pa.Table]:
+    """A grouped worker with its state."""
+    # PySpark reads the type hints of a grouped worker and fails on those of a partial; a lambda has none.
+    return lambda group: worker(*state, group)
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def summarise_batches(roles: Roles, batches: Batches) -> Batches:
+    """One JSON summary per partition."""
+    found = sum((summarise(batch, roles) for batch in batches), Summary())
+    yield pa.record_batch({"summary": [json.dumps(asdict(found))]})
+
+
+def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> Batches:
+    """The rows whose unit hash is below the limit."""
+    for batch in batches:
+        yield batch.filter(pa.array(sampled(batch, unit, seed, limit)))
+
+
+def encode_batches(plan: Plan, baselines: Baselines, batches: Batches) -> Batches:
+    """Rows in the columns of `encoded_columns`."""
+    for batch in batches:
+        yield to_arrow(encode(batch, plan, baselines))
+
+
+def grow_group(plan: Plan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
+    """One share of a bucket's trees, and the bucket's status in a row of its own."""
+    rows = from_arrow(group, len(plan.bins))
+    grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
+    trees, status = grow_bucket(rows, plan, grower, baselines, share=(share, shares))
+    grown = [
+        {"tree": t.number, "nodes": t.nodes.tobytes(), "sets": t.sets.tobytes(), "leaves": t.n_leaves} for t in trees
+    ]
+    fields = [("tree", pa.int32()), ("nodes", pa.binary()), ("sets", pa.binary()), ("leaves", pa.int32())]
+    return pa.Table.from_pylist([*grown, {"status": json.dumps(status)}], pa.schema([*fields, ("status", pa.string())]))
+
+
+def sum_batches(plan: Plan, structure: Structure, values: np.ndarray | None, batches: Batches) -> Batches:
+    """Leaf sums of one partition, one row per tree; see `leaf_sums`."""
+    sums, routes = empty_sums(structure, plan), structure.routes
+    seen = False
+    for batch in batches:
+        seen = seen or batch.num_rows > 0
+        rows = from_arrow(batch, len(plan.bins))
+        rows = rows if values is None else correct(rows, routes, values, plan)
+        add_rows(sums, rows, routes, plan, corrected=values is not None)
+    if seen:
+        bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
+        content = [sums[low:high].tobytes() for low, high in bounds]
+        trees = pa.array(range(structure.n_trees), pa.int32())
+        yield pa.record_batch({"tree": trees, "sums": pa.array(content, pa.binary())})
+
+
+def merge_sums(parts: pa.Table) -> pa.Table:
+    """Add the partial sums of one tree; integers, so any order gives the same bits."""
+    total = sum(np.frombuffer(part.as_buffer(), np.int64) for part in parts.column("sums"))
+    return pa.table({"tree": parts.column("tree")[:1], "sums": pa.array([np.asarray(total).tobytes()], pa.binary())})
+
+
+def to_arrow(rows: Encoded) -> pa.RecordBatch:
+    """Rows in the columns of `encoded_columns`."""
+    columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
+    columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w}
+    columns |= {f"wy{j}": column for j, column in enumerate(rows.wy.T)}
+    return pa.record_batch(
+        {**{name: pa.array(values) for name, values in columns.items()}, "bins": packed_bins(rows.bins)}
+    )
+
+
+def packed_bins(bins: np.ndarray) -> pa.Array:
+    """Bins uint8 [n, p] as one binary value a row."""
+    n, p = bins.shape
+    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * p).astype(np.int32))
+    return pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(np.ascontiguousarray(bins))])
+
+
+def unpacked_bins(column: pa.Array | pa.ChunkedArray, p: int) -> np.ndarray:
+    """Bins uint8 [n, p] from `packed_bins`."""
+    packed = _flat(column)
+    return np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=p * packed.offset).reshape(-1, p)
+
+
+def from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
+    """The rows of `to_arrow`, with p features."""
+
+    def numbers(name: str) -> np.ndarray:
+        return np.asarray(_flat(batch.column(name)).to_numpy(zero_copy_only=False))
+
+    keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
+    sums = (numbers("w"), np.column_stack([numbers(n) for n in batch.schema.names if n.startswith("wy")]))
+    return Encoded(
+        *keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, unpacked_bins(batch.column("bins"), p)
+    )
+
+
+def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _tree_from_row(row: dict) -> Tree:
+    nodes = np.frombuffer(row["nodes"], np.uint64)
+    return Tree(row["tree"], nodes, np.frombuffer(row["sets"], np.uint64).reshape(-1, 4), row["leaves"])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scoring on Spark: every unit, every treated level, map only.
+
+
+def score(frame: DataFrame, model: Model) -> DataFrame:
+    """Effects as a lazy frame: unit, treatment, uplift, uplift_se, uplift_lower, uplift_upper, low_support.
+
+    `frame` needs the unit and the model's features under their training names and kinds, else DataError.
+    """
+    model = model.of(model.roles.outcome)  # no sums of further outcomes travel to the workers
+    needed = _needed(frame, model)
+    return needed.mapInArrow(partial(score_batches, model), _schema(frame, model.roles.unit))
+
+
+def explain(frame: DataFrame, forest: Forest) -> DataFrame:
+    """What each feature has to do with every unit's effect, a lazy frame: unit, treatment, uplift, base, values.
+
+    values array<double> in the order of `roles.features`; base + values is uplift (`forest.shapley`). Raises as
+    `score`.
+    """
+    forest = forest.of(forest.roles.outcome)
+    head = _schema(frame, forest.roles.unit).fields[:3]
+    tail = [StructField("base", DoubleType()), StructField("values", ArrayType(DoubleType()))]
+    return _needed(frame, forest).mapInArrow(partial(explain_batches, forest), StructType([*head, *tail]))
+
+
+def _needed(frame: DataFrame, model: Model) -> DataFrame:
+    """The unit and the features, checked."""
+    unit = model.roles.unit
+    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    check_columns(kinds, (unit, *model.roles.features), model.roles.features)
+    for one in model.bins:
+        if one.categorical != is_text(kinds[one.name]):
+            trained = "text" if one.categorical else "numeric"
+            kind = kinds[one.name]
+            raise DataError(
+                f"column {one.name!r} has type {kind} but the model was trained with a {trained} one; cast it"
+            )
+    return frame.select(*(f"`{column}`" for column in (unit, *model.roles.features)))
+
+
+def _schema(frame: DataFrame, unit: str) -> StructType:
+    doubles = [StructField(name, DoubleType()) for name in ("uplift", "uplift_se", "uplift_lower", "uplift_upper")]
+    head = [StructField(unit, frame.schema[unit].dataType), StructField(TREATMENT, StringType())]
+    return StructType([*head, *doubles, StructField("low_support", BooleanType())])
+
+
+def score_batches(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: effects of one partition's rows."""
+    for batch in batches:
+        yield from effect_table(model, batch).to_batches()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# New labels into standing trees on Spark: `forest.refresh` over a DataFrame, the same bytes as in one process.
+# Counting a row is a walk down the trees, so a map-only pass over all rows takes no longer than finding out which of
+# them are new. No tree is grown and no correction estimated, which are the dear parts of training. Where rows fade,
+# those of a day are brought together, because a day's sums are rounded once.
+
+_DAY, _DAY_SUMS_SCHEMA = "_day", "tree int, _day bigint, sums binary"
+
+
+def refreshed_frame(
+    frame: DataFrame, base: Forest, half_life: float | None, day: str | None, say: ProgressCallback = lambda _: None
+) -> Forest:
+    """`refresh.forest_of` the rows of the frame counted in the base's trees; `day` is a column of whole numbers, needed
+    with a half-life. Raises as `refresh.counted`, `refresh.forest_of` and `refresh.check_refresh`."""
+    check_refresh(base, half_life, day)
+    rows = checked(frame, base.roles, *([] if day is None else [day]))
+    dated = rows.withColumn(_DAY, (F.lit(0) if day is None else F.col(f"`{day}`")).cast("bigint"))
+    plan, structure, baselines = grown_parts(base)
+    with kept(dated) as rows:
+        _check_units(rows, base.roles)
+        say("checking the rows against the forest")
+        level_rows, days, bins = _looked_at(rows, base, day)
+        say(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
+        with watched(frame.sparkSession, say):
+            if half_life is None:
+                sums = plain(leaf_sums(encoded_rows(rows.drop(_DAY), plan, baselines), plan, structure))
+            else:
+                sums = _faded_sums(rows, base, half_life, days)
+    return forest_from(base, level_rows, sums, bins, fading=half_life is not None)
+
+
+def _check_units(rows: DataFrame, roles: Roles) -> None:
+    repeated = rows.groupBy(f"`{roles.unit}`").count().where("count > 1").agg(F.sum(F.col("count") - 1)).first()
+    if repeated is not None and repeated[0]:
+        raise DataError(f"column {roles.unit!r} repeats a unit in {repeated[0]} rows: keep one row per unit")
+
+
+def _looked_at(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
+    """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
+    [s, p], by unit) in one map-only pass."""
+    table = rows.mapInArrow(partial(look_batches, base), "found string, unit bigint, bins binary").toArrow()
+    found = table.column("found").drop_null().to_pylist()
+    parts = [json.loads(text) for text in found]
+    summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
+    check_summary(summary, base.roles)
+    days: Counter[int] = sum((Counter(dict(part["days"])) for part in parts), Counter())
+    undated = summary.rows - days.total()
+    if undated:
+        raise DataError(f"column {day!r} is null in {undated} of {summary.rows} rows: give every row its day")
+    problems: dict[str | None, Problem] = {}
+    for column, n, problem in (problem for part in parts for problem in part["problems"]):
+        problems[column] = (column, problems.get(column, (column, 0, problem))[1] + n, problem)
+    taken = table.filter(pc.is_valid(table.column("unit")))
+    order = np.argsort(np.asarray(taken.column("unit")).view(np.uint64))
+    bins = unpacked_bins(taken.column("bins"), len(base.plan.bins))[order]
+    return level_rows_of(summary, problems.values(), base), days, bins
+
+
+def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int, int]) -> np.ndarray:
+    """Sum of the days' `refresh.faded` plain sums, int64 [leaves, K, 1 + m]."""
+    plan, structure, baselines = grown_parts(base)
+    # A day with many rows goes to several workers.
+    shares = {day: -(-WORKERS * n // sum(days.values())) for day, n in days.items()}
+    columns = f"{encoded_columns(plan)}, {_DAY} bigint, _share int"
+    encoded = rows.mapInArrow(partial(encode_days, plan, baselines, shares), columns)
+    of_days = encoded.groupBy(_DAY, "_share").applyInArrow(on_group(sum_day, plan, structure), _DAY_SUMS_SCHEMA)
+    fading = (1 + len(plan.roles.outcomes), max(days), half_life, finer_bits(base))
+    merged = of_days.groupBy("tree").applyInArrow(on_group(merge_days, fading), _DAY_SUMS_SCHEMA).toArrow()
+    of_trees = dict(zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True))
+    whole = b"".join(of_trees[tree].as_py() for tree in range(structure.n_trees))
+    return np.frombuffer(whole, np.int64).reshape(structure.n_leaves, len(plan.levels), -1)
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+
+def look_batches(base: Forest, batches: Batches) -> Batches:
+    """A row for each row of the sample, its unit's hash and bins; and one with a partition's summary, rows of each day,
+    and what of its rows the forest cannot take, as JSON."""
+    summary, days, problems = Summary(), Counter[int](), list[Problem]()
+    for batch in batches:
+        summary += summarise(batch, base.roles)
+        days.update(batch.column(_DAY).drop_null().to_pylist())
+        problems += [problem for problem in unfit(batch, base) if problem[1]]
+        some = batch.filter(batch.column(base.roles.unit).is_valid())
+        units = unit_hashes(some.column(base.roles.unit), base.roles.unit)
+        mine = in_sample(units, base)
+        bins = apply_bins(some.filter(pa.array(mine)), base.plan.bins)
+        yield pa.record_batch(
+            {**_nothing(mine.sum()), "unit": pa.array(units[mine].view(np.int64)), "bins": packed_bins(bins)}
+        )
+    told = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
+    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(told)])})
+
+
+def _nothing(n: int) -> dict[str, pa.Array]:
+    return {"found": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
+
+
+def encode_days(plan: Plan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
+    """Rows in the columns of `encoded_columns`, their day, and which of the day's shares they are in."""
+    for batch in batches:
+        rows, day = encode(batch, plan, baselines), batch.column(_DAY)
+        share = rows.unit % np.array([shares[one] for one in day.to_pylist()], np.uint64)
+        encoded = to_arrow(rows).append_column(_DAY, day)
+        yield encoded.append_column("_share", pa.array(share.astype(np.int32)))
+
+
+def sum_day(plan: Plan, structure: Structure, group: pa.Table) -> pa.Table:
+    """Plain sums of a share of a day, one row per tree."""
+    sums = empty_sums(structure, plan)
+    add_rows(sums, from_arrow(group.drop_columns([_DAY, "_share"]), len(plan.bins)), structure.routes, plan)
+    bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
+    content = [plain(sums[low:high]).tobytes() for low, high in bounds]
+    days = group.column(_DAY)[:1].take([0] * structure.n_trees)
+    return pa.table({"tree": pa.array(range(structure.n_trees), pa.int32()), _DAY: days, "sums": content})
+
+
+def merge_days(fading: tuple[int, int, float, int], parts: pa.Table) -> pa.Table:
+    """Sums of one tree: those of its days whole, then every day's as it counts now."""
+    width, newest, half_life, finer = fading
+    days: dict[int, np.ndarray] = {}
+    for day, content in zip(parts.column(_DAY).to_pylist(), parts.column("sums"), strict=True):
+        days[day] = days.get(day, 0) + np.frombuffer(content.as_buffer(), np.int64)
+    total = sum(faded(sums.reshape(-1, width), newest - day, half_life, finer) for day, sums in days.items())
+    content = pa.array([np.asarray(total).tobytes()], pa.binary())
+    return pa.table({"tree": parts.column("tree")[:1], _DAY: parts.column(_DAY)[:1], "sums": content})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Complier effects on Spark: one pass for what deliveries bring on average, then the forest's own.
+
+
+def fit_instrumental_frame(
+    frame: DataFrame, roles: Roles, delivered: str, params: Params, say: ProgressCallback = lambda _: None
+) -> Instrumental:
+    """`forest.instrument.fit_instrumental` of a Spark frame: the same model, byte for byte."""
+    inner = left_roles(roles, delivered)
+    for name in (delivered, roles.outcome):
+        if name not in frame.columns:
+            raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
+    y, d = (F.col(f"`{name}`").cast("double") for name in (roles.outcome, delivered))
+    weight = F.lit(1.0) if roles.weight is None else F.col(f"`{roles.weight}`").cast("double")
+    if roles.propensity:
+        weight = weight / F.col(f"`{roles.propensity}`")
+    bad = d.isNull() | F.isnan(d) | (F.abs(d) == float("inf"))
+    finite = F.when(F.isnan(y) | (F.abs(y) == float("inf")), 0.0).otherwise(F.coalesce(y, F.lit(0.0)))
+    parts = (weight, weight * d, weight * finite, weight * d * d)
+    sums = frame.groupBy(F.col(f"`{roles.treatment}`").cast("string").alias("level")).agg(
+        F.count("*").alias("n"),
+        F.count_if(bad).alias("bad"),
+        *(F.sum(part).alias(f"s{i}") for i, part in enumerate(parts)),
+    )
+    rows = sorted(sums.collect(), key=lambda row: str(row["level"]))
+    n, missing = (sum(row[name] for row in rows) for name in ("n", "bad"))
+    if missing:
+        raise DataError(f"column {delivered!r} is null, NaN or infinite in {missing} of {n} rows: fill or drop them")
+    overall = two_stage(np.array([[row[f"s{i}"] for row in rows] for i in range(4)], float), delivered, n)
+    say(f"a delivery brings {overall:.4g} on average, by two-stage least squares")
+    return Instrumental(
+        fit_frame(frame.withColumn(LEFT, y - overall * d), inner, params, say), roles, overall, delivered
+    )

@@ -1,0 +1,274 @@
+"""Erasure of units on request: from the models in use, from every table, and from what tables leave behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError, ConflictError
+from uplift_spark.estimators import UpliftModel
+from uplift_spark.governance.privacy import key_of, pseudonym
+from uplift_spark.lake.contracts import UNREAD
+from uplift_spark.lake.schemas import QUARANTINE, contract_of
+from uplift_spark.lake.storage import PROPERTIES
+from uplift_spark.lake.tables import ERASED, Lake, Written, retried
+from uplift_spark.registry.models import Origin, Registered, Registry, facts_of, still_there
+from uplift_spark.roles import RUN_ID, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
+
+# --------------------------------------------------------------------------------------------------------------------
+# Units taken out of tables for good, and what they leave behind in files and logs.
+# No id becomes part of a plan or of a commit: units come as a frame, and Delta logs the condition of a join.
+
+_APPEND_ONLY = "delta.appendOnly"
+_DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file
+_NO_FILES_KEPT = {"delta.deletedFileRetentionDuration": "interval 0 hours"}
+# A commit that checkpoints has Delta delete the log files of days gone by; all of them, as none is kept.
+_NO_LOG_KEPT = {"delta.logRetentionDuration": "interval 0 hours", "delta.checkpointInterval": "1"}
+_USUAL_CHECKPOINTS = {"delta.checkpointInterval": "10"}
+_USUAL = PROPERTIES | _USUAL_CHECKPOINTS
+
+
+def erase_units(lake: Lake, table: str, units: DataFrame) -> int:
+    """Delete the rows of `units`, one string column unit_id, from the newest version; returns how many there were.
+
+    Of bronze.quarantine the rows that hold such an id as a value, whatever its key, or as a cell of a line that could
+    not be read. Tables without units are left alone. Raw tables take back rows while this runs and are append-only
+    again afterwards; if it is killed in between, when it runs again. Raises ConflictError when other writers win every
+    race.
+    """
+    held = _held(lake, table, units)
+    if held is None:
+        return 0
+    contract = contract_of(table)
+    locked = contract is not None and contract.append_only
+    try:
+        if held.isEmpty():
+            return 0
+        if locked:
+            _set(lake, table, {_APPEND_ONLY: "false"})
+        return retried(lambda: _delete(lake, table, held), table, "an erasure")
+    finally:
+        if locked and lake.properties(table).get(_APPEND_ONLY) != "true":
+            _set(lake, table, {_APPEND_ONLY: "true", ERASED: str(lake.version(table))})
+
+
+def _held(lake: Lake, table: str, units: DataFrame) -> DataFrame | None:
+    """What tells the rows to delete, in a column of the table: ids, or rows as JSON; None where no unit can be."""
+    rows = lake.read(table)
+    if table == QUARANTINE:
+        cells = F.from_json("row", "map<string,string>")
+        unread = F.transform(F.split(F.coalesce(cells[UNREAD], F.lit("")), _DELIMITERS), lambda cell: F.trim(cell))
+        values = rows.select("row", F.explode(F.concat(F.map_values(cells), unread)).alias(UNIT))
+        return values.join(F.broadcast(units), UNIT, "left_semi").select("row").distinct()
+    return units.join(rows, UNIT, "left_semi") if UNIT in rows.columns else None
+
+
+def _delete(lake: Lake, table: str, held: DataFrame) -> int:
+    (column,) = held.columns
+    merge = f"MERGE INTO {lake.reference(table)} AS t USING {{held}} AS s ON t.{column} = s.{column}"
+    done = lake.spark.sql(f"{merge} WHEN MATCHED THEN DELETE", held=held).collect()[0]
+    return int(done["num_deleted_rows"])
+
+
+def purge(lake: Lake, table: str, log: bool = True) -> None:
+    """Remove the files of all versions but the newest, and with `log` what the transaction log tells of them.
+
+    Delta deletes log files by the day: bounds of columns written today are gone after a purge on a later day (UTC).
+    Nothing else may write the table meanwhile: files of a write that is not committed yet would be taken for old ones.
+    If it is killed the table keeps no history until it runs again.
+    """
+    have = lake.properties(table)
+    if have.get("delta.enableDeletionVectors") == "true":
+        retried(lambda: lake.spark.sql(f"REORG TABLE {lake.reference(table)} APPLY (PURGE)"), table, "a purge")
+    none = _NO_FILES_KEPT | _NO_LOG_KEPT
+    try:
+        if log:
+            # First of all: log files go as far as a checkpoint before which there is none of today.
+            _set(lake, table, none)
+        _set(lake, table, _NO_FILES_KEPT | _USUAL_CHECKPOINTS)
+        lake.spark.sql(f"VACUUM {lake.reference(table)}").collect()
+    finally:
+        # All at once: Delta compares the two times of one statement.
+        _set(lake, table, {key: have[key] if have.get(key, no) != no else _USUAL[key] for key, no in none.items()})
+
+
+def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
+    pairs = ", ".join(f"'{key}' = '{value}'" for key, value in values.items())
+    statement = f"ALTER TABLE {lake.reference(table)} SET TBLPROPERTIES ({pairs})"
+    retried(lambda: lake.spark.sql(statement), table, "a change of its properties")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Erasure of units on request: from the models in use, from every table, and from what tables leave behind.
+# The order makes a rerun complete what a killed run began: forests without the units are registered before the rows go
+# that they are estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids
+# are hashes over them.
+
+_KEPT = "silver.trained_"
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """Whom to erase, and whether to remove what tables leave behind of all that is deleted.
+
+    Raises ConfigError for a blank id, and when there is nothing to do.
+    """
+
+    units: tuple[str, ...] = ()
+    purge: bool = False
+
+    def __post_init__(self) -> None:
+        blank = sum(not unit.strip() for unit in self.units)
+        if blank:
+            raise ConfigError(f"{blank} of {len(self.units)} units to erase are blank: correct --unit or --units")
+        if not self.units and not self.purge:
+            raise ConfigError("nothing to erase: name units with --unit or --units, or give --purge")
+
+    @classmethod
+    def asked(cls, units: Sequence[str] | None, file: Path | None, purge: bool) -> Erasure:
+        """Of the command's options; `file` holds one id a line."""
+        try:
+            listed = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--units {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        if file is not None and not listed:
+            raise ConfigError(f"--units {file} is empty: it must hold one id a line")
+        return cls(tuple(dict.fromkeys([*(units or ()), *listed])), purge)
+
+
+def erase(config: Config, lake: Lake, erasure: Erasure, say: ProgressCallback = silent) -> JobResult:
+    """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from all tables.
+
+    A unit that is nowhere is no error. Older versions of a model hold sums over all their units, and no id. With
+    `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
+    still can, and be erased from: their training rows are kept in silver.trained_<model>_<version>.
+    """
+    key = key_of(config)
+    if key is not None:
+        erasure = replace(erasure, units=tuple(pseudonym(key, unit) for unit in erasure.units))
+    registry = Registry.of(config)
+    run_id = derive_run_id("erase", {"units": sorted(erasure.units)})
+    written: list[Written] = []
+    details: dict[str, object] = {"units": len(erasure.units)}
+    if erasure.units:
+        units = lake.spark.createDataFrame([(unit,) for unit in erasure.units], f"{UNIT} string")
+        made = {}
+        for base in models_in_use(config, registry):
+            kept = _erase_from_model(config, lake, registry, base, (erasure.units, units), say)
+            if kept is not None:
+                written.append(kept)
+                made[f"version {base.version}"] = f"is now version {registry.current(base).version}"
+        models_in_use(config, registry)  # moves the alias
+        removed = {}
+        for table in lake.tables():
+            if gone := erase_units(lake, table, units):
+                say(f"{table}: {gone:,} rows removed")
+                removed[table] = gone
+        details |= {"removed": removed or "0 rows", "model": made or "no version in use was trained on them"}
+    if erasure.purge:
+        details["purged"] = _purge_all(config, lake, registry, say)
+    return JobResult.of("erase", run_id, *written, **details)
+
+
+def models_in_use(config: Config, registry: Registry) -> list[Registered]:
+    """The champion, and the version that the configuration names if it is another one.
+
+    Of a version that units were erased from what came of it; the alias champion moves there, if it was not yet.
+    """
+    champion, named = registry.known(config.model_name), config.registry.version
+    found = [] if champion is None else [registry.current(champion)]
+    if champion is not None and champion.version != found[0].version:
+        registry.set_champion(found[0])
+    other = registry.known(config.model_name, named) if named else None
+    found += [] if other is None else [registry.current(other)]
+    return list({model.version: model for model in found}.values())
+
+
+def _erase_from_model(
+    config: Config,
+    lake: Lake,
+    registry: Registry,
+    base: Registered,
+    gone: tuple[tuple[str, ...], DataFrame],
+    say: ProgressCallback,
+) -> Written | None:
+    """Register a version of `base` that never saw the units; None when `base` never did.
+
+    Its training rows, those of `base` less the units, become the newest version of a table of their own: whatever has
+    become of the campaign's training table since, the next erasure starts from there.
+    """
+    ids, units = gone[0], F.broadcast(gone[1])
+    table, version = _rows_of(base)
+    rows = lake.read(table, version).where("split = 'train'")
+    with still_there(table, version, "train the model again, then erase"):
+        if rows.join(units, UNIT, "left_semi").isEmpty():
+            return None
+        say(f"{base.name} version {base.version} was trained on some of the units: estimating it without them")
+        run_id = derive_run_id("erase", {"units": sorted(ids)}, **_identity(base))
+        kept = lake.write(_kept_table(config, base), rows.join(units, UNIT, "left_anti"), run_id, mode="overwrite")
+    _register(config, lake, registry, base, kept, say)
+    return kept
+
+
+def _register(
+    config: Config, lake: Lake, registry: Registry, base: Registered, kept: Written, say: ProgressCallback
+) -> None:
+    """Estimate the trees of `base` from the rows kept, register that forest; raises ConflictError if `base` has one.
+
+    Rows of a refreshed forest that fade count alike again, until the next refresh.
+    """
+    frame, started = lake.read(kept.table, kept.version), time.monotonic()
+    model = UpliftModel(registry.load(registry.trees_of(base))).estimate(frame, say)
+    params, metrics = facts_of(model.model, time.monotonic() - started)
+    if registry.current(base).version != base.version:
+        raise ConflictError(f"another erasure took units out of {base.name} version {base.version}: run this one again")
+    run_id = derive_run_id("erase", {}, rows=[kept.table, kept.version], **_identity(base))
+    data = {kept.table: kept.version}
+    roles, inputs = model.roles, dict(frame.dtypes)
+    origin = Origin(run_id, roles, inputs, data, kept.version, code_version(), base.params, base.version)
+    params = {"campaign": config.campaign, "erasure_of": base.version, **params}
+    registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
+
+
+def _purge_all(config: Config, lake: Lake, registry: Registry, say: ProgressCallback) -> str:
+    for base in models_in_use(config, registry):
+        _keep_rows(config, lake, registry, base)
+    tables = lake.tables()
+    for table in tables:
+        say(f"purging {table}")
+        purge(lake, table, log=not table.startswith(_KEPT))
+    return f"{len(tables)} tables; what their logs tell of rows written today goes with a purge tomorrow (UTC)"
+
+
+def _keep_rows(config: Config, lake: Lake, registry: Registry, base: Registered) -> None:
+    """Have the model's training rows in the newest version of a table of their own, so that purging leaves them."""
+    table, version = _rows_of(base)
+    rows = lake.read(table, version)
+    with still_there(table, version, "train the model again, then purge"):
+        if table.startswith(_KEPT) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
+            return
+        run_id = derive_run_id("keep", {}, **_identity(base))
+        kept = lake.write(_kept_table(config, base), rows.where("split = 'train'"), run_id, mode="overwrite")
+    registry.set_data_versions(base, {kept.table: kept.version})
+
+
+def _identity(model: Registered) -> dict[str, object]:
+    return {"model": [model.name, model.version, model.sha256], "data": dict(model.data_versions)}
+
+
+def _rows_of(model: Registered) -> tuple[str, int]:
+    ((table, version),) = model.data_versions.items()
+    return table, version
+
+
+def _kept_table(config: Config, base: Registered) -> str:
+    """One table for a trained version and all erasures from it."""
+    table, _ = _rows_of(base)
+    return table if table.startswith(_KEPT) else f"{_KEPT}{config.model_name}_{base.version}"

@@ -1,0 +1,112 @@
+"""Pseudonyms in place of unit ids, and consent as the last gate before scores leave."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError
+from uplift_spark.roles import UNIT
+
+# --------------------------------------------------------------------------------------------------------------------
+# Keyed hashes in place of unit ids, before anything is written.
+# The key travels to the workers inside their function's closure: no plan, log or table shows it.
+
+LEAST_KEY = 16  # bytes
+_DIGITS = 32  # hexadecimal, 128 bits
+
+
+def key_of(config: Config) -> bytes | None:
+    """The key of the campaign's pseudonyms, None when ids stay as they are.
+
+    Raises ConfigError when the environment variable is not set or holds less than LEAST_KEY bytes.
+    """
+    if config.pseudonyms is None:
+        return None
+    name = config.pseudonyms.key_env
+    key = os.environ.get(name, "").encode()
+    if len(key) < LEAST_KEY:
+        have = f"has {len(key)} bytes" if key else "is not set"
+        raise ConfigError(
+            f"pseudonyms.key_env names ${name}, which {have}: set it to a secret of at least {LEAST_KEY} bytes"
+        )
+    return key
+
+
+def pseudonym(key: bytes, unit: str) -> str:
+    """The first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text."""
+    return hmac.digest(key, unit.encode(), hashlib.sha256).hex()[:_DIGITS]
+
+
+def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:
+    """`frame` with pseudonyms for ids in its column unit_id, and under that key in a column of rows as JSON.
+
+    Null and blank ids stay, for the rules to find. The text of a line that is no row, which JSON holds under `unread`,
+    may contain an id anywhere and is left out. Without a key `frame` as it is.
+    """
+    if key is None or UNIT not in frame.columns:
+        return frame
+    text = frame.withColumn(UNIT, F.col(UNIT).cast("string"))
+    return text.mapInArrow(partial(hash_batches, key, json_column, unread), text.schema)
+
+
+def hash_batches(
+    key: bytes, json_column: str | None, unread: str, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Worker: see `pseudonymised`."""
+    for batch in batches:
+        changed = {UNIT: [_hashed(key, unit) for unit in batch.column(UNIT).to_pylist()]}
+        if json_column is not None:
+            changed[json_column] = [_hashed_row(key, row, unread) for row in batch.column(json_column).to_pylist()]
+        for name, values in changed.items():
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, batch.schema.field(place), pa.array(values, batch.schema.field(place).type))
+        yield batch
+
+
+def _hashed(key: bytes, unit: str | None) -> str | None:
+    return pseudonym(key, unit) if unit is not None and unit.strip() else unit
+
+
+def _hashed_row(key: bytes, row: str | None, unread: str) -> str | None:
+    if row is None:
+        return None
+    cells = json.loads(row)
+    if cells.get(UNIT) is not None:
+        cells[UNIT] = _hashed(key, str(cells[UNIT]))
+    if cells.get(unread) is not None:
+        cells[unread] = f"{len(cells[unread])} characters, which may hold an id"
+    return json.dumps(cells, ensure_ascii=False, separators=(",", ":"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Who may be contacted, by what is known of consent now: the last gate before scores leave the platform.
+
+GATE, MAY = "gate", "may be contacted"
+WITHDREW, NO_GRANT = "withdrew", "no consent"
+
+
+def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bool) -> DataFrame:
+    """`rows` with the column GATE: MAY, WITHDREW or NO_GRANT, by the unit's latest word on `purpose`.
+
+    The latest is the one last changed, then the one known last; of a grant and a withdrawal at the same time the
+    withdrawal counts, and a grant that lies in the future does not. Units who never said a word may be contacted unless
+    consent is `required`. consent: rows of bronze.consent; None when there is none.
+    """
+    silence = F.lit(NO_GRANT if required else MAY)
+    if consent is None:
+        return rows.withColumn(GATE, silence)
+    said = consent.where((F.col("purpose") == purpose) & (~F.col("granted") | F.expr("changed_at <= now()")))
+    latest = F.max(F.struct("changed_at", "known_at", (~F.col("granted")).alias("withdrawn")))["withdrawn"]
+    units = said.groupBy(UNIT).agg(latest.alias("__withdrawn"))
+    gate = F.when(F.col("__withdrawn"), F.lit(WITHDREW)).when(F.col("__withdrawn").isNull(), silence)
+    return rows.join(units, UNIT, "left").withColumn(GATE, gate.otherwise(F.lit(MAY))).drop("__withdrawn")

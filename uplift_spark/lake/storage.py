@@ -1,0 +1,278 @@
+"""Where tables live: a folder per table under one path, or a catalog. `Lake` works through one of the two."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
+from pyspark.sql.types import StructType
+
+from uplift_spark.config import Lakehouse
+from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.lake.session import delta_package
+from uplift_spark.roles import checked_name
+
+SCHEMAS = ("bronze", "silver", "gold")
+# Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
+KEPT = "interval 400 days"
+PROPERTIES = {
+    "delta.enableChangeDataFeed": "true",
+    "delta.logRetentionDuration": KEPT,
+    "delta.deletedFileRetentionDuration": KEPT,
+}
+
+_ABSENT = {
+    "DELTA_MISSING_DELTA_TABLE",
+    "DELTA_PATH_DOES_NOT_EXIST",
+    "DELTA_TABLE_NOT_FOUND",
+    "NO_SUCH_TABLE_EXCEPTION",
+    "PATH_NOT_FOUND",
+    "SCHEMA_NOT_FOUND",
+    "TABLE_OR_VIEW_NOT_FOUND",
+}
+_NO_DELTA = ("DATA_SOURCE_NOT_FOUND", "CATALOG_PLUGIN_CLASS_NOT_FOUND", "UNSUPPORTED_DATASOURCE_FOR_DIRECT_QUERY")
+
+
+class Place(Protocol):
+    """Storage of tables named `schema.table` (both checked before they come here).
+
+    checkpoints  folder for the states of streams; None where the configuration must name one
+    """
+
+    checkpoints: str | None
+
+    def name(self, table: str) -> str:
+        """Backquoted name for SQL text."""
+
+    def reference(self, table: str) -> str:
+        """What SQL commands such as DESCRIBE HISTORY take, whether or not the table is registered."""
+
+    def load(self, reader: DataFrameReader, table: str) -> DataFrame:
+        """The table through a reader that may carry a version."""
+
+    def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
+        """Prepare an absent table; returns writer options the first write must carry to finish the creation."""
+
+    def save(self, frame: DataFrame, save: Save) -> None:
+        """Write `frame` in one commit."""
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        """Start a stream into an existing table."""
+
+    def tables(self) -> list[str]:
+        """Every table, sorted."""
+
+    def register(self, tables: Sequence[str]) -> None:
+        """Make `tables` known by name to this session's SQL."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a new table is laid out. Partitions win over clusters (Delta takes one of the two); files keep the bounds of
+    the columns `skip_by`, if any are named; constraints are {name: SQL condition that every row must meet}; rows of an
+    `append_only` table are never changed nor deleted."""
+
+    partition_by: tuple[str, ...] = ()
+    cluster_by: tuple[str, ...] = ()
+    skip_by: tuple[str, ...] = ()
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    append_only: bool = False
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Table properties, constraints aside."""
+        skipping = {"delta.dataSkippingStatsColumns": ",".join(self.skip_by)} if self.skip_by else {}
+        return {**PROPERTIES, **skipping, **({"delta.appendOnly": "true"} if self.append_only else {})}
+
+
+@dataclass(frozen=True)
+class Save:
+    """One write: appended or in place of all rows; `partition_by` takes effect where the table is created."""
+
+    table: str
+    mode: Literal["append", "overwrite"]
+    options: Mapping[str, str]
+    partition_by: tuple[str, ...] = ()
+
+
+def place_of(spark: SparkSession, lakehouse: Lakehouse) -> Place:
+    """The lakehouse's catalog if it names one, else its folder."""
+    if lakehouse.catalog is not None:
+        return Catalog(spark, checked_name(lakehouse.catalog, "lakehouse.catalog"))
+    return Folder(spark, lakehouse.path)
+
+
+def schema_or_none(place: Place, reader: DataFrameReader, table: str) -> StructType | None:
+    """Schema of a table, None when there is none; EnvironmentProblem when the session has no Delta."""
+    try:
+        return place.load(reader.format("delta"), table).schema
+    except Exception as error:  # a missing class reaches Python untyped
+        if isinstance(error, AnalysisException) and (error.getCondition() or "").split(".")[0] in _ABSENT:
+            return None
+        if any(sign in str(error) for sign in _NO_DELTA):
+            raise EnvironmentProblem(
+                f"this Spark session has no Delta Lake: start it with `--packages {delta_package()}`, or run without "
+                "spark-submit"
+            ) from error
+        raise
+
+
+class Folder:
+    """Delta tables in `<path>/<schema>/<table>`; names are entries of the session's own in-memory catalog."""
+
+    def __init__(self, spark: SparkSession, path: str) -> None:
+        self._spark = spark
+        # Spark resolves a relative path against the server's folder, users against theirs.
+        self.path = absolute(path.rstrip("/"))
+        self.checkpoints: str | None = f"{self.path}/_checkpoints"
+
+    def name(self, table: str) -> str:
+        return ".".join(f"`{part}`" for part in table.split("."))
+
+    def reference(self, table: str) -> str:
+        return f"delta.`{self._location(table).replace('`', '``')}`"
+
+    def load(self, reader: DataFrameReader, table: str) -> DataFrame:
+        return reader.load(self._location(table))
+
+    def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
+        # The first write creates the table in its one commit, so nobody ever sees it half made.
+        return {**layout.properties, **{f"delta.constraints.{name}": rule for name, rule in layout.constraints.items()}}
+
+    def save(self, frame: DataFrame, save: Save) -> None:
+        """Write `frame` in one commit, creating the table in the same one if there is none."""
+        writer = frame.write.format("delta").mode(save.mode).options(**save.options)
+        if save.partition_by:
+            writer = writer.partitionBy(*save.partition_by)
+        writer.save(self._location(save.table))
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        return writer.start(self._location(table))
+
+    def tables(self) -> list[str]:
+        logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
+        parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
+        try:
+            found = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
+        except AnalysisException as error:
+            if error.getCondition() == "PATH_NOT_FOUND":
+                return []
+            raise
+        return sorted(row["table"].replace("/", ".") for row in found)
+
+    def register(self, tables: Sequence[str]) -> None:
+        for schema in sorted({table.split(".")[0] for table in tables}):
+            location = _quoted(f"{self.path}/{schema}")
+            self._spark.sql(f"CREATE DATABASE IF NOT EXISTS `{schema}` LOCATION {location}")
+            known = self._registered(schema)
+            for table in (table for table in tables if table.startswith(f"{schema}.")):
+                self._point(table, known.get(table))
+
+    def _point(self, table: str, known: str | None) -> None:
+        """Let the name mean this lakehouse's folder; a session may have served another lakehouse before."""
+        if known == self._location(table):
+            return
+        if known is not None:
+            self._spark.sql(f"DROP TABLE IF EXISTS {self.name(table)}")  # external: the other lakehouse keeps its files
+        location = _quoted(self._location(table))
+        self._spark.sql(f"CREATE TABLE IF NOT EXISTS {self.name(table)} USING DELTA LOCATION {location}")
+
+    def _registered(self, schema: str) -> dict[str, str]:
+        """{schema.table: folder} as the session's catalog has them."""
+        listed = self._spark.sql(f"SHOW TABLE EXTENDED IN `{schema}` LIKE '*'").collect()
+        found = {
+            f"{schema}.{row['tableName']}": re.search(r"^Location: (.*)$", row["information"], re.M) for row in listed
+        }
+        return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in found.items()}
+
+    def _location(self, table: str) -> str:
+        return f"{self.path}/{table.replace('.', '/')}"
+
+
+class Catalog:
+    """Managed tables `catalog.schema.table`, as on Unity Catalog."""
+
+    def __init__(self, spark: SparkSession, catalog: str) -> None:
+        self._spark = spark
+        self._catalog = catalog
+        self.checkpoints: str | None = None
+
+    def name(self, table: str) -> str:
+        return ".".join(f"`{part}`" for part in (self._catalog, *table.split(".")))
+
+    def reference(self, table: str) -> str:
+        return self.name(table)
+
+    def load(self, reader: DataFrameReader, table: str) -> DataFrame:
+        return reader.table(self.name(table))
+
+    def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
+        # A created-as-select commit carries no userMetadata, so an empty table comes first and the write appends.
+        self._spark.sql(f"CREATE SCHEMA IF NOT EXISTS `{self._catalog}`.`{table.split('.')[0]}`")
+        self._spark.sql(_ddl(self.name(table), schema, layout))
+        for constraint, rule in layout.constraints.items():
+            self._spark.sql(f"ALTER TABLE {self.name(table)} ADD CONSTRAINT `{constraint}` CHECK ({rule})")
+        return {}
+
+    def save(self, frame: DataFrame, save: Save) -> None:
+        """Write `frame` in one commit to the table that `create` made.
+
+        Overwriting replaces rows; saveAsTable would replace the table itself, with its clustering and grants.
+        """
+        writer = frame.writeTo(self.name(save.table)).options(**save.options)
+        if save.mode == "overwrite":
+            writer.overwrite(F.lit(True))
+        else:
+            writer.append()
+
+    def stream(self, writer: DataStreamWriter, table: str) -> StreamingQuery:
+        return writer.toTable(self.name(table))
+
+    def tables(self) -> list[str]:
+        schemas = {row[0] for row in self._spark.sql(f"SHOW SCHEMAS IN `{self._catalog}`").collect()}
+        found = []
+        for schema in sorted(schemas.intersection(SCHEMAS)):
+            rows = self._spark.sql(f"SHOW TABLES IN `{self._catalog}`.`{schema}`").collect()
+            found += [f"{schema}.{row['tableName']}" for row in rows if not row["isTemporary"]]
+        return sorted(found)
+
+    def register(self, tables: Sequence[str]) -> None:
+        return None  # a catalog knows its tables
+
+
+def _ddl(name: str, schema: StructType, layout: Layout) -> str:
+    columns = ", ".join(
+        f"`{column.name}` {column.dataType.simpleString()}"
+        + (f" COMMENT {_quoted(column.metadata['comment'])}" if "comment" in column.metadata else "")
+        for column in schema
+    )
+    properties = ", ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in layout.properties.items())
+    clauses = [f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING DELTA"]
+    if layout.partition_by:
+        clauses.append(f"PARTITIONED BY ({', '.join(layout.partition_by)})")
+    elif layout.cluster_by:
+        clauses.append(f"CLUSTER BY ({', '.join(layout.cluster_by)})")
+    clauses.append(f"TBLPROPERTIES ({properties})")
+    return " ".join(clauses)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def absolute(path: str) -> str:
+    """The path from the root, or as it is when it has a scheme: `s3://...`."""
+    return path if re.match(r"[A-Za-z][\w+.-]+:", path) else os.path.abspath(path)
+
+
+def globless(path: str) -> str:
+    """The path for Spark's readers, which take brackets and stars for patterns."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)

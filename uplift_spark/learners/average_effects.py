@@ -1,0 +1,168 @@
+"""Average partial effects of doses, and average effects for units outside the trial."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from uplift_spark.errors import DataError
+from uplift_spark.learners.nuisances import Blend, Spec, crossfit_folds, fit_nuisances
+
+# --------------------------------------------------------------------------------------------------------------------
+# Average partial effects of doses that nobody assigned at random: what one unit more of it would have brought.
+# The average of dE[Y | W, X] / dW, as the mean of doubly robust scores
+#
+#     τ(X) + r(W, X) (Y - m(X) - τ(X) (W - e(X))),    r = - d/dw log p(w | X),
+#
+# with m, e and τ the expected outcome, the expected dose and its slope, and r what tells the density of doses at w
+# from that just beside it (Powell, Stock & Stoker 1989; Hirshberg & Wager 2021; for Gaussian doses r is (W - e) /
+# Var(W | X)). Unbiased if the slope or the density is right. Doses are taken to be their expectation plus a noise of
+# one shape whose size depends on X: r comes from a smoothed density of the standardised residuals. All is cross-
+# fitted.
+
+_GRID = 400  # points that the density of residuals is smoothed on
+_WIDEST = 5.0  # standardised residuals beyond are taken to be there
+_LEAST_SPREAD = 0.05  # of the doses' spread given the features, in its average: below nothing is told apart
+
+
+def average_partial_effect(
+    features: np.ndarray,
+    dose: np.ndarray,
+    outcome: np.ndarray,
+    key: np.ndarray,
+    spec: Spec,
+    cluster: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """(estimate, standard error), in outcome units for one unit more of the dose.
+
+    features float64 [n, p] with NaN where missing, dose and outcome float64 [n], key uint64 [n] as in `crossfit`, whose
+    folds are `spec`'s; cluster int [n]: units of one are not independent, and key is then the cluster's. Raises
+    DataError for values that are not finite, and where the features tell the dose.
+    """
+    for name, values in (("dose", dose), ("outcome", outcome)):
+        if count := int(np.count_nonzero(~np.isfinite(values))):
+            raise DataError(f"the {name} is missing or infinite in {count} of {len(values)} rows: drop or fill it")
+    fold, order = crossfit_folds(key, spec), np.argsort(key, kind="stable")
+    score = np.empty(len(dose))
+    with threadpool_limits(1):
+        for f in range(spec.folds):
+            rest, mine = order[fold[order] != f], np.flatnonzero(fold == f)
+            score[mine] = _scores((features, dose, outcome), rest, mine, spec)
+    estimate, pull = float(score.mean()), score - score.mean()
+    if cluster is not None:
+        pull = np.bincount(np.unique(cluster, return_inverse=True)[1], pull)
+    groups = len(pull)
+    return estimate, float(np.sqrt((pull**2).sum() * groups / (groups - 1)) / len(score))
+
+
+def _scores(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray], rest: np.ndarray, mine: np.ndarray, spec: Spec
+) -> np.ndarray:
+    features, dose, outcome = data
+    make = partial(Blend, False, spec.categorical, spec.seed) if spec.outcome is None else partial(spec.outcome, False)
+    ones = np.ones(len(rest))
+    expected = make().fit(features[rest], outcome[rest], sample_weight=ones)
+    usual = make().fit(features[rest], dose[rest], sample_weight=ones)
+    left, gained = dose[rest] - usual.predict(features[rest]), outcome[rest] - expected.predict(features[rest])
+    wide = float((left**2).mean())
+    if not wide > 1e-9 * float(dose[rest].var()) or wide == 0.0:
+        raise DataError(f"the features tell the dose of {len(rest)} rows: there is none to compare like units by")
+    spread = make().fit(features[rest], left**2, sample_weight=ones)
+    # A row without a dose of its own says nothing of the slope; weights make the quotient harmless.
+    safe = np.where(np.abs(left) > 1e-6 * np.sqrt(wide), left, np.inf)
+    slopes = make().fit(features[rest], gained / safe, sample_weight=left**2)
+
+    def size(rows: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(spread.predict(features[rows]), _LEAST_SPREAD * wide))
+
+    at, density, slope_of = _density(left / size(rest))
+    apart = dose[mine] - usual.predict(features[mine])
+    scale = size(mine)
+    standard = np.clip(apart / scale, at[0], at[-1])
+    pull = -np.interp(standard, at, slope_of) / np.interp(standard, at, density) / scale
+    pull /= float((pull * apart).mean())  # r is 1 on average along with a dose one unit higher
+    slope = slopes.predict(features[mine])
+    return np.asarray(slope + pull * (outcome[mine] - expected.predict(features[mine]) - slope * apart))
+
+
+def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(points, density, its slope) of standardised residuals [n]: a Gaussian kernel of Silverman's width."""
+    held = np.clip(values, -_WIDEST, _WIDEST)
+    at = np.linspace(held.min(), held.max(), _GRID)
+    width = 1.06 * min(held.std(), float(np.subtract(*np.percentile(held, [75, 25]))) / 1.34) * len(held) ** -0.2
+    counts, edges = np.histogram(held, bins=4 * _GRID)
+    apart = (at[:, None] - (edges[:-1] + edges[1:]) / 2) / width
+    kernel = np.exp(-(apart**2) / 2) * counts
+    return at, kernel.sum(axis=1), -(apart * kernel).sum(axis=1) / width
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Average effects for units that were not in the trial: what a campaign tested here would bring there.
+# With s whether a unit took part, p(X) the chance of it, and m_k and e_k a level's expected outcome and odds, the
+# average effect of level k among units that did not take part is the mean over all units, divided by P(s = 0), of
+#
+#     (1 - s) (m_k(X) - m_0(X)) + s (1 - p) / p ([w = k] (Y - m_k) / e_k - [w = 0] (Y - m_0) / e_0)
+#
+# (Dahabreh et al. 2020, equation 4): unbiased if the outcome or the part taken is modelled right. All is cross-fitted.
+#
+# Assumed: effects depend on the features alone, wherever a unit is, and none is sure to be outside.
+
+_LEAST_CHANCE = 0.02  # of taking part, as it is fitted: those less likely stand for no more than fifty others
+
+
+def transported_average(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+    inside: np.ndarray,
+    key: np.ndarray,
+    spec: Spec,
+    odds: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(average effect of each treated level among the units outside, standard error), float64 [L] each.
+
+    data    features float64 [n, p] with NaN where missing, place int [n] with 0 the control, outcome float64 [n]; the
+            last two are not looked at outside
+    inside  whether a unit was in the trial, bool [n]
+    key     uint64 [n] as in `crossfit`; units of one key, such as a household's, may depend on each other
+    odds    probability of every level, float64 [n, K], where they are known
+
+    The average is over the very units given as outside: that these are a sample themselves is not in the error. Raises
+    DataError for outcomes inside that are not finite, and where all units, or none, are inside.
+    """
+    outcome, inside = data[2], np.asarray(inside, bool)
+    if count := int(np.count_nonzero(~np.isfinite(outcome[inside]))):
+        raise DataError(f"the outcome is missing or infinite in {count} of {inside.sum()} rows inside: drop or fill it")
+    if inside.all() or not inside.any():
+        raise DataError(f"{inside.sum()} of {len(inside)} rows are inside: give some inside and some outside")
+    fold, order = crossfit_folds(key, spec), np.argsort(key, kind="stable")
+    told, pull = np.zeros((len(key), len(spec.levels) - 1)), np.zeros((len(key), len(spec.levels) - 1))
+    for f in range(spec.folds):
+        rest, mine = order[fold[order] != f], np.flatnonzero(fold == f)
+        told[mine], pull[mine] = _parts(data, inside, (rest, mine), spec, odds)
+    outside = (~inside).sum()
+    shared = np.stack([np.bincount(np.unique(key, return_inverse=True)[1], one) for one in pull.T])
+    return (told + pull).sum(axis=0) / outside, np.sqrt((shared**2).sum(axis=1)) / outside
+
+
+def _parts(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+    inside: np.ndarray,
+    parts: tuple[np.ndarray, np.ndarray],
+    spec: Spec,
+    odds: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expected effects of units outside, and what those inside have beyond expectation, [rows, L], 0 for the others."""
+    features, place, outcome = data
+    rest, mine = parts
+    trial = rest[inside[rest]]
+    fitted = fit_nuisances(features[trial], place[trial], outcome[trial], spec, known=odds is not None)
+    make = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    with threadpool_limits(1):
+        part = make(True).fit(features[rest], inside[rest].astype(np.int64), sample_weight=np.ones(len(rest)))
+        chance = np.maximum(part.predict_proba(features[mine])[:, 1], _LEAST_CHANCE)
+    expected, took = fitted.expected(features[mine]), inside[mine]
+    own = fitted.propensity(features[mine]) if odds is None else odds[mine]
+    left = np.where(took, (1 - chance) / chance, 0.0)[:, None] * (place[mine][:, None] == np.arange(len(spec.levels)))
+    left *= (np.where(took, outcome[mine], 0.0)[:, None] - expected) / own
+    return np.where(took[:, None], 0.0, expected[:, 1:] - expected[:, :1]), left[:, 1:] - left[:, :1]

@@ -1,0 +1,567 @@
+"""The field's meta-learners, as models that are saved, registered and scored like a forest; and a forest per level."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.forest.forest import (
+    FORMAT,
+    Forest,
+    load_forest,
+    named,
+    packed_file,
+    read_file,
+    restored,
+    stored,
+    unreadable,
+)
+from uplift_spark.forest.instrument import Instrumental
+from uplift_spark.learners.nuisances import Sample, Spec, crossfit, features_of, fit_trees, sample_table
+from uplift_spark.roles import Levels, Roles
+from uplift_spark.runtime import ProgressCallback
+from uplift_spark.stats.intervals import poisson_weights, resampled_error
+from uplift_spark.stats.offpolicy import doubly_robust
+
+# --------------------------------------------------------------------------------------------------------------------
+# The field's meta-learners behind one protocol: any regression library's estimators, put together to predict effects.
+# A learner is a function from rows in memory to a fitted object that predicts the effect of every treated level;
+# LEARNERS is the catalogue. Base learners are scikit-learn's boosted trees unless others are given. Rows that a
+# nuisance is predicted for are never those it was fitted on (`learners.nuisances`). The forest needs none of this: what
+# it is held against does.
+#
+# Axes: n rows, p features, K levels with the control first, L = K - 1 treated levels.
+
+MIN_ARM = 10  # rows of an arm: fewer say nothing about its outcome
+_NOISY = {"max_leaf_nodes": 8, "learning_rate": 0.05, "early_stopping": True}
+
+
+@dataclass(frozen=True)
+class LearnerRows:
+    """What a learner is fitted on.
+
+    features  float64 [n, p], NaN where missing; categories as codes below 255
+    place     level received, int [n], 0 the control; outcome float64 [n]; weight positive [n]
+    odds      probability of every level, float64 [n, K]: of the design, logged or cross-fitted
+    key       uint64 [n], hash of the unit, or of its cluster: rows of one key stay together
+    """
+
+    features: np.ndarray
+    place: np.ndarray
+    outcome: np.ndarray
+    weight: np.ndarray
+    odds: np.ndarray
+    key: np.ndarray
+
+    def check(self) -> None:
+        """DataError for values that no effect can come from, and for an arm of fewer than MIN_ARM rows."""
+        faults = (
+            (self.place >= self.odds.shape[1], "place is no level's", "name all levels"),
+            (~np.isfinite(self.outcome), "the outcome is missing or infinite", "drop or fill it"),
+            (~(np.isfinite(self.weight) & (self.weight > 0)), "the weight is not positive", "drop them"),
+            (
+                ~((self.odds > 0) & (self.odds < 1)).all(axis=1),
+                "a propensity is not between 0 and 1",
+                "leave units out that have no choice of level",
+            ),
+        )
+        for bad, what, fix in faults:
+            if count := int(np.count_nonzero(bad)):
+                raise DataError(f"{what} in {count} of {len(self.place)} rows: {fix}")
+        counts = np.bincount(self.place, minlength=self.odds.shape[1])
+        if counts.min() < MIN_ARM:
+            raise DataError(
+                f"level {int(counts.argmin())} has {counts.min()} of {len(self.place)} rows, of at least {MIN_ARM}: "
+                "leave it out, or train on a table that has it"
+            )
+
+    def take(self, which: np.ndarray) -> LearnerRows:
+        """The rows a mask or an index array picks."""
+        return replace(self, **{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
+    def pair(self, level: int) -> LearnerRows:
+        """Rows of one level and the control, as a trial of two arms."""
+        mine = (self.place == level) | (self.place == 0)
+        two = self.odds[mine][:, [0, level]]
+        place = (self.place[mine] == level).astype(np.int64)
+        kept = {name: getattr(self, name)[mine] for name in ("features", "outcome", "weight", "key")}
+        return LearnerRows(**kept, place=place, odds=two / two.sum(axis=1, keepdims=True))
+
+
+Make: TypeAlias = Callable[[bool, bool], Any]
+"""Makes an unfitted estimator; told whether its target is 0 or 1 (then it has predict_proba), and whether noisy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How learners are fitted: which features are categories bool [p], the estimators, folds and seed of nuisances."""
+
+    categorical: np.ndarray
+    make: Make | None = None
+    folds: int = 5
+    seed: int = 7
+
+    def model(self, target: np.ndarray, noisy: bool = False, more: int = 0) -> Any:
+        """An unfitted estimator for a target [n]; `more` columns after the features are numbers."""
+        binary = set(np.unique(target)) == {0.0, 1.0}
+        if self.make:
+            return self.make(binary, noisy)
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        settings: dict[str, Any] = {"categorical_features": np.r_[self.categorical, np.zeros(more, bool)]}
+        kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+        return kind(**settings, random_state=self.seed, **(_NOISY if noisy else {}))
+
+
+class Fitted(Protocol):
+    """A learner that has seen its rows."""
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """Effect of every treated level against the control, float64 [n, L], from features [n, p]."""
+        ...
+
+
+Learner: TypeAlias = Callable[[LearnerRows, Setting], Fitted]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Effects as differences of what is expected under the levels: a model per level, or one told the level."""
+
+    models: tuple[Any, ...]
+    levels: int
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        if len(self.models) == 1:
+            expected = [_predict_mean(self.models[0], _told(features, k, self.levels)) for k in range(self.levels)]
+        else:
+            expected = [_predict_mean(model, features) for model in self.models]
+        return np.column_stack([one - expected[0] for one in expected[1:]])
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Effects as weighted means of what models of them predict: models [L][m] and their shares [L][m], plus shift."""
+
+    models: tuple[tuple[Any, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+    shift: float = 0.0
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        columns = [
+            sum(share * _predict_mean(model, features) for model, share in zip(models, shares, strict=True))
+            + self.shift
+            for models, shares in zip(self.models, self.shares, strict=True)
+        ]
+        return np.column_stack(columns)
+
+
+def t_learner(rows: LearnerRows, setting: Setting) -> Contrast:
+    """One outcome model per level (Künzel, Sekhon, Bickel & Yu 2019)."""
+    arms = [rows.take(rows.place == k) for k in range(rows.odds.shape[1])]
+    return Contrast(tuple(_fit(setting, arm.features, arm.outcome, arm.weight) for arm in arms), len(arms))
+
+
+def s_learner(rows: LearnerRows, setting: Setting) -> Contrast:
+    """One outcome model that is told the level as so many indicators (Künzel et al. 2019)."""
+    levels = rows.odds.shape[1]
+    told = _told(rows.features, rows.place, levels)
+    return Contrast((_fit(setting, told, rows.outcome, rows.weight, more=levels - 1),), levels)
+
+
+def x_learner(rows: LearnerRows, setting: Setting) -> Direct:
+    """Each arm's gains over what the other arm's model expects, regressed and averaged (Künzel et al. 2019).
+
+    The average weighs by the arms' shares: any weights in [0, 1] will do.
+    """
+    models, shares = [], []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        control, treated = (pair.take(pair.place == w) for w in (0, 1))
+        at_control, at_treated = (_fit(setting, arm.features, arm.outcome, arm.weight) for arm in (control, treated))
+        of_treated = treated.outcome - _predict_mean(at_control, treated.features)
+        of_control = _predict_mean(at_treated, control.features) - control.outcome
+        given = ((treated, of_treated), (control, of_control))
+        models.append(tuple(_fit(setting, arm.features, gain, arm.weight, noisy=True) for arm, gain in given))
+        share = float(pair.odds[:, 1].mean())
+        shares.append((1 - share, share))  # a small arm's outcome model is the poorer one
+    return Direct(tuple(models), tuple(shares))
+
+
+def r_learner(rows: LearnerRows, setting: Setting) -> Direct:
+    """Residuals of the outcome on residuals of the treatment (Nie & Wager 2021), a level against the control at a time:
+    (y - m(x)) / (w - e(x)) regressed with weights (w - e(x))², m cross-fitted."""
+    models = []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        expected, odds = _nuisances(pair, setting)
+        left = pair.place - odds[:, 1]
+        mean = (expected * odds).sum(axis=1)
+        models.append((_fit(setting, pair.features, (pair.outcome - mean) / left, pair.weight * left**2, noisy=True),))
+    return Direct(tuple(models), ((1.0,),) * len(models))
+
+
+def dr_learner(rows: LearnerRows, setting: Setting) -> Direct:
+    """Doubly robust scores of each effect, from cross-fitted nuisances, regressed on the features (Kennedy 2023)."""
+    expected, odds = _nuisances(rows, setting)
+    scores = doubly_robust(rows.outcome, rows.place, 1 / odds[np.arange(len(rows.place)), rows.place], expected)
+    gains = scores[:, 1:] - scores[:, :1]
+    models = [(_fit(setting, rows.features, gain, rows.weight, noisy=True),) for gain in gains.T]
+    return Direct(tuple(models), ((1.0,),) * len(models))
+
+
+def class_transformation(rows: LearnerRows, setting: Setting) -> Direct:
+    """Units that did as an effect would have them do, told from the others (Jaskowski & Jaroszewicz 2012), weighted by
+    the inverse of their propensities; outcomes that are not 0 or 1 are transformed to y (w - e) / (e (1 - e)) (Athey &
+    Imbens 2016)."""
+    binary = set(np.unique(rows.outcome)) <= {0.0, 1.0}
+    models = []
+    for k in range(1, rows.odds.shape[1]):
+        pair = rows.pair(k)
+        inverse = 1 / pair.odds[np.arange(len(pair.place)), pair.place]
+        if binary:
+            target, weight = (pair.outcome == pair.place).astype(np.float64), pair.weight * inverse / 2
+        else:
+            around = pair.outcome - np.average(pair.outcome, weights=pair.weight)  # any constant: less noise, no bias
+            target, weight = around * inverse * np.where(pair.place == 1, 1.0, -1.0), pair.weight
+        models.append((_fit(setting, pair.features, target, weight, noisy=True),))
+    return Direct(tuple(models), ((2.0 if binary else 1.0,),) * len(models), -1.0 if binary else 0.0)
+
+
+LEARNERS: dict[str, Learner] = {
+    "t_learner": t_learner,
+    "s_learner": s_learner,
+    "x_learner": x_learner,
+    "r_learner": r_learner,
+    "dr_learner": dr_learner,
+    "class_transformation": class_transformation,
+}
+
+
+def fit_learner(name: str, rows: LearnerRows, setting: Setting) -> Fitted:
+    """A learner of the catalogue. The order of rows does not matter where keys are unique. Raises as `Rows.check`."""
+    rows.check()
+    with threadpool_limits(1):
+        return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), setting)
+
+
+def learned_effects(fitted: Fitted, bins: Sequence[FeatureBins], rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+    """Effects of a learner that was fitted on `crossfit.features_of` these bins, float64 [n, L], from Arrow rows."""
+    return fitted.effects(features_of(rows, bins))
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A learner and its replicates, each fitted to a resample of the keys."""
+
+    fitted: Fitted
+    replicates: tuple[Fitted, ...]
+
+    def effects(self, features: np.ndarray) -> np.ndarray:
+        """See `Fitted`."""
+        return self.fitted.effects(features)
+
+    def errors(self, features: np.ndarray) -> np.ndarray:
+        """Standard errors of the effects, float64 [n, L]: how far other draws of units would have moved them. What the
+        learner smooths away, its bias, is not in them."""
+        return resampled_error(np.stack([one.effects(features) for one in self.replicates]))
+
+
+def fit_resampled(name: str, rows: LearnerRows, setting: Setting, replicates: int = 20) -> Resampled:
+    """A learner with bootstrap errors (Poisson weights by key, so clusters stay whole); fits `replicates` more."""
+    counts = poisson_weights(rows.key.view(np.int64), setting.seed, replicates)
+    fits = []
+    for r in range(replicates):
+        mine = counts[:, r] > 0
+        part = rows.take(mine)
+        fits.append(fit_learner(name, replace(part, weight=part.weight * counts[mine, r]), setting))
+    return Resampled(fit_learner(name, rows, setting), tuple(fits))
+
+
+def _fit(
+    setting: Setting, features: np.ndarray, target: np.ndarray, weight: np.ndarray, noisy: bool = False, more: int = 0
+) -> Any:
+    """A fitted model, or the number that all targets are."""
+    if np.all(target == target[0]):
+        return float(target[0])
+    model = setting.model(target, noisy, more)
+    if setting.make:
+        return model.fit(features, target, sample_weight=weight)
+    return fit_trees(model, features, target, weight)
+
+
+def _predict_mean(model: Any, features: np.ndarray) -> np.ndarray:
+    if isinstance(model, float):
+        return np.full(len(features), model)
+    with threadpool_limits(1):  # workers share the cores already
+        return np.asarray(
+            model.predict_proba(features)[:, 1] if hasattr(model, "predict_proba") else model.predict(features)
+        )
+
+
+def _told(features: np.ndarray, place: np.ndarray | int, levels: int) -> np.ndarray:
+    received = np.broadcast_to(np.asarray(place), len(features))
+    return np.column_stack([features, received[:, None] == np.arange(1, levels)])
+
+
+def _nuisances(rows: LearnerRows, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-fitted expectations, and the odds, of every level [n, K] each."""
+    levels = tuple(map(str, range(rows.odds.shape[1])))
+    make = setting.make
+    given = None if make is None else lambda binary: make(binary, False)
+    spec = Spec(levels, setting.categorical, setting.folds, setting.seed, given)
+    fitted = crossfit(rows.features, rows.place, rows.outcome, rows.key, spec, rows.weight, rows.odds)
+    return fitted.expected, fitted.propensity
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Meta-learners as models that are saved, registered and asked like a forest; and one forest for each level.
+# Intervals of a meta-learner are from the bootstrap: so many replicates, each fitted to a resample of the units or
+# clusters. They tell how far other units would have moved its effects; what it smooths away, its bias, is not in them.
+
+LEAST_ODDS = 0.01  # fitted odds of a level are held above
+_CHECKED = 1000  # rows whose effects `facts["effects_sha256"]` is of
+
+
+@dataclass(frozen=True)
+class LearnerParams:
+    """How a meta-learner is trained.
+
+    kind        one of `metalearners.LEARNERS`
+    replicates  resamples behind the intervals; 0: no intervals
+    rows        of each arm to learn from, at most, chosen by hash
+    folds       of cross-fitted nuisances, for the learners that have any
+    seed        same seed and rows: same effects, whatever the partitioning
+    """
+
+    kind: str = "dr_learner"
+    replicates: int = 20
+    rows: int = 200_000
+    folds: int = 5
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.kind not in LEARNERS:
+            raise ConfigError(f"there is no learner {self.kind!r}: {hint(self.kind, LEARNERS)}")
+        if self.replicates == 1 or self.replicates < 0 or self.folds < 2 or self.rows < 1:
+            raise ConfigError("replicates must be 0 or at least 2, folds at least 2, rows at least 1")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained meta-learner: `fits` are that of all rows, then those of resamples.
+
+    facts  rows taken and of all, rows per level, SHA-256 of the effects of the first rows taken
+    """
+
+    params: LearnerParams
+    roles: Roles
+    levels: Levels
+    bins: tuple[FeatureBins, ...]
+    fits: tuple[Fitted, ...]
+    facts: Mapping[str, Any]
+
+    def of(self, outcome: str) -> Learned:
+        """Itself, of the one outcome it has; ConfigError for others."""
+        if outcome != self.roles.outcome:
+            raise ConfigError(f"the model has no outcome {outcome!r}: it was trained for {self.roles.outcome!r} alone")
+        return self
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        bins, facts = [one.to_dict() for one in self.bins], dict(self.facts)
+        parts = {"learner": asdict(self.params), "roles": asdict(self.roles), "levels": asdict(self.levels)}
+        return {"format": FORMAT, **parts, "bins": bins, "facts": facts}
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(effect, standard error, low support) of every row and treated level, [n, L] each; NaN errors without
+        replicates. A meta-learner knows nothing of support: the last is False everywhere."""
+        features = features_of(batch, self.bins)
+        first, *others = self.fits
+        effect = first.effects(features)
+        if errors and others:
+            with ThreadPoolExecutor(threads) as pool:
+                error = resampled_error(np.stack(list(pool.map(lambda one: one.effects(features), others))))
+        else:
+            error = np.full(effect.shape, np.nan)
+        return effect, error, np.zeros(effect.shape, bool)
+
+    def to_bytes(self) -> bytes:
+        """The model file's content: scikit-learn's models as skops writes them. Equal models have equal effects, but
+        not equal bytes."""
+        return packed_file(self.manifest, {f"fit_{r}": stored(parts_of(fit)) for r, fit in enumerate(self.fits)})
+
+
+@dataclass(frozen=True)
+class PerLevel:
+    """One binary forest for each treated level, on its units and the control's."""
+
+    forests: tuple[Forest, ...]
+    levels: Levels
+
+    @property
+    def roles(self) -> Roles:
+        """Columns the forests were trained on."""
+        return self.forests[0].roles
+
+    @property
+    def bins(self) -> tuple[FeatureBins, ...]:
+        """Features as the first forest bins them."""
+        return self.forests[0].bins
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        parts = {level: forest.manifest for level, forest in self.pairs}
+        return {"format": FORMAT, "per_level": parts, "levels": asdict(self.levels)}
+
+    @property
+    def pairs(self) -> list[tuple[str, Forest]]:
+        """Treated levels and their forests."""
+        return list(zip(self.levels.treated, self.forests, strict=True))
+
+    def of(self, outcome: str) -> PerLevel:
+        """The forests of one outcome alone."""
+        return replace(self, forests=tuple(one.of(outcome) for one in self.forests))
+
+    def effect_arrays(
+        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Forest.effect_arrays`."""
+        found = [one.effect_arrays(batch, threads, errors=errors) for one in self.forests]
+        effect, error, low = (np.column_stack(parts) for parts in zip(*found, strict=True))
+        return effect, error, low
+
+    def to_bytes(self) -> bytes:
+        """The model file's content; equal forests give equal bytes."""
+        files = {f"forest_{k}": np.frombuffer(one.to_bytes(), np.uint8) for k, one in enumerate(self.forests)}
+        return packed_file(self.manifest, files)
+
+
+AnyModel: TypeAlias = Forest | Learned | PerLevel | Instrumental
+
+
+def kind_of(model: AnyModel) -> str:
+    """What a model is called."""
+    if isinstance(model, Learned):
+        return model.params.kind
+    return {Forest: "forest", PerLevel: "forest_per_level", Instrumental: "instrumental_forest"}[type(model)]
+
+
+def load_any(source: str | Path | bytes) -> AnyModel:
+    """Read the file of any model; raises ModelFileError as `models.read_file`, also for a part that is not known to be
+    harmless."""
+    manifest, arrays = read_file(source)
+    try:
+        if "plan" in manifest:
+            return load_forest(source)
+        if "instrument" in manifest:
+            return Instrumental.from_parts(manifest, arrays)
+        levels = _levels_of(manifest["levels"])
+        if "per_level" in manifest:
+            return PerLevel(tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))), levels)
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
+        bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
+        params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
+        return Learned(params, roles, levels, bins, fits, manifest["facts"])
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise unreadable(named(source), error) from error
+
+
+def _levels_of(raw: Mapping[str, Any]) -> Levels:
+    doses = raw["doses"] and tuple(tuple(one) if isinstance(one, list) else one for one in raw["doses"])
+    return Levels(tuple(raw["names"]), doses)
+
+
+def parts_of(fit: Fitted) -> dict[str, Any]:
+    """What a file keeps of a fit. Raises ConfigError for one that is not of the catalogue."""
+    if isinstance(fit, Contrast):
+        return {"models": [list(fit.models)], "levels": fit.levels}
+    if isinstance(fit, Direct):
+        return {"models": list(map(list, fit.models)), "shares": list(map(list, fit.shares)), "shift": fit.shift}
+    raise ConfigError(f"a {type(fit).__name__} cannot be saved: it is none of the catalogue's")
+
+
+def fit_of(parts: dict[str, Any]) -> Fitted:
+    """The inverse of `parts_of`."""
+    if "levels" in parts:
+        return Contrast(tuple(parts["models"][0]), parts["levels"])
+    return Direct(tuple(map(tuple, parts["models"])), tuple(map(tuple, parts["shares"])), parts["shift"])
+
+
+def setting_of(sample: Sample) -> Setting:
+    """How learners of these rows are fitted."""
+    spec = sample.spec
+    categorical = np.zeros(len(sample.coding.bins), bool) if spec.categorical is None else spec.categorical
+    return Setting(categorical, None, spec.folds, spec.seed)
+
+
+def rows_of(sample: Sample, confounded: bool = False) -> LearnerRows:
+    """The sample with every level's odds: shares of the sample, whatever it left out; where they differ between units,
+    cross-fitted."""
+    n, levels = len(sample.place), len(sample.spec.levels)
+    odds = np.tile(np.bincount(sample.place, minlength=levels) / n, (n, 1))
+    if confounded or sample.coding.confounded:
+        given = (sample.features, sample.place, sample.outcome, sample.key, sample.spec, sample.weight)
+        odds = np.clip(crossfit(*given).propensity, LEAST_ODDS, 1 - LEAST_ODDS)
+    return LearnerRows(sample.features, sample.place.astype(np.int64), sample.outcome, sample.weight, odds, sample.key)
+
+
+def fit_replicate(kind: str, setting: Setting, rows: LearnerRows, replicate: int) -> Fitted:
+    """Number 0 is fitted to all rows, the others to resamples by key."""
+    if replicate == 0:
+        return fit_learner(kind, rows, setting)
+    counts = poisson_weights(rows.key.view(np.int64), setting.seed, replicate)[:, -1]
+    part = rows.take(counts > 0)
+    return fit_learner(kind, replace(part, weight=part.weight * counts[counts > 0]), setting)
+
+
+def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[Fitted]) -> Learned:
+    """A model from its fits, with the roles of the columns that units are asked by."""
+    coding = sample.coding
+    effects = fits[0].effects(sample.features[:_CHECKED])
+    counts = np.bincount(sample.place, minlength=len(coding.levels)).tolist()
+    facts = {
+        "rows": coding.total,
+        "rows_taken": len(sample.place),
+        "level_rows": dict(zip(coding.levels.names, counts, strict=True)),
+        "effects_sha256": hashlib.sha256(effects.tobytes()).hexdigest(),
+    }
+    return Learned(params, roles, coding.levels, coding.bins, tuple(fits), facts)
+
+
+def trial_roles(roles: Roles) -> tuple[Roles, bool]:
+    """Roles without a confounded campaign's scores, as meta-learners fit their own odds; whether it was one."""
+    if roles.more_outcomes:
+        raise ConfigError("a meta-learner has one outcome: drop roles.more_outcomes, or train one for each")
+    return (replace(roles, scores=None, propensity=None), True) if roles.scores else (roles, False)
+
+
+def fit_learned(
+    table: pa.Table, roles: Roles, params: LearnerParams, say: ProgressCallback = lambda _: None
+) -> Learned:
+    """Train from a table in memory. Raises DataError when rows break the rules, ConfigError for roles with several
+    outcomes or doses that take any value."""
+    plain, confounded = trial_roles(roles)
+    sample = sample_table(table, plain, (params.folds, params.seed), params.rows)
+    say(f"fitting a {params.kind} on {len(sample.place):,} of {sample.coding.total:,} rows")
+    one = partial(fit_replicate, params.kind, setting_of(sample), rows_of(sample, confounded))
+    with ThreadPoolExecutor() as pool:
+        fits = list(pool.map(one, range(params.replicates + 1)))
+    return learned(params, roles, sample, fits)

@@ -1,0 +1,547 @@
+"""Cross-fitted nuisances of observational data, and the sample of rows that they are fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.stats
+from threadpoolctl import threadpool_limits
+
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, fit_bins
+from uplift_spark.forest.encode import Summary, check_summary, keys_of, make_levels, summarise
+from uplift_spark.forest.estimate import sample_limit, sampled
+from uplift_spark.forest.forest import Model
+from uplift_spark.roles import Levels, Roles
+from uplift_spark.stats.aipw import averages_of
+from uplift_spark.stats.sampling import FOLDS, SAMPLE, mix_all
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cross-fitted nuisances of observational data: the outcome expected under every level, and every level's probability.
+# A row's values come from models that saw neither the row nor its cluster, so that what learners memorise does not
+# pass for an effect (Chernozhukov et al. 2018). Folds are drawn by hash, never by a row's place: any partitioning of
+# the same rows has the same folds. `fit_nuisances` is one fold's work, arrays in, arrays out.
+#
+# Axes: n rows, p features, K levels with the control first, F folds.
+
+Factory: TypeAlias = Callable[[bool], Any]
+
+MIN_ARM = 10  # rows of an arm in a training part: fewer say nothing about its outcome
+_TREES = {"max_iter": 75, "max_leaf_nodes": 4, "learning_rate": 0.1, "early_stopping": False}
+_SHARES = np.linspace(0, 1, 5)  # of the trees in a blend: those tried
+_GROUPS = 250  # of a feature, for weighted trees, whose bins are at most 255
+_HELD_OUT = 4  # one row in so many decides on the share
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How nuisances are fitted.
+
+    levels       names of the levels, control first: K of them
+    categorical  which features hold codes of categories (below 255), bool [p]; by default none
+    folds, seed  how rows are parted, and the seed of the learners
+    outcome      makes an unfitted estimator with fit(x, y, sample_weight) and predict, or predict_proba for outcomes of
+                 0 and 1, which is what its argument says; by default `Blend`
+    propensity   likewise, with predict_proba; its argument is True
+    """
+
+    levels: tuple[str, ...]
+    categorical: np.ndarray | None = None
+    folds: int = 5
+    seed: int = 7
+    outcome: Factory | None = None
+    propensity: Factory | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or self.folds < 2:
+            raise ConfigError(f"{len(self.levels)} levels and {self.folds} folds: give at least two of each")
+
+
+class Blend:
+    """Small boosted trees and a penalised linear model, mixed as predicts best what a quarter of the rows held back.
+
+    A small super learner (van der Laan, Polley & Hubbard 2007), with scikit-learn's fit and predict. Trees miss what is
+    straight, and lines what is not: either alone is badly biased in one of the set-ups of Nie & Wager (2021).
+    """
+
+    def __init__(self, classifier: bool, categorical: np.ndarray | None = None, seed: int = 0) -> None:
+        self.classifier, self.categorical, self.seed = classifier, categorical, seed
+
+    def fit(self, features: np.ndarray, target: np.ndarray, sample_weight: np.ndarray) -> Blend:
+        """Fit to features [n, p], NaN allowed, and target [n]."""
+        part = np.random.default_rng(self.seed).permutation(len(target)) % _HELD_OUT > 0
+        self.share = 0.5
+        if not self.classifier or len(np.unique(target[part])) == len(np.unique(target)):
+            self._fit_both(features[part], target[part], sample_weight[part])
+            held, truth = features[~part], self._wanted(target[~part])
+            losses = [sample_weight[~part] @ ((self._mixed(held, s) - truth) ** 2).sum(axis=1) for s in _SHARES]
+            self.share = float(_SHARES[int(np.argmin(losses))])
+        self._fit_both(features, target, sample_weight)
+        return self
+
+    def _wanted(self, target: np.ndarray) -> np.ndarray:
+        return (target[:, None] == self.classes_) * 1.0 if self.classifier else target[:, None]
+
+    def _fit_both(self, features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> None:
+        from sklearn import ensemble, linear_model
+
+        settings = {**_TREES, "categorical_features": self.categorical, "random_state": self.seed}
+        kind = ensemble.HistGradientBoostingClassifier if self.classifier else ensemble.HistGradientBoostingRegressor
+        lines = linear_model.LogisticRegression(max_iter=300) if self.classifier else linear_model.Ridge()
+        self.classes_ = np.unique(target)
+        self.trees = fit_trees(kind(**settings), features, target, weight)
+        self.prepare = _prepared(features.shape[1], self.categorical).fit(features)
+        self.lines = lines.fit(self.prepare.transform(features), target, weight)
+
+    def _mixed(self, features: np.ndarray, share: float) -> np.ndarray:
+        name = "predict_proba" if self.classifier else "predict"
+        trees, lines = getattr(self.trees, name)(features), getattr(self.lines, name)(self.prepare.transform(features))
+        return np.asarray(share * trees + (1 - share) * lines, np.float64).reshape(len(features), -1)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Expected target, [n]."""
+        return self._mixed(features, self.share)[:, 0]
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        """Probability of every class, [n, classes] in sorted order; rows add to one."""
+        return self._mixed(features, self.share)
+
+
+def fit_trees(trees: Any, features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Any:
+    """Boosted trees of scikit-learn, fitted without its weighted quantiles: those sort every feature 254 times, which
+    takes ten times as long as the trees. Equal weights are none, else features are grouped beforehand."""
+    if np.all(weight == weight[0]):
+        return trees.fit(features, target)
+    return trees.fit(np.column_stack([_grouped(column) for column in features.T]), target, weight)
+
+
+def _grouped(column: np.ndarray) -> np.ndarray:
+    """Numbers [n] as means of _GROUPS groups of about as many rows, where there are more different ones."""
+    known = np.isfinite(column)
+    values = column[known]
+    if len(np.unique(values)) <= _GROUPS:
+        return column
+    place = np.searchsorted(np.quantile(values, np.arange(1, _GROUPS) / _GROUPS), values, side="right")
+    means = np.bincount(place, values, _GROUPS) / np.maximum(np.bincount(place, minlength=_GROUPS), 1)
+    grouped = column.copy()
+    grouped[known] = means[place]
+    return grouped
+
+
+def _prepared(p: int, categorical: np.ndarray | None) -> Any:
+    """Columns for a linear model: standardised numbers and indicators of missing ones, an indicator per category."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    mask = np.zeros(p, bool) if categorical is None else np.asarray(categorical, bool)
+    impute = SimpleImputer(strategy="mean", add_indicator=True, keep_empty_features=True)
+    numbers = make_pipeline(impute, StandardScaler())
+    categories = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    return ColumnTransformer([("numbers", numbers, ~mask), ("categories", categories, mask)])
+
+
+def features_of(batch: pa.RecordBatch | pa.Table, bins: Sequence[FeatureBins]) -> np.ndarray:
+    """What nuisances are fitted on, float64 [n, p]: numbers as they are (NaN: missing), categories by their bin."""
+    codes = apply_bins(batch, tuple(bins))
+    return np.column_stack(
+        [codes[:, j] if one.categorical else as_numbers(batch.column(one.name)) for j, one in enumerate(bins)]
+    ).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Models of one training part.
+
+    outcomes         a model per level
+    lowest, highest  outcome seen; expectations stay between them
+    chances          model of the level received, None if propensities are known
+    binary           whether all outcomes are 0 or 1
+    """
+
+    outcomes: tuple[Any, ...]
+    lowest: float
+    highest: float
+    chances: Any
+    binary: bool
+
+    def expected(self, features: np.ndarray) -> np.ndarray:
+        """Outcome expected under every level, float64 [n, K], from features [n, p]."""
+        with threadpool_limits(1):  # workers share the cores already
+            found = [_mean(model, features, self.binary) for model in self.outcomes]
+        return np.clip(np.column_stack(found), self.lowest, self.highest)
+
+    def propensity(self, features: np.ndarray) -> np.ndarray:
+        """Probability of every level, float64 [n, K], from features [n, p]; rows add to one. ConfigError if known."""
+        if self.chances is None:
+            raise ConfigError("propensities were given, so none were fitted: use those")
+        with threadpool_limits(1):
+            found = np.asarray(self.chances.predict_proba(features), np.float64)
+        return found / found.sum(axis=1, keepdims=True)
+
+
+def _mean(model: Any, features: np.ndarray, binary: bool) -> np.ndarray:
+    if isinstance(model, float):
+        return np.full(len(features), model)
+    if binary and hasattr(model, "predict_proba"):
+        return np.asarray(model.predict_proba(features)[:, 1])
+    return np.asarray(model.predict(features))
+
+
+def fit_nuisances(
+    features: np.ndarray,
+    place: np.ndarray,
+    outcome: np.ndarray,
+    spec: Spec,
+    weight: np.ndarray | None = None,
+    known: bool = False,
+) -> Fitted:
+    """Models of one training part: of the outcome in each arm, and, unless they are known, of the levels' chances.
+
+    features [n, p] (bins, or numbers with NaN), place int [n] (0 the control), outcome [n], weight [n]. Raises
+    DataError for an arm of fewer than MIN_ARM rows.
+    """
+    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
+    counts = check_arms(place, spec)
+    binary = set(np.unique(outcome)) <= {0.0, 1.0}
+    make_outcome = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    make_chances = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    with threadpool_limits(1):
+        outcomes = tuple(
+            _of_arm(make_outcome(binary), features[arm], outcome[arm], w[arm])
+            for arm in (place == k for k in range(len(counts)))
+        )
+        chances = None if known else make_chances(True).fit(features, place, w)
+    return Fitted(outcomes, float(outcome.min()), float(outcome.max()), chances, binary)
+
+
+def check_arms(place: np.ndarray, spec: Spec) -> np.ndarray:
+    """Rows of every level in a training part, int [K], from place int [n]; DataError for fewer than MIN_ARM of one."""
+    counts = np.bincount(place, minlength=len(spec.levels))
+    _enough(counts, spec, "the training part", MIN_ARM)
+    return counts
+
+
+def _of_arm(model: Any, features: np.ndarray, outcome: np.ndarray, weight: np.ndarray) -> Any:
+    """A number for an arm whose outcomes are all the same: classifiers refuse those."""
+    same = outcome.min() == outcome.max()
+    return float(outcome[0]) if same else model.fit(features, outcome, sample_weight=weight)
+
+
+def _enough(counts: np.ndarray, spec: Spec, where: str, least: int) -> None:
+    if len(counts) > len(spec.levels):
+        raise DataError(
+            f"place is {len(counts) - 1} in some rows, but there are {len(spec.levels)} levels: name them all"
+        )
+    for name, count in zip(spec.levels, counts.tolist(), strict=True):
+        if count < least:
+            raise DataError(
+                f"level {name!r} has {count} rows in {where}, of at least {least}: "
+                "take fewer folds, merge it with another level, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Nuisances:
+    """Of every row, from models that did not see its fold: expected [n, K], propensity [n, K], fold int64 [n]."""
+
+    expected: np.ndarray
+    propensity: np.ndarray
+    fold: np.ndarray
+
+
+def crossfit_folds(key: np.ndarray, spec: Spec) -> np.ndarray:
+    """Fold of each row by its unit's or cluster's hash (`rows.keys_of`), uint64 [n] -> int64 [n] in 0 .. F-1."""
+    return (mix_all(key, np.uint64(spec.seed), FOLDS) % np.uint64(spec.folds)).astype(np.int64)
+
+
+def crossfit(
+    features: np.ndarray,
+    place: np.ndarray,
+    outcome: np.ndarray,
+    key: np.ndarray,
+    spec: Spec,
+    weight: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+) -> Nuisances:
+    """Nuisances of every row; arrays as in `fit_nuisances`. Where keys are unique, the order of rows does not matter.
+
+    key    hashes uint64 [n] of the units, or of their clusters, which then share a fold
+    known  logged propensities [n, K], passed on as they are; by default they are fitted
+
+    Raises DataError naming arm, fold and count where a fold lacks an arm, or the other folds have too few rows of it.
+    """
+    fold = crossfit_folds(key, spec)
+    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
+    expected = np.empty((len(place), len(spec.levels)))
+    propensity = np.empty_like(expected) if known is None else np.array(known, np.float64)
+    order = np.argsort(key, kind="stable")
+    for f in range(spec.folds):
+        _enough(np.bincount(place[fold == f], minlength=len(spec.levels)), spec, f"fold {f} of {spec.folds}", 1)
+        rest = order[fold[order] != f]
+        counts = np.bincount(place[rest], minlength=len(spec.levels))
+        _enough(counts, spec, f"the {spec.folds - 1} folds besides fold {f}", MIN_ARM)
+        models = fit_nuisances(features[rest], place[rest], outcome[rest], spec, w[rest], known is not None)
+        expected[fold == f] = models.expected(features[fold == f])
+        if known is None:
+            propensity[fold == f] = models.propensity(features[fold == f])
+    return Nuisances(expected, propensity, fold)
+
+
+def residuals(features: np.ndarray, target: np.ndarray, key: np.ndarray, spec: Spec) -> np.ndarray:
+    """What the features do not tell of a number, such as a dose or an outcome, [n]: less its cross-fitted expectation.
+
+    An effect of a dose that nobody assigned at random is that of its residual on the outcome's residual (Robinson
+    1988; Nie & Wager 2021): train a forest on the two, `Roles(..., control="0", grid=...)`. Arrays as in `crossfit`.
+    """
+    fold, left, order = crossfit_folds(key, spec), np.empty(len(target)), np.argsort(key, kind="stable")
+    make = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    with threadpool_limits(1):
+        for f in range(spec.folds):
+            rest, mine = order[fold[order] != f], fold == f
+            model = make(False).fit(features[rest], target[rest], sample_weight=np.ones(len(rest)))
+            left[mine] = target[mine] - model.predict(features[mine])
+    return left
+
+
+@dataclass(frozen=True)
+class Placebo:
+    """Effects that must be zero: estimate, error [R, L]; p_value [L] of all R of them being zero."""
+
+    estimate: np.ndarray
+    error: np.ndarray
+    p_value: np.ndarray
+
+    @classmethod
+    def found(cls, estimate: np.ndarray, error: np.ndarray) -> Placebo:
+        """With the p-value that refers the sum of squared t statistics to chi-square."""
+        return cls(estimate, error, scipy.stats.chi2.sf(((estimate / error) ** 2).sum(axis=0), len(estimate)))
+
+    def of(self, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Estimate, error and p-value of one draw alone, [L] each."""
+        alone = Placebo.found(self.estimate[draw : draw + 1], self.error[draw : draw + 1])
+        return alone.estimate[0], alone.error[0], alone.p_value
+
+
+def placebo(
+    features: np.ndarray, place: np.ndarray, outcome: np.ndarray, key: np.ndarray, spec: Spec, draws: int = 3
+) -> Placebo:
+    """The whole analysis again with levels permuted within folds, `draws` times: average effects should be near zero.
+
+    Each draw fits all nuisances anew. A small p-value says that estimates or errors are off (leaks between folds, too
+    few rows); a large one says nothing of hidden confounders, which a permutation removes. Keys must be those of units:
+    permuting units breaks clusters up.
+    """
+    fold, found = crossfit_folds(key, spec), []
+    order = np.lexsort((key, fold))
+    for draw in range(draws):
+        lots = np.lexsort((mix_all(key, np.uint64(spec.seed + draw), SAMPLE), fold))
+        dealt = np.empty_like(place)
+        dealt[order] = place[lots]
+        fitted = crossfit(features, dealt, outcome, key, spec)
+        found.append(averages_of(outcome, dealt, fitted.expected, fitted.propensity))
+    estimate, error = (np.stack([getattr(one, name)[:, 0] for one in found]) for name in ("estimate", "error"))
+    return Placebo.found(estimate, error)
+
+
+def placebo_outcome(
+    features: np.ndarray, place: np.ndarray, key: np.ndarray, spec: Spec, column: int, clustered: bool = False
+) -> Placebo:
+    """The whole analysis again with one feature [n, p] as the outcome, and not among the features: a negative control
+    (Lipsitch, Tchetgen Tchetgen & Cohen 2010). What the treatment came too late to change it has no effect on; where
+    one shows, what decided the treatment is not wholly in the other features. Rows without the feature are left out.
+    """
+    known = np.isfinite(features[:, column])
+    others = np.delete(features[known], column, axis=1)
+    categorical = None if spec.categorical is None else np.delete(spec.categorical, column)
+    given = (others, place[known], features[known, column], key[known])
+    fitted = crossfit(*given, replace(spec, categorical=categorical))
+    hashes = key[known].view(np.int64) if clustered else None
+    one = averages_of(given[2], given[1], fitted.expected, fitted.propensity, hashes)
+    return Placebo.found(one.estimate[None, :, 0], one.error[None, :, 0])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Learners a campaign's forest is held against, as jobs see them, and a T-learner on its bins.
+# A learner gives the effects of rows in Arrow, float64 [n, K-1] in the order of the campaign's treated levels.
+
+ArrowRows: TypeAlias = pa.RecordBatch | pa.Table
+Effects: TypeAlias = Callable[[ArrowRows], np.ndarray]
+
+_MOST_CATEGORIES = 255  # of scikit-learn's boosted trees; features with more are split in the order of their bins
+
+
+def model_effects(model: Model, rows: ArrowRows) -> np.ndarray:
+    """Effects of a model, without errors."""
+    return model.effect_arrays(rows, errors=False)[0]
+
+
+@dataclass(frozen=True)
+class TLearner:
+    """One outcome model per level, control first (Künzel et al. 2019): boosted trees on the bins of a forest.
+
+    lowest, highest  outcome seen in training; expectations stay between them
+    """
+
+    bins: tuple[FeatureBins, ...]
+    models: tuple[Any, ...]
+    lowest: float
+    highest: float
+
+    def expected(self, bins: np.ndarray) -> np.ndarray:
+        """Expected outcome under every level, float64 [n, K], from bins uint8 [n, p]."""
+        with threadpool_limits(1):  # workers share the cores already
+            found = [_predict_from_bins(model, bins) for model in self.models]
+        return np.clip(np.column_stack(found), self.lowest, self.highest)
+
+
+def fit_arm(bins: np.ndarray, outcome: np.ndarray, categorical: np.ndarray, seed: int) -> Any:
+    """Outcome model of the rows of one arm: bins uint8 [n, p], outcome [n]; a classifier if that is 0 or 1."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    binary = set(np.unique(outcome)) == {0.0, 1.0}
+    kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+    return kind(categorical_features=categorical, random_state=seed).fit(bins, outcome)
+
+
+def categorical_of(bins: Sequence[FeatureBins]) -> np.ndarray:
+    """Which features a T-learner takes as categorical, bool [p]."""
+    return np.array([one.categorical and one.n_bins <= _MOST_CATEGORIES for one in bins])
+
+
+def _predict_from_bins(model: Any, bins: np.ndarray) -> np.ndarray:
+    return model.predict_proba(bins)[:, 1] if hasattr(model, "predict_proba") else model.predict(bins)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training rows in memory, in one order whatever partitions they came from: what meta-learners and nuisances are
+# fitted on. At most so many of each arm, chosen by hash of the unit.
+
+_MOST_BINS = 254
+_OTHER_ROWS = np.uint64(0x51)  # drawn apart from the rows that fix bins
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How rows become numbers.
+
+    spec    levels, categories, folds and seed
+    limits  hash bound of each level below which its rows are taken, uint64 [K]
+    total   training rows there are
+    confounded  whether the odds of levels differ between units
+    """
+
+    roles: Roles
+    levels: Levels
+    bins: tuple[FeatureBins, ...]
+    spec: Spec
+    limits: np.ndarray
+    total: int
+    confounded: bool
+
+
+def coding_of(summary: Summary, sample: pa.Table, roles: Roles, spec: tuple[int, int], rows: int) -> Coding:
+    """From the summary of all rows and a sample of them (`estimation.sampled`); `spec` is folds and seed.
+
+    rows  of each arm to take, at most about; raises DataError when rows break the rules, ConfigError for roles with
+          scores or with doses that take any value
+    """
+    if roles.grid or roles.scores:
+        raise ConfigError("learners of arms take neither roles.grid nor roles.scores: train a CausalForest on those")
+    check_summary(summary, roles)
+    levels = make_levels(summary, roles)[0]
+    bins = fit_bins(sample, roles.features, _MOST_BINS)
+    counts = [summary.levels[name] for name in levels.names]
+    limits = np.array([2**64 - 1 if n <= rows else int(rows / n * 2.0**64) for n in counts], np.uint64)
+    folds, seed = spec
+    given = Spec(levels.names, categorical_of(bins), folds, seed)
+    return Coding(roles, levels, bins, given, limits, summary.rows, summary.weighted_by_propensity)
+
+
+def coded(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
+    """The rows taken, as the columns unit_hash, key bigint, place int, outcome, weight double, features binary."""
+    roles = coding.roles
+    unit, key = keys_of(batch, roles)
+    place = places_of(batch, roles, coding.levels.names)
+    taken = mix_all(unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE) <= coding.limits[place]
+    some = batch.filter(pa.array(taken))
+    weight = np.ones(len(place)) if roles.weight is None else as_numbers(batch.column(roles.weight))
+    return pa.record_batch(
+        {
+            "unit_hash": pa.array(unit[taken].view(np.int64)),
+            "key": pa.array(key[taken].view(np.int64)),
+            "place": place[taken].astype(np.int32),
+            "outcome": as_numbers(some.column(roles.outcome)),
+            "weight": weight[taken],
+            "features": packed_rows(features_of(some, coding.bins)),
+        }
+    )
+
+
+def places_of(batch: pa.RecordBatch | pa.Table, roles: Roles, levels: Sequence[str]) -> np.ndarray:
+    """Place of the level received among the levels, int [n]."""
+    column = batch.column(roles.treatment)
+    found = pc.index_in(column.cast(pa.string()), pa.array(levels))
+    return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy())
+
+
+def packed_rows(values: np.ndarray) -> pa.Array:
+    """An array [n, p] of up to 2 GiB as one binary value a row."""
+    n, size = len(values), values.shape[1] * values.itemsize
+    offsets = pa.py_buffer((np.arange(n + 1, dtype=np.int64) * size).astype(np.int32))
+    return pa.BinaryArray.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def unpacked_rows(column: pa.ChunkedArray | pa.Array, p: int) -> np.ndarray:
+    """float64 [n, p] from `packed_rows`."""
+    return np.frombuffer(b"".join(column.to_pylist()), np.float64).reshape(-1, p)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows taken, in order of their hashes.
+
+    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
+    outcome, weight  float64 [n]
+    """
+
+    coding: Coding
+    features: np.ndarray
+    key: np.ndarray
+    place: np.ndarray
+    outcome: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, found: pa.Table, coding: Coding) -> Sample:
+        """From all batches of `coded`."""
+        found = found.sort_by("unit_hash")
+        place, outcome, key, weight = (found[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
+        features = unpacked_rows(found["features"], len(coding.bins))
+        return cls(coding, features, key.view(np.uint64), place, outcome, weight)
+
+    @property
+    def roles(self) -> Roles:
+        """Columns the rows came from."""
+        return self.coding.roles
+
+    @property
+    def spec(self) -> Spec:
+        """Levels, categories, folds and seed."""
+        return self.coding.spec
+
+
+def sample_table(table: pa.Table, roles: Roles, spec: tuple[int, int], rows: int) -> Sample:
+    """The sample of a table in memory; see `coding_of`."""
+    summary = summarise(table, roles)
+    limit = sample_limit(summary.rows, len(roles.features))
+    some = table.filter(pa.array(sampled(table, roles.unit, spec[1], limit)))
+    coding = coding_of(summary, some, roles, spec, rows)
+    return Sample.of(pa.Table.from_batches([coded(table, coding)]), coding)

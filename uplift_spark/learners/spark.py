@@ -1,0 +1,391 @@
+"""Meta-learners and nuisances fitted on Spark frames, and predictions of several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from uplift_spark.errors import DataError
+from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers
+from uplift_spark.forest.effects import Z95
+from uplift_spark.forest.encode import keys_of
+from uplift_spark.forest.forest import restored, stored
+from uplift_spark.forest.spark import on_group, packed_bins, sample_of, summary_of, unpacked_bins
+from uplift_spark.learners.metalearners import (
+    Learned,
+    LearnerParams,
+    LearnerRows,
+    Setting,
+    fit_of,
+    fit_replicate,
+    learned,
+    parts_of,
+    rows_of,
+    setting_of,
+    trial_roles,
+)
+from uplift_spark.learners.nuisances import (
+    Coding,
+    Effects,
+    Fitted,
+    Sample,
+    Spec,
+    TLearner,
+    categorical_of,
+    check_arms,
+    coded,
+    coding_of,
+    crossfit_folds,
+    features_of,
+    fit_arm,
+    fit_nuisances,
+    packed_rows,
+    placebo,
+    placebo_outcome,
+    places_of,
+    unpacked_rows,
+)
+from uplift_spark.roles import PROPENSITY, TREATMENT, Levels, Roles
+from uplift_spark.runtime import ProgressCallback
+from uplift_spark.stats.intervals import poisson_weights
+from uplift_spark.stats.offpolicy import doubly_robust
+
+# --------------------------------------------------------------------------------------------------------------------
+# Meta-learners and nuisances fitted on Spark: a bounded sample of rows, a task for every model, no row in two places.
+# The driver holds the sample, as a table of numbers; each replicate, or fold, is a group of one shuffle of it.
+
+_CODED = "unit_hash bigint, key bigint, place int, outcome double, weight double, features binary"
+_ROWS_PER_BATCH = 100_000
+
+Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's number, its keys and numbers
+
+
+def sampled_rows(train: DataFrame, roles: Roles, spec: tuple[int, int], rows: int) -> Sample:
+    """At most about `rows` training rows of each arm, by hash; `spec` is folds and seed. Raises as `coding_of`."""
+    some = train.select(*(f"`{column}`" for column in roles.columns))
+    summary = summary_of(some, roles)
+    coding = coding_of(summary, sample_of(some, roles, spec[1], summary.rows), roles, spec, rows)
+    return Sample.of(some.mapInArrow(partial(coded_batches, coding), _CODED).toArrow(), coding)
+
+
+def fit_learned_frame(
+    frame: DataFrame, roles: Roles, params: LearnerParams, say: ProgressCallback = lambda _: None
+) -> Learned:
+    """Train on a Spark frame of one row per unit: the same effects as `learners.metalearners.fit_learned`."""
+    plain, confounded = trial_roles(roles)
+    sample = sampled_rows(frame, plain, (params.folds, params.seed), params.rows)
+    say(f"fitting a {params.kind} on {len(sample.place):,} of {sample.coding.total:,} rows")
+    rows = rows_of(sample, confounded)
+    counts = poisson_weights(rows.key.view(np.int64), params.seed, params.replicates)
+    drawn = np.column_stack([np.ones(len(counts), bool), counts > 0])
+    numbers = np.column_stack([rows.place, rows.outcome, rows.weight, rows.odds, rows.features])
+    fit = partial(_fit_replicate, params.kind, setting_of(sample), rows.odds.shape[1])
+    return learned(
+        params, roles, sample, list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, drawn, fit)))
+    )
+
+
+def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, drawn: np.ndarray, fit: Fit) -> list[Any]:
+    """What `fit` makes of each part of the rows, a task for every part: key uint64 [n], numbers float64 [n, q], and
+    which parts draw a row, bool [n, R] -> R results, of the kinds that `models.stored` takes."""
+
+    def some(low: int) -> pa.RecordBatch:
+        high = min(low + _ROWS_PER_BATCH, len(key))
+        columns = {"at": np.arange(low, high), "key": key[low:high].view(np.int64)}
+        packed = {"numbers": packed_rows(numbers[low:high]), "drawn": packed_rows(drawn[low:high].astype(np.uint8))}
+        return pa.record_batch({**columns, **packed})
+
+    table = spark.createDataFrame(pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
+    parts, width = drawn.shape[1], numbers.shape[1]
+    copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
+    copies = copies.where(F.expr("substring(drawn, part + 1, 1) <> X'00'")).drop("drawn")
+    grouped = copies.repartition(parts, "part").groupBy("part")  # a number of its own is never coalesced
+    found = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
+    results = dict(zip(found["part"].to_pylist(), found["fit"].to_pylist(), strict=True))
+    return [restored(results[part]) for part in range(parts)]
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+
+def coded_batches(coding: Coding, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The sample's rows of one partition."""
+    for batch in filter(len, batches):
+        yield coded(batch, coding)
+
+
+def fit_group(fit: Fit, width: int, group: pa.Table) -> pa.Table:
+    """One part's result, from its rows in the order of the sample."""
+    group, part = group.sort_by("at"), group.column("part")[0].as_py()
+    numbers = unpacked_rows(group.column("numbers"), width)
+    found = stored(fit(part, group.column("key").to_numpy().view(np.uint64), numbers))
+    return pa.table({"part": pa.array([part], pa.int32()), "fit": pa.array([found.tobytes()], pa.binary())})
+
+
+def _fit_replicate(
+    kind: str, setting: Setting, levels: int, replicate: int, key: np.ndarray, numbers: np.ndarray
+) -> dict[str, Any]:
+    place, outcome, weight = numbers[:, 0].astype(np.int64), numbers[:, 1], numbers[:, 2]
+    rows = LearnerRows(numbers[:, 3 + levels :], place, outcome, weight, numbers[:, 3 : 3 + levels], key)
+    return parts_of(fit_replicate(kind, setting, rows, replicate))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What observational campaigns need before a forest: nuisances of every unit, cross-fitted, and its scores.
+# Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted by a task of its
+# own, on a bounded sample of the other folds' training rows; a map over all units applies them.
+
+OUTCOME_MEAN, ODDS, SCORES, FOLD, SPLIT, SET_ASIDE = "expected", "odds", "scores", "fold", "split", "set aside"
+REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Models of every fold, fitted on the rows of the others.
+
+    lowest  probability of a level below which a unit is set aside
+    logged  whether the probability of the level received is as the campaign logged it
+    """
+
+    roles: Roles
+    bins: tuple[FeatureBins, ...]
+    spec: Spec
+    models: tuple[Fitted, ...]
+    lowest: float
+    logged: bool
+
+
+def fit_folds(spark: SparkSession, sample: Sample, lowest: float, logged: bool, say: ProgressCallback) -> Folds:
+    """Models of every fold, a task for each. Raises DataError when an arm has too few rows outside some fold."""
+    fold, spec = crossfit_folds(sample.key, sample.spec), sample.spec
+    others = fold[:, None] != np.arange(spec.folds)
+    for mine in others.T:
+        check_arms(sample.place[mine], spec)
+    numbers = np.column_stack([sample.place, sample.outcome, sample.features])
+    say(f"fitting nuisances of {spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
+    models = fit_parts(spark, sample.key, numbers, others, partial(_fit_fold, spec))
+    return Folds(sample.roles, sample.coding.bins, spec, tuple(models), lowest, logged)
+
+
+def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say: ProgressCallback) -> pd.DataFrame:
+    """Effects that must be nought, re-estimated from at most REFUTED of the sample's rows: of levels dealt out at
+    random, `draws` times, and on features that the treatment came too late to change.
+
+    Columns as gold.sensitivity but for run_id and campaign. Clusters are not dealt out: their units are not alike.
+    """
+    some = slice(None) if len(sample.place) <= REFUTED else np.sort(np.argsort(sample.key, kind="stable")[:REFUTED])
+    key, place, outcome, features = (part[some] for part in (sample.key, sample.place, sample.outcome, sample.features))
+    found = []
+    if draws and sample.roles.cluster is None:
+        say(f"dealing out treatments at random, {draws} times, among {len(place):,} units")
+        dealt = placebo(features, place, outcome, key, sample.spec, draws)
+        found += [("permuted treatment", f"draw {r + 1}", *dealt.of(r)) for r in range(draws)]
+    names = [one.name for one in sample.coding.bins]
+    for name in placebo_outcomes:
+        say(f"looking for effects on {name}, which there cannot be")
+        at = placebo_outcome(features, place, key, sample.spec, names.index(name), sample.roles.cluster is not None)
+        found.append(("placebo outcome", name, *at.of(0)))
+    lines = [
+        (level, check, setting, value[k], value[k] - Z95 * error[k], value[k] + Z95 * error[k], p_value[k])
+        for check, setting, value, error, p_value in found
+        for k, level in enumerate(sample.spec.levels[1:])
+    ]
+    return pd.DataFrame(lines, columns=[TREATMENT, "check", "setting", "value", "lower", "upper", "p_value"])
+
+
+def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
+    """The frame and, of every unit, map only: `fold` bigint, `expected` and `odds` array<double> [K] under every level,
+    `scores` map<string,double>, in `propensity` the odds of the level received; `split` of units without overlap is
+    `set aside`."""
+    kept = [name for name in frame.columns if name not in (PROPENSITY, SPLIT)]
+    head = [f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in kept]
+    added = "fold bigint, expected array<double>, odds array<double>, scores map<string,double>"
+    columns = f"{', '.join(head)}, {added}, {PROPENSITY} double, {SPLIT} string"
+    return frame.select(*(f"`{n}`" for n in kept), PROPENSITY, SPLIT).mapInArrow(partial(_scored, folds, kept), columns)
+
+
+# Workers: Arrow in, Arrow out, no Spark.
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def _fit_fold(spec: Spec, _: int, __: np.ndarray, numbers: np.ndarray) -> Fitted:
+    return fit_nuisances(numbers[:, 2:], numbers[:, 0].astype(np.int64), numbers[:, 1], spec)
+
+
+def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:
+    roles, levels = folds.roles, folds.spec.levels
+    for batch in filter(len, batches):
+        fold = crossfit_folds(keys_of(batch, roles)[1], folds.spec)
+        features, shape = features_of(batch, folds.bins), (len(batch), len(levels))
+        expected, odds = np.empty(shape), np.empty(shape)
+        for f in np.unique(fold):
+            mine, models = fold == f, folds.models[f]
+            expected[mine], odds[mine] = models.expected(features[mine]), models.propensity(features[mine])
+        place, outcome = places_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
+        received = np.arange(len(batch)), place
+        if folds.logged:
+            odds[received] = as_numbers(batch.column(PROPENSITY))
+        weight = 1.0 / np.maximum(odds[received], folds.lowest)
+        apart = (odds < folds.lowest).any(axis=1)
+        added = {
+            FOLD: pa.array(fold),
+            OUTCOME_MEAN: _list_array(expected),
+            ODDS: _list_array(odds),
+            SCORES: _maps(levels, doubly_robust(outcome, place, weight, expected)),
+            PROPENSITY: pa.array(odds[received]),
+            SPLIT: pc.if_else(pa.array(apart), SET_ASIDE, batch.column(SPLIT)),
+        }
+        yield pa.RecordBatch.from_arrays([*map(batch.column, kept), *added.values()], [*kept, *added])
+
+
+def _ends(values: np.ndarray) -> pa.Array:
+    return pa.array(np.arange(0, values.size + 1, values.shape[1], dtype=np.int32))
+
+
+def _list_array(values: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(_ends(values), pa.array(values.ravel()))
+
+
+def _maps(levels: tuple[str, ...], values: np.ndarray) -> pa.Array:
+    return pa.MapArray.from_arrays(_ends(values), pa.array(levels * len(values)), pa.array(values.ravel()))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fitting the learners a forest is held against on a Spark frame, and their predictions side by side.
+
+ARM_ROWS = 500_000
+"""Rows of an arm a T-learner is fitted on at most, chosen by hash: the driver holds them, a byte a feature."""
+
+_DRAWS = 1 << 30
+
+
+def pair_of(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
+    """Rows of two levels alone, or every unit's scores of these."""
+    if roles.scores:
+        return frame.withColumn(roles.scores, F.map_filter(roles.scores, lambda level, _: level.isin(*pair)))
+    return frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*pair))
+
+
+def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
+    """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
+
+    Raises DataError when a level has no row.
+    """
+    arm, outcome = F.col(f"`{roles.treatment}`").cast("string"), F.col(f"`{roles.outcome}`").cast("double")
+    counted = frame.groupBy(arm.alias("arm")).agg(F.count("*"), F.min(outcome), F.max(outcome)).collect()
+    found = {row[0]: row[1:] for row in counted}
+    if missing := [level for level in levels.names if level not in found]:
+        raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
+    chosen = thinned(frame, roles, {level: found[level][0] for level in levels.names}, seed, ARM_ROWS).select(
+        F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
+        F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
+        outcome.alias("outcome"),
+        *(f"`{name}`" for name in roles.features),
+    )
+    binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
+    table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
+    places, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
+    coded = unpacked_bins(table["bins"], len(bins))
+    mine = [places == place + 1 for place in range(len(levels))]
+    categorical = categorical_of(bins)
+    models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
+    lowest, highest = (pick(found[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
+    return TLearner(bins, models, lowest, highest)
+
+
+def thinned(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
+    """At most about `most` rows of each arm, chosen by hash of the unit, given how many rows every arm has."""
+    arm, keep = F.col(f"`{roles.treatment}`").cast("string"), F.lit(False)
+    for level, count in counts.items():
+        limit = round(_DRAWS * min(1.0, most / max(count, 1)))
+        drawn = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
+        keep = F.when(arm == level, drawn).otherwise(keep)
+    return frame.where(keep)
+
+
+def effects_column(place: int) -> str:
+    """Name of the column with the effects of the learner at that place."""
+    return f"effects_{place}"
+
+
+def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
+    """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
+    learner, None being the T-learner itself, under `effects_<its place>`; map only."""
+    names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
+    kind = frame.schema[unit].dataType.simpleString()
+    columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
+    needed = [unit, *(one.name for one in nuisance.bins)]
+    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(
+        partial(_predict, unit, names, nuisance, learners), columns
+    )
+
+
+def reward_frame(
+    frame: DataFrame,
+    keep: tuple[str, ...],
+    nuisance: TLearner,
+    features: Sequence[FeatureBins],
+    worth: tuple[float, list[float]],
+) -> DataFrame:
+    """Doubly robust rewards of every level for every unit, map only: the columns `keep`, `bins` binary (uint8, of
+    `features`) and `rewards` array<double> [K].
+
+    frame     the columns to keep, the T-learner's features, `received` int (level's place), `outcome`, `weight` double
+    features  some of the T-learner's
+    worth     value of one unit of the outcome, and cost of every level [K]
+    """
+    kept = ", ".join(f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in keep)
+    columns = f"{kept}, bins binary, rewards array<double>"
+    places = [nuisance.bins.index(one) for one in features]
+    return frame.mapInArrow(partial(_reward, keep, nuisance, places, worth), columns)
+
+
+def _reward(
+    keep: tuple[str, ...],
+    nuisance: TLearner,
+    places: list[int],
+    worth: tuple[float, list[float]],
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    value, cost = worth
+    for batch in batches:
+        outcome, received, weight = (
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
+        )
+        bins = apply_bins(batch, nuisance.bins)
+        rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(bins)) - np.array(cost)
+        columns = [*map(batch.column, keep), packed_bins(bins[:, places]), _list_array(rewards)]
+        yield pa.RecordBatch.from_arrays(columns, [*keep, "bins", "rewards"])
+
+
+def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
+        yield pa.record_batch({**kept, "bins": packed_bins(apply_bins(batch, bins))})
+
+
+def _predict(
+    unit: str,
+    names: list[str],
+    nuisance: TLearner,
+    learners: Sequence[Effects | None],
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        expected = nuisance.expected(apply_bins(batch, nuisance.bins))
+        own = expected[:, 1:] - expected[:, :1]
+        arrays = [
+            _list_array(expected),
+            *(_list_array(own if effects is None else effects(batch)) for effects in learners),
+        ]
+        yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])

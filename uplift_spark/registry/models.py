@@ -1,0 +1,645 @@
+"""The model registry: where models are kept, logged, found, loaded and rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from uplift_spark.config import Config, Lakehouse
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
+from uplift_spark.estimators import UpliftModel, refreshed, train
+from uplift_spark.forest.forest import Forest, average_effect
+from uplift_spark.forest.instrument import Instrumental
+from uplift_spark.forest.training import describe
+from uplift_spark.lake.tables import Lake
+from uplift_spark.learners.metalearners import AnyModel, Learned, kind_of, load_any
+from uplift_spark.roles import TREATMENT, Roles, checked_name
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, silent
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where models are kept: finding the MLflow store, proving within seconds that it answers, and keeping it quiet.
+# MLflow is imported inside functions: it takes seconds to import and most commands never need it.
+
+# Seconds to connect, and to say anything at all. A server that does may then take its time: its first query can
+# wait for a migration, and moving a model takes long.
+_PROBE = (4, 10)
+_WORK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# Nothing is sent home, and no MLflow loader may unpickle: models are arrays and code.
+_ALWAYS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_NOISY = ("mlflow", "alembic", "urllib3", "git")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow tracking store with its model registry.
+
+    uri           sqlite:///<file>, http(s)://<host> or databricks[://<profile>]
+    artifact_root URI under which runs keep files; None leaves it to the server
+    catalog       Unity Catalog that holds the registered models; None for MLflow's own registry
+    """
+
+    uri: str
+    artifact_root: str | None = None
+    catalog: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URI without user and password, for messages."""
+        parts = urlsplit(self.uri)
+        if "@" not in parts.netloc:
+            return self.uri
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def registry_uri(self) -> str:
+        return self.uri.replace("databricks", "databricks-uc", 1) if self.catalog else self.uri
+
+    def experiment(self, name: str) -> str:
+        """MLflow experiment of a model; Databricks wants a workspace path."""
+        return f"/Shared/uplift_{name}" if self.uri.startswith("databricks") else name
+
+    def model(self, name: str) -> str:
+        """Registered model's full name: three levels in a Unity Catalog."""
+        return f"{self.catalog}.gold.{name}" if self.catalog else name
+
+    def client(self) -> MlflowClient:
+        """A client whose store has answered one question.
+
+        Raises EnvironmentProblem, naming the URI, when the store is out of reach: at once for sqlite, after
+        4 seconds for a host that cannot be connected, after 10 for one that never answers.
+        """
+        if self.uri.startswith("sqlite"):
+            _check_sqlite(self.uri)
+        with self.calls():
+            import requests
+            from mlflow import MlflowClient
+
+            if self.uri.startswith("http"):  # any answer will do: it may want a login
+                requests.get(f"{self.uri.rstrip('/')}/health", timeout=_PROBE)
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Quiet calls with bounded waiting; whatever the store throws becomes one EnvironmentProblem."""
+        with _environment(_WORK | _ALWAYS):
+            errors = _store_errors()
+            try:
+                with _quiet():  # after the import, which sets MLflow's own log level
+                    yield
+            except errors as error:
+                raise EnvironmentProblem(
+                    f"MLflow store {self.shown} does not work: {_reason(error)}; start it or set registry.tracking_uri"
+                ) from error
+
+
+def open_store(lakehouse: Lakehouse, tracking_uri: str | None = None) -> Store:
+    """The store a configuration means, without touching it.
+
+    Without a URI: Databricks when the lakehouse is a catalog, else `mlflow.db` and `mlartifacts` in its folder.
+    Raises ConfigError for stores that MLflow or this package does not support (plain folders above all).
+    """
+    if tracking_uri is None and lakehouse.catalog is None:
+        folder = Path(lakehouse.path).resolve()
+        return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri())
+    uri = tracking_uri or "databricks"
+    scheme = uri.partition(":")[0]
+    if scheme == "databricks":
+        return Store(uri, catalog=lakehouse.catalog)
+    if scheme == "sqlite":
+        return Store(uri, (_sqlite_file(uri).parent / "mlartifacts").as_uri())
+    if scheme in ("http", "https") and urlsplit(uri).hostname:
+        return Store(uri)
+    raise ConfigError(
+        f"registry.tracking_uri {Store(uri).shown!r} is not a store for models: "
+        "use sqlite:///<file>, http(s)://<host>, databricks, or leave it out"
+    )
+
+
+def _sqlite_file(uri: str) -> Path:
+    prefix, _, file = uri.partition(":///")
+    if prefix != "sqlite" or not file or file == ":memory:":
+        raise ConfigError(f"registry.tracking_uri {uri!r} does not name a file: write sqlite:///<folder>/mlflow.db")
+    return Path(file).resolve()
+
+
+def _check_sqlite(uri: str) -> None:
+    """Create the folder and take the write lock once: MLflow itself would retry for minutes."""
+    file = _sqlite_file(uri)
+    if any(character in str(file) for character in "?%"):  # MLflow would read another file
+        raise EnvironmentProblem(f"MLflow store {uri} is out of reach: its path must not contain '?' or '%'")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=4, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        raise EnvironmentProblem(
+            f"MLflow store {uri} is out of reach ({_reason(error)}): "
+            "make its folder writable or set registry.tracking_uri"
+        ) from error
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store may raise; sqlalchemy is absent beside MLflow's skinny half."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    errors: tuple[type[Exception], ...] = (MlflowException, requests.RequestException, OSError)
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return errors
+    return (*errors, SQLAlchemyError)
+
+
+def _reason(error: Exception) -> str:
+    """First line of the innermost cause, short enough for one sentence."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    first = text.strip().splitlines()[0].rstrip(".")
+    if "Max retries exceeded" in first or "Connection" in first or "timed out" in first.lower():
+        return "it does not answer"
+    return first if len(first) <= 200 else first[:200] + "…"
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors only from MLflow and what it uses: first use of a sqlite store logs a migration per table."""
+    loggers: list[Any] = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Registered models: log with all that a retrain needs, find by version, alias or run, load only if unchanged.
+# A registered model is one file of arrays plus the script `mlflow_model.py`; this package reads only that file back, so
+# nothing stored with a model is ever executed here. Models missing mandatory metadata are refused.
+
+CHAMPION = "champion"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FILE = "forest.uplift"
+# What the registered script imports beside MLflow, which adds itself. Pinned as installed: inference is slow.
+_REQUIREMENTS = ("numpy", "numba", "pandas", "pyarrow", "pydantic", "PyYAML", "scikit-learn", "skops")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, all of it mandatory.
+
+    run_id           the train run; a run registers at most one version
+    roles            columns it was trained on
+    inputs           column -> 'double' | 'string': the unit and every feature, as the training table has them
+    data_versions    table -> Delta version read
+    feature_version  Delta version of the table its features come from
+    git_version      see `runs.code_version`
+    params           arguments of `CausalForest` or `MetaLearner`, those left open as None
+    erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
+    refresh          {of: version whose trees it has, half_life_days}, with sums of other rows; None: it was trained
+    """
+
+    run_id: str
+    roles: Roles
+    inputs: Mapping[str, str]
+    data_versions: Mapping[str, int]
+    feature_version: int
+    git_version: str
+    params: Mapping[str, Any]
+    erasure_of: int | None = None
+    refresh: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version of a registered model: `run_id` is ours, `source_run` the MLflow run that keeps its files."""
+
+    name: str
+    version: int
+    run_id: str
+    source_run: str
+    sha256: str
+    data_versions: Mapping[str, int]
+    git_version: str
+    params: Mapping[str, Any]
+    erasure_of: int | None = None
+    refresh: Mapping[str, Any] | None = None
+
+
+class Registry:
+    """Models of one MLflow store. Opening it proves that the store answers, else raises EnvironmentProblem."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._client: MlflowClient = store.client()
+
+    @classmethod
+    def of(cls, config: Config) -> Registry:
+        return cls(open_store(config.lakehouse, config.registry.tracking_uri))
+
+    def log_model(
+        self, name: str, model: bytes, origin: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> Registered:
+        """Log `model` (a model's file) as a new MLflow run and register it as the next version of `name`.
+
+        A train run has one version: of two that register it at the same time, the later one gives way to the first.
+        Raises ConfigError when the signature or another mandatory part of `origin` is missing.
+        """
+        checked_name(name, "model name")
+        _check_origin(name, origin)
+        tags = _tags(origin, hashlib.sha256(model).hexdigest())
+        with self.store.calls(), self._run(name, origin.run_id, tags) as run:
+            self._client.log_batch(run.info.run_id, _metrics(metrics), _params(params))
+            with tempfile.TemporaryDirectory() as folder:
+                _save(Path(folder), model, origin, run.info.run_id)
+                self._client.log_artifacts(run.info.run_id, f"{folder}/model", "model")
+            self._create_model(self.store.model(name))
+            made = self._client.create_model_version(
+                self.store.model(name), f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+            )
+        return self._first_of_run(name, _registered(made))
+
+    def _first_of_run(self, name: str, made: Registered) -> Registered:
+        first = self.version_for_run(name, made.run_id)
+        if first is None or first.version == made.version:
+            return made
+        with self.store.calls():
+            self._client.delete_model_version(self.store.model(name), str(made.version))
+        return first
+
+    def version_for_run(self, name: str, run_id: str) -> Registered | None:
+        """The version that train run `run_id` registered, None if it has not (yet)."""
+        full = self.store.model(checked_name(name, "model name"))
+        with self.store.calls():
+            found = [v for v in self._versions(full) if v.tags.get("uplift_run_id") == run_id]
+        return min(map(_registered, found), key=lambda version: version.version, default=None)
+
+    def find(self, name: str, version: int | str = CHAMPION) -> Registered:
+        """A version by number or alias; ConfigError when there is none, ModelFileError when it is not a forest."""
+        full = self.store.model(checked_name(name, "model name"))
+        found = self.known(name, version)
+        if found is None:
+            wanted = f"version {version}" if isinstance(version, int) else f"alias {version!r}"
+            raise ConfigError(
+                f"model {full!r} has no {wanted} in {self.store.shown}: run `uplift train` with registry.champion, "
+                "or set registry.version to a version that exists"
+            )
+        return found
+
+    def known(self, name: str, version: int | str = CHAMPION) -> Registered | None:
+        """A version by number or alias, None when there is none; ModelFileError when it is not a forest."""
+        full = self.store.model(checked_name(name, "model name"))
+        with self.store.calls():
+            found = self._get(full, version)
+        if found is not None and "uplift_sha256" not in found.tags:
+            raise ModelFileError(f"model {full!r} version {found.version} is no forest: register it by `uplift train`")
+        return None if found is None else _registered(found)
+
+    def current(self, model: Registered) -> Registered:
+        """The version that came of `model` by erasing units, the last one if there were several; else itself."""
+        with self.store.calls():
+            versions = [_registered(v) for v in self._versions(model.name) if "uplift_erasure_of" in v.tags]
+        for version in sorted(versions, key=lambda version: version.version):
+            model = version if version.erasure_of == model.version else model
+        return model
+
+    def trees_of(self, model: Registered) -> Registered:
+        """The version that the trees of a refreshed one were grown for, which holds their corrections; else itself."""
+        return model if model.refresh is None else self.find(model.name, model.refresh["of"])
+
+    def set_data_versions(self, model: Registered, versions: Mapping[str, int]) -> None:
+        """The version's training rows lie elsewhere from now on; what the MLflow run recorded stays."""
+        with self.store.calls():
+            self._client.set_model_version_tag(
+                model.name, str(model.version), "uplift_data_versions", _version_tag(versions)
+            )
+
+    def set_champion(self, model: Registered, alias: str = CHAMPION) -> None:
+        """Point the alias at this version."""
+        with self.store.calls():
+            self._client.set_registered_model_alias(model.name, checked_name(alias, "alias"), str(model.version))
+
+    def load(self, model: Registered) -> AnyModel:
+        """The model, after its bytes matched the checksum taken when it was registered.
+
+        Raises ModelFileError for a file that is missing, truncated, edited or replaced; none of it is executed.
+        """
+        where = f"model {model.name!r} version {model.version}"
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with self.store.calls():
+                    path = Path(self._client.download_artifacts(model.source_run, f"model/artifacts/{_FILE}", folder))
+            except EnvironmentProblem as error:
+                raise ModelFileError(f"{where} cannot be read: {error}") from error
+            content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != model.sha256:
+            raise ModelFileError(f"{where} is not the file that was registered: restore it or train again")
+        return load_any(content)
+
+    def log_evaluation(
+        self, name: str, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
+    ) -> None:
+        """Log figures and files of a run that registers nothing, once: a rerun finds what it logged."""
+        if self.logged_metrics(name, run_id) is not None:
+            return
+        with self.store.calls(), self._run(name, run_id, {**tags, "uplift_run_id": run_id}) as run:
+            self._client.log_batch(run.info.run_id, _metrics(metrics))
+            for file in files:
+                self._client.log_artifact(run.info.run_id, str(file))
+
+    def logged_metrics(self, name: str, run_id: str) -> dict[str, float] | None:
+        """Figures that `log_evaluation` logged of a run, None if it has not (yet)."""
+        mine = f"tags.uplift_run_id = '{run_id}' and attributes.status = 'FINISHED'"
+        with self.store.calls():
+            found = self._client.search_runs([self._experiment(name)], mine, max_results=1)
+        return dict(found[0].data.metrics) if found else None
+
+    @contextmanager
+    def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:
+        """An MLflow run that ends FINISHED, or FAILED when the body raises."""
+        named = {"mlflow.runName": run_id, "mlflow.source.name": "uplift train", **tags}
+        run = self._client.create_run(self._experiment(name), tags=named)
+        try:
+            yield run
+        except BaseException:
+            self._client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def _experiment(self, name: str) -> str:
+        title = self.store.experiment(name)
+        found = self._client.get_experiment_by_name(title)
+        return found.experiment_id if found else self._client.create_experiment(title, self.store.artifact_root)
+
+    def _create_model(self, full: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(full)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+                raise
+
+    def _versions(self, full: str) -> Iterator[ModelVersion]:
+        token = None
+        while True:
+            page = self._client.search_model_versions(f"name='{full}'", page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _get(self, full: str, version: int | str) -> ModelVersion | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if isinstance(version, int):
+                return self._client.get_model_version(full, str(version))
+            return self._client.get_model_version_by_alias(full, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                return None
+            raise
+
+
+def _check_origin(name: str, origin: Origin) -> None:
+    missing = [part for part in ("run_id", "data_versions", "git_version", "params") if not getattr(origin, part)]
+    if origin.feature_version is None:
+        missing.append("feature_version")
+    unsigned = [c for c in (origin.roles.unit, *origin.roles.features) if c not in origin.inputs]
+    if unsigned:
+        missing.append(f"signature of {len(unsigned)} input column(s) such as {unsigned[0]!r}")
+    if missing:
+        raise ConfigError(f"model {name!r} is not registered without its {', '.join(missing)}: pass them")
+
+
+def _tags(origin: Origin, sha256: str) -> dict[str, str]:
+    roles = origin.roles
+    parts = {
+        "outcome": roles.outcome,
+        "more_outcomes": roles.more_outcomes,
+        "treatment": roles.treatment,
+        "control": roles.control,
+        "dose": roles.dose,
+    }
+    erasure = {} if origin.erasure_of is None else {"uplift_erasure_of": str(origin.erasure_of)}
+    refresh = {} if origin.refresh is None else {"uplift_refresh": json.dumps(origin.refresh)}
+    return {
+        **erasure,
+        **refresh,
+        "uplift_run_id": origin.run_id,
+        "uplift_sha256": sha256,
+        "uplift_data_versions": _version_tag(origin.data_versions),
+        "uplift_feature_version": str(origin.feature_version),
+        "uplift_git_version": origin.git_version,
+        "uplift_params": json.dumps(dict(origin.params), sort_keys=True),
+        "uplift_roles": json.dumps(parts),
+    }
+
+
+def _version_tag(versions: Mapping[str, int]) -> str:
+    return json.dumps(dict(versions), sort_keys=True)
+
+
+def _registered(found: ModelVersion) -> Registered:
+    return Registered(
+        name=found.name,
+        version=int(found.version),
+        run_id=found.tags["uplift_run_id"],
+        source_run=str(found.run_id),
+        sha256=found.tags["uplift_sha256"],
+        data_versions=json.loads(found.tags["uplift_data_versions"]),
+        git_version=found.tags["uplift_git_version"],
+        params=json.loads(found.tags["uplift_params"]),
+        erasure_of=int(found.tags["uplift_erasure_of"]) if "uplift_erasure_of" in found.tags else None,
+        refresh=json.loads(found.tags["uplift_refresh"]) if "uplift_refresh" in found.tags else None,
+    )
+
+
+def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
+    """Write MLflow's model folder `folder/model`: MLmodel, the script, this package's source, the forest's file."""
+    from mlflow.models import Model as MlflowModel
+    from mlflow.pyfunc import save_model
+
+    file = folder / _FILE
+    file.write_bytes(model)
+    save_model(
+        str(folder / "model"),
+        python_model=str(_PACKAGE / "operations" / "mlflow_model.py"),
+        artifacts={"forest": str(file)},
+        code_paths=[str(_PACKAGE)],
+        signature=_signature(origin),
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
+        mlflow_model=MlflowModel(artifact_path="model", run_id=run_id),
+    )
+
+
+def _signature(origin: Origin) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    unit = ColSpec(origin.inputs[origin.roles.unit], origin.roles.unit)
+    features: list[Any] = [ColSpec(origin.inputs[c], c) for c in origin.roles.features]
+    numbers = [ColSpec("double", c) for c in ("uplift", "uplift_se", "uplift_lower", "uplift_upper")]
+    outputs: list[Any] = [unit, ColSpec("string", TREATMENT), *numbers, ColSpec("boolean", "low_support")]
+    return ModelSignature(Schema([unit, *features]), Schema(outputs))
+
+
+def _metrics(values: Mapping[str, float]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(key, float(value), now, 0) for key, value in values.items()]
+
+
+def _params(values: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(key, str(value)[:500]) for key, value in values.items()]
+
+
+def level_suffix(place: int, level: str) -> str:
+    """A level in the name of a metric; its place keeps levels apart whose signs MLflow refuses: `<5` and `>5`."""
+    return f"{place}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
+
+
+def facts_of(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
+    """(parameters, metrics) of a trained model for the log."""
+    if isinstance(model, Forest | Instrumental):
+        return _forest_facts(model if isinstance(model, Forest) else model.forest, seconds)
+    named = {"kind": kind_of(model), "levels": list(model.levels.names)}
+    if isinstance(model, Learned):
+        metrics = {"rows": model.facts["rows"], "rows_taken": model.facts["rows_taken"], "fit_seconds": seconds}
+        return {**named, **vars(model.params)}, metrics
+    pairs = enumerate(model.pairs, 1)
+    rows = {f"rows.{level_suffix(k, level)}": float(one.facts["rows"]) for k, (level, one) in pairs}
+    return named, {**rows, "fit_seconds": seconds}
+
+
+def _forest_facts(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
+    facts, buckets = forest.facts, forest.facts["buckets"]
+    metrics = {
+        "rows": facts["rows"],
+        "leaves": forest.structure.n_leaves,
+        "buckets_without_trees": sum(bucket["trees"] == 0 for bucket in buckets),
+        "fit_seconds": seconds,
+    }
+    averages = average_effect(forest)
+    for index, level in enumerate(forest.levels.names):
+        suffix = level_suffix(index, level)
+        metrics[f"rows.{suffix}"] = facts["level_rows"].get(level, 0)
+        if level in averages:
+            metrics[f"average_effect.{suffix}"] = averages[level]
+    return dict(describe(forest.plan)), metrics
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A registered model once more, from the versions of tables, roles and parameters that its run recorded.
+
+_GONE = re.compile(r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND|FileNotFoundException")
+
+
+def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+    """Train again what train run `run_id` registered; nothing is written.
+
+    Of the configuration only lakehouse, registry and model name count. Raises ConfigError for a run that registered no
+    model or whose forest comes from an erasure, DataError when its table's version is gone, or when the bytes, of a
+    meta-learner its effects, differ: then other code or another machine's arithmetic made them, or the version was
+    tampered with.
+    """
+    registry = Registry.of(config)
+    model = registry.version_for_run(config.model_name, run_id or "")
+    if model is None:
+        raise ConfigError(
+            f"model {config.model_name!r} has no version of run {run_id!r}: `uplift train` names its runs"
+        )
+    if model.erasure_of is not None:
+        raise ConfigError(
+            f"run {run_id!r} is an erasure: model {config.model_name!r} version {model.version} has the trees of "
+            f"version {model.erasure_of}, grown on rows that are gone, so no training gives them again"
+        )
+    registered = registry.load(model)
+    ((table, version),) = model.data_versions.items()
+    say(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
+    frame = lake.read(table, version).where("split = 'train'")
+    with still_there(table, version, "restore them from a backup"):
+        if model.refresh is None:
+            again = train(model.params, frame, registered.roles, say)
+        else:
+            base = UpliftModel(registry.load(registry.trees_of(model)))
+            again = refreshed(base, frame, model.refresh, say)
+    what, made, known = _digests(model, registered, again.model, again.to_bytes())
+    if made != known:
+        raise DataError(
+            f"{what} of run {run_id} rebuilt from {table} version {version} have SHA-256 {made[:16]}, registered is "
+            f"{known[:16]}: it was made by code {model.git_version}, this is {code_version()}; use that one"
+        )
+    same = {f"same_{what}": True}
+    return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=made, **same)
+
+
+def _digests(model: Registered, registered: AnyModel, again: AnyModel, content: bytes) -> tuple[str, str, str]:
+    """What of a model is the same for the same rows, and its SHA-256 now and when it was registered: bytes of forests,
+    effects of meta-learners, whose files tell when they were written."""
+    if isinstance(registered, Learned) and isinstance(again, Learned):
+        return "effects", again.facts["effects_sha256"], registered.facts["effects_sha256"]
+    return "bytes", hashlib.sha256(content).hexdigest(), model.sha256
+
+
+@contextmanager
+def still_there(table: str, version: int, fix: str) -> Iterator[None]:
+    """Reading a version whose files are gone becomes a DataError that ends with `fix`."""
+    try:
+        yield
+    except Exception as error:  # typed by Connect, an error of the JVM's without
+        if not _GONE.search(str(error)):
+            raise
+        raise DataError(
+            f"table {table}: files of version {version} are gone, so its training set cannot be read again: "
+            f"`uplift erase --purge`, or VACUUM with less than the table's retention, removed them; {fix}"
+        ) from error

@@ -1,0 +1,176 @@
+"""Roles of columns, treatment levels and column names. Nothing here touches files or the environment."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from uplift_spark.errors import ConfigError
+
+UNIT = "unit_id"
+
+
+TREATMENT = "treatment"
+
+
+EXPERIMENT = "experiment"
+
+
+PROPENSITY = "propensity"
+
+
+MATURITY_WEIGHT = "maturity_weight"
+
+
+DELIVERED = "delivered"
+
+
+RUN_ID = "run_id"
+
+
+EFFECT_COLUMNS = ("uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support")
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """Return `name` if it is a plain SQL identifier, else raise ConfigError.
+
+    Names reach SQL text, so anything but letters, digits and underscores is refused rather than quoted.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 128:
+        raise ConfigError(f"{what} {name!r} is not a plain name: use letters, digits and underscores only")
+    return name
+
+
+CROSSING = " x "
+"""Between the features of a crossing, and between its buckets."""
+
+
+def crossed(segment: str) -> tuple[str, ...]:
+    """Features a segment is cut by: one, or those of a crossing such as `region x device`."""
+    return tuple(segment.split(CROSSING))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Treatment levels in canonical order, control first.
+
+    `doses` is None for arms without order, else one number per level (control's first), or as many for each as the
+    treatment has dimensions.
+    """
+
+    names: tuple[str, ...]
+    doses: tuple[float | tuple[float, ...], ...] | None = None
+
+    @property
+    def control(self) -> str:
+        return self.names[0]
+
+    @property
+    def treated(self) -> tuple[str, ...]:
+        return self.names[1:]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column plays which part in a frame of one row per unit.
+
+    unit        string or integer id, unique in the frame
+    treatment   the level each unit was assigned; compared as text
+    outcome     numeric (or boolean) outcome; the trees are grown to tell its effects apart
+    features    numeric, boolean or string columns; strings are categorical
+    control     the level every other level is compared with
+    dose        {level: number} for ordered levels, naming every level; {level: [number, ...]} for treatments of several
+                dimensions, such as discount and frequency; None for arms without order
+    grid        doses at which effects are told, where the treatment is itself a number that takes any value: the dose
+                received, `control` then being the dose they are compared with
+    propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
+    weight      column with a positive sample weight
+    cluster     column whose units stay together when data are split (households)
+    more_outcomes  numeric (or boolean) outcomes whose effects are estimated in the same leaves: what moves only these
+                effects, and not that on `outcome`, tells no units apart
+    scores      column with doubly robust scores of the outcome, {level: number} (a map, or a struct in pandas): the
+                forest is trained on these in place of the outcome and the level received, see `forest.estimate`
+    """
+
+    unit: str
+    treatment: str
+    outcome: str
+    features: tuple[str, ...]
+    control: str
+    dose: Mapping[str, float | Sequence[float]] | None = None
+    propensity: str | None = None
+    weight: str | None = None
+    cluster: str | None = None
+    more_outcomes: tuple[str, ...] = ()
+    scores: str | None = None
+    grid: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "more_outcomes", tuple(self.more_outcomes))
+        object.__setattr__(self, "control", str(self.control))
+        if not self.features:
+            raise ConfigError("roles.features is empty: name at least one feature column")
+        clashes = sorted(set(self.features) & {*self._single(), *self.more_outcomes})
+        if clashes:
+            raise ConfigError(f"roles.features contains {clashes}, which already play another part: remove them")
+        if len(set(self.features)) < len(self.features):
+            raise ConfigError("roles.features names a column twice: remove the duplicate")
+        clashes = sorted(set(self.more_outcomes) & set(self._single()))
+        if clashes:
+            raise ConfigError(f"roles.more_outcomes contains {clashes}, which already play another part: remove them")
+        if len(set(self.more_outcomes)) < len(self.more_outcomes):
+            raise ConfigError("roles.more_outcomes names a column twice: remove the duplicate")
+        if self.scores and self.more_outcomes:
+            raise ConfigError("roles.scores are those of one outcome: drop more_outcomes, or train a forest for each")
+        if self.dose is not None:
+            object.__setattr__(self, "dose", self._doses(self.dose))
+        object.__setattr__(self, "grid", self._grid() if self.grid else ())
+
+    def _doses(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, float | tuple[float, ...]]:
+        doses = {str(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in given.items()}
+        sizes = {len(v) if isinstance(v, tuple) else 1 for v in doses.values()}
+        if self.control not in doses:
+            raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")
+        if len(sizes) > 1 or sizes & {0}:
+            raise ConfigError(f"roles.dose gives levels {sorted(sizes)} numbers: give each as many")
+        if len(set(doses.values())) < len(doses):
+            raise ConfigError("roles.dose gives two levels the same dose: merge them or drop `dose`")
+        return doses
+
+    def _grid(self) -> tuple[float, ...]:
+        if self.propensity or self.scores:
+            raise ConfigError("roles.grid has no propensities or scores of levels: center dose and outcome instead")
+        if self.dose is not None:
+            raise ConfigError("roles.grid is for treatments that are numbers, roles.dose for levels: drop one of them")
+        try:
+            control, grid = float(self.control), tuple(map(float, self.grid))
+        except ValueError:
+            raise ConfigError(
+                f"roles.control is {self.control!r}, but with roles.grid it is a dose: give a number"
+            ) from None
+        if len({control, *grid}) <= len(grid) or not all(map(math.isfinite, (control, *grid))):
+            raise ConfigError("roles.grid names a dose twice, or the control's, or one that is not finite: remove it")
+        return grid
+
+    def _single(self) -> tuple[str, ...]:
+        parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster, self.scores)
+        return tuple(column for column in parts if column)
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Every outcome, the one that shapes the trees first."""
+        return (self.outcome, *self.more_outcomes)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column the roles name, each once, features last."""
+        return tuple(dict.fromkeys([*self._single(), *self.more_outcomes, *self.features]))

@@ -1,0 +1,185 @@
+"""Where this runs and what a run is: state folder, kernel cache, code version, run id, result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import date, datetime
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Protocol
+
+import uplift_spark
+from uplift_spark.config import Config
+
+if TYPE_CHECKING:
+    from uplift_spark.lake.tables import Lake, Written
+
+
+def state_folder() -> Path:
+    """Folder for log, compiled kernels, downloads: in the virtual environment if there is one, else the user cache."""
+    prefix = Path(sys.prefix)
+    if sys.prefix != sys.base_prefix and os.access(prefix, os.W_OK):
+        folder = prefix / "var" / "uplift_spark"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uplift_spark"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_kernels() -> str:
+    """Have numba keep compiled kernels in `state_folder`; returns the folder. Only the first call before numba counts.
+
+    Worker processes started from an archive have no folder of their own to write to, and would compile every time.
+    One folder per state of the sources: numba looks at a kernel's own file only, and would load kernels that were
+    compiled against what other files used to hold.
+    """
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        sources = sorted(
+            path for room in ("stats", "forest", "learners") for path in (Path(__file__).parent / room).glob("*.py")
+        )
+        state = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+        os.environ["NUMBA_CACHE_DIR"] = str(state_folder() / "numba" / state)
+    folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a run is: its identity, its result, the code it ran.
+# A run id is derived from what the run depends on, so doing the same thing again is the same run and adds no row.
+
+ProgressCallback = Callable[[str], None]
+
+# The parts of a campaign's configuration a job's output depends on. What is downstream of a job is left out, so that
+# another forest does not ingest the events a second time; where tables and models are kept is no part of any run.
+_RELEVANT = {
+    "ingest": ("campaign", "source", "seed"),
+    "features": (
+        *("campaign", "labels", "roles", "seed", "holdout", "lift.columns", "lift.outcomes"),
+        "feature_definitions",
+    ),
+    "nuisances": ("campaign", "roles", "nuisances", "lift.segments", "seed"),
+    "train": ("campaign", "roles", "learner", "forest", "seed", "registry.name"),
+    "refresh": ("campaign", "roles", "refresh", "registry.name"),
+    "tune": ("campaign", "roles", "forest", "tune.rows", "tune.held_out", "tune.space", "seed", "registry.name"),
+    "score": ("campaign", "roles", "registry.name"),
+    "lift": ("campaign", "roles", "economics", "lift", "seed"),
+    "compare": (
+        *("campaign", "roles", "economics", "forest", "lift.bins", "lift.replicates", "lift.winsorise", "compare"),
+        *("seed", "registry.name"),
+    ),
+    "tree": ("campaign", "roles", "economics", "policy.objective", "tree", "seed", "registry.name"),
+    "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
+    "simulate": ("campaign", "roles", "economics", "policy", "scenarios", "consent", "seed"),
+}
+_ALL = (
+    "campaign",
+    "source",
+    "roles",
+    "seed",
+    "holdout",
+    "labels",
+    "learner",
+    "forest",
+    "economics",
+    "lift",
+    "registry.name",
+)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job did.
+
+    tables   {table: {"version": int, "rows": rows added by this run, "skipped": bool}}
+    details  anything worth printing: counts of rejected rows, model name and version, files
+    """
+
+    job: str
+    run_id: str
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: str, run_id: str, *written: Written, **details: Any) -> JobResult:
+        """Result of a run from what `Lake.write` returned."""
+        rows = {w.table: {k: v for k, v in asdict(w).items() if k != "table"} for w in written}
+        return cls(job, run_id, rows, details)
+
+
+class Job(Protocol):
+    """The one shape of `jobs/<verb>.py`: `run(config, lake)`, told to the user through `say`."""
+
+    def __call__(
+        self, config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = ...
+    ) -> JobResult: ...
+
+
+def silent(message: str) -> None:
+    """A `say` that says nothing: the default where nobody listens."""
+
+
+def derive_run_id(job: str, config: Any, **inputs: Any) -> str:
+    """`<job>-<12 hex digits>`: SHA-256 of the job, the configuration it depends on and the identity of its inputs.
+
+    Of a `Config` the parts relevant to the job count; anything else (a part of it, a mapping) counts as a whole.
+    `inputs` are file digests, upstream run ids, table and model versions. Equal on every machine and in every process.
+    Raises TypeError for values without a canonical form.
+    """
+    conf = _relevant(job, config) if isinstance(config, Config) else config
+    text = json.dumps(_canonical([job, conf, inputs]), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{job}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def code_version() -> str:
+    """`git describe` of the checkout this package runs from, else the package's version."""
+    package = Path(__file__).resolve().parent
+    # An installed package may lie inside some other project's checkout (its .venv): that one's version is not ours.
+    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
+    return (tracked and _git(package, "describe", "--always", "--dirty")) or uplift_spark.__version__
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _relevant(job: str, config: Config) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for key in _RELEVANT.get(job, _ALL):
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        chosen[key] = value
+    return chosen
+
+
+def _canonical(value: Any) -> Any:
+    """JSON values only; refuses what has no stable form rather than hashing an address."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _canonical(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_canonical(v) for v in value), key=str)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if hasattr(value, "item"):  # a numpy scalar
+        return _canonical(value.item())
+    raise TypeError(f"{type(value).__name__} cannot be part of a run id: pass its identity (a digest, a version)")

@@ -19,12 +19,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
-from uplift_spark.campaign import Scored, check_unseen, fixed_costs, setup_of
+from uplift_spark.campaign import Campaign, Scored, check_unseen, evaluation_spec, fixed_costs
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.comparison import (
-    ANY,
+    ANY_LEVEL,
     DIFFERENCE,
     Rules,
     Values,
@@ -38,11 +38,11 @@ from uplift_spark.evaluation.metrics import (
     Arms,
     Cut,
     Evaluation,
-    Setup,
+    EvaluationSpec,
     describe_arms,
-    drawn_by,
     evaluate,
-    seen_columns,
+    resampling_hash,
+    score_columns,
     winsorised,
 )
 from uplift_spark.evaluation.pictures import comparison_picture, save
@@ -54,17 +54,17 @@ from uplift_spark.learners.metalearners import (
     LearnerRows,
     fit_learner,
     learned_effects,
+    learner_spec,
     rows_of,
-    setting_of,
     trial_roles,
 )
 from uplift_spark.learners.nuisances import Effects, Sample, model_effects
-from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_t_learner, predict, sampled_rows
+from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_t_learner, predict_frame, sampled_rows
 from uplift_spark.registry.models import Registered, Registry, level_suffix
-from uplift_spark.roles import EXPERIMENT, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-LEARNER_ROWS, FOLDS = 200_000, 5
+LEARNER_ROWS, NUISANCE_FOLDS = 200_000, 5
 """Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances."""
 
 
@@ -117,8 +117,8 @@ class Contenders:
         return winsorised(rows, shares, self.config.training_table)
 
     @cached_property
-    def setup(self) -> Setup:
-        return replace(setup_of(self.config), outcomes=(self.config.roles.outcome,), segments=())
+    def spec(self) -> EvaluationSpec:
+        return replace(evaluation_spec(self.config), outcomes=(self.config.roles.outcome,), segments=())
 
     @property
     def price(self) -> float:
@@ -149,50 +149,50 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
     return Contenders(config, registered, lake.read(table, version), {table: version}, cost)
 
 
-def trained(given: Contenders, say: ProgressCallback) -> tuple[DataFrame, dict[str, float]]:
-    """Predictions of all models for the hold-out (`learners.spark.predict`), after fitting those not registered, and
+def contender_predictions(contenders: Contenders, progress: ProgressCallback) -> tuple[DataFrame, dict[str, float]]:
+    """Predictions of all models for the hold-out, after fitting those that are not registered, and
     the seconds that took of each."""
-    config, champion = given.config, given.champion
-    rows, roles = given.training.where(F.col("split") == "train"), champion.roles
-    say("a T-learner, whose expectations all models are valued with")
+    config, champion = contenders.config, contenders.champion
+    rows, roles = contenders.training.where(F.col("split") == "train"), champion.roles
+    progress("a T-learner, whose expectations all models are valued with")
     started = time.monotonic()
     nuisance = fit_t_learner(rows, roles, champion.levels, champion.bins, config.seed)
     seconds, taken = {"t_learner": time.monotonic() - started}, None
-    if set(given.names) & set(LEARNERS) - {"t_learner"}:
+    if set(contenders.names) & set(LEARNERS) - {"t_learner"}:
         plain, confounded = trial_roles(replace(roles, more_outcomes=()))
-        sample = sampled_rows(rows, plain, (FOLDS, config.seed), LEARNER_ROWS)
+        sample = sampled_rows(rows, plain, (NUISANCE_FOLDS, config.seed), LEARNER_ROWS)
         taken = sample, rows_of(sample, confounded)
     learners: list[Effects | None] = []
-    for name in given.names:
+    for name in contenders.names:
         started = time.monotonic()
-        if name in given.registered:
-            learners.append(partial(model_effects, given.registered[name][1]))
+        if name in contenders.registered:
+            learners.append(partial(model_effects, contenders.registered[name][1]))
         elif name == "t_learner":
             learners.append(None)
         elif taken is not None and name in LEARNERS:
-            learners.append(_meta_learner(name, *taken, say))
+            learners.append(_meta_learner(name, *taken, progress))
         else:
             forests = CausalForest(**vars(config.forest), seed=config.seed, per_level=True)
             alone = replace(roles, more_outcomes=())
-            learners.append(partial(model_effects, forests.fit(rows, alone, say).model))
-        if name not in given.registered:
+            learners.append(partial(model_effects, forests.fit(rows, alone, progress).model))
+        if name not in contenders.registered:
             seconds.setdefault(name, time.monotonic() - started)
-    say(f"predictions of {len(learners)} models")
-    return predict(given.holdout, UNIT, nuisance, learners), {
-        name: seconds[name] for name in seconds if name in given.names
+    progress(f"predictions of {len(learners)} models")
+    return predict_frame(contenders.holdout, UNIT, nuisance, learners), {
+        name: seconds[name] for name in seconds if name in contenders.names
     }
 
 
-def _meta_learner(name: str, sample: Sample, rows: LearnerRows, say: ProgressCallback) -> Effects:
-    say(f"{name} on {len(rows.place):,} of {sample.coding.total:,} training rows")
-    return partial(learned_effects, fit_learner(name, rows, setting_of(sample)), sample.coding.bins)
+def _meta_learner(name: str, sample: Sample, rows: LearnerRows, progress: ProgressCallback) -> Effects:
+    progress(f"{name} on {len(rows.level_code):,} of {sample.coding.total:,} training rows")
+    return partial(learned_effects, fit_learner(name, rows, learner_spec(sample)), sample.coding.bins)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Evaluations and values of every model on the same units."""
 
-    given: Contenders
+    contenders: Contenders
     evaluations: Mapping[str, Evaluation]
     values: Mapping[str, Values]
 
@@ -206,85 +206,89 @@ class Comparison:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        return cost_curves(self.values, self.given.config.roles.outcome)
+        return cost_curves(self.values, self.contenders.config.roles.outcome)
 
     def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
         """What to write to gold."""
-        curves = as_arrow(self.curves, **{EXPERIMENT: self.given.config.campaign})
+        curves = as_arrow(self.curves, **{CAMPAIGN: self.contenders.config.campaign})
         return {
             "uplift_metrics": spark.createDataFrame(as_arrow(self.metrics)),
             "cost_curve": spark.createDataFrame(curves),
         }
 
 
-def compared(given: Contenders, predictions: DataFrame, say: ProgressCallback) -> Comparison:
+def compared(contenders: Contenders, predictions: DataFrame, progress: ProgressCallback) -> Comparison:
     """Every model on the same hold-out under the same resamples."""
-    arms, evaluations = describe_arms(given.holdout, given.setup), {}
-    for place, name in enumerate(given.names):
-        say(f"evaluating {name}")
-        long = predictions.select(UNIT, F.posexplode(effects_column(place)).alias("place", "uplift"))
-        level = F.element_at(F.lit(list(given.levels[1:])), F.col("place") + 1)
+    arms, evaluations = describe_arms(contenders.holdout, contenders.spec), {}
+    for index, name in enumerate(contenders.names):
+        progress(f"evaluating {name}")
+        long = predictions.select(UNIT, F.posexplode(effects_column(index)).alias("place", "uplift"))
+        level = F.element_at(F.lit(list(contenders.levels[1:])), F.col("place") + 1)
         scores = long.select(UNIT, level.alias(TREATMENT), "uplift")
-        evaluations[name] = evaluate(given.holdout, scores, given.setup, arms)
-    say("what each model's rule brings")
-    return Comparison(given, evaluations, _valued(given, predictions, arms))
+        evaluations[name] = evaluate(contenders.holdout, scores, contenders.spec, arms)
+    progress("what each model's rule brings")
+    return Comparison(contenders, evaluations, _valued(contenders, predictions, arms))
 
 
-def _valued(given: Contenders, predictions: DataFrame, arms: Arms) -> dict[str, Values]:
-    seen = seen_columns(given.levels, given.config.roles.outcome, arms)
+def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[str, Values]:
+    unit_columns = score_columns(contenders.levels, contenders.config.roles.outcome, arms)
     columns = [
         "unit_hash",
         "received",
         "outcome",
         "weight",
         OUTCOME_MEAN,
-        *map(effects_column, range(len(given.names))),
+        *map(effects_column, range(len(contenders.names))),
     ]
     rows = (
-        given.holdout.select(UNIT, drawn_by(given.setup).alias("unit_hash"), *seen)
+        contenders.holdout.select(UNIT, resampling_hash(contenders.spec).alias("unit_hash"), *unit_columns)
         .join(predictions, UNIT)
         .select(*columns)
     )
-    prices = prices_of(predictions, len(given.names), given.cost, given.price, given.config.compare.points)
-    largest = max(arms.largest_odds.values()), arms.largest_outcomes[0]
-    rules = Rules(given.cost, given.price, prices, largest, given.setup.replicates, given.setup.seed)
-    return dict(zip(given.names, all_values(rows, rules), strict=True))
+    prices = prices_of(
+        predictions, len(contenders.names), contenders.cost, contenders.price, contenders.config.compare.points
+    )
+    largest = max(arms.max_inverse_propensity.values()), arms.largest_outcomes[0]
+    rules = Rules(contenders.cost, contenders.price, prices, largest, contenders.spec.replicates, contenders.spec.seed)
+    return dict(zip(contenders.names, all_values(rows, rules), strict=True))
 
 
 def logged(
-    done: Comparison, seconds: Mapping[str, float], registry: Registry, run_id: str, say: ProgressCallback
+    result: Comparison, seconds: Mapping[str, float], registry: Registry, run_id: str, progress: ProgressCallback
 ) -> dict[str, Any]:
     """Draw the picture into reports/<campaign>/compare.png, log it, the metrics and the seconds of fits in MLflow; what
     the job tells."""
-    config, pictures = done.given.config, []
+    config, pictures = result.contenders.config, []
     try:
-        rate = bool(next(iter(done.evaluations.values())).rates)
-        figure = comparison_picture(done.metrics, done.curves, rate)
+        rate = bool(next(iter(result.evaluations.values())).rates)
+        figure = comparison_picture(result.metrics, result.curves, rate)
         pictures.append(save(figure, Path("reports") / config.campaign / "compare.png"))
     except (EnvironmentProblem, OSError) as error:
-        say(f"no picture: {error}")
-    known = done.metrics[np.isfinite(done.metrics["value"])]
-    suffixes = {level: level_suffix(place, level) for place, level in enumerate(done.given.levels)} | {ANY: ANY}
+        progress(f"no picture: {error}")
+    known = result.metrics[np.isfinite(result.metrics["value"])]
+    suffixes = {level: level_suffix(index, level) for index, level in enumerate(result.contenders.levels)} | {
+        ANY_LEVEL: ANY_LEVEL
+    }
     keys = known["metric"] + "." + known["treatment"].map(suffixes) + "." + known["model_version"]
     metrics = dict(zip(keys, known["value"].astype(float), strict=True))
     metrics |= {f"fit_seconds.{name}": took for name, took in seconds.items()}
-    tags = {"mlflow.source.name": "uplift compare", "models": ", ".join(done.given.names)}
-    tags["data_versions"] = str(dict(done.given.data))
+    tags = {"mlflow.source.name": "uplift compare", "models": ", ".join(result.contenders.names)}
+    tags["data_versions"] = str(dict(result.contenders.data))
     registry.log_evaluation(config.model_name, run_id, tags, metrics, pictures)
     return {
-        "champion": done.given.names[0],
-        "models": done.given.names,
-        "units": done.arms.units,
-        "effective_units": next(iter(done.evaluations.values())).effective_units,
-        "lowest_propensity": done.arms.lowest,
+        "champion": result.contenders.names[0],
+        "models": result.contenders.names,
+        "units": result.arms.units,
+        "effective_units": next(iter(result.evaluations.values())).effective_units,
+        "lowest_propensity": result.arms.lowest,
         "pictures": ", ".join(map(str, pictures)),
     }
 
 
-def summary(done: Comparison) -> str:
+def compare_summary(result: Comparison) -> str:
     """Who is better than the champion and by how much, in a few lines."""
-    metrics, lines = done.metrics, []
-    outcome, champion = done.given.config.roles.outcome, done.given.names[0]
+    metrics, lines = result.metrics, []
+    outcome, champion = result.contenders.config.roles.outcome, result.contenders.names[0]
     shown = metrics[metrics["metric"].isin(["qini", "policy_value_dr"])]
     for row in shown.to_dict("records"):
         what = f"{row['metric']} of {row['model_version']}, {row['treatment']}, on {outcome}"
@@ -298,20 +302,21 @@ def summary(done: Comparison) -> str:
                 f"{'' if sure else ', not distinguishable from it'}"
             )
         lines.append(line)
-    return "\n".join([*lines, *cut_off(done.given.cuts)])
+    return "\n".join([*lines, *cut_off(result.contenders.cuts)])
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Fit what is not registered, score the hold-out once with all, and write how they differ from the champion."""
+    config, lake = campaign.config, campaign.lake
     registry = Registry.of(config)
     contenders = contenders_of(config, lake, registry)
     run_id = run_id or derive_run_id("compare", config, data=contenders.data, models=list(contenders.registered))
-    predictions, seconds = trained(contenders, say)
+    predictions, seconds = contender_predictions(contenders, progress)
     staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
-    done = compared(contenders, lake.read(staged.table, staged.version), say)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]
-    details = logged(done, seconds, registry, run_id, say)
-    return JobResult.of("compare", run_id, staged, *written, **details, summary=summary(done))
+    result = compared(contenders, lake.read(staged.table, staged.version), progress)
+    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    details = logged(result, seconds, registry, run_id, progress)
+    return JobResult.of("compare", run_id, staged, *written, **details, summary=compare_summary(result))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,20 @@ silver.trained_<model>_<version>.
 
 from __future__ import annotations
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import erase as command
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.governance.erasure import erase as erase_units
-from uplift_spark.lake.tables import Lake
-from uplift_spark.runtime import JobResult, ProgressCallback, silent
+from uplift_spark.governance.erasure import run_erasure as erase_units
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, erasure: Erasure
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, erasure: Erasure
 ) -> JobResult:
     """Erase what `erasure` names; a rerun completes a killed run and otherwise finds nothing left."""
-    return erase_units(config, lake, erasure, say)
+    config, lake = campaign.config, campaign.lake
+    return erase_units(config, lake, erasure, progress)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import last_scored
+from uplift_spark.campaign import Campaign, last_scored
 from uplift_spark.cli import export as command
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
@@ -22,10 +22,10 @@ from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registry
 from uplift_spark.roles import RUN_ID, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-CONSENT = "bronze.consent"
-FORMATS = ("csv", "parquet")
+CONSENT_TABLE = "bronze.consent"
+EXPORT_FORMATS = ("csv", "parquet")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Export:
     purpose: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(FORMATS)}")
+        if self.format not in EXPORT_FORMATS:
+            raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(EXPORT_FORMATS)}")
         if not self.to.strip() or (self.local is not None and self.local.exists()):
             raise ConfigError(f"--to {self.to!r} is blank or there already: name a folder that is not there")
         if self.purpose is not None and not self.purpose.strip():
@@ -53,7 +53,7 @@ class Export:
         return None if re.match(r"[A-Za-z][\w+.-]+:", self.to) else Path(self.to).absolute()
 
 
-def export_scores(config: Config, lake: Lake, export: Export, say: ProgressCallback = silent) -> JobResult:
+def export_scores(config: Config, lake: Lake, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
     """Write the newest scores by the campaign's model of all units that may be contacted, and count who may not.
 
     Consent is read as it is now, at one version for rows and counts alike. A local folder appears whole or not at all;
@@ -64,14 +64,14 @@ def export_scores(config: Config, lake: Lake, export: Export, say: ProgressCallb
     model = registry.find(config.model_name, config.registry.version or CHAMPION)
     scored = last_scored(config, lake, registry, model.version)
     purpose = export.purpose or config.consent.purpose
-    known = config.consent.required or lake.exists(CONSENT)
-    version = lake.version(CONSENT) if known else None
-    consent = lake.read(CONSENT, version) if known else None
+    known = config.consent.required or lake.exists(CONSENT_TABLE)
+    version = lake.version(CONSENT_TABLE) if known else None
+    consent = lake.read(CONSENT_TABLE, version) if known else None
     scores = scored.scores(lake).drop(RUN_ID, "scored_at")
     rows = gated(scores, consent, purpose, config.consent.required)
     _write(rows.where(F.col(GATE) == MAY).drop(GATE), export)
     counts = {row[GATE]: row["n"] for row in _units(rows).collect()}
-    say(f"{counts.get(MAY, 0):,} units exported to {export.to}")
+    progress(f"{counts.get(MAY, 0):,} units exported to {export.to}")
     held = {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}
     run_id = derive_run_id("export", {"to": export.to}, scores=scored, consent=version, purpose=purpose)
     details = {"model": model.name, "version": model.version, "purpose": purpose, "consent_version": version}
@@ -103,10 +103,11 @@ def _save(rows: DataFrame, format_: str, to: str, mode: str) -> None:
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, export: Export
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
     """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
-    return export_scores(config, lake, export, say)
+    config, lake = campaign.config, campaign.lake
+    return export_scores(config, lake, export, progress)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,20 @@ Appends to bronze.profile_<campaign>, bronze.outcome, bronze.assignment, bronze.
 
 from __future__ import annotations
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.events.ingest import prepare
-from uplift_spark.lake.tables import Lake
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the campaign's events, the assignment last; an unfit source is refused before any write."""
+    config, lake = campaign.config, campaign.lake
     run_id = run_id or derive_run_id("ingest", config)
-    batch = prepare(config, lake, run_id, say)
+    batch = prepare(config, lake, run_id, progress)
     written = []
     for table, frame in batch.tables.items():
-        say(f"writing {table}")
+        progress(f"writing {table}")
         written.append(lake.write(table, frame, run_id))
     return JobResult.of("ingest", run_id, *written, **batch.details)
 

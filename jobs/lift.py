@@ -9,31 +9,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uplift_spark.campaign import check_unseen, holdout_of, last_scored, readable, setup_of, true_effects
+from uplift_spark.campaign import (
+    Campaign,
+    check_unseen,
+    evaluation_spec,
+    holdout_of,
+    last_scored,
+    readable,
+    true_effects,
+)
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
 from uplift_spark.evaluation.report import caveats, lift_summary
-from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the three gold tables; a hold-out without control, scores or strangers to the model is refused before."""
+    config, lake = campaign.config, campaign.lake
     registry = Registry.of(config)
     scored = last_scored(config, lake, registry, config.registry.version)
     run_id = run_id or derive_run_id("lift", config, scores=scored)
     unseen = check_unseen(config, lake, registry, scored)
-    say(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
+    progress(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
     scores, truth = scored.scores(lake), true_effects(config, lake)
-    setup = setup_of(config)
+    spec = evaluation_spec(config)
     with readable(config, scored):
-        holdout, cuts = winsorised(holdout_of(config, lake, scored), config.lift.winsorise, setup.table)
-        evaluation = evaluate(holdout, scores, setup)
+        holdout, cuts = winsorised(holdout_of(config, lake, scored), config.lift.winsorise, spec.table)
+        evaluation = evaluate(holdout, scores, spec)
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
     model = {"model_version": scored.model_version}
@@ -42,15 +49,15 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCall
     written = [lake.write(f"gold.{n}", lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
     details = {"model": scored.model_name, "version": scored.model_version, "units": evaluation.arms.units}
     if known:
-        details["truth"] = {level: found.details() for level, found in known.items()}
+        details["truth"] = {level: accuracy.details() for level, accuracy in known.items()}
     try:
         folder = Path("reports") / config.campaign
         pictures = write_pictures(folder, lift, curves, metrics, evaluation.rates, known, config.roles)
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:
-        say(f"no pictures: {error}")
-    said = caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
-    summary = "\n".join([lift_summary(lift, metrics, known), *said])
+        progress(f"no pictures: {error}")
+    sentences = caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
+    summary = "\n".join([lift_summary(lift, metrics, known), *sentences])
     return JobResult.of("lift", run_id, *written, **details, summary=summary)
 
 

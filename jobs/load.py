@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import load as command
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.events.load import Load, arrivals
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.lake.schemas import QUARANTINE
-from uplift_spark.lake.tables import Lake
-from uplift_spark.runtime import JobResult, ProgressCallback, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, load: Load
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, load: Load
 ) -> JobResult:
     """Add what no run has added before; a source that does not fit the table is refused before any write."""
-    new = arrivals(load, lake, run_id, say, key_of(config))
+    config, lake = campaign.config, campaign.lake
+    new = arrivals(load, lake, run_id, progress, key_of(config))
     if new.good is None:
-        say("every row is there already: other runs added them")
+        progress("every row is there already: other runs added them")
         return JobResult.of("load", new.run_id, **new.details, good=0, rejected={})
     written = []
     if new.rejected is not None:

@@ -7,29 +7,29 @@ gold.policy_decisions, gold.policy_limits and gold.policy_curve.
 
 from __future__ import annotations
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.errors import EnvironmentProblem
-from uplift_spark.lake.tables import Lake
-from uplift_spark.policy.planning import candidates_of, decide, inputs_of, picture, summary
+from uplift_spark.policy.planning import candidates_of, decide, picture, policy_inputs, policy_summary
 from uplift_spark.registry.models import Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write a decision for every scored unit; limits that cannot be kept are refused before any decision is written."""
-    given = inputs_of(config, lake, Registry.of(config))
-    run_id = run_id or derive_run_id("policy", config, scores=given.scored, data=given.versions)
-    staged = lake.write(f"silver.candidates_{config.campaign}", candidates_of(given), run_id, mode="overwrite")
-    say(f"{staged.rows:,} candidates")
-    done = decide(given, lake.read(staged.table, staged.version), say)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in done.tables(lake.spark).items()]
-    details = done.details(lake.read("gold.policy_decisions", written[0].version), run_id)
+    config, lake = campaign.config, campaign.lake
+    inputs = policy_inputs(config, lake, Registry.of(config))
+    run_id = run_id or derive_run_id("policy", config, scores=inputs.scored, data=inputs.versions)
+    staged = lake.write(f"silver.candidates_{config.campaign}", candidates_of(inputs), run_id, mode="overwrite")
+    progress(f"{staged.rows:,} candidates")
+    result = decide(inputs, lake.read(staged.table, staged.version), progress)
+    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    details = result.details(lake.read("gold.policy_decisions", written[0].version), run_id)
     try:
-        details["picture"] = picture(done, details)
+        details["picture"] = picture(result, details)
     except (EnvironmentProblem, OSError) as error:
-        say(f"no picture: {error}")
-    return JobResult.of("policy", run_id, staged, *written, **details, summary=summary(done, details))
+        progress(f"no picture: {error}")
+    return JobResult.of("policy", run_id, staged, *written, **details, summary=policy_summary(result, details))
 
 
 if __name__ == "__main__":

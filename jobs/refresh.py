@@ -11,23 +11,26 @@ from collections.abc import Mapping
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.estimators import UpliftModel, refreshed
-from uplift_spark.events.features import sampled
+from uplift_spark.estimators import UpliftModel, refresh_model
+from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.forest import Forest
-from uplift_spark.forest.refresh import LEVEL, residuals, staleness
+from uplift_spark.forest.refresh import LEVEL, forest_residuals, staleness
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import CHAMPION, Origin, Registered, Registry, facts_of, still_there
+from uplift_spark.registry.models import CHAMPION, Origin, Registered, Registry, log_facts, still_there
 from uplift_spark.roles import UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
-ROWS = 200_000  # of training and of new rows, at most about, that are looked at for splits that have become stale
+STALENESS_ROWS = (
+    200_000  # of training and of new rows, at most about, that are looked at for splits that have become stale
+)
 TREBLED = 3  # times the rows that trees were grown on: more rows than these deserve finer trees
 
 
-def grown(config: Config, registry: Registry) -> Registered:
+def grown_version(config: Config, registry: Registry) -> Registered:
     """The version whose trees the champion has, or the version that `registry.version` names: itself if it was grown.
 
     Raises ConfigError where there is none.
@@ -37,7 +40,12 @@ def grown(config: Config, registry: Registry) -> Registered:
 
 
 def refresh(
-    config: Config, lake: Lake, registry: Registry, base: Registered, data: tuple[str, int, str], say: ProgressCallback
+    config: Config,
+    lake: Lake,
+    registry: Registry,
+    base: Registered,
+    data: tuple[str, int, str],
+    progress: ProgressCallback,
 ) -> Registered:
     """Register `base` with the sums of the training rows (table, version, run id).
 
@@ -49,14 +57,14 @@ def refresh(
     frame, started = lake.read(table, version), time.monotonic()
     rows = frame.where("split = 'train'")
     how = {"of": base.version, "half_life_days": config.refresh.half_life_days}
-    made = refreshed(model, rows, how, say)
-    params, metrics = facts_of(made.model, time.monotonic() - started)
-    tested = _stale(lake, base, model.forest, rows, config.seed, say)
+    refreshed_model = refresh_model(model, rows, how, progress)
+    params, metrics = log_facts(refreshed_model.model, time.monotonic() - started)
+    tested = _stale(lake, base, model.forest, rows, config.seed, progress)
     roles, inputs = model.roles, dict(frame.dtypes)
     origin = Origin(run_id, roles, inputs, {table: version}, version, code_version(), base.params, refresh=how)
     params = {"campaign": config.campaign, "refresh_of": base.version, **params}
     metrics = {**metrics, "rows_grown_on": model.forest.facts["rows"], **tested}
-    return registry.log_model(config.model_name, made.to_bytes(), origin, params, metrics)
+    return registry.log_model(config.model_name, refreshed_model.to_bytes(), origin, params, metrics)
 
 
 def due(metrics: Mapping[str, float]) -> str:
@@ -78,7 +86,7 @@ def _check(config: Config, base: Registered, model: UpliftModel) -> None:
 
 
 def _stale(
-    lake: Lake, base: Registered, forest: Forest, rows: DataFrame, seed: int, say: ProgressCallback
+    lake: Lake, base: Registered, forest: Forest, rows: DataFrame, seed: int, progress: ProgressCallback
 ) -> dict[str, float]:
     """rows_new; and p-values changed_p and stale_p of `forest.refresh`, where rows can be compared.
 
@@ -91,26 +99,27 @@ def _stale(
             ids = rows.select(UNIT).join(known.select(UNIT), UNIT, "left_anti")
             n = ids.count()
             if not n or forest.roles.cluster is not None:
-                say("whether splits are stale is not tested: " + ("units in clusters" if n else "no unit is new"))
+                progress("whether splits are stale is not tested: " + ("units in clusters" if n else "no unit is new"))
                 return {"rows_new": n}
-            some = ids.where(sampled(seed, min(1.0, ROWS / n)))
+            some = ids.where(hash_sample(seed, min(1.0, STALENESS_ROWS / n)))
             columns = [f"`{column}`" for column in forest.roles.columns]
             new = rows.join(F.broadcast(some), UNIT, "left_semi").select(*columns).toArrow()
-            share = min(1.0, ROWS / forest.facts["rows"])
-            old = known.where(sampled(seed, share)).select(*columns).toArrow()
+            share = min(1.0, STALENESS_ROWS / forest.facts["rows"])
+            old = known.where(hash_sample(seed, share)).select(*columns).toArrow()
     except DataError as error:
-        say(f"whether splits are stale is not tested: {error}")
+        progress(f"whether splits are stale is not tested: {error}")
         return {}
-    say(f"asking {new.num_rows:,} new rows whether the splits are stale")
-    found = staleness(forest, residuals(forest, old), new)
-    say(f"effects have changed: p = {found.changed:.2g}; splits are stale: p = {found.stale:.2g}, by {found.feature}")
-    return {"rows_new": n, "changed_p": found.changed, "stale_p": found.stale}
+    progress(f"asking {new.num_rows:,} new rows whether the splits are stale")
+    test = staleness(forest, forest_residuals(forest, old), new)
+    progress(f"effects have changed: p = {test.changed:.2g}; splits are stale: p = {test.stale:.2g}, by {test.feature}")
+    return {"rows_new": n, "changed_p": test.changed, "stale_p": test.stale}
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Refresh, register, point the alias champion at it when `registry.champion` asks so, say if a regrow is due."""
+    config, lake = campaign.config, campaign.lake
     registry = Registry.of(config)
-    base, table = grown(config, registry), config.training_table
+    base, table = grown_version(config, registry), config.training_table
     version = lake.version(table)
     same_trees = [base.name, base.version, base.sha256]
     run_id = run_id or derive_run_id("refresh", config, data={table: version}, trees=same_trees)
@@ -119,14 +128,14 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCall
         return JobResult.of("refresh", run_id, **known, regrow="not due: no row is new since these trees were grown")
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = refresh(config, lake, registry, base, (table, version, run_id), say)
+        model = refresh(config, lake, registry, base, (table, version, run_id), progress)
     else:
-        say(f"{model.name} version {model.version} is registered already")
+        progress(f"{model.name} version {model.version} is registered already")
     if config.registry.champion:
         registry.set_champion(model)
     regrow = due(registry.logged_metrics(model.name, run_id) or {})
-    found = {"model": model.name, "version": model.version, "trees_of": base.version, "regrow": regrow}
-    return JobResult.of("refresh", run_id, **found)
+    details = {"model": model.name, "version": model.version, "trees_of": base.version, "regrow": regrow}
+    return JobResult.of("refresh", run_id, **details)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
 from uplift_spark.cli import replay as command
-from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
     ARRIVED,
@@ -32,7 +32,7 @@ from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, with_colum
 from uplift_spark.lake.schemas import QUARANTINE, check
 from uplift_spark.lake.tables import Lake, digest
 from uplift_spark.roles import RUN_ID, checked_name
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 _FIELDS, _NUMBER = "__fields", "__number"
 _KNOWN_AT = "known_at"
@@ -96,18 +96,18 @@ class Replayed:
     already: int
 
 
-def replayed(replay: Replay, lake: Lake, run_id: str | None, say: ProgressCallback) -> Replayed:
+def replayed(replay: Replay, lake: Lake, run_id: str | None, progress: ProgressCallback) -> Replayed:
     """What a replay adds, lazily. Raises a named error before anything is written when a repair does not fit."""
-    rows = _quarantined(replay, lake, say)
+    rows = _quarantined(replay, lake, progress)
     counted = digest(rows, [SOURCE])
     how = {"table": replay.table, "rule": replay.rule, "repairs": replay.repairs}
     run_id = run_id or derive_run_id("replay", how, source=list(counted))
     if not counted[0]:
         return Replayed(run_id, None, 0, {}, 0)
-    given = _repaired(replay, lake, rows)
-    wanted = wanted_columns(replay.load, lake, [(QUARANTINE, given)])
-    given = _fitting(replay, given, wanted)
-    new = _not_replayed(lake, replay.table, given, run_id)
+    repaired = _repaired(replay, lake, rows)
+    wanted = wanted_columns(replay.load, lake, [(QUARANTINE, repaired)])
+    repaired = _fitting(replay, repaired, wanted)
+    new = _not_replayed(lake, replay.table, repaired, run_id)
     whole = stamped(replay.load, new, wanted, F.current_timestamp())
     good, rejected = check(
         without_known_keys(replay.load, lake, whole, run_id), with_columns(replay.load.contract, wanted)
@@ -115,21 +115,21 @@ def replayed(replay: Replay, lake: Lake, run_id: str | None, say: ProgressCallba
     left = new.count()
     broken = count_by_rule(rejected)
     for rule, n in broken.items():
-        say(f"{n:,} rows still break rule {rule}")
+        progress(f"{n:,} rows still break rule {rule}")
     rows_good = left - sum(broken.values())
     return Replayed(run_id, good if rows_good else None, rows_good, broken, counted[0] - left)
 
 
-def _quarantined(replay: Replay, lake: Lake, say: ProgressCallback) -> DataFrame:
+def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> DataFrame:
     """The rows with their fields in _FIELDS, what names each in SOURCE, and when they came in ARRIVED.
 
     Raises DataError when all of them are lines of a trial's file, which a campaign takes as a whole.
     """
     rows = lake.read(QUARANTINE).where(F.col("source_table") == replay.table)
-    told = ("source_table", "row", "source", RUN_ID)
+    key = ("source_table", "row", "source", RUN_ID)
     # Rows that are alike in everything are rows nonetheless.
-    numbered = rows.withColumn(_NUMBER, F.row_number().over(Window.partitionBy(*told).orderBy(INGESTED_AT)))
-    name = F.concat(F.lit("quarantine#"), F.substring(F.sha2(as_json([*told, _NUMBER]), 256), 1, 16))
+    numbered = rows.withColumn(_NUMBER, F.row_number().over(Window.partitionBy(*key).orderBy(INGESTED_AT)))
+    name = F.concat(F.lit("quarantine#"), F.substring(F.sha2(as_json([*key, _NUMBER]), 256), 1, 16))
     parsed = F.from_json("row", "map<string,string>")
     rows = numbered.withColumns({SOURCE: name, _FIELDS: parsed, ARRIVED: F.col(INGESTED_AT)})
     if replay.rule is not None:
@@ -145,23 +145,23 @@ def _quarantined(replay: Replay, lake: Lake, say: ProgressCallback) -> DataFrame
         )
         if False not in counts:
             raise DataError(left_out)
-        say(left_out)
+        progress(left_out)
     return rows.where(~of_trials).select(SOURCE, _FIELDS, ARRIVED)
 
 
-def _fitting(replay: Replay, given: DataFrame, wanted: StructType) -> DataFrame:
+def _fitting(replay: Replay, frame: DataFrame, wanted: StructType) -> DataFrame:
     """The rows with every column but known_at. Raises DataError for fields of no use and repairs of another type."""
     names = wanted.fieldNames()
-    if unknown := [name for name in given.columns if name not in (*names, SOURCE, ARRIVED, UNREAD)]:
+    if unknown := [name for name in frame.columns if name not in (*names, SOURCE, ARRIVED, UNREAD)]:
         raise DataError(
             f"quarantined rows have fields {', '.join(unknown)}, which are no columns of {replay.table}: use each in a "
             f"repair, such as --repair '{_KNOWN_AT}={unknown[0]}'"
         )
     # A field that no row has is null, for the contract to judge.
-    absent = {n: F.lit(None).cast("string") for n in names if n not in given.columns and n != _KNOWN_AT}
-    given = given.withColumns(absent) if absent else given
-    refuse_misfits(replay.load, QUARANTINE, given, wanted)
-    return given
+    absent = {n: F.lit(None).cast("string") for n in names if n not in frame.columns and n != _KNOWN_AT}
+    frame = frame.withColumns(absent) if absent else frame
+    refuse_misfits(replay.load, QUARANTINE, frame, wanted)
+    return frame
 
 
 def _repaired(replay: Replay, lake: Lake, rows: DataFrame) -> DataFrame:
@@ -188,9 +188,10 @@ def _spent(replay: Replay, lake: Lake, fields: Sequence[str]) -> list[str]:
     for column, expression in replay.repairs:
         error = _refused(lake.spark, fields, expression)
         if error is not None:
-            said = str(error).strip().splitlines()[0]
+            message = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"--repair {column}={expression!r} is no expression over the row's fields {', '.join(fields)}: {said}"
+                f"--repair {column}={expression!r} is no expression over the row's fields "
+                f"{', '.join(fields)}: {message}"
             )
     known = {*replay.load.contract.columns.fieldNames()}
     if lake.exists(replay.table):
@@ -222,12 +223,13 @@ def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataF
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, replay: Replay
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, replay: Replay
 ) -> JobResult:
     """Add each repaired row that meets the contract now and that no replay has added."""
-    new = replayed(replay, lake, run_id, say)
+    lake = campaign.lake
+    new = replayed(replay, lake, run_id, progress)
     if new.good is None:
-        say("no row to add")
+        progress("no row to add")
         return JobResult.of("replay", new.run_id, replayed=0, still_broken=new.broken, already_replayed=new.already)
     written = lake.write(replay.table, new.good, new.run_id)
     already = new.already + new.rows - written.rows

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
-from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.spark import score
-from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 TABLE = "gold.uplift_scores"
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write one row per unit and treated level; a model that does not fit the features is refused before any write."""
+    config, lake = campaign.config, campaign.lake
     registry = Registry.of(config)
     source = config.training_table
     version = lake.version(source)
@@ -45,7 +45,7 @@ def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCall
         F.lit(run_id).alias("run_id"),
         F.current_timestamp().alias("scored_at"),
     )
-    say(f"scoring with {model.name} version {model.version}")
+    progress(f"scoring with {model.name} version {model.version}")
     written = lake.write(TABLE, scores, run_id, partition_by=("model_name", "model_version"))
     return JobResult.of("score", run_id, written, model=model.name, version=model.version)
 

@@ -15,29 +15,29 @@ import pandas as pd
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import true_effects
+from uplift_spark.campaign import Campaign, true_effects
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config, Scenario
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.lake.tables import Lake
-from uplift_spark.policy.planning import Done, Inputs, candidates_of, decide, inputs_of
+from uplift_spark.policy.planning import PolicyInputs, PolicyResult, candidates_of, decide, policy_inputs
 from uplift_spark.policy.spark import decided
 from uplift_spark.registry.models import Registry
-from uplift_spark.roles import EXPERIMENT, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-PLAN, ANY = "plan", "any"
+PLAN, ANY_LEVEL = "plan", "any"
 
 
-def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, Inputs]:
+def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, PolicyInputs]:
     """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
-    were not scored, outcomes that plans are not made for, and as `policy.planning.Inputs.checked`."""
+    were not scored, outcomes that plans are not made for, and as `policy.planning.PolicyInputs.checked`."""
     if not config.scenarios:
         raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
-    plan = inputs_of(config, lake, registry)
-    found = {PLAN: plan}
+    plan = policy_inputs(config, lake, registry)
+    scenarios = {PLAN: plan}
     for name, scenario in config.scenarios.items():
         if name == PLAN:
             raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
@@ -52,8 +52,8 @@ def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, In
             )
         offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
         # The tables and their versions stay those of the plan: scenarios differ in nothing but what they name.
-        found[name] = replace(replace(plan, config=_changed(config, scenario)).checked(), levels=offered)
-    return found
+        scenarios[name] = replace(replace(plan, config=_changed(config, scenario)).checked(), levels=offered)
+    return scenarios
 
 
 def _changed(config: Config, scenario: Scenario) -> Config:
@@ -76,42 +76,49 @@ def _without(costs: Mapping[str, str], scenario: Scenario) -> dict[str, str]:
     return {level: sql for level, sql in costs.items() if level not in scenario.cost}
 
 
-def outcome_of(name: str, done: Done, truth: DataFrame | None) -> list[dict[str, Any]]:
+def outcome_of(name: str, result: PolicyResult, truth: DataFrame | None) -> list[dict[str, Any]]:
     """Rows of gold.policy_scenarios but for run_id and campaign: one a level that units get, then one for all.
 
     truth  unit_id, treatment, effect: of the predicted outcome, where it is known
     """
-    given, plan = done.given, done.plan
-    rows = decided(done.rows, given.levels, given.config.roles.control, done.problem, plan)
+    inputs, plan = result.inputs, result.plan
+    rows = decided(result.rows, inputs.levels, inputs.config.roles.control, result.problem, plan)
     if truth is None:
         rows = rows.withColumn("effect", F.lit(None))
     else:
         rows = rows.join(truth.select(UNIT, TREATMENT, "effect"), [UNIT, TREATMENT], "left")
     sums = [F.sum(F.col(column).cast("double")).alias(column) for column in ("gain", "cost", "value", "effect")]
     known = F.count("effect").alias("known")
-    found = {
+    by_level = {
         row[TREATMENT]: row for row in rows.groupBy(TREATMENT).agg(F.count("*").alias("n"), known, *sums).collect()
     }
-    levels = [level for level in given.levels if level in found]
+    levels = [level for level in inputs.levels if level in by_level]
 
     def line(treatment: str, parts: list[Row]) -> dict[str, Any]:
         units, cost, gain = (sum(part[column] for part in parts) for column in ("n", "cost", "gain"))
-        told = {"scenario": name, TREATMENT: treatment, "units": units, "cost": cost, "gain": gain, "true_gain": np.nan}
+        line_row = {
+            "scenario": name,
+            TREATMENT: treatment,
+            "units": units,
+            "cost": cost,
+            "gain": gain,
+            "true_gain": np.nan,
+        }
         if truth is not None and all(part["known"] == part["n"] for part in parts):
-            told["true_gain"] = given.value * sum(part["effect"] for part in parts) - (cost if given.net else 0.0)
-        return told
+            line_row["true_gain"] = inputs.value * sum(part["effect"] for part in parts) - (cost if inputs.net else 0.0)
+        return line_row
 
-    whole, seen = line(ANY, [found[level] for level in levels]), done.observed
-    _, whole["gap"] = done.certificate(whole["gain"], sum(row["value"] for row in found.values()))
-    whole |= {"observed": seen.gain[-1], "observed_lower": seen.lower[-1], "observed_upper": seen.upper[-1]}
-    return [*(line(level, [found[level]]) for level in levels), whole]
+    whole, observed = line(ANY_LEVEL, [by_level[level] for level in levels]), result.observed
+    _, whole["gap"] = result.certificate(whole["gain"], sum(row["value"] for row in by_level.values()))
+    whole |= {"observed": observed.gain[-1], "observed_lower": observed.lower[-1], "observed_upper": observed.upper[-1]}
+    return [*(line(level, [by_level[level]]) for level in levels), whole]
 
 
-def summary(rows: pd.DataFrame, unit: str) -> str:
+def scenarios_summary(rows: pd.DataFrame, unit: str) -> str:
     """Each scenario in a line, its levels' units in brackets."""
     lines = []
     for name, mine in rows.groupby("scenario", sort=False):
-        whole, levels = mine[mine[TREATMENT] == ANY].iloc[0], mine[mine[TREATMENT] != ANY]
+        whole, levels = mine[mine[TREATMENT] == ANY_LEVEL].iloc[0], mine[mine[TREATMENT] != ANY_LEVEL]
         units = ", ".join(f"{row[TREATMENT]} {row['units']:,}" for row in levels.to_dict("records"))
         truth = "" if np.isnan(whole["true_gain"]) else f", in truth {number(whole['true_gain'])}"
         lines.append(
@@ -122,23 +129,24 @@ def summary(rows: pd.DataFrame, unit: str) -> str:
     return "\n".join(lines)
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write what each scenario brings; one whose limits cannot be kept is refused, and nothing written to gold."""
-    given = scenarios_of(config, lake, Registry.of(config))
-    first = next(iter(given.values()))
+    config, lake = campaign.config, campaign.lake
+    scenarios = scenarios_of(config, lake, Registry.of(config))
+    first = next(iter(scenarios.values()))
     run_id = run_id or derive_run_id("simulate", config, scores=first.scored, data=first.versions)
     truth, staging = true_effects(config, lake), f"silver.simulated_{config.campaign}"
     rows = []
-    for name, one in given.items():
-        say(f"scenario {name}")
+    for name, one in scenarios.items():
+        progress(f"scenario {name}")
         staged = lake.write(staging, candidates_of(one), f"{run_id}-{name}", mode="overwrite")
-        done = decide(one, lake.read(staging, staged.version), say, budgets=())
-        rows += outcome_of(name, done, truth)
+        result = decide(one, lake.read(staging, staged.version), progress, budgets=())
+        rows += outcome_of(name, result, truth)
     table = pd.DataFrame(rows)
-    frame = lake.spark.createDataFrame(as_arrow(table, **{EXPERIMENT: config.campaign}))
+    frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: config.campaign}))
     written = lake.write("gold.policy_scenarios", frame, run_id)
     unit = "money" if first.net else config.roles.outcome
-    return JobResult.of("simulate", run_id, written, scenarios=len(given), summary=summary(table, unit))
+    return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=scenarios_summary(table, unit))
 
 
 if __name__ == "__main__":

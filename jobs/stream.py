@@ -11,9 +11,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
 from uplift_spark.cli import stream as command
-from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
     ARRIVED,
@@ -30,10 +30,10 @@ from uplift_spark.events.load import (
     wanted_columns,
 )
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.contracts import AS_GIVEN, UNREAD, with_columns
+from uplift_spark.lake.contracts import RAW_ROW, UNREAD, with_columns
 from uplift_spark.lake.schemas import QUARANTINE, check
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 _CHANGE, _VERSION, _TIME = "_change_type", "_commit_version", "_commit_timestamp"
 
@@ -64,7 +64,9 @@ class Streams:
     details: dict[str, Any]
 
 
-def streams(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, key: bytes | None = None) -> Streams:
+def streams(
+    load: Load, lake: Lake, run_id: str | None, progress: ProgressCallback, key: bytes | None = None
+) -> Streams:
     """What a stream adds, with pseudonyms for ids if there is a `key`; frames are lazy.
 
     Raises a named error before anything is written when the source is unfit.
@@ -80,15 +82,15 @@ def streams(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, k
     good, rejected = _newest(lake, load.table, load.table, table), _newest(lake, QUARANTINE, load.table, table)
     run_id = run_id or derive_run_id("stream", {"table": load.table}, source=[table.key, good])
     details: dict[str, Any] = {"version": table.version, "version_known": good}
-    details["ignored"] = _ignored(lake, table, good, say)
-    given = open_delta(lake.spark.read, table).withColumn(SOURCE, F.lit(table.source))
-    wanted = wanted_columns(load, lake, [(load.source, given)])
-    refuse_misfits(load, load.source, given, wanted)
+    details["ignored"] = _ignored(lake, table, good, progress)
+    source_rows = open_delta(lake.spark.read, table).withColumn(SOURCE, F.lit(table.source))
+    wanted = wanted_columns(load, lake, [(load.source, source_rows)])
+    refuse_misfits(load, load.source, source_rows, wanted)
     contract = with_columns(load.contract, wanted)
 
     def arriving(known: int) -> DataFrame:
         rows = stamped(load, _inserts(lake, table, known, good), wanted, F.current_timestamp())
-        return pseudonymised(rows, key, AS_GIVEN, UNREAD)
+        return pseudonymised(rows, key, RAW_ROW, UNREAD)
 
     state, parts = lake.checkpoint(f"{load.table}-{table.key}"), []
     # The good rows may be ahead: their stream starts later, and sees what came to the source meanwhile.
@@ -101,21 +103,21 @@ def streams(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, k
     return Streams(run_id, tuple(parts), table, good, rejected, details)
 
 
-def append(lake: Lake, done: Streams, part: Stream) -> Written:
+def append(lake: Lake, plan: Streams, part: Stream) -> Written:
     """Run one stream to its end. Raises DataError when the source was updated meanwhile, or like `Lake.stream`."""
     try:
-        return lake.stream(part.table, part.rows, done.run_id, part.checkpoint)
+        return lake.stream(part.table, part.rows, plan.run_id, part.checkpoint)
     except Exception:  # what failed in a task is not in the error: the feed tells whether it was an update
-        _ignored(lake, find_delta(lake, done.source.given), done.known, silent)
+        _ignored(lake, find_delta(lake, plan.source.location), plan.known, no_progress)
         raise
 
 
-def refused(lake: Lake, load: Load, done: Streams) -> dict[str, int]:
+def refused(lake: Lake, load: Load, plan: Streams) -> dict[str, int]:
     """{rule: rows} that came to quarantine since the streams were made."""
     if not lake.exists(QUARANTINE):
         return {}
     mine = lake.read(QUARANTINE).where(F.col("source_table") == load.table)
-    return count_by_rule(mine.where(version_of(done.source) > done.since))
+    return count_by_rule(mine.where(version_of(plan.source) > plan.since))
 
 
 def _newest(lake: Lake, sink: str, meant_for: str, table: DeltaVersion) -> int:
@@ -124,11 +126,11 @@ def _newest(lake: Lake, sink: str, meant_for: str, table: DeltaVersion) -> int:
         return -1
     rows = lake.read(sink)
     rows = rows.where(F.col("source_table") == meant_for) if sink == QUARANTINE else rows
-    found = rows.agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
-    return -1 if found is None else int(found)
+    version = rows.agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
+    return -1 if version is None else int(version)
 
 
-def _ignored(lake: Lake, table: DeltaVersion, known: int, say: ProgressCallback) -> dict[str, int]:
+def _ignored(lake: Lake, table: DeltaVersion, known: int, progress: ProgressCallback) -> dict[str, int]:
     """{"deleted": rows} since the version `known`: what happened stays so, and `uplift erase` forgets a user.
 
     Raises DataError for updates, of which nobody can say what they correct, and when the feed is too short.
@@ -140,19 +142,21 @@ def _ignored(lake: Lake, table: DeltaVersion, known: int, say: ProgressCallback)
         changes = open_delta(reader, table).groupBy(_CHANGE).agg(F.count("*").alias("n")).collect()
     except Exception as error:  # Delta's errors reach Python with and without a type
         raise DataError(
-            f"the change data feed of {table.given} does not tell what came after its version {known}: add that with "
+            f"the change data feed of {table.location} does not tell what came after its version {known}: "
+            f"add that with "
             "`uplift load --format delta`; the stream goes on from there"
         ) from error
     counts = {row[_CHANGE]: row["n"] for row in changes}
     if updated := counts.get("update_postimage", 0):
         raise DataError(
-            f"{updated:,} rows of {table.given} were updated after its version {known}, and raw events do not change: "
+            f"{updated:,} rows of {table.location} were updated after its version {known}, and raw events "
+            f"do not change: "
             "send corrections as new rows, or add the rows as they are now with `uplift load --format delta`; the "
             "stream goes on from there"
         )
     deleted = counts.get("delete", 0)
     if deleted:
-        say(f"{deleted:,} rows were deleted at the source after its version {known}: ignored")
+        progress(f"{deleted:,} rows were deleted at the source after its version {known}: ignored")
     return {"deleted": deleted} if deleted else {}
 
 
@@ -171,7 +175,7 @@ def _inserts(lake: Lake, table: DeltaVersion, known: int, settled: int) -> DataF
     updated = change.startswith("update") & (version > settled)
     inserted = (change == "insert") & (version > known)
     rows = rows.where(F.when(updated, F.raise_error(F.lit("updated")).cast("boolean")).otherwise(inserted))
-    source = F.concat(F.lit(f"{table.given}@"), version, F.lit(f"#{table.key}"))
+    source = F.concat(F.lit(f"{table.location}@"), version, F.lit(f"#{table.key}"))
     rows = rows.withColumns({SOURCE: source, ARRIVED: F.col(_TIME)})
     return rows.drop(_CHANGE, _VERSION, _TIME)
 
@@ -182,17 +186,18 @@ def _feed(reader: AnyReader, start: int | None) -> AnyReader:
 
 
 def run(
-    config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent, *, load: Load
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, load: Load
 ) -> JobResult:
     """Add what the table has not; a source that does not fit the table is refused before any write."""
-    new = streams(load, lake, run_id, say, key_of(config))
+    config, lake = campaign.config, campaign.lake
+    new = streams(load, lake, run_id, progress, key_of(config))
     written = {part.table: append(lake, new, part) for part in new.parts}
     rejected = refused(lake, load, new)
     for rule, n in rejected.items():
-        say(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
+        progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     good = written[load.table].rows if load.table in written else 0
     if not good and not rejected:
-        say("every row is there already")
+        progress("every row is there already")
     return JobResult.of("stream", new.run_id, *written.values(), **new.details, good=good, rejected=rejected)
 
 

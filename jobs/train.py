@@ -7,47 +7,51 @@ from __future__ import annotations
 
 import time
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.errors import ConflictError
-from uplift_spark.estimators import params_of, train
+from uplift_spark.estimators import params_of, train_model
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Origin, Registered, Registry, facts_of
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
+from uplift_spark.registry.models import Origin, Registered, Registry, log_facts
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Fit, register, and point the alias champion at the version when `registry.champion` asks for it."""
+    config, lake = campaign.config, campaign.lake
     registry = Registry.of(config)
     table = config.training_table
     versions = {table: lake.version(table)}
     run_id = run_id or derive_run_id("train", config, data=versions)
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = _train(config, lake, registry, (table, versions[table], run_id), say)
+        model = _train(config, lake, registry, (table, versions[table], run_id), progress)
     elif dict(model.data_versions) != versions:
         raise ConflictError(
             f"run {run_id!r} registered model {model.name!r} from {dict(model.data_versions)}, not from {versions}: "
             "choose another --run-id"
         )
     else:
-        say(f"{model.name} version {model.version} is registered already")
+        progress(f"{model.name} version {model.version} is registered already")
     if config.registry.champion:
         registry.set_champion(model)
     return JobResult.of("train", run_id, model=model.name, version=model.version, champion=config.registry.champion)
 
 
 def _train(
-    config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], say: ProgressCallback
+    config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], progress: ProgressCallback
 ) -> Registered:
     table, version, run_id = data
     frame = lake.read(table, version)
-    given = params_of(config)
-    origin = Origin(run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), given)
+    arguments = params_of(config)
+    origin = Origin(
+        run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), arguments
+    )
     started = time.monotonic()
-    model = train(given, frame.where("split = 'train'"), config.training_roles, say)
-    params, metrics = facts_of(model.model, time.monotonic() - started)
-    say(f"registering {config.model_name}")
+    model = train_model(arguments, frame.where("split = 'train'"), config.training_roles, progress)
+    params, metrics = log_facts(model.model, time.monotonic() - started)
+    progress(f"registering {config.model_name}")
     params = {"campaign": config.campaign, "holdout": config.holdout, **params}
     return registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
 

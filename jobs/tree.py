@@ -13,28 +13,28 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import fixed_costs, outcome_value, setup_of
+from uplift_spark.campaign import Campaign, evaluation_spec, fixed_costs, outcome_value
 from uplift_spark.cli import main_job
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.metrics import describe_arms, drawn_by, seen_columns
+from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, score_columns
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.spark import fit_t_learner, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
-from uplift_spark.policy.trees import PolicyTree, Value
+from uplift_spark.policy.trees import PolicyTree, TreeValue
 from uplift_spark.registry.models import Registered, Registry
-from uplift_spark.roles import EXPERIMENT, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, silent
+from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-TREE, GAIN = "policy_tree", "policy_tree_gain"
+POLICY_TREE, TREE_GAIN = "policy_tree", "policy_tree_gain"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TreeInputs:
     """The training table at a version, and the champion, whose levels and bins of features the tree uses.
 
     worth  value of one unit of the outcome and cost of every level in the plan's objective
@@ -54,7 +54,7 @@ class Inputs:
         return [one for one in self.forest.bins if not wanted or one.name in wanted]
 
 
-def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
+def tree_inputs(config: Config, lake: Lake, registry: Registry) -> TreeInputs:
     """Raises ConfigError without a champion, for features it does not have, without the value and costs that profit
     needs; costs by unit (`policy.cost`) are no part of a tree."""
     table = config.training_table
@@ -67,49 +67,52 @@ def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
     treated = forest.levels.treated
     cost = [0.0] * len(treated) if config.policy.objective == "outcome" else fixed_costs(config, treated)
     worth = outcome_value(config), [0.0, *cost]
-    return Inputs(config, model, forest, lake.read(table, version), {table: version}, worth)
+    return TreeInputs(config, model, forest, lake.read(table, version), {table: version}, worth)
 
 
-def rewarded(given: Inputs, say: ProgressCallback) -> DataFrame:
+def rewarded(inputs: TreeInputs, progress: ProgressCallback) -> DataFrame:
     """Rewards of the hold-out's units (`learners.spark.reward_frame`), and which of them grow the tree: by hash of the
     unit, or of its cluster."""
-    config, roles, levels = given.config, given.forest.roles, given.forest.levels
-    train, holdout = (given.training.where(F.col("split") == split) for split in ("train", "holdout"))
-    arms = describe_arms(holdout, setup_of(config))
-    say("a T-learner for what is expected of every unit")
-    nuisance = fit_t_learner(train, roles, levels, given.forest.bins, config.seed)
-    seen = seen_columns(levels.names, roles.outcome, arms)
+    config, roles, levels = inputs.config, inputs.forest.roles, inputs.forest.levels
+    train, holdout = (inputs.training.where(F.col("split") == split) for split in ("train", "holdout"))
+    arms = describe_arms(holdout, evaluation_spec(config))
+    progress("a T-learner for what is expected of every unit")
+    nuisance = fit_t_learner(train, roles, levels, inputs.forest.bins, config.seed)
+    unit_columns = score_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
-    hashed = drawn_by(setup_of(config)).alias("unit_hash")
-    rows = holdout.select(UNIT, half.alias("grows"), hashed, *(f"`{name}`" for name in roles.features), *seen)
-    return reward_frame(rows, (UNIT, "grows", "unit_hash"), nuisance, given.features, given.worth)
+    hashed = resampling_hash(evaluation_spec(config)).alias("unit_hash")
+    rows = holdout.select(UNIT, half.alias("grows"), hashed, *(f"`{name}`" for name in roles.features), *unit_columns)
+    return reward_frame(rows, (UNIT, "grows", "unit_hash"), nuisance, inputs.features, inputs.worth)
 
 
 @dataclass(frozen=True)
-class Grown:
+class PolicyTreeResult:
     """A tree, and what it brings to units that had no part in growing it, over each level for all."""
 
-    given: Inputs
+    inputs: TreeInputs
     tree: PolicyTree
-    values: list[Value]
+    values: list[TreeValue]
 
     def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
         """What to write to gold."""
-        config = self.given.config
+        config = self.inputs.config
         metrics = pd.DataFrame(
-            [(TREE, config.roles.outcome, v.against, GAIN, v.estimate, v.lower, v.upper) for v in self.values],
+            [
+                (POLICY_TREE, config.roles.outcome, v.against, TREE_GAIN, v.estimate, v.lower, v.upper)
+                for v in self.values
+            ],
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
         rows = pd.DataFrame(self.tree.rows())
         texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
         rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
-        nodes = as_arrow(rows, **{EXPERIMENT: config.campaign})
+        nodes = as_arrow(rows, **{CAMPAIGN: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}
 
     @property
     def summary(self) -> str:
         """The rules, and their worth in words."""
-        unit = "money" if self.given.config.policy.objective == "profit" else self.given.config.roles.outcome
+        unit = "money" if self.inputs.config.policy.objective == "profit" else self.inputs.config.roles.outcome
         lines = [self.tree.text(), "", f"On the other half of the hold-out, per unit ({unit}):"]
         for value in self.values:
             best = ", the best single level" if value.against == self.tree.levels[self.tree.constant] else ""
@@ -118,23 +121,24 @@ class Grown:
         return "\n".join(lines)
 
 
-def grown(given: Inputs, rewards: DataFrame) -> Grown:
+def grow_policy_tree(inputs: TreeInputs, rewards: DataFrame) -> PolicyTreeResult:
     """The tree of one half of the units, valued on the other. Raises like `policy.spark.tree_of`."""
-    asked, names = given.config.tree, given.forest.levels.names
+    section, names = inputs.config.tree, inputs.forest.levels.names
     mine, others = rewards.where("grows"), rewards.where("not grows")
-    tree = tree_of(mine, given.features, names, asked.depth, asked.min_units, asked.groups)
-    return Grown(given, tree, values_of(others, tree, setup_of(given.config).cluster_draws))
+    tree = tree_of(mine, inputs.features, names, section.depth, section.min_units, section.groups)
+    return PolicyTreeResult(inputs, tree, values_of(others, tree, evaluation_spec(inputs.config).cluster_draws))
 
 
-def run(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Grow the tree on one half of the hold-out and value it on the other."""
-    given = inputs_of(config, lake, Registry.of(config))
-    run_id = run_id or derive_run_id("tree", config, data=given.data, model=given.model.version)
-    staged = lake.write(f"silver.rewards_{config.campaign}", rewarded(given, say), run_id, mode="overwrite")
-    say(f"the best tree for {staged.rows:,} units of the hold-out")
-    tree = grown(given, lake.read(staged.table, staged.version))
+    config, lake = campaign.config, campaign.lake
+    inputs = tree_inputs(config, lake, Registry.of(config))
+    run_id = run_id or derive_run_id("tree", config, data=inputs.data, model=inputs.model.version)
+    staged = lake.write(f"silver.rewards_{config.campaign}", rewarded(inputs, progress), run_id, mode="overwrite")
+    progress(f"the best tree for {staged.rows:,} units of the hold-out")
+    tree = grow_policy_tree(inputs, lake.read(staged.table, staged.version))
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in tree.tables(lake.spark).items()]
-    return JobResult.of("tree", run_id, staged, *written, bins_of=given.model.version, summary=tree.summary)
+    return JobResult.of("tree", run_id, staged, *written, bins_of=inputs.model.version, summary=tree.summary)
 
 
 if __name__ == "__main__":

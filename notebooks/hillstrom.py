@@ -117,20 +117,20 @@ metrics = sql(f"SELECT outcome, treatment, metric, value, lower, upper FROM gold
 
 def metric(name: str, outcome: str, email: str) -> pd.Series:
     """Value and 95 % bootstrap interval of one figure."""
-    found = metrics[(metrics[["metric", "outcome", "treatment"]] == (name, outcome, email)).all(axis=1)]
-    return found[["value", "lower", "upper"]].iloc[0]
+    matching = metrics[(metrics[["metric", "outcome", "treatment"]] == (name, outcome, email)).all(axis=1)]
+    return matching[["value", "lower", "upper"]].iloc[0]
 
 
-def in_points(found: pd.Series) -> str:
-    value, lower, upper = 100 * found
+def in_points(row: pd.Series) -> str:
+    value, lower, upper = 100 * row
     return f"{value:.2f} points ({lower:.2f} to {upper:.2f})"
 
 
 def lift_of(rows: pd.DataFrame, email: str, outcome: str = "visit", against: str = "none") -> pd.Series:
     """Lift with its 95 % interval, by the formula of the lift table."""
     arms = [Moments.of(rows.loc[rows["treatment"] == arm, outcome].to_numpy()) for arm in (email, against)]
-    found = difference(*arms)
-    return pd.Series({"value": found.estimate, "lower": found.lower, "upper": found.upper}, dtype=float)
+    effect = difference(*arms)
+    return pd.Series({"value": effect.estimate, "lower": effect.lower, "upper": effect.upper}, dtype=float)
 
 
 def gap(first: pd.Series, second: pd.Series) -> pd.Series:
@@ -173,8 +173,8 @@ for email in ("womens", "mens"):
     print(f"{email} e-mail:")
     print("  calibration slope {:.2f} ({:.2f} to {:.2f})".format(*slope))
     print(f"  predictions inside their decile's interval: {inside[email].sum()} of 10")
-    for half, found in lifts.items():
-        print(f"  lift of the {half:13} {in_points(found)}")
+    for half, results in lifts.items():
+        print(f"  lift of the {half:13} {in_points(results)}")
     print(f"  mean prediction minus hold-out {in_points(bias)}")
     assert bias["lower"] < 0 < bias["value"]
     assert by_chance["lower"] < 0 < by_chance["value"]
@@ -220,11 +220,11 @@ def qini(rows: pd.DataFrame, email: str) -> pd.Series:
     return pd.Series({"value": value, "lower": lower, "upper": upper}, dtype=float)
 
 
-found = {}
+results = {}
 for seed in (1, 2, 3, 4):
     of_seed = CausalForest(**vars(config.forest), seed=seed).fit(train, config.training_roles).effect(holdout)
-    found |= {(email, seed): 100 * qini(ranked(of_seed, email), email) for email in ("womens", "mens")}
-other_seeds = pd.DataFrame(found).T.rename_axis(["email", "seed"]).sort_index()
+    results |= {(email, seed): 100 * qini(ranked(of_seed, email), email) for email in ("womens", "mens")}
+other_seeds = pd.DataFrame(results).T.rename_axis(["email", "seed"]).sort_index()
 assert (other_seeds.loc["womens", "lower"] > 0).all()
 assert (other_seeds.loc["mens", "lower"] < 0).any()
 other_seeds
@@ -272,11 +272,11 @@ by_bought
 # %%
 colours = {"men's only": "#0072B2", "women's only": "#D55E00", "both": "#009E73"}
 figure, axes = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
-for place, (bought, colour) in enumerate(colours.items()):
-    found = by_bought.xs(bought, level="bought")
-    error = [found["value"] - found["lower"], found["upper"] - found["value"]]
-    across = [email + 0.12 * (place - 1) for email in range(len(found))]
-    axes.errorbar(across, found["value"], yerr=error, fmt="o", capsize=3, color=colour, label=f"bought {bought}")
+for rank, (bought, colour) in enumerate(colours.items()):
+    results = by_bought.xs(bought, level="bought")
+    error = [results["value"] - results["lower"], results["upper"] - results["value"]]
+    across = [email + 0.12 * (rank - 1) for email in range(len(results))]
+    axes.errorbar(across, results["value"], yerr=error, fmt="o", capsize=3, color=colour, label=f"bought {bought}")
 axes.axhline(0, color="#6b6b6b", lw=0.8)
 axes.set_xticks(range(2), ["men's e-mail", "women's e-mail"])
 axes.set_xlim(-0.5, 1.5)
@@ -304,8 +304,8 @@ effects = sql(f"""
 figure, panels = plt.subplots(1, 2, figsize=(8.8, 3.2), sharex=True, sharey=True, layout="constrained")
 for axes, (email, rows) in zip(panels, effects.groupby("email"), strict=True):
     for bought, colour in colours.items():
-        found = rows[rows["bought"] == bought]
-        axes.bar(found["points"], found["customers"], 0.25, align="edge", color=colour, alpha=0.55, label=bought)
+        results = rows[rows["bought"] == bought]
+        axes.bar(results["points"], results["customers"], 0.25, align="edge", color=colour, alpha=0.55, label=bought)
     axes.set_title(f"{email} e-mail", loc="left", fontsize=11)
     axes.set_xlabel("predicted effect on visits, points")
     axes.spines[["top", "right"]].set_visible(False)
@@ -359,10 +359,10 @@ units = ", ".join(f"'{unit}'" for unit in three["unit_id"])
 stored = sql(f"""
     SELECT unit_id, treatment, uplift FROM gold.uplift_scores s WHERE {of_scores} AND unit_id IN ({units})
 """)
-found = three[["unit_id", "bought", "recency", "history"]].merge(model.effect(three), on="unit_id")
-both = found.merge(stored, on=["unit_id", "treatment"], suffixes=("", "_stored"))
+results = three[["unit_id", "bought", "recency", "history"]].merge(model.effect(three), on="unit_id")
+both = results.merge(stored, on=["unit_id", "treatment"], suffixes=("", "_stored"))
 assert len(both) == 6 and (both["uplift"] == both["uplift_stored"]).all()
-found
+results
 
 # %% [markdown]
 # ## What these data do not support
@@ -386,12 +386,12 @@ claims
 
 # %%
 by_womens = ranked(predictions, "womens")
-place = by_womens.groupby("womens")["place"].rank(pct=True)
-by_womens["half"] = (place <= 0.5).map({True: "first", False: "second"})
+rank = by_womens.groupby("womens")["place"].rank(pct=True)
+by_womens["half"] = (rank <= 0.5).map({True: "first", False: "second"})
 halves = pd.DataFrame({key: 100 * lift_of(rows, "womens") for key, rows in by_womens.groupby(["womens", "half"])}).T
 halves.index = halves.index.set_names(["bought_womens", "half"])
-for _, found in halves.groupby("bought_womens"):
-    assert gap(*(row for _, row in found.iterrows()))["lower"] < 0
+for _, results in halves.groupby("bought_womens"):
+    assert gap(*(row for _, row in results.iterrows()))["lower"] < 0
 halves
 
 # %%

@@ -404,7 +404,7 @@ def test_rule_refuses(rule: Callable[[Module], list[str]], module: Module) -> No
     assert len(rule(module)) == 1
 
 
-def test_every_rule_is_seen_to_refuse() -> None:
+def test_every_rule_refuses() -> None:
     assert {rule for rule, _ in BAD} == set(RULES)
 
 
@@ -420,9 +420,9 @@ def test_every_part_has_a_layer() -> None:
 def loaded_by(statement: str) -> set[str]:
     """Names of the modules in a fresh interpreter after `statement`."""
     code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.split())
 
 
 def test_sparkless_parts_load_no_spark() -> None:

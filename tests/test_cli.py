@@ -42,10 +42,10 @@ class Calls(list[dict[str, Any]]):
     def job(self, verb: str) -> Any:
         """A job that records its call and writes nothing."""
 
-        def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None) -> JobResult:
+        def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None) -> JobResult:
             """Pretend."""
             self.append({"verb": verb, "config": config, "lake": lake, "run_id": run_id})
-            say("half way [50%]")
+            progress("half way [50%]")
             if self.error:
                 raise self.error
             written = {f"bronze.{verb}": {"version": 3, "rows": 1234, "skipped": verb == "score"}}
@@ -57,10 +57,10 @@ class Calls(list[dict[str, Any]]):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Jobs and lakehouse replaced by records, so that only the command line is tested."""
-    made = Calls()
+    recorded = Calls()
     for verb in cli.JOBS:
         module = ModuleType(f"uplift_spark.jobs.{verb}")
-        module.run = made.job(verb)  # type: ignore[attr-defined]
+        module.run = recorded.job(verb)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     @contextmanager
@@ -68,7 +68,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         yield SimpleNamespace(lakehouse=lakehouse)
 
     monkeypatch.setattr(cli, "_lake", no_lake)
-    return made
+    return recorded
 
 
 def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -112,7 +112,7 @@ def test_a_command_runs_its_job(
 def loads(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The job `load` replaced by a record of what it is asked to load."""
 
-    def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None, *, load: Any) -> JobResult:
+    def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None, *, load: Any) -> JobResult:
         """Pretend."""
         calls.append({"load": load, "run_id": run_id})
         return JobResult("load", run_id or "load-abc", {}, {"good": 3})
@@ -126,9 +126,9 @@ def loads(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_load_says_what_to_load_as_a_command_and_as_a_job_file(
     conf: Path, calls: Calls, loads: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("bronze.event", "--from", "in", "--format", "csv", "--conf", str(conf), "--run-id", "r1")
-    assert uplift(monkeypatch, "load", *asked, "--known-at", "seen") == 0
-    monkeypatch.setattr(sys, "argv", ["jobs/load.py", *asked, "--historic"])
+    arguments = ("bronze.event", "--from", "in", "--format", "csv", "--conf", str(conf), "--run-id", "r1")
+    assert uplift(monkeypatch, "load", *arguments, "--known-at", "seen") == 0
+    monkeypatch.setattr(sys, "argv", ["jobs/load.py", *arguments, "--historic"])
     cli.main_job(loads, cli.load)
     first, second = (call["load"] for call in calls)
     assert (first.table, first.source, first.format, first.known_at) == ("bronze.event", "in", "csv", "seen")
@@ -141,21 +141,21 @@ def test_erase_and_export_say_what_to_do(
 ) -> None:
     for verb in ("erase", "export"):
 
-        def run(config: Any, lake: Any, run_id: str | None = None, say: Any = None, **given: Any) -> JobResult:
-            calls.append(given)
+        def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None, **options: Any) -> JobResult:
+            calls.append(options)
             return JobResult("any", "any-abc", {}, {"removed": {"bronze.event": 2}})
 
         module = ModuleType(f"uplift_spark.jobs.{verb}")
         module.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
     (tmp_path / "ids").write_text("c\n")
-    asked = ("--unit", "a", "--unit", "b", "--units", tmp_path / "ids", "--purge")
-    assert uplift(monkeypatch, "erase", "--conf", conf, *asked) == 0
+    arguments = ("--unit", "a", "--unit", "b", "--units", tmp_path / "ids", "--purge")
+    assert uplift(monkeypatch, "erase", "--conf", conf, *arguments) == 0
     assert "removed: bronze.event 2" in capsys.readouterr().out
     assert (calls[0]["erasure"].units, calls[0]["erasure"].purge) == (("a", "b", "c"), True)
     assert uplift(monkeypatch, "export", "--conf", conf, "--to", tmp_path / "out", "--format", "csv") == 0
-    asked_for = calls[1]["export"]
-    assert (asked_for.to, asked_for.format, asked_for.purpose) == (str(tmp_path / "out"), "csv", None)
+    export = calls[1]["export"]
+    assert (export.to, export.format, export.purpose) == (str(tmp_path / "out"), "csv", None)
     for wrong in (("erase", "--unit", " "), ("erase",), ("export", "--to", tmp_path)):
         assert uplift(monkeypatch, *wrong, "--conf", conf) == 1
     assert len(calls) == 2
@@ -236,12 +236,12 @@ def test_a_job_file_exits_on_errors(
 def test_demo_runs_all_jobs_in_order_in_one_lake(
     conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(cli, "_print_summary", lambda *arguments: seen.append(arguments))
+    printed: list[Any] = []
+    monkeypatch.setattr(cli, "_print_summary", lambda *arguments: printed.append(arguments))
     assert uplift(monkeypatch, "demo", "--conf", conf, "--set", "lakehouse.path=a b") == 0
     assert [call["verb"] for call in calls] == ["ingest", "features", "train", "score", "lift"]
     assert len({id(call["lake"]) for call in calls}) == 1
-    ((where, _, config, results),) = seen
+    ((where, _, config, results),) = printed
     assert where == f" --conf {conf} --set 'lakehouse.path=a b'"
     assert config.campaign == "spring"
     assert [result.job for result in results] == list(cli.JOBS)
@@ -290,16 +290,16 @@ def test_a_frame_becomes_a_table_of_text() -> None:
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_session_is_stopped_by_who_started_it(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_is_stopped_by_who_started_it(provided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = pytest.importorskip("pyspark.sql").SparkSession
     stopped: list[bool] = []
     spark = SimpleNamespace(stop=lambda: stopped.append(True))
-    monkeypatch.setattr(session, "getActiveSession", lambda: spark if given else None)
+    monkeypatch.setattr(session, "getActiveSession", lambda: spark if provided else None)
     monkeypatch.setattr("uplift_spark.lake.session.spark_session", lambda lakehouse: spark)
     with cli._lake(Lakehouse()) as lake:
         assert lake.spark is spark
         assert not stopped
-    assert stopped == ([] if given else [True])
+    assert stopped == ([] if provided else [True])
 
 
 @pytest.mark.spark
@@ -329,9 +329,9 @@ def test_sql_and_tables_show_what_is_in_the_lakehouse(
 
 def test_the_installed_command_fails_in_one_line(tmp_path: Path) -> None:
     code = "from uplift_spark.cli import main; main()"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, "lift", "--conf", "none.yaml"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: configuration none.yaml cannot be read: No such file or directory\n"
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "error: configuration none.yaml cannot be read: No such file or directory\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from uplift_spark.config import Config, Simulation, Trial, load_config
+from uplift_spark.config import Config, Simulation, TrialConf, load_config
 from uplift_spark.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,7 +144,7 @@ def test_an_override_that_is_no_yaml_is_refused(conf: Path) -> None:
 def test_shipped_configurations_load(path: Path) -> None:
     config = load_config(path)
     assert isinstance(config, Config)
-    assert isinstance(config.source, Simulation | Trial)
+    assert isinstance(config.source, Simulation | TrialConf)
     assert config.roles.outcome not in config.roles.features
 
 

@@ -17,18 +17,18 @@ def roles(**changes: object) -> Roles:
 
 
 def test_roles_name_each_column_once_and_features_last() -> None:
-    found = roles(propensity="p", weight="w", cluster="home")
-    assert found.columns == ("id", "arm", "visit", "p", "w", "home", "age", "zip")
+    result = roles(propensity="p", weight="w", cluster="home")
+    assert result.columns == ("id", "arm", "visit", "p", "w", "home", "age", "zip")
     assert roles(cluster="id").columns == ("id", "arm", "visit", "age", "zip")
-    found = roles(weight="w", more_outcomes=["spend", "cost"])
-    assert found.columns == ("id", "arm", "visit", "w", "spend", "cost", "age", "zip")
-    assert found.outcomes == ("visit", "spend", "cost")
+    result = roles(weight="w", more_outcomes=["spend", "cost"])
+    assert result.columns == ("id", "arm", "visit", "w", "spend", "cost", "age", "zip")
+    assert result.outcomes == ("visit", "spend", "cost")
 
 
 def test_roles_hold_levels_as_text() -> None:
-    found = roles(control=0, dose={0: 0, 1: 5})
-    assert found.control == "0"
-    assert found.dose == {"0": 0.0, "1": 5.0}
+    result = roles(control=0, dose={0: 0, 1: 5})
+    assert result.control == "0"
+    assert result.dose == {"0": 0.0, "1": 5.0}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import uplift_spark
 from uplift_spark import runtime as runs
 from uplift_spark.campaign import queries_to_try
-from uplift_spark.config import Config, Forest, Labels, Lakehouse, Lift, Registry, RolesConf, Simulation
+from uplift_spark.config import Config, ForestConf, Labels, Lakehouse, Lift, RegistryConf, RolesConf, Simulation
 from uplift_spark.runtime import JobResult, code_version, derive_run_id
 
 CONFIG = Config("spring", Simulation(), RolesConf("visit", "none", ("age", "zip")))
@@ -31,15 +31,15 @@ def test_the_same_work_has_the_same_id_in_another_process() -> None:
         "c = Config('spring', Simulation(), RolesConf('visit', 'none', ('age', 'zip')));"
         "print(derive_run_id('features', c, upstream={'b', 'a'}))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
     )
-    assert done.stdout.strip() == derive_run_id("features", CONFIG, upstream={"a", "b"})
+    assert process.stdout.strip() == derive_run_id("features", CONFIG, upstream={"a", "b"})
 
 
 @pytest.mark.parametrize("job", ["ingest", "features", "train", "score", "lift", "another"])
 def test_where_tables_are_kept_is_no_part_of_a_run(job: str) -> None:
-    moved = replace(CONFIG, lakehouse=Lakehouse("/elsewhere"), registry=Registry(tracking_uri="sqlite:///x/y.db"))
+    moved = replace(CONFIG, lakehouse=Lakehouse("/elsewhere"), registry=RegistryConf(tracking_uri="sqlite:///x/y.db"))
     assert derive_run_id(job, moved) == derive_run_id(job, CONFIG)
 
 
@@ -50,7 +50,7 @@ def test_where_tables_are_kept_is_no_part_of_a_run(job: str) -> None:
         ({"source": Simulation(units=5)}, {"ingest"}),
         ({"labels": Labels(window_days=3)}, {"features"}),
         ({"labels": Labels(windows={"visit": 3})}, {"features"}),
-        ({"forest": Forest(n_trees=8)}, {"train"}),
+        ({"forest": ForestConf(n_trees=8)}, {"train"}),
         ({"lift": Lift(bins=50)}, {"lift"}),
         ({"seed": 8}, {"ingest", "features", "train", "lift"}),
         ({"holdout": 0.3}, {"features"}),
@@ -94,7 +94,7 @@ def test_a_number_that_is_none_is_refused() -> None:
 
 
 @dataclass(frozen=True)
-class Done:
+class WrittenStub:
     """What `Lake.write` returns."""
 
     table: str
@@ -104,7 +104,7 @@ class Done:
 
 
 def test_a_result_lists_what_was_written() -> None:
-    result = JobResult.of("score", "r", Done("gold.uplift_scores", 2, 10, False), model="spring")  # type: ignore[arg-type]
+    result = JobResult.of("score", "r", WrittenStub("gold.uplift_scores", 2, 10, False), model="spring")  # type: ignore[arg-type]
     assert result.tables == {"gold.uplift_scores": {"version": 2, "rows": 10, "skipped": False}}
     assert result.details == {"model": "spring"}
 
@@ -123,8 +123,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def git(folder: Path, *arguments: str) -> str:
     """Output of a git command with an author of its own."""
     author = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", folder, *author, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    process = subprocess.run(["git", "-C", folder, *author, *arguments], capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def test_the_code_s_version_is_its_commit(checkout: Path) -> None:

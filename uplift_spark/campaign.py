@@ -1,26 +1,69 @@
-"""What the lift job reads: the scores of the last scoring run, the hold-out they belong to, and the truth if known."""
+"""One campaign: its configuration, its lakehouse and its models; names and versions of tables, splits, scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config
+from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.evaluation.metrics import Setup
+from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry, still_there
-from uplift_spark.roles import EXPERIMENT, RUN_ID, UNIT
+from uplift_spark.roles import CAMPAIGN, RUN_ID, UNIT
+from uplift_spark.runtime import derive_run_id
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-SCORES, TRUTH = "gold.uplift_scores", "bronze.truth"
+SCORES_TABLE, TRUTH_TABLE = "gold.uplift_scores", "bronze.truth"
+
+
+class Campaign:
+    """A campaign's configuration with the lakehouse and the registry that it names.
+
+    Args:
+        conf: Path of the campaign's YAML file, or a configuration that is loaded already.
+        lake: The lakehouse; by default the one that the configuration names, opened at its first use.
+        overrides: Keys of the file that are replaced, as in ``["seed=3"]``; for a path alone.
+
+    Raises:
+        ConfigError: The file has an unknown key or a wrong value.
+    """
+
+    def __init__(self, conf: str | Path | Config, lake: Lake | None = None, overrides: Sequence[str] = ()) -> None:
+        self.config = conf if isinstance(conf, Config) else load_config(Path(conf), tuple(overrides))
+        self._lake = lake
+
+    @property
+    def name(self) -> str:
+        """Name of the campaign."""
+        return self.config.campaign
+
+    @property
+    def lake(self) -> Lake:
+        """The lakehouse, in the session that is there, else in a local one."""
+        if self._lake is None:
+            self._lake = Lake(spark_session(self.config.lakehouse), self.config.lakehouse)
+        return self._lake
+
+    @cached_property
+    def registry(self) -> Registry:
+        """Where the campaign's models are kept."""
+        return Registry.of(self.config)
+
+    def run_id(self, job: str, **inputs: object) -> str:
+        """Identity of a job's run: its name, the part of the configuration it depends on, and its inputs."""
+        return derive_run_id(job, self.config, **inputs)
 
 
 @dataclass(frozen=True)
@@ -34,7 +77,7 @@ class Scored:
 
     def scores(self, lake: Lake) -> DataFrame:
         """Rows of gold.uplift_scores of this run, the model's columns included so that other partitions are skipped."""
-        return lake.read(SCORES).where(
+        return lake.read(SCORES_TABLE).where(
             (F.col("model_name") == self.model_name)
             & (F.col("model_version") == self.model_version)
             & (F.col(RUN_ID) == self.run_id)
@@ -45,13 +88,13 @@ def last_scored(config: Config, lake: Lake, registry: Registry, version: int | N
     """The last run that scored with the campaign's model, with that version of it if given; DataError when none did."""
     names = [config.model_name, registry.store.model(config.model_name)]
     columns = ("model_name", "model_version", RUN_ID, "feature_version")
-    mine = lake.read(SCORES).where(F.col("model_name").isin(names))
+    mine = lake.read(SCORES_TABLE).where(F.col("model_name").isin(names))
     if version is not None:
         mine = mine.where(F.col("model_version") == str(version))
     runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
     if runs is None:
         which = f"model {config.model_name!r}" + ("" if version is None else f" version {version}")
-        raise DataError(f"{SCORES} has no row of {which}: run `uplift score` with its conf")
+        raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
     return Scored(runs["model_name"], runs["model_version"], runs[RUN_ID], runs["feature_version"])
 
 
@@ -78,8 +121,8 @@ def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored)
         return False
     if (source, trained) == (table, scored.feature_version):
         return True
-    seen = lake.read(source, trained).where(F.col("split") == "train").select(UNIT)
-    overlap = holdout_of(config, lake, scored).join(seen, UNIT, "left_semi").count()
+    trained_units = lake.read(source, trained).where(F.col("split") == "train").select(UNIT)
+    overlap = holdout_of(config, lake, scored).join(trained_units, UNIT, "left_semi").count()
     if overlap:
         raise DataError(
             f"{table} version {scored.feature_version} holds out {overlap} units that {scored.model_name} version "
@@ -90,9 +133,11 @@ def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored)
 
 def true_effects(config: Config, lake: Lake) -> DataFrame | None:
     """True effects on the outcome the model predicts; None when the campaign is not simulated."""
-    if not lake.exists(TRUTH):
+    if not lake.exists(TRUTH_TABLE):
         return None
-    rows = lake.read(TRUTH).where((F.col(EXPERIMENT) == config.campaign) & (F.col("outcome") == config.roles.outcome))
+    rows = lake.read(TRUTH_TABLE).where(
+        (F.col(CAMPAIGN) == config.campaign) & (F.col("outcome") == config.roles.outcome)
+    )
     return None if rows.isEmpty() else rows
 
 
@@ -117,9 +162,9 @@ def fixed_costs(config: Config, levels: tuple[str, ...]) -> list[float]:
     return [costs[level] for level in levels]
 
 
-def setup_of(config: Config) -> Setup:
+def evaluation_spec(config: Config) -> EvaluationSpec:
     """The evaluation a campaign's configuration asks for."""
-    return Setup(
+    return EvaluationSpec(
         control=config.roles.control,
         outcomes=tuple(dict.fromkeys([config.roles.outcome, *config.lift.outcomes])),
         segments=config.lift.segments,

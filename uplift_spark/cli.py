@@ -36,9 +36,10 @@ from uplift_spark.console import (
 from uplift_spark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from uplift_spark.campaign import Campaign
     from uplift_spark.config import Config, Lakehouse
     from uplift_spark.lake.tables import Lake
-    from uplift_spark.runtime import Job, JobResult
+    from uplift_spark.runtime import Job, JobResult, ProgressCallback
 
 
 JOBS = ("ingest", "features", "train", "score", "lift")
@@ -100,7 +101,7 @@ _job_command("ingest", "Raw events to bronze tables; bad rows to quarantine.")
 
 
 @dataclass(frozen=True)
-class Asked:
+class JobOptions:
     """What every job is asked with."""
 
     conf: Path
@@ -113,11 +114,11 @@ class Asked:
         _run_jobs([verb], self.conf, self.overrides, self.run_id, find=lambda _: partial(job, **how))
 
 
-def _with_asked(command: Callable[..., None]) -> Callable[..., None]:
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """`command(asked, ...)` as a command that takes --conf, --set and --run-id in place of `asked`."""
 
     def taking(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **how: Any) -> None:
-        command(Asked(conf, set_, run_id), **how)
+        command(JobOptions(conf, set_, run_id), **how)
 
     usual = [p for p in signature(taking, eval_str=True).parameters.values() if p.name != "how"]
     own = list(signature(command, eval_str=True).parameters.values())[1:]
@@ -133,9 +134,9 @@ HistoricOption = Annotated[bool, typer.Option("--historic", help="Rows were know
 
 
 @app.command()
-@_with_asked
+@_with_options
 def load(
-    asked: Asked,
+    options: JobOptions,
     table: TableArgument,
     source: Annotated[str, typer.Option("--from", help="File, folder, or Delta table.", show_default=False)],
     format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or delta.", show_default=False)],
@@ -146,13 +147,13 @@ def load(
     """Your own events to a raw table, each row once; bad rows to quarantine."""
     from uplift_spark.events.load import Load
 
-    asked.run("load", load=Load(table, source, format_, known_at, historic, tuple(new_column or ())))
+    options.run("load", load=Load(table, source, format_, known_at, historic, tuple(new_column or ())))
 
 
 @app.command()
-@_with_asked
+@_with_options
 def stream(
-    asked: Asked,
+    options: JobOptions,
     table: TableArgument,
     source: Annotated[str, typer.Option("--from", help="Delta table with a change data feed.", show_default=False)],
     known_at: KnownAtOption = None,
@@ -161,13 +162,13 @@ def stream(
     """New events of a Delta table to a raw table, each row once, by Structured Streaming; bad rows to quarantine."""
     from uplift_spark.events.load import Load
 
-    asked.run("stream", load=Load(table, source, "delta", known_at, historic))
+    options.run("stream", load=Load(table, source, "delta", known_at, historic))
 
 
 @app.command()
-@_with_asked
+@_with_options
 def replay(
-    asked: Asked,
+    options: JobOptions,
     table: TableArgument,
     rule: Annotated[str | None, typer.Option(help="Only rows that broke this rule first.")] = None,
     repair: Annotated[
@@ -176,24 +177,24 @@ def replay(
     ] = None,
 ) -> None:
     """Rows of bronze.quarantine, repaired, to the raw table they were meant for, each once."""
-    from uplift_spark.jobs.replay import Replay
+    from uplift_spark.jobs.replay import Replay  # type: ignore[import-not-found]
 
-    asked.run("replay", replay=Replay.of(table, rule, repair or ()))
+    options.run("replay", replay=Replay.of(table, rule, repair or ()))
 
 
 @app.command()
-@_with_asked
+@_with_options
 def optimize(
-    asked: Asked, table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None
+    options: JobOptions, table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None
 ) -> None:
     """Merge small files and order rows for queries; no row changes."""
-    asked.run("optimize", tables=tuple(table or ()))
+    options.run("optimize", tables=tuple(table or ()))
 
 
 @app.command()
-@_with_asked
+@_with_options
 def erase(
-    asked: Asked,
+    options: JobOptions,
     unit: Annotated[list[str] | None, typer.Option("--unit", help="Id of a unit; repeatable.")] = None,
     units: Annotated[Path | None, typer.Option("--units", help="File with one id a line.")] = None,
     purge: Annotated[bool, typer.Option("--purge", help="Remove what deleted rows left in files and logs.")] = False,
@@ -201,21 +202,21 @@ def erase(
     """Units out of every table and out of the models in use."""
     from uplift_spark.governance.erasure import Erasure
 
-    asked.run("erase", erasure=Erasure.asked(unit, units, purge))
+    options.run("erase", erasure=Erasure.from_options(unit, units, purge))
 
 
 @app.command()
-@_with_asked
+@_with_options
 def export(
-    asked: Asked,
+    options: JobOptions,
     to: Annotated[str, typer.Option("--to", help="Folder to make; must not be there.", show_default=False)],
     format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "parquet",
     purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
 ) -> None:
     """The champion's newest scores of units that may be contacted now."""
-    from uplift_spark.jobs.export import Export
+    from uplift_spark.jobs.export import Export  # type: ignore[import-not-found]
 
-    asked.run("export", export=Export(to, format_, purpose))
+    options.run("export", export=Export(to, format_, purpose))
 
 
 @app.command()
@@ -255,8 +256,12 @@ def train(
     if run_id is not None:
         raise ConfigError("--from-run names the run to rebuild: leave --run-id out")
     from uplift_spark.registry.models import rebuild
+    from uplift_spark.runtime import no_progress
 
-    return _run_jobs(["train"], conf, set_, from_run, find=lambda verb: rebuild)
+    def again(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
+        return rebuild(campaign.config, campaign.lake, run_id, progress)
+
+    return _run_jobs(["train"], conf, set_, from_run, find=lambda verb: again)
 
 
 _job_command("nuisances", "For campaigns that were no trial: what decided who was treated, and scores.")
@@ -338,20 +343,21 @@ def _run_jobs(
     after: Callable[[Lake, Config, list[JobResult]], None] | None = None,
 ) -> None:
     """Run jobs one after another in one session; what is printed at the end is `after`'s, else the last result."""
+    from uplift_spark.campaign import Campaign
     from uplift_spark.config import load_config
 
     config = load_config(conf, tuple(overrides or ()))
-    progress = Progress(err())
-    progress.say("starting Spark")
+    reporter = Progress(err())
+    reporter.report("starting Spark")
     with _lake(config.lakehouse) as lake:
         results = []
         for verb in verbs:
-            say = progress.within(verb)
-            results.append(find(verb)(config, lake, run_id, say))
+            progress = reporter.within(verb)
+            results.append(find(verb)(Campaign(config, lake), progress, run_id))
             for line in written_lines(results[-1]):
-                say(line)
+                progress(line)
         after(lake, config, results) if after else print_result(results[-1])
-    progress.say("done")
+    reporter.report("done")
 
 
 def _print_summary(where: str, lake: Lake, config: Config, results: list[JobResult]) -> None:
@@ -376,12 +382,12 @@ def _lake(lakehouse: Lakehouse) -> Iterator[Lake]:
     from uplift_spark.lake.tables import Lake
 
     quiet_spark()
-    given = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
+    provided = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
     spark = spark_session(lakehouse)
     try:
         yield Lake(spark, lakehouse)
     finally:
-        if not given:
+        if not provided:
             spark.stop()
 
 

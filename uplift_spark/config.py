@@ -44,7 +44,7 @@ class Simulation:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Trial:
+class TrialConf:
     """A real trial's file: one row per unit, found in $UPLIFT_DATA or downloaded and checked.
 
     `arms` maps the values of the treatment column to level names (None: they are the names); other values are refused.
@@ -171,7 +171,7 @@ class Labels:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Forest:
+class ForestConf:
     """Arguments of `CausalForest`; None lets the rule in `forest.defaults` choose from the data."""
 
     n_trees: Annotated[int, Field(ge=4)] = 200
@@ -192,7 +192,7 @@ class Economics:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Registry:
+class RegistryConf:
     """MLflow: tracking store (None: sqlite inside the lakehouse folder), model name (None: the campaign).
 
     `champion`: training sets the alias champion. `version`: scoring uses this version (None: the champion).
@@ -221,14 +221,14 @@ class Lift:
     replicates: Annotated[int, Field(ge=50, le=2000)] = 200
 
     def __post_init__(self) -> None:
-        seen: dict[frozenset[str], str] = {}
+        known: dict[frozenset[str], str] = {}
         for segment in self.segments:
             parts = crossed(segment)
             for part in parts:
                 checked_name(part, "lift.segments entry" if part == segment else f"lift.segments: of {segment!r}")
             if len(set(parts)) < len(parts):
                 raise ConfigError(f"lift.segments: {segment!r} crosses a feature with itself: name each once")
-            if (twin := seen.setdefault(frozenset(parts), segment)) is not segment:
+            if (twin := known.setdefault(frozenset(parts), segment)) is not segment:
                 raise ConfigError(f"lift.segments: {segment!r} is {twin!r} once more: remove one of them")
 
     @property
@@ -254,7 +254,7 @@ class Leakage:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Nuisances:
+class NuisancesConf:
     """For campaigns that were no trial: what decided who was treated, and what is expected of the outcome under every
     level, are learnt from the features (`uplift nuisances`), and the forest is trained on doubly robust scores.
 
@@ -352,7 +352,7 @@ class Limit:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Tree:
+class TreeConf:
     """Rules that people can read: `uplift tree`.
 
     depth      questions on the way to a level; the best tree is found for 1 and 2, a good one for 3
@@ -379,7 +379,7 @@ class Policy:
                that it keeps its budget even then
     exclude    {rule: SQL condition}: units for which it holds get nothing
     contacts   a unit gets nothing after so many deliveries within `contact_days`
-    keep_out   share of units left out at random, to read the plan's effect off later
+    global_holdout  share of units left out at random, to read the plan's effect off later
     """
 
     budget: Annotated[float, Field(ge=0)] | None = None
@@ -391,7 +391,7 @@ class Policy:
     exclude: dict[str, str] = Field(default_factory=dict)
     contacts: Annotated[int, Field(ge=1)] | None = None
     contact_days: Days = 30.0
-    keep_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    global_holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.cost_most and self.bound != "lower":
@@ -435,7 +435,7 @@ Contender = Literal[
 
 
 @dataclass(frozen=True, config=STRICT)
-class Learner:
+class LearnerConf:
     """What `uplift train` trains: the causal forest (its arguments under `forest`), one for each level, one of the
     meta-learners that `compare.against` names, or the instrumental forest, whose effects are those on units that are
     delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
@@ -489,7 +489,7 @@ class Tune:
         for name, values in self.space.items():
             for value in values:
                 try:
-                    TypeAdapter(Forest).validate_python({name: value})
+                    TypeAdapter(ForestConf).validate_python({name: value})
                 except ValidationError as error:
                     raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
 
@@ -518,65 +518,33 @@ class Compare:
 # --------------------------------------------------------------------------------------------------------------------
 # A campaign's configuration: frozen dataclasses read from one YAML file; an unknown key is an error.
 
-__all__ = [
-    "DAY",
-    "HAPPENED_AT",
-    "STEPS",
-    "Aggregate",
-    "Alarms",
-    "Compare",
-    "Config",
-    "Consent",
-    "Economics",
-    "Feature",
-    "Forest",
-    "Labels",
-    "Lakehouse",
-    "Leakage",
-    "Learner",
-    "Lift",
-    "Limit",
-    "Nuisances",
-    "Policy",
-    "Pseudonyms",
-    "Refresh",
-    "Registry",
-    "RolesConf",
-    "Scenario",
-    "Simulation",
-    "Tree",
-    "Trial",
-    "Tune",
-    "load_config",
-]
-
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
     """One campaign, from source to lift table."""
 
     campaign: str
-    source: Annotated[Simulation | Trial, Field(discriminator="kind")]
+    source: Annotated[Simulation | TrialConf, Field(discriminator="kind")]
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
     lakehouse: Lakehouse = Field(default_factory=Lakehouse)
     labels: Labels = Field(default_factory=Labels)
-    learner: Learner = Field(default_factory=Learner)
-    forest: Forest = Field(default_factory=Forest)
+    learner: LearnerConf = Field(default_factory=LearnerConf)
+    forest: ForestConf = Field(default_factory=ForestConf)
     economics: Economics = Field(default_factory=Economics)
-    registry: Registry = Field(default_factory=Registry)
+    registry: RegistryConf = Field(default_factory=RegistryConf)
     lift: Lift = Field(default_factory=Lift)
     features: tuple[Feature, ...] = ()
     leakage: Leakage = Field(default_factory=Leakage)
-    nuisances: Nuisances | None = None
+    nuisances: NuisancesConf | None = None
     consent: Consent = Field(default_factory=Consent)
     pseudonyms: Pseudonyms | None = None
     alarms: Alarms = Field(default_factory=Alarms)
     policy: Policy = Field(default_factory=Policy)
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
     compare: Compare = Field(default_factory=Compare)
-    tree: Tree = Field(default_factory=Tree)
+    tree: TreeConf = Field(default_factory=TreeConf)
     tune: Tune = Field(default_factory=Tune)
     refresh: Refresh = Field(default_factory=Refresh)
 

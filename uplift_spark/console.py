@@ -61,13 +61,13 @@ class Progress:
     console: Console
     started: float = field(default_factory=time.monotonic)
 
-    def say(self, message: str) -> None:
+    def report(self, message: str) -> None:
         """Print one line of progress."""
         self.console.print(f"{time.monotonic() - self.started:7.1f} s  {message}", soft_wrap=True)
 
     def within(self, step: str) -> Callable[[str], None]:
-        """A `say` for one job, which names the job on every line."""
-        return lambda message: self.say(f"{step:<8}  {message}")
+        """A `progress` for one job, which names the job on every line."""
+        return lambda message: self.report(f"{step:<8}  {message}")
 
 
 def written_lines(result: JobResult) -> Iterator[str]:

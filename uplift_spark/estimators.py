@@ -127,7 +127,7 @@ class UpliftModel:
         """
         return UpliftModel(self.forest.at(doses, partial))
 
-    def estimate(self, frame: Frame, say: ProgressCallback = _quiet) -> UpliftModel:
+    def estimate(self, frame: Frame, progress: ProgressCallback = _quiet) -> UpliftModel:
         """The same trees with leaf sums, bias correction and levels' shares from the rows of `frame` alone.
 
         With the rows it was trained on it is the same model, byte for byte; without some of them it is the model whose
@@ -136,24 +136,24 @@ class UpliftModel:
         A meta-learner is fitted anew. Raises DataError on bad rows, and when a level has none.
         """
         if isinstance(self.model, Learned):
-            return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, say)
+            return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, progress)
         if isinstance(self.model, Instrumental):
-            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), say)
+            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), progress)
             return UpliftModel(replace(self.model, forest=same.forest))
         if isinstance(self.model, PerLevel):
             anew = [
-                UpliftModel(one).estimate(_of_pair(frame, self.roles, level), say).forest
+                UpliftModel(one).estimate(_of_pair(frame, self.roles, level), progress).forest
                 for level, one in self.model.pairs
             ]
             return UpliftModel(replace(self.model, forests=tuple(anew)))
         if _is_spark(frame):
             from uplift_spark.forest.spark import estimate_frame
 
-            return UpliftModel(estimate_frame(frame, self.forest, say))
+            return UpliftModel(estimate_frame(frame, self.forest, progress))
         return UpliftModel(estimate_table(_arrow(frame, self.roles.columns), self.forest))
 
     def refresh(
-        self, frame: Frame, half_life: float | None = None, day: str | None = None, say: ProgressCallback = _quiet
+        self, frame: Frame, half_life: float | None = None, day: str | None = None, progress: ProgressCallback = _quiet
     ) -> UpliftModel:
         """The same trees with sums of the rows of `frame`, old and new ones, in one pass that grows nothing.
 
@@ -167,7 +167,7 @@ class UpliftModel:
         if _is_spark(frame):
             from uplift_spark.forest.spark import refreshed_frame
 
-            return UpliftModel(refreshed_frame(frame, self.forest, half_life, day, say))
+            return UpliftModel(refreshed_frame(frame, self.forest, half_life, day, progress))
         columns = (*self.roles.columns, *([] if day is None else [day]))
         return UpliftModel(refreshed_table(_arrow(frame, columns), self.forest, half_life, day))
 
@@ -207,22 +207,22 @@ class CausalForest(Params):
 
     per_level: bool = False
 
-    def fit(self, frame: Frame, roles: Roles, say: ProgressCallback = _quiet) -> UpliftModel:
-        """Train on one row per unit; `say` is told the progress. Raises DataError naming column, count and fix."""
+    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = _quiet) -> UpliftModel:
+        """Train on one row per unit; `progress` is told the progress. Raises DataError naming column, count and fix."""
         if self.per_level:
-            return self._fit_each(frame, roles, say)
+            return self._fit_each(frame, roles, progress)
         if _is_spark(frame):
             from uplift_spark.forest.spark import fit_frame
 
-            return UpliftModel(fit_frame(frame, roles, self, say))
-        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, say))
+            return UpliftModel(fit_frame(frame, roles, self, progress))
+        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, progress))
 
-    def _fit_each(self, frame: Frame, roles: Roles, say: ProgressCallback) -> UpliftModel:
+    def _fit_each(self, frame: Frame, roles: Roles, progress: ProgressCallback) -> UpliftModel:
         levels, one = _levels(frame, roles), replace(self, per_level=False)
         forests = []
         for level in levels.treated:
-            say(f"a forest of {level} alone")
-            forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), say).forest)
+            progress(f"a forest of {level} alone")
+            forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), progress).forest)
         return UpliftModel(PerLevel(tuple(forests), levels))
 
 
@@ -231,7 +231,7 @@ class InstrumentalForest(Params):
     """Effects on compliers, where not everybody who was assigned a level was delivered it: assignment is the
     instrument for delivery. Arguments are those of `CausalForest`, which tells the effect of assignment itself."""
 
-    def fit(self, frame: Frame, roles: Roles, delivered: str, say: ProgressCallback = _quiet) -> UpliftModel:
+    def fit(self, frame: Frame, roles: Roles, delivered: str, progress: ProgressCallback = _quiet) -> UpliftModel:
         """Train on one row per unit: `roles` of assignment and outcome, `delivered` a number, 0 where nothing was.
 
         The model's effects are what a level does to units that take it because they are assigned it; NaN, and of low
@@ -240,9 +240,9 @@ class InstrumentalForest(Params):
         if _is_spark(frame):
             from uplift_spark.forest.spark import fit_instrumental_frame
 
-            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, say))
+            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, progress))
         columns = tuple(dict.fromkeys([*roles.columns, delivered]))
-        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, say))
+        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, progress))
 
 
 @dataclass(frozen=True)
@@ -256,15 +256,15 @@ class MetaLearner(LearnerParams):
     seed        same seed and rows: same effects, whatever the partitioning
     """
 
-    def fit(self, frame: Frame, roles: Roles, say: ProgressCallback = _quiet) -> UpliftModel:
+    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = _quiet) -> UpliftModel:
         """Train on one row per unit, as `CausalForest.fit`; where odds of levels differ between units, or units have
         doubly robust scores, they are cross-fitted. Raises DataError, ConfigError
         as `learners.metalearners.fit_learned`."""
         if _is_spark(frame):
             from uplift_spark.learners.spark import fit_learned_frame
 
-            return UpliftModel(fit_learned_frame(frame, roles, self, say))
-        return UpliftModel(fit_learned(_arrow(frame, roles.columns), roles, self, say))
+            return UpliftModel(fit_learned_frame(frame, roles, self, progress))
+        return UpliftModel(fit_learned(_arrow(frame, roles.columns), roles, self, progress))
 
 
 def load_model(source: str | Path | bytes) -> UpliftModel:
@@ -333,30 +333,32 @@ def _arrow(frame: pd.DataFrame, columns: tuple[str, ...]) -> pa.Table:
 
 def params_of(config: Config) -> dict[str, Any]:
     """Arguments of the learner, as the configuration has them; they tell which it is."""
-    asked = config.learner
-    if asked.kind == "forest":
+    learner = config.learner
+    if learner.kind == "forest":
         return {**vars(config.forest), "seed": config.seed}
-    if asked.kind == "forest_per_level":
+    if learner.kind == "forest_per_level":
         return {**vars(config.forest), "seed": config.seed, "per_level": True}
-    if asked.kind == "instrumental_forest":
+    if learner.kind == "instrumental_forest":
         return {**vars(config.forest), "seed": config.seed, "delivered": DELIVERED}
-    return {**vars(asked), "seed": config.seed}
+    return {**vars(learner), "seed": config.seed}
 
 
-def train(params: Mapping[str, Any], frame: DataFrame, roles: Roles, say: ProgressCallback) -> UpliftModel:
+def train_model(params: Mapping[str, Any], frame: DataFrame, roles: Roles, progress: ProgressCallback) -> UpliftModel:
     """Train with recorded parameters. Raises as the `fit` of the learner."""
     if "delivered" in params:
-        given = {name: value for name, value in params.items() if name != "delivered"}
-        return InstrumentalForest(**given).fit(frame, roles, params["delivered"], say)
+        arguments = {name: value for name, value in params.items() if name != "delivered"}
+        return InstrumentalForest(**arguments).fit(frame, roles, params["delivered"], progress)
     learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
-    return learner.fit(frame, roles, say)
+    return learner.fit(frame, roles, progress)
 
 
-def refreshed(model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], say: ProgressCallback) -> UpliftModel:
+def refresh_model(
+    model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], progress: ProgressCallback
+) -> UpliftModel:
     """The model's trees with sums of training rows; `how` holds half_life_days, rows being of the day (UTC) of their
     assignment. Raises as `UpliftModel.refresh`."""
     day = F.floor(F.unix_micros("assigned_at") / F.lit(DAY))
-    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", say)
+    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", progress)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ UNIT = "unit_id"
 TREATMENT = "treatment"
 
 
-EXPERIMENT = "experiment"
+CAMPAIGN = "experiment"
 
 
 PROPENSITY = "propensity"
@@ -135,8 +135,8 @@ class Roles:
             object.__setattr__(self, "dose", self._doses(self.dose))
         object.__setattr__(self, "grid", self._grid() if self.grid else ())
 
-    def _doses(self, given: Mapping[str, float | Sequence[float]]) -> dict[str, float | tuple[float, ...]]:
-        doses = {str(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in given.items()}
+    def _doses(self, dose: Mapping[str, float | Sequence[float]]) -> dict[str, float | tuple[float, ...]]:
+        doses = {str(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in dose.items()}
         sizes = {len(v) if isinstance(v, tuple) else 1 for v in doses.values()}
         if self.control not in doses:
             raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")

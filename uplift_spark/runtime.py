@@ -17,7 +17,7 @@ import uplift_spark
 from uplift_spark.config import Config
 
 if TYPE_CHECKING:
-    from uplift_spark.lake.tables import Lake, Written
+    from uplift_spark.lake.tables import Written
 
 
 def state_folder() -> Path:
@@ -113,15 +113,13 @@ class JobResult:
 
 
 class Job(Protocol):
-    """The one shape of `jobs/<verb>.py`: `run(config, lake)`, told to the user through `say`."""
+    """The one shape of `jobs/<verb>.py`: `run(campaign)`, reported to the user through `progress`."""
 
-    def __call__(
-        self, config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = ...
-    ) -> JobResult: ...
+    def __call__(self, campaign: Any, progress: ProgressCallback = ..., run_id: str | None = None) -> JobResult: ...
 
 
-def silent(message: str) -> None:
-    """A `say` that says nothing: the default where nobody listens."""
+def no_progress(message: str) -> None:
+    """A `progress` that says nothing: the default where nobody listens."""
 
 
 def derive_run_id(job: str, config: Any, **inputs: Any) -> str:
@@ -146,12 +144,12 @@ def code_version() -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def _relevant(job: str, config: Config) -> dict[str, Any]:

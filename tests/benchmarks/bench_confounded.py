@@ -33,7 +33,7 @@ from uplift_spark.stats.aipw import averages_of
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.stats.sampling import unit_hashes
 
-HELD_OUT, LEAST_ODDS = 10_000, 0.01
+HELD_OUT, MIN_PROPENSITY = 10_000, 0.01
 Draw = tuple[pd.DataFrame, pd.DataFrame, Roles, np.ndarray]  # training rows, new rows, roles, true effects of these
 
 
@@ -41,9 +41,11 @@ def generated(rows: int, seed: int) -> Draw:
     """`conf`, treatment by one feature that the outcome rises with."""
 
     def frame(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
-        made = conf(n, seed)
-        columns = {f"x{j}": column for j, column in enumerate(made.X.T)}
-        return pd.DataFrame({"unit": np.arange(n), "w": made.w.astype(str), "y": made.y, **columns}), made.tau
+        simulated = conf(n, seed)
+        columns = {f"x{j}": column for j, column in enumerate(simulated.X.T)}
+        return pd.DataFrame(
+            {"unit": np.arange(n), "w": simulated.w.astype(str), "y": simulated.y, **columns}
+        ), simulated.tau
 
     train, (new, true) = frame(rows, seed)[0], frame(HELD_OUT, 10_000 + seed)
     return train, new, Roles("unit", "w", "y", tuple(f"x{j}" for j in range(20)), "0"), true
@@ -51,10 +53,10 @@ def generated(rows: int, seed: int) -> Draw:
 
 def campaign(rows: int, seed: int) -> Draw:
     """The simulator's, two discounts."""
-    made = CampaignSimulator("ordered", 3, confounding=0.8, seed=seed)
-    units = made.units(rows + HELD_OUT).to_pandas()
-    true = units[[effect_column("conversion", level) for level in made.levels.treated]].to_numpy()
-    dose = dict(zip(made.levels.names, made.levels.doses or (), strict=True))
+    simulator = CampaignSimulator("ordered", 3, confounding=0.8, seed=seed)
+    units = simulator.units(rows + HELD_OUT).to_pandas()
+    true = units[[effect_column("conversion", level) for level in simulator.levels.treated]].to_numpy()
+    dose = dict(zip(simulator.levels.names, simulator.levels.doses or (), strict=True))
     roles = Roles("unit_id", "treatment", "conversion", ATTRIBUTES, "none", dose)
     return units.iloc[:rows], units.iloc[rows:], roles, true[rows:]
 
@@ -63,33 +65,35 @@ def scored(train: pd.DataFrame, roles: Roles) -> tuple[pd.DataFrame, Roles, np.n
     """Training rows with scores, roles that say so, and the average effects by these."""
     table = pa.Table.from_pandas(train[list(roles.columns)], preserve_index=False)
     sample = sample_table(table, roles, (5, 7), len(train))
-    given = (sample.features, sample.place, sample.outcome, sample.key, sample.spec)
-    found = crossfit(*given)
-    odds = np.maximum(found.propensity, LEAST_ODDS)
-    scores = doubly_robust(sample.outcome, sample.place, 1 / odds[np.arange(len(odds)), sample.place], found.expected)
-    average = averages_of(sample.outcome, sample.place, found.expected, odds).estimate[:, 0]
+    arrays = (sample.features, sample.place, sample.outcome, sample.key, sample.spec)
+    nuisances = crossfit(*arrays)
+    propensity = np.maximum(nuisances.propensity, MIN_PROPENSITY)
+    scores = doubly_robust(
+        sample.outcome, sample.place, 1 / propensity[np.arange(len(propensity)), sample.place], nuisances.outcome_mean
+    )
+    average = averages_of(sample.outcome, sample.place, nuisances.outcome_mean, propensity).estimate[:, 0]
     order = np.argsort(unit_hashes(table.column(roles.unit), roles.unit).view(np.int64))
     maps = [dict(zip(sample.spec.levels, row, strict=True)) for row in scores.tolist()]
-    received = odds[np.arange(len(odds)), sample.place]
-    return train.iloc[order].assign(dr=maps, p=received), replace(roles, scores="dr"), np.asarray(average)
+    own = propensity[np.arange(len(propensity)), sample.place]
+    return train.iloc[order].assign(dr=maps, p=own), replace(roles, scores="dr"), np.asarray(average)
 
 
 def compared(draw: Draw) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     """(method, average effects [L], effects of the new rows [n, L], seconds)."""
     train, new, roles, _ = draw
 
-    def told(model: Any) -> np.ndarray:
-        found = model.effect(new)["uplift"].to_numpy()
-        return np.asarray(found.reshape(len(new), -1))
+    def effects_of(model: Any) -> np.ndarray:
+        flat = model.effect(new)["uplift"].to_numpy()
+        return np.asarray(flat.reshape(len(new), -1))
 
     def fitted(learner: Any) -> tuple[np.ndarray, np.ndarray]:
-        effects = told(learner.fit(train, roles))
+        effects = effects_of(learner.fit(train, roles))
         return effects.mean(axis=0), effects
 
     arms = train.groupby(roles.treatment)[roles.outcome].mean()
     began = time.monotonic()
     model = CausalForest(centre=False).fit(train, roles)
-    took, effects = time.monotonic() - began, told(model)
+    took, effects = time.monotonic() - began, effects_of(model)
     apart = arms[list(model.levels.treated)].to_numpy() - arms[roles.control]
     yield "difference of means", apart, np.tile(apart, (len(new), 1)), 0.0
     yield "forest as if a trial", effects.mean(axis=0), effects, took
@@ -102,11 +106,11 @@ def compared(draw: Draw) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
         yield name, *method(), time.monotonic() - began
     began = time.monotonic()
     rows, by_scores, average = scored(train, roles)
-    weighed = told(CausalForest().fit(rows, replace(roles, propensity="p")))
+    weighed = effects_of(CausalForest().fit(rows, replace(roles, propensity="p")))
     yield "forest by odds", weighed.mean(axis=0), weighed, time.monotonic() - began
-    yield "forest on scores", average, told(CausalForest().fit(rows, by_scores)), time.monotonic() - began
+    yield "forest on scores", average, effects_of(CausalForest().fit(rows, by_scores)), time.monotonic() - began
     began = time.monotonic()
-    yield "DR-learner", average, told(MetaLearner("dr_learner", 0).fit(rows, by_scores)), time.monotonic() - began
+    yield "DR-learner", average, effects_of(MetaLearner("dr_learner", 0).fit(rows, by_scores)), time.monotonic() - began
     if find_spec("econml"):
         began = time.monotonic()
         yield "EconML's forest", *by_econml(draw), time.monotonic() - began
@@ -126,10 +130,10 @@ def by_econml(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
     nuisances = {"model_y": HistGradientBoostingRegressor(**trees), "model_t": HistGradientBoostingClassifier(**trees)}
     model = CausalForestDML(**nuisances, discrete_treatment=True, n_estimators=200, cv=3, random_state=1)
     levels = [roles.control, *sorted(set(train[roles.treatment]) - {roles.control})]
-    place = train[roles.treatment].map({level: place for place, level in enumerate(levels)}).to_numpy()
-    model.fit(train[roles.outcome].to_numpy(), place, X=rows)
-    effects = [model.effect(unseen, T0=0, T1=place) for place in range(1, len(levels))]
-    averages = [float(model.ate(rows, T0=0, T1=place)) for place in range(1, len(levels))]
+    level_code = train[roles.treatment].map({level: level_code for level_code, level in enumerate(levels)}).to_numpy()
+    model.fit(train[roles.outcome].to_numpy(), level_code, X=rows)
+    effects = [model.effect(unseen, T0=0, T1=level_code) for level_code in range(1, len(levels))]
+    averages = [float(model.ate(rows, T0=0, T1=level_code)) for level_code in range(1, len(levels))]
     order = [levels[1:].index(level) for level in (roles.dose or dict.fromkeys(levels)) if level != roles.control]
     return np.array(averages)[order], np.column_stack(effects)[:, order]
 
@@ -140,26 +144,27 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--only", choices=("conf", "campaign"))
-    asked, out = parser.parse_args(), Console(width=120)
+    arguments, out = parser.parse_args(), Console(width=120)
     for name, draw in (("conf", generated), ("campaign", campaign)):
-        if asked.only not in (None, name):
+        if arguments.only not in (None, name):
             continue
-        found: dict[str, list[tuple[float, float, float]]] = {}
-        for seed in range(asked.draws):
-            drawn = draw(asked.rows, seed)
-            true = drawn[3]
-            for method, average, effects, seconds in compared(drawn):
+        results: dict[str, list[tuple[float, float, float]]] = {}
+        for seed in range(arguments.draws):
+            data = draw(arguments.rows, seed)
+            true = data[3]
+            for method, average, effects, seconds in compared(data):
                 bias = float((average - true.mean(axis=0)).mean())
                 rmse = float(np.sqrt(((effects - true) ** 2).mean()))
-                found.setdefault(method, []).append((bias, rmse, seconds))
-            out.print(f"{name}: draw {seed + 1} of {asked.draws}")
+                results.setdefault(method, []).append((bias, rmse, seconds))
+            out.print(f"{name}: draw {seed + 1} of {arguments.draws}")
         table = Table("method", "bias of the average", "+-", "RMSE of effects", "+-", "seconds")
-        for method, rows in found.items():
-            mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(asked.draws - 1, 1))
+        for method, rows in results.items():
+            mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(arguments.draws - 1, 1))
             figures = (f"{mean[0]:+.5f}", f"{error[0]:.5f}", f"{mean[1]:.5f}", f"{error[1]:.5f}", f"{mean[2]:.1f}")
             table.add_row(method, *figures)
         out.print(
-            f"{name}, {asked.rows:,} rows, {asked.draws} draws; true average {true.mean():.4f}, spread {true.std():.4f}"
+            f"{name}, {arguments.rows:,} rows, {arguments.draws} draws; "
+            f"true average {true.mean():.4f}, spread {true.std():.4f}"
         )
         out.print(table)
 

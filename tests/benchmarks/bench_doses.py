@@ -29,7 +29,7 @@ from uplift_spark.forest.binning import apply_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.training import Params, fit_table
-from uplift_spark.learners.nuisances import Spec, residuals
+from uplift_spark.learners.nuisances import NuisanceSpec, crossfit_residuals
 from uplift_spark.roles import Roles
 from uplift_spark.stats.sampling import unit_hashes
 
@@ -37,7 +37,7 @@ HELD_OUT = 5000
 DOSES = (2.0, 5.0, 10.0)
 PACKAGES = {f"{a}/{b}": (a, b) for a in range(3) for b in range(3)}
 Effects = Callable[[pd.DataFrame], np.ndarray]  # true effects [n, L]
-Found = tuple[np.ndarray, np.ndarray]  # effects and errors [n, L]
+EffectArrays = tuple[np.ndarray, np.ndarray]  # effects and errors [n, L]
 
 
 def steep(x: pd.Series) -> pd.Series:
@@ -67,13 +67,13 @@ def dosed(n: int, rng: np.random.Generator, curve: Callable[[np.ndarray], np.nda
 def packaged(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
     """Five packages without order, each for units of its own, and no package."""
     frame = units(n, rng)
-    place = rng.integers(0, 6, n)
+    code = rng.integers(0, 6, n)
 
     def effects(new: pd.DataFrame) -> np.ndarray:
         return np.column_stack([steep(new[f"x{k}"]) - 1 for k in range(5)])
 
-    own = np.column_stack([np.zeros(n), effects(frame)])[np.arange(n), place]
-    return frame.assign(w=place.astype(str), y=2 * frame.x5 - 1 + own + rng.normal(size=n)), effects
+    own = np.column_stack([np.zeros(n), effects(frame)])[np.arange(n), code]
+    return frame.assign(w=code.astype(str), y=2 * frame.x5 - 1 + own + rng.normal(size=n)), effects
 
 
 def crossed(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
@@ -90,7 +90,7 @@ def crossed(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
     return frame, lambda new: np.column_stack([effect(new, *PACKAGES[name]) for name in names])
 
 
-def by_forest(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles, params: Params) -> tuple[Found, str]:
+def by_forest(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles, params: Params) -> tuple[EffectArrays, str]:
     """Effects by level name, and the basis that was taken."""
     forest = fit_table(pa.Table.from_pandas(frame), roles, params)
     effect, error, _ = forest.effect_arrays(pa.Table.from_pandas(new), os.cpu_count() or 1)
@@ -98,16 +98,16 @@ def by_forest(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles, params: Para
     return (effect[:, order], error[:, order]), forest.plan.criterion
 
 
-def per_level(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles) -> Found:
+def per_level(frame: pd.DataFrame, new: pd.DataFrame, roles: Roles) -> EffectArrays:
     """Effects of one binary forest per level."""
-    found = []
+    results = []
     for level in sorted(set(frame.w) - {roles.control}):
         pair = frame[frame.w.isin([level, roles.control])]
-        found.append(by_forest(pair, new, replace(roles, dose=None), Params())[0])
-    return tuple(np.column_stack(part) for part in zip(*found, strict=True))  # type: ignore[return-value]
+        results.append(by_forest(pair, new, replace(roles, dose=None), Params())[0])
+    return tuple(np.column_stack(part) for part in zip(*results, strict=True))  # type: ignore[return-value]
 
 
-def by_econml(name: str, frame: pd.DataFrame, new: pd.DataFrame) -> Found:
+def by_econml(name: str, frame: pd.DataFrame, new: pd.DataFrame) -> EffectArrays:
     """EconML's closest: its causal forest on residuals, with 200 trees and boosted nuisances, of the dose, of its
     splines, of indicators of packages, of two doses and their product."""
     from econml.dml import CausalForestDML
@@ -116,29 +116,29 @@ def by_econml(name: str, frame: pd.DataFrame, new: pd.DataFrame) -> Found:
     from sklearn.preprocessing import PolynomialFeatures, SplineTransformer
 
     trees, boosted = {"max_iter": 75, "max_leaf_nodes": 8}, HistGradientBoostingRegressor
-    given: dict[str, object] = {"model_t": MultiOutputRegressor(boosted(**trees))}
-    x, told, treatment = list(features(frame)), [np.array([[dose]]) for dose in DOSES], frame[["w"]].to_numpy()
+    nuisance_models: dict[str, object] = {"model_t": MultiOutputRegressor(boosted(**trees))}
+    x, targets, treatment = list(features(frame)), [np.array([[dose]]) for dose in DOSES], frame[["w"]].to_numpy()
     base = np.array([[0.0]])
     if name == "curved":
-        given["treatment_featurizer"] = SplineTransformer(n_knots=5, degree=3, include_bias=False)
+        nuisance_models["treatment_featurizer"] = SplineTransformer(n_knots=5, degree=3, include_bias=False)
     if name == "packages":
-        given = {"model_t": HistGradientBoostingClassifier(**trees), "discrete_treatment": True}
-        told, base = [np.array([[level]]) for level in sorted(set(frame.w) - {"0"})], np.array([["0"]])
+        nuisance_models = {"model_t": HistGradientBoostingClassifier(**trees), "discrete_treatment": True}
+        targets, base = [np.array([[level]]) for level in sorted(set(frame.w) - {"0"})], np.array([["0"]])
     if name == "products":
-        given["treatment_featurizer"] = PolynomialFeatures(interaction_only=True, include_bias=False)
+        nuisance_models["treatment_featurizer"] = PolynomialFeatures(interaction_only=True, include_bias=False)
         treatment = np.array([PACKAGES[level] for level in frame.w], float)
-        told = [np.array([PACKAGES[level]], float) for level in sorted(PACKAGES) if level != "0/0"]
+        targets = [np.array([PACKAGES[level]], float) for level in sorted(PACKAGES) if level != "0/0"]
         base = np.array([[0.0, 0.0]])
-    model = CausalForestDML(model_y=boosted(**trees), n_estimators=200, cv=3, random_state=1, **given)
+    model = CausalForestDML(model_y=boosted(**trees), n_estimators=200, cv=3, random_state=1, **nuisance_models)
     model.fit(frame.y.to_numpy(), treatment, X=frame[x].to_numpy())
-    found = []
-    for dose in told:
+    results = []
+    for dose in targets:
         sides = {"T0": np.repeat(base, len(new), axis=0), "T1": np.repeat(dose, len(new), axis=0)}
         if name == "packages":
             sides = {side: values.ravel() for side, values in sides.items()}
         low, high = model.effect_interval(new[x].to_numpy(), **sides)
-        found.append([(low + high).ravel() / 2, (high - low).ravel() / (2 * Z95)])
-    effect, error = (np.column_stack(part) for part in zip(*found, strict=True))
+        results.append([(low + high).ravel() / 2, (high - low).ravel() / (2 * Z95)])
+    effect, error = (np.column_stack(part) for part in zip(*results, strict=True))
     return effect, error
 
 
@@ -165,7 +165,7 @@ TRIALS: dict[str, Callable[[int, np.random.Generator], tuple[pd.DataFrame, Effec
 
 def generated(name: str, rows: int, draws: int, out: Console) -> None:
     """Print error and coverage of every contender on a trial."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    by_package: dict[str, list[tuple[float, float]]] = {}
     chosen = set()
     for seed in range(draws):
         frame, effects = TRIALS[name](rows, np.random.default_rng(seed))
@@ -182,9 +182,9 @@ def generated(name: str, rows: int, draws: int, out: Console) -> None:
             results["EconML's closest"] = by_econml(name, frame, new)
         for what, (effect, error) in results.items():
             covered = float((np.abs(effect - true) < Z95 * error).mean())
-            found.setdefault(what, []).append((float(np.sqrt(((effect - true) ** 2).mean())), covered))
+            by_package.setdefault(what, []).append((float(np.sqrt(((effect - true) ** 2).mean())), covered))
     table = Table("basis", "RMSE", "covered", title=f"{name}: {rows:,} rows, {draws} draws; taken: {', '.join(chosen)}")
-    for what, figures in found.items():
+    for what, figures in by_package.items():
         rmse, covered = np.mean(figures, axis=0)
         table.add_row(what, f"{rmse:.4f}", f"{covered:.3f}")
     out.print(table)
@@ -224,17 +224,18 @@ def dominicks(out: Console) -> None:
     frame["w"], frame["y"] = np.log(frame.price), np.log(frame.sales)
     codes = np.column_stack([frame.brand.astype("category").cat.codes, frame.feat]).astype(float)
     key = unit_hashes(pa.array(frame.unit), "unit")
-    spec = Spec(("0", "1"), np.array([True, False]))
+    spec = NuisanceSpec(("0", "1"), np.array([True, False]))
     left = frame.assign(
-        w=residuals(codes, frame.w.to_numpy(), key, spec), y=residuals(codes, frame.y.to_numpy(), key, spec)
+        w=crossfit_residuals(codes, frame.w.to_numpy(), key, spec),
+        y=crossfit_residuals(codes, frame.y.to_numpy(), key, spec),
     )
     columns = {}
-    for what, given in {"as they are": frame.assign(w=frame.w - frame.w.mean()), "centred": left}.items():
+    for what, data in {"as they are": frame.assign(w=frame.w - frame.w.mean()), "centred": left}.items():
         roles = Roles("unit", "w", "y", ("brand", "feat"), "0", grid=(1.0,))
-        forest = fit_table(pa.Table.from_pandas(given), roles, Params(criterion="slope"))
+        forest = fit_table(pa.Table.from_pandas(data), roles, Params(criterion="slope"))
         columns[what] = {
-            (brand, feat): average(forest, part) for (brand, feat), part in given.groupby(["brand", "feat"], sort=True)
-        } | {("all", ""): average(forest, given)}
+            (brand, feat): average(forest, part) for (brand, feat), part in data.groupby(["brand", "feat"], sort=True)
+        } | {("all", ""): average(forest, data)}
     everything = np.polyfit(frame.w, frame.y, 1)[0]
     table = Table(
         "brand",
@@ -243,9 +244,9 @@ def dominicks(out: Console) -> None:
         title=f"Dominick's: elasticities, {len(frame):,} rows; one line: {everything:.2f}",
     )
     for cell in columns["centred"]:
-        told = [columns[what][cell] for what in columns]
+        cells = [columns[what][cell] for what in columns]
         table.add_row(
-            *map(str, cell), *(f"{m[0]:.2f} ({m[0] - Z95 * e[0]:.2f} to {m[0] + Z95 * e[0]:.2f})" for m, e in told)
+            *map(str, cell), *(f"{m[0]:.2f} ({m[0] - Z95 * e[0]:.2f} to {m[0] + Z95 * e[0]:.2f})" for m, e in cells)
         )
     out.print(table)
 
@@ -256,10 +257,10 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", default=[*TRIALS, "thornton", "dominicks"])
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--draws", type=int, default=3)
-    asked, out = parser.parse_args(), Console()
-    for name in asked.tables:
+    arguments, out = parser.parse_args(), Console()
+    for name in arguments.tables:
         if name in TRIALS:
-            generated(name, asked.rows, asked.draws, out)
+            generated(name, arguments.rows, arguments.draws, out)
         elif "UPLIFT_DATA" in os.environ:
             {"thornton": thornton, "dominicks": dominicks}[name](out)
         else:

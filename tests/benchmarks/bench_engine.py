@@ -84,19 +84,19 @@ def measure(job: Figures) -> Figures:
     effects = peer.predict(held_out.X)
     timed = {"fit_s": fit.seconds, "cpu_s": fit.cpu, "predict_s": usage.stop().seconds}
     taken = {"peak": fit.peak, "others": fit.others, "bytes": peer.size()}
-    return {**timed, **taken, **peer.clock, **judged(effects, held_out.tau, job["trial"] in TARGETED)}
+    return {**timed, **taken, **peer.clock, **figures_of(effects, held_out.tau, job["trial"] in TARGETED)}
 
 
-def judged(effects: Effects, tau: np.ndarray, targeted: bool) -> Figures:
+def figures_of(effects: Effects, tau: np.ndarray, targeted: bool) -> Figures:
     """Errors of effects [n, K-1] against the truth, all levels pooled; coverage and mean width of 95 % intervals."""
     effect, se = effects
-    found: Figures = {"rmse": float(np.sqrt(np.mean((effect - tau) ** 2)))}
+    figures: Figures = {"rmse": float(np.sqrt(np.mean((effect - tau) ** 2)))}
     if targeted:
-        found["gain"] = float(np.mean([gain(effect[:, k], tau[:, k]) for k in range(tau.shape[1])]))
+        figures["gain"] = float(np.mean([gain(effect[:, k], tau[:, k]) for k in range(tau.shape[1])]))
     if se is not None:
-        found["coverage"] = float(np.mean(np.abs(effect - tau) <= Z95 * se))
-        found["width"] = float(np.mean(2 * Z95 * se))
-    return found
+        figures["coverage"] = float(np.mean(np.abs(effect - tau) <= Z95 * se))
+        figures["width"] = float(np.mean(2 * Z95 * se))
+    return figures
 
 
 def gain(score: np.ndarray, tau: np.ndarray) -> float:
@@ -110,12 +110,12 @@ def work(job: Figures) -> None:
     """Run a job in this process on its cores and leave the figures in its file."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
     if job["kind"] == "peer":
-        found: Any = measure(job)
+        result: Any = measure(job)
     else:
         from engine_floors import in_memory, on_spark
 
-        found = in_memory(job["threads"], job["trees"]) if job["kind"] == "floors" else on_spark(**job["spark"])
-    Path(job["result"]).write_text(json.dumps(found))
+        result = in_memory(job["threads"], job["trees"]) if job["kind"] == "floors" else on_spark(**job["spark"])
+    Path(job["result"]).write_text(json.dumps(result))
 
 
 # ---------------------------------------------------------------- the processes
@@ -156,19 +156,21 @@ def end(child: subprocess.Popen) -> None:
 
 def compared(trial: str, rows: int, peers: list[str], late: set[tuple[str, str]], options: argparse.Namespace) -> Table:
     """One trial at one size: every peer on every seed. Who fails once or was late at fewer rows is not tried again."""
-    found: dict[str, list[Figures]] = {peer: [] for peer in peers}
+    results: dict[str, list[Figures]] = {peer: [] for peer in peers}
     for seed in range(1, options.seeds + 1):
         for peer in peers:
-            if (trial, peer) in late or any("note" in one for one in found[peer]):
+            if (trial, peer) in late or any("note" in one for one in results[peer]):
                 continue
             job = {"kind": "peer", "peer": peer, "trial": trial, "rows": rows, "seed": seed}
             one = in_process({**job, "trees": options.trees, "threads": options.threads}, options.timeout)
-            found[peer].append(one)
-            said = one.get("note") or f"{one['fit_s']:.2f} s, RMSE {one['rmse']:.4f}"
-            progress.print(f"{trial} {rows:,} seed {seed} {peer}: {said}")
+            results[peer].append(one)
+            line = one.get("note") or f"{one['fit_s']:.2f} s, RMSE {one['rmse']:.4f}"
+            progress.print(f"{trial} {rows:,} seed {seed} {peer}: {line}")
             if "late" in one:
                 late.add((trial, peer))
-    return drawn(f"{trial}, {rows:,} rows", found, [constant_rmse(trial, s + 1) for s in range(options.seeds)])
+    return figures_table(
+        f"{trial}, {rows:,} rows", results, [constant_rmse(trial, s + 1) for s in range(options.seeds)]
+    )
 
 
 def constant_rmse(trial: str, seed: int) -> float:
@@ -177,21 +179,21 @@ def constant_rmse(trial: str, seed: int) -> float:
     return float(np.sqrt(tau.var(axis=0).mean()))
 
 
-def drawn(title: str, found: dict[str, list[Figures]], constant: list[float]) -> Table:
+def figures_table(title: str, results: dict[str, list[Figures]], constant: list[float]) -> Table:
     """The table of one trial and size, and below it why a peer is not in it."""
-    notes = {peer: why_absent(ones) for peer, ones in found.items()}
+    notes = {peer: why_absent(ones) for peer, ones in results.items()}
     caption = "\n".join(f" {peer}: {note}" for peer, note in notes.items() if note) or None
     table = Table(box=None, title=title, title_justify="left", caption=caption, caption_justify="left")
     for head in HEADS:
         table.add_column(head, no_wrap=True, justify="left" if head == "peer" else "right")
-    ours = found.get("ours", [])
-    for peer, ones in found.items():
+    ours = results.get("ours", [])
+    for peer, ones in results.items():
         if notes[peer]:
             continue
         cpu = f"{over(ones, 'cpu_s').min():,.2f}"
         mib, mb = f"{over(ones, 'peak').mean() / 2**20:,.0f}", f"{over(ones, 'bytes').mean() / 1e6:,.2f}"
         digits = {"rmse": 4, "gain": 2, "coverage": 3, "width": 3}
-        quality = (spread(over(ones, key), places) for key, places in digits.items())
+        quality = (spread(over(ones, key), decimals) for key, decimals in digits.items())
         fit = (fastest(over(ones, "fit_s")), ratio(ones, ours, "fit_s"), cpu, ratio(ones, ours, "cpu_s"))
         others = f"{over(ones, 'others').mean():.0%}"
         table.add_row(peer, *fit, mib, mb, fastest(over(ones, "predict_s")), *quality, others)
@@ -232,11 +234,13 @@ def floors(arguments: argparse.Namespace) -> Iterator[Table]:
     job = {"kind": "floors", "threads": arguments.threads, "trees": arguments.trees}
     jobs = [("Floors in memory", job)]
     if arguments.spark:
-        told = {"users": arguments.spark, "threads": arguments.threads, "trees": arguments.trees}
-        jobs.append((f"Floors on Spark, {arguments.spark:,} users x 4 levels", {**job, "kind": "spark", "spark": told}))
+        options = {"users": arguments.spark, "threads": arguments.threads, "trees": arguments.trees}
+        jobs.append(
+            (f"Floors on Spark, {arguments.spark:,} users x 4 levels", {**job, "kind": "spark", "spark": options})
+        )
     for title, one in jobs:
-        found = in_process(one, None)
-        heads, *rows = [["", found["note"]]] if isinstance(found, dict) else found
+        result = in_process(one, None)
+        heads, *rows = [["", result["note"]]] if isinstance(result, dict) else result
         table = Table(*heads, title=title, title_justify="left", box=None)
         for row in rows:
             table.add_row(*row)
@@ -282,8 +286,8 @@ def main() -> None:
     arguments = parsed()
     if arguments.job:
         return work(json.loads(arguments.job))
-    told = f"{arguments.threads} threads, {arguments.trees} trees, {arguments.seeds} seeds"
-    console.print(f"{told}; load at start {os.getloadavg()[0]:.1f}")
+    title = f"{arguments.threads} threads, {arguments.trees} trees, {arguments.seeds} seeds"
+    console.print(f"{title}; load at start {os.getloadavg()[0]:.1f}")
     late: set[tuple[str, str]] = set()
     if arguments.only != "floors":
         for trial, rows, peers in cells(arguments):

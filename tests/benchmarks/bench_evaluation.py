@@ -18,7 +18,14 @@ from processes import Usage
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.evaluation.metrics import Setup, comparison, curve_table, describe_arms, evaluate, metric_table
+from uplift_spark.evaluation.metrics import (
+    EvaluationSpec,
+    comparison,
+    curve_table,
+    describe_arms,
+    evaluate,
+    metric_table,
+)
 
 LEVELS = ("5%", "10%")
 
@@ -39,24 +46,24 @@ def one_size(units: int, replicates: int) -> dict[str, Any]:
         lake.write("silver.holdout", holdout(spark, units), "features", mode="overwrite")
         lake.write("gold.scores", scores(spark, units), "score", mode="overwrite")
         tables = lake.read("silver.holdout"), lake.read("gold.scores")
-        setup = Setup("none", ("bought",), ("region",), replicates=replicates)
+        spec = EvaluationSpec("none", ("bought",), ("region",), replicates=replicates)
 
         def whole() -> None:
-            done = evaluate(*tables, setup)
-            metric_table(done), curve_table(done)
+            evaluation = evaluate(*tables, spec)
+            metric_table(evaluation), curve_table(evaluation)
 
         def counted() -> None:
-            rows = comparison(*tables, setup, arms)
+            rows = comparison(*tables, spec, arms)
             rows.groupBy("level", "treated").count().collect()
 
-        arms = describe_arms(tables[0], setup)
+        arms = describe_arms(tables[0], spec)
         counted(), whole()  # compiled, and the files in memory
-        found = {name: measured(spark, name, run) for name, run in (("count", counted), ("evaluation", whole))}
-    ratio = round(found["evaluation"]["seconds"] / found["count"]["seconds"], 1)
+        times = {name: measured(spark, name, run) for name, run in (("count", counted), ("evaluation", whole))}
+    ratio = round(times["evaluation"]["seconds"] / times["count"]["seconds"], 1)
     print(
-        f"{units:,} units x {len(LEVELS)} levels, {replicates} resamples: {found}, {ratio} times the count", flush=True
+        f"{units:,} units x {len(LEVELS)} levels, {replicates} resamples: {times}, {ratio} times the count", flush=True
     )
-    return {"units": units, "replicates": replicates, **found, "ratio": ratio}
+    return {"units": units, "replicates": replicates, **times, "ratio": ratio}
 
 
 def measured(spark: SparkSession, name: str, run: Callable[[], None]) -> dict[str, Any]:

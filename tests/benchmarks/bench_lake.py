@@ -25,6 +25,7 @@ from processes import Usage, watched
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import DAY, Config, Feature, Lakehouse, RolesConf, Simulation
 from uplift_spark.jobs import features
 from uplift_spark.lake.session import check_java, local_conf, local_session
@@ -35,7 +36,7 @@ ASSIGNED_AT = datetime(2025, 1, 6)
 EVENTS = ("visit", "cart", "order")
 WINDOWS = (7, 30, 90)
 AGGREGATES = (("visit", "count"), ("order", "sum"), ("order", "recency"), ("cart", "distinct"))
-MADE = tuple(
+FEATURES = tuple(
     Feature(f"{event}_{kind}_{days}d", aggregate=kind, source="event", event=event, window_days=days)  # type: ignore[arg-type]
     for event, kind in AGGREGATES
     for days in WINDOWS
@@ -62,17 +63,17 @@ def one_size(units: int, each: int) -> dict[str, Any]:
         for table, frame in tables(spark, units, each).items():
             with steps.step(f"generate {table}"):
                 Lake.write(lake, table, frame, "bench")
-        names = (*(feature.name for feature in MADE), "age", "city")
+        names = (*(feature.name for feature in FEATURES), "age", "city")
         roles = RolesConf("bought", "none", names, more_outcomes=("spent",))
-        config = Config(CAMPAIGN, Simulation(units=units), roles, lakehouse=lake.lakehouse, features=MADE)
+        config = Config(CAMPAIGN, Simulation(units=units), roles, lakehouse=lake.lakehouse, features=FEATURES)
         with steps.step("features job, whole"):
-            result = features.run(config, lake, say=steps.say)
+            result = features.run(Campaign(config, lake), progress=steps.progress)
         spark.stop()
         steps.add_shuffles()
         size = sum(file.stat().st_size for file in Path(lake.lakehouse.path).rglob("*.parquet"))
     details = {key: result.details[key] for key in ("train", "holdout", "duplicate_events", "late_events")}
     print(f"lakehouse {size / 2**30:.2f} GiB, {details}", flush=True)
-    return {"units": units, "events": units * each, "lakehouse_bytes": size, "steps": steps.found, **details}
+    return {"units": units, "events": units * each, "lakehouse_bytes": size, "steps": steps.recorded, **details}
 
 
 def session(folder: str, log: Path, events: int) -> SparkSession:
@@ -147,7 +148,7 @@ def _behaviour(spark: SparkSession, units: int, each: int, at: Column, unit: Col
     happened = F.unix_micros(at) - past
     known = F.when(F.rand(6) < 0.01, F.unix_micros(at) + F.lit(DAY)).otherwise(happened + F.floor(F.rand(7) * DAY))
     event = F.element_at(F.array(*map(F.lit, EVENTS)), (F.floor(F.rand(8) * len(EVENTS)) + 1).cast("int"))
-    made = rows.select(
+    events = rows.select(
         F.pmod(F.xxhash64("id"), F.lit(units)).alias("id"),
         event.alias("event"),
         F.concat(F.lit("c"), F.floor(F.rand(9) * 50)).alias("item"),
@@ -157,7 +158,7 @@ def _behaviour(spark: SparkSession, units: int, each: int, at: Column, unit: Col
         F.lower(F.hex("id")).alias("event_id"),
         F.when(F.rand(11) < 0.01, F.lit(2)).otherwise(F.lit(1)).alias("times"),
     )
-    repeated = made.withColumn("again", F.explode(F.sequence(F.lit(1), F.col("times"))))
+    repeated = events.withColumn("again", F.explode(F.sequence(F.lit(1), F.col("times"))))
     return repeated.select(
         unit, "event", "item", "value", "occurred_at", "known_at", "event_id", F.lit("bench").alias("source")
     )
@@ -168,7 +169,7 @@ class Steps:
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self.found: list[dict[str, Any]] = []
+        self.recorded: list[dict[str, Any]] = []
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -178,7 +179,7 @@ class Steps:
             yield
             usage.stop()
         figures = {"seconds": round(usage.seconds, 1), "cpu": round(usage.cpu, 1), "peak_mib": round(peak.mib)}
-        self.found.append(
+        self.recorded.append(
             {"step": name, "from": started, "to": time.time(), **figures, "others": round(usage.others, 2)}
         )
         print(
@@ -186,7 +187,7 @@ class Steps:
             flush=True,
         )
 
-    def say(self, message: str) -> None:
+    def progress(self, message: str) -> None:
         print(f"    {message}", flush=True)
 
     def add_shuffles(self) -> None:
@@ -196,7 +197,7 @@ class Steps:
             for line in file.open():
                 if '"SparkListenerTaskEnd"' in line[:60]:
                     tasks.append(json.loads(line))
-        for step in self.found:
+        for step in self.recorded:
             mine = [t for t in tasks if step["from"] <= t["Task Info"]["Finish Time"] / 1e3 <= step["to"]]
             known = [t["Task Metrics"] for t in mine if t.get("Task Metrics")]
             step["shuffled"] = sum(m["Shuffle Write Metrics"]["Shuffle Bytes Written"] for m in known)

@@ -18,6 +18,7 @@ from processes import Usage, watched
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Limit, Policy, RolesConf, Simulation
 from uplift_spark.jobs import policy
 
@@ -43,14 +44,15 @@ def one_size(units: int) -> dict[str, Any]:
         with watched() as peak:
             usage = Usage()
             result = policy.run(
-                config(lake.lakehouse, units), lake, say=lambda message: print(f"    {message}", flush=True)
+                Campaign(config(lake.lakehouse, units), lake),
+                progress=lambda message: print(f"    {message}", flush=True),
             )
             usage.stop()
     kept = ("candidates", "units", "gain", "cost", "gap", "looks", "observed", "observed_lower", "observed_upper")
-    found = {"seconds": round(usage.seconds, 1), "cpu": round(usage.cpu, 1), "peak_mib": round(peak.mib)}
-    found |= {key: result.details[key] for key in kept}
-    print(f"{units:,} units x {len(LEVELS)} levels: {found}, others {usage.others:.0%}", flush=True)
-    return {"of": units, **found}
+    figures = {"seconds": round(usage.seconds, 1), "cpu": round(usage.cpu, 1), "peak_mib": round(peak.mib)}
+    figures |= {key: result.details[key] for key in kept}
+    print(f"{units:,} units x {len(LEVELS)} levels: {figures}, others {usage.others:.0%}", flush=True)
+    return {"of": units, **figures}
 
 
 def config(lakehouse: Lakehouse, units: int) -> Config:

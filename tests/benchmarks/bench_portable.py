@@ -40,9 +40,9 @@ def main() -> None:
     table = Table(*names, "1 row ms", "own ms", f"{ROWS:,} rows ms", "own ms", "worst gap")
     for rows in (10_000, 100_000):
         for levels, shops in ((2, 0), (3, 0), (2, 200)):
-            told = f"{levels}, {shops} shops" if shops else f"{levels}"
+            label = f"{levels}, {shops} shops" if shops else f"{levels}"
             params = Params(arguments.trees, min_leaf=arguments.min_leaf)
-            table.add_row(f"{rows:,}", told, *measured(rows, levels, shops, params))
+            table.add_row(f"{rows:,}", label, *measured(rows, levels, shops, params))
     console.print(table)
 
 
@@ -73,8 +73,8 @@ def measured(rows: int, levels: int, shops: int, params: Params) -> list[str]:
     line += [f"{export_seconds:.2f}", f"{load_seconds:.2f}"]
     many = draw(ROWS, levels, shops, 1)
     for some in (many[:1], many):
-        given = {name: some.column(name).to_numpy(zero_copy_only=False)[:, None] for name in features}
-        (uplift, _), seconds = timed(lambda given=given: session.run(None, given), 20)
+        columns = {name: some.column(name).to_numpy(zero_copy_only=False)[:, None] for name in features}
+        (uplift, _), seconds = timed(lambda columns=columns: session.run(None, columns), 20)
         (right, _, _), own = timed(lambda some=some: forest.effect_arrays(some, errors=False), 20)
         line += [f"{1e3 * seconds:.2f}", f"{1e3 * own:.2f}"]
     gap = np.nanmax(np.abs(uplift - right[:, -1])) / np.nanmax(np.abs(right[:, -1]))
@@ -86,9 +86,9 @@ def timed(work: Callable[[], object], times: int) -> tuple:
     seconds = []
     for _ in range(times + (times > 1)):
         start = perf_counter()
-        found = work()
+        result = work()
         seconds.append(perf_counter() - start)
-    return found, float(np.median(seconds[-times:]))
+    return result, float(np.median(seconds[-times:]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from uplift_spark.events.simulate import nie_wager
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.learners.average_effects import average_partial_effect, transported_average
-from uplift_spark.learners.nuisances import Spec, crossfit
+from uplift_spark.learners.nuisances import NuisanceSpec, crossfit
 from uplift_spark.stats.aipw import averages_of
 from uplift_spark.stats.offpolicy import doubly_robust
 from uplift_spark.stats.sampling import unit_hashes
@@ -46,21 +46,23 @@ def key_of(n: int) -> np.ndarray:
     return unit_hashes(pa.array(np.arange(n)), "unit")
 
 
-def as_trial(x: np.ndarray, w: np.ndarray, y: np.ndarray, odds: np.ndarray | None = None, trees: int = 200) -> Forest:
+def as_trial(
+    x: np.ndarray, w: np.ndarray, y: np.ndarray, propensity: np.ndarray | None = None, trees: int = 200
+) -> Forest:
     """The forest of a trial, with logged odds [n, K] or equal ones."""
     frame = {"unit": np.arange(len(w)), "w": w.astype(str), "y": y, **columns(x)}
-    if odds is not None:
-        frame["p"] = odds[np.arange(len(w)), w]
-    roles = Roles("unit", "w", "y", tuple(columns(x)), "0", propensity=None if odds is None else "p")
+    if propensity is not None:
+        frame["p"] = propensity[np.arange(len(w)), w]
+    roles = Roles("unit", "w", "y", tuple(columns(x)), "0", propensity=None if propensity is None else "p")
     return fit_table(pa.Table.from_pandas(pd.DataFrame(frame)), roles, Params(n_trees=trees))
 
 
 def by_scores(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> Forest:
     """The forest on doubly robust scores from cross-fitted nuisances."""
     levels = tuple(map(str, range(w.max() + 1)))
-    found = crossfit(x, w, y, key_of(len(w)), Spec(levels))
-    odds = np.maximum(found.propensity, 0.01)
-    scores = doubly_robust(y, w, 1 / odds[np.arange(len(w)), w], found.expected)
+    nuisances = crossfit(x, w, y, key_of(len(w)), NuisanceSpec(levels))
+    propensity = np.maximum(nuisances.propensity, 0.01)
+    scores = doubly_robust(y, w, 1 / propensity[np.arange(len(w)), w], nuisances.outcome_mean)
     maps = [dict(zip(levels, row, strict=True)) for row in scores.tolist()]
     frame = pd.DataFrame({"unit": np.arange(len(w)), "w": w.astype(str), "y": y, **columns(x)}).assign(dr=maps)
     roles = Roles("unit", "w", "y", tuple(columns(x)), "0", scores="dr")
@@ -89,24 +91,24 @@ def grf_table(effect: bool, confounded: bool, n: int, p: int) -> Callable[[Rng],
             return steep(x[:, 0]) * steep(x[:, 1]) if effect else np.zeros(len(x))
 
         x, new = rng.random((n, p)), rng.random((HELD_OUT, p))
-        odds = (1 + scipy.stats.beta.pdf(x[:, 0], 2, 4)) / 4 if confounded else np.full(n, 0.5)
-        w = (rng.random(n) < odds).astype(int)
+        propensity = (1 + scipy.stats.beta.pdf(x[:, 0], 2, 4)) / 4 if confounded else np.full(n, 0.5)
+        w = (rng.random(n) < propensity).astype(int)
         y = (2 * x[:, 0] - 1) * confounded + (w - 0.5) * tau(x) + rng.normal(size=n)
         return errors_at(by_scores(x, w, y), new, tau(new)[:, None])
 
     return one
 
 
-def binary_with_odds(rng: Rng, n: int = 4000, trees: int = 200) -> dict[str, float]:
+def binary_with_propensity(rng: Rng, n: int = 4000, trees: int = 200) -> dict[str, float]:
     """The grf package's benchmark of its causal forest (pull request 831): small effects, odds known."""
     x, new = rng.normal(size=(n, 10)), rng.normal(size=(4 * HELD_OUT, 10))
     first = np.maximum(x[:, 0], 0)
     scale = 0.1 / first.std()
-    odds = 0.4 + 0.2 * (x[:, 0] > 0)
-    mean = x[:, 1] + np.minimum(x[:, 2], 0) + odds * first
-    mean, w = mean / mean.std(), (rng.random(n) < odds).astype(int)
-    y = mean + (w - odds) * scale * first + rng.normal(size=n)
-    forest = as_trial(x, w, y, np.column_stack([1 - odds, odds]), trees)
+    propensity = 0.4 + 0.2 * (x[:, 0] > 0)
+    mean = x[:, 1] + np.minimum(x[:, 2], 0) + propensity * first
+    mean, w = mean / mean.std(), (rng.random(n) < propensity).astype(int)
+    y = mean + (w - propensity) * scale * first + rng.normal(size=n)
+    forest = as_trial(x, w, y, np.column_stack([1 - propensity, propensity]), trees)
     return errors_at(forest, new, (scale * np.maximum(new[:, 0], 0))[:, None])
 
 
@@ -145,7 +147,7 @@ def incremental(n: int) -> Callable[[Rng], dict[str, float]]:
     def one(rng: Rng) -> dict[str, float]:
         x, w, index = draw(rng, n)
         y = (scipy.stats.norm.cdf(index) > rng.random(n)).astype(float)
-        estimate, error = average_partial_effect(x, w, y, key_of(n), Spec(("0", "1")))
+        estimate, error = average_partial_effect(x, w, y, key_of(n), NuisanceSpec(("0", "1")))
         return {"bias": estimate - truth, "covered": float(abs(estimate - truth) < 1.96 * error)}
 
     return one
@@ -158,8 +160,8 @@ def shifted(rng: Rng, n: int = 2000) -> dict[str, float]:
     inside = rng.random(n) < 1 / (1 + np.exp(-x[:, 0] / 2))
     w = (rng.random(n) < 0.5).astype(int)
     y = np.where(inside, x[:, 1] + (1 + x[:, 0]) * w + rng.normal(size=n), np.nan)
-    odds = np.full((n, 2), 0.5)
-    effect, error = transported_average((x, w, y), inside, key_of(n), Spec(("0", "1")), odds)
+    propensity = np.full((n, 2), 0.5)
+    effect, error = transported_average((x, w, y), inside, key_of(n), NuisanceSpec(("0", "1")), propensity)
     miss = float(effect[0] - (1 + x[~inside, 0]).mean())
     return {"bias": miss, "covered": float(abs(miss) < 1.96 * error[0])}
 
@@ -167,9 +169,9 @@ def shifted(rng: Rng, n: int = 2000) -> dict[str, float]:
 def mode_two(rng: Rng, n: int = 2000) -> dict[str, float]:
     """CausalML's `synthetic_data(mode=2)`, Nie & Wager's set-up B with five features, a trial; published in issue 1006
     of its repository are 17 intervals of 20, .3923 wide, from a forest of half of the rows and the other half."""
-    drawn = nie_wager(n, int(rng.integers(1 << 31)), 5, setup="b")
-    found = crossfit(drawn.X, drawn.w, drawn.y, key_of(n), Spec(("0", "1")))
-    average = averages_of(drawn.y, drawn.w, found.expected, found.propensity)
+    data = nie_wager(n, int(rng.integers(1 << 31)), 5, spec="b")
+    nuisances = crossfit(data.X, data.w, data.y, key_of(n), NuisanceSpec(("0", "1")))
+    average = averages_of(data.y, data.w, nuisances.outcome_mean, nuisances.propensity)
     at, weight = np.polynomial.hermite_e.hermegauss(60)
     truth = float(weight @ np.log1p(np.exp(at)) / weight.sum())
     miss, error = float(average.estimate[0, 0] - truth), float(average.error[0, 0])
@@ -187,9 +189,9 @@ class Row:
     target: float | None = None
     slack: float = 0.0
 
-    def ours(self, found: pd.DataFrame) -> tuple[float, float]:
+    def ours(self, results: pd.DataFrame) -> tuple[float, float]:
         """The measure over draws, and its standard error."""
-        values = found["bias"] ** 2 if self.measure == "RMSE" else found[self.measure]
+        values = results["bias"] ** 2 if self.measure == "RMSE" else results[self.measure]
         mean, spread = float(values.mean()), float(values.std())
         if values.isin([0.0, 1.0]).all():
             spread = max(spread, 0.05**0.5 * 0.95**0.5)  # a few draws that are all covered do not show what is not
@@ -211,8 +213,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "aw1": (Row(grf_table(False, True, 800, 10), "MSE", 0.027),),
     "aw3": (Row(grf_table(True, True, 800, 10), "MSE", 0.091),),
     "aw3-1600": (Row(grf_table(True, True, 1600, 20), "MSE", 0.057),),
-    "binary": (Row(binary_with_odds, "MSE", 0.009, 0.001), Row(binary_with_odds, "z2", 1.18, 0.18, 1.0)),
-    "binary-2000": (Row(partial(binary_with_odds, trees=2000), "z2", 1.18, 0.18, 1.0),),  # with the published trees
+    "binary": (Row(binary_with_propensity, "MSE", 0.009, 0.001), Row(binary_with_propensity, "z2", 1.18, 0.18, 1.0)),
+    "binary-2000": (
+        Row(partial(binary_with_propensity, trees=2000), "z2", 1.18, 0.18, 1.0),
+    ),  # with the published trees
     "arms": (Row(three_arms, "MSE", 0.082, 0.006), Row(three_arms, "z2", 1.35, 0.08, 1.0)),
     "continuous": (Row(continuous, "covered", 0.95, 0.0, 0.9225, 0.0725),),  # its test has .85 to .995 pass
     "incremental-600": (Row(incremental(600), "RMSE", 0.037),),
@@ -229,18 +233,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     out = Console(width=140)
     table = Table("draws of", "draws", "measure", "published", "ours", "+-", "all measures", "verdict")
-    for name in asked.only:
+    for name in arguments.only:
         rows = ROWS[name]
-        found = pd.DataFrame([rows[0].draw(np.random.default_rng(seed)) for seed in range(asked.draws)])
-        everything = ", ".join(f"{measure} {value:.4f}" for measure, value in found.mean().items())
+        results = pd.DataFrame([rows[0].draw(np.random.default_rng(seed)) for seed in range(arguments.draws)])
+        everything = ", ".join(f"{measure} {value:.4f}" for measure, value in results.mean().items())
         for row in rows:
-            mean, error = row.ours(found)
+            mean, error = row.ours(results)
             verdict, shown = row.verdict(mean, error), f"{row.published:.4g}"
             cells = (f"{mean:.4f}", f"{error:.4f}", everything, verdict)
-            table.add_row(name, str(asked.draws), row.measure, shown, *cells)
+            table.add_row(name, str(arguments.draws), row.measure, shown, *cells)
             out.print(f"{name}: {row.measure} {mean:.4f} +- {error:.4f}, published {shown}: {verdict} ({everything})")
     out.print(table)
 

@@ -26,7 +26,7 @@ from uplift_spark.estimators import UpliftModel
 from uplift_spark.events.simulate import multi
 from uplift_spark.forest.estimate import estimate_table
 from uplift_spark.forest.forest import Forest
-from uplift_spark.forest.refresh import forest_of, refreshed, residuals, staleness, trained
+from uplift_spark.forest.refresh import forest_of, forest_residuals, refreshed, staleness, trained
 from uplift_spark.forest.training import Params, fit_table
 
 FEATURES = tuple(f"x{j}" for j in range(20))
@@ -61,18 +61,18 @@ def ways(rows: int, trees: int, lines: Table) -> None:
 
     def timed(way: str, run: Callable[[], Any]) -> Any:
         usage = Usage()
-        made = run()
+        result = run()
         usage.stop()
-        error = f"{rmse(made, held_out):.4f}" if isinstance(made, Forest) else ""
+        error = f"{rmse(result, held_out):.4f}" if isinstance(result, Forest) else ""
         lines.add_row(way, f"{usage.seconds:.1f}", f"{usage.cpu:.1f}", error)
-        return made
+        return result
 
     forest = timed("the forest of the old rows", lambda: fit_table(old, ROLES, Params(n_trees=trees)))
     tally = timed("its tally, once", lambda: trained(forest, old))
     timed("refreshed with the new rows", lambda: forest_of(refreshed(tally, new)))
     timed("its trees estimated from all rows", lambda: estimate_table(both, forest))
     timed("grown anew on all rows", lambda: fit_table(both, ROLES, Params(n_trees=trees)))
-    before = timed("residuals of the old rows, once", lambda: residuals(forest, old))
+    before = timed("residuals of the old rows, once", lambda: forest_residuals(forest, old))
     timed("are the splits stale for the new rows?", lambda: staleness(forest, before, new))
 
 
@@ -94,9 +94,9 @@ def on_spark(rows: int, trees: int, lines: Table) -> None:
         }
         for verb, run in verbs.items():
             start = perf_counter()
-            made = run()
+            result = run()
             seconds = perf_counter() - start
-            lines.add_row(f"on Spark, all rows: {verb}", f"{seconds:.1f}", "", f"{rmse(made.forest, held_out):.4f}")
+            lines.add_row(f"on Spark, all rows: {verb}", f"{seconds:.1f}", "", f"{rmse(result.forest, held_out):.4f}")
 
 
 def draw(rows: int, seed: int) -> pa.Table:

@@ -80,8 +80,8 @@ def measured(forest: Forest, bins: np.ndarray, threads: int) -> list[str]:
     shown = forest.effects_of(bins, threads, errors=False)[0]
     gap = np.nanmax(np.abs(base + values.sum(axis=2) - shown)) / np.nanmax(np.abs(shown))
     leaves, entries = len(paths.moments), len(paths.feature)
-    told = [f"{forest.plan.n_trees}", f"{leaves:,}", f"{entries / leaves:.1f}", f"{threads}", f"{len(bins):,}"]
-    return [*told, f"{len(bins) / seconds:,.0f}", f"{gap:.0e}"]
+    cells = [f"{forest.plan.n_trees}", f"{leaves:,}", f"{entries / leaves:.1f}", f"{threads}", f"{len(bins):,}"]
+    return [*cells, f"{len(bins) / seconds:,.0f}", f"{gap:.0e}"]
 
 
 def on_spark(forest: Forest, users: pa.Table) -> list[str]:
@@ -92,10 +92,10 @@ def on_spark(forest: Forest, users: pa.Table) -> list[str]:
         parts = F.aggregate("values", F.col("base"), lambda total, value: total + value)
         gap = F.max(F.abs(parts - F.col("uplift"))) / F.max(F.abs("uplift"))
         start = perf_counter()
-        found = explained.agg(gap.alias("gap"), F.countDistinct("unit").alias("units")).collect()[0]
+        result = explained.agg(gap.alias("gap"), F.countDistinct("unit").alias("units")).collect()[0]
         seconds = perf_counter() - start
-    told = [f"{forest.plan.n_trees} (Spark)", f"{forest.structure.n_leaves:,}", "", f"{len(os.sched_getaffinity(0))}"]
-    return [*told, f"{found['units']:,}", f"{found['units'] / seconds:,.0f}", f"{found['gap']:.0e}"]
+    cells = [f"{forest.plan.n_trees} (Spark)", f"{forest.structure.n_leaves:,}", "", f"{len(os.sched_getaffinity(0))}"]
+    return [*cells, f"{result['units']:,}", f"{result['units'] / seconds:,.0f}", f"{result['gap']:.0e}"]
 
 
 def peer(trees: int, leaves: int) -> list[str]:
@@ -114,8 +114,8 @@ def peer(trees: int, leaves: int) -> list[str]:
     shown = model.predict(x[:SHAP_USERS])
     gap = np.abs(explainer.expected_value + values.sum(axis=1) - shown).max() / np.abs(shown).max()
     total = sum(tree.get_n_leaves() for tree in model.estimators_)
-    told = [f"{trees} (shap)", f"{total:,}", "", "1", f"{SHAP_USERS}"]
-    return [*told, f"{SHAP_USERS / seconds:,.0f}", f"{gap:.0e}"]
+    cells = [f"{trees} (shap)", f"{total:,}", "", "1", f"{SHAP_USERS}"]
+    return [*cells, f"{SHAP_USERS / seconds:,.0f}", f"{gap:.0e}"]
 
 
 if __name__ == "__main__":

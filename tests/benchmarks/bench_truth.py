@@ -27,10 +27,10 @@ from uplift_spark.stats.curves import true_curve
 CAMPAIGNS = {"binary": 2, "ordered": 3, "unordered": 4}
 GENERATED = ("rct", "conf", "conv", "multi", "mconv")
 HELD_OUT = 50_000
-Drawn = tuple[pa.Table, np.ndarray, Roles]
+SimulatedData = tuple[pa.Table, np.ndarray, Roles]
 
 
-def campaign(design: str, n: int, seed: int) -> Drawn:
+def campaign(design: str, n: int, seed: int) -> SimulatedData:
     """n units of a simulated campaign, true effects [n, K-1], roles."""
     simulator = CampaignSimulator(design, CAMPAIGNS[design], seed=seed)
     units, levels = simulator.units(n), simulator.levels
@@ -39,7 +39,7 @@ def campaign(design: str, n: int, seed: int) -> Drawn:
     return units, np.column_stack(tau), Roles("unit_id", "treatment", "conversion", ATTRIBUTES, levels.control, dose)
 
 
-def generated(name: str, n: int, seed: int) -> Drawn:
+def generated(name: str, n: int, seed: int) -> SimulatedData:
     """n units of a generated trial, as `campaign`; levels beyond two are ordered."""
     trial = BENCHMARKS[name](n, seed)
     features = {f"x{j}": column for j, column in enumerate(trial.X.T)}
@@ -67,10 +67,10 @@ def figures(trial: str, n: int, seed: int) -> list[tuple[str, list[float]]]:
     effect, se, _ = forest.effect_arrays(units.slice(n), os.cpu_count() or 1)
     rows = []
     for k, level in enumerate(forest.levels.treated):
-        tau, found = truth[n:, k], effect[:, k]
-        rmse = float(np.sqrt(np.mean((found - tau) ** 2)))
-        share, correlation = qini_of(found, tau) / qini_of(tau, tau), np.corrcoef(found, tau)[0, 1]
-        covered = float((np.abs(found - tau) < Z95 * se[:, k]).mean())
+        tau, effect_k = truth[n:, k], effect[:, k]
+        rmse = float(np.sqrt(np.mean((effect_k - tau) ** 2)))
+        share, correlation = qini_of(effect_k, tau) / qini_of(tau, tau), np.corrcoef(effect_k, tau)[0, 1]
+        covered = float((np.abs(effect_k - tau) < Z95 * se[:, k]).mean())
         rows.append((level, [tau.std(), rmse, correlation, share, covered, seconds, forest.plan.n_buckets]))
     return rows
 
@@ -91,9 +91,9 @@ def main() -> None:
     table = Table(*names, box=None)
     for trial in arguments.trials:
         for n in arguments.sizes or SIZES[trial]:
-            found = [figures(trial, n, seed) for seed in range(1, arguments.seeds + 1)]
-            for i, (level, _) in enumerate(found[0]):
-                values = np.array([one[i][1] for one in found])
+            results = [figures(trial, n, seed) for seed in range(1, arguments.seeds + 1)]
+            for i, (level, _) in enumerate(results[0]):
+                values = np.array([one[i][1] for one in results])
                 (sd, rmse, corr, share, covered, seconds, buckets), spread = values.mean(axis=0), values.std(axis=0)
                 cells = [f"{sd:.4f}", f"{rmse:.4f} ± {spread[1]:.4f}", f"{corr:.2f}", f"{share:.2f} ± {spread[3]:.2f}"]
                 table.add_row(trial, f"{n:,}", level, *cells, f"{covered:.2f}", f"{seconds:.1f}", f"{buckets:.0f}")

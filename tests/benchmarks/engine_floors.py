@@ -34,12 +34,12 @@ Row = list[str]
 def seconds(call: Callable[[], object], repeats: int = 3) -> float:
     """Shortest of some calls, after one that is not counted."""
     call()
-    found = []
+    times = []
     for _ in range(repeats):
         started = time.perf_counter()
         call()
-        found.append(time.perf_counter() - started)
-    return min(found)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def at_once(call: Callable[[int], object], threads: int) -> None:
@@ -104,11 +104,11 @@ def in_memory(threads: int, trees: int) -> list[Row]:
     for trial, levels in (("rct", "1 level"), ("mconv", "4 levels")):
         forest = deep_forest(trial, trees)
         leaves = forest.structure.n_leaves / trees
-        found = [scored(forest, n, trees) for n in counts]
-        for way in found[0]:
-            shares = ", ".join(f"{one[way] / best:.2f}" for one, best in zip(found, floor, strict=True))
+        times = [scored(forest, n, trees) for n in counts]
+        for way in times[0]:
+            shares = ", ".join(f"{one[way] / best:.2f}" for one, best in zip(times, floor, strict=True))
             what = f"our effects of {levels} {way}, {leaves:,.0f} leaves a tree"
-            rows.append([what, *(f"{one[way]:.1f}" for one in found), "M row-trees/s", shares])
+            rows.append([what, *(f"{one[way]:.1f}" for one in times), "M row-trees/s", shares])
     return rows
 
 
@@ -145,24 +145,24 @@ def on_spark(users: int, threads: int, trees: int) -> list[Row]:
     forest = forest_of(BENCHMARKS["mconv"](100_000, 1), Params(n_trees=trees))
     with tempfile.TemporaryDirectory(prefix="bench-spark-") as folder:
         spark = spark_session(Lakehouse(path=folder), master=f"local[{threads}]")
-        drawn = [F.rand(j).alias(f"x{j}") for j in range(FEATURES)]
-        found = {}
+        random_columns = [F.rand(j).alias(f"x{j}") for j in range(FEATURES)]
+        times = {}
         for n in (min(20_000, users), users):  # the first warms the JVM and the workers up
             at = {name: str(Path(folder, f"{name}-{n}")) for name in ("features", "scores", "copy")}
-            write(spark.range(n).select(F.col("id").alias("unit"), *drawn), at["features"])
+            write(spark.range(n).select(F.col("id").alias("unit"), *random_columns), at["features"])
             features = spark.read.format("delta").load(at["features"])
-            found = {
+            times = {
                 "read features": timed(partial(drain, features)),
                 "round trip": timed(partial(drain, features.mapInArrow(identity, features.schema))),
                 "job": timed(partial(write, score(features, forest), at["scores"])),
             }
-            found["copy"] = timed(partial(write, spark.read.format("delta").load(at["scores"]), at["copy"]))
+            times["copy"] = timed(partial(write, spark.read.format("delta").load(at["scores"]), at["copy"]))
             roles = Roles("unit", "w", "y", tuple(f"x{j}" for j in range(FEATURES)), "0")
             usage = Usage()
             fit_frame(converting(features), roles, Params(n_trees=trees))
-            found["fit"], found["peak"] = usage.stop().seconds, usage.peak / 2**30
+            times["fit"], times["peak"] = usage.stop().seconds, usage.peak / 2**30
         spark.stop()
-    return spark_rows(found, users)
+    return spark_rows(times, users)
 
 
 def converting(features: DataFrame) -> DataFrame:
@@ -176,17 +176,17 @@ def converting(features: DataFrame) -> DataFrame:
     return treated.withColumn("y", bought.cast("double"))
 
 
-def spark_rows(found: dict[str, float], users: int) -> list[Row]:
+def spark_rows(times: dict[str, float], users: int) -> list[Row]:
     """The table of Spark's floors, heads first."""
     names = {
         "read features": f"Delta read of {FEATURES} features",
         "round trip": "the same through mapInArrow and back, untouched",
         "copy": "plain Delta read and write of the output rows",
         "job": "forest.spark.score from Delta to Delta",
-        "fit": f"forest.spark.fit_frame, {1024 * found['peak'] / users * 1e6:,.0f} MiB at peak per million users",
+        "fit": f"forest.spark.fit_frame, {1024 * times['peak'] / users * 1e6:,.0f} MiB at peak per million users",
     }
     rows = [
-        [what, f"{found[key]:.1f}", f"{users / found[key]:,.0f}", f"{found[key] / found['copy']:.2f}"]
+        [what, f"{times[key]:.1f}", f"{users / times[key]:,.0f}", f"{times[key] / times['copy']:.2f}"]
         for key, what in names.items()
     ]
     return [["", "seconds", "users/s", "of the plain read and write"], *rows]

@@ -165,8 +165,8 @@ class EconMLDML:
 
     def predict(self, x: np.ndarray) -> Effects:
         """Effects and standard errors."""
-        found = self.model.const_marginal_effect_inference(x)
-        return found.point_estimate.reshape(len(x), -1), found.stderr.reshape(len(x), -1)
+        inference = self.model.const_marginal_effect_inference(x)
+        return inference.point_estimate.reshape(len(x), -1), inference.stderr.reshape(len(x), -1)
 
     def size(self) -> int:
         """Pickled bytes."""
@@ -311,9 +311,9 @@ class Grf:
 
     def run(self, step: str) -> None:
         """One step in R, which leaves `seconds` and `peak` (bytes) in a file."""
-        told = [self.options.trees, self.options.threads, self.options.seed]
+        options = [self.options.trees, self.options.threads, self.options.seed]
         script = str(Path(__file__).with_name("engine_grf.R"))
-        subprocess.run(["Rscript", script, step, self.folder.name, *map(str, told)], check=True, capture_output=True)
+        subprocess.run(["Rscript", script, step, self.folder.name, *map(str, options)], check=True, capture_output=True)
         seconds, peak = np.fromfile(Path(self.folder.name, "clock"))
         self.clock |= {f"{step}_s": float(seconds)} | ({"peak": float(peak)} if step == "fit" else {})
 

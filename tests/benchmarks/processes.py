@@ -16,10 +16,10 @@ PAUSE = 0.5  # seconds between looks at memory: one look at a large JVM takes te
 def family(root: int) -> list[int]:
     """A process and all its descendants."""
     parents = {pid: parent for pid in running() if (parent := parent_of(pid)) is not None}
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+    pids = [root]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids
 
 
 def running() -> list[int]:
@@ -104,19 +104,19 @@ class Peak:
 @contextmanager
 def watched() -> Iterator[Peak]:
     """Look at memory from a thread while the body runs."""
-    peak, done = Peak(), threading.Event()
+    peak, finished = Peak(), threading.Event()
 
-    def look() -> None:
-        while not done.is_set():
+    def poll() -> None:
+        while not finished.is_set():
             peak.mib = max(peak.mib, sum(map(memory, family(os.getpid()))))
-            done.wait(PAUSE)
+            finished.wait(PAUSE)
 
-    watcher = threading.Thread(target=look, daemon=True)
+    watcher = threading.Thread(target=poll, daemon=True)
     watcher.start()
     try:
         yield peak
     finally:
-        done.set()
+        finished.set()
         watcher.join()
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from uplift_spark.config import Trial, load_config
+from uplift_spark.config import TrialConf, load_config
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.ingest import find, read_trial
 from uplift_spark.events.simulate import BENCHMARKS, Benchmark
@@ -87,14 +87,14 @@ class Replicated:
 def replicate(draw: Draw, n: int, reps: int, **params: int) -> Replicated:
     """Fit on `reps` draws of n rows and predict at the fixed units; the average effect is over them, too."""
     points = draw(POINTS, POINTS_SEED)
-    units, found = table_of(points), []
+    units, results = table_of(points), []
     for seed in track(range(reps), f"{reps} fits of {n:,} rows", transient=True):
         forest = fitted(draw(n, seed), seed, **params)
         effect, error, _ = forest.effect_arrays(units, 2)
         bins = encode(units, forest.plan).bins
         average, covariance = forest.averages(bins)
-        found.append((effect, error, average[0], np.sqrt(np.diagonal(covariance[0]))))
-    effects, errors, averages, average_errors = (np.stack(part) for part in zip(*found, strict=True))
+        results.append((effect, error, average[0], np.sqrt(np.diagonal(covariance[0]))))
+    effects, errors, averages, average_errors = (np.stack(part) for part in zip(*results, strict=True))
     return Replicated(effects, errors, points.tau, averages, average_errors)
 
 
@@ -113,30 +113,32 @@ def intervals(arguments: argparse.Namespace) -> Table:
     heads = ("design", "rows", "who", "fits", "RMSE", "bias", "covers truth", "width", "se / sd", "average covered")
     table = Table(*heads, box=None, title="Intervals")
     for name, (draw, n) in INTERVALS.items():
-        found = replicate(draw, n, arguments.replications)
-        covered = " ".join(f"{c:.3f}" for c in found.average_coverage)
-        table.add_row(name, f"{n:,}", "ours", str(len(found.effects)), *_interval_cells(found), covered)
-        for peer in arguments.peers if found.tau.shape[1] == 1 else ():
+        result = replicate(draw, n, arguments.replications)
+        covered = " ".join(f"{c:.3f}" for c in result.average_coverage)
+        table.add_row(name, f"{n:,}", "ours", str(len(result.effects)), *_interval_cells(result), covered)
+        for peer in arguments.peers if result.tau.shape[1] == 1 else ():
             theirs = _peer(peer, draw, n, arguments.peer_replications)
             table.add_row("", "", peer, str(len(theirs.effects)), *_interval_cells(theirs), "")
     return table
 
 
-def _interval_cells(found: Replicated) -> list[str]:
-    sd = found.effects.std(axis=0, ddof=1)
-    bias = np.sqrt(max(0.0, np.mean((found.effects.mean(axis=0) - found.tau) ** 2 - sd**2 / len(found.effects))))
-    rmse, error = found.rmse
-    cells = [f"{rmse:.4f} ± {error:.4f}", f"{bias:.4f}", f"{found.coverage:.3f}"]
-    return [*cells, f"{2 * Z95 * found.errors.mean():.3f}", f"{found.errors.mean() / sd.mean():.2f}"]
+def _interval_cells(replicated: Replicated) -> list[str]:
+    sd = replicated.effects.std(axis=0, ddof=1)
+    bias = np.sqrt(
+        max(0.0, np.mean((replicated.effects.mean(axis=0) - replicated.tau) ** 2 - sd**2 / len(replicated.effects)))
+    )
+    rmse, error = replicated.rmse
+    cells = [f"{rmse:.4f} ± {error:.4f}", f"{bias:.4f}", f"{replicated.coverage:.3f}"]
+    return [*cells, f"{2 * Z95 * replicated.errors.mean():.3f}", f"{replicated.errors.mean() / sd.mean():.2f}"]
 
 
 def _peer(name: str, draw: Draw, n: int, reps: int) -> Replicated:
-    points, found = draw(POINTS, POINTS_SEED), []
+    points, results = draw(POINTS, POINTS_SEED), []
     for seed in track(range(reps), f"{name}: {reps} fits of {n:,} rows", transient=True):
         peer = PEERS[name](Options(trees=200, threads=2, seed=seed))
         peer.fit(draw(n, seed))
-        found.append(peer.predict(points.X))
-    effect, error = (np.stack(part).reshape(reps, *points.tau.shape) for part in zip(*found, strict=True))
+        results.append(peer.predict(points.X))
+    effect, error = (np.stack(part).reshape(reps, *points.tau.shape) for part in zip(*results, strict=True))
     return Replicated(effect, error, points.tau, effect[:, 0], error[:, 0])
 
 
@@ -153,11 +155,11 @@ def null(arguments: argparse.Namespace) -> Table:
     heads = ("levels", "rows", "fits", "sd of effects", "mean se", "spread / se", "units whose interval misses 0")
     table = Table(*heads, "average covered", box=None, title="No effect at all (tests: pytest -m simulation)")
     for levels, n in ((2, 1_500), (2, 15_000), (4, 6_000)):
-        found = replicate(partial(_nothing, levels=levels), n, arguments.replications)
-        spread, error = found.effects.std(axis=1).mean(), found.errors.mean()
-        cells = [f"{spread:.4f}", f"{error:.4f}", f"{spread / error:.2f}", f"{1 - found.coverage:.3f}"]
-        averages = " ".join(f"{c:.3f}" for c in found.average_coverage)
-        table.add_row(str(levels), f"{n:,}", str(len(found.effects)), *cells, averages)
+        result = replicate(partial(_nothing, levels=levels), n, arguments.replications)
+        spread, error = result.effects.std(axis=1).mean(), result.errors.mean()
+        cells = [f"{spread:.4f}", f"{error:.4f}", f"{spread / error:.2f}", f"{1 - result.coverage:.3f}"]
+        averages = " ".join(f"{c:.3f}" for c in result.average_coverage)
+        table.add_row(str(levels), f"{n:,}", str(len(result.effects)), *cells, averages)
     return table
 
 
@@ -166,10 +168,10 @@ def buckets(arguments: argparse.Namespace) -> Table:
     table = Table("trial", "rows", "buckets", "RMSE", "to the best", box=None, title="Buckets")
     for name in ("rct", "multi", "conv"):
         for n in arguments.sizes:
-            asked = [{}, *({"n_buckets": b} for b in (2, 4, 8, 16, 32, 64, 128))]
-            found = [replicate(BENCHMARKS[name], n, arguments.few, **params).rmse for params in asked]
-            best = min(rmse for rmse, _ in found)
-            for params, (rmse, error) in zip(asked, found, strict=True):
+            variants = [{}, *({"n_buckets": b} for b in (2, 4, 8, 16, 32, 64, 128))]
+            errors = [replicate(BENCHMARKS[name], n, arguments.few, **params).rmse for params in variants]
+            best = min(rmse for rmse, _ in errors)
+            for params, (rmse, error) in zip(variants, errors, strict=True):
                 label = str(params.get("n_buckets", "default"))
                 table.add_row(name, f"{n:,}", label, f"{rmse:.5f} ± {error:.5f}", f"{rmse / best:.3f}")
     return table
@@ -192,9 +194,9 @@ def leaves(arguments: argparse.Namespace) -> Table:
         draw = BENCHMARKS.get(name, _niche)
         usual = int(fitted(draw(n, 0), 0).plan.limits["usual_leaf"])
         for leaf in (None, max(1, usual // 2), usual, 2 * usual):
-            found = replicate(draw, n, arguments.few, **({} if leaf is None else {"min_leaf": leaf}))
-            rmse, error = found.rmse
-            figures = (f"{leaf or 'default'}", f"{rmse:.5f} ± {error:.5f}", f"{found.coverage:.3f}")
+            result = replicate(draw, n, arguments.few, **({} if leaf is None else {"min_leaf": leaf}))
+            rmse, error = result.rmse
+            figures = (f"{leaf or 'default'}", f"{rmse:.5f} ± {error:.5f}", f"{result.coverage:.3f}")
             table.add_row(name, f"{n:,}", *figures)
     return table
 
@@ -274,7 +276,7 @@ def trials(arguments: argparse.Namespace) -> Table:
     table = Table(*heads, box=None, title="One forest for all levels, or one per level: real trials, 95 % intervals")
     for name in ("karlan_list", "hillstrom"):
         config = load_config(Path(__file__).parents[2] / "conf" / f"{name}.yaml")
-        assert isinstance(config.source, Trial)
+        assert isinstance(config.source, TrialConf)
         try:
             rows = read_trial(find(config.source), config.source)
         except UpliftError as error:
@@ -290,7 +292,7 @@ def trials(arguments: argparse.Namespace) -> Table:
             mine = np.isin(arms, (roles.control, level))
             treated = np.array(arms)[mine] == level
             ours, theirs = (_qini(score[mine, k], fold[mine], treated, y[mine]) for score in both)
-            cells = (_with_interval(found) for found in (ours, theirs, ours - theirs))
+            cells = (_with_interval(values) for values in (ours, theirs, ours - theirs))
             table.add_row(name, roles.outcome, level, f"{mine.sum():,}", *cells)
     return table
 
@@ -304,8 +306,8 @@ def _out_of_fold(rows: pa.Table, roles: Roles, fold: np.ndarray) -> tuple[tuple[
         arms = np.array(train.column(roles.treatment).to_pylist())
         pairs = [train.filter(pa.array(np.isin(arms, (roles.control, level)))) for level in whole.levels.treated]
         apart = [fit_table(pair, replace(roles, dose=None), Params(seed=f)) for pair in pairs]
-        found = [one.effect_arrays(rest, 2, errors=False)[0] for one in (whole, *apart)]
-        parts.append(np.stack([found[0], np.hstack(found[1:])]))
+        estimates = [one.effect_arrays(rest, 2, errors=False)[0] for one in (whole, *apart)]
+        parts.append(np.stack([estimates[0], np.hstack(estimates[1:])]))
     effects = np.empty((2, rows.num_rows, parts[0].shape[2]))
     effects[:, fold == 0], effects[:, fold == 1] = parts
     return whole.levels.treated, effects
@@ -325,9 +327,9 @@ def _qini(score: np.ndarray, fold: np.ndarray, treated: np.ndarray, y: np.ndarra
     return uplift_curve(*(np.add.reduceat(arm, starts, axis=0).T for arm in arms)).qini
 
 
-def _with_interval(found: np.ndarray) -> str:
-    lower, upper = bootstrap_interval(found[0], found[1:])
-    return f"{found[0]:.5f} ({lower:.5f} to {upper:.5f})"
+def _with_interval(values: np.ndarray) -> str:
+    lower, upper = bootstrap_interval(values[0], values[1:])
+    return f"{values[0]:.5f} ({lower:.5f} to {upper:.5f})"
 
 
 TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.load import Load
@@ -34,14 +35,14 @@ def main(folder: str) -> None:
         feed.option("mergeSchema", "true").save(shop)
 
     def streamed() -> dict[str, Any]:
-        done = stream.run(CONF, lake, load=Load("bronze.event", shop, "delta"))
-        return {"good": done.details["good"], "rejected": done.details["rejected"]}
+        result = stream.run(Campaign(CONF, lake), load=Load("bronze.event", shop, "delta"))
+        return {"good": result.details["good"], "rejected": result.details["rejected"]}
 
     def repaired(expression: str) -> Any:
         try:
-            return replay.run(CONF, lake, replay=Replay.of("bronze.event", None, [f"unit_id={expression}"])).details[
-                "replayed"
-            ]
+            return replay.run(
+                Campaign(CONF, lake), replay=Replay.of("bronze.event", None, [f"unit_id={expression}"])
+            ).details["replayed"]
         except UpliftError as error:
             return f"{type(error).__name__}: {error}"
 
@@ -53,14 +54,14 @@ def main(folder: str) -> None:
     (state,) = Path(lakehouse.path).glob("_checkpoints/*")
     shutil.rmtree(state)
     add("c")
-    told = {"first": first, "second": second, "after_loss": streamed()}
-    told |= {"wrong": repaired("max(event)"), "replayed": repaired("'x'"), "again": repaired("'x'")}
+    report = {"first": first, "second": second, "after_loss": streamed()}
+    report |= {"wrong": repaired("max(event)"), "replayed": repaired("'x'"), "again": repaired("'x'")}
     add("d", price=F.lit(2.5))
-    load.run(CONF, lake, load=Load("bronze.event", shop, "delta", new_columns=("price",)))
-    told["optimized"] = optimize.run(CONF, lake, tables=("bronze.event",)).details["bronze.event"]["files"]
+    load.run(Campaign(CONF, lake), load=Load("bronze.event", shop, "delta", new_columns=("price",)))
+    report["optimized"] = optimize.run(Campaign(CONF, lake), tables=("bronze.event",)).details["bronze.event"]["files"]
     rows = lake.read("bronze.event").select("unit_id", "price").collect()
-    told["rows"] = sorted([row["unit_id"], row["price"]] for row in rows)
-    print(json.dumps(told))
+    report["rows"] = sorted([row["unit_id"], row["price"]] for row in rows)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

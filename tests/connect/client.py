@@ -25,7 +25,7 @@ def main(folder: str) -> None:
     rows = spark.range(10).select(
         F.concat(F.lit("u"), "id").alias("unit_id"), F.col("id").cast("double").alias("value")
     )
-    told = {
+    report = {
         "module": type(spark).__module__,
         "zone": spark.conf.get("spark.sql.session.timeZone"),
         "first": asdict(lake.write("gold.demo", rows, "r1")),
@@ -38,7 +38,7 @@ def main(folder: str) -> None:
         "before": lake.read("gold.demo", 1).agg(F.sum("value")).collect()[0][0],
         "absent": _refused_read(lake),
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 def doubled(rows: DataFrame) -> DataFrame:

@@ -13,14 +13,16 @@ def campaign(n: int = 900, seed: int = 0, varying: bool = False) -> tuple[pd.Dat
     rng = np.random.default_rng(seed)
     x = rng.random(n)
     effect = np.stack([np.zeros(n), 0.2 * x, 0.5 * x**2], axis=1)
-    odds = np.stack([0.6 - 0.4 * x, np.full(n, 0.2), 0.2 + 0.4 * x], axis=1) if varying else np.full((n, 3), 1 / 3)
-    arm = (rng.random(n)[:, None] > odds.cumsum(axis=1)).sum(axis=1)
+    propensity = (
+        np.stack([0.6 - 0.4 * x, np.full(n, 0.2), 0.2 + 0.4 * x], axis=1) if varying else np.full((n, 3), 1 / 3)
+    )
+    arm = (rng.random(n)[:, None] > propensity.cumsum(axis=1)).sum(axis=1)
     visit = (rng.random(n) < 0.2 + 0.1 * x + effect[np.arange(n), arm]).astype(float)
     holdout = pd.DataFrame(
         {
             "unit_id": [f"u{i}" for i in range(n)],
             "treatment": np.array(["none", *LEVELS])[arm],
-            "propensity": odds[np.arange(n), arm],
+            "propensity": propensity[np.arange(n), arm],
             "visit": visit,
             "spend": (visit * rng.lognormal(3, 1, n)).round(2),
             "age": np.where(np.arange(n) % 50 == 0, np.nan, rng.normal(40, 10, n).round(1)),

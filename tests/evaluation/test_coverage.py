@@ -6,8 +6,8 @@ import pytest
 
 from uplift_spark.config import Economics
 from uplift_spark.evaluation.lift_tables import lift_table
-from uplift_spark.evaluation.metrics import Arms, Evaluation, Setup, metric_table
-from uplift_spark.evaluation.sums import Plan, Ranking, add_rows, merge_cells, thresholds, unpacked
+from uplift_spark.evaluation.metrics import Arms, Evaluation, EvaluationSpec, metric_table
+from uplift_spark.evaluation.sums import Ranking, SumsPlan, add_cells, merge_cells, thresholds, unpacked
 from uplift_spark.events.simulate import CampaignSimulator, effect_column
 from uplift_spark.stats.curves import rank_bins, true_curve
 from uplift_spark.stats.moments import FixedPoint, Moments, difference
@@ -44,16 +44,16 @@ def added_up(predicted, treated, outcomes, hashes, replicates, segment=None, clu
         **{f"value_{j}": values for j, values in enumerate(outcomes.values())},
         **({} if segment is None else {"cut_0": segment}),
     }  # fmt: skip
-    found, mass = np.unique(key, return_counts=True)
-    ranking = Ranking(thresholds(found[::-1], mass[::-1], BINS)[None])
+    groups, mass = np.unique(key, return_counts=True)
+    ranking = Ranking(thresholds(groups[::-1], mass[::-1], BINS)[None])
     points = tuple(FixedPoint.of(1.0, float(np.abs(values).max())) for values in (*outcomes.values(), predicted))
     segments = () if segment is None else ("segment",)
-    plan = Plan((LEVEL,), points, replicates, 7, len(segments), cluster is not None)
-    batches = merge_cells(add_rows([pa.RecordBatch.from_pydict(rows)], ranking, plan))
+    plan = SumsPlan((LEVEL,), points, replicates, 7, len(segments), cluster is not None)
+    batches = merge_cells(add_cells([pa.RecordBatch.from_pydict(rows)], ranking, plan))
     sums = unpacked(pa.Table.from_batches(batches), BINS, plan)
     units = {"none": int((~treated).sum()), LEVEL: int(treated.sum())}
-    setup = Setup("none", tuple(outcomes), segments, BINS, replicates, cluster=cluster)
-    return Evaluation((LEVEL,), setup, Arms(units, False, False, 1.0, (1.0,) * len(outcomes), {}), sums)
+    spec = EvaluationSpec("none", tuple(outcomes), segments, BINS, replicates, cluster=cluster)
+    return Evaluation((LEVEL,), spec, Arms(units, False, False, 1.0, (1.0,) * len(outcomes), {}), sums)
 
 
 def truths(simulator):
@@ -95,21 +95,21 @@ def coverage(trials, units, replicates):
         for outcome, name, low, high in rows:
             key = (outcome, name.split(" ")[0])
             held.setdefault(key, []).append(low <= known[outcome, name] <= high)
-    return {key: (float(np.mean(found)), len(found)) for key, found in held.items()}
+    return {key: (float(np.mean(covered)), len(covered)) for key, covered in held.items()}
 
 
 def test_intervals_hold_the_simulators_truth():
-    found = coverage(60, 20_000, 60)
+    result = coverage(60, 20_000, 60)
     # 60 trials: three standard errors of .95 are .085; deciles count tenfold.
-    assert all(share >= 0.865 for share, _ in found.values()), found
-    assert all(0.91 <= found[outcome, "decile"][0] <= 0.985 for outcome in VALUE), found
+    assert all(share >= 0.865 for share, _ in result.values()), result
+    assert all(0.91 <= result[outcome, "decile"][0] <= 0.985 for outcome in VALUE), result
 
 
 @pytest.mark.simulation
 def test_intervals_hold_the_simulators_truth_closely():
-    found = coverage(500, 20_000, 200)
-    print(found)
-    assert all(0.93 <= share <= 0.97 for share, _ in found.values()), found
+    result = coverage(500, 20_000, 200)
+    print(result)
+    assert all(0.93 <= share <= 0.97 for share, _ in result.values()), result
 
 
 # ---- units in clusters: villages of 5 to 50, all of one treated or not, alike in more than what is known of them
@@ -153,8 +153,8 @@ def village_coverage(trials, replicates, cluster):
     known, deciles = village_truths()
     held = {}
 
-    def note(name, found):
-        held.setdefault(name, []).append(bool(found))
+    def note(name, result):
+        held.setdefault(name, []).append(bool(result))
 
     for seed in range(trials):
         score, village, treated, y = villages(100 + seed)
@@ -162,36 +162,36 @@ def village_coverage(trials, replicates, cluster):
         ids = village if cluster else np.arange(len(village))
         hashes = np.random.default_rng(seed).integers(-(2**63), 2**63, ids.max() + 1, dtype=np.int64)[ids]
         segment = np.array(["east", "north", "south", "west"])[village % 4]
-        found = added_up(predicted, treated, {"bought": y.astype(float)}, hashes, replicates, segment, cluster)
-        for r in metric_table(found).itertuples():
+        result = added_up(predicted, treated, {"bought": y.astype(float)}, hashes, replicates, segment, cluster)
+        for r in metric_table(result).itertuples():
             if r.metric in METRICS:
                 note(r.metric, r.lower <= known[r.metric] <= r.upper)
             if r.metric == "calibration_p":
                 note("calibration rejected", r.value < 0.05)
-        lift = lift_table(found, Economics())
+        lift = lift_table(result, Economics())
         for r in lift[lift["cut"] == "decile"].itertuples():
             note("decile", r.uplift_lower <= deciles[int(r.bucket) - 1] <= r.uplift_upper)
         segments = lift[lift["cut"] == "segment:segment"]
         for r in segments.itertuples():
             note("segment", r.uplift_lower <= known["ate"] <= r.uplift_upper)
         note("segments told apart", (segments["different_p"] < 0.05).any())
-    return {name: float(np.mean(found)) for name, found in held.items()}
+    return {name: float(np.mean(result)) for name, result in held.items()}
 
 
 def test_intervals_of_clusters_hold_the_truth_and_those_of_units_do_not():
-    found, naive = (village_coverage(120, 60, cluster) for cluster in ("village", None))
-    held = {name: share for name, share in found.items() if name[-8:] not in ("rejected", "ld apart")}
-    assert all(share >= 0.89 for share in held.values()), found
-    assert found["calibration rejected"] <= 0.13 and found["segments told apart"] <= 0.13
+    clustered, naive = (village_coverage(120, 60, cluster) for cluster in ("village", None))
+    held = {name: share for name, share in clustered.items() if name[-8:] not in ("rejected", "ld apart")}
+    assert all(share >= 0.89 for share in held.values()), clustered
+    assert clustered["calibration rejected"] <= 0.13 and clustered["segments told apart"] <= 0.13
     assert naive["ate"] < 0.85 and naive["segment"] < 0.85 and naive["calibration rejected"] > 0.15, naive
 
 
 @pytest.mark.simulation
 def test_intervals_of_clusters_hold_the_truth_closely():
-    found = village_coverage(500, 200, "village")
-    print(found)
-    tests = {name: found.pop(name) for name in ("calibration rejected", "segments told apart")}
-    assert all(0.93 <= share <= 0.97 for share in found.values()), found
+    result = village_coverage(500, 200, "village")
+    print(result)
+    tests = {name: result.pop(name) for name in ("calibration rejected", "segments told apart")}
+    assert all(0.93 <= share <= 0.97 for share in result.values()), result
     assert all(0.02 <= share <= 0.08 for share in tests.values()), tests
 
 
@@ -214,9 +214,9 @@ def cut_off_coverage(trials, share, n=2000):
         arms = [money(rng, n, treated) for treated in (0, 1)]
         at = np.quantile(np.concatenate(arms), share)  # of the hold-out, as `winsorised` does
         control, treated = (Moments.of(np.minimum(arm, at)) for arm in arms)
-        found = difference(treated, control)
-        held.append(found.lower <= truth <= found.upper)
-        width.append((found.upper - found.lower) / truth)
+        effect = difference(treated, control)
+        held.append(effect.lower <= truth <= effect.upper)
+        width.append((effect.upper - effect.lower) / truth)
     return float(np.mean(held)), float(np.mean(width))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from uplift_spark.config import Economics
 from uplift_spark.evaluation.lift_tables import LIFT_COLUMNS, as_arrow, lift_table, unclear_metrics
-from uplift_spark.evaluation.metrics import Arms, Evaluation, Setup, curve_table, metric_table
+from uplift_spark.evaluation.metrics import Arms, Evaluation, EvaluationSpec, curve_table, metric_table
 from uplift_spark.evaluation.sums import CutSums, Sums
 from uplift_spark.stats.moments import Moments
 
@@ -25,13 +25,15 @@ def evaluation(effect=(0.3, 0.0), n=100, bins=20, replicates=100, seed=0):
     squares = np.stack([events[None], 100 * events[None], w * np.linspace(0.3, 0, bins) ** 2], axis=-1)
     count = np.repeat(w[..., None], 3, axis=-1)
     moments = Moments(n=count, w=count, ww=count, wy=sums, wyy=squares, wwy=sums, wwyy=squares)
-    drawn_w = rng.poisson(w, (replicates, 1, 2, bins)).astype(float)
-    drawn = rng.poisson(events, (replicates, 1, 2, bins)).astype(float)
+    bootstrap_w = rng.poisson(w, (replicates, 1, 2, bins)).astype(float)
+    bootstrap = rng.poisson(events, (replicates, 1, 2, bins)).astype(float)
     halves = Moments(*(a.reshape(1, 2, 2, bins // 2, 3).sum(axis=3) for a in dataclasses.astuple(moments)))
-    setup = Setup("none", ("visit", "spend"), ("region",), bins=bins, replicates=replicates)
+    spec = EvaluationSpec("none", ("visit", "spend"), ("region",), bins=bins, replicates=replicates)
     arms = Arms({"mail": n * bins, "none": n * bins}, True, False, 1.0, (1.0, 10.0))
     cut = CutSums(("north", "south"), halves)
-    return Evaluation(("mail",), setup, arms, Sums(moments, drawn_w, np.stack([drawn, 10 * drawn], axis=-1), (cut,)))
+    return Evaluation(
+        ("mail",), spec, arms, Sums(moments, bootstrap_w, np.stack([bootstrap, 10 * bootstrap], axis=-1), (cut,))
+    )
 
 
 def _row(table, **where):
@@ -81,14 +83,14 @@ def test_few_units_or_events_are_marked():
 
 def test_cuts_and_buckets():
     table = lift_table(evaluation(), MONEY)
-    found = {cut: rows.bucket.tolist() for cut, rows in table[table.outcome == "visit"].groupby("cut")}
-    assert found == {
+    buckets_of = {cut: rows.bucket.tolist() for cut, rows in table[table.outcome == "visit"].groupby("cut")}
+    assert buckets_of == {
         "all": ["all"],
         "decile": [str(d) for d in range(1, 11)],
         "segment:region": ["north", "south"],
     }
     for outcome in ("visit", "spend"):
-        for cut in found:
+        for cut in buckets_of:
             rows = table[(table.outcome == outcome) & (table.cut == cut)]
             assert rows.n.sum() == 4000
             assert rows.incremental_outcomes.sum() == pytest.approx(
@@ -143,6 +145,6 @@ def test_unclear_metrics():
 
 
 def test_nan_becomes_null_and_constants_come_first():
-    found = as_arrow(pd.DataFrame({"x": [1.0, np.nan]}), model_version="3")
-    assert found.to_pylist() == [{"model_version": "3", "x": 1.0}, {"model_version": "3", "x": None}]
+    result = as_arrow(pd.DataFrame({"x": [1.0, np.nan]}), model_version="3")
+    assert result.to_pylist() == [{"model_version": "3", "x": 1.0}, {"model_version": "3", "x": None}]
     assert as_arrow(lift_table(evaluation(), MONEY)).column("n").type == "int64"

@@ -13,7 +13,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import (
     METRICS,
-    Setup,
+    EvaluationSpec,
     curve_table,
     describe_arms,
     evaluate,
@@ -22,14 +22,16 @@ from uplift_spark.evaluation.metrics import (
 )
 from uplift_spark.stats.moments import FIELDS
 
-SETUP = Setup("none", ("visit", "spend"), ("city",), bins=20, replicates=50, order=("none", *LEVELS), table="silver.t")
+SPEC = EvaluationSpec(
+    "none", ("visit", "spend"), ("city",), bins=20, replicates=50, order=("none", *LEVELS), table="silver.t"
+)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["equal odds", "varying odds"])
 def evaluated(spark, request):
     holdout, scores, _ = campaign(varying=request.param)
     frames = spark.createDataFrame(holdout), spark.createDataFrame(scores)
-    return holdout, scores, evaluate(*frames, SETUP)
+    return holdout, scores, evaluate(*frames, SPEC)
 
 
 def _gain(rows, outcome, w, bins):
@@ -46,17 +48,17 @@ def _gain(rows, outcome, w, bins):
 
 
 def test_curves_and_metrics_equal_brute_force(evaluated):
-    holdout, scores, found = evaluated
-    assert found.levels == LEVELS
-    table = metric_table(found).set_index(["outcome", "treatment", "metric"])["value"]
+    holdout, scores, evaluation = evaluated
+    assert evaluation.levels == LEVELS
+    table = metric_table(evaluation).set_index(["outcome", "treatment", "metric"])["value"]
     for k, level in enumerate(LEVELS):
         rows = compared(holdout, scores, level)
-        w = 1 / rows.propensity.to_numpy() if found.arms.weighted else np.ones(len(rows))
-        for j, outcome in enumerate(SETUP.outcomes):
-            points = _gain(rows, outcome, w, SETUP.bins)
+        w = 1 / rows.propensity.to_numpy() if evaluation.arms.weighted else np.ones(len(rows))
+        for j, outcome in enumerate(SPEC.outcomes):
+            points = _gain(rows, outcome, w, SPEC.bins)
             assert np.isfinite(points).all()
-            np.testing.assert_allclose(found.curves[j].fraction[k], points[:, 0], atol=1e-9)
-            np.testing.assert_allclose(found.curves[j].gain[k], points[:, 1], rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(evaluation.curves[j].fraction[k], points[:, 0], atol=1e-9)
+            np.testing.assert_allclose(evaluation.curves[j].gain[k], points[:, 1], rtol=1e-6, atol=1e-9)
             auuc = np.trapezoid(points[:, 1], points[:, 0])
             assert table[outcome, level, "ate"] == pytest.approx(points[-1, 1], rel=1e-6)
             assert table[outcome, level, "auuc"] == pytest.approx(auuc, rel=1e-6)
@@ -66,28 +68,28 @@ def test_curves_and_metrics_equal_brute_force(evaluated):
             assert table[outcome, level, "top_30_percent_minus_average"] == pytest.approx(top - points[-1, 1], rel=1e-5)
 
 
-def test_weights_only_where_odds_vary(evaluated):
-    holdout, _, found = evaluated
-    assert found.arms.weighted == (holdout.propensity.nunique() > 3)
-    assert found.arms.logged
-    assert found.arms.units == holdout.treatment.value_counts().to_dict()
-    assert found.rates == {"visit"}
+def test_weights_only_where_propensities_vary(evaluated):
+    holdout, _, evaluation = evaluated
+    assert evaluation.arms.weighted == (holdout.propensity.nunique() > 3)
+    assert evaluation.arms.logged
+    assert evaluation.arms.units == holdout.treatment.value_counts().to_dict()
+    assert evaluation.rates == {"visit"}
 
 
-def test_resamples_are_the_same_statistic_of_the_drawn_units(evaluated):
+def test_bootstrap_recomputes_the_same_statistic(evaluated):
     """Means of the resamples lie around the value, spread like the error of the difference in means."""
-    _, _, found = evaluated
-    draws = found.resampled[0].average_effect
+    _, _, evaluation = evaluated
+    draws = evaluation.resampled[0].average_effect
     assert draws.shape == (50, 2)
-    assert (np.abs(draws.mean(axis=0) - found.curves[0].average_effect) < 0.5 * draws.std(axis=0)).all()
-    m = found.sums.moments.sum(axis=2)
+    assert (np.abs(draws.mean(axis=0) - evaluation.curves[0].average_effect) < 0.5 * draws.std(axis=0)).all()
+    m = evaluation.sums.moments.sum(axis=2)
     error = np.sqrt(m.squared_error[..., 0].sum(axis=1))
     assert (np.abs(draws.std(axis=0) / error - 1) < 0.4).all()  # four standard errors of a spread of 50
 
 
 def test_tables_have_their_shape(evaluated):
-    _, _, found = evaluated
-    curves = curve_table(found)
+    _, _, evaluation = evaluated
+    curves = curve_table(evaluation)
     assert len(curves) == 2 * 2 * 21
     ends = curves[curves.fraction == 0]
     assert (ends[["gain", "gain_lower", "gain_upper", "random_gain"]] == 0).all().all()
@@ -95,7 +97,7 @@ def test_tables_have_their_shape(evaluated):
     assert ((inside.gain_lower < inside.gain) & (inside.gain < inside.gain_upper)).all()
     full = curves[curves.fraction == 1]
     np.testing.assert_allclose(full.gain, full.random_gain)
-    metrics = metric_table(found)
+    metrics = metric_table(evaluation)
     tests = {"calibration_p", "heterogeneity_p"}
     # Deciles of 60 units have too few of an arm for a slope.
     assert set(metrics.metric[metrics.value.isna()]) <= {"calibration_slope", *tests}
@@ -111,17 +113,19 @@ def test_tables_have_their_shape(evaluated):
 
 @pytest.mark.parametrize("evaluated", [True], indirect=True)
 def test_evaluation_does_not_depend_on_partitions(spark, evaluated):
-    holdout, scores, found = evaluated
+    holdout, scores, evaluation = evaluated
     again = evaluate(
         spark.createDataFrame(holdout.sample(frac=1, random_state=1)).repartition(7),
         spark.createDataFrame(scores.sample(frac=1, random_state=2)).repartition(5),
-        SETUP,
+        SPEC,
     )
     for f in FIELDS:
-        np.testing.assert_array_equal(getattr(again.sums.moments, f), getattr(found.sums.moments, f))
-        np.testing.assert_array_equal(getattr(again.cuts["city"].moments, f), getattr(found.cuts["city"].moments, f))
-    np.testing.assert_array_equal(again.sums.resampled_wy, found.sums.resampled_wy)
-    assert metric_table(again).equals(metric_table(found))
+        np.testing.assert_array_equal(getattr(again.sums.moments, f), getattr(evaluation.sums.moments, f))
+        np.testing.assert_array_equal(
+            getattr(again.cuts["city"].moments, f), getattr(evaluation.cuts["city"].moments, f)
+        )
+    np.testing.assert_array_equal(again.sums.resampled_wy, evaluation.sums.resampled_wy)
+    assert metric_table(again).equals(metric_table(evaluation))
 
 
 def test_calibration_of_perfect_and_of_doubled_predictions(spark):
@@ -129,8 +133,8 @@ def test_calibration_of_perfect_and_of_doubled_predictions(spark):
     slopes = []
     for factor in (1.0, 2.0):
         scores = truth.assign(uplift=factor * truth.effect)
-        found = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), SETUP)
-        table = metric_table(found).set_index(["outcome", "treatment", "metric"]).loc["visit"].loc["10%"]
+        evaluation = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), SPEC)
+        table = metric_table(evaluation).set_index(["outcome", "treatment", "metric"]).loc["visit"].loc["10%"]
         slope, bias = table.loc["calibration_slope"], table.loc["prediction_bias"]
         assert slope.lower < 1 / factor < slope.upper
         expected = (factor - 1) * truth.effect[truth.treatment == "10%"].mean()
@@ -142,28 +146,28 @@ def test_calibration_of_perfect_and_of_doubled_predictions(spark):
 def test_propensities_that_were_not_logged_count_as_equal(spark):
     holdout = campaign(n=200, varying=True)[0].drop(columns="propensity")
     frame = spark.createDataFrame(holdout).selectExpr("*", "cast(null AS double) propensity")
-    found = describe_arms(frame, SETUP)
-    assert (found.logged, found.weighted, found.largest_weight) == (False, False, 1.0)
+    arms = describe_arms(frame, SPEC)
+    assert (arms.logged, arms.weighted, arms.largest_weight) == (False, False, 1.0)
     some = frame.selectExpr("* except (propensity)", "if(unit_id = 'u1', 0.5, null) AS propensity")
     with pytest.raises(DataError, match="199 hold-out rows whose propensity"):
-        describe_arms(some, SETUP)
+        describe_arms(some, SPEC)
 
 
 def test_ties_everywhere_and_an_empty_segment_say_nothing(spark):
     """One score for all: no decile to compare, no Qini. A segment without any value is one bucket."""
     holdout, scores, _ = campaign(n=600, seed=3)
     frame = spark.createDataFrame(holdout).selectExpr("*", "cast(null AS string) region", "cast(null AS double) dues")
-    setup = replace(SETUP, segments=("region", "dues", "region x dues"))
-    found = evaluate(frame, spark.createDataFrame(scores.assign(uplift=0.1)), setup)
-    metrics = metric_table(found).set_index(["outcome", "treatment", "metric"])
-    for outcome in setup.outcomes:
+    spec = replace(SPEC, segments=("region", "dues", "region x dues"))
+    evaluation = evaluate(frame, spark.createDataFrame(scores.assign(uplift=0.1)), spec)
+    metrics = metric_table(evaluation).set_index(["outcome", "treatment", "metric"])
+    for outcome in spec.outcomes:
         for level in LEVELS:
             figures = metrics.loc[outcome].loc[level]
             assert figures.loc[["qini", "autoc", "top_30_percent_minus_average"]].abs().max(axis=None) < 1e-12
             assert figures.value["ate"] != 0
     assert metrics.xs("calibration_slope", level="metric").value.isna().all()
-    table = lift_table(found, Economics()).set_index(["outcome", "treatment", "cut"])
-    for outcome, level in product(setup.outcomes, LEVELS):
+    table = lift_table(evaluation, Economics()).set_index(["outcome", "treatment", "cut"])
+    for outcome, level in product(spec.outcomes, LEVELS):
         rows = table.loc[outcome].loc[level]
         buckets = {"all": "all", "decile": "6", "segment:region": "missing", "segment:dues": "missing"}
         assert rows.bucket.to_dict() == buckets | {"segment:region x dues": "missing x missing"}
@@ -173,7 +177,7 @@ def test_ties_everywhere_and_an_empty_segment_say_nothing(spark):
 def test_features_of_crossings_must_be_there(spark):
     holdout, scores, _ = campaign(n=20)
     with pytest.raises(DataError, match=r"silver.t lacks columns \['town'\]"):
-        crossed = replace(SETUP, segments=("city x town",))
+        crossed = replace(SPEC, segments=("city x town",))
         evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), crossed)
 
 
@@ -184,19 +188,19 @@ def test_units_in_clusters_say_no_more_than_their_clusters(spark):
     thrice = thrice.withColumns({"home": F.col("unit_id"), "unit_id": F.concat("unit_id", "copy")})
     scored = spark.createDataFrame(scores).selectExpr("explode(array('a', 'b', 'c')) AS copy", "*")
     scored = scored.withColumn("unit_id", F.concat("unit_id", "copy"))
-    setup = replace(SETUP, replicates=200)
-    units = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), setup)
-    homes = evaluate(thrice, scored, replace(setup, cluster="home"))
-    alone = evaluate(thrice, scored, setup)
+    spec = replace(SPEC, replicates=200)
+    units = evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), spec)
+    homes = evaluate(thrice, scored, replace(spec, cluster="home"))
+    alone = evaluate(thrice, scored, spec)
     assert homes.arms.clusters == holdout.treatment.value_counts().to_dict() and not alone.arms.clusters
     one, three, wrong = (
-        metric_table(found).set_index(["outcome", "treatment", "metric"]) for found in (units, homes, alone)
+        metric_table(evaluation).set_index(["outcome", "treatment", "metric"]) for evaluation in (units, homes, alone)
     )
     same = one.index[~one.index.get_level_values("metric").str.endswith("_p")]
     np.testing.assert_allclose(three.loc[same].astype(float), one.loc[same].astype(float), rtol=1e-6, atol=1e-9)
     width = (three.upper - three.lower) / (wrong.upper - wrong.lower)
     assert width.loc[same].between(1.35, 2.2).all()
-    rows = [lift_table(found, Economics()) for found in (units, homes, alone)]
+    rows = [lift_table(evaluation, Economics()) for evaluation in (units, homes, alone)]
     width = [(table.uplift_upper - table.uplift_lower).to_numpy() for table in rows]
     np.testing.assert_allclose(rows[1].uplift, rows[0].uplift, rtol=1e-6)
     # Those of units are Welch's, those of clusters are resampled: 200 times, so they are a twentieth off.
@@ -207,12 +211,12 @@ def test_units_in_clusters_say_no_more_than_their_clusters(spark):
 def test_outcomes_are_cut_off_in_size(spark):
     holdout, _, _ = campaign()
     holdout.loc[:1, "spend"] = [-9000.0, np.inf]
-    found, cuts = winsorised(spark.createDataFrame(holdout), {"spend": 0.95}, "silver.t")
+    result, cuts = winsorised(spark.createDataFrame(holdout), {"spend": 0.95}, "silver.t")
     finite = np.isfinite(holdout.spend)
     at = np.quantile(holdout.spend[finite].abs(), 0.95)
     assert cuts["spend"].at == pytest.approx(at) and cuts["spend"].units == (holdout.spend[finite].abs() > at).sum()
     expected = holdout.spend.clip(-at, at).where(finite, holdout.spend)  # what is no number is for others to refuse
-    assert found.toPandas().spend.tolist() == pytest.approx(expected.tolist())
+    assert result.toPandas().spend.tolist() == pytest.approx(expected.tolist())
     assert winsorised(spark.createDataFrame(holdout), {}, "silver.t")[1] == {}
     with pytest.raises(DataError, match=r"0\.5 of the hold-out's values of 'visit' are 0, so all would be cut off"):
         winsorised(spark.createDataFrame(holdout), {"visit": 0.5}, "silver.t")
@@ -223,7 +227,7 @@ def test_outcomes_are_cut_off_in_size(spark):
 def test_clusters_are_a_column(spark):
     holdout = spark.createDataFrame(campaign(n=120)[0])
     with pytest.raises(DataError, match=r"silver.t lacks columns \['house'\]"):
-        describe_arms(holdout, replace(SETUP, cluster="house"))
+        describe_arms(holdout, replace(SPEC, cluster="house"))
 
 
 BAD = {
@@ -260,6 +264,6 @@ def test_refused(spark, case):
     bad_holdout, bad_scores = change(holdout, scores)
     types = {name: kind for name, kind in TYPES.items() if name in bad_holdout}
     frame = spark.createDataFrame(bad_holdout[list(types)], ", ".join(f"{n} {t}" for n, t in types.items()))
-    setup = replace(SETUP, cluster="home" if "home" in bad_holdout else None)
+    spec = replace(SPEC, cluster="home" if "home" in bad_holdout else None)
     with pytest.raises(DataError, match=message):
-        evaluate(frame, spark.createDataFrame(bad_scores), setup)
+        evaluate(frame, spark.createDataFrame(bad_scores), spec)

@@ -18,21 +18,21 @@ FRAME = (
 )
 
 
-def trial(n, rng, odds=(0.5, 0.3, 0.2)):
+def trial(n, rng, propensity=(0.5, 0.3, 0.2)):
     """(rows, true effects [n, 2]): a binary outcome, odds that depend on x, a good and a poor model of the effects."""
     x = rng.random(n)
     effect = np.column_stack([0.3 * (x - 0.3), 0.5 * (x - 0.5)])
-    tilt = np.column_stack([np.ones(n), 0.5 + x, 1.5 - x]) * odds
+    tilt = np.column_stack([np.ones(n), 0.5 + x, 1.5 - x]) * propensity
     tilt /= tilt.sum(axis=1, keepdims=True)
-    received = (tilt.cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1)
+    level_code = (tilt.cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1)
     base = 0.3 + 0.2 * x
-    outcome = (rng.random(n) < base + np.column_stack([np.zeros(n), effect])[np.arange(n), received]).astype(float)
+    outcome = (rng.random(n) < base + np.column_stack([np.zeros(n), effect])[np.arange(n), level_code]).astype(float)
     good, poor = effect + rng.normal(0, 0.02, (n, 2)), rng.normal(0.02, 0.1, (n, 2))
     rows = {
         "unit_hash": rng.integers(-(2**62), 2**62, n),
-        "received": received.astype(np.int32),
+        "received": level_code.astype(np.int32),
         "outcome": outcome,
-        "weight": 1 / tilt[np.arange(n), received],
+        "weight": 1 / tilt[np.arange(n), level_code],
         "expected": np.column_stack([base, base, base]) + 0.05,  # off, which scores must survive
         "effects_0": good,
         "effects_1": poor,
@@ -45,10 +45,10 @@ def arrow(rows):
 
 
 def rules_for(rows, replicates, points=8):
-    found = tuple(
+    price_grids = tuple(
         np.unique(np.r_[prices(rows[name], COST, points), PRICE])[::-1] for name in ("effects_0", "effects_1")
     )
-    return Rules(COST, PRICE, found, (float(rows["weight"].max()), 1.0), replicates, 7)
+    return Rules(COST, PRICE, price_grids, (float(rows["weight"].max()), 1.0), replicates, 7)
 
 
 def values_of(rows, rules):
@@ -63,15 +63,15 @@ def test_sums_equal_plain_numpy():
     for m, one in enumerate(values_of(rows, rules)):
         effects, every = rows[f"effects_{m}"], np.arange(3000)
         for b, price in enumerate(rules.prices[m]):
-            given = choice(effects, COST, price)
-            assert one.curve.gain[0, b + 1] == pytest.approx((scores[every, given] - scores[:, 0]).mean(), abs=1e-7)
-            assert one.curve.cost[0, b + 1] == pytest.approx(np.r_[0, COST][given].mean(), abs=1e-9)
-        given = choice(effects, COST, PRICE)
+            chosen = choice(effects, COST, price)
+            assert one.curve.gain[0, b + 1] == pytest.approx((scores[every, chosen] - scores[:, 0]).mean(), abs=1e-7)
+            assert one.curve.cost[0, b + 1] == pytest.approx(np.r_[0, COST][chosen].mean(), abs=1e-9)
+        chosen = choice(effects, COST, PRICE)
         means = [
             np.average(rows["outcome"][mine], weights=rows["weight"][mine])
-            for mine in ((given > 0) & (rows["received"] == arm) for arm in (given, 0))
+            for mine in ((chosen > 0) & (rows["received"] == arm) for arm in (chosen, 0))
         ]
-        ipw = (given > 0).mean() * (means[0] - means[1])
+        ipw = (chosen > 0).mean() * (means[0] - means[1])
         assert one.figures(1.0)["policy_value_ipw"][0] == pytest.approx(ipw, abs=1e-7)
         assert one.average[0] == pytest.approx((scores[:, 1:] - scores[:, :1]).mean(axis=0), abs=1e-7)
 
@@ -94,8 +94,8 @@ def coverage(trials, n, replicates=100):
     gains = np.column_stack([np.zeros(len(effect)), effect])
 
     def truth(m, price):
-        given = choice(many[f"effects_{m}"], COST, price)
-        return gains[np.arange(len(given)), given].mean(), np.r_[0, COST][given].mean()
+        chosen = choice(many[f"effects_{m}"], COST, price)
+        return gains[np.arange(len(chosen)), chosen].mean(), np.r_[0, COST][chosen].mean()
 
     gain, cost = np.array([(0.0, 0.0), *(truth(0, price) for price in rules.prices[0])]).T
     area = (np.diff(cost) * (gain[1:] + gain[:-1]) / 2).sum() + (1.0 - cost[-1]) * gain[-1]
@@ -104,22 +104,22 @@ def coverage(trials, n, replicates=100):
     held = dict.fromkeys([*real, "difference"], 0)
     for seed in range(trials):
         one, other = (v.figures(1.0) for v in values_of(trial(n, np.random.default_rng([9, seed]))[0], rules))
-        pair = [found["policy_value_dr"] for found in (one, other)]
-        found = {name: (*one[name], real[name]) for name in real}
-        found["difference"] = (pair[0][0] - pair[1][0], pair[0][1] - pair[1][1], value - poor)
-        for name, (estimate, draws, known) in found.items():
+        pair = [figures["policy_value_dr"] for figures in (one, other)]
+        figures = {name: (*one[name], real[name]) for name in real}
+        figures["difference"] = (pair[0][0] - pair[1][0], pair[0][1] - pair[1][1], value - poor)
+        for name, (estimate, draws, known) in figures.items():
             low, high = bootstrap_interval(estimate, draws)
             held[name] += low <= known <= high
     return {name: count / trials for name, count in held.items()}
 
 
 def test_intervals_hold_the_truth():
-    found = coverage(200, 1000)
-    assert all(0.90 <= share <= 0.99 for share in found.values()), found  # 200 trials: three errors are 0.046
+    result = coverage(200, 1000)
+    assert all(0.90 <= share <= 0.99 for share in result.values()), result  # 200 trials: three errors are 0.046
 
 
 @pytest.mark.simulation
 def test_intervals_hold_the_truth_closely():
-    found = coverage(2000, 2000, 200)
-    print(found)
-    assert all(0.93 <= share <= 0.97 for share in found.values()), found
+    result = coverage(2000, 2000, 200)
+    print(result)
+    assert all(0.93 <= share <= 0.97 for share in result.values()), result

@@ -24,8 +24,8 @@ from uplift_spark.evaluation.pictures import (
 )
 from uplift_spark.stats.curves import Curve
 
-FOUND = evaluation((0.4, 0.0))
-LIFT, CURVES, METRICS = lift_table(FOUND, MONEY), curve_table(FOUND), metric_table(FOUND)
+EVALUATION = evaluation((0.4, 0.0))
+LIFT, CURVES, METRICS = lift_table(EVALUATION, MONEY), curve_table(EVALUATION), metric_table(EVALUATION)
 
 
 def test_pictures_are_written_for_every_outcome(tmp_path):
@@ -39,15 +39,15 @@ def test_pictures_are_written_for_every_outcome(tmp_path):
 
 def test_lines_are_the_tables_figures():
     pytest.importorskip("matplotlib")
-    curve = FOUND.curves[0]
+    curve = EVALUATION.curves[0]
     one = Curve(curve.fraction[0], curve.gain[0] / 2)
     truth = {"mail": Truth(rmse=0.1, correlation=0.9, average_effect=0.2, curve=one, oracle=one)}
     rows = CURVES[CURVES.outcome == "visit"]
     (axes,) = qini_picture(rows, METRICS[METRICS.outcome == "visit"], True, truth).axes
     lines = {len(line.get_ydata()): np.asarray(line.get_ydata()) for line in axes.lines}
-    drawn = [np.asarray(line.get_ydata()) for line in axes.lines]
-    assert any(np.allclose(y, 100 * rows.gain) for y in drawn if len(y) == len(rows))
-    assert any(np.allclose(y, 100 * rows.random_gain) for y in drawn if len(y) == len(rows))
+    line_values = [np.asarray(line.get_ydata()) for line in axes.lines]
+    assert any(np.allclose(y, 100 * rows.gain) for y in line_values if len(y) == len(rows))
+    assert any(np.allclose(y, 100 * rows.random_gain) for y in line_values if len(y) == len(rows))
     np.testing.assert_allclose(lines[101], 100 * one.at(np.linspace(0, 1, 101)))
     (text,) = [t.get_text() for t in axes.get_legend().get_texts()]
     assert text.startswith("mail: Qini ") and text.endswith("pp")
@@ -130,20 +130,20 @@ def test_effects_by_dose_are_the_tables_figures():
 
 def test_effects_by_dose_need_doses_and_two_levels(tmp_path):
     pytest.importorskip("matplotlib")
-    drawn = write_pictures(tmp_path, LIFT, CURVES, METRICS, (), None, DOSES)
-    assert not [p for p in drawn if "dose" in p.name]
+    paths = write_pictures(tmp_path, LIFT, CURVES, METRICS, (), None, DOSES)
+    assert not [p for p in paths if "dose" in p.name]
     flat = dataclasses.replace(DOSES, dose=None)
     levels = pd.concat([METRICS.assign(treatment=level) for level in DOSES.dose])
     table = _by_dose()
-    drawn = write_pictures(tmp_path, table, CURVES, levels, (), None, DOSES)
-    assert {"dose_visit.png", "dose_spend.png"} < {p.name for p in drawn}
+    paths = write_pictures(tmp_path, table, CURVES, levels, (), None, DOSES)
+    assert {"dose_visit.png", "dose_spend.png"} < {p.name for p in paths}
     assert not [p for p in write_pictures(tmp_path, table, CURVES, levels, (), None, flat) if "dose" in p.name]
     # Without segments one panel of all units.
     (axes,) = dose_picture(table[~table.cut.str.startswith("segment")], DOSES.dose, "none", False).axes
     assert len(_points(axes)) == 1 and axes.get_title(loc="left") == "all units"
 
 
-def test_a_plan_is_drawn_with_what_the_holdout_says(tmp_path):
+def test_a_plan_is_pictured_with_its_holdout_value(tmp_path):
     pytest.importorskip("matplotlib")
     budgets = np.array([100.0, 50.0, 200.0])
     curve = pd.DataFrame(
@@ -152,12 +152,12 @@ def test_a_plan_is_drawn_with_what_the_holdout_says(tmp_path):
     curve = curve.assign(observed_lower=curve.observed - 5, observed_upper=curve.observed + 8)
     figure = budget_picture(curve.assign(observed=[10.0, np.nan, 20.0]), "money", 99.0, 30.0)
     (axes,) = figure.axes
-    drawn = [line for line in axes.lines if len(line.get_xdata()) == 4]
-    np.testing.assert_allclose(drawn[0].get_xdata(), [0, 49.5, 99, 198])
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    np.testing.assert_allclose(lines[0].get_xdata(), [0, 49.5, 99, 198])
     assert save(figure, tmp_path / "new" / "policy.png").stat().st_size > 10_000
 
 
-def test_thin_deciles_can_be_drawn(tmp_path):
+def test_thin_deciles_can_be_plotted(tmp_path):
     pytest.importorskip("matplotlib")
     thin = evaluation(n=10)
     lift = lift_table(thin, MONEY)

@@ -7,8 +7,8 @@ from uplift_spark.evaluation.report import caveats, interval, lift_summary, numb
 from uplift_spark.stats.curves import Curve
 
 
-def _text(found, truth=None):
-    return lift_summary(lift_table(found, MONEY), metric_table(found), truth)
+def _text(source, truth=None):
+    return lift_summary(lift_table(source, MONEY), metric_table(source), truth)
 
 
 def test_tables_hold_the_figures():

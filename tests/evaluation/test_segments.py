@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from uplift_spark.errors import DataError
-from uplift_spark.evaluation.metrics import MISSING, MOST_VALUES, segment_buckets
+from uplift_spark.evaluation.metrics import MISSING_BUCKET, MOST_VALUES, segment_buckets
 from uplift_spark.roles import crossed
 
 RNG = np.random.default_rng(0)
@@ -36,30 +36,30 @@ def _labels(frame, *segments):
 
 
 def test_few_values_are_taken_as_they_are(frame):
-    found = _labels(frame, "city", "kids", "rate")
-    assert set(found.bucket_city) == {"x", "y", MISSING}
-    assert set(found.bucket_kids) == {"0", "1", "2", "3", MISSING}
-    assert set(found.bucket_rate) == {"0.25", "1.5"}
-    assert (found.bucket_kids[found.kids == 2] == "2").all()
-    assert (found.bucket_kids == MISSING).sum() == FRAME.kids.isna().sum()
+    buckets = _labels(frame, "city", "kids", "rate")
+    assert set(buckets.bucket_city) == {"x", "y", MISSING_BUCKET}
+    assert set(buckets.bucket_kids) == {"0", "1", "2", "3", MISSING_BUCKET}
+    assert set(buckets.bucket_rate) == {"0.25", "1.5"}
+    assert (buckets.bucket_kids[buckets.kids == 2] == "2").all()
+    assert (buckets.bucket_kids == MISSING_BUCKET).sum() == FRAME.kids.isna().sum()
 
 
 def test_many_numbers_are_cut_at_their_quartiles(frame):
-    found = _labels(frame, "age")
-    counts = found.bucket_age.value_counts()
+    buckets = _labels(frame, "age")
+    counts = buckets.bucket_age.value_counts()
     assert len(counts) == 4 and (abs(counts - N / 4) < 5).all()
-    for label, rows in found.groupby("bucket_age"):
+    for label, rows in buckets.groupby("bucket_age"):
         numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", label[2:])]
         low, high = {"1": (-np.inf, numbers[0]), "4": (numbers[0], np.inf)}.get(label[0], tuple(numbers))
         assert ((rows.age > low) & (rows.age <= high)).all(), label
 
 
 def test_quartiles_that_coincide_are_one(frame):
-    found = _labels(frame, "spend")
-    zero, some, most = sorted(set(found.bucket_spend))
+    buckets = _labels(frame, "spend")
+    zero, some, most = sorted(set(buckets.bucket_spend))
     assert zero == "1: <= 0" and some.startswith("2: 0 to ") and most.startswith("3: > ")
-    assert ((found.bucket_spend == zero) == (found.spend == 0)).all()
-    assert abs((found.bucket_spend == most).sum() - N / 4) < 5
+    assert ((buckets.bucket_spend == zero) == (buckets.spend == 0)).all()
+    assert abs((buckets.bucket_spend == most).sum() - N / 4) < 5
 
 
 def test_buckets_do_not_depend_on_partitions(frame):
@@ -73,12 +73,16 @@ def test_too_many_texts_are_refused(frame):
 
 
 def test_crossings_join_the_buckets_of_their_features(frame):
-    found = _labels(frame, "city", "kids x city", "age x city x rate")
-    expected = FRAME.kids.map("{:.0f}".format).replace("nan", MISSING) + " x " + FRAME.city.fillna(MISSING)
-    assert (found["bucket_kids x city"] == expected).all()
-    assert (found.bucket_city == FRAME.city.fillna(MISSING)).all()
+    buckets = _labels(frame, "city", "kids x city", "age x city x rate")
+    expected = (
+        FRAME.kids.map("{:.0f}".format).replace("nan", MISSING_BUCKET) + " x " + FRAME.city.fillna(MISSING_BUCKET)
+    )
+    assert (buckets["bucket_kids x city"] == expected).all()
+    assert (buckets.bucket_city == FRAME.city.fillna(MISSING_BUCKET)).all()
     alone = _labels(frame, "age").bucket_age
-    assert (found["bucket_age x city x rate"] == alone + " x " + found.bucket_city + " x " + FRAME.rate.map(str)).all()
+    assert (
+        buckets["bucket_age x city x rate"] == alone + " x " + buckets.bucket_city + " x " + FRAME.rate.map(str)
+    ).all()
 
 
 def test_crossings_with_too_many_buckets_are_refused(frame, spark):
@@ -91,7 +95,7 @@ def test_crossings_with_too_many_buckets_are_refused(frame, spark):
     assert len(segment_buckets(wide, ("a x same",), "silver.t")) == 1
 
 
-def test_text_that_looks_like_a_crossing_is_not_crossed(spark):
+def test_text_that_resembles_a_crossing_is_not_crossed(spark):
     sizes = spark.createDataFrame(pd.DataFrame({"size": ["2 x 4", "4 x 4", "4"], "x": ["a", "b", "a"]}))
     assert len(segment_buckets(sizes, ("size",), "silver.t")) == 1
     with pytest.raises(DataError, match=r"2 rows of silver.t have ' x ' in 'size', which parts the buckets"):

@@ -6,7 +6,16 @@ import pytest
 from pyspark.sql import functions as F
 
 from tests.evaluation.scored import mid_ranks
-from uplift_spark.evaluation.sums import Grid, Plan, Ranking, add_rows, all_sums, merge_cells, thresholds, unpacked
+from uplift_spark.evaluation.sums import (
+    Grid,
+    Ranking,
+    SumsPlan,
+    add_cells,
+    all_sums,
+    merge_cells,
+    thresholds,
+    unpacked,
+)
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.moments import FIELDS, POWERS, FixedPoint
 
@@ -32,7 +41,7 @@ def _rows(n=600, seed=0):
 
 ROWS = _rows()
 POINTS = tuple(FixedPoint.of(4.0, np.abs(ROWS[v]).max()) for v in ("value_0", "value_1", "predicted"))
-PLAN = Plan(LEVELS, POINTS, replicates=9, seed=3, cuts=2)
+SUMS_PLAN = SumsPlan(LEVELS, POINTS, replicates=9, seed=3, cuts=2)
 
 
 def _ranking(rows):
@@ -42,15 +51,15 @@ def _ranking(rows):
 
 def _by_hand(rows, cells, n_cells):
     """Moments and resampled sums per cell, by loops over cells."""
-    draws = poisson_weights(rows["unit_hash"], PLAN.seed, PLAN.replicates)
+    draws = poisson_weights(rows["unit_hash"], SUMS_PLAN.seed, SUMS_PLAN.replicates)
     moments = {f: np.zeros((n_cells, 3)) for f in FIELDS}
-    resampled_w, resampled_wy = np.zeros((PLAN.replicates, n_cells)), np.zeros((PLAN.replicates, n_cells, 2))
+    resampled_w, resampled_wy = np.zeros((SUMS_PLAN.replicates, n_cells)), np.zeros((SUMS_PLAN.replicates, n_cells, 2))
     for cell in range(n_cells):
         mine = cells == cell
         w = rows["weight"][mine]
         resampled_w[:, cell] = draws[mine].T @ w
         moments["n"][cell] = mine.sum()
-        for j, value in enumerate(PLAN.values):
+        for j, value in enumerate(SUMS_PLAN.values):
             y = rows[value][mine]
             for f, (a, b) in POWERS.items():
                 moments[f][cell, j] = (w**a * y**b).sum()
@@ -72,11 +81,11 @@ def frame(spark):
 def test_bins_are_those_of_the_mid_ranks():
     ranking = _ranking(ROWS)
     codes = np.array([LEVELS.index(level) for level in ROWS["level"]])
-    found = ranking.bin_of(codes, ROWS["key"])
+    bins = ranking.bin_of(codes, ROWS["key"])
     for code in (0, 1):
         mine = codes == code
         middle = mid_ranks(ROWS["key"][mine].astype(float), np.ones(mine.sum()))
-        np.testing.assert_array_equal(found[mine], np.floor(middle * BINS))
+        np.testing.assert_array_equal(bins[mine], np.floor(middle * BINS))
     # All tied: one bin, the middle one. Keys beyond the ones counted go to the ends.
     tied = Ranking(thresholds(np.array([7]), np.array([5]), BINS)[None])
     assert tied.bin_of(np.zeros(1, int), np.array([7])).tolist() == [5]
@@ -90,24 +99,24 @@ def _batches(size):
 
 def test_worker_and_brute_force_agree():
     ranking = _ranking(ROWS)
-    (at_once,) = add_rows(_batches(600), ranking, PLAN)
-    (merged,) = merge_cells([part for batch in _batches(250) for part in add_rows([batch], ranking, PLAN)])
+    (at_once,) = add_cells(_batches(600), ranking, SUMS_PLAN)
+    (merged,) = merge_cells([part for batch in _batches(250) for part in add_cells([batch], ranking, SUMS_PLAN)])
     apart, together = (sorted(zip(*(b.to_pydict()).values(), strict=True)) for b in (merged, at_once))
     assert apart == together
-    _check(unpacked(pa.Table.from_batches([merged]), BINS, PLAN))
+    _check(unpacked(pa.Table.from_batches([merged]), BINS, SUMS_PLAN))
 
 
-def _check(found):
+def _check(sums):
     ranking = _ranking(ROWS)
     codes = np.array([LEVELS.index(level) for level in ROWS["level"]])
     cells = _cells(ROWS, ranking.bin_of(codes, ROWS["key"]))
     moments, resampled_w, resampled_wy = _by_hand(ROWS, cells, 2 * 2 * BINS)
     for f in FIELDS:
-        np.testing.assert_allclose(getattr(found.moments, f).reshape(-1, 3), moments[f], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(found.resampled_w.reshape(9, -1), resampled_w, rtol=1e-7)
-    np.testing.assert_allclose(found.resampled_wy.reshape(9, -1, 2), resampled_wy, rtol=1e-6)
-    assert [cut.buckets for cut in found.cuts] == [("missing", "x", "y"), ("p", "q")]
-    for c, cut in enumerate(found.cuts):
+        np.testing.assert_allclose(getattr(sums.moments, f).reshape(-1, 3), moments[f], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sums.resampled_w.reshape(9, -1), resampled_w, rtol=1e-7)
+    np.testing.assert_allclose(sums.resampled_wy.reshape(9, -1, 2), resampled_wy, rtol=1e-6)
+    assert [cut.buckets for cut in sums.cuts] == [("missing", "x", "y"), ("p", "q")]
+    for c, cut in enumerate(sums.cuts):
         for b, bucket in enumerate(cut.buckets):
             cells = np.where(ROWS[f"cut_{c}"] == bucket, codes * 2 + ROWS["treated"], -1)
             moments, _, _ = _by_hand(ROWS, cells, 4)
@@ -117,15 +126,15 @@ def _check(found):
 
 
 def test_no_rows_give_no_cells():
-    (empty,) = add_rows([], _ranking(ROWS), PLAN)
+    (empty,) = add_cells([], _ranking(ROWS), SUMS_PLAN)
     assert empty.num_rows == 0
     assert next(merge_cells([empty])).num_rows == 0
-    assert unpacked(pa.Table.from_batches([empty]), BINS, PLAN).moments.n.sum() == 0
+    assert unpacked(pa.Table.from_batches([empty]), BINS, SUMS_PLAN).moments.n.sum() == 0
 
 
 @pytest.fixture(scope="module")
 def summed(frame):
-    return {p: all_sums(frame.repartition(p), _ranking(ROWS), PLAN) for p in (1, 3, 7)}
+    return {p: all_sums(frame.repartition(p), _ranking(ROWS), SUMS_PLAN) for p in (1, 3, 7)}
 
 
 def test_sums_equal_brute_force(summed):

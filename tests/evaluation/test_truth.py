@@ -16,12 +16,12 @@ def test_truth_equals_numpy(spark):
     holdout, scores, truth = campaign(n=700, seed=3)
     strangers = truth.head(5).assign(unit_id="not held out")
     frames = [spark.createDataFrame(f) for f in (holdout, scores, truth._append(strangers))]
-    found = against_truth(*frames, LEVELS)
-    assert list(found) == list(LEVELS)
+    result = against_truth(*frames, LEVELS)
+    assert list(result) == list(LEVELS)
     for level in LEVELS:
         both = scores[scores.treatment == level].merge(truth[truth.treatment == level], on="unit_id")
         predicted, effect = both.uplift.to_numpy(), both.effect.to_numpy()
-        details = found[level].details()
+        details = result[level].details()
         assert details["rmse"] == pytest.approx(np.sqrt(np.mean((predicted - effect) ** 2)))
         assert details["correlation"] == pytest.approx(np.corrcoef(predicted, effect)[0, 1])
         assert details["average_effect"] == pytest.approx(effect.mean())
@@ -29,7 +29,7 @@ def test_truth_equals_numpy(spark):
         assert details["true_qini"] == pytest.approx(_qini(predicted, effect), rel=2e-3)  # ties
         assert details["true_qini"] < details["oracle_qini"] < details["oracle_auuc"]
     # Every unit counts, whatever it received.
-    np.testing.assert_allclose(np.unique(np.rint(np.diff(found["5%"].oracle.fraction) * 700)), [1, 2])
+    np.testing.assert_allclose(np.unique(np.rint(np.diff(result["5%"].oracle.fraction) * 700)), [1, 2])
 
 
 def test_levels_without_truth_are_left_out(spark):
@@ -41,6 +41,6 @@ def test_levels_without_truth_are_left_out(spark):
 def test_effects_without_spread_have_no_correlation(spark):
     holdout, scores, truth = campaign(n=100)
     frames = [spark.createDataFrame(f) for f in (holdout, scores, truth.assign(effect=0.02))]
-    found = against_truth(*frames, LEVELS)["5%"]
-    assert np.isnan(found.correlation) and float(found.oracle.qini) == pytest.approx(0, abs=1e-12)
-    assert found.average_effect == pytest.approx(0.02)
+    result = against_truth(*frames, LEVELS)["5%"]
+    assert np.isnan(result.correlation) and float(result.oracle.qini) == pytest.approx(0, abs=1e-12)
+    assert result.average_effect == pytest.approx(0.02)

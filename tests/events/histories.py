@@ -77,13 +77,13 @@ def by_force(user):
     orders = [e for e in events if e["event"] == "order"]
     visits = [e for e in events if e["event"] == "visit"]
     attributes = [p for p in user["profile"] if p["observed_at"] <= at and p["known_at"] <= at]
-    found = {}
+    last_values = {}
     for days in (1, 3):
         recent = [e for e in orders if e["occurred_at"] > at - timedelta(days=days)]
         values = [e["value"] for e in recent if e["value"] is not None]
         # Values count in steps of 2^-20; fractions add up exactly.
         total = sum((Fraction(round(Fraction(v) * 2**20), 2**20) for v in values), Fraction(0))
-        found |= {
+        last_values |= {
             f"count_{days}": float(len(recent)),
             f"sum_{days}": float(total),
             f"mean_{days}": float(total) / len(values) if values else None,
@@ -95,10 +95,10 @@ def by_force(user):
         }
     age = _last(attributes, "observed_at", "age")
     return {
-        **found,
+        **last_values,
         "visits": float(len(visits)),
         "last_item": _last(visits, "occurred_at", "item"),
-        "orders_per_visit": found["count_3"] / len(visits) if visits else None,
+        "orders_per_visit": last_values["count_3"] / len(visits) if visits else None,
         "age": None if age is None else float(age),
         "town": _last(attributes, "observed_at", "city"),
     }

@@ -124,7 +124,7 @@ def test_split_is_a_hash_of_seed_and_unit(spark):
     units = spark.range(20_000).select(F.concat(F.lit("u"), F.col("id")).alias("unit_id"))
     share = F.avg((F.col("split") == "holdout").cast("double"))
     by_sql = "CASE WHEN pmod(xxhash64(concat('7|split|', unit_id)), 1000000) < 300000 THEN 'holdout' ELSE 'train' END"
-    found = (
+    splits = (
         units.repartition(3)
         .withColumns({"split": hash_split(7, 0.3), "other": hash_split(8, 0.3), "sql": F.expr(by_sql)})
         .agg(
@@ -134,7 +134,7 @@ def test_split_is_a_hash_of_seed_and_unit(spark):
         )
         .collect()[0]
     )
-    assert found[0] == pytest.approx(0.3, abs=0.013) and found[1] == 1.0 and abs(found[2]) < 0.03
+    assert splits[0] == pytest.approx(0.3, abs=0.013) and splits[1] == 1.0 and abs(splits[2]) < 0.03
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def micros(moment: str | datetime) -> int:
 def frame(spark: SparkSession, schema: str, rows: list[tuple[Any, ...]]) -> DataFrame:
     """Rows whose times are microseconds, so that no session's time zone has a part in them."""
     names = [column.split()[0] for column in schema.split(", ")]
-    made = spark.createDataFrame(rows, schema)
-    return made.selectExpr(*(f"timestamp_micros({n}) AS {n}" if n in TIMES else n for n in names))
+    result = spark.createDataFrame(rows, schema)
+    return result.selectExpr(*(f"timestamp_micros({n}) AS {n}" if n in TIMES else n for n in names))
 
 
 def units_frame(spark: SparkSession, units: list[tuple[str, str]]) -> DataFrame:
@@ -192,15 +192,15 @@ def test_delivered_as_known_then(spark: SparkSession) -> None:
         ("failed first", "failed", SECOND, "d1", known),
         ("stranger", "delivered", SECOND, None, known),
     ]
-    made = [(unit, status, micros(at), key, micros(kn), micros(arrived)) for unit, status, at, key, kn in rows]
-    deliveries = frame(spark, DELIVERY, made)
+    delivery_rows = [(unit, status, micros(at), key, micros(kn), micros(arrived)) for unit, status, at, key, kn in rows]
+    deliveries = frame(spark, DELIVERY, delivery_rows)
     times = {"nothing": datetime(2024, 3, 1, 13), "then": AS_OF, "later": AS_OF + timedelta(days=1)}
     tables = {day: label_table(units, none, ("spend",), WINDOW, when, deliveries) for day, when in times.items()}
-    found = {day: {r["unit_id"]: r["delivered"] for r in table.collect()} for day, table in tables.items()}
-    assert found["nothing"] == dict.fromkeys(names)
-    assert {unit for unit, delivered in found["then"].items() if delivered} == {"in"}
-    assert {unit for unit, delivered in found["later"].items() if delivered} == {"in", "late"}
-    assert None not in {*found["then"].values(), *found["later"].values()}
+    by_day = {day: {r["unit_id"]: r["delivered"] for r in table.collect()} for day, table in tables.items()}
+    assert by_day["nothing"] == dict.fromkeys(names)
+    assert {unit for unit, delivered in by_day["then"].items() if delivered} == {"in"}
+    assert {unit for unit, delivered in by_day["later"].items() if delivered} == {"in", "late"}
+    assert None not in {*by_day["then"].values(), *by_day["later"].values()}
     longer = label_table(units, none, ("spend",), Labels(window_days=1, windows={"spend": 8}), AS_OF, deliveries)
     assert {row["unit_id"] for row in longer.collect() if row["delivered"]} == {"in", "outside"}
 
@@ -229,7 +229,7 @@ def test_a_change_of_clocks_moves_no_window(spark: SparkSession, change: datetim
     """New York's clocks change at `change`; a day of the window is 24 hours across it, in every session's zone."""
     hour, tick = timedelta(hours=1), timedelta(microseconds=1)
     assigned = {f"u{h}": change + h * hour for h in (-25, -24, -2, -1, 0, 1)}
-    made = [("shop", unit, "5%", micros(at), 0.5) for unit, at in assigned.items()]
+    assignments = [("shop", unit, "5%", micros(at), 0.5) for unit, at in assigned.items()]
     offsets = (0 * hour, 23 * hour, 24 * hour - tick, 24 * hour, 25 * hour)
     events = [
         (unit, "spend", float(2**bit), micros(at + off), None, micros(at + off), micros(AS_OF))
@@ -237,14 +237,14 @@ def test_a_change_of_clocks_moves_no_window(spark: SparkSession, change: datetim
         for bit, off in enumerate(offsets)
     ]
     names, as_of = ("spend",), change + 25 * hour
-    found = []
+    labels = []
     for zone in ("UTC", "America/New_York"):
         with session_zone(spark, zone):
-            frames = (frame(spark, ASSIGNMENT, made), frame(spark, OUTCOME, events))
+            frames = (frame(spark, ASSIGNMENT, assignments), frame(spark, OUTCOME, events))
             rows = label_table(*frames, names, Labels(window_days=1), as_of).collect()
-        found.append({row["unit_id"]: (row["outcomes"]["spend"], row["mature"]) for row in rows})
-    assert found[0] == found[1]
-    assert found[0] == {unit: (7.0, True) for unit in assigned}
+        labels.append({row["unit_id"]: (row["outcomes"]["spend"], row["mature"]) for row in rows})
+    assert labels[0] == labels[1]
+    assert labels[0] == {unit: (7.0, True) for unit in assigned}
 
 
 # ---------------------------------------------------------------- against brute force
@@ -329,12 +329,12 @@ def test_random_histories_by_brute_force(spark: SparkSession, seed: int, hours: 
     as_of = START + timedelta(hours=6 * (hours // 6), microseconds=edge)
     expected, fates, lags = by_hand(assigned, outcomes, deliveries, micros(as_of))
 
-    def made(schema: str, rows: pd.DataFrame) -> DataFrame:
+    def frame_of(schema: str, rows: pd.DataFrame) -> DataFrame:
         names = [column.split()[0] for column in schema.split(", ")]
         return frame(spark, schema, list(rows[names].astype(object).itertuples(index=False, name=None)))
 
-    units = made(ASSIGNMENT, assigned.assign(experiment="shop", treatment="5%", propensity=0.5))
-    events, sends = made(OUTCOME, outcomes), made(DELIVERY, deliveries)
+    units = frame_of(ASSIGNMENT, assigned.assign(experiment="shop", treatment="5%", propensity=0.5))
+    events, sends = frame_of(OUTCOME, outcomes), frame_of(DELIVERY, deliveries)
     labels = label_table(units, events, NAMES, RANDOM, as_of, sends).collect()
     assert {r["unit_id"]: (r["outcomes"], r["mature"], r["delivered"]) for r in labels} == expected
     assert len(labels) == len(expected)
@@ -345,7 +345,7 @@ def test_random_histories_by_brute_force(spark: SparkSession, seed: int, hours: 
         assert counts[name]["lag_hours"] == pytest.approx(np.quantile(np.array(lags[name]) / 60, [0.5, 0.95]))
 
     by_then = outcomes["known_at"] <= micros(as_of), deliveries["known_at"] <= micros(as_of)
-    known_events, known_sends = made(OUTCOME, outcomes[by_then[0]]), made(DELIVERY, deliveries[by_then[1]])
+    known_events, known_sends = frame_of(OUTCOME, outcomes[by_then[0]]), frame_of(DELIVERY, deliveries[by_then[1]])
     as_then = label_table(units, known_events, NAMES, RANDOM, as_of, known_sends)
     assert sorted(as_then.collect(), key=lambda row: row["unit_id"]) == sorted(labels, key=lambda row: row["unit_id"])
 
@@ -360,9 +360,9 @@ def test_units_and_events_by_whole_days(spark: SparkSession) -> None:
         ("a", "visit", 1.0, "2024-03-08 12:00:00", None, SECOND),  # outside
         ("b", "visit", 1.0, "2024-03-14 11:00:00", None, "2024-03-14 11:00:00"),
     ]
-    found = event_days(units, events_frame(spark, events), ("visit",), WINDOW, AS_OF).collect()
+    counts = event_days(units, events_frame(spark, events), ("visit",), WINDOW, AS_OF).collect()
     columns = ("outcome", "since", "age", "day", "delay", "first", "mature", "n")
-    assert {tuple(row[name] for name in columns) for row in found} == {
+    assert {tuple(row[name] for name in columns) for row in counts} == {
         (None, 13, None, None, None, None, True, 1),
         (None, 1, None, None, None, None, False, 1),
         ("visit", 13, 0, 13, 13, True, True, 1),

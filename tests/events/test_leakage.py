@@ -63,7 +63,7 @@ def find(frame, features=FEATURES, propensity="e", cluster=None, alpha=0.001, **
     return find_leaks(pa.Table.from_pandas(frame, preserve_index=False), roles, alpha, **more)
 
 
-def found(frame, features=FEATURES, **more):
+def findings_of(frame, features=FEATURES, **more):
     return {(one.feature, one.rule) for one in find(frame, features, **more).findings}
 
 
@@ -74,7 +74,7 @@ def rate(design, reps, alpha, **more):
     """Share of trials without leaks in which something is found."""
     options = DESIGNS[design]
     more = {"cluster": "cluster" if "members" in options else None, **more}
-    share = float(np.mean([bool(found(trial(seed, **options), alpha=alpha, **more)) for seed in range(reps)]))
+    share = float(np.mean([bool(findings_of(trial(seed, **options), alpha=alpha, **more)) for seed in range(reps)]))
     print(f"{design} {more}: {share:.3f} of {reps} at level {alpha}")
     return share
 
@@ -97,7 +97,7 @@ def test_without_leaks_the_level_is_held_in_full(design):
 @pytest.mark.parametrize(
     ("design", "change"), [("strata of 3 arms", {"propensity": None}), ("whole clusters", {"cluster": None})]
 )
-def test_a_design_that_is_not_told_breaks_the_level(design, change):
+def test_a_design_that_is_not_declared_breaks_the_level(design, change):
     assert rate(design, 20, 0.05, **change) > 0.3
 
 
@@ -108,12 +108,12 @@ def test_one_treated_per_household_is_a_design():
         frame = trial(seed).assign(cluster=np.arange(400) // 2, e=0.5)
         first = rng.integers(0, 2, 200)
         frame["arm"] = [f"arm {k}" for k in np.column_stack([first, 1 - first]).ravel()]
-        hits += bool(found(frame, alpha=0.1, cluster="cluster"))
+        hits += bool(findings_of(frame, alpha=0.1, cluster="cluster"))
     assert hits <= scipy.stats.binom.isf(1e-4, 40, 0.1)
 
 
 @pytest.mark.parametrize("confounding", [0.0, 1.0])
-def test_simulated_campaigns_are_clean_given_their_logged_propensities(confounding):
+def test_simulated_campaigns_are_clean_under_their_logged_propensities(confounding):
     table = CampaignSimulator("ordered", 3, confounding).units(20_000)
     roles = dict(unit="unit_id", treatment="treatment", outcome="conversion", features=ATTRIBUTES, control="none")
     clean = find_leaks(table, Roles(**roles, propensity="propensity", more_outcomes=("revenue",)))
@@ -124,9 +124,11 @@ def test_simulated_campaigns_are_clean_given_their_logged_propensities(confoundi
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmark_trials_are_clean(name):
-    made = BENCHMARKS[name](4_000, 1)
-    features = {f"x{j}": made.X[:, j] for j in range(made.X.shape[1])}
-    table = pa.table({"unit": np.arange(4_000), "arm": made.w, "e": made.propensity, "y": made.y, **features})
+    simulated = BENCHMARKS[name](4_000, 1)
+    features = {f"x{j}": simulated.X[:, j] for j in range(simulated.X.shape[1])}
+    table = pa.table(
+        {"unit": np.arange(4_000), "arm": simulated.w, "e": simulated.propensity, "y": simulated.y, **features}
+    )
     assert find_leaks(table, Roles("unit", "arm", "y", tuple(features), "0", propensity="e")).findings == ()
 
 
@@ -181,12 +183,12 @@ TREATMENT, JOINT, OUTCOME = "predicts_treatment", "predicts_treatment_jointly", 
     ("leak", "rule"),
     [(_after, TREATMENT), (_missing, TREATMENT), (_text, TREATMENT), (_copy, OUTCOME), (_status, OUTCOME)],
 )
-def test_a_leak_is_found_and_alone_named(leak, rule, design):
+def test_a_leak_is_detected_and_alone_named(leak, rule, design):
     options, hits, named = DESIGNS[design], [], []
     for seed in range(5):
         frame = trial(seed, 6_000, **options)
         frame["leak"] = leak(frame, np.random.default_rng(seed))
-        hits.append(found(frame, (*FEATURES, "leak"), cluster="cluster" if "members" in options else None))
+        hits.append(findings_of(frame, (*FEATURES, "leak"), cluster="cluster" if "members" in options else None))
         named += [feature for feature, _ in hits[-1]]
     assert all(("leak", rule) in hit for hit in hits), (
         hits
@@ -194,7 +196,7 @@ def test_a_leak_is_found_and_alone_named(leak, rule, design):
     assert set(named) == {"leak"}
 
 
-def test_features_that_tell_the_arm_only_together_are_found():
+def test_features_that_tell_the_arm_only_together_are_detected():
     frame, rng = trial(1, 6_000), np.random.default_rng(1)
     key = rng.integers(0, 2, 6_000)
     other = np.where(rng.random(6_000) < 0.3, key ^ _arm(frame), rng.integers(0, 2, 6_000))
@@ -222,10 +224,10 @@ def test_a_good_predictor_of_the_outcome_is_no_leak():
     frame, rng = trial(1, 6_000), np.random.default_rng(1)
     before = frame.assign(y=rng.normal(size=6_000))
     before["last"] = 0.9 * before.y + np.sqrt(1 - 0.9**2) * rng.normal(size=6_000)
-    assert found(before, (*FEATURES, "last")) == set()
-    assert found(before.assign(last=before.y * 2 + 1), (*FEATURES, "last")) == {("last", OUTCOME)}
+    assert findings_of(before, (*FEATURES, "last")) == set()
+    assert findings_of(before.assign(last=before.y * 2 + 1), (*FEATURES, "last")) == {("last", OUTCOME)}
     rare = frame.assign(y=(rng.random(6_000) < 0.01).astype(float), none=0.0, few=rng.poisson(0.01, 6_000))
-    assert found(rare, (*FEATURES, "none", "few")) == set()  # equal to the outcome in 98 of 100 rows
+    assert findings_of(rare, (*FEATURES, "none", "few")) == set()  # equal to the outcome in 98 of 100 rows
 
 
 # ---------------------------------------------------------------- the parts

@@ -66,7 +66,7 @@ def test_levels_are_named_and_dosed():
     assert packages.names == ("none", "package_a", "package_b") and packages.doses is None
 
 
-def test_units_do_not_depend_on_how_many_are_made():
+def test_units_do_not_depend_on_how_many_are_simulated():
     simulator = CampaignSimulator(seed=11)
     table = simulator.units(CHUNK + 50)
     assert table.num_rows == CHUNK + 50 and chunk_sizes(CHUNK + 50) == [(0, CHUNK), (1, 50)]

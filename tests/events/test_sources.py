@@ -6,13 +6,13 @@ from datetime import datetime
 
 import pytest
 
-from uplift_spark.config import Trial
+from uplift_spark.config import TrialConf
 from uplift_spark.errors import DataError, EnvironmentProblem
 from uplift_spark.events import ingest as sources
 
 TEXT = b"arm,bought\nnone,0\n"
 SHA = hashlib.sha256(TEXT).hexdigest()
-TRIAL = Trial(
+TRIAL = TrialConf(
     kind="trial",
     file="shop/trial.csv",
     sha256=SHA,

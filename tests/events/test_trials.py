@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from uplift_spark.config import Trial, load_config
+from uplift_spark.config import TrialConf, load_config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.ingest import DATA_FOLDER, find, read_trial
 
 CONF = Path(__file__).parents[2] / "conf"
-TRIAL = Trial(
+TRIAL = TrialConf(
     kind="trial",
     file="trial.csv",
     sha256="",
@@ -45,7 +45,7 @@ def test_columns_are_typed_and_missing_is_null(tmp_path):
         }
 
 
-def test_categories_that_look_like_numbers(tmp_path):
+def test_categories_that_resemble_numbers(tmp_path):
     path = _file(tmp_path, "arm,bought,age,city\nnone,1,31,10\n5%,0,32,20\n")
     assert read_trial(path, TRIAL)["city"].to_pylist() == [10.0, 20.0]
     assert read_trial(path, replace(TRIAL, categorical=("city",)))["city"].to_pylist() == ["10", "20"]
@@ -101,5 +101,5 @@ def test_published_counts_and_rates(campaign, units, rates):
     frame = read_trial(find(config.source), config.source).to_pandas()
     arms = frame[config.source.treatment].map(config.source.arms)
     assert arms.value_counts().to_dict() == units
-    found = 100 * frame.groupby(arms)[config.roles.outcome].mean()
-    assert {arm: round(found[arm], len(str(rate).split(".")[1])) for arm, rate in rates.items()} == rates
+    measured = 100 * frame.groupby(arms)[config.roles.outcome].mean()
+    assert {arm: round(measured[arm], len(str(rate).split(".")[1])) for arm, rate in rates.items()} == rates

@@ -22,7 +22,7 @@ PARTS = ("crash", "interrupt", "cluster", "input")
 
 def main() -> int:
     """Run the parts asked for and print their tables; 1 if anything is not as it should be."""
-    asked = parsed()
+    arguments = parsed()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         where = Path(folder)
@@ -30,19 +30,19 @@ def main() -> int:
         stage = matrix.Stage.of(where, Lake(spark, lakehouse(where)))
         rows: list[matrix.Row] = []
         cases: list[interruptions.Case] = []
-        for name, job in stage.prepared(asked.jobs):
-            if "crash" in asked.parts:
-                rows.append(matrix.crash(name, job, stage, asked.kills, asked.first))
-            if "interrupt" in asked.parts:
+        for name, job in stage.prepared(arguments.jobs):
+            if "crash" in arguments.parts:
+                rows.append(matrix.crash(name, job, stage, arguments.kills, arguments.first))
+            if "interrupt" in arguments.parts:
                 cases += interruptions.interrupted(name, job, stage)
-            if "cluster" in asked.parts and name in cluster.TABLES:
+            if "cluster" in arguments.parts and name in cluster.TABLES:
                 cases += cluster.disturbed(name, job, stage)
         failed = sum(len(one.wrong) for one in (*rows, *cases))
         if rows:
             print(f"\nDriver and JVM killed while a job writes\n\n{matrix.shown(rows)}", flush=True)
         if cases:
             print(f"\nOther faults of writing jobs\n\n{interruptions.shown(cases)}", flush=True)
-        if "input" in asked.parts:
+        if "input" in arguments.parts:
             text, unexpected = table.checked(lambda n: Lake(spark, Lakehouse(path=str(where / f"{n}" / "lakehouse"))))
             print(f"\nBad input\n\n{text}", flush=True)
             failed += unexpected

@@ -9,18 +9,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import (
     Compare,
     Config,
     Economics,
     Feature,
-    Forest,
+    ForestConf,
     Labels,
     Lakehouse,
     Lift,
     Policy,
     Refresh,
-    Registry,
+    RegistryConf,
     RolesConf,
     Scenario,
     Simulation,
@@ -45,7 +46,7 @@ CAMPAIGN = Config(
     roles=RolesConf("conversion", "none", ("recency_days", "region", "orders_30d", "spent_90d", "items_90d"), _DOSE),
     features=_FEATURES,
     labels=Labels(window_days=14),
-    forest=Forest(n_trees=8, min_leaf=5, n_buckets=2),
+    forest=ForestConf(n_trees=8, min_leaf=5, n_buckets=2),
     lift=Lift(segments=("region",), bins=10, replicates=50),
     economics=Economics(value={"conversion": 40.0}, cost={"5%": 0.5, "10%": 1.0}),
     policy=Policy(budget=5.0),
@@ -64,7 +65,7 @@ class Job:
 
 
 def _job(verb: str, config: Config, lake: Lake) -> object:
-    return import_module(f"uplift_spark.jobs.{verb}").run(replace(config, lakehouse=lake.lakehouse), lake)
+    return import_module(f"uplift_spark.jobs.{verb}").run(Campaign(replace(config, lakehouse=lake.lakehouse), lake))
 
 
 def _runs(verb: str, **changes: Any) -> Job:
@@ -82,7 +83,7 @@ def _load(table: str, file: str, header: str, lines: list[str], lake: Lake) -> o
     path = Path(lake.lakehouse.path).parent / "sources" / file
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([header, *lines]) + "\n")
-    return load.run(CAMPAIGN, lake, load=Load(table, str(path), "csv", historic=True))
+    return load.run(Campaign(CAMPAIGN, lake), load=Load(table, str(path), "csv", historic=True))
 
 
 def _orders(file: str, first: int, lake: Lake) -> object:
@@ -131,19 +132,19 @@ def _feed_and_stream(lake: Lake) -> None:
 
 def _stream(lake: Lake) -> object:
     source = Path(lake.lakehouse.path).parent / "sources" / "feed"
-    return stream.run(CAMPAIGN, lake, load=Load("bronze.event", str(source), "delta"))
+    return stream.run(Campaign(CAMPAIGN, lake), load=Load("bronze.event", str(source), "delta"))
 
 
 def _replay(rule: str, repair: str, lake: Lake) -> object:
-    return replay.run(CAMPAIGN, lake, replay=Replay.of("bronze.event", rule, [repair]))
+    return replay.run(Campaign(CAMPAIGN, lake), replay=Replay.of("bronze.event", rule, [repair]))
 
 
 def _optimize(tables: tuple[str, ...], lake: Lake) -> object:
-    return optimize.run(CAMPAIGN, lake, tables=tables)
+    return optimize.run(Campaign(CAMPAIGN, lake), tables=tables)
 
 
 def _erase(units: tuple[str, ...], purge: bool, lake: Lake) -> object:
-    return erase.run(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake, erasure=Erasure(units, purge))
+    return erase.run(Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake), erasure=Erasure(units, purge))
 
 
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
@@ -155,7 +156,7 @@ JOBS: dict[str, Job] = {
     "features": _runs("features", holdout=0.4),
     "train": _runs("train", seed=8),
     # The first run scores with the first model, the second with the champion.
-    "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=Registry(version=1))), _runs("score").second),
+    "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=RegistryConf(version=1))), _runs("score").second),
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),

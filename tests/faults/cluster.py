@@ -18,7 +18,7 @@ from tests.conftest import end_group
 from tests.connect.server import free_port
 from tests.faults import driver
 from tests.faults.campaign import Job
-from tests.faults.interruptions import Case, told
+from tests.faults.interruptions import Case, print_cases
 from tests.faults.matrix import Stage, different
 from tests.faults.workers import GO, HELD, wait
 
@@ -43,7 +43,7 @@ def disturbed(name: str, job: Job, stage: Stage) -> list[Case]:
         case = Case(name, fault, *run(name, stage, log))
         case.wrong += different(stage.reader.state(), expected)
         cases.append(case)
-    told(cases)
+    print_cases(cases)
     return cases
 
 
@@ -56,12 +56,14 @@ def _killed(name: str, stage: Stage, log: Path) -> tuple[str, list[str]]:
         os.kill(victim, signal.SIGKILL)
         Path(log, GO).touch()
         wait(process.ended, "the job never ended")
-        said = process.said()
+        output = process.next_line()
     finally:
         process.kill()
-    seen = _events(log)
-    what = f"{seen['lost']} executor lost, {seen['again']} stages run again, job {said}"
-    return what, [] if seen["lost"] and seen["again"] and said == "done" else [f"no fault, or no recovery: {what}"]
+    events = _events(log)
+    what = f"{events['lost']} executor lost, {events['again']} stages run again, job {output}"
+    return what, [] if events["lost"] and events["again"] and output == "done" else [
+        f"no fault, or no recovery: {what}"
+    ]
 
 
 def _overtaken(name: str, stage: Stage, log: Path) -> tuple[str, list[str]]:
@@ -70,19 +72,19 @@ def _overtaken(name: str, stage: Stage, log: Path) -> tuple[str, list[str]]:
         try:
             process.go()
             wait(process.ended, "the job waited for its straggler")
-            said = process.said()
+            output = process.next_line()
         finally:
             Path(log, GO).touch()
             process.kill()
-    seen = _events(log)
-    what = f"{seen['speculative']} speculative tasks, {seen['overtaken']} stragglers overtaken, job {said}"
-    return what, [] if seen["overtaken"] and said == "done" else [f"no straggler was overtaken: {what}"]
+    events = _events(log)
+    what = f"{events['speculative']} speculative tasks, {events['overtaken']} stragglers overtaken, job {output}"
+    return what, [] if events["overtaken"] and output == "done" else [f"no straggler was overtaken: {what}"]
 
 
 def _driver(name: str, worker: str, stage: Stage, log: Path, master: str, *settings: str) -> driver.Driver:
     events = ("enabled=true", f"dir={log.as_uri()}", "rolling.enabled=false", "compress=false")
-    told = (f"{driver.SLOWED}={TABLES[name]},{worker},{log}", "spark.sql.adaptive.enabled=false")
-    return driver.Driver(stage.folder, name, master, *told, *(f"spark.eventLog.{one}" for one in events), *settings)
+    conf = (f"{driver.SLOWED}={TABLES[name]},{worker},{log}", "spark.sql.adaptive.enabled=false")
+    return driver.Driver(stage.folder, name, master, *conf, *(f"spark.eventLog.{one}" for one in events), *settings)
 
 
 @contextmanager
@@ -98,8 +100,8 @@ def standalone(folder: Path) -> Iterator[str]:
     host, port = address.split(":")
     parts = [["master.Master", "--host", host, "--port", port, "--webui-port", "0"]]
     for worker in ("127.0.0.2", "127.0.0.3"):
-        asked = f"--host {worker} --cores 1 --memory 1g --webui-port 0".split()
-        parts.append(["worker.Worker", *asked, "--work-dir", f"{folder}/work", f"spark://{address}"])
+        options = f"--host {worker} --cores 1 --memory 1g --webui-port 0".split()
+        parts.append(["worker.Worker", *options, "--work-dir", f"{folder}/work", f"spark://{address}"])
     log = (folder / "cluster.log").open("a")
     started = []
     try:
@@ -116,15 +118,15 @@ def standalone(folder: Path) -> Iterator[str]:
 def _events(log: Path) -> dict[str, int]:
     """What the event log witnesses."""
     (file,) = (path for path in log.iterdir() if path.name.startswith(("app", "local")))
-    seen = dict.fromkeys(("lost", "again", "speculative", "overtaken"), 0)
+    counts = dict.fromkeys(("lost", "again", "speculative", "overtaken"), 0)
     for line in file.read_text().splitlines():
         event = json.loads(line)
         kind = event["Event"].removeprefix("SparkListener")
-        seen["lost"] += kind == "ExecutorRemoved"
-        seen["again"] += kind == "StageSubmitted" and event["Stage Info"]["Stage Attempt ID"] > 0
+        counts["lost"] += kind == "ExecutorRemoved"
+        counts["again"] += kind == "StageSubmitted" and event["Stage Info"]["Stage Attempt ID"] > 0
         if kind == "TaskEnd":
             speculative = event["Task Info"]["Speculative"]
-            seen["speculative"] += speculative
+            counts["speculative"] += speculative
             reason = event["Task End Reason"]
-            seen["overtaken"] += not speculative and "another attempt succeeded" in reason.get("Kill Reason", "")
-    return seen
+            counts["overtaken"] += not speculative and "another attempt succeeded" in reason.get("Kill Reason", "")
+    return counts

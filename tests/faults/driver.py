@@ -43,8 +43,8 @@ class Driver:
     def ready(self) -> None:
         """Wait until the session runs."""
         if not self._ready:
-            said = self.said()
-            assert said == READY, f"the driver did not start but said {said!r}: see driver.log"
+            output = self.next_line()
+            assert output == READY, f"the driver did not start but said {output!r}: see driver.log"
             self._ready = True
 
     def go(self) -> None:
@@ -54,7 +54,7 @@ class Driver:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
-    def said(self) -> str:
+    def next_line(self) -> str:
         """The next line the driver prints."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()

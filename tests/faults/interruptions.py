@@ -48,11 +48,11 @@ class Replies:
         """`real`, and then perhaps the error."""
 
         def commit(*arguments: Any, **named: Any) -> Any:
-            done = real(*arguments, **named)
+            result = real(*arguments, **named)
             self.commits += 1
             if self.commits - 1 == self.lost:
                 raise self.error
-            return done
+            return result
 
         return commit
 
@@ -86,7 +86,7 @@ def interrupted(name: str, job: Job, stage: Stage) -> list[Case]:
     for run in (job.first, job.second):  # who lost a race runs again, who won adds nothing
         run(stage.lake)
     cases[-1].wrong += _different_in_any_order(stage.reader.state(), old, expected)
-    told(cases)
+    print_cases(cases)
     return cases
 
 
@@ -129,7 +129,8 @@ def _drivers(name: str, stage: Stage) -> list[object]:
             driver.go()
         wait(lambda: all(driver.ended() for driver in drivers), "two drivers at once did not end")
         return [
-            ConflictError(said) if said.startswith("ConflictError") else said for said in (d.said() for d in drivers)
+            ConflictError(output) if output.startswith("ConflictError") else output
+            for output in (d.next_line() for d in drivers)
         ]
     finally:
         for driver in drivers:
@@ -144,7 +145,7 @@ def _case(name: str, fault: str, outcomes: list[object]) -> Case:
     return Case(name, fault, f"{len(outcomes) - len(conflicts)} completed, {len(conflicts)} typed conflicts", wrong)
 
 
-def told(cases: list[Case]) -> None:
+def print_cases(cases: list[Case]) -> None:
     """Progress for who waits."""
     for case in cases:
         print(f"{case.job}: {case.fault}: {case.what} {case.wrong or ''}", file=sys.stderr, flush=True)
@@ -157,7 +158,7 @@ def shown(cases: list[Case]) -> str:
     return aligned(("job", "fault", "what came of it", "equal"), body) + wrong
 
 
-def _different_in_any_order(found: State, old: State, expected: State) -> list[str]:
+def _different_in_any_order(final: State, old: State, expected: State) -> list[str]:
     """Differences from both runs one after the other, but for who came first: numbers of models, who overwrote whom."""
 
     def unordered(state: State) -> dict[str, Any]:
@@ -167,6 +168,6 @@ def _different_in_any_order(found: State, old: State, expected: State) -> list[s
 
     overwritten = [name for name in expected if name.startswith("silver.training_")]
     either = [
-        f"{name} is neither run's" for name in overwritten if found.get(name) not in (old.get(name), expected[name])
+        f"{name} is neither run's" for name in overwritten if final.get(name) not in (old.get(name), expected[name])
     ]
-    return different(unordered(found), unordered(expected)) + either
+    return different(unordered(final), unordered(expected)) + either

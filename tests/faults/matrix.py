@@ -88,16 +88,16 @@ class Row:
     equal: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def tell(self, old: State, expected: State, seen: State, legal: dict[str, set[Hashable]]) -> None:
+    def tell(self, old: State, expected: State, state: State, legal: dict[str, set[Hashable]]) -> None:
         """Count what readers see after a kill."""
         changed = [name for name in expected if expected[name] != old.get(name)]
-        new = [name for name in changed if seen.get(name) == expected[name]]
+        new = [name for name in changed if state.get(name) == expected[name]]
         self.landed["all" if len(new) == len(changed) else "some" if new else "none"] += 1
         self.old, self.new = self.old + len(changed) - len(new), self.new + len(new)
         self.wrong += [
-            f"after a kill {name} is neither old nor new: {seen.get(name)}"
-            for name in {*legal, *seen}
-            if seen.get(name) not in legal.get(name, ())
+            f"after a kill {name} is neither old nor new: {state.get(name)}"
+            for name in {*legal, *state}
+            if state.get(name) not in legal.get(name, ())
         ]
 
 
@@ -108,26 +108,26 @@ def crash(name: str, job: Job, stage: Stage, kills: int, first: int = 0) -> Row:
     following = Driver(stage.folder, name)
     try:
         row = Row(name, _watched(following, stage, None))
-        assert (said := following.said()) == "done", f"undisturbed, the job failed: {said}"
+        assert (output := following.next_line()) == "done", f"undisturbed, the job failed: {output}"
         expected, legal = stage.reader.state(), stage.reader.between(old)
         following = Driver(stage.folder, name)
-        for place in range(first, kills):
+        for kill in range(first, kills):
             stage.reset(name)
-            driver, target = following, 1 + round((row.files - 1) * place / max(1, kills - 1))
+            driver, target = following, 1 + round((row.files - 1) * kill / max(1, kills - 1))
             _watched(driver, stage, target)
-            if place + 1 < kills:  # the next one starts while this one's remains are looked at
+            if kill + 1 < kills:  # the next one starts while this one's remains are looked at
                 following = Driver(stage.folder, name)
             row.kills += 1
-            _look(row, job, stage, (old, expected, legal))
-            told = f"{row.complete} reruns complete, {row.equal} equal, {len(row.wrong)} things wrong so far"
-            print(f"{name}: {row.kills}. kill, at file {target} of {row.files}: {told}", file=sys.stderr, flush=True)
+            _observe(row, job, stage, (old, expected, legal))
+            text = f"{row.complete} reruns complete, {row.equal} equal, {len(row.wrong)} things wrong so far"
+            print(f"{name}: {row.kills}. kill, at file {target} of {row.files}: {text}", file=sys.stderr, flush=True)
     finally:
         following.kill()
     print(shown([row]), file=sys.stderr, flush=True)
     return row
 
 
-def _look(row: Row, job: Job, stage: Stage, states: tuple[State, State, dict[str, set[Hashable]]]) -> None:
+def _observe(row: Row, job: Job, stage: Stage, states: tuple[State, State, dict[str, set[Hashable]]]) -> None:
     """Read after a kill, run again, read again."""
     old, expected, legal = states
     try:
@@ -148,24 +148,24 @@ def _look(row: Row, job: Job, stage: Stage, states: tuple[State, State, dict[str
 def _watched(driver: Driver, stage: Stage, target: int | None) -> int:
     """Let the driver run until `target` new files have been seen, or to its end, and kill it; the files seen."""
     folder = Path(stage.lake.lakehouse.path)
-    before, seen, deadline = files(folder), set[str](), time.monotonic() + PATIENCE
+    before, new_files, deadline = files(folder), set[str](), time.monotonic() + PATIENCE
     try:
         driver.go()
-        while not driver.ended() and (target is None or len(seen) < target):
-            seen |= files(folder) - before
+        while not driver.ended() and (target is None or len(new_files) < target):
+            new_files |= files(folder) - before
             assert time.monotonic() < deadline, "the driver never got to the moment"
     finally:
         driver.kill()
-    return len(seen | (files(folder) - before))
+    return len(new_files | (files(folder) - before))
 
 
-def different(found: State, expected: State) -> list[str]:
+def different(state: State, expected: State) -> list[str]:
     """A sentence for each table or model that is not as expected."""
-    names = sorted({*found, *expected})
+    names = sorted({*state, *expected})
     return [
-        f"{name} is {found.get(name, 'absent')}, not {expected.get(name, 'absent')}"
+        f"{name} is {state.get(name, 'absent')}, not {expected.get(name, 'absent')}"
         for name in names
-        if found.get(name) != expected.get(name)
+        if state.get(name) != expected.get(name)
     ]
 
 

@@ -34,18 +34,18 @@ class Reader:
 
     def state(self) -> State:
         """All tables and models now. A table that does not read raises."""
-        found: dict[str, Hashable] = {}
+        state: dict[str, Hashable] = {}
         for table in self.tables():
             key = _fingerprint(self.folder / table.replace(".", "/"))
             if key not in self._known:
                 self._known[key] = {table: self._digest(table)}
-            found.update(self._known[key])
+            state.update(self._known[key])
         if (self.folder / "mlflow.db").exists():
             key = _fingerprint(self.folder, ("mlflow.db", "mlartifacts"))
             if key not in self._known:
                 self._known[key] = dict(self._models())
-            found.update(self._known[key])
-        return found
+            state.update(self._known[key])
+        return state
 
     def between(self, old: State) -> dict[str, set[Hashable]]:
         """{name: every state it has had since `old`, None for absence}, from the versions of each table."""
@@ -74,8 +74,8 @@ class Reader:
 
     def _models(self) -> Iterator[tuple[str, Hashable]]:
         registry = Registry.of(replace(CAMPAIGN, lakehouse=self.lake.lakehouse))
-        for made in registry._versions(CAMPAIGN.model_name):
-            model = registry.find(CAMPAIGN.model_name, int(made.version))
+        for version in registry._versions(CAMPAIGN.model_name):
+            model = registry.find(CAMPAIGN.model_name, int(version.version))
             content = registry.load(model).to_bytes()
             yield f"model version {model.version}", (model.run_id, hashlib.sha256(content).hexdigest())
         with suppress(ConfigError):
@@ -91,19 +91,19 @@ def copied(source: Path, target: Path, lake: Lake) -> None:
 
 def files(folder: Path) -> set[str]:
     """Every file below a folder that others are writing to; a database is another file after each of its commits."""
-    found: set[str] = set()
+    paths: set[str] = set()
     for where, _, names in os.walk(folder):
         for name in names:
             path = f"{where}/{name}"
             with suppress(FileNotFoundError):
-                found.add(f"{path}@{os.stat(path).st_mtime_ns}" if name.endswith(".db") else path)
-    return found
+                paths.add(f"{path}@{os.stat(path).st_mtime_ns}" if name.endswith(".db") else path)
+    return paths
 
 
 def _fingerprint(folder: Path, parts: tuple[str, ...] = ("",)) -> str:
-    seen = hashlib.sha256(str(folder).encode())
+    sha = hashlib.sha256(str(folder).encode())
     for path in sorted(file for part in parts for file in [*(folder / part).rglob("*"), folder / part]):
         if path.is_file():
-            seen.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
-            seen.update(path.read_bytes())
-    return seen.hexdigest()
+            sha.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+            sha.update(path.read_bytes())
+    return sha.hexdigest()

@@ -18,7 +18,8 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from tests.faults.matrix import aligned
-from uplift_spark.config import Config, Feature, Forest, Labels, Lakehouse, Registry, RolesConf, Simulation
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, Feature, ForestConf, Labels, Lakehouse, RegistryConf, RolesConf, Simulation
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.load import Load
 from uplift_spark.jobs import features, load, score, train
@@ -34,12 +35,12 @@ CAMPAIGN = Config(
     roles=RolesConf("visit", "none", ("age", "orders"), _DOSE),
     features=(Feature("orders", aggregate="count", source="event", event="order"),),
     labels=Labels(window_days=WINDOW, as_of=AS_OF),
-    forest=Forest(n_trees=8, min_leaf=5, n_buckets=2),
+    forest=ForestConf(n_trees=8, min_leaf=5, n_buckets=2),
 )
 
 
 @dataclass(frozen=True)
-class Found:
+class Answer:
     """What the platform answered: an error's class, the quarantine, a warning or the rows it made; and its words."""
 
     by: str
@@ -51,23 +52,23 @@ class Fault:
     """A fault, in words and as something to run; `by` and `expected`, a pattern, are what should be found."""
 
     name: str
-    given: str
-    check: Callable[[Lake], Found]
+    situation: str
+    check: Callable[[Lake], Answer]
     by: str
     expected: str
 
-    def holds(self, found: Found) -> bool:
+    def holds(self, result: Answer) -> bool:
         """Whether that is what should be found."""
-        return found.by == self.by and re.search(self.expected, found.message) is not None
+        return result.by == self.by and re.search(self.outcome_mean, result.message) is not None
 
 
-def refusal(run: Callable[[], object]) -> Found:
+def refusal(run: Callable[[], object]) -> Answer:
     """The named error a run ends in."""
     try:
         run()
     except UpliftError as error:
-        return Found(type(error).__name__, str(error))
-    return Found("nothing", "no error")
+        return Answer(type(error).__name__, str(error))
+    return Answer("nothing", "no error")
 
 
 # ---------------------------------------------------------------- a campaign with units assigned every day
@@ -89,9 +90,9 @@ def campaign(lake: Lake, lost: tuple[int, ...] = (), bounced: str = "") -> None:
     _write(lake, "bronze.assignment", units.assign(propensity=1 / 3, **tags))
     happened = units["assigned_at"] + pd.to_timedelta(rng.integers(0, WINDOW * 86_400, n), "s")
     days = ((pd.Timestamp(AS_OF) - happened) // pd.Timedelta("1D")).to_numpy()
-    seen = (rng.uniform(size=n) < 0.3 + 0.1 * arm) & (days >= 0) & ~np.isin(days, lost)
+    visible = (rng.uniform(size=n) < 0.3 + 0.1 * arm) & (days >= 0) & ~np.isin(days, lost)
     events = units.assign(occurred_at=happened, known_at=happened, event_id=None, **tags).drop(columns="assigned_at")
-    _write(lake, "bronze.outcome", events[seen].assign(outcome="visit", value=1.0).drop(columns="treatment"))
+    _write(lake, "bronze.outcome", events[visible].assign(outcome="visit", value=1.0).drop(columns="treatment"))
     status = np.where((units["treatment"] == bounced) & (rng.uniform(size=n) < 0.1), "bounced", "delivered")
     sends = events.assign(delivery_id=units["unit_id"], status=status, delivered_at=units["assigned_at"])
     sends = sends.assign(known_at=units["assigned_at"])[arm > 0]
@@ -110,29 +111,29 @@ def _write(lake: Lake, table: str, rows: pd.DataFrame) -> None:
     lake.write(table, frame.withColumns({name: F.lit(None).cast("string") for name in empty}), "test")
 
 
-def sound(lake: Lake) -> Found:
+def sound(lake: Lake) -> Answer:
     """A campaign without a fault but for one value that was known too late."""
     campaign(lake)
-    details = features.run(CAMPAIGN, lake).details
+    details = features.run(Campaign(CAMPAIGN, lake)).details
     if details["warnings"]:
-        return Found("warning", "; ".join(details["warnings"]))
+        return Answer("warning", "; ".join(details["warnings"]))
     joined = lake.read("silver.training_shop").where("unit_id = 'u0'").collect()[0]["orders"]
-    return Found("training set", f"{joined:g} of 2 orders joined, completeness {details['outcome_completeness']}")
+    return Answer("training set", f"{joined:g} of 2 orders joined, completeness {details['outcome_completeness']}")
 
 
-def warned(lake: Lake, **faults: Any) -> Found:
+def warned(lake: Lake, **faults: Any) -> Answer:
     """What the features job warns of."""
     campaign(lake, **faults)
-    warnings = features.run(CAMPAIGN, lake).details["warnings"]
-    return Found("warning" if warnings else "nothing", "; ".join(warnings))
+    warnings = features.run(Campaign(CAMPAIGN, lake)).details["warnings"]
+    return Answer("warning" if warnings else "nothing", "; ".join(warnings))
 
 
-def leaking(lake: Lake) -> Found:
+def leaking(lake: Lake) -> Answer:
     """An attribute that was counted after the treatment, among the features."""
     campaign(lake)
     roles = replace(CAMPAIGN.roles, features=("age", "visits"))
-    found = refusal(lambda: features.run(replace(CAMPAIGN, roles=roles), lake))
-    return found if not lake.exists("silver.training_shop") else Found("nothing", "the training set was written")
+    error = refusal(lambda: features.run(Campaign(replace(CAMPAIGN, roles=roles), lake)))
+    return error if not lake.exists("silver.training_shop") else Answer("nothing", "the training set was written")
 
 
 # ---------------------------------------------------------------- files
@@ -146,14 +147,14 @@ def _file(lake: Lake, text: str) -> Path:
     return path
 
 
-def loaded(lake: Lake, text: str, table: str = "bronze.event") -> Found:
+def loaded(lake: Lake, text: str, table: str = "bronze.event") -> Answer:
     """What `uplift load` makes of a CSV file: its refusal, else the quarantine, else the rows."""
     path = _file(lake, text)
     how = Load(table, str(path), "csv", historic="known_at" in Load(table, "x", "csv").contract.columns.fieldNames())
     return _outcome(lake, how)
 
 
-def retyped(lake: Lake) -> Found:
+def retyped(lake: Lake) -> Answer:
     """A Parquet file whose time is a text and whose value is a decimal."""
     path = Path(lake.lakehouse.path).parent / "in"
     row = "SELECT 'a' AS unit_id, 'login' AS event, '2024-01-02' AS occurred_at, 1.5BD AS value"
@@ -161,30 +162,30 @@ def retyped(lake: Lake) -> Found:
     return _outcome(lake, Load("bronze.event", str(path), "parquet"))
 
 
-def _outcome(lake: Lake, how: Load) -> Found:
+def _outcome(lake: Lake, how: Load) -> Answer:
     try:
-        result = load.run(CAMPAIGN, lake, load=how)
+        result = load.run(Campaign(CAMPAIGN, lake), load=how)
     except UpliftError as error:
-        return Found(type(error).__name__, str(error))
+        return Answer(type(error).__name__, str(error))
     good = result.details["good"]
     if result.details["rejected"]:
         reasons = sorted({row["reason"] for row in lake.read("bronze.quarantine").select("reason").collect()})
-        return Found("quarantine", f"{result.details['rejected']}, {good} good: {'; '.join(reasons)}")
+        return Answer("quarantine", f"{result.details['rejected']}, {good} good: {'; '.join(reasons)}")
     columns = [name for name in ("unit_id", "occurred_at", "value") if name in lake.read(how.table).columns]
     rows = lake.read(how.table).select(*(F.col(name).cast("string") for name in columns)).collect()
-    return Found("rows", f"{good} rows: {sorted(tuple(row) for row in rows)}")
+    return Answer("rows", f"{good} rows: {sorted(tuple(row) for row in rows)}")
 
 
-def local_times(lake: Lake, *times: str) -> Found:
+def local_times(lake: Lake, *times: str) -> Answer:
     """Times of a file, read in a session whose clocks change."""
     lines = "".join(f"u{i},login,{time}\n" for i, time in enumerate(times))
     with _zone(lake, "Europe/Berlin"):
         path = _file(lake, f"unit_id,event,occurred_at\n{lines}")
-        result = load.run(CAMPAIGN, lake, load=Load("bronze.event", str(path), "csv", historic=True))
+        result = load.run(Campaign(CAMPAIGN, lake), load=Load("bronze.event", str(path), "csv", historic=True))
     if result.details["rejected"]:
-        return Found("quarantine", lake.read("bronze.quarantine").collect()[0]["reason"])
+        return Answer("quarantine", lake.read("bronze.quarantine").collect()[0]["reason"])
     rows = lake.read("bronze.event").select("unit_id", F.col("occurred_at").cast("string").alias("at")).collect()
-    return Found("rows", ", ".join(f"{row['unit_id']} {row['at']}" for row in sorted(rows)) + " UTC")
+    return Answer("rows", ", ".join(f"{row['unit_id']} {row['at']}" for row in sorted(rows)) + " UTC")
 
 
 @contextmanager
@@ -209,39 +210,41 @@ def trained(lake: Lake, n: int = 240) -> Config:
     rows = rows.assign(visit=arm * (rows["age"] > 0) + rng.normal(size=n))
     lake.write("silver.training_shop", lake.spark.createDataFrame(rows), "f1", mode="overwrite")
     config = replace(CAMPAIGN, lakehouse=lake.lakehouse, roles=replace(CAMPAIGN.roles, features=("age",)))
-    train.run(config, lake)
+    train.run(Campaign(config, lake))
     return config
 
 
-def unknown_level(lake: Lake) -> Found:
+def unknown_level(lake: Lake) -> Answer:
     """A level in the data that the configuration does not know."""
     config = trained(lake)
     dose = {"none": 0.0, "5%": 5.0}
-    return refusal(lambda: train.run(replace(config, roles=replace(config.roles, dose=dose)), lake))
+    return refusal(lambda: train.run(Campaign(replace(config, roles=replace(config.roles, dose=dose)), lake)))
 
 
-def emptied(lake: Lake) -> Found:
+def emptied(lake: Lake) -> Answer:
     """No unit to score."""
     config = trained(lake)
     nobody = lake.read("silver.training_shop").drop("run_id").where("false")
     lake.write("silver.training_shop", nobody, "f2", mode="overwrite")
-    refused = refusal(lambda: train.run(config, lake))
-    score.run(config, lake)
+    refused = refusal(lambda: train.run(Campaign(config, lake)))
+    score.run(Campaign(config, lake))
     scores = lake.read("gold.uplift_scores")
-    return Found("rows", f"{scores.count()} scores with {len(scores.columns)} columns; train: {refused.message}")
+    return Answer("rows", f"{scores.count()} scores with {len(scores.columns)} columns; train: {refused.message}")
 
 
-def registry_down(lake: Lake) -> Found:
+def registry_down(lake: Lake) -> Answer:
     """A model store that nothing answers for."""
     config = trained(lake)
-    found = refusal(lambda: score.run(replace(config, registry=Registry(tracking_uri="http://127.0.0.1:9")), lake))
-    return found if not lake.exists("gold.uplift_scores") else Found("nothing", "scores were written")
+    error = refusal(
+        lambda: score.run(Campaign(replace(config, registry=RegistryConf(tracking_uri="http://127.0.0.1:9")), lake))
+    )
+    return error if not lake.exists("gold.uplift_scores") else Answer("nothing", "scores were written")
 
 
 # ---------------------------------------------------------------- names and runs
 
 
-def hostile_names(lake: Lake) -> Found:
+def hostile_names(lake: Lake) -> Answer:
     """Names that would end a quoted name or start another statement; a table beside them must survive."""
     rows = lake.spark.range(2)
     lake.write("gold.canary", rows, "r1")
@@ -254,14 +257,14 @@ def hostile_names(lake: Lake) -> Found:
             lambda part=part: replace(CAMPAIGN, campaign=part),  # type: ignore[misc]
             lambda part=part: Load(f"bronze.profile_{part}", "in", "csv"),  # type: ignore[misc]
         ]
-    found = [refusal(run) for run in runs]
-    missed = [one for one in found if one.by != "ConfigError"]
+    errors = [refusal(run) for run in runs]
+    missed = [one for one in errors if one.by != "ConfigError"]
     if missed or lake.tables() != ["gold.canary"] or lake.read("gold.canary").count() != 2:
-        return Found("nothing", f"{len(missed)} of {len(found)} names passed, tables {lake.tables()}")
-    return Found("ConfigError", f"{len(found)} of {len(found)} refused, canary whole: {found[0].message}")
+        return Answer("nothing", f"{len(missed)} of {len(errors)} names passed, tables {lake.tables()}")
+    return Answer("ConfigError", f"{len(errors)} of {len(errors)} refused, canary whole: {errors[0].message}")
 
 
-def other_data(lake: Lake) -> Found:
+def other_data(lake: Lake) -> Answer:
     """A run that comes back with other rows."""
     lake.write("gold.demo", lake.spark.range(3), "r1")
     return refusal(lambda: lake.write("gold.demo", lake.spark.range(4), "r1"))
@@ -280,12 +283,12 @@ _FILES = {
 }
 
 
-def file(name: str, table: str = "bronze.event") -> Callable[[Lake], Found]:
+def file(name: str, table: str = "bronze.event") -> Callable[[Lake], Answer]:
     """A check that loads one of _FILES."""
     return lambda lake: loaded(lake, _FILES[name], table)
 
 
-def times(*times: str) -> Callable[[Lake], Found]:
+def times(*times: str) -> Callable[[Lake], Answer]:
     """A check that loads these times."""
     return lambda lake: local_times(lake, *times)
 
@@ -337,11 +340,11 @@ def checked(lake_of: Callable[[int], Lake]) -> tuple[str, int]:
     body, failed = [], 0
     for number, fault in enumerate(FAULTS):
         try:
-            found = fault.check(lake_of(number))
+            result = fault.check(lake_of(number))
         except Exception as error:  # what no row foresees is a row that fails
-            found = Found(type(error).__name__, str(error))
-        good = fault.holds(found)
+            result = Answer(type(error).__name__, str(error))
+        good = fault.holds(result)
         failed += not good
-        message = " ".join(found.message.split())[:120]
-        body.append((fault.name, fault.given, found.by, "yes" if good else "NO", message))
+        message = " ".join(result.message.split())[:120]
+        body.append((fault.name, fault.situation, result.by, "yes" if good else "NO", message))
     return aligned(("fault", "input", "found by", "expected", "message"), body), failed

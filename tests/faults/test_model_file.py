@@ -64,13 +64,13 @@ def read_all(paths: list[Path]) -> dict[Path, str]:
     """{path: 'loaded', the refusal, or how the reader died of it}; after a death the next reader goes on."""
     verdicts: dict[Path, str] = {}
     while left := [path for path in paths if path not in verdicts]:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", READER, *map(str, left)], capture_output=True, text=True, timeout=300, check=False
         )
-        verdicts |= {Path(path): verdict for path, verdict in map(json.loads, done.stdout.splitlines())}
-        if done.returncode:
+        verdicts |= {Path(path): verdict for path, verdict in map(json.loads, process.stdout.splitlines())}
+        if process.returncode:
             victim = next(path for path in left if path not in verdicts)
-            verdicts[victim] = f"killed the reader (exit {done.returncode}): {done.stderr[-200:]}"
+            verdicts[victim] = f"killed the reader (exit {process.returncode}): {process.stderr[-200:]}"
     return verdicts
 
 
@@ -101,10 +101,10 @@ def test_truncated_and_padded_files_are_refused(model_bytes, tmp_path):
 def test_a_file_with_one_changed_bit_is_refused_wherever_it_is(model_bytes, tmp_path):
     """About 250 places, in header, manifest, arrays, offsets and footer; flipped low and high."""
     files = []
-    for index, place in enumerate(range(0, len(model_bytes), max(1, len(model_bytes) // 250))):
-        path = tmp_path / f"bit_{place}"
+    for index, offset in enumerate(range(0, len(model_bytes), max(1, len(model_bytes) // 250))):
+        path = tmp_path / f"bit_{offset}"
         changed = bytearray(model_bytes)
-        changed[place] ^= (1, 128)[index % 2]
+        changed[offset] ^= (1, 128)[index % 2]
         path.write_bytes(changed)
         files.append(path)
     check_refused(read_all(files))

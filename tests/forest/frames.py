@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from uplift_spark.roles import Roles
-from uplift_spark.stats.sampling import BUCKET, mix_all, unit_hashes
+from uplift_spark.stats.sampling import BUCKET_SALT, mix64_all, unit_hashes
 
 FEATURES = ("age", "spend", "region", "member")
 
@@ -57,7 +57,7 @@ def plain_frame(n: int, seed: int = 0, p: int = 5) -> pd.DataFrame:
 
 def buckets_of(frame: pd.DataFrame, n_buckets: int, seed: int = 7, column: str = "unit") -> np.ndarray:
     """The bucket that a forest with this seed puts each row in."""
-    hashes = mix_all(unit_hashes(pa.array(frame[column]), column), np.uint64(seed), BUCKET)
+    hashes = mix64_all(unit_hashes(pa.array(frame[column]), column), np.uint64(seed), BUCKET_SALT)
     return (hashes % np.uint64(n_buckets)).astype(int)
 
 

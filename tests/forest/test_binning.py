@@ -80,8 +80,8 @@ def test_a_broken_column_is_named(table, message):
 def test_hash_is_sparks_xxhash64():
     # SELECT xxhash64('Spark'), xxhash64('12345678901'), xxhash64(repeat('x', 40)), xxhash64('')
     expected = [-4294468057691064905, 1289184137244022994, -5348608777870439244, -7444071767201028348]
-    found = unit_hashes(pa.array(["Spark", "12345678901", "x" * 40, ""]), "id").astype(np.int64)
-    assert found.tolist() == expected
+    hashes = unit_hashes(pa.array(["Spark", "12345678901", "x" * 40, ""]), "id").astype(np.int64)
+    assert hashes.tolist() == expected
     sliced = unit_hashes(pa.array(["zzz", "Spark"]).slice(1), "id").astype(np.int64)
     assert sliced.tolist() == expected[:1]
     assert unit_hashes(pa.array([12345678901]), "id").astype(np.int64).tolist() == expected[1:2]

@@ -44,9 +44,9 @@ def replicate(scenario, reps, n, **options):
     effects, errors = [], []
     for seed in range(reps):
         model = CausalForest(**options, seed=seed).fit(draw(scenario, n, seed)[0], roles)
-        found = model.effect(points)
-        effects.append(found["uplift"].to_numpy().reshape(tau.shape))
-        errors.append(found["uplift_se"].to_numpy().reshape(tau.shape))
+        table = model.effect(points)
+        effects.append(table["uplift"].to_numpy().reshape(tau.shape))
+        errors.append(table["uplift_se"].to_numpy().reshape(tau.shape))
     return np.stack(effects), np.stack(errors), tau
 
 

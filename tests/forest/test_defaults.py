@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from uplift_spark.forest import defaults
-from uplift_spark.forest.encode import Plan, summarise
+from uplift_spark.forest.encode import ForestPlan, summarise
 from uplift_spark.forest.training import Params, fit_table, make_plan
 from uplift_spark.roles import Roles
 
@@ -31,9 +31,9 @@ def roles(levels):
     return Roles("unit", "w", "y", FEATURES, "0", dose)
 
 
-def planned(table, levels, **params) -> tuple[Plan, float]:
+def planned(table, levels, **params) -> tuple[ForestPlan, float]:
     plan, _, rows = make_plan(summarise(table, roles(levels)), table, roles(levels), Params(**params))
-    return plan, defaults.signal(rows, plan).found
+    return plan, defaults.signal(rows, plan).estimate
 
 
 def test_the_signal_is_that_of_the_effect_and_nothing_where_there_is_none():
@@ -55,7 +55,7 @@ def test_arms_are_split_apart_only_where_they_clearly_differ(levels):
     assert at(lambda x, k: 2.0 * (k == 1) * (x[:, 0] > 0.5) + 2.0 * (k == 2) * (x[:, 1] > 0.5)) == ["one_hot"] * 6
 
 
-def test_a_small_group_is_told_apart_where_signals_are_weak():
+def test_a_small_group_is_split_off_where_signals_are_weak():
     """A tenth of the customers respond with 8 points, the others with 2: leaves as large as the weak signal asks for
     would mix them."""
     table, tau = trial(40_000, 1, lambda x, k: 0.02 + 0.06 * (x[:, 3] > 0.9), rate=0.1)

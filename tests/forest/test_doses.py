@@ -46,8 +46,8 @@ def forest(frame) -> Forest:
 
 
 def test_doses_are_counted_by_three_digits():
-    given = np.array([0.0, -0.0, 12.345, 12.349, -0.0012345, 98765.0, np.nan, np.inf])
-    assert counted_as(given).to_pylist() == ["0", "0", "12.3", "12.3", "-0.00123", "9.88e+04", None, None]
+    doses = np.array([0.0, -0.0, 12.345, 12.349, -0.0012345, 98765.0, np.nan, np.inf])
+    assert counted_as(doses).to_pylist() == ["0", "0", "12.3", "12.3", "-0.00123", "9.88e+04", None, None]
 
 
 def test_cells_hold_as_many_rows_each_and_frequent_doses_stand_alone():
@@ -59,8 +59,8 @@ def test_cells_hold_as_many_rows_each_and_frequent_doses_stand_alone():
     assert len(cells) in (CELLS, CELLS + 1) and rows["0"] == 4000 and rows["5"] >= 1000
     others = [n for name, n in rows.items() if name not in ("0", "5")]
     assert max(others) < 700 and sum(rows.values()) == doses.size
-    place = np.searchsorted(edges, doses)
-    means = np.bincount(place, doses) / np.bincount(place)
+    cell = np.searchsorted(edges, doses)
+    means = np.bincount(cell, doses) / np.bincount(cell)
     assert dose_matrix(cells)[:, 0] == pytest.approx(means, rel=2e-3)
 
 
@@ -79,8 +79,8 @@ def by_least_squares(forest: Forest, bins: np.ndarray) -> np.ndarray:
     leaves_of(forest.structure.routes, bins, at)
     criterion, doses = CRITERIA[plan.criterion], dose_matrix(forest.levels)
     phi = criterion.basis(plan.levels)
-    told = criterion.at(plan.levels, doses[1:]) - criterion.at(plan.levels, doses[:1])
-    found = []
+    contrasts = criterion.at(plan.levels, doses[1:]) - criterion.at(plan.levels, doses[:1])
+    effects = []
     for row in at:
         sums = forest.sums[row].astype(float)
         share = sums / sums[:, :, 0].sum(axis=1)[:, None, None]
@@ -89,15 +89,15 @@ def by_least_squares(forest: Forest, bins: np.ndarray) -> np.ndarray:
         design = np.column_stack([np.ones(n.size), phi.T]) * root[:, None]
         wanted = np.divide(s, root, out=np.zeros_like(s), where=root > 0)
         theta = np.linalg.lstsq(design, wanted, rcond=None)[0][1:]
-        found.append(told.T @ theta * 2.0 ** (plan.exponents[0] - plan.exponents[1]))
-    return np.array(found)
+        effects.append(contrasts.T @ theta * 2.0 ** (plan.exponents[0] - plan.exponents[1]))
+    return np.array(effects)
 
 
 def test_effects_are_a_regression_of_the_cells_means(forest, frame):
     from uplift_spark.forest.binning import apply_bins
 
     bins = apply_bins(pa.Table.from_pandas(frame[:50]), forest.plan.bins)
-    plain = replace(forest, mix=None)
+    plain = replace(forest, level_shrinkage=None)
     assert plain.effects_of(bins)[0] == pytest.approx(by_least_squares(forest, bins), rel=1e-8)
 
 
@@ -106,13 +106,13 @@ def test_a_response_with_a_coefficient_per_arm_is_the_arms_own_effects():
     frame = ordered_frame()
     forest = CausalForest(**SMALL, criterion="one_hot").fit(frame, arm_roles()).forest
     table = pa.Table.from_pandas(frame[:300])
-    plain = replace(forest, mix=None)
-    told = replace(plain, plan=replace(plain.plan, told=plain.levels))
-    told.__dict__["_told"] = np.eye(2)  # `at` of arms without order has no meaning
-    for mine, theirs in zip(told.effect_arrays(table)[:2], plain.effect_arrays(table)[:2], strict=True):
+    plain = replace(forest, level_shrinkage=None)
+    reported = replace(plain, plan=replace(plain.plan, reported=plain.levels))
+    reported.__dict__["_told"] = np.eye(2)  # `at` of arms without order has no meaning
+    for mine, theirs in zip(reported.effect_arrays(table)[:2], plain.effect_arrays(table)[:2], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-7)
     bins = np.zeros((40, 4), np.uint8) + np.arange(40, dtype=np.uint8)[:, None] % 5
-    for mine, theirs in zip(told.averages(bins), plain.averages(bins), strict=True):
+    for mine, theirs in zip(reported.averages(bins), plain.averages(bins), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-7)
 
 
@@ -145,7 +145,7 @@ def test_slopes_of_a_spline_are_its_derivative(forest, frame):
     assert slope[:, 0] == pytest.approx((ends[:, 1] - ends[:, 0]) / 0.002, rel=1e-3)
 
 
-def test_effects_of_doses_are_found_with_their_errors():
+def test_effects_of_doses_and_their_errors():
     frame = dose_frame(6000, 1)
     table = dose_frame(2000, 2)
     model = CausalForest(n_trees=100).fit(frame, dose_roles())
@@ -156,7 +156,7 @@ def test_effects_of_doses_are_found_with_their_errors():
     assert (np.abs(effect - true) < 1.96 * error).mean() > 0.8
 
 
-def test_a_bent_response_is_seen_and_followed():
+def test_a_bent_response_is_detected_and_followed():
     frame, table = dose_frame(6000, 1, curve=0.5), dose_frame(2000, 2)
     true = np.outer(table["tau"], np.sqrt((2, 5, 8)))
     missed = {}
@@ -182,14 +182,14 @@ def effects_of(frame: pd.DataFrame, a: object, b: object) -> object:
     return 0.3 * (1 + (frame["x0"] > 0.5)) * a + 0.2 * b + 0.3 * (frame["x1"] > 0.5) * a * b
 
 
-def test_two_products_are_told_by_their_doses_and_how_they_meet():
+def test_two_products_by_their_doses_and_their_interaction():
     packages = {f"{a}/{b}": (a, b) for a in range(3) for b in range(3)}
     roles = Roles("unit", "package", "y", FEATURES, "0/0", dose=packages)
     frame, table = two_products(8000), two_products(2000, 1)
     missed = {}
     for criterion in (None, "one_hot"):
-        given = roles if criterion is None else replace(roles, dose=None)
-        forest = CausalForest(n_trees=100, criterion=criterion).fit(frame, given).forest
+        own_roles = roles if criterion is None else replace(roles, dose=None)
+        forest = CausalForest(n_trees=100, criterion=criterion).fit(frame, own_roles).forest
         true = np.column_stack([effects_of(table, *packages[name]) for name in forest.levels.treated])
         effect, error, _ = forest.effect_arrays(pa.Table.from_pandas(table))
         missed[forest.plan.criterion] = np.sqrt(((effect - true) ** 2).mean())
@@ -203,16 +203,16 @@ def test_too_few_packages_to_tell_products_apart_stand_alone():
     frame = frame[frame["package"].isin(packages)]
     roles = Roles("unit", "package", "y", FEATURES, "0/0", dose=packages)
     forest = CausalForest(**SMALL).fit(frame, roles).forest
-    assert (forest.plan.criterion, forest.plan.told) == ("one_hot", None) and "too few" in forest.plan.reason
+    assert (forest.plan.criterion, forest.plan.reported) == ("one_hot", None) and "too few" in forest.plan.reason
     with pytest.raises(ConfigError, match="product asks for more than the doses of 3 levels tell"):
         CausalForest(**SMALL, criterion="product").fit(frame, roles)
 
 
 def test_monotone_effects_are_the_nearest_ones():
     effect = np.array([[0.3, 0.1, 0.5], [-0.2, 0.1, 0.0], [0.1, 0.2, 0.3]])
-    found = monotone(effect, np.array([0.0, 1.0, 2.0, 3.0]), "increasing")
-    assert found == pytest.approx(np.array([[0.2, 0.2, 0.5], [0.0, 0.05, 0.05], [0.1, 0.2, 0.3]]))
-    assert monotone(-effect, np.array([0.0, 1.0, 2.0, 3.0]), "decreasing") == pytest.approx(-found)
+    result = monotone(effect, np.array([0.0, 1.0, 2.0, 3.0]), "increasing")
+    assert result == pytest.approx(np.array([[0.2, 0.2, 0.5], [0.0, 0.05, 0.05], [0.1, 0.2, 0.3]]))
+    assert monotone(-effect, np.array([0.0, 1.0, 2.0, 3.0]), "decreasing") == pytest.approx(-result)
     below = monotone(np.array([[0.4, 1.0]]), np.array([0.0, -1.0, 1.0]), "increasing")
     assert below == pytest.approx(np.array([[0.0, 1.0]]))
 
@@ -220,9 +220,9 @@ def test_monotone_effects_are_the_nearest_ones():
 def test_a_monotone_forest_has_no_level_below_a_smaller_dose(frame):
     noise = frame.assign(y=np.random.default_rng(0).normal(size=len(frame)))
     effects = {}
-    for given in (None, "increasing"):
-        model = CausalForest(**SMALL, criterion="spline", monotone=given).fit(noise, dose_roles())
-        effects[given] = model.forest.effect_arrays(pa.Table.from_pandas(frame))[0]
+    for direction in (None, "increasing"):
+        model = CausalForest(**SMALL, criterion="spline", monotone=direction).fit(noise, dose_roles())
+        effects[direction] = model.forest.effect_arrays(pa.Table.from_pandas(frame))[0]
     steps = np.diff(effects["increasing"], axis=1, prepend=0.0)
     assert (steps >= 0).all() and (np.diff(effects[None], axis=1) < 0).any()
 

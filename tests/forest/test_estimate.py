@@ -15,7 +15,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.forest import defaults
 from uplift_spark.forest.encode import encode
-from uplift_spark.forest.estimate import add_rows, correct, empty_sums, grown_parts, plain_shares
+from uplift_spark.forest.estimate import add_to_leaves, correct, empty_sums, grown_parts, plain_shares
 
 ROLES = ordered_roles(more_outcomes=("money",), weight="wt")
 ERASED = ("u000003", "u000700", "u001999")
@@ -48,17 +48,17 @@ def rows_of(frame, model):
 def plain(rows, model):
     plan, structure, _ = grown_parts(model.forest)
     sums = empty_sums(structure, plan)
-    add_rows(sums, rows, structure.routes, plan)
+    add_to_leaves(sums, rows, structure.routes, plan)
     return sums
 
 
 def test_the_training_rows_give_the_same_model_whatever_sums_it_held_before(frame, model):
     assert model.estimate(frame).to_bytes() == model.to_bytes()
-    forest = replace(model.forest, sums=model.forest.sums * 3 + 1, mix=None)
+    forest = replace(model.forest, sums=model.forest.sums * 3 + 1, level_shrinkage=None)
     assert UpliftModel(forest).estimate(frame.sample(frac=1, random_state=1)).to_bytes() == model.to_bytes()
 
 
-def test_a_sample_of_the_rows_is_drawn_as_in_training(frame, monkeypatch):
+def test_a_sample_of_the_rows_is_that_of_training(frame, monkeypatch):
     monkeypatch.setattr(defaults, "sample_rows", lambda features: 500)
     model = CausalForest(n_trees=8, min_leaf=10, n_buckets=4).fit(frame, ROLES)
     assert model.estimate(frame).to_bytes() == model.to_bytes()
@@ -77,7 +77,7 @@ def test_without_units_the_sums_are_the_old_ones_less_theirs(frame, model, units
     # The corrected sums, from what the subtraction left: every row's correction looks at the others' plain sums.
     rows, again = rows_of(rest, model), empty_sums(structure, plan)
     values = plain_shares(np.where(np.isin(np.arange(5), [0, 1, 3]), left, 0))
-    add_rows(again, correct(rows, structure.routes, values, plan), structure.routes, plan, corrected=True)
+    add_to_leaves(again, correct(rows, structure.routes, values, plan), structure.routes, plan, corrected=True)
     np.testing.assert_array_equal(less.forest.sums[:, :, [2, 4]], again[:, :, [2, 4]])
 
 

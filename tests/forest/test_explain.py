@@ -39,8 +39,8 @@ def test_scores_average_to_the_effect_whatever_the_baseline():
     e = rng.dirichlet([5, 3, 2], 50)
     unit, level = np.divmod(np.arange(150), 3)
     for baseline in (0.0, 7.5, rng.normal(size=50)[unit]):
-        found = trial_scores(potential[unit, level], level, e[unit], baseline)
-        mean = (found * e[unit, level][:, None]).reshape(50, 3, 2).sum(axis=1)
+        scores = trial_scores(potential[unit, level], level, e[unit], baseline)
+        mean = (scores * e[unit, level][:, None]).reshape(50, 3, 2).sum(axis=1)
         assert mean == pytest.approx(potential[:, 1:] - potential[:, :1])
 
 
@@ -105,8 +105,8 @@ def test_projection_is_that_of_statsmodels():
         (weighted.estimate, [0.7670924364725098, 0.28234937962663637, -0.12198478394750031, -0.13062527735686297]),
         (weighted.error, [0.455028877355461, 0.26133835636755065, 0.22385687369572888, 0.07908273094984083]),
     ]
-    for found, expected in figures:
-        assert found[:, 0] == pytest.approx(expected, rel=1e-9)
+    for figure, expected in figures:
+        assert figure[:, 0] == pytest.approx(expected, rel=1e-9)
     assert (plain.wald[0], plain.joint_p_value[0]) == pytest.approx((1.7100329240271581, 0.17536583365692407))
     assert (weighted.wald[0], weighted.joint_p_value[0]) == pytest.approx((1.2883863053253648, 0.28733060693001816))
 
@@ -114,11 +114,17 @@ def test_projection_is_that_of_statsmodels():
 def test_calibration_is_that_of_statsmodels():
     """OLS of the score on (mean, prediction - mean), HC3; the p-value halved."""
     x, y, _, _ = table()
-    found = calibration_test(0.2 * x[:, 0] + 0.1, y)
+    calibration = calibration_test(0.2 * x[:, 0] + 0.1, y)
     expected = [5.157245360805262, 1.439195191189607, 1.7881805402855404, 1.2936705291789854, 0.1721939864092822 / 2]
-    figures = [found.mean[0], found.mean_error[0], found.slope[0], found.slope_error[0], found.p_value[0]]
+    figures = [
+        calibration.mean[0],
+        calibration.mean_error[0],
+        calibration.slope[0],
+        calibration.slope_error[0],
+        calibration.p_value[0],
+    ]
     assert figures == pytest.approx(expected, rel=1e-9)
-    assert calibration_test(-x[:, 0], y).p_value[0] == pytest.approx(1 - found.p_value[0])
+    assert calibration_test(-x[:, 0], y).p_value[0] == pytest.approx(1 - calibration.p_value[0])
 
 
 def left_out(x, y, w, cluster):
@@ -141,20 +147,20 @@ def test_errors_are_the_changes_when_rows_or_clusters_are_left_out(clustered, bl
     full = np.column_stack([np.ones(60), x])
     whole, covariance = left_out(full, y, w, cluster if clustered else np.arange(60))
     labels = np.array([f"h{g}" for g in cluster]) if clustered else None
-    found = project(weight=w, cluster=labels)
-    assert found.estimate[:, 0] == pytest.approx(whole)
-    assert found.error[:, 0] == pytest.approx(np.sqrt(np.diag(covariance)))
+    result = project(weight=w, cluster=labels)
+    assert result.estimate[:, 0] == pytest.approx(whole)
+    assert result.error[:, 0] == pytest.approx(np.sqrt(np.diag(covariance)))
     wald = whole[1:] @ np.linalg.solve(covariance[1:, 1:], whole[1:]) / 3
     groups = len(np.unique(cluster))
-    assert found.df == (groups - 1 if clustered else 56)
-    assert found.joint_df == (3, groups - 3 if clustered else 56)
-    assert found.wald[0] == pytest.approx(wald * (groups - 3) / (groups - 1) if clustered else wald)
+    assert result.df == (groups - 1 if clustered else 56)
+    assert result.joint_df == (3, groups - 3 if clustered else 56)
+    assert result.wald[0] == pytest.approx(wald * (groups - 3) / (groups - 1) if clustered else wald)
     effect = x[:, 0] + 0.3
     mean = w @ effect / w.sum()
     whole, covariance = left_out(np.column_stack([np.full(60, mean), effect - mean]), y, w, np.arange(60))
-    found = calibration_test(effect, y, weight=w)
-    assert (found.mean[0], found.slope[0]) == pytest.approx(whole)
-    assert (found.mean_error[0], found.slope_error[0]) == pytest.approx(np.sqrt(np.diag(covariance)))
+    result = calibration_test(effect, y, weight=w)
+    assert (result.mean[0], result.slope[0]) == pytest.approx(whole)
+    assert (result.mean_error[0], result.slope_error[0]) == pytest.approx(np.sqrt(np.diag(covariance)))
 
 
 def test_every_row_its_own_cluster_gives_the_same_errors():
@@ -177,9 +183,9 @@ def test_levels_stand_side_by_side():
 
 def test_units_of_a_feature_do_not_matter():
     x, y, _, _ = table()
-    found = best_linear_projection(x * [1e9, 1e-9, 1] + [1e12, 0, 0], y, ["a", "b", "c"])
-    assert found.t[1:] == pytest.approx(project().t[1:], rel=1e-4)
-    assert found.joint_p_value == pytest.approx(project().joint_p_value, rel=1e-4)
+    projection = best_linear_projection(x * [1e9, 1e-9, 1] + [1e12, 0, 0], y, ["a", "b", "c"])
+    assert projection.t[1:] == pytest.approx(project().t[1:], rel=1e-4)
+    assert projection.joint_p_value == pytest.approx(project().joint_p_value, rel=1e-4)
 
 
 def test_nothing_that_varies_is_said_to_be_not_known():
@@ -260,16 +266,16 @@ def p_values(seed, effect, size=1, cluster=True, own=False):
     rows, x = rows[test], x[test]
     score = trial_scores(rows["y"].to_numpy(), rows["w"].to_numpy(), np.array([0.5, 0.5]))
     groups = rows["household"].to_numpy() if cluster and size > 1 else None
-    found = calibration_test(forest.effect_arrays(rows)[0], score, cluster=groups)
+    calibration = calibration_test(forest.effect_arrays(rows)[0], score, cluster=groups)
     linear = best_linear_projection(x, score, FEATURES, cluster=groups)
     slopes = dict(zip(FEATURES, linear.p_value[1:, 0], strict=True))
-    return {"calibration": found.p_value[0], "joint": linear.joint_p_value[0], **slopes}
+    return {"calibration": calibration.p_value[0], "joint": linear.joint_p_value[0], **slopes}
 
 
 def rejections(reps, effect, **options):
     """{statistic: share of data sets in which it rejects at the 5 % level}."""
-    found = [p_values(seed, effect, **options) for seed in range(reps)]
-    rates = {name: float(np.mean([p[name] < 0.05 for p in found])) for name in found[0]}
+    results = [p_values(seed, effect, **options) for seed in range(reps)]
+    rates = {name: float(np.mean([p[name] < 0.05 for p in results])) for name in results[0]}
     print(f"{reps} x {effect.__name__} {options}: " + ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items()))
     return rates
 
@@ -294,13 +300,13 @@ def test_without_an_effect_tests_hold_their_level(size):
     assert 0.025 < np.mean([rates[name] for name in FEATURES]) < 0.075
 
 
-def test_misuse_is_seen_to_break_the_level():
+def test_misuse_breaks_the_level():
     assert rejections(40, none, own=True)["calibration"] > 0.3  # a forest's own rows agree with it
     assert rejections(40, none, size=5, cluster=False)["joint"] > 0.3  # households taken for strangers
 
 
 @pytest.mark.parametrize(("effect", "size"), [(step, 1), (high_step, 5)])
-def test_a_real_effect_is_found(effect, size):
+def test_a_real_effect_is_detected(effect, size):
     rates = rejections(40, effect, size=size)
     assert rates["calibration"] >= 0.9 and rates["joint"] >= 0.9 and rates["x0"] >= 0.9
     assert np.mean([rates[name] for name in FEATURES[1:]]) < 0.11
@@ -337,16 +343,16 @@ def test_importance_is_the_weight_that_passes_each_feature():
         return weight
 
     assert sum(weight_below(t, 0, 1) for t in range(s.n_trees)) == model.forest.sums[:, :, 0].sum()
-    found = variable_importance(model.forest)
-    assert tuple(found) == names and deepest > 5
-    assert list(found.values()) == pytest.approx([w / sum(expected.values()) for w in expected.values()])
-    assert sum(found.values()) == pytest.approx(1)
+    importance = variable_importance(model.forest)
+    assert tuple(importance) == names and deepest > 5
+    assert list(importance.values()) == pytest.approx([w / sum(expected.values()) for w in expected.values()])
+    assert sum(importance.values()) == pytest.approx(1)
 
 
 def test_importance_is_largest_where_the_effect_is():
     rows, _ = trial(np.random.default_rng(0), 4000, step)
-    found = variable_importance(fit_table(rows, ROLES, Params(n_trees=48)))
-    assert found["x0"] > 0.7
+    importance = variable_importance(fit_table(rows, ROLES, Params(n_trees=48)))
+    assert importance["x0"] > 0.7
 
 
 def test_importance_without_splits_is_zero():

@@ -132,7 +132,7 @@ def test_effects_and_errors_equal_the_formula(frame, options):
     model = CausalForest(**SMALL, **options).fit(frame, arm_roles())
     _, leaves = encoded(frame, model)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
-    effect, se, _ = replace(model.forest, mix=None).effect_arrays(table)
+    effect, se, _ = replace(model.forest, level_shrinkage=None).effect_arrays(table)
     b = options["n_buckets"]
     # Known by hand: 1.5 for half of four buckets, of which .8 is taken; (B - 1)² / (B (B - 2)) for one bucket of B.
     factor = 1.2 if "growth_buckets" in options else (b - 1) ** 2 / (b * (b - 2))
@@ -151,7 +151,7 @@ def test_out_of_bag_effects_leave_out_the_bags_that_hold_the_row(frame):
     model = CausalForest(**SMALL).fit(frame, arm_roles())
     rows, leaves = encoded(frame, model)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
-    effect, _, _ = replace(model.forest, mix=None).effect_arrays(table, out_of_bag=True)
+    effect, _, _ = replace(model.forest, level_shrinkage=None).effect_arrays(table, out_of_bag=True)
     halves = halves_of(rows.key, np.uint64(model.forest.plan.seed), 4)
     for i in range(0, len(frame), 301):
         mine = [t for t in range(16) if not in_half(halves, i, t // 4)]
@@ -166,8 +166,8 @@ def test_levels_share_one_shape_as_far_as_noise_demands(frame):
     model = CausalForest(**SMALL, n_buckets=8).fit(frame, ordered_roles())
     forest = model.forest
     _, leaves = encoded(frame, model)
-    shape, own, common, extra, _, _ = forest.mix
-    plain = replace(forest, mix=None)
+    shape, own, common, extra, _, _ = forest.level_shrinkage
+    plain = replace(forest, level_shrinkage=None)
     table = pa.Table.from_pandas(frame[list(model.roles.columns)])
     effect, se, _ = forest.effect_arrays(table)
     raw, raw_se, _ = plain.effect_arrays(table)
@@ -186,10 +186,10 @@ def test_a_level_average_stands_in_as_far_as_support_lacks(frame):
     model = CausalForest(n_trees=40, n_buckets=8).fit(frame, arm_roles())
     forest, table = model.forest, pa.Table.from_pandas(frame)
     effect, se, low = forest.effect_arrays(table)
-    own, own_se, _ = replace(forest, mix=None).effect_arrays(table)
+    own, own_se, _ = replace(forest, level_shrinkage=None).effect_arrays(table)
     assert np.array_equal(effect[~low], own[~low]) and np.array_equal(se[~low], own_se[~low])
     assert 100 < low.sum() < 1000
-    average, spread = forest.mix[4:, 1:]
+    average, spread = forest.level_shrinkage[4:, 1:]
     values = forest.sums[encoded(frame, model)[1]][:, :, :, 0]
     held = ((values[:, :, 1:] >= 5) & (values[:, :, :1] >= 5)).mean(axis=1)
     for i, k in np.argwhere(low)[::23]:
@@ -210,7 +210,7 @@ def test_sharing_keeps_what_is_peculiar_to_a_level():
     forest = CausalForest(n_trees=100).fit(frame, roles).forest
     effects = forest.effect_arrays(pa.Table.from_pandas(frame))[0]
     assert forest.plan.criterion == "one_hot"  # no slope is common to these levels, and the default sees that
-    assert (forest.mix[1, 1:] > 0.9).all()
+    assert (forest.level_shrinkage[1, 1:] > 0.9).all()
     assert np.sqrt(np.mean((effects - tau[:, 1:]) ** 2)) < 0.25
 
 
@@ -227,12 +227,12 @@ def test_averages_follow_from_the_sums(frame, roles):
     table = pa.Table.from_pandas(frame[list(roles.columns)])
     bins = encode(table, forest.plan, (forest.baseline,)).bins
     segment = (frame["age"].fillna(0) > 40).to_numpy().astype(np.int64)
-    found, covariance = forest.averages(bins, segment)
-    plain = replace(forest, mix=None, plan=replace(forest.plan, debias=False)).effect_arrays(table)[0]
+    averages, covariance = forest.averages(bins, segment)
+    plain = replace(forest, level_shrinkage=None, plan=replace(forest.plan, debias=False)).effect_arrays(table)[0]
     for s in (0, 1):
-        assert found[s] == pytest.approx(plain[segment == s].mean(axis=0), rel=1e-9)
+        assert averages[s] == pytest.approx(plain[segment == s].mean(axis=0), rel=1e-9)
         assert np.linalg.eigvalsh(covariance[s]).min() > -1e-12
-    assert found[1, 1] - found[0, 1] > 4 * np.sqrt(covariance[0, 1, 1] + covariance[1, 1, 1])
+    assert averages[1, 1] - averages[0, 1] > 4 * np.sqrt(covariance[0, 1, 1] + covariance[1, 1, 1])
     everyone, overall = forest.averages(bins)
     # The control is common to both levels, so their difference is surer than two unrelated effects.
     assert everyone[0] == pytest.approx(list(average_effect(forest).values()), abs=0.05)
@@ -255,9 +255,9 @@ def test_it_finds_the_effect(frame):
     effects = model.effect(frame).pivot(index="unit", columns="treatment", values="uplift")
     for level, dose in (("5%", 5), ("10%", 10)):
         truth = frame.set_index("unit")["tau"] * dose
-        found = effects[level].reindex(truth.index)
-        assert np.corrcoef(found, truth)[0, 1] > 0.9
-        assert np.sqrt(np.mean((found - truth) ** 2)) < 0.5 * truth.std()
+        estimate = effects[level].reindex(truth.index)
+        assert np.corrcoef(estimate, truth)[0, 1] > 0.9
+        assert np.sqrt(np.mean((estimate - truth) ** 2)) < 0.5 * truth.std()
 
 
 @pytest.mark.parametrize("criterion", ["slope", "one_hot"])
@@ -331,9 +331,9 @@ def test_file_round_trip(frame, model, tmp_path):
 def test_a_damaged_file_is_refused(model, tmp_path):
     content = model.to_bytes()
     path = tmp_path / "forest.arrow"
-    places = np.random.default_rng(0).integers(0, len(content), 20)
+    offsets = np.random.default_rng(0).integers(0, len(content), 20)
     spoiled = [content[: len(content) // 2], content[:-9], content * 2, b"", b"\x80\x04cos\nsystem\n."]
-    spoiled += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in places]
+    spoiled += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in offsets]
     for bad in spoiled:
         path.write_bytes(bad)
         with pytest.raises(ModelFileError, match=r"forest\.arrow"):

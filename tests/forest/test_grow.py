@@ -168,13 +168,13 @@ def test_regression_splits_on_the_outcome_itself():
     outcome = (200 * (bins[:, 1] > 7) + 40 * rng.normal(size=300)).astype(np.int64)
     root = grown(bins, np.zeros(300, np.int64), outcome, np.ones((1, 1)), regression=True)[0][0]
     left = np.array([goes_left(root, int(b), None) for b in bins[:, node_feature(root)]])
-    found = sum(outcome[side].sum() ** 2 / side.sum() for side in (left, ~left))
+    gain = sum(outcome[side].sum() ** 2 / side.sum() for side in (left, ~left))
     cuts = [bins[:, f] <= t for f in range(3) for t in range(1, 11)]
     assert node_feature(root) == 1
-    assert found == pytest.approx(max(sum(outcome[s].sum() ** 2 / s.sum() for s in (cut, ~cut)) for cut in cuts))
+    assert gain == pytest.approx(max(sum(outcome[s].sum() ** 2 / s.sum() for s in (cut, ~cut)) for cut in cuts))
 
 
-def drawn(n, p, seed):
+def simulated(n, p, seed):
     """An effect of the first two of p features, as frames for the grower."""
     rng = np.random.default_rng(seed)
     bins = rng.integers(1, 30, (n, p)).astype(np.uint8)
@@ -186,7 +186,7 @@ def drawn(n, p, seed):
 def test_pooled_evidence_tells_the_features_that_matter():
     ranks, noise = [], []
     for seed in range(10):
-        evidence = grown(*drawn(4000, 20, seed), ONE_HOT[2], max_depth=6, min_leaf=50.0)[3]
+        evidence = grown(*simulated(4000, 20, seed), ONE_HOT[2], max_depth=6, min_leaf=50.0)[3]
         ranks.append(set(np.argsort(-evidence)[:2]) == {0, 1})
         noise.append(np.sort(evidence)[:-2].max() / np.sort(evidence)[-2])
     assert all(ranks) and np.mean(noise) < 0.1
@@ -204,7 +204,7 @@ def test_without_an_effect_there_is_hardly_any_evidence():
 
 
 def test_trees_try_the_features_with_evidence_only():
-    bins, level, outcome = drawn(3000, 12, 1)
+    bins, level, outcome = simulated(3000, 12, 1)
     known = np.zeros(12)
     known[[3, 7]] = 50.0, 5.0
     nodes = grown(bins, level, outcome, ONE_HOT[2], known=known, max_depth=6)[0]

@@ -16,11 +16,13 @@ def test_a_thousand_buckets_each_report_and_none_loses_the_job(spark):
     frame, expected = thousand_buckets()
     forest, roles = CausalForest(n_trees=200, n_buckets=1000), plain_roles(frame)
     model = forest.fit(spark.createDataFrame(frame.drop(columns="tau")).repartition(3), roles)
-    found = model.manifest["facts"]["buckets"]
-    assert [status["bucket"] for status in found] == list(range(1000))
-    assert {status["bucket"]: status["status"] for status in found} == expected
-    assert set(SPOILED.values()) <= {status["status"] for status in found}
-    assert sum(status["rows"] for status in found) == len(frame) and sum(status["trees"] for status in found) == 198
+    statuses = model.manifest["facts"]["buckets"]
+    assert [status["bucket"] for status in statuses] == list(range(1000))
+    assert {status["bucket"]: status["status"] for status in statuses} == expected
+    assert set(SPOILED.values()) <= {status["status"] for status in statuses}
+    assert (
+        sum(status["rows"] for status in statuses) == len(frame) and sum(status["trees"] for status in statuses) == 198
+    )
     assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
 
 

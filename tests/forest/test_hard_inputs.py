@@ -81,14 +81,14 @@ def tree_sums(model, t):
 @contextmanager
 def peak() -> Iterator[list[int]]:
     """Leaves the most bytes that numpy, Python and Arrow held at once in the list it gives."""
-    usual, found = pa.default_memory_pool(), []
+    usual, result = pa.default_memory_pool(), []
     pool = pa.proxy_memory_pool(usual)
     POOLS.append(pool)  # buffers do not keep their pool alive
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        yield found
-        found.append(tracemalloc.get_traced_memory()[1] + pool.max_memory())
+        yield result
+        result.append(tracemalloc.get_traced_memory()[1] + pool.max_memory())
     finally:
         tracemalloc.stop()
         pa.set_memory_pool(usual)
@@ -100,15 +100,15 @@ def peak() -> Iterator[list[int]]:
 def test_a_thousand_buckets_each_report_and_all_rows_estimate():
     frame, expected = thousand_buckets()
     model, effects = fitted(frame, n_trees=200, n_buckets=1000)
-    found = statuses(model)
-    assert {b: status["status"] for b, status in found.items()} == expected
-    assert set(SPOILED.values()) <= set(expected.values()) and sum(s["rows"] for s in found.values()) == len(frame)
-    assert all(s["trees"] == (b < 200 and s["status"] not in ("empty", "single arm")) for b, s in found.items())
+    result = statuses(model)
+    assert {b: status["status"] for b, status in result.items()} == expected
+    assert set(SPOILED.values()) <= set(expected.values()) and sum(s["rows"] for s in result.values()) == len(frame)
+    assert all(s["trees"] == (b < 200 and s["status"] not in ("empty", "single arm")) for b, s in result.items())
     rows = encoded(model, frame)
-    assert [status["rows"] for status in found.values()] == np.bincount(rows.bucket, minlength=1000).tolist()
+    assert [status["rows"] for status in result.values()] == np.bincount(rows.bucket, minlength=1000).tolist()
     weighs = estimating(model, rows).sum(axis=0)
     for t in range(200):
-        grew = found[t]["trees"] == 1
+        grew = result[t]["trees"] == 1
         assert tree_sums(model, t)[:, :, 0].sum() == (weighs[t] if grew else 0)
         if expected[t] in ("missing features", "constant features"):
             assert len(tree_sums(model, t)) == 1
@@ -134,7 +134,7 @@ def test_a_bucket_without_trees_leaves_errors_as_they_were():
     assert rmse(effects, frame["tau"]) < 0.3
 
 
-def test_a_constant_bucket_is_seen_behind_the_baseline():
+def test_a_constant_bucket_is_detected_behind_the_baseline():
     frame = plain_frame(3000).assign(y=lambda f: f["y"] + 4 * f["x1"])
     frame.loc[buckets_of(frame, 6) == 2, "y"] = 1.0
     model, _ = fitted(frame, n_buckets=6)
@@ -160,8 +160,8 @@ def test_a_skewed_bucket_is_thinned(monkeypatch):
     model, effects = fitted(frame, roles, **options)
     huge = int(buckets_of(frame, 8, column="house")[0])
     assert statuses(model)[huge]["rows"] > 1800  # reported as it is
-    given = {index % 8: rows for index, rows, _, _ in grown}
-    assert 500 < given[huge] < 700 and max(rows for _, rows, _, _ in grown) == given[huge]
+    rows_by_bucket = {index % 8: rows for index, rows, _, _ in grown}
+    assert 500 < rows_by_bucket[huge] < 700 and max(rows for _, rows, _, _ in grown) == rows_by_bucket[huge]
     assert all(mine == rows for _, rows, mine, pilot in grown if pilot) and sum(pilot for *_, pilot in grown) == 8
     rows = encoded(model, frame)
     assert [tree_sums(model, t)[:, :, 0].sum() for t in range(60)] == estimating(model, rows).sum(axis=0).tolist()
@@ -253,12 +253,12 @@ def test_categories_that_are_noise_win_no_splits():
     assert rmse(effects, frame["tau"]) < 1.05 * rmse(without, frame["tau"])
 
 
-def test_a_hundred_thousand_categories_are_found_where_they_matter_and_cost_little():
+def test_a_hundred_thousand_categories_split_where_they_matter_and_cost_little():
     frame = categories(300_000, 1, matters=True)
     assert frame["x9"].nunique() > 89_000
-    with peak() as found:
+    with peak() as memory:
         model = CausalForest(n_trees=24).fit(frame, plain_roles(frame))
-    assert found[0] < 400 * len(frame) and len(model.to_bytes()) < 10 * MB
+    assert memory[0] < 400 * len(frame) and len(model.to_bytes()) < 10 * MB
     test = categories(5000, 2, matters=True)
     assert rmse(scored(model, test), test["tau"]) < 0.35 * test["tau"].std()
     by, splits = split_features(model)
@@ -268,13 +268,13 @@ def test_a_hundred_thousand_categories_are_found_where_they_matter_and_cost_litt
     assert np.isfinite(scored(model, test.assign(x9=None))["uplift"]).all()
 
 
-def test_two_of_five_hundred_features_are_found():
+def test_two_of_five_hundred_features_are_detected():
     frame = plain_frame(5000, 1, p=500)
     frame["tau"] += 1.0 * (frame["x321"] > 0.5)
     frame["y"] += frame["w"] * (frame["x321"] > 0.5)
-    with peak() as found:
+    with peak() as memory:
         model, effects = fitted(frame, n_trees=40)
-    assert found[0] < 6 * frame.memory_usage().sum()
+    assert memory[0] < 6 * frame.memory_usage().sum()
     by, _ = split_features(model)
     used = pd.Series(by).value_counts()
     assert set(used.index[:2]) == {"x0", "x321"} and used.iloc[1] > 5 * used.iloc[2]
@@ -285,8 +285,8 @@ def test_two_of_five_hundred_features_are_found():
 def test_missing_values_that_carry_the_effect(kind):
     frame, rng = plain_frame(8000, 3), np.random.default_rng(4)
     missing = rng.random(8000) < 0.3
-    given = pd.Series(rng.normal(size=8000) if kind == "number" else rng.choice(["a", "b"], 8000))
-    frame["x5"] = given.mask(missing, None)
+    complete = pd.Series(rng.normal(size=8000) if kind == "number" else rng.choice(["a", "b"], 8000))
+    frame["x5"] = complete.mask(missing, None)
     frame["tau"] = 1.0 * missing
     frame["y"] = frame["tau"] * frame["w"] + rng.normal(size=8000)
     model, effects = fitted(frame)
@@ -347,15 +347,15 @@ def test_a_giant_cluster_never_grows_and_estimates_the_same_tree():
     assert reshaped >= 1 and moved >= 4
 
 
-def test_a_giant_cluster_does_not_make_errors_look_small():
+def test_a_giant_cluster_does_not_shrink_errors():
     points = plain_frame(100, 99, p=3)
     roles = plain_roles(points, cluster="house")
     off, claimed, naive = [], [], []
     for seed in range(20):
         frame, forest = clustered(seed), CausalForest(n_trees=40, seed=seed)
-        found = forest.fit(frame, roles).effect(points)
-        off.append(found["uplift"])
-        claimed.append(found["uplift_se"])
+        effects = forest.fit(frame, roles).effect(points)
+        off.append(effects["uplift"])
+        claimed.append(effects["uplift_se"])
         naive.append(forest.fit(frame, plain_roles(frame)).effect(points)["uplift_se"])
     spread, error, less = (np.sqrt(np.mean(np.square(values))) for values in (off, claimed, naive))
     assert 0.95 * spread < error < 1.8 * spread and error > 1.15 * less
@@ -372,8 +372,8 @@ def exact_sums(model, frame):
     inside, largest = estimating(model, rows), 0
     for t in range(model.forest.plan.n_trees):
         mine = np.flatnonzero(inside[:, t])
-        found = tree_sums(model, t).astype(object).sum(axis=(0, 1))
-        assert found[0] == sum(w[i] for i in mine) and found[1] == sum(wy[i] for i in mine)
+        sums = tree_sums(model, t).astype(object).sum(axis=(0, 1))
+        assert sums[0] == sum(w[i] for i in mine) and sums[1] == sum(wy[i] for i in mine)
         largest = max(largest, sum(w[i] for i in mine), sum(abs(wy[i]) for i in mine))
     return largest
 

@@ -46,14 +46,14 @@ def test_what_deliveries_bring_on_average_is_two_stage_least_squares():
     assert overall == pytest.approx(np.linalg.lstsq(design, frame.y, rcond=None)[0][1], rel=1e-5)
 
 
-def test_complier_effects_are_told_where_a_comparison_by_delivery_misses():
+def test_complier_effects_hold_where_a_comparison_by_delivery_misses():
     model, new = fitted(trial(6000)), trial(2000, 1)
     effect, error, weak = model.complier_effects(pa.Table.from_pandas(new))
-    told = ~weak[:, 0]
-    assert told.mean() > 0.9
-    miss = effect[told, 0] - new.tau[told]
+    strong = ~weak[:, 0]
+    assert strong.mean() > 0.9
+    miss = effect[strong, 0] - new.tau[strong]
     assert abs(miss.mean()) < 0.25 and np.sqrt((miss**2).mean()) < 0.75 * new.tau.std()
-    assert (np.abs(miss) < 1.96 * error[told, 0]).mean() > 0.85
+    assert (np.abs(miss) < 1.96 * error[strong, 0]).mean() > 0.85
     naive = fit_table(pa.Table.from_pandas(trial(6000).assign(z=lambda f: f.w.astype(int).astype(str))), roles(), QUICK)
     assert (naive.effect_arrays(pa.Table.from_pandas(new))[0][:, 0] - new.tau).mean() > 0.4
 
@@ -86,7 +86,7 @@ def test_if_all_comply_effects_are_those_of_the_forest():
     assert model.intention_to_treat(table) == pytest.approx(effect)
 
 
-def test_where_nobody_near_complies_nothing_is_told():
+def test_where_nobody_near_complies_nothing_is_reported():
     frame = trial(6000)
     frame["w"] = frame.w * (frame.x0 > 0)
     effect, error, weak = fitted(frame).complier_effects(pa.Table.from_pandas(trial(1000, 1)))
@@ -98,8 +98,8 @@ def test_where_nobody_near_complies_nothing_is_told():
 def averaged(n: int, seed: int, size: int = 1):
     frame = trial(n, seed)
     frame = frame.loc[np.repeat(np.arange(n), size)]
-    level, odds = frame.z.astype(int).to_numpy(), np.array([1 / 3, 2 / 3])
-    scores = [trial_scores(frame[name].to_numpy(), level, odds) for name in ("y", "w")]
+    level, propensity = frame.z.astype(int).to_numpy(), np.array([1 / 3, 2 / 3])
+    scores = [trial_scores(frame[name].to_numpy(), level, propensity) for name in ("y", "w")]
     return complier_average(*scores, np.repeat(np.arange(n), size) if size > 1 else None)
 
 
@@ -110,8 +110,8 @@ def test_clusters_of_equals_change_nothing():
 
 def covered(draws: int, n: int = 1500) -> float:
     truth = 2 * np.sqrt(1 / (2 * np.pi))  # E of two X^+; taking it up is independent of X
-    found = [averaged(n, seed) for seed in range(draws)]
-    return float(np.mean([abs(effect[0] - truth) < 1.96 * error[0] for effect, error in found]))
+    results = [averaged(n, seed) for seed in range(draws)]
+    return float(np.mean([abs(effect[0] - truth) < 1.96 * error[0] for effect, error in results]))
 
 
 def test_averages_cover():
@@ -133,10 +133,10 @@ def test_published_coverage(n, published, draws=20):
     for seed in range(draws):
         new = trial(2000, 10_000 + seed)
         effect, error, weak = fitted(trial(n, seed), Params()).complier_effects(pa.Table.from_pandas(new))
-        told = ~weak[:, 0]
-        miss = effect[told, 0] - new.tau[told]
+        strong = ~weak[:, 0]
+        miss = effect[strong, 0] - new.tau[strong]
         rows.append(
-            [(np.abs(miss) < 1.96 * error[told, 0]).mean(), (miss**2).mean(), error[told, 0].mean(), told.mean()]
+            [(np.abs(miss) < 1.96 * error[strong, 0]).mean(), (miss**2).mean(), error[strong, 0].mean(), strong.mean()]
         )
     coverage, square, width, share = np.mean(rows, axis=0)
     print(

@@ -50,19 +50,19 @@ def fed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def roots_are_told_apart(content: bytes) -> bool:
+def roots_are_distinct(content: bytes) -> bool:
     """Whether no root has the same number on both sides, leaf or split: runtimes that are around stumble over it."""
     onnx = pytest.importorskip("onnx")
     (trees,) = (node for node in onnx.load_from_string(content).graph.node if node.op_type == "TreeEnsemble")
-    given = {one.name: np.array(one.ints) for one in trees.attribute}
-    true, false = (given[f"nodes_{side}nodeids"][given["tree_roots"]] for side in ("true", "false"))
+    attributes = {one.name: np.array(one.ints) for one in trees.attribute}
+    true, false = (attributes[f"nodes_{side}nodeids"][attributes["tree_roots"]] for side in ("true", "false"))
     return bool((true != false).all())
 
 
 def gap(forest: Forest, level: str, columns: dict[str, np.ndarray] | None = None) -> float:
     """The largest distance between the effects of graph and forest, in scales of the effect; support is the same."""
     content = export_onnx(forest, level)
-    assert roots_are_told_apart(content)
+    assert roots_are_distinct(content)
     session = pytest.importorskip("onnxruntime").InferenceSession(content)
     columns = probes(forest) if columns is None else columns
     uplift, low = session.run(["uplift", "low_support"], fed(columns))
@@ -103,7 +103,7 @@ def test_graph_and_forest_tell_the_same(name):
     forest = forest_of(frame, roles(frame), **more)
     asks_sets = bool((forest.structure.nodes & np.uint64(CATEGORICAL)).any())
     assert asks_sets == any(one.categorical for one in forest.bins)
-    assert (name in ("ordered", "deep")) == bool(forest._mix(forest._told)[2].any())
+    assert (name in ("ordered", "deep")) == bool(forest._shrinkage(forest._contrasts)[2].any())
     assert (name == "shops") == any(one.n_bins == OTHER + 1 for one in forest.bins)
     for level in forest.levels.treated:
         assert gap(forest, level) < EXACT
@@ -120,12 +120,12 @@ def test_low_support_and_absent_levels():
     low = forest.effect_arrays(pa.table(columns), errors=False)[2][:, forest.levels.treated.index("10%")]
     assert low.any() and not low.all()
     assert gap(forest, "10%") < EXACT and gap(forest, "5%") < EXACT
-    alone = replace(forest, mix=None)
+    alone = replace(forest, level_shrinkage=None)
     assert np.isnan(alone.effect_arrays(pa.table(columns), errors=False)[0]).any()
     assert gap(alone, "10%") < EXACT
-    spreadless = forest._mix(forest._told).copy()
+    spreadless = forest._shrinkage(forest._contrasts).copy()
     spreadless[5] = np.nan  # then no average stands in
-    assert gap(replace(forest, mix=spreadless), "10%") < EXACT
+    assert gap(replace(forest, level_shrinkage=spreadless), "10%") < EXACT
 
 
 def test_buckets_that_grew_nothing_and_further_outcomes():
@@ -152,7 +152,7 @@ def by_hand(words: list[int], n_leaves: int) -> Forest:
     w_bits, y_bits, *_ = forest.plan.exponents
     sums[:, :, 0] = 100 << w_bits
     sums[:, 1, 1] = 100 * np.arange(n_leaves) * 2**y_bits
-    return replace(forest, structure=assemble([one], 2), sums=sums, mix=None)
+    return replace(forest, structure=assemble([one], 2), sums=sums, level_shrinkage=None)
 
 
 def split(feature: int, last_left: int, child: int, missing_right: int) -> int:
@@ -206,9 +206,9 @@ def test_a_file_from_the_model_and_what_it_says(tmp_path):
         ("member", "tensor(double)"),
     ]
     effects = model.effect(frame, outcome="spent").query("treatment == '10%'")["uplift"].to_numpy()
-    given = {one.name: frame[one.name].to_numpy() for one in model.forest.bins}
-    given["member"] = given["member"].astype(np.float64)
-    assert np.allclose(session.run(None, fed(given))[0], effects, rtol=0, atol=EXACT * np.abs(effects).max())
+    columns = {one.name: frame[one.name].to_numpy() for one in model.forest.bins}
+    columns["member"] = columns["member"].astype(np.float64)
+    assert np.allclose(session.run(None, fed(columns))[0], effects, rtol=0, atol=EXACT * np.abs(effects).max())
 
 
 def test_an_infinite_number_has_no_effect():
@@ -216,8 +216,8 @@ def test_an_infinite_number_has_no_effect():
     forest = forest_of(plain_frame(1000), plain_roles(plain_frame(1)))
     columns = {f"x{j}": np.full(4, 0.5) for j in range(5)}
     columns["x3"] = np.array([0.5, np.inf, -np.inf, np.nan])
-    found = runtime.InferenceSession(export_onnx(forest, "1")).run(["uplift"], fed(columns))[0]
-    assert np.isnan(found).tolist() == [False, True, True, False]
+    uplift = runtime.InferenceSession(export_onnx(forest, "1")).run(["uplift"], fed(columns))[0]
+    assert np.isnan(uplift).tolist() == [False, True, True, False]
 
 
 def test_what_cannot_be_exported_is_refused(monkeypatch):

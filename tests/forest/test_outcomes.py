@@ -79,9 +79,9 @@ def effects_by_hand(model, frame, outcome):
 
     own = shares(y)[leaves, rows.level[:, None]]
     out_of_bag = (own * ~inside[:, :, None]).sum(axis=1)
-    found = out_of_bag[:, 0] > 0
-    expected = np.where(found, out_of_bag[:, 1] / np.where(found, out_of_bag[:, 0], 1.0), y)
-    total = shares(2 * y - expected)[leaves].sum(axis=1)
+    covered = out_of_bag[:, 0] > 0
+    outcome_mean = np.where(covered, out_of_bag[:, 1] / np.where(covered, out_of_bag[:, 0], 1.0), y)
+    total = shares(2 * y - outcome_mean)[leaves].sum(axis=1)
     mean = total[:, :, 1] / total[:, :, 0]
     return mean[:, 1:] - mean[:, :1]
 
@@ -89,7 +89,7 @@ def effects_by_hand(model, frame, outcome):
 @pytest.mark.parametrize("outcome", MORE)
 def test_further_outcomes_are_the_trees_estimated_on_them(frame, model, outcome):
     expected = effects_by_hand(model, frame, outcome)
-    forest = replace(model.forest.of(outcome), mix=None)
+    forest = replace(model.forest.of(outcome), level_shrinkage=None)
     effect, error, _ = forest.effect_arrays(rows_of(frame, model.roles))
     assert effect == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert np.isfinite(error).all()
@@ -106,7 +106,7 @@ def test_what_is_fitted_per_outcome_is_as_if_it_were_the_first(frame, model):
     assert forest.roles == first.roles and forest.plan.exponents == first.plan.exponents
     assert forest.facts["outcome_range"] == first.facts["outcome_range"]
     assert forest.baseline is not None and np.array_equal(forest.baseline.values, first.baseline.values)
-    assert forest.mix is not None and not np.allclose(forest.mix, model.forest.mix)
+    assert forest.level_shrinkage is not None and not np.allclose(forest.level_shrinkage, model.forest.level_shrinkage)
     assert model.forest.of("cost").baseline is None
 
 
@@ -180,20 +180,20 @@ def shop(n: int, seed: int) -> pd.DataFrame:
 
 def replicated(reps: int, n: int) -> dict[str, tuple[float, float, float]]:
     """{outcome: (mean and mean square of the average effect's error in standard errors, share of units covered)}."""
-    points, found = shop(1000, 10_000), {"visit": [], "spend": []}
+    points, by_outcome = shop(1000, 10_000), {"visit": [], "spend": []}
     for seed in range(reps):
         frame = shop(n, seed)
         roles = replace(plain_roles(frame), outcome="visit", more_outcomes=("spend",))
         forest = CausalForest(n_trees=100, seed=seed).fit(frame, roles).forest
         table = rows_of(points.assign(wt=1.0), roles)
         bins = encode(table, forest.plan).bins
-        for outcome, results in found.items():
+        for outcome, results in by_outcome.items():
             one, truth = forest.of(outcome), points[f"tau_{outcome}"].to_numpy()
             effect, error, _ = one.effect_arrays(table, 2)
             average, covariance = one.averages(bins)
             z = (average[0, 0] - truth.mean()) / np.sqrt(covariance[0, 0, 0])
             results.append((z, z**2, np.mean(np.abs(effect[:, 0] - truth) < 1.96 * error[:, 0])))
-    return {outcome: tuple(np.mean(results, axis=0)) for outcome, results in found.items()}
+    return {outcome: tuple(np.mean(results, axis=0)) for outcome, results in by_outcome.items()}
 
 
 def test_intervals_of_both_outcomes_cover_their_truth():

@@ -15,7 +15,7 @@ from tests.forest.test_coverage import FEATURES, dose, draw, linear, null
 from uplift_spark import CausalForest, Roles
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.encode import Summary, exponents, room
-from uplift_spark.forest.estimate import as_given, estimate_table
+from uplift_spark.forest.estimate import estimate_table, with_roles
 from uplift_spark.forest.forest import load_forest
 from uplift_spark.forest.refresh import (
     counted,
@@ -86,7 +86,7 @@ def test_the_training_rows_give_the_forest_as_it_was(base, old):
     again = forest_of(trained(base, old))
     np.testing.assert_array_equal(again.sums, base.sums)
     for outcome in ("y", "money"):
-        np.testing.assert_array_equal(again.of(outcome).mix, base.of(outcome).mix)
+        np.testing.assert_array_equal(again.of(outcome).level_shrinkage, base.of(outcome).level_shrinkage)
     assert {**again.facts, "outcome_range": None} == {**base.facts, "outcome_range": None}
     assert again.to_bytes() == content(counted(base, old))
 
@@ -138,14 +138,16 @@ def test_the_sample_of_rows_follows_the_rows(frame, base, old, new, monkeypatch)
 
 def test_without_correction_there_is_none_to_keep(frame, old, new):
     base = CausalForest(n_trees=8, min_leaf=10, n_buckets=4, debias=False, centre=False).fit(frame[:2000], ROLES).forest
-    made = forest_of(refreshed(trained(base, old), new))
-    assert made.sums.any() and not made.sums[:, :, 2::2].any()
-    assert made.to_bytes() == estimated_without_range(arrow(frame), base)
+    result = forest_of(refreshed(trained(base, old), new))
+    assert result.sums.any() and not result.sums[:, :, 2::2].any()
+    assert result.to_bytes() == estimated_without_range(arrow(frame), base)
 
 
 def estimated_without_range(table, base):
-    made = estimate_table(table, base)
-    return replace(made, facts={**made.facts, "outcome_range": {"y": [None] * 2, "money": [None] * 2}}).to_bytes()
+    estimated = estimate_table(table, base)
+    return replace(
+        estimated, facts={**estimated.facts, "outcome_range": {"y": [None] * 2, "money": [None] * 2}}
+    ).to_bytes()
 
 
 # ---------------------------------------------------------------- forgetting
@@ -154,12 +156,12 @@ def estimated_without_range(table, base):
 def test_decayed_sums_follow_the_stated_rule(frame, base):
     """The rule in fractions, over the whole history at once."""
     tally = in_parts(base, frame, 4)
-    found = forest_of(tally, half_life=2.5, as_of=9).sums[:, :, PLAIN]
-    wanted = np.zeros(found.shape, object)
+    decayed = forest_of(tally, half_life=2.5, as_of=9).sums[:, :, PLAIN]
+    wanted = np.zeros(decayed.shape, object)
     for day, sums in tally.days.items():
         weight = Fraction(round(2 ** (30 - (9 - day) / 2.5)), 2**30)
         wanted += np.vectorize(lambda x, w=weight: (2 * x * w + 1) // 2, otypes=[object])(sums.astype(object))
-    assert (found == wanted).all()
+    assert (decayed == wanted).all()
 
 
 def test_forgetting_is_weighing_rows_by_their_age(frame, base, old, new):
@@ -168,10 +170,10 @@ def test_forgetting_is_weighing_rows_by_their_age(frame, base, old, new):
         tally, weighted = in_parts(forest, frame, 0), 0
         for day, sums in tally.days.items():
             weighted = weighted + sums * 2.0 ** -((8 - day) / 3.0)
-        made = forest_of(tally, half_life=3.0, as_of=8)
-        scale = 2.0 ** (made.plan.exponents[0] - forest.plan.exponents[0])
-        np.testing.assert_allclose(made.sums[:, :, 0], weighted[:, :, 0] * scale, rtol=1e-6, atol=3)
-        np.testing.assert_allclose(made.sums[:, :, 1], weighted[:, :, 1], rtol=1e-6, atol=3)
+        result = forest_of(tally, half_life=3.0, as_of=8)
+        scale = 2.0 ** (result.plan.exponents[0] - forest.plan.exponents[0])
+        np.testing.assert_allclose(result.sums[:, :, 0], weighted[:, :, 0] * scale, rtol=1e-6, atol=3)
+        np.testing.assert_allclose(result.sums[:, :, 1], weighted[:, :, 1], rtol=1e-6, atol=3)
         # Over days without end nothing fades.
         still, whole = (forest_of(tally, **more).effect_arrays(arrow(frame[:50])) for more in ({"half_life": 1e9}, {}))
         np.testing.assert_allclose(still[0], whole[0], rtol=1e-5)
@@ -308,7 +310,7 @@ def replicate(scenario, later, reps, n, **options):
     points, tau = draw(later, 200, 10**6)
     levels = tau.shape[1] + 1
     roles = Roles("unit", "w", "y", FEATURES, "0", dose={str(k): k for k in range(levels)} if levels > 2 else None)
-    found: dict[str, list] = {}
+    results: dict[str, list] = {}
     for seed in range(reps):
         old = draw(scenario, n, 2 * seed)[0]
         new = draw(later, n, 2 * seed + 1)[0].assign(unit=lambda rows: rows["unit"] + n)
@@ -318,22 +320,22 @@ def replicate(scenario, later, reps, n, **options):
         ways["afresh"] = estimate_table(arrow(pd.concat([old, new])), base)
         for way, forest in ways.items():
             effect, error, _ = forest.effect_arrays(arrow(points))
-            found.setdefault(way, []).append(((effect - tau) ** 2, np.abs(effect - tau) < 1.96 * error))
-    return {way: (np.sqrt(np.mean([a for a, _ in x])), np.mean([b for _, b in x])) for way, x in found.items()}
+            results.setdefault(way, []).append(((effect - tau) ** 2, np.abs(effect - tau) < 1.96 * error))
+    return {way: (np.sqrt(np.mean([a for a, _ in x])), np.mean([b for _, b in x])) for way, x in results.items()}
 
 
 def check(scenario, reps, n, slack, **options):
-    found = replicate(scenario, scenario, reps, n, **options)
-    print(scenario.__name__, {way: [round(float(x), 4) for x in figures] for way, figures in found.items()})
-    assert found["refreshed"][0] < 0.9 * found["base"][0]
-    assert found["refreshed"][0] < (1.06 + slack) * found["afresh"][0]
+    results = replicate(scenario, scenario, reps, n, **options)
+    print(scenario.__name__, {way: [round(float(x), 4) for x in figures] for way, figures in results.items()})
+    assert results["refreshed"][0] < 0.9 * results["base"][0]
+    assert results["refreshed"][0] < (1.06 + slack) * results["afresh"][0]
     for way in ("refreshed", "forgetful"):
-        assert 0.92 - 2 * slack < found[way][1] < 0.99
+        assert 0.92 - 2 * slack < results[way][1] < 0.99
 
 
 def check_turned(reps, n, **options):
-    found = replicate(linear, turned, reps, n, **options)
-    assert found["forgetful"][0] < 0.5 * found["refreshed"][0] < 0.4 * found["base"][0]
+    results = replicate(linear, turned, reps, n, **options)
+    assert results["forgetful"][0] < 0.5 * results["refreshed"][0] < 0.4 * results["base"][0]
 
 
 @pytest.mark.parametrize("scenario", [linear, null, dose])
@@ -363,6 +365,6 @@ def test_a_table_is_counted_by_day(frame, base, old, new):
 
 
 def test_scores_do_not_add(base, old):
-    by_scores = as_given(base, replace(ROLES, scores="scores", more_outcomes=(), weight=None))
+    by_scores = with_roles(base, replace(ROLES, scores="scores", more_outcomes=(), weight=None))
     with pytest.raises(ConfigError, match=r"roles\.scores 'scores'.*estimate the trees anew"):
         refreshed_table(old, by_scores, None, None)

@@ -47,7 +47,7 @@ def goes_left(forest: Forest, t: int, word: int, b: int) -> bool:
     return (b - (word >> 13 & 1)) % 256 <= at
 
 
-def expected(forest: Forest, row: np.ndarray, coalition: frozenset[int]) -> np.ndarray:
+def moments_by_force(forest: Forest, row: np.ndarray, coalition: frozenset[int]) -> np.ndarray:
     """Moments of a row of which the coalition's features alone are known: down both sides of any other split."""
     s, total, values = forest.structure, 0.0, leaf_moments(forest)
     cover = forest.sums[:, :, 0].sum(axis=1)
@@ -73,7 +73,9 @@ def expected(forest: Forest, row: np.ndarray, coalition: frozenset[int]) -> np.n
 def counted_out(forest: Forest, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shapley values of the moments [p, M] by all coalitions, and the moments of no and of all features."""
     p = len(row)
-    game = {c: expected(forest, row, c) for d in range(p + 1) for c in map(frozenset, combinations(range(p), d))}
+    game = {
+        c: moments_by_force(forest, row, c) for d in range(p + 1) for c in map(frozenset, combinations(range(p), d))
+    }
     values = np.zeros((p, leaf_moments(forest).shape[1]))
     for coalition, value in game.items():
         for f in set(range(p)) - coalition:
@@ -117,8 +119,8 @@ def case(request) -> tuple[Forest, np.ndarray]:
 
 def test_moments_are_those_of_all_coalitions(case):
     forest, bins = case
-    found, paths = moment_values(forest, bins[:6]), paths_of(forest)
-    for row, values in zip(bins[:6], found, strict=True):
+    moments, paths = moment_values(forest, bins[:6]), paths_of(forest)
+    for row, values in zip(bins[:6], moments, strict=True):
         right, none, everything = counted_out(forest, row)
         assert np.allclose(values.T, right, rtol=0, atol=1e-12 * max(1.0, np.abs(everything).max()))
         assert np.allclose(paths.base, none, rtol=1e-12)
@@ -130,17 +132,17 @@ def test_parts_add_to_the_effect_that_is_shown(case):
 
 def test_a_ratio_is_split_between_its_two_sums():
     frame = plain_frame(2000)
-    forest = replace(forest_of(frame, plain_roles(frame)), mix=None)
+    forest = replace(forest_of(frame, plain_roles(frame)), level_shrinkage=None)
     bins = bins_of(forest, frame)[:4]
     values, base = shapley_values(forest, bins)
-    for row, found in zip(bins, values[:, 0], strict=True):
+    for row, value in zip(bins, values[:, 0], strict=True):
         right, none, everything = counted_out(forest, row)
         by_hand = np.zeros(len(row))
         for level, sign in ((0, -1.0), (1, 1.0)):
             n, s = 3 * level, 3 * level + 1
             mean = (none[s] / none[n] + everything[s] / everything[n]) / 2
             by_hand += sign * (right[:, s] - mean * right[:, n]) / ((none[n] + everything[n]) / 2)
-        assert np.allclose(found, by_hand, rtol=0, atol=1e-12)
+        assert np.allclose(value, by_hand, rtol=0, atol=1e-12)
     assert base[0] == pytest.approx(none[4] / none[3] - none[1] / none[0], abs=1e-12)
 
 
@@ -152,16 +154,16 @@ def test_low_support_and_absent_levels_add_up_too():
     low = forest.effects_of(bins, errors=False)[2]
     assert low.any() and not low.all()
     assert worst(forest, bins) < 1e-10
-    own = replace(forest, mix=None).effects_of(bins, errors=False)[0]
+    own = replace(forest, level_shrinkage=None).effects_of(bins, errors=False)[0]
     assert np.isnan(own).any()  # so some are told by the stand-in alone
-    assert worst(replace(forest, mix=None), bins) < 1e-10
-    spreadless = forest._mix(forest._told).copy()
+    assert worst(replace(forest, level_shrinkage=None), bins) < 1e-10
+    spreadless = forest._shrinkage(forest._contrasts).copy()
     spreadless[5] = np.nan  # then no average stands in
-    assert worst(replace(forest, mix=spreadless), bins) < 1e-10
+    assert worst(replace(forest, level_shrinkage=spreadless), bins) < 1e-10
 
 
 @pytest.mark.parametrize("criterion", [None, "spline"])
-def test_effects_told_from_a_response_add_up(criterion):
+def test_effects_from_a_response_add_up(criterion):
     frame = dose_frame(3000)
     more = {} if criterion is None else {"criterion": criterion}
     forest = forest_of(frame, dose_roles(), min_leaf=30, **more)
@@ -252,8 +254,8 @@ def test_moments_are_those_of_the_package_shap():
     frame = plain_frame(3000, p=8)
     forest = forest_of(frame, plain_roles(frame), min_leaf=5)
     bins = bins_of(forest, frame)[:50]
-    found = moment_values(forest, bins)
+    values = moment_values(forest, bins)
     for moment in (0, 1, 3, 4):
         explainer = shap.TreeExplainer(as_plain_trees(forest, moment), feature_perturbation="tree_path_dependent")
         right = explainer.shap_values(bins.astype(float), check_additivity=False)
-        assert np.allclose(found[:, moment], right, rtol=0, atol=1e-6 * np.abs(right).max())
+        assert np.allclose(values[:, moment], right, rtol=0, atol=1e-6 * np.abs(right).max())

@@ -66,9 +66,9 @@ def test_forests_of_doses_agree_too(frame, on_spark, roles):
     forest = CausalForest(**SMALL)
     model = forest.fit(on_spark, roles)
     assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
-    found = model.effect(on_spark).toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+    result = model.effect(on_spark).toPandas().sort_values(["unit", "treatment"], ignore_index=True)
     expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(result, expected, check_dtype=False)
 
 
 def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
@@ -79,13 +79,13 @@ def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
     assert marker.exists() and model.to_bytes() == forest.fit(frame, ordered_roles()).to_bytes()
 
 
-def count_rows(place: str, batches):
+def count_rows(folder: str, batches):
     """Leave a file of each pass over a partition, with its number of rows."""
-    seen = 0
+    n_rows = 0
     for batch in batches:
-        seen += batch.num_rows
+        n_rows += batch.num_rows
         yield batch
-    (Path(place) / uuid4().hex).write_text(str(seen))
+    (Path(folder) / uuid4().hex).write_text(str(n_rows))
 
 
 def test_rows_are_read_once_by_each_call(frame, on_spark, tmp_path):
@@ -137,12 +137,12 @@ def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):
 def test_explanations_on_spark_equal_those_on_pandas_and_add_up(frame, on_spark):
     model = CausalForest(**SMALL, n_buckets=4).fit(frame, ordered_roles())
     keys = ["unit", "treatment"]
-    found = model.explain(on_spark).toPandas().sort_values(keys, ignore_index=True)
+    result = model.explain(on_spark).toPandas().sort_values(keys, ignore_index=True)
     expected = model.explain(frame).sort_values(keys, ignore_index=True)
-    values = np.array(found["values"].tolist())
+    values = np.array(result["values"].tolist())
     assert np.array_equal(values, np.array(expected["values"].tolist()))
     shown = model.effect(frame).sort_values(keys, ignore_index=True).uplift.to_numpy()
-    assert found.base.to_numpy() + values.sum(axis=1) == pytest.approx(shown, abs=1e-6)
+    assert result.base.to_numpy() + values.sum(axis=1) == pytest.approx(shown, abs=1e-6)
 
 
 def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
@@ -150,9 +150,9 @@ def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
     for outcome in (None, "spent"):
         lazy = model.effect(on_spark, outcome)
         assert lazy.columns == list(model.effect(frame.head(1)).columns)
-        found = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
+        result = lazy.toPandas().sort_values(["unit", "treatment"], ignore_index=True)
         expected = model.effect(frame, outcome).sort_values(["unit", "treatment"], ignore_index=True)
-        pd.testing.assert_frame_equal(found, expected)
+        pd.testing.assert_frame_equal(result, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.forest.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest, Roles
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.simulate import BENCHMARKS
-from uplift_spark.forest.estimate import WHOLE, as_given, stacked, stacked_roles
+from uplift_spark.forest.estimate import WHOLE, stacked, stacked_roles, with_roles
 from uplift_spark.stats.offpolicy import doubly_robust
 
 SMALL = {"n_trees": 16, "min_leaf": 10, "n_buckets": 4}
@@ -23,8 +23,8 @@ LEVELS = ("none", "5%", "10%")
 def scored(n=2000):
     """A trial with equal odds and its scores, each unit's expectation a little wrong."""
     frame = ordered_frame(n)
-    place = frame["arm"].map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
-    scores = doubly_robust(frame["y"].to_numpy(), place, np.full(n, 3.0), np.full((n, 3), 0.1))
+    level_code = frame["arm"].map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
+    scores = doubly_robust(frame["y"].to_numpy(), level_code, np.full(n, 3.0), np.full((n, 3), 0.1))
     return frame.assign(dr=[dict(zip(LEVELS, map(float, row), strict=True)) for row in scores])
 
 
@@ -36,8 +36,8 @@ def test_a_unit_is_a_row_for_every_level():
     rows = stacked(table, ROLES).to_pandas()
     assert len(rows) == 150 and rows["unit"].is_unique and set(rows["arm"]) == set(LEVELS)
     one = rows[rows[WHOLE] == "u000007"].set_index("arm")
-    given = table.to_pandas().set_index("unit").loc["u000007"]
-    assert one["y"].to_dict() == given["dr"] and set(one["region"]) == {given["region"]}
+    unit_row = table.to_pandas().set_index("unit").loc["u000007"]
+    assert one["y"].to_dict() == unit_row["dr"] and set(one["region"]) == {unit_row["region"]}
     kind = pa.map_(pa.string(), pa.float64())
     pairs = pa.array([list(row.items()) for row in table.column("dr").to_pylist()], kind)
     same = stacked(table.set_column(table.column_names.index("dr"), "dr", pairs), ROLES).to_pandas()
@@ -50,7 +50,7 @@ def test_the_forest_is_that_of_the_stacked_rows_with_units_as_clusters():
     model = CausalForest(**SMALL).fit(frame, ROLES)
     rows = stacked(pa.Table.from_pandas(frame), ROLES).to_pandas()
     same = CausalForest(**SMALL).fit(rows, stacked_roles(ROLES))
-    assert model.roles == ROLES and model.to_bytes() == as_given(same.forest, ROLES).to_bytes()
+    assert model.roles == ROLES and model.to_bytes() == with_roles(same.forest, ROLES).to_bytes()
     # Half of the units, not of the rows, are in a bag: what is left out of bag is whole units.
     assert np.isfinite(model.effect(frame)["uplift"]).all()
     again = model.estimate(frame)
@@ -85,37 +85,37 @@ def errors(name, n, seed):
     """(bias, mean squared error, share of 95 % intervals that hold) of single effects: as in a trial, and by scores."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    drawn, other = BENCHMARKS[name](n, seed), BENCHMARKS[name](1000, seed + 1000)
-    levels, fold = np.arange(drawn.e.shape[1]), np.random.default_rng(seed).integers(0, 5, n)
-    expected, odds = np.zeros(drawn.e.shape), np.zeros(drawn.e.shape)
+    data, other = BENCHMARKS[name](n, seed), BENCHMARKS[name](1000, seed + 1000)
+    levels, fold = np.arange(data.e.shape[1]), np.random.default_rng(seed).integers(0, 5, n)
+    outcome_mean, propensity = np.zeros(data.e.shape), np.zeros(data.e.shape)
     few = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.08}
     for f in range(5):
         mine, rest = fold == f, fold != f
-        odds[mine] = (
-            HistGradientBoostingClassifier(**few).fit(drawn.X[rest], drawn.w[rest]).predict_proba(drawn.X[mine])
+        propensity[mine] = (
+            HistGradientBoostingClassifier(**few).fit(data.X[rest], data.w[rest]).predict_proba(data.X[mine])
         )
         for k in levels:
-            arm = rest & (drawn.w == k)
-            expected[mine, k] = (
-                HistGradientBoostingRegressor(**few).fit(drawn.X[arm], drawn.y[arm]).predict(drawn.X[mine])
+            arm = rest & (data.w == k)
+            outcome_mean[mine, k] = (
+                HistGradientBoostingRegressor(**few).fit(data.X[arm], data.y[arm]).predict(data.X[mine])
             )
-    weight = 1 / np.maximum(odds[np.arange(n), drawn.w], 0.02)
-    scores = doubly_robust(drawn.y, drawn.w, weight, expected)
-    features = [f"x{j}" for j in range(drawn.X.shape[1])]
-    frame = pd.DataFrame(drawn.X, columns=features).assign(unit=np.arange(n), w=drawn.w, y=drawn.y)
+    weight = 1 / np.maximum(propensity[np.arange(n), data.w], 0.02)
+    scores = doubly_robust(data.y, data.w, weight, outcome_mean)
+    features = [f"x{j}" for j in range(data.X.shape[1])]
+    frame = pd.DataFrame(data.X, columns=features).assign(unit=np.arange(n), w=data.w, y=data.y)
     frame["dr"] = [{str(k): float(row[k]) for k in levels} for row in scores]
-    roles, found = Roles("unit", "w", "y", tuple(features), "0"), []
+    roles, effects = Roles("unit", "w", "y", tuple(features), "0"), []
     crowd = pd.DataFrame(other.X, columns=features).assign(unit=np.arange(1000))
     for one in (roles, replace(roles, scores="dr")):
         effect = CausalForest().fit(frame, one).effect(crowd)
         wide = [effect[c].to_numpy().reshape(other.tau.shape) for c in ("uplift", "uplift_lower", "uplift_upper")]
         off = wide[0] - other.tau
         held = (wide[1] <= other.tau) & (other.tau <= wide[2])
-        found.append((off.mean(), (off**2).mean(), held.mean()))
-    return np.array(found)
+        effects.append((off.mean(), (off**2).mean(), held.mean()))
+    return np.array(effects)
 
 
-def told(name, n, draws):
+def print_errors(name, n, draws):
     mean = np.mean([errors(name, n, seed) for seed in range(draws)], axis=0)
     for who, (bias, mse, held) in zip(("as a trial", "by scores"), mean, strict=True):
         print(f"{name}, {n:,} rows, {draws} draws, {who}: bias {bias:+.3f}, MSE {mse:.4f}, covered {held:.3f}")
@@ -123,7 +123,7 @@ def told(name, n, draws):
 
 
 def test_scores_take_confounding_out():
-    trial, scores = told("nie_wager_c", 2000, 3)
+    trial, scores = print_errors("nie_wager_c", 2000, 3)
     assert abs(scores[0]) < 0.5 * abs(trial[0]) and scores[1] < 0.5 * trial[1] and scores[2] > 0.88
 
 
@@ -138,5 +138,5 @@ def test_scores_take_confounding_out():
 def test_effects_under_confounding(name, n, draws, most):
     """Nie and Wager's R-learner on boosted trees has .05, .22, .11 and .46 with 1,000 rows of A to D; the effect in D
     is a sum of three features, which trees of a thousand rows hardly see."""
-    trial, scores = told(name, n, draws)
+    trial, scores = print_errors(name, n, draws)
     assert scores[1] < most and abs(scores[0]) < max(abs(trial[0]), 0.06)

@@ -10,7 +10,7 @@ import pytest
 from tests.forest.frames import ordered_frame, ordered_roles, plain_frame, plain_roles
 from uplift_spark import CausalForest
 from uplift_spark.errors import ConfigError
-from uplift_spark.forest.refresh import GROUPS, departures, residuals, staleness
+from uplift_spark.forest.refresh import BIN_GROUPS, departures, forest_residuals, staleness
 
 OLD = 2000
 SAME, DOUBLED, MOVED = (lambda f: f["tau"]), (lambda f: 2 * f["tau"]), (lambda f: 1.0 * (f["x1"] > 0.5))
@@ -25,7 +25,7 @@ def rejected(effect, reps, n, low=0.0):
 
     New rows are of features above `low`.
     """
-    found, named = [], []
+    p_values, named = [], []
     for seed in range(reps):
         old, new = plain_frame(OLD, 2 * seed), plain_frame(n, 2 * seed + 1)
         new = new.assign(unit=new["unit"] + OLD, x0=low + (1 - low) * new["x0"])
@@ -34,11 +34,11 @@ def rejected(effect, reps, n, low=0.0):
         new["y"] = noise + effect(new) * new["w"]
         roles = plain_roles(old)
         forest = CausalForest(n_trees=16, seed=seed, n_buckets=4, min_leaf=20).fit(old, roles).forest
-        one = staleness(forest, residuals(forest, arrow(old)), arrow(new))
+        one = staleness(forest, forest_residuals(forest, arrow(old)), arrow(new))
         assert one.regrow == (one.stale < 0.05)
-        found.append((one.changed < 0.05, one.stale < 0.05))
+        p_values.append((one.changed < 0.05, one.stale < 0.05))
         named.append(one.feature)
-    changed, stale = np.mean(found, axis=0)
+    changed, stale = np.mean(p_values, axis=0)
     print(f"{n} new rows: changed {changed:.3f}, stale {stale:.3f}")
     return changed, stale, max(set(named), key=named.count)
 
@@ -85,23 +85,23 @@ def ordered():
 
 def test_residuals_add(ordered):
     frame, forest = ordered
-    whole = residuals(forest, arrow(frame))
-    parts = residuals(forest, arrow(frame[:900])) + residuals(forest, arrow(frame[900:]))
+    whole = forest_residuals(forest, arrow(frame))
+    parts = forest_residuals(forest, arrow(frame[:900])) + forest_residuals(forest, arrow(frame[900:]))
     np.testing.assert_allclose(parts.sums, whole.sums, rtol=1e-9, atol=1e-6)
-    assert whole.sums.shape == (4, GROUPS, 3, 6)
+    assert whole.sums.shape == (4, BIN_GROUPS, 3, 6)
     np.testing.assert_array_equal(whole.sums[..., 0].sum(axis=(1, 2)), 4000)
 
 
-def test_missing_values_categories_and_several_levels_are_asked(ordered):
+def test_missing_values_categories_and_several_levels_are_compared(ordered):
     frame, forest = ordered
-    before = residuals(forest, arrow(frame[:2000]))
+    before = forest_residuals(forest, arrow(frame[:2000]))
     assert (departures(before, before) == 1.0).all()
     new = frame[2000:]
     assert not staleness(forest, before, arrow(new)).regrow
     north = new.assign(y=new["y"] + 5.0 * (new["region"] == "east") * (new["arm"] == "5%"))
     assert staleness(forest, before, arrow(north)).changed < 1e-6
     # A group with hardly a row of a level is not asked.
-    few = residuals(forest, arrow(new[:60]))
+    few = forest_residuals(forest, arrow(new[:60]))
     assert (departures(before, few) <= 1.0).all()
 
 
@@ -110,4 +110,4 @@ def test_clusters_are_refused(ordered):
     frame = frame.assign(house=frame.index // 2)
     forest = CausalForest(n_trees=4, min_leaf=10, n_buckets=4).fit(frame, ordered_roles(cluster="house")).forest
     with pytest.raises(ConfigError, match="'house': the test of splits takes rows as independent"):
-        residuals(forest, arrow(frame))
+        forest_residuals(forest, arrow(frame))

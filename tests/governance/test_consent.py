@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
 
 pytestmark = pytest.mark.spark
-SAID = [
+STATEMENTS = [
     # unit, granted, changed, known, what the gate says
     ("grants", True, "2025-01-01", "2025-01-01", MAY),
     ("withdraws", True, "2025-01-01", "2025-01-01", WITHDREW),
@@ -33,20 +33,20 @@ SAID = [
 @pytest.mark.parametrize("required", [True, False])
 def test_the_latest_word_counts_and_withdrawals_win_ties(spark: SparkSession, required: bool) -> None:
     silence = NO_GRANT if required else MAY
-    wanted = {unit: gate or silence for unit, _, _, _, gate in SAID} | {
+    wanted = {unit: gate or silence for unit, _, _, _, gate in STATEMENTS} | {
         "silent": silence,
         "of another purpose": silence,
     }
     schema = "unit_id string, granted boolean, changed_at string, known_at string"
-    consent = spark.createDataFrame([row[:4] for row in SAID], schema).withColumn("purpose", F.lit("marketing"))
+    consent = spark.createDataFrame([row[:4] for row in STATEMENTS], schema).withColumn("purpose", F.lit("marketing"))
     times = {name: F.to_timestamp(name) for name in ("changed_at", "known_at")}
     other = spark.sql(
         "SELECT 'of another purpose' unit_id, false granted, '2025-01-01' changed_at, '2025-01-01' known_at"
     )
     consent = consent.unionByName(other.withColumn("purpose", F.lit("profiling"))).withColumns(times)
     rows = spark.createDataFrame([(unit, arm) for unit in wanted for arm in ("a", "b")], "unit_id string, arm string")
-    found = [(row["unit_id"], row[GATE]) for row in gated(rows, consent, "marketing", required).collect()]
-    assert sorted(found) == sorted([*wanted.items()] * 2)
+    gates = [(row["unit_id"], row[GATE]) for row in gated(rows, consent, "marketing", required).collect()]
+    assert sorted(gates) == sorted([*wanted.items()] * 2)
 
 
 @pytest.mark.parametrize(("required", "gate"), [(True, NO_GRANT), (False, MAY)])

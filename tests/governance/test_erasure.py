@@ -36,15 +36,15 @@ def ids(lake: Lake, table: str = CONSENT) -> list[str]:
 
 def hits(folder: str | Path, text: str = ERASED) -> dict[str, int]:
     """{file: occurrences of `text`} in the raw bytes of every file below, those of Parquet files decompressed, too."""
-    found = {}
+    counts = {}
     for path in Path(folder).rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             if path.suffix == ".parquet":
                 content += repr(pq.ParquetFile(path).read().to_pylist()).encode()
             if count := content.count(text.encode()):
-                found[str(path.relative_to(folder))] = count
-    return found
+                counts[str(path.relative_to(folder))] = count
+    return counts
 
 
 def a_day_passes(folder: str | Path) -> None:

@@ -36,8 +36,8 @@ def test_ids_of_a_frame_and_of_rows_as_json(spark: SparkSession) -> None:
     frame = spark.createDataFrame(rows, "unit_id string, row string")
     hashed = pseudonymised(frame, KEY, "row", "__unread")
     assert hashed.columns == ["unit_id", "row"]
-    found = [(row["unit_id"], row["row"] and json.loads(row["row"])) for row in hashed.collect()]
-    assert found == [
+    ids = [(row["unit_id"], row["row"] and json.loads(row["row"])) for row in hashed.collect()]
+    assert ids == [
         (by_hand("ann"), {"unit_id": by_hand("ann"), "value": 1.5, "note": None}),
         (" ", {"unit_id": " "}),
         (None, {"unit_id": None, "é": "ü"}),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from uplift_spark.config import Trial
+from uplift_spark.config import TrialConf
 from uplift_spark.events.ingest import DATA_FOLDER
 
 
@@ -13,7 +13,7 @@ from uplift_spark.events.ingest import DATA_FOLDER
 def published(monkeypatch, tmp_path):
     """A function that puts a trial's text into $UPLIFT_DATA and gives the source that names it."""
 
-    def publish(text: str, source: Trial, **changes) -> Trial:
+    def publish(text: str, source: TrialConf, **changes) -> TrialConf:
         (tmp_path / source.file).write_text(text)
         monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
         return replace(source, **{"sha256": hashlib.sha256(text.encode()).hexdigest(), **changes})

@@ -8,15 +8,14 @@ import pandas as pd
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.campaign import setup_of
-from uplift_spark.config import Compare, Config, Economics, Forest, Lakehouse, Lift, Policy, RolesConf, Tree
-from uplift_spark.config import Registry as RegistryConf
+from uplift_spark.campaign import Campaign, evaluation_spec
+from uplift_spark.config import Compare, Config, Economics, ForestConf, Lakehouse, Lift, Policy, RolesConf, TreeConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.metrics import evaluate, metric_table
 from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registry
+from uplift_spark.registry.models import RegistryConf
 
 TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
 DOSE = {"none": 0, "5%": 5, "10%": 10}
@@ -48,7 +47,7 @@ def conf(lake, **changes):
             source={"kind": "simulation"},
             roles=RolesConf("visit", "none", ("x", "zip"), DOSE),
             lakehouse=lake.lakehouse,
-            forest=Forest(n_trees=16, min_leaf=20, n_buckets=4),
+            forest=ForestConf(n_trees=16, min_leaf=20, n_buckets=4),
             lift=Lift(bins=20, replicates=60),
             economics=Economics(value={"visit": 10.0}, cost={"5%": 0.5, "10%": 1.0}),
             registry=RegistryConf(champion=True),
@@ -63,7 +62,7 @@ def lake(spark, tmp_path_factory):
     """A lakehouse with a training set and a champion."""
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("compare"))))
     lake.write(TABLE, spark.createDataFrame(training_rows()), "features-1", mode="overwrite")
-    train.run(conf(lake), lake)
+    train.run(Campaign(conf(lake), lake))
     return lake
 
 
@@ -71,12 +70,12 @@ def lake(spark, tmp_path_factory):
 def compared(lake, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("work"))
-        return compare.run(conf(lake), lake), folder
+        return compare.run(Campaign(conf(lake), lake)), folder
 
 
 def metrics_of(lake, result):
-    found = rows_of(lake, "gold.uplift_metrics", run_id=result.run_id)
-    return found.set_index(["model_version", "treatment", "metric"]).sort_index()
+    metrics = rows_of(lake, "gold.uplift_metrics", run_id=result.run_id)
+    return metrics.set_index(["model_version", "treatment", "metric"]).sort_index()
 
 
 def test_every_model_has_every_metric_and_its_difference(lake, compared):
@@ -99,28 +98,28 @@ def test_every_model_has_every_metric_and_its_difference(lake, compared):
 
 def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
     holdout = lake.read(TABLE).where("split = 'holdout'")
-    registry = Registry.of(conf(lake))
+    registry = RegistryConf.of(conf(lake))
     forest = registry.load(registry.find("spring"))
     scores = spark.createDataFrame(effect_table(forest, holdout.toArrow()).to_pandas())
-    alone = metric_table(evaluate(holdout, scores, setup_of(conf(lake)))).set_index(["treatment", "metric"])
-    found = metrics_of(lake, compared[0]).loc["1"]
+    alone = metric_table(evaluate(holdout, scores, evaluation_spec(conf(lake)))).set_index(["treatment", "metric"])
+    metrics = metrics_of(lake, compared[0]).loc["1"]
     for key in (("5%", "qini"), ("10%", "autoc")):
-        assert found.loc[key, "value"] == alone.loc[key, "value"]
-        assert found.loc[key, "lower"] == pytest.approx(alone.loc[key, "lower"], rel=1e-12)
+        assert metrics.loc[key, "value"] == alone.loc[key, "value"]
+        assert metrics.loc[key, "lower"] == pytest.approx(alone.loc[key, "lower"], rel=1e-12)
 
 
 def test_the_rule_pays_as_units_say(lake, compared):
     """The T-learner's rule valued by hand from the staged predictions."""
     rows = rows_of(lake, STAGED).merge(training_rows(), on="unit_id")
-    effects, expected = np.stack(rows["effects_2"]), np.stack(rows["expected"])
-    assert np.allclose(effects, expected[:, 1:] - expected[:, :1])
+    effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["expected"])
+    assert np.allclose(effects, outcome_mean[:, 1:] - outcome_mean[:, :1])
     gain = 10 * effects - [0.5, 1.0]
-    given = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
-    received = rows["treatment"].map(list(DOSE).index).to_numpy()
-    scores, every = expected.copy(), np.arange(len(rows))
-    scores[every, received] += 3 * (rows["visit"] - scores[every, received])
-    found = metrics_of(lake, compared[0]).loc[("t_learner", "any", "policy_value_dr"), "value"]
-    assert found == pytest.approx((scores[every, given] - scores[:, 0]).mean(), abs=1e-6)
+    chosen = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
+    level_code = rows["treatment"].map(list(DOSE).index).to_numpy()
+    scores, every = outcome_mean.copy(), np.arange(len(rows))
+    scores[every, level_code] += 3 * (rows["visit"] - scores[every, level_code])
+    value = metrics_of(lake, compared[0]).loc[("t_learner", "any", "policy_value_dr"), "value"]
+    assert value == pytest.approx((scores[every, chosen] - scores[:, 0]).mean(), abs=1e-6)
 
 
 def test_cost_curves_start_at_nothing_and_end_where_effects_do(lake, compared):
@@ -134,10 +133,10 @@ def test_cost_curves_start_at_nothing_and_end_where_effects_do(lake, compared):
 
 def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    again = compare.run(conf(lake), lake)
+    again = compare.run(Campaign(conf(lake), lake))
     assert again.run_id == compared[0].run_id
     assert all(written["skipped"] for written in again.tables.values())
-    client = Registry.of(conf(lake)).store.client()
+    client = RegistryConf.of(conf(lake)).store.client()
     runs = client.search_runs(
         [e.experiment_id for e in client.search_experiments()], f"tags.uplift_run_id = '{again.run_id}'"
     )
@@ -162,12 +161,12 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
 )
 def test_refused_before_anything_is_fitted(lake, changes, error, words):
     with pytest.raises(error, match=words):
-        compare.run(conf(lake, **changes), lake)
+        compare.run(Campaign(conf(lake, **changes), lake))
 
 
 @pytest.fixture(scope="module")
 def rules(lake):
-    return tree.run(conf(lake, tree=Tree(depth=1)), lake)
+    return tree.run(Campaign(conf(lake, tree=TreeConf(depth=1)), lake))
 
 
 def test_the_tree_asks_for_what_moves_effects(lake, rules):
@@ -182,17 +181,17 @@ def test_the_trees_worth_is_that_of_the_units_it_never_saw(lake, rules):
     rows, nodes = rows_of(lake, "silver.rewards_spring"), rows_of(lake, "gold.policy_tree", run_id=rules.run_id)
     x = training_rows().set_index("unit_id")["x"].loc[rows["unit_id"]].to_numpy()
     assert 0.4 < rows["grows"].mean() < 0.6
-    given = np.where(~(x > nodes.set_index("node")["threshold"][0]), 2, 0)  # missing counts as lowest
+    action = np.where(~(x > nodes.set_index("node")["threshold"][0]), 2, 0)  # missing counts as lowest
     rewards, other = np.stack(rows["rewards"]), ~rows["grows"].to_numpy()
-    gain = (rewards[np.arange(len(rows)), given] - rewards[:, 0])[other]
-    found = metrics_of(lake, rules).loc[("policy_tree", "none", "policy_tree_gain")]
-    assert found["value"] == pytest.approx(gain.mean(), abs=1e-6)
-    assert found["upper"] - found["value"] == pytest.approx(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)), rel=1e-3)
+    gain = (rewards[np.arange(len(rows)), action] - rewards[:, 0])[other]
+    row = metrics_of(lake, rules).loc[("policy_tree", "none", "policy_tree_gain")]
+    assert row["value"] == pytest.approx(gain.mean(), abs=1e-6)
+    assert row["upper"] - row["value"] == pytest.approx(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)), rel=1e-3)
 
 
 def test_a_tree_of_unknown_features_is_refused(lake):
     with pytest.raises(ConfigError, match=r"tree.features names \['y'\], none of the model's: choose from x, zip"):
-        tree.run(conf(lake, tree=Tree(features=("y",))), lake)
+        tree.run(Campaign(conf(lake, tree=TreeConf(features=("y",))), lake))
 
 
 @pytest.fixture
@@ -210,13 +209,13 @@ def test_a_level_without_training_rows_is_refused(lake, instead):
     rows = training_rows()
     instead(rows[(rows["treatment"] != "5%") | (rows["split"] == "holdout")])
     with pytest.raises(DataError, match="no training row received 5%"):
-        tree.run(conf(lake), lake)
+        tree.run(Campaign(conf(lake), lake))
 
 
 def test_a_champion_that_saw_the_holdout_is_refused(lake, instead):
     instead(training_rows().assign(split=np.where(np.arange(N) % 4 > 1, "train", "holdout")))
     with pytest.raises(DataError, match="holds out 1000 units that spring version 1 was trained on"):
-        compare.run(conf(lake), lake)
+        compare.run(Campaign(conf(lake), lake))
 
 
 @pytest.mark.parametrize(
@@ -228,4 +227,4 @@ def test_a_champion_that_saw_the_holdout_is_refused(lake, instead):
 )
 def test_a_tree_for_profit_needs_money(lake, economics, words):
     with pytest.raises(ConfigError, match=words):
-        tree.run(conf(lake, economics=economics, policy=Policy(cost={"10%": "1 + x"})), lake)
+        tree.run(Campaign(conf(lake, economics=economics, policy=Policy(cost={"10%": "1 + x"})), lake))

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.config import Config, Forest, Labels, Learner, RolesConf
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, ForestConf, Labels, LearnerConf, RolesConf
 from uplift_spark.errors import ConfigError
-from uplift_spark.governance.erasure import Erasure, erase
+from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.jobs import features, score, train
 from uplift_spark.registry.models import Registry, rebuild
 
@@ -53,25 +54,27 @@ def test_effects_on_compliers_from_the_lakehouse_to_scores(lake):
         source={"kind": "simulation"},
         roles=RolesConf("spend", "none", ("x",)),
         labels=Labels(as_of=datetime(2025, 3, 1), delivered=True),
-        learner=Learner(kind="instrumental_forest"),
+        learner=LearnerConf(kind="instrumental_forest"),
         lakehouse=lake.lakehouse,
-        forest=Forest(n_trees=20, min_leaf=200),
+        forest=ForestConf(n_trees=20, min_leaf=200),
     )
-    features.run(config, lake)
+    features.run(Campaign(config, lake))
     kept = lake.read("silver.training_spring").toPandas().set_index("unit_id")["delivered"]
     assert kept[[f"u{i}" for i in range(N)]].tolist() == arrived.astype(float).tolist()
-    first = train.run(config, lake)
-    score.run(config, lake)
-    found = lake.read("gold.uplift_scores").toPandas()
-    assert len(found) == N and found["uplift"].mean() == pytest.approx(2.0, abs=0.4)
+    first = train.run(Campaign(config, lake))
+    score.run(Campaign(config, lake))
+    scores = lake.read("gold.uplift_scores").toPandas()
+    assert len(scores) == N and scores["uplift"].mean() == pytest.approx(2.0, abs=0.4)
     assert rebuild(config, lake, first.run_id).details["same_bytes"]
 
-    train.run(replace(config, learner=Learner(), registry=replace(config.registry, name="assigned")), lake)
+    train.run(
+        Campaign(replace(config, learner=LearnerConf(), registry=replace(config.registry, name="assigned")), lake)
+    )
     registry = Registry.of(config)
     assigned = registry.load(registry.find("assigned")).effect_arrays(lake.read("silver.training_spring").toArrow())[0]
     assert assigned.mean() == pytest.approx(1.0, abs=0.25)
 
-    erase(config, lake, Erasure(("u1", "u2", "u3")))
+    run_erasure(config, lake, Erasure(("u1", "u2", "u3")))
     after = registry.load(registry.find("spring"))
     assert after.forest.facts["rows"] == registry.load(registry.find("spring", 1)).forest.facts["rows"] - sum(
         unit in ("u1", "u2", "u3")
@@ -85,5 +88,5 @@ def test_it_needs_to_know_who_was_reached():
             campaign="spring",
             source={"kind": "simulation"},
             roles=RolesConf("spend", "none", ("x",)),
-            learner=Learner(kind="instrumental_forest"),
+            learner=LearnerConf(kind="instrumental_forest"),
         )

@@ -10,6 +10,7 @@ import pytest
 from tests.governance.test_erasure import a_day_passes, hits
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
 from uplift_spark import CausalForest
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Lakehouse, Pseudonyms
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance import erasure as steps
@@ -30,10 +31,10 @@ def rows():
 
 
 def erased(lake, *units, **options):
-    return erase.run(conf(lake, **options.pop("registry", {})), lake, erasure=Erasure(units, **options))
+    return erase.run(Campaign(conf(lake, **options.pop("registry", {})), lake), erasure=Erasure(units, **options))
 
 
-def expected(lake, *units):
+def expected_bytes(lake, *units):
     """The bytes of the first forest's trees, estimated by pandas from training rows that never had the units."""
     base = SimpleNamespace(**asdict(conf(lake).forest))
     frame = rows().query("split == 'train'").drop(columns="split")
@@ -55,19 +56,19 @@ def story(spark, tmp_path_factory):
     anew. What each step gave."""
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("erasure"))))
     lake.write(TABLE, spark.createDataFrame(rows()), "features-1", mode="overwrite")
-    told = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
-    told.trained = train.run(conf(lake), lake)
-    score.run(conf(lake), lake)
-    told.before = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
-    told.first = erased(lake, FIRST, HELD_OUT, "nobody")
-    told.after = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
-    told.versions = {table: lake.version(table) for table in lake.tables()}
-    told.again = erased(lake, FIRST, HELD_OUT, "nobody")
-    told.versions_again = {table: lake.version(table) for table in lake.tables()}
+    state = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
+    state.trained = train.run(Campaign(conf(lake), lake))
+    score.run(Campaign(conf(lake), lake))
+    state.before = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
+    state.first = erased(lake, FIRST, HELD_OUT, "nobody")
+    state.after = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
+    state.versions = {table: lake.version(table) for table in lake.tables()}
+    state.again = erased(lake, FIRST, HELD_OUT, "nobody")
+    state.versions_again = {table: lake.version(table) for table in lake.tables()}
     moved = rows().query("unit_id != @FIRST and unit_id != @HELD_OUT").assign(visit=0.5)
     lake.write(TABLE, spark.createDataFrame(moved), "features-2", mode="overwrite")
-    told.second = erased(lake, SECOND)
-    return told
+    state.second = erased(lake, SECOND)
+    return state
 
 
 def test_the_units_leave_every_table_and_the_result_counts_them(story):
@@ -82,10 +83,10 @@ def test_the_champion_is_the_forest_that_never_saw_them(story):
     registry = story.registry
     assert story.first.details["model"] == {"version 1": "is now version 2"}
     first, second = registry.find("spring", 2), registry.find("spring")
-    assert registry.load(first).to_bytes() == expected(story.lake, FIRST)
+    assert registry.load(first).to_bytes() == expected_bytes(story.lake, FIRST)
     # The campaign's table has moved on since: the second erasure starts from the rows of the first.
     assert (second.version, second.erasure_of, first.erasure_of) == (3, 2, 1)
-    assert registry.load(second).to_bytes() == expected(story.lake, FIRST, SECOND)
+    assert registry.load(second).to_bytes() == expected_bytes(story.lake, FIRST, SECOND)
     assert (dict(first.data_versions), dict(second.data_versions)) == ({KEPT: 0}, {KEPT: 1})
     assert first.params == registry.find("spring", 1).params
     assert registry.load(second).roles == registry.load(registry.find("spring", 1)).roles
@@ -109,14 +110,14 @@ def test_an_erasure_is_no_training_run_and_earlier_runs_can_be_rebuilt(story):
 
 def test_a_version_that_units_were_erased_from_is_not_scored_with(story):
     with pytest.raises(ConfigError, match=r"version 1 was trained on units erased since: set registry\.version to 3"):
-        score.run(conf(story.lake, version=1), story.lake)
+        score.run(Campaign(conf(story.lake, version=1), story.lake))
 
 
 def test_a_version_that_the_configuration_names_is_erased_from_too(spark, tmp_path):
     lake = Lake(spark, Lakehouse(path=str(tmp_path)))
     lake.write(TABLE, spark.createDataFrame(rows()), "features-1", mode="overwrite")
-    train.run(conf(lake), lake)
-    train.run(replace(conf(lake, champion=False), seed=8), lake)
+    train.run(Campaign(conf(lake), lake))
+    train.run(Campaign(replace(conf(lake, champion=False), seed=8), lake))
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -146,23 +147,23 @@ def test_no_byte_of_the_units_outlives_purges_and_the_champion_can_be_erased_fro
     with pytest.raises(DataError, match=r"files of version 0 are gone.*--purge"):
         rebuild(conf(lake), lake, story.trained.run_id)
     with pytest.raises(DataError, match=r"files of version 0 are gone.*run `uplift score`"):
-        lift.run(conf(lake), lake)
+        lift.run(Campaign(conf(lake), lake))
     a_day_passes(folder)
     third = erased(lake, "u9", purge=True)
     assert {unit: hits(folder, unit) for unit in (FIRST, HELD_OUT, SECOND)} == {FIRST: {}, HELD_OUT: {}, SECOND: {}}
     assert third.details["removed"][TABLE] == 1
     model = story.registry.find("spring")
-    assert story.registry.load(model).to_bytes() == expected(lake, FIRST, SECOND, "u9")
+    assert story.registry.load(model).to_bytes() == expected_bytes(lake, FIRST, SECOND, "u9")
     with pytest.raises(DataError, match="has no version 0 to read"):
         rebuild(conf(lake), lake, story.trained.run_id)
-    score.run(conf(lake), lake)
+    score.run(Campaign(conf(lake), lake))
 
 
 @pytest.mark.slow
 def test_a_purge_keeps_what_the_champion_rests_on(spark, tmp_path):
     lake = Lake(spark, Lakehouse(path=str(tmp_path)))
     lake.write(TABLE, spark.createDataFrame(rows()), "features-1", mode="overwrite")
-    first = train.run(conf(lake), lake)
+    first = train.run(Campaign(conf(lake), lake))
     lake.write(TABLE, spark.createDataFrame(rows().assign(visit=0.5)), "features-2", mode="overwrite")
     erased(lake, purge=True)
     assert rebuild(conf(lake), lake, first.run_id).details["same_bytes"]
@@ -174,7 +175,9 @@ def test_tables_only_without_a_model_and_by_the_clear_id_under_pseudonyms(lake, 
     known = pseudonym(b"k" * 16, "ann")
     frame = rows().head(3).assign(unit_id=["ann", known, "u2"])
     lake.write(TABLE, lake.spark.createDataFrame(frame), "features-1", mode="overwrite")
-    result = erase.run(replace(conf(lake), pseudonyms=Pseudonyms("UPLIFT_KEY")), lake, erasure=Erasure(("ann",)))
+    result = erase.run(
+        Campaign(replace(conf(lake), pseudonyms=Pseudonyms("UPLIFT_KEY")), lake), erasure=Erasure(("ann",))
+    )
     assert result.details["removed"] == {TABLE: 1}
     assert sorted(row["unit_id"] for row in lake.read(TABLE).collect()) == ["ann", "u2"]
 
@@ -182,17 +185,17 @@ def test_tables_only_without_a_model_and_by_the_clear_id_under_pseudonyms(lake, 
 def test_what_to_erase_comes_from_options_and_a_file(tmp_path):
     file = tmp_path / "ids"
     file.write_text("b\nc\na\n")
-    assert Erasure.asked(["a", "a"], file, False).units == ("a", "b", "c")
+    assert Erasure.from_options(["a", "a"], file, False).units == ("a", "b", "c")
     file.write_text("b\n \n")
     with pytest.raises(ConfigError, match="1 of 2 units to erase are blank"):
-        Erasure.asked(None, file, False)
+        Erasure.from_options(None, file, False)
     with pytest.raises(ConfigError, match="nothing to erase"):
-        Erasure.asked(None, None, False)
+        Erasure.from_options(None, None, False)
     with pytest.raises(ConfigError, match="cannot be read"):
-        Erasure.asked(None, tmp_path / "none", False)
+        Erasure.from_options(None, tmp_path / "none", False)
     file.write_text("")
     with pytest.raises(ConfigError, match="is empty"):
-        Erasure.asked(None, file, True)
+        Erasure.from_options(None, file, True)
 
 
 def test_nothing_names_a_unit(story):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.jobs.test_train_score import TABLE, conf, training_rows
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Consent, Lakehouse
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.governance.erasure import Erasure
@@ -31,7 +32,7 @@ def says(lake, run, granted, units, at="2025-01-01", purpose="marketing"):
 
 def exported(lake, folder, required=True, **how):
     config = replace(conf(lake), consent=Consent(required=required))
-    return export.run(config, lake, export=Export(str(folder), **how)).details
+    return export.run(Campaign(config, lake), export=Export(str(folder), **how)).details
 
 
 def units_in(folder):
@@ -42,10 +43,10 @@ def units_in(folder):
 def scored(spark, tmp_path_factory):
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("export"))))
     lake.write(TABLE, spark.createDataFrame(training_rows(40)), "features-1", mode="overwrite")
-    train.run(conf(lake), lake)
+    train.run(Campaign(conf(lake), lake))
     with pytest.raises(DataError, match=r"table gold\.uplift_scores"):
         exported(lake, "/nowhere/x")
-    score.run(conf(lake), lake)
+    score.run(Campaign(conf(lake), lake))
     return lake
 
 
@@ -66,10 +67,10 @@ def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
     assert (second["units"], second["held_back"]) == (27, {"withdrew": 4, "no consent": 9})
     assert exported(scored, tmp_path / "most", required=False)["held_back"] == {"withdrew": 4}
     assert exported(scored, tmp_path / "other", purpose="profiling")["held_back"] == {"no consent": 40}
-    erase.run(conf(scored), scored, erasure=Erasure((UNITS[5],)))  # the forest is another one now
+    erase.run(Campaign(conf(scored), scored), erasure=Erasure((UNITS[5],)))  # the forest is another one now
     with pytest.raises(DataError, match="no row of model 'spring' version 2: run `uplift score`"):
         exported(scored, tmp_path / "late")
-    score.run(conf(scored), scored)
+    score.run(Campaign(conf(scored), scored))
     assert exported(scored, tmp_path / "late")["units"] == 26
     assert UNITS[5] not in units_in(tmp_path / "late")
     says(scored, "c3", False, UNITS, at="2025-01-03")
@@ -94,11 +95,11 @@ def test_files_come_whole_or_not_at_all(tmp_path, spark, monkeypatch):
 
 
 def test_an_export_that_makes_no_sense_is_refused(tmp_path):
-    for given, message in (
+    for options, message in (
         ({"to": str(tmp_path)}, "there already"),
         ({"to": " "}, "is blank"),
         ({"to": "x", "format": "xlsx"}, "use one of csv, parquet"),
         ({"to": "x", "purpose": " "}, "--purpose is blank"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Export(**given)
+            Export(**options)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.jobs.conftest import rows_of
 from tests.jobs.test_ingest import ROWS, TRIAL
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Feature
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events import features as registry
@@ -23,11 +24,11 @@ def _behaving(config, definitions=DEFINED):
     return replace(config, features=definitions, roles=replace(config.roles, features=(*names, "city")))
 
 
-def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake, published):
+def test_features_of_behaviour_are_registered_with_their_sources(lake, published):
     config = _behaving(replace(TRIAL, source=published(ROWS, TRIAL.source)))
-    ingest.run(config, lake)
+    ingest.run(Campaign(config, lake))
     with pytest.raises(DataError, match=r"table bronze\.event does not exist"):
-        features.run(config, lake)
+        features.run(Campaign(config, lake))
     row = "SELECT '{}' AS unit_id, 'order' AS event, 'book' AS item, {}D AS value, timestamp'{}Z' AS occurred_at"
     row += ", timestamp'{}Z' AS known_at, CAST(NULL AS string) AS event_id, 'web' AS source"
     happened = [
@@ -37,7 +38,7 @@ def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake
         ("c", 1.0, "2024-01-02 00:00:00", "2024-01-02 00:00:00"),  # after the assignment
     ]
     lake.write("bronze.event", lake.spark.sql(" UNION ALL ".join(row.format(*one) for one in happened)), "web")
-    result = features.run(config, lake)
+    result = features.run(Campaign(config, lake))
     training = rows_of(lake, "silver.training_shop").set_index("unit_id")
     assert training.loc["a", ["orders_30d", "basket", "age", "city"]].to_list() == [1.0, 6.5, 31.0, "Rome"]
     assert training.loc["d", "orders_30d"] == 0.0 and np.isnan(training.loc["d", "basket"])
@@ -46,10 +47,10 @@ def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake
     registered = rows_of(lake, "silver.feature_registry").set_index("feature")
     assert set(registered.index) == {"orders_30d", "spent", "basket", "age", "city"}
     assert registered.loc["orders_30d", "owner"] == "crm"
-    made = rows_of(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
-    assert made.loc["basket", "source_table"] == "bronze.event" and made.loc["age", "source_version"] == 0
-    assert made.loc["basket", ["units", "missing"]].to_list() == [3, 2]
-    assert all(written["skipped"] for written in features.run(config, lake).tables.values())
+    versions = rows_of(lake, "silver.feature_versions", run_id=result.run_id).set_index("feature")
+    assert versions.loc["basket", "source_table"] == "bronze.event" and versions.loc["age", "source_version"] == 0
+    assert versions.loc["basket", ["units", "missing"]].to_list() == [3, 2]
+    assert all(written["skipped"] for written in features.run(Campaign(config, lake)).tables.values())
 
     about = registry.described(lake, "orders_30d")
     assert about["source_table"] == "bronze.event" and about["ttl_minutes"] == 30.0
@@ -62,7 +63,7 @@ def test_features_of_behaviour_are_registered_with_what_they_were_made_from(lake
     with pytest.raises(
         ConfigError, match=r"bronze\.event has no event 'ordr' of feature 'orders_7d': did you mean 'order'"
     ):
-        features.run(_behaving(config, (*DEFINED, typo)), lake)
+        features.run(Campaign(_behaving(config, (*DEFINED, typo)), lake))
     assert set(registry.listed(lake)["feature"]) == set(registered.index)
     with pytest.raises(DataError, match="has no feature 'orders': it has age"):
         registry.described(lake, "orders")

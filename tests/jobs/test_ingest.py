@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, Trial, load_config
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, Labels, Lift, RolesConf, Simulation, TrialConf, load_config
 from uplift_spark.errors import ConfigError, ConflictError, DataError, UpliftError
 from uplift_spark.events.ingest import DATA_FOLDER
 from uplift_spark.events.simulate import CampaignSimulator, effect_column
@@ -27,7 +28,7 @@ SIMULATED = Config(
 )
 TRIAL = Config(
     campaign="shop",
-    source=Trial(
+    source=TrialConf(
         kind="trial",
         file="trial.csv",
         sha256="",
@@ -63,7 +64,7 @@ def shop(published):
 
 
 def test_simulated_campaign_from_source_to_training_set(lake):
-    first = ingest.run(SIMULATED, lake)
+    first = ingest.run(Campaign(SIMULATED, lake))
     truth = CampaignSimulator("ordered", 3, seed=SIMULATED.seed, prefix="toy-").units(UNITS).to_pandas()
     truth = truth.set_index("unit_id").sort_index()
     events = rows_of(lake, "bronze.outcome", experiment="toy")
@@ -77,7 +78,7 @@ def test_simulated_campaign_from_source_to_training_set(lake):
     profile = rows_of(lake, "bronze.profile_toy")
     assert (profile["known_at"] == profile["observed_at"]).all()
 
-    result = features.run(SIMULATED, lake)
+    result = features.run(Campaign(SIMULATED, lake))
     training = rows_of(lake, "silver.training_toy").set_index("unit_id").sort_index()
     for column in ("treatment", "propensity", "conversion", "revenue", "recency_days", "region", "device"):
         assert training[column].to_list() == truth[column].to_list(), column
@@ -90,36 +91,36 @@ def test_simulated_campaign_from_source_to_training_set(lake):
     assert set(result.details["inputs"]) == {"bronze.assignment", "bronze.outcome", "bronze.profile_toy"}
 
     for job, before in ((ingest, first), (features, result)):
-        again = job.run(SIMULATED, lake)
+        again = job.run(Campaign(SIMULATED, lake))
         assert again.run_id == before.run_id and all(table["skipped"] for table in again.tables.values())
     with pytest.raises(ConflictError, match="already holds campaign 'toy'"):
-        ingest.run(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake)
+        ingest.run(Campaign(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake))
 
 
 def test_units_of_a_cluster_are_split_together(lake, shop):
     rows = [f"{i},{i // 10 % 2},{i % 3 % 2},1,{i % 50},v{i // 10}" for i in range(600)]
     text = "\n".join([ROWS.splitlines()[0], *rows])
     config = replace(shop(text), campaign="villages", roles=RolesConf("bought", "none", ("age",), cluster="city"))
-    ingest.run(config, lake)
-    features.run(config, lake)
+    ingest.run(Campaign(config, lake))
+    features.run(Campaign(config, lake))
     training = rows_of(lake, "silver.training_villages")
     assert len(training) == 600 and set(training["split"]) == {"train", "holdout"}
     assert (training.groupby("city")["split"].nunique() == 1).all()
     assert config.training_roles.cluster == "city"
     nobodys = replace(shop(text + "\n600,0,1,1,30,"), campaign="hamlets", roles=config.roles)
-    ingest.run(nobodys, lake)
+    ingest.run(Campaign(nobodys, lake))
     with pytest.raises(DataError, match="column 'city' is null in 1 rows"):
-        features.run(replace(nobodys, holdout=1e-6), lake)
+        features.run(Campaign(replace(nobodys, holdout=1e-6), lake))
     with pytest.raises(ConfigError, match=r"features contains \['city'\], which already play another part"):
-        features.run(replace(config, roles=replace(config.roles, features=("age", "city"))), lake)
+        features.run(Campaign(replace(config, roles=replace(config.roles, features=("age", "city"))), lake))
 
 
 def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
     with pytest.raises(DataError, match="ingest"):
-        features.run(TRIAL, lake)
-    said = []
+        features.run(Campaign(TRIAL, lake))
+    messages = []
     config = shop()
-    result = ingest.run(config, lake, say=said.append)
+    result = ingest.run(Campaign(config, lake), progress=messages.append)
     assert result.details == {
         "rows": 10,
         "units": {"mail": 2, "none": 2},
@@ -132,7 +133,7 @@ def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
         },
         "unknown": {"spend": 1},
     }
-    assert any("2 rows rejected by rule repeated" in line for line in said)
+    assert any("2 rows rejected by rule repeated" in line for line in messages)
     quarantine = rows_of(lake, "bronze.quarantine", experiment="shop")
     assert sorted(json.loads(row)["unit_id"] or "" for row in quarantine["row"]) == ["", "e", "f", "g", "h", "h"]
     assert set(quarantine["run_id"]) == {result.run_id} and quarantine["reason"].str.len().min() > 5
@@ -158,19 +159,19 @@ def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
         ({"outcome": "bougt"}, "no event of outcome 'bougt'.*did you mean 'bought'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            features.run(replace(config, roles=replace(config.roles, **change)), lake)
+            features.run(Campaign(replace(config, roles=replace(config.roles, **change)), lake))
     assert not [table for table in lake.tables() if table.startswith("silver")]
 
-    found = features.run(config, lake).details
-    assert (found["labelled"], found["outcome_unknown"], found["train"] + found["holdout"]) == (4, 1, 3)
+    details = features.run(Campaign(config, lake)).details
+    assert (details["labelled"], details["outcome_unknown"], details["train"] + details["holdout"]) == (4, 1, 3)
     early = replace(config, labels=Labels(window_days=7, as_of=datetime(2024, 1, 7)))
     with pytest.raises(DataError, match="all 4 labels are immature as of 2024-01-07"):
-        features.run(early, lake)
+        features.run(Campaign(early, lake))
 
 
 def test_deliveries_and_late_events_are_counted(lake, shop):
     config = shop()
-    ingest.run(config, lake)
+    ingest.run(Campaign(config, lake))
     at = "timestamp'2024-01-02 06:00:00Z' AS {}, CAST({} AS string) AS event_id"
     at += ", timestamp'{}' AS known_at, 'crm' AS source"
     unit = "SELECT '{}' AS unit_id, 'shop' AS experiment"
@@ -184,7 +185,7 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
     rows = " UNION ALL ".join(spend.format("b", "occurred_at", *arrival) for arrival in arrivals)
     lake.write("bronze.outcome", lake.spark.sql(rows), "orders")
     config = replace(config, labels=Labels(as_of=datetime(2024, 2, 1), windows={"spend": 3}))
-    result = features.run(config, lake)
+    result = features.run(Campaign(config, lake))
     assert result.details["delivery_rate"] == {"mail": 0.5, "none": 0.0}
     assert (result.details["duplicate_events"], result.details["late_events"]) == (1, 1)
     assert result.details["label_lag_hours_median"] == {"bought": 0.0, "spend": 0.0}
@@ -195,9 +196,9 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
     labels = rows_of(lake, "silver.label").set_index("unit_id")
     assert dict(labels["delivered"]) == {"a": False, "b": True, "c": False, "d": False}
     assert dict(labels.loc["b", "outcomes"]) == {"bought": 0.0, "spend": 5.0}
-    assert features.run(config, lake).tables["silver.label"]["skipped"]
+    assert features.run(Campaign(config, lake)).tables["silver.label"]["skipped"]
     with pytest.raises(DataError, match="no assignment was made by 2023-12-31"):
-        features.run(replace(config, labels=Labels(as_of=datetime(2023, 12, 31))), lake)
+        features.run(Campaign(replace(config, labels=Labels(as_of=datetime(2023, 12, 31))), lake))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
 )
 def test_an_unfit_file_is_refused_and_nothing_written(lake, shop, text, changes, message):
     with pytest.raises(UpliftError, match=message) as caught:
-        ingest.run(shop(text, **changes), lake)
+        ingest.run(Campaign(shop(text, **changes), lake))
     assert "\n" not in str(caught.value) and lake.tables() == []
 
 
@@ -223,13 +224,13 @@ def test_levels_of_the_simulation_must_be_those_of_the_roles(lake):
     with pytest.raises(
         ConfigError, match=r"roles.dose names none, 5%, 10%; the source's levels are none, 5%, 10%, 15%"
     ):
-        ingest.run(wrong, lake)
+        ingest.run(Campaign(wrong, lake))
 
 
 @pytest.mark.skipif(not os.environ.get(DATA_FOLDER), reason="UPLIFT_DATA is not set: the trials' files are not here")
 def test_karlan_and_list_arrive_whole(lake):
     config = load_config(CONF / "karlan_list.yaml")
-    result = ingest.run(config, lake)
+    result = ingest.run(Campaign(config, lake))
     assert result.details["rows"] == result.tables["bronze.assignment"]["rows"] == 50_083
     assert result.details["unknown"] == {"out_amountgive": 2} and result.details["rejected"] == {}
     rates = lake.sql(

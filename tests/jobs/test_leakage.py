@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config, Leakage, RolesConf, Trial
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, Leakage, RolesConf, TrialConf
 from uplift_spark.errors import DataError
-from uplift_spark.events.features import hash_split, sampled
+from uplift_spark.events.features import hash_sample, hash_split
 from uplift_spark.events.leakage import guard_training
 from uplift_spark.jobs import features, ingest
 
@@ -32,7 +33,7 @@ def shop(published, lake):
             "visits": rng.poisson(1.0 + 2.0 * arm),
         }
     )
-    source = Trial(
+    source = TrialConf(
         kind="trial",
         file="trial.csv",
         sha256="",
@@ -45,20 +46,20 @@ def shop(published, lake):
     config = Config(
         campaign="shop", source=published(rows.to_csv(index=False), source), roles=RolesConf("bought", "none", ("age",))
     )
-    ingest.run(config, lake)
+    ingest.run(Campaign(config, lake))
     return config
 
 
 def test_a_leak_blocks_the_training_set_until_it_is_allowed_on_record(lake, shop):
-    said = []
-    clean = features.run(shop, lake, say=said.append).details["leakage"]
+    messages = []
+    clean = features.run(Campaign(shop, lake), progress=messages.append).details["leakage"]
     assert clean["rows"] == clean["compared"] > UNITS / 3 and clean["allowed"] == []
-    assert any("sampled rows were compared between arms" in line for line in said)
+    assert any("sampled rows were compared between arms" in line for line in messages)
     before = lake.read(TABLE).toPandas()
 
     leaking = replace(shop, roles=replace(shop.roles, features=("age", "visits")))
     with pytest.raises(DataError) as caught:
-        features.run(leaking, lake)
+        features.run(Campaign(leaking, lake))
     message = str(caught.value)
     for words in (
         "silver.training_shop was not written, 1 of 2 features leak",
@@ -71,12 +72,12 @@ def test_a_leak_blocks_the_training_set_until_it_is_allowed_on_record(lake, shop
     assert lake.version(TABLE) == 0
     pd.testing.assert_frame_equal(lake.read(TABLE).toPandas(), before)
 
-    said.clear()
+    messages.clear()
     allowed = replace(leaking, leakage=Leakage(allow={"visits": "counted by the old system"}))
-    result = features.run(allowed, lake, say=said.append)
+    result = features.run(Campaign(allowed, lake), progress=messages.append)
     (one,) = result.details["leakage"]["allowed"]
     assert (one["feature"], one["rule"], one["reason"]) == ("visits", "predicts_treatment", "counted by the old system")
-    assert any("allowed because 'counted by the old system': feature 'visits' predicts" in line for line in said)
+    assert any("allowed because 'counted by the old system': feature 'visits' predicts" in line for line in messages)
     assert lake.version(TABLE) == 1 and "visits" in lake.read(TABLE).columns
 
     observational = replace(leaking, leakage=Leakage(randomised=False))
@@ -85,16 +86,16 @@ def test_a_leak_blocks_the_training_set_until_it_is_allowed_on_record(lake, shop
         (observational, lake.read(TABLE), "leakage.randomised is false"),
         (leaking, unlogged, "no propensity was logged"),
     ):
-        said.clear()
-        assert guard_training(frame, config, said.append)["compared"] == 0
-        assert said == [f"leakage: features were not compared between arms, because {why}"]
+        messages.clear()
+        assert guard_training(frame, config, messages.append)["compared"] == 0
+        assert messages == [f"leakage: features were not compared between arms, because {why}"]
 
 
-def test_the_sample_is_drawn_by_hash_whatever_the_split_is(spark):
+def test_the_sample_is_by_hash_whatever_the_split_is(spark):
     rows = spark.range(10_000).select(F.concat(F.lit("u"), "id").alias("unit_id"))
     rows = rows.withColumn("split", hash_split(7, 0.5))
-    found = rows.filter(sampled(7, 0.2)).toPandas()
-    assert 1_800 < len(found) < 2_200 and 0.45 < (found.split == "train").mean() < 0.55
-    again = rows.repartition(3).filter(sampled(7, 0.2)).toPandas()
-    assert set(found.unit_id) == set(again.unit_id)
-    assert set(found.unit_id) != set(rows.filter(sampled(8, 0.2)).toPandas().unit_id)
+    sample = rows.filter(hash_sample(7, 0.2)).toPandas()
+    assert 1_800 < len(sample) < 2_200 and 0.45 < (sample.split == "train").mean() < 0.55
+    again = rows.repartition(3).filter(hash_sample(7, 0.2)).toPandas()
+    assert set(sample.unit_id) == set(again.unit_id)
+    assert set(sample.unit_id) != set(rows.filter(hash_sample(8, 0.2)).toPandas().unit_id)

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
-from uplift_spark.config import Registry as RegistryConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registered, Registry
+from uplift_spark.registry.models import Registered, RegistryConf
 
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
@@ -70,10 +70,10 @@ def campaigned(spark, tmp_path_factory):
 def evaluated(campaigned, tmp_path_factory):
     """The job's result, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("work")
-    said = []
+    messages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return lift.run(conf(campaigned), campaigned, say=said.append), folder, said
+        return lift.run(Campaign(conf(campaigned), campaigned), progress=messages.append), folder, messages
 
 
 def test_tables_are_written(campaigned, evaluated):
@@ -112,27 +112,27 @@ def test_the_last_scores_count(campaigned, evaluated):
 
 
 def test_truth_pictures_and_words(evaluated):
-    result, folder, said = evaluated
+    result, folder, messages = evaluated
     truth = result.details["truth"]
     assert list(truth) == list(LEVELS)
     assert 0 < truth["10%"]["true_qini"] < truth["10%"]["oracle_qini"]
     assert truth["10%"]["rmse"] == pytest.approx(0.05, rel=0.1)
     for path in result.details["pictures"].split(", "):
         assert (folder / path).is_file()
-    drawn = {path.name for path in (folder / "reports/spring").iterdir()}
-    assert drawn == {"calibration_visit.png"} | {
+    pictures = {path.name for path in (folder / "reports/spring").iterdir()}
+    assert pictures == {"calibration_visit.png"} | {
         f"{kind}_{y}.png" for kind in ("qini", "lift", "dose") for y in ("visit", "spend")
     }
     summary = result.details["summary"]
     assert summary.index("Lift of 5% on visit") < summary.index("Lift of 10% on visit")
     assert "true value" in summary and "The model is not in the registry" in summary
-    assert said
+    assert messages
 
 
 def test_winsorised_money_is_on_record(campaigned, evaluated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = conf(campaigned, lift=Lift(outcomes=("spend",), bins=20, replicates=50, winsorise={"spend": 0.95}))
-    result = lift.run(config, campaigned)
+    result = lift.run(Campaign(config, campaigned))
     assert result.run_id != evaluated[0].run_id
     training, _, _ = training_rows()
     held_out = training[training.split == "holdout"]
@@ -141,8 +141,8 @@ def test_winsorised_money_is_on_record(campaigned, evaluated, tmp_path, monkeypa
     (record,) = metrics[metrics.metric == "winsorised_at"].to_dict("records")
     assert (record["outcome"], record["treatment"]) == ("spend", "any") and record["value"] == pytest.approx(at)
     means = held_out.assign(spend=held_out.spend.clip(upper=at)).groupby("treatment").spend.mean()
-    found = metrics[(metrics.metric == "ate") & (metrics.outcome == "spend")].set_index("treatment").value
-    assert found.to_dict() == pytest.approx({level: means[level] - means["none"] for level in LEVELS})
+    ate = metrics[(metrics.metric == "ate") & (metrics.outcome == "spend")].set_index("treatment").value
+    assert ate.to_dict() == pytest.approx({level: means[level] - means["none"] for level in LEVELS})
     assert f"({(held_out.spend > at).sum()} units had more)" in result.details["summary"]
     with pytest.raises(
         ConfigError, match=r"lift.winsorise names \['spent'\], none of the outcomes evaluated: visit, spend"
@@ -155,23 +155,23 @@ def test_a_rerun_adds_nothing(campaigned, evaluated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     versions = {table: campaigned.version(table) for table in GOLD}
-    said = []
-    again = lift.run(conf(campaigned), campaigned, say=said.append)
+    messages = []
+    again = lift.run(Campaign(conf(campaigned), campaigned), progress=messages.append)
     assert again.run_id == result.run_id
     assert all(written["skipped"] and written["rows"] == 0 for written in again.tables.values())
     assert {table: campaigned.version(table) for table in GOLD} == versions
     # Without the extra the tables are the same, and the job says what is missing.
-    assert "pictures" not in again.details and any("uplift-spark[plots]" in line for line in said)
+    assert "pictures" not in again.details and any("uplift-spark[plots]" in line for line in messages)
 
 
 def test_units_the_model_was_trained_on_are_refused(campaigned, monkeypatch):
-    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 1}))
+    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 1}))
     training, _, _ = training_rows()
     flipped = training.assign(split=np.where(np.arange(1200) % 4 == 1, "train", "holdout"))
     spark = campaigned.spark
     campaigned.write(TRAINING, spark.createDataFrame(flipped), "features-2", mode="overwrite")
     with pytest.raises(DataError, match="version 0 holds out 300 units that spring version 2 was trained on"):
-        lift.run(conf(campaigned), campaigned)
+        lift.run(Campaign(conf(campaigned), campaigned))
 
 
 def registered(data_versions):
@@ -181,27 +181,27 @@ def registered(data_versions):
 def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):
     from uplift_spark.campaign import check_unseen, last_scored
 
-    config, registry = conf(campaigned), Registry.of(conf(campaigned))
+    config, registry = conf(campaigned), RegistryConf.of(conf(campaigned))
     last = last_scored(config, campaigned, registry)
     assert last.feature_version == 0
     assert check_unseen(config, campaigned, registry, last) is False
-    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 0}))
+    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 0}))
     assert check_unseen(config, campaigned, registry, last) is True
 
 
 def test_scores_of_the_model_must_exist(lake):
     with pytest.raises(DataError, match=r"table gold\.uplift_scores"):
-        lift.run(conf(lake), lake)
+        lift.run(Campaign(conf(lake), lake))
     training, scores, _ = training_rows()
     spark = lake.spark
     lake.write(SCORES, spark.createDataFrame(scored(scores).assign(model_name="autumn")), "score-9")
     with pytest.raises(DataError, match="no row of model 'spring': run `uplift score`"):
-        lift.run(conf(lake), lake)
+        lift.run(Campaign(conf(lake), lake))
     lake.write(SCORES, spark.createDataFrame(scored(scores)), "score-1")
     with pytest.raises(DataError, match="no row of model 'spring' version 7: run `uplift score`"):
-        lift.run(conf(lake, registry=RegistryConf(version=7)), lake)
+        lift.run(Campaign(conf(lake, registry=RegistryConf(version=7)), lake))
     no_control = training[training.treatment != "none"]
     lake.write(TRAINING, spark.createDataFrame(no_control), "features-1", mode="overwrite")
     with pytest.raises(DataError, match=r"silver\.training_spring has no hold-out unit of the control arm 'none'"):
-        lift.run(conf(lake), lake)
+        lift.run(Campaign(conf(lake), lake))
     assert not [table for table in lake.tables() if table in GOLD]

@@ -13,6 +13,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, ConflictError, DataError, UpliftError
 from uplift_spark.events import load as loading
@@ -29,7 +30,7 @@ c,login,,,2024-01-02 09:30:00,
 d,login,,,2024-03-10,
 e,login,,,2024-03-10 02:30:00.25,
 '''
-SEEN = {
+EVENTS = {
     ("a", "book", 2.5, "2024-01-02 09:30:00", "e1"),
     ("b", 'pen, "blue"', 100.0, "2024-01-02 09:30:00.000001", "e2"),
     ("c", None, None, "2024-01-02 09:30:00", None),
@@ -55,15 +56,15 @@ def put(path: Path, text: str) -> Path:
 
 def loaded(lake: Lake, source: Any, format_: str = "csv", table: str = "bronze.event", **how: Any) -> JobResult:
     run_id = how.pop("run_id", None)
-    return load.run(CONF, lake, run_id, load=Load(table, str(source), format_, **how))
+    return load.run(Campaign(CONF, lake), run_id=run_id, load=Load(table, str(source), format_, **how))
 
 
 def events(lake: Lake) -> set[tuple[Any, ...]]:
     kept = ("unit_id", "item", "value", "occurred_at", "event_id")
-    return {tuple(row[name] for name in kept) for row in told(lake)}
+    return {tuple(row[name] for name in kept) for row in events_in(lake)}
 
 
-def told(lake: Lake) -> list[dict[str, Any]]:
+def events_in(lake: Lake) -> list[dict[str, Any]]:
     """Rows of bronze.event, times as texts in UTC whatever the session's zone."""
     times = ("occurred_at", "known_at", "ingested_at")
     rows = lake.read("bronze.event").withColumns({name: F.unix_micros(name) for name in times}).collect()
@@ -73,7 +74,7 @@ def told(lake: Lake) -> list[dict[str, Any]]:
 
 def typed(spark: SparkSession) -> DataFrame:
     """The good rows as a program writes them: typed, in another order of columns; `at` is the time as text."""
-    rows = [(at, unit, item, value, key) for unit, item, value, at, key in SEEN]
+    rows = [(at, unit, item, value, key) for unit, item, value, at, key in EVENTS]
     frame = spark.createDataFrame(rows, "at string, unit_id string, item string, value double, event_id string")
     event = F.when(F.col("item").isNull(), "login").otherwise("order")
     return frame.withColumns({"event": event, "occurred_at": F.concat("at", F.lit("Z")).cast("timestamp")})
@@ -98,8 +99,8 @@ def test_every_format_gives_the_same_rows_whatever_the_session_s_zone(
 ) -> None:
     source = written(spark, tmp_path / "in", format_)
     result = loaded(lake, source, format_, historic=True)
-    assert events(lake) == SEEN
-    rows = told(lake)
+    assert events(lake) == EVENTS
+    rows = events_in(lake)
     assert all(row["known_at"] == row["occurred_at"] for row in rows)
     assert {row["run_id"] for row in rows} == {result.run_id} and all("#" in row["source"] for row in rows)
     assert (result.details["good"], result.details["rejected"]) == (5, {})
@@ -126,7 +127,7 @@ TIMES = {
 def test_times_are_iso_8601_and_nothing_else(lake: Lake, tmp_path: Path, new_york: None) -> None:
     lines = "".join(f"u,{number},login,{text}\n" for number, text in enumerate(TIMES))
     result = loaded(lake, put(tmp_path / "t.csv", f"unit_id,item,event,occurred_at\n{lines}"))
-    good = {int(row["item"]): row["occurred_at"] for row in told(lake)}
+    good = {int(row["item"]): row["occurred_at"] for row in events_in(lake)}
     assert good == {number: at for number, at in enumerate(TIMES.values()) if at is not None}
     assert result.details["rejected"] == {"occurred_at_readable": len(TIMES) - len(good)}
 
@@ -155,16 +156,16 @@ def test_bad_rows_are_kept_with_their_reason_and_counted(lake: Lake, tmp_path: P
     result = loaded(lake, source)
     counts = {"occurred_at_readable": 2, **dict.fromkeys((r for r, _ in list(BAD.values())[2:]), 1)}
     assert result.details["rejected"] == counts and result.details["good"] == 5
-    assert events(lake) == SEEN
+    assert events(lake) == EVENTS
     kept = lake.read("bronze.quarantine").collect()
-    found = {row["rule"]: row for row in kept}
+    by_rule = {row["rule"]: row for row in kept}
     for line, (rule, reason) in BAD.items():
         (row,) = (r for r in kept if r["rule"] == rule and reason in r["reason"])
-        given = json.loads(row["row"])
-        assert given == {"__unread": line} or given["occurred_at"] == (line.split(",")[4] or None)
+        raw_row = json.loads(row["row"])
+        assert raw_row == {"__unread": line} or raw_row["occurred_at"] == (line.split(",")[4] or None)
         assert (row["source_table"], row["run_id"]) == ("bronze.event", result.run_id)
         assert row["source"].startswith("events.csv#")
-    assert ";" not in found["value_readable"]["reason"]
+    assert ";" not in by_rule["value_readable"]["reason"]
     again = loaded(lake, source)
     assert all(table["skipped"] for table in again.tables.values()) and again.details == result.details
     assert lake.read("bronze.quarantine").count() == len(BAD)
@@ -190,7 +191,7 @@ def test_known_at_is_a_column_or_the_event_s_time_or_the_arrival(lake: Lake, tmp
     loaded(lake, rows("named.csv", ",seen", "c,login,2024-01-02,2024-01-04"), known_at="seen")
     early = loaded(lake, rows("early.csv", ",seen", "d,login,2024-01-02,2024-01-01"), known_at="seen")
     assert early.details["rejected"] == {"known_at_order": 1}
-    known = {row["unit_id"]: row for row in told(lake)}
+    known = {row["unit_id"]: row for row in events_in(lake)}
     assert known["a"]["known_at"] == known["a"]["ingested_at"] > "2025"
     assert (known["b"]["known_at"], known["c"]["known_at"]) == ("2024-01-03 00:00:00", "2024-01-04 00:00:00")
     with pytest.raises(ConfigError, match="leave --historic out"):
@@ -241,9 +242,9 @@ def test_a_killed_run_completes_though_it_runs_later_and_beside_another_file(
         with pytest.raises(KeyboardInterrupt):
             loaded(lake, folder)
     assert lake.tables() == ["bronze.quarantine"]
-    done = loaded(lake, folder)
-    assert done.details["good"] == 1 and done.tables["bronze.quarantine"]["skipped"]
-    assert told(lake)[0]["known_at"] == "2024-01-03 00:00:00"
+    result = loaded(lake, folder)
+    assert result.details["good"] == 1 and result.tables["bronze.quarantine"]["skipped"]
+    assert events_in(lake)[0]["known_at"] == "2024-01-03 00:00:00"
 
 
 def test_a_delta_table_adds_the_rows_of_its_new_versions(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
@@ -298,10 +299,10 @@ def test_a_new_column_comes_on_record_and_is_optional_from_then_on(
     write = Lake.write
 
     def killed(self: Lake, table: str, *rest: Any, **more: Any) -> Any:
-        done = write(self, table, *rest, **more)
+        outcome = write(self, table, *rest, **more)
         if table == "bronze.event":
             raise KeyboardInterrupt
-        return done
+        return outcome
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Lake, "write", killed)
@@ -340,8 +341,8 @@ def test_a_profile_gets_an_attribute(lake: Lake, tmp_path: Path) -> None:
     loaded(lake, first, **how)
     loaded(lake, second, **how, new_columns=("city",))
     loaded(lake, put(tmp_path / "3.csv", "unit_id,observed_at,age\nc,2024-01-01,33\n"), **how)
-    found = lake.read("bronze.profile_shop").select("unit_id", "age", "city").collect()
-    assert {tuple(row) for row in found} == {("a", 31.0, None), ("b", 32.0, "Rome"), ("c", 33.0, None)}
+    profiles = lake.read("bronze.profile_shop").select("unit_id", "age", "city").collect()
+    assert {tuple(row) for row in profiles} == {("a", 31.0, None), ("b", 32.0, "Rome"), ("c", 33.0, None)}
 
 
 @pytest.mark.parametrize(
@@ -366,8 +367,8 @@ def test_columns_that_do_not_fit_are_spelled_out_and_nothing_is_written(
 def test_typed_columns_of_another_type_are_refused(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
     row = "SELECT 'a' AS unit_id, 'login' AS event, '2024-01-02' AS occurred_at, 1.5BD AS value, 'x' AS more"
     spark.sql(row).write.parquet(str(tmp_path / "in"))
-    said = r"unknown more; column value is decimal\(2,1\), not double; column occurred_at is string, not timestamp;"
-    with pytest.raises(DataError, match=said):
+    message = r"unknown more; column value is decimal\(2,1\), not double; column occurred_at is string, not timestamp;"
+    with pytest.raises(DataError, match=message):
         loaded(lake, tmp_path / "in", "parquet")
     with pytest.raises(DataError, match="does not read as parquet"):
         loaded(lake, put(tmp_path / "x.csv", HEADER + GOOD), "parquet")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.config import Config, Forest, Labels, RolesConf
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, ForestConf, Labels, RolesConf
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import features, train
@@ -45,7 +46,7 @@ def conf(lake, **labels):
         roles=RolesConf("spend", "none", ("x",)),
         labels=Labels(as_of=datetime(2025, 2, 5), **labels),
         lakehouse=lake.lakehouse,
-        forest=Forest(n_trees=20),
+        forest=ForestConf(n_trees=20),
         holdout=0.01,
     )
 
@@ -53,13 +54,13 @@ def conf(lake, **labels):
 def test_mature_units_stand_for_all(lake):
     x, early = campaign(lake)
     plain, weighted = conf(lake), conf(lake, maturity_weights=True)
-    found = []
+    means = []
     for config in (plain, weighted):
-        features.run(config, lake)
-        train.run(config, lake)
+        features.run(Campaign(config, lake))
+        train.run(Campaign(config, lake))
         registry = Registry.of(config)
         forest = registry.load(registry.find("spring"))
-        found.append(average_effect(forest)["mail"])
+        means.append(average_effect(forest)["mail"])
     training = lake.read("silver.training_spring").toPandas().set_index("unit_id")
     weight, mine = training["maturity_weight"], pd.Series(x, [f"u{i}" for i in range(N)])[training.index]
     assert len(training) == early.sum() and forest.roles.weight == "maturity_weight"
@@ -67,8 +68,8 @@ def test_mature_units_stand_for_all(lake):
         0.5, abs=0.02
     )
     # Of the mature alone 4 times .38; of all 2.
-    assert found[0] == pytest.approx(4 * x[early].mean(), abs=0.12) and found[0] < 1.7
-    assert found[1] == pytest.approx(2.0, abs=0.15)
+    assert means[0] == pytest.approx(4 * x[early].mean(), abs=0.12) and means[0] < 1.7
+    assert means[1] == pytest.approx(2.0, abs=0.15)
 
 
 def test_it_takes_some_of_both(lake):
@@ -77,4 +78,4 @@ def test_it_takes_some_of_both(lake):
     with pytest.raises(
         DataError, match=r"6,000 of 6,000 labels are mature: for labels\.maturity_weights at least 100 must"
     ):
-        features.run(everybody, lake)
+        features.run(Campaign(everybody, lake))

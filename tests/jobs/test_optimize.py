@@ -6,6 +6,7 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import optimize
@@ -32,38 +33,38 @@ def test_rows_are_the_same_in_fewer_files_and_versions_stay(lake: Lake) -> None:
     scores = lake.spark.range(10).select(F.col("id").cast("string").alias("unit_id"))
     lake.write("gold.toy", scores, "r1", partition_by=["run_id"])
     before, old = of(lake.read("bronze.event")), of(lake.read("bronze.event", 1))
-    said: list[str] = []
-    done = optimize.run(CONF, lake, say=said.append)
-    assert done.details["optimized"] == 2
-    assert done.details["bronze.event"]["files"] == "6 -> 1" and done.details["bronze.event"]["version"] == 3
+    messages: list[str] = []
+    result = optimize.run(Campaign(CONF, lake), progress=messages.append)
+    assert result.details["optimized"] == 2
+    assert result.details["bronze.event"]["files"] == "6 -> 1" and result.details["bronze.event"]["version"] == 3
     assert (of(lake.read("bronze.event")), of(lake.read("bronze.event", 1))) == (before, old)
     (commit,) = lake.sql("DESCRIBE HISTORY bronze.event LIMIT 1").collect()
     assert (commit["operation"], commit["operationParameters"]["zOrderBy"]) == ("OPTIMIZE", '["unit_id","occurred_at"]')
-    again = optimize.run(CONF, lake, say=said.append, tables=("bronze.event",))
-    assert again.details["optimized"] == 0 and said[-1] == "bronze.event: nothing to do"
+    again = optimize.run(Campaign(CONF, lake), progress=messages.append, tables=("bronze.event",))
+    assert again.details["optimized"] == 0 and messages[-1] == "bronze.event: nothing to do"
     # The table still takes rows, and knows the runs it has.
     assert lake.write("bronze.event", events(lake, 0), "r0").skipped
     assert lake.write("bronze.event", events(lake, 200), "r9").rows == 40
 
 
 def test_liquid_clusters_of_a_catalog_s_table_are_used(lake: Lake) -> None:
-    place = Lake(lake.spark, Lakehouse(catalog="spark_catalog"))
-    lake.spark.sql(f"DROP TABLE IF EXISTS {place.name('bronze.consent')}")
+    catalog = Lake(lake.spark, Lakehouse(catalog="spark_catalog"))
+    lake.spark.sql(f"DROP TABLE IF EXISTS {catalog.name('bronze.consent')}")
     for run in range(2):
         known = events(lake, 40 * run).select("unit_id", "known_at", "source")
         consent = {"purpose": F.lit("mail"), "granted": F.lit(True), "changed_at": F.col("known_at")}
-        place.write("bronze.consent", known.withColumns(consent), f"r{run}")
-    before = of(place.read("bronze.consent"))
-    done = optimize.run(CONF, place, tables=("bronze.consent",))
-    assert done.details["optimized"] == 1 and of(place.read("bronze.consent")) == before
-    (commit,) = lake.spark.sql(f"DESCRIBE HISTORY {place.name('bronze.consent')} LIMIT 1").collect()
+        catalog.write("bronze.consent", known.withColumns(consent), f"r{run}")
+    before = of(catalog.read("bronze.consent"))
+    result = optimize.run(Campaign(CONF, catalog), tables=("bronze.consent",))
+    assert result.details["optimized"] == 1 and of(catalog.read("bronze.consent")) == before
+    (commit,) = lake.spark.sql(f"DESCRIBE HISTORY {catalog.name('bronze.consent')} LIMIT 1").collect()
     assert "unit_id" in commit["operationParameters"]["clusterBy"]
-    lake.spark.sql(f"DROP TABLE {place.name('bronze.consent')}")
+    lake.spark.sql(f"DROP TABLE {catalog.name('bronze.consent')}")
 
 
 def test_tables_that_are_not_there_are_named(lake: Lake) -> None:
     with pytest.raises(DataError, match=r"bronze\.event does not exist"):
-        optimize.run(CONF, lake, tables=("bronze.event",))
+        optimize.run(Campaign(CONF, lake), tables=("bronze.event",))
     with pytest.raises(ConfigError, match="not of the form"):
-        optimize.run(CONF, lake, tables=("event",))
-    assert optimize.run(CONF, lake).details == {"optimized": 0}
+        optimize.run(Campaign(CONF, lake), tables=("event",))
+    assert optimize.run(Campaign(CONF, lake)).details == {"optimized": 0}

@@ -9,11 +9,12 @@ import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
 from tests.jobs.conftest import rows_of
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Consent, Economics, Lakehouse, Lift, Limit, Policy, RolesConf, Scenario
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import policy, simulate
 from uplift_spark.lake.tables import Lake
-from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allocate, look_at
+from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allocate, scan_candidates
 
 N = 3_000
 ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})
@@ -63,7 +64,7 @@ def lake(spark, tmp_path_factory):
 def planned(lake, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))
-        return policy.run(conf(lake), lake)
+        return policy.run(Campaign(conf(lake), lake))
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +74,8 @@ def elsewhere(monkeypatch, tmp_path):
 
 
 def decisions(lake, result):
-    found = rows_of(lake, "gold.policy_decisions", run_id=result.run_id)
-    return found.set_index("unit_id").sort_index()
+    rows = rows_of(lake, "gold.policy_decisions", run_id=result.run_id)
+    return rows.set_index("unit_id").sort_index()
 
 
 def offered():
@@ -116,7 +117,7 @@ def test_the_plan_is_that_of_one_process(lake, planned):
     key = np.array([keys[unit] for unit in units]).view(np.uint64)
     candidates = Candidates(gain, cost, codes, key)
     problem = Problem(tuple(limits), 2, 1, float(np.abs(gain).max()), 0.2)
-    alone = allocate(problem, partial(look_at, problem, candidates))
+    alone = allocate(problem, partial(scan_candidates, problem, candidates))
     expected = np.array([*LEVELS, "none"])[alone.of(problem, candidates)]
     assert decisions(lake, planned).treatment.tolist() == expected.tolist()
 
@@ -142,9 +143,9 @@ def test_the_holdout_tells_what_the_plan_brings(lake, planned):
 
 def test_in_clusters_the_holdout_knows_less(lake, planned):
     homes = replace(conf(lake), roles=replace(ROLES, cluster="home"))
-    found = policy.run(homes, lake, "homes").details
-    assert found["gain"] == planned.details["gain"] and found["observed"] == planned.details["observed"]
-    half = [one["observed_upper"] - one["observed"] for one in (found, planned.details)]
+    details = policy.run(Campaign(homes, lake), run_id="homes").details
+    assert details["gain"] == planned.details["gain"] and details["observed"] == planned.details["observed"]
+    half = [one["observed_upper"] - one["observed"] for one in (details, planned.details)]
     # Homes of two strangers: the same width but for the noise of 200 resamples.
     assert half[0] != half[1] and half[0] == pytest.approx(half[1], rel=0.2)
 
@@ -157,7 +158,7 @@ def test_the_curve_rises_with_the_budget(lake, planned):
 
 
 def test_a_rerun_adds_nothing(lake, planned):
-    again = policy.run(conf(lake), lake)
+    again = policy.run(Campaign(conf(lake), lake))
     assert again.details["picture"].is_file()
     assert again.run_id == planned.run_id and all(table["skipped"] for table in again.tables.values())
     assert again.details == planned.details
@@ -173,7 +174,7 @@ SCENARIOS = {
 
 def test_scenarios_tell_what_plans_would_bring(lake, planned):
     decided = lake.version("gold.policy_decisions")
-    result = simulate.run(replace(conf(lake), scenarios=SCENARIOS), lake)
+    result = simulate.run(Campaign(replace(conf(lake), scenarios=SCENARIOS), lake))
     assert lake.version("gold.policy_decisions") == decided
     rows = rows_of(lake, "gold.policy_scenarios").set_index(["scenario", "treatment"])
     whole = rows.xs("any", level="treatment")
@@ -192,13 +193,13 @@ def test_scenarios_tell_what_plans_would_bring(lake, planned):
     assert whole.loc["nobody", ["units", "cost", "gain", "true_gain", "observed"]].tolist() == [0, 0, 0, 0, 0]
     assert "half: gain" in result.details["summary"] and "in truth" in result.details["summary"]
     assert "nobody is treated" in result.details["summary"]
-    again = simulate.run(replace(conf(lake), scenarios=SCENARIOS), lake)
+    again = simulate.run(Campaign(replace(conf(lake), scenarios=SCENARIOS), lake))
     assert again.tables["gold.policy_scenarios"]["skipped"] and again.details == result.details
 
 
 def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
     monkeypatch.setattr(simulate, "true_effects", lambda config, lake: None)
-    simulate.run(replace(conf(lake), scenarios={"half": Scenario(budget=BUDGET / 2)}), lake, "blind")
+    simulate.run(Campaign(replace(conf(lake), scenarios={"half": Scenario(budget=BUDGET / 2)}), lake), run_id="blind")
     assert rows_of(lake, "gold.policy_scenarios", run_id="blind").true_gain.isna().all()
 
 
@@ -220,7 +221,7 @@ def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
 def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message):
     before = lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None
     with pytest.raises(ConfigError, match=message):
-        simulate.run(replace(conf(lake), scenarios=scenarios), lake)
+        simulate.run(Campaign(replace(conf(lake), scenarios=scenarios), lake))
     assert (lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None) == before
 
 
@@ -246,32 +247,32 @@ def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message)
 def test_what_cannot_be_is_refused_before_any_decision(lake, planned, changes, message):
     before = lake.version("gold.policy_decisions")
     with pytest.raises(ConfigError, match=message):
-        policy.run(conf(lake, **changes), lake)
+        policy.run(Campaign(conf(lake, **changes), lake))
     assert lake.version("gold.policy_decisions") == before
 
 
 def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned):
     careful = {"bound": "lower", "limits": ()}
-    result = policy.run(conf(lake, **careful, cost={"5%": "0.1 + coalesce(age, 40) / 1000"}), lake)
+    result = policy.run(Campaign(conf(lake, **careful, cost={"5%": "0.1 + coalesce(age, 40) / 1000"}), lake))
     rows = decisions(lake, result)
     age = frames()[0].set_index("unit_id").age[rows.index].fillna(40)
     treated = rows.treatment == "5%"
     assert rows.cost[treated].to_numpy() == pytest.approx(0.1 + age[treated].to_numpy() / 1000)
     assert rows.cost.sum() <= BUDGET and result.details["gain"] < planned.details["gain"]
-    dear = policy.run(conf(lake, **careful, cost={"5%": "age"}, cost_most={"5%": "0.3", "10%": "0.5"}), lake)
+    dear = policy.run(Campaign(conf(lake, **careful, cost={"5%": "age"}, cost_most={"5%": "0.3", "10%": "0.5"}), lake))
     assert set(decisions(lake, dear).query("treatment == '5%'").cost) == {0.3}
     assert 0.98 * BUDGET < dear.details["cost"] <= BUDGET + 1e-9 and dear.details["gain"] < result.details["gain"]
     with pytest.raises(ConfigError, match=r"set policy\.bound to lower"):
         conf(lake, cost_most={"5%": "0.3"})
     with pytest.raises(DataError, match="60 candidates have a cost"):
-        policy.run(conf(lake, cost={"5%": "age / 1000"}), lake)
+        policy.run(Campaign(conf(lake, cost={"5%": "age / 1000"}), lake))
 
 
 def test_rules_leave_units_out_and_are_counted(lake, planned):
-    asked = range(1000)
+    population = range(1000)
     consent = pd.DataFrame(
         {
-            "unit_id": [f"u{i}" for i in asked], "purpose": "marketing", "granted": [i >= 100 for i in asked],
+            "unit_id": [f"u{i}" for i in population], "purpose": "marketing", "granted": [i >= 100 for i in population],
             "changed_at": pd.Timestamp("2025-01-01"), "known_at": pd.Timestamp("2025-01-01"), "source": "test",
         }
     )  # fmt: skip
@@ -286,10 +287,10 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     lake.write("bronze.consent", lake.spark.createDataFrame(consent), "consent")
     lake.write("bronze.delivery", lake.spark.createDataFrame(sends.replace({np.nan: None}), _SENDS), "sends")
     config = conf(
-        lake, limits=(), exclude={"old": "age > 55"}, contacts=2, keep_out=0.2, consent=Consent(required=False)
+        lake, limits=(), exclude={"old": "age > 55"}, contacts=2, global_holdout=0.2, consent=Consent(required=False)
     )
-    said = []
-    result = policy.run(config, lake, say=said.append)
+    messages = []
+    result = policy.run(Campaign(config, lake), progress=messages.append)
     rows = decisions(lake, result)
     reasons = rows.reason.value_counts().to_dict()
     age = frames()[0].set_index("unit_id").age[rows.index]
@@ -300,7 +301,7 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     assert 0.17 < reasons["kept out at random"] / (N - 100) < 0.23
     assert result.details["excluded"] == {r: n for r, n in sorted(reasons.items()) if "within the limits" not in r}
     assert rows.treatment[~rows.reason.str.contains("within the limits")].eq("none").all()
-    assert any("100 units left out: withdrew" in line for line in said)
+    assert any("100 units left out: withdrew" in line for line in messages)
 
 
 _SENDS = (

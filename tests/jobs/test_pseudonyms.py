@@ -9,6 +9,7 @@ import pytest
 
 from tests.governance.test_erasure import hits
 from tests.governance.test_pseudonyms import by_hand
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Pseudonyms, RolesConf, Simulation
 from uplift_spark.errors import ConfigError
 from uplift_spark.events.load import Load
@@ -24,7 +25,7 @@ CONF = Config(
 
 def loaded(lake: Lake, table: str, path: Path, text: str, config: Config = CONF):
     path.write_text(text)
-    return load.run(replace(config, lakehouse=lake.lakehouse), lake, load=Load(table, str(path), "csv"))
+    return load.run(Campaign(replace(config, lakehouse=lake.lakehouse), lake), load=Load(table, str(path), "csv"))
 
 
 def test_one_unit_of_two_sources_is_one_unit_and_no_clear_id_is_stored(lake: Lake, tmp_path: Path, monkeypatch) -> None:
@@ -46,8 +47,8 @@ def test_one_unit_of_two_sources_is_one_unit_and_no_clear_id_is_stored(lake: Lak
     # A unit that comes again is known by its pseudonym.
     again = loaded(lake, "bronze.assignment", tmp_path / "b.csv", assigned.replace("x,", "y,"))
     assert again.details["rejected"] == {"repeated": 1, "propensity_range": 1}
-    done = erase.run(replace(CONF, lakehouse=lake.lakehouse), lake, erasure=Erasure(("ann-clear",)))
-    assert done.details["removed"] == {"bronze.assignment": 1, "bronze.event": 1, "bronze.quarantine": 1}
+    erased = erase.run(Campaign(replace(CONF, lakehouse=lake.lakehouse), lake), erasure=Erasure(("ann-clear",)))
+    assert erased.details["removed"] == {"bronze.assignment": 1, "bronze.event": 1, "bronze.quarantine": 1}
     monkeypatch.setenv("SHOP_KEY", KEY + "!")
     loaded(lake, "bronze.event", tmp_path / "f.csv", f"unit_id,event,occurred_at\nann-clear,login,{at}T01:00\n")
     assert [row["unit_id"] for row in lake.read("bronze.event").collect()] == [
@@ -57,7 +58,7 @@ def test_one_unit_of_two_sources_is_one_unit_and_no_clear_id_is_stored(lake: Lak
 
 def test_ingested_units_are_pseudonyms_in_every_table(lake: Lake, monkeypatch) -> None:
     monkeypatch.setenv("SHOP_KEY", KEY)
-    ingest.run(replace(CONF, lakehouse=lake.lakehouse), lake)
+    ingest.run(Campaign(replace(CONF, lakehouse=lake.lakehouse), lake))
     tables = [table for table in lake.tables() if "unit_id" in lake.read(table).columns]
     assert tables == ["bronze.assignment", "bronze.outcome", "bronze.profile_shop", "bronze.truth"]
     units = [{row["unit_id"] for row in lake.read(table).select("unit_id").collect()} for table in tables]
@@ -72,9 +73,9 @@ def test_without_a_good_key_nothing_begins(lake: Lake, tmp_path: Path, monkeypat
         monkeypatch.setenv("SHOP_KEY", value)
     config = replace(CONF, lakehouse=lake.lakehouse)
     for run in (
-        lambda: ingest.run(config, lake),
+        lambda: ingest.run(Campaign(config, lake)),
         lambda: loaded(lake, "bronze.event", tmp_path / "e.csv", "unit_id,event,occurred_at\na,login,2025-01-01\n"),
-        lambda: erase.run(config, lake, erasure=Erasure(("a",))),
+        lambda: erase.run(Campaign(config, lake), erasure=Erasure(("a",))),
     ):
         with pytest.raises(ConfigError, match=rf"\$SHOP_KEY, which {message}: set it to a secret of at least 16 bytes"):
             run()

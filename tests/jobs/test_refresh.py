@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
-from uplift_spark.config import Lakehouse, Learner, Refresh
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Lakehouse, LearnerConf, Refresh
 from uplift_spark.errors import ConfigError
 from uplift_spark.estimators import UpliftModel
-from uplift_spark.governance.erasure import Erasure, erase
+from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.jobs import refresh, score, train
 from uplift_spark.jobs.refresh import due
 from uplift_spark.lake.tables import Lake
@@ -44,19 +45,19 @@ def story(spark, tmp_path_factory):
     """Train on the early units, refresh when the late ones have come: as they are, again, fading."""
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("refresh"))))
     write(lake, rows()[:OLD], "features-1")
-    told = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
-    train.run(conf(lake), lake)
-    told.idle = refresh.run(conf(lake), lake)
+    state = SimpleNamespace(lake=lake, registry=Registry.of(conf(lake)))
+    train.run(Campaign(conf(lake), lake))
+    state.idle = refresh.run(Campaign(conf(lake), lake))
     write(lake, rows(), "features-2")
-    told.first = refresh.run(conf(lake), lake)
-    told.again = refresh.run(conf(lake), lake)
-    told.champion = told.registry.find("spring")
-    told.fading = refresh.run(fading(lake, 5.0), lake)
-    told.grown = told.registry.load(told.registry.find("spring", 1))
-    return told
+    state.first = refresh.run(Campaign(conf(lake), lake))
+    state.again = refresh.run(Campaign(conf(lake), lake))
+    state.champion = state.registry.find("spring")
+    state.fading = refresh.run(Campaign(fading(lake, 5.0), lake))
+    state.grown = state.registry.load(state.registry.find("spring", 1))
+    return state
 
 
-def expected(story, half_life=None):
+def expected_bytes(story, half_life=None):
     """The bytes in one process: of the model that was grown, not of a refreshed one."""
     frame = rows().query("split == 'train'").drop(columns="split")
     frame = frame.assign(day=(frame["assigned_at"] - pd.Timestamp(0)).dt.days)
@@ -65,7 +66,7 @@ def expected(story, half_life=None):
 
 def test_the_champion_is_the_grown_forest_with_all_rows(story):
     assert story.champion.run_id == story.first.run_id and story.champion.refresh["of"] == 1
-    assert story.registry.load(story.champion).to_bytes() == expected(story) != story.grown.to_bytes()
+    assert story.registry.load(story.champion).to_bytes() == expected_bytes(story) != story.grown.to_bytes()
 
 
 def test_a_rerun_registers_nothing(story):
@@ -75,7 +76,7 @@ def test_a_rerun_registers_nothing(story):
 def test_it_is_the_version_that_was_grown_that_is_refreshed_again(story):
     fading = story.registry.find("spring")
     assert dict(fading.refresh) == {"of": 1, "half_life_days": 5.0}
-    assert story.registry.load(fading).to_bytes() == expected(story, 5.0)
+    assert story.registry.load(fading).to_bytes() == expected_bytes(story, 5.0)
 
 
 def test_it_says_that_splits_no_longer_serve(story):
@@ -95,30 +96,30 @@ def test_without_new_rows_nothing_is_registered(story):
 def test_a_refreshed_version_is_rebuilt_and_scored_with(story):
     for result in (story.first, story.fading):
         assert rebuild(conf(story.lake), story.lake, result.run_id).details["same_bytes"]
-    scored = score.run(conf(story.lake, version=story.champion.version), story.lake)
+    scored = score.run(Campaign(conf(story.lake, version=story.champion.version), story.lake))
     assert scored.tables["gold.uplift_scores"]["rows"] == 2 * ALL
 
 
 def test_what_was_trained_otherwise_is_not_refreshed(story):
     other = replace(conf(story.lake), roles=replace(ROLES, features=("recency",)))
     with pytest.raises(ConfigError, match="version 1 was trained with other roles"):
-        refresh.run(other, story.lake)
+        refresh.run(Campaign(other, story.lake))
 
 
 def test_only_forests_are_refreshed(story):
-    learner = replace(conf(story.lake, name="meta"), learner=Learner(kind="t_learner", replicates=0))
+    learner = replace(conf(story.lake, name="meta"), learner=LearnerConf(kind="t_learner", replicates=0))
     learner = replace(learner, roles=replace(ROLES, more_outcomes=()), refresh=Refresh(half_life_days=5.0))
-    train.run(learner, story.lake)
+    train.run(Campaign(learner, story.lake))
     with pytest.raises(ConfigError, match="version 1 is no causal forest"):
-        refresh.run(learner, story.lake)
+        refresh.run(Campaign(learner, story.lake))
 
 
 def test_units_are_erased_from_it_for_good(story):
-    erase(conf(story.lake), story.lake, Erasure(("u1", "u2201")))
+    run_erasure(conf(story.lake), story.lake, Erasure(("u1", "u2201")))
     after = story.registry.find("spring")
     gone = rows().query("split == 'train' and unit_id not in ('u1', 'u2201')").drop(columns="split")
     assert story.registry.load(after).to_bytes() == UpliftModel(story.grown).estimate(gone).to_bytes()
     assert after.erasure_of and after.refresh is None
     # The next refresh starts from the trees that never saw them.
-    refresh.run(fading(story.lake, 5.0), story.lake)
+    refresh.run(Campaign(fading(story.lake, 5.0), story.lake))
     assert story.registry.find("spring").refresh["of"] == after.version

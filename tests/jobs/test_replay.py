@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import Load
@@ -28,12 +29,12 @@ d,order,1
 
 def loaded(lake: Lake, path: Path, lines: str, table: str = "bronze.event", **how: Any) -> JobResult:
     path.write_text(lines)
-    return load.run(CONF, lake, load=Load(table, str(path), "csv", **how))
+    return load.run(Campaign(CONF, lake), load=Load(table, str(path), "csv", **how))
 
 
 def replayed(lake: Lake, *repairs: str, table: str = "bronze.event", rule: str | None = None) -> dict[str, Any]:
-    done = replay.run(CONF, lake, replay=Replay.of(table, rule, repairs))
-    return {name: done.details[name] for name in ("replayed", "still_broken", "already_replayed")}
+    result = replay.run(Campaign(CONF, lake), replay=Replay.of(table, rule, repairs))
+    return {name: result.details[name] for name in ("replayed", "still_broken", "already_replayed")}
 
 
 def test_each_row_is_replayed_once_and_quarantine_stays(lake: Lake, tmp_path: Path) -> None:
@@ -65,8 +66,8 @@ def test_keys_that_are_there_already_stay_where_they_are(lake: Lake, tmp_path: P
     bad = "a,shop,,2024-01-01,\nb,shop,,2024-01-01,\n,shop,mail,2024-01-01,\n"
     loaded(lake, tmp_path / "1.csv", header + bad, "bronze.assignment")
     loaded(lake, tmp_path / "2.csv", header + "a,shop,mail,2024-01-01,\n", "bronze.assignment")
-    done = replayed(lake, "treatment='none'", table="bronze.assignment", rule="treatment_present")
-    assert done == {"replayed": 1, "still_broken": {"repeated": 1}, "already_replayed": 0}
+    result = replayed(lake, "treatment='none'", table="bronze.assignment", rule="treatment_present")
+    assert result == {"replayed": 1, "still_broken": {"repeated": 1}, "already_replayed": 0}
 
 
 def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> None:
@@ -75,14 +76,14 @@ def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"fields seen, which are no columns of bronze\.event: use each in a repair"):
         replayed(lake)
     assert replayed(lake, "known_at=replace(seen, 'tomorrow', '2024-01-03')")["replayed"] == 1
-    for wrong, said in {
+    for wrong, message in {
         "max(value)": "no expression over the row's fields",
         "explode(array(1, 2))": "no expression",
         "nothing": "no expression over the row's fields event, occurred_at, seen, unit_id",
         "a, b": "no expression",
         "(1": "no expression",
     }.items():
-        with pytest.raises(ConfigError, match=said) as caught:
+        with pytest.raises(ConfigError, match=message) as caught:
             replayed(lake, f"value={wrong}")
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="column value is decimal"):

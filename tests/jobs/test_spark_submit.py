@@ -35,10 +35,10 @@ def submit(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_job_runs_and_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     there = f"lakehouse.path={tmp_path / 'lake'}"
-    done = submit("ingest", "--set", there, "--set", "source.units=300")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "bronze.assignment" in done.stdout and "300" in done.stdout
+    process = submit("ingest", "--set", there, "--set", "source.units=300")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "bronze.assignment" in process.stdout and "300" in process.stdout
     wrong = submit("features", "--set", there, "--set", "roles.feature=[age]")
-    told = wrong.stdout + wrong.stderr  # the launcher sends what Python says on stderr to stdout
-    assert wrong.returncode != 0 and "Traceback" not in told
-    assert "unknown key 'roles.feature'" in told
+    output = wrong.stdout + wrong.stderr  # the launcher sends what Python says on stderr to stdout
+    assert wrong.returncode != 0 and "Traceback" not in output
+    assert "unknown key 'roles.feature'" in output

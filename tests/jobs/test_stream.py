@@ -14,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events.load import Load
@@ -47,7 +48,7 @@ class Shop:
         frame.coalesce(1).write.format("delta").mode("append").options(**(options or FEED)).save(str(self.folder))
 
     def run(self, **how: Any) -> JobResult:
-        return stream.run(CONF, self.lake, load=Load("bronze.event", str(self.folder), "delta", **how))
+        return stream.run(Campaign(CONF, self.lake), load=Load("bronze.event", str(self.folder), "delta", **how))
 
     def units(self) -> list[str]:
         return sorted(row["unit_id"] for row in self.lake.read("bronze.event").select("unit_id").collect())
@@ -102,9 +103,9 @@ def test_lost_state_adds_nothing_twice(shop: Shop) -> None:
         for path in state.glob(lost):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shop.add(f"u{known}", None)
-        done = shop.run()
+        result = shop.run()
         known += 1
-        assert (done.details["good"], done.details["rejected"]) == (1, {"unit_present": 1})
+        assert (result.details["good"], result.details["rejected"]) == (1, {"unit_present": 1})
         assert (len(shop.units()), len(set(shop.units())), shop.quarantined()) == (known, known, known)
 
 
@@ -138,24 +139,26 @@ def test_deletes_are_ignored_on_record_and_updates_refused_until_a_load(
     shop.add("d")
     with pytest.raises(DataError, match=r"1 rows of .* were updated after its version 2, and raw events do not change"):
         shop.run()
-    look, looks = streaming._ignored, []
+    real, calls = streaming._ignored, []
 
     def late(*how: Any) -> dict[str, int]:
         """Finds nothing at first: the update comes a moment later."""
-        looks.append(how)
-        return look(*how) if len(looks) > 1 else {}
+        calls.append(how)
+        return real(*how) if len(calls) > 1 else {}
 
     with monkeypatch.context() as patched, pytest.raises(DataError, match=r"1 rows of .* were updated"):
         patched.setattr(streaming, "_ignored", late)
         shop.run()
     assert shop.units() == list("abc")
-    again = load.run(CONF, shop.lake, load=Load("bronze.event", str(shop.folder), "delta"))
+    again = load.run(Campaign(CONF, shop.lake), load=Load("bronze.event", str(shop.folder), "delta"))
     assert again.details["good"] == 2
     shop.add("e")
     assert shop.run().details["good"] == 1
     assert shop.units() == ["a", "b", "b", "c", "d", "e"]
     # What the stream added, a load does not add again.
-    assert load.run(CONF, shop.lake, load=Load("bronze.event", str(shop.folder), "delta")).details["good"] == 0
+    assert (
+        load.run(Campaign(CONF, shop.lake), load=Load("bronze.event", str(shop.folder), "delta")).details["good"] == 0
+    )
 
 
 def test_unfit_sources_and_tables_are_refused_before_anything_is_written(shop: Shop, spark: SparkSession) -> None:
@@ -167,24 +170,24 @@ def test_unfit_sources_and_tables_are_refused_before_anything_is_written(shop: S
     with pytest.raises(DataError, match="it has unknown colour"):
         shop.run()
     with pytest.raises(ConfigError, match=r"keys of bronze\.assignment are unique.*use `uplift load`"):
-        stream.run(CONF, shop.lake, load=Load("bronze.assignment", str(shop.folder), "delta"))
+        stream.run(Campaign(CONF, shop.lake), load=Load("bronze.assignment", str(shop.folder), "delta"))
     assert shop.lake.tables() == [] and not Path(shop.lake.lakehouse.path).exists()
 
 
 def test_a_feed_that_begins_after_what_was_loaded_says_so(shop: Shop, spark: SparkSession) -> None:
     shop.add("a", **{"delta.appendOnly": "true"})
     how = Load("bronze.event", str(shop.folder), "delta")
-    load.run(CONF, shop.lake, load=how)
+    load.run(Campaign(CONF, shop.lake), load=how)
     shop.add("b", **{"mergeSchema": "false"})
     spark.sql(f"ALTER TABLE {shop.sql_name} SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
     with pytest.raises(DataError, match="does not tell what came after its version 0: add that with"):
         shop.run()
-    load.run(CONF, shop.lake, load=how)
+    load.run(Campaign(CONF, shop.lake), load=how)
     shop.add("c")
     assert (shop.run().details["good"], shop.units()) == (1, list("abc"))
 
 
-def test_a_catalog_needs_a_place_for_checkpoints(spark: SparkSession) -> None:
+def test_a_catalog_needs_a_folder_for_checkpoints(spark: SparkSession) -> None:
     with pytest.raises(ConfigError, match=r"name one under `lakehouse\.checkpoints`"):
         Lake(spark, Lakehouse(catalog="main")).checkpoint("x")
     assert Lake(spark, Lakehouse(catalog="main", checkpoints="/v/")).checkpoint("x") == "/v/x"

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.config import Config, Forest, Lakehouse, RolesConf
-from uplift_spark.config import Registry as RegistryConf
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, ForestConf, Lakehouse, RolesConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registry, rebuild
+from uplift_spark.registry.models import RegistryConf, rebuild
 
 TABLE, SCORES = "silver.training_spring", "gold.uplift_scores"
 COLUMNS = [
@@ -49,7 +49,7 @@ def conf(lake, **registry):
         source={"kind": "simulation"},
         roles=ROLES,
         lakehouse=lake.lakehouse,
-        forest=Forest(n_trees=8, min_leaf=5, n_buckets=4),
+        forest=ForestConf(n_trees=8, min_leaf=5, n_buckets=4),
         registry=RegistryConf(**registry),
     )
 
@@ -64,16 +64,16 @@ def campaign(spark, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(campaign):
-    return train.run(conf(campaign), campaign)
+    return train.run(Campaign(conf(campaign), campaign))
 
 
 @pytest.fixture(scope="module")
 def scored(campaign, trained):
-    return score.run(conf(campaign, version=trained.details["version"]), campaign)
+    return score.run(Campaign(conf(campaign, version=trained.details["version"]), campaign))
 
 
 def test_train_registers_the_forest_of_the_training_split_as_champion(campaign, trained):
-    registry = Registry.of(conf(campaign))
+    registry = RegistryConf.of(conf(campaign))
     model = registry.find("spring")
     assert (model.version, model.run_id) == (trained.details["version"], trained.run_id)
     assert dict(model.data_versions) == {TABLE: 0}
@@ -87,16 +87,16 @@ def test_train_registers_the_forest_of_the_training_split_as_champion(campaign, 
 
 
 def test_training_again_is_the_same_run_and_registers_nothing(campaign, trained):
-    said = []
-    again = train.run(conf(campaign), campaign, say=said.append)
+    messages = []
+    again = train.run(Campaign(conf(campaign), campaign), progress=messages.append)
     assert again == trained
-    assert said == [f"spring version {trained.details['version']} is registered already"]
+    assert messages == [f"spring version {trained.details['version']} is registered already"]
 
 
-def test_another_forest_is_another_version_and_leaves_the_champion_unless_asked(campaign, trained):
+def test_another_forest_is_another_version_and_leaves_the_champion_unless_requested(campaign, trained):
     other = replace(conf(campaign, champion=False), seed=8)
-    result = train.run(other, campaign)
-    registry = Registry.of(other)
+    result = train.run(Campaign(other, campaign))
+    registry = RegistryConf.of(other)
     assert result.details["version"] == trained.details["version"] + 1
     assert registry.find("spring").version == trained.details["version"]
 
@@ -104,20 +104,20 @@ def test_another_forest_is_another_version_and_leaves_the_champion_unless_asked(
 def test_a_run_id_used_for_other_data_is_refused(campaign, trained, monkeypatch):
     monkeypatch.setattr(campaign, "version", lambda table: 17)
     with pytest.raises(ConflictError, match=rf"{trained.run_id}.*{TABLE}.*--run-id"):
-        train.run(conf(campaign), campaign, run_id=trained.run_id)
+        train.run(Campaign(conf(campaign), campaign), run_id=trained.run_id)
 
 
 def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
     lake = Lake(spark, Lakehouse(path=str(tmp_path)))
     lake.write(TABLE, spark.createDataFrame(training_rows()), "features-1", mode="overwrite")
-    first = train.run(conf(lake), lake)
+    first = train.run(Campaign(conf(lake), lake))
     moved = training_rows().assign(visit=0.5, recency=1.0)
     lake.write(TABLE, spark.createDataFrame(moved), "features-2", mode="overwrite")
     lake.sql(f"VACUUM {lake.reference(TABLE)}")  # keeps what models may name
-    other = replace(conf(lake), seed=9, forest=Forest(n_trees=4))  # what the run recorded counts
+    other = replace(conf(lake), seed=9, forest=ForestConf(n_trees=4))  # what the run recorded counts
     again = rebuild(other, lake, first.run_id)
     assert again.details["same_bytes"] and again.details["version"] == first.details["version"]
-    assert lake.tables() == [TABLE] and Registry.of(other).find("spring").version == 1
+    assert lake.tables() == [TABLE] and RegistryConf.of(other).find("spring").version == 1
     with pytest.raises(ConfigError, match="no version of run 'train-x'"):
         rebuild(other, lake, "train-x")
 
@@ -138,7 +138,7 @@ def test_score_writes_every_unit_and_level(campaign, trained, scored):
     assert set(got.model_version) == {str(trained.details["version"])}
     assert set(got.feature_version) == {0}
 
-    registry = Registry.of(conf(campaign))
+    registry = RegistryConf.of(conf(campaign))
     expected = UpliftModel(registry.load(registry.find("spring", trained.details["version"]))).effect(rows)
     key = ["unit_id", "treatment"]
     columns = COLUMNS[:7]
@@ -152,7 +152,7 @@ def test_score_writes_every_unit_and_level(campaign, trained, scored):
 
 def test_scoring_again_adds_no_row(campaign, scored, trained):
     before = campaign.version(SCORES)
-    again = score.run(conf(campaign, version=trained.details["version"]), campaign)
+    again = score.run(Campaign(conf(campaign, version=trained.details["version"]), campaign))
     assert again.run_id == scored.run_id
     assert again.tables[SCORES] == {**scored.tables[SCORES], "rows": 0, "skipped": True}
     assert campaign.version(SCORES) == before
@@ -164,21 +164,21 @@ def test_a_wrong_model_or_store_is_refused_before_any_write(campaign, trained, t
     before = (campaign.tables(), {t: campaign.version(t) for t in campaign.tables()})
     for job in (train, score):
         with pytest.raises(EnvironmentProblem, match=nowhere):
-            job.run(conf(campaign, tracking_uri=nowhere), campaign)
+            job.run(Campaign(conf(campaign, tracking_uri=nowhere), campaign))
     with pytest.raises(ConfigError, match="no version 99"):
-        score.run(conf(campaign, version=99), campaign)
+        score.run(Campaign(conf(campaign, version=99), campaign))
     with pytest.raises(ConfigError, match=r"'autumn' has no alias 'champion'"):
-        score.run(conf(campaign, name="autumn"), campaign)
+        score.run(Campaign(conf(campaign, name="autumn"), campaign))
     assert before == (campaign.tables(), {t: campaign.version(t) for t in campaign.tables()})
 
 
 def test_a_changed_model_file_is_refused_before_any_write(campaign, trained, monkeypatch):
-    store = Registry.of(conf(campaign))
+    store = RegistryConf.of(conf(campaign))
     model = store.find("spring", trained.details["version"])
-    monkeypatch.setattr(Registry, "find", lambda *_: replace(model, sha256="0" * 64))
+    monkeypatch.setattr(RegistryConf, "find", lambda *_: replace(model, sha256="0" * 64))
     before = campaign.tables()
     with pytest.raises(ModelFileError, match="not the file that was registered"):
-        score.run(conf(campaign), campaign)
+        score.run(Campaign(conf(campaign), campaign))
     assert campaign.tables() == before
 
 
@@ -186,7 +186,7 @@ def test_without_a_training_set_the_error_says_what_to_run(campaign):
     autumn = replace(conf(campaign), campaign="autumn")
     for job in (train, score):
         with pytest.raises(DataError, match=r"silver\.training_autumn does not exist.*uplift features"):
-            job.run(autumn, campaign)
+            job.run(Campaign(autumn, campaign))
 
 
 @pytest.mark.parametrize(
@@ -204,17 +204,17 @@ def test_features_unlike_the_models_are_refused_before_any_write(campaign, train
     monkeypatch.setattr(campaign, "read", lambda *_: frame)
     monkeypatch.setattr(campaign, "write", lambda *_, **__: pytest.fail("wrote a table"))
     with pytest.raises(DataError, match=rf"{TABLE} does not fit spring version 1: .*{message}"):
-        score.run(conf(campaign, version=trained.details["version"]), campaign)
+        score.run(Campaign(conf(campaign, version=trained.details["version"]), campaign))
 
 
 def test_a_new_training_set_makes_new_runs(campaign, trained, scored):
     """Last, because the training table moves on."""
     rows = training_rows(300)
     campaign.write(TABLE, campaign.spark.createDataFrame(rows), "features-2", mode="overwrite")
-    result = score.run(conf(campaign, version=trained.details["version"]), campaign)
+    result = score.run(Campaign(conf(campaign, version=trained.details["version"]), campaign))
     assert result.run_id != scored.run_id
     counts = campaign.read(SCORES).groupBy("run_id", "feature_version").count().collect()
     assert {tuple(row) for row in counts} == {(scored.run_id, 0, 800), (result.run_id, 1, 600)}
-    retrained = train.run(conf(campaign), campaign)
+    retrained = train.run(Campaign(conf(campaign), campaign))
     assert retrained.run_id != trained.run_id
-    assert dict(Registry.of(conf(campaign)).find("spring").data_versions) == {TABLE: 1}
+    assert dict(RegistryConf.of(conf(campaign)).find("spring").data_versions) == {TABLE: 1}

@@ -50,7 +50,7 @@ def test_any_other_rows_differ(spark: SparkSession, rows: list[Any]) -> None:
     assert of(spark, [ROW, ROW]) != of(spark, rows)
 
 
-def test_columns_not_asked_for_do_not_count(spark: SparkSession) -> None:
+def test_other_columns_do_not_count(spark: SparkSession) -> None:
     first, second = (spark.createDataFrame([("u", clock)], "a string, at int") for clock in (1, 2))
     assert digest(first, ["a"]) == digest(second, ["a"])
     assert digest(first, ["a", "at"]) != digest(second, ["a", "at"])

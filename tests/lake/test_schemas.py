@@ -33,9 +33,9 @@ PUBLIC = {
 
 
 def contract(table: str) -> Contract:
-    found = contract_of(table)
-    assert found is not None
-    return found
+    declared = contract_of(table)
+    assert declared is not None
+    return declared
 
 
 def frame_of(spark: SparkSession, table: str, rows: list[dict[str, Any]], **extra: str) -> DataFrame:
@@ -82,8 +82,8 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
     assert sorted(row["unit_id"] for row in good.collect()) == ["elsewhere", "elsewhere", "good", "unlogged"]
     kept = rejected.collect()
     assert len(kept) == len(rows) - 4
-    found = {json.loads(row["row"])["unit_id"]: row for row in kept}
-    assert {unit: row["rule"] for unit, row in found.items()} == {
+    by_unit = {json.loads(row["row"])["unit_id"]: row for row in kept}
+    assert {unit: row["rule"] for unit, row in by_unit.items()} == {
         "twice": "repeated",
         None: "unit_present",
         " ": "unit_present",
@@ -97,11 +97,11 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
         "undefined": "propensity_range",
         "wrong": "treatment_present",
     }
-    assert found["twice"]["reason"] == "experiment and unit_id occur in 2 rows"
-    assert found["wrong"]["reason"].startswith("treatment is missing; propensity is outside (0, 1]")
-    assert json.loads(found["zero"]["row"])["assigned_at"].startswith("2025-01-06T12:00:00.123456")
-    assert found["zero"]["source_table"] == "bronze.assignment"
-    assert found["zero"]["experiment"] == "demo"
+    assert by_unit["twice"]["reason"] == "experiment and unit_id occur in 2 rows"
+    assert by_unit["wrong"]["reason"].startswith("treatment is missing; propensity is outside (0, 1]")
+    assert json.loads(by_unit["zero"]["row"])["assigned_at"].startswith("2025-01-06T12:00:00.123456")
+    assert by_unit["zero"]["source_table"] == "bronze.assignment"
+    assert by_unit["zero"]["experiment"] == "demo"
     assert rejected.columns == contract("bronze.quarantine").columns.fieldNames()
 
 

@@ -50,7 +50,7 @@ def test_java_without_a_version_is_refused(tmp_path: Path, monkeypatch: pytest.M
         check_java()
 
 
-def test_missing_java_is_told_from_a_wrong_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_differs_from_a_wrong_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(EnvironmentProblem, match=r"JAVA_HOME=.* has no bin/java"):

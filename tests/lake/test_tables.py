@@ -127,7 +127,7 @@ def test_a_changed_schema_is_refused(lake: Lake) -> None:
     assert lake.version("gold.demo") == 0
 
 
-def test_names_mean_the_lakehouse_that_is_asked(lake: Lake, tmp_path: Path) -> None:
+def test_names_mean_the_lakehouse_that_is_queried(lake: Lake, tmp_path: Path) -> None:
     other = Lake(lake.spark, Lakehouse(path=str(tmp_path / "other")))
     lake.write("gold.demo", rows(lake.spark, 1), "r1")
     other.write("gold.demo", rows(lake.spark, 2), "r1")
@@ -228,22 +228,25 @@ def test_a_run_needs_a_name(lake: Lake) -> None:
 def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | None) -> None:
     # The session's own catalog keeps its tables where the last lakehouse is: a name of its own for each.
     table = f"bronze.profile_of_{catalog or 'folder'}"
-    place, spark = Lake(lake.spark, lake.lakehouse if catalog is None else Lakehouse(catalog=catalog)), lake.spark
-    spark.sql(f"DROP TABLE IF EXISTS {place.name(table)}")
+    target, spark = Lake(lake.spark, lake.lakehouse if catalog is None else Lakehouse(catalog=catalog)), lake.spark
+    spark.sql(f"DROP TABLE IF EXISTS {target.name(table)}")
     now = F.lit("2025-01-06").cast("timestamp")
     times = {"observed_at": now, "known_at": now, "source": F.lit("crm"), "age": F.lit(30.0)}
     profile = rows(spark, 4).select("unit_id").withColumns(times)
-    assert place.write(table, profile, "r1").rows == 4
-    version, before = place.version(table), place.sql(f"SELECT * FROM {place.name(table)}").collect()
-    for change in (f"UPDATE {place.name(table)} SET age = 31", f"DELETE FROM {place.name(table)} WHERE unit_id = 'u1'"):
+    assert target.write(table, profile, "r1").rows == 4
+    version, before = target.version(table), target.sql(f"SELECT * FROM {target.name(table)}").collect()
+    for change in (
+        f"UPDATE {target.name(table)} SET age = 31",
+        f"DELETE FROM {target.name(table)} WHERE unit_id = 'u1'",
+    ):
         with pytest.raises(Exception, match=r"DELTA_CANNOT_MODIFY_APPEND_ONLY"):
             spark.sql(change)
     with pytest.raises(DataError, match=rf"table {table} holds raw events and cannot be overwritten: append"):
-        place.write(table, profile, "r2", mode="overwrite")
-    assert place.version(table) == version
-    assert sorted(place.read(table).collect()) == sorted(before)
-    assert place.write(table, profile, "r3").rows == 4
-    spark.sql(f"DROP TABLE {place.name(table)}")
+        target.write(table, profile, "r2", mode="overwrite")
+    assert target.version(table) == version
+    assert sorted(target.read(table).collect()) == sorted(before)
+    assert target.write(table, profile, "r3").rows == 4
+    spark.sql(f"DROP TABLE {target.name(table)}")
 
 
 def test_missing_raw_tables_name_their_load(lake: Lake) -> None:

@@ -10,9 +10,9 @@ from sklearn.tree import DecisionTreeRegressor
 
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.simulate import nie_wager
-from uplift_spark.learners.nuisances import Spec, crossfit, crossfit_folds, fit_nuisances, fit_trees, placebo
+from uplift_spark.learners.nuisances import NuisanceSpec, crossfit, crossfit_folds, fit_nuisances, fit_trees, placebo
 from uplift_spark.stats.aipw import ESTIMANDS, averages_of
-from uplift_spark.stats.sampling import FOLDS, mix_all
+from uplift_spark.stats.sampling import FOLDS_SALT, mix64_all
 
 SMALL = {"max_iter": 25, "max_leaf_nodes": 4, "learning_rate": 0.15, "early_stopping": False}
 
@@ -28,7 +28,7 @@ def trees(binary):
 
 
 def keys(n, seed=0):
-    return mix_all(np.arange(n, dtype=np.uint64), np.uint64(seed), FOLDS)
+    return mix64_all(np.arange(n, dtype=np.uint64), np.uint64(seed), FOLDS_SALT)
 
 
 def smooth(n, seed, levels=2, size=1):
@@ -39,34 +39,34 @@ def smooth(n, seed, levels=2, size=1):
     rng = np.random.default_rng(seed)
     house = np.repeat(np.arange(n // size), size)
     x = rng.random((n // size, 4))[house]
-    odds = np.exp((x[:, :1] - 0.5) * 2.0 * np.arange(levels))
-    e = odds / odds.sum(axis=1, keepdims=True)
-    place = (rng.random(n // size)[house][:, None] > np.cumsum(e, axis=1)).sum(axis=1)
-    expected = 2 * x[:, :1] + x[:, 1:2] + (0.5 + x[:, :1]) * np.arange(levels)
+    weights = np.exp((x[:, :1] - 0.5) * 2.0 * np.arange(levels))
+    e = weights / weights.sum(axis=1, keepdims=True)
+    level_code = (rng.random(n // size)[house][:, None] > np.cumsum(e, axis=1)).sum(axis=1)
+    outcome_mean = 2 * x[:, :1] + x[:, 1:2] + (0.5 + x[:, :1]) * np.arange(levels)
     noise = rng.normal(size=n) + (size > 1) * rng.normal(size=n // size)[house]
-    return x, place, expected[np.arange(n), place] + noise, house, expected, e
+    return x, level_code, outcome_mean[np.arange(n), level_code] + noise, house, outcome_mean, e
 
 
 # ---------------------------------------------------------------- folds and contracts
 
 
 def test_folds_follow_the_key_alone():
-    key, spec = keys(5000), Spec(("0", "1"))
+    key, spec = keys(5000), NuisanceSpec(("0", "1"))
     fold = crossfit_folds(key, spec)
     assert set(fold) == set(range(5)) and np.bincount(fold).min() > 850
     assert (crossfit_folds(key[::-1], spec)[::-1] == fold).all()
-    assert (crossfit_folds(key, Spec(("0", "1"), seed=8)) != fold).any()
+    assert (crossfit_folds(key, NuisanceSpec(("0", "1"), seed=8)) != fold).any()
 
 
 def test_values_do_not_depend_on_the_order_of_rows():
     x, w, y, *_ = smooth(600, 0)
     key, mixed = keys(600), np.random.default_rng(1).permutation(600)
-    found, other = (
-        crossfit(x, w, y, key, Spec(("0", "1"))),
-        crossfit(x[mixed], w[mixed], y[mixed], key[mixed], Spec(("0", "1"))),
+    result, other = (
+        crossfit(x, w, y, key, NuisanceSpec(("0", "1"))),
+        crossfit(x[mixed], w[mixed], y[mixed], key[mixed], NuisanceSpec(("0", "1"))),
     )
-    assert other.expected == pytest.approx(found.expected[mixed])
-    assert other.propensity == pytest.approx(found.propensity[mixed])
+    assert other.outcome_mean == pytest.approx(result.outcome_mean[mixed])
+    assert other.propensity == pytest.approx(result.propensity[mixed])
 
 
 def test_weighted_trees_are_those_of_the_weights_without_their_quantiles(monkeypatch):
@@ -78,8 +78,8 @@ def test_weighted_trees_are_those_of_the_weights_without_their_quantiles(monkeyp
     slow = HistGradientBoostingRegressor(**SMALL).fit(x, y, own).predict(x)
     unweighted = HistGradientBoostingRegressor(**SMALL).fit(x, y).predict(x)
     monkeypatch.delattr("sklearn.ensemble._hist_gradient_boosting.binning._weighted_percentile")
-    found = fit_trees(HistGradientBoostingRegressor(**SMALL), x, y, own).predict(x)
-    assert np.abs(found - slow).mean() < 0.15 * np.abs(unweighted - slow).mean()
+    predicted = fit_trees(HistGradientBoostingRegressor(**SMALL), x, y, own).predict(x)
+    assert np.abs(predicted - slow).mean() < 0.15 * np.abs(unweighted - slow).mean()
     same = fit_trees(HistGradientBoostingRegressor(**SMALL), x, y, np.full(2000, 3.0)).predict(x)
     assert (same == unweighted).all()
 
@@ -104,17 +104,17 @@ class Spy:
 def test_no_row_or_cluster_is_in_its_own_models():
     x, w, y, house, *_ = smooth(400, 0, size=4)
     x[:, 0] = house
-    spec = Spec(("0", "1"), outcome=Spy, propensity=Spy)
-    found = crossfit(x, w, y, keys(100)[house], spec)
-    assert not found.propensity[:, 1].any() and not found.expected.any()  # none was seen
-    assert fit_nuisances(x, w, y, spec).expected(x).any()  # as they would be
+    spec = NuisanceSpec(("0", "1"), outcome=Spy, propensity=Spy)
+    nuisances = crossfit(x, w, y, keys(100)[house], spec)
+    assert not nuisances.propensity[:, 1].any() and not nuisances.outcome_mean.any()  # none was seen
+    assert fit_nuisances(x, w, y, spec).outcome_mean(x).any()  # as they would be
 
 
 def test_known_propensities_are_passed_on():
     x, w, y, _, _, e = smooth(400, 0)
-    found = crossfit(x, w, y, keys(400), Spec(("0", "1"), outcome=lines), known=e)
-    assert (found.propensity == e).all()
-    fitted = fit_nuisances(x, w, y, Spec(("0", "1"), outcome=lines), known=True)
+    nuisances = crossfit(x, w, y, keys(400), NuisanceSpec(("0", "1"), outcome=lines), known=e)
+    assert (nuisances.propensity == e).all()
+    fitted = fit_nuisances(x, w, y, NuisanceSpec(("0", "1"), outcome=lines), known=True)
     with pytest.raises(ConfigError, match="were given"):
         fitted.propensity(x)
 
@@ -122,11 +122,11 @@ def test_known_propensities_are_passed_on():
 def test_an_arm_that_is_too_small_is_named():
     x, w, y, *_ = smooth(400, 0)
     with pytest.raises(DataError, match=r"level 'mail' has 0 rows in fold 0 of 5.*take fewer folds"):
-        crossfit(x, np.zeros(400, int), y, keys(400), Spec(("none", "mail")))
+        crossfit(x, np.zeros(400, int), y, keys(400), NuisanceSpec(("none", "mail")))
     with pytest.raises(DataError, match=r"level 'none' has 9 rows in the training part, of at least 10"):
-        fit_nuisances(x, (np.arange(400) >= 9) * 1, y, Spec(("none", "mail")))
+        fit_nuisances(x, (np.arange(400) >= 9) * 1, y, NuisanceSpec(("none", "mail")))
     with pytest.raises(DataError, match=r"2 levels|levels are"):
-        crossfit(x, w + 1, y, keys(400), Spec(("none", "mail")))
+        crossfit(x, w + 1, y, keys(400), NuisanceSpec(("none", "mail")))
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -135,25 +135,25 @@ def test_missing_values_categories_and_three_levels(binary):
     y = (y > 2.5) * 1.0 if binary else y
     x[::7, 1] = np.nan
     x[:, 2] = np.random.default_rng(1).integers(0, 5, 900)
-    spec = Spec(("a", "b", "c"), categorical=np.array([False, False, True, False]), folds=3)
-    found = crossfit(x, w, y, keys(900), spec, np.random.default_rng(2).random(900) + 0.5)
-    assert found.propensity.sum(axis=1) == pytest.approx(1) and (found.propensity > 0).all()
-    assert found.expected.min() >= y.min() and found.expected.max() <= y.max()
-    assert np.corrcoef(found.expected[np.arange(900), w], y)[0, 1] > 0.2
+    spec = NuisanceSpec(("a", "b", "c"), categorical=np.array([False, False, True, False]), folds=3)
+    nuisances = crossfit(x, w, y, keys(900), spec, np.random.default_rng(2).random(900) + 0.5)
+    assert nuisances.propensity.sum(axis=1) == pytest.approx(1) and (nuisances.propensity > 0).all()
+    assert nuisances.outcome_mean.min() >= y.min() and nuisances.outcome_mean.max() <= y.max()
+    assert np.corrcoef(nuisances.outcome_mean[np.arange(900), w], y)[0, 1] > 0.2
 
 
 def test_an_arm_without_events_expects_none():
     x, w, _, *_ = smooth(400, 0)
     y = w * (np.arange(400) % 2) * 1.0
-    assert (crossfit(x, w, y, keys(400), Spec(("0", "1"))).expected[:, 0] == 0).all()
+    assert (crossfit(x, w, y, keys(400), NuisanceSpec(("0", "1"))).outcome_mean[:, 0] == 0).all()
 
 
 def test_levels_dealt_at_random_have_no_effect():
     x, w, y, *_ = smooth(1000, 3)
-    found = placebo(x, w, y, keys(1000), Spec(("0", "1"), folds=2, outcome=lines, propensity=lines), 4)
-    assert found.estimate.shape == (4, 1) and np.abs(found.estimate).max() < 4 * found.error.min()
-    assert 0.001 < found.p_value[0] <= 1
-    assert len(np.unique(found.estimate)) == 4
+    result = placebo(x, w, y, keys(1000), NuisanceSpec(("0", "1"), folds=2, outcome=lines, propensity=lines), 4)
+    assert result.estimate.shape == (4, 1) and np.abs(result.estimate).max() < 4 * result.error.min()
+    assert 0.001 < result.p_value[0] <= 1
+    assert len(np.unique(result.estimate)) == 4
 
 
 # ---------------------------------------------------------------- known truth
@@ -161,11 +161,11 @@ def test_levels_dealt_at_random_have_no_effect():
 
 def truths(levels):
     """{estimand: effects [L]} of `smooth`, from a million units."""
-    *_, expected, e = smooth(1_000_000, 99, levels)
-    effect = expected[:, 1:] - expected[:, :1]
+    *_, outcome_mean, e = smooth(1_000_000, 99, levels)
+    effect = outcome_mean[:, 1:] - outcome_mean[:, :1]
     tilt = {"ate": np.ones_like(effect), "att": e[:, 1:], "overlap": e[:, 1:] * e[:, :1] / (e[:, 1:] + e[:, :1])}
-    found = {name: (h * effect).sum(axis=0) / h.sum(axis=0) for name, h in tilt.items()}
-    return found | {"naive": found["ate"]}
+    averages = {name: (h * effect).sum(axis=0) / h.sum(axis=0) for name, h in tilt.items()}
+    return averages | {"naive": averages["ate"]}
 
 
 def replicate(draw, truth, reps, spec, clustered=False):
@@ -175,7 +175,7 @@ def replicate(draw, truth, reps, spec, clustered=False):
         x, w, y, house, *_ = draw(seed)
         fitted = crossfit(x, w, y, keys(len(y), seed)[house], spec)
         hashes = keys(len(y), seed)[house].view(np.int64) if clustered else None
-        one = averages_of(y, w, fitted.expected, fitted.propensity, hashes)
+        one = averages_of(y, w, fitted.outcome_mean, fitted.propensity, hashes)
         for name in truth:
             j = ESTIMANDS.index(name)
             table[name].append([part[:, j] for part in (one.estimate, one.error, *one.interval)])
@@ -194,14 +194,14 @@ def of_nie_wager(seed, setup, n=2000):
     return b.X, b.w, b.y, np.arange(n)
 
 
-CHEAP = Spec(("0", "1"), outcome=lines, propensity=lines)
+CHEAP = NuisanceSpec(("0", "1"), outcome=lines, propensity=lines)
 
 
 def test_intervals_cover_and_naive_ones_do_not():
-    found = replicate(partial(smooth, 1000), truths(2), 60, CHEAP)
-    assert found["naive"][2] < 0.2
+    result = replicate(partial(smooth, 1000), truths(2), 60, CHEAP)
+    assert result["naive"][2] < 0.2
     for name in ("ate", "att", "overlap"):
-        bias, ratio, covered = found[name]
+        bias, ratio, covered = result[name]
         assert np.abs(bias) < 0.05 and 0.7 < ratio < 1.4 and covered >= 0.85
 
 
@@ -210,16 +210,16 @@ def test_without_cross_fitting_errors_are_too_small():
     errors, estimates = [], []
     for seed in range(20):
         x, w, y, *_ = smooth(600, seed)
-        spec = Spec(("0", "1"), outcome=lambda _: DecisionTreeRegressor(min_samples_leaf=2), propensity=lines)
+        spec = NuisanceSpec(("0", "1"), outcome=lambda _: DecisionTreeRegressor(min_samples_leaf=2), propensity=lines)
         own = fit_nuisances(x, w, y, spec)
-        found = averages_of(y, w, own.expected(x), own.propensity(x))
-        errors.append(found.error[0, 0])
-        estimates.append(found.estimate[0, 0])
+        result = averages_of(y, w, own.outcome_mean(x), own.propensity(x))
+        errors.append(result.error[0, 0])
+        estimates.append(result.estimate[0, 0])
     assert np.mean(errors) < 0.75 * np.std(estimates, ddof=1)
 
 
 def test_clusters_taken_for_strangers_are_too_sure():
-    spec = Spec(("0", "1"), outcome=lines, propensity=lines)
+    spec = NuisanceSpec(("0", "1"), outcome=lines, propensity=lines)
     draw, truth = partial(smooth, 1600, size=8), {"ate": truths(2)["ate"]}
     right, wrong = (replicate(draw, truth, 60, spec, clustered)["ate"] for clustered in (True, False))
     assert right[1] > 1.6 * wrong[1] and right[2] >= 0.8 and wrong[2] < 0.8
@@ -228,17 +228,17 @@ def test_clusters_taken_for_strangers_are_too_sure():
 @pytest.mark.simulation
 @pytest.mark.parametrize(("levels", "size", "n"), [(2, 1, 1000), (3, 1, 1500), (2, 5, 2500)])
 def test_intervals_cover_in_full(levels, size, n):
-    spec = Spec(tuple("012")[:levels], outcome=lines, propensity=lines)
-    found = replicate(partial(smooth, n, levels=levels, size=size), truths(levels), 500, spec, size > 1)
+    spec = NuisanceSpec(tuple("012")[:levels], outcome=lines, propensity=lines)
+    result = replicate(partial(smooth, n, levels=levels, size=size), truths(levels), 500, spec, size > 1)
     for name in ("ate", "att", "overlap"):
-        assert ((found[name][2] >= 0.925) & (found[name][2] <= 0.975)).all()
-    assert (found["naive"][2] < 0.2).all()
+        assert ((result[name][2] >= 0.925) & (result[name][2] <= 0.975)).all()
+    assert (result["naive"][2] < 0.2).all()
 
 
 @pytest.mark.simulation
 @pytest.mark.parametrize(("setup", "effect"), [("a", 0.5), ("b", 0.806), ("c", 1.0)])
 def test_boosted_trees_take_out_most_of_the_confounding(setup, effect):
     """Set-up B is a trial. Trees of 1500 rows are off in both nuisances: what is left of the bias is printed."""
-    spec, truth = Spec(("0", "1"), outcome=trees, propensity=trees), {"naive": effect, "ate": effect}
-    found = replicate(partial(of_nie_wager, setup=setup), truth, 100, spec)
-    assert np.abs(found["ate"][0]) < 0.08 and 0.8 < found["ate"][1] < 1.5
+    spec, truth = NuisanceSpec(("0", "1"), outcome=trees, propensity=trees), {"naive": effect, "ate": effect}
+    result = replicate(partial(of_nie_wager, setup=setup), truth, 100, spec)
+    assert np.abs(result["ate"][0]) < 0.08 and 0.8 < result["ate"][1] < 1.5

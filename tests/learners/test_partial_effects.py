@@ -11,7 +11,7 @@ from sklearn.preprocessing import PolynomialFeatures
 
 from uplift_spark.errors import DataError
 from uplift_spark.learners.average_effects import average_partial_effect
-from uplift_spark.learners.nuisances import Spec
+from uplift_spark.learners.nuisances import NuisanceSpec
 from uplift_spark.stats.sampling import unit_hashes
 
 
@@ -29,7 +29,7 @@ class Quadratic:
         return self.model.predict(features)
 
 
-def drawn(n, seed, skewed=False):
+def simulated(n, seed, skewed=False):
     """Units with much x0 or x1 get much, and would do well anyway; a unit of dose brings 1 + x0, 1 on average."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, 5))
@@ -39,23 +39,24 @@ def drawn(n, seed, skewed=False):
     return x, dose, outcome, unit_hashes(pa.array(np.arange(n)), "unit")
 
 
-QUICK = Spec(("0", "1"), outcome=Quadratic)
+QUICK = NuisanceSpec(("0", "1"), outcome=Quadratic)
 
 
 def coverage(replications, skewed):
-    found = np.array([average_partial_effect(*drawn(1000, seed, skewed), QUICK) for seed in range(replications)])
-    covered = float((np.abs(found[:, 0] - 1.0) < 1.96 * found[:, 1]).mean())
+    results = np.array([average_partial_effect(*simulated(1000, seed, skewed), QUICK) for seed in range(replications)])
+    covered = float((np.abs(results[:, 0] - 1.0) < 1.96 * results[:, 1]).mean())
     print(
-        f"skewed {skewed}: covered {covered:.3f}, bias {found[:, 0].mean() - 1:.4f}, spread {found[:, 0].std():.4f}, "
-        f"error {found[:, 1].mean():.4f}, of {replications}"
+        f"skewed {skewed}: covered {covered:.3f}, bias {results[:, 0].mean() - 1:.4f}, "
+        f"spread {results[:, 0].std():.4f}, "
+        f"error {results[:, 1].mean():.4f}, of {replications}"
     )
-    return covered, found
+    return covered, results
 
 
 def test_intervals_cover_where_a_regression_misleads():
-    covered, found = coverage(40, False)
-    assert covered >= 0.85 and abs(found[:, 0].mean() - 1) < 0.06
-    _, dose, outcome, _ = drawn(20_000, 99)
+    covered, results = coverage(40, False)
+    assert covered >= 0.85 and abs(results[:, 0].mean() - 1) < 0.06
+    _, dose, outcome, _ = simulated(20_000, 99)
     assert np.polyfit(dose, outcome, 1)[0] > 1.6
 
 
@@ -67,27 +68,29 @@ def test_intervals_cover(skewed):
 
 @pytest.mark.simulation
 def test_intervals_cover_with_boosted_trees_and_lines(replications=60):
-    found = np.array([average_partial_effect(*drawn(4000, seed), Spec(("0", "1"))) for seed in range(replications)])
-    covered = (np.abs(found[:, 0] - 1.0) < 1.96 * found[:, 1]).mean()
-    print(f"blend: covered {covered:.3f}, bias {found[:, 0].mean() - 1:.4f}, spread {found[:, 0].std():.4f}")
+    results = np.array(
+        [average_partial_effect(*simulated(4000, seed), NuisanceSpec(("0", "1"))) for seed in range(replications)]
+    )
+    covered = (np.abs(results[:, 0] - 1.0) < 1.96 * results[:, 1]).mean()
+    print(f"blend: covered {covered:.3f}, bias {results[:, 0].mean() - 1:.4f}, spread {results[:, 0].std():.4f}")
     assert covered >= 0.85
 
 
 def test_boosted_trees_and_lines_by_default():
-    estimate, error = average_partial_effect(*drawn(1500, 5), Spec(("0", "1"), folds=2))
+    estimate, error = average_partial_effect(*simulated(1500, 5), NuisanceSpec(("0", "1"), folds=2))
     assert abs(estimate - 1.0) < 4 * error < 0.6
 
 
 def test_clusters_of_equals_change_nothing():
-    x, dose, outcome, key = drawn(600, 1)
+    x, dose, outcome, key = simulated(600, 1)
     once = average_partial_effect(x, dose, outcome, key, QUICK)
     four = [np.repeat(part, 4, axis=0) for part in (x, dose, outcome, key)]
     whole = average_partial_effect(*four, QUICK, cluster=np.repeat(np.arange(600), 4))
     assert whole[1] == pytest.approx(once[1], rel=0.15) and average_partial_effect(*four, QUICK)[1] < 0.6 * once[1]
 
 
-def test_what_cannot_be_told_is_refused():
-    x, dose, outcome, key = drawn(300, 1)
+def test_what_cannot_be_estimated_is_refused():
+    x, dose, outcome, key = simulated(300, 1)
     with pytest.raises(DataError, match=r"features tell the dose of .* rows"):
         average_partial_effect(x, np.zeros(300), outcome, key, QUICK)
     spoilt = np.where(np.arange(300) < 3, np.nan, outcome)

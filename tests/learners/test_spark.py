@@ -19,11 +19,11 @@ def sparked(spark, frame, parts):
 
 @pytest.mark.parametrize("learner", [MetaLearner("dr_learner", 2, 400, 2), CausalForest(n_trees=8, per_level=True)])
 def test_the_same_as_in_one_process(spark, learner):
-    frame, asked = rows(), rows(60, 1)
-    here = learner.fit(frame, ROLES).effect(asked)
+    frame, new = rows(), rows(60, 1)
+    here = learner.fit(frame, ROLES).effect(new)
     for parts in (1, 5):
         model = learner.fit(sparked(spark, frame, parts), ROLES)
-        there = model.effect(sparked(spark, asked, parts)).toPandas()
+        there = model.effect(sparked(spark, new, parts)).toPandas()
         keys = ["unit", "treatment"]
         pd.testing.assert_frame_equal(
             there.sort_values(keys, ignore_index=True), here.sort_values(keys, ignore_index=True), check_exact=True

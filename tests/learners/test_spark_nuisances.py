@@ -10,14 +10,14 @@ from pyspark.sql import functions as F
 from uplift_spark import Roles
 from uplift_spark.errors import DataError
 from uplift_spark.evaluation.average_effects import average_table, balance_table, hidden_table, overlap_table
-from uplift_spark.evaluation.metrics import Setup
-from uplift_spark.learners.spark import SET_ASIDE, fit_folds, refutations, sampled_rows, with_scores
+from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores
 from uplift_spark.stats.aipw import confounder_terms, sensitivity
 
 pytestmark = pytest.mark.spark
 LEVELS = ("none", "call", "mail")
 ROLES = Roles("unit_id", "treatment", "bought", ("age", "city"), "none")
-SETUP = Setup("none", ("bought",), ("city",))
+SPEC = EvaluationSpec("none", ("bought",), ("city",))
 
 
 def observed(n=3000, seed=0):
@@ -25,14 +25,14 @@ def observed(n=3000, seed=0):
     rng = np.random.default_rng(seed)
     age, city = rng.uniform(20, 80, n), rng.choice(["x", "y"], n)
     weights = np.column_stack([np.ones(n), np.exp((age - 50) / 15), np.where(city == "y", 1.0, 0.1)])
-    odds = weights / weights.sum(axis=1, keepdims=True)
-    place = (rng.random(n)[:, None] > odds.cumsum(axis=1)).sum(axis=1)
+    propensity = weights / weights.sum(axis=1, keepdims=True)
+    level_code = (rng.random(n)[:, None] > propensity.cumsum(axis=1)).sum(axis=1)
     return pd.DataFrame(
         {
             "unit_id": [f"u{i}" for i in range(n)],
-            "treatment": np.array(["none", "mail", "call"])[place],
+            "treatment": np.array(["none", "mail", "call"])[level_code],
             "propensity": np.nan,
-            "bought": (rng.random(n) < 0.2 + 0.004 * (age - 20) + 0.1 * (place == 1)).astype(float),
+            "bought": (rng.random(n) < 0.2 + 0.004 * (age - 20) + 0.1 * (level_code == 1)).astype(float),
             "age": np.where(rng.random(n) < 0.1, np.nan, age),
             "city": city,
             "split": np.where(np.arange(n) % 3, "train", "holdout"),
@@ -72,30 +72,30 @@ def test_the_same_for_any_partitioning(units, scored):
     assert one.scores.tolist() == other.scores.tolist() and one.fold.tolist() == other.fold.tolist()
 
 
-def test_scores_are_doubly_robust_and_who_has_no_overlap_is_set_aside(scored):
+def test_scores_are_doubly_robust_and_units_without_overlap_are_trimmed(scored):
     rows = scored.toPandas()
-    expected, odds = arrays(rows)
-    place = rows.treatment.map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
-    mine = odds[np.arange(len(rows)), place]
-    assert rows.propensity.to_numpy() == pytest.approx(mine) and odds.sum(axis=1) == pytest.approx(1)
+    outcome_mean, propensity = arrays(rows)
+    level_code = rows.treatment.map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
+    mine = propensity[np.arange(len(rows)), level_code]
+    assert rows.propensity.to_numpy() == pytest.approx(mine) and propensity.sum(axis=1) == pytest.approx(1)
     scores = np.array([[one[level] for level in LEVELS] for one in rows.scores])
     for k in range(3):
-        seen = (place == k) * (rows.bought.to_numpy() - expected[:, k]) / np.maximum(mine, 0.05)
-        assert scores[:, k] == pytest.approx(expected[:, k] + seen)
-    aside = (odds < 0.05).any(axis=1)
-    assert (rows.split == SET_ASIDE).tolist() == aside.tolist() and 0.2 < aside.mean() < 0.7
-    assert set(rows.split[~aside]) == {"train", "holdout"}
+        residual = (level_code == k) * (rows.bought.to_numpy() - outcome_mean[:, k]) / np.maximum(mine, 0.05)
+        assert scores[:, k] == pytest.approx(outcome_mean[:, k] + residual)
+    trimmed = (propensity < 0.05).any(axis=1)
+    assert (rows.split == TRIMMED).tolist() == trimmed.tolist() and 0.2 < trimmed.mean() < 0.7
+    assert set(rows.split[~trimmed]) == {"train", "holdout"}
 
 
-def test_logged_odds_count_where_they_are_trusted(units):
+def test_logged_propensities_count_where_they_are_trusted(units):
     logged = units.withColumn("propensity", F.lit(0.25))
     assert with_scores(logged, folds_of(logged, logged=True)).where("propensity != 0.25").isEmpty()
 
 
 def test_averages_overlap_and_balance(scored):
-    rows, kept = scored.toPandas(), scored.where(F.col("split") != SET_ASIDE)
-    inside = rows[rows.split != SET_ASIDE]
-    table = average_table(kept, SETUP, LEVELS, 0.05).set_index(["treatment", "estimand", "cut", "bucket"])
+    rows, kept = scored.toPandas(), scored.where(F.col("split") != TRIMMED)
+    inside = rows[rows.split != TRIMMED]
+    table = average_table(kept, SPEC, LEVELS, 0.05).set_index(["treatment", "estimand", "cut", "bucket"])
     scores = {level: np.array([one[level] for one in inside.scores]) for level in LEVELS}
     for level in LEVELS[1:]:
         gained = scores[level] - scores["none"]
@@ -108,15 +108,15 @@ def test_averages_overlap_and_balance(scored):
         naive = table.loc[level, "naive", "all", "all"]
         assert naive.value == pytest.approx(arms[0].mean() - arms[1].mean(), rel=1e-5)
         assert (naive.n_treated, naive.n_control) == (len(arms[0]), len(arms[1]))
-    shuffled = average_table(kept.repartition(4), SETUP, LEVELS, 0.05)
+    shuffled = average_table(kept.repartition(4), SPEC, LEVELS, 0.05)
     assert shuffled.equals(table.reset_index()[shuffled.columns])
 
-    overlap = overlap_table(scored, LEVELS, SET_ASIDE).set_index("treatment")
+    overlap = overlap_table(scored, LEVELS, TRIMMED).set_index("treatment")
     for level in LEVELS:
         p = inside.propensity[inside.treatment == level]
         assert overlap.units[level] == len(p) and overlap.lowest[level] == pytest.approx(p.min())
         assert overlap.effective_units[level] == pytest.approx((1 / p).sum() ** 2 / (1 / p**2).sum(), abs=0.06)
-        assert overlap.set_aside[level] == ((rows.treatment == level) & (rows.split == SET_ASIDE)).sum()
+        assert overlap.set_aside[level] == ((rows.treatment == level) & (rows.split == TRIMMED)).sum()
 
     balance = balance_table(kept, ROLES.features, LEVELS).fillna({"category": "mean"})
     balance = balance.set_index(["treatment", "feature", "category"])
@@ -131,13 +131,13 @@ def test_averages_overlap_and_balance(scored):
 
 
 def test_checks_find_nothing_where_nothing_is_and_bounds_are_those_of_the_rows(scored, units):
-    kept = scored.where(F.col("split") != SET_ASIDE)
+    kept = scored.where(F.col("split") != TRIMMED)
     rows = kept.toPandas()
-    expected, odds = arrays(rows)
-    place = rows.treatment.map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
-    terms = confounder_terms(rows.bought.to_numpy(), place, expected, odds)
+    outcome_mean, propensity = arrays(rows)
+    level_code = rows.treatment.map({level: k for k, level in enumerate(LEVELS)}).to_numpy()
+    terms = confounder_terms(rows.bought.to_numpy(), level_code, outcome_mean, propensity)
     ones = sensitivity(terms.mean(axis=0), np.cov(terms.T) / len(terms), 3)
-    table = hidden_table(kept.repartition(3), SETUP, LEVELS, (0.0, 0.1)).set_index(["treatment", "check", "setting"])
+    table = hidden_table(kept.repartition(3), SPEC, LEVELS, (0.0, 0.1)).set_index(["treatment", "check", "setting"])
     for level, one in zip(LEVELS[1:], ones, strict=True):
         for share in (0.0, 0.1):
             row = table.loc[level, "hidden confounder", f"{share:g}"]

@@ -12,7 +12,16 @@ from scipy.sparse import csr_matrix
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.policy import allocation
-from uplift_spark.policy.allocation import NONE, Candidates, Constraint, Problem, allocate, choose, joined, look_at
+from uplift_spark.policy.allocation import (
+    NONE,
+    Candidates,
+    Constraint,
+    Problem,
+    allocate,
+    choose,
+    joined,
+    scan_candidates,
+)
 
 KINDS = ("budget", "capacity", "cap", "spend", "floor", "gap")
 
@@ -38,25 +47,25 @@ def problem_of(rng, units, buckets, kinds):
     n, levels = units.gain.shape
     every, here = np.ones(levels), np.eye(buckets)
     size = np.bincount(units.buckets[:, 0], minlength=buckets)
-    found = []
+    constraints = []
     if "budget" in kinds:
-        found.append(Constraint("budget", n * rng.uniform(0.2, 1), "spend", every))
+        constraints.append(Constraint("budget", n * rng.uniform(0.2, 1), "spend", every))
     if "capacity" in kinds:
-        found += [
+        constraints += [
             Constraint(f"level {k}", float(rng.integers(n // 10, n // 3 + 1)), "units", np.eye(levels)[k])
             for k in range(levels)
         ]
     if "cap" in kinds:
-        found.append(Constraint("cap", float(size[0] // 2), "units", every, 0, here[0]))
+        constraints.append(Constraint("cap", float(size[0] // 2), "units", every, 0, here[0]))
     if "spend" in kinds:
-        found.append(Constraint("spend there", 0.4 * size[2 % buckets], "spend", every, 0, here[2 % buckets]))
+        constraints.append(Constraint("spend there", 0.4 * size[2 % buckets], "spend", every, 0, here[2 % buckets]))
     if "floor" in kinds:
-        found.append(Constraint("floor", float(size[1] // 6), "units", every, 0, here[1], floor=True))
+        constraints.append(Constraint("floor", float(size[1] // 6), "units", every, 0, here[1], floor=True))
     if "gap" in kinds:
         for b in np.flatnonzero(size):
             apart = here[b] / size[b] - 1 / n
-            found += [Constraint(f"gap {b} {s}", 0.2, "units", every, 0, s * apart) for s in (1, -1)]
-    return Problem(tuple(found), levels, 1, float(np.nanmax(np.abs(units.gain))), float(units.cost.max()))
+            constraints += [Constraint(f"gap {b} {s}", 0.2, "units", every, 0, s * apart) for s in (1, -1)]
+    return Problem(tuple(constraints), levels, 1, float(np.nanmax(np.abs(units.gain))), float(units.cost.max()))
 
 
 def best_of(problem, units):
@@ -68,8 +77,8 @@ def best_of(problem, units):
         rules.append(LinearConstraint(problem.use(units)[:, unit, level], -np.inf, problem.bounds))
     worth = -units.gain[unit, level]
     whole, exact = np.ones(len(unit)), {"mip_rel_gap": 0}
-    told = milp(worth, constraints=rules, integrality=whole, bounds=Bounds(0, 1), options=exact)
-    return None if told.x is None else -told.fun
+    solution = milp(worth, constraints=rules, integrality=whole, bounds=Bounds(0, 1), options=exact)
+    return None if solution.x is None else -solution.fun
 
 
 def totals(problem, units, levels):
@@ -92,9 +101,9 @@ def compare(seed, count):
             if best is None:
                 impossible += 1
                 with pytest.raises(ConfigError):
-                    allocate(problem, partial(look_at, problem, units), 10 if narrow else 1000)
+                    allocate(problem, partial(scan_candidates, problem, units), 10 if narrow else 1000)
                 continue
-            plan = allocate(problem, partial(look_at, problem, units), 10 if narrow else 1000)
+            plan = allocate(problem, partial(scan_candidates, problem, units), 10 if narrow else 1000)
         gain, used = totals(problem, units, plan.of(problem, units))
         assert np.all(used <= problem.bounds + 1e-12 * np.abs(problem.bounds))
         assert gain == pytest.approx(plan.gain, abs=1e-6) and used == pytest.approx(plan.used, abs=1e-6)
@@ -115,31 +124,31 @@ def test_a_thousand_plans_equal_the_solver_within_the_gap():
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_many_units_leave_a_small_gap_in_few_looks(alike):
+def test_many_units_leave_a_small_gap_in_few_scans(alike):
     rng = np.random.default_rng(3)
     units = units_of(rng, 100_000, 4, 5, alike)
     problem = problem_of(rng, units, 5, KINDS)
-    plan = allocate(problem, partial(look_at, problem, units), 5_000)
+    plan = allocate(problem, partial(scan_candidates, problem, units), 5_000)
     gain, used = totals(problem, units, plan.of(problem, units))
     assert np.all(used <= problem.bounds) and gain == pytest.approx(plan.gain, rel=1e-6)
-    assert 0 <= plan.gap < 1e-4 and plan.looks <= 12
+    assert 0 <= plan.gap < 1e-4 and plan.scans <= 12
 
 
 def test_units_that_are_all_the_same_share_a_budget():
     units = all_the_same(30_000)
     problem = Problem((Constraint("budget", 10_000.0, "spend", np.ones(1)),), 1, 1, 1.0, 1.0)
-    plan = allocate(problem, partial(look_at, problem, units), 1_000)
+    plan = allocate(problem, partial(scan_candidates, problem, units), 1_000)
     assert (plan.of(problem, units) == 0).sum() == 10_000 and plan.gap < 1e-5
 
 
-def test_looks_at_parts_add_up_to_a_look_at_all():
+def test_scans_of_parts_add_up_to_a_scan_of_all():
     rng = np.random.default_rng(4)
     units = units_of(rng, 5_000, 3, 4)
     problem = problem_of(rng, units, 4, KINDS)
     prices = rng.uniform(0, 0.5, len(problem.limits))
-    whole = look_at(problem, units, prices, prices / 2, 300)
+    whole = scan_candidates(problem, units, prices, prices / 2, 300)
     order = rng.permutation(5_000)
-    parts = [look_at(problem, units[rows], prices, prices / 2, 300) for rows in np.array_split(order, 7)]
+    parts = [scan_candidates(problem, units[rows], prices, prices / 2, 300) for rows in np.array_split(order, 7)]
     merged = sum(parts[1:], parts[0]).smallest(300)
     assert (merged.gain, merged.undecided, merged.used.tolist()) == (whole.gain, whole.undecided, whole.used.tolist())
     assert merged.rows.key.tolist() == whole.rows.key.tolist() and 300 < whole.undecided < 5_000
@@ -151,7 +160,7 @@ def test_decided_units_have_one_best_level_for_all_prices_within_the_widths():
     problem = problem_of(rng, units, 4, KINDS)
     prices, widths = rng.uniform(0, 0.5, (2, len(problem.limits)))
     widths = widths / 20
-    unsure = set(look_at(problem, units, prices, widths, 3_000).rows.key.tolist())
+    unsure = set(scan_candidates(problem, units, prices, widths, 3_000).rows.key.tolist())
     sure = units[np.array([key not in unsure for key in units.key.tolist()])]
     first = choose(problem, sure, prices)
     assert 0 < len(sure) < 3_000
@@ -165,13 +174,13 @@ def test_impossible_floors_are_named_with_what_they_lack(n):
     floor = Constraint("least of all", 0.6 * n, "units", every, floor=True)
     problem = Problem((Constraint("budget", 0.2 * n, "spend", every), floor), 1, 1, 1.0, 1.0)
     with pytest.raises(ConfigError, match=f"least of all by {0.4 * n:,.0f}"):
-        allocate(problem, partial(look_at, problem, units), 500)
+        allocate(problem, partial(scan_candidates, problem, units), 500)
 
 
 def test_without_limits_everybody_gets_the_best_level():
     rng = np.random.default_rng(6)
     units = joined([units_of(rng, 50, 3, 2), replace(units_of(rng, 1, 3, 2), gain=np.full((1, 3), np.nan))])
     problem = Problem((), 3, 1, float(np.nanmax(np.abs(units.gain))), 1.0)
-    plan = allocate(problem, partial(look_at, problem, units), 10)
+    plan = allocate(problem, partial(scan_candidates, problem, units), 10)
     best = np.nanmax(np.column_stack([np.zeros(51), units.gain]), axis=1)
     assert plan.gain == pytest.approx(best.sum()) and plan.gap == pytest.approx(0, abs=1e-9)

@@ -31,8 +31,8 @@ def test_rows_that_are_not_whole_are_counted_and_left_out():
     ]
     batch = pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
     for part, units, wrong in ((batch, 2, 4), (batch.slice(4), 1, 1), (batch.slice(1, 3), 0, 3)):
-        bins, rewards, found = read_units(part, 2, 2)
-        assert (bins.shape, rewards.shape, found) == ((units, 2), (units, 2), wrong)
+        bins, rewards, incomplete = read_units(part, 2, 2)
+        assert (bins.shape, rewards.shape, incomplete) == ((units, 2), (units, 2), wrong)
     bins, rewards, _ = read_units(batch, 2, 2)
     assert bins.tobytes() == b"abcd" and rewards[0].tolist() == [1, 2] and np.isnan(rewards[1, 1])
     (overview,) = overview_batches(2, 2, iter([batch, batch.slice(5), batch.slice(0, 1)]))
@@ -55,6 +55,6 @@ def test_spark_finds_the_tree_and_its_value_whatever_the_partitions(spark):
     assert [astuple(value) for value in values_of(frame.repartition(3), tree)] == here
     hashes, draws = np.arange(2000) // 4, Draws(3, 50)
     clustered = frame.toArrow().append_column("unit_hash", pa.array(hashes))
-    found = values_of(spark.createDataFrame(clustered).repartition(3), tree, draws)
+    values = values_of(spark.createDataFrame(clustered).repartition(3), tree, draws)
     bins, rewards, _ = read_units(clustered.combine_chunks().to_batches()[0], 3, 3)
-    assert [astuple(v) for v in found] == [astuple(v) for v in honest_values(tree, bins, rewards, (hashes, draws))]
+    assert [astuple(v) for v in values] == [astuple(v) for v in honest_values(tree, bins, rewards, (hashes, draws))]

@@ -22,8 +22,8 @@ from uplift_spark.policy.trees import (
     empty_pairs,
     fit_tree,
     honest_values,
-    look_at,
-    plan_of,
+    pair_sums_at,
+    tree_search_plan,
     value_sums,
 )
 from uplift_spark.stats.intervals import Draws
@@ -83,7 +83,7 @@ def test_the_best_tree_is_that_of_enumeration(seed):
         assert tree.constant == rewards.sum(axis=0).argmax()
 
 
-def test_a_question_that_brings_nothing_is_not_asked():
+def test_a_question_that_brings_nothing_is_left_out():
     bins = np.array([[0], [1], [2], [3]] * 10, np.uint8)
     rewards = np.column_stack([np.zeros(40), np.ones(40)])
     tree = fit_tree(bins, rewards, [NUMERIC], ["none", "mail"], min_units=1)
@@ -104,19 +104,19 @@ def test_sums_of_parts_are_those_of_the_whole():
     parts = np.array_split(rng.permutation(3000), 7)
     merged = sum((Overview.of(bins[part], rewards[part]) for part in parts), Overview.empty(3))
     assert np.array_equal(merged.counts, overview.counts) and merged.largest == overview.largest
-    plan = plan_of(overview, features, "abc")
-    whole, sums = look_at(plan, bins, rewards, ()), empty_pairs(plan)
+    plan = tree_search_plan(overview, features, "abc")
+    whole, sums = pair_sums_at(plan, bins, rewards, ()), empty_pairs(plan)
     for part in parts:
         add_pairs(sums, plan, bins[part], rewards[part])
     assert np.array_equal(sums, whole)
     for question in range(len(plan.low)):
-        sides = [look_at(plan, bins, rewards, ((question, yes),)) for yes in (True, False)]
+        sides = [pair_sums_at(plan, bins, rewards, ((question, yes),)) for yes in (True, False)]
         assert np.array_equal(sides[0] + sides[1], whole)
     # What the pairs say is what counting says.
     rows = (bins[:, 0] == 2) & (bins[:, 1] == 3)
     cell = whole[plan.group[0, 2], plan.group[1, 3]]
     assert cell[0] == rows.sum() and plan.point.floats("wy", cell[1:]) == pytest.approx(rewards[rows].sum(axis=0))
-    tree, point = best_tree(partial(look_at, plan, bins, rewards), plan), difference_point(overview)
+    tree, point = best_tree(partial(pair_sums_at, plan, bins, rewards), plan), difference_point(overview)
     summed = [value_sums(tree, bins[part], rewards[part], point) for part in parts]
     assert np.array_equal(sum(summed), value_sums(tree, bins, rewards, point))
 
@@ -151,7 +151,7 @@ def test_rules_read_as_they_act():
 
 
 @pytest.mark.parametrize("one", [NUMERIC, TEXT])
-def test_missing_can_be_asked_for(one):
+def test_missing_can_be_a_question(one):
     bins = np.tile(np.arange(4, dtype=np.uint8), 50)[:, None]
     rewards = np.column_stack([np.zeros(200), np.where(bins[:, 0] == 0, 1.0, -1.0)])
     tree = fit_tree(bins, rewards, [one], ["none", "mail"])
@@ -161,12 +161,12 @@ def test_missing_can_be_asked_for(one):
     assert "missing" not in full.text()
 
 
-def test_groups_have_equal_mass_and_the_rarest_categories_are_not_asked_for():
+def test_groups_have_equal_mass_and_the_rarest_categories_are_no_question():
     rng = np.random.default_rng(2)
     wide = FeatureBins("x", edges=tuple(float(e) for e in range(254)))
     many = FeatureBins("c", categories=tuple(f"c{i}" for i in range(100)))
     bins = np.column_stack([np.ceil(255 * rng.random(20_000) ** 2), rng.integers(0, 101, 20_000)]).astype(np.uint8)
-    plan = plan_of(Overview.of(bins, np.zeros((20_000, 2))), [wide, many], ["none", "mail"], groups=16)
+    plan = tree_search_plan(Overview.of(bins, np.zeros((20_000, 2))), [wide, many], ["none", "mail"], groups=16)
     mass = np.bincount(plan.group[0][bins[:, 0]])
     assert mass[0] == 0 and len(mass) == 16 and mass[1:].min() > 0.6 * mass[1:].mean()
     assert np.all(np.diff(plan.group[0]) >= 0) and plan.starts.tolist() == [0, 16, 32]
@@ -175,7 +175,7 @@ def test_groups_have_equal_mass_and_the_rarest_categories_are_not_asked_for():
         mine, last = bins[:, plan.feature[question]], plan.bin[question]
         answers = mine == last if plan.feature[question] == 1 else mine <= last
         assert np.array_equal(plan.reached(bins, ((question, True),)), answers)
-    empty = plan_of(Overview.of(np.zeros((9, 1), np.uint8), np.zeros((9, 2))), [wide], ["none", "mail"])
+    empty = tree_search_plan(Overview.of(np.zeros((9, 1), np.uint8), np.zeros((9, 2))), [wide], ["none", "mail"])
     assert empty.starts.tolist() == [0, 32]
 
 
@@ -260,10 +260,10 @@ def test_intervals_on_other_units_cover_the_truth(effect):
     for _ in range(500):
         grown, held = randomised(rng, 400, effect), randomised(rng, 400, effect)
         tree = fit_tree(*grown[:2], features, levels)
-        found = honest_values(tree, *held[:2])
+        values = honest_values(tree, *held[:2])
         truth = reward_of(tree, crowd, known) / len(crowd) - known.mean(axis=0)
         against = {0, tree.constant} - ({0} if {n.action for n in tree.nodes if n.feature < 0} == {0} else set())
-        covered += [found[k].lower <= truth[k] <= found[k].upper for k in against if found[k].error > 0]
+        covered += [values[k].lower <= truth[k] <= values[k].upper for k in against if values[k].error > 0]
         promised.append(tree.nodes[0].value - truth[0])
     print(
         f"effect {effect}: covered {np.mean(covered):.4f} of {len(covered)}; "
@@ -295,14 +295,14 @@ def three_regions(rng, n):
 def scores_of(rng, n, trees):
     """Features and cross-fitted doubly robust scores [n, 3] of one draw."""
     x, truth, region = three_regions(rng, n)
-    odds = np.array([[0.2, 0.6, 0.2], [0.2, 0.6, 0.2], [0.4, 0.2, 0.4]])[region]
-    arm = (rng.random(n)[:, None] > odds.cumsum(axis=1)[:, :2]).sum(axis=1)
+    propensity = np.array([[0.2, 0.6, 0.2], [0.2, 0.6, 0.2], [0.4, 0.2, 0.4]])[region]
+    arm = (rng.random(n)[:, None] > propensity.cumsum(axis=1)[:, :2]).sum(axis=1)
     y = truth[np.arange(n), arm] + 2 * rng.normal(size=n)
     fold, scores = rng.integers(0, 5, n), np.empty((n, 3))
     for f in range(5):
         train, test = fold != f, fold == f
-        seen = RandomForestClassifier(trees, min_samples_leaf=20, max_features=0.5, random_state=f)
-        share = np.clip(seen.fit(x[train], arm[train]).predict_proba(x[test]), 0.05, 1)
+        classifier = RandomForestClassifier(trees, min_samples_leaf=20, max_features=0.5, random_state=f)
+        share = np.clip(classifier.fit(x[train], arm[train]).predict_proba(x[test]), 0.05, 1)
         for k in range(3):
             mine = train & (arm == k)
             model = RandomForestRegressor(trees, min_samples_leaf=5, max_features=0.5, random_state=f)
@@ -311,7 +311,7 @@ def scores_of(rng, n, trees):
     return x, scores
 
 
-def tree_of_values(x, rewards, groups=tree_search.GROUPS):
+def tree_of_values(x, rewards, groups=tree_search.DEFAULT_GROUPS):
     table = pa.table(dict(zip(X, x.T, strict=True)))
     features = fit_bins(table, X, 255)
     return fit_tree(apply_bins(table, features), rewards, features, ["a0", "a1", "a2"], min_units=1, groups=groups)
@@ -324,8 +324,8 @@ def regrets(n, draws, seed, trees=50):
     test = pa.table(dict(zip(X, x.T, strict=True)))
     ours = [tree_of_values(*three_regions(rng, 100_000)[:2], groups=64)]
     ours += [tree_of_values(*scores_of(rng, n, trees)) for _ in range(draws)]
-    best, *found = (reward_of(tree, apply_bins(test, tree.features), truth) / len(x) for tree in ours)
-    return best - np.array(found)
+    best, *rewards = (reward_of(tree, apply_bins(test, tree.features), truth) / len(x) for tree in ours)
+    return best - np.array(rewards)
 
 
 def test_regret_in_the_published_simulation_is_small():
@@ -335,7 +335,7 @@ def test_regret_in_the_published_simulation_is_small():
 @pytest.mark.simulation
 @pytest.mark.parametrize("n", PUBLISHED)
 def test_mean_regret_is_that_of_policytree(n):
-    found = regrets(n, 20, seed=n)
-    error = found.std(ddof=1) / len(found) ** 0.5
-    print(f"n {n}: mean regret {found.mean():.3f} (error {error:.3f}), published {PUBLISHED[n]}")
-    assert found.mean() < PUBLISHED[n] + 2 * error
+    result = regrets(n, 20, seed=n)
+    error = result.std(ddof=1) / len(result) ** 0.5
+    print(f"n {n}: mean regret {result.mean():.3f} (error {error:.3f}), published {PUBLISHED[n]}")
+    assert result.mean() < PUBLISHED[n] + 2 * error

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from uplift_spark.policy.allocation import Constraint, Problem
-from uplift_spark.policy.spark import Pass, add_observed, told
+from uplift_spark.policy.spark import Pass, add_observed, observed_from_sums
 from uplift_spark.stats.intervals import Draws
 from uplift_spark.stats.moments import FixedPoint
 
@@ -22,8 +22,8 @@ POINT = FixedPoint.of(1.0, 20.0)
 def trial(rng, villages=VILLAGES):
     """(rows, kind of each unit): whole villages get a level or the control, and have much in common."""
     village = np.repeat(np.arange(villages), EACH)
-    kind, received = rng.integers(0, 2, villages)[village], rng.integers(-1, LEVELS, villages)[village]
-    effect = np.where(received >= 0, EFFECTS[kind, received], 0.0)
+    kind, treated_index = rng.integers(0, 2, villages)[village], rng.integers(-1, LEVELS, villages)[village]
+    effect = np.where(treated_index >= 0, EFFECTS[kind, treated_index], 0.0)
     outcome = effect + rng.normal(size=villages)[village] + rng.normal(size=len(village))
     n = len(village)
     gain = VALUE * EFFECTS[kind] - COST
@@ -32,7 +32,7 @@ def trial(rng, villages=VILLAGES):
         "cost": pa.array(list(np.full((n, LEVELS), COST))),
         "buckets": pa.array([[]] * n, pa.list_(pa.int64())),
         "key": np.arange(n),
-        "received": received,
+        "received": treated_index,
         "outcome": outcome,
         "weight": np.ones(n),
         "unit_hash": rng.integers(-(2**63), 2**63 - 1, villages)[village],
@@ -40,15 +40,17 @@ def trial(rng, villages=VILLAGES):
     return pa.record_batch(rows), kind
 
 
-def plan(replicates):
+def pass_of(replicates):
     return Pass(PROBLEM, np.zeros((1, 1)), POINT, Draws(7, replicates) if replicates else None)
 
 
-def found(rows, replicates, parts=1):
+def observed_gain(rows, replicates, parts=1):
     cuts = np.linspace(0, rows.num_rows, parts + 1).astype(int)
-    wanted = plan(replicates)
+    wanted = pass_of(replicates)
     sums = [add_observed(wanted, iter([rows.slice(a, b - a)])) for a, b in pairwise(cuts)]
-    return told(pa.Table.from_batches([batch for one in sums for batch in one]), wanted, (VALUE, True), rows.num_rows)
+    return observed_from_sums(
+        pa.Table.from_batches([batch for one in sums for batch in one]), wanted, (VALUE, True), rows.num_rows
+    )
 
 
 def covered(draws, replicates):
@@ -57,7 +59,7 @@ def covered(draws, replicates):
     for seed in range(draws):
         rows, kind = trial(np.random.default_rng([5, seed]))
         truth = (VALUE * EFFECTS.max(axis=1)[kind] - COST).sum()
-        intervals = (found(rows, replicates), found(rows, 0))
+        intervals = (observed_gain(rows, replicates), observed_gain(rows, 0))
         hits.append([one.lower[0] <= truth <= one.upper[0] for one in intervals])
     return np.mean(hits, axis=0)
 
@@ -76,10 +78,10 @@ def test_intervals_of_a_plan_hold_with_clusters_at_full_size():
 
 def test_any_partition_gives_the_same_sums():
     rows, _ = trial(np.random.default_rng(1))
-    one, many = found(rows, 50), found(rows, 50, parts=7)
+    one, many = observed_gain(rows, 50), observed_gain(rows, 50, parts=7)
     assert (one.gain, one.lower, one.upper) == (many.gain, many.lower, many.upper)
 
 
 def test_too_few_clusters_tell_nothing():
     rows, _ = trial(np.random.default_rng(2), villages=48)  # eight of each kind and arm
-    assert np.isfinite(found(rows, 0).lower[0]) and np.isnan(found(rows, 50).lower[0])
+    assert np.isfinite(observed_gain(rows, 0).lower[0]) and np.isnan(observed_gain(rows, 50).lower[0])

@@ -19,7 +19,7 @@ from uplift_spark.errors import ConfigError, EnvironmentProblem, ModelFileError
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.registry import models as mlflow_store
 from uplift_spark.registry import models as registry_module
-from uplift_spark.registry.models import Origin, Registered, Registry, Store, facts_of, open_store
+from uplift_spark.registry.models import Origin, Registered, Registry, Store, log_facts, open_store
 from uplift_spark.roles import EFFECT_COLUMNS, Roles
 
 ROLES = Roles("unit_id", "treatment", "visit", ("recency", "zip"), control="none")
@@ -56,7 +56,7 @@ def registry(tmp_path_factory):
 
 
 def logged(registry, forest, name, run_id="train-1") -> Registered:
-    return registry.log_model(name, forest.to_bytes(), replace(ORIGIN, run_id=run_id), *facts_of(forest, 1.5))
+    return registry.log_model(name, forest.to_bytes(), replace(ORIGIN, run_id=run_id), *log_facts(forest, 1.5))
 
 
 def artifact(registry, model) -> Path:
@@ -121,7 +121,7 @@ def test_the_stored_source_is_this_package(registry, forest):
     assert (stored / "causal" / "forest.py").read_text() == (package / "causal" / "forest.py").read_text()
 
 
-def test_versions_count_up_and_a_run_is_found_again(registry, forest):
+def test_versions_count_up_and_a_run_is_looked_up(registry, forest):
     first, second = logged(registry, forest, "counted", "train-a"), logged(registry, forest, "counted", "train-b")
     assert (first.version, second.version) == (1, 2)
     assert registry.version_for_run("counted", "train-a") == first
@@ -132,8 +132,8 @@ def test_versions_count_up_and_a_run_is_found_again(registry, forest):
 def test_of_a_run_that_is_registered_twice_at_once_the_first_version_stays(registry, forest):
     first = logged(registry, forest, "raced", "train-a")
     assert logged(registry, forest, "raced", "train-a") == first
-    found = registry.store.client().search_model_versions("name='raced'")
-    assert [int(version.version) for version in found] == [1]
+    versions = registry.store.client().search_model_versions("name='raced'")
+    assert [int(version.version) for version in versions] == [1]
     assert logged(registry, forest, "raced", "train-b").version > 1
 
 
@@ -245,7 +245,7 @@ def test_a_failed_registration_leaves_a_failed_run_and_no_version(registry, fore
     assert logged(registry, forest, "unlucky").version == 1
 
 
-def test_a_version_made_by_someone_else_is_refused(registry):
+def test_a_version_by_someone_else_is_refused(registry):
     client = registry.store.client()
     client.create_registered_model("foreign")
     client.create_model_version("foreign", "file:///nowhere")

@@ -29,9 +29,11 @@ def test_rows_may_come_from_pandas_and_times_without_zone_are_utc():
     rows = pd.DataFrame(
         {"event": "order", "value": [1.5, 2.5, 4.0], "item": "a", "occurred_at": when, "known_at": when}
     )
-    found = features_at(DEFINITIONS, {"event": rows.to_dict("records")}, datetime(2024, 3, 8))
-    assert found["sum_1"] == 1.5 and found["sum_3"] == 4.0 and found["recency_3"] == 1 / 24 and found["visits"] == 0.0
-    assert found["age"] is None and found["orders_per_visit"] is None
+    values = features_at(DEFINITIONS, {"event": rows.to_dict("records")}, datetime(2024, 3, 8))
+    assert (
+        values["sum_1"] == 1.5 and values["sum_3"] == 4.0 and values["recency_3"] == 1 / 24 and values["visits"] == 0.0
+    )
+    assert values["age"] is None and values["orders_per_visit"] is None
 
 
 @pytest.mark.parametrize("late", ["occurred_at", "known_at"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uplift_spark.stats.moments import FIELDS, Difference, Moments, difference
-from uplift_spark.stats.tests import calibration_slope, calibration_test
+from uplift_spark.stats.tests import bucket_calibration, calibration_slope
 
 
 def test_calibration_slope():
@@ -35,8 +35,8 @@ def rejected(reps, n, treated, seed, truth=lambda prediction: prediction, rare=0
     moments = Moments(**fields)
     mass = count.sum(axis=2)
     mean = np.bincount(cell // 2, prediction.ravel(), 10 * reps).reshape(reps, 10) / mass
-    found = calibration_test(mass, mean, difference(moments[..., 1], moments[..., 0]))
-    return np.array([(found.calibration < 0.05).mean(), (found.heterogeneity < 0.05).mean()])
+    test = bucket_calibration(mass, mean, difference(moments[..., 1], moments[..., 0]))
+    return np.array([(test.calibration < 0.05).mean(), (test.heterogeneity < 0.05).mean()])
 
 
 def same_for_all(prediction):
@@ -64,7 +64,7 @@ def test_true_models_are_rejected_as_often_as_said_in_many_trials(n, treated, ra
     assert np.all(np.abs(np.mean(levels, axis=0) - 0.05) < 0.02)
 
 
-def test_false_models_are_found():
+def test_false_models_are_rejected():
     assert rejected(200, 10_000, 0.5, 3, lambda p: 3 * p)[0] > 0.8
     assert rejected(200, 20_000, 0.5, 4, lambda p: 4 * p)[1] > 0.8
     # Ranked the wrong way round, with the right average.
@@ -75,9 +75,9 @@ def test_what_cannot_be_tested_is_not_known():
     few = Moments(*(np.full((10,), 20.0) for _ in FIELDS))
     many = Moments(*(np.full((10,), 100.0) for _ in FIELDS))
     varied = np.arange(10.0)
-    assert np.isnan(calibration_test(np.ones(10), varied, difference(few, many)).calibration)
-    found = difference(Moments(many.n, many.w, many.ww, *(many.n / 2 for _ in range(4))), many)
-    constant = calibration_test(np.ones(10), np.full(10, 0.3), found)
+    assert np.isnan(bucket_calibration(np.ones(10), varied, difference(few, many)).calibration)
+    effects = difference(Moments(many.n, many.w, many.ww, *(many.n / 2 for _ in range(4))), many)
+    constant = bucket_calibration(np.ones(10), np.full(10, 0.3), effects)
     assert np.isnan(constant.calibration) and np.isnan(constant.heterogeneity)
 
 
@@ -90,8 +90,11 @@ def test_resampled_effects_of_independent_buckets_test_the_same():
         np.full(10, 0.03),
     )
     observed = Difference(estimate, estimate * 0, estimate, error, estimate - error, estimate + error)
-    drawn = estimate + rng.normal(0, 0.03, (20_000, 10))
-    drawn[:100] = np.nan  # a resample without a unit of an arm
-    plain, resampled = calibration_test(mass, predicted, observed), calibration_test(mass, predicted, observed, drawn)
+    bootstrap = estimate + rng.normal(0, 0.03, (20_000, 10))
+    bootstrap[:100] = np.nan  # a resample without a unit of an arm
+    plain, resampled = (
+        bucket_calibration(mass, predicted, observed),
+        bucket_calibration(mass, predicted, observed, bootstrap),
+    )
     assert resampled.calibration == pytest.approx(plain.calibration, rel=0.1)
     assert resampled.heterogeneity == pytest.approx(plain.heterogeneity, rel=0.2, abs=1e-12)

@@ -39,9 +39,9 @@ def test_shrunk_effects_are_closer_to_the_truth(spread):
     for _ in range(400):
         error = rng.uniform(0.2, 1.5, 8)
         truth = 1 + spread * rng.normal(size=8)
-        found = truth + error * rng.normal(size=8)
-        raw += ((found - truth) ** 2).sum()
-        better += ((shrunk(found, error) - truth) ** 2).sum()
+        estimate = truth + error * rng.normal(size=8)
+        raw += ((estimate - truth) ** 2).sum()
+        better += ((shrunk(estimate, error) - truth) ** 2).sum()
     assert better < {0.0: 0.3, 0.3: 0.4, 2.0: 0.97}[spread] * raw
 
 
@@ -52,15 +52,15 @@ def test_false_alarms_are_as_rare_as_said_over_all_groups():
     assert 0.03 < np.mean(alarms) < 0.06
     # One group differs: the others still raise none more often than said, and it is found.
     truth = np.r_[6.0, np.zeros(9)]
-    found = np.array([different(truth + error * rng.normal(size=10), error) < 0.05 for _ in range(500)])
-    assert found[:, 0].mean() > 0.8
+    rejected = np.array([different(truth + error * rng.normal(size=10), error) < 0.05 for _ in range(500)])
+    assert rejected[:, 0].mean() > 0.8
 
 
-def test_groups_that_share_clusters_are_told_apart_by_what_clusters_say():
+def test_groups_that_share_clusters_are_compared_by_clusters():
     """Two halves of every cluster move together: their difference is known better than each of them."""
     rng = np.random.default_rng(5)
     estimate, error = np.array([0.0, 0.1]), np.array([0.1, 0.1])
-    drawn = estimate + rng.normal(0, 0.098, (4000, 1)) + rng.normal(0, 0.02, (4000, 2))
+    bootstrap = estimate + rng.normal(0, 0.098, (4000, 1)) + rng.normal(0, 0.02, (4000, 2))
     assert different(estimate, error)[0] > 0.4
-    together = different(estimate, error, drawn)
+    together = different(estimate, error, bootstrap)
     np.testing.assert_allclose(together, 2 * NormalDist().cdf(-0.1 / (0.02 * np.sqrt(2))) * 2, rtol=0.35)

@@ -58,15 +58,15 @@ def test_weak_days_are_no_outage():
         assert missing_days(units, np.where(day % 7 < 2, weekend, events), np.ones(DAYS), ALPHA) == []
 
 
-def test_an_outage_is_found_with_its_days():
+def test_an_outage_is_detected_with_its_days():
     """About 24 events a day: all of three days found in at least 95 % of histories, and no other day."""
     rng = np.random.default_rng(4)
-    found = [
+    outages = [
         [one.day for one in missing_days(*campaign(rng, rate=0.1, lost=(0, 1, 2)), np.ones(DAYS), ALPHA)]
         for _ in range(200)
     ]
-    assert sum(days == [0, 1, 2] for days in found) >= 190
-    assert all(set(days) <= {0, 1, 2} for days in found)
+    assert sum(days == [0, 1, 2] for days in outages) >= 190
+    assert all(set(days) <= {0, 1, 2} for days in outages)
 
 
 def test_events_under_way_are_no_outage_and_one_day_s_units_cannot_be_compared():
@@ -95,11 +95,11 @@ def test_equal_arms_are_rarely_called_unreached():
 def test_an_arm_that_is_not_reached_is_named():
     """98 % against 95 % of 2,000 each: found in at least 99 of 100 trials."""
     rng = np.random.default_rng(7)
-    found = 0
+    detections = 0
     for _ in range(200):
         sends = {arm: (int(rng.binomial(2_000, rate)), 2_000) for arm, rate in (("5%", 0.98), ("10%", 0.95))}
-        found += [one.arm for one in unreached_arms(sends, ALPHA, 0.01)] == ["10%"]
-    assert found >= 198
+        detections += [one.arm for one in unreached_arms(sends, ALPHA, 0.01)] == ["10%"]
+    assert detections >= 198
     (one,) = unreached_arms({"5%": (990, 1_000), "10%": (0, 1_000)}, ALPHA, 0.01)
     assert (one.rate, one.others) == (0.0, 0.99) and one.p_value < 1e-100
     assert unreached_arms({"5%": (99_800, 100_000), "10%": (99_500, 100_000)}, ALPHA, 0.01) == []

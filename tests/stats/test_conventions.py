@@ -93,10 +93,10 @@ def straight(values):
 
 
 def causalml_curve(treated, y, kind):
-    found = list(tops(treated, y))
+    points = list(tops(treated, y))
     if kind == "qini":
-        return np.array(straight([yt - yn * t / n if n else None for t, yt, n, yn in found]))
-    lift = straight([yt / t - yn / n if t and n else None for t, yt, n, yn in found])
+        return np.array(straight([yt - yn * t / n if n else None for t, yt, n, yn in points]))
+    lift = straight([yt / t - yn / n if t and n else None for t, yt, n, yn in points])
     return np.array([v * i for i, v in enumerate(lift)])
 
 
@@ -182,8 +182,8 @@ def test_scikit_uplift_by_its_definition(case):
         np.testing.assert_allclose(curve(sums), sklift_points(score, treated, y, kind), **CLOSE)
     assert abs(c.sklift_uplift_auc_score(sums) - sklift_score(score, treated, y, "uplift")) < 1e-10
     for effects in (True, False):
-        found = c.sklift_qini_auc_score(sums, negative_effect=effects)
-        assert abs(found - sklift_score(score, treated, y, "qini", effects)) < 1e-10
+        auc = c.sklift_qini_auc_score(sums, negative_effect=effects)
+        assert abs(auc - sklift_score(score, treated, y, "qini", effects)) < 1e-10
     units = by_unit(treated, y)
     for k in (0.3, 0.77, 50):
         first = np.arange(len(y)) < (int(k * len(y)) if k < 1 else k)
@@ -236,13 +236,13 @@ def test_scikit_uplift_by_itself(case):
     sums, units = by_score(score, treated, y), by_unit(treated, y)
     assert abs(c.sklift_uplift_auc_score(sums) - peer.uplift_auc_score(y, score, treated)) < 1e-10
     for effects in (True, False):
-        found = c.sklift_qini_auc_score(sums, effects)
-        assert abs(found - peer.qini_auc_score(y, score, treated, negative_effect=effects)) < 1e-10
+        result = c.sklift_qini_auc_score(sums, effects)
+        assert abs(result - peer.qini_auc_score(y, score, treated, negative_effect=effects)) < 1e-10
     ranks = -np.arange(len(y))  # the library takes tied units in an order of its own
     for k in (0.3, 50):
         assert abs(c.sklift_uplift_at_k(units, k) - peer.uplift_at_k(y, ranks, treated, "overall", k)) < 1e-10
-    found = c.sklift_uplift_at_k(units, 0.3, by_group=True)
-    assert abs(found - peer.uplift_at_k(y, ranks, treated, "by_group", 0.3)) < 1e-10
+    result = c.sklift_uplift_at_k(units, 0.3, by_group=True)
+    assert abs(result - peer.uplift_at_k(y, ranks, treated, "by_group", 0.3)) < 1e-10
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -251,9 +251,9 @@ def test_causalml_by_itself(case):
     _, treated, y = rows(**case)
     frame, sums = pd.DataFrame({"model": -np.arange(len(y)), "w": treated, "y": y}), by_unit(treated, y)
     for normalize in (True, False):
-        found = c.causalml_auuc_score(sums, normalize), c.causalml_qini_score(sums, normalize)
-        assert abs(found[0] - peer.auuc_score(frame, normalize=normalize)["model"]) < 1e-10
-        assert abs(found[1] - peer.qini_score(frame, normalize=normalize)["model"]) < 1e-10
+        scores = c.causalml_auuc_score(sums, normalize), c.causalml_qini_score(sums, normalize)
+        assert abs(scores[0] - peer.auuc_score(frame, normalize=normalize)["model"]) < 1e-10
+        assert abs(scores[1] - peer.qini_score(frame, normalize=normalize)["model"]) < 1e-10
 
 
 # ---- how they relate to ours

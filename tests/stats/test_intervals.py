@@ -121,11 +121,11 @@ def test_effects_of_clusters_have_the_error_of_their_means(clusters):
     counts = [poisson_weights(HASHES[k * clusters : (k + 1) * clusters], 7, replicates) * size for k in (0, 1)]
     w = np.stack([c.sum(axis=1) for c in (x.T for x in counts)], axis=1)[:, None, :, None].astype(float)
     wy = np.stack([x.T @ m for x, m in zip(counts, means, strict=True)], axis=1)[:, None, :, None, None]
-    told = cluster_effects(arms, w, wy)
-    assert told.found.estimate.item() == pytest.approx(means[1].mean() - means[0].mean())
-    assert told.clusters.item() == pytest.approx(clusters, rel=0.15)
+    result = cluster_effects(arms, w, wy)
+    assert result.difference.estimate.item() == pytest.approx(means[1].mean() - means[0].mean())
+    assert result.clusters.item() == pytest.approx(clusters, rel=0.15)
     expected = np.sqrt((means.var(axis=1) / clusters).sum())
     if clusters < 10:
-        assert np.isnan([told.found.error.item(), told.found.lower.item()]).all()
+        assert np.isnan([result.difference.error.item(), result.difference.lower.item()]).all()
     else:
-        assert told.found.error.item() == pytest.approx(expected, rel=0.1)
+        assert result.difference.error.item() == pytest.approx(expected, rel=0.1)

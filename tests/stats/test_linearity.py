@@ -31,30 +31,30 @@ def test_one_cell_more_than_coefficients_is_a_t_test_of_the_departure():
 
 
 def test_where_it_fails_and_what_that_costs():
-    found = linearity(*cells(np.random.default_rng(1), 0.5, 4000), DOSES[None])
-    assert found.holm[0] > 0.05 and found.holm[1] < 1e-6 and found.overall < 1e-6
+    test = linearity(*cells(np.random.default_rng(1), 0.5, 4000), DOSES[None])
+    assert test.holm[0] > 0.05 and test.holm[1] < 1e-6 and test.overall < 1e-6
     curve = 0.5 * (DOSES - 2.0) ** 2
     share = np.array([4, 1, 1, 2]) / 8
     noise = np.linspace(1.0, 3.0, 4) ** 2
     weight = share / noise
     design = np.column_stack([np.ones(4), DOSES])
     line = design @ np.linalg.solve(design.T @ (weight[:, None] * design), design.T @ (weight * curve))
-    assert found.missed[1] == pytest.approx(np.sqrt(share @ (curve - line) ** 2), rel=0.1)
-    assert found.missed[0] < 0.1
+    assert test.missed[1] == pytest.approx(np.sqrt(share @ (curve - line) ** 2), rel=0.1)
+    assert test.missed[0] < 0.1
 
 
 def test_no_more_cells_than_coefficients_tell_nothing():
     n, mean, variance = cells(np.random.default_rng(2), 0.0)
     few = np.where(np.arange(4) < 2, n, 29)
-    found = linearity(np.vstack([few[:1], n[1:]]), mean, variance, DOSES[None])
-    assert np.isnan([found.p_value[0], found.holm[0], found.missed[0]]).all()
-    assert found.overall == pytest.approx(found.p_value[1])
+    test = linearity(np.vstack([few[:1], n[1:]]), mean, variance, DOSES[None])
+    assert np.isnan([test.p_value[0], test.holm[0], test.missed[0]]).all()
+    assert test.overall == pytest.approx(test.p_value[1])
 
 
 def rejected(curve: float, draws: int, rows: int) -> np.ndarray:
     rng = np.random.default_rng(3)
-    found = [linearity(*cells(rng, curve, rows), DOSES[None]) for _ in range(draws)]
-    return np.mean([[one.overall < 0.05, (one.holm < 0.05).any()] for one in found], axis=0)
+    tests = [linearity(*cells(rng, curve, rows), DOSES[None]) for _ in range(draws)]
+    return np.mean([[one.overall < 0.05, (one.holm < 0.05).any()] for one in tests], axis=0)
 
 
 def test_level_and_power():
@@ -65,6 +65,6 @@ def test_level_and_power():
 @pytest.mark.simulation
 @pytest.mark.parametrize("rows", [120, 1000])
 def test_level_of_many_draws(rows):
-    found = rejected(0.0, 4000, rows)
-    print(f"\nlinear truth, {rows} units a cell or less: rejected {found[0]:.3f}, in some segment {found[1]:.3f}")
-    assert ((found > 0.025) & (found < 0.075)).all()
+    rates = rejected(0.0, 4000, rows)
+    print(f"\nlinear truth, {rows} units a cell or less: rejected {rates[0]:.3f}, in some segment {rates[1]:.3f}")
+    assert ((rates > 0.025) & (rates < 0.075)).all()

@@ -28,11 +28,11 @@ def test_parts_add_to_the_whole():
 def test_difference_is_welchs():
     rng = np.random.default_rng(1)
     treated, control = rng.normal(1, 2, 60), rng.normal(0.5, 1, 45)
-    found = difference(Moments.of(treated), Moments.of(control))
+    result = difference(Moments.of(treated), Moments.of(control))
     error = np.sqrt(stats.sem(treated) ** 2 + stats.sem(control) ** 2)
-    assert float(found.estimate) == pytest.approx(treated.mean() - control.mean(), abs=1e-12)
-    assert float(found.error) == pytest.approx(error, rel=1e-12)
-    assert float(found.upper - found.lower) == pytest.approx(2 * 1.959963984540054 * error, rel=1e-12)
+    assert float(result.estimate) == pytest.approx(treated.mean() - control.mean(), abs=1e-12)
+    assert float(result.error) == pytest.approx(error, rel=1e-12)
+    assert float(result.upper - result.lower) == pytest.approx(2 * 1.959963984540054 * error, rel=1e-12)
 
 
 def test_weighted_error_is_the_linearised_one():
@@ -55,8 +55,8 @@ def test_intervals_cover(weighted):
     y = (rng.random(x.shape) < np.where(x, 0.5, 0.2) + np.array([0.1, 0.0])).astype(float)
     w = kept / chance
     arm = [_masked(y[..., a], w[..., a], kept[..., a]) for a in (0, 1)]
-    found = difference(*arm)
-    covered = np.mean((found.lower <= 0.1) & (found.upper >= 0.1))
+    result = difference(*arm)
+    covered = np.mean((result.lower <= 0.1) & (result.upper >= 0.1))
     assert abs(covered - 0.95) < 0.02  # four standard errors of 2,000 trials at .95
 
 

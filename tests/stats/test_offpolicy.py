@@ -29,9 +29,9 @@ def test_choice_takes_what_is_left_after_the_cost():
 def test_prices_part_the_cost_evenly():
     rng = np.random.default_rng(1)
     effects, cost = rng.normal(0.1, 1, (2000, 3)), np.array([1.0, 2.0, 5.0])
-    found = prices(effects, cost, 20)
-    spent = [np.r_[0, cost][choice(effects, cost, price)].mean() for price in found]
-    assert found[-1] == 0 and (np.diff(found) < 0).all() and len(found) == 20
+    price_grid = prices(effects, cost, 20)
+    spent = [np.r_[0, cost][choice(effects, cost, price)].mean() for price in price_grid]
+    assert price_grid[-1] == 0 and (np.diff(price_grid) < 0).all() and len(price_grid) == 20
     assert np.abs(np.diff([0, *spent]) - spent[-1] / 20).max() < 0.01 * spent[-1]
 
 
@@ -63,20 +63,20 @@ def test_weighted_gain_by_hand():
     assert weighted_gain(np.array(20.0), np.array([0.0]), matched[1:], control[1:]) == 0.0
 
 
-def test_r_losses_are_least_for_the_true_effects_whatever_is_expected():
+def test_r_losses_are_least_for_the_true_effects_whatever_the_outcome_mean():
     """Three levels with odds that differ between units; what is expected of them is wrong, the same for all."""
     rng, n = np.random.default_rng(4), 200_000
     x = rng.random(n)
-    odds = np.column_stack([0.6 - 0.4 * x, np.full(n, 0.2), 0.2 + 0.4 * x])
-    received = (rng.random(n)[:, None] > odds.cumsum(axis=1)[:, :-1]).sum(axis=1)
+    propensity = np.column_stack([0.6 - 0.4 * x, np.full(n, 0.2), 0.2 + 0.4 * x])
+    level_code = (rng.random(n)[:, None] > propensity.cumsum(axis=1)[:, :-1]).sum(axis=1)
     tau = np.column_stack([x, 1 - x])
-    y = np.column_stack([np.zeros(n), tau])[np.arange(n), received] + 2 * x + rng.normal(size=n)
+    y = np.column_stack([np.zeros(n), tau])[np.arange(n), level_code] + 2 * x + rng.normal(size=n)
     wrong = np.tile([0.3, 0.5, 0.1], (n, 1))
 
     def loss(effects):
-        return r_losses(y, received, odds, wrong, effects).mean()
+        return r_losses(y, level_code, propensity, wrong, effects).mean()
 
     others = [tau + shift for shift in (0.3, -0.3)] + [np.column_stack([tau[:, 0], 0 * x]), tau[:, ::-1], 0.5 * tau]
     assert all(loss(other) > loss(tau) + 0.005 for other in others)
     right = np.column_stack([2 * x, 2 * x + tau[:, 0], 2 * x + tau[:, 1]])
-    assert r_losses(y, received, odds, right, tau).mean() == pytest.approx(1.0, abs=0.02)
+    assert r_losses(y, level_code, propensity, right, tau).mean() == pytest.approx(1.0, abs=0.02)

@@ -15,8 +15,8 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.evaluation.metrics import Setup, drawn_by, segment_buckets
-from uplift_spark.learners.spark import ODDS, OUTCOME_MEAN
+from uplift_spark.evaluation.metrics import EvaluationSpec, resampling_hash, segment_buckets
+from uplift_spark.learners.spark import OUTCOME_MEAN, PROPENSITIES
 from uplift_spark.roles import PROPENSITY, TREATMENT
 from uplift_spark.stats.aipw import ESTIMANDS, Scale, averages, confounder_terms, e_values, sensitivity, terms
 from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
@@ -24,39 +24,39 @@ from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
 ALL = "all"
 _CELLS = "cut string, bucket string, sums binary, drawn binary"
 _CATEGORIES = 12  # of a feature, the most frequent ones; a picture of more tells nobody anything
-_PLACES = 6
+_DECIMALS = 6
 
 
-def average_table(rows: DataFrame, setup: Setup, levels: Sequence[str], lowest: float) -> pd.DataFrame:
+def average_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], lowest: float) -> pd.DataFrame:
     """gold.average_effects but for run_id and campaign, one pass over the units.
 
     rows    of a table with nuisances: the units to average over
     levels  names in the order of `expected` and `odds`, the control first
     lowest  of the odds
     """
-    size = rows.agg(F.max(F.abs(setup.outcomes[0])), F.max(F.array_max(F.transform(OUTCOME_MEAN, F.abs)))).first()
+    size = rows.agg(F.max(F.abs(spec.outcomes[0])), F.max(F.array_max(F.transform(OUTCOME_MEAN, F.abs)))).first()
     scale = Scale.of(max(float(one or 0.0) for one in size or (0.0,)), lowest)
-    cuts = [bucket.alias(f"cut_{c}") for c, bucket in enumerate(segment_buckets(rows, setup.segments, setup.table))]
-    given = rows.select(*_seen(setup, levels), OUTCOME_MEAN, ODDS, *cuts)
-    added = partial(_add, (ALL, *setup.segments), scale, setup.cluster_draws)
+    cuts = [bucket.alias(f"cut_{c}") for c, bucket in enumerate(segment_buckets(rows, spec.segments, spec.table))]
+    inputs = rows.select(*_unit_columns(spec, levels), OUTCOME_MEAN, PROPENSITIES, *cuts)
+    added = partial(_add, (ALL, *spec.segments), scale, spec.cluster_draws)
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
-    for row in given.mapInArrow(added, _CELLS).toArrow().to_pylist():
+    for row in inputs.mapInArrow(added, _CELLS).toArrow().to_pylist():
         parts = [np.frombuffer(row[name], np.int64) for name in ("sums", "drawn")]
         cell = (row["cut"], row["bucket"])
         sums[cell] = [a + b for a, b in zip(sums[cell], parts, strict=True)] if cell in sums else parts
     columns = 3 * (len(levels) - 1) + len(levels)
     lines = []
-    for cut, bucket in sorted(sums, key=lambda cell: ((ALL, *setup.segments).index(cell[0]), cell[1])):
-        plain, drawn = sums[cut, bucket]
-        resampled = drawn.reshape(-1, columns, 2) if setup.cluster else None
-        found = averages(plain.reshape(columns, -1), scale, len(levels), resampled)
-        lower, upper = found.interval
+    for cut, bucket in sorted(sums, key=lambda cell: ((ALL, *spec.segments).index(cell[0]), cell[1])):
+        plain, bootstrap = sums[cut, bucket]
+        resampled = bootstrap.reshape(-1, columns, 2) if spec.cluster else None
+        effects = averages(plain.reshape(columns, -1), scale, len(levels), resampled)
+        lower, upper = effects.interval
         for k, level in enumerate(levels[1:]):
             for j, estimand in enumerate(ESTIMANDS):
-                figures = (found.estimate[k, j], found.error[k, j], lower[k, j], upper[k, j])
-                units = int(found.units[k + 1]), int(found.units[0])
+                figures = (effects.estimate[k, j], effects.error[k, j], lower[k, j], upper[k, j])
+                units = int(effects.units[k + 1]), int(effects.units[0])
                 name = cut if cut == ALL else f"segment:{cut}"
-                lines.append((setup.outcomes[0], level, estimand, name, bucket, *units, *figures))
+                lines.append((spec.outcomes[0], level, estimand, name, bucket, *units, *figures))
     names = ("outcome", TREATMENT, "estimand", "cut", "bucket", "n_treated", "n_control", "value", "error")
     return pd.DataFrame(lines, columns=[*names, "lower", "upper"])
 
@@ -66,103 +66,105 @@ def _add(
 ) -> Iterator[pa.RecordBatch]:
     """Worker: sums of a batch, of all its units and by bucket of every segment."""
     for batch in filter(len, batches):
-        hashes, given = _units(batch)
-        whole = scale.integers(terms(*given))
+        hashes, arrays = _units(batch)
+        whole = scale.integers(terms(*arrays))
         labels = [np.full(len(batch), ALL), *(np.asarray(batch.column(f"cut_{c}")) for c in range(len(cuts) - 1))]
         cells: list[tuple[str, str, bytes, bytes]] = []
         for cut, label in zip(cuts, labels, strict=True):
             for bucket in np.unique(label.astype(str)):
                 mine = np.flatnonzero(label == bucket)
-                drawn = np.zeros(0, np.int64)
+                bootstrap = np.zeros(0, np.int64)
                 if draws:
-                    drawn = resampled_sums(hashes[mine], whole[mine][:, :, 1:3].reshape(len(mine), -1), draws)
-                cells.append((cut, str(bucket), whole[mine].sum(axis=0).tobytes(), drawn.tobytes()))
+                    bootstrap = resampled_sums(hashes[mine], whole[mine][:, :, 1:3].reshape(len(mine), -1), draws)
+                cells.append((cut, str(bucket), whole[mine].sum(axis=0).tobytes(), bootstrap.tobytes()))
         columns = [pa.array(column) for column in zip(*cells, strict=True)]
         yield pa.RecordBatch.from_arrays(columns, ["cut", "bucket", "sums", "drawn"])
 
 
-def _seen(setup: Setup, levels: Sequence[str]) -> tuple[Column, ...]:
-    place = (F.array_position(F.lit(list(levels)), F.col(TREATMENT).cast("string")) - 1).cast("int")
-    outcome = F.col(setup.outcomes[0]).cast("double")
-    return place.alias("received"), outcome.alias("outcome"), drawn_by(setup).alias("unit_hash")
+def _unit_columns(spec: EvaluationSpec, levels: Sequence[str]) -> tuple[Column, ...]:
+    level_code = (F.array_position(F.lit(list(levels)), F.col(TREATMENT).cast("string")) - 1).cast("int")
+    outcome = F.col(spec.outcomes[0]).cast("double")
+    return level_code.alias("received"), outcome.alias("outcome"), resampling_hash(spec).alias("unit_hash")
 
 
 def _units(batch: pa.RecordBatch) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Hashes, and what `terms` takes, of a batch."""
-    hashes, outcome, received = (
+    hashes, outcome, level_code = (
         batch.column(name).to_numpy(zero_copy_only=False) for name in ("unit_hash", "outcome", "received")
     )
-    expected, odds = (
+    outcome_mean, propensity = (
         np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1)
-        for name in (OUTCOME_MEAN, ODDS)
+        for name in (OUTCOME_MEAN, PROPENSITIES)
     )
-    return hashes, (outcome, received, expected, odds)
+    return hashes, (outcome, level_code, outcome_mean, propensity)
 
 
-def hidden_table(rows: DataFrame, setup: Setup, levels: Sequence[str], shares: Sequence[float]) -> pd.DataFrame:
+def hidden_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], shares: Sequence[float]) -> pd.DataFrame:
     """What confounders that nobody measured could do to the average effects on all units, one pass.
 
     Columns as gold.sensitivity but for run_id and campaign. Arguments as `average_table`; shares as
     `Sensitivity.bounds`, the same of outcome and treatment.
     """
-    given = rows.select(*_seen(setup, levels), OUTCOME_MEAN, ODDS)
-    parts = given.mapInArrow(
-        partial(_confounding, setup.cluster_draws), "n bigint, sums binary, drawn binary"
+    inputs = rows.select(*_unit_columns(spec, levels), OUTCOME_MEAN, PROPENSITIES)
+    parts = inputs.mapInArrow(
+        partial(_confounding, spec.cluster_draws), "n bigint, sums binary, drawn binary"
     ).toArrow()
     n, width = int(np.sum(parts["n"].to_numpy())), 4 * len(levels) - 3
     if n == 0:
         return _checks([])
-    sums, drawn = (
+    sums, bootstrap = (
         np.sum([np.frombuffer(part, np.float64) for part in parts[name].to_pylist()], axis=0)
         for name in ("sums", "drawn")
     )
     mean, products = sums[:width] / n, sums[width:-1].reshape(width, width) / n
     covariance = (products - np.outer(mean, mean)) / max(n - 1, 1)
-    if setup.cluster:
-        resampled = drawn.reshape(-1, width + 1)
+    if spec.cluster:
+        resampled = bootstrap.reshape(-1, width + 1)
         covariance = np.cov((resampled[:, :-1] / resampled[:, -1:]).T)
     lines: list[tuple[object, ...]] = []
     for level, one in zip(levels[1:], sensitivity(mean, covariance, len(levels)), strict=True):
         for share in shares:
             lines.append((level, "hidden confounder", f"{share:g}", one.mean[0], *one.bounds(share, share)[2:]))
-        found = zip(("estimate", "interval"), one.robustness(), strict=True)
-        lines += [(level, "robustness", setting, value, np.nan, np.nan) for setting, value in found]
+        figures = zip(("estimate", "interval"), one.robustness(), strict=True)
+        lines += [(level, "robustness", setting, value, np.nan, np.nan) for setting, value in figures]
     if sums[-1] == 0:  # outcomes of 0 and 1 only
         for level, pair in zip(levels[1:], e_values(mean, covariance, len(levels)), strict=True):
-            found = zip(("estimate", "interval"), pair, strict=True)
-            lines += [(level, "e-value", setting, value, np.nan, np.nan) for setting, value in found]
+            figures = zip(("estimate", "interval"), pair, strict=True)
+            lines += [(level, "e-value", setting, value, np.nan, np.nan) for setting, value in figures]
     return _checks(lines)
 
 
 def _checks(lines: list[tuple[object, ...]]) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=[TREATMENT, "check", "setting", "value", "lower", "upper"])
-    return table.astype(dict.fromkeys(("value", "lower", "upper"), float)).round(_PLACES).assign(p_value=np.nan)
+    return table.astype(dict.fromkeys(("value", "lower", "upper"), float)).round(_DECIMALS).assign(p_value=np.nan)
 
 
 def _confounding(draws: Draws | None, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: units, sums and products of `confounder_terms`, units whose outcome is neither 0 nor 1; the sums, and
     units, of every resample of clusters."""
     for batch in filter(len, batches):
-        hashes, given = _units(batch)
-        found = confounder_terms(*given)
-        other = np.count_nonzero(~np.isin(given[0], (0.0, 1.0)))
-        sums = np.r_[found.sum(axis=0), (found.T @ found).ravel(), other]
-        drawn = np.zeros(0)
+        hashes, arrays = _units(batch)
+        unit_terms = confounder_terms(*arrays)
+        other = np.count_nonzero(~np.isin(arrays[0], (0.0, 1.0)))
+        sums = np.r_[unit_terms.sum(axis=0), (unit_terms.T @ unit_terms).ravel(), other]
+        bootstrap = np.zeros(0)
         if draws:
-            drawn = poisson_weights(hashes, *draws).T.astype(np.float64) @ np.column_stack([found, np.ones(len(found))])
-        columns = [pa.array([len(batch)]), *(pa.array([part.tobytes()]) for part in (sums, drawn))]
+            bootstrap = poisson_weights(hashes, *draws).T.astype(np.float64) @ np.column_stack(
+                [unit_terms, np.ones(len(unit_terms))]
+            )
+        columns = [pa.array([len(batch)]), *(pa.array([part.tobytes()]) for part in (sums, bootstrap))]
         yield pa.RecordBatch.from_arrays(columns, ["n", "sums", "drawn"])
 
 
-def overlap_table(rows: DataFrame, levels: Sequence[str], set_aside: str) -> pd.DataFrame:
+def overlap_table(rows: DataFrame, levels: Sequence[str], trimmed: str) -> pd.DataFrame:
     """gold.overlap but for run_id and campaign, a row for each level: how probable it was for those who received it.
 
-    rows  all of a table with nuisances; figures but `set_aside` are of the others
+    rows  all of a table with nuisances; figures but `trimmed` are of the others
     """
-    kept = F.col("split") != set_aside
+    kept = F.col("split") != trimmed
     p = F.when(kept, F.col(PROPENSITY))
     weight = 1 / p
-    found = (
+    overlap = (
         rows.groupBy(F.col(TREATMENT).cast("string").alias(TREATMENT))
         .agg(
             F.count_if(kept).alias("units"),
@@ -175,7 +177,7 @@ def overlap_table(rows: DataFrame, levels: Sequence[str], set_aside: str) -> pd.
         .toPandas()
         .set_index(TREATMENT)
     )
-    return found.reindex([level for level in levels if level in found.index]).reset_index()
+    return overlap.reindex([level for level in levels if level in overlap.index]).reset_index()
 
 
 def balance_table(rows: DataFrame, features: Sequence[str], levels: Sequence[str]) -> pd.DataFrame:
@@ -186,13 +188,15 @@ def balance_table(rows: DataFrame, features: Sequence[str], levels: Sequence[str
     """
     columns = _columns(rows, features)
     weights: dict[str, Column] = {"before": F.lit(1.0), "after": 1 / F.col(PROPENSITY)}
-    asked = []
+    aggregates = []
     for c, (_, _, value) in enumerate(columns):
         for when, weight in weights.items():
             known = F.when(value.isNotNull(), weight)
             parts = {"w": known, "x": known * value, "xx": known * value * value}
-            asked += [F.sum(part).alias(f"{name}_{when}_{c}") for name, part in parts.items()]
-    by_arm = rows.groupBy(F.col(TREATMENT).cast("string").alias(TREATMENT)).agg(*asked).toPandas().set_index(TREATMENT)
+            aggregates += [F.sum(part).alias(f"{name}_{when}_{c}") for name, part in parts.items()]
+    by_arm = (
+        rows.groupBy(F.col(TREATMENT).cast("string").alias(TREATMENT)).agg(*aggregates).toPandas().set_index(TREATMENT)
+    )
     lines = []
     for c, (feature, category, _) in enumerate(columns):
         mean, variance = {}, {}
@@ -205,7 +209,7 @@ def balance_table(rows: DataFrame, features: Sequence[str], levels: Sequence[str
             off = [(mean[when][level] - mean[when][levels[0]]) / spread if spread > 0 else np.nan for when in weights]
             ratios = [variance[when][level] / max(variance[when][levels[0]], 1e-300) for when in weights]
             ratios = [one if category is None and spread > 0 else np.nan for one in ratios]
-            lines.append((level, feature, category, *np.round([*off, *ratios], _PLACES)))
+            lines.append((level, feature, category, *np.round([*off, *ratios], _DECIMALS)))
     names = ["difference", "difference_weighted", "variance_ratio", "variance_ratio_weighted"]
     return pd.DataFrame(lines, columns=[TREATMENT, "feature", "category", *names])
 
@@ -217,9 +221,9 @@ def _columns(rows: DataFrame, features: Sequence[str]) -> list[tuple[str, str | 
     counted = {}
     if text:
         pairs = F.explode(F.array(*(F.struct(F.lit(name).alias("f"), F.col(f"`{name}`").alias("v")) for name in text)))
-        found = rows.select(pairs.alias("one")).groupBy("one.f", "one.v").agg(F.count("*").alias("n")).toPandas()
-        found = found[found["v"].notna()].sort_values(["n", "v"], ascending=[False, True])
-        counted = {name: sorted(mine["v"].head(_CATEGORIES)) for name, mine in found.groupby("f")}
+        categories = rows.select(pairs.alias("one")).groupBy("one.f", "one.v").agg(F.count("*").alias("n")).toPandas()
+        categories = categories[categories["v"].notna()].sort_values(["n", "v"], ascending=[False, True])
+        counted = {name: sorted(mine["v"].head(_CATEGORIES)) for name, mine in categories.groupby("f")}
     lacking = rows.agg(*(F.count_if(F.col(f"`{name}`").isNull()).alias(f"_{c}") for c, name in enumerate(features)))
     missing = lacking.toArrow().to_pylist()[0]
     columns: list[tuple[str, str | None, Column]] = []

@@ -57,10 +57,13 @@ class Rules:
     def scales(self) -> dict[str, float]:
         """Factors that make terms of each kind whole numbers of at most 2^31."""
         weight, outcome = self.largest
-        seen = FixedPoint.of(weight, outcome).shifts
+        outcome_shifts = FixedPoint.of(weight, outcome).shifts
         alone = {"score": 2 * outcome * (1 + 2 * weight), "cost": float(self.cost.max())}
         shifts = {kind: FixedPoint.of(1.0, size).shifts["wy"] for kind, size in alone.items()}
-        return {kind: 2.0**shift for kind, shift in (shifts | {"n": 0, "w": seen["w"], "wy": seen["wy"]}).items()}
+        return {
+            kind: 2.0**shift
+            for kind, shift in (shifts | {"n": 0, "w": outcome_shifts["w"], "wy": outcome_shifts["wy"]}).items()
+        }
 
     def kinds(self, model: int) -> list[str]:
         """Kind of each column of a model's terms."""
@@ -74,8 +77,8 @@ def prices_of(
     """Prices of each model's cost curve, from a sample of units' predictions (`learners.spark.predict`); one pass."""
     columns = [effects_column(m) for m in range(models)]
     some = predictions.orderBy(F.xxhash64(UNIT)).limit(_SAMPLE).select(*columns).toArrow()
-    found = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
-    return tuple(np.unique(np.r_[one, price])[::-1] for one in found)
+    per_model = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
+    return tuple(np.unique(np.r_[one, price])[::-1] for one in per_model)
 
 
 def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
@@ -131,11 +134,11 @@ class Values:
         curve, at = self.curve, 1 + int(np.flatnonzero(self.rules.prices[self.model] == self.rules.price)[0])
         area = curve.area(most) if most > 0 else np.full(len(self.sums), np.nan)
         blind = blind_area(self.average, self.rules.cost, most) if most > 0 else area
-        found = {
+        by_name = {
             "policy_value_dr": curve.gain[:, at], "policy_value_ipw": ipw, "policy_cost": curve.cost[:, at],
             "multi_arm_auuc": area, "multi_arm_qini": area - blind,
         }  # fmt: skip
-        return {name: (values[0], values[1:]) for name, values in found.items()}
+        return {name: (values[0], values[1:]) for name, values in by_name.items()}
 
 
 def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -145,33 +148,37 @@ def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
     for batch in batches:
         for start in range(0, batch.num_rows, _CHUNK):
             rows = batch.slice(start, _CHUNK)
-            hashes, received, outcome, weight = (
+            hashes, level_code, outcome, weight = (
                 rows.column(name).to_numpy(zero_copy_only=False)
                 for name in ("unit_hash", "received", "outcome", "weight")
             )
-            scores = doubly_robust(outcome, received, weight, _matrix(rows.column(OUTCOME_MEAN)))
+            scores = doubly_robust(outcome, level_code, weight, _matrix(rows.column(OUTCOME_MEAN)))
             counts = np.ones((rules.replicates + 1, len(hashes)))
             counts[1:] = poisson_weights(hashes, rules.seed, rules.replicates).T
             for m in models:
                 effects = _matrix(rows.column(effects_column(m)))
-                terms = _terms(rules, m, effects, scores, (received, outcome, weight))
+                terms = _terms(rules, m, effects, scores, (level_code, outcome, weight))
                 totals[m] += (counts @ terms).astype(np.int64)
     yield keyed(dict(enumerate(totals)))
 
 
 def _terms(
-    rules: Rules, model: int, effects: np.ndarray, scores: np.ndarray, seen: tuple[np.ndarray, np.ndarray, np.ndarray]
+    rules: Rules,
+    model: int,
+    effects: np.ndarray,
+    scores: np.ndarray,
+    observed: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """Whole numbers in the columns of `Rules.kinds`, float64 [rows, columns]."""
-    received, outcome, weight = seen
+    level_code, outcome, weight = observed
     rows, gained, cost = np.arange(len(effects)), scores - scores[:, :1], np.r_[0.0, rules.cost]
     columns = [np.ones(len(rows)), *gained[:, 1:].T]
     for price in rules.prices[model]:
-        given = choice(effects, rules.cost, price)
-        columns += [gained[rows, given], cost[given]]
-    given = choice(effects, rules.cost, rules.price)
-    treated = given != CONTROL
-    matched, control = (weight * (treated & (received == arm)) for arm in (given, CONTROL))
+        chosen = choice(effects, rules.cost, price)
+        columns += [gained[rows, chosen], cost[chosen]]
+    chosen = choice(effects, rules.cost, rules.price)
+    treated = chosen != CONTROL
+    matched, control = (weight * (treated & (level_code == arm)) for arm in (chosen, CONTROL))
     columns += [treated, matched, matched * outcome, control, control * outcome]
     scale = np.array([rules.scales[kind] for kind in rules.kinds(model)])
     return np.asarray(np.rint(np.column_stack(columns) * scale))
@@ -185,7 +192,7 @@ def _matrix(column: pa.Array) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------------
 # Several models on one hold-out: metrics, paired differences from the first, cost curves, a picture.
 
-ANY = "any"
+ANY_LEVEL = "any"
 DIFFERENCE = "_difference"
 
 
@@ -197,13 +204,13 @@ def compared_metrics(evaluations: Mapping[str, Evaluation], values: Mapping[str,
     """
     most = largest_budget(values)
     first, rows = next(iter(evaluations)), []
-    found = {model: dict(_figures(evaluations[model], values[model], most)) for model in evaluations}
-    outcome = evaluations[first].setup.outcomes[0]
-    for model, figures in found.items():
+    by_model = {model: dict(_figures(evaluations[model], values[model], most)) for model in evaluations}
+    outcome = evaluations[first].spec.outcomes[0]
+    for model, figures in by_model.items():
         for (level, metric), (value, draws) in figures.items():
             rows.append((model, outcome, level, metric, value, *bootstrap_interval(value, draws)))
             if model != first:
-                theirs, others = found[first][level, metric]
+                theirs, others = by_model[first][level, metric]
                 apart, draws = value - theirs, draws - others
                 rows.append((model, outcome, level, metric + DIFFERENCE, apart, *bootstrap_interval(apart, draws)))
     names = ["model_version", "outcome", "treatment", "metric", "value", "lower", "upper"]
@@ -216,8 +223,8 @@ def _figures(evaluation: Evaluation, values: Values, most: float) -> Iterator[tu
         value, draws = np.where(evaluation.enough, figure(curve), np.nan), figure(resampled)
         for k, level in enumerate(evaluation.levels):
             yield (level, metric), (value[k], draws[:, k])
-    for metric, found in values.figures(most).items():
-        yield (ANY, metric), found
+    for metric, pair in values.figures(most).items():
+        yield (ANY_LEVEL, metric), pair
 
 
 def largest_budget(values: Mapping[str, Values]) -> float:

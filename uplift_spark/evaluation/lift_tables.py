@@ -41,7 +41,7 @@ LIFT_COLUMNS = (
 )  # fmt: skip
 LOW_SAMPLE, LOW_EVENTS, LOW_CLUSTERS = 100, 10, 40
 _COUNTS = ("n", "n_treated", "n_control")
-SEGMENT, _ERROR, _DRAWN = "segment:", "_error", "_drawn"
+SEGMENT, _ERROR, _BOOTSTRAP = "segment:", "_error", "_drawn"
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
     the mean over the bucket's treated and control units.
     """
     rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, cut)]
-    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR, _DRAWN])
+    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR, _BOOTSTRAP])
     for _, mine in table[table["cut"].str.startswith(SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
         effects = mine["uplift"].to_numpy(np.float64), mine[_ERROR].to_numpy(np.float64)
-        drawn = np.column_stack(list(mine[_DRAWN])) if evaluation.setup.cluster else None
+        bootstrap = np.column_stack(list(mine[_BOOTSTRAP])) if evaluation.spec.cluster else None
         table.loc[mine.index, "shrunk_uplift"] = shrunk(*effects)
-        table.loc[mine.index, "different_p"] = different(*effects, drawn)
-    table = table.drop(columns=[_ERROR, _DRAWN]).astype({"shrunk_uplift": "float64", "different_p": "float64"})
+        table.loc[mine.index, "different_p"] = different(*effects, bootstrap)
+    table = table.drop(columns=[_ERROR, _BOOTSTRAP]).astype({"shrunk_uplift": "float64", "different_p": "float64"})
     return table.astype({**dict.fromkeys(_COUNTS, "int64"), "low_sample": "bool"})
 
 
@@ -83,10 +83,10 @@ def _cuts(evaluation: Evaluation) -> Iterator[_Cut]:
 def _cut_rows(evaluation: Evaluation, cut: _Cut) -> Iterator[dict[str, Any]]:
     """Counts and effects of one cut's buckets that hold units, by outcome and level."""
     means, arms = predicted_mean(cut.moments), cut.moments[..., :-1]
-    clustered = cluster_effects(arms, *cut.resampled) if evaluation.setup.cluster and cut.resampled else None
-    found = clustered.found if clustered else difference(arms[:, 1], arms[:, 0])
+    clustered = cluster_effects(arms, *cut.resampled) if evaluation.spec.cluster and cut.resampled else None
+    effects = clustered.difference if clustered else difference(arms[:, 1], arms[:, 0])
     for (j, outcome), (k, level), (b, bucket) in product(
-        enumerate(evaluation.setup.outcomes), enumerate(evaluation.levels), enumerate(cut.buckets)
+        enumerate(evaluation.spec.outcomes), enumerate(evaluation.levels), enumerate(cut.buckets)
     ):
         cell, at = arms[k, :, b, j], (k, b, j)
         if cell.n.sum() == 0:
@@ -95,11 +95,11 @@ def _cut_rows(evaluation: Evaluation, cut: _Cut) -> Iterator[dict[str, Any]]:
         yield {
             "outcome": outcome, "treatment": level, "cut": cut.name, "bucket": bucket,
             "n": cell.n.sum(), "n_treated": cell.n[1], "n_control": cell.n[0],
-            "mean_treated": found.treated[at], "mean_control": found.control[at],
+            "mean_treated": effects.treated[at], "mean_control": effects.control[at],
             "predicted_uplift": means[k, b] if j == 0 else np.nan,
-            "uplift": found.estimate[at], "uplift_lower": found.lower[at], "uplift_upper": found.upper[at],
+            "uplift": effects.estimate[at], "uplift_lower": effects.lower[at], "uplift_upper": effects.upper[at],
             "low_sample": bool(few) or _few(cell, outcome in evaluation.rates),
-            _ERROR: found.error[at], _DRAWN: clustered.resampled[:, k, b, j] if clustered else None,
+            _ERROR: effects.error[at], _BOOTSTRAP: clustered.resampled[:, k, b, j] if clustered else None,
         }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def unclear_metrics(metrics: pd.DataFrame, names: tuple[str, ...] = ("ate", "qin
 
 def as_arrow(table: pd.DataFrame, **constants: str) -> pa.Table:
     """Table for Spark with constant columns in front; NaN becomes null."""
-    found = pa.Table.from_pandas(table, preserve_index=False)
-    for place, (name, value) in enumerate(constants.items()):
-        found = found.add_column(place, name, pa.array([value] * len(table), pa.string()))
-    return found
+    result = pa.Table.from_pandas(table, preserve_index=False)
+    for position, (name, value) in enumerate(constants.items()):
+        result = result.add_column(position, name, pa.array([value] * len(table), pa.string()))
+    return result

@@ -15,12 +15,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
 from uplift_spark.errors import DataError
-from uplift_spark.evaluation.sums import CutSums, Grid, Plan, Ranking, Sums, all_sums, by_level, thresholds
+from uplift_spark.evaluation.sums import CutSums, Grid, Ranking, Sums, SumsPlan, all_sums, by_level, thresholds
 from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, crossed
 from uplift_spark.stats.curves import Curve, true_curve, uplift_curve
 from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference, ratio
-from uplift_spark.stats.tests import calibration_slope, calibration_test
+from uplift_spark.stats.tests import bucket_calibration, calibration_slope
 
 # --------------------------------------------------------------------------------------------------------------------
 # Segments as readable buckets: every value where there are few, quarters of the units where numbers are many.
@@ -32,7 +32,7 @@ FEW_VALUES = 12
 MOST_VALUES = 200
 """A text segment with more values is refused: its cells would be too small to say anything."""
 
-MISSING = "missing"
+MISSING_BUCKET = "missing"
 
 _REFUSED = 1.1 * MOST_VALUES  # counts are within a few per cent
 
@@ -51,18 +51,18 @@ def segment_buckets(frame: DataFrame, segments: tuple[str, ...], table: str) -> 
     parts = {segment: crossed(segment) for segment in segments}
     features = tuple(dict.fromkeys(feature for of_segment in parts.values() for feature in of_segment))
     numeric = {c for c in features if isinstance(frame.schema[c].dataType, NumericType)}
-    found = frame.agg(*[e for c in features for e in _profile(c, c in numeric)]).first()
-    assert found is not None
-    counts = {c: found[f"{c}_distinct"] for c in features}
+    profile = frame.agg(*[e for c in features for e in _profile(c, c in numeric)]).first()
+    assert profile is not None
+    counts = {c: profile[f"{c}_distinct"] for c in features}
     for c in features:
         if c not in numeric and counts[c] > _REFUSED:
             raise DataError(f"segment {c!r} of {table} has about {counts[c]} values: at most {MOST_VALUES} make sense")
     many = [c for c in features if c in numeric and counts[c] > FEW_VALUES]
-    quartiles = _quartiles(frame, {c: (found[f"{c}_low"], found[f"{c}_high"]) for c in many})
+    quartiles = _quartiles(frame, {c: (profile[f"{c}_low"], profile[f"{c}_high"]) for c in many})
     single = {c: _quarters(c, quartiles[c]) if c in quartiles else _as_is(c, c in numeric) for c in features}
     buckets = {s: F.concat_ws(CROSSING, *(single[c] for c in of_segment)) for s, of_segment in parts.items()}
     crossings = {s: of_segment for s, of_segment in parts.items() if len(of_segment) > 1}
-    _check_parted({c: found[f"{c}_clashes"] for cs in crossings.values() for c in cs if c not in numeric}, table)
+    _check_parted({c: profile[f"{c}_clashes"] for cs in crossings.values() for c in cs if c not in numeric}, table)
     most = {c: 1 + (len(quartiles[c]) + 1 if c in quartiles else counts[c]) for c in features}  # with missing values
     large = [s for s, of_segment in crossings.items() if math.prod(most[c] for c in of_segment) > MOST_VALUES]
     _check_large(frame, {s: buckets[s] for s in large}, table)
@@ -82,12 +82,13 @@ def _check_large(frame: DataFrame, crossings: dict[str, Column], table: str) -> 
     """Count the buckets that occur of crossings that could have too many."""
     if not crossings:
         return
-    found = frame.agg(*[F.approx_count_distinct(b, rsd=0.02).alias(s) for s, b in crossings.items()]).first()
-    assert found is not None
+    bucket_counts = frame.agg(*[F.approx_count_distinct(b, rsd=0.02).alias(s) for s, b in crossings.items()]).first()
+    assert bucket_counts is not None
     for segment in crossings:
-        if found[segment] > _REFUSED:
+        if bucket_counts[segment] > _REFUSED:
             raise DataError(
-                f"crossing {segment!r} of {table} has about {found[segment]} buckets: at most {MOST_VALUES} make "
+                f"crossing {segment!r} of {table} has about {bucket_counts[segment]} buckets: "
+                f"at most {MOST_VALUES} make "
                 "sense, so cross fewer features, or such with fewer values"
             )
 
@@ -112,10 +113,10 @@ def _quartiles(frame: DataFrame, ranges: dict[str, tuple[float, float]]) -> dict
     steps = {c: (high - low) / _STEPS for c, (low, high) in ranges.items()}
     keys = {c: F.ceil((_finite(c) - F.lit(low)) / F.lit(steps[c])) for c, (low, _) in ranges.items()}
     three = F.array(F.lit(0.25), F.lit(0.5), F.lit(0.75))
-    found = frame.agg(*[F.percentile(key, three).alias(c) for c, key in keys.items()]).first()
-    assert found is not None
+    quartiles = frame.agg(*[F.percentile(key, three).alias(c) for c, key in keys.items()]).first()
+    assert quartiles is not None
     return {
-        c: sorted({_rounded(low + math.ceil(p) * steps[c]) for p in found[c]} - {high})
+        c: sorted({_rounded(low + math.ceil(p) * steps[c]) for p in quartiles[c]} - {high})
         for c, (low, high) in ranges.items()
     }
 
@@ -127,7 +128,7 @@ def _rounded(value: float) -> float:
 def _quarters(name: str, cuts: list[float]) -> Column:
     number = _finite(name)
     texts = [f"{cut:.4g}" for cut in cuts]
-    column = F.when(number.isNull(), F.lit(MISSING))
+    column = F.when(number.isNull(), F.lit(MISSING_BUCKET))
     for q, cut in enumerate(cuts):
         text = f"<= {texts[0]}" if q == 0 else f"{texts[q - 1]} to {texts[q]}"
         column = column.when(number <= F.lit(cut), F.lit(f"{q + 1}: {text}"))
@@ -139,7 +140,7 @@ def _as_is(name: str, numeric: bool) -> Column:
     if numeric:
         number = _finite(name)
         text = F.when(number == F.floor(number), number.cast("bigint").cast("string")).otherwise(number.cast("string"))
-    return F.coalesce(text, F.lit(MISSING))
+    return F.coalesce(text, F.lit(MISSING_BUCKET))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ _VARIES = 1e-6  # relative: logged probabilities are rarely written with more di
 
 
 @dataclass(frozen=True)
-class Setup:
+class EvaluationSpec:
     """What to evaluate.
 
     control     the level every other is compared with
@@ -207,7 +208,7 @@ class Arms:
     clusters: dict[str, int] = field(default_factory=dict)
 
     @property
-    def largest_odds(self) -> dict[str, float]:
+    def max_inverse_propensity(self) -> dict[str, float]:
         """1 / lowest probability of each arm: as logged, else its share of the units."""
         shares = self.lowest or {arm: n / sum(self.units.values()) for arm, n in self.units.items()}
         return {arm: 1 / share for arm, share in shares.items()}
@@ -218,14 +219,14 @@ class Evaluation:
     """Sums of one evaluation and what they were taken over."""
 
     levels: tuple[str, ...]
-    setup: Setup
+    spec: EvaluationSpec
     arms: Arms
     sums: Sums
 
     @property
     def cuts(self) -> dict[str, CutSums]:
         """Sums by bucket of each segment."""
-        return dict(zip(self.setup.segments, self.sums.cuts, strict=True))
+        return dict(zip(self.spec.segments, self.sums.cuts, strict=True))
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -233,7 +234,7 @@ class Evaluation:
         m = self.sums.moments
         return [
             uplift_curve(m.w[:, 1, :, j], m.wy[:, 1, :, j], m.w[:, 0, :, j], m.wy[:, 0, :, j])
-            for j in range(len(self.setup.outcomes))
+            for j in range(len(self.spec.outcomes))
         ]
 
     @cached_property
@@ -242,7 +243,7 @@ class Evaluation:
         w, wy = self.sums.resampled_w, self.sums.resampled_wy
         return [
             uplift_curve(w[:, :, 1], wy[:, :, 1, :, j], w[:, :, 0], wy[:, :, 0, :, j])
-            for j in range(len(self.setup.outcomes))
+            for j in range(len(self.spec.outcomes))
         ]
 
     @cached_property
@@ -250,7 +251,7 @@ class Evaluation:
         """Outcomes that are 0 or 1 throughout."""
         m = self.sums.moments
         same = (m.wy == m.wyy).reshape(-1, m.n.shape[-1]).all(axis=0)
-        return frozenset(outcome for outcome, binary in zip(self.setup.outcomes, same[:-1], strict=True) if binary)
+        return frozenset(outcome for outcome, binary in zip(self.spec.outcomes, same[:-1], strict=True) if binary)
 
     @cached_property
     def enough(self) -> np.ndarray:
@@ -261,9 +262,9 @@ class Evaluation:
     def effective_units(self) -> dict[str, float]:
         """Units of each arm that would say as much if all counted alike (Kish): squared sum of weights / of squares."""
         sums = self.sums.moments.sum(axis=2)[..., 0]
-        found = ratio(sums.w**2, sums.ww)
-        treated = zip(self.levels, map(float, found[:, 1]), strict=True)
-        return {self.setup.control: float(found[0, 0]), **dict(treated)}
+        effective = ratio(sums.w**2, sums.ww)
+        treated = zip(self.levels, map(float, effective[:, 1]), strict=True)
+        return {self.spec.control: float(effective[0, 0]), **dict(treated)}
 
     @property
     def resampled_deciles(self) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +279,7 @@ class Evaluation:
         return Moments(*(getattr(m, f).reshape(shape) for f in m.__dataclass_fields__)).sum(axis=3)
 
 
-def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | None = None) -> Evaluation:
+def evaluate(holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: Arms | None = None) -> Evaluation:
     """Sums of a hold-out under one model's scores.
 
     holdout  unit_id, treatment (received), propensity (of the arm received), outcome and segment columns
@@ -287,25 +288,25 @@ def evaluate(holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms | N
 
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
-    columns = [part for segment in setup.segments for part in crossed(segment)]
-    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *setup.outcomes, *columns), setup.table)
-    arms = arms or describe_arms(holdout, setup)
-    levels = _levels(arms, setup)
-    grid = _score_grid(scores, levels, arms, setup)
-    buckets = segment_buckets(holdout, setup.segments, setup.table)
-    rows = comparison(holdout, scores, setup, arms, buckets)
+    columns = [part for segment in spec.segments for part in crossed(segment)]
+    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *spec.outcomes, *columns), spec.table)
+    arms = arms or describe_arms(holdout, spec)
+    levels = _levels(arms, spec)
+    grid = _score_grid(scores, levels, arms, spec)
+    buckets = segment_buckets(holdout, spec.segments, spec.table)
+    rows = comparison(holdout, scores, spec, arms, buckets)
     rows = rows.withColumn("key", grid.key(F.col("predicted"), F.col("level"), levels))
     largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
     points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
-    ranking = _ranking(rows, points[0], levels, arms, setup)
-    plan = Plan(levels, points, setup.replicates, setup.seed, len(setup.segments), setup.cluster is not None)
-    return Evaluation(levels, setup, arms, all_sums(rows, ranking, plan))
+    ranking = _ranking(rows, points[0], levels, arms, spec)
+    plan = SumsPlan(levels, points, spec.replicates, spec.seed, len(spec.segments), spec.cluster is not None)
+    return Evaluation(levels, spec, arms, all_sums(rows, ranking, plan))
 
 
-def _levels(arms: Arms, setup: Setup) -> tuple[str, ...]:
-    places = {level: place for place, level in enumerate(setup.order)}
-    treated = [arm for arm in arms.units if arm != setup.control]
-    return tuple(sorted(treated, key=lambda level: (places.get(level, len(places)), level)))
+def _levels(arms: Arms, spec: EvaluationSpec) -> tuple[str, ...]:
+    order = {level: position for position, level in enumerate(spec.order)}
+    treated = [arm for arm in arms.units if arm != spec.control]
+    return tuple(sorted(treated, key=lambda level: (order.get(level, len(order)), level)))
 
 
 def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None:
@@ -314,20 +315,20 @@ def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None
         raise DataError(f"{table} lacks columns {missing}: run the features job, or correct roles and lift in the conf")
 
 
-def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
+def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
     """Counts and ranges per arm in one pass; DataError on an empty hold-out, no control, bad propensity or outcome.
 
     A propensity that is null throughout was not logged; null in some rows only, it is an error. A cluster must be a
     column, and known of every unit.
     """
-    if setup.cluster:
-        _check_columns(holdout, (setup.cluster,), setup.table)
+    if spec.cluster:
+        _check_columns(holdout, (spec.cluster,), spec.table)
     bad_propensity = F.expr(f"not coalesce({PROPENSITY} > 0 and {PROPENSITY} <= 1, false)")
-    bad = [_bad_number(F.col(c)) for c in setup.outcomes]
-    largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(setup.outcomes)]
-    clusters = [F.count_distinct(setup.cluster).alias("clusters")] if setup.cluster else []
-    clusters += [F.count_if(F.col(setup.cluster).isNull()).alias("strays")] if setup.cluster else []
-    found = holdout.groupBy(F.col(TREATMENT).cast("string").alias("arm")).agg(
+    bad = [_bad_number(F.col(c)) for c in spec.outcomes]
+    largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(spec.outcomes)]
+    clusters = [F.count_distinct(spec.cluster).alias("clusters")] if spec.cluster else []
+    clusters += [F.count_if(F.col(spec.cluster).isNull()).alias("strays")] if spec.cluster else []
+    by_arm = holdout.groupBy(F.col(TREATMENT).cast("string").alias("arm")).agg(
         F.count("*").alias("n"),
         F.min(PROPENSITY).alias("low"),
         F.max(PROPENSITY).alias("high"),
@@ -337,8 +338,8 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
         *largest,
         *clusters,
     )
-    table = found.orderBy("arm").toPandas()
-    _check_arms(table, setup)
+    table = by_arm.orderBy("arm").toPandas()
+    _check_arms(table, spec)
     logged = bool(table["logged"].sum())
     weighted = logged and bool((table["high"] - table["low"] > _VARIES * table["high"]).any())
     return Arms(
@@ -346,21 +347,21 @@ def describe_arms(holdout: DataFrame, setup: Setup) -> Arms:
         logged=logged,
         weighted=weighted,
         largest_weight=float(1 / table["low"].min()) if weighted else 1.0,
-        largest_outcomes=tuple(float(table[f"largest_{j}"].max()) for j in range(len(setup.outcomes))),
+        largest_outcomes=tuple(float(table[f"largest_{j}"].max()) for j in range(len(spec.outcomes))),
         lowest=dict(zip(table["arm"], map(float, table["low"]), strict=True)) if logged else {},
-        clusters=dict(zip(table["arm"], map(int, table["clusters"]), strict=True)) if setup.cluster else {},
+        clusters=dict(zip(table["arm"], map(int, table["clusters"]), strict=True)) if spec.cluster else {},
     )
 
 
-def seen_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
+def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
     """What a hold-out saw of each unit, for doubly robust scores: `received` int (place among the levels, control
     first), `outcome` double, and `weight` double, 1 / probability of the level received."""
-    received = F.col(TREATMENT).cast("string")
+    treatment = F.col(TREATMENT).cast("string")
     weight = F.lit(1.0) / F.col(PROPENSITY)
     if not arms.logged:
-        weight = by_level(received, tuple(arms.units), [arms.largest_odds[arm] for arm in arms.units])
-    place = F.array_position(F.lit(list(levels)), received).cast("int") - 1
-    return place.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
+        weight = by_level(treatment, tuple(arms.units), [arms.max_inverse_propensity[arm] for arm in arms.units])
+    level_code = F.array_position(F.lit(list(levels)), treatment).cast("int") - 1
+    return level_code.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
 
 
 def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
@@ -373,20 +374,20 @@ def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> t
         return holdout, {}
     _check_columns(holdout, tuple(shares), table)
     sizes = {name: F.when(~_bad_number(F.col(name)), F.abs(F.col(name).cast("double"))) for name in shares}
-    asked = [F.percentile(size, F.lit(shares[name])).alias(name) for name, size in sizes.items()]
-    found = holdout.agg(*asked).collect()[0].asDict()
-    if empty := [name for name, at in found.items() if at == 0]:
+    aggregates = [F.percentile(size, F.lit(shares[name])).alias(name) for name, size in sizes.items()]
+    cutoffs = holdout.agg(*aggregates).collect()[0].asDict()
+    if empty := [name for name, at in cutoffs.items() if at == 0]:
         raise DataError(
             f"{table}: {shares[empty[0]]:g} of the hold-out's values of {empty[0]!r} are 0, so all would be cut off: "
             f"raise lift.winsorise.{empty[0]}, or leave it out"
         )
-    above = {name: F.coalesce(sizes[name] > at, F.lit(False)) for name, at in found.items() if at is not None}
+    above = {name: F.coalesce(sizes[name] > at, F.lit(False)) for name, at in cutoffs.items() if at is not None}
     counts = holdout.agg(*[F.count_if(mask).alias(name) for name, mask in above.items()]).collect()[0]
     kept = {
-        name: F.when(mask, F.signum(F.col(name)) * found[name]).otherwise(F.col(name).cast("double"))
+        name: F.when(mask, F.signum(F.col(name)) * cutoffs[name]).otherwise(F.col(name).cast("double"))
         for name, mask in above.items()
     }
-    return holdout.withColumns(kept), {name: Cut(found[name], counts[name]) for name in above}
+    return holdout.withColumns(kept), {name: Cut(cutoffs[name], counts[name]) for name in above}
 
 
 def _bad_number(column: Column) -> Column:
@@ -394,38 +395,38 @@ def _bad_number(column: Column) -> Column:
     return number.isNull() | F.isnan(number) | (F.abs(number) >= LARGEST)
 
 
-def _check_arms(found: pd.DataFrame, setup: Setup) -> None:
-    if found.empty:
-        raise DataError(f"{setup.table} has no hold-out rows: run the features job, or raise `holdout`")
-    if found["arm"].isna().any():
-        raise DataError(f"{setup.table} has a null treatment in {found.loc[found.arm.isna(), 'n'].iloc[0]} rows")
-    if setup.control not in set(found["arm"]):
+def _check_arms(table: pd.DataFrame, spec: EvaluationSpec) -> None:
+    if table.empty:
+        raise DataError(f"{spec.table} has no hold-out rows: run the features job, or raise `holdout`")
+    if table["arm"].isna().any():
+        raise DataError(f"{spec.table} has a null treatment in {table.loc[table.arm.isna(), 'n'].iloc[0]} rows")
+    if spec.control not in set(table["arm"]):
         raise DataError(
-            f"{setup.table} has no hold-out unit of the control arm {setup.control!r}: "
-            f"its arms are {sorted(found['arm'])}; correct roles.control"
+            f"{spec.table} has no hold-out unit of the control arm {spec.control!r}: "
+            f"its arms are {sorted(table['arm'])}; correct roles.control"
         )
-    if len(found) < 2:
-        raise DataError(f"{setup.table} has only the arm {setup.control!r} in its hold-out: nothing to compare")
-    if found["logged"].sum() and (count := int(found["bad_propensity"].sum())):
-        raise DataError(f"{setup.table} has {count} hold-out rows whose propensity is not in (0, 1]: correct the log")
-    if setup.cluster and (count := int(found["strays"].sum())):
+    if len(table) < 2:
+        raise DataError(f"{spec.table} has only the arm {spec.control!r} in its hold-out: nothing to compare")
+    if table["logged"].sum() and (count := int(table["bad_propensity"].sum())):
+        raise DataError(f"{spec.table} has {count} hold-out rows whose propensity is not in (0, 1]: correct the log")
+    if spec.cluster and (count := int(table["strays"].sum())):
         raise DataError(
-            f"{setup.table} column {setup.cluster!r} is null in {count} hold-out rows: name every unit's cluster"
+            f"{spec.table} column {spec.cluster!r} is null in {count} hold-out rows: name every unit's cluster"
         )
-    if setup.cluster and (few := found[found["clusters"] < MIN_CLUSTERS]["arm"].tolist()):
+    if spec.cluster and (few := table[table["clusters"] < MIN_CLUSTERS]["arm"].tolist()):
         raise DataError(
-            f"{setup.table} has fewer than {MIN_CLUSTERS} clusters ({setup.cluster!r}) among the hold-out's units of "
+            f"{spec.table} has fewer than {MIN_CLUSTERS} clusters ({spec.cluster!r}) among the hold-out's units of "
             f"{', '.join(few)}: no interval is known from so few; raise `holdout`, or name smaller clusters"
         )
-    for j, outcome in enumerate(setup.outcomes):
-        if count := int(found[f"bad_{j}"].sum()):
-            raise DataError(f"{setup.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
+    for j, outcome in enumerate(spec.outcomes):
+        if count := int(table[f"bad_{j}"].sum()):
+            raise DataError(f"{spec.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
 
 
-def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, setup: Setup) -> Grid:
+def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, spec: EvaluationSpec) -> Grid:
     """Range of each level's scores; DataError when a level has none, or scores are not finite."""
     uplift = F.col("uplift").cast("double")
-    found: dict[Any, dict[Any, Any]] = (
+    ranges: dict[Any, dict[Any, Any]] = (
         scores.groupBy(F.col(TREATMENT).cast("string").alias("level"))
         .agg(F.min(uplift).alias("low"), F.max(uplift).alias("high"), F.count_if(_bad_number(uplift)).alias("bad"))
         .toPandas()
@@ -433,65 +434,65 @@ def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, setup: S
         .to_dict("index")
     )
     for level in levels:
-        if level not in found:
-            raise DataError(f"the scores have no row for treatment {level!r} of {setup.table}: run the score job again")
-        if found[level]["bad"]:
-            raise DataError(f"{found[level]['bad']} scores of treatment {level!r} are missing or not finite")
-    low, high = ([float(found[level][c]) for level in levels] for c in ("low", "high"))
+        if level not in ranges:
+            raise DataError(f"the scores have no row for treatment {level!r} of {spec.table}: run the score job again")
+        if ranges[level]["bad"]:
+            raise DataError(f"{ranges[level]['bad']} scores of treatment {level!r} are missing or not finite")
+    low, high = ([float(ranges[level][c]) for level in levels] for c in ("low", "high"))
     return Grid.of(low, high, sum(arms.units.values()))
 
 
 def comparison(
-    holdout: DataFrame, scores: DataFrame, setup: Setup, arms: Arms, buckets: tuple[Column, ...] = ()
+    holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: Arms, buckets: tuple[Column, ...] = ()
 ) -> DataFrame:
     """One row per unit and treated level it is compared for (see `evaluation.sums`): its own, or all for controls."""
-    received = F.col(TREATMENT).cast("string")
+    treatment = F.col(TREATMENT).cast("string")
     units = holdout.select(
         F.col(UNIT).cast("string").alias("unit"),
-        received.alias("received"),
-        drawn_by(setup).alias("unit_hash"),
+        treatment.alias("received"),
+        resampling_hash(spec).alias("unit_hash"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
-        *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(setup.outcomes)],
+        *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(spec.outcomes)],
         *[bucket.alias(f"cut_{j}") for j, bucket in enumerate(buckets)],
     )
     predictions = scores.select(
         F.col(UNIT).cast("string").alias("unit"),
-        received.alias("level"),
+        treatment.alias("level"),
         F.col("uplift").cast("double").alias("predicted"),
     )
     rows = units.join(predictions, "unit").where(
-        (F.col("received") == F.col("level")) | (F.col("received") == setup.control)
+        (F.col("received") == F.col("level")) | (F.col("received") == spec.control)
     )
-    rows = rows.where(F.col("level").isin([level for level in arms.units if level != setup.control]))
+    rows = rows.where(F.col("level").isin([level for level in arms.units if level != spec.control]))
     treated = (F.col("received") == F.col("level")).cast("int").alias("treated")
     numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
     return rows.select("level", treated, "unit_hash", "predicted", "weight", *numbers)
 
 
-def drawn_by(setup: Setup) -> Column:
+def resampling_hash(spec: EvaluationSpec) -> Column:
     """Hash that decides how often a unit counts in each resample: its own, or its cluster's."""
-    return F.xxhash64(F.col(setup.cluster or UNIT).cast("string"))
+    return F.xxhash64(F.col(spec.cluster or UNIT).cast("string"))
 
 
-def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: Arms, setup: Setup) -> Ranking:
+def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: Arms, spec: EvaluationSpec) -> Ranking:
     """Rank bins from counts per key, which are whole numbers: the same for any partitioning."""
     mass = F.rint(F.col("weight") * F.lit(2.0 ** point.shifts["w"])).cast("bigint")
     counted = rows.groupBy("level", "key").agg(F.count("*").alias("n"), F.sum(mass).alias("mass")).toPandas()
     parts = []
     for level in levels:
         mine = counted[counted["level"] == level].sort_values("key", ascending=False)
-        _check_matched(int(mine["n"].sum()), level, arms, setup)
-        parts.append(thresholds(mine["key"].to_numpy(), mine["mass"].to_numpy(), setup.bins))
+        _check_matched(int(mine["n"].sum()), level, arms, spec)
+        parts.append(thresholds(mine["key"].to_numpy(), mine["mass"].to_numpy(), spec.bins))
     return Ranking(np.stack(parts))
 
 
-def _check_matched(found: int, level: str, arms: Arms, setup: Setup) -> None:
+def _check_matched(matched: int, level: str, arms: Arms, spec: EvaluationSpec) -> None:
     """Every unit of a level and of the control must have met exactly one score."""
-    expected = arms.units[level] + arms.units[setup.control]
-    if found != expected:
-        state = "missing" if found < expected else "duplicate"
+    required = arms.units[level] + arms.units[spec.control]
+    if matched != required:
+        state = "missing" if matched < required else "duplicate"
         raise DataError(
-            f"{abs(expected - found)} of {expected} hold-out units of {setup.table} have a {state} score for "
+            f"{abs(required - matched)} of {required} hold-out units of {spec.table} have a {state} score for "
             f"treatment {level!r}: run the score job again on this training set"
         )
 
@@ -516,7 +517,7 @@ METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
 
 def curve_table(evaluation: Evaluation) -> pd.DataFrame:
     """gold.uplift_curve without run_id: gains at every bin's share of the population, 95 % pointwise bootstrap band."""
-    fractions = np.linspace(0, 1, evaluation.setup.bins + 1)
+    fractions = np.linspace(0, 1, evaluation.spec.bins + 1)
     parts = []
     for outcome, curve, resampled in _by_outcome(evaluation):
         gain = np.where(evaluation.enough[:, None], curve.at(fractions), np.nan)
@@ -540,7 +541,7 @@ def metric_table(evaluation: Evaluation) -> pd.DataFrame:
     rows = []
     for outcome, curve, resampled in _by_outcome(evaluation):
         figures = {name: (f(curve), f(resampled)) for name, f in METRICS.items()}
-        if outcome == evaluation.setup.outcomes[0]:
+        if outcome == evaluation.spec.outcomes[0]:
             figures |= _calibration(evaluation, curve, resampled)
         values = {name: np.where(evaluation.enough, value, np.nan) for name, (value, _) in figures.items()}
         bounds = {name: bootstrap_interval(values[name], draws) for name, (_, draws) in figures.items()}
@@ -553,7 +554,7 @@ def metric_table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _by_outcome(evaluation: Evaluation) -> zip[tuple[str, Curve, Curve]]:
-    return zip(evaluation.setup.outcomes, evaluation.curves, evaluation.resampled, strict=True)
+    return zip(evaluation.spec.outcomes, evaluation.curves, evaluation.resampled, strict=True)
 
 
 def predicted_mean(moments: Moments) -> np.ndarray:
@@ -570,7 +571,7 @@ def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict
     means = ratio(wy[..., 0], w)
     observed = effects.estimate
     draws = np.where(np.isfinite(observed), means[:, :, 1] - means[:, :, 0], np.nan)
-    tests = calibration_test(mass, predicted, effects, draws if evaluation.setup.cluster else None)
+    tests = bucket_calibration(mass, predicted, effects, draws if evaluation.spec.cluster else None)
     average = predicted_mean(evaluation.sums.moments.sum(axis=2)[:, :, None])[:, 0]
     return {
         "calibration_slope": (
@@ -626,7 +627,7 @@ def against_truth(holdout: DataFrame, scores: DataFrame, truth: DataFrame, level
     """
     predicted, effect = (_long(frame, c) for frame, c in ((scores, "uplift"), (truth, "effect")))
     ranges = [_ranges(frame) for frame in (predicted, effect)]
-    levels = tuple(level for level in levels if all(level in found for found in ranges))
+    levels = tuple(level for level in levels if all(level in by_level for by_level in ranges))
     if not levels:
         return {}
     units = holdout.select(F.col(UNIT).cast("string").alias("unit"))
@@ -643,16 +644,16 @@ def _long(frame: DataFrame, value: str) -> DataFrame:
 
 def _ranges(frame: DataFrame) -> dict[str, tuple[float, float, int]]:
     """Lowest and highest value and number of rows per level."""
-    found = frame.groupBy("level").agg(F.min("value"), F.max("value"), F.count("*")).collect()
-    return {row[0]: (row[1], row[2], row[3]) for row in found}
+    rows = frame.groupBy("level").agg(F.min("value"), F.max("value"), F.count("*")).collect()
+    return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
 def _counted(
     rows: DataFrame, levels: tuple[str, ...], ranges: list[dict[str, tuple[float, float, int]]]
 ) -> pd.DataFrame:
     """Units and Σ of true effects by key of the prediction and by key of the effect, and errors per level: one pass."""
-    for name, found in zip(("predicted", "effect"), ranges, strict=True):
-        low, high, units = zip(*(found[level] for level in levels), strict=True)
+    for name, limits in zip(("predicted", "effect"), ranges, strict=True):
+        low, high, units = zip(*(limits[level] for level in levels), strict=True)
         grid = Grid.of(low, high, max(units))
         rows = rows.withColumn(f"by_{name}", grid.key(F.col(name), F.col("level"), levels))
     sets = [["level"], ["level", "by_predicted"], ["level", "by_effect"]]

@@ -51,10 +51,10 @@ def write_pictures(
     EnvironmentProblem without matplotlib.
     """
     written = []
-    for place, outcome in enumerate(lift["outcome"].unique()):
+    for number, outcome in enumerate(lift["outcome"].unique()):
         rows, points, figures = (table[table["outcome"] == outcome] for table in (lift, curves, metrics))
         rate = outcome in rates
-        qini = qini_picture(points, figures, rate, truth if place == 0 else None)
+        qini = qini_picture(points, figures, rate, truth if number == 0 else None)
         written.append(save(qini, folder / f"qini_{outcome}.png"))
         written.append(save(decile_picture(rows, rate), folder / f"lift_{outcome}.png"))
         if rows.loc[rows["cut"] == "decile", "predicted_uplift"].notna().any():
@@ -125,13 +125,13 @@ def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
     scale, unit = units_of(rate)
     levels = list(lift["treatment"].unique())
     figure, panels = _panels(len(levels))
-    for place, (level, axes) in enumerate(zip(levels, panels, strict=True)):
+    for number, (level, axes) in enumerate(zip(levels, panels, strict=True)):
         of_level = lift[lift["treatment"] == level]
-        _draw_deciles(axes, of_level, COLOURS[place % len(COLOURS)], scale)
+        _draw_deciles(axes, of_level, COLOURS[number % len(COLOURS)], scale)
         clean(axes, level)
-        if place % _COLUMNS == 0:
+        if number % _COLUMNS == 0:
             axes.set_ylabel(f"uplift{unit}")
-        if place == 0:
+        if number == 0:
             axes.legend(frameon=False, fontsize=8, loc="best")
     _title(figure, f"Uplift in {lift['outcome'].iloc[0]} by decile of the prediction")
     return figure
@@ -139,13 +139,13 @@ def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
 
 def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> None:
     deciles = lift[lift["cut"] == "decile"]
-    place, uplift = deciles["bucket"].astype(int), deciles["uplift"] * scale
+    x, uplift = deciles["bucket"].astype(int), deciles["uplift"] * scale
     error = np.stack([uplift - deciles["uplift_lower"] * scale, deciles["uplift_upper"] * scale - uplift])
-    axes.bar(place, uplift, width=0.72, color=colour, alpha=0.35, label="observed, 95 % interval")
-    axes.errorbar(place, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.4, capsize=2.5)
+    axes.bar(x, uplift, width=0.72, color=colour, alpha=0.35, label="observed, 95 % interval")
+    axes.errorbar(x, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.4, capsize=2.5)
     if deciles["predicted_uplift"].notna().any():
         style: dict[str, Any] = {"s": 26, "marker": "D", "facecolor": "white", "edgecolor": INK, "zorder": 3}
-        axes.scatter(place, deciles["predicted_uplift"] * scale, label="predicted", **style)
+        axes.scatter(x, deciles["predicted_uplift"] * scale, label="predicted", **style)
     average = lift.loc[lift["cut"] == "all", "uplift"].iloc[0] * scale
     axes.axhline(average, color=MUTED, lw=1, ls=(0, (4, 3)), label="average")
     axes.axhline(0, color=MUTED, lw=0.8)
@@ -162,17 +162,17 @@ def calibration_picture(lift: pd.DataFrame, metrics: pd.DataFrame, rate: bool) -
     levels = list(lift["treatment"].unique())
     figure, panels = _panels(len(levels))
     figures = metrics.set_index(["treatment", "metric"])
-    for place, (level, axes) in enumerate(zip(levels, panels, strict=True)):
+    for number, (level, axes) in enumerate(zip(levels, panels, strict=True)):
         rows = lift[(lift["treatment"] == level) & (lift["cut"] == "decile")].dropna(subset=["uplift_lower"])
-        colour = COLOURS[place % len(COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         axes.axline((0, 0), slope=1, color=INK, lw=1, ls=(0, (4, 3)), label="predicted = observed")
         axes.axhline(0, color=MUTED, lw=0.8)
         _bars(axes, rows["predicted_uplift"] * scale, rows, scale, colour, "decile, 95 % interval")
         clean(axes, f"{level}\n{_calibration_words(figures.loc[level])}")
         axes.set_xlabel(f"predicted uplift{unit}")
-        if place % _COLUMNS == 0:
+        if number % _COLUMNS == 0:
             axes.set_ylabel(f"observed uplift{unit}")
-        if place == 0:
+        if number == 0:
             _legend_below(axes)
     title = f"Uplift in {lift['outcome'].iloc[0]}, predicted and observed by decile of the prediction"
     _title(figure, title, f"p: of the test that predictions are true. {_HOLLOW}")
@@ -184,8 +184,8 @@ def _calibration_words(figures: Any) -> str:
     if not np.isfinite(slope["value"]):
         return "too few units for a slope"
     interval = f" ({slope['lower']:.2g} to {slope['upper']:.2g})" if np.isfinite(slope["lower"]) else ""
-    chance = "" if not np.isfinite(p) else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
-    return f"slope {slope['value']:.2g}{interval}{chance}"
+    p_text = "" if not np.isfinite(p) else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
+    return f"slope {slope['value']:.2g}{interval}{p_text}"
 
 
 def dose_picture(lift: pd.DataFrame, doses: Mapping[str, float], control: str, rate: bool) -> Figure:
@@ -198,12 +198,12 @@ def dose_picture(lift: pd.DataFrame, doses: Mapping[str, float], control: str, r
     rows = rows.assign(dose=rows["treatment"].map(doses)).sort_values("dose", kind="stable")
     cuts = [cut for cut in lift["cut"].unique() if cut.startswith(SEGMENT)] or ["all"]
     figure, panels = _panels(len(cuts))
-    for place, (cut, axes) in enumerate(zip(cuts, panels, strict=True)):
+    for number, (cut, axes) in enumerate(zip(cuts, panels, strict=True)):
         shown, title = _largest(rows[rows["cut"] == cut], cut)
         _draw_doses(axes, rows[rows["cut"] == "all"], shown, doses[control], scale)
         clean(axes, title)
         _dose_ticks(axes, {control: doses[control], **dict(zip(rows["treatment"], rows["dose"], strict=True))})
-        if place % _COLUMNS == 0:
+        if number % _COLUMNS == 0:
             axes.set_ylabel(f"uplift{unit}")
         _legend_below(axes)
     _title(figure, f"Uplift in {lift['outcome'].iloc[0]} by dose", f"Bars: 95 % interval. {_HOLLOW}")
@@ -224,9 +224,9 @@ def _draw_doses(axes: Axes, whole: pd.DataFrame, buckets: pd.DataFrame, start: f
     groups = [("all units", whole), *buckets.groupby("bucket")]
     doses = np.unique([start, *whole["dose"]])
     # Points side by side: bars at the same dose would hide each other.
-    aside = min(0.025 * np.ptp(doses), 0.6 * np.diff(doses).min() / len(groups))
+    offset = min(0.025 * np.ptp(doses), 0.6 * np.diff(doses).min() / len(groups))
     for k, (name, rows) in enumerate(groups):
-        shift = (k - (len(groups) - 1) / 2) * aside
+        shift = (k - (len(groups) - 1) / 2) * offset
         colour = INK if k == 0 else COLOURS[k - 1]
         line = np.r_[start, rows["dose"] + shift], np.r_[0.0, rows["uplift"] * scale]
         order = np.argsort(line[0], kind="stable")
@@ -238,18 +238,18 @@ def _draw_doses(axes: Axes, whole: pd.DataFrame, buckets: pd.DataFrame, start: f
 
 def _dose_ticks(axes: Axes, doses: Mapping[str, float]) -> None:
     """Levels as ticks at their doses; numbers where levels lie too close for their names."""
-    places = np.sort(list(doses.values()))
-    if np.diff(places).min() > 0.1 * np.ptp(places):
+    positions = np.sort(list(doses.values()))
+    if np.diff(positions).min() > 0.1 * np.ptp(positions):
         axes.set_xticks(list(doses.values()), labels=list(doses))
 
 
-def _bars(axes: Axes, place: pd.Series, rows: pd.DataFrame, scale: float, colour: str, label: str) -> None:
+def _bars(axes: Axes, x: pd.Series, rows: pd.DataFrame, scale: float, colour: str, label: str) -> None:
     """Uplift as points with 95 % bars; hollow where the table marks a low sample."""
     uplift = rows["uplift"] * scale
     error = np.stack([uplift - rows["uplift_lower"] * scale, rows["uplift_upper"] * scale - uplift])
-    axes.errorbar(place, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
+    axes.errorbar(x, uplift, yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
     faces = np.where(rows["low_sample"], "white", colour)
-    axes.scatter(place, uplift, s=22, marker="o", facecolor=list(faces), edgecolor=colour, zorder=3)
+    axes.scatter(x, uplift, s=22, marker="o", facecolor=list(faces), edgecolor=colour, zorder=3)
     axes.plot([], [], color=colour, marker="o", ms=4.5, lw=1.2, label=label)
 
 
@@ -284,10 +284,10 @@ def units_of(rate: bool) -> tuple[float, str]:
 def empty_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches; EnvironmentProblem without matplotlib."""
     try:
-        from matplotlib.figure import Figure as Drawn
+        from matplotlib.figure import Figure as MatplotlibFigure
     except ImportError as error:
         raise EnvironmentProblem("pictures need matplotlib: install the extra `plots` (uplift-spark[plots])") from error
-    return Drawn(figsize=(width, height), layout="constrained")
+    return MatplotlibFigure(figsize=(width, height), layout="constrained")
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -296,8 +296,8 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     rows = -(-count // columns)
     figure = empty_figure(max(6.4, 4.3 * columns), 3.6 * rows + 0.6)
     panels: list[Axes] = []
-    for place in range(count):
-        panels.append(figure.add_subplot(rows, columns, place + 1, sharey=panels[0] if panels else None))
+    for number in range(count):
+        panels.append(figure.add_subplot(rows, columns, number + 1, sharey=panels[0] if panels else None))
     return figure, panels
 
 
@@ -345,10 +345,10 @@ def _draw_qini(axes: Axes, qini: pd.DataFrame, colours: dict[str, str], rate: bo
     levels = list(dict.fromkeys(qini["treatment"]))
     for number, (model, colour) in enumerate(colours.items()):
         rows = qini[qini["model_version"] == model].set_index("treatment").loc[levels]
-        place = np.arange(len(levels)) + (number - (len(colours) - 1) / 2) * 0.5 / len(colours)
+        y = np.arange(len(levels)) + (number - (len(colours) - 1) / 2) * 0.5 / len(colours)
         error = np.stack([rows["value"] - rows["lower"], rows["upper"] - rows["value"]]) * scale
         style: dict[str, Any] = {"fmt": "o", "ms": 5, "color": colour, "elinewidth": 1.6, "capsize": 2.5}
-        axes.errorbar(rows["value"] * scale, place, xerr=error, label=_named(model), **style)
+        axes.errorbar(rows["value"] * scale, y, xerr=error, label=_named(model), **style)
     clean(axes, "Qini on the hold-out, 95 % intervals")
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set_yticks(range(len(levels)), levels)

@@ -85,46 +85,50 @@ def _true_values(truth: Truth | None, metric: str) -> tuple[str, str]:
 def truth_statements(truth: dict[str, Truth], outcome: str) -> list[str]:
     """One sentence per level on the predictions' distance from the true effects."""
     return [
-        f"Predicted against true effect of {level} on {outcome}: root mean squared error {number(found.rmse)}, "
-        f"correlation {found.correlation:.3f}, true Qini {number(float(found.curve.qini))} "
-        f"of at best {number(float(found.oracle.qini))}."
-        for level, found in truth.items()
+        f"Predicted against true effect of {level} on {outcome}: root mean squared error {number(accuracy.rmse)}, "
+        f"correlation {accuracy.correlation:.3f}, true Qini {number(float(accuracy.curve.qini))} "
+        f"of at best {number(float(accuracy.oracle.qini))}."
+        for level, accuracy in truth.items()
     ]
 
 
 def plain_statements(lift: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
     """Sentences on what the data do not support: metrics not distinguishable from zero, rows with too few units."""
-    said = [_unclear(row) for row in unclear_metrics(metrics).to_dict("records")]
+    sentences = [_unclear(row) for row in unclear_metrics(metrics).to_dict("records")]
     if thin := int(lift["uplift"].isna().sum()):
-        said.append(f"{thin} of {len(lift)} rows of the lift table have too few units in an arm for a mean: null.")
-    return said
+        sentences.append(f"{thin} of {len(lift)} rows of the lift table have too few units in an arm for a mean: null.")
+    return sentences
 
 
 def _unclear(row: dict[Hashable, Any]) -> str:
-    found = f"{number(row['value'])} ({interval(row['lower'], row['upper'])})"
+    figure = f"{number(row['value'])} ({interval(row['lower'], row['upper'])})"
     what = f"{_MEANING[row['metric']]} of {row['treatment']} on {row['outcome']}"
-    return f"{what}: {found} is not distinguishable from zero."
+    return f"{what}: {figure} is not distinguishable from zero."
 
 
-UNSEEN = "This was no trial: figures hold if whatever decided the treatment, and matters to the outcome, is a feature."
+NO_TRIAL_CAVEAT = (
+    "This was no trial: figures hold if whatever decided the treatment, and matters to the outcome, is a feature."
+)
 
 
 def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None, fitted: bool = False) -> list[str]:
     """Sentences on what the figures rest on, where that is not a randomised trial with a hold-out known to be one."""
-    said = cut_off(cuts or {})
+    sentences = cut_off(cuts or {})
     if not arms.logged:
-        said.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
+        sentences.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
     if fitted:
-        said.append(UNSEEN)
+        sentences.append(NO_TRIAL_CAVEAT)
     if arms.weighted:
-        said.append("Propensities vary within an arm: units count by the inverse of theirs.")
+        sentences.append("Propensities vary within an arm: units count by the inverse of theirs.")
     if arms.clusters:
         counted = ", ".join(f"{arm} {n:,}" for arm, n in arms.clusters.items())
         few = f"; below {LOW_CLUSTERS} intervals are too narrow" if min(arms.clusters.values()) < LOW_CLUSTERS else ""
-        said.append(f"Units come in clusters, which intervals take as independent ({counted}{few}).")
+        sentences.append(f"Units come in clusters, which intervals take as independent ({counted}{few}).")
     if not unseen:
-        said.append("The model is not in the registry: nobody knows whether it was trained on units of this hold-out.")
-    return said
+        sentences.append(
+            "The model is not in the registry: nobody knows whether it was trained on units of this hold-out."
+        )
+    return sentences
 
 
 def cut_off(cuts: Mapping[str, Cut]) -> list[str]:

@@ -97,7 +97,7 @@ def thresholds(key: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SumsPlan:
     """What to add up: levels, fixed points (one per outcome, then one for `predicted`), resamples, number of cuts, and
     whether these are resampled too, as intervals need where units come in clusters."""
 
@@ -148,7 +148,7 @@ class Sums:
     cuts: tuple[CutSums, ...] = ()
 
 
-def all_sums(frame: DataFrame, ranking: Ranking, plan: Plan) -> Sums:
+def all_sums(frame: DataFrame, ranking: Ranking, plan: SumsPlan) -> Sums:
     """Every sum an evaluation needs in one pass over a comparison frame with `key`.
 
     Each partition adds up its rows under every resample (weights by hash of the unit) and hands on one array per cell;
@@ -156,7 +156,7 @@ def all_sums(frame: DataFrame, ranking: Ranking, plan: Plan) -> Sums:
     """
     level = by_level(F.col("level"), plan.levels, range(len(plan.levels))).cast("int").alias("level")
     rows = frame.select(level, "treated", "key", "unit_hash", "weight", *plan.values, *plan.cut_names)
-    cells = rows.mapInArrow(partial(add_rows, ranking=ranking, plan=plan), _CELLS)
+    cells = rows.mapInArrow(partial(add_cells, ranking=ranking, plan=plan), _CELLS)
     merged = cells.repartition("cut", "cell", "bucket").mapInArrow(merge_cells, _CELLS).toArrow()
     return unpacked(merged, ranking.bins, plan)
 
@@ -170,7 +170,7 @@ class _Totals:
     cuts: dict[_Key, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, bins: int, plan: Plan) -> _Totals:
+    def empty(cls, bins: int, plan: SumsPlan) -> _Totals:
         cells, terms = 2 * len(plan.levels) * bins, 1 + len(_SUM_FIELDS) * len(plan.points)
         resampled = np.zeros((cells, plan.replicates, 1 + plan.outcomes), np.int64)
         return cls(np.zeros((cells, terms), np.int64), resampled)
@@ -183,7 +183,7 @@ class _Totals:
         return _packed(ranks | self.cuts)
 
 
-def add_rows(batches: Iterable[pa.RecordBatch], ranking: Ranking, plan: Plan) -> Iterator[pa.RecordBatch]:
+def add_cells(batches: Iterable[pa.RecordBatch], ranking: Ranking, plan: SumsPlan) -> Iterator[pa.RecordBatch]:
     """Worker: rows of one partition to one array of integer sums per cell that occurs."""
     totals = _Totals.empty(ranking.bins, plan)
     for batch in batches:
@@ -192,7 +192,7 @@ def add_rows(batches: Iterable[pa.RecordBatch], ranking: Ranking, plan: Plan) ->
     yield totals.packed()
 
 
-def _add_chunk(batch: pa.RecordBatch, ranking: Ranking, plan: Plan, totals: _Totals) -> None:
+def _add_chunk(batch: pa.RecordBatch, ranking: Ranking, plan: SumsPlan, totals: _Totals) -> None:
     level, treated, key = (_numbers(batch, c) for c in ("level", "treated", "key"))
     arm = level.astype(np.int64) * 2 + treated
     terms = _terms(batch, plan)
@@ -201,35 +201,35 @@ def _add_chunk(batch: pa.RecordBatch, ranking: Ranking, plan: Plan, totals: _Tot
     for c, plain, resampled in _by_group(cell, terms, counts, plan):
         totals.plain[c] += plain
         totals.resampled[c] += resampled
-    drawn = counts if plan.resampled_cuts else counts[:, :0]
+    bootstrap = counts if plan.resampled_cuts else counts[:, :0]
     for cut, name in enumerate(plan.cut_names):
         buckets = batch.column(name).dictionary_encode()
         labels = buckets.dictionary.to_pylist()
-        for g, plain, resampled in _by_group(arm * len(labels) + buckets.indices.to_numpy(), terms, drawn, plan):
+        for g, plain, resampled in _by_group(arm * len(labels) + buckets.indices.to_numpy(), terms, bootstrap, plan):
             sums, bucket = np.concatenate([plain, resampled.ravel()]), (cut, g // len(labels), labels[g % len(labels)])
             totals.cuts[bucket] = totals.cuts[bucket] + sums if bucket in totals.cuts else sums
 
 
 def _by_group(
-    group: np.ndarray, terms: np.ndarray, counts: np.ndarray, plan: Plan
+    group: np.ndarray, terms: np.ndarray, counts: np.ndarray, plan: SumsPlan
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Each group's sums of terms, and those of Σw and Σwy under every resample [replicates, 1 + outcomes]."""
     order = np.argsort(group, kind="stable")
-    seen, starts = np.unique(group[order], return_index=True)
+    groups, starts = np.unique(group[order], return_index=True)
     terms, counts = terms[order], counts[order]
     plain = np.add.reduceat(terms, starts, axis=0)
     # Whole numbers in float64 multiply-add exactly below 2^53 (see _CHUNK), at the speed of matrix products.
     picked = terms[:, _resampled_columns(plan)].astype(np.float64)
-    for place, (start, stop) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
+    for i, (start, stop) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
         resampled = (counts[start:stop].T.astype(np.float64) @ picked[start:stop]).astype(np.int64)
-        yield int(seen[place]), plain[place], resampled
+        yield int(groups[i]), plain[i], resampled
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:
     return batch.column(name).to_numpy(zero_copy_only=False)
 
 
-def _terms(batch: pa.RecordBatch, plan: Plan) -> np.ndarray:
+def _terms(batch: pa.RecordBatch, plan: SumsPlan) -> np.ndarray:
     """Integer terms of each row: one for n, then the six sums of each value, int64 [rows, 1 + 6·values]."""
     w = _numbers(batch, "weight")
     columns = [np.ones(len(w), np.int64)]
@@ -238,7 +238,7 @@ def _terms(batch: pa.RecordBatch, plan: Plan) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _resampled_columns(plan: Plan) -> list[int]:
+def _resampled_columns(plan: SumsPlan) -> list[int]:
     """Positions of Σw and of each outcome's Σwy among the terms."""
     size = len(_SUM_FIELDS)
     return [1 + _SUM_FIELDS.index("w")] + [1 + j * size + _SUM_FIELDS.index("wy") for j in range(plan.outcomes)]
@@ -295,7 +295,7 @@ def _added(batches: Iterable[pa.RecordBatch | pa.Table]) -> dict[int, np.ndarray
     return totals
 
 
-def unpacked(merged: pa.Table, bins: int, plan: Plan) -> Sums:
+def unpacked(merged: pa.Table, bins: int, plan: SumsPlan) -> Sums:
     """Cells of `merge_cells` as arrays in the outcomes' units."""
     totals = _Totals.empty(bins, plan)
     for (cut, cell, bucket), sums in _cells(merged):
@@ -310,27 +310,27 @@ def unpacked(merged: pa.Table, bins: int, plan: Plan) -> Sums:
     return Sums(_moments(totals.plain.reshape(*shape, -1), plan), w, wy, cuts)
 
 
-def _resampled(sums: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def _resampled(sums: np.ndarray, plan: SumsPlan) -> tuple[np.ndarray, np.ndarray]:
     """Integer sums [..., replicates·(1 + outcomes)] as Σw [replicates, ...] and Σwy [replicates, ..., outcomes]."""
     parts = np.moveaxis(sums.reshape(*sums.shape[:-1], plan.replicates, 1 + plan.outcomes), -2, 0)
     outcomes = [p.floats("wy", parts[..., 1 + j]) for j, p in enumerate(plan.points[:-1])]
     return plan.points[0].floats("w", parts[..., 0]), np.stack(outcomes, axis=-1)
 
 
-def _one_cut(cut: int, totals: dict[_Key, np.ndarray], plan: Plan) -> CutSums:
+def _one_cut(cut: int, totals: dict[_Key, np.ndarray], plan: SumsPlan) -> CutSums:
     mine = {(arm, bucket): sums for (c, arm, bucket), sums in totals.items() if c == cut}
     buckets = tuple(sorted({bucket for _, bucket in mine}))
     terms = 1 + len(_SUM_FIELDS) * len(plan.points)
-    drawn = plan.replicates * (1 + plan.outcomes) if plan.resampled_cuts else 0
-    sums = np.zeros((2 * len(plan.levels), len(buckets), terms + drawn), np.int64)
-    for (arm, bucket), found in mine.items():
-        sums[arm, buckets.index(bucket)] = found
-    cells = sums.reshape(len(plan.levels), 2, len(buckets), terms + drawn)
+    n_bootstrap = plan.replicates * (1 + plan.outcomes) if plan.resampled_cuts else 0
+    sums = np.zeros((2 * len(plan.levels), len(buckets), terms + n_bootstrap), np.int64)
+    for (arm, bucket), cell_sums in mine.items():
+        sums[arm, buckets.index(bucket)] = cell_sums
+    cells = sums.reshape(len(plan.levels), 2, len(buckets), terms + n_bootstrap)
     resampled = _resampled(cells[..., terms:], plan) if plan.resampled_cuts else None
     return CutSums(buckets, _moments(cells[..., :terms], plan), resampled)
 
 
-def _moments(plain: np.ndarray, plan: Plan) -> Moments:
+def _moments(plain: np.ndarray, plan: SumsPlan) -> Moments:
     """Integer sums [..., 1 + 6·values] as Moments [..., values]."""
     count = np.repeat(plain[..., :1], len(plan.points), axis=-1).astype(np.float64)
     fields = {"n": count}

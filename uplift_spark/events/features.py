@@ -204,7 +204,7 @@ def hash_split(seed: int, holdout: float, cluster: str | None = None) -> Column:
     return F.when(held_out, F.lit("holdout")).otherwise(F.lit("train"))
 
 
-def sampled(seed: int, share: float) -> Column:
+def hash_sample(seed: int, share: float) -> Column:
     """Whether a unit is in a sample of that share: by a hash of seed and unit_id that the split's has no part in."""
     return _below(f"{seed}|leakage|", share)
 
@@ -267,7 +267,7 @@ def _entry(feature: Feature, code: str) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class Made:
+class TrainingSetFacts:
     """What a training set was made from, `read` is {"event" or "profile": (table, Delta version)}, and what came of it:
     the `counts` of its split into train and holdout, and how many units have no value of a feature."""
 
@@ -278,15 +278,15 @@ class Made:
     missing: Mapping[str, int]
 
 
-def record(lake: Lake, definitions: Sequence[Feature], made: Made, run_id: str) -> Written:
+def record(lake: Lake, definitions: Sequence[Feature], facts: TrainingSetFacts, run_id: str) -> Written:
     """Write which definitions and table versions a training set was made from, and how often values are missing."""
     source = {f.name: f.source for f in definitions}
-    units, code = made.counts["train"] + made.counts["holdout"], code_version()
+    units, code = facts.counts["train"] + facts.counts["holdout"], code_version()
 
     def row(f: Feature) -> tuple[Any, ...]:
-        origin = made.read[f.source if f.of is None else source[f.of[0]]]
-        known = (made.table, f.name, f.version, definition_hash(f), *origin)
-        return (*known, utc(made.as_of), units, made.missing.get(f.name), code)
+        origin = facts.read[f.source if f.of is None else source[f.of[0]]]
+        known = (facts.table, f.name, f.version, definition_hash(f), *origin)
+        return (*known, utc(facts.as_of), units, facts.missing.get(f.name), code)
 
     return lake.write(VERSIONS, lake.spark.createDataFrame([row(f) for f in definitions], _VERSIONS), run_id)
 
@@ -330,8 +330,8 @@ def _newest_rows(lake: Lake, table: str) -> dict[str | None, datetime]:
     """When the last row of each event, None for a profile, became known."""
     rows = lake.read(table)
     event = F.col("event") if table == BEHAVIOUR else F.lit(None).cast("string")
-    found = rows.groupBy(event.alias("event")).agg(F.max(F.unix_micros("known_at")).alias("last")).collect()
-    return {row["event"]: moment(row["last"]) for row in found if row["last"] is not None}
+    latest = rows.groupBy(event.alias("event")).agg(F.max(F.unix_micros("known_at")).alias("last")).collect()
+    return {row["event"]: moment(row["last"]) for row in latest if row["last"] is not None}
 
 
 def _newest(lake: Lake) -> pd.DataFrame:

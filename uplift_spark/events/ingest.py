@@ -23,7 +23,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
-from uplift_spark.config import Config, RolesConf, Simulation, Trial
+from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
@@ -50,7 +50,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find(trial: Trial) -> Path:
+def find(trial: TrialConf) -> Path:
     """Local path of a trial's file, its checksum verified.
 
     Looks in $UPLIFT_DATA, then in `cache_folder`, then downloads from `trial.url` into it. A file in
@@ -62,11 +62,11 @@ def find(trial: Trial) -> Path:
         return _verified(path, trial.sha256)
     if trial.url is None:
         raise EnvironmentProblem(_missing(trial, "it has no public home to download from"))
-    expected = trial.url_sha256 or trial.sha256
-    cached = cache_folder() / f"{expected[:16]}-{Path(trial.url).name}"
+    declared = trial.url_sha256 or trial.sha256
+    cached = cache_folder() / f"{declared[:16]}-{Path(trial.url).name}"
     if not cached.is_file():
-        _download(trial, cached, expected)
-    return _verified(cached, expected)
+        _download(trial, cached, declared)
+    return _verified(cached, declared)
 
 
 def cache_folder() -> Path:
@@ -74,17 +74,17 @@ def cache_folder() -> Path:
     return state_folder() / "data"
 
 
-def _verified(path: Path, expected: str) -> Path:
+def _verified(path: Path, declared: str) -> Path:
     actual = sha256(path)
-    if actual != expected:
+    if actual != declared:
         raise DataError(
-            f"{path} has SHA-256 {actual}, not the declared {expected}: it is damaged or another version; "
+            f"{path} has SHA-256 {actual}, not the declared {declared}: it is damaged or another version; "
             "replace the file, or change source.sha256 if you mean this one"
         )
     return path
 
 
-def _download(trial: Trial, target: Path, expected: str) -> None:
+def _download(trial: TrialConf, target: Path, declared: str) -> None:
     """Fetch into a temporary file beside `target`, moved there only when whole and as declared."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -96,12 +96,12 @@ def _download(trial: Trial, target: Path, expected: str) -> None:
             reason = getattr(error, "reason", None) or error
             raise EnvironmentProblem(_missing(trial, f"{trial.url} cannot be downloaded ({reason})")) from error
         actual = sha256(part)
-        if actual != expected:
-            raise DataError(f"{trial.url} sent a file with SHA-256 {actual}, not the declared {expected}: nothing kept")
+        if actual != declared:
+            raise DataError(f"{trial.url} sent a file with SHA-256 {actual}, not the declared {declared}: nothing kept")
         os.replace(part, target)
 
 
-def _missing(trial: Trial, why: str) -> str:
+def _missing(trial: TrialConf, why: str) -> str:
     folder = os.environ.get(DATA_FOLDER)
     state = f"{DATA_FOLDER} is {folder}, which lacks it" if folder else f"{DATA_FOLDER} is not set"
     return f"{trial.file} is not here: {state}, and {why}; set {DATA_FOLDER} to the folder that contains it"
@@ -114,7 +114,7 @@ RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "so
 NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
 
 
-def read_trial(path: Path, trial: Trial) -> pa.Table:
+def read_trial(path: Path, trial: TrialConf) -> pa.Table:
     """The columns a trial declares, one row per row of the file (plain or gzip).
 
     `_row` (int64, from 1), the unit and treatment columns as text, outcomes as float64, attributes as float64, or text
@@ -129,12 +129,12 @@ def read_trial(path: Path, trial: Trial) -> pa.Table:
     return pa.table(columns)
 
 
-def _declared(trial: Trial) -> list[str]:
+def _declared(trial: TrialConf) -> list[str]:
     unit = [trial.unit] if trial.unit else []
     return [*unit, trial.treatment, *trial.outcomes, *trial.attributes]
 
 
-def check_declaration(trial: Trial) -> None:
+def check_declaration(trial: TrialConf) -> None:
     """Raise ConfigError when the declared columns clash with each other or with those of the profile table."""
     for name in (*trial.outcomes, *trial.attributes):
         if checked_name(name, "source column") in RESERVED or name.startswith("_"):
@@ -148,7 +148,7 @@ def check_declaration(trial: Trial) -> None:
         raise ConfigError(f"source.categorical contains {strangers}, not among source.attributes: add them there")
 
 
-def _read_text(path: Path, trial: Trial) -> pa.Table:
+def _read_text(path: Path, trial: TrialConf) -> pa.Table:
     wanted = _declared(trial)
     try:
         table = pcsv.read_csv(
@@ -171,15 +171,15 @@ def _read_text(path: Path, trial: Trial) -> pa.Table:
 
 
 def _require_column(name: str, present: list[str], path: Path) -> None:
-    found = present.count(name)
-    if found == 1:
+    count = present.count(name)
+    if count == 1:
         return
-    if found > 1:
-        raise DataError(f"{path} has {found} columns named {name!r}: keep one")
+    if count > 1:
+        raise DataError(f"{path} has {count} columns named {name!r}: keep one")
     raise DataError(f"{path} has no column {name!r}, which the source declares: {hint(name, present)}")
 
 
-def _typed(values: pd.Series, name: str, trial: Trial, path: Path) -> pa.Array:
+def _typed(values: pd.Series, name: str, trial: TrialConf, path: Path) -> pa.Array:
     """Null the missing codes, then decide: text for keys and categories, float64 for numbers."""
     values = values.str.strip()
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
@@ -194,7 +194,7 @@ def _typed(values: pd.Series, name: str, trial: Trial, path: Path) -> pa.Array:
     return pa.array(numbers.mask(values.isna()), pa.float64(), from_pandas=True)
 
 
-def _stray_text(stray: pd.Series, name: str, trial: Trial, path: Path) -> str:
+def _stray_text(stray: pd.Series, name: str, trial: TrialConf, path: Path) -> str:
     head = f"{path}: column {name!r} must hold numbers but {len(stray):,} rows hold text such as {stray.iloc[0]!r}"
     fix = "correct them, or list the column under source.categorical" if name in trial.attributes else "correct them"
     return f"{head}: {fix}"
@@ -207,15 +207,15 @@ def _stray_text(stray: pd.Series, name: str, trial: Trial, path: Path) -> str:
 
 PROFILE_LEAD = timedelta(days=1)
 
-Batches = Iterator[pa.RecordBatch]
-Slice = Callable[[pa.RecordBatch, CampaignSimulator], Batches]
+_Batches = Iterator[pa.RecordBatch]
+Slice = Callable[[pa.RecordBatch, CampaignSimulator], _Batches]
 
 
 @dataclass(frozen=True)
 class Stamp:
     """What every row of one ingest run carries; times without a zone are UTC."""
 
-    experiment: str
+    campaign: str
     source: str
     run_id: str
     assigned_at: datetime
@@ -237,7 +237,7 @@ class Stamp:
         """Experiment, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
         no_id = F.lit(None).cast("string")
         times = {"occurred_at": at, "event_id": no_id, "known_at": at}
-        return {"experiment": F.lit(self.experiment), **times, **self.origin()}
+        return {"experiment": F.lit(self.campaign), **times, **self.origin()}
 
 
 def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
@@ -246,38 +246,38 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
     Keys: profile, truth, outcome, assignment. Each frame makes its chunks anew when it is written, so that no table
     passes through the driver or a cache. The profile is observed a day before the assignment.
     """
-    made = {
+    tables = {
         name: chunks.mapInArrow(partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
         for name, (slice_, schema) in _SLICES.items()
     }
     assigned_at = instant(stamp.assigned_at)
-    experiment = {"experiment": F.lit(stamp.experiment)}
+    campaign = {"experiment": F.lit(stamp.campaign)}
     return {
-        "profile": made["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
-        "truth": made["truth"].withColumns({**experiment, "run_id": F.lit(stamp.run_id)}),
-        "outcome": made["outcome"]
+        "profile": tables["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
+        "truth": tables["truth"].withColumns({**campaign, "run_id": F.lit(stamp.run_id)}),
+        "outcome": tables["outcome"]
         .withColumns(stamp.occurred(plus_hours(assigned_at, F.col("delay_hours"))))
         .drop("delay_hours"),
-        "assignment": made["assignment"].withColumns({**experiment, "assigned_at": assigned_at, **stamp.origin()}),
+        "assignment": tables["assignment"].withColumns({**campaign, "assigned_at": assigned_at, **stamp.origin()}),
     }
 
 
-def _make(batches: Batches, slice_: Slice, simulator: CampaignSimulator, units: int) -> Batches:
+def _make(batches: _Batches, slice_: Slice, simulator: CampaignSimulator, units: int) -> _Batches:
     """Worker: one table's rows of every chunk whose index arrives."""
     for batch in batches:
         for index in batch.column("id").to_pylist():
             yield from slice_(simulator.chunk(index, min(CHUNK, units - index * CHUNK)), simulator)
 
 
-def _assignment_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+def _assignment_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
     yield chunk.select(["unit_id", "treatment", "propensity"])
 
 
-def _profile_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+def _profile_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
     yield chunk.select(["unit_id", *ATTRIBUTES])
 
 
-def _outcome_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+def _outcome_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
     for outcome in OUTCOMES:
         happened = chunk.filter(pc.not_equal(chunk.column(outcome), 0.0))
         yield pa.RecordBatch.from_pydict(
@@ -290,7 +290,7 @@ def _outcome_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batch
         )
 
 
-def _truth_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> Batches:
+def _truth_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
     for outcome in OUTCOMES:
         for level in simulator.levels.treated:
             yield pa.RecordBatch.from_pydict(
@@ -314,7 +314,7 @@ _SLICES: dict[str, tuple[Slice, str]] = {
 }
 
 
-def named_rows(rows: DataFrame, trial: Trial, campaign: str) -> DataFrame:
+def named_rows(rows: DataFrame, trial: TrialConf, campaign: str) -> DataFrame:
     """A trial's typed rows (`events.ingest.read_trial`) with unit_id and treatment in place of the file's columns.
 
     Without a unit column the row number names the unit: `<campaign>-000001`. A value of the treatment column that
@@ -332,23 +332,25 @@ def _lookup(table: Mapping[str, str] | Mapping[str, float], key: Column) -> Colu
     return F.create_map(*[F.lit(part) for pair in table.items() for part in pair])[key]
 
 
-def tally(good: DataFrame, trial: Trial) -> DataFrame:
+def tally(good: DataFrame, trial: TrialConf) -> DataFrame:
     """Units by treatment: treatment, n, and per outcome (under its name) how many values the file does not know."""
     unknown = [F.count_if(F.col(outcome).isNull()).alias(outcome) for outcome in trial.outcomes]
     return good.groupBy("treatment").agg(F.count(F.lit(1)).alias("n"), *unknown)
 
 
-def trial_tables(good: DataFrame, trial: Trial, odds: Mapping[str, float], stamp: Stamp) -> dict[str, DataFrame]:
+def trial_tables(
+    good: DataFrame, trial: TrialConf, propensity: Mapping[str, float], stamp: Stamp
+) -> dict[str, DataFrame]:
     """The bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
 
-    odds   level -> propensity; in a completely randomised trial the share of its units estimates the design's odds
+    propensity  level -> propensity; in a completely randomised trial the share of its units estimates the design's odds
     The profile counts as observed at the assignment.
     """
     assigned_at = instant(stamp.assigned_at)
     assigned = {
-        "experiment": F.lit(stamp.experiment),
+        "experiment": F.lit(stamp.campaign),
         "assigned_at": assigned_at,
-        "propensity": _lookup(odds, F.col("treatment")),
+        "propensity": _lookup(propensity, F.col("treatment")),
     }
     return {
         "profile": good.select("unit_id", *trial.attributes).withColumns(stamp.observed(stamp.assigned_at)),
@@ -357,7 +359,7 @@ def trial_tables(good: DataFrame, trial: Trial, odds: Mapping[str, float], stamp
     }
 
 
-def _events(good: DataFrame, trial: Trial, stamp: Stamp) -> DataFrame:
+def _events(good: DataFrame, trial: TrialConf, stamp: Stamp) -> DataFrame:
     """One row per unit and outcome that is not 0; a null value where the file does not know it."""
     occurred_at = instant(utc(stamp.assigned_at) + timedelta(days=trial.outcome_after_days))
     outcomes = [F.struct(F.lit(o).alias("outcome"), F.col(o).alias("value")) for o in trial.outcomes]
@@ -383,14 +385,14 @@ class Batch:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def prepare(config: Config, lake: Lake, run_id: str, say: ProgressCallback) -> Batch:
+def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback) -> Batch:
     """Frames of the run, lazily; raises a named error before anything is written when the source is unfit."""
     key = key_of(config)
     refuse_second_load(lake, config.campaign, run_id)
     if isinstance(config.source, Simulation):
-        batch = _simulated(config, config.source, lake.spark, run_id, say)
+        batch = _simulated(config, config.source, lake.spark, run_id, progress)
         return replace(batch, tables={table: pseudonymised(rows, key) for table, rows in batch.tables.items()})
-    return _trial(config, config.source, lake.spark, run_id, say)
+    return _trial(config, config.source, lake.spark, run_id, progress)
 
 
 def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
@@ -399,43 +401,45 @@ def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
     if not lake.exists(table):
         return
     others = lake.read(table).filter((F.col("experiment") == campaign) & (F.col("run_id") != run_id))
-    if found := others.select("run_id").head():
+    if other := others.select("run_id").head():
         raise ConflictError(
-            f"table {table} already holds campaign {campaign!r} from run {found[0]} with another source: "
+            f"table {table} already holds campaign {campaign!r} from run {other[0]} with another source: "
             "give this one another name under `campaign`, or another lakehouse"
         )
 
 
-def _simulated(config: Config, source: Simulation, spark: SparkSession, run_id: str, say: ProgressCallback) -> Batch:
+def _simulated(
+    config: Config, source: Simulation, spark: SparkSession, run_id: str, progress: ProgressCallback
+) -> Batch:
     simulator = CampaignSimulator(
         source.design, source.arms, source.confounding, source.noise, config.seed, f"{config.campaign}-"
     )
     check_levels(config.roles, simulator.levels.names)
     n_chunks = -(-source.units // CHUNK)
     chunks = spark.range(0, n_chunks, 1, -(-n_chunks // CHUNKS_PER_TASK))
-    say(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
+    progress(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
     stamp = Stamp(config.campaign, "simulation", run_id, source.assigned_at, datetime.now(UTC))
     frames = simulated_tables(chunks, simulator, source.units, stamp)
     return Batch(_named(frames, config.campaign), {"units": source.units})
 
 
-def _trial(config: Config, source: Trial, spark: SparkSession, run_id: str, say: ProgressCallback) -> Batch:
+def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, progress: ProgressCallback) -> Batch:
     check_declaration(source)
     levels = _declared_levels(config.roles, source)
     path = find(source)
     rows = read_trial(path, source)
-    say(f"{rows.num_rows:,} rows read from {path.name}")
+    progress(f"{rows.num_rows:,} rows read from {path.name}")
     named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), key_of(config))
     good, rejected = check(named, _contract(levels, source))
     refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
     counts = [row.asDict() for row in tally(good, source).collect()]
     units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}
     _require_arms(units, config.roles.control, path, source)
-    odds = {level: n / sum(units.values()) for level, n in units.items()}
+    propensity = {level: n / sum(units.values()) for level, n in units.items()}
     stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
-    frames = trial_tables(good, source, odds, stamp)
+    frames = trial_tables(good, source, propensity, stamp)
     details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
-    _tell(details, say)
+    _tell(details, progress)
     quarantine = {"quarantine": _stamped(rejected, stamp)} if refused else {}
     return Batch(_named({**quarantine, **frames}, config.campaign), details)
 
@@ -453,7 +457,7 @@ def check_levels(roles: RolesConf, names: Collection[str]) -> None:
         raise ConfigError(f"roles.dose names {', '.join(roles.dose)}; the source's levels are {', '.join(names)}")
 
 
-def _declared_levels(roles: RolesConf, source: Trial) -> tuple[str, ...]:
+def _declared_levels(roles: RolesConf, source: TrialConf) -> tuple[str, ...]:
     """Levels the configuration names; empty when it leaves them to the file."""
     if source.arms is not None:
         check_levels(roles, tuple(source.arms.values()))
@@ -461,7 +465,7 @@ def _declared_levels(roles: RolesConf, source: Trial) -> tuple[str, ...]:
     return tuple(roles.dose or ())
 
 
-def _contract(levels: tuple[str, ...], source: Trial) -> Contract:
+def _contract(levels: tuple[str, ...], source: TrialConf) -> Contract:
     """What every row of a trial's file must meet before any part of it becomes an event."""
     unique = ("unit_id",) if source.unit else ()  # row numbers do not repeat
     keys = StructType().add("unit_id", StringType()).add("treatment", StringType())
@@ -473,18 +477,18 @@ def _contract(levels: tuple[str, ...], source: Trial) -> Contract:
     return with_levels(contract, levels) if levels else contract
 
 
-def _require_arms(units: dict[str, int], control: str, path: Path, source: Trial) -> None:
-    found = ", ".join(f"{level} ({n:,})" for level, n in units.items()) or "none"
+def _require_arms(units: dict[str, int], control: str, path: Path, source: TrialConf) -> None:
+    arms_text = ", ".join(f"{level} ({n:,})" for level, n in units.items()) or "none"
     if control not in units:
         raise DataError(
-            f"{path}: no good row of column {source.treatment!r} is the control {control!r}, found {found}: "
+            f"{path}: no good row of column {source.treatment!r} is the control {control!r}, found {arms_text}: "
             "correct roles.control, source.arms or the file"
         )
     if len(units) < 2:
-        raise DataError(f"{path}: column {source.treatment!r} has one arm only, {found}: a trial needs two")
+        raise DataError(f"{path}: column {source.treatment!r} has one arm only, {arms_text}: a trial needs two")
 
 
-def _unknown(counts: list[dict[str, Any]], source: Trial) -> dict[str, int]:
+def _unknown(counts: list[dict[str, Any]], source: TrialConf) -> dict[str, int]:
     totals = {outcome: sum(row[outcome] for row in counts) for outcome in source.outcomes}
     return {outcome: n for outcome, n in totals.items() if n}
 
@@ -493,19 +497,19 @@ def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
     return rejected.withColumns(
         {
             "source": F.lit(stamp.source),
-            "experiment": F.lit(stamp.experiment),
+            "experiment": F.lit(stamp.campaign),
             "run_id": F.lit(stamp.run_id),
             "ingested_at": instant(stamp.ingested_at),
         }
     )
 
 
-def _tell(details: dict[str, Any], say: ProgressCallback) -> None:
-    say("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
+def _tell(details: dict[str, Any], progress: ProgressCallback) -> None:
+    progress("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
     for rule, n in details["rejected"].items():
-        say(f"{n:,} rows rejected by rule {rule}, kept in bronze.quarantine")
+        progress(f"{n:,} rows rejected by rule {rule}, kept in bronze.quarantine")
     for outcome, n in details["unknown"].items():
-        say(f"{outcome} is not known of {n:,} units: kept as events without a value")
+        progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
 def _named(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:

@@ -104,10 +104,10 @@ def event_days(
     counted = _events(outcomes, units, names, labels, as_of).filter(F.col("fate") == _COUNTED)
     ordered = F.array_sort(F.collect_list(F.struct("occurred_at", "known_at")))
     each = counted.groupBy("unit_id", "assigned_at", "outcome").agg(ordered.alias("events"))
-    placed = each.select("assigned_at", "outcome", F.posexplode("events").alias("place", "event"))
+    exploded = each.select("assigned_at", "outcome", F.posexplode("events").alias("place", "event"))
     day, known = _days_to(F.col("event.occurred_at"), as_of), _days_to(F.col("event.known_at"), as_of)
     since, age = _days_to(F.col("assigned_at"), as_of), _days_to(F.col("assigned_at"), F.col("event.occurred_at"))
-    events = placed.select(
+    events = exploded.select(
         *("outcome", since.alias("since"), age.alias("age"), day.alias("day"), (day - known).alias("delay")),
         *((F.col("place") == 0).alias("first"), mature),
     )
@@ -141,14 +141,14 @@ def _events(
         F.col("outcome").isin(*names)
     )
     days = F.create_map(*[F.lit(part) for name in names for part in (name, float(labels.days(name)))])
-    placed = rows.join(units.select("unit_id", "assigned_at"), "unit_id")
+    joined = rows.join(units.select("unit_id", "assigned_at"), "unit_id")
     known, repeated = F.col("known_at") <= instant(as_of), F.col("_repeated")
     fate = (
         F.when(known & ~repeated, _COUNTED)
         .when(known, _DUPLICATE)
         .when(~repeated & (F.col("occurred_at") <= instant(as_of)), _LATE)
     )
-    inside = _inside(placed, "occurred_at", days[F.col("outcome")])
+    inside = _inside(joined, "occurred_at", days[F.col("outcome")])
     return inside.select("unit_id", "assigned_at", "outcome", "value", "occurred_at", "known_at", fate.alias("fate"))
 
 
@@ -216,15 +216,15 @@ History = tuple[DataFrame, DataFrame, tuple[str, ...], Labels, datetime]
 _TYPES = {**dict.fromkeys(("since", "age", "day", "delay", "n"), "int64"), "first": "bool", "mature": "bool"}
 
 
-def late_and_missing(config: Config, history: History, sends: Sends, say: ProgressCallback) -> dict[str, Any]:
+def late_and_missing(config: Config, history: History, sends: Sends, progress: ProgressCallback) -> dict[str, Any]:
     """What became of the outcomes' events and of the deliveries, and what is missing among them; see `event_details`
     and `missing_events`."""
-    found = event_details(event_counts(*history), sends)
-    return found | missing_events(config, event_days(*history), sends, history[-1], say)
+    details = event_details(event_counts(*history), sends)
+    return details | missing_events(config, event_days(*history), sends, history[-1], progress)
 
 
 def missing_events(
-    config: Config, days: DataFrame, sends: Sends, as_of: datetime, say: ProgressCallback
+    config: Config, days: DataFrame, sends: Sends, as_of: datetime, progress: ProgressCallback
 ) -> dict[str, Any]:
     """{"outcome_completeness": {outcome: share of the mature labels' events that are known}, "warnings": sentences}.
 
@@ -257,7 +257,7 @@ def missing_events(
             f"the other treated arms (p = {arm.p_value:.2g}): its deliveries fail; mend them before arms are compared"
         )
     for warning in warnings:
-        say(f"warning: {warning}")
+        progress(f"warning: {warning}")
     return {"outcome_completeness": shares, "warnings": warnings}
 
 
@@ -270,13 +270,14 @@ def _outage(
     table = np.zeros((len(known), ages))
     np.add.at(table, (firsts["since"].to_numpy(), firsts["age"].to_numpy()), firsts["n"].to_numpy())
     assigned = np.bincount(units["since"].to_numpy(), units["n"].to_numpy(), len(known))
-    found = missing_days(assigned, table, known, config.alarms.alpha)
-    if not found:
+    missing = missing_days(assigned, table, known, config.alarms.alpha)
+    if not missing:
         return []
-    first, last = (as_of - timedelta(days=one.day + 1) for one in (found[-1], found[0]))
-    seen, expected = sum(one.known for one in found), sum(one.expected for one in found)
+    first, last = (as_of - timedelta(days=one.day + 1) for one in (missing[-1], missing[0]))
+    observed, usual = sum(one.known for one in missing), sum(one.expected for one in missing)
     return [
-        f"{name}: {seen:,} first events on {len(found)} days from about {first:%Y-%m-%d} to {last:%Y-%m-%d} where "
-        f"{expected:,.0f} were expected from units of the same age: its feed was out; load what is missing, or set an "
+        f"{name}: {observed:,} first events on {len(missing)} days from about {first:%Y-%m-%d} to "
+        f"{last:%Y-%m-%d} where "
+        f"{usual:,.0f} were expected from units of the same age: its feed was out; load what is missing, or set an "
         "earlier labels.as_of"
     ]

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from uplift_spark.config import Config
 from uplift_spark.errors import DataError
-from uplift_spark.events.features import sampled
+from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.binning import apply_bins, as_numbers, fit_bins
 from uplift_spark.forest.encode import check_columns, check_parts, level_names
 from uplift_spark.roles import PROPENSITY, Roles
@@ -108,7 +108,7 @@ class TrialRows:
         return draw
 
 
-def thinned(rows: TrialRows, roles: Roles, rng: np.random.Generator) -> TrialRows:
+def thin_to_equal_shares(rows: TrialRows, roles: Roles, rng: np.random.Generator) -> TrialRows:
     """The rows, thinned until every arm has the same odds for everyone.
 
     A row is kept with probability min(e of its arm) / e, its own logged propensity: P(arm, kept | features) is then the
@@ -156,7 +156,7 @@ def max_p_values(
 MIN_ROWS = 100  # below, neither question has an answer worth a blocked job
 MIN_EVENTS = 25  # rows outside the outcome's commonest bin, for the second question
 IMPLAUSIBLE = 0.9  # Somers' D of outcome and feature, an area under the ROC curve of .95 where the outcome is 0/1
-COARSE, FINE = 16, 64  # bins per number: few for a feature's own test, more where order inside them matters
+COARSE_BINS, FINE_BINS = 16, 64  # bins per number: few for a feature's own test, more where order inside them matters
 PILOT = 50  # draws that scale the chi-squares of clustered features, apart from those of the test
 
 
@@ -195,7 +195,8 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     being the reference for each (Westfall & Young 1993); the features not named so together by a classifier
     (`_together`). Assignments are drawn by permuting units, or clusters where `roles.cluster` is set: whole clusters
     where each has one arm, else among clusters of a size. Where `roles.propensity` varies, rows are thinned first
-    until it does not (`thinned`), so that a stratified trial is no leak. Without logged propensities arms count as
+    until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged
+    propensities arms count as
     assigned with the same odds for everyone.
 
     *Outcome*: `roles.outcomes` each against each feature, as `_concordance` says; certain at level alpha that the true
@@ -213,7 +214,7 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     check_parts(kinds, roles)
     rng = np.random.default_rng(seed)
     rows = TrialRows.of(table, roles)
-    compared = thinned(rows, roles, rng) if randomised else None
+    compared = thin_to_equal_shares(rows, roles, rng) if randomised else None
     if compared is None or compared.level.size < MIN_ROWS or compared.n_levels < 2:
         return Leaks(tuple(_outcome_like(rows, roles, alpha, rng)), rows.level.size, 0)
     alone = _alone(compared, roles.features, alpha / 2, rng)
@@ -244,9 +245,9 @@ def _residuals(bins: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndar
     _count(bins, level, table)
     table = table[:, :, table.sum(axis=(0, 1)) > 0]
     of_bin, of_level = table.sum(axis=2, keepdims=True), table.sum(axis=1, keepdims=True)
-    expected = of_bin * of_level / level.size
+    independent = of_bin * of_level / level.size
     df = ((of_bin > 0).sum(axis=(1, 2)) - 1) * (table.shape[2] - 1)
-    return (table - expected) ** 2 / np.where(expected > 0, expected, 1.0), df
+    return (table - independent) ** 2 / np.where(independent > 0, independent, 1.0), df
 
 
 def _normal(chi2: np.ndarray, df: np.ndarray) -> np.ndarray:
@@ -258,7 +259,7 @@ def _normal(chi2: np.ndarray, df: np.ndarray) -> np.ndarray:
 
 def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.random.Generator) -> list[Finding]:
     """Features that predict the treatment by themselves."""
-    bins = _binned(rows, features, COARSE)
+    bins = _binned(rows, features, COARSE_BINS)
     usual = _usual(bins, rows, rng)
 
     def statistic(level: np.ndarray) -> np.ndarray:
@@ -267,14 +268,14 @@ def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.ran
 
     p = max_p_values(statistic, rows, alpha, rng)
     terms, df = _residuals(bins, rows.level)
-    found = []
+    findings = []
     for j in np.flatnonzero(p <= alpha):
         chi2, missing = float(terms[j].sum()), float(terms[j, 0].sum())
         how = ", mostly by where it is missing" if missing > chi2 / 2 else ""
         test = f"chi-square {chi2:.4g} on {df[j]} degrees of freedom in {rows.level.size:,} rows, p <= {p[j]:.2g}"
         sentence = f"feature {features[j]!r} predicts the treatment{how} ({test}), {_AFTERWARDS}"
-        found.append(Finding(features[j], "predicts_treatment", chi2, float(p[j]), sentence))
-    return found
+        findings.append(Finding(features[j], "predicts_treatment", chi2, float(p[j]), sentence))
+    return findings
 
 
 def _usual(bins: np.ndarray, rows: TrialRows, rng: np.random.Generator) -> np.ndarray:
@@ -282,11 +283,11 @@ def _usual(bins: np.ndarray, rows: TrialRows, rng: np.random.Generator) -> np.nd
     1981), most for what members share, which would otherwise hide all other features behind its large maximum."""
     if rows.size.max() == 1:
         return np.ones(bins.shape[1])
-    draw, drawn = rows.drawer(rng), np.zeros(bins.shape[1])
+    draw, ratio_sum = rows.drawer(rng), np.zeros(bins.shape[1])
     for _ in range(PILOT):
         terms, df = _residuals(bins, draw())
-        drawn += terms.sum(axis=(1, 2)) / np.maximum(df, 1)
-    return np.where(drawn > 0, drawn / PILOT, 1.0)
+        ratio_sum += terms.sum(axis=(1, 2)) / np.maximum(df, 1)
+    return np.where(ratio_sum > 0, ratio_sum / PILOT, 1.0)
 
 
 _AFTERWARDS = (
@@ -303,30 +304,32 @@ def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random
     would not be: their statistics are nearly the same number, which a reference with fixed classifiers does not know.
     The feature whose shuffling costs most is named, left out, and the rest is tested again.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     half = rows.halves(rng)
-    fit, judged = rows.keep(half), rows.keep(~half)
-    while features and fit.n_levels > 1 and judged.n_levels > 1:
-        gains, codes = _classifier(fit, judged, features, int(rng.integers(2**31)))
+    fit, validation = rows.keep(half), rows.keep(~half)
+    while features and fit.n_levels > 1 and validation.n_levels > 1:
+        gains, codes = _classifier(fit, validation, features, int(rng.integers(2**31)))
         likelihood = _likelihood(gains(codes))
-        p = float(max_p_values(likelihood, judged, alpha, rng)[0])
+        p = float(max_p_values(likelihood, validation, alpha, rng)[0])
         if p > alpha:
             break
-        size = float(likelihood(judged.level)[0])
-        name = features[int(np.argmin([_shuffled(gains, codes, j, judged.level, rng) for j in range(len(features))]))]
-        test = f"{size:.3g} nats per row in {judged.level.size:,} rows, p <= {p:.2g}"
+        size = float(likelihood(validation.level)[0])
+        name = features[
+            int(np.argmin([_shuffled(gains, codes, j, validation.level, rng) for j in range(len(features))]))
+        ]
+        test = f"{size:.3g} nats per row in {validation.level.size:,} rows, p <= {p:.2g}"
         sentence = f"feature {name!r} predicts the treatment together with others ({test}), {_AFTERWARDS}"
-        found.append(Finding(name, "predicts_treatment_jointly", size, p, sentence))
+        findings.append(Finding(name, "predicts_treatment_jointly", size, p, sentence))
         features = [other for other in features if other != name]
-    return found
+    return findings
 
 
 _Gains = Callable[[np.ndarray], np.ndarray]
 
 
-def _classifier(fit: TrialRows, judged: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
-    """(a function from bins [m, p] to log-probabilities of the arms less their means [m, K], the bins of `judged`)."""
-    bins = fit_bins(fit.table, features, FINE)
+def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
+    """(a function from bins [m, p] to log-probabilities of arms less their means [m, K], the bins of `validation`)."""
+    bins = fit_bins(fit.table, features, FINE_BINS)
     model = HistGradientBoostingClassifier(
         max_iter=40,
         max_leaf_nodes=15,
@@ -336,7 +339,7 @@ def _classifier(fit: TrialRows, judged: TrialRows, features: list[str], seed: in
     )
     with threadpool_limits(1):  # threads that wait for each other take 60 times as long when cores are busy
         model.fit(apply_bins(fit.table, bins), fit.level)
-    n_levels = 1 + int(max(fit.level.max(), judged.level.max()))
+    n_levels = 1 + int(max(fit.level.max(), validation.level.max()))
 
     def gains(codes: np.ndarray) -> np.ndarray:
         with threadpool_limits(1):
@@ -345,7 +348,7 @@ def _classifier(fit: TrialRows, judged: TrialRows, features: list[str], seed: in
         out[:, model.classes_] = log - log.mean(axis=0)
         return out
 
-    return gains, apply_bins(judged.table, bins)
+    return gains, apply_bins(validation.table, bins)
 
 
 def _likelihood(gain: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -367,25 +370,25 @@ def _shuffled(gains: _Gains, codes: np.ndarray, j: int, level: np.ndarray, rng: 
 def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Generator) -> list[Finding]:
     """Features that order units by an outcome as only the outcome itself can."""
     half = rows.halves(rng)
-    codes = _binned(rows, roles.features, FINE)
+    codes = _binned(rows, roles.features, FINE_BINS)
     certain = alpha / (len(roles.features) * len(roles.outcomes))
-    found = []
+    findings = []
     for outcome in roles.outcomes:
-        y = _binned(rows, (outcome,), FINE)[:, 0]
-        learn, judge = half & (y > 0), ~half & (y > 0)  # bin 0 is an outcome not known
-        if not learn.any() or judge.sum() - np.bincount(y[judge], minlength=1).max() < MIN_EVENTS:
+        y = _binned(rows, (outcome,), FINE_BINS)[:, 0]
+        learn, validation = half & (y > 0), ~half & (y > 0)  # bin 0 is an outcome not known
+        if not learn.any() or validation.sum() - np.bincount(y[validation], minlength=1).max() < MIN_EVENTS:
             continue
         for j, name in enumerate(roles.features):
-            d, error = _concordance(_order(codes[learn, j], y[learn])[codes[judge, j]], y[judge])
+            d, error = _concordance(_order(codes[learn, j], y[learn])[codes[validation, j]], y[validation])
             p = float(scipy.stats.norm.sf(d - IMPLAUSIBLE, scale=max(error, 1e-9)))
             if p <= certain:
-                test = f"Somers' D {d:.3f} in {judge.sum():,} rows, beyond the plausible {IMPLAUSIBLE}"
+                test = f"Somers' D {d:.3f} in {validation.sum():,} rows, beyond the plausible {IMPLAUSIBLE}"
                 sentence = (
                     f"feature {name!r} orders units by outcome {outcome!r} as only the outcome itself can ({test}): it "
                     "was computed from it or after it; take its values as of the assignment, or remove the feature"
                 )
-                found.append(Finding(name, "outcome_like", d, min(p / certain * alpha, 1.0), sentence))
-    return found
+                findings.append(Finding(name, "outcome_like", d, min(p / certain * alpha, 1.0), sentence))
+    return findings
 
 
 def _order(codes: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -410,8 +413,8 @@ def _concordance(score: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     differ = y.size - table.sum(axis=0)
     pairs = float((table * differ).sum())
     d = float((table * (alike - other)).sum()) / pairs
-    pull = alike - other - d * differ
-    return d, 2.0 * float(np.sqrt((table * pull**2).sum())) / pairs
+    influence = alike - other - d * differ
+    return d, 2.0 * float(np.sqrt((table * influence**2).sum())) / pairs
 
 
 def _below(table: np.ndarray) -> np.ndarray:
@@ -425,33 +428,33 @@ def _below(table: np.ndarray) -> np.ndarray:
 # The features job's guard: no training set with a feature that knows too much, unless that is on record.
 
 
-def to_look_at(config: Config, labels: Mapping[str, int]) -> Column:
+def leakage_sample(config: Config, labels: Mapping[str, int]) -> Column:
     """Which units' rows `guard_training` wants to see, given how many were `labelled`, of these `immature`."""
     units = max(1.0, (labels["labelled"] - labels["immature"]) * (1.0 - config.holdout))
-    return sampled(config.seed, min(1.0, config.leakage.rows / units))
+    return hash_sample(config.seed, min(1.0, config.leakage.rows / units))
 
 
-def guard_training(sample: DataFrame, config: Config, say: ProgressCallback) -> dict[str, Any]:
+def guard_training(sample: DataFrame, config: Config, progress: ProgressCallback) -> dict[str, Any]:
     """Look for leaks in rows of the training split; what was compared and which findings were overridden.
 
-    sample    a sample (`to_look_at`) of the training set, which is not yet written
+    sample    a sample (`leakage_sample`) of the training set, which is not yet written
 
     Returns {"rows", "compared": of these, to find features that predict the treatment, "allowed": [{"feature", "rule",
     "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding that is not allowed.
     """
-    settings, roles = config.leakage, config.unit_roles
+    section, roles = config.leakage, config.unit_roles
     rows = sample.filter("split = 'train'").select(*roles.columns).toArrow()
     logged = not rows.num_rows or rows.column(PROPENSITY).null_count < rows.num_rows
-    leaks = find_leaks(rows, roles, settings.alpha, config.seed, randomised=settings.randomised and logged)
-    if not settings.randomised or not logged:
-        why = "no propensity was logged" if settings.randomised else "leakage.randomised is false"
-        say(f"leakage: features were not compared between arms, because {why}")
+    leaks = find_leaks(rows, roles, section.alpha, config.seed, randomised=section.randomised and logged)
+    if not section.randomised or not logged:
+        why = "no propensity was logged" if section.randomised else "leakage.randomised is false"
+        progress(f"leakage: features were not compared between arms, because {why}")
     else:
-        say(f"leakage: features of {leaks.compared:,} of {leaks.rows:,} sampled rows were compared between arms")
-    _refuse([one for one in leaks.findings if one.feature not in settings.allow], config)
+        progress(f"leakage: features of {leaks.compared:,} of {leaks.rows:,} sampled rows were compared between arms")
+    _refuse([one for one in leaks.findings if one.feature not in section.allow], config)
     for one in leaks.findings:
-        say(f"leakage: allowed because {settings.allow[one.feature]!r}: {one.sentence}")
-    allowed = [_record(one, settings.allow[one.feature]) for one in leaks.findings]
+        progress(f"leakage: allowed because {section.allow[one.feature]!r}: {one.sentence}")
+    allowed = [_record(one, section.allow[one.feature]) for one in leaks.findings]
     return {"rows": leaks.rows, "compared": leaks.compared, "allowed": allowed}
 
 
@@ -466,5 +469,5 @@ def _refuse(findings: list[Finding], config: Config) -> None:
 
 
 def _record(one: Finding, reason: str) -> dict[str, Any]:
-    found = {"statistic": round(one.statistic, 6), "p_value": round(one.p_value, 6)}
-    return {"feature": one.feature, "rule": one.rule, **found, "reason": reason}
+    figures = {"statistic": round(one.statistic, 6), "p_value": round(one.p_value, 6)}
+    return {"feature": one.feature, "rule": one.rule, **figures, "reason": reason}

@@ -32,9 +32,9 @@ from uplift_spark.events.ingest import sha256
 from uplift_spark.governance.privacy import pseudonymised
 from uplift_spark.lake.contracts import (
     ADDED,
-    AS_GIVEN,
     FAULTS,
     INGESTED_AT,
+    RAW_ROW,
     UNREAD,
     added_columns,
     entry,
@@ -96,7 +96,7 @@ class DeltaVersion:
     feed  whether it keeps a change data feed
     """
 
-    given: str
+    location: str
     reference: str
     version: int
     key: str
@@ -105,7 +105,7 @@ class DeltaVersion:
     @property
     def source(self) -> str:
         """What its rows carry in SOURCE."""
-        return f"{self.given}@{self.version}#{self.key}"
+        return f"{self.location}@{self.version}#{self.key}"
 
 
 def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
@@ -121,8 +121,8 @@ def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
     changed = F.unix_micros("modificationTime").alias("changed")
     try:
         listed = reader.load(globless(there) if os.path.exists(there) else there)
-        told = listed.select("path", "length", changed, F.col("_metadata.file_path").alias("uri"))
-        rows = told.where("length > 0").collect()
+        metadata = listed.select("path", "length", changed, F.col("_metadata.file_path").alias("uri"))
+        rows = metadata.where("length > 0").collect()
     except AnalysisException as error:
         if error.getCondition() != "PATH_NOT_FOUND":
             raise
@@ -145,31 +145,31 @@ def read_files(spark: SparkSession, files: Sequence[File], kind: str) -> list[tu
         return [(part[0].path, _rows(spark, part, kind)) for part in _alike(spark, files, kind)]
     except Exception as error:  # what fails in a worker reaches Python untyped
         raise DataError(
-            f"{files[0].path} does not read as {kind}: correct --format or the file ({_said(error)})"
+            f"{files[0].path} does not read as {kind}: correct --format or the file ({_reason(error)})"
         ) from error
 
 
-def find_delta(lake: Lake, given: str) -> DeltaVersion:
-    """The table or path `given`: `schema.table` of the lakehouse, `catalog.schema.table`, else a folder.
+def find_delta(lake: Lake, location: str) -> DeltaVersion:
+    """The table or path `location`: `schema.table` of the lakehouse, `catalog.schema.table`, else a folder.
 
     Raises DataError when it is no Delta table.
     """
-    if not _TABLE.fullmatch(given):
-        reference = f"delta.`{absolute(given)}`"
-    elif given.count(".") == 1:
-        reference = lake.reference(given)
+    if not _TABLE.fullmatch(location):
+        reference = f"delta.`{absolute(location)}`"
+    elif location.count(".") == 1:
+        reference = lake.reference(location)
     else:
-        reference = ".".join(f"`{part}`" for part in given.split("."))
-    no_delta = f"{given} is no Delta table: correct --from, or --format if it holds other files"
+        reference = ".".join(f"`{part}`" for part in location.split("."))
+    no_delta = f"{location} is no Delta table: correct --from, or --format if it holds other files"
     try:
-        told = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id", "properties").collect()[0]
+        detail = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id", "properties").collect()[0]
         newest = lake.spark.sql(f"DESCRIBE HISTORY {reference} LIMIT 1").select("version").collect()[0]["version"]
     except AnalysisException as error:
         raise DataError(no_delta) from error
-    if told["id"] is None:  # a folder of other files
+    if detail["id"] is None:  # a folder of other files
         raise DataError(no_delta)
-    feed = (told["properties"] or {}).get("delta.enableChangeDataFeed") == "true"
-    return DeltaVersion(given, reference, int(newest), _digest(told["id"]), feed)
+    feed = (detail["properties"] or {}).get("delta.enableChangeDataFeed") == "true"
+    return DeltaVersion(location, reference, int(newest), _digest(detail["id"]), feed)
 
 
 def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame:
@@ -184,7 +184,7 @@ def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame
             had = set(old.columns)
         except PySparkException as error:
             raise DataError(
-                f"{table.given} was loaded at version {before}, which is gone, so its new rows cannot be told: "
+                f"{table.location} was loaded at version {before}, which is gone, so its new rows cannot be told: "
                 "load a table or files that hold only these"
             ) from error
         kept = (F.col(c.name) if c.name in had else F.lit(None).cast(c.dataType).alias(c.name) for c in rows.schema)
@@ -203,16 +203,16 @@ def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> s
     if not lake.exists(table):
         return set()
     key = F.regexp_extract("source", f"#([0-9a-f]{{{_KEY}}})$", 1)
-    found = _of_others(lake, table, run_id).select(key.alias("key")).distinct()
-    return {row["key"] for row in found.where(F.col("key").isin([file.key for file in files])).collect()}
+    keys = _of_others(lake, table, run_id).select(key.alias("key")).distinct()
+    return {row["key"] for row in keys.where(F.col("key").isin([file.key for file in files])).collect()}
 
 
 def known_version(lake: Lake, target: str, table: DeltaVersion, run_id: str) -> int | None:
     """The newest version of a Delta table whose rows other runs have added to `target`."""
     if not lake.exists(target):
         return None
-    found = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
-    return None if found is None else int(found)
+    version = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
+    return None if version is None else int(version)
 
 
 def version_of(table: DeltaVersion) -> Column:
@@ -265,15 +265,15 @@ def _rows(spark: SparkSession, files: Sequence[File], kind: str) -> DataFrame:
         reader = spark.read.format(kind).options(**_OPTIONS[kind]).schema(schema)
     rows = reader.load(paths)
     by_file = spark.createDataFrame([(file.uri, file.source) for file in files], f"{_FILE} string, {SOURCE} string")
-    placed = rows.select("*", F.col("_metadata.file_path").alias(_FILE))
-    return placed.join(F.broadcast(by_file), _FILE, "left").drop(_FILE)
+    with_path = rows.select("*", F.col("_metadata.file_path").alias(_FILE))
+    return with_path.join(F.broadcast(by_file), _FILE, "left").drop(_FILE)
 
 
 def _at(lake: Lake, table: DeltaVersion, version: int) -> DataFrame:
     return lake.spark.sql(f"SELECT * FROM {table.reference} VERSION AS OF {version}")
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The deepest cause that Spark names, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     causes = [line.split(": ", 2)[-1] for line in lines if line.startswith("Caused by: ")]
@@ -283,7 +283,7 @@ def _said(error: Exception) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # Users' files and tables of raw events on their way to bronze: checked, stamped, each row once.
 
-FORMATS = ("csv", "parquet", "json", "delta")
+LOAD_FORMATS = ("csv", "parquet", "json", "delta")
 
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
@@ -319,8 +319,8 @@ class Load:
             raise ConfigError(f"{self.table!r} is no raw table: choose one of {', '.join(RAW_TABLES)}")
         for part in self.table.split("."):
             checked_name(part, f"table {self.table!r}: part")
-        if self.format not in FORMATS:
-            raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(FORMATS)}")
+        if self.format not in LOAD_FORMATS:
+            raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(LOAD_FORMATS)}")
         if not self.source or re.search(r"[`;\x00-\x1f]", self.source):
             raise ConfigError(f"--from {self.source!r} must be a path or a table, without backquotes and semicolons")
         if self.known_at is not None:
@@ -338,9 +338,9 @@ class Load:
     @property
     def contract(self) -> Contract:
         """The contract of the table."""
-        found = contract_of(self.table)
-        assert found is not None  # since __post_init__
-        return found
+        contract = contract_of(self.table)
+        assert contract is not None  # since __post_init__
+        return contract
 
 
 @dataclass(frozen=True)
@@ -359,13 +359,15 @@ class Arrivals:
     details: dict[str, Any]
 
 
-def arrivals(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, key: bytes | None = None) -> Arrivals:
+def arrivals(
+    load: Load, lake: Lake, run_id: str | None, progress: ProgressCallback, key: bytes | None = None
+) -> Arrivals:
     """What a load adds, with pseudonyms for ids if there is a `key`; frames are lazy.
 
     Raises a named error before anything is written when the source is unfit.
     """
     run_id, parts, details = (_of_table if load.format == "delta" else _of_files)(load, lake, run_id)
-    say(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
+    progress(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
     if not parts:
         return Arrivals(run_id, None, None, {}, details)
     wanted = wanted_columns(load, lake, parts)
@@ -373,13 +375,13 @@ def arrivals(load: Load, lake: Lake, run_id: str | None, say: ProgressCallback, 
         refuse_misfits(load, where, frame, wanted)
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
-    rows = pseudonymised(reduce(DataFrame.unionByName, read), key, AS_GIVEN, UNREAD)
+    rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
     rows = without_known_keys(load, lake, rows, run_id)
     good, rejected = check(rows, with_columns(load.contract, wanted))
     rejected = _not_yet_quarantined(load, lake, rejected, run_id)
     refused = count_by_rule(rejected)
     for rule, n in refused.items():
-        say(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
+        progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     return Arrivals(run_id, good, rejected if refused else None, refused, details)
 
 
@@ -425,27 +427,29 @@ def wanted_columns(load: Load, lake: Lake, parts: Parts) -> StructType:
         extra = [field for field in more if field.name not in taken]
         wanted = StructType([*wanted, *extra])
         taken |= set(stored.fieldNames())
-    asked = [name for name in load.new_columns if name not in taken]
-    found = _found(load, parts, None if contract.open and stored is None else asked, taken)
+    requested = [name for name in load.new_columns if name not in taken]
+    inferred = _inferred_types(load, parts, None if contract.open and stored is None else requested, taken)
     optional = {"comment": ADDED}
-    more = [StructField(n, kind, metadata=optional if n in asked else {}) for n, kind in found.items()]
+    more = [StructField(n, kind, metadata=optional if n in requested else {}) for n, kind in inferred.items()]
     # What no part has is required, and so refused as lacking.
-    return StructType([*wanted, *more, *(StructField(n, StringType()) for n in asked if n not in found)])
+    return StructType([*wanted, *more, *(StructField(n, StringType()) for n in requested if n not in inferred)])
 
 
-def _found(load: Load, parts: Parts, names: Sequence[str] | None, taken: Collection[str | None]) -> dict[str, DataType]:
+def _inferred_types(
+    load: Load, parts: Parts, names: Sequence[str] | None, taken: Collection[str | None]
+) -> dict[str, DataType]:
     """{name: type} of the parts' columns beyond `taken`, or of those in `names`."""
-    found: dict[str, DataType] = {}
+    types: dict[str, DataType] = {}
     for _, frame in parts:
-        given = [f for f in _given(frame) if f.name not in taken and (names is None or f.name in names)]
-        for field in given:
+        fields = [f for f in _source_schema(frame) if f.name not in taken and (names is None or f.name in names)]
+        for field in fields:
             checked_name(field.name, f"column of table {load.table}")
         if load.format in TEXTS:
-            kinds = numbers_or_text(frame, [field.name for field in given])
+            kinds = numbers_or_text(frame, [field.name for field in fields])
         else:
-            kinds = {field.name: _kept(field.dataType, load.contract.open) for field in given}
-        found.update({name: kind for name, kind in kinds.items() if not isinstance(found.get(name), StringType)})
-    return found
+            kinds = {field.name: _kept(field.dataType, load.contract.open) for field in fields}
+        types.update({name: kind for name, kind in kinds.items() if not isinstance(types.get(name), StringType)})
+    return types
 
 
 def _kept(have: DataType, open_: bool) -> DataType:
@@ -455,7 +459,7 @@ def _kept(have: DataType, open_: bool) -> DataType:
     return TimestampType() if isinstance(have, TimestampNTZType) and not open_ else DoubleType()
 
 
-def _given(frame: DataFrame) -> StructType:
+def _source_schema(frame: DataFrame) -> StructType:
     return StructType([field for field in frame.schema if field.name not in (SOURCE, ARRIVED, UNREAD)])
 
 
@@ -464,15 +468,15 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
     renamed = _renamed(load)
     added = [field.name for field in added_columns(wanted)]
     optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
-    have = {field.name: field.dataType for field in _given(frame)}
-    asked = {renamed.get(field.name, field.name): field for field in wanted}
+    have = {field.name: field.dataType for field in _source_schema(frame)}
+    required = {renamed.get(field.name, field.name): field for field in wanted}
     if load.historic and _KNOWN_AT in have:
         raise ConfigError(f"{where} has a column known_at itself: leave --historic out, or the column")
-    missing = [name for name, field in asked.items() if name not in have and field.name not in optional]
-    unknown = [name for name in have if name not in asked]
+    missing = [name for name, field in required.items() if name not in have and field.name not in optional]
+    unknown = [name for name in have if name not in required]
     retyped = [
         f"column {name} is {have[name].simpleString()}, not {field.dataType.simpleString()}"
-        for name, field in asked.items()
+        for name, field in required.items()
         if name in have and not fits(have[name], field.dataType, load.format in TEXTS)
     ]
     wrong = [f"it lacks {', '.join(missing)}"] if missing else []
@@ -510,9 +514,9 @@ def _happened(contract: Contract) -> Column:
 
 def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
     """When the run first took rows in: a rerun decides by the same time what was known before it happened."""
-    for place in (QUARANTINE, table):
-        if lake.exists(place):
-            mine = lake.read(place).where(F.col(RUN_ID) == run_id)
+    for sink in (QUARANTINE, table):
+        if lake.exists(sink):
+            mine = lake.read(sink).where(F.col(RUN_ID) == run_id)
             first = mine.agg(F.min(F.unix_micros(INGESTED_AT)).alias("first")).collect()[0]["first"]
             if first is not None:
                 return moment(first)

@@ -74,7 +74,7 @@ def _with_control(tau: np.ndarray) -> np.ndarray:
     return np.column_stack([np.zeros(len(tau)), tau])
 
 
-def _received(tau: np.ndarray, w: np.ndarray) -> np.ndarray:
+def _effect_at_level(tau: np.ndarray, w: np.ndarray) -> np.ndarray:
     return _with_control(tau)[np.arange(len(w)), w]
 
 
@@ -131,7 +131,7 @@ def multi(n: int, seed: int, p: int = 20, levels: int = 5) -> Benchmark:
     x = rng.random((n, p))
     tau = 0.4 * _step_effect(x)[:, None] * _concave(levels)
     w = rng.integers(0, levels, n)
-    y = 2.0 * x[:, 2] - 1.0 + _received(tau, w) + rng.standard_normal(n)
+    y = 2.0 * x[:, 2] - 1.0 + _effect_at_level(tau, w) + rng.standard_normal(n)
     return Benchmark(x, w, y, tau, np.full((n, levels), 1.0 / levels))
 
 
@@ -142,7 +142,7 @@ def mconv(n: int, seed: int, p: int = 20, levels: int = 5) -> Benchmark:
     base = 0.05 * np.exp(1.2 * (x[:, 2] - 0.5))
     tau = 0.015 * _responders(x)[:, None] * _concave(levels)
     w = rng.integers(0, levels, n)
-    y = (rng.random(n) < base + _received(tau, w)).astype(np.float64)
+    y = (rng.random(n) < base + _effect_at_level(tau, w)).astype(np.float64)
     return Benchmark(x, w, y, tau, np.full((n, levels), 1.0 / levels))
 
 
@@ -181,8 +181,8 @@ def nie_wager(n: int, seed: int, p: int = 6, *, setup: str = "a", sigma: float =
     """
     rng = np.random.default_rng(seed)
     x = rng.random((n, p)) if setup == "a" else rng.standard_normal((n, p))
-    base, odds, tau = _SETUPS[setup](x)
-    w, e = _draw_binary(rng, odds)
+    base, propensity, tau = _SETUPS[setup](x)
+    w, e = _draw_binary(rng, propensity)
     return Benchmark(x, w, base + (w - 0.5) * tau + sigma * rng.standard_normal(n), tau[:, None], e)
 
 
@@ -364,14 +364,14 @@ class CampaignSimulator:
         rng = np.random.default_rng([self.seed % 2**64, index])
         customers = draw_customers(rng, CHUNK)
         score = _score(customers)
-        odds = self._odds(score)
-        received = (np.cumsum(odds, axis=1)[:, :-1] < rng.random(CHUNK)[:, None]).sum(axis=1)
+        propensity = self._propensity(score)
+        level_code = (np.cumsum(propensity, axis=1)[:, :-1] < rng.random(CHUNK)[:, None]).sum(axis=1)
         columns = {
             "unit_id": _unit_ids(self.prefix, index * CHUNK),
-            "treatment": _text(received, self.levels.names),
-            "propensity": pa.array(odds[np.arange(CHUNK), received]),
+            "treatment": _text(level_code, self.levels.names),
+            "propensity": pa.array(propensity[np.arange(CHUNK), level_code]),
             **_attribute_arrays(customers),
-            **self._outcomes(rng, customers, score, received),
+            **self._outcomes(rng, customers, score, level_code),
         }
         return pa.RecordBatch.from_pydict(columns).slice(0, size)
 
@@ -379,10 +379,10 @@ class CampaignSimulator:
         """The first n units in memory, columns as in `chunk`."""
         return pa.Table.from_batches([self.chunk(i, size) for i, size in chunk_sizes(n)])
 
-    def _odds(self, score: np.ndarray) -> np.ndarray:
+    def _propensity(self, score: np.ndarray) -> np.ndarray:
         """Probability of each level, [n, arms]; each at least FLOOR / arms."""
-        pull = np.clip((score - _SCORE_MEAN) / _SCORE_SD, -2.5, 2.5)
-        weights = np.exp(self.confounding * np.outer(pull, np.linspace(0.0, 1.0, self.arms)))
+        standard_score = np.clip((score - _SCORE_MEAN) / _SCORE_SD, -2.5, 2.5)
+        weights = np.exp(self.confounding * np.outer(standard_score, np.linspace(0.0, 1.0, self.arms)))
         return (1.0 - FLOOR) * weights / weights.sum(axis=1, keepdims=True) + FLOOR / self.arms
 
     def _lift(self, customers: Columns) -> np.ndarray:
@@ -396,16 +396,16 @@ class CampaignSimulator:
         return MAX_LIFT * np.outer(_bargain(customers), strength)
 
     def _outcomes(
-        self, rng: np.random.Generator, customers: Columns, score: np.ndarray, received: np.ndarray
+        self, rng: np.random.Generator, customers: Columns, score: np.ndarray, level_code: np.ndarray
     ) -> Columns:
         names, doses = self.levels.names, self.levels.doses or (0.0,) * self.arms
         rows = np.arange(CHUNK)
         lift, base = self._lift(customers), BASE_RATE * np.exp(score - _LOG_MEAN_EXP)
         basket = customers["avg_basket"]
         amount = np.outer(np.where(np.isnan(basket), _USUAL_BASKET, basket), 1.0 - np.array(doses) / 100.0)
-        rate = np.minimum(base * _mean_one(rng, 0.3 * self.noise), 0.9) + lift[rows, received]
+        rate = np.minimum(base * _mean_one(rng, 0.3 * self.noise), 0.9) + lift[rows, level_code]
         conversion = (rng.random(CHUNK) < rate).astype(np.float64)
-        spent = amount[rows, received] * _mean_one(rng, 0.8 * self.noise)
+        spent = amount[rows, level_code] * _mean_one(rng, 0.8 * self.noise)
         value = (base[:, None] + lift) * amount
         effects = {"conversion": lift, "revenue": value - value[:, :1]}
         return {
@@ -430,8 +430,8 @@ def _score(c: Columns) -> np.ndarray:
     """Log buying rate of a customer left alone, up to a constant; uses attributes that are never missing."""
     habits = 0.5 * np.exp(-c["recency_days"] / 60.0) + 0.3 * np.log1p(c["orders_12m"])
     interest = 0.2 * np.log1p(c["cart_adds_30d"]) + 0.1 * np.log1p(c["web_visits_30d"])
-    place = 0.2 * (c["region"] == 0) - 0.2 * (c["region"] == 3) + 0.25 * (c["device"] == 1)
-    return habits + interest + place
+    location = 0.2 * (c["region"] == 0) - 0.2 * (c["region"] == 3) + 0.25 * (c["device"] == 1)
+    return habits + interest + location
 
 
 def _opens(c: Columns) -> np.ndarray:

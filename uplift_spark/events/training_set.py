@@ -13,9 +13,16 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config, Feature, Trial
+from uplift_spark.config import Config, Feature, TrialConf
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.features import BEHAVIOUR, check_features, features_as_of, hash_split, sampled, training_set
+from uplift_spark.events.features import (
+    BEHAVIOUR,
+    check_features,
+    features_as_of,
+    hash_sample,
+    hash_split,
+    training_set,
+)
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
@@ -31,8 +38,10 @@ from uplift_spark.runtime import ProgressCallback
 # (inverse probability of censoring; Robins & Rotnitzky 1992), which the features tell. Assumed: among units alike in
 # these, effects do not depend on when a unit was assigned.
 
-LEAST = 0.05  # probabilities of being mature are held above: no unit counts more than 20 times as much as another
-ROWS = 100_000  # of the mature and of the others to learn from, at most
+MIN_MATURITY = (
+    0.05  # probabilities of being mature are held above: no unit counts more than 20 times as much as another
+)
+MATURITY_ROWS = 100_000  # of the mature and of the others to learn from, at most
 _STATES = ("false", "true")
 
 
@@ -50,12 +59,12 @@ class Maturity:
 
     def weights(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
         """Weight of each row if it is mature, float64 [n]: about 1 on average over the mature."""
-        odds = self.model.predict_proba(features_of(batch, self.bins)) / self.shares
-        chance = odds[:, 1] / odds.sum(axis=1)
-        return self.mature / np.maximum(chance, LEAST)
+        reweighted = self.model.predict_proba(features_of(batch, self.bins)) / self.shares
+        probability = reweighted[:, 1] / reweighted.sum(axis=1)
+        return self.mature / np.maximum(probability, MIN_MATURITY)
 
 
-def fit_maturity(units: DataFrame, features: tuple[str, ...], seed: int, say: ProgressCallback) -> Maturity:
+def fit_maturity(units: DataFrame, features: tuple[str, ...], seed: int, progress: ProgressCallback) -> Maturity:
     """From a frame of unit_id, mature boolean and the features, one row per assigned unit.
 
     Raises DataError when all units, or hardly any, are mature.
@@ -70,10 +79,10 @@ def fit_maturity(units: DataFrame, features: tuple[str, ...], seed: int, say: Pr
             f"{counted.get('true', 0):,} of {sum(counted.values()):,} labels are mature: for labels.maturity_weights "
             "at least 100 must be, and 100 must not; drop the option, or wait"
         )
-    sample = sampled_rows(frame, roles, (2, seed), ROWS)
-    taken = np.bincount(sample.place, minlength=2)
-    say(f"how probable maturity is, from {len(sample.place):,} of {sample.coding.total:,} units")
-    model = Blend(True, sample.spec.categorical, seed).fit(sample.features, sample.place, sample.weight)
+    sample = sampled_rows(frame, roles, (2, seed), MATURITY_ROWS)
+    taken = np.bincount(sample.level_code, minlength=2)
+    progress(f"how probable maturity is, from {len(sample.level_code):,} of {sample.coding.total:,} units")
+    model = Blend(True, sample.spec.categorical, seed).fit(sample.features, sample.level_code, sample.weight)
     total = np.array([counted[name] for name in _STATES])
     return Maturity(sample.coding.bins, model, taken / total, float(total[1] / total.sum()))
 
@@ -148,11 +157,11 @@ def events_of(config: Config, lake: Lake) -> Events:
     mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
     columns = config.unit_columns
     arrivals = _arrivals(mine, campaign)
-    seen = sorted({name for _, name, _ in arrivals if name is not None})
-    taken = {*config.outcomes, *seen, *_source_columns(config)}
+    present = sorted({name for _, name, _ in arrivals if name is not None})
+    taken = {*config.outcomes, *present, *_source_columns(config)}
     check_features(definitions, sources["profile"], named["profile"], taken)
     _require_events(definitions, sources.get("event"))
-    _require_outcomes(config.outcomes, seen, campaign)
+    _require_outcomes(config.outcomes, present, campaign)
     behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
     erased = lake.properties("bronze.assignment").get(ERASED)
     run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
@@ -174,21 +183,21 @@ def with_weights(
     labels: DataFrame,
     training: DataFrame,
     counts: Mapping[str, int],
-    say: ProgressCallback,
+    progress: ProgressCallback,
 ) -> DataFrame:
     """The training set with weights of maturity where the configuration asks for them. `counts` as `label_counts`."""
     if not config.labels.maturity_weights:
         return training
-    some = sampled(config.seed, min(1.0, MATURITY_UNITS / max(counts["labelled"], 1)))
+    some = hash_sample(config.seed, min(1.0, MATURITY_UNITS / max(counts["labelled"], 1)))
     units = F.broadcast(events.assignments.filter(some))
     features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
     states = labels.filter(some).select("unit_id", "mature").join(features, "unit_id", "left")
-    return with_maturity_weights(training, fit_maturity(states, config.roles.features, config.seed, say))
+    return with_maturity_weights(training, fit_maturity(states, config.roles.features, config.seed, progress))
 
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return {source.treatment, *source.outcomes} if isinstance(source, Trial) else set()
+    return {source.treatment, *source.outcomes} if isinstance(source, TrialConf) else set()
 
 
 def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str | None, datetime]]:
@@ -211,20 +220,20 @@ def _arrived(table: str, frame: DataFrame) -> DataFrame:
 def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | None) -> None:
     if behaviour is None:
         return
-    seen = sorted(row["event"] for row in behaviour.select("event").distinct().collect())
+    present = sorted(row["event"] for row in behaviour.select("event").distinct().collect())
     for feature in definitions:
-        if feature.event is not None and feature.event not in seen:
+        if feature.event is not None and feature.event not in present:
             raise ConfigError(
                 f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: "
-                f"{hint(feature.event, seen)}"
+                f"{hint(feature.event, present)}"
             )
 
 
-def _require_outcomes(names: tuple[str, ...], seen: list[str], campaign: str) -> None:
+def _require_outcomes(names: tuple[str, ...], present: list[str], campaign: str) -> None:
     for name in names:
-        if name not in seen:
+        if name not in present:
             raise ConfigError(
-                f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint(name, seen)}"
+                f"table bronze.outcome has no event of outcome {name!r} in campaign {campaign!r}: {hint(name, present)}"
             )
 
 

@@ -163,9 +163,9 @@ def _column(columns: Any, name: str) -> Any:
 def _apply_one(column: Any, one: FeatureBins) -> np.ndarray:
     kind = column.type
     if one.categorical != is_text(kind) and not pa.types.is_null(kind):
-        expected = "text" if one.categorical else "numeric"
+        trained_type = "text" if one.categorical else "numeric"
         raise DataError(
-            f"column {one.name!r} has type {kind} but the model was trained with a {expected} column; cast it"
+            f"column {one.name!r} has type {kind} but the model was trained with a {trained_type} column; cast it"
         )
     return _apply_categories(column, one) if one.categorical else _apply_edges(column, one)
 
@@ -182,8 +182,8 @@ def _apply_edges(column: Any, one: FeatureBins) -> np.ndarray:
 
 def _apply_categories(column: Any, one: FeatureBins) -> np.ndarray:
     text = as_text(column)
-    found = pc.index_in(text, value_set=pa.array(one.categories, pa.large_string()), skip_nulls=True)
-    codes = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+    positions = pc.index_in(text, value_set=pa.array(one.categories, pa.large_string()), skip_nulls=True)
+    codes = pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
     if one.has_other:
         codes[(codes == 0) & text.is_valid().to_numpy(zero_copy_only=False)] = OTHER
     return codes.astype(np.uint8)

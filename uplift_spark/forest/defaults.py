@@ -19,28 +19,31 @@ from typing import NamedTuple
 import numpy as np
 
 from uplift_spark.forest.effects import CRITERIA
-from uplift_spark.forest.encode import Encoded, Plan
+from uplift_spark.forest.encode import Encoded, ForestPlan
 from uplift_spark.forest.grow import Limits, Shape, grow_tree, noise_level, null_gain
 from uplift_spark.forest.trees import Tree, assemble, leaves_of
 from uplift_spark.stats.sampling import folds_of
 
 MAX_DEPTH = 20
-LEAVES = 0.44  # power of n·h that a tree has leaves
+LEAVES_POWER = 0.44  # power of n·h that a tree has leaves
 MOST_ROWS = 250_000  # a bucket that one worker grows in seconds
 SKEW = 2  # a bucket may be this many times MOST_ROWS before its growing rows are thinned; hashing varies by far less
 MOST_BUCKETS = 128  # unless they would be too large; with 200 trees each of them still grows one
-STRONG, WEAK = 1600.0, 320.0  # n·h from which more than 4 buckets, and below which half of 8, grow a tree best
+STRONG_SIGNAL, WEAK_SIGNAL = (
+    1600.0,
+    320.0,
+)  # n·h from which more than 4 buckets, and below which half of 8, grow a tree best
 SMALLEST_LEAF = 5.0  # rows per level that a leaf needs at least, however strong the signal
-UNSEEN = 40.0  # n·h that a sample may hide: what is taken where it shows less
+MIN_SIGNAL = 40.0  # n·h that a sample may hide: what is taken where it shows less
 SMALL = 0.2  # of a usual leaf is the smallest where signals are weak
 
 
 def buckets(rows: int, signal: float) -> tuple[int, int]:
     """(number of buckets, buckets that grow a tree) for n rows with n·h = signal. By signal, never by cores."""
     largest = math.ceil(rows / MOST_ROWS)
-    if signal < WEAK:
+    if signal < WEAK_SIGNAL:
         return max(8, largest), 4 if largest <= 8 else 1
-    wanted = 4 if signal < STRONG else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, signal**0.75 / 20.0))))
+    wanted = 4 if signal < STRONG_SIGNAL else min(MOST_BUCKETS, 2 ** round(math.log2(max(8.0, signal**0.75 / 20.0))))
     return max(wanted, largest), 1
 
 
@@ -58,11 +61,11 @@ def leaf_sizes(rows: int, signal: float, design: tuple[int, int], n_levels: int)
     """
     n_buckets, growth_buckets = design
     grown = min(rows * growth_buckets / n_buckets, most_rows(growth_buckets)) / 2
-    wanted = grown / signal**LEAVES
+    wanted = grown / signal**LEAVES_POWER
     # Across buckets a leaf is estimated on several times the rows that grew it, so half the floor does.
     floor = SMALLEST_LEAF * n_levels / (2 if growth_buckets < n_buckets / 2 else 1)
     usual = max(floor, min(wanted, grown / 4))
-    smallest = max(floor, SMALL * usual) if signal < WEAK else usual
+    smallest = max(floor, SMALL * usual) if signal < WEAK_SIGNAL else usual
     return max(1, round(smallest)), max(1, round(usual))
 
 
@@ -81,18 +84,18 @@ def sample_rows(n_features: int) -> int:
     return max(20_000, min(100_000, 20_000_000 // max(1, n_features)))
 
 
-def shape_of(plan: Plan) -> Shape:
+def shape_of(plan: ForestPlan) -> Shape:
     """What the grower needs to know of the columns."""
     basis = np.ascontiguousarray(CRITERIA[plan.criterion].basis(plan.levels))
     return Shape(basis, *bins_of(plan), 1.0)
 
 
-def arms_of(plan: Plan) -> int:
+def arms_of(plan: ForestPlan) -> int:
     """Means that a leaf must tell apart: of every level, or as many as a response has coefficients."""
-    return len(plan.levels) if plan.told is None else 2 + 2 * len(CRITERIA[plan.criterion].basis(plan.levels))
+    return len(plan.levels) if plan.reported is None else 2 + 2 * len(CRITERIA[plan.criterion].basis(plan.levels))
 
 
-def bins_of(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def bins_of(plan: ForestPlan) -> tuple[np.ndarray, np.ndarray]:
     """(number of bins int64 [p], categorical bool [p])."""
     return np.array([b.n_bins for b in plan.bins], np.int64), np.array([b.categorical for b in plan.bins], np.bool_)
 
@@ -100,15 +103,15 @@ def bins_of(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 class Signal(NamedTuple):
     """n·h as found in a sample, and the standard deviation it has where there is no effect to find."""
 
-    found: float
+    estimate: float
     noise: float
 
     def of_all(self, rows: int, sample: int) -> float:
         """n·h of all `rows`; at least what a sample of that size could not have shown."""
-        return max(self.found, UNSEEN) * rows / sample
+        return max(self.estimate, MIN_SIGNAL) * rows / sample
 
 
-def signal(sample: Encoded, plan: Plan) -> Signal:
+def signal(sample: Encoded, plan: ForestPlan) -> Signal:
     """n·h of the sample's rows, from a pilot tree grown on each half of them and judged on the other half.
 
     The pilots split only where chance hardly does; the effects of their leaves explain what they do in rows that had no
@@ -118,11 +121,11 @@ def signal(sample: Encoded, plan: Plan) -> Signal:
     columns = np.ascontiguousarray(sample.bins.T)
     with ThreadPoolExecutor() as pool:
         halves = list(pool.map(lambda half: _pilot(columns, sample, fold == half, plan), (0, 1)))
-    found, freedom = np.sum(halves, axis=0)
-    return Signal(float(found), math.sqrt(2.0 * freedom))
+    explained, freedom = np.sum(halves, axis=0)
+    return Signal(float(explained), math.sqrt(2.0 * freedom))
 
 
-def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: Plan) -> tuple[float, float]:
+def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: ForestPlan) -> tuple[float, float]:
     """(explained effect less its expectation by chance, degrees of freedom) of one half's tree on the other half."""
     shape, n_levels = shape_of(plan), len(plan.levels)
     mine, rest = np.flatnonzero(grown), np.flatnonzero(~grown)

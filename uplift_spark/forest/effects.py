@@ -10,7 +10,7 @@ import numba as nb
 import numpy as np
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.forest.encode import Plan
+from uplift_spark.forest.encode import ForestPlan
 from uplift_spark.forest.kernels import IN_CACHE, debiased_variance, sum_shares
 from uplift_spark.forest.trees import BLOCK, LANES, new_lists
 from uplift_spark.roles import Levels
@@ -136,21 +136,21 @@ Z95 = normal_quantile(0.95)
 CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `variance_factor`
 
 
-def bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
+def bag_covariance(influence: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
     """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite.
 
     As in the kernel a bag speaks through those of its trees that do, and a bucket's only tree is not centred.
     """
     bag, n_buckets, _ = design
-    speaks = (pulls != 0).sum(axis=1) > 0
+    speaks = (influence != 0).sum(axis=1) > 0
     for b in range(n_buckets):
         mine = b + n_buckets * np.flatnonzero(speaks[b::n_buckets])
         if mine.size > 1:
-            pulls[mine] = (pulls[mine] - pulls[mine].mean(axis=0)) * math.sqrt(mine.size / (mine.size - 1))
+            influence[mine] = (influence[mine] - influence[mine].mean(axis=0)) * math.sqrt(mine.size / (mine.size - 1))
     count = speaks.reshape(-1, bag).sum(axis=1)
-    bags, there = pulls.reshape(-1, bag, pulls.shape[1])[count > 1], speaks.reshape(-1, bag)[count > 1]
+    bags, there = influence.reshape(-1, bag, influence.shape[1])[count > 1], speaks.reshape(-1, bag)[count > 1]
     if not len(bags):
-        return np.zeros((pulls.shape[1], pulls.shape[1]))
+        return np.zeros((influence.shape[1], influence.shape[1]))
     count = count[count > 1]
     means = bags.sum(axis=1) / count[:, None]
     apart = (bags - means[:, None]) * there[:, :, None]
@@ -159,10 +159,10 @@ def bag_covariance(pulls: np.ndarray, design: tuple[int, int, int]) -> np.ndarra
     if not np.isfinite(between - noise).all():  # no row has effects
         return np.full_like(between, np.nan)
     values, vectors = np.linalg.eigh(between - noise)
-    found = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    covariance = (vectors * np.maximum(values, 0.0)) @ vectors.T
     # Where bags differ no more than the trees in them, nothing was found, not certainty: as for single effects.
-    least = [debiased_variance(between[k, k], noise[k, k], len(means)) for k in range(len(found))]
-    return np.asarray(found + np.diag(np.maximum(least - np.diag(found), 0.0)))
+    least = [debiased_variance(between[k, k], noise[k, k], len(means)) for k in range(len(covariance))]
+    return np.asarray(covariance + np.diag(np.maximum(least - np.diag(covariance), 0.0)))
 
 
 def few_bags(bags: int) -> float:
@@ -175,7 +175,7 @@ def few_bags(bags: int) -> float:
     return (1.0 + (Z95**2 + 1.0) / (2.0 * max(bags, 2))) ** 2
 
 
-def left_out(plan: Plan) -> float:
+def left_out(plan: ForestPlan) -> float:
     """What the little-bag variance is multiplied by because trees of one bag are estimated on different buckets.
 
     That looks like noise between them. With each bucket's part in a half-sample's deviation of variance 1, the bags
@@ -188,7 +188,7 @@ def left_out(plan: Plan) -> float:
     return 1.0 / b / max(between - (each - between) / max(bag - 1, 1), 0.25 / b)
 
 
-def variance_factor(plan: Plan, corrected: float) -> float:
+def variance_factor(plan: ForestPlan, corrected: float) -> float:
     """What the little-bag variance of single effects is multiplied by, for what all bags share and so cannot show.
 
     Left-out buckets: see there. Where several buckets grow a tree, trees share growing rows across buckets, too;
@@ -215,15 +215,15 @@ _STEP = 1e-4  # of the range of doses, for derivatives
 _PIVOT = 1e-8
 
 
-def told_map(plan: Plan) -> np.ndarray:
+def contrast_matrix(plan: ForestPlan) -> np.ndarray:
     """What θ counts for in each effect of the plan, float64 [L, q]; [0, 0] for one whose levels speak for themselves.
 
     An effect is that of a dose of `told` against the control's or, with `partial`, that of one unit more of it. Raises
     ConfigError for a basis that knows no doses between the levels.
     """
-    if plan.told is None:
+    if plan.reported is None:
         return np.zeros((0, 0))
-    criterion, doses = CRITERIA[plan.criterion], dose_matrix(plan.told)
+    criterion, doses = CRITERIA[plan.criterion], dose_matrix(plan.reported)
     if plan.partial:
         step = _STEP * np.ptp(dose_matrix(plan.levels))
         ends = [criterion.at(plan.levels, doses[1:] + side) for side in (step, -step)]
@@ -268,10 +268,10 @@ def _score(m, fit, q, score):
 
 
 @nb.njit(cache=True, nogil=True)
-def _fit(m, told, fit, weight):
+def _fit(m, contrasts, fit, weight):
     """Solve the response from moments m, summed over trees: writes fit (a, θ, mean φ) and weight [L, q], what a score
     counts for in each effect. False where the moments do not determine it."""
-    effects, q = told.shape
+    effects, q = contrasts.shape
     scatter, at = np.empty((q, q)), 2 + 2 * q
     for a in range(q):
         fit[1 + q + a] = m[2 + a] / m[0]
@@ -292,7 +292,7 @@ def _fit(m, told, fit, weight):
     for line in range(effects + 1):
         x = weight[line] if line < effects else fit[1 : 1 + q]
         for a in range(q):
-            x[a] = told[line, a] if line < effects else m[2 + q + a] - m[2 + a] * m[1] / m[0]
+            x[a] = contrasts[line, a] if line < effects else m[2 + q + a] - m[2 + a] * m[1] / m[0]
             for b in range(a):
                 x[a] -= scatter[a, b] * x[b]
             x[a] /= scatter[a, a]
@@ -307,19 +307,19 @@ def _fit(m, told, fit, weight):
 
 
 @nb.njit(cache=True, nogil=True)
-def _solve(totals, counts, told, state, effect, support):
+def _solve(totals, counts, contrasts, state, effect, support):
     """Effects of a block's rows; state is (fit [block, 1 + 2q], weight [block, L, q], centre [B, block, L]), written.
 
     Counts are replaced by what pulls are stretched by, as in `kernels._solve`.
     """
     fit, weight, centre = state
-    effects, q = told.shape
+    effects, q = contrasts.shape
     score = np.empty(q)
     for j in range(effect.shape[0]):
         m = np.zeros(totals.shape[2])
         for b in range(totals.shape[0]):
             m += totals[b, j]
-        known = m[0] > 0.0 and _fit(m, told, fit[j], weight[j])
+        known = m[0] > 0.0 and _fit(m, contrasts, fit[j], weight[j])
         trees = counts[:, j].sum()
         for k in range(effects):
             effect[j, k] = np.nan
@@ -327,7 +327,7 @@ def _solve(totals, counts, told, state, effect, support):
             if known:
                 effect[j, k] = 0.0
                 for a in range(q):
-                    effect[j, k] += told[k, a] * fit[j, 1 + a]
+                    effect[j, k] += contrasts[k, a] * fit[j, 1 + a]
                     weight[j, k, a] *= trees
         for b in range(totals.shape[0]):
             if known:
@@ -360,12 +360,12 @@ def _spread(leaves, values, design, block, variance):
                 trees += 1.0
                 _score(values[leaves[t, j]], fit[j], q, score)
                 for k in range(effects):
-                    pull = -centre[t % n_buckets, j, k]
+                    influence = -centre[t % n_buckets, j, k]
                     for a in range(q):
-                        pull += weight[j, k, a] * score[a]
-                    pull *= stretch[t % n_buckets, j]
-                    sums[k] += pull
-                    squares[k] += pull * pull
+                        influence += weight[j, k, a] * score[a]
+                    influence *= stretch[t % n_buckets, j]
+                    sums[k] += influence
+                    squares[k] += influence * influence
             if trees < 2.0:
                 continue
             groups += 1.0
@@ -380,11 +380,11 @@ def _spread(leaves, values, design, block, variance):
 
 
 @nb.njit(cache=True, nogil=True)
-def predict_responses(routes, values, design, rows, told, with_errors, out):
-    """`kernels.predict` of effects told @ θ: values are `moments`, told float64 [L, q], out float64 [n, L] each."""
+def predict_responses(routes, values, design, rows, contrasts, with_errors, out):
+    """`kernels.predict_effects` of effects contrasts @ θ: values are `moments`, contrasts [L, q], out [n, L]."""
     bins, halves = rows
     effect, variance, support = out
-    (effects, q), n_buckets = told.shape, min(design[1], len(routes.rounds))
+    (effects, q), n_buckets = contrasts.shape, min(design[1], len(routes.rounds))
     if not with_errors:
         n_buckets = 1
     design = (design[0], n_buckets, design[2])
@@ -396,7 +396,7 @@ def predict_responses(routes, values, design, rows, told, with_errors, out):
         here = min(block, bins.shape[0] - low)
         part = slice(low, low + here)
         sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, counts)
-        _solve(totals, counts, told, state, effect[part], support[part])
+        _solve(totals, counts, contrasts, state, effect[part], support[part])
         if with_errors:
             _spread(leaves, values, design, (counts, *state), variance[part])
             for j in range(here):
@@ -405,10 +405,10 @@ def predict_responses(routes, values, design, rows, told, with_errors, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def average_responses(routes, values, design, rows, told, pulls, effects, counts):
-    """`kernels.average_pulls` of effects told @ θ: values are `moments`, told float64 [L, q]."""
+def average_responses(routes, values, design, rows, contrasts, influence, effects, counts):
+    """`kernels.average_influence` of effects told @ θ: values are `moments`, told float64 [L, q]."""
     bins, segment = rows
-    (width, q), n_buckets = told.shape, min(design[1], len(routes.rounds))
+    (width, q), n_buckets = contrasts.shape, min(design[1], len(routes.rounds))
     halves = np.zeros((bins.shape[0], 0), np.uint64)
     lists, leaves = new_lists(bins.shape[1]), np.empty((len(routes.rounds), BLOCK), np.int32)
     totals, speaking = np.empty((n_buckets, BLOCK, values.shape[1])), np.empty((n_buckets, BLOCK))
@@ -418,7 +418,7 @@ def average_responses(routes, values, design, rows, told, pulls, effects, counts
     for low in range(0, bins.shape[0], BLOCK):
         here = min(BLOCK, bins.shape[0] - low)
         sum_shares(routes, values, (bins, halves, low, here), design, lists, leaves, totals, speaking)
-        _solve(totals, speaking, told, (fit, weight, centre), effect[:here], support[:here])
+        _solve(totals, speaking, contrasts, (fit, weight, centre), effect[:here], support[:here])
         for j in range(here):
             if np.isnan(effect[j].sum()):
                 continue
@@ -431,4 +431,4 @@ def average_responses(routes, values, design, rows, told, pulls, effects, counts
                 _score(values[leaves[t, j]], fit[j], q, score)
                 for k in range(width):
                     for a in range(q):
-                        pulls[s, t, k] += weight[j, k, a] * score[a]
+                        influence[s, t, k] += weight[j, k, a] * score[a]

@@ -16,7 +16,7 @@ from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, as_
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.trees import MAX_FEATURES
 from uplift_spark.roles import Levels, Roles
-from uplift_spark.stats.sampling import BUCKET, folds_of, mix_all, unit_hashes
+from uplift_spark.stats.sampling import BUCKET_SALT, folds_of, mix64_all, unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
 # Treatments that are numbers: doses cut into cells, so that leaf sums of a few cells stand for all doses.
@@ -50,16 +50,16 @@ def cells_of(counts: Mapping[str, int], roles: Roles) -> tuple[Levels, tuple[flo
         raise DataError(
             f"column {roles.treatment!r} holds the dose {', '.join(counts) or 'none'} in all rows: no effect shows"
         )
-    place = np.arange(doses.size)
+    cell = np.arange(doses.size)
     if doses.size > CELLS:
         alone = rows >= rows.sum() / CELLS
         others = np.where(alone, 0.0, rows)
         middle = (np.cumsum(others) - others / 2) / max(others.sum(), 1.0) * (CELLS - alone.sum())
         new = np.r_[True, np.diff(np.floor(middle)) > 0] | alone | np.r_[False, alone[:-1]]
-        place = np.cumsum(new) - 1
-    weight = np.bincount(place, rows)
-    means = np.bincount(place, rows * doses) / weight
-    first = np.flatnonzero(np.r_[True, np.diff(place) > 0])
+        cell = np.cumsum(new) - 1
+    weight = np.bincount(cell, rows)
+    means = np.bincount(cell, rows * doses) / weight
+    first = np.flatnonzero(np.r_[True, np.diff(cell) > 0])
     last = np.r_[first[1:] - 1, doses.size - 1]
     names = tuple(
         f"{doses[a]:g}" if a == b else f"{doses[a]:g} to {doses[b]:g}" for a, b in zip(first, last, strict=True)
@@ -68,17 +68,17 @@ def cells_of(counts: Mapping[str, int], roles: Roles) -> tuple[Levels, tuple[flo
     return Levels(names, tuple(means.tolist())), tuple(edges.tolist())
 
 
-def told_levels(control: str, doses: Sequence[float]) -> Levels:
+def levels_at_doses(control: str, doses: Sequence[float]) -> Levels:
     """Levels for these doses, the control first."""
     return Levels((control, *(f"{dose:g}" for dose in doses)), (float(control), *map(float, doses)))
 
 
 def cell_rows(counts: Mapping[str, int], cells: Levels, edges: tuple[float, ...]) -> dict[str, int]:
     """Rows of each cell, from rows by dose as `counted_as` text."""
-    found = dict.fromkeys(cells.names, 0)
+    rows_by_cell = dict.fromkeys(cells.names, 0)
     for dose, rows in counts.items():
-        found[cells.names[int(np.searchsorted(edges, float(dose)))]] += rows
-    return found
+        rows_by_cell[cells.names[int(np.searchsorted(edges, float(dose)))]] += rows
+    return rows_by_cell
 
 
 def monotone(effect: np.ndarray, doses: np.ndarray, direction: str) -> np.ndarray:
@@ -91,19 +91,19 @@ def monotone(effect: np.ndarray, doses: np.ndarray, direction: str) -> np.ndarra
     sorted_doses, sign = doses[1:][order], 1.0 if direction == "increasing" else -1.0
     below, x = int(np.searchsorted(sorted_doses, doses[0])), sign * effect[:, order]
     sides = (np.minimum(_isotonic(x[:, :below]), 0.0), np.maximum(_isotonic(x[:, below:]), 0.0))
-    found = np.empty_like(effect)
-    found[:, order] = sign * np.concatenate(sides, axis=1)
-    return found
+    projected = np.empty_like(effect)
+    projected[:, order] = sign * np.concatenate(sides, axis=1)
+    return projected
 
 
 def _isotonic(x: np.ndarray) -> np.ndarray:
     """Largest of the smallest means: max over a <= i of min over b >= i of the mean of x[a..b]; [n, m]."""
     sums = np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1)
-    found = np.full_like(x, -np.inf)
+    result = np.full_like(x, -np.inf)
     for a in range(x.shape[1]):
         means = (sums[:, a + 1 :] - sums[:, a : a + 1]) / np.arange(1, x.shape[1] - a + 1)
-        found[:, a:] = np.maximum(found[:, a:], np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1])
-    return found
+        result[:, a:] = np.maximum(result[:, a:], np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1])
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -237,14 +237,14 @@ def _weights(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray
     weight = np.ones(batch.num_rows)
     bad = {}
     if roles.weight is not None:
-        given = as_numbers(batch.column(roles.weight))
-        bad[f"{roles.weight}: not a positive finite weight"] = int((~(np.isfinite(given) & (given > 0))).sum())
-        weight = weight * given
+        values = as_numbers(batch.column(roles.weight))
+        bad[f"{roles.weight}: not a positive finite weight"] = int((~(np.isfinite(values) & (values > 0))).sum())
+        weight = weight * values
     if roles.propensity is not None:
-        given = as_numbers(batch.column(roles.propensity))
-        inside = (given > 0) & (given <= 1)
+        values = as_numbers(batch.column(roles.propensity))
+        inside = (values > 0) & (values <= 1)
         bad[f"{roles.propensity}: not a probability in (0, 1]"] = int((~inside).sum())
-        weight = weight / np.where(inside, given, 1.0)
+        weight = weight / np.where(inside, values, 1.0)
     return weight, bad
 
 
@@ -259,7 +259,7 @@ def _propensity_bounds(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ForestPlan:
     """Everything that decides a forest except the rows; JSON-able, so it travels to workers and into the model file.
 
     A tree t is grown on the buckets t, ..., t + growth_buckets - 1 (mod n_buckets) and estimated on the others.
@@ -267,7 +267,7 @@ class Plan:
     levels      whose rows leaf sums hold apart: those received, or cells of doses (`forest.encode`)
     exponents   binary exponents of the fixed-point weight and of w·y of each outcome
     limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
-    told        the levels that effects are told of, by the response that the criterion's basis allows
+    reported    the levels that effects are told of, by the response that the criterion's basis allows
                 (`forest.effects`); None: `levels`, each by the rows that received it
     edges       doses that part the cells, none where `levels` are those received
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
@@ -288,13 +288,13 @@ class Plan:
     exponents: tuple[int, ...]
     weighted_by_propensity: bool
     debias: bool
-    told: Levels | None = None
+    reported: Levels | None = None
     edges: tuple[float, ...] = ()
     partial: bool = False
     monotone: str | None = None
     reason: str = ""
 
-    def of(self, outcome: str) -> Plan:
+    def of(self, outcome: str) -> ForestPlan:
         """The plan as if it were made for one of its outcomes alone."""
         w_bits, *y_bits = self.exponents
         exponents = (w_bits, y_bits[self.roles.outcomes.index(outcome)])
@@ -303,13 +303,15 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
         raw["roles"]["features"] = [b.name for b in self.bins]
+        raw["told"] = raw.pop("reported")  # the name that model files know
         return raw
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, raw: Mapping[str, Any]) -> ForestPlan:
         bins = tuple(FeatureBins.from_dict(b) for b in raw["bins"])
-        levels, told = (_levels(raw.get(part)) for part in ("levels", "told"))
-        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "told": told, "bins": bins}
+        levels, reported = (_levels(raw.get(part)) for part in ("levels", "told"))
+        known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "reported": reported, "bins": bins}
+        known.pop("told", None)
         return cls(**{**known, "exponents": tuple(raw["exponents"]), "edges": tuple(raw.get("edges", ()))})
 
     def level_rows(self, counts: Mapping[str, int]) -> dict[str, int]:
@@ -331,25 +333,25 @@ def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, 
 
     Raises DataError if the control, or any second arm, is missing or an arm has no dose.
     """
-    found = summary.levels
+    level_rows = summary.levels
     if roles.grid:
-        levels, edges = cells_of(found, roles)
-        return levels, told_levels(roles.control, roles.grid), edges
-    if roles.control not in found:
+        levels, edges = cells_of(level_rows, roles)
+        return levels, levels_at_doses(roles.control, roles.grid), edges
+    if roles.control not in level_rows:
         raise DataError(
-            f"control level {roles.control!r} is missing from column {roles.treatment!r}: found {list(found)}"
+            f"control level {roles.control!r} is missing from column {roles.treatment!r}: found {list(level_rows)}"
         )
-    if len(found) < 2:
+    if len(level_rows) < 2:
         raise DataError(
             f"column {roles.treatment!r} holds only {roles.control!r}: at least one treated level is needed"
         )
     if roles.dose is None:
-        return Levels((roles.control, *sorted(set(found) - {roles.control}))), None, ()
-    unknown = {name: count for name, count in found.items() if name not in roles.dose}
+        return Levels((roles.control, *sorted(set(level_rows) - {roles.control}))), None, ()
+    unknown = {name: count for name, count in level_rows.items() if name not in roles.dose}
     if unknown:
         raise DataError(f"column {roles.treatment!r} has levels without a dose (rows): {unknown}; name them in `dose`")
     doses = {name: dose if isinstance(dose, float) else tuple(dose) for name, dose in roles.dose.items()}
-    names = sorted(found, key=lambda name: (name != roles.control, doses[name]))
+    names = sorted(level_rows, key=lambda name: (name != roles.control, doses[name]))
     return Levels(tuple(names), tuple(doses[name] for name in names)), None, ()
 
 
@@ -372,11 +374,11 @@ def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
     heavy = summary.weight if weighted else 1.0
     # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
-    found = [min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0]
+    result = [min(20 + _small(heavy), bits - _log2(heavy)) if weighted else 0]
     for name in roles.outcomes:
         largest = heavy * max(map(abs, summary.outcomes[name]))
-        found.append(min(40 + _small(largest), bits - _log2(largest) - _CORRECTION))
-    return tuple(found)
+        result.append(min(40 + _small(largest), bits - _log2(largest) - _CORRECTION))
+    return tuple(result)
 
 
 def room(rows: int) -> tuple[int, int, int]:
@@ -414,12 +416,12 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    batch: pa.RecordBatch | pa.Table, plan: Plan, baselines: Sequence[Baseline | None] = (), threads: int = 1
+    batch: pa.RecordBatch | pa.Table, plan: ForestPlan, baselines: Sequence[Baseline | None] = (), threads: int = 1
 ) -> Encoded:
     """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes, bins."""
     roles = plan.roles
     unit, key = keys_of(batch, roles)
-    level = places_of(batch.column(roles.treatment), plan)
+    level = plan_level_codes(batch.column(roles.treatment), plan)
     w_bits, *y_bits = plan.exponents
     bins = apply_bins(batch, plan.bins, threads)
     weight = np.maximum(
@@ -433,7 +435,7 @@ def encode(
     return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
 
 
-def places_of(treatment: pa.ChunkedArray | pa.Array, plan: Plan) -> np.ndarray:
+def plan_level_codes(treatment: pa.ChunkedArray | pa.Array, plan: ForestPlan) -> np.ndarray:
     """Place of the level, or cell of doses, that each row received: uint8 [n]."""
     if plan.edges:
         return np.searchsorted(plan.edges, as_numbers(treatment)).astype(np.uint8)
@@ -441,7 +443,7 @@ def places_of(treatment: pa.ChunkedArray | pa.Array, plan: Plan) -> np.ndarray:
     return np.asarray(codes.to_numpy(zero_copy_only=False).astype(np.uint8))
 
 
-def weights_of(batch: pa.RecordBatch | pa.Table, plan: Plan) -> np.ndarray:
+def weights_of(batch: pa.RecordBatch | pa.Table, plan: ForestPlan) -> np.ndarray:
     """What every row counts for: its weight, over its propensity where the plan weighs by it; float64 [n]."""
     roles = plan.roles
     w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
@@ -450,21 +452,21 @@ def weights_of(batch: pa.RecordBatch | pa.Table, plan: Plan) -> np.ndarray:
     return w
 
 
-def buckets_of(key: np.ndarray, plan: Plan) -> np.ndarray:
+def buckets_of(key: np.ndarray, plan: ForestPlan) -> np.ndarray:
     """The bucket of each row: int32 [n]."""
-    return (mix_all(key, np.uint64(plan.seed), BUCKET) % np.uint64(plan.n_buckets)).astype(np.int32)
+    return (mix64_all(key, np.uint64(plan.seed), BUCKET_SALT) % np.uint64(plan.n_buckets)).astype(np.int32)
 
 
 def centred(
-    rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
+    rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
 ) -> Encoded:
     """The rows with each outcome's baseline, if any, taken off, or with sign 1 put back on, to the bit."""
     w_bits, *y_bits = plan.exponents
     wy, fold = rows.wy.copy(), folds_of(rows.key, np.uint64(plan.seed))
     for j, baseline in enumerate(baselines):
         if baseline is not None:
-            expected = baseline.predict(rows.bins, fold, threads)
-            wy[:, j] += sign * fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * expected, y_bits[j])
+            prediction = baseline.predict(rows.bins, fold, threads)
+            wy[:, j] += sign * fixed(np.ldexp(rows.w.astype(np.float64), -w_bits) * prediction, y_bits[j])
     return rows._replace(wy=wy)
 
 

@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from uplift_spark.errors import DataError
 from uplift_spark.forest import defaults
 from uplift_spark.forest.effects import CRITERIA
-from uplift_spark.forest.encode import Encoded, Plan, Summary, check_columns, check_summary, encode, summarise
+from uplift_spark.forest.encode import Encoded, ForestPlan, Summary, check_columns, check_summary, encode, summarise
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline
-from uplift_spark.forest.kernels import accumulate, expected_outcomes, plain_mix
+from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import Roles
-from uplift_spark.stats.sampling import SAMPLE, halves_of, mix_all, unit_hashes
+from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all, unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
 # Forests on doubly robust scores: what each unit's outcome would have been under every level.
@@ -73,7 +73,7 @@ def _level(table: pa.Table, roles: Roles, level: pa.Array, score: pa.Array) -> p
     return pa.table(columns if roles.cluster else {**columns, WHOLE: unit})
 
 
-def as_given(forest: Forest, roles: Roles) -> Forest:
+def with_roles(forest: Forest, roles: Roles) -> Forest:
     """A forest of stacked rows under the roles of the units they are of, or back."""
     return replace(forest, plan=replace(forest.plan, roles=roles))
 
@@ -92,38 +92,38 @@ def as_given(forest: Forest, roles: Roles) -> Forest:
 #
 # Where too few units of a level are near, its average effect over all units stands in (`Forest.effect_arrays`).
 
-ROWS = 4000  # rows the shape is learnt from: averages over them, nothing per row
-LEAST = 100  # of these rows must tell of a level for it to be learnt from
+SHAPE_ROWS = 4000  # rows the shape is learnt from: averages over them, nothing per row
+MIN_LEVEL_ROWS = 100  # of these rows must tell of a level for it to be learnt from
 ROUNDS = 20
 
 
 def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     """The forest with its `mix` learnt from rows like those it was trained on, bins uint8 [n, p]; n is cut to 4,000."""
-    bins = bins[:ROWS]
-    if forest.plan.told:
-        return replace(forest, mix=_spread_of_responses(forest, bins))
+    bins = bins[:SHAPE_ROWS]
+    if forest.plan.reported:
+        return replace(forest, level_shrinkage=_spread_of_responses(forest, bins))
     average, covariance = (part[0] for part in forest.averages(bins))
-    mix = plain_mix(len(forest.levels))
+    shrinkage = no_shrinkage(len(forest.levels))
     threads = os.cpu_count() or 1
     effect, error, low = forest.effects_of(bins, threads)
     doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
-    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and whole.sum() >= LEAST:
-        mix = _shared(forest, bins[whole], effect[whole], covariance)
-        effect, error, low = replace(forest, mix=mix).effects_of(bins, threads)
-    mix[4, 1:] = average
-    mix[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
-    return replace(forest, mix=mix)
+    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and whole.sum() >= MIN_LEVEL_ROWS:
+        shrinkage = _shared(forest, bins[whole], effect[whole], covariance)
+        effect, error, low = replace(forest, level_shrinkage=shrinkage).effects_of(bins, threads)
+    shrinkage[4, 1:] = average
+    shrinkage[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
+    return replace(forest, level_shrinkage=shrinkage)
 
 
 def _spread_of_responses(forest: Forest, bins: np.ndarray) -> np.ndarray:
     """Average and covariance of θ over units, [1 + q, q], with the uncertainty of the average."""
     own = np.eye(len(CRITERIA[forest.plan.criterion].basis(forest.plan.levels)))
-    average, covariance = (part[0] for part in forest.averages(bins, told=own))
-    theta, error, low = forest.effects_of(bins, os.cpu_count() or 1, told=own)
+    average, covariance = (part[0] for part in forest.averages(bins, contrasts=own))
+    theta, error, low = forest.effects_of(bins, os.cpu_count() or 1, contrasts=own)
     apart = np.where(low, np.nan, theta - average)
     size = np.nan_to_num(np.sqrt(_heterogeneity(apart, error)))
     whole = apart[~np.isnan(apart).any(axis=1)]
-    together = np.corrcoef(whole.T).reshape(len(own), len(own)) if len(whole) >= LEAST else own
+    together = np.corrcoef(whole.T).reshape(len(own), len(own)) if len(whole) >= MIN_LEVEL_ROWS else own
     return np.vstack([average, covariance + np.nan_to_num(together) * np.outer(size, size)])
 
 
@@ -131,13 +131,13 @@ def _heterogeneity(apart: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Variance of each level's effects over units [K-1] from their distances to the average [n, K-1], NaN where support
     is low; of a level that hardly has any, the largest of the others'. NaN if no level has support."""
     squares = apart**2 - error**2
-    known = np.isfinite(squares).sum(axis=0) >= LEAST
-    found = np.full(known.size, np.nan)
+    known = np.isfinite(squares).sum(axis=0) >= MIN_LEVEL_ROWS
+    variance = np.full(known.size, np.nan)
     if known.any():
         squares = np.nanmean(squares[:, known], axis=0)
-        found[:] = max(squares.max(), 0.0)
-        found[known] = np.maximum(squares, 0.0)
-    return found
+        variance[:] = max(squares.max(), 0.0)
+        variance[known] = np.maximum(squares, 0.0)
+    return variance
 
 
 def _shared(forest: Forest, bins: np.ndarray, effect: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -146,16 +146,16 @@ def _shared(forest: Forest, bins: np.ndarray, effect: np.ndarray, covariance: np
     scale = (doses - doses[0]) / (doses.max() - doses[0])
     weight = forest.sums[:, :, 0].sum(axis=0).astype(float)
     shape, variance = _shape(effect, scale, weight, covariance)
-    mix = plain_mix(len(doses))
-    mix[0] = shape
-    mix[2, 1:] = -shape[1:]
-    departure, error, _ = replace(forest, mix=mix).effects_of(bins)
+    shrinkage = no_shrinkage(len(doses))
+    shrinkage[0] = shape
+    shrinkage[2, 1:] = -shape[1:]
+    departure, error, _ = replace(forest, level_shrinkage=shrinkage).effects_of(bins)
     if np.isnan(error).all(axis=0).any():  # too few trees to tell noise from signal: every level stands alone
-        return plain_mix(len(doses))
+        return no_shrinkage(len(doses))
     own = np.maximum(0.0, 1.0 - np.nanmean(error**2, axis=0) / np.maximum((departure**2).mean(axis=0), 1e-300))
-    mix[1, 1:], mix[2, 1:] = own, (1.0 - own) * shape[1:]
-    mix[3, 1:] = (1.0 - own) ** 2 * variance[1:]
-    return mix
+    shrinkage[1, 1:], shrinkage[2, 1:] = own, (1.0 - own) * shape[1:]
+    shrinkage[3, 1:] = (1.0 - own) ** 2 * variance[1:]
+    return shrinkage
 
 
 def _common(effect: np.ndarray, shape: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -174,26 +174,26 @@ def _shape(
         size = float(np.mean(theta**2))
         if size <= 0.0:
             return scale, np.zeros(scale.size)
-        found = theta @ effect / theta.size / size
+        means = theta @ effect / theta.size / size
         # The part of the averages' noise that is not along the shape, seen in units of the common effect.
         counts = weight * (shape - (weight @ shape) / weight.sum())
-        apart = np.eye(found.size) - np.outer(shape[1:], counts[1:] / (counts @ shape))
+        apart = np.eye(means.size) - np.outer(shape[1:], counts[1:] / (counts @ shape))
         noise = np.diag(apart @ covariance @ apart.T) / size
-        smooth, kept = _parabola(found, scale[1:], noise)
+        smooth, kept = _parabola(means, scale[1:], noise)
         shape, variance = np.r_[0.0, smooth], np.r_[0.0, kept]
     return shape, variance
 
 
-def _parabola(found: np.ndarray, scale: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`found` [K-1] drawn to its best parabola through 0 as its noise [K-1] demands, and the variance that is left."""
-    if found.size < 3 or not (noise > 0).all():
-        return found, noise
+def _parabola(estimate: np.ndarray, scale: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`estimate` [K-1] drawn to its best parabola through 0 as its noise [K-1] demands, and the variance left."""
+    if estimate.size < 3 or not (noise > 0).all():
+        return estimate, noise
     design = np.column_stack([scale, scale**2]) / np.sqrt(noise)[:, None]
     hat = design @ np.linalg.pinv(design)
-    standard = found / np.sqrt(noise)
+    standard = estimate / np.sqrt(noise)
     fitted = hat @ standard
     misfit = float(((standard - fitted) ** 2).sum())
-    kept = max(0.0, 1.0 - (found.size - 2) / misfit) if misfit > 0 else 0.0
+    kept = max(0.0, 1.0 - (estimate.size - 2) / misfit) if misfit > 0 else 0.0
     share = np.diag(hat) + kept**2 * (1.0 - np.diag(hat))
     return (fitted + kept * (standard - fitted)) * np.sqrt(noise), noise * share
 
@@ -212,38 +212,38 @@ def sample_limit(rows: int, n_features: int) -> np.uint64:
     return np.uint64(2**64 - 1) if rows <= wanted else np.uint64(int(wanted / rows * 2.0**64))
 
 
-def sampled(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.uint64) -> np.ndarray:
+def sample_mask(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.uint64) -> np.ndarray:
     """Mask of the sample's rows, by hash of the unit: bool [n]."""
-    return mix_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE) <= limit
+    return mix64_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE_SALT) <= limit
 
 
-def encoded_sample(sample: pa.Table, plan: Plan, threads: int) -> Encoded:
+def encoded_sample(sample: pa.Table, plan: ForestPlan, threads: int) -> Encoded:
     """The sample's rows in canonical order: floating sums over them must not depend on how it was collected."""
     rows = encode(sample, plan, threads=threads)
     return rows.take(np.argsort(rows.unit, kind="stable"))
 
 
-def sample_bins(sample: pa.Table, plan: Plan, threads: int = 1) -> np.ndarray:
+def sample_bins(sample: pa.Table, plan: ForestPlan, threads: int = 1) -> np.ndarray:
     """Bins of the sample's rows in the order in which `finished` wants them, uint8 [n, p]."""
     return encoded_sample(sample, plan, threads).bins
 
 
-def empty_sums(structure: Structure, plan: Plan) -> np.ndarray:
+def empty_sums(structure: Structure, plan: ForestPlan) -> np.ndarray:
     """Zero leaf sums of m outcomes, int64 [leaves, K, 1 + 2m]."""
     return np.zeros((structure.n_leaves, len(plan.levels), 1 + 2 * len(plan.roles.outcomes)), np.int64)
 
 
-def add_rows(
-    sums: np.ndarray, rows: Encoded, routes: Routes, plan: Plan, threads: int = 1, corrected: bool = False
+def add_to_leaves(
+    sums: np.ndarray, rows: Encoded, routes: Routes, plan: ForestPlan, threads: int = 1, corrected: bool = False
 ) -> None:
     """Add rows to the leaves they honestly estimate, in place. Exact: any order, any split of the rows, same sums."""
     bounds = np.linspace(0, plan.n_trees, threads + 1).astype(int)
     halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
-    given = frozen((rows.bins, rows.level, rows.w, rows.wy, rows.bucket, halves))
+    arrays = frozen((rows.bins, rows.level, rows.w, rows.wy, rows.bucket, halves))
     design = (plan.bag_size, plan.n_buckets, plan.growth_buckets)
 
     def some_trees(first: int, last: int) -> None:
-        accumulate(routes, given, design, (first, last), corrected, sums)
+        accumulate(routes, arrays, design, (first, last), corrected, sums)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(some_trees, bounds[:-1], bounds[1:]))
@@ -255,7 +255,7 @@ def plain_shares(sums: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2) / weight
 
 
-def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threads: int = 1) -> Encoded:
+def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: ForestPlan, threads: int = 1) -> Encoded:
     """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
 
     Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
@@ -263,22 +263,24 @@ def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: Plan, threa
     from the bags that do not hold the row. values is `plain_shares`.
     """
     halves = halves_of(rows.key, np.uint64(plan.seed), plan.n_trees // plan.bag_size)
-    expected = np.empty(rows.wy.shape)
-    given, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
+    outcome_mean = np.empty(rows.wy.shape)
+    arrays, values = frozen((rows.bins, rows.level, halves)), frozen([values])[0]
 
     def some_rows(low: int, high: int) -> None:
-        part = tuple(column[low:high] for column in given)
-        expected_outcomes(routes, values, part, plan.bag_size, expected[low:high])
+        part = tuple(column[low:high] for column in arrays)
+        leaf_outcome_means(routes, values, part, plan.bag_size, outcome_mean[low:high])
 
     bounds = np.linspace(0, rows.key.size, threads + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(some_rows, bounds[:-1], bounds[1:]))
     # A row about which no tree knows anything stays as it is.
-    missed = rows.wy - np.rint(rows.w[:, None] * np.where(np.isnan(expected), 0.0, expected)).astype(np.int64)
-    return rows._replace(wy=rows.wy + np.where(np.isnan(expected), 0, missed))
+    missed = rows.wy - np.rint(rows.w[:, None] * np.where(np.isnan(outcome_mean), 0.0, outcome_mean)).astype(np.int64)
+    return rows._replace(wy=rows.wy + np.where(np.isnan(outcome_mean), 0, missed))
 
 
-def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Structure, plan: Plan) -> dict[str, Any]:
+def training_facts(
+    summary: Summary, statuses: list[dict[str, Any]], structure: Structure, plan: ForestPlan
+) -> dict[str, Any]:
     """What training found; DataError if units repeat or no bucket could grow a tree."""
     duplicates = sum(status.get("duplicates", 0) for status in statuses)
     if duplicates:
@@ -293,24 +295,33 @@ def facts_of(summary: Summary, statuses: list[dict[str, Any]], structure: Struct
 
 
 def finished(
-    plan: Plan, structure: Structure, sums: np.ndarray, facts: Mapping[str, Any], baselines: Baselines, bins: np.ndarray
+    plan: ForestPlan,
+    structure: Structure,
+    sums: np.ndarray,
+    facts: Mapping[str, Any],
+    baselines: Baselines,
+    bins: np.ndarray,
 ) -> Forest:
     """The forest of these parts; in each outcome, levels learn from each other at rows like `bins`, uint8 [n, p]."""
     forest = Forest(plan, structure, sums, facts, baselines[0], None, tuple((one, None) for one in baselines[1:]))
-    mix, *mixes = [share_levels(forest.of(name), bins).mix for name in plan.roles.outcomes]
-    return replace(forest, mix=mix, more=tuple(zip(baselines[1:], mixes, strict=True)))
+    shrinkage, *shrinkages = [share_levels(forest.of(name), bins).level_shrinkage for name in plan.roles.outcomes]
+    return replace(forest, level_shrinkage=shrinkage, more=tuple(zip(baselines[1:], shrinkages, strict=True)))
 
 
 def estimate(
-    rows: Encoded, grown: tuple[Plan, Structure, Baselines], facts: Mapping[str, Any], bins: np.ndarray, threads: int
+    rows: Encoded,
+    grown: tuple[ForestPlan, Structure, Baselines],
+    facts: Mapping[str, Any],
+    bins: np.ndarray,
+    threads: int,
 ) -> Forest:
     """The forest of these trees with the leaf sums of `rows`; `bins` are those of the sample (see `finished`)."""
     plan, structure, baselines = grown
     sums, routes = empty_sums(structure, plan), structure.routes
-    add_rows(sums, rows, routes, plan, threads)
+    add_to_leaves(sums, rows, routes, plan, threads)
     if plan.debias:
         rows = correct(rows, routes, plain_shares(sums), plan, threads)
-        add_rows(sums, rows, routes, plan, threads, corrected=True)
+        add_to_leaves(sums, rows, routes, plan, threads, corrected=True)
     return finished(plan, structure, sums, facts, baselines, bins)
 
 
@@ -318,19 +329,19 @@ def estimate_table(table: pa.Table, forest: Forest) -> Forest:
     """The forest's trees estimated anew from an Arrow table alone, on all cores."""
     if forest.roles.scores:
         roles = forest.roles
-        return as_given(estimate_table(stacked(table, roles), as_given(forest, stacked_roles(roles))), roles)
+        return with_roles(estimate_table(stacked(table, roles), with_roles(forest, stacked_roles(roles))), roles)
     threads = os.cpu_count() or 1
     parts = grown_parts(forest)
     plan, _, baselines = parts
     summary = summarise(table, plan.roles)
     facts = facts_anew(forest, summary)
     limit = sample_limit(summary.rows, len(plan.bins))
-    sample = table.filter(pa.array(sampled(table, plan.roles.unit, plan.seed, limit)))
+    sample = table.filter(pa.array(sample_mask(table, plan.roles.unit, plan.seed, limit)))
     rows = encode(table, plan, baselines, threads)
     return estimate(rows, parts, facts, sample_bins(sample, plan, threads), threads)
 
 
-def grown_parts(forest: Forest) -> tuple[Plan, Structure, Baselines]:
+def grown_parts(forest: Forest) -> tuple[ForestPlan, Structure, Baselines]:
     """What `estimate` keeps of a forest: plan, trees, baselines."""
     return forest.plan, forest.structure, (forest.baseline, *(baseline for baseline, _ in forest.more))
 
@@ -342,11 +353,15 @@ def facts_anew(forest: Forest, summary: Summary) -> dict[str, Any]:
     """
     check_summary(summary, forest.roles)
     rows = forest.plan.level_rows(summary.levels)
-    known, found = set(forest.plan.levels.names), {name for name, count in rows.items() if count}
-    if known != found:
-        wrong = f"no row of {', '.join(sorted(known - found))}" if known - found else f"levels {sorted(found - known)}"
+    known, present = set(forest.plan.levels.names), {name for name, count in rows.items() if count}
+    if known != present:
+        wrong = (
+            f"no row of {', '.join(sorted(known - present))}"
+            if known - present
+            else f"levels {sorted(present - known)}"
+        )
         raise DataError(
             f"column {forest.roles.treatment!r} has {wrong}, so this forest of levels "
             f"{', '.join(forest.plan.levels.names)} cannot be estimated from these rows: train a new one"
         )
-    return facts_of(summary, forest.facts["buckets"], forest.structure, forest.plan)
+    return training_facts(summary, forest.facts["buckets"], forest.structure, forest.plan)

@@ -20,7 +20,7 @@ from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.trees import LEAF, node_child, node_feature
 from uplift_spark.stats.moments import ratio
 
-MAX_DEPTH = 4
+IMPORTANCE_DEPTH = 4
 DECAY = 2.0
 _RANK = 1e-7  # standardised columns whose smallest stretch is below this share of the largest are dependent
 _CONSTANT = 1e-10  # relative: a column, or a residual, that varies by less does not vary
@@ -124,7 +124,7 @@ def calibration_test(
     names = [f"effect of level {k + 1}" for k in range(effect.shape[1])]
     _finite(effect, names)
     w, codes = _checked(score, weight, cluster)
-    found = np.full((2, 2, score.shape[1]), np.nan)  # mean and slope, each with its error
+    estimates = np.full((2, 2, score.shape[1]), np.nan)  # mean and slope, each with its error
     df = len(score) - 2 if codes is None else int(codes.max())
     for k in range(score.shape[1]):
         centred, mean, spread = _standardised(effect[:, [k]], w)
@@ -132,10 +132,12 @@ def calibration_test(
         design = _Design.of(centred[:, :varying], w, codes, names[k : k + varying])
         coefficients, covariance = design.regress(score[:, k])
         scale = np.array([mean[0] or np.nan, spread[0]])[: coefficients.size]
-        found[: scale.size, 0, k] = coefficients / scale
-        found[: scale.size, 1, k] = np.sqrt(np.diag(covariance)) / np.abs(scale)
-    t = ratio(*found[1])
-    return Calibration(found[0, 0], found[0, 1], found[1, 0], found[1, 1], t, scipy.stats.t.sf(t, df), df)
+        estimates[: scale.size, 0, k] = coefficients / scale
+        estimates[: scale.size, 1, k] = np.sqrt(np.diag(covariance)) / np.abs(scale)
+    t = ratio(*estimates[1])
+    return Calibration(
+        estimates[0, 0], estimates[0, 1], estimates[1, 0], estimates[1, 1], t, scipy.stats.t.sf(t, df), df
+    )
 
 
 @dataclass(frozen=True)
@@ -374,9 +376,9 @@ def variable_importance(forest: Forest) -> dict[str, float]:
     passing, splits = _split_weights(forest)
     names = [bins.name for bins in forest.plan.bins]
     shares = np.zeros(len(names))
-    for depth, places in enumerate(splits[:MAX_DEPTH], start=1):
-        features = node_feature.py_func(forest.structure.nodes[places])
-        shares += np.bincount(features, passing[places], len(names)) / depth**DECAY
+    for depth, level_nodes in enumerate(splits[:IMPORTANCE_DEPTH], start=1):
+        features = node_feature.py_func(forest.structure.nodes[level_nodes])
+        shares += np.bincount(features, passing[level_nodes], len(names)) / depth**DECAY
     total = shares.sum()
     return dict(zip(names, (shares / total if total > 0 else shares).tolist(), strict=True))
 
@@ -391,10 +393,10 @@ def _split_weights(forest: Forest) -> tuple[np.ndarray, list[np.ndarray]]:
     passing = np.zeros(s.nodes.size)
     passing[leaf] = forest.sums[:, :, 0].sum(axis=1)[s.leaf_start[tree[leaf]] + child[leaf]]
     splits = []
-    places = s.node_start[:-1][np.diff(s.node_start) > 0]
-    while (places := places[~leaf[places]]).size:
-        splits.append(places)
-        places = np.concatenate([left[places], left[places] + 1])
-    for places in reversed(splits):
-        passing[places] = passing[left[places]] + passing[left[places] + 1]
+    level_nodes = s.node_start[:-1][np.diff(s.node_start) > 0]
+    while (level_nodes := level_nodes[~leaf[level_nodes]]).size:
+        splits.append(level_nodes)
+        level_nodes = np.concatenate([left[level_nodes], left[level_nodes] + 1])
+    for level_nodes in reversed(splits):
+        passing[level_nodes] = passing[left[level_nodes]] + passing[left[level_nodes] + 1]
     return passing, splits

@@ -23,17 +23,17 @@ from uplift_spark.forest.effects import (
     Z95,
     average_responses,
     bag_covariance,
+    contrast_matrix,
     dose_matrix,
     few_bags,
     left_out,
     moments,
     predict_responses,
-    told_map,
     variance_factor,
 )
-from uplift_spark.forest.encode import Plan, keys_of, monotone, told_levels
+from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
 from uplift_spark.forest.grow import Baseline
-from uplift_spark.forest.kernels import average_pulls, plain_mix, predict
+from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
@@ -211,7 +211,7 @@ class Forest:
               (`training.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
     facts     what training found: rows, rows per level, range of each outcome, bucket statuses
     baseline  what the outcome was centred by, if at all
-    mix       float64 [6, K]: how levels learn from each other, and the average and the variance of a unit's effect
+    level_shrinkage  float64 [6, K]: how levels learn from each other; average and variance of a unit's effect
               that stand in where a level has low support (`forest.estimate`); where effects are told from a response,
               average and covariance of a unit's θ, [1 + q, q]; None: neither
     more      (baseline, mix) of every further outcome
@@ -219,12 +219,12 @@ class Forest:
     Everything but `of` and the file is about the first outcome, which shaped the trees.
     """
 
-    plan: Plan
+    plan: ForestPlan
     structure: Structure
     sums: np.ndarray
     facts: Mapping[str, Any]
     baseline: Baseline | None = None
-    mix: np.ndarray | None = None
+    level_shrinkage: np.ndarray | None = None
     more: tuple[tuple[Baseline | None, np.ndarray | None], ...] = ()
 
     def of(self, outcome: str) -> Forest:
@@ -238,15 +238,15 @@ class Forest:
         if not self.more:
             return self
         j = self.roles.outcomes.index(outcome)
-        baseline, mix = ((self.baseline, self.mix), *self.more)[j]
+        baseline, shrinkage = ((self.baseline, self.level_shrinkage), *self.more)[j]
         sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
         facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
-        return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, mix)
+        return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
 
     @property
     def levels(self) -> Levels:
         """Those that effects are of, control first."""
-        return self.plan.told or self.plan.levels
+        return self.plan.reported or self.plan.levels
 
     @property
     def roles(self) -> Roles:
@@ -268,7 +268,7 @@ class Forest:
         outcomes = self.sums[:, :, 2 if self.plan.debias else 1]
         values = shares(self.sums[:, :, 0], outcomes, SUPPORTING * self._row_weight)
         values[:, :, 1] = np.ldexp(values[:, :, 1], w_bits - y_bits)
-        if self.plan.told:
+        if self.plan.reported:
             basis = CRITERIA[self.plan.criterion].basis(self.plan.levels)
             enough = self.sums[:, :, 0].sum(axis=1) >= SUPPORTING * (1 + len(basis)) * self._row_weight
             values = moments(values, basis, enough)
@@ -302,18 +302,18 @@ class Forest:
         return self.effects_of(bins, threads, errors=errors, key=key)
 
     @cached_property
-    def _told(self) -> np.ndarray:
-        return told_map(self.plan)
+    def _contrasts(self) -> np.ndarray:
+        return contrast_matrix(self.plan)
 
     def at(self, doses: Sequence[float], partial: bool = False) -> Forest:
         """The forest telling effects of these doses against the control's or, partial, of one unit more of each.
 
         Raises ConfigError unless it was trained with `roles.grid`.
         """
-        if not self.roles.grid or self.plan.told is None:
+        if not self.roles.grid or self.plan.reported is None:
             raise ConfigError("this forest knows the effects of its levels only: train it with roles.grid")
-        told = told_levels(self.roles.control, doses)
-        return replace(self, plan=replace(self.plan, told=told, partial=partial))
+        reported = levels_at_doses(self.roles.control, doses)
+        return replace(self, plan=replace(self.plan, reported=reported, partial=partial))
 
     def effects_of(
         self,
@@ -322,19 +322,19 @@ class Forest:
         *,
         errors: bool = True,
         key: np.ndarray | None = None,
-        told: np.ndarray | None = None,
+        contrasts: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n].
 
-        told  float64 [L, q]: effects told @ θ in place of the plan's, where those are told from a response
+        contrasts  float64 [L, q]: effects told @ θ in place of the plan's, where those are told from a response
         """
-        asked, told = told, frozen([self._told if told is None else told])[0]
+        requested, contrasts = contrasts, frozen([self._contrasts if contrasts is None else contrasts])[0]
         n_bags = 0 if key is None else self.plan.n_trees // self.plan.bag_size
         key = np.zeros(len(bins), np.uint64) if key is None else key
         bins, halves = frozen((bins, halves_of(key, np.uint64(self.plan.seed), n_bags)))
-        shape = (bins.shape[0], len(told) or len(self.levels) - 1)
+        shape = (bins.shape[0], len(contrasts) or len(self.levels) - 1)
         effect, variance, support = np.empty(shape), np.full(shape, np.nan), np.empty(shape)
-        mix = frozen([self._mix(told)])[0]
+        shrinkage = frozen([self._shrinkage(contrasts)])[0]
 
         step = max(1, min(_ROWS_PER_CALL, -(-len(bins) // threads)))
 
@@ -342,33 +342,36 @@ class Forest:
             part = np.s_[low : low + step]
             out = (effect[part], variance[part], support[part])
             rows = (bins[part], halves[part])
-            if len(told):
-                predict_responses(self._routes, self._shares, self._design, rows, told, errors, out)
+            if len(contrasts):
+                predict_responses(self._routes, self._shares, self._design, rows, contrasts, errors, out)
             else:
-                predict(self._routes, self._shares, self._design, rows, mix, errors, out)
+                predict_effects(self._routes, self._shares, self._design, rows, shrinkage, errors, out)
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), step)))
         variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
-        _stand_in(mix[4:, 1:], support, effect, variance)
-        if self.plan.monotone and asked is None and not self.plan.partial:
+        _stand_in(shrinkage[4:, 1:], support, effect, variance)
+        if self.plan.monotone and requested is None and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
         return effect, np.sqrt(variance), support < LOW_SUPPORT
 
-    def _mix(self, told: np.ndarray) -> np.ndarray:
+    def _shrinkage(self, contrasts: np.ndarray) -> np.ndarray:
         """The mix of these effects, float64 [6, 1 + L]."""
-        mix = plain_mix(1 + len(told)) if len(told) else plain_mix(len(self.levels))
-        if self.mix is None or not len(told):
-            return mix if self.mix is None else self.mix
-        mix[4, 1:], mix[5, 1:] = told @ self.mix[0], np.einsum("la,ab,lb->l", told, self.mix[1:], told)
-        return mix
+        shrinkage = no_shrinkage(1 + len(contrasts)) if len(contrasts) else no_shrinkage(len(self.levels))
+        if self.level_shrinkage is None or not len(contrasts):
+            return shrinkage if self.level_shrinkage is None else self.level_shrinkage
+        shrinkage[4, 1:], shrinkage[5, 1:] = (
+            contrasts @ self.level_shrinkage[0],
+            np.einsum("la,ab,lb->l", contrasts, self.level_shrinkage[1:], contrasts),
+        )
+        return shrinkage
 
     @property
     def _design(self) -> tuple[int, int, int]:
         return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
 
     def averages(
-        self, bins: np.ndarray, segment: np.ndarray | None = None, told: np.ndarray | None = None
+        self, bins: np.ndarray, segment: np.ndarray | None = None, contrasts: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(average effects [S, K-1], their covariances [S, K-1, K-1]) over the rows of each segment.
 
@@ -376,22 +379,24 @@ class Forest:
         Differences between levels have the variance that follows from the covariance. Without correction for bias,
         which an average hardly has.
         """
-        told = frozen([self._told if told is None else told])[0]
+        contrasts = frozen([self._contrasts if contrasts is None else contrasts])[0]
         segment = np.zeros(len(bins), np.int64) if segment is None else segment
-        n_segments, effects = int(segment.max(initial=-1)) + 1, len(told) or len(self.levels) - 1
-        pulls = np.zeros((n_segments, self.plan.n_trees, effects))
+        n_segments, effects = int(segment.max(initial=-1)) + 1, len(contrasts) or len(self.levels) - 1
+        influence = np.zeros((n_segments, self.plan.n_trees, effects))
         totals, counts = np.zeros((n_segments, effects)), np.zeros(n_segments)
         values = replace(self, plan=replace(self.plan, debias=False))._shares
-        rows, out = frozen((bins, segment)), (pulls, totals, counts)
-        if len(told):
-            average_responses(self._routes, values, self._design, rows, told, *out)
+        rows, out = frozen((bins, segment)), (influence, totals, counts)
+        if len(contrasts):
+            average_responses(self._routes, values, self._design, rows, contrasts, *out)
         else:
-            average_pulls(self._routes, values, self._design, rows, *out)
-        seen = np.where(counts > 0, counts, np.nan)
-        pulls /= seen[:, None, None]
+            average_influence(self._routes, values, self._design, rows, *out)
+        n_rows = np.where(counts > 0, counts, np.nan)
+        influence /= n_rows[:, None, None]
         factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
-        covariance = np.stack([bag_covariance(one, self._design) for one in pulls]) if n_segments else pulls[:, :0]
-        return totals / seen[:, None], factor * covariance
+        covariance = (
+            np.stack([bag_covariance(one, self._design) for one in influence]) if n_segments else influence[:, :0]
+        )
+        return totals / n_rows[:, None], factor * covariance
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
@@ -399,9 +404,11 @@ class Forest:
         small = weights.max(initial=0) < 2**31
         arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
         arrays["outcomes"] = self.sums[:, :, 1:]
-        for mark, (baseline, mix) in zip(_marks(self.plan), ((self.baseline, self.mix), *self.more), strict=True):
-            if mix is not None:
-                arrays[f"mix{mark}"] = mix
+        for mark, (baseline, shrinkage) in zip(
+            _marks(self.plan), ((self.baseline, self.level_shrinkage), *self.more), strict=True
+        ):
+            if shrinkage is not None:
+                arrays[f"mix{mark}"] = shrinkage
             if baseline is not None:
                 arrays |= {f"baseline{mark}_{name}": array for name, array in baseline.structure._asdict().items()}
                 arrays[f"baseline{mark}_values"] = baseline.values
@@ -444,23 +451,25 @@ def load_forest(source: str | Path | bytes) -> Forest:
 
 
 def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
-    plan = Plan.from_dict(manifest["plan"])
+    plan = ForestPlan.from_dict(manifest["plan"])
     k, marks = len(plan.levels), _marks(plan)
     outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
     sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)
 
-    width = 0 if plan.told is None else len(CRITERIA[plan.criterion].basis(plan.levels))
+    width = 0 if plan.reported is None else len(CRITERIA[plan.criterion].basis(plan.levels))
 
     def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
-        values, mix = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
+        values, shrinkage = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
         baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
-        return baseline, None if mix is None else mix.reshape((6, k) if plan.told is None else (-1, width))
+        return baseline, None if shrinkage is None else shrinkage.reshape(
+            (6, k) if plan.reported is None else (-1, width)
+        )
 
     first, *more = map(part, marks)
     return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))
 
 
-def _marks(plan: Plan) -> list[str]:
+def _marks(plan: ForestPlan) -> list[str]:
     """What tells the outcomes' arrays apart in the file; nothing marks the first."""
     return ["", *map(str, range(1, len(plan.roles.outcomes)))]
 

@@ -23,7 +23,7 @@ from uplift_spark.forest.trees import (
     outside,
     split_word,
 )
-from uplift_spark.stats.sampling import FOLDS, TREE, folds_of, mix, mix_all
+from uplift_spark.stats.sampling import FOLDS_SALT, TREE_SALT, folds_of, mix64, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
 # The best split of one node: histograms of exact sums, a linear map to basis moments, one scan per feature.
@@ -401,7 +401,7 @@ def root_floor(rows, shape, limits):
 
 SPARSITY = 5.0  # prior evidence in nats over all features: .2 to 5 are alike on strong signals, more helps weak ones
 CLEAR = 2.0  # nats of evidence below which nothing is known and every feature is tried alike
-KEPT = 0.001  # share of the best feature's evidence below which a feature is no longer tried
+MIN_EVIDENCE_SHARE = 0.001  # share of the best feature's evidence below which a feature is no longer tried
 
 
 class Shape(NamedTuple):
@@ -451,7 +451,7 @@ def _features(evidence, mtry):
     count = p
     if best > CLEAR:
         count = 0
-        while count < p and evidence[order[count]] > max(0.5, KEPT * best):
+        while count < p and evidence[order[count]] > max(0.5, MIN_EVIDENCE_SHARE * best):
             count += 1
     elif mtry < p:  # nothing is known: a random choice, another one at each depth
         order = np.random.permutation(p)
@@ -459,12 +459,12 @@ def _features(evidence, mtry):
 
 
 @nb.njit(cache=True, nogil=True)
-def _score_level(columns, rows, setting, frontier, active, scratch):
+def _score_level(columns, rows, context, frontier, active, scratch):
     """Best split of every (node, feature) of a level, Split fields as arrays [nodes, features], and its excess in nats.
 
     The excess is half of gain / noise less its expectation where there is no effect; -1e300 where no split is allowed.
     """
-    shape, limits, floor, noise, total_weight = setting
+    shape, limits, floor, noise, total_weight = context
     shaped = (frontier.shape[0], active.size)
     gain, excess = np.full(shaped, -1.0), np.full(shaped, -1e300)
     cut, missing_left = np.zeros(shaped, np.int64), np.zeros(shaped, np.bool_)
@@ -484,8 +484,8 @@ def _score_level(columns, rows, setting, frontier, active, scratch):
                 parent = max(explained(total, floor, scratch[4][2]), 0.0)
             gain[v, j] = split.gain - parent
             cut[v, j], missing_left[v, j] = split.threshold, split.missing_left
-            expected = null_gain(bins, shape.categorical[f], floor.size)
-            excess[v, j] = 0.5 * (gain[v, j] / noise - expected) if noise > 0.0 else 0.0
+            chance_gain = null_gain(bins, shape.categorical[f], floor.size)
+            excess[v, j] = 0.5 * (gain[v, j] / noise - chance_gain) if noise > 0.0 else 0.0
     return gain, cut, missing_left, excess
 
 
@@ -524,9 +524,9 @@ def _choose(v, scores, active, prior, min_gain):
 
 
 @nb.njit(cache=True, nogil=True)
-def _members(columns, rows, node, split, setting, scratch):
+def _members(columns, rows, node, split, context, scratch):
     """The set of categories that goes left, uint64 [1, 4]; found again, as only winners need it."""
-    shape, limits, floor, noise, _ = setting
+    shape, limits, floor, noise, _ = context
     histogram(columns[split.feature], rows, node[1], node[2], shape.n_bins[split.feature], scratch[0])
     best_split(scratch[0], split.feature, shape, limits, floor, noise, scratch)
     return scratch[5].copy().reshape(1, 4)
@@ -557,17 +557,17 @@ def grow_tree(columns, rows, shape, limits, seed, known):
     n, p = rows[0].size, columns.shape[0]
     buffer = (np.empty_like(rows[0]), np.empty_like(rows[1]), np.empty_like(rows[2]), np.empty_like(rows[3]))
     floor = root_floor(rows, shape, limits)
-    setting = (shape, limits, floor, noise_level(rows, shape), rows[2].sum())
+    context = (shape, limits, floor, noise_level(rows, shape), rows[2].sum())
     scratch = split_scratch(shape.n_bins.max(), shape.basis)
     learning = known.max() <= CLEAR
     evidence, running = known.copy(), np.zeros(p)
     nodes, sets = np.zeros(3 + 2 * n, np.uint64), np.zeros((16, 4), np.uint64)
     frontier = np.array([[0, 0, n]])
-    used, leaves, n_sets, found = 1, 0, 0, 0.0
+    used, leaves, n_sets, total_gain = 1, 0, 0, 0.0
     for depth in range(limits.max_depth + 1):
         deeper, last = np.empty((2 * frontier.shape[0], 3), np.int64), depth == limits.max_depth
         active = _features(evidence, limits.mtry) if not last else np.empty(0, np.int64)
-        scores = _score_level(columns, rows, setting, frontier, active, scratch)
+        scores = _score_level(columns, rows, context, frontier, active, scratch)
         if learning:
             _learn(scores[3], active, running, evidence)
         prior, added = _log_prior(evidence, active), 0
@@ -581,7 +581,7 @@ def grow_tree(columns, rows, shape, limits, seed, known):
             by_set = shape.categorical[split.feature]
             members = np.zeros((1, 4), np.uint64)
             if by_set:
-                members = _members(columns, rows, frontier[v], split, setting, scratch)
+                members = _members(columns, rows, frontier[v], split, context, scratch)
                 sets = _with_set(sets, n_sets, members)
             nodes[node] = split_word(split, used, n_sets, by_set)
             n_sets += by_set
@@ -589,11 +589,11 @@ def grow_tree(columns, rows, shape, limits, seed, known):
             deeper[added] = (used, start, middle)
             deeper[added + 1] = (used + 1, middle, stop)
             added, used = added + 2, used + 2
-            found += 0.5 * split.gain / setting[3] if posterior > 0.0 else 0.0
+            total_gain += 0.5 * split.gain / context[3] if posterior > 0.0 else 0.0
         frontier = deeper[:added]
         if added == 0:
             break
-    return nodes[:used].copy(), sets[:n_sets].copy(), leaves, evidence, found
+    return nodes[:used].copy(), sets[:n_sets].copy(), leaves, evidence, total_gain
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -605,13 +605,13 @@ def grow_tree(columns, rows, shape, limits, seed, known):
 # comes from the trees that were grown on the other fold.
 
 TREES = 16  # per fold: more lowered the residual variance by under half a percent
-LEAVES = 400  # at most, so that the baseline stays small in the model file
+MAX_BASELINE_LEAVES = 400  # at most, so that the baseline stays small in the model file
 SMALLEST = 10  # rows per leaf
 WORTH = 0.01  # share of the outcome's variance that the baseline must explain on rows it was not grown on
 
 
 @nb.njit(cache=True, nogil=True)
-def averages(routes, values, bins, fold, out):
+def fold_means(routes, values, bins, fold, out):
     """Mean leaf value of the trees of each row's fold: out float64 [n]."""
     half = len(routes.rounds) // 2
     leaves = np.empty((BLOCK, len(routes.rounds)), np.int32)
@@ -649,11 +649,11 @@ class Baseline(NamedTuple):
 
     def predict(self, bins: np.ndarray, fold: np.ndarray, threads: int = 1) -> np.ndarray:
         """m(x) of rows with bins uint8 [n, p] in folds int64 [n]: float64 [n]."""
-        routes, given = self.structure.routes, frozen((bins, fold, self.values))
+        routes, arrays = self.structure.routes, frozen((bins, fold, self.values))
         out = np.empty(len(bins))
 
         def some_rows(low: int, high: int) -> None:
-            averages(routes, given[2], given[0][low:high], given[1][low:high], out[low:high])
+            fold_means(routes, arrays[2], arrays[0][low:high], arrays[1][low:high], out[low:high])
 
         bounds = np.linspace(0, len(bins), threads + 1).astype(int)
         with ThreadPoolExecutor(threads) as pool:
@@ -680,13 +680,13 @@ def fit_baseline(
     shape = Shape(np.ones((1, 1)), bins[0], bins[1], 0.0)
 
     def grown(number: int, mine: np.ndarray, known: np.ndarray) -> tuple:
-        leaf = max(SMALLEST, mine.size / LEAVES) * w.mean()
+        leaf = max(SMALLEST, mine.size / MAX_BASELINE_LEAVES) * w.mean()
         limits = Limits(float(leaf), float(leaf), 12, 0.0, 0.0, len(columns), 0.05)
         work = (mine.astype(np.int32), np.zeros(mine.size, np.uint8), w[mine], wy[mine])
-        return grow_tree(columns, work, shape, limits, np.uint64(mix(np.uint64(number), seed, TREE)), known)
+        return grow_tree(columns, work, shape, limits, np.uint64(mix64(np.uint64(number), seed, TREE_SALT)), known)
 
     def tree(number: int) -> Tree:
-        draw = (mix_all(key, seed, FOLDS + np.uint64(1 + number)) & np.uint64(1)) == 1
+        draw = (mix64_all(key, seed, FOLDS_SALT + np.uint64(1 + number)) & np.uint64(1)) == 1
         mine = np.flatnonzero((fold != number // TREES) & draw)
         nodes, sets, leaves, _, _ = grown(number, mine, pilots[number // TREES][3])
         return Tree(number, nodes, sets, int(leaves))
@@ -700,8 +700,8 @@ def fit_baseline(
         structure = assemble(list(pool.map(tree, range(2 * TREES))), 2 * TREES)
     by_row = np.ascontiguousarray(columns.T)
     sums = np.zeros((structure.n_leaves, 2), np.int64)
-    given = frozen((by_row, fold, w, wy))
-    add_leaves(structure.routes, given, sums)
+    arrays = frozen((by_row, fold, w, wy))
+    add_leaves(structure.routes, arrays, sums)
     means = np.where(sums[:, 0] > 0, sums[:, 1] / np.maximum(sums[:, 0], 1), wy.sum() / w.sum())
     baseline = Baseline(structure, means * scale)
     y = wy / w * scale

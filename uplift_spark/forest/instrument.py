@@ -28,7 +28,9 @@ from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 
 LEFT = "_left"  # column: the outcome less what deliveries bring on average
-WEAK = 3.0  # standard errors that the effect on delivery must be from zero for a ratio to be told (t of 3: F of 9)
+MIN_INSTRUMENT_T = (
+    3.0  # standard errors that the effect on delivery must be from zero for a ratio to be told (t of 3: F of 9)
+)
 
 
 @dataclass(frozen=True)
@@ -100,23 +102,23 @@ class Instrumental:
         in common is not known, so intervals are wide rather than narrow. Weak: the effect on delivery is less than
         WEAK of its errors from zero, or support is low; effect and error are NaN there.
         """
-        found = [self.forest.of(name).effect_arrays(rows, threads) for name in (LEFT, self.delivered)]
-        (left, left_error, low), (moved, moved_error, few) = found
-        weak = low | few | ~(np.abs(moved) > WEAK * moved_error)
+        estimates = [self.forest.of(name).effect_arrays(rows, threads) for name in (LEFT, self.delivered)]
+        (left, left_error, low), (moved, moved_error, few) = estimates
+        weak = low | few | ~(np.abs(moved) > MIN_INSTRUMENT_T * moved_error)
         apart = np.where(weak, np.nan, left) / np.where(weak, np.nan, moved)
         error = (left_error + np.abs(apart) * moved_error) / np.abs(moved)
         return self.overall + apart, np.where(weak, np.nan, error), weak
 
 
 def fit_instrumental(
-    table: pa.Table, roles: Roles, delivered: str, params: Params, say: ProgressCallback = lambda _: None
+    table: pa.Table, roles: Roles, delivered: str, params: Params, progress: ProgressCallback = lambda _: None
 ) -> Instrumental:
     """Train from a trial: `roles` of assignment and outcome, `delivered` a numeric column, 0 where nothing was.
 
     Raises DataError when delivery is missing, or no level moves it; else like `fit_table`.
     """
     left, overall = without_delivery(table, roles, delivered)
-    forest = fit_table(left, left_roles(roles, delivered), params, say)
+    forest = fit_table(left, left_roles(roles, delivered), params, progress)
     return Instrumental(forest, roles, overall, delivered)
 
 
@@ -139,7 +141,7 @@ def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.
         raise DataError(
             f"column {delivered!r} is null, NaN or infinite in {missing} of {d.size} rows: fill or drop them"
         )
-    names, place = np.unique(
+    names, level_code = np.unique(
         level_names(table.column(roles.treatment)).to_numpy(zero_copy_only=False), return_inverse=True
     )
     weight = np.ones(d.size) if roles.weight is None else as_numbers(table.column(roles.weight))
@@ -147,7 +149,7 @@ def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.
         weight = weight / as_numbers(table.column(roles.propensity))
     finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked
     sums = np.stack(
-        [np.bincount(place, part, len(names)) for part in (weight, weight * d, weight * finite, weight * d**2)]
+        [np.bincount(level_code, part, len(names)) for part in (weight, weight * d, weight * finite, weight * d**2)]
     )
     overall = two_stage(sums, delivered, d.size)
     return table.append_column(LEFT, pa.array(y - overall * d)), overall
@@ -176,9 +178,9 @@ def complier_average(
     n = len(on_outcome)
     moved = on_delivery.mean(axis=0)
     effect = on_outcome.mean(axis=0) / moved
-    pull = (on_outcome - effect * on_delivery) / moved
+    influence = (on_outcome - effect * on_delivery) / moved
     if cluster is not None:
-        place = np.unique(cluster, return_inverse=True)[1]
-        pull = np.stack([np.bincount(place, column) for column in pull.T], axis=1)
-    groups = len(pull)
-    return effect, np.sqrt((pull**2).sum(axis=0) * groups / (groups - 1)) / n
+        cluster_code = np.unique(cluster, return_inverse=True)[1]
+        influence = np.stack([np.bincount(cluster_code, column) for column in influence.T], axis=1)
+    groups = len(influence)
+    return effect, np.sqrt((influence**2).sum(axis=0) * groups / (groups - 1)) / n

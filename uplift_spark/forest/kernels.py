@@ -10,7 +10,7 @@ import math
 import numba as nb
 import numpy as np
 
-from uplift_spark.forest.trees import BLOCK, LANES, load, new_lists, take, walk
+from uplift_spark.forest.trees import BLOCK, LANES, load_block, new_lists, take, walk
 from uplift_spark.stats.sampling import in_half, shapes
 
 IN_CACHE = 1 << 16  # sums by row, bucket and level that stay in cache while trees are added to them
@@ -55,7 +55,7 @@ def accumulate(routes, rows, design, span, corrected, sums):
     which = lists[0]
     for low in range(0, bins.shape[0], BLOCK):
         block, of_bag = (low, min(BLOCK, bins.shape[0] - low)), -1
-        load(bins, low, block[1], lists)
+        load_block(bins, low, block[1], lists)
         for t in range(span[0], span[1]):
             if routes.root[t] == routes.root[t + 1]:
                 continue
@@ -74,21 +74,21 @@ def accumulate(routes, rows, design, span, corrected, sums):
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def _sum_own(lists, count, level, values, totals, places):
-    """Add what the leaves at[j] hold of each row's own level to its totals; see `expected_outcomes` and `_add`."""
+def _sum_own(lists, count, level, values, totals, n_columns):
+    """Add what the leaves at[j] hold of each row's own level to its totals; see `leaf_outcome_means` and `_add`."""
     which, at, _, _ = lists
     for j in range(count):
-        for place in range(places):
-            totals[which[j], place] += values[at[j], level[which[j]], place]
+        for column in range(n_columns):
+            totals[which[j], column] += values[at[j], level[which[j]], column]
 
 
 @nb.njit(cache=True, nogil=True)
-def expected_outcomes(routes, values, rows, bag, expected):
+def leaf_outcome_means(routes, values, rows, bag, outcome_mean):
     """What the forest expects of each row's outcomes at its own level, from the bags that do not hold the row.
 
     values    float64 [leaves, K, 1 + m]: each leaf's Σw_k / Σw and, per outcome, Σwy_k / Σw; zero without rows
     rows      (bins, level, halves)
-    expected  float64 [n, m], written; NaN if nothing is known
+    outcome_mean  float64 [n, m], written; NaN if nothing is known
     """
     bins, level, halves = rows
     lists, count = new_lists(bins.shape[1]), 0
@@ -96,7 +96,7 @@ def expected_outcomes(routes, values, rows, bag, expected):
     totals = np.empty((BLOCK, values.shape[2]))
     for low in range(0, bins.shape[0], BLOCK):
         block, of_bag = (low, min(BLOCK, bins.shape[0] - low)), -1
-        load(bins, low, block[1], lists)
+        load_block(bins, low, block[1], lists)
         totals[:] = 0.0
         for t in range(len(routes.rounds)):
             if routes.root[t] == routes.root[t + 1]:
@@ -111,8 +111,8 @@ def expected_outcomes(routes, values, rows, bag, expected):
                 _sum_own(lists, count, level[low:], values, totals, values.shape[2])
         for j in range(block[1]):
             share = totals[j, 0]
-            for y in range(expected.shape[1]):
-                expected[low + j, y] = totals[j, 1 + y] / share if share > 0.0 else np.nan
+            for y in range(outcome_mean.shape[1]):
+                outcome_mean[low + j, y] = totals[j, 1 + y] / share if share > 0.0 else np.nan
 
 
 @nb.njit(cache=True, nogil=True)
@@ -142,8 +142,8 @@ def sum_shares(routes, values, block, design, lists, leaves, totals, counts):
     bins, halves, low, rows = block
     bag, n_buckets, _ = design
     which, at, _, _ = lists
-    flat, places = values.reshape(values.shape[0], -1), totals.shape[2]  # one loop without inner ones is fast
-    load(bins, low, rows, lists)
+    flat, n_columns = values.reshape(values.shape[0], -1), totals.shape[2]  # one loop without inner ones is fast
+    load_block(bins, low, rows, lists)
     for j in range(rows):
         which[j] = j
     totals[:], counts[:] = 0.0, 0.0
@@ -160,8 +160,8 @@ def sum_shares(routes, values, block, design, lists, leaves, totals, counts):
                 continue
             leaves[t, j] = leaf
             counts[b, j] += 1.0
-            for place in range(places):
-                totals[b, j, place] += flat[leaf, place]
+            for column in range(n_columns):
+                totals[b, j, column] += flat[leaf, column]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -186,14 +186,14 @@ def _dose_effect(measure, shape):
 
 
 @nb.njit(cache=True, nogil=True)
-def _solve(totals, counts, mix, block, effect, support, theta):
+def _solve(totals, counts, shrinkage, block, effect, support, theta):
     """Effects of a block's rows, and what their trees' pulls are measured by.
 
     block is (measure [3, K, BLOCK]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, K, BLOCK]: mean pull
-    of a bucket's trees), written. Counts are replaced by what `_add_pulls` stretches pulls by.
+    of a bucket's trees), written. Counts are replaced by what `_add_influence` stretches pulls by.
     """
     measure, centre = block
-    rows, levels, n_buckets = effect.shape[0], mix.shape[1], totals.shape[0]
+    rows, levels, n_buckets = effect.shape[0], shrinkage.shape[1], totals.shape[0]
     totals = totals.reshape(n_buckets, totals.shape[1], levels, 3)
     for j in range(rows):
         trees = max(counts[:, j].sum(), 1.0)
@@ -203,19 +203,19 @@ def _solve(totals, counts, mix, block, effect, support, theta):
                 n, s = n + totals[b, j, k, 0], s + totals[b, j, k, 1]
             measure[0, k, j] = trees / n if n > 0.0 else np.nan
             measure[1, k, j] = s / n if n > 0.0 else np.nan
-        theta[j] = _dose_effect(measure[:, :, j], mix[0])
+        theta[j] = _dose_effect(measure[:, :, j], shrinkage[0])
         for k in range(1, levels):
-            effect[j, k - 1] = mix[1, k] * (measure[1, k, j] - measure[1, 0, j]) + mix[2, k] * theta[j]
+            effect[j, k - 1] = shrinkage[1, k] * (measure[1, k, j] - measure[1, 0, j]) + shrinkage[2, k] * theta[j]
             support[j, k - 1] = totals[:, j, k, 2].sum() / trees
         for b in range(n_buckets):
             for k in range(levels):
-                pull = (totals[b, j, k, 1] - measure[1, k, j] * totals[b, j, k, 0]) * measure[0, k, j]
-                centre[b, k, j] = pull / counts[b, j] if counts[b, j] > 1.0 else 0.0
+                influence = (totals[b, j, k, 1] - measure[1, k, j] * totals[b, j, k, 0]) * measure[0, k, j]
+                centre[b, k, j] = influence / counts[b, j] if counts[b, j] > 1.0 else 0.0
             counts[b, j] = math.sqrt(counts[b, j] / max(counts[b, j] - 1.0, 1.0))
 
 
 @nb.njit(cache=True, nogil=True)
-def _pull(leaves, values, measure, centre, speaks, shares, pulls):
+def _influence(leaves, values, measure, centre, speaks, shares, influence):
     """One tree's pulls on the means of the levels, and on their differences from the control for k > 0.
 
     leaves int32 [block] -> speaks float64 [block], 0 where the tree does not; shares (scratch) and pulls [K, block],
@@ -225,23 +225,23 @@ def _pull(leaves, values, measure, centre, speaks, shares, pulls):
     for j in range(speaks.size):
         speaks[j] = 1.0 if leaves[j] >= 0 else 0.0
     for k in range(values.shape[1]):
-        share, pull, inverse, mean, middle = shares[k], pulls[k], measure[0, k], measure[1, k], centre[k]
+        share, level_influence, inverse, mean, middle = shares[k], influence[k], measure[0, k], measure[1, k], centre[k]
         for j in range(0, speaks.size, LANES):
             take(flat, leaves, share, j, width, 3 * k)
-            take(flat, leaves, pull, j, width, 3 * k + 1)
+            take(flat, leaves, level_influence, j, width, 3 * k + 1)
         for j in range(speaks.size):
-            pull[j] = (pull[j] - mean[j] * share[j]) * inverse[j] - middle[j]
+            level_influence[j] = (level_influence[j] - mean[j] * share[j]) * inverse[j] - middle[j]
         if k > 0:
-            base = pulls[0]
+            base = influence[0]
             for j in range(speaks.size):
-                pull[j] -= base[j]
+                level_influence[j] -= base[j]
 
 
 @nb.njit(cache=True, nogil=True)
-def _add_pulls(pulls, weights, scratch, mix, sums, squares):
+def _add_influence(influence, weights, scratch, shrinkage, sums, squares):
     """Add one tree's pulls on the effects of a block's rows, [K, rows], and their squares.
 
-    pulls as from `_pull`; weights (what levels count for in θ [K, rows], stretch, speaks).
+    pulls as from `_influence`; weights (what levels count for in θ [K, rows], stretch, speaks).
 
     A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
     have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
@@ -253,23 +253,29 @@ def _add_pulls(pulls, weights, scratch, mix, sums, squares):
     for j in range(speaks.size):
         factor[j] = stretch[j] * speaks[j]
         common[j] = 0.0
-    if mix[2].any():
-        for k in range(1, len(pulls)):
-            pull, weight = pulls[k], in_theta[k]
+    if shrinkage[2].any():
+        for k in range(1, len(influence)):
+            level_influence, weight = influence[k], in_theta[k]
             for j in range(speaks.size):
-                common[j] += weight[j] * pull[j] if weight[j] != 0.0 else 0.0
-    for k in range(1, len(pulls)):
-        pull, own, of_common, total, square = pulls[k], mix[1, k], mix[2, k], sums[k], squares[k]
+                common[j] += weight[j] * level_influence[j] if weight[j] != 0.0 else 0.0
+    for k in range(1, len(influence)):
+        level_influence, own, of_common, total, square = (
+            influence[k],
+            shrinkage[1, k],
+            shrinkage[2, k],
+            sums[k],
+            squares[k],
+        )
         for j in range(speaks.size):
-            pull[j] = (own * pull[j] + of_common * common[j]) * factor[j]
+            level_influence[j] = (own * level_influence[j] + of_common * common[j]) * factor[j]
         for j in range(speaks.size):
-            total[j] += pull[j]
+            total[j] += level_influence[j]
         for j in range(speaks.size):
-            square[j] += pull[j] * pull[j]
+            square[j] += level_influence[j] * level_influence[j]
 
 
 @nb.njit(cache=True, nogil=True)
-def _spread(leaves, values, design, mix, block, variance):
+def _spread(leaves, values, design, shrinkage, block, variance):
     """Second pass: little-bag variance of each effect of a block (Athey, Tibshirani & Wager 2019, s. 4).
 
     A bag speaks through those of its trees that do, two at least: a bucket without trees silences no bag.
@@ -277,7 +283,7 @@ def _spread(leaves, values, design, mix, block, variance):
     stretch, measure, centre, theta = block
     bag, n_buckets, _ = design
     (rows, _), (_, levels, size) = variance.shape, measure.shape
-    shares, pulls, scratch = np.empty((levels, size)), np.empty((levels, size)), (np.empty(size), np.empty(size))
+    shares, influence, scratch = np.empty((levels, size)), np.empty((levels, size)), (np.empty(size), np.empty(size))
     speaks, trees, groups = np.empty(size), np.empty(size), np.zeros(size)
     sums, squares = np.empty((levels, size)), np.empty((levels, size))
     between, within = np.zeros((levels, size)), np.zeros((levels, size))
@@ -285,8 +291,8 @@ def _spread(leaves, values, design, mix, block, variance):
         sums[:], squares[:], trees[:] = 0.0, 0.0, 0.0
         for t in range(first, first + bag):
             b = t % n_buckets
-            _pull(leaves[t], values, measure, centre[b], speaks, shares, pulls)
-            _add_pulls(pulls, (measure[2], stretch[b], speaks), scratch, mix, sums, squares)
+            _influence(leaves[t], values, measure, centre[b], speaks, shares, influence)
+            _add_influence(influence, (measure[2], stretch[b], speaks), scratch, shrinkage, sums, squares)
             trees += speaks
         for j in range(rows):
             if trees[j] < 2.0:
@@ -299,19 +305,19 @@ def _spread(leaves, values, design, mix, block, variance):
     for j in range(rows):
         g = groups[j]
         for k in range(1, levels):
-            found = debiased_variance(between[k, j] / g, within[k, j] / g, g) if g >= 2.0 else np.nan
-            variance[j, k - 1] = found + mix[3, k] * theta[j] * theta[j]
+            debiased = debiased_variance(between[k, j] / g, within[k, j] / g, g) if g >= 2.0 else np.nan
+            variance[j, k - 1] = debiased + shrinkage[3, k] * theta[j] * theta[j]
 
 
 @nb.njit(cache=True, nogil=True)
-def predict(routes, values, design, rows, mix, with_errors, out):
+def predict_effects(routes, values, design, rows, shrinkage, with_errors, out):
     """Effects of every level against the control, solved once from leaf shares summed over the trees.
 
     values    float64 [leaves, K, 3]: each leaf's Σw_k / Σw and Σwy_k / Σw, and 1 if it supports level k's effect;
               -1 in the first place of a leaf without rows
     design    (trees per little bag, buckets, growth buckets): tree t is in bag t // bag, of bucket t % buckets
     rows      (bins uint8 [n, p], halves uint64 [n, words]); with zero words every tree speaks, else only out of bag
-    mix       float64 [6, K], how levels learn from each other (`forest.estimate`): direction of the common effect θ,
+    shrinkage  float64 [6, K], how levels learn from each other (`forest.estimate`): direction of the common effect θ,
               what a level's own effect and θ count for, and the variance that comes with θ²; the rest is not used here
     out       (effect, variance, support), float64 [n, K - 1] each, written; NaN where a level or the control is absent
     """
@@ -331,22 +337,22 @@ def predict(routes, values, design, rows, mix, with_errors, out):
         rows_here = min(block, bins.shape[0] - low)
         part = slice(low, low + rows_here)
         sum_shares(routes, values, (bins, halves, low, rows_here), design, lists, leaves, totals, counts)
-        _solve(totals, counts, mix, (measure, centre), effect[part], support[part], theta)
+        _solve(totals, counts, shrinkage, (measure, centre), effect[part], support[part], theta)
         if with_errors:
-            _spread(leaves, values, design, mix, (counts, measure, centre, theta), variance[part])
+            _spread(leaves, values, design, shrinkage, (counts, measure, centre, theta), variance[part])
 
 
 @nb.njit(cache=True, nogil=True)
-def average_pulls(routes, values, design, rows, pulls, effects, counts):
+def average_influence(routes, values, design, rows, influence, effects, counts):
     """Add every row's effects, and its trees' pulls on them, to the row's segment.
 
     rows     (bins uint8 [n, p], segment int64 [n])
-    pulls    float64 [S, T, K - 1], effects float64 [S, K - 1], counts float64 [S], added to in place; rows at which a
+    influence  float64 [S, T, K - 1], effects float64 [S, K - 1], counts float64 [S], added to in place; rows at which a
              level has no leaf are left out
     """
     bins, segment = rows
     levels, n_buckets = values.shape[1], min(design[1], len(routes.rounds))
-    halves, mix = np.zeros((bins.shape[0], 0), np.uint64), plain_mix(levels)
+    halves, shrinkage = np.zeros((bins.shape[0], 0), np.uint64), no_shrinkage(levels)
     lists, leaves = new_lists(bins.shape[1]), np.empty((len(routes.rounds), BLOCK), np.int32)
     totals, counts_here = np.empty((n_buckets, BLOCK, levels * 3)), np.empty((n_buckets, BLOCK))
     measure, centre, theta = np.empty((3, levels, BLOCK)), np.empty((n_buckets, levels, BLOCK)), np.empty(BLOCK)
@@ -354,7 +360,7 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
     for low in range(0, bins.shape[0], BLOCK):
         count = min(BLOCK, bins.shape[0] - low)
         sum_shares(routes, values, (bins, halves, low, count), design, lists, leaves, totals, counts_here)
-        _solve(totals, counts_here, mix, (measure, centre), effect[:count], support[:count], theta)
+        _solve(totals, counts_here, shrinkage, (measure, centre), effect[:count], support[:count], theta)
         for j in range(count):
             if np.isnan(effect[j].sum()):
                 continue
@@ -367,15 +373,15 @@ def average_pulls(routes, values, design, rows, pulls, effects, counts):
                     continue
                 base = (values[leaf, 0, 1] - measure[1, 0, j] * values[leaf, 0, 0]) * measure[0, 0, j]
                 for k in range(1, levels):
-                    pull = (values[leaf, k, 1] - measure[1, k, j] * values[leaf, k, 0]) * measure[0, k, j]
-                    pulls[s, t, k - 1] += pull - base
+                    tree_influence = (values[leaf, k, 1] - measure[1, k, j] * values[leaf, k, 0]) * measure[0, k, j]
+                    influence[s, t, k - 1] += tree_influence - base
 
 
 @nb.njit(cache=True, nogil=True)
-def plain_mix(levels):
+def no_shrinkage(levels):
     """The `mix` of `Forest` that takes every level's own effect, whatever its support: float64 [6, K]."""
-    mix = np.zeros((6, levels))
-    mix[4:] = np.nan
+    shrinkage = np.zeros((6, levels))
+    shrinkage[4:] = np.nan
     for k in range(1, levels):
-        mix[0, k] = mix[1, k] = 1.0
-    return mix
+        shrinkage[0, k] = shrinkage[1, k] = 1.0
+    return shrinkage

@@ -33,7 +33,7 @@ from uplift_spark.forest.trees import LEAF, MAX_FEATURES, MISSING_RIGHT
 # Those of onnx 1.16, the first with TreeEnsemble: a file of a later version is refused by older runtimes.
 OPSETS, IR_VERSION = {"": 21, "ai.onnx.ml": 5}, 10
 OUTPUTS = ("uplift", "low_support")
-MISSING = ""  # what stands for a missing category: ONNX has no null
+ONNX_MISSING = ""  # what stands for a missing category: ONNX has no null
 _LEQ = 0  # TreeEnsemble's comparison: at most
 _LARGEST = np.finfo(np.float64).max
 # ONNX Runtime 1.21 takes a root for a leaf if the leaf on one of its sides has the number of the split on the
@@ -83,7 +83,7 @@ def _check(forest: Forest, level: str) -> None:
             "complier effects are not exported: export a forest of the outcome itself, for its assignment"
         )
     plan = forest.plan
-    if plan.told:
+    if plan.reported:
         raise ConfigError("effects told from a response to doses are not exported: train on levels, without roles.grid")
     if plan.monotone:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
@@ -92,7 +92,7 @@ def _check(forest: Forest, level: str) -> None:
     if not np.diff(forest.structure.node_start).any():
         raise ConfigError("the forest has no tree: train it on more rows")
     for one in forest.bins:
-        if one.categories and MISSING in one.categories:
+        if one.categories and ONNX_MISSING in one.categories:
             raise DataError(
                 f"column {one.name!r} holds 1 category that is empty text, which in ONNX stands for a missing one: "
                 "rename it and train again"
@@ -154,7 +154,7 @@ class _Graph:
         return model
 
 
-def _effect(graph: _Graph, forest: Forest, place: int) -> tuple[str, str]:
+def _effect(graph: _Graph, forest: Forest, level_code: int) -> tuple[str, str]:
     """(uplift, low support), [n, 1] each, of the level at this place."""
     splits = _splits(forest)
     numbers, sets = [], []
@@ -166,11 +166,11 @@ def _effect(graph: _Graph, forest: Forest, place: int) -> tuple[str, str]:
             sets.append(_outside(graph, one, splits.sets[f]))
     features = graph.add("Concat", *numbers, *sets, axis=1)
     leaves = graph.add("TreeEnsemble", features, domain="ai.onnx.ml", **_trees(graph, forest, splits))
-    columns, at = _columns(forest, place), graph.add("Cast", leaves, to="INT64")
+    columns, at = _columns(forest, level_code), graph.add("Cast", leaves, to="INT64")
     held = graph.add("Gather", graph.constant(columns), at, axis=0)
     summed = graph.add("ReduceSum", held, graph.axis, keepdims=0)
     moments = graph.add("Split", summed, axis=1, num_outputs=columns.shape[1], count=columns.shape[1])
-    uplift, low = _shown(graph, moments, forest._mix(forest._told)[:, place])
+    uplift, low = _shown(graph, moments, forest._shrinkage(forest._contrasts)[:, level_code])
     if numbers:
         infinite = graph.add("Cast", graph.add("IsInf", graph.add("Concat", *numbers, axis=1)), to="UINT8")
         bad = graph.add("Cast", graph.add("ReduceMax", infinite, graph.axis), to="BOOL")
@@ -182,40 +182,40 @@ def _outside(graph: _Graph, one: FeatureBins, sets: np.ndarray) -> str:
     """Whether a category is outside each of the sets, bool [S, bins]: 1 or 0, float64 [n, S]."""
     categories = one.categories or ()
     codes: dict[str, Any] = {
-        "keys_strings": [*categories, MISSING],
+        "keys_strings": [*categories, ONNX_MISSING],
         "values_int64s": [*range(1, len(categories) + 1), 0],
     }
     other = OTHER if one.has_other else 0
-    found = graph.add("LabelEncoder", one.name, domain="ai.onnx.ml", default_int64=other, **codes)
+    code = graph.add("LabelEncoder", one.name, domain="ai.onnx.ml", default_int64=other, **codes)
     table = graph.constant(np.ascontiguousarray(~sets.T).astype(np.uint8))
-    return str(graph.add("Cast", graph.add("Gather", table, graph.add("Squeeze", found, graph.axis)), to="DOUBLE"))
+    return str(graph.add("Cast", graph.add("Gather", table, graph.add("Squeeze", code, graph.axis)), to="DOUBLE"))
 
 
-def _columns(forest: Forest, place: int) -> np.ndarray:
+def _columns(forest: Forest, level_code: int) -> np.ndarray:
     """Moments of every leaf, [leaves, 6 or 10]: 1 of one with rows, n and s of control and level (shares of weight and
     of outcome), support and, where levels learn from each other, cn, c²n, s and cs summed over levels, c their shape.
     """
     held = leaf_moments(forest)
     n, s, supporting = (held[:, j:-1:3] for j in range(3))
-    columns = [held[:, -1], n[:, 0], s[:, 0], n[:, place], s[:, place], supporting[:, place]]
-    mix = forest._mix(forest._told)
-    if mix[2, place]:
-        shape = mix[0]
+    columns = [held[:, -1], n[:, 0], s[:, 0], n[:, level_code], s[:, level_code], supporting[:, level_code]]
+    shrinkage = forest._shrinkage(forest._contrasts)
+    if shrinkage[2, level_code]:
+        shape = shrinkage[0]
         columns += [n @ shape, n @ shape**2, s.sum(axis=1), s @ shape]
     return np.stack(columns, axis=1)
 
 
-def _shown(graph: _Graph, moments: list[str], mix: np.ndarray) -> tuple[str, str]:
-    """(uplift, low support), [n, 1] each, from summed moments and the level's `mix` [6]: `kernels._solve` and
+def _shown(graph: _Graph, moments: list[str], shrinkage: np.ndarray) -> tuple[str, str]:
+    """(uplift, low support), [n, 1] each, from summed moments and the level's `shrinkage` [6]: `kernels._solve` and
     `forest._stand_in`. A level or control without rows is 0 / 0, which is NaN as it is there."""
     add, number = graph.add, graph.number
     trees, n0, s0, n1, s1, supporting, *shared = moments
-    uplift = add("Mul", number(mix[1]), add("Sub", add("Div", s1, n1), add("Div", s0, n0)))
+    uplift = add("Mul", number(shrinkage[1]), add("Sub", add("Div", s1, n1), add("Div", s0, n0)))
     if shared:
-        uplift = add("Add", uplift, add("Mul", number(mix[2]), _common(graph, trees, *shared)))
+        uplift = add("Add", uplift, add("Mul", number(shrinkage[2]), _common(graph, trees, *shared)))
     support = add("Div", supporting, add("Max", trees, number(1.0)))
     low = add("Less", support, number(LOW_SUPPORT))
-    average, spread = mix[4:]
+    average, spread = shrinkage[4:]
     if np.isfinite(average) and np.isfinite(spread):
         apart = add("Sub", uplift, number(average))
         own = add("Where", add("IsNaN", apart), number(0.0), apart)
@@ -270,10 +270,10 @@ def _splits(forest: Forest) -> _Splits:
         if one.categorical:
             held = s.sets[s.set_start[tree[mine]] + threshold[mine]]
             bits = np.unpackbits(held.view(np.uint8), axis=1, bitorder="little")[:, : one.n_bins]
-            found, which = np.unique(bits, axis=0, return_inverse=True)
-            sets.append(found.astype(bool))
+            unique_bits, which = np.unique(bits, axis=0, return_inverse=True)
+            sets.append(unique_bits.astype(bool))
             column[mine] = first_set + which.ravel()
-            first_set += len(found)
+            first_set += len(unique_bits)
         else:  # bin b ends at edges[b - 1]; before the first one is nothing, and the last has no end
             ends = np.array([-_LARGEST, *one.edges, _LARGEST])
             sets.append(np.zeros((0, one.n_bins), bool))
@@ -289,15 +289,15 @@ def _trees(graph: _Graph, forest: Forest, splits: _Splits) -> dict[str, Any]:
     tree = np.repeat(np.arange(s.n_trees), sizes)
     leaf = (s.nodes & np.uint64(LEAF)) > 0
     child = (s.nodes >> np.uint64(32)).astype(np.int64) + np.where(leaf, s.leaf_start[tree], s.node_start[tree])
-    place = np.zeros(s.nodes.size, np.int64)
-    place[splits.at] = np.arange(splits.at.size)
+    node_id = np.zeros(s.nodes.size, np.int64)
+    node_id[splits.at] = np.arange(splits.at.size)
     roots = s.node_start[:-1][sizes > 0]
-    attributes: dict[str, Any] = {"tree_roots": place[roots], "n_targets": roots.size}
+    attributes: dict[str, Any] = {"tree_roots": node_id[roots], "n_targets": roots.size}
     alone = leaf[splits.at]
     for side, step in (("true", 0), ("false", 1)):
         to = np.where(alone, splits.at, child[splits.at] + step)
         attributes[f"nodes_{side}leafs"] = leaf[to].astype(np.int64)
-        attributes[f"nodes_{side}nodeids"] = np.where(leaf[to], _UNUSED + child[to], place[to])
+        attributes[f"nodes_{side}nodeids"] = np.where(leaf[to], _UNUSED + child[to], node_id[to])
     # A tree of one leaf has a copy of it on its false side: ONNX Runtime 1.24 finds the wrong leaf for a split
     # with the same one on both sides, though that is how the standard has it.
     copies = child[splits.at[alone]]

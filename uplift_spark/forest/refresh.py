@@ -20,7 +20,7 @@ from uplift_spark.forest.defaults import bins_of
 from uplift_spark.forest.effects import CORRECTED_VARIANCE
 from uplift_spark.forest.encode import (
     Encoded,
-    Plan,
+    ForestPlan,
     Summary,
     check_columns,
     check_parts,
@@ -30,9 +30,17 @@ from uplift_spark.forest.encode import (
     summarise,
     weights_of,
 )
-from uplift_spark.forest.estimate import ROWS, add_rows, correct, empty_sums, finished, grown_parts, plain_shares
+from uplift_spark.forest.estimate import (
+    SHAPE_ROWS,
+    add_to_leaves,
+    correct,
+    empty_sums,
+    finished,
+    grown_parts,
+    plain_shares,
+)
 from uplift_spark.forest.forest import Forest
-from uplift_spark.stats.sampling import SAMPLE, mix_all
+from uplift_spark.stats.sampling import SAMPLE_SALT, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
 # Do new rows still fit a forest's splits? A test on what the forest leaves unexplained of effects.
@@ -51,8 +59,8 @@ from uplift_spark.stats.sampling import SAMPLE, mix_all
 #
 # The smallest of the features' p-values counts, times their number (Bonferroni). Residuals are sums of rows and add.
 
-GROUPS = 4  # of a feature's bins, which hold about equally many rows each
-LEAST = 30  # rows of a level in a group, old and new, for the group to be asked
+BIN_GROUPS = 4  # of a feature's bins, which hold about equally many rows each
+MIN_GROUP_ROWS = 30  # rows of a level in a group, old and new, for the group to be asked
 LEVEL = 0.05
 
 
@@ -93,7 +101,7 @@ class Staleness:
         return self.stale < LEVEL
 
 
-def residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Residuals:
+def forest_residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Residuals:
     """Residuals of rows, on the first outcome; `anew`: by the sums of these rows alone in the forest's trees.
 
     The rows are checked ones (`refresh.counted`). Raises ConfigError for units in clusters, which are not independent.
@@ -105,7 +113,7 @@ def residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Residuals:
     rows, sums = encode(table, plan, baselines, threads), forest.sums
     if anew:
         sums = empty_sums(structure, plan)
-        add_rows(sums, rows, structure.routes, plan, threads)
+        add_to_leaves(sums, rows, structure.routes, plan, threads)
     moved = correct(rows, structure.routes, plain_shares(sums), plan, threads)
     return _summed(rows, (moved.wy - rows.wy)[:, 0] / rows.w, forest)
 
@@ -115,11 +123,11 @@ def _summed(rows: Encoded, residual: np.ndarray, forest: Forest) -> Residuals:
     weight = rows.w / rows.w.mean()
     terms = [np.ones(weight.size), weight, weight * residual]
     terms += [weight**2, weight**2 * residual, (weight * residual) ** 2]
-    sums = np.empty((n_bins.size, GROUPS, levels, len(terms)))
+    sums = np.empty((n_bins.size, BIN_GROUPS, levels, len(terms)))
     for j, bins in enumerate(n_bins):
-        cell = (rows.bins[:, j].astype(np.int64) * GROUPS // bins) * levels + rows.level
+        cell = (rows.bins[:, j].astype(np.int64) * BIN_GROUPS // bins) * levels + rows.level
         for i, term in enumerate(terms):
-            sums[j, :, :, i] = np.bincount(cell, term, GROUPS * levels).reshape(GROUPS, levels)
+            sums[j, :, :, i] = np.bincount(cell, term, BIN_GROUPS * levels).reshape(BIN_GROUPS, levels)
     return Residuals(sums)
 
 
@@ -129,7 +137,7 @@ def departures(before: Residuals, now: Residuals) -> np.ndarray:
     Cochran's Q: levels' mean changes scatter about their common one, which no effect knows, by no more than errors say.
     """
     (n, mean, variance), (n_now, mean_now, variance_now) = before.means, now.means
-    known = (np.minimum(n, n_now) >= LEAST) & (variance + variance_now > 0)
+    known = (np.minimum(n, n_now) >= MIN_GROUP_ROWS) & (variance + variance_now > 0)
     weight = np.where(known, 1.0 / np.where(known, variance + variance_now, 1.0), 0.0)
     change = np.where(known, mean_now - mean, 0.0)
     common = (weight * change).sum(axis=2) / np.maximum(weight.sum(axis=2), 1e-300)
@@ -141,11 +149,11 @@ def departures(before: Residuals, now: Residuals) -> np.ndarray:
 def staleness(forest: Forest, before: Residuals, table: pa.Table) -> Staleness:
     """Whether new rows' effects have changed, and whether the forest's splits are stale for them.
 
-    before: `residuals` of the forest's training rows, or a large random part of them; they can be kept in its place.
+    before: `forest_residuals` of the forest's training rows, or a large random part; they can be kept in its place.
     """
-    changed = departures(before, residuals(forest, table))
-    stale = departures(before, residuals(forest, table, anew=True))
-    p = [float(min(1.0, found.min() * found.size)) for found in (changed, stale)]
+    changed = departures(before, forest_residuals(forest, table))
+    stale = departures(before, forest_residuals(forest, table, anew=True))
+    p = [float(min(1.0, p_values.min() * p_values.size)) for p_values in (changed, stale)]
     return Staleness(p[0], p[1], forest.roles.features[int(stale.argmin())])
 
 
@@ -174,9 +182,9 @@ def staleness(forest: Forest, before: Residuals, table: pa.Table) -> Staleness:
 # of leaves stays, as with splits, while `estimate_table` takes it out of all but these.
 
 WEIGHT_BITS = 30  # of a day's weight: after 31 half-lives it counts nothing
-FINE = 20  # bits that weights of decayed rows get where rows had none: whole numbers would be too coarse
+DECAY_BITS = 20  # bits that weights of decayed rows get where rows had none: whole numbers would be too coarse
 
-Problem = tuple[str | None, int, str]  # column, rows, what is wrong with it in them
+ColumnFault = tuple[str | None, int, str]  # column, rows, what is wrong with it in them
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ def counted(base: Forest, table: pa.Table, day: int = 0) -> Tally:
     repeated = rows.unit.size - np.unique(rows.unit).size
     if repeated:
         raise DataError(f"column {plan.roles.unit!r} repeats a unit in {repeated} rows: keep one row per unit")
-    add_rows(sums, rows, structure.routes, plan, threads)
+    add_to_leaves(sums, rows, structure.routes, plan, threads)
     return Tally(base, level_rows, {day: plain(sums)}, *sampled_bins(rows, base))
 
 
@@ -360,7 +368,7 @@ def forest_from(
     if fading:
         facts["corrected_variance"] = _corrected_variance(base, sums, plan)
     whole = _corrected(sums, base, finer)
-    return finished(plan, structure, whole, facts, baselines, np.ascontiguousarray(bins[:ROWS]))
+    return finished(plan, structure, whole, facts, baselines, np.ascontiguousarray(bins[:SHAPE_ROWS]))
 
 
 def _corrected(plain: np.ndarray, base: Forest, finer: int) -> np.ndarray:
@@ -373,7 +381,7 @@ def _corrected(plain: np.ndarray, base: Forest, finer: int) -> np.ndarray:
     return sums
 
 
-def _corrected_variance(base: Forest, plain: np.ndarray, plan: Plan) -> float:
+def _corrected_variance(base: Forest, plain: np.ndarray, plan: ForestPlan) -> float:
     """What the bags' variance of forgetful forests is multiplied by: 1 where the base's rows weigh as much as all do.
 
     Noise of the correction and of the means is of the same rows in the base, and partly cancels where bags do not show
@@ -387,7 +395,7 @@ def _corrected_variance(base: Forest, plain: np.ndarray, plan: Plan) -> float:
 
 def finer_bits(base: Forest) -> int:
     """Bits that weights of faded sums have beyond those of the base's."""
-    return 0 if base.roles.weight is not None or base.plan.weighted_by_propensity else FINE
+    return 0 if base.roles.weight is not None or base.plan.weighted_by_propensity else DECAY_BITS
 
 
 def faded(sums: np.ndarray, age: int, half_life: float, finer: int) -> np.ndarray:
@@ -422,9 +430,9 @@ def plain(sums: np.ndarray) -> np.ndarray:
 
 def in_sample(units: np.ndarray, base: Forest) -> np.ndarray:
     """Whether units' hashes [n] are below what those of about ROWS of the base's rows are below."""
-    share, seed = ROWS / max(base.facts["rows"], ROWS), np.uint64(base.plan.seed)
+    share, seed = SHAPE_ROWS / max(base.facts["rows"], SHAPE_ROWS), np.uint64(base.plan.seed)
     limit = np.uint64(2**64 - 1 if share == 1.0 else int(share * 2.0**64))
-    return mix_all(units, seed, SAMPLE) <= limit
+    return mix64_all(units, seed, SAMPLE_SALT) <= limit
 
 
 def sampled_bins(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
@@ -444,7 +452,7 @@ def _checked(table: pa.Table, base: Forest) -> np.ndarray:
     return level_rows_of(summary, unfit(table, base), base)
 
 
-def level_rows_of(summary: Summary, problems: Iterable[Problem], base: Forest) -> np.ndarray:
+def level_rows_of(summary: Summary, problems: Iterable[ColumnFault], base: Forest) -> np.ndarray:
     """Rows of each level, int64 [K], of rows with this checked summary and problems (`unfit`); DataError if they do not
     fit the forest."""
     plan, roles, n, most = base.plan, base.roles, summary.rows, room(base.facts["rows"])[0]
@@ -452,12 +460,12 @@ def level_rows_of(summary: Summary, problems: Iterable[Problem], base: Forest) -
         raise DataError(f"{n} rows, the forest's sums hold {most}: train a new one")
     counts = plan.level_rows(summary.levels)
     unseen = {name: rows for name, rows in counts.items() if name not in plan.levels.names}
-    found: list[Problem] = []
+    own_problems: list[ColumnFault] = []
     if unseen:
-        found.append((roles.treatment, sum(unseen.values()), f"levels the forest does not know, {list(unseen)}"))
+        own_problems.append((roles.treatment, sum(unseen.values()), f"levels the forest does not know, {list(unseen)}"))
     if summary.weighted_by_propensity and not plan.weighted_by_propensity:
-        found.append((roles.propensity, n, "propensities that vary, those of the forest did not"))
-    for column, rows, problem in [*found, *problems]:
+        own_problems.append((roles.propensity, n, "propensities that vary, those of the forest did not"))
+    for column, rows, problem in [*own_problems, *problems]:
         if rows:
             raise DataError(
                 f"column {column!r} in {rows} of {n} rows has {problem}: leave these out, or train a new forest"
@@ -465,12 +473,12 @@ def level_rows_of(summary: Summary, problems: Iterable[Problem], base: Forest) -
     return np.array([counts.get(name, 0) for name in plan.levels.names], np.int64)
 
 
-def unfit(table: pa.Table | pa.RecordBatch, base: Forest) -> list[Problem]:
+def unfit(table: pa.Table | pa.RecordBatch, base: Forest) -> list[ColumnFault]:
     """What of rows the forest cannot take, column by column, whether any has it or not."""
     return [*_new_categories(table, base.plan), *_too_large(table, base)]
 
 
-def _new_categories(table: pa.Table | pa.RecordBatch, plan: Plan) -> Iterator[Problem]:
+def _new_categories(table: pa.Table | pa.RecordBatch, plan: ForestPlan) -> Iterator[ColumnFault]:
     """Features with categories that are neither known nor among the rare ones taken together."""
     for one in plan.bins:
         if one.categories is None or one.has_other:
@@ -480,7 +488,7 @@ def _new_categories(table: pa.Table | pa.RecordBatch, plan: Plan) -> Iterator[Pr
         yield one.name, len(new), f"categories the forest does not know, {new.unique().to_pylist()[:3]}"
 
 
-def _too_large(table: pa.Table | pa.RecordBatch, base: Forest) -> Iterator[Problem]:
+def _too_large(table: pa.Table | pa.RecordBatch, base: Forest) -> Iterator[ColumnFault]:
     """Weight and outcomes beyond what sums of the forest's exponents were given room for."""
     (w_bits, *y_bits), (_, heaviest, largest) = base.plan.exponents, room(base.facts["rows"])
     weight, roles = weights_of(table, base.plan), base.roles

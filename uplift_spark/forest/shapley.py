@@ -98,26 +98,26 @@ def _entries(nodes, node_start, tree_nodes, leaf_node, start, entries):
     """
     parent, weight, left, tree = tree_nodes
     feature, share, passing = entries
-    seen = np.empty(MAX_FEATURES, np.int64)
+    path_features = np.empty(MAX_FEATURES, np.int64)
     for leaf in range(leaf_node.size):
         first, v = start[leaf], leaf_node[leaf]
-        found = 0
+        n_features = 0
         while parent[v] >= 0:
             up = parent[v]
             f, right = node_feature(nodes[up]), v == node_start[tree[v]] + node_child(nodes[up]) + 1
-            place = 0
-            while place < found and seen[place] != f:
-                place += 1
-            if place == found:
-                seen[found] = f
-                found += 1
+            slot = 0
+            while slot < n_features and path_features[slot] != f:
+                slot += 1
+            if slot == n_features:
+                path_features[n_features] = f
+                n_features += 1
             if feature.size > 0:
-                feature[first + place] = f
-                share[first + place] *= weight[v] / weight[up]
+                feature[first + slot] = f
+                share[first + slot] *= weight[v] / weight[up]
                 for word in range(4):
-                    passing[first + place, word] &= ~left[up, word] if right else left[up, word]
+                    passing[first + slot, word] &= ~left[up, word] if right else left[up, word]
             v = up
-        start[leaf + 1] = first + found
+        start[leaf + 1] = first + n_features
 
 
 def paths_of(forest: Forest) -> Paths:
@@ -159,7 +159,7 @@ def _points(most: int) -> np.ndarray:
 
 
 @nb.njit(cache=True, nogil=True)
-def _leaf_games(paths, leaf, bins, passes, found):
+def _leaf_games(paths, leaf, bins, passes, integrals):
     """Integrals of `forest.shapley` at one leaf for a block of units: into passes (o_f) and found, [d, block]."""
     first, d = paths.start[leaf], paths.start[leaf + 1] - paths.start[leaf]
     n, product = bins.shape[1], np.empty(bins.shape[1])
@@ -167,7 +167,7 @@ def _leaf_games(paths, leaf, bins, passes, found):
         words, own, column = paths.passing[first + i], passes[i], bins[paths.feature[first + i]]
         for j in range(n):
             own[j] = np.float64((words[column[j] >> 6] >> np.uint64(column[j] & 63)) & np.uint64(1))
-        found[i, :n] = 0.0
+        integrals[i, :n] = 0.0
     q = (d + 1) // 2
     for x in range(q):
         t = paths.points[q, 0, x]
@@ -177,7 +177,7 @@ def _leaf_games(paths, leaf, bins, passes, found):
             for j in range(n):
                 product[j] *= out + t * own[j]
         for i in range(d):
-            out, own, total = (1.0 - t) * paths.share[first + i], passes[i], found[i]
+            out, own, total = (1.0 - t) * paths.share[first + i], passes[i], integrals[i]
             inverse, step = 1.0 / out, 1.0 / (out + t) - 1.0 / out
             for j in range(n):
                 total[j] += product[j] * (inverse + step * own[j])
@@ -192,25 +192,25 @@ def explain_moments(paths, bins, slopes, values):
     deepest = 1
     for leaf in range(paths.start.size - 1):
         deepest = max(deepest, paths.start[leaf + 1] - paths.start[leaf])
-    passes, found, pull = np.empty((deepest, _BLOCK)), np.empty((deepest, _BLOCK)), np.empty(_BLOCK)
+    passes, integrals, leaf_value = np.empty((deepest, _BLOCK)), np.empty((deepest, _BLOCK)), np.empty(_BLOCK)
     for low in range(0, bins.shape[1], _BLOCK):
         n = min(_BLOCK, bins.shape[1] - low)
         here = bins[:, low : low + n].copy()
         for leaf in range(paths.start.size - 1):
             first, d = paths.start[leaf], paths.start[leaf + 1] - paths.start[leaf]
-            _leaf_games(paths, leaf, here, passes, found)
+            _leaf_games(paths, leaf, here, passes, integrals)
             for line in range(slopes.shape[0]):
-                pull[:] = 0.0
+                leaf_value[:] = 0.0
                 for m in range(slopes.shape[1]):
                     moment, slope = paths.moments[leaf, m], slopes[line, m, low : low + n]
                     if moment != 0.0:
                         for j in range(n):
-                            pull[j] += moment * slope[j]
+                            leaf_value[j] += moment * slope[j]
                 for i in range(d):
-                    share, own, integral = paths.share[first + i], passes[i], found[i]
+                    share, own, integral = paths.share[first + i], passes[i], integrals[i]
                     total = values[paths.feature[first + i], line, low : low + n]
                     for j in range(n):
-                        total[j] += pull[j] * (own[j] - share) * integral[j]
+                        total[j] += leaf_value[j] * (own[j] - share) * integral[j]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -283,22 +283,22 @@ def _linear(counts: np.ndarray, base: np.ndarray, totals: np.ndarray) -> _Change
 
 def _level_changes(forest: Forest, base: np.ndarray, totals: np.ndarray) -> list[_Change]:
     """Own effects of the levels, mixed: `kernels._solve` as changes from the base."""
-    mix = forest._mix(forest._told)
-    k = mix.shape[1]
-    unit, shape = np.eye(base.size), mix[0]
+    shrinkage = forest._shrinkage(forest._contrasts)
+    k = shrinkage.shape[1]
+    unit, shape = np.eye(base.size), shrinkage[0]
 
-    def moment(counts: np.ndarray, place: int) -> _Change:
-        return _linear(counts @ unit[place : 3 * k : 3], base, totals)
+    def moment(counts: np.ndarray, offset: int) -> _Change:
+        return _linear(counts @ unit[offset : 3 * k : 3], base, totals)
 
     means = [moment(one, 1).over(moment(one, 0)) for one in np.eye(k)]
     effects = [mean.plus(means[0], -1.0) for mean in means[1:]]
-    if not mix[2].any():
-        return [_scaled(one, mix[1, j]) for j, one in enumerate(effects, 1)]
+    if not shrinkage[2].any():
+        return [_scaled(one, shrinkage[1, j]) for j, one in enumerate(effects, 1)]
     n, s, ones = moment(shape, 0), moment(shape, 1), np.ones(k)
     weight = moment(ones, 0)
     top = s.times(weight).plus(n.times(moment(ones, 1)), -1.0)
     common = top.over(moment(shape**2, 0).times(weight).plus(n.times(n), -1.0))
-    return [_scaled(one, mix[1, j]).plus(common, mix[2, j]) for j, one in enumerate(effects, 1)]
+    return [_scaled(one, shrinkage[1, j]).plus(common, shrinkage[2, j]) for j, one in enumerate(effects, 1)]
 
 
 def _scaled(change: _Change, factor: float) -> _Change:
@@ -307,8 +307,8 @@ def _scaled(change: _Change, factor: float) -> _Change:
 
 def _response_changes(forest: Forest, base: np.ndarray, totals: np.ndarray, known: np.ndarray) -> list[_Change]:
     """Effects told from a response: A θ = b, so that change(θ) = mean(A)^-1 (change(b) - change(A) mean(θ))."""
-    told = forest._told
-    q = told.shape[1]
+    contrasts = forest._contrasts
+    q = contrasts.shape[1]
     matrix, right = np.zeros((base.size, 1 + q, 1 + q)), np.zeros((base.size, 1 + q))
     matrix[0, 0, 0] = right[1, 0] = 1.0
     at = 2 + 2 * q
@@ -321,11 +321,11 @@ def _response_changes(forest: Forest, base: np.ndarray, totals: np.ndarray, know
     ends = [np.einsum("nm,mab->nab", one, matrix) for one in (base[None], held)]
     sides = zip(ends, (base[None], held), strict=True)
     fits = [np.linalg.solve(a, (one @ right)[:, :, None])[:, :, 0] for a, one in sides]
-    wide = np.column_stack([np.zeros(len(told)), told])
-    pulls = np.linalg.solve((ends[0] + ends[1]) / 2.0, np.broadcast_to(wide.T, (len(held), *wide.T.shape)))
+    wide = np.column_stack([np.zeros(len(contrasts)), contrasts])
+    response_weights = np.linalg.solve((ends[0] + ends[1]) / 2.0, np.broadcast_to(wide.T, (len(held), *wide.T.shape)))
     change = right - np.einsum("mab,nb->nma", matrix, (fits[0] + fits[1]) / 2.0)
-    slopes = np.einsum("nma,nal->lnm", change, pulls) * known[:, None]
-    return [_Change(fits[0] @ wide[k], fits[1] @ wide[k], slopes[k]) for k in range(len(told))]
+    slopes = np.einsum("nma,nal->lnm", change, response_weights) * known[:, None]
+    return [_Change(fits[0] @ wide[k], fits[1] @ wide[k], slopes[k]) for k in range(len(contrasts))]
 
 
 def _shown(forest: Forest, base: np.ndarray, totals: np.ndarray, known: np.ndarray) -> list[_Change]:
@@ -334,12 +334,12 @@ def _shown(forest: Forest, base: np.ndarray, totals: np.ndarray, known: np.ndarr
     Where a level's own effect is not known (known [n, L] is False) it is held at the base's, and what counts is the
     loss of support.
     """
-    responses = bool(forest.plan.told)
+    responses = bool(forest.plan.reported)
     if responses:
         changes = _response_changes(forest, base, totals, known[:, 0])
     else:
         changes = _level_changes(forest, base, totals)
-    stand_in, shown, trees = forest._mix(forest._told)[4:, 1:], [], np.eye(base.size)[-1]
+    stand_in, shown, trees = forest._shrinkage(forest._contrasts)[4:, 1:], [], np.eye(base.size)[-1]
     average, stands_in = stand_in[0], np.isfinite(stand_in).all(axis=0)
     for k, effect in enumerate(changes):
         if not stands_in[k]:
@@ -390,7 +390,7 @@ def shapley_values(
         raise ConfigError(f"effects are held {forest.plan.monotone}: Shapley values need a forest without `monotone`")
     paths = paths_of(forest) if paths is None else paths
     bins = rows if isinstance(rows, np.ndarray) else apply_bins(rows, forest.plan.bins, threads)
-    effects = len(forest._told) or len(forest.levels) - 1
+    effects = len(forest._contrasts) or len(forest.levels) - 1
     values, everything = np.empty((len(bins), effects, bins.shape[1])), leaf_moments(forest)
     step = max(1, min(_ROWS_PER_CALL, -(-len(bins) // threads), (1 << 24) // (effects * paths.base.size)))
 
@@ -415,7 +415,7 @@ def _totals(forest: Forest, bins: np.ndarray, moments: np.ndarray) -> tuple[np.n
     leaves, totals = np.empty((len(bins), forest.structure.n_trees), np.int32), np.zeros((len(bins), moments.shape[1]))
     leaves_of(forest._routes, bins, leaves)
     add_up(leaves, moments, totals)
-    alone = replace(forest, mix=None).effects_of(bins, errors=False)[0]
+    alone = replace(forest, level_shrinkage=None).effects_of(bins, errors=False)[0]
     return totals, np.isfinite(alone)
 
 

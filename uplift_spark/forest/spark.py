@@ -27,7 +27,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.forest.binning import apply_bins, is_text
 from uplift_spark.forest.encode import (
     Encoded,
-    Plan,
+    ForestPlan,
     Summary,
     check_columns,
     check_parts,
@@ -39,24 +39,24 @@ from uplift_spark.forest.estimate import (
     BETWEEN,
     WHOLE,
     Baselines,
-    add_rows,
-    as_given,
+    add_to_leaves,
     correct,
     empty_sums,
     facts_anew,
-    facts_of,
     finished,
     grown_parts,
     plain_shares,
     sample_bins,
     sample_limit,
-    sampled,
+    sample_mask,
     stacked_roles,
+    training_facts,
+    with_roles,
 )
 from uplift_spark.forest.forest import Forest, Model, effect_table
 from uplift_spark.forest.instrument import LEFT, Instrumental, left_roles, two_stage
 from uplift_spark.forest.refresh import (
-    Problem,
+    ColumnFault,
     check_refresh,
     faded,
     finer_bits,
@@ -82,24 +82,24 @@ Counts = dict[Any, tuple[int, int]]
 
 
 @contextmanager
-def watched(spark: SparkSession, say: ProgressCallback, every: float = EVERY) -> Iterator[None]:
-    """While the block runs, tell `say` how many tasks are done and about how long the others take, by the pace so far.
+def watched(spark: SparkSession, progress: ProgressCallback, every: float = EVERY) -> Iterator[None]:
+    """While the block runs, report how many tasks are done and about how long the others take, by the pace so far.
 
     Tasks are those of the stages seen since the block began; where sessions share an application, of all of them.
     Stages that Spark has not planned yet are not in it, so the time left is that of the step Spark is at.
     """
-    seen: Counts = {}
+    counts: Counts = {}
     over, started = Event(), time.monotonic()
-    with _counting(spark, seen) as count:
+    with _counting(spark, counts) as count:
 
         def speak() -> None:
             while not over.wait(every):
                 count()
-                done, total = (sum(part) for part in zip(*seen.values(), strict=True)) if seen else (0, 0)
-                left = (time.monotonic() - started) * (total - done) / max(done, 1)
+                n_done, total = (sum(part) for part in zip(*counts.values(), strict=True)) if counts else (0, 0)
+                left = (time.monotonic() - started) * (total - n_done) / max(n_done, 1)
                 if total:
-                    rest = f", about {left:,.0f} s left" if 0 < done < total else ""
-                    say(f"{done:,} of {total:,} tasks done{rest}")
+                    rest = f", about {left:,.0f} s left" if 0 < n_done < total else ""
+                    progress(f"{n_done:,} of {total:,} tasks done{rest}")
 
         speaker = Thread(target=speak, daemon=True)
         speaker.start()
@@ -111,19 +111,19 @@ def watched(spark: SparkSession, say: ProgressCallback, every: float = EVERY) ->
 
 
 @contextmanager
-def _counting(spark: SparkSession, seen: Counts) -> Iterator[Callable[[], None]]:
-    """What brings `seen`, (tasks done, tasks) by stage, up to date: Connect tells it by itself, else Spark is asked."""
+def _counting(spark: SparkSession, counts: Counts) -> Iterator[Callable[[], None]]:
+    """Keep `counts`, (tasks done, tasks) by stage, up to date: Connect reports by itself, else read the tracker."""
     if type(spark).__module__.startswith("pyspark.sql.connect"):
 
-        def told(stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
-            seen.update({(operation_id, s.stage_id): (s.num_completed_tasks, s.num_tasks) for s in stages or ()})
+        def on_progress(stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
+            counts.update({(operation_id, s.stage_id): (s.num_completed_tasks, s.num_tasks) for s in stages or ()})
 
         session: Any = spark
-        session.registerProgressHandler(told)
+        session.registerProgressHandler(on_progress)
         try:
             yield lambda: None
         finally:
-            session.removeProgressHandler(told)
+            session.removeProgressHandler(on_progress)
         return
     try:
         tracker = spark.sparkContext.statusTracker()
@@ -132,12 +132,12 @@ def _counting(spark: SparkSession, seen: Counts) -> Iterator[Callable[[], None]]
         return
     before = set(tracker.getActiveStageIds())
 
-    def ask() -> None:
+    def poll() -> None:
         infos = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds() if stage not in before]
         active = {info.stageId: (info.numCompletedTasks, info.numTasks) for info in infos if info}
-        seen.update({stage: (total, total) for stage, (_, total) in seen.items()} | active)
+        counts.update({stage: (total, total) for stage, (_, total) in counts.items()} | active)
 
-    yield ask
+    yield poll
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -151,37 +151,39 @@ _TREE_SUMS_SCHEMA = "tree int, sums binary"
 WORKERS = 8  # tasks of growing to aim at when buckets are few; more than a small machine has, so that none waits long
 
 
-def fit_frame(frame: DataFrame, roles: Roles, params: Params, say: ProgressCallback = lambda _: None) -> Forest:
+def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: ProgressCallback = lambda _: None) -> Forest:
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
     if roles.scores:
-        return as_given(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, say), roles)
+        return with_roles(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, progress), roles)
     with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
-        plan, baselines, planning = make_plan(summary, sample_of(rows, roles, params.seed, summary.rows), roles, params)
-        say(
+        plan, baselines, planning = make_plan(
+            summary, planning_sample(rows, roles, params.seed, summary.rows), roles, params
+        )
+        progress(
             f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
         )
         shaping = plan.of(roles.outcome), baselines[:1]  # the other outcomes' columns need not be shuffled
-        with watched(frame.sparkSession, say):
+        with watched(frame.sparkSession, progress):
             structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
-        facts = facts_of(summary, statuses, structure, plan)
-        return _estimate(rows, (plan, structure, baselines), facts, planning.bins, say)
+        facts = training_facts(summary, statuses, structure, plan)
+        return _estimate(rows, (plan, structure, baselines), facts, planning.bins, progress)
 
 
-def estimate_frame(frame: DataFrame, forest: Forest, say: ProgressCallback = lambda _: None) -> Forest:
+def estimate_frame(frame: DataFrame, forest: Forest, progress: ProgressCallback = lambda _: None) -> Forest:
     """The forest's trees estimated anew from a Spark frame alone: four map-only passes over its rows, no tree is grown.
 
     See `UpliftModel.estimate`. Raises DataError if rows break the rules or a level of the forest has none.
     """
     if forest.roles.scores:
-        inner = as_given(forest, stacked_roles(forest.roles))
-        return as_given(estimate_frame(stacked_frame(frame, forest.roles), inner, say), forest.roles)
+        inner = with_roles(forest, stacked_roles(forest.roles))
+        return with_roles(estimate_frame(stacked_frame(frame, forest.roles), inner, progress), forest.roles)
     with kept(checked(frame, forest.roles)) as rows:
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
-        sample = sample_of(rows, forest.roles, forest.plan.seed, summary.rows)
-        return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), say)
+        sample = planning_sample(rows, forest.roles, forest.plan.seed, summary.rows)
+        return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), progress)
 
 
 def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
@@ -220,20 +222,20 @@ def kept(rows: DataFrame) -> Iterator[DataFrame]:
 
 def _estimate(
     rows: DataFrame,
-    grown: tuple[Plan, Structure, Baselines],
+    grown: tuple[ForestPlan, Structure, Baselines],
     facts: dict[str, Any],
     bins: np.ndarray,
-    say: ProgressCallback,
+    progress: ProgressCallback,
 ) -> Forest:
     """`forest.training.estimate` on Spark."""
     plan, structure, baselines = grown
-    say(f"estimating {structure.n_leaves:,} leaves from {facts['rows']:,} rows")
+    progress(f"estimating {structure.n_leaves:,} leaves from {facts['rows']:,} rows")
     encoded = encoded_rows(rows, plan, baselines)
-    with watched(rows.sparkSession, say):
+    with watched(rows.sparkSession, progress):
         sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
-        say("correcting for the bias of wide leaves")
-        with watched(rows.sparkSession, say):
+        progress("correcting for the bias of wide leaves")
+        with watched(rows.sparkSession, progress):
             sums += leaf_sums(encoded, plan, structure, plain_shares(sums))
     return finished(plan, structure, sums, facts, baselines, bins)
 
@@ -241,28 +243,28 @@ def _estimate(
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:
     """Counts and bounds of all rows, one map-only pass."""
     parts = rows.mapInArrow(partial(summarise_batches, roles), "summary string").toArrow()
-    found = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
-    return sum(found, Summary())
+    summaries = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
+    return sum(summaries, Summary())
 
 
-def sample_of(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
+def planning_sample(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
     """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
     limit = sample_limit(total, len(roles.features))
     return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
 
 
-def encoded_rows(rows: DataFrame, plan: Plan, baselines: Baselines) -> DataFrame:
+def encoded_rows(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
     """The fields of `Encoded` as columns, see `encoded_columns`."""
     return rows.mapInArrow(partial(encode_batches, plan, baselines), encoded_columns(plan))
 
 
-def encoded_columns(plan: Plan) -> str:
+def encoded_columns(plan: ForestPlan) -> str:
     """Fields of `Encoded`: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
     outcomes = ", ".join(f"wy{j} bigint" for j in range(len(plan.roles.outcomes)))
     return f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
 
 
-def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structure, list[dict]]:
+def grow(encoded: DataFrame, plan: ForestPlan, baselines: Baselines) -> tuple[Structure, list[dict]]:
     """One shuffle brings each bucket to the workers that grow its trees; every bucket reports a status.
 
     Rows go to every bucket whose trees they shape. Few buckets are copied to several workers, each growing a share of
@@ -277,11 +279,13 @@ def grow(encoded: DataFrame, plan: Plan, baselines: Baselines) -> tuple[Structur
     )
     grown = grouped.applyInArrow(on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
-    found = [json.loads(row["status"]) for row in grown if row["status"] is not None]
-    return assemble(trees, plan.n_trees), merge_statuses(found, plan.n_buckets)
+    statuses = [json.loads(row["status"]) for row in grown if row["status"] is not None]
+    return assemble(trees, plan.n_trees), merge_statuses(statuses, plan.n_buckets)
 
 
-def leaf_sums(encoded: DataFrame, plan: Plan, structure: Structure, values: np.ndarray | None = None) -> np.ndarray:
+def leaf_sums(
+    encoded: DataFrame, plan: ForestPlan, structure: Structure, values: np.ndarray | None = None
+) -> np.ndarray:
     """Leaf sums over all rows, int64 [leaves, K, 1 + 2m]: partial sums per partition, merged per tree.
 
     Without `values` the plain sums; with them (`plain_shares` of these) those of outcomes corrected for bias.
@@ -308,23 +312,23 @@ Batches = Iterator[pa.RecordBatch]
 
 def summarise_batches(roles: Roles, batches: Batches) -> Batches:
     """One JSON summary per partition."""
-    found = sum((summarise(batch, roles) for batch in batches), Summary())
-    yield pa.record_batch({"summary": [json.dumps(asdict(found))]})
+    summary = sum((summarise(batch, roles) for batch in batches), Summary())
+    yield pa.record_batch({"summary": [json.dumps(asdict(summary))]})
 
 
 def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> Batches:
     """The rows whose unit hash is below the limit."""
     for batch in batches:
-        yield batch.filter(pa.array(sampled(batch, unit, seed, limit)))
+        yield batch.filter(pa.array(sample_mask(batch, unit, seed, limit)))
 
 
-def encode_batches(plan: Plan, baselines: Baselines, batches: Batches) -> Batches:
+def encode_batches(plan: ForestPlan, baselines: Baselines, batches: Batches) -> Batches:
     """Rows in the columns of `encoded_columns`."""
     for batch in batches:
         yield to_arrow(encode(batch, plan, baselines))
 
 
-def grow_group(plan: Plan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
+def grow_group(plan: ForestPlan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
     """One share of a bucket's trees, and the bucket's status in a row of its own."""
     rows = from_arrow(group, len(plan.bins))
     grower, share = (group.column(name)[0].as_py() for name in ("grower", "share"))
@@ -336,16 +340,16 @@ def grow_group(plan: Plan, baselines: Baselines, shares: int, group: pa.Table) -
     return pa.Table.from_pylist([*grown, {"status": json.dumps(status)}], pa.schema([*fields, ("status", pa.string())]))
 
 
-def sum_batches(plan: Plan, structure: Structure, values: np.ndarray | None, batches: Batches) -> Batches:
+def sum_batches(plan: ForestPlan, structure: Structure, values: np.ndarray | None, batches: Batches) -> Batches:
     """Leaf sums of one partition, one row per tree; see `leaf_sums`."""
     sums, routes = empty_sums(structure, plan), structure.routes
-    seen = False
+    any_rows = False
     for batch in batches:
-        seen = seen or batch.num_rows > 0
+        any_rows = any_rows or batch.num_rows > 0
         rows = from_arrow(batch, len(plan.bins))
         rows = rows if values is None else correct(rows, routes, values, plan)
-        add_rows(sums, rows, routes, plan, corrected=values is not None)
-    if seen:
+        add_to_leaves(sums, rows, routes, plan, corrected=values is not None)
+    if any_rows:
         bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
         content = [sums[low:high].tobytes() for low, high in bounds]
         trees = pa.array(range(structure.n_trees), pa.int32())
@@ -466,7 +470,11 @@ _DAY, _DAY_SUMS_SCHEMA = "_day", "tree int, _day bigint, sums binary"
 
 
 def refreshed_frame(
-    frame: DataFrame, base: Forest, half_life: float | None, day: str | None, say: ProgressCallback = lambda _: None
+    frame: DataFrame,
+    base: Forest,
+    half_life: float | None,
+    day: str | None,
+    progress: ProgressCallback = lambda _: None,
 ) -> Forest:
     """`refresh.forest_of` the rows of the frame counted in the base's trees; `day` is a column of whole numbers, needed
     with a half-life. Raises as `refresh.counted`, `refresh.forest_of` and `refresh.check_refresh`."""
@@ -476,10 +484,10 @@ def refreshed_frame(
     plan, structure, baselines = grown_parts(base)
     with kept(dated) as rows:
         _check_units(rows, base.roles)
-        say("checking the rows against the forest")
-        level_rows, days, bins = _looked_at(rows, base, day)
-        say(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
-        with watched(frame.sparkSession, say):
+        progress("checking the rows against the forest")
+        level_rows, days, bins = _check_rows(rows, base, day)
+        progress(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
+        with watched(frame.sparkSession, progress):
             if half_life is None:
                 sums = plain(leaf_sums(encoded_rows(rows.drop(_DAY), plan, baselines), plan, structure))
             else:
@@ -493,19 +501,19 @@ def _check_units(rows: DataFrame, roles: Roles) -> None:
         raise DataError(f"column {roles.unit!r} repeats a unit in {repeated[0]} rows: keep one row per unit")
 
 
-def _looked_at(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
+def _check_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
     """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
     [s, p], by unit) in one map-only pass."""
-    table = rows.mapInArrow(partial(look_batches, base), "found string, unit bigint, bins binary").toArrow()
-    found = table.column("found").drop_null().to_pylist()
-    parts = [json.loads(text) for text in found]
+    table = rows.mapInArrow(partial(check_batches, base), "found string, unit bigint, bins binary").toArrow()
+    texts = table.column("found").drop_null().to_pylist()
+    parts = [json.loads(text) for text in texts]
     summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
     check_summary(summary, base.roles)
     days: Counter[int] = sum((Counter(dict(part["days"])) for part in parts), Counter())
     undated = summary.rows - days.total()
     if undated:
         raise DataError(f"column {day!r} is null in {undated} of {summary.rows} rows: give every row its day")
-    problems: dict[str | None, Problem] = {}
+    problems: dict[str | None, ColumnFault] = {}
     for column, n, problem in (problem for part in parts for problem in part["problems"]):
         problems[column] = (column, problems.get(column, (column, 0, problem))[1] + n, problem)
     taken = table.filter(pc.is_valid(table.column("unit")))
@@ -532,10 +540,10 @@ def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int,
 # Workers: Arrow in, Arrow out, no Spark.
 
 
-def look_batches(base: Forest, batches: Batches) -> Batches:
+def check_batches(base: Forest, batches: Batches) -> Batches:
     """A row for each row of the sample, its unit's hash and bins; and one with a partition's summary, rows of each day,
     and what of its rows the forest cannot take, as JSON."""
-    summary, days, problems = Summary(), Counter[int](), list[Problem]()
+    summary, days, problems = Summary(), Counter[int](), list[ColumnFault]()
     for batch in batches:
         summary += summarise(batch, base.roles)
         days.update(batch.column(_DAY).drop_null().to_pylist())
@@ -547,15 +555,15 @@ def look_batches(base: Forest, batches: Batches) -> Batches:
         yield pa.record_batch(
             {**_nothing(mine.sum()), "unit": pa.array(units[mine].view(np.int64)), "bins": packed_bins(bins)}
         )
-    told = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
-    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(told)])})
+    record = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
+    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(record)])})
 
 
 def _nothing(n: int) -> dict[str, pa.Array]:
     return {"found": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
 
 
-def encode_days(plan: Plan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
+def encode_days(plan: ForestPlan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
     """Rows in the columns of `encoded_columns`, their day, and which of the day's shares they are in."""
     for batch in batches:
         rows, day = encode(batch, plan, baselines), batch.column(_DAY)
@@ -564,10 +572,10 @@ def encode_days(plan: Plan, baselines: Baselines, shares: dict[int, int], batche
         yield encoded.append_column("_share", pa.array(share.astype(np.int32)))
 
 
-def sum_day(plan: Plan, structure: Structure, group: pa.Table) -> pa.Table:
+def sum_day(plan: ForestPlan, structure: Structure, group: pa.Table) -> pa.Table:
     """Plain sums of a share of a day, one row per tree."""
     sums = empty_sums(structure, plan)
-    add_rows(sums, from_arrow(group.drop_columns([_DAY, "_share"]), len(plan.bins)), structure.routes, plan)
+    add_to_leaves(sums, from_arrow(group.drop_columns([_DAY, "_share"]), len(plan.bins)), structure.routes, plan)
     bounds = zip(structure.leaf_start[:-1], structure.leaf_start[1:], strict=True)
     content = [plain(sums[low:high]).tobytes() for low, high in bounds]
     days = group.column(_DAY)[:1].take([0] * structure.n_trees)
@@ -590,7 +598,7 @@ def merge_days(fading: tuple[int, int, float, int], parts: pa.Table) -> pa.Table
 
 
 def fit_instrumental_frame(
-    frame: DataFrame, roles: Roles, delivered: str, params: Params, say: ProgressCallback = lambda _: None
+    frame: DataFrame, roles: Roles, delivered: str, params: Params, progress: ProgressCallback = lambda _: None
 ) -> Instrumental:
     """`forest.instrument.fit_instrumental` of a Spark frame: the same model, byte for byte."""
     inner = left_roles(roles, delivered)
@@ -614,7 +622,7 @@ def fit_instrumental_frame(
     if missing:
         raise DataError(f"column {delivered!r} is null, NaN or infinite in {missing} of {n} rows: fill or drop them")
     overall = two_stage(np.array([[row[f"s{i}"] for row in rows] for i in range(4)], float), delivered, n)
-    say(f"a delivery brings {overall:.4g} on average, by two-stage least squares")
+    progress(f"a delivery brings {overall:.4g} on average, by two-stage least squares")
     return Instrumental(
-        fit_frame(frame.withColumn(LEFT, y - overall * d), inner, params, say), roles, overall, delivered
+        fit_frame(frame.withColumn(LEFT, y - overall * d), inner, params, progress), roles, overall, delivered
     )

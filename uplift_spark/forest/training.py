@@ -23,7 +23,7 @@ from uplift_spark.forest.effects import CRITERIA, KNOTS, default_criterion, iden
 from uplift_spark.forest.encode import (
     MONOTONE,
     Encoded,
-    Plan,
+    ForestPlan,
     Summary,
     buckets_of,
     centred,
@@ -37,21 +37,21 @@ from uplift_spark.forest.encode import (
 )
 from uplift_spark.forest.estimate import (
     Baselines,
-    as_given,
     encoded_sample,
     estimate,
-    facts_of,
     sample_limit,
-    sampled,
+    sample_mask,
     stacked,
     stacked_roles,
+    training_facts,
+    with_roles,
 )
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline, Limits, fit_baseline, grow_tree
 from uplift_spark.forest.trees import Tree, assemble, leaf_word
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.stats.sampling import SAMPLE, TREE, growth_rows, mix, mix_all
+from uplift_spark.stats.sampling import SAMPLE_SALT, TREE_SALT, growth_rows, mix64, mix64_all
 from uplift_spark.stats.tests import Linearity, linearity
 
 SILENCE = 10.0  # seconds without a word of progress, at most, while trees grow
@@ -86,16 +86,16 @@ class Params:
 
 def make_plan(
     summary: Summary, sample: pa.Table, roles: Roles, params: Params, threads: int = 1
-) -> tuple[Plan, Baselines, Encoded]:
+) -> tuple[ForestPlan, Baselines, Encoded]:
     """Fix everything but the rows: levels, bins, exponents, baselines and, where left open, leaf size and buckets.
 
     Returns the sample's rows, encoded by the plan, too.
     """
     check_summary(summary, roles)
     _check_params(params)
-    levels, told, edges = make_levels(summary, roles)
-    criterion, told = _first_criterion(levels, told, params.criterion)
-    draft = Plan(
+    levels, reported, edges = make_levels(summary, roles)
+    criterion, reported = _first_criterion(levels, reported, params.criterion)
+    draft = ForestPlan(
         roles=roles,
         levels=levels,
         bins=fit_bins(sample, roles.features, params.max_bins or defaults.max_bins(summary.rows), threads),
@@ -109,7 +109,7 @@ def make_plan(
         exponents=exponents(summary, roles),
         weighted_by_propensity=summary.weighted_by_propensity,
         debias=params.debias,
-        told=told,
+        reported=reported,
         edges=edges,
         monotone=params.monotone,
     )
@@ -142,52 +142,52 @@ def _check_params(params: Params) -> None:
         raise ConfigError(f"monotone is {params.monotone!r}: give one of {', '.join(MONOTONE)}, or nothing")
 
 
-def _first_criterion(levels: Levels, told: Levels | None, given: str | None) -> tuple[str, Levels | None]:
-    """The criterion before the data have spoken, and the levels that effects are then told of; see `Plan`."""
-    criterion = default_criterion(levels) if given in AUTO else str(given)
-    told = levels if criterion == "product" else told
-    if told and not identified(CRITERIA[criterion].basis(levels)):
+def _first_criterion(levels: Levels, reported: Levels | None, requested: str | None) -> tuple[str, Levels | None]:
+    """The criterion before the data have spoken, and the levels that effects are then told of; see `ForestPlan`."""
+    criterion = default_criterion(levels) if requested in AUTO else str(requested)
+    reported = levels if criterion == "product" else reported
+    if reported and not identified(CRITERIA[criterion].basis(levels)):
         raise ConfigError(
             f"criterion {criterion} asks for more than the doses of {len(levels)} levels tell: take one_hot"
         )
-    return criterion, told
+    return criterion, reported
 
 
-def _with_criterion(rows: Encoded, plan: Plan, total: int, given: str | None) -> tuple[Plan, float]:
+def _with_criterion(rows: Encoded, plan: ForestPlan, total: int, requested: str | None) -> tuple[ForestPlan, float]:
     """The plan with its criterion and the reason for it, and n·h under it.
 
     Levels that work on different people have no slope in common; splitting by it would not see them. So arms are taken
     one by one where they clearly show far more. A response to doses is a line, unless the sample shows that it bends.
     """
     n = rows.unit.size
-    if given not in AUTO:
+    if requested not in AUTO:
         plan = replace(plan, reason="as asked for")
     elif plan.criterion == "one_hot":
         lacking = "have no doses" if plan.levels.doses is None else "are too few to tell their doses apart"
         plan = replace(plan, reason=f"the levels {lacking}")
     elif plan.criterion == "product":
         plan = replace(plan, reason="the levels have several doses")
-    elif plan.told:
+    elif plan.reported:
         plan = _line_or_spline(rows, plan)
-    found = defaults.signal(rows, plan)
+    pooled = defaults.signal(rows, plan)
     if plan.reason:
-        return plan, found.of_all(total, n)
+        return plan, pooled.of_all(total, n)
     if len(plan.levels) > 2:
         apart = defaults.signal(rows, replace(plan, criterion="one_hot"))
-        if apart.found - SURE * apart.noise > BENT * max(found.found, 0.0):
-            why = f"arms one by one show a signal of {apart.found:.0f}, the dose {found.found:.0f}"
+        if apart.estimate - SURE * apart.noise > BENT * max(pooled.estimate, 0.0):
+            why = f"arms one by one show a signal of {apart.estimate:.0f}, the dose {pooled.estimate:.0f}"
             return replace(plan, criterion="one_hot", reason=why), apart.of_all(total, n)
-    return replace(plan, reason="arms one by one show no far larger signal than the dose"), found.of_all(total, n)
+    return replace(plan, reason="arms one by one show no far larger signal than the dose"), pooled.of_all(total, n)
 
 
-def _line_or_spline(rows: Encoded, plan: Plan) -> Plan:
+def _line_or_spline(rows: Encoded, plan: ForestPlan) -> ForestPlan:
     test = bends(rows, plan)
     bent = test.overall < BENDS and len(plan.levels) >= KNOTS
-    said = f"cells of doses miss a straight line by {test.missed[0]:.3g} on average (p = {test.overall:.2g})"
-    return replace(plan, criterion="spline" if bent else "slope", reason=said)
+    reason = f"cells of doses miss a straight line by {test.missed[0]:.3g} on average (p = {test.overall:.2g})"
+    return replace(plan, criterion="spline" if bent else "slope", reason=reason)
 
 
-def bends(rows: Encoded, plan: Plan, segment: np.ndarray | None = None) -> Linearity:
+def bends(rows: Encoded, plan: ForestPlan, segment: np.ndarray | None = None) -> Linearity:
     """Test that the outcome of rows follows the plan's basis, by segment int64 [n] in 0..S-1 if given.
 
     Rows are from `encode`, so that outcomes are less their baseline.
@@ -204,19 +204,19 @@ def bends(rows: Encoded, plan: Plan, segment: np.ndarray | None = None) -> Linea
     return linearity(units, means, spread, basis)
 
 
-def _baselines(rows: Encoded, plan: Plan) -> Baselines:
+def _baselines(rows: Encoded, plan: ForestPlan) -> Baselines:
     columns, (w_bits, *y_bits) = np.ascontiguousarray(rows.bins.T), plan.exponents
 
     def one(j: int) -> Baseline | None:
-        given, scale = (rows.key, rows.w, rows.wy[:, j].copy()), math.ldexp(1.0, w_bits - y_bits[j])
-        return fit_baseline(columns, given, np.uint64(plan.seed), defaults.bins_of(plan), scale)
+        arrays, scale = (rows.key, rows.w, rows.wy[:, j].copy()), math.ldexp(1.0, w_bits - y_bits[j])
+        return fit_baseline(columns, arrays, np.uint64(plan.seed), defaults.bins_of(plan), scale)
 
     return tuple(map(one, range(len(y_bits))))
 
 
 def grow_bucket(
     rows: Encoded,
-    plan: Plan,
+    plan: ForestPlan,
     bucket: int,
     baselines: Sequence[Baseline | None] = (),
     threads: int = 1,
@@ -228,13 +228,13 @@ def grow_bucket(
     and a status; one that only cannot tell units apart (constant) says so and grows what it can; the others go on.
     """
     rows = rows.take(np.argsort(rows.unit, kind="stable"))  # canonical order, and arrays of our own
-    found = _bucket_status(rows, plan, baselines)
-    status = {"bucket": bucket, "rows": int(rows.unit.size), "status": found, "trees": 0}
+    bucket_status = _bucket_status(rows, plan, baselines)
+    status = {"bucket": bucket, "rows": int(rows.unit.size), "status": bucket_status, "trees": 0}
     if status["status"] == "duplicate units":
         own = rows.bucket[1:] == bucket  # another bucket's rows are counted by that bucket
         status["duplicates"] = int((own & (rows.unit[1:] == rows.unit[:-1])).sum())
     numbers = range(bucket, plan.n_trees, plan.n_buckets)[share[0] :: share[1]]
-    if found in NO_TREES or not numbers:
+    if bucket_status in NO_TREES or not numbers:
         return [], status
     rows = _thinned(rows, plan)
     columns = np.ascontiguousarray(rows.bins.T)
@@ -251,7 +251,7 @@ def grow_bucket(
     return trees, {**status, "trees": len(trees)}
 
 
-def _thinned(rows: Encoded, plan: Plan) -> Encoded:
+def _thinned(rows: Encoded, plan: ForestPlan) -> Encoded:
     """At most about `defaults.most_rows` of a bucket's growing rows, by hash of the unit: a huge cluster, or fewer
     buckets than the rows ask for, cannot make a worker grow for hours. Rows left out estimate as before.
     """
@@ -259,19 +259,19 @@ def _thinned(rows: Encoded, plan: Plan) -> Encoded:
     if rows.unit.size <= most:
         return rows
     limit = np.uint64(int(most / rows.unit.size * 2.0**64))
-    return rows.take(mix_all(rows.unit, np.uint64(plan.seed), SAMPLE) <= limit)
+    return rows.take(mix64_all(rows.unit, np.uint64(plan.seed), SAMPLE_SALT) <= limit)
 
 
-def merge_statuses(found: list[dict[str, Any]], n_buckets: int) -> list[dict[str, Any]]:
+def merge_statuses(statuses: list[dict[str, Any]], n_buckets: int) -> list[dict[str, Any]]:
     """One status per bucket from those of its shares; a bucket that sent none was empty."""
     merged = {b: {"bucket": b, "rows": 0, "status": "empty", "trees": 0} for b in range(n_buckets)}
-    for status in found:
+    for status in statuses:
         before = merged[status["bucket"]]
         merged[status["bucket"]] = {**status, "trees": before["trees"] + status["trees"]}
     return list(merged.values())
 
 
-def _bucket_status(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None]) -> str:
+def _bucket_status(rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> str:
     if rows.unit.size == 0:
         return "empty"
     if np.any(rows.unit[1:] == rows.unit[:-1]):
@@ -283,7 +283,7 @@ def _bucket_status(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | Non
     return "constant outcome" if _constant_outcome(rows, plan, baselines) else "ok"
 
 
-def _constant_outcome(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | None]) -> bool:
+def _constant_outcome(rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> bool:
     for size in (64, 4096, rows.unit.size):  # a few rows nearly always tell, without the way through all the trees
         part = rows.take(slice(size))
         wy = centred(part, plan, baselines[:1], sign=1).wy[:, 0]
@@ -293,7 +293,12 @@ def _constant_outcome(rows: Encoded, plan: Plan, baselines: Sequence[Baseline | 
 
 
 def grow_one(
-    columns: np.ndarray, rows: Encoded, mine: np.ndarray, plan: Plan, index: int, evidence: np.ndarray | None = None
+    columns: np.ndarray,
+    rows: Encoded,
+    mine: np.ndarray,
+    plan: ForestPlan,
+    index: int,
+    evidence: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
     """`grow_tree` on the rows `mine` (int32, in canonical order); without evidence it is the bucket's pilot."""
     if mine.size == 0:
@@ -310,12 +315,12 @@ def grow_one(
         float(plan.limits["min_share"]),
     )
     known = np.zeros(len(columns)) if evidence is None else evidence
-    seed = np.uint64(mix(np.uint64(index), np.uint64(plan.seed), TREE))
+    seed = np.uint64(mix64(np.uint64(index), np.uint64(plan.seed), TREE_SALT))
     return grow_tree(columns, work, defaults.shape_of(plan), limits, seed, known)
 
 
 def _grow_all(
-    rows: Encoded, plan: Plan, baselines: Baselines, threads: int, say: ProgressCallback
+    rows: Encoded, plan: ForestPlan, baselines: Baselines, threads: int, progress: ProgressCallback
 ) -> list[tuple[list[Tree], dict]]:
     """`grow_bucket` of every bucket, as many at a time as there are threads."""
     order = np.argsort(rows.bucket, kind="stable")
@@ -329,19 +334,19 @@ def _grow_all(
 
     grown, started, spoken = [], time.monotonic(), time.monotonic()
     with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(one, range(plan.n_buckets)):
-            grown.append(found)
+        for result in pool.map(one, range(plan.n_buckets)):
+            grown.append(result)
             if time.monotonic() > spoken + SILENCE:
                 spoken = time.monotonic()
                 left = (spoken - started) / len(grown) * (plan.n_buckets - len(grown))
-                say(f"{len(grown)} of {plan.n_buckets} buckets grown, about {left:,.0f} s left")
+                progress(f"{len(grown)} of {plan.n_buckets} buckets grown, about {left:,.0f} s left")
     return grown
 
 
-def fit_table(table: pa.Table, roles: Roles, params: Params, say: ProgressCallback = lambda _: None) -> Forest:
+def fit_table(table: pa.Table, roles: Roles, params: Params, progress: ProgressCallback = lambda _: None) -> Forest:
     """Train on an Arrow table in this process, on all its cores."""
     if roles.scores:
-        return as_given(fit_table(stacked(table, roles), stacked_roles(roles), params, say), roles)
+        return with_roles(fit_table(stacked(table, roles), stacked_roles(roles), params, progress), roles)
     kinds = {f.name: f.type for f in table.schema}
     check_columns(kinds, roles.columns, roles.features)
     check_parts(kinds, roles)
@@ -349,20 +354,22 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, say: ProgressCallba
     summary = summarise(table, roles)
     check_summary(summary, roles)
     limit = sample_limit(summary.rows, len(roles.features))
-    sample = table.filter(pa.array(sampled(table, roles.unit, params.seed, limit)))
+    sample = table.filter(pa.array(sample_mask(table, roles.unit, params.seed, limit)))
     plan, baselines, rows = make_plan(summary, sample, roles, params, threads)
     planning = rows.bins
     if sample.num_rows < table.num_rows:
         rows = encode(table, plan, baselines, threads)
-    say(f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows")
-    grown = _grow_all(rows, plan, baselines, threads, say)
+    progress(
+        f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
+    )
+    grown = _grow_all(rows, plan, baselines, threads, progress)
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
-    facts = facts_of(summary, [status for _, status in grown], structure, plan)
-    say(f"estimating {structure.n_leaves:,} leaves")
+    facts = training_facts(summary, [status for _, status in grown], structure, plan)
+    progress(f"estimating {structure.n_leaves:,} leaves")
     return estimate(rows, (plan, structure, baselines), facts, planning, threads)
 
 
-def describe(plan: Plan) -> Mapping[str, Any]:
+def describe(plan: ForestPlan) -> Mapping[str, Any]:
     """The plan's choices for logs: plain values only."""
     chosen = {
         "criterion": plan.criterion,

@@ -98,11 +98,11 @@ def _lanes_of(b, scalar):
 
 def _gather(b, base, index, element, wanted=_EVERY, kind=_INTS, name="i32"):
     """What stands at base + index · size of `element`, 32-bit words unless said; zero where not wanted."""
-    places = b.gep(base, [index], source_etype=element)
-    places.type = _POINTERS  # llvmlite takes the base's type; a vector of indices gives a vector of pointers
+    addresses = b.gep(base, [index], source_etype=element)
+    addresses.type = _POINTERS  # llvmlite takes the base's type; a vector of indices gives a vector of pointers
     signature = ir.FunctionType(kind, [_POINTERS, _INT, _BITS, kind])
     gather = cgutils.get_or_insert_function(b.module, signature, f"llvm.masked.gather.v{LANES}{name}.v{LANES}p0")
-    return b.call(gather, [places, ir.Constant(_INT, 1), wanted, ir.Constant(kind, None)])
+    return b.call(gather, [addresses, ir.Constant(_INT, 1), wanted, ir.Constant(kind, None)])
 
 
 def _data(context, b, kinds, arrays):
@@ -112,8 +112,8 @@ def _data(context, b, kinds, arrays):
 
 def _outside(b, sets, low, bin_, wanted):
     """1 in lanes whose category is not in the set that goes left; see `nodes.outside`."""
-    place = b.add(b.shl(b.lshr(low, _all(16)), _all(3)), b.lshr(bin_, _all(5)))  # a set is eight 32-bit words
-    word = _gather(b, sets, place, _INT, wanted)
+    word_index = b.add(b.shl(b.lshr(low, _all(16)), _all(3)), b.lshr(bin_, _all(5)))  # a set is eight 32-bit words
+    word = _gather(b, sets, word_index, _INT, wanted)
     return b.and_(b.not_(b.lshr(word, b.and_(bin_, _all(31)))), _all(1))
 
 
@@ -127,8 +127,8 @@ def _step(categorical: bool) -> Callable[..., ir.Value]:
         low = _gather(b, words, here, _INT)
         child = _gather(b, words, b.or_(here, _all(1)), _INT)
         row = b.mul(b.load(which, align=4), _lanes_of(b, width))
-        place = b.add(row, b.and_(low, _all(MAX_FEATURES - 1)))
-        bin_ = b.and_(_gather(b, bins, place, _BYTE), _all(255))
+        offset = b.add(row, b.and_(low, _all(MAX_FEATURES - 1)))
+        bin_ = b.and_(_gather(b, bins, offset, _BYTE), _all(255))
         missing_right = b.and_(b.lshr(low, _all(13)), _all(1))
         shifted = b.and_(b.sub(bin_, missing_right), _all(255))
         right = b.zext(b.icmp_unsigned(">", shifted, b.lshr(low, _all(16))), _INTS)
@@ -181,7 +181,7 @@ def search_step(context, edges, values, below, step):
 
 
 @intrinsic
-def take(context, values, leaves, out, j, width, place):
+def take(context, values, leaves, out, j, width, column):
     """out[j : j + 16] = values[leaves[j : j + 16] · width + place]; a negative leaf counts as 0.
 
     values and out float64, flat; leaves int32; both may be read or written up to the next multiple of 16.
@@ -189,15 +189,15 @@ def take(context, values, leaves, out, j, width, place):
 
     def build(context, b, signature, arguments):
         values, leaves, out = _data(context, b, signature.args[:3], arguments[:3])
-        j, width, place = arguments[3:]
+        j, width, column = arguments[3:]
         leaf = b.load(b.bitcast(b.gep(leaves, [j]), _INTS.as_pointer()), align=4)
         leaf = b.select(b.icmp_signed("<", leaf, _all(0)), _all(0), leaf)
-        places = b.add(b.mul(leaf, _lanes_of(b, width)), _lanes_of(b, place))
-        found = _gather(b, values, places, ir.DoubleType(), kind=_REALS, name="f64")
-        b.store(found, b.bitcast(b.gep(out, [j]), _REALS.as_pointer()), align=8)
+        indices = b.add(b.mul(leaf, _lanes_of(b, width)), _lanes_of(b, column))
+        gathered = _gather(b, values, indices, ir.DoubleType(), kind=_REALS, name="f64")
+        b.store(gathered, b.bitcast(b.gep(out, [j]), _REALS.as_pointer()), align=8)
         return context.get_dummy_value()
 
-    return types.void(values, leaves, out, j, width, place), build
+    return types.void(values, leaves, out, j, width, column), build
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def _steps(routes, t, lists, count, width, rounds):
 def walk(routes, t, lists, count, width):
     """Leave in at[j] the global leaf index, in tree t, of row which[j] of the block, j < count.
 
-    lists is (which, at, scratch, bins) of `new_lists`, its bins loaded by `load`; width is a row's number of bins. All
+    lists is (which, at, scratch, bins) of `new_lists`, bins from `load_block`; width is a row's number of bins. All
     rows take a step before any takes the next: the steps of different rows do not wait for one another's memory. After
     a tree's usual depth only those under way go on.
     """
@@ -302,7 +302,7 @@ def new_lists(width):
 
 
 @nb.njit(cache=True, nogil=True)
-def load(bins, low, count, lists):
+def load_block(bins, low, count, lists):
     """Make rows low ≤ i < low + count of bins uint8 [n, p] the block that the lists are about."""
     width = bins.shape[1]
     for j in range(count):
@@ -320,7 +320,7 @@ def leaves_of(routes, bins, out):
         which[j] = j
     for low in range(0, bins.shape[0], BLOCK):
         count = min(BLOCK, bins.shape[0] - low)
-        load(bins, low, count, lists)
+        load_block(bins, low, count, lists)
         for t in range(len(routes.rounds)):
             grown = routes.root[t] < routes.root[t + 1]
             if grown:

@@ -18,9 +18,9 @@ from uplift_spark.lake.contracts import UNREAD
 from uplift_spark.lake.schemas import QUARANTINE, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, retried
-from uplift_spark.registry.models import Origin, Registered, Registry, facts_of, still_there
+from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
 from uplift_spark.roles import RUN_ID, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------
 # Units taken out of tables for good, and what they leave behind in files and logs.
@@ -73,8 +73,8 @@ def _held(lake: Lake, table: str, units: DataFrame) -> DataFrame | None:
 def _delete(lake: Lake, table: str, held: DataFrame) -> int:
     (column,) = held.columns
     merge = f"MERGE INTO {lake.reference(table)} AS t USING {{held}} AS s ON t.{column} = s.{column}"
-    done = lake.spark.sql(f"{merge} WHEN MATCHED THEN DELETE", held=held).collect()[0]
-    return int(done["num_deleted_rows"])
+    metrics = lake.spark.sql(f"{merge} WHEN MATCHED THEN DELETE", held=held).collect()[0]
+    return int(metrics["num_deleted_rows"])
 
 
 def purge(lake: Lake, table: str, log: bool = True) -> None:
@@ -132,7 +132,7 @@ class Erasure:
             raise ConfigError("nothing to erase: name units with --unit or --units, or give --purge")
 
     @classmethod
-    def asked(cls, units: Sequence[str] | None, file: Path | None, purge: bool) -> Erasure:
+    def from_options(cls, units: Sequence[str] | None, file: Path | None, purge: bool) -> Erasure:
         """Of the command's options; `file` holds one id a line."""
         try:
             listed = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
@@ -143,7 +143,7 @@ class Erasure:
         return cls(tuple(dict.fromkeys([*(units or ()), *listed])), purge)
 
 
-def erase(config: Config, lake: Lake, erasure: Erasure, say: ProgressCallback = silent) -> JobResult:
+def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: ProgressCallback = no_progress) -> JobResult:
     """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from all tables.
 
     A unit that is nowhere is no error. Older versions of a model hold sums over all their units, and no id. With
@@ -159,21 +159,21 @@ def erase(config: Config, lake: Lake, erasure: Erasure, say: ProgressCallback = 
     details: dict[str, object] = {"units": len(erasure.units)}
     if erasure.units:
         units = lake.spark.createDataFrame([(unit,) for unit in erasure.units], f"{UNIT} string")
-        made = {}
+        new_versions = {}
         for base in models_in_use(config, registry):
-            kept = _erase_from_model(config, lake, registry, base, (erasure.units, units), say)
+            kept = _erase_from_model(config, lake, registry, base, (erasure.units, units), progress)
             if kept is not None:
                 written.append(kept)
-                made[f"version {base.version}"] = f"is now version {registry.current(base).version}"
+                new_versions[f"version {base.version}"] = f"is now version {registry.current(base).version}"
         models_in_use(config, registry)  # moves the alias
         removed = {}
         for table in lake.tables():
             if gone := erase_units(lake, table, units):
-                say(f"{table}: {gone:,} rows removed")
+                progress(f"{table}: {gone:,} rows removed")
                 removed[table] = gone
-        details |= {"removed": removed or "0 rows", "model": made or "no version in use was trained on them"}
+        details |= {"removed": removed or "0 rows", "model": new_versions or "no version in use was trained on them"}
     if erasure.purge:
-        details["purged"] = _purge_all(config, lake, registry, say)
+        details["purged"] = _purge_all(config, lake, registry, progress)
     return JobResult.of("erase", run_id, *written, **details)
 
 
@@ -183,12 +183,12 @@ def models_in_use(config: Config, registry: Registry) -> list[Registered]:
     Of a version that units were erased from what came of it; the alias champion moves there, if it was not yet.
     """
     champion, named = registry.known(config.model_name), config.registry.version
-    found = [] if champion is None else [registry.current(champion)]
-    if champion is not None and champion.version != found[0].version:
-        registry.set_champion(found[0])
+    models = [] if champion is None else [registry.current(champion)]
+    if champion is not None and champion.version != models[0].version:
+        registry.set_champion(models[0])
     other = registry.known(config.model_name, named) if named else None
-    found += [] if other is None else [registry.current(other)]
-    return list({model.version: model for model in found}.values())
+    models += [] if other is None else [registry.current(other)]
+    return list({model.version: model for model in models}.values())
 
 
 def _erase_from_model(
@@ -197,7 +197,7 @@ def _erase_from_model(
     registry: Registry,
     base: Registered,
     gone: tuple[tuple[str, ...], DataFrame],
-    say: ProgressCallback,
+    progress: ProgressCallback,
 ) -> Written | None:
     """Register a version of `base` that never saw the units; None when `base` never did.
 
@@ -210,23 +210,23 @@ def _erase_from_model(
     with still_there(table, version, "train the model again, then erase"):
         if rows.join(units, UNIT, "left_semi").isEmpty():
             return None
-        say(f"{base.name} version {base.version} was trained on some of the units: estimating it without them")
+        progress(f"{base.name} version {base.version} was trained on some of the units: estimating it without them")
         run_id = derive_run_id("erase", {"units": sorted(ids)}, **_identity(base))
         kept = lake.write(_kept_table(config, base), rows.join(units, UNIT, "left_anti"), run_id, mode="overwrite")
-    _register(config, lake, registry, base, kept, say)
+    _register(config, lake, registry, base, kept, progress)
     return kept
 
 
 def _register(
-    config: Config, lake: Lake, registry: Registry, base: Registered, kept: Written, say: ProgressCallback
+    config: Config, lake: Lake, registry: Registry, base: Registered, kept: Written, progress: ProgressCallback
 ) -> None:
     """Estimate the trees of `base` from the rows kept, register that forest; raises ConflictError if `base` has one.
 
     Rows of a refreshed forest that fade count alike again, until the next refresh.
     """
     frame, started = lake.read(kept.table, kept.version), time.monotonic()
-    model = UpliftModel(registry.load(registry.trees_of(base))).estimate(frame, say)
-    params, metrics = facts_of(model.model, time.monotonic() - started)
+    model = UpliftModel(registry.load(registry.trees_of(base))).estimate(frame, progress)
+    params, metrics = log_facts(model.model, time.monotonic() - started)
     if registry.current(base).version != base.version:
         raise ConflictError(f"another erasure took units out of {base.name} version {base.version}: run this one again")
     run_id = derive_run_id("erase", {}, rows=[kept.table, kept.version], **_identity(base))
@@ -237,12 +237,12 @@ def _register(
     registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
 
 
-def _purge_all(config: Config, lake: Lake, registry: Registry, say: ProgressCallback) -> str:
+def _purge_all(config: Config, lake: Lake, registry: Registry, progress: ProgressCallback) -> str:
     for base in models_in_use(config, registry):
         _keep_rows(config, lake, registry, base)
     tables = lake.tables()
     for table in tables:
-        say(f"purging {table}")
+        progress(f"purging {table}")
         purge(lake, table, log=not table.startswith(_KEPT))
     return f"{len(tables)} tables; what their logs tell of rows written today goes with a purge tomorrow (UTC)"
 

@@ -68,8 +68,10 @@ def hash_batches(
         if json_column is not None:
             changed[json_column] = [_hashed_row(key, row, unread) for row in batch.column(json_column).to_pylist()]
         for name, values in changed.items():
-            place = batch.schema.get_field_index(name)
-            batch = batch.set_column(place, batch.schema.field(place), pa.array(values, batch.schema.field(place).type))
+            position = batch.schema.get_field_index(name)
+            batch = batch.set_column(
+                position, batch.schema.field(position), pa.array(values, batch.schema.field(position).type)
+            )
         yield batch
 
 
@@ -105,8 +107,8 @@ def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bo
     silence = F.lit(NO_GRANT if required else MAY)
     if consent is None:
         return rows.withColumn(GATE, silence)
-    said = consent.where((F.col("purpose") == purpose) & (~F.col("granted") | F.expr("changed_at <= now()")))
+    statements = consent.where((F.col("purpose") == purpose) & (~F.col("granted") | F.expr("changed_at <= now()")))
     latest = F.max(F.struct("changed_at", "known_at", (~F.col("granted")).alias("withdrawn")))["withdrawn"]
-    units = said.groupBy(UNIT).agg(latest.alias("__withdrawn"))
+    units = statements.groupBy(UNIT).agg(latest.alias("__withdrawn"))
     gate = F.when(F.col("__withdrawn"), F.lit(WITHDREW)).when(F.col("__withdrawn").isNull(), silence)
     return rows.join(units, UNIT, "left").withColumn(GATE, gate.otherwise(F.lit(MAY))).drop("__withdrawn")

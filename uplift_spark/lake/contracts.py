@@ -23,7 +23,7 @@ from pyspark.sql.types import (
 )
 
 from uplift_spark.errors import DataError
-from uplift_spark.roles import EXPERIMENT, RUN_ID
+from uplift_spark.roles import CAMPAIGN, RUN_ID
 
 # --------------------------------------------------------------------------------------------------------------------
 # The machinery of contracts: the split of good rows from rejected ones, and frames made to fit a table.
@@ -35,7 +35,7 @@ ADDED = "added by run "
 
 # What reading a source leaves beside a row, for `check`: {rule, reason} of cells that could not be read, and the row
 # as JSON as the source gave it.
-FAULTS, AS_GIVEN = "__faults", "__as_given"
+FAULTS, RAW_ROW = "__faults", "__as_given"
 
 _TYPES: dict[str, DataType] = {
     "string": StringType(),
@@ -109,7 +109,7 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
     these alone; these and AS_GIVEN are no columns of the results. Both results are lazy; each evaluates `frame` anew,
     so it must give the same rows again. Raises DataError for a missing column or one of another type.
     """
-    beside = [name for name in (FAULTS, AS_GIVEN) if name in frame.columns]
+    beside = [name for name in (FAULTS, RAW_ROW) if name in frame.columns]
     missing = [name for name in _from_source(contract) if name not in frame.columns]
     if missing:
         raise DataError(f"rows for {contract.table} lack {_listed(missing)}: add {_them(missing)} to the source")
@@ -217,14 +217,14 @@ def _quarantine(rejected: DataFrame, columns: Sequence[str], table: str) -> Data
     def own(name: str, otherwise: Column) -> Column:
         return (F.col(name) if name in columns else otherwise).alias(name)
 
-    row = F.col(AS_GIVEN) if AS_GIVEN in rejected.columns else as_json(columns)
+    row = F.col(RAW_ROW) if RAW_ROW in rejected.columns else as_json(columns)
     return rejected.select(
         F.lit(table).alias("source_table"),
         F.col(_BROKEN)[0]["rule"].alias("rule"),
         F.array_join(F.transform(_BROKEN, lambda failure: failure["reason"]), "; ").alias("reason"),
         row.alias("row"),
         own("source", F.lit(None).cast("string")),
-        own(EXPERIMENT, F.lit(None).cast("string")),
+        own(CAMPAIGN, F.lit(None).cast("string")),
         own(RUN_ID, F.lit(None).cast("string")),
         own(INGESTED_AT, F.current_timestamp()),
     )
@@ -307,16 +307,16 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
         whole = entry("row_readable", F.lit("the line is not a row with the columns of its file"))
         faults = [F.when(unread, whole), *(F.when(~unread, fault) for fault in faults)]
         row = F.when(unread, as_json([UNREAD])).otherwise(row)
-    found = F.filter(F.array(*faults), lambda fault: fault.isNotNull())
-    return frame.select(*cells, found.alias(FAULTS), row.alias(AS_GIVEN), *beside)
+    broken = F.filter(F.array(*faults), lambda fault: fault.isNotNull())
+    return frame.select(*cells, broken.alias(FAULTS), row.alias(RAW_ROW), *beside)
 
 
 def numbers_or_text(frame: DataFrame, names: list[str]) -> dict[str, DataType]:
     """{name: double if all its texts are numbers, else string}, in one pass over the rows."""
     if not names:
         return {}
-    found = frame.agg(*(F.min(_blank(F.col(n)) | F.trim(n).rlike(_NUMBER)).alias(n) for n in names)).collect()[0]
-    return {name: StringType() if found[name] is False else DoubleType() for name in names}
+    numeric = frame.agg(*(F.min(_blank(F.col(n)) | F.trim(n).rlike(_NUMBER)).alias(n) for n in names)).collect()[0]
+    return {name: StringType() if numeric[name] is False else DoubleType() for name in names}
 
 
 def _value(cell: Column, have: DataType, want: DataType) -> Column:

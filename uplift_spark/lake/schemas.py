@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
-from uplift_spark.roles import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------
 # What each gold table holds, the tables that are queried from SQL; see `lake.schemas`.
@@ -103,7 +103,7 @@ _DECISIONS = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{UNIT} string",
         f"{TREATMENT} string: level the unit is to get, the control for none",
         "reason string: why, or the rule that bars the unit",
@@ -121,7 +121,7 @@ _LIMITS = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "name string: the limit",
         "most double: what may be used; null for a floor",
         "least double: what must be used; null but for a floor",
@@ -135,7 +135,7 @@ _POLICY_CURVE = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "budget double",
         "treated double: units treated",
         "cost double: money spent",
@@ -151,7 +151,7 @@ _SCENARIOS = Contract(
     job="simulate",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "scenario string: plan is the policy as it is configured",
         f"{TREATMENT} string: level given; any for all of them together",
         "units bigint: that get it",
@@ -170,7 +170,7 @@ _COST_CURVE = Contract(
     job="compare",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "model string: version of the registered model, or the learner",
         "outcome string",
         "cost double: of treating, per unit of the population",
@@ -185,7 +185,7 @@ _POLICY_TREE = Contract(
     job="tree",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "node bigint: 0 is the first question",
         "depth bigint",
         "feature string: null where the tree gives a level",
@@ -206,7 +206,7 @@ _AVERAGES = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "outcome string",
         f"{TREATMENT} string: level compared with control",
         "estimand string: ate of all units, att of those who received the level, overlap of those who might have "
@@ -227,7 +227,7 @@ _OVERLAP = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{TREATMENT} string: level received",
         "units bigint: that received it",
         "set_aside bigint: of those who received it, because some level is hardly ever received by the likes of them",
@@ -243,7 +243,7 @@ _BALANCE = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{TREATMENT} string: level compared with control",
         "feature string",
         "category string: of text; missing; null for numbers",
@@ -259,7 +259,7 @@ _SENSITIVITY = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{TREATMENT} string: level compared with control",
         "check string: permuted treatment, placebo outcome (both: an effect that must be nought), hidden confounder "
         "(of which the ate is between lower and upper, 95 %), robustness (share of outcome and treatment that would "
@@ -318,7 +318,7 @@ _FINITE = "value > CAST('-Infinity' AS DOUBLE) AND value < CAST('Infinity' AS DO
 _UNIT_PRESENT = Rule(
     "unit_present", f"{UNIT} IS NOT NULL AND trim({UNIT}) <> ''", f"{UNIT} is missing", constraint=True
 )
-_EXPERIMENT_PRESENT = Rule("experiment_present", f"trim({EXPERIMENT}) <> ''", f"{EXPERIMENT} is missing")
+_CAMPAIGN_PRESENT = Rule("experiment_present", f"trim({CAMPAIGN}) <> ''", f"{CAMPAIGN} is missing")
 _VALUE_FINITE = Rule("value_finite", f"value IS NULL OR ({_FINITE})", "value is not finite", constraint=True)
 # Blank ids would make one event of all the rows that have none.
 _EVENT_ID = Rule("event_id_filled", "event_id IS NULL OR trim(event_id) <> ''", "event_id is blank", constraint=True)
@@ -339,7 +339,7 @@ _ASSIGNMENT = Contract(
     job="ingest",
     columns=declared(
         f"{UNIT} string: pseudonymous unit, one assignment per experiment",
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{TREATMENT} string: level assigned",
         "assigned_at timestamp",
         f"{PROPENSITY} double: logged probability of the level received; null when it was not logged",
@@ -347,7 +347,7 @@ _ASSIGNMENT = Contract(
     ),
     rules=(
         _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
+        _CAMPAIGN_PRESENT,
         Rule(
             "treatment_present",
             f"trim({TREATMENT}) <> '' AND lower(trim({TREATMENT})) <> 'nan'",
@@ -361,9 +361,9 @@ _ASSIGNMENT = Contract(
             constraint=True,
         ),
     ),
-    unique=(EXPERIMENT, UNIT),
+    unique=(CAMPAIGN, UNIT),
     append_only=True,
-    cluster_by=(EXPERIMENT, "assigned_at"),
+    cluster_by=(CAMPAIGN, "assigned_at"),
 )
 
 # What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
@@ -374,7 +374,7 @@ _DELIVERY = Contract(
     job="load",
     columns=declared(
         f"{UNIT} string",
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "delivery_id string: one send; each change of its status is a row",
         f"status string: {', '.join(DELIVERY_STATUSES)}",
         "delivered_at timestamp: when the send came to this status",
@@ -383,7 +383,7 @@ _DELIVERY = Contract(
     ),
     rules=(
         _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
+        _CAMPAIGN_PRESENT,
         Rule("delivery_id_present", "trim(delivery_id) <> ''", "delivery_id is missing"),
         Rule(
             "status_known",
@@ -395,7 +395,7 @@ _DELIVERY = Contract(
         _EVENT_ID,
     ),
     append_only=True,
-    cluster_by=(EXPERIMENT, "delivered_at"),
+    cluster_by=(CAMPAIGN, "delivered_at"),
 )
 
 # Of what happened to a unit and has an amount.
@@ -406,7 +406,7 @@ _OUTCOME = Contract(
     job="ingest",
     columns=declared(
         f"{UNIT} string",
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         "outcome string: name, such as visit or revenue",
         "value double: amount of this event; null when it is not known",
         "occurred_at timestamp",
@@ -415,12 +415,12 @@ _OUTCOME = Contract(
     ),
     rules=(
         _UNIT_PRESENT,
-        _EXPERIMENT_PRESENT,
+        _CAMPAIGN_PRESENT,
         Rule("outcome_present", "trim(outcome) <> ''", "outcome is missing"),
         *_HAPPENED,
     ),
     append_only=True,
-    cluster_by=(EXPERIMENT, "occurred_at"),
+    cluster_by=(CAMPAIGN, "occurred_at"),
 )
 
 _BEHAVIOUR = Contract(
@@ -485,7 +485,7 @@ _QUARANTINE = Contract(
         "reason string: every reason",
         "row string: the row as JSON",
         "source string: file, table or simulator it came from",
-        f"{EXPERIMENT} string",
+        f"{CAMPAIGN} string",
         *RUN,
         f"{INGESTED_AT} timestamp",
     ),
@@ -496,7 +496,7 @@ _TRUTH = Contract(
     job="ingest",
     columns=declared(
         f"{UNIT} string",
-        f"{EXPERIMENT} string: simulated campaign",
+        f"{CAMPAIGN} string: simulated campaign",
         f"{TREATMENT} string: level compared with control",
         "outcome string",
         "effect double: true individual effect against control",
@@ -508,7 +508,7 @@ _LABEL = Contract(
     table="silver.label",
     job="features",
     columns=declared(
-        f"{EXPERIMENT} string: campaign",
+        f"{CAMPAIGN} string: campaign",
         f"{UNIT} string",
         f"{TREATMENT} string: level assigned",
         "assigned_at timestamp",

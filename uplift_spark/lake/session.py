@@ -70,8 +70,8 @@ def spark_session(lakehouse: Lakehouse, app: str = "uplift", master: str = "loca
 
     Raises EnvironmentProblem when Java is missing or too old, or Spark does not start.
     """
-    if SparkSession.getActiveSession() is not None or _is_given():
-        return _given_session()
+    if SparkSession.getActiveSession() is not None or _session_provided():
+        return _provided_session()
     check_java()
     return local_session(local_conf(lakehouse, app, master))
 
@@ -83,11 +83,11 @@ def check_java() -> None:
     if java is None:
         where = f"JAVA_HOME={home} has no bin/java" if home else "Java is not installed"
         raise EnvironmentProblem(f"{where}, and Spark needs Java {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
-    found = _java_version(java)
-    if found is None:
+    version = _java_version(java)
+    if version is None:
         raise EnvironmentProblem(f"{java} does not tell its version, so Spark will not start with it: {JAVA_REMEDY}")
-    if found < MINIMUM_JAVA:
-        raise EnvironmentProblem(f"{java} is Java {found}, and Spark needs {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
+    if version < MINIMUM_JAVA:
+        raise EnvironmentProblem(f"{java} is Java {version}, and Spark needs {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
 
 
 def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict[str, str]:
@@ -129,11 +129,11 @@ def local_session(conf: Mapping[str, str]) -> SparkSession:
             raise EnvironmentProblem(_why_not_started(lines.read(), log)) from error
 
 
-def _is_given() -> bool:
+def _session_provided() -> bool:
     return any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION", "PYSPARK_GATEWAY_PORT"))
 
 
-def _given_session() -> SparkSession:
+def _provided_session() -> SparkSession:
     builder = SparkSession.builder
     # Under spark-submit the JVM runs but the context does not: this is the last moment to switch Delta on.
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ and "DATABRICKS_RUNTIME_VERSION" not in os.environ
@@ -201,8 +201,8 @@ def _why_not_started(output: str, log: Path) -> str:
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = next((i for i, line in enumerate(lines) if re.search(r"(Exception|[Ee]rror|ERROR)\b", line)), None)
-    said = [] if telling is None else [line for line in lines[telling : telling + 2] if not line.startswith("at ")]
-    return f"Spark did not start: {': '.join(said)[:300] or 'no reason given'} (log: {log})"
+    reasons = [] if telling is None else [line for line in lines[telling : telling + 2] if not line.startswith("at ")]
+    return f"Spark did not start: {': '.join(reasons)[:300] or 'no reason given'} (log: {log})"
 
 
 def _java_version(java: str) -> int | None:
@@ -211,8 +211,8 @@ def _java_version(java: str) -> int | None:
         run = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', run.stderr + run.stdout)
-    return int(found.group(1)) if found else None
+    match = re.search(r'version "(?:1\.)?(\d+)', run.stderr + run.stdout)
+    return int(match.group(1)) if match else None
 
 
 def _cores(master: str) -> int:

@@ -21,11 +21,11 @@ from uplift_spark.roles import checked_name
 
 SCHEMAS = ("bronze", "silver", "gold")
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
-KEPT = "interval 400 days"
+LOG_RETENTION = "interval 400 days"
 PROPERTIES = {
     "delta.enableChangeDataFeed": "true",
-    "delta.logRetentionDuration": KEPT,
-    "delta.deletedFileRetentionDuration": KEPT,
+    "delta.logRetentionDuration": LOG_RETENTION,
+    "delta.deletedFileRetentionDuration": LOG_RETENTION,
 }
 
 _ABSENT = {
@@ -40,7 +40,7 @@ _ABSENT = {
 _NO_DELTA = ("DATA_SOURCE_NOT_FOUND", "CATALOG_PLUGIN_CLASS_NOT_FOUND", "UNSUPPORTED_DATASOURCE_FOR_DIRECT_QUERY")
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Storage of tables named `schema.table` (both checked before they come here).
 
     checkpoints  folder for the states of streams; None where the configuration must name one
@@ -102,17 +102,17 @@ class Save:
     partition_by: tuple[str, ...] = ()
 
 
-def place_of(spark: SparkSession, lakehouse: Lakehouse) -> Place:
+def storage_of(spark: SparkSession, lakehouse: Lakehouse) -> Storage:
     """The lakehouse's catalog if it names one, else its folder."""
     if lakehouse.catalog is not None:
         return Catalog(spark, checked_name(lakehouse.catalog, "lakehouse.catalog"))
     return Folder(spark, lakehouse.path)
 
 
-def schema_or_none(place: Place, reader: DataFrameReader, table: str) -> StructType | None:
+def schema_or_none(storage: Storage, reader: DataFrameReader, table: str) -> StructType | None:
     """Schema of a table, None when there is none; EnvironmentProblem when the session has no Delta."""
     try:
-        return place.load(reader.format("delta"), table).schema
+        return storage.load(reader.format("delta"), table).schema
     except Exception as error:  # a missing class reaches Python untyped
         if isinstance(error, AnalysisException) and (error.getCondition() or "").split(".")[0] in _ABSENT:
             return None
@@ -160,12 +160,12 @@ class Folder:
         logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
         try:
-            found = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
+            folders = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return []
             raise
-        return sorted(row["table"].replace("/", ".") for row in found)
+        return sorted(row["table"].replace("/", ".") for row in folders)
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):
@@ -187,10 +187,10 @@ class Folder:
     def _registered(self, schema: str) -> dict[str, str]:
         """{schema.table: folder} as the session's catalog has them."""
         listed = self._spark.sql(f"SHOW TABLE EXTENDED IN `{schema}` LIKE '*'").collect()
-        found = {
+        locations = {
             f"{schema}.{row['tableName']}": re.search(r"^Location: (.*)$", row["information"], re.M) for row in listed
         }
-        return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in found.items()}
+        return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in locations.items()}
 
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"
@@ -237,11 +237,11 @@ class Catalog:
 
     def tables(self) -> list[str]:
         schemas = {row[0] for row in self._spark.sql(f"SHOW SCHEMAS IN `{self._catalog}`").collect()}
-        found = []
+        names = []
         for schema in sorted(schemas.intersection(SCHEMAS)):
             rows = self._spark.sql(f"SHOW TABLES IN `{self._catalog}`.`{schema}`").collect()
-            found += [f"{schema}.{row['tableName']}" for row in rows if not row["isTemporary"]]
-        return sorted(found)
+            names += [f"{schema}.{row['tableName']}" for row in rows if not row["isTemporary"]]
+        return sorted(names)
 
     def register(self, tables: Sequence[str]) -> None:
         return None  # a catalog knows its tables

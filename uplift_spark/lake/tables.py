@@ -21,7 +21,7 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, with_columns
 from uplift_spark.lake.schemas import contract_of
-from uplift_spark.lake.storage import Layout, Save, place_of, schema_or_none
+from uplift_spark.lake.storage import Layout, Save, schema_or_none, storage_of
 from uplift_spark.roles import RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def digest(frame: DataFrame, columns: Iterable[str]) -> Digest:
     cells = [_cell(F.col(name), frame.schema[name].dataType) for name in sorted(columns)]
     hashes = [F.xxhash64(F.lit(seed), *cells) for seed in (1, 2)]
     halves = [half for code in hashes for half in (code.bitwiseAND(F.lit(_LOW_HALF)), F.shiftrightunsigned(code, 32))]
-    sums = [F.coalesce(F.sum(half), F.lit(0)).alias(f"h{place}") for place, half in enumerate(halves)]
+    sums = [F.coalesce(F.sum(half), F.lit(0)).alias(f"h{number}") for number, half in enumerate(halves)]
     row = frame.agg(F.count(F.lit(1)).alias("rows"), *sums).first()
     return tuple(int(value) for value in row) if row is not None else (0,)
 
@@ -130,7 +130,7 @@ class Optimized:
     version: int
     files: tuple[int, int]
     bytes: tuple[int, int]
-    done: bool
+    rewritten: bool
 
 
 class Lake:
@@ -139,32 +139,32 @@ class Lake:
     def __init__(self, spark: SparkSession, lakehouse: Lakehouse) -> None:
         self.spark = spark
         self.lakehouse = lakehouse
-        self._place = place_of(spark, lakehouse)
+        self._storage = storage_of(spark, lakehouse)
 
     def name(self, table: str) -> str:
         """Backquoted name for SQL text. Raises ConfigError unless `table` is two plain names and a dot."""
-        return self._place.name(_checked(table))
+        return self._storage.name(_checked(table))
 
     def reference(self, table: str) -> str:
         """What SQL commands such as DESCRIBE DETAIL take, registered or not. Raises ConfigError like `name`."""
-        return self._place.reference(_checked(table))
+        return self._storage.reference(_checked(table))
 
     def exists(self, table: str) -> bool:
         return self._schema(table) is not None
 
     def tables(self) -> list[str]:
         """Every table of the lakehouse as `schema.table`, sorted."""
-        return self._place.tables()
+        return self._storage.tables()
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """The table now, or as it was at a Delta version. Raises DataError when there is no such table or version."""
         if self._schema(table) is None:
             raise DataError(self._absent(table))
         if version is None:
-            return self._place.load(self.spark.read.format("delta"), table)
+            return self._storage.load(self.spark.read.format("delta"), table)
         reader = self.spark.read.format("delta").option("versionAsOf", version)
         try:
-            frame = self._place.load(reader, table)
+            frame = self._storage.load(reader, table)
             frame.schema  # noqa: B018 - over Connect nothing is looked up before this
         except AnalysisException as error:
             raise DataError(
@@ -186,7 +186,7 @@ class Lake:
 
     def sql(self, query: str) -> DataFrame:
         """Run a query in which every table of the lakehouse is known by its name."""
-        self._place.register(self.tables())
+        self._storage.register(self.tables())
         return self.spark.sql(query)
 
     def write(
@@ -239,16 +239,16 @@ class Lake:
         call = _Write(table, run_id)
         writer = frame.writeStream.format("delta").option("userMetadata", call.metadata())
         writer = writer.option("checkpointLocation", checkpoint).trigger(availableNow=True)
-        retried(lambda: self._place.stream(writer, table).awaitTermination(), table, f"run {run_id}")
+        retried(lambda: self._storage.stream(writer, table).awaitTermination(), table, f"run {run_id}")
         mine = self._history(table, None).where(F.get_json_object("userMetadata", "$.write") == call.token)
         rows = F.sum(F.col("operationMetrics")["numOutputRows"].cast("bigint"))
-        told = mine.agg(rows.alias("rows"), F.max("version").alias("version")).collect()[0]
-        version = self.version(table) if told["version"] is None else int(told["version"])
-        return Written(table, version, told["rows"] or 0, skipped=False)
+        commits = mine.agg(rows.alias("rows"), F.max("version").alias("version")).collect()[0]
+        version = self.version(table) if commits["version"] is None else int(commits["version"])
+        return Written(table, version, commits["rows"] or 0, skipped=False)
 
     def checkpoint(self, name: str) -> str:
         """Folder in which the stream `name` keeps how far it is. Raises ConfigError when a catalog has no place."""
-        root = self.lakehouse.checkpoints or self._place.checkpoints
+        root = self.lakehouse.checkpoints or self._storage.checkpoints
         if root is None:
             raise ConfigError(
                 f"streams need a folder to keep how far they are, which catalog {self.lakehouse.catalog} is not: name "
@@ -271,16 +271,16 @@ class Lake:
             order = () if contract is None or before["clusteringColumns"] else contract.cluster_by
             order = tuple(name for name in order if name not in before["partitionColumns"])
             by = f" ZORDER BY ({', '.join(order)})" if order else ""
-            query = f"OPTIMIZE {self._place.reference(table)}{by}"
-            told = retried(lambda: self.spark.sql(query).select("metrics.*").collect(), table, f"run {run_id}")
-            removed = told[0]["numFilesRemoved"]
+            query = f"OPTIMIZE {self._storage.reference(table)}{by}"
+            metrics = retried(lambda: self.spark.sql(query).select("metrics.*").collect(), table, f"run {run_id}")
+            removed = metrics[0]["numFilesRemoved"]
         after = self._detail(table)
         files, sizes = ((before[of], after[of]) for of in ("numFiles", "sizeInBytes"))
-        return Optimized(table, self.version(table), files, sizes, done=removed > 0)
+        return Optimized(table, self.version(table), files, sizes, rewritten=removed > 0)
 
     def _detail(self, table: str) -> Row:
         names = ("numFiles", "sizeInBytes", "clusteringColumns", "partitionColumns")
-        return self.spark.sql(f"DESCRIBE DETAIL {self._place.reference(table)}").select(*names).collect()[0]
+        return self.spark.sql(f"DESCRIBE DETAIL {self._storage.reference(table)}").select(*names).collect()[0]
 
     def _fitted(
         self, table: str, frame: DataFrame, run_id: str, stored: StructType | None, new: Sequence[str] = ()
@@ -305,7 +305,7 @@ class Lake:
         created = self._create(call, frame.schema) if new else {}
         partition_by = call.partition_by if new or call.mode == "overwrite" else ()
         save = Save(call.table, call.mode, {**call.options(), **created}, partition_by)
-        retried(lambda: self._place.save(frame, save), call.table, f"run {call.run_id}")
+        retried(lambda: self._storage.save(frame, save), call.table, f"run {call.run_id}")
 
     def _create(self, call: _Write, schema: StructType) -> Mapping[str, str]:
         contract = contract_of(call.table)
@@ -314,7 +314,7 @@ class Lake:
         else:
             keep = (contract.cluster_by, contract.skip_by, contract.constraints, contract.append_only)
             layout = Layout(call.partition_by, *keep)
-        return self._place.create(call.table, schema, layout)
+        return self._storage.create(call.table, schema, layout)
 
     def _repeated(self, call: _Write, frame: DataFrame) -> Written:
         """The run wrote this table before: the same rows, or a conflict."""
@@ -351,10 +351,10 @@ class Lake:
 
     def _history(self, table: str, limit: int | None) -> DataFrame:
         newest = "" if limit is None else f" LIMIT {limit}"
-        return self.spark.sql(f"DESCRIBE HISTORY {self._place.reference(table)}{newest}")
+        return self.spark.sql(f"DESCRIBE HISTORY {self._storage.reference(table)}{newest}")
 
     def _schema(self, table: str) -> StructType | None:
-        return schema_or_none(self._place, self.spark.read, _checked(table))
+        return schema_or_none(self._storage, self.spark.read, _checked(table))
 
     def _absent(self, table: str) -> str:
         contract = contract_of(table)
@@ -415,6 +415,6 @@ def retried(change: Callable[[], T], table: str, who: str) -> T:
 
 
 def _broken_constraint(table: str, text: str) -> str:
-    found = re.search(r"CHECK constraint (.*?) violated by row with values:\s*(.*?)\s*(?:\n\s*at |$)", text, re.S)
-    said = f"{found.group(1)} (values: {' '.join(found.group(2).split())})" if found else text.splitlines()[0]
-    return f"a row for {table} breaks its constraint {said[:300]}: pass the rows through `contracts.check` first"
+    match = re.search(r"CHECK constraint (.*?) violated by row with values:\s*(.*?)\s*(?:\n\s*at |$)", text, re.S)
+    violation = f"{match.group(1)} (values: {' '.join(match.group(2).split())})" if match else text.splitlines()[0]
+    return f"a row for {table} breaks its constraint {violation[:300]}: pass the rows through `contracts.check` first"

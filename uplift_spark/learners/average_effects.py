@@ -8,7 +8,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.errors import DataError
-from uplift_spark.learners.nuisances import Blend, Spec, crossfit_folds, fit_nuisances
+from uplift_spark.learners.nuisances import Blend, NuisanceSpec, crossfit_folds, fit_nuisances
 
 # --------------------------------------------------------------------------------------------------------------------
 # Average partial effects of doses that nobody assigned at random: what one unit more of it would have brought.
@@ -32,7 +32,7 @@ def average_partial_effect(
     dose: np.ndarray,
     outcome: np.ndarray,
     key: np.ndarray,
-    spec: Spec,
+    spec: NuisanceSpec,
     cluster: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """(estimate, standard error), in outcome units for one unit more of the dose.
@@ -50,22 +50,22 @@ def average_partial_effect(
         for f in range(spec.folds):
             rest, mine = order[fold[order] != f], np.flatnonzero(fold == f)
             score[mine] = _scores((features, dose, outcome), rest, mine, spec)
-    estimate, pull = float(score.mean()), score - score.mean()
+    estimate, influence = float(score.mean()), score - score.mean()
     if cluster is not None:
-        pull = np.bincount(np.unique(cluster, return_inverse=True)[1], pull)
-    groups = len(pull)
-    return estimate, float(np.sqrt((pull**2).sum() * groups / (groups - 1)) / len(score))
+        influence = np.bincount(np.unique(cluster, return_inverse=True)[1], influence)
+    groups = len(influence)
+    return estimate, float(np.sqrt((influence**2).sum() * groups / (groups - 1)) / len(score))
 
 
 def _scores(
-    data: tuple[np.ndarray, np.ndarray, np.ndarray], rest: np.ndarray, mine: np.ndarray, spec: Spec
+    data: tuple[np.ndarray, np.ndarray, np.ndarray], rest: np.ndarray, mine: np.ndarray, spec: NuisanceSpec
 ) -> np.ndarray:
     features, dose, outcome = data
     make = partial(Blend, False, spec.categorical, spec.seed) if spec.outcome is None else partial(spec.outcome, False)
     ones = np.ones(len(rest))
-    expected = make().fit(features[rest], outcome[rest], sample_weight=ones)
+    outcome_model = make().fit(features[rest], outcome[rest], sample_weight=ones)
     usual = make().fit(features[rest], dose[rest], sample_weight=ones)
-    left, gained = dose[rest] - usual.predict(features[rest]), outcome[rest] - expected.predict(features[rest])
+    left, gained = dose[rest] - usual.predict(features[rest]), outcome[rest] - outcome_model.predict(features[rest])
     wide = float((left**2).mean())
     if not wide > 1e-9 * float(dose[rest].var()) or wide == 0.0:
         raise DataError(f"the features tell the dose of {len(rest)} rows: there is none to compare like units by")
@@ -81,10 +81,10 @@ def _scores(
     apart = dose[mine] - usual.predict(features[mine])
     scale = size(mine)
     standard = np.clip(apart / scale, at[0], at[-1])
-    pull = -np.interp(standard, at, slope_of) / np.interp(standard, at, density) / scale
-    pull /= float((pull * apart).mean())  # r is 1 on average along with a dose one unit higher
+    representer = -np.interp(standard, at, slope_of) / np.interp(standard, at, density) / scale
+    representer /= float((representer * apart).mean())  # r is 1 on average along with a dose one unit higher
     slope = slopes.predict(features[mine])
-    return np.asarray(slope + pull * (outcome[mine] - expected.predict(features[mine]) - slope * apart))
+    return np.asarray(slope + representer * (outcome[mine] - outcome_model.predict(features[mine]) - slope * apart))
 
 
 def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,15 +109,15 @@ def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 #
 # Assumed: effects depend on the features alone, wherever a unit is, and none is sure to be outside.
 
-_LEAST_CHANCE = 0.02  # of taking part, as it is fitted: those less likely stand for no more than fifty others
+_MIN_TRIAL_PROPENSITY = 0.02  # of taking part, as it is fitted: those less likely stand for no more than fifty others
 
 
 def transported_average(
     data: tuple[np.ndarray, np.ndarray, np.ndarray],
     inside: np.ndarray,
     key: np.ndarray,
-    spec: Spec,
-    odds: np.ndarray | None = None,
+    spec: NuisanceSpec,
+    propensity: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(average effect of each treated level among the units outside, standard error), float64 [L] each.
 
@@ -125,7 +125,7 @@ def transported_average(
             last two are not looked at outside
     inside  whether a unit was in the trial, bool [n]
     key     uint64 [n] as in `crossfit`; units of one key, such as a household's, may depend on each other
-    odds    probability of every level, float64 [n, K], where they are known
+    propensity  probability of every level, float64 [n, K], where they are known
 
     The average is over the very units given as outside: that these are a sample themselves is not in the error. Raises
     DataError for outcomes inside that are not finite, and where all units, or none, are inside.
@@ -136,33 +136,35 @@ def transported_average(
     if inside.all() or not inside.any():
         raise DataError(f"{inside.sum()} of {len(inside)} rows are inside: give some inside and some outside")
     fold, order = crossfit_folds(key, spec), np.argsort(key, kind="stable")
-    told, pull = np.zeros((len(key), len(spec.levels) - 1)), np.zeros((len(key), len(spec.levels) - 1))
+    predicted, influence = np.zeros((len(key), len(spec.levels) - 1)), np.zeros((len(key), len(spec.levels) - 1))
     for f in range(spec.folds):
         rest, mine = order[fold[order] != f], np.flatnonzero(fold == f)
-        told[mine], pull[mine] = _parts(data, inside, (rest, mine), spec, odds)
+        predicted[mine], influence[mine] = _parts(data, inside, (rest, mine), spec, propensity)
     outside = (~inside).sum()
-    shared = np.stack([np.bincount(np.unique(key, return_inverse=True)[1], one) for one in pull.T])
-    return (told + pull).sum(axis=0) / outside, np.sqrt((shared**2).sum(axis=1)) / outside
+    shared = np.stack([np.bincount(np.unique(key, return_inverse=True)[1], one) for one in influence.T])
+    return (predicted + influence).sum(axis=0) / outside, np.sqrt((shared**2).sum(axis=1)) / outside
 
 
 def _parts(
     data: tuple[np.ndarray, np.ndarray, np.ndarray],
     inside: np.ndarray,
     parts: tuple[np.ndarray, np.ndarray],
-    spec: Spec,
-    odds: np.ndarray | None,
+    spec: NuisanceSpec,
+    propensity: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Expected effects of units outside, and what those inside have beyond expectation, [rows, L], 0 for the others."""
-    features, place, outcome = data
+    features, level_code, outcome = data
     rest, mine = parts
     trial = rest[inside[rest]]
-    fitted = fit_nuisances(features[trial], place[trial], outcome[trial], spec, known=odds is not None)
+    fitted = fit_nuisances(features[trial], level_code[trial], outcome[trial], spec, known=propensity is not None)
     make = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
     with threadpool_limits(1):
         part = make(True).fit(features[rest], inside[rest].astype(np.int64), sample_weight=np.ones(len(rest)))
-        chance = np.maximum(part.predict_proba(features[mine])[:, 1], _LEAST_CHANCE)
-    expected, took = fitted.expected(features[mine]), inside[mine]
-    own = fitted.propensity(features[mine]) if odds is None else odds[mine]
-    left = np.where(took, (1 - chance) / chance, 0.0)[:, None] * (place[mine][:, None] == np.arange(len(spec.levels)))
-    left *= (np.where(took, outcome[mine], 0.0)[:, None] - expected) / own
-    return np.where(took[:, None], 0.0, expected[:, 1:] - expected[:, :1]), left[:, 1:] - left[:, :1]
+        trial_propensity = np.maximum(part.predict_proba(features[mine])[:, 1], _MIN_TRIAL_PROPENSITY)
+    outcome_mean, took = fitted.outcome_mean(features[mine]), inside[mine]
+    own = fitted.propensity(features[mine]) if propensity is None else propensity[mine]
+    left = np.where(took, (1 - trial_propensity) / trial_propensity, 0.0)[:, None] * (
+        level_code[mine][:, None] == np.arange(len(spec.levels))
+    )
+    left *= (np.where(took, outcome[mine], 0.0)[:, None] - outcome_mean) / own
+    return np.where(took[:, None], 0.0, outcome_mean[:, 1:] - outcome_mean[:, :1]), left[:, 1:] - left[:, :1]

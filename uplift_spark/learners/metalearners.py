@@ -28,7 +28,7 @@ from uplift_spark.forest.forest import (
     unreadable,
 )
 from uplift_spark.forest.instrument import Instrumental
-from uplift_spark.learners.nuisances import Sample, Spec, crossfit, features_of, fit_trees, sample_table
+from uplift_spark.learners.nuisances import NuisanceSpec, Sample, crossfit, features_of, fit_trees, sample_table
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.intervals import poisson_weights, resampled_error
@@ -43,7 +43,7 @@ from uplift_spark.stats.offpolicy import doubly_robust
 #
 # Axes: n rows, p features, K levels with the control first, L = K - 1 treated levels.
 
-MIN_ARM = 10  # rows of an arm: fewer say nothing about its outcome
+MIN_LEARNER_ROWS = 10  # rows of an arm: fewer say nothing about its outcome
 _NOISY = {"max_leaf_nodes": 8, "learning_rate": 0.05, "early_stopping": True}
 
 
@@ -52,37 +52,38 @@ class LearnerRows:
     """What a learner is fitted on.
 
     features  float64 [n, p], NaN where missing; categories as codes below 255
-    place     level received, int [n], 0 the control; outcome float64 [n]; weight positive [n]
-    odds      probability of every level, float64 [n, K]: of the design, logged or cross-fitted
+    level_code  level received, int [n], 0 the control; outcome float64 [n]; weight positive [n]
+    propensity  probability of every level, float64 [n, K]: of the design, logged or cross-fitted
     key       uint64 [n], hash of the unit, or of its cluster: rows of one key stay together
     """
 
     features: np.ndarray
-    place: np.ndarray
+    level_code: np.ndarray
     outcome: np.ndarray
     weight: np.ndarray
-    odds: np.ndarray
+    propensity: np.ndarray
     key: np.ndarray
 
     def check(self) -> None:
         """DataError for values that no effect can come from, and for an arm of fewer than MIN_ARM rows."""
         faults = (
-            (self.place >= self.odds.shape[1], "place is no level's", "name all levels"),
+            (self.level_code >= self.propensity.shape[1], "place is no level's", "name all levels"),
             (~np.isfinite(self.outcome), "the outcome is missing or infinite", "drop or fill it"),
             (~(np.isfinite(self.weight) & (self.weight > 0)), "the weight is not positive", "drop them"),
             (
-                ~((self.odds > 0) & (self.odds < 1)).all(axis=1),
+                ~((self.propensity > 0) & (self.propensity < 1)).all(axis=1),
                 "a propensity is not between 0 and 1",
                 "leave units out that have no choice of level",
             ),
         )
         for bad, what, fix in faults:
             if count := int(np.count_nonzero(bad)):
-                raise DataError(f"{what} in {count} of {len(self.place)} rows: {fix}")
-        counts = np.bincount(self.place, minlength=self.odds.shape[1])
-        if counts.min() < MIN_ARM:
+                raise DataError(f"{what} in {count} of {len(self.level_code)} rows: {fix}")
+        counts = np.bincount(self.level_code, minlength=self.propensity.shape[1])
+        if counts.min() < MIN_LEARNER_ROWS:
             raise DataError(
-                f"level {int(counts.argmin())} has {counts.min()} of {len(self.place)} rows, of at least {MIN_ARM}: "
+                f"level {int(counts.argmin())} has {counts.min()} of {len(self.level_code)} rows, "
+                f"of at least {MIN_LEARNER_ROWS}: "
                 "leave it out, or train on a table that has it"
             )
 
@@ -92,11 +93,11 @@ class LearnerRows:
 
     def pair(self, level: int) -> LearnerRows:
         """Rows of one level and the control, as a trial of two arms."""
-        mine = (self.place == level) | (self.place == 0)
-        two = self.odds[mine][:, [0, level]]
-        place = (self.place[mine] == level).astype(np.int64)
+        mine = (self.level_code == level) | (self.level_code == 0)
+        two = self.propensity[mine][:, [0, level]]
+        level_code = (self.level_code[mine] == level).astype(np.int64)
         kept = {name: getattr(self, name)[mine] for name in ("features", "outcome", "weight", "key")}
-        return LearnerRows(**kept, place=place, odds=two / two.sum(axis=1, keepdims=True))
+        return LearnerRows(**kept, level_code=level_code, propensity=two / two.sum(axis=1, keepdims=True))
 
 
 Make: TypeAlias = Callable[[bool, bool], Any]
@@ -104,7 +105,7 @@ Make: TypeAlias = Callable[[bool, bool], Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class LearnerSpec:
     """How learners are fitted: which features are categories bool [p], the estimators, folds and seed of nuisances."""
 
     categorical: np.ndarray
@@ -119,12 +120,12 @@ class Setting:
             return self.make(binary, noisy)
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-        settings: dict[str, Any] = {"categorical_features": np.r_[self.categorical, np.zeros(more, bool)]}
+        arguments: dict[str, Any] = {"categorical_features": np.r_[self.categorical, np.zeros(more, bool)]}
         kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
-        return kind(**settings, random_state=self.seed, **(_NOISY if noisy else {}))
+        return kind(**arguments, random_state=self.seed, **(_NOISY if noisy else {}))
 
 
-class Fitted(Protocol):
+class EffectModel(Protocol):
     """A learner that has seen its rows."""
 
     def effects(self, features: np.ndarray) -> np.ndarray:
@@ -132,7 +133,7 @@ class Fitted(Protocol):
         ...
 
 
-Learner: TypeAlias = Callable[[LearnerRows, Setting], Fitted]
+LearnerFunction: TypeAlias = Callable[[LearnerRows, LearnerSpec], EffectModel]
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,14 @@ class Contrast:
     levels: int
 
     def effects(self, features: np.ndarray) -> np.ndarray:
-        """See `Fitted`."""
+        """See `EffectModel`."""
         if len(self.models) == 1:
-            expected = [_predict_mean(self.models[0], _told(features, k, self.levels)) for k in range(self.levels)]
+            means = [
+                _predict_mean(self.models[0], _with_indicators(features, k, self.levels)) for k in range(self.levels)
+            ]
         else:
-            expected = [_predict_mean(model, features) for model in self.models]
-        return np.column_stack([one - expected[0] for one in expected[1:]])
+            means = [_predict_mean(model, features) for model in self.models]
+        return np.column_stack([one - means[0] for one in means[1:]])
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Direct:
     shift: float = 0.0
 
     def effects(self, features: np.ndarray) -> np.ndarray:
-        """See `Fitted`."""
+        """See `EffectModel`."""
         columns = [
             sum(share * _predict_mean(model, features) for model, share in zip(models, shares, strict=True))
             + self.shift
@@ -169,79 +172,81 @@ class Direct:
         return np.column_stack(columns)
 
 
-def t_learner(rows: LearnerRows, setting: Setting) -> Contrast:
+def t_learner(rows: LearnerRows, spec: LearnerSpec) -> Contrast:
     """One outcome model per level (Künzel, Sekhon, Bickel & Yu 2019)."""
-    arms = [rows.take(rows.place == k) for k in range(rows.odds.shape[1])]
-    return Contrast(tuple(_fit(setting, arm.features, arm.outcome, arm.weight) for arm in arms), len(arms))
+    arms = [rows.take(rows.level_code == k) for k in range(rows.propensity.shape[1])]
+    return Contrast(tuple(_fit(spec, arm.features, arm.outcome, arm.weight) for arm in arms), len(arms))
 
 
-def s_learner(rows: LearnerRows, setting: Setting) -> Contrast:
+def s_learner(rows: LearnerRows, spec: LearnerSpec) -> Contrast:
     """One outcome model that is told the level as so many indicators (Künzel et al. 2019)."""
-    levels = rows.odds.shape[1]
-    told = _told(rows.features, rows.place, levels)
-    return Contrast((_fit(setting, told, rows.outcome, rows.weight, more=levels - 1),), levels)
+    levels = rows.propensity.shape[1]
+    design = _with_indicators(rows.features, rows.level_code, levels)
+    return Contrast((_fit(spec, design, rows.outcome, rows.weight, more=levels - 1),), levels)
 
 
-def x_learner(rows: LearnerRows, setting: Setting) -> Direct:
+def x_learner(rows: LearnerRows, spec: LearnerSpec) -> Direct:
     """Each arm's gains over what the other arm's model expects, regressed and averaged (Künzel et al. 2019).
 
     The average weighs by the arms' shares: any weights in [0, 1] will do.
     """
     models, shares = [], []
-    for k in range(1, rows.odds.shape[1]):
+    for k in range(1, rows.propensity.shape[1]):
         pair = rows.pair(k)
-        control, treated = (pair.take(pair.place == w) for w in (0, 1))
-        at_control, at_treated = (_fit(setting, arm.features, arm.outcome, arm.weight) for arm in (control, treated))
+        control, treated = (pair.take(pair.level_code == w) for w in (0, 1))
+        at_control, at_treated = (_fit(spec, arm.features, arm.outcome, arm.weight) for arm in (control, treated))
         of_treated = treated.outcome - _predict_mean(at_control, treated.features)
         of_control = _predict_mean(at_treated, control.features) - control.outcome
-        given = ((treated, of_treated), (control, of_control))
-        models.append(tuple(_fit(setting, arm.features, gain, arm.weight, noisy=True) for arm, gain in given))
-        share = float(pair.odds[:, 1].mean())
+        regressions = ((treated, of_treated), (control, of_control))
+        models.append(tuple(_fit(spec, arm.features, gain, arm.weight, noisy=True) for arm, gain in regressions))
+        share = float(pair.propensity[:, 1].mean())
         shares.append((1 - share, share))  # a small arm's outcome model is the poorer one
     return Direct(tuple(models), tuple(shares))
 
 
-def r_learner(rows: LearnerRows, setting: Setting) -> Direct:
+def r_learner(rows: LearnerRows, spec: LearnerSpec) -> Direct:
     """Residuals of the outcome on residuals of the treatment (Nie & Wager 2021), a level against the control at a time:
     (y - m(x)) / (w - e(x)) regressed with weights (w - e(x))², m cross-fitted."""
     models = []
-    for k in range(1, rows.odds.shape[1]):
+    for k in range(1, rows.propensity.shape[1]):
         pair = rows.pair(k)
-        expected, odds = _nuisances(pair, setting)
-        left = pair.place - odds[:, 1]
-        mean = (expected * odds).sum(axis=1)
-        models.append((_fit(setting, pair.features, (pair.outcome - mean) / left, pair.weight * left**2, noisy=True),))
+        outcome_mean, propensity = _nuisances(pair, spec)
+        left = pair.level_code - propensity[:, 1]
+        mean = (outcome_mean * propensity).sum(axis=1)
+        models.append((_fit(spec, pair.features, (pair.outcome - mean) / left, pair.weight * left**2, noisy=True),))
     return Direct(tuple(models), ((1.0,),) * len(models))
 
 
-def dr_learner(rows: LearnerRows, setting: Setting) -> Direct:
+def dr_learner(rows: LearnerRows, spec: LearnerSpec) -> Direct:
     """Doubly robust scores of each effect, from cross-fitted nuisances, regressed on the features (Kennedy 2023)."""
-    expected, odds = _nuisances(rows, setting)
-    scores = doubly_robust(rows.outcome, rows.place, 1 / odds[np.arange(len(rows.place)), rows.place], expected)
+    outcome_mean, propensity = _nuisances(rows, spec)
+    scores = doubly_robust(
+        rows.outcome, rows.level_code, 1 / propensity[np.arange(len(rows.level_code)), rows.level_code], outcome_mean
+    )
     gains = scores[:, 1:] - scores[:, :1]
-    models = [(_fit(setting, rows.features, gain, rows.weight, noisy=True),) for gain in gains.T]
+    models = [(_fit(spec, rows.features, gain, rows.weight, noisy=True),) for gain in gains.T]
     return Direct(tuple(models), ((1.0,),) * len(models))
 
 
-def class_transformation(rows: LearnerRows, setting: Setting) -> Direct:
+def class_transformation(rows: LearnerRows, spec: LearnerSpec) -> Direct:
     """Units that did as an effect would have them do, told from the others (Jaskowski & Jaroszewicz 2012), weighted by
     the inverse of their propensities; outcomes that are not 0 or 1 are transformed to y (w - e) / (e (1 - e)) (Athey &
     Imbens 2016)."""
     binary = set(np.unique(rows.outcome)) <= {0.0, 1.0}
     models = []
-    for k in range(1, rows.odds.shape[1]):
+    for k in range(1, rows.propensity.shape[1]):
         pair = rows.pair(k)
-        inverse = 1 / pair.odds[np.arange(len(pair.place)), pair.place]
+        inverse = 1 / pair.propensity[np.arange(len(pair.level_code)), pair.level_code]
         if binary:
-            target, weight = (pair.outcome == pair.place).astype(np.float64), pair.weight * inverse / 2
+            target, weight = (pair.outcome == pair.level_code).astype(np.float64), pair.weight * inverse / 2
         else:
             around = pair.outcome - np.average(pair.outcome, weights=pair.weight)  # any constant: less noise, no bias
-            target, weight = around * inverse * np.where(pair.place == 1, 1.0, -1.0), pair.weight
-        models.append((_fit(setting, pair.features, target, weight, noisy=True),))
+            target, weight = around * inverse * np.where(pair.level_code == 1, 1.0, -1.0), pair.weight
+        models.append((_fit(spec, pair.features, target, weight, noisy=True),))
     return Direct(tuple(models), ((2.0 if binary else 1.0,),) * len(models), -1.0 if binary else 0.0)
 
 
-LEARNERS: dict[str, Learner] = {
+LEARNERS: dict[str, LearnerFunction] = {
     "t_learner": t_learner,
     "s_learner": s_learner,
     "x_learner": x_learner,
@@ -251,14 +256,14 @@ LEARNERS: dict[str, Learner] = {
 }
 
 
-def fit_learner(name: str, rows: LearnerRows, setting: Setting) -> Fitted:
-    """A learner of the catalogue. The order of rows does not matter where keys are unique. Raises as `Rows.check`."""
+def fit_learner(name: str, rows: LearnerRows, spec: LearnerSpec) -> EffectModel:
+    """A learner of the catalogue. Order of rows is free where keys are unique. Raises as `LearnerRows.check`."""
     rows.check()
     with threadpool_limits(1):
-        return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), setting)
+        return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), spec)
 
 
-def learned_effects(fitted: Fitted, bins: Sequence[FeatureBins], rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+def learned_effects(fitted: EffectModel, bins: Sequence[FeatureBins], rows: pa.RecordBatch | pa.Table) -> np.ndarray:
     """Effects of a learner that was fitted on `crossfit.features_of` these bins, float64 [n, L], from Arrow rows."""
     return fitted.effects(features_of(rows, bins))
 
@@ -267,11 +272,11 @@ def learned_effects(fitted: Fitted, bins: Sequence[FeatureBins], rows: pa.Record
 class Resampled:
     """A learner and its replicates, each fitted to a resample of the keys."""
 
-    fitted: Fitted
-    replicates: tuple[Fitted, ...]
+    fitted: EffectModel
+    replicates: tuple[EffectModel, ...]
 
     def effects(self, features: np.ndarray) -> np.ndarray:
-        """See `Fitted`."""
+        """See `EffectModel`."""
         return self.fitted.effects(features)
 
     def errors(self, features: np.ndarray) -> np.ndarray:
@@ -280,25 +285,25 @@ class Resampled:
         return resampled_error(np.stack([one.effects(features) for one in self.replicates]))
 
 
-def fit_resampled(name: str, rows: LearnerRows, setting: Setting, replicates: int = 20) -> Resampled:
+def fit_resampled(name: str, rows: LearnerRows, spec: LearnerSpec, replicates: int = 20) -> Resampled:
     """A learner with bootstrap errors (Poisson weights by key, so clusters stay whole); fits `replicates` more."""
-    counts = poisson_weights(rows.key.view(np.int64), setting.seed, replicates)
+    counts = poisson_weights(rows.key.view(np.int64), spec.seed, replicates)
     fits = []
     for r in range(replicates):
         mine = counts[:, r] > 0
         part = rows.take(mine)
-        fits.append(fit_learner(name, replace(part, weight=part.weight * counts[mine, r]), setting))
-    return Resampled(fit_learner(name, rows, setting), tuple(fits))
+        fits.append(fit_learner(name, replace(part, weight=part.weight * counts[mine, r]), spec))
+    return Resampled(fit_learner(name, rows, spec), tuple(fits))
 
 
 def _fit(
-    setting: Setting, features: np.ndarray, target: np.ndarray, weight: np.ndarray, noisy: bool = False, more: int = 0
+    spec: LearnerSpec, features: np.ndarray, target: np.ndarray, weight: np.ndarray, noisy: bool = False, more: int = 0
 ) -> Any:
     """A fitted model, or the number that all targets are."""
     if np.all(target == target[0]):
         return float(target[0])
-    model = setting.model(target, noisy, more)
-    if setting.make:
+    model = spec.model(target, noisy, more)
+    if spec.make:
         return model.fit(features, target, sample_weight=weight)
     return fit_trees(model, features, target, weight)
 
@@ -312,19 +317,21 @@ def _predict_mean(model: Any, features: np.ndarray) -> np.ndarray:
         )
 
 
-def _told(features: np.ndarray, place: np.ndarray | int, levels: int) -> np.ndarray:
-    received = np.broadcast_to(np.asarray(place), len(features))
-    return np.column_stack([features, received[:, None] == np.arange(1, levels)])
+def _with_indicators(features: np.ndarray, level_code: np.ndarray | int, levels: int) -> np.ndarray:
+    codes = np.broadcast_to(np.asarray(level_code), len(features))
+    return np.column_stack([features, codes[:, None] == np.arange(1, levels)])
 
 
-def _nuisances(rows: LearnerRows, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+def _nuisances(rows: LearnerRows, spec: LearnerSpec) -> tuple[np.ndarray, np.ndarray]:
     """Cross-fitted expectations, and the odds, of every level [n, K] each."""
-    levels = tuple(map(str, range(rows.odds.shape[1])))
-    make = setting.make
-    given = None if make is None else lambda binary: make(binary, False)
-    spec = Spec(levels, setting.categorical, setting.folds, setting.seed, given)
-    fitted = crossfit(rows.features, rows.place, rows.outcome, rows.key, spec, rows.weight, rows.odds)
-    return fitted.expected, fitted.propensity
+    levels = tuple(map(str, range(rows.propensity.shape[1])))
+    make = spec.make
+    make_outcome = None if make is None else lambda binary: make(binary, False)
+    nuisance_spec = NuisanceSpec(levels, spec.categorical, spec.folds, spec.seed, make_outcome)
+    fitted = crossfit(
+        rows.features, rows.level_code, rows.outcome, rows.key, nuisance_spec, rows.weight, rows.propensity
+    )
+    return fitted.outcome_mean, fitted.propensity
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -332,7 +339,7 @@ def _nuisances(rows: LearnerRows, setting: Setting) -> tuple[np.ndarray, np.ndar
 # Intervals of a meta-learner are from the bootstrap: so many replicates, each fitted to a resample of the units or
 # clusters. They tell how far other units would have moved its effects; what it smooths away, its bias, is not in them.
 
-LEAST_ODDS = 0.01  # fitted odds of a level are held above
+MIN_PROPENSITY = 0.01  # fitted odds of a level are held above
 _CHECKED = 1000  # rows whose effects `facts["effects_sha256"]` is of
 
 
@@ -371,7 +378,7 @@ class Learned:
     roles: Roles
     levels: Levels
     bins: tuple[FeatureBins, ...]
-    fits: tuple[Fitted, ...]
+    fits: tuple[EffectModel, ...]
     facts: Mapping[str, Any]
 
     def of(self, outcome: str) -> Learned:
@@ -444,8 +451,8 @@ class PerLevel:
         self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Forest.effect_arrays`."""
-        found = [one.effect_arrays(batch, threads, errors=errors) for one in self.forests]
-        effect, error, low = (np.column_stack(parts) for parts in zip(*found, strict=True))
+        results = [one.effect_arrays(batch, threads, errors=errors) for one in self.forests]
+        effect, error, low = (np.column_stack(parts) for parts in zip(*results, strict=True))
         return effect, error, low
 
     def to_bytes(self) -> bytes:
@@ -489,7 +496,7 @@ def _levels_of(raw: Mapping[str, Any]) -> Levels:
     return Levels(tuple(raw["names"]), doses)
 
 
-def parts_of(fit: Fitted) -> dict[str, Any]:
+def parts_of(fit: EffectModel) -> dict[str, Any]:
     """What a file keeps of a fit. Raises ConfigError for one that is not of the catalogue."""
     if isinstance(fit, Contrast):
         return {"models": [list(fit.models)], "levels": fit.levels}
@@ -498,48 +505,50 @@ def parts_of(fit: Fitted) -> dict[str, Any]:
     raise ConfigError(f"a {type(fit).__name__} cannot be saved: it is none of the catalogue's")
 
 
-def fit_of(parts: dict[str, Any]) -> Fitted:
+def fit_of(parts: dict[str, Any]) -> EffectModel:
     """The inverse of `parts_of`."""
     if "levels" in parts:
         return Contrast(tuple(parts["models"][0]), parts["levels"])
     return Direct(tuple(map(tuple, parts["models"])), tuple(map(tuple, parts["shares"])), parts["shift"])
 
 
-def setting_of(sample: Sample) -> Setting:
+def learner_spec(sample: Sample) -> LearnerSpec:
     """How learners of these rows are fitted."""
     spec = sample.spec
     categorical = np.zeros(len(sample.coding.bins), bool) if spec.categorical is None else spec.categorical
-    return Setting(categorical, None, spec.folds, spec.seed)
+    return LearnerSpec(categorical, None, spec.folds, spec.seed)
 
 
 def rows_of(sample: Sample, confounded: bool = False) -> LearnerRows:
     """The sample with every level's odds: shares of the sample, whatever it left out; where they differ between units,
     cross-fitted."""
-    n, levels = len(sample.place), len(sample.spec.levels)
-    odds = np.tile(np.bincount(sample.place, minlength=levels) / n, (n, 1))
+    n, levels = len(sample.level_code), len(sample.spec.levels)
+    propensity = np.tile(np.bincount(sample.level_code, minlength=levels) / n, (n, 1))
     if confounded or sample.coding.confounded:
-        given = (sample.features, sample.place, sample.outcome, sample.key, sample.spec, sample.weight)
-        odds = np.clip(crossfit(*given).propensity, LEAST_ODDS, 1 - LEAST_ODDS)
-    return LearnerRows(sample.features, sample.place.astype(np.int64), sample.outcome, sample.weight, odds, sample.key)
+        arrays = (sample.features, sample.level_code, sample.outcome, sample.key, sample.spec, sample.weight)
+        propensity = np.clip(crossfit(*arrays).propensity, MIN_PROPENSITY, 1 - MIN_PROPENSITY)
+    return LearnerRows(
+        sample.features, sample.level_code.astype(np.int64), sample.outcome, sample.weight, propensity, sample.key
+    )
 
 
-def fit_replicate(kind: str, setting: Setting, rows: LearnerRows, replicate: int) -> Fitted:
+def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: int) -> EffectModel:
     """Number 0 is fitted to all rows, the others to resamples by key."""
     if replicate == 0:
-        return fit_learner(kind, rows, setting)
-    counts = poisson_weights(rows.key.view(np.int64), setting.seed, replicate)[:, -1]
+        return fit_learner(kind, rows, spec)
+    counts = poisson_weights(rows.key.view(np.int64), spec.seed, replicate)[:, -1]
     part = rows.take(counts > 0)
-    return fit_learner(kind, replace(part, weight=part.weight * counts[counts > 0]), setting)
+    return fit_learner(kind, replace(part, weight=part.weight * counts[counts > 0]), spec)
 
 
-def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[Fitted]) -> Learned:
+def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[EffectModel]) -> Learned:
     """A model from its fits, with the roles of the columns that units are asked by."""
     coding = sample.coding
     effects = fits[0].effects(sample.features[:_CHECKED])
-    counts = np.bincount(sample.place, minlength=len(coding.levels)).tolist()
+    counts = np.bincount(sample.level_code, minlength=len(coding.levels)).tolist()
     facts = {
         "rows": coding.total,
-        "rows_taken": len(sample.place),
+        "rows_taken": len(sample.level_code),
         "level_rows": dict(zip(coding.levels.names, counts, strict=True)),
         "effects_sha256": hashlib.sha256(effects.tobytes()).hexdigest(),
     }
@@ -554,14 +563,14 @@ def trial_roles(roles: Roles) -> tuple[Roles, bool]:
 
 
 def fit_learned(
-    table: pa.Table, roles: Roles, params: LearnerParams, say: ProgressCallback = lambda _: None
+    table: pa.Table, roles: Roles, params: LearnerParams, progress: ProgressCallback = lambda _: None
 ) -> Learned:
     """Train from a table in memory. Raises DataError when rows break the rules, ConfigError for roles with several
     outcomes or doses that take any value."""
     plain, confounded = trial_roles(roles)
     sample = sample_table(table, plain, (params.folds, params.seed), params.rows)
-    say(f"fitting a {params.kind} on {len(sample.place):,} of {sample.coding.total:,} rows")
-    one = partial(fit_replicate, params.kind, setting_of(sample), rows_of(sample, confounded))
+    progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
+    one = partial(fit_replicate, params.kind, learner_spec(sample), rows_of(sample, confounded))
     with ThreadPoolExecutor() as pool:
         fits = list(pool.map(one, range(params.replicates + 1)))
     return learned(params, roles, sample, fits)

@@ -16,11 +16,11 @@ from threadpoolctl import threadpool_limits
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, fit_bins
 from uplift_spark.forest.encode import Summary, check_summary, keys_of, make_levels, summarise
-from uplift_spark.forest.estimate import sample_limit, sampled
+from uplift_spark.forest.estimate import sample_limit, sample_mask
 from uplift_spark.forest.forest import Model
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.aipw import averages_of
-from uplift_spark.stats.sampling import FOLDS, SAMPLE, mix_all
+from uplift_spark.stats.sampling import FOLDS_SALT, SAMPLE_SALT, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
 # Cross-fitted nuisances of observational data: the outcome expected under every level, and every level's probability.
@@ -32,7 +32,7 @@ from uplift_spark.stats.sampling import FOLDS, SAMPLE, mix_all
 
 Factory: TypeAlias = Callable[[bool], Any]
 
-MIN_ARM = 10  # rows of an arm in a training part: fewer say nothing about its outcome
+MIN_ARM_ROWS = 10  # rows of an arm in a training part: fewer say nothing about its outcome
 _TREES = {"max_iter": 75, "max_leaf_nodes": 4, "learning_rate": 0.1, "early_stopping": False}
 _SHARES = np.linspace(0, 1, 5)  # of the trees in a blend: those tried
 _GROUPS = 250  # of a feature, for weighted trees, whose bins are at most 255
@@ -40,7 +40,7 @@ _HELD_OUT = 4  # one row in so many decides on the share
 
 
 @dataclass(frozen=True)
-class Spec:
+class NuisanceSpec:
     """How nuisances are fitted.
 
     levels       names of the levels, control first: K of them
@@ -91,11 +91,11 @@ class Blend:
     def _fit_both(self, features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> None:
         from sklearn import ensemble, linear_model
 
-        settings = {**_TREES, "categorical_features": self.categorical, "random_state": self.seed}
+        arguments = {**_TREES, "categorical_features": self.categorical, "random_state": self.seed}
         kind = ensemble.HistGradientBoostingClassifier if self.classifier else ensemble.HistGradientBoostingRegressor
         lines = linear_model.LogisticRegression(max_iter=300) if self.classifier else linear_model.Ridge()
         self.classes_ = np.unique(target)
-        self.trees = fit_trees(kind(**settings), features, target, weight)
+        self.trees = fit_trees(kind(**arguments), features, target, weight)
         self.prepare = _prepared(features.shape[1], self.categorical).fit(features)
         self.lines = lines.fit(self.prepare.transform(features), target, weight)
 
@@ -127,10 +127,10 @@ def _grouped(column: np.ndarray) -> np.ndarray:
     values = column[known]
     if len(np.unique(values)) <= _GROUPS:
         return column
-    place = np.searchsorted(np.quantile(values, np.arange(1, _GROUPS) / _GROUPS), values, side="right")
-    means = np.bincount(place, values, _GROUPS) / np.maximum(np.bincount(place, minlength=_GROUPS), 1)
+    group = np.searchsorted(np.quantile(values, np.arange(1, _GROUPS) / _GROUPS), values, side="right")
+    means = np.bincount(group, values, _GROUPS) / np.maximum(np.bincount(group, minlength=_GROUPS), 1)
     grouped = column.copy()
-    grouped[known] = means[place]
+    grouped[known] = means[group]
     return grouped
 
 
@@ -157,34 +157,34 @@ def features_of(batch: pa.RecordBatch | pa.Table, bins: Sequence[FeatureBins]) -
 
 
 @dataclass(frozen=True)
-class Fitted:
+class NuisanceModels:
     """Models of one training part.
 
     outcomes         a model per level
     lowest, highest  outcome seen; expectations stay between them
-    chances          model of the level received, None if propensities are known
+    propensity_model  model of the level received, None if propensities are known
     binary           whether all outcomes are 0 or 1
     """
 
     outcomes: tuple[Any, ...]
     lowest: float
     highest: float
-    chances: Any
+    propensity_model: Any
     binary: bool
 
-    def expected(self, features: np.ndarray) -> np.ndarray:
+    def outcome_mean(self, features: np.ndarray) -> np.ndarray:
         """Outcome expected under every level, float64 [n, K], from features [n, p]."""
         with threadpool_limits(1):  # workers share the cores already
-            found = [_mean(model, features, self.binary) for model in self.outcomes]
-        return np.clip(np.column_stack(found), self.lowest, self.highest)
+            means = [_mean(model, features, self.binary) for model in self.outcomes]
+        return np.clip(np.column_stack(means), self.lowest, self.highest)
 
     def propensity(self, features: np.ndarray) -> np.ndarray:
         """Probability of every level, float64 [n, K], from features [n, p]; rows add to one. ConfigError if known."""
-        if self.chances is None:
+        if self.propensity_model is None:
             raise ConfigError("propensities were given, so none were fitted: use those")
         with threadpool_limits(1):
-            found = np.asarray(self.chances.predict_proba(features), np.float64)
-        return found / found.sum(axis=1, keepdims=True)
+            probability = np.asarray(self.propensity_model.predict_proba(features), np.float64)
+        return probability / probability.sum(axis=1, keepdims=True)
 
 
 def _mean(model: Any, features: np.ndarray, binary: bool) -> np.ndarray:
@@ -197,35 +197,35 @@ def _mean(model: Any, features: np.ndarray, binary: bool) -> np.ndarray:
 
 def fit_nuisances(
     features: np.ndarray,
-    place: np.ndarray,
+    level_code: np.ndarray,
     outcome: np.ndarray,
-    spec: Spec,
+    spec: NuisanceSpec,
     weight: np.ndarray | None = None,
     known: bool = False,
-) -> Fitted:
+) -> NuisanceModels:
     """Models of one training part: of the outcome in each arm, and, unless they are known, of the levels' chances.
 
     features [n, p] (bins, or numbers with NaN), place int [n] (0 the control), outcome [n], weight [n]. Raises
     DataError for an arm of fewer than MIN_ARM rows.
     """
-    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
-    counts = check_arms(place, spec)
+    w = np.ones(len(level_code)) if weight is None else np.asarray(weight, np.float64)
+    counts = check_arms(level_code, spec)
     binary = set(np.unique(outcome)) <= {0.0, 1.0}
     make_outcome = spec.outcome or partial(Blend, categorical=spec.categorical, seed=spec.seed)
-    make_chances = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
+    make_propensity = spec.propensity or partial(Blend, categorical=spec.categorical, seed=spec.seed)
     with threadpool_limits(1):
         outcomes = tuple(
             _of_arm(make_outcome(binary), features[arm], outcome[arm], w[arm])
-            for arm in (place == k for k in range(len(counts)))
+            for arm in (level_code == k for k in range(len(counts)))
         )
-        chances = None if known else make_chances(True).fit(features, place, w)
-    return Fitted(outcomes, float(outcome.min()), float(outcome.max()), chances, binary)
+        propensity_model = None if known else make_propensity(True).fit(features, level_code, w)
+    return NuisanceModels(outcomes, float(outcome.min()), float(outcome.max()), propensity_model, binary)
 
 
-def check_arms(place: np.ndarray, spec: Spec) -> np.ndarray:
+def check_arms(level_code: np.ndarray, spec: NuisanceSpec) -> np.ndarray:
     """Rows of every level in a training part, int [K], from place int [n]; DataError for fewer than MIN_ARM of one."""
-    counts = np.bincount(place, minlength=len(spec.levels))
-    _enough(counts, spec, "the training part", MIN_ARM)
+    counts = np.bincount(level_code, minlength=len(spec.levels))
+    _enough(counts, spec, "the training part", MIN_ARM_ROWS)
     return counts
 
 
@@ -235,7 +235,7 @@ def _of_arm(model: Any, features: np.ndarray, outcome: np.ndarray, weight: np.nd
     return float(outcome[0]) if same else model.fit(features, outcome, sample_weight=weight)
 
 
-def _enough(counts: np.ndarray, spec: Spec, where: str, least: int) -> None:
+def _enough(counts: np.ndarray, spec: NuisanceSpec, where: str, least: int) -> None:
     if len(counts) > len(spec.levels):
         raise DataError(
             f"place is {len(counts) - 1} in some rows, but there are {len(spec.levels)} levels: name them all"
@@ -249,28 +249,28 @@ def _enough(counts: np.ndarray, spec: Spec, where: str, least: int) -> None:
 
 
 @dataclass(frozen=True)
-class Nuisances:
+class NuisanceEstimates:
     """Of every row, from models that did not see its fold: expected [n, K], propensity [n, K], fold int64 [n]."""
 
-    expected: np.ndarray
+    outcome_mean: np.ndarray
     propensity: np.ndarray
     fold: np.ndarray
 
 
-def crossfit_folds(key: np.ndarray, spec: Spec) -> np.ndarray:
+def crossfit_folds(key: np.ndarray, spec: NuisanceSpec) -> np.ndarray:
     """Fold of each row by its unit's or cluster's hash (`rows.keys_of`), uint64 [n] -> int64 [n] in 0 .. F-1."""
-    return (mix_all(key, np.uint64(spec.seed), FOLDS) % np.uint64(spec.folds)).astype(np.int64)
+    return (mix64_all(key, np.uint64(spec.seed), FOLDS_SALT) % np.uint64(spec.folds)).astype(np.int64)
 
 
 def crossfit(
     features: np.ndarray,
-    place: np.ndarray,
+    level_code: np.ndarray,
     outcome: np.ndarray,
     key: np.ndarray,
-    spec: Spec,
+    spec: NuisanceSpec,
     weight: np.ndarray | None = None,
     known: np.ndarray | None = None,
-) -> Nuisances:
+) -> NuisanceEstimates:
     """Nuisances of every row; arrays as in `fit_nuisances`. Where keys are unique, the order of rows does not matter.
 
     key    hashes uint64 [n] of the units, or of their clusters, which then share a fold
@@ -279,23 +279,23 @@ def crossfit(
     Raises DataError naming arm, fold and count where a fold lacks an arm, or the other folds have too few rows of it.
     """
     fold = crossfit_folds(key, spec)
-    w = np.ones(len(place)) if weight is None else np.asarray(weight, np.float64)
-    expected = np.empty((len(place), len(spec.levels)))
-    propensity = np.empty_like(expected) if known is None else np.array(known, np.float64)
+    w = np.ones(len(level_code)) if weight is None else np.asarray(weight, np.float64)
+    outcome_mean = np.empty((len(level_code), len(spec.levels)))
+    propensity = np.empty_like(outcome_mean) if known is None else np.array(known, np.float64)
     order = np.argsort(key, kind="stable")
     for f in range(spec.folds):
-        _enough(np.bincount(place[fold == f], minlength=len(spec.levels)), spec, f"fold {f} of {spec.folds}", 1)
+        _enough(np.bincount(level_code[fold == f], minlength=len(spec.levels)), spec, f"fold {f} of {spec.folds}", 1)
         rest = order[fold[order] != f]
-        counts = np.bincount(place[rest], minlength=len(spec.levels))
-        _enough(counts, spec, f"the {spec.folds - 1} folds besides fold {f}", MIN_ARM)
-        models = fit_nuisances(features[rest], place[rest], outcome[rest], spec, w[rest], known is not None)
-        expected[fold == f] = models.expected(features[fold == f])
+        counts = np.bincount(level_code[rest], minlength=len(spec.levels))
+        _enough(counts, spec, f"the {spec.folds - 1} folds besides fold {f}", MIN_ARM_ROWS)
+        models = fit_nuisances(features[rest], level_code[rest], outcome[rest], spec, w[rest], known is not None)
+        outcome_mean[fold == f] = models.outcome_mean(features[fold == f])
         if known is None:
             propensity[fold == f] = models.propensity(features[fold == f])
-    return Nuisances(expected, propensity, fold)
+    return NuisanceEstimates(outcome_mean, propensity, fold)
 
 
-def residuals(features: np.ndarray, target: np.ndarray, key: np.ndarray, spec: Spec) -> np.ndarray:
+def crossfit_residuals(features: np.ndarray, target: np.ndarray, key: np.ndarray, spec: NuisanceSpec) -> np.ndarray:
     """What the features do not tell of a number, such as a dose or an outcome, [n]: less its cross-fitted expectation.
 
     An effect of a dose that nobody assigned at random is that of its residual on the outcome's residual (Robinson
@@ -320,18 +320,23 @@ class Placebo:
     p_value: np.ndarray
 
     @classmethod
-    def found(cls, estimate: np.ndarray, error: np.ndarray) -> Placebo:
+    def from_draws(cls, estimate: np.ndarray, error: np.ndarray) -> Placebo:
         """With the p-value that refers the sum of squared t statistics to chi-square."""
         return cls(estimate, error, scipy.stats.chi2.sf(((estimate / error) ** 2).sum(axis=0), len(estimate)))
 
     def of(self, draw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimate, error and p-value of one draw alone, [L] each."""
-        alone = Placebo.found(self.estimate[draw : draw + 1], self.error[draw : draw + 1])
+        alone = Placebo.from_draws(self.estimate[draw : draw + 1], self.error[draw : draw + 1])
         return alone.estimate[0], alone.error[0], alone.p_value
 
 
 def placebo(
-    features: np.ndarray, place: np.ndarray, outcome: np.ndarray, key: np.ndarray, spec: Spec, draws: int = 3
+    features: np.ndarray,
+    level_code: np.ndarray,
+    outcome: np.ndarray,
+    key: np.ndarray,
+    spec: NuisanceSpec,
+    draws: int = 3,
 ) -> Placebo:
     """The whole analysis again with levels permuted within folds, `draws` times: average effects should be near zero.
 
@@ -339,20 +344,25 @@ def placebo(
     few rows); a large one says nothing of hidden confounders, which a permutation removes. Keys must be those of units:
     permuting units breaks clusters up.
     """
-    fold, found = crossfit_folds(key, spec), []
+    fold, results = crossfit_folds(key, spec), []
     order = np.lexsort((key, fold))
     for draw in range(draws):
-        lots = np.lexsort((mix_all(key, np.uint64(spec.seed + draw), SAMPLE), fold))
-        dealt = np.empty_like(place)
-        dealt[order] = place[lots]
+        lots = np.lexsort((mix64_all(key, np.uint64(spec.seed + draw), SAMPLE_SALT), fold))
+        dealt = np.empty_like(level_code)
+        dealt[order] = level_code[lots]
         fitted = crossfit(features, dealt, outcome, key, spec)
-        found.append(averages_of(outcome, dealt, fitted.expected, fitted.propensity))
-    estimate, error = (np.stack([getattr(one, name)[:, 0] for one in found]) for name in ("estimate", "error"))
-    return Placebo.found(estimate, error)
+        results.append(averages_of(outcome, dealt, fitted.outcome_mean, fitted.propensity))
+    estimate, error = (np.stack([getattr(one, name)[:, 0] for one in results]) for name in ("estimate", "error"))
+    return Placebo.from_draws(estimate, error)
 
 
 def placebo_outcome(
-    features: np.ndarray, place: np.ndarray, key: np.ndarray, spec: Spec, column: int, clustered: bool = False
+    features: np.ndarray,
+    level_code: np.ndarray,
+    key: np.ndarray,
+    spec: NuisanceSpec,
+    column: int,
+    clustered: bool = False,
 ) -> Placebo:
     """The whole analysis again with one feature [n, p] as the outcome, and not among the features: a negative control
     (Lipsitch, Tchetgen Tchetgen & Cohen 2010). What the treatment came too late to change it has no effect on; where
@@ -361,11 +371,11 @@ def placebo_outcome(
     known = np.isfinite(features[:, column])
     others = np.delete(features[known], column, axis=1)
     categorical = None if spec.categorical is None else np.delete(spec.categorical, column)
-    given = (others, place[known], features[known, column], key[known])
-    fitted = crossfit(*given, replace(spec, categorical=categorical))
+    arrays = (others, level_code[known], features[known, column], key[known])
+    fitted = crossfit(*arrays, replace(spec, categorical=categorical))
     hashes = key[known].view(np.int64) if clustered else None
-    one = averages_of(given[2], given[1], fitted.expected, fitted.propensity, hashes)
-    return Placebo.found(one.estimate[None, :, 0], one.error[None, :, 0])
+    one = averages_of(arrays[2], arrays[1], fitted.outcome_mean, fitted.propensity, hashes)
+    return Placebo.from_draws(one.estimate[None, :, 0], one.error[None, :, 0])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -395,11 +405,11 @@ class TLearner:
     lowest: float
     highest: float
 
-    def expected(self, bins: np.ndarray) -> np.ndarray:
+    def outcome_mean(self, bins: np.ndarray) -> np.ndarray:
         """Expected outcome under every level, float64 [n, K], from bins uint8 [n, p]."""
         with threadpool_limits(1):  # workers share the cores already
-            found = [_predict_from_bins(model, bins) for model in self.models]
-        return np.clip(np.column_stack(found), self.lowest, self.highest)
+            means = [_predict_from_bins(model, bins) for model in self.models]
+        return np.clip(np.column_stack(means), self.lowest, self.highest)
 
 
 def fit_arm(bins: np.ndarray, outcome: np.ndarray, categorical: np.ndarray, seed: int) -> Any:
@@ -441,14 +451,14 @@ class Coding:
     roles: Roles
     levels: Levels
     bins: tuple[FeatureBins, ...]
-    spec: Spec
+    spec: NuisanceSpec
     limits: np.ndarray
     total: int
     confounded: bool
 
 
-def coding_of(summary: Summary, sample: pa.Table, roles: Roles, spec: tuple[int, int], rows: int) -> Coding:
-    """From the summary of all rows and a sample of them (`estimation.sampled`); `spec` is folds and seed.
+def coding_of(summary: Summary, sample: pa.Table, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Coding:
+    """From the summary of all rows and a sample of them (`estimation.sample_mask`); `folds_and_seed` is folds and seed.
 
     rows  of each arm to take, at most about; raises DataError when rows break the rules, ConfigError for roles with
           scores or with doses that take any value
@@ -460,24 +470,24 @@ def coding_of(summary: Summary, sample: pa.Table, roles: Roles, spec: tuple[int,
     bins = fit_bins(sample, roles.features, _MOST_BINS)
     counts = [summary.levels[name] for name in levels.names]
     limits = np.array([2**64 - 1 if n <= rows else int(rows / n * 2.0**64) for n in counts], np.uint64)
-    folds, seed = spec
-    given = Spec(levels.names, categorical_of(bins), folds, seed)
-    return Coding(roles, levels, bins, given, limits, summary.rows, summary.weighted_by_propensity)
+    folds, seed = folds_and_seed
+    nuisance_spec = NuisanceSpec(levels.names, categorical_of(bins), folds, seed)
+    return Coding(roles, levels, bins, nuisance_spec, limits, summary.rows, summary.weighted_by_propensity)
 
 
-def coded(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
+def code_rows(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
     """The rows taken, as the columns unit_hash, key bigint, place int, outcome, weight double, features binary."""
     roles = coding.roles
     unit, key = keys_of(batch, roles)
-    place = places_of(batch, roles, coding.levels.names)
-    taken = mix_all(unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE) <= coding.limits[place]
+    level_code = level_codes_of(batch, roles, coding.levels.names)
+    taken = mix64_all(unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE_SALT) <= coding.limits[level_code]
     some = batch.filter(pa.array(taken))
-    weight = np.ones(len(place)) if roles.weight is None else as_numbers(batch.column(roles.weight))
+    weight = np.ones(len(level_code)) if roles.weight is None else as_numbers(batch.column(roles.weight))
     return pa.record_batch(
         {
             "unit_hash": pa.array(unit[taken].view(np.int64)),
             "key": pa.array(key[taken].view(np.int64)),
-            "place": place[taken].astype(np.int32),
+            "place": level_code[taken].astype(np.int32),
             "outcome": as_numbers(some.column(roles.outcome)),
             "weight": weight[taken],
             "features": packed_rows(features_of(some, coding.bins)),
@@ -485,11 +495,11 @@ def coded(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
     )
 
 
-def places_of(batch: pa.RecordBatch | pa.Table, roles: Roles, levels: Sequence[str]) -> np.ndarray:
+def level_codes_of(batch: pa.RecordBatch | pa.Table, roles: Roles, levels: Sequence[str]) -> np.ndarray:
     """Place of the level received among the levels, int [n]."""
     column = batch.column(roles.treatment)
-    found = pc.index_in(column.cast(pa.string()), pa.array(levels))
-    return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy())
+    codes = pc.index_in(column.cast(pa.string()), pa.array(levels))
+    return np.asarray(codes.to_numpy(zero_copy_only=False) if isinstance(codes, pa.Array) else codes.to_numpy())
 
 
 def packed_rows(values: np.ndarray) -> pa.Array:
@@ -515,17 +525,17 @@ class Sample:
     coding: Coding
     features: np.ndarray
     key: np.ndarray
-    place: np.ndarray
+    level_code: np.ndarray
     outcome: np.ndarray
     weight: np.ndarray
 
     @classmethod
-    def of(cls, found: pa.Table, coding: Coding) -> Sample:
-        """From all batches of `coded`."""
-        found = found.sort_by("unit_hash")
-        place, outcome, key, weight = (found[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
-        features = unpacked_rows(found["features"], len(coding.bins))
-        return cls(coding, features, key.view(np.uint64), place, outcome, weight)
+    def of(cls, table: pa.Table, coding: Coding) -> Sample:
+        """From all batches of `code_rows`."""
+        table = table.sort_by("unit_hash")
+        level_code, outcome, key, weight = (table[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
+        features = unpacked_rows(table["features"], len(coding.bins))
+        return cls(coding, features, key.view(np.uint64), level_code, outcome, weight)
 
     @property
     def roles(self) -> Roles:
@@ -533,15 +543,15 @@ class Sample:
         return self.coding.roles
 
     @property
-    def spec(self) -> Spec:
+    def spec(self) -> NuisanceSpec:
         """Levels, categories, folds and seed."""
         return self.coding.spec
 
 
-def sample_table(table: pa.Table, roles: Roles, spec: tuple[int, int], rows: int) -> Sample:
+def sample_table(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Sample:
     """The sample of a table in memory; see `coding_of`."""
     summary = summarise(table, roles)
     limit = sample_limit(summary.rows, len(roles.features))
-    some = table.filter(pa.array(sampled(table, roles.unit, spec[1], limit)))
-    coding = coding_of(summary, some, roles, spec, rows)
-    return Sample.of(pa.Table.from_batches([coded(table, coding)]), coding)
+    some = table.filter(pa.array(sample_mask(table, roles.unit, folds_and_seed[1], limit)))
+    coding = coding_of(summary, some, roles, folds_and_seed, rows)
+    return Sample.of(pa.Table.from_batches([code_rows(table, coding)]), coding)

@@ -19,39 +19,39 @@ from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import keys_of
 from uplift_spark.forest.forest import restored, stored
-from uplift_spark.forest.spark import on_group, packed_bins, sample_of, summary_of, unpacked_bins
+from uplift_spark.forest.spark import on_group, packed_bins, planning_sample, summary_of, unpacked_bins
 from uplift_spark.learners.metalearners import (
     Learned,
     LearnerParams,
     LearnerRows,
-    Setting,
+    LearnerSpec,
     fit_of,
     fit_replicate,
     learned,
+    learner_spec,
     parts_of,
     rows_of,
-    setting_of,
     trial_roles,
 )
 from uplift_spark.learners.nuisances import (
     Coding,
     Effects,
-    Fitted,
+    NuisanceModels,
+    NuisanceSpec,
     Sample,
-    Spec,
     TLearner,
     categorical_of,
     check_arms,
-    coded,
+    code_rows,
     coding_of,
     crossfit_folds,
     features_of,
     fit_arm,
     fit_nuisances,
+    level_codes_of,
     packed_rows,
     placebo,
     placebo_outcome,
-    places_of,
     unpacked_rows,
 )
 from uplift_spark.roles import PROPENSITY, TREATMENT, Levels, Roles
@@ -69,48 +69,53 @@ _ROWS_PER_BATCH = 100_000
 Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's number, its keys and numbers
 
 
-def sampled_rows(train: DataFrame, roles: Roles, spec: tuple[int, int], rows: int) -> Sample:
-    """At most about `rows` training rows of each arm, by hash; `spec` is folds and seed. Raises as `coding_of`."""
+def sampled_rows(train: DataFrame, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Sample:
+    """At most about `rows` training rows of each arm, by hash; `folds_and_seed` are both. Raises as `coding_of`."""
     some = train.select(*(f"`{column}`" for column in roles.columns))
     summary = summary_of(some, roles)
-    coding = coding_of(summary, sample_of(some, roles, spec[1], summary.rows), roles, spec, rows)
+    coding = coding_of(
+        summary, planning_sample(some, roles, folds_and_seed[1], summary.rows), roles, folds_and_seed, rows
+    )
     return Sample.of(some.mapInArrow(partial(coded_batches, coding), _CODED).toArrow(), coding)
 
 
 def fit_learned_frame(
-    frame: DataFrame, roles: Roles, params: LearnerParams, say: ProgressCallback = lambda _: None
+    frame: DataFrame, roles: Roles, params: LearnerParams, progress: ProgressCallback = lambda _: None
 ) -> Learned:
     """Train on a Spark frame of one row per unit: the same effects as `learners.metalearners.fit_learned`."""
     plain, confounded = trial_roles(roles)
     sample = sampled_rows(frame, plain, (params.folds, params.seed), params.rows)
-    say(f"fitting a {params.kind} on {len(sample.place):,} of {sample.coding.total:,} rows")
+    progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
     rows = rows_of(sample, confounded)
     counts = poisson_weights(rows.key.view(np.int64), params.seed, params.replicates)
-    drawn = np.column_stack([np.ones(len(counts), bool), counts > 0])
-    numbers = np.column_stack([rows.place, rows.outcome, rows.weight, rows.odds, rows.features])
-    fit = partial(_fit_replicate, params.kind, setting_of(sample), rows.odds.shape[1])
+    membership = np.column_stack([np.ones(len(counts), bool), counts > 0])
+    numbers = np.column_stack([rows.level_code, rows.outcome, rows.weight, rows.propensity, rows.features])
+    fit = partial(_fit_replicate, params.kind, learner_spec(sample), rows.propensity.shape[1])
     return learned(
-        params, roles, sample, list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, drawn, fit)))
+        params, roles, sample, list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, membership, fit)))
     )
 
 
-def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, drawn: np.ndarray, fit: Fit) -> list[Any]:
+def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, membership: np.ndarray, fit: Fit) -> list[Any]:
     """What `fit` makes of each part of the rows, a task for every part: key uint64 [n], numbers float64 [n, q], and
     which parts draw a row, bool [n, R] -> R results, of the kinds that `models.stored` takes."""
 
     def some(low: int) -> pa.RecordBatch:
         high = min(low + _ROWS_PER_BATCH, len(key))
         columns = {"at": np.arange(low, high), "key": key[low:high].view(np.int64)}
-        packed = {"numbers": packed_rows(numbers[low:high]), "drawn": packed_rows(drawn[low:high].astype(np.uint8))}
+        packed = {
+            "numbers": packed_rows(numbers[low:high]),
+            "drawn": packed_rows(membership[low:high].astype(np.uint8)),
+        }
         return pa.record_batch({**columns, **packed})
 
     table = spark.createDataFrame(pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
-    parts, width = drawn.shape[1], numbers.shape[1]
+    parts, width = membership.shape[1], numbers.shape[1]
     copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
     copies = copies.where(F.expr("substring(drawn, part + 1, 1) <> X'00'")).drop("drawn")
     grouped = copies.repartition(parts, "part").groupBy("part")  # a number of its own is never coalesced
-    found = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
-    results = dict(zip(found["part"].to_pylist(), found["fit"].to_pylist(), strict=True))
+    fits = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
+    results = dict(zip(fits["part"].to_pylist(), fits["fit"].to_pylist(), strict=True))
     return [restored(results[part]) for part in range(parts)]
 
 
@@ -120,23 +125,23 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, drawn: 
 def coded_batches(coding: Coding, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The sample's rows of one partition."""
     for batch in filter(len, batches):
-        yield coded(batch, coding)
+        yield code_rows(batch, coding)
 
 
 def fit_group(fit: Fit, width: int, group: pa.Table) -> pa.Table:
     """One part's result, from its rows in the order of the sample."""
     group, part = group.sort_by("at"), group.column("part")[0].as_py()
     numbers = unpacked_rows(group.column("numbers"), width)
-    found = stored(fit(part, group.column("key").to_numpy().view(np.uint64), numbers))
-    return pa.table({"part": pa.array([part], pa.int32()), "fit": pa.array([found.tobytes()], pa.binary())})
+    blob = stored(fit(part, group.column("key").to_numpy().view(np.uint64), numbers))
+    return pa.table({"part": pa.array([part], pa.int32()), "fit": pa.array([blob.tobytes()], pa.binary())})
 
 
 def _fit_replicate(
-    kind: str, setting: Setting, levels: int, replicate: int, key: np.ndarray, numbers: np.ndarray
+    kind: str, spec: LearnerSpec, levels: int, replicate: int, key: np.ndarray, numbers: np.ndarray
 ) -> dict[str, Any]:
-    place, outcome, weight = numbers[:, 0].astype(np.int64), numbers[:, 1], numbers[:, 2]
-    rows = LearnerRows(numbers[:, 3 + levels :], place, outcome, weight, numbers[:, 3 : 3 + levels], key)
-    return parts_of(fit_replicate(kind, setting, rows, replicate))
+    level_code, outcome, weight = numbers[:, 0].astype(np.int64), numbers[:, 1], numbers[:, 2]
+    rows = LearnerRows(numbers[:, 3 + levels :], level_code, outcome, weight, numbers[:, 3 : 3 + levels], key)
+    return parts_of(fit_replicate(kind, spec, rows, replicate))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -144,7 +149,7 @@ def _fit_replicate(
 # Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted by a task of its
 # own, on a bounded sample of the other folds' training rows; a map over all units applies them.
 
-OUTCOME_MEAN, ODDS, SCORES, FOLD, SPLIT, SET_ASIDE = "expected", "odds", "scores", "fold", "split", "set aside"
+OUTCOME_MEAN, PROPENSITIES, SCORES, FOLD, SPLIT, TRIMMED = "expected", "odds", "scores", "fold", "split", "set aside"
 REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 
 
@@ -158,53 +163,61 @@ class Folds:
 
     roles: Roles
     bins: tuple[FeatureBins, ...]
-    spec: Spec
-    models: tuple[Fitted, ...]
+    spec: NuisanceSpec
+    models: tuple[NuisanceModels, ...]
     lowest: float
     logged: bool
 
 
-def fit_folds(spark: SparkSession, sample: Sample, lowest: float, logged: bool, say: ProgressCallback) -> Folds:
+def fit_folds(spark: SparkSession, sample: Sample, lowest: float, logged: bool, progress: ProgressCallback) -> Folds:
     """Models of every fold, a task for each. Raises DataError when an arm has too few rows outside some fold."""
     fold, spec = crossfit_folds(sample.key, sample.spec), sample.spec
     others = fold[:, None] != np.arange(spec.folds)
     for mine in others.T:
-        check_arms(sample.place[mine], spec)
-    numbers = np.column_stack([sample.place, sample.outcome, sample.features])
-    say(f"fitting nuisances of {spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
+        check_arms(sample.level_code[mine], spec)
+    numbers = np.column_stack([sample.level_code, sample.outcome, sample.features])
+    progress(f"fitting nuisances of {spec.folds} folds on {len(fold):,} of {sample.coding.total:,} training rows")
     models = fit_parts(spark, sample.key, numbers, others, partial(_fit_fold, spec))
     return Folds(sample.roles, sample.coding.bins, spec, tuple(models), lowest, logged)
 
 
-def refutations(sample: Sample, draws: int, placebo_outcomes: Sequence[str], say: ProgressCallback) -> pd.DataFrame:
+def refutations(
+    sample: Sample, draws: int, placebo_outcomes: Sequence[str], progress: ProgressCallback
+) -> pd.DataFrame:
     """Effects that must be nought, re-estimated from at most REFUTED of the sample's rows: of levels dealt out at
     random, `draws` times, and on features that the treatment came too late to change.
 
     Columns as gold.sensitivity but for run_id and campaign. Clusters are not dealt out: their units are not alike.
     """
-    some = slice(None) if len(sample.place) <= REFUTED else np.sort(np.argsort(sample.key, kind="stable")[:REFUTED])
-    key, place, outcome, features = (part[some] for part in (sample.key, sample.place, sample.outcome, sample.features))
-    found = []
+    some = (
+        slice(None) if len(sample.level_code) <= REFUTED else np.sort(np.argsort(sample.key, kind="stable")[:REFUTED])
+    )
+    key, level_code, outcome, features = (
+        part[some] for part in (sample.key, sample.level_code, sample.outcome, sample.features)
+    )
+    checks = []
     if draws and sample.roles.cluster is None:
-        say(f"dealing out treatments at random, {draws} times, among {len(place):,} units")
-        dealt = placebo(features, place, outcome, key, sample.spec, draws)
-        found += [("permuted treatment", f"draw {r + 1}", *dealt.of(r)) for r in range(draws)]
+        progress(f"dealing out treatments at random, {draws} times, among {len(level_code):,} units")
+        dealt = placebo(features, level_code, outcome, key, sample.spec, draws)
+        checks += [("permuted treatment", f"draw {r + 1}", *dealt.of(r)) for r in range(draws)]
     names = [one.name for one in sample.coding.bins]
     for name in placebo_outcomes:
-        say(f"looking for effects on {name}, which there cannot be")
-        at = placebo_outcome(features, place, key, sample.spec, names.index(name), sample.roles.cluster is not None)
-        found.append(("placebo outcome", name, *at.of(0)))
+        progress(f"looking for effects on {name}, which there cannot be")
+        at = placebo_outcome(
+            features, level_code, key, sample.spec, names.index(name), sample.roles.cluster is not None
+        )
+        checks.append(("placebo outcome", name, *at.of(0)))
     lines = [
         (level, check, setting, value[k], value[k] - Z95 * error[k], value[k] + Z95 * error[k], p_value[k])
-        for check, setting, value, error, p_value in found
+        for check, setting, value, error, p_value in checks
         for k, level in enumerate(sample.spec.levels[1:])
     ]
     return pd.DataFrame(lines, columns=[TREATMENT, "check", "setting", "value", "lower", "upper", "p_value"])
 
 
 def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
-    """The frame and, of every unit, map only: `fold` bigint, `expected` and `odds` array<double> [K] under every level,
-    `scores` map<string,double>, in `propensity` the odds of the level received; `split` of units without overlap is
+    """The frame with, map only, `fold` bigint, `expected` and `odds` array<double> [K] under every level,
+    `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is
     `set aside`."""
     kept = [name for name in frame.columns if name not in (PROPENSITY, SPLIT)]
     head = [f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in kept]
@@ -215,35 +228,38 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
 
 # Workers: Arrow in, Arrow out, no Spark.
 
-Batches = Iterator[pa.RecordBatch]
+_Batches = Iterator[pa.RecordBatch]
 
 
-def _fit_fold(spec: Spec, _: int, __: np.ndarray, numbers: np.ndarray) -> Fitted:
+def _fit_fold(spec: NuisanceSpec, _: int, __: np.ndarray, numbers: np.ndarray) -> NuisanceModels:
     return fit_nuisances(numbers[:, 2:], numbers[:, 0].astype(np.int64), numbers[:, 1], spec)
 
 
-def _scored(folds: Folds, kept: list[str], batches: Batches) -> Batches:
+def _scored(folds: Folds, kept: list[str], batches: _Batches) -> _Batches:
     roles, levels = folds.roles, folds.spec.levels
     for batch in filter(len, batches):
         fold = crossfit_folds(keys_of(batch, roles)[1], folds.spec)
         features, shape = features_of(batch, folds.bins), (len(batch), len(levels))
-        expected, odds = np.empty(shape), np.empty(shape)
+        outcome_mean, propensity = np.empty(shape), np.empty(shape)
         for f in np.unique(fold):
             mine, models = fold == f, folds.models[f]
-            expected[mine], odds[mine] = models.expected(features[mine]), models.propensity(features[mine])
-        place, outcome = places_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
-        received = np.arange(len(batch)), place
+            outcome_mean[mine], propensity[mine] = (
+                models.outcome_mean(features[mine]),
+                models.propensity(features[mine]),
+            )
+        level_code, outcome = level_codes_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
+        own = np.arange(len(batch)), level_code
         if folds.logged:
-            odds[received] = as_numbers(batch.column(PROPENSITY))
-        weight = 1.0 / np.maximum(odds[received], folds.lowest)
-        apart = (odds < folds.lowest).any(axis=1)
+            propensity[own] = as_numbers(batch.column(PROPENSITY))
+        weight = 1.0 / np.maximum(propensity[own], folds.lowest)
+        apart = (propensity < folds.lowest).any(axis=1)
         added = {
             FOLD: pa.array(fold),
-            OUTCOME_MEAN: _list_array(expected),
-            ODDS: _list_array(odds),
-            SCORES: _maps(levels, doubly_robust(outcome, place, weight, expected)),
-            PROPENSITY: pa.array(odds[received]),
-            SPLIT: pc.if_else(pa.array(apart), SET_ASIDE, batch.column(SPLIT)),
+            OUTCOME_MEAN: _list_array(outcome_mean),
+            PROPENSITIES: _list_array(propensity),
+            SCORES: _maps(levels, doubly_robust(outcome, level_code, weight, outcome_mean)),
+            PROPENSITY: pa.array(propensity[own]),
+            SPLIT: pc.if_else(pa.array(apart), TRIMMED, batch.column(SPLIT)),
         }
         yield pa.RecordBatch.from_arrays([*map(batch.column, kept), *added.values()], [*kept, *added])
 
@@ -283,10 +299,10 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     """
     arm, outcome = F.col(f"`{roles.treatment}`").cast("string"), F.col(f"`{roles.outcome}`").cast("double")
     counted = frame.groupBy(arm.alias("arm")).agg(F.count("*"), F.min(outcome), F.max(outcome)).collect()
-    found = {row[0]: row[1:] for row in counted}
-    if missing := [level for level in levels.names if level not in found]:
+    by_level = {row[0]: row[1:] for row in counted}
+    if missing := [level for level in levels.names if level not in by_level]:
         raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
-    chosen = thinned(frame, roles, {level: found[level][0] for level in levels.names}, seed, ARM_ROWS).select(
+    chosen = thin_arms(frame, roles, {level: by_level[level][0] for level in levels.names}, seed, ARM_ROWS).select(
         F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
         F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
         outcome.alias("outcome"),
@@ -294,31 +310,31 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     )
     binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
     table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
-    places, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
+    level_positions, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
     coded = unpacked_bins(table["bins"], len(bins))
-    mine = [places == place + 1 for place in range(len(levels))]
+    mine = [level_positions == code + 1 for code in range(len(levels))]
     categorical = categorical_of(bins)
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
-    lowest, highest = (pick(found[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
+    lowest, highest = (pick(by_level[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
     return TLearner(bins, models, lowest, highest)
 
 
-def thinned(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
+def thin_arms(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
     """At most about `most` rows of each arm, chosen by hash of the unit, given how many rows every arm has."""
     arm, keep = F.col(f"`{roles.treatment}`").cast("string"), F.lit(False)
     for level, count in counts.items():
         limit = round(_DRAWS * min(1.0, most / max(count, 1)))
-        drawn = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
-        keep = F.when(arm == level, drawn).otherwise(keep)
+        in_sample = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
+        keep = F.when(arm == level, in_sample).otherwise(keep)
     return frame.where(keep)
 
 
-def effects_column(place: int) -> str:
+def effects_column(number: int) -> str:
     """Name of the column with the effects of the learner at that place."""
-    return f"effects_{place}"
+    return f"effects_{number}"
 
 
-def predict(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
+def predict_frame(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
     """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
     learner, None being the T-learner itself, under `effects_<its place>`; map only."""
     names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
@@ -346,25 +362,25 @@ def reward_frame(
     """
     kept = ", ".join(f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in keep)
     columns = f"{kept}, bins binary, rewards array<double>"
-    places = [nuisance.bins.index(one) for one in features]
-    return frame.mapInArrow(partial(_reward, keep, nuisance, places, worth), columns)
+    feature_index = [nuisance.bins.index(one) for one in features]
+    return frame.mapInArrow(partial(_reward, keep, nuisance, feature_index, worth), columns)
 
 
 def _reward(
     keep: tuple[str, ...],
     nuisance: TLearner,
-    places: list[int],
+    feature_index: list[int],
     worth: tuple[float, list[float]],
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     value, cost = worth
     for batch in batches:
-        outcome, received, weight = (
+        outcome, level_code, weight = (
             batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
         )
         bins = apply_bins(batch, nuisance.bins)
-        rewards = value * doubly_robust(outcome, received, weight, nuisance.expected(bins)) - np.array(cost)
-        columns = [*map(batch.column, keep), packed_bins(bins[:, places]), _list_array(rewards)]
+        rewards = value * doubly_robust(outcome, level_code, weight, nuisance.outcome_mean(bins)) - np.array(cost)
+        columns = [*map(batch.column, keep), packed_bins(bins[:, feature_index]), _list_array(rewards)]
         yield pa.RecordBatch.from_arrays(columns, [*keep, "bins", "rewards"])
 
 
@@ -382,10 +398,10 @@ def _predict(
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        expected = nuisance.expected(apply_bins(batch, nuisance.bins))
-        own = expected[:, 1:] - expected[:, :1]
+        outcome_mean = nuisance.outcome_mean(apply_bins(batch, nuisance.bins))
+        own = outcome_mean[:, 1:] - outcome_mean[:, :1]
         arrays = [
-            _list_array(expected),
+            _list_array(outcome_mean),
             *(_list_array(own if effects is None else effects(batch)) for effects in learners),
         ]
         yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])

@@ -134,7 +134,7 @@ def net_gains(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarr
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class PriceScan:
     """What one look at all units says.
 
     gain, used  integer sums over decided units of gain [] and of what they use of each limit [R], see `Problem.points`
@@ -147,19 +147,19 @@ class Seen:
     undecided: int
     rows: Candidates
 
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(
+    def __add__(self, other: PriceScan) -> PriceScan:
+        return PriceScan(
             self.gain + other.gain, self.used + other.used, self.undecided + other.undecided,
             joined([self.rows, other.rows]),
         )  # fmt: skip
 
-    def smallest(self, most: int) -> Seen:
+    def smallest(self, most: int) -> PriceScan:
         """With no more than `most` rows."""
         return replace(self, rows=self.rows[np.argsort(self.rows.key, kind="stable")[:most]])
 
 
-Look = Callable[[np.ndarray, np.ndarray, int], Seen]
-"""From prices [R], how far off each may be [R], and the most rows wanted: `look_at` of all units."""
+PriceScanner = Callable[[np.ndarray, np.ndarray, int], PriceScan]
+"""From prices [R], how far off each may be [R], and the most rows wanted: `scan_candidates` of all units."""
 
 
 def joined(parts: Sequence[Candidates]) -> Candidates:
@@ -167,7 +167,9 @@ def joined(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("gain", "cost", "buckets", "key")))
 
 
-def look_at(problem: Problem, units: Candidates, prices: np.ndarray, widths: np.ndarray, most: int) -> Seen:
+def scan_candidates(
+    problem: Problem, units: Candidates, prices: np.ndarray, widths: np.ndarray, most: int
+) -> PriceScan:
     """Sums of those units whose best level is the same for all prices within `prices` ± `widths`, and the others."""
     use = problem.use(units)
     best, sure = _decided(problem.wanted(units), use, prices, widths)
@@ -181,7 +183,7 @@ def look_at(problem: Problem, units: Candidates, prices: np.ndarray, widths: np.
         for r, p in enumerate(use_points)
     ]
     left = np.flatnonzero(~sure)
-    return Seen(gain, np.array(used, np.int64), len(left), units[left]).smallest(most)
+    return PriceScan(gain, np.array(used, np.int64), len(left), units[left]).smallest(most)
 
 
 def _decided(
@@ -226,13 +228,13 @@ def whole_plan(gain: np.ndarray, use: np.ndarray, room: np.ndarray, gap: float) 
         if len(room):
             rules.append(LinearConstraint(each / scale[:, None], -np.inf, room / scale - margin))
         with _quiet():
-            told = milp(
+            solution = milp(
                 -worth, constraints=rules, integrality=np.ones(len(unit)), bounds=Bounds(0, 1),
                 options={"time_limit": _SECONDS, "mip_rel_gap": close},
             )  # fmt: skip
-        if told.x is None:
+        if solution.x is None:
             return None
-        taken = np.flatnonzero(told.x > 0.5)
+        taken = np.flatnonzero(solution.x > 0.5)
         # A sum of 0.3 that comes out as 0.3 + 4e-17 keeps a limit of 0.3: adding up rounds so much.
         rounding = len(taken) * np.finfo(float).eps * np.abs(each[:, taken]).sum(axis=1)
         if np.all(each[:, taken].sum(axis=1) <= room + rounding):
@@ -247,13 +249,13 @@ def linear_prices(gain: np.ndarray, use: np.ndarray, room: np.ndarray) -> np.nda
     unit, level, one = _options(gain)
     each = use[:, unit, level]
     scale = _largest(each)
-    told = linprog(
+    solution = linprog(
         -gain[unit, level],
         A_ub=vstack([csr_matrix(each / scale[:, None]), one]),
         b_ub=np.r_[room / scale, np.ones(len(gain))],
         method="highs",
     )
-    return None if told.status != 0 else np.maximum(-told.ineqlin.marginals[: len(room)], 0) / scale
+    return None if solution.status != 0 else np.maximum(-solution.ineqlin.marginals[: len(room)], 0) / scale
 
 
 def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequence[int]) -> np.ndarray | None:
@@ -267,7 +269,7 @@ def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequ
     slack[list(floors), np.arange(m)] = -1
     each = use[:, unit, level]
     with _quiet():
-        told = milp(
+        solution = milp(
             np.r_[np.zeros(n), np.ones(m)],
             constraints=[
                 LinearConstraint(hstack([one, csr_matrix((len(gain), m))]), -np.inf, 1),
@@ -277,7 +279,7 @@ def shortfalls(gain: np.ndarray, use: np.ndarray, room: np.ndarray, floors: Sequ
             bounds=Bounds(0, np.r_[np.ones(n), np.full(m, np.inf)]),
             options={"time_limit": _SECONDS},
         )
-    return None if told.x is None else told.x[n:]
+    return None if solution.x is None else solution.x[n:]
 
 
 def _options(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray, csr_matrix]:
@@ -344,7 +346,7 @@ class Allocation:
     prices  [R], gain per unit of each limit's bound (for floors: lost per unit more)
     gain    of the plan          bound  no plan gains more, but for ties told apart (see `Problem`)
     used    [R]                  keys   uint64 [m]         levels  int [m], NONE for none
-    looks   how often all units were looked at
+    scans   how often all units were looked at
     """
 
     prices: np.ndarray
@@ -353,7 +355,7 @@ class Allocation:
     used: np.ndarray
     keys: np.ndarray
     levels: np.ndarray
-    looks: int
+    scans: int
 
     @property
     def gap(self) -> float:
@@ -364,45 +366,45 @@ class Allocation:
         """Level of each unit, int [n]; NONE for none."""
         chosen = choose(problem, units, self.prices)
         order = np.argsort(self.keys)
-        place = np.searchsorted(self.keys, units.key, sorter=order)
-        place = order[np.minimum(place, len(order) - 1)] if len(order) else place
-        listed = (self.keys[place] == units.key) if len(order) else np.zeros(len(units), bool)
-        chosen[listed] = self.levels[place[listed]]
+        index = np.searchsorted(self.keys, units.key, sorter=order)
+        index = order[np.minimum(index, len(order) - 1)] if len(order) else index
+        listed = (self.keys[index] == units.key) if len(order) else np.zeros(len(units), bool)
+        chosen[listed] = self.levels[index[listed]]
         return chosen
 
 
-def first_look(problem: Problem, look: Look, most: int = MOST) -> Seen:
+def first_scan(problem: Problem, scan: PriceScanner, most: int = MOST) -> PriceScan:
     """A sample of all units, at most so many: what `allocate` begins with."""
     none = np.zeros(len(problem.limits))
-    return look(none, none + np.inf, most)
+    return scan(none, none + np.inf, most)
 
 
-def allocate(problem: Problem, look: Look, most: int = MOST, first: Seen | None = None) -> Allocation:
-    """The best plan that `look` at all units leads to; `first` saves the first look.
+def allocate(problem: Problem, scan: PriceScanner, most: int = MOST, first: PriceScan | None = None) -> Allocation:
+    """The best plan that `scan` at all units leads to; `first` saves the first look.
 
     Raises ConfigError when a floor cannot be met within the other limits, naming it and what it lacks.
     """
     prices, widths = np.zeros(len(problem.limits)), np.full(len(problem.limits), np.inf)
     before = np.inf
-    for looks in range(1, _ROUNDS + 1):
-        seen = first if first is not None and looks == 1 else look(prices, widths, most)
-        used = _used(problem, seen)
-        if looks == 1:
-            _check_floors(problem, seen)
-        found, off = _bracket(problem, seen, problem.bounds - used, prices)
-        inside = np.abs(found - prices) <= widths
-        whole = len(seen.rows) == seen.undecided
+    for scans in range(1, _ROUNDS + 1):
+        result = first if first is not None and scans == 1 else scan(prices, widths, most)
+        used = _used(problem, result)
+        if scans == 1:
+            _check_floors(problem, result)
+        best, off = _bracket(problem, result, problem.bounds - used, prices)
+        inside = np.abs(best - prices) <= widths
+        whole = len(result.rows) == result.undecided
         if whole and inside.all():
-            plan = _rounded(problem, seen, found, (np.maximum(prices - widths, 0), prices + widths), looks)
+            plan = _rounded(problem, result, best, (np.maximum(prices - widths, 0), prices + widths), scans)
             if plan is not None:
                 return plan
             if not np.isfinite(widths).all():
-                raise ConfigError(_lacking(problem, seen.rows, problem.bounds, np.full(len(found), _NOTHING)))
+                raise ConfigError(_lacking(problem, result.rows, problem.bounds, np.full(len(best), _NOTHING)))
             inside[:] = False
         # Outside its bracket a price is only a direction: look there, with room.
-        wide = np.maximum(2 * np.abs(found - prices), np.maximum(4 * widths, _NARROWEST * _typical(problem)))
-        prices, widths = found, np.where(inside, widths if whole else off, wide)
-        most, before = most if seen.undecided < before / 2 else 2 * most, seen.undecided
+        wide = np.maximum(2 * np.abs(best - prices), np.maximum(4 * widths, _NARROWEST * _typical(problem)))
+        prices, widths = best, np.where(inside, widths if whole else off, wide)
+        most, before = most if result.undecided < before / 2 else 2 * most, result.undecided
     raise ConfigError(f"no plan was found in {_ROUNDS} looks at all units: set fewer or looser limits")
 
 
@@ -411,27 +413,27 @@ def _typical(problem: Problem) -> np.ndarray:
     return problem.largest_gain / np.array([problem.largest_use(limit) or 1.0 for limit in problem.limits])
 
 
-def _used(problem: Problem, seen: Seen) -> np.ndarray:
+def _used(problem: Problem, result: PriceScan) -> np.ndarray:
     """What decided units use of each limit, [R]."""
     _, points = problem.points()
-    return np.array([float(p.floats("wy", used)) for p, used in zip(points, seen.used, strict=True)])
+    return np.array([float(p.floats("wy", used)) for p, used in zip(points, result.used, strict=True)])
 
 
-def _bracket(problem: Problem, seen: Seen, room: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bracket(problem: Problem, result: PriceScan, room: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(best prices for the rows seen, how far off they may be); rows stand for all undecided units."""
-    share = seen.undecided / max(len(seen.rows), 1)
-    found = _best_prices(problem, seen.rows, share, room, start)
-    if len(seen.rows) == seen.undecided:
-        return found, np.zeros_like(found)
-    off = np.zeros_like(found)
+    share = result.undecided / max(len(result.rows), 1)
+    best = _best_prices(problem, result.rows, share, room, start)
+    if len(result.rows) == result.undecided:
+        return best, np.zeros_like(best)
+    off = np.zeros_like(best)
     # The rows were chosen by the first bits of their keys, so these are mixed again.
-    parts = (seen.rows.key * _ODD) >> np.uint64(62)
+    parts = (result.rows.key * _ODD) >> np.uint64(62)
     for part in range(_PARTS):
-        rows = seen.rows[parts == part]
+        rows = result.rows[parts == part]
         if len(rows):
-            other = _best_prices(problem, rows, seen.undecided / len(rows), room, found)
-            off = np.maximum(off, np.abs(other - found))
-    return found, _WIDER * off
+            other = _best_prices(problem, rows, result.undecided / len(rows), room, best)
+            off = np.maximum(off, np.abs(other - best))
+    return best, _WIDER * off
 
 
 def _best_prices(problem: Problem, rows: Candidates, share: float, room: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -451,14 +453,14 @@ def _best_prices(problem: Problem, rows: Candidates, share: float, room: np.ndar
         _DEAREST * problem.largest_gain / s if limit.floor else None
         for limit, s in zip(problem.limits, scale, strict=True)
     ]
-    found = np.clip(start / scale, 0, [np.inf if m is None else m for m in most])
+    point = np.clip(start / scale, 0, [np.inf if m is None else m for m in most])
     for smooth in _SMOOTH:
         step = minimize(
-            _smooth_bound, found, (wanted, use, share, room, scale, smooth * unit, size),
+            _smooth_bound, point, (wanted, use, share, room, scale, smooth * unit, size),
             jac=True, method="L-BFGS-B", bounds=[(0, m) for m in most], options={"maxiter": 300, "ftol": 1e-13},
         )  # fmt: skip
-        found = step.x
-    return found * scale
+        point = step.x
+    return point * scale
 
 
 def _smooth_bound(
@@ -468,15 +470,15 @@ def _smooth_bound(
     prices = z * scale
     value = net_gains(wanted, use, prices) / t
     top = np.maximum(value.max(axis=1), 0.0)
-    odds = np.exp(value - top[:, None])
-    total = odds.sum(axis=1) + np.exp(-top)
+    exponentials = np.exp(value - top[:, None])
+    total = exponentials.sum(axis=1) + np.exp(-top)
     bound = share * t * (top + np.log(total)).sum() + prices @ room
-    used = share * np.tensordot(use, odds / total[:, None], 2)
+    used = share * np.tensordot(use, exponentials / total[:, None], 2)
     return bound / size, (room - used) * scale / size
 
 
 def _rounded(
-    problem: Problem, seen: Seen, prices: np.ndarray, within: tuple[np.ndarray, np.ndarray], looks: int
+    problem: Problem, result: PriceScan, prices: np.ndarray, within: tuple[np.ndarray, np.ndarray], scans: int
 ) -> Allocation | None:
     """The plan: undecided units get their best level at the prices, but for those that are next to indifferent.
 
@@ -484,8 +486,8 @@ def _rounded(
     None when no choice for these few keeps the limits.
     """
     gain_point, _ = problem.points()
-    gain, used = float(gain_point.floats("wy", np.array(seen.gain))), _used(problem, seen)
-    rows, room = seen.rows, problem.bounds - used
+    gain, used = float(gain_point.floats("wy", np.array(result.gain))), _used(problem, result)
+    rows, room = result.rows, problem.bounds - used
     wanted, use = problem.wanted(rows), problem.use(rows)
     prices = _refined(wanted, use, room, prices, within)
     offered = np.where(np.isnan(rows.gain), -np.inf, rows.gain)
@@ -494,12 +496,12 @@ def _rounded(
     best = None
     for size in _CORES:
         core, levels = order[:size], chosen.copy()
-        found = whole_plan(rows.gain[core], use[:, core], room - _spent(use, chosen, order[size:]), 1e-7 * abs(bound))
-        if found is not None:
-            levels[core] = found
+        exact = whole_plan(rows.gain[core], use[:, core], room - _spent(use, chosen, order[size:]), 1e-7 * abs(bound))
+        if exact is not None:
+            levels[core] = exact
             mine = np.flatnonzero(levels != NONE)
             total = gain + rows.gain[mine, levels[mine]].sum()
-            plan = Allocation(prices, total, bound, used + _spent(use, levels, order), rows.key, levels, looks)
+            plan = Allocation(prices, total, bound, used + _spent(use, levels, order), rows.key, levels, scans)
             best = plan if best is None or plan.gain > best.gain else best
         if size >= len(rows) or (best is not None and best.gap < _GOOD):
             break
@@ -523,13 +525,13 @@ def _refined(
     for _ in range(_REFINE if len(room) and len(wanted) else 0):
         order, chosen = _by_margin(wanted, use, prices), best_levels(net_gains(wanted, use, prices))
         core, rest = order[:_LINEAR], order[_LINEAR:]
-        told = linear_prices(wanted[core], use[:, core], room - _spent(use, chosen, rest))
-        if told is None:
+        lp_prices = linear_prices(wanted[core], use[:, core], room - _spent(use, chosen, rest))
+        if lp_prices is None:
             return prices
-        found = np.clip(told, *within)
-        if bound(found) >= bound(prices):
+        candidate = np.clip(lp_prices, *within)
+        if bound(candidate) >= bound(prices):
             return prices
-        prices = found
+        prices = candidate
     return prices
 
 
@@ -538,12 +540,12 @@ def _spent(use: np.ndarray, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return use[:, mine, chosen[mine]].sum(axis=1)
 
 
-def _check_floors(problem: Problem, seen: Seen) -> None:
+def _check_floors(problem: Problem, result: PriceScan) -> None:
     """Raise ConfigError for floors that a sample of all units says cannot be met, and not by the sample's accident."""
-    rows = seen.rows[np.argsort(seen.rows.key)[:_CHECKED]]
-    if not any(limit.floor for limit in problem.limits) or len(rows) == seen.undecided:
+    rows = result.rows[np.argsort(result.rows.key)[:_CHECKED]]
+    if not any(limit.floor for limit in problem.limits) or len(rows) == result.undecided:
         return
-    room = problem.bounds * len(rows) / seen.undecided
+    room = problem.bounds * len(rows) / result.undecided
     units = np.abs(room) / np.array([problem.largest_use(limit) or 1.0 for limit in problem.limits])
     accident = np.where(units < _MANY, np.inf, np.abs(room) * (_SLACK + 4 / np.sqrt(np.maximum(units, 1))))
     if text := _lacking(problem, rows, room, accident):

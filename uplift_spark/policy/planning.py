@@ -13,48 +13,48 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Scored, last_scored, outcome_value, setup_of
+from uplift_spark.campaign import Scored, evaluation_spec, last_scored, outcome_value
 from uplift_spark.config import Config, Limit
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.metrics import describe_arms, drawn_by, segment_buckets
+from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, segment_buckets
 from uplift_spark.evaluation.pictures import budget_picture, save
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.tables import Lake
-from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_look
+from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
-    KEPT_OUT,
+    GLOBAL_HOLDOUT,
     TOO_MANY,
     Observed,
     Pass,
     Point,
     barred,
     candidates,
-    coded,
+    code_buckets,
     constraints,
     contacted,
     curve,
     decided,
-    kept_out,
-    look_of,
+    in_global_holdout,
     observed,
     offers,
     sizes,
+    spark_scanner,
 )
 from uplift_spark.registry.models import Registry
-from uplift_spark.roles import EXPERIMENT, PROPENSITY, RUN_ID, TREATMENT, UNIT, crossed
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT, crossed
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.moments import FixedPoint
 
-CONSENT, DELIVERY = "bronze.consent", "bronze.delivery"
+CONSENT_TABLE, DELIVERY_TABLE = "bronze.consent", "bronze.delivery"
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
 
 _RULE = "rule {}"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PolicyInputs:
     """What a policy is made from; `levels` are the treated levels that were scored, in the order of their doses."""
 
     config: Config
@@ -84,7 +84,7 @@ class Inputs:
     def net(self) -> bool:
         return self.config.policy.objective == "profit"
 
-    def checked(self) -> Inputs:
+    def checked(self) -> PolicyInputs:
         """Itself. Raises ConfigError when the plan needs a value or costs that nobody gave, or names a segment that is
         no column of the training set."""
         for segment in self.segments:
@@ -95,24 +95,29 @@ class Inputs:
         return self
 
 
-def inputs_of(config: Config, lake: Lake, registry: Registry) -> Inputs:
+def policy_inputs(config: Config, lake: Lake, registry: Registry) -> PolicyInputs:
     """The last scores of the campaign's model and what belongs to them.
 
-    Raises DataError when nothing was scored, ConfigError as `Inputs.checked`.
+    Raises DataError when nothing was scored, ConfigError as `PolicyInputs.checked`.
     """
     scored = last_scored(config, lake, registry, config.registry.version)
     table = config.training_table
     training, scores = lake.read(table, scored.feature_version), scored.scores(lake)
-    found = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
-    places = {level: place for place, level in enumerate(setup_of(config).order)}
-    levels = tuple(sorted(found, key=lambda level: (places.get(level, len(places)), level)))
+    scored_levels = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
+    order = {level: position for position, level in enumerate(evaluation_spec(config).order)}
+    levels = tuple(sorted(scored_levels, key=lambda level: (order.get(level, len(order)), level)))
     versions = {table: scored.feature_version}
-    read: dict[str, DataFrame | None] = {CONSENT: None, DELIVERY: None}
-    for name, needed in ((CONSENT, lake.exists(CONSENT)), (DELIVERY, config.policy.contacts is not None)):
+    read: dict[str, DataFrame | None] = {CONSENT_TABLE: None, DELIVERY_TABLE: None}
+    for name, needed in (
+        (CONSENT_TABLE, lake.exists(CONSENT_TABLE)),
+        (DELIVERY_TABLE, config.policy.contacts is not None),
+    ):
         if needed:
             versions[name] = lake.version(name)
             read[name] = lake.read(name, versions[name])
-    return Inputs(config, scored, scores, training, levels, read[CONSENT], read[DELIVERY], versions).checked()
+    return PolicyInputs(
+        config, scored, scores, training, levels, read[CONSENT_TABLE], read[DELIVERY_TABLE], versions
+    ).checked()
 
 
 def _check_money(config: Config, levels: tuple[str, ...]) -> None:
@@ -134,51 +139,51 @@ def _check_money(config: Config, levels: tuple[str, ...]) -> None:
         raise ConfigError(f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost")
 
 
-def candidates_of(given: Inputs) -> DataFrame:
+def candidates_of(inputs: PolicyInputs) -> DataFrame:
     """The frame of candidates, rules applied. Raises ConfigError when a cost or a rule is no SQL over the columns."""
-    policy, config = given.config.policy, given.config
+    policy, config = inputs.config.policy, inputs.config
     by_unit = policy.costs_by_unit
     costs = [
-        _expression(given, *by_unit[level]) if level in by_unit else F.lit(config.economics.cost.get(level, 0.0))
-        for level in given.levels
+        _expression(inputs, *by_unit[level]) if level in by_unit else F.lit(config.economics.cost.get(level, 0.0))
+        for level in inputs.levels
     ]
     excluded = {
-        _RULE.format(name): _expression(given, f"policy.exclude.{name}", condition)
+        _RULE.format(name): _expression(inputs, f"policy.exclude.{name}", condition)
         for name, condition in policy.exclude.items()
     }
-    buckets = segment_buckets(given.training, given.segments, config.training_table)
+    buckets = segment_buckets(inputs.training, inputs.segments, config.training_table)
     column = "uplift" if policy.bound == "expected" else "uplift_lower"
-    uplifts = offers(given.scores, given.levels, column)
-    training = given.training
+    uplifts = offers(inputs.scores, inputs.levels, column)
+    training = inputs.training
     rules: dict[str, Column] = {}
-    if given.consent is not None:
-        training = gated(training, given.consent, config.consent.purpose, config.consent.required)
+    if inputs.consent is not None:
+        training = gated(training, inputs.consent, config.consent.purpose, config.consent.required)
         rules |= {gate: F.col(GATE) == gate for gate in (WITHDREW, NO_GRANT)}
     rules |= excluded
-    if given.deliveries is not None and policy.contacts is not None:
-        training = contacted(training, given.deliveries, policy)
+    if inputs.deliveries is not None and policy.contacts is not None:
+        training = contacted(training, inputs.deliveries, policy)
         rules[TOO_MANY] = F.col("_contacts") >= policy.contacts
-    if policy.keep_out:
-        rules[KEPT_OUT] = kept_out(config.seed, policy.keep_out)
-    rows = barred(candidates(uplifts, training, costs, given.value, given.net, buckets), rules)
+    if policy.global_holdout:
+        rules[GLOBAL_HOLDOUT] = in_global_holdout(config.seed, policy.global_holdout)
+    rows = barred(candidates(uplifts, training, costs, inputs.value, inputs.net, buckets), rules)
     return rows.select(UNIT, "key", "excluded", "gain", "cost", *(f"bucket_{c}" for c in range(len(buckets))))
 
 
-def _expression(given: Inputs, key: str, text: str) -> Column:
+def _expression(inputs: PolicyInputs, key: str, text: str) -> Column:
     try:
         # Beside other columns neither aggregates nor generators are allowed.
-        given.training.select("*", F.struct(F.expr(text).alias("value"))).schema  # noqa: B018
+        inputs.training.select("*", F.struct(F.expr(text).alias("value"))).schema  # noqa: B018
     except PySparkException as error:
-        said = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"{key}={text!r} is no SQL over the columns of the training set: {said}") from error
+        message = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"{key}={text!r} is no SQL over the columns of the training set: {message}") from error
     return F.expr(text)
 
 
 @dataclass(frozen=True)
-class Done:
-    """A plan, and what is known about it; `rows` are all `coded` candidates, `excluded` {rule: units}."""
+class PolicyResult:
+    """A plan, and what is known about it; `rows` are all `code_buckets` candidates, `excluded` {rule: units}."""
 
-    given: Inputs
+    inputs: PolicyInputs
     rows: DataFrame
     problem: Problem
     plan: Allocation
@@ -189,12 +194,12 @@ class Done:
 
     def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
         """What to write to gold, decisions first."""
-        config = self.given.config
-        decisions = decided(self.rows, self.given.levels, config.roles.control, self.problem, self.plan)
+        config = self.inputs.config
+        decisions = decided(self.rows, self.inputs.levels, config.roles.control, self.problem, self.plan)
         named = decisions.withColumns(
-            {EXPERIMENT: F.lit(config.campaign), "model_version": F.lit(self.given.scored.model_version)}
+            {CAMPAIGN: F.lit(config.campaign), "model_version": F.lit(self.inputs.scored.model_version)}
         )
-        mine = {EXPERIMENT: config.campaign}
+        mine = {CAMPAIGN: config.campaign}
         frames = {"policy_limits": self.limit_table(), "policy_curve": self.curve_table()}
         return {"policy_decisions": named} | {
             name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items() if len(frame)
@@ -211,10 +216,18 @@ class Done:
 
     def curve_table(self) -> pd.DataFrame:
         """gold.policy_curve but for run_id and campaign; the plan itself is the last of `observed`, and not here."""
-        told = self.observed
+        hold_out_gain = self.observed
         return pd.DataFrame(
             [
-                (p.budget, p.treated, p.spent, p.gain, told.gain[b], told.lower[b], told.upper[b])
+                (
+                    p.budget,
+                    p.treated,
+                    p.spent,
+                    p.gain,
+                    hold_out_gain.gain[b],
+                    hold_out_gain.lower[b],
+                    hold_out_gain.upper[b],
+                )
                 for b, p in enumerate(self.points)
             ],
             columns=["budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper"],
@@ -234,17 +247,19 @@ class Done:
         gain, cost, value = (sum(row[name] for row in rows) for name in ("gain", "cost", "value"))
         bound, gap = self.certificate(gain, value)
         units = {row[TREATMENT]: row["n"] for row in sorted(rows, key=lambda row: row[TREATMENT])}
-        told = self.observed
+        hold_out_gain = self.observed
         return {
-            "model": self.given.scored.model_name, "version": self.given.scored.model_version,
+            "model": self.inputs.scored.model_name, "version": self.inputs.scored.model_version,
             "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
             "gain": gain, "cost": cost, "bound": bound, "gap": gap,
-            "observed": float(told.gain[-1]), "observed_lower": float(told.lower[-1]),
-            "observed_upper": float(told.upper[-1]), "looks": self.plan.looks,
+            "observed": float(hold_out_gain.gain[-1]), "observed_lower": float(hold_out_gain.lower[-1]),
+            "observed_upper": float(hold_out_gain.upper[-1]), "looks": self.plan.scans,
         }  # fmt: skip
 
 
-def decide(given: Inputs, rows: DataFrame, say: ProgressCallback, budgets: tuple[float, ...] = BUDGETS) -> Done:
+def decide(
+    inputs: PolicyInputs, rows: DataFrame, progress: ProgressCallback, budgets: tuple[float, ...] = BUDGETS
+) -> PolicyResult:
     """The best plan for the candidates, and the curve of its gain by `budgets`, in shares of the budget.
 
     Raises DataError for costs that are no numbers, ConfigError for limits that cannot be kept.
@@ -255,7 +270,7 @@ def decide(given: Inputs, rows: DataFrame, say: ProgressCallback, budgets: tuple
         if row["excluded"] is not None
     }
     for rule, n in excluded.items():
-        say(f"{n:,} units left out: {rule}")
+        progress(f"{n:,} units left out: {rule}")
     n, largest_gain, largest_cost, wrong, large = sizes(rows)
     if wrong or large:
         raise DataError(f"{wrong or large:,} candidates have a cost or gain that is missing, negative or not finite")
@@ -263,58 +278,58 @@ def decide(given: Inputs, rows: DataFrame, say: ProgressCallback, budgets: tuple
         raise DataError("no scored unit may be treated: every one is left out by a rule, see `policy` in the conf")
     free = rows.where(F.col("excluded").isNull())
     units: dict[str, dict[str, int]] = {"": {"": n}}
-    for c, segment in enumerate(given.segments):
+    for c, segment in enumerate(inputs.segments):
         counts = free.groupBy(f"bucket_{c}").agg(F.count("*").alias("n")).collect()
         units[segment] = {row[0]: row["n"] for row in counts}
-    limits, codes = constraints(given.limits, given.levels, given.segments, units)
-    problem = Problem(limits, len(given.levels), len(given.segments), largest_gain, largest_cost)
-    rows = coded(rows, codes)
-    look = look_of(rows, problem)
-    say(f"deciding about {n:,} units under {len(limits)} limits")
-    first = first_look(problem, look)
-    plan = allocate(problem, look, first=first)
+    limits, codes = constraints(inputs.limits, inputs.levels, inputs.segments, units)
+    problem = Problem(limits, len(inputs.levels), len(inputs.segments), largest_gain, largest_cost)
+    rows = code_buckets(rows, codes)
+    scan = spark_scanner(rows, problem)
+    progress(f"deciding about {n:,} units under {len(limits)} limits")
+    first = first_scan(problem, scan)
+    plan = allocate(problem, scan, first=first)
     points: list[Point] = []
-    if budget := given.config.policy.budget:  # the first limit
+    if budget := inputs.config.policy.budget:  # the first limit
         points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in budgets], 0)
-    told = _observed(given, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
-    return Done(given, rows, problem, plan, excluded, points, told, n)
+    observed_gain = _observed(inputs, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
+    return PolicyResult(inputs, rows, problem, plan, excluded, points, observed_gain, n)
 
 
-def _observed(given: Inputs, rows: DataFrame, problem: Problem, prices: np.ndarray, n: int) -> Observed:
+def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: np.ndarray, n: int) -> Observed:
     """What plans with these prices [B, R] bring on the hold-out."""
-    holdout = given.training.where(F.col("split") == "holdout")
-    config = given.config
-    setup = setup_of(config)
-    arms = describe_arms(holdout, setup)
-    received = F.lit(-2)
-    for code, level in enumerate((config.roles.control, *given.levels)):
-        received = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(received)
+    holdout = inputs.training.where(F.col("split") == "holdout")
+    config = inputs.config
+    spec = evaluation_spec(config)
+    arms = describe_arms(holdout, spec)
+    treated_index = F.lit(-2)
+    for code, level in enumerate((config.roles.control, *inputs.levels)):
+        treated_index = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(treated_index)
     known = holdout.select(
         F.xxhash64(UNIT).alias("key"),
-        received.alias("received"),
+        treated_index.alias("received"),
         F.col(config.roles.outcome).cast("double").alias("outcome"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
-        drawn_by(setup).alias("unit_hash"),
+        resampling_hash(spec).alias("unit_hash"),
     )
     matched = rows.where(F.col("excluded").isNull()).join(known, "key")
     point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
-    wanted = Pass(problem, prices.reshape(-1, len(problem.limits)), point, setup.cluster_draws)
-    return observed(matched, wanted, (given.value, given.net), n)
+    wanted = Pass(problem, prices.reshape(-1, len(problem.limits)), point, spec.cluster_draws)
+    return observed(matched, wanted, (inputs.value, inputs.net), n)
 
 
-def picture(done: Done, details: Mapping[str, Any]) -> Path | None:
+def picture(result: PolicyResult, details: Mapping[str, Any]) -> Path | None:
     """Draw gain by budget into reports/<campaign>/policy.png; None without a budget. Raises like `write_pictures`."""
-    if not done.points:
+    if not result.points:
         return None
-    config = done.given.config
-    unit = "money" if done.given.net else config.roles.outcome
-    figure = budget_picture(done.curve_table(), unit, details["cost"], details["gain"])
+    config = result.inputs.config
+    unit = "money" if result.inputs.net else config.roles.outcome
+    figure = budget_picture(result.curve_table(), unit, details["cost"], details["gain"])
     return save(figure, Path("reports") / config.campaign / "policy.png")
 
 
-def summary(done: Done, details: Mapping[str, Any]) -> str:
+def policy_summary(result: PolicyResult, details: Mapping[str, Any]) -> str:
     """The plan in a few lines."""
-    unit = "money" if done.given.net else done.given.config.roles.outcome
+    unit = "money" if result.inputs.net else result.inputs.config.roles.outcome
     lines = [
         ", ".join(f"{level} {n:,}" for level, n in details["units"].items()),
         f"predicted gain {number(details['gain'])} ({unit}) for a cost of {number(details['cost'])}, "
@@ -322,7 +337,7 @@ def summary(done: Done, details: Mapping[str, Any]) -> str:
         f"by the outcomes of the hold-out {number(details['observed'])}, 95 % interval "
         f"{interval(details['observed_lower'], details['observed_upper'])}",
     ]
-    for row in done.limit_table().to_dict("records"):
+    for row in result.limit_table().to_dict("records"):
         bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
         lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
     return "\n".join(lines)

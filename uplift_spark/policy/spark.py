@@ -22,29 +22,29 @@ from uplift_spark.policy.allocation import (
     Allocation,
     Candidates,
     Constraint,
-    Look,
     Measure,
+    PriceScan,
+    PriceScanner,
     Problem,
-    Seen,
     allocate,
     choose,
-    look_at,
     net_gains,
+    scan_candidates,
 )
 from uplift_spark.policy.trees import (
-    GROUPS,
+    DEFAULT_GROUPS,
+    AnswerPath,
     Overview,
-    Path,
-    Plan,
     PolicyTree,
-    Value,
+    TreeSearchPlan,
+    TreeValue,
     add_pairs,
     best_tree,
+    bootstrap_sums,
     difference_point,
-    drawn_sums,
     empty_pairs,
-    plan_of,
     policy_values,
+    tree_search_plan,
     value_sums,
 )
 from uplift_spark.roles import TREATMENT, UNIT
@@ -69,10 +69,10 @@ from uplift_spark.stats.moments import (
 #
 # Workers are module-level functions from Arrow to Arrow; sums are integers, so a plan does not depend on partitions.
 
-KEPT_OUT, TOO_MANY = "kept out at random", "contacted often enough"
+GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
 CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
 
-_SEEN = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
+_SCAN_SCHEMA = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
 _PARTS = 4  # tasks that put together what the others saw, before it travels to the driver
 _ROUNDING = 1e-9  # 30 % of 10 units are 3
 _SHARES = 1_000_000  # the smallest share of units that can be kept out is one in so many
@@ -123,7 +123,7 @@ def contacted(rows: DataFrame, deliveries: DataFrame, policy: Policy) -> DataFra
     return rows.join(counts, UNIT, "left")
 
 
-def kept_out(seed: int, share: float) -> Column:
+def in_global_holdout(seed: int, share: float) -> Column:
     """Whether a unit belongs to the random share that gets nothing, by hash."""
     draw = F.pmod(F.xxhash64(F.lit(f"keep out {seed}"), F.col(UNIT)), F.lit(_SHARES))
     return draw < F.lit(round(share * _SHARES))
@@ -138,17 +138,17 @@ def constraints(
     Raises ConfigError for levels, segments and buckets that are not there, and floors above what there is.
     """
     codes = {s: {bucket: code for code, bucket in enumerate(sorted(units[s]))} for s in segments}
-    found: list[Constraint] = []
+    result: list[Constraint] = []
     for limit in limits:
         if limit.level is not None and limit.level not in levels:
             raise ConfigError(f"limit {limit.name!r}: level {limit.level!r} is none of {', '.join(levels)}")
         by_level = np.array([float(limit.level in (None, level)) for level in levels])
         cut = None if limit.segment is None else list(segments).index(limit.segment)
         if limit.gap is not None:
-            found += _gaps(limit, by_level, units, codes)
+            result += _gaps(limit, by_level, units, codes)
         else:
-            found.append(_constraint(limit, by_level, cut, units, codes))
-    return tuple(found), codes
+            result.append(_constraint(limit, by_level, cut, units, codes))
+    return tuple(result), codes
 
 
 def _constraint(
@@ -194,7 +194,7 @@ def _gaps(
             yield Constraint(name, limit.gap, "units", by_level, cut, sign * apart)
 
 
-def coded(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> DataFrame:
+def code_buckets(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> DataFrame:
     """Candidates with array<int> `buckets` in place of the buckets' names, as workers take them."""
     each = []
     for c, by_bucket in enumerate(codes.values()):
@@ -203,20 +203,20 @@ def coded(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> DataFrame:
     return rows.select(UNIT, "key", "excluded", "gain", "cost", F.array(*each).cast("array<int>").alias("buckets"))
 
 
-def look_of(rows: DataFrame, problem: Problem) -> Look:
-    """Looks at a frame of `coded` candidates that are not excluded, each one pass over it."""
+def spark_scanner(rows: DataFrame, problem: Problem) -> PriceScanner:
+    """Looks at a frame of `code_buckets` candidates that are not excluded, each one pass over it."""
     rows = rows.where(F.col("excluded").isNull()).select("key", "gain", "cost", "buckets")
 
-    def look(prices: np.ndarray, widths: np.ndarray, most: int) -> Seen:
-        seen = rows.mapInArrow(partial(look_batches, problem, prices, widths, most), _SEEN)
-        merged = seen.repartition(_PARTS).mapInArrow(partial(merge_batches, problem, most), _SEEN).toArrow()
-        return reduce(Seen.__add__, _unpacked(merged, problem)).smallest(most)
+    def scan(prices: np.ndarray, widths: np.ndarray, most: int) -> PriceScan:
+        partials = rows.mapInArrow(partial(scan_batches, problem, prices, widths, most), _SCAN_SCHEMA)
+        merged = partials.repartition(_PARTS).mapInArrow(partial(merge_batches, problem, most), _SCAN_SCHEMA).toArrow()
+        return reduce(PriceScan.__add__, _unpacked(merged, problem)).smallest(most)
 
-    return look
+    return scan
 
 
 def decided(rows: DataFrame, levels: Sequence[str], control: str, problem: Problem, plan: Allocation) -> DataFrame:
-    """What each of the `coded` candidates gets and why, with its gain and cost; excluded ones get the control."""
+    """What each candidate of `code_buckets` gets and why, with its gain and cost; excluded ones get the control."""
     schema = "unit_id string, treatment string, reason string, gain double, cost double, value double"
     worker = partial(decide_batches, tuple(levels), control, problem, plan)
     return rows.mapInArrow(worker, schema)
@@ -227,21 +227,21 @@ def decided(rows: DataFrame, levels: Sequence[str], control: str, problem: Probl
 _Batches = Iterator[pa.RecordBatch]
 
 
-def look_batches(problem: Problem, prices: np.ndarray, widths: np.ndarray, most: int, batches: _Batches) -> _Batches:
+def scan_batches(problem: Problem, prices: np.ndarray, widths: np.ndarray, most: int, batches: _Batches) -> _Batches:
     """One row: what a partition's candidates say."""
-    seen: Seen | None = None
+    result: PriceScan | None = None
     for batch in filter(len, batches):
-        one = look_at(problem, read_candidates(batch), prices, widths, most)
-        seen = one if seen is None else (seen + one).smallest(most)
-    if seen is not None:
-        yield _packed(seen)
+        one = scan_candidates(problem, read_candidates(batch), prices, widths, most)
+        result = one if result is None else (result + one).smallest(most)
+    if result is not None:
+        yield _packed(result)
 
 
 def merge_batches(problem: Problem, most: int, batches: _Batches) -> _Batches:
     """One row of several partitions'."""
     parts = [one for batch in batches for one in _unpacked(batch, problem)]
     if parts:
-        yield _packed(reduce(Seen.__add__, parts).smallest(most))
+        yield _packed(reduce(PriceScan.__add__, parts).smallest(most))
 
 
 def decide_batches(
@@ -267,7 +267,7 @@ def decide_batches(
 
 
 def read_candidates(batch: pa.RecordBatch) -> Candidates:
-    """Rows of a frame of `coded` candidates, of which there are some."""
+    """Rows of a frame of `code_buckets` candidates, of which there are some."""
     n = len(batch)
     columns = (batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in ("gain", "cost", "buckets"))
     gain, cost, buckets = (values.reshape(n, len(values) // n) for values in columns)
@@ -275,23 +275,23 @@ def read_candidates(batch: pa.RecordBatch) -> Candidates:
     return Candidates(gain, cost, buckets.astype(np.int64), key)
 
 
-def _packed(seen: Seen) -> pa.RecordBatch:
-    rows = seen.rows
-    blobs = {"used": seen.used, "gains": rows.gain, "costs": rows.cost, "buckets": rows.buckets, "keys": rows.key}
-    numbers = {"gain": pa.array([seen.gain], pa.int64()), "undecided": pa.array([seen.undecided], pa.int64())}
+def _packed(result: PriceScan) -> pa.RecordBatch:
+    rows = result.rows
+    blobs = {"used": result.used, "gains": rows.gain, "costs": rows.cost, "buckets": rows.buckets, "keys": rows.key}
+    numbers = {"gain": pa.array([result.gain], pa.int64()), "undecided": pa.array([result.undecided], pa.int64())}
     packed = {name: pa.array([np.ascontiguousarray(blob).tobytes()], pa.binary()) for name, blob in blobs.items()}
     order = ("gain", "used", "undecided", "gains", "costs", "buckets", "keys")
     return pa.record_batch({name: (numbers | packed)[name] for name in order})
 
 
-def _unpacked(table: pa.RecordBatch | pa.Table, problem: Problem) -> Iterator[Seen]:
+def _unpacked(table: pa.RecordBatch | pa.Table, problem: Problem) -> Iterator[PriceScan]:
     for row in table.to_pylist():
         keys = np.frombuffer(row["keys"], np.uint64)
         n = len(keys)
         gain, cost = (np.frombuffer(row[name]).reshape(n, problem.levels) for name in ("gains", "costs"))
         buckets = np.frombuffer(row["buckets"], np.int64).reshape(n, -1) if n else np.empty((0, problem.cuts), np.int64)
         used = np.frombuffer(row["used"], np.int64)
-        yield Seen(row["gain"], used, row["undecided"], Candidates(gain, cost, buckets, keys))
+        yield PriceScan(row["gain"], used, row["undecided"], Candidates(gain, cost, buckets, keys))
 
 
 def sizes(rows: DataFrame) -> tuple[int, float, float, int, int]:
@@ -299,11 +299,11 @@ def sizes(rows: DataFrame) -> tuple[int, float, float, int, int]:
     gain = F.array_max(F.transform("gain", lambda g: F.when(F.isnan(g), 0.0).otherwise(F.abs(g))))
     wrong = F.exists("cost", lambda c: c.isNull() | F.isnan(c) | (c < 0) | (c >= LARGEST))
     free = rows.where(F.col("excluded").isNull())
-    found = free.agg(
+    row = free.agg(
         F.count("*").alias("n"), F.max(gain).alias("gain"), F.max(F.array_max("cost")).alias("cost"),
         F.count_if(wrong).alias("wrong"), F.count_if(gain >= LARGEST).alias("large"),
     ).collect()[0]  # fmt: skip
-    return found["n"], found["gain"] or 0.0, found["cost"] or 0.0, found["wrong"], found["large"]
+    return row["n"], row["gain"] or 0.0, row["cost"] or 0.0, row["wrong"], row["large"]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def curve(problem: Problem, sample: Candidates, share: float, budgets: Sequence[
         limits = tuple(replace(limit, bound=b / share) for limit, b in zip(problem.limits, bounds, strict=True))
         small = replace(problem, limits=limits)
         try:
-            plan = allocate(small, partial(look_at, small, sample), len(sample))
+            plan = allocate(small, partial(scan_candidates, small, sample), len(sample))
         except ConfigError:
             continue
         chosen = plan.of(small, sample)
@@ -366,20 +366,20 @@ def observed(rows: DataFrame, wanted: Pass, worth: tuple[float, bool], units: in
     worth  value of one unit of the outcome, and whether costs are taken off
     units  candidates that the hold-out stands for
     """
-    return told(rows.mapInArrow(partial(add_observed, wanted), _SUMS).toArrow(), wanted, worth, units)
+    return observed_from_sums(rows.mapInArrow(partial(add_observed, wanted), _SUMS).toArrow(), wanted, worth, units)
 
 
-def told(found: pa.Table, wanted: Pass, worth: tuple[float, bool], units: int) -> Observed:
+def observed_from_sums(partials: pa.Table, wanted: Pass, worth: tuple[float, bool], units: int) -> Observed:
     """`observed` from the sums of its partitions."""
     value, net = worth
     problem, point = wanted.problem, wanted.point
     sums, resampled = (
-        _total(found.column(name), like) for name, like in zip(("sums", "resampled"), wanted.empty(), strict=True)
+        _total(partials.column(name), like) for name, like in zip(("sums", "resampled"), wanted.empty(), strict=True)
     )
     parts = {f: point.floats(f, sums[..., 2 + j]) for j, f in enumerate(FIELDS)}
     moments = Moments(**parts)
     effect = difference(moments[:, :, 1], moments[:, :, 0])
-    scale = units / max(sum(found.column("n").to_pylist()), 1)
+    scale = units / max(sum(partials.column("n").to_pylist()), 1)
     chosen = scale * sums[:, :, 0, 0]
     # A level that the plan gives nobody brings nothing; one that it gives to few is not known.
     cost = problem.largest_cost * np.ldexp(scale * sums[:, :, 0, 1], -_COST_BITS) if net else 0.0
@@ -403,15 +403,15 @@ def _cluster_error(moments: Moments, resampled: np.ndarray, point: FixedPoint, c
     resampled sums [B, K, 2, R, (w, wy)] and chosen [B, K]."""
     w, wy = (np.moveaxis(point.floats(f, resampled[..., j]), (3, 0), (0, 3)) for j, f in enumerate(("w", "wy")))
     cells = Moments(*(np.moveaxis(getattr(moments, f), 0, 2)[..., None] for f in FIELDS))
-    found = cluster_effects(cells, w, wy[..., None])  # levels, then plans in place of buckets
-    given = chosen.T > 0
-    each = np.where(given, chosen.T * found.resampled[..., 0], 0.0)
-    known = (np.isfinite(found.found.error[..., 0]) | ~given).all(axis=0)
-    return np.where(known, np.where(given.any(axis=0), resampled_error(each.sum(axis=1)), 0.0), np.nan)
+    effects = cluster_effects(cells, w, wy[..., None])  # levels, then plans in place of buckets
+    treats = chosen.T > 0
+    each = np.where(treats, chosen.T * effects.resampled[..., 0], 0.0)
+    known = (np.isfinite(effects.difference.error[..., 0]) | ~treats).all(axis=0)
+    return np.where(known, np.where(treats.any(axis=0), resampled_error(each.sum(axis=1)), 0.0), np.nan)
 
 
 _COST_BITS = 31
-_DRAWN = [FIELDS.index("w"), FIELDS.index("wy")]
+_BOOTSTRAP_FIELDS = [FIELDS.index("w"), FIELDS.index("wy")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -436,19 +436,21 @@ class Pass:
         return np.zeros((*cells, 2 + len(FIELDS)), np.int64), np.zeros((*cells, replicates, 2), np.int64)
 
 
-def add_observed(given: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: how many rows a partition has, and the sums of `Pass.empty`."""
-    n, problem, point = 0, given.problem, given.point
-    sums, resampled = given.empty()
+    n, problem, point = 0, wanted.problem, wanted.point
+    sums, resampled = wanted.empty()
     for batch in filter(len, batches):
         units = read_candidates(batch)
         n += len(units)
-        received, y, w = (
+        treated_index, y, w = (
             batch.column(name).to_numpy(zero_copy_only=False) for name in ("received", "outcome", "weight")
         )
-        hashes = batch.column("unit_hash").to_numpy(zero_copy_only=False) if given.draws else np.zeros(len(y), np.int64)
+        hashes = (
+            batch.column("unit_hash").to_numpy(zero_copy_only=False) if wanted.draws else np.zeros(len(y), np.int64)
+        )
         terms = np.column_stack([np.ones(len(y), np.int64), *(point.integers(f, w, y) for f in POWERS)])
-        for b, prices in enumerate(given.plans):
+        for b, prices in enumerate(wanted.plans):
             chosen = choose(problem, units, prices)
             for k in range(problem.levels):
                 mine = chosen == k
@@ -456,10 +458,12 @@ def add_observed(given: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.
                 sums[b, k, 0, 0] += mine.sum()
                 sums[b, k, 0, 1] += np.rint(np.ldexp(cost, _COST_BITS)).astype(np.int64).sum()
                 for arm, level in enumerate((NONE, k)):
-                    seen = np.flatnonzero(mine & (received == level))
-                    sums[b, k, arm, 2:] += terms[seen].sum(axis=0)
-                    if given.draws:
-                        resampled[b, k, arm] += resampled_sums(hashes[seen], terms[seen][:, _DRAWN], given.draws)
+                    matched = np.flatnonzero(mine & (treated_index == level))
+                    sums[b, k, arm, 2:] += terms[matched].sum(axis=0)
+                    if wanted.draws:
+                        resampled[b, k, arm] += resampled_sums(
+                            hashes[matched], terms[matched][:, _BOOTSTRAP_FIELDS], wanted.draws
+                        )
     arrays = {"sums": sums, "resampled": resampled}
     packed = {name: pa.array([array.tobytes()], pa.binary()) for name, array in arrays.items()}
     yield pa.record_batch({"n": pa.array([n], pa.int64()), **packed})
@@ -480,40 +484,40 @@ def tree_of(
     levels: Sequence[str],
     depth: int = 2,
     min_units: int = MIN_UNITS,
-    groups: int = GROUPS,
+    groups: int = DEFAULT_GROUPS,
 ) -> PolicyTree:
     """`best_tree` of a frame of rewards: two passes, four at depth 3. Levels name the rewards, the control first.
 
-    Raises DataError and ConfigError as `plan_of` and `best_tree`.
+    Raises DataError and ConfigError as `tree_search_plan` and `best_tree`.
     """
     rows = frame.select("bins", "rewards")
-    plan = plan_of(_overview_of(rows, len(features), len(levels)), features, levels, groups)
-    return best_tree(partial(_look, rows, plan), plan, depth, min_units)
+    plan = tree_search_plan(_overview_of(rows, len(features), len(levels)), features, levels, groups)
+    return best_tree(partial(_pair_sums, rows, plan), plan, depth, min_units)
 
 
-def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) -> list[Value]:
+def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) -> list[TreeValue]:
     """`policy_values` of a tree for a frame of rewards of units that had no part in growing it: two passes.
 
     draws  of clusters, where units come in some; the frame then has `unit_hash` bigint, of the unit's cluster
     """
     rows = frame.select("bins", "rewards", *(["unit_hash"] if draws else []))
     point = difference_point(_overview_of(rows, len(tree.features), len(tree.levels)).checked())
-    found = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
-    sums, drawn = (
-        np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in found.column(name)], axis=0)
+    partials = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
+    sums, bootstrap = (
+        np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in partials.column(name)], axis=0)
         for name in ("sums", "drawn")
     )
     levels = len(tree.levels)
-    return policy_values(tree, sums.reshape(levels, -1), point, drawn.reshape(-1, 1 + levels) if draws else None)
+    return policy_values(tree, sums.reshape(levels, -1), point, bootstrap.reshape(-1, 1 + levels) if draws else None)
 
 
 def _overview_of(rows: DataFrame, p: int, k: int) -> Overview:
-    found = rows.mapInArrow(partial(overview_batches, p, k), _OVERVIEW).toArrow().to_pylist()
-    each = (Overview(np.frombuffer(r["counts"], np.int64).reshape(p, 256), r["largest"], r["wrong"]) for r in found)
+    partials = rows.mapInArrow(partial(overview_batches, p, k), _OVERVIEW).toArrow().to_pylist()
+    each = (Overview(np.frombuffer(r["counts"], np.int64).reshape(p, 256), r["largest"], r["wrong"]) for r in partials)
     return reduce(Overview.__add__, each, Overview.empty(p))
 
 
-def _look(rows: DataFrame, plan: Plan, path: Path) -> np.ndarray:
+def _pair_sums(rows: DataFrame, plan: TreeSearchPlan, path: AnswerPath) -> np.ndarray:
     total = empty_pairs(plan)
     for first, part in sums_by_key(rows.mapInArrow(partial(pair_batches, plan, path), KEYED)).items():
         total[first] = part.reshape(total[first].shape)
@@ -549,7 +553,7 @@ def overview_batches(p: int, k: int, batches: _Batches) -> _Batches:
     )
 
 
-def pair_batches(plan: Plan, path: Path, batches: _Batches) -> _Batches:
+def pair_batches(plan: TreeSearchPlan, path: AnswerPath, batches: _Batches) -> _Batches:
     """Pair sums of a partition's units on a path, by the pair's first group."""
     sums = empty_pairs(plan)
     for batch in batches:
@@ -565,5 +569,5 @@ def value_batches(tree: PolicyTree, point: FixedPoint, draws: Draws | None, batc
         sums = {"sums": value_sums(tree, bins, rewards, point), "drawn": np.zeros(0, np.int64)}
         if draws:
             hashes = batch.column("unit_hash").to_numpy(zero_copy_only=False)
-            sums["drawn"] = drawn_sums(tree, bins, rewards, point, (hashes, draws))
+            sums["drawn"] = bootstrap_sums(tree, bins, rewards, point, (hashes, draws))
         yield pa.record_batch({name: pa.array([array.tobytes()], pa.binary()) for name, array in sums.items()})

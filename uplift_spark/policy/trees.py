@@ -87,19 +87,19 @@ class PolicyTree:
         return out
 
     def _question(self, node: Node) -> dict[str, Any]:
-        asked: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "asks"))
+        question: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "asks"))
         if node.feature < 0:
-            return asked
+            return question
         one = self.features[node.feature]
-        asked["feature"] = name = one.name
+        question["feature"] = name = one.name
         if node.bin == 0:
-            return asked | {"operator": "is missing", "asks": f"{name} is missing"}
+            return question | {"operator": "is missing", "asks": f"{name} is missing"}
         if one.categories is not None:
             category = one.categories[node.bin - 1]
-            return asked | {"operator": "is", "category": category, "asks": f"{name} is {category!r}"}
+            return question | {"operator": "is", "category": category, "asks": f"{name} is {category!r}"}
         most = one.edges[node.bin - 1]
         words = f"{name} <= {most:.6g}" + " or missing" * self.missing[node.feature]
-        return asked | {"operator": "<=", "threshold": most, "asks": words}
+        return question | {"operator": "<=", "threshold": most, "asks": words}
 
     def text(self) -> str:
         """The rules as lines to read."""
@@ -157,7 +157,7 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class Value:
+class TreeValue:
     """Mean reward of units under the tree less that under one level for all, with its 95 % interval.
 
     NaN below MIN_UNITS units.
@@ -181,7 +181,7 @@ def value_sums(tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, point: F
     return np.stack([ones.sum(axis=0).astype(np.int64), *(point.integers(f, ones, y).sum(axis=0) for f in POWERS)], 1)
 
 
-def drawn_sums(
+def bootstrap_sums(
     tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, point: FixedPoint, draws: tuple[np.ndarray, Draws]
 ) -> np.ndarray:
     """Sums of ones and of `value_sums`' differences under resamples of clusters, int64 [R, 1 + K].
@@ -203,32 +203,32 @@ def difference_point(overview: Overview) -> FixedPoint:
 
 
 def policy_values(
-    tree: PolicyTree, sums: np.ndarray, point: FixedPoint, drawn: np.ndarray | None = None
-) -> list[Value]:
+    tree: PolicyTree, sums: np.ndarray, point: FixedPoint, bootstrap: np.ndarray | None = None
+) -> list[TreeValue]:
     """What the tree brings to units that had no part in growing it: over the control, and each other level for all.
 
     Against the best single level is against `tree.constant`, chosen when the tree was grown: one chosen by these values
-    would look worse than it is. Normal intervals; units count as independent, or given `drawn_sums` their clusters do,
+    would look worse than it is. Normal intervals; units count as independent, or by `bootstrap_sums` their clusters do,
     and below MIN_CLUSTERS of these nothing is known.
     """
     moments = Moments(**{f: point.floats(f, sums[:, j]) for j, f in enumerate(FIELDS)})
     enough = moments.n >= MIN_UNITS
     mean, error = (np.where(enough, a, np.nan) for a in (moments.mean, np.sqrt(moments.squared_error)))
-    if drawn is not None:
-        found = resampled_error(ratio(point.floats("wy", drawn[:, 1:]), drawn[:, :1]))
-        error = np.where(enough & (effective_clusters(drawn[:, 0]) >= MIN_CLUSTERS), found, np.nan)
+    if bootstrap is not None:
+        errors = resampled_error(ratio(point.floats("wy", bootstrap[:, 1:]), bootstrap[:, :1]))
+        error = np.where(enough & (effective_clusters(bootstrap[:, 0]) >= MIN_CLUSTERS), errors, np.nan)
     half = normal_quantile(0.95) * error
     figures = zip(tree.levels, moments.n, mean, error, mean - half, mean + half, strict=True)
-    return [Value(level, int(n), *(float(x) for x in rest)) for level, n, *rest in figures]
+    return [TreeValue(level, int(n), *(float(x) for x in rest)) for level, n, *rest in figures]
 
 
 def honest_values(
     tree: PolicyTree, bins: np.ndarray, rewards: np.ndarray, draws: tuple[np.ndarray, Draws] | None = None
-) -> list[Value]:
-    """`policy_values` of units in memory, with `draws` as in `drawn_sums`; raises DataError as `Overview.checked`."""
+) -> list[TreeValue]:
+    """`policy_values` of units in memory, `draws` as in `bootstrap_sums`; raises DataError as `Overview.checked`."""
     point = difference_point(Overview.of(bins, rewards).checked())
-    drawn = drawn_sums(tree, bins, rewards, point, draws) if draws else None
-    return policy_values(tree, value_sums(tree, bins, rewards, point), point, drawn)
+    bootstrap = bootstrap_sums(tree, bins, rewards, point, draws) if draws else None
+    return policy_values(tree, value_sums(tree, bins, rewards, point), point, bootstrap)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -242,17 +242,17 @@ def honest_values(
 # A feature has at most `groups` groups: missing, then neighbouring numeric bins merged to about equal mass, or each
 # category for itself but for the rarest, which cannot be asked for. "Exact" is over these questions.
 
-GROUPS = 32
+DEFAULT_GROUPS = 32
 MOST_BYTES = 1 << 28
 """Of sums that one worker holds."""
 _BLOCK = 8192  # units that are added pair by pair of features, whose sums then stay in the cache
 
-Path = tuple[tuple[int, bool], ...]
+AnswerPath = tuple[tuple[int, bool], ...]
 """Answers on the way to a node: (number of the question in the plan, whether it holds)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TreeSearchPlan:
     """Features cut into groups, and the questions a tree may ask.
 
     point    how rewards are kept as integers
@@ -277,7 +277,7 @@ class Plan:
         """First group of each feature, then the number of all groups: int64 [p + 1]."""
         return np.append(self.group[:, 0], self.group.max() + 1)
 
-    def reached(self, bins: np.ndarray, path: Path) -> np.ndarray:
+    def reached(self, bins: np.ndarray, path: AnswerPath) -> np.ndarray:
         """Mask of units that give the answers of a path, bool [n]."""
         mask = np.ones(len(bins), bool)
         for question, holds in path:
@@ -287,7 +287,9 @@ class Plan:
         return mask
 
 
-def plan_of(overview: Overview, features: Sequence[FeatureBins], levels: Sequence[str], groups: int = GROUPS) -> Plan:
+def tree_search_plan(
+    overview: Overview, features: Sequence[FeatureBins], levels: Sequence[str], groups: int = DEFAULT_GROUPS
+) -> TreeSearchPlan:
     """Questions to choose from. Raises DataError as `Overview.checked`, ConfigError if the sums would be too large."""
     if len(levels) < 2 or not features or not 2 <= groups <= MAX_CATEGORIES:
         raise ConfigError(
@@ -317,7 +319,7 @@ def plan_of(overview: Overview, features: Sequence[FeatureBins], levels: Sequenc
             f"{MOST_BYTES / 2**30:.2f}: choose about {most} of them in tree.features"
         )
     low, high, feature, last = np.array(questions, np.int64).reshape(-1, 4).T
-    return Plan(tuple(features), tuple(levels), point, missing, np.array(group), low, high, feature, last)
+    return TreeSearchPlan(tuple(features), tuple(levels), point, missing, np.array(group), low, high, feature, last)
 
 
 def _groups(one: FeatureBins, counts: np.ndarray, groups: int) -> np.ndarray:
@@ -332,7 +334,7 @@ def _groups(one: FeatureBins, counts: np.ndarray, groups: int) -> np.ndarray:
     return np.append(0, 1 + np.unique(known, return_inverse=True)[1])[bins]
 
 
-def empty_pairs(plan: Plan) -> np.ndarray:
+def empty_pairs(plan: TreeSearchPlan) -> np.ndarray:
     """No units yet: units and rewards by pair of groups, int64 [groups, groups, 1 + K]; sums of parts add up exactly.
 
     Of two features only the pairs with the earlier one's group first are filled, of one feature those with itself.
@@ -343,7 +345,9 @@ def empty_pairs(plan: Plan) -> np.ndarray:
     return np.zeros((groups, groups, 1 + len(plan.levels)), np.int64)
 
 
-def add_pairs(sums: np.ndarray, plan: Plan, bins: np.ndarray, rewards: np.ndarray, path: Path = ()) -> None:
+def add_pairs(
+    sums: np.ndarray, plan: TreeSearchPlan, bins: np.ndarray, rewards: np.ndarray, path: AnswerPath = ()
+) -> None:
     """Add to pair sums, in place, the units that give the answers of a path: O(n * p^2 * K)."""
     mask = plan.reached(bins, path)
     bins, rewards = bins[mask], rewards[mask]
@@ -389,35 +393,37 @@ class _Grown:
         return self.reward - int(self.totals[1])
 
 
-Look = Callable[[Path], np.ndarray]
+PairSumsFunction = Callable[[AnswerPath], np.ndarray]
 
 
-def best_tree(look: Look, plan: Plan, depth: int = 2, min_units: int = MIN_UNITS) -> PolicyTree:
+def best_tree(
+    pair_sums: PairSumsFunction, plan: TreeSearchPlan, depth: int = 2, min_units: int = MIN_UNITS
+) -> PolicyTree:
     """The tree of greatest reward with at least `min_units` units in every leaf; of equal ones the smaller, or first.
 
-    look  pair sums of the units that give the answers of a path; asked once, at depth 3 for both sides of the root too
+    pair_sums  pair sums of the units that give the answers of a path; called once, at depth 3 for both root sides
     Exact at depth 1 and 2, not at 3, where it is at least as good as depth 2. Raises ConfigError at other depths.
     """
     if depth not in (1, 2, 3) or min_units < 1:
         raise ConfigError(
             f"a policy tree of depth {depth} with {min_units} units a leaf: depth is 1 to 3, units from 1"
         )
-    root = _grow(look, (), plan, depth, min_units)
+    root = _grow(pair_sums, (), plan, depth, min_units)
     nodes: list[Node] = []
     _append(root, plan, nodes)
     constant = int(root.totals[1:].argmax())
     return PolicyTree(plan.features, plan.levels, plan.missing, tuple(nodes), constant)
 
 
-def _grow(look: Look, path: Path, plan: Plan, depth: int, min_units: int) -> _Grown:
-    found = _exact(look(path), plan, min(depth, 2), min_units)
-    if depth <= 2 or not found.sides:
-        return found
-    sides = (_grow(look, (*path, (found.question, yes)), plan, depth - 1, min_units) for yes in (True, False))
-    return replace(found, sides=tuple(sides))
+def _grow(pair_sums: PairSumsFunction, path: AnswerPath, plan: TreeSearchPlan, depth: int, min_units: int) -> _Grown:
+    tree = _exact(pair_sums(path), plan, min(depth, 2), min_units)
+    if depth <= 2 or not tree.sides:
+        return tree
+    sides = (_grow(pair_sums, (*path, (tree.question, yes)), plan, depth - 1, min_units) for yes in (True, False))
+    return replace(tree, sides=tuple(sides))
 
 
-def _exact(upper: np.ndarray, plan: Plan, depth: int, min_units: int) -> _Grown:
+def _exact(upper: np.ndarray, plan: TreeSearchPlan, depth: int, min_units: int) -> _Grown:
     each = np.arange(len(upper))
     sums = upper + upper.transpose(1, 0, 2)
     sums[each, each] = alone = upper[each, each]
@@ -429,9 +435,9 @@ def _exact(upper: np.ndarray, plan: Plan, depth: int, min_units: int) -> _Grown:
         yes = sums[low:high].sum(axis=0)
         if min_units <= yes[: plan.starts[1], 0].sum() <= best.totals[0] - min_units:
             sides = _one_question(np.stack([yes, alone - yes]), plan, min_units)
-            found = _Grown(best.totals, question, tuple(sides))
-            if _rank(found) > most:
-                best, most = found, _rank(found)
+            candidate = _Grown(best.totals, question, tuple(sides))
+            if _rank(candidate) > most:
+                best, most = candidate, _rank(candidate)
     return best
 
 
@@ -440,7 +446,7 @@ def _rank(tree: _Grown) -> tuple[int, int]:
     return tree.reward, -sum(1 + len(side.sides) for side in tree.sides)
 
 
-def _one_question(sums: np.ndarray, plan: Plan, min_units: int) -> list[_Grown]:
+def _one_question(sums: np.ndarray, plan: TreeSearchPlan, min_units: int) -> list[_Grown]:
     """Best trees of depth 1 for several sets of units: sums by group, int64 [sets, groups, 1 + K]."""
     totals = sums[:, : plan.starts[1]].sum(axis=1)
     up_to = np.concatenate([np.zeros_like(sums[:, :1]), sums.cumsum(axis=1)], axis=1)
@@ -455,7 +461,7 @@ def _one_question(sums: np.ndarray, plan: Plan, min_units: int) -> list[_Grown]:
     ]
 
 
-def _append(tree: _Grown, plan: Plan, nodes: list[Node]) -> int:
+def _append(tree: _Grown, plan: TreeSearchPlan, nodes: list[Node]) -> int:
     """Number of the node that is added, with all below it."""
     number, units = len(nodes), int(tree.totals[0])
     value = float(plan.point.floats("wy", np.array(tree.gain))) / max(units, 1)
@@ -474,14 +480,14 @@ def fit_tree(
     levels: Sequence[str],
     depth: int = 2,
     min_units: int = MIN_UNITS,
-    groups: int = GROUPS,
+    groups: int = DEFAULT_GROUPS,
 ) -> PolicyTree:
-    """`best_tree` of units in memory. Raises DataError and ConfigError as `plan_of` and `best_tree`."""
-    plan = plan_of(Overview.of(bins, rewards), features, levels, groups)
-    return best_tree(partial(look_at, plan, bins, rewards), plan, depth, min_units)
+    """`best_tree` of units in memory. Raises DataError and ConfigError as `tree_search_plan` and `best_tree`."""
+    plan = tree_search_plan(Overview.of(bins, rewards), features, levels, groups)
+    return best_tree(partial(pair_sums_at, plan, bins, rewards), plan, depth, min_units)
 
 
-def look_at(plan: Plan, bins: np.ndarray, rewards: np.ndarray, path: Path) -> np.ndarray:
+def pair_sums_at(plan: TreeSearchPlan, bins: np.ndarray, rewards: np.ndarray, path: AnswerPath) -> np.ndarray:
     """Pair sums of the units that give the answers of a path."""
     sums = empty_pairs(plan)
     add_pairs(sums, plan, bins, rewards, path)

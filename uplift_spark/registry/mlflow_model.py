@@ -14,8 +14,8 @@ from mlflow.pyfunc import PythonModel
 from uplift_spark import load_model
 
 
-class UpliftModel(PythonModel):
-    """`predict`: one row per unit in, one row per unit and treated level out (see `UpliftModel.effect`)."""
+class MlflowUpliftModel(PythonModel):
+    """`predict`: one row per unit in, one row per unit and treated level out (see `MlflowUpliftModel.effect`)."""
 
     def load_context(self, context: Any) -> None:
         self.forest = load_model(context.artifacts["forest"])
@@ -24,4 +24,4 @@ class UpliftModel(PythonModel):
         return self.forest.effect(model_input)
 
 
-mlflow.models.set_model(UpliftModel())
+mlflow.models.set_model(MlflowUpliftModel())

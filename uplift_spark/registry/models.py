@@ -21,14 +21,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from uplift_spark.config import Config, Lakehouse
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
-from uplift_spark.estimators import UpliftModel, refreshed, train
+from uplift_spark.estimators import UpliftModel, refresh_model, train_model
 from uplift_spark.forest.forest import Forest, average_effect
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.training import describe
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import AnyModel, Learned, kind_of, load_any
 from uplift_spark.roles import TREATMENT, Roles, checked_name
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, silent
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -299,46 +299,48 @@ class Registry:
                 _save(Path(folder), model, origin, run.info.run_id)
                 self._client.log_artifacts(run.info.run_id, f"{folder}/model", "model")
             self._create_model(self.store.model(name))
-            made = self._client.create_model_version(
+            created = self._client.create_model_version(
                 self.store.model(name), f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
             )
-        return self._first_of_run(name, _registered(made))
+        return self._first_of_run(name, _registered(created))
 
-    def _first_of_run(self, name: str, made: Registered) -> Registered:
-        first = self.version_for_run(name, made.run_id)
-        if first is None or first.version == made.version:
-            return made
+    def _first_of_run(self, name: str, registered: Registered) -> Registered:
+        first = self.version_for_run(name, registered.run_id)
+        if first is None or first.version == registered.version:
+            return registered
         with self.store.calls():
-            self._client.delete_model_version(self.store.model(name), str(made.version))
+            self._client.delete_model_version(self.store.model(name), str(registered.version))
         return first
 
     def version_for_run(self, name: str, run_id: str) -> Registered | None:
         """The version that train run `run_id` registered, None if it has not (yet)."""
         full = self.store.model(checked_name(name, "model name"))
         with self.store.calls():
-            found = [v for v in self._versions(full) if v.tags.get("uplift_run_id") == run_id]
-        return min(map(_registered, found), key=lambda version: version.version, default=None)
+            versions = [v for v in self._versions(full) if v.tags.get("uplift_run_id") == run_id]
+        return min(map(_registered, versions), key=lambda version: version.version, default=None)
 
     def find(self, name: str, version: int | str = CHAMPION) -> Registered:
         """A version by number or alias; ConfigError when there is none, ModelFileError when it is not a forest."""
         full = self.store.model(checked_name(name, "model name"))
-        found = self.known(name, version)
-        if found is None:
+        registered = self.known(name, version)
+        if registered is None:
             wanted = f"version {version}" if isinstance(version, int) else f"alias {version!r}"
             raise ConfigError(
                 f"model {full!r} has no {wanted} in {self.store.shown}: run `uplift train` with registry.champion, "
                 "or set registry.version to a version that exists"
             )
-        return found
+        return registered
 
     def known(self, name: str, version: int | str = CHAMPION) -> Registered | None:
         """A version by number or alias, None when there is none; ModelFileError when it is not a forest."""
         full = self.store.model(checked_name(name, "model name"))
         with self.store.calls():
-            found = self._get(full, version)
-        if found is not None and "uplift_sha256" not in found.tags:
-            raise ModelFileError(f"model {full!r} version {found.version} is no forest: register it by `uplift train`")
-        return None if found is None else _registered(found)
+            model_version = self._get(full, version)
+        if model_version is not None and "uplift_sha256" not in model_version.tags:
+            raise ModelFileError(
+                f"model {full!r} version {model_version.version} is no forest: register it by `uplift train`"
+            )
+        return None if model_version is None else _registered(model_version)
 
     def current(self, model: Registered) -> Registered:
         """The version that came of `model` by erasing units, the last one if there were several; else itself."""
@@ -396,8 +398,8 @@ class Registry:
         """Figures that `log_evaluation` logged of a run, None if it has not (yet)."""
         mine = f"tags.uplift_run_id = '{run_id}' and attributes.status = 'FINISHED'"
         with self.store.calls():
-            found = self._client.search_runs([self._experiment(name)], mine, max_results=1)
-        return dict(found[0].data.metrics) if found else None
+            runs = self._client.search_runs([self._experiment(name)], mine, max_results=1)
+        return dict(runs[0].data.metrics) if runs else None
 
     @contextmanager
     def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:
@@ -413,8 +415,10 @@ class Registry:
 
     def _experiment(self, name: str) -> str:
         title = self.store.experiment(name)
-        found = self._client.get_experiment_by_name(title)
-        return found.experiment_id if found else self._client.create_experiment(title, self.store.artifact_root)
+        experiment = self._client.get_experiment_by_name(title)
+        return (
+            experiment.experiment_id if experiment else self._client.create_experiment(title, self.store.artifact_root)
+        )
 
     def _create_model(self, full: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -486,18 +490,18 @@ def _version_tag(versions: Mapping[str, int]) -> str:
     return json.dumps(dict(versions), sort_keys=True)
 
 
-def _registered(found: ModelVersion) -> Registered:
+def _registered(model_version: ModelVersion) -> Registered:
     return Registered(
-        name=found.name,
-        version=int(found.version),
-        run_id=found.tags["uplift_run_id"],
-        source_run=str(found.run_id),
-        sha256=found.tags["uplift_sha256"],
-        data_versions=json.loads(found.tags["uplift_data_versions"]),
-        git_version=found.tags["uplift_git_version"],
-        params=json.loads(found.tags["uplift_params"]),
-        erasure_of=int(found.tags["uplift_erasure_of"]) if "uplift_erasure_of" in found.tags else None,
-        refresh=json.loads(found.tags["uplift_refresh"]) if "uplift_refresh" in found.tags else None,
+        name=model_version.name,
+        version=int(model_version.version),
+        run_id=model_version.tags["uplift_run_id"],
+        source_run=str(model_version.run_id),
+        sha256=model_version.tags["uplift_sha256"],
+        data_versions=json.loads(model_version.tags["uplift_data_versions"]),
+        git_version=model_version.tags["uplift_git_version"],
+        params=json.loads(model_version.tags["uplift_params"]),
+        erasure_of=int(model_version.tags["uplift_erasure_of"]) if "uplift_erasure_of" in model_version.tags else None,
+        refresh=json.loads(model_version.tags["uplift_refresh"]) if "uplift_refresh" in model_version.tags else None,
     )
 
 
@@ -543,12 +547,12 @@ def _params(values: Mapping[str, Any]) -> list[Any]:
     return [Param(key, str(value)[:500]) for key, value in values.items()]
 
 
-def level_suffix(place: int, level: str) -> str:
+def level_suffix(number: int, level: str) -> str:
     """A level in the name of a metric; its place keeps levels apart whose signs MLflow refuses: `<5` and `>5`."""
-    return f"{place}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
+    return f"{number}_{re.sub(r'[^A-Za-z0-9_.-]', '_', level)}"
 
 
-def facts_of(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
+def log_facts(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
     """(parameters, metrics) of a trained model for the log."""
     if isinstance(model, Forest | Instrumental):
         return _forest_facts(model if isinstance(model, Forest) else model.forest, seconds)
@@ -584,7 +588,9 @@ def _forest_facts(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[
 _GONE = re.compile(r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND|FileNotFoundException")
 
 
-def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: ProgressCallback = silent) -> JobResult:
+def rebuild(
+    config: Config, lake: Lake, run_id: str | None = None, progress: ProgressCallback = no_progress
+) -> JobResult:
     """Train again what train run `run_id` registered; nothing is written.
 
     Of the configuration only lakehouse, registry and model name count. Raises ConfigError for a run that registered no
@@ -605,22 +611,23 @@ def rebuild(config: Config, lake: Lake, run_id: str | None = None, say: Progress
         )
     registered = registry.load(model)
     ((table, version),) = model.data_versions.items()
-    say(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
+    progress(f"{model.name} version {model.version}: {table} as of version {version}, code {model.git_version}")
     frame = lake.read(table, version).where("split = 'train'")
     with still_there(table, version, "restore them from a backup"):
         if model.refresh is None:
-            again = train(model.params, frame, registered.roles, say)
+            again = train_model(model.params, frame, registered.roles, progress)
         else:
             base = UpliftModel(registry.load(registry.trees_of(model)))
-            again = refreshed(base, frame, model.refresh, say)
-    what, made, known = _digests(model, registered, again.model, again.to_bytes())
-    if made != known:
+            again = refresh_model(base, frame, model.refresh, progress)
+    what, rebuilt_digest, known = _digests(model, registered, again.model, again.to_bytes())
+    if rebuilt_digest != known:
         raise DataError(
-            f"{what} of run {run_id} rebuilt from {table} version {version} have SHA-256 {made[:16]}, registered is "
+            f"{what} of run {run_id} rebuilt from {table} version {version} have SHA-256 {rebuilt_digest[:16]}, "
+            f"registered is "
             f"{known[:16]}: it was made by code {model.git_version}, this is {code_version()}; use that one"
         )
     same = {f"same_{what}": True}
-    return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=made, **same)
+    return JobResult.of("train", model.run_id, model=model.name, version=model.version, sha256=rebuilt_digest, **same)
 
 
 def _digests(model: Registered, registered: AnyModel, again: AnyModel, content: bytes) -> tuple[str, str, str]:

@@ -12,13 +12,15 @@ from typing import Any
 from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
 
 Row = Mapping[str, Any]
-Value = float | str | None
+FeatureValue = float | str | None
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def features_at(definitions: Sequence[Feature], history: Mapping[str, Iterable[Row]], at: datetime) -> dict[str, Value]:
+def features_at(
+    definitions: Sequence[Feature], history: Mapping[str, Iterable[Row]], at: datetime
+) -> dict[str, FeatureValue]:
     """Value of every definition at the time `at`, from what had happened and was known by then.
 
     history   {"event": rows, "profile": rows} of one user, in any order, in the columns of bronze.event and
@@ -63,7 +65,7 @@ def _arrived(row: Row) -> int:
     return 0 if ingested is None else micros(ingested)
 
 
-def _value(feature: Feature, known: list[tuple[int, int, int, Row]], now: int) -> Value:
+def _value(feature: Feature, known: list[tuple[int, int, int, Row]], now: int) -> FeatureValue:
     start = None if feature.window_micros is None else now - feature.window_micros
     inside = [
         one
@@ -76,13 +78,13 @@ def _value(feature: Feature, known: list[tuple[int, int, int, Row]], now: int) -
         return (now - max(one[0] for one in inside)) / float(DAY) if inside else None
     if feature.aggregate == "latest":
         return _latest(inside, feature.taken)
-    found = [one[3][feature.taken] for one in inside if one[3][feature.taken] is not None]
+    values = [one[3][feature.taken] for one in inside if one[3][feature.taken] is not None]
     if feature.aggregate == "distinct":
-        return float(len(set(found)))
-    return _number(feature.aggregate, found)
+        return float(len(set(values)))
+    return _number(feature.aggregate, values)
 
 
-def _latest(inside: list[tuple[int, int, int, Row]], column: str) -> Value:
+def _latest(inside: list[tuple[int, int, int, Row]], column: str) -> FeatureValue:
     """Of rows at the same time the one that was known, then arrived, last; then the largest value."""
     keys = [(t, k, a, (v := row[column]) is not None, 0.0 if v is None else _plain(v)) for t, k, a, row in inside]
     if not keys:
@@ -95,17 +97,17 @@ def _plain(value: Any) -> float | str:
     return value if isinstance(value, str) else float(value) + 0.0
 
 
-def _number(aggregate: str, found: list[Any]) -> float | None:
+def _number(aggregate: str, values: list[Any]) -> float | None:
     if aggregate in ("min", "max"):
-        ordered = sorted(map(float, found))
-        return ordered[0 if aggregate == "min" else -1] + 0.0 if found else None
-    total = sum(round(float(value) * STEPS) for value in found) / STEPS
+        ordered = sorted(map(float, values))
+        return ordered[0 if aggregate == "min" else -1] + 0.0 if values else None
+    total = sum(round(float(value) * STEPS) for value in values) / STEPS
     if aggregate == "sum":
         return total
-    return total / len(found) if found else None
+    return total / len(values) if values else None
 
 
-def _ratio(part: Value, whole: Value) -> float | None:
+def _ratio(part: FeatureValue, whole: FeatureValue) -> float | None:
     if part is None or whole is None or isinstance(part, str) or isinstance(whole, str) or whole == 0.0:
         return None
     return part / whole

@@ -32,60 +32,61 @@ ESTIMANDS = (*WEIGHTED, "naive")
 _BITS = 31
 
 
-def terms(outcome: np.ndarray, received: np.ndarray, expected: np.ndarray, odds: np.ndarray) -> np.ndarray:
+def terms(outcome: np.ndarray, level_code: np.ndarray, outcome_mean: np.ndarray, propensity: np.ndarray) -> np.ndarray:
     """A and B of every column, float64 [n, C, 2].
 
     outcome, received (level's place) [n]; expected, odds (outcome and probability under every level) [n, K], from
     models that never saw the unit.
     """
-    arms = received[:, None] == np.arange(expected.shape[1])
-    found = []
-    for k in range(1, expected.shape[1]):
-        found += _compared(outcome, (arms[:, 0], arms[:, k]), expected[:, [0, k]].T, odds[:, [0, k]].T)
-    return np.stack([*found, *(np.column_stack([outcome * arm, arm]) for arm in arms.T)], axis=1)
+    arms = level_code[:, None] == np.arange(outcome_mean.shape[1])
+    columns = []
+    for k in range(1, outcome_mean.shape[1]):
+        columns += _compared(outcome, (arms[:, 0], arms[:, k]), outcome_mean[:, [0, k]].T, propensity[:, [0, k]].T)
+    return np.stack([*columns, *(np.column_stack([outcome * arm, arm]) for arm in arms.T)], axis=1)
 
 
 def _compared(
-    outcome: np.ndarray, arms: tuple[np.ndarray, np.ndarray], expected: np.ndarray, odds: np.ndarray
+    outcome: np.ndarray, arms: tuple[np.ndarray, np.ndarray], outcome_mean: np.ndarray, propensity: np.ndarray
 ) -> list[np.ndarray]:
-    """Terms [n, 2] of ate, att and overlap of a level against the control; `expected` and `odds` of the two, [2, n]."""
+    """Terms [n, 2] of ate, att and overlap of a level against the control; means and propensities are [2, n]."""
     control, treated = arms
-    e0, e = odds
-    effect, left = expected[1] - expected[0], control * (outcome - expected[0])
-    pulled = treated * (outcome - expected[1]) / e - left / e0
+    e0, e = propensity
+    effect, left = outcome_mean[1] - outcome_mean[0], control * (outcome - outcome_mean[0])
+    correction = treated * (outcome - outcome_mean[1]) / e - left / e0
     weight = e * e0 / (e + e0)
     # The weights rest on the odds: what an error in these moves comes on top (Crump et al. 2006).
-    weight_seen = weight + (e0**2 * (treated - e) + e**2 * (control - e0)) / (e + e0) ** 2
+    weight_term = weight + (e0**2 * (treated - e) + e**2 * (control - e0)) / (e + e0) ** 2
     return [
-        np.column_stack([effect + pulled, np.ones(len(outcome))]),
+        np.column_stack([effect + correction, np.ones(len(outcome))]),
         # What the treated would have had under the control is known from the control's units, weighed to be like them.
-        np.column_stack([treated * (outcome - expected[0]) - left * e / e0, treated]),
-        np.column_stack([weight_seen * effect + weight * pulled, weight_seen]),
+        np.column_stack([treated * (outcome - outcome_mean[0]) - left * e / e0, treated]),
+        np.column_stack([weight_term * effect + weight * correction, weight_term]),
     ]
 
 
 def averages_of(
     outcome: np.ndarray,
-    received: np.ndarray,
-    expected: np.ndarray,
-    odds: np.ndarray,
+    level_code: np.ndarray,
+    outcome_mean: np.ndarray,
+    propensity: np.ndarray,
     hashes: np.ndarray | None = None,
     draws: Draws | None = None,
 ) -> Averages:
     """Averages of rows in memory, arrays as in `terms`; hashes [n] of their clusters where units come in some."""
     scale, levels = (
         Scale.of(
-            float(np.abs([outcome.min(), outcome.max(), expected.min(), expected.max()]).max()), float(odds.min())
+            float(np.abs([outcome.min(), outcome.max(), outcome_mean.min(), outcome_mean.max()]).max()),
+            float(propensity.min()),
         ),
-        expected.shape[1],
+        outcome_mean.shape[1],
     )
-    whole = scale.integers(terms(outcome, received, expected, odds))
-    drawn = None
+    whole = scale.integers(terms(outcome, level_code, outcome_mean, propensity))
+    bootstrap = None
     if hashes is not None:
         flat = whole[:, :, 1:3].reshape(len(whole), -1)
-        asked = draws or Draws(3, 200)
-        drawn = resampled_sums(hashes, flat, asked).reshape(asked.replicates, -1, 2)
-    return averages(whole.sum(axis=0), scale, levels, drawn)
+        resampling = draws or Draws(3, 200)
+        bootstrap = resampled_sums(hashes, flat, resampling).reshape(resampling.replicates, -1, 2)
+    return averages(whole.sum(axis=0), scale, levels, bootstrap)
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ class Scale:
         most = max(largest_outcome, 1e-300) * 2 * (1 + 2 / lowest)
         return cls((math.ceil(math.log2(most)), 2))
 
-    def integers(self, found: np.ndarray) -> np.ndarray:
+    def integers(self, values: np.ndarray) -> np.ndarray:
         """n, A, B, A², AB, B² of terms [n, C, 2]: int64 [n, C, 6]."""
-        parts = [np.ones(found.shape[:2], np.int64)]
-        a, b = (np.ldexp(found[..., j], -bits) for j, bits in enumerate(self.bits))
+        parts = [np.ones(values.shape[:2], np.int64)]
+        a, b = (np.ldexp(values[..., j], -bits) for j, bits in enumerate(self.bits))
         parts += [np.rint(np.ldexp(part, _BITS)).astype(np.int64) for part in (a, b, a * a, a * b, b * b)]
         return np.stack(parts, axis=2)
 
@@ -123,10 +124,10 @@ class Averages:
         return self.estimate - half, self.estimate + half
 
 
-def averages(sums: np.ndarray, scale: Scale, levels: int, drawn: np.ndarray | None = None) -> Averages:
+def averages(sums: np.ndarray, scale: Scale, levels: int, bootstrap: np.ndarray | None = None) -> Averages:
     """From sums of `Scale.integers`, [..., C, 6] for K `levels`; with an arm below MIN_UNITS units nothing is known.
 
-    drawn  sums of A and B under resamples of clusters [R, ..., C, 2], where units come in some: errors are theirs, and
+    bootstrap  sums of A and B under resamples of clusters [R, ..., C, 2], if units come in some: errors are theirs, and
            not known where an arm is worth fewer than MIN_CLUSTERS
     """
     a_bits, b_bits = scale.bits
@@ -138,10 +139,10 @@ def averages(sums: np.ndarray, scale: Scale, levels: int, drawn: np.ndarray | No
     treated = levels - 1
     arms = np.rint(np.ldexp(b[..., 3 * treated :], b_bits - _BITS))
     enough = arms >= MIN_UNITS
-    if drawn is not None:
-        means = ratio(drawn[..., 0].astype(np.float64), drawn[..., 1].astype(np.float64))
+    if bootstrap is not None:
+        means = ratio(bootstrap[..., 0].astype(np.float64), bootstrap[..., 1].astype(np.float64))
         error = resampled_error(_effects(means, treated))
-        enough &= effective_clusters(drawn[..., 3 * treated :, 1].astype(np.float64)) >= MIN_CLUSTERS
+        enough &= effective_clusters(bootstrap[..., 3 * treated :, 1].astype(np.float64)) >= MIN_CLUSTERS
     else:
         error = np.concatenate(
             [error[..., : 3 * treated].reshape(*n.shape[:-1], treated, 3), _naive(error, treated)], -1
@@ -175,20 +176,24 @@ def _naive(error: np.ndarray, treated: int) -> np.ndarray:
 _Z95 = normal_quantile(0.95)
 
 
-def confounder_terms(outcome: np.ndarray, received: np.ndarray, expected: np.ndarray, odds: np.ndarray) -> np.ndarray:
+def confounder_terms(
+    outcome: np.ndarray, level_code: np.ndarray, outcome_mean: np.ndarray, propensity: np.ndarray
+) -> np.ndarray:
     """Terms of every unit, float64 [n, C]: of each level its effect's score, the squared residual, and how much its
     weights could take a confounder in; then the scores of every level's mean.
 
     outcome, received (level's place) [n]; expected, odds (outcome and probability under every level) [n, K].
     """
-    rows, levels = np.arange(len(outcome)), expected.shape[1]
-    scores = doubly_robust(outcome, received, 1 / odds[rows, received], expected)
-    squares = (outcome - expected[rows, received]) ** 2
+    rows, levels = np.arange(len(outcome)), outcome_mean.shape[1]
+    scores = doubly_robust(outcome, level_code, 1 / propensity[rows, level_code], outcome_mean)
+    squares = (outcome - outcome_mean[rows, level_code]) ** 2
     columns = []
     for k in range(1, levels):
-        either = (received == k) | (received == 0)
+        either = (level_code == k) | (level_code == 0)
         # 2 m(alpha) - alpha^2, whose mean errors of the propensities move in the second order only.
-        both = 2 / odds[:, k] + 2 / odds[:, 0] - np.where(either, 1 / odds[rows, received], 0.0) ** 2
+        both = (
+            2 / propensity[:, k] + 2 / propensity[:, 0] - np.where(either, 1 / propensity[rows, level_code], 0.0) ** 2
+        )
         # Only units of both arms: elsewhere the level's weights are zero with any confounder.
         columns += [scores[:, k] - scores[:, 0], either * squares, both]
     return np.column_stack([*columns, scores])
@@ -227,17 +232,17 @@ class Sensitivity:
     def robustness(self) -> tuple[float, float]:
         """Strength, the same in outcome and treatment, that would bring the estimate to zero, and that would let the
         95 % interval reach zero (0 if it does already); in [0, 1]."""
-        place, toward, found = 0 if self.mean[0] > 0 else 1, np.sign(self.mean[0]), []
-        for end in (place, place + 2):
+        near_end, toward, strengths = 0 if self.mean[0] > 0 else 1, np.sign(self.mean[0]), []
+        for end in (near_end, near_end + 2):
             if not np.isfinite(self.mean[0]):
-                found.append(float("nan"))
+                strengths.append(float("nan"))
             elif toward * self.bounds(0, 0)[end] <= 0:
-                found.append(0.0)
+                strengths.append(0.0)
             elif toward * self.bounds(1 - 1e-9, 1 - 1e-9)[end] > 0:
-                found.append(1.0)
+                strengths.append(1.0)
             else:
-                found.append(scipy.optimize.brentq(lambda r, e=end: self.bounds(r, r)[e], 0, 1 - 1e-9))
-        return found[0], found[1]
+                strengths.append(scipy.optimize.brentq(lambda r, e=end: self.bounds(r, r)[e], 0, 1 - 1e-9))
+        return strengths[0], strengths[1]
 
 
 def sensitivity(mean: np.ndarray, covariance: np.ndarray, levels: int) -> list[Sensitivity]:
@@ -250,16 +255,16 @@ def e_values(mean: np.ndarray, covariance: np.ndarray, levels: int) -> np.ndarra
     """Of each treated level, [L, 2]: risk ratio that a confounder would need with treatment and with an outcome of 0
     and 1 to explain away the estimate, or its interval's nearer end (1: that spans none). Arguments as `sensitivity`.
     """
-    of_means, found = 3 * (levels - 1), []
+    of_means, risk_ratios = 3 * (levels - 1), []
     for k in range(1, levels):
         pair = [of_means, of_means + k]
         zero, one = mean[pair]
         if not (zero > 0 and one > 0):
-            found.append([np.nan, np.nan])
+            risk_ratios.append([np.nan, np.nan])
             continue
         slope = np.array([-1 / zero, 1 / one])
         error = np.sqrt(slope @ covariance[np.ix_(pair, pair)] @ slope)
         size = abs(float(np.log(one / zero)))
         ends = (size, max(size - _Z95 * error, 0.0))
-        found.append([float(np.exp(x) + np.sqrt(np.exp(x) * np.expm1(x))) for x in ends])
-    return np.array(found)
+        risk_ratios.append([float(np.exp(x) + np.sqrt(np.exp(x) * np.expm1(x))) for x in ends])
+    return np.array(risk_ratios)

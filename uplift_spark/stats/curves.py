@@ -345,10 +345,10 @@ def _both_arms(sums: ArmSums, figure: np.ndarray) -> np.ndarray:
 
 def _at(along: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Values [...] at the wanted places [...], on straight lines between points [..., points]."""
-    found = np.empty(wanted.shape)
+    interpolated = np.empty(wanted.shape)
     for i in np.ndindex(wanted.shape):
-        found[i] = np.interp(wanted[i], along[i], values[i], right=np.nan)
-    return found
+        interpolated[i] = np.interp(wanted[i], along[i], values[i], right=np.nan)
+    return interpolated
 
 
 def _grown(values: np.ndarray, along: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def poisson_weights(unit_hashes: np.ndarray, seed: int, replicates: int) -> np.n
     """
     hashes = np.ascontiguousarray(unit_hashes).view(np.uint64)[:, None]
     blocks = np.arange(-(-replicates // _LANES), dtype=np.uint64)[None, :]
-    words = _mix(hashes ^ np.uint64(seed * _GOLDEN % 2**64), blocks)
+    words = _mix64(hashes ^ np.uint64(seed * _GOLDEN % 2**64), blocks)
     # Little-endian lanes, so that the draws are the same on every machine.
     lanes = words.astype("<u8", copy=False).view("<u2")[:, :replicates]
     counts = np.zeros(lanes.shape, np.uint8)
@@ -71,7 +71,7 @@ def resampled_sums(unit_hashes: np.ndarray, terms: np.ndarray, draws: Draws) -> 
     return total
 
 
-def _mix(x: np.ndarray, counter: np.ndarray) -> np.ndarray:
+def _mix64(x: np.ndarray, counter: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser (Steele et al. 2014) of every hash at every counter, uint64 [units, counters]."""
     z = x ^ ((counter + np.uint64(1)) * _SALT)
     z += np.uint64(_GOLDEN)
@@ -122,7 +122,7 @@ class ClusterEffects:
     """Effects [levels, buckets, outcomes] with errors from resampled clusters, the effects of every resample
     [replicates, ...], and how many clusters the smaller arm is worth [levels, buckets]."""
 
-    found: Difference
+    difference: Difference
     resampled: np.ndarray
     clusters: np.ndarray
 
@@ -134,10 +134,10 @@ def cluster_effects(arms: Moments, w: np.ndarray, wy: np.ndarray) -> ClusterEffe
     wy  Σ of weight·outcome, [replicates, levels, 2, buckets, outcomes]
     """
     means = ratio(wy, w[..., None])
-    drawn = means[:, :, 1] - means[:, :, 0]
+    bootstrap = means[:, :, 1] - means[:, :, 0]
     clusters = effective_clusters(w).min(axis=1)
-    error = np.where((clusters >= MIN_CLUSTERS)[..., None], resampled_error(drawn), np.nan)
-    return ClusterEffects(difference(arms[:, 1], arms[:, 0], error=error), drawn, clusters)
+    error = np.where((clusters >= MIN_CLUSTERS)[..., None], resampled_error(bootstrap), np.nan)
+    return ClusterEffects(difference(arms[:, 1], arms[:, 0], error=error), bootstrap, clusters)
 
 
 def effective_clusters(resampled_weights: np.ndarray) -> np.ndarray:

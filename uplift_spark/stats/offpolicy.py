@@ -19,15 +19,17 @@ CONTROL, NONE = 0, -1  # a level's place, the control's among all levels or none
 _CANDIDATES = 512  # prices looked at to find those that part the cost evenly
 
 
-def doubly_robust(outcome: np.ndarray, received: np.ndarray, weight: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def doubly_robust(
+    outcome: np.ndarray, level_code: np.ndarray, weight: np.ndarray, outcome_mean: np.ndarray
+) -> np.ndarray:
     """Scores [n, K]: expected_k + 1[received = k] · weight · (outcome - expected_k).
 
     outcome, received (level's place), weight (1 / probability of the level received), all [n]; expected [n, K] must
-    come from other units. With `expected` zero these are the scores of inverse probability weighting.
+    come from other units. With `outcome_mean` zero these are the scores of inverse probability weighting.
     """
-    scores = np.array(expected, np.float64)
+    scores = np.array(outcome_mean, np.float64)
     rows = np.arange(len(outcome))
-    scores[rows, received] += weight * (outcome - scores[rows, received])
+    scores[rows, level_code] += weight * (outcome - scores[rows, level_code])
     return scores
 
 
@@ -56,11 +58,11 @@ def prices(effects: np.ndarray, cost: np.ndarray, points: int) -> np.ndarray:
     rates = np.unique(rates[rates > 0])
     if not rates.size:
         return np.zeros(1)
-    looked = np.r_[rates[:: max(1, rates.size // _CANDIDATES)], 0.0]
-    looked = np.unique(looked)[::-1]
-    spent = np.array([level_cost[choice(effects, cost, price)].mean() for price in looked])
+    candidates = np.r_[rates[:: max(1, rates.size // _CANDIDATES)], 0.0]
+    candidates = np.unique(candidates)[::-1]
+    spent = np.array([level_cost[choice(effects, cost, price)].mean() for price in candidates])
     wanted = spent[-1] * np.arange(1, points) / points
-    return looked[np.unique(np.r_[np.searchsorted(spent, wanted), len(looked) - 1])]
+    return candidates[np.unique(np.r_[np.searchsorted(spent, wanted), len(candidates) - 1])]
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,19 @@ def blind_area(average: np.ndarray, cost: np.ndarray, most: float) -> np.ndarray
     return np.asarray(np.sum(np.diff(budgets) * (gain[..., 1:] + gain[..., :-1]) / 2, axis=-1) / most)
 
 
-def weighted_gain(units: np.ndarray, given: np.ndarray, matched: np.ndarray, control: np.ndarray) -> np.ndarray:
+def weighted_gain(units: np.ndarray, treated: np.ndarray, matched: np.ndarray, control: np.ndarray) -> np.ndarray:
     """Value of a rule per unit by inverse probability weighting, weights adding up to one (Hajek 1971), [...].
 
     units    [...] in all                              given  [...] units that the rule treats
-    matched  [..., 2] Σw and Σw·outcome of those among `given` that received what the rule gives them
+    matched  [..., 2] Σw and Σw·outcome of those among `treated` that received what the rule gives them
     control  [..., 2] likewise of those that received the control
     """
     effect = ratio(matched[..., 1], matched[..., 0]) - ratio(control[..., 1], control[..., 0])
-    return np.asarray(np.where(given > 0, given * effect, 0.0) / units)
+    return np.asarray(np.where(treated > 0, treated * effect, 0.0) / units)
 
 
 def r_losses(
-    outcome: np.ndarray, received: np.ndarray, odds: np.ndarray, expected: np.ndarray, effects: np.ndarray
+    outcome: np.ndarray, level_code: np.ndarray, propensity: np.ndarray, outcome_mean: np.ndarray, effects: np.ndarray
 ) -> np.ndarray:
     """Squares of what effects leave unexplained of each outcome beside what is expected of its unit, float64 [n].
 
@@ -116,6 +118,6 @@ def r_losses(
     (y - m - Σ_k (1{w = k} - e_k) τ_k)²). outcome [n], received int [n], odds and expected [n, K] of every level, those
     expected from models that did not see the unit, effects [n, K-1].
     """
-    mean = (odds * expected).sum(axis=1)
-    apart = (received[:, None] == np.arange(1, odds.shape[1])) - odds[:, 1:]
+    mean = (propensity * outcome_mean).sum(axis=1)
+    apart = (level_code[:, None] == np.arange(1, propensity.shape[1])) - propensity[:, 1:]
     return np.asarray((outcome - mean - (apart * effects).sum(axis=1)) ** 2)

@@ -15,7 +15,9 @@ from uplift_spark.errors import DataError
 # whatever the order or partitioning of the rows. The base hash is XXH64 with seed 42 over the UTF-8 id, which is
 # what Spark's `xxhash64(cast(id as string))` computes: SQL users can reproduce every draw.
 
-BUCKET, HALVES, FOLDS, SAMPLE, TREE = (np.uint64(s) for s in (0xB0C, 0xBA6, 0x40E, 0x5A3, 0x7EE))
+BUCKET_SALT, HALVES_SALT, FOLDS_SALT, SAMPLE_SALT, TREE_SALT = (
+    np.uint64(s) for s in (0xB0C, 0xBA6, 0x40E, 0x5A3, 0x7EE)
+)
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -86,7 +88,7 @@ def _hash_all(data, offsets, out):
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def mix(x, seed, salt):
+def mix64(x, seed, salt):
     """One 64-bit draw for hash `x` under (`seed`, `salt`): splitmix64's finaliser over both (Steele et al. 2014)."""
     z = x ^ (seed * np.uint64(0x9E3779B97F4A7C15)) ^ (salt * np.uint64(0xD1B54A32D192ED03))
     z += np.uint64(0x9E3779B97F4A7C15)
@@ -96,11 +98,11 @@ def mix(x, seed, salt):
 
 
 @nb.njit(cache=True, nogil=True)
-def mix_all(hashes, seed, salt):
-    """`mix` of every hash: uint64 [n] -> uint64 [n]."""
+def mix64_all(hashes, seed, salt):
+    """`mix64` of every hash: uint64 [n] -> uint64 [n]."""
     out = np.empty_like(hashes)
     for i in range(hashes.size):
-        out[i] = mix(hashes[i], seed, salt)
+        out[i] = mix64(hashes[i], seed, salt)
     return out
 
 
@@ -125,7 +127,7 @@ def unit_hashes(ids: pa.ChunkedArray | pa.Array, column: str) -> np.ndarray:
 
 def folds_of(key: np.ndarray, seed: np.uint64) -> np.ndarray:
     """The cross-fitting fold of each row, 0 or 1: int64 [n]."""
-    return (mix_all(key, seed, FOLDS) & np.uint64(1)).astype(np.int64)
+    return (mix64_all(key, seed, FOLDS_SALT) & np.uint64(1)).astype(np.int64)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -135,7 +137,7 @@ def halves_of(key, seed, n_bags):
     out = np.empty((key.size, words), np.uint64)
     for i in range(key.size):
         for word in range(words):
-            out[i, word] = mix(key[i], seed, HALVES + (np.uint64(word) << np.uint64(16)))
+            out[i, word] = mix64(key[i], seed, HALVES_SALT + (np.uint64(word) << np.uint64(16)))
     return out
 
 

@@ -47,7 +47,7 @@ class CalibrationTest:
     heterogeneity: np.ndarray
 
 
-def calibration_test(
+def bucket_calibration(
     mass: np.ndarray, predicted: np.ndarray, observed: Difference, resampled: np.ndarray | None = None
 ) -> CalibrationTest:
     """Tests from each bucket's mass, mean prediction and observed effect, [..., buckets].
@@ -119,14 +119,14 @@ def linearity(units: np.ndarray, mean: np.ndarray, variance: np.ndarray, basis: 
     the mean), basis float64 [q, C]. Outcomes less a prediction from features make the test sharper.
     """
     known = [np.flatnonzero((n >= MIN_UNITS) & (v > 0)) for n, v in zip(units, variance, strict=True)]
-    found = [
+    tests = [
         _of_segment(units[s, c].astype(np.float64), mean[s, c], variance[s, c], basis[:, c])
         for s, c in enumerate(known)
     ]
-    p_value, missed = np.array(found, np.float64).reshape(-1, 2).T
-    told = p_value[~np.isnan(p_value)]
+    p_value, missed = np.array(tests, np.float64).reshape(-1, 2).T
+    valid = p_value[~np.isnan(p_value)]
     # Fisher's combination: segments have no units in common, so their p-values are independent.
-    overall = float(scipy.stats.combine_pvalues(told).pvalue) if told.size else np.nan
+    overall = float(scipy.stats.combine_pvalues(valid).pvalue) if valid.size else np.nan
     return Linearity(p_value, _holm(p_value), missed, overall)
 
 
@@ -176,8 +176,8 @@ def known_shares(day: np.ndarray, delay: np.ndarray, n: np.ndarray, days: int) -
     longest = int(delay.max(initial=0))
     share = np.ones(longest + 1)
     for d in range(longest, 0, -1):
-        seen = day >= d
-        at, before = n[seen & (delay == d)].sum(), n[seen & (delay <= d)].sum()
+        observed = day >= d
+        at, before = n[observed & (delay == d)].sum(), n[observed & (delay <= d)].sum()
         share[d - 1] = share[d] * (1.0 - at / before if before else 1.0)
     return share[np.minimum(np.arange(days), longest)]
 
@@ -213,22 +213,22 @@ def missing_days(units: np.ndarray, events: np.ndarray, share: np.ndarray, alpha
     day, age = np.indices((max(0, len(units) - 1), events.shape[1]))
     since = day + age + 1  # by now the units have lived through that age
     inside, at = since < len(units), (np.minimum(since, len(units) - 1), age)
-    seen = np.where(inside, events[at], 0)
+    counts = np.where(inside, events[at], 0)
     risk = np.where(inside, (units[:, None] - np.cumsum(events, 1) + events)[at], 0) * share[day]
     others = np.maximum(0.0, risk.sum(0) - risk)
-    odds = np.where(others > 0, OUTAGE * risk, 0.0)
-    bound = (seen.sum(0) * odds / np.maximum(odds + others, 1e-300)).sum(1)
-    known = np.where(others > 0, seen, 0).sum(1)
+    reduced_risk = np.where(others > 0, OUTAGE * risk, 0.0)
+    bound = (counts.sum(0) * reduced_risk / np.maximum(reduced_risk + others, 1e-300)).sum(1)
+    known = np.where(others > 0, counts, 0).sum(1)
     limit = alpha / max(1, int((bound > 0).sum()))
-    found = [j for j in range(len(bound)) if _lower_tail(known[j], bound[j]) <= limit]
-    return [MissingDay(j, int(known[j]), float(bound[j] / OUTAGE)) for j in found]
+    days = [j for j in range(len(bound)) if _lower_tail(known[j], bound[j]) <= limit]
+    return [MissingDay(j, int(known[j]), float(bound[j] / OUTAGE)) for j in days]
 
 
-def _lower_tail(known: int, expected: float) -> float:
+def _lower_tail(known: int, mean: float) -> float:
     """Bound on P(X <= known) of a sum of independent draws with this mean."""
-    if known >= expected:
+    if known >= mean:
         return 1.0
-    return float(np.exp(known - expected + (known * np.log(expected / known) if known else 0.0)))
+    return float(np.exp(known - mean + (known * np.log(mean / known) if known else 0.0)))
 
 
 @dataclass(frozen=True)
@@ -250,12 +250,12 @@ def unreached_arms(sends: Mapping[str, tuple[int, int]], alpha: float, gap: floa
     from scipy.stats import hypergeom
 
     delivered, total = (sum(one[i] for one in sends.values()) for i in (0, 1))
-    found = []
+    unreached = []
     for arm, (mine, n) in sends.items():
         if not n or n == total:
             continue
         p = min(1.0, len(sends) * float(hypergeom.cdf(mine, total, delivered, n)))
         rate, others = mine / n, (delivered - mine) / (total - n)
         if p <= alpha and others - rate > gap:
-            found.append(Unreached(arm, rate, others, p))
-    return found
+            unreached.append(Unreached(arm, rate, others, p))
+    return unreached

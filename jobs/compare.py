@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
-from uplift_spark.campaign import Campaign, Scored, check_unseen, evaluation_spec, fixed_costs
+from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
@@ -47,7 +46,6 @@ from uplift_spark.evaluation.metrics import (
 )
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.report import cut_off, interval, number
-from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import (
     LEARNERS,
     AnyModel,
@@ -60,9 +58,9 @@ from uplift_spark.learners.metalearners import (
 )
 from uplift_spark.learners.nuisances import Effects, Sample, model_effects
 from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_t_learner, predict_frame, sampled_rows
-from uplift_spark.registry.models import Registered, Registry, level_suffix
+from uplift_spark.registry.models import Registered, level_suffix
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 LEARNER_ROWS, NUISANCE_FOLDS = 200_000, 5
 """Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances."""
@@ -75,11 +73,15 @@ class Contenders:
     cost  of treating a unit with each treated level, [L]; 1 each where nobody gave costs
     """
 
-    config: Config
+    campaign: Campaign
     registered: Mapping[str, tuple[Registered, AnyModel]]
     training: DataFrame
     data: Mapping[str, int]
     cost: np.ndarray
+
+    @property
+    def config(self) -> Config:
+        return self.campaign.config
 
     @property
     def names(self) -> list[str]:
@@ -118,7 +120,7 @@ class Contenders:
 
     @cached_property
     def spec(self) -> EvaluationSpec:
-        return replace(evaluation_spec(self.config), outcomes=(self.config.roles.outcome,), segments=())
+        return replace(self.campaign.evaluation_spec, outcomes=(self.config.roles.outcome,), segments=())
 
     @property
     def price(self) -> float:
@@ -127,17 +129,17 @@ class Contenders:
         return 1 / value if value else 0.0
 
 
-def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
+def contenders_of(campaign: Campaign) -> Contenders:
     """The registered models and the table. Raises ConfigError for versions that do not exist or have other levels than
     the champion, and for costs of some levels only; DataError when a model was trained on units of the hold-out."""
-    table = config.training_table
-    version = lake.version(table)
+    config, registry, table = campaign.config, campaign.registry, campaign.training_table
+    version = campaign.lake.version(table)
     registered: dict[str, tuple[Registered, AnyModel]] = {}
-    champion = registry.find(config.model_name)
+    champion = campaign.champion
     others = [name for name in config.compare.against if isinstance(name, int)]
     for model in (champion, *(registry.find(config.model_name, other) for other in others)):
         registered[str(model.version)] = (model, registry.load(model).of(config.roles.outcome))
-        check_unseen(config, lake, registry, Scored(model.name, str(model.version), model.run_id, version))
+        campaign.check_unseen(Scored(model.name, str(model.version), model.run_id, version))
     levels = registered[str(champion.version)][1].levels
     for name, (_, forest) in registered.items():
         if forest.levels.names != levels.names:
@@ -145,8 +147,8 @@ def contenders_of(config: Config, lake: Lake, registry: Registry) -> Contenders:
                 f"compare: version {name} knows the levels {', '.join(forest.levels.names)}, the champion "
                 f"{', '.join(levels.names)}: leave it out of compare.against"
             )
-    cost = np.array(fixed_costs(config, levels.treated)) if config.economics.cost else np.ones(len(levels.treated))
-    return Contenders(config, registered, lake.read(table, version), {table: version}, cost)
+    cost = np.array(campaign.fixed_costs(levels.treated)) if config.economics.cost else np.ones(len(levels.treated))
+    return Contenders(campaign, registered, campaign.training_set(version), {table: version}, cost)
 
 
 def contender_predictions(contenders: Contenders, progress: ProgressCallback) -> tuple[DataFrame, dict[str, float]]:
@@ -253,16 +255,14 @@ def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[
     return dict(zip(contenders.names, all_values(rows, rules), strict=True))
 
 
-def logged(
-    result: Comparison, seconds: Mapping[str, float], registry: Registry, run_id: str, progress: ProgressCallback
-) -> dict[str, Any]:
-    """Draw the picture into reports/<campaign>/compare.png, log it, the metrics and the seconds of fits in MLflow; what
-    the job tells."""
-    config, pictures = result.contenders.config, []
+def logged(result: Comparison, seconds: Mapping[str, float], run_id: str, progress: ProgressCallback) -> dict[str, Any]:
+    """Draw the picture into the run's reports, log it, the metrics and the seconds of fits in MLflow; what the job
+    tells."""
+    campaign, pictures = result.contenders.campaign, []
     try:
         rate = bool(next(iter(result.evaluations.values())).rates)
         figure = comparison_picture(result.metrics, result.curves, rate)
-        pictures.append(save(figure, Path("reports") / config.campaign / "compare.png"))
+        pictures.append(save(figure, campaign.reports(run_id) / "compare.png"))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
     known = result.metrics[np.isfinite(result.metrics["value"])]
@@ -274,7 +274,7 @@ def logged(
     metrics |= {f"fit_seconds.{name}": took for name, took in seconds.items()}
     tags = {"mlflow.source.name": "uplift compare", "models": ", ".join(result.contenders.names)}
     tags["data_versions"] = str(dict(result.contenders.data))
-    registry.log_evaluation(config.model_name, run_id, tags, metrics, pictures)
+    campaign.registry.log_evaluation(campaign.config.model_name, run_id, tags, metrics, pictures)
     return {
         "champion": result.contenders.names[0],
         "models": result.contenders.names,
@@ -307,15 +307,13 @@ def compare_summary(result: Comparison) -> str:
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Fit what is not registered, score the hold-out once with all, and write how they differ from the champion."""
-    config, lake = campaign.config, campaign.lake
-    registry = Registry.of(config)
-    contenders = contenders_of(config, lake, registry)
-    run_id = run_id or derive_run_id("compare", config, data=contenders.data, models=list(contenders.registered))
+    lake, contenders = campaign.lake, contenders_of(campaign)
+    run_id = run_id or campaign.run_id("compare", data=contenders.data, models=list(contenders.registered))
     predictions, seconds = contender_predictions(contenders, progress)
     staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
     result = compared(contenders, lake.read(staged.table, staged.version), progress)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
-    details = logged(result, seconds, registry, run_id, progress)
+    details = logged(result, seconds, run_id, progress)
     return JobResult.of("compare", run_id, staged, *written, **details, summary=compare_summary(result))
 
 

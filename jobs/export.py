@@ -15,13 +15,10 @@ import typer
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Campaign, last_scored
-from uplift_spark.config import Config
+from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
-from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import CHAMPION, Registry
 from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
@@ -54,21 +51,20 @@ class Export:
         return None if re.match(r"[A-Za-z][\w+.-]+:", self.to) else Path(self.to).absolute()
 
 
-def export_scores(config: Config, lake: Lake, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
+def export_scores(campaign: Campaign, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
     """Write the newest scores by the campaign's model of all units that may be contacted, and count who may not.
 
     Consent is read as it is now, at one version for rows and counts alike. A local folder appears whole or not at all;
     where folders cannot be renamed, as in object stores, files count once `_SUCCESS` lies beside them. Raises DataError
     when that model has not scored, or consent is required and there is no table of it.
     """
-    registry = Registry.of(config)
-    model = registry.find(config.model_name, config.registry.version or CHAMPION)
-    scored = last_scored(config, lake, registry, model.version)
+    config, lake, model = campaign.config, campaign.lake, campaign.model_in_use
+    scored = campaign.last_scored(model.version)
     purpose = export.purpose or config.consent.purpose
     known = config.consent.required or lake.exists(CONSENT_TABLE)
     version = lake.version(CONSENT_TABLE) if known else None
     consent = lake.read(CONSENT_TABLE, version) if known else None
-    scores = scored.scores(lake).drop(RUN_ID, "scored_at")
+    scores = campaign.scores(scored).drop(RUN_ID, "scored_at")
     rows = gated(scores, consent, purpose, config.consent.required)
     _write(rows.where(F.col(GATE) == MAY).drop(GATE), export)
     counts = {row[GATE]: row["n"] for row in _units(rows).collect()}
@@ -116,8 +112,7 @@ def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
     """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
-    config, lake = campaign.config, campaign.lake
-    return export_scores(config, lake, export, progress)
+    return export_scores(campaign, export, progress)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from uplift_spark.events.labels import label_table, late_and_missing
 from uplift_spark.events.leakage import guard_training, leakage_sample
 from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
 from uplift_spark.lake.tables import Lake
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(
     if question is not None:
         return question.answer(lake)
     events = events_of(config, lake)
-    run_id = run_id or derive_run_id("features", config, upstream=events.run_ids)
+    run_id = run_id or campaign.run_id("features", upstream=events.run_ids)
     definitions = config.feature_definitions
     registered = register(lake, definitions)
     windows = ", ".join(f"{name} {config.labels.days(name):g}" for name in events.names)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.events.ingest import prepare
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the campaign's events, the assignment last; an unfit source is refused before any write."""
     config, lake = campaign.config, campaign.lake
-    run_id = run_id or derive_run_id("ingest", config)
+    run_id = run_id or campaign.run_id("ingest")
     batch = prepare(config, lake, run_id, progress)
     written = []
     for table, frame in batch.tables.items():

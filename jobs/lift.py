@@ -7,39 +7,26 @@ gold.uplift_curve, gold.uplift_metrics.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from uplift_spark.campaign import (
-    Campaign,
-    check_unseen,
-    evaluation_spec,
-    holdout_of,
-    last_scored,
-    readable,
-    true_effects,
-)
+from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
 from uplift_spark.evaluation.report import caveats, lift_summary
-from uplift_spark.registry.models import Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the three gold tables; a hold-out without control, scores or strangers to the model is refused before."""
     config, lake = campaign.config, campaign.lake
-    registry = Registry.of(config)
-    scored = last_scored(config, lake, registry, config.registry.version)
-    run_id = run_id or derive_run_id("lift", config, scores=scored)
-    unseen = check_unseen(config, lake, registry, scored)
+    scored = campaign.last_scored()
+    run_id = run_id or campaign.run_id("lift", scores=scored)
+    unseen = campaign.check_unseen(scored)
     progress(f"evaluating {scored.model_name} version {scored.model_version} on the hold-out")
-    scores, truth = scored.scores(lake), true_effects(config, lake)
-    spec = evaluation_spec(config)
-    with readable(config, scored):
-        holdout, cuts = winsorised(holdout_of(config, lake, scored), config.lift.winsorise, spec.table)
+    scores, truth, spec = campaign.scores(scored), campaign.true_effects(), campaign.evaluation_spec
+    with campaign.readable(scored):
+        holdout, cuts = winsorised(campaign.holdout(scored), config.lift.winsorise, spec.table)
         evaluation = evaluate(holdout, scores, spec)
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
@@ -51,7 +38,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     if known:
         details["truth"] = {level: accuracy.details() for level, accuracy in known.items()}
     try:
-        folder = Path("reports") / config.campaign
+        folder = campaign.reports(run_id)
         pictures = write_pictures(folder, lift, curves, metrics, evaluation.rates, known, config.roles)
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:

@@ -15,7 +15,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Campaign, evaluation_spec, true_effects
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, NuisancesConf
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
@@ -23,11 +23,10 @@ from uplift_spark.evaluation.average_effects import average_table, balance_table
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import balance_picture, save
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, interval, number
-from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.nuisances import Sample
 from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT, Roles
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 ALPHA = 0.05  # of the checks, over all of a kind together (Bonferroni)
 BALANCED = 0.1  # standardised differences below are held to be negligible (Austin 2009)
@@ -37,11 +36,15 @@ BALANCED = 0.1  # standardised differences below are held to be negligible (Aust
 class NuisanceInputs:
     """The campaign's training set at a version, and true effects where they are known."""
 
-    config: Config
+    campaign: Campaign
     section: NuisancesConf
     training: DataFrame
     truth: DataFrame | None
     versions: Mapping[str, int]
+
+    @property
+    def config(self) -> Config:
+        return self.campaign.config
 
     @property
     def roles(self) -> Roles:
@@ -58,15 +61,14 @@ class NuisanceInputs:
         return (self.config.roles.control, *treated)
 
 
-def nuisance_inputs(config: Config, lake: Lake) -> NuisanceInputs:
+def nuisance_inputs(campaign: Campaign) -> NuisanceInputs:
     """Raises ConfigError when the campaign asks for no nuisances."""
-    if config.nuisances is None:
+    section, lake = campaign.config.nuisances, campaign.lake
+    if section is None:
         raise ConfigError("the conf has no `nuisances`: add `nuisances: {}` for a campaign that was no trial")
-    table = f"silver.training_{config.campaign}"
+    table = f"silver.training_{campaign.name}"
     version = lake.version(table)
-    return NuisanceInputs(
-        config, config.nuisances, lake.read(table, version), true_effects(config, lake), {table: version}
-    )
+    return NuisanceInputs(campaign, section, lake.read(table, version), campaign.true_effects(), {table: version})
 
 
 def nuisance_sample(inputs: NuisanceInputs) -> Sample:
@@ -116,9 +118,9 @@ class Report:
             "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
         }
 
-    def picture(self) -> Path:
-        """Draw balance into reports/<campaign>/balance.png. Raises like `pictures.write_pictures`."""
-        return save(balance_picture(self.balance, BALANCED), Path("reports") / self.config.campaign / "balance.png")
+    def picture(self, folder: Path) -> Path:
+        """Draw balance into `folder`/balance.png. Raises like `pictures.write_pictures`."""
+        return save(balance_picture(self.balance, BALANCED), folder / "balance.png")
 
     @property
     def summary(self) -> str:
@@ -169,7 +171,7 @@ class Report:
 
 def report_of(inputs: NuisanceInputs, sample: Sample, table: DataFrame, progress: ProgressCallback) -> Report:
     """What the written table says, and what the checks find."""
-    config, spec, levels = inputs.config, evaluation_spec(inputs.config), inputs.levels
+    config, spec, levels = inputs.config, inputs.campaign.evaluation_spec, inputs.levels
     kept = table.where(F.col("split") != TRIMMED)
     effects = average_table(kept, spec, levels, max(inputs.section.lowest, 1e-6))
     balance = balance_table(kept, config.roles.features, levels)
@@ -188,17 +190,16 @@ def report_of(inputs: NuisanceInputs, sample: Sample, table: DataFrame, progress
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the table that the forest is trained on, and how treated and untreated compare before and after."""
-    config, lake = campaign.config, campaign.lake
-    inputs = nuisance_inputs(config, lake)
-    run_id = run_id or derive_run_id("nuisances", config, data=inputs.versions)
+    lake, inputs = campaign.lake, nuisance_inputs(campaign)
+    run_id = run_id or campaign.run_id("nuisances", data=inputs.versions)
     sample = nuisance_sample(inputs)
-    staged = lake.write(config.training_table, adjusted(inputs, sample, progress), run_id, mode="overwrite")
+    staged = lake.write(campaign.training_table, adjusted(inputs, sample, progress), run_id, mode="overwrite")
     progress("averages, overlap, balance and checks")
     report = report_of(inputs, sample, lake.read(staged.table, staged.version), progress)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in report.tables(lake.spark).items()]
     details = report.details
     try:
-        details["picture"] = str(report.picture())
+        details["picture"] = str(report.picture(campaign.reports(run_id)))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
     return JobResult.of("nuisances", run_id, staged, *written, **details, summary=report.summary)

@@ -11,22 +11,20 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.policy.planning import candidates_of, decide, picture, policy_inputs, policy_summary
-from uplift_spark.registry.models import Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write a decision for every scored unit; limits that cannot be kept are refused before any decision is written."""
-    config, lake = campaign.config, campaign.lake
-    inputs = policy_inputs(config, lake, Registry.of(config))
-    run_id = run_id or derive_run_id("policy", config, scores=inputs.scored, data=inputs.versions)
-    staged = lake.write(f"silver.candidates_{config.campaign}", candidates_of(inputs), run_id, mode="overwrite")
+    inputs, lake = policy_inputs(campaign), campaign.lake
+    run_id = run_id or campaign.run_id("policy", scores=inputs.scored, data=inputs.versions)
+    staged = lake.write(f"silver.candidates_{campaign.name}", candidates_of(inputs), run_id, mode="overwrite")
     progress(f"{staged.rows:,} candidates")
     result = decide(inputs, lake.read(staged.table, staged.version), progress)
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
     details = result.details(lake.read("gold.policy_decisions", written[0].version), run_id)
     try:
-        details["picture"] = picture(result, details)
+        details["picture"] = picture(result, details, campaign.reports(run_id))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
     return JobResult.of("policy", run_id, staged, *written, **details, summary=policy_summary(result, details))

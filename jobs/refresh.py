@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.estimators import UpliftModel, refresh_model
@@ -20,9 +19,9 @@ from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.refresh import LEVEL, forest_residuals, staleness
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import CHAMPION, Origin, Registered, Registry, log_facts, still_there
+from uplift_spark.registry.models import Origin, Registered, log_facts, still_there
 from uplift_spark.roles import UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
 STALENESS_ROWS = (
     200_000  # of training and of new rows, at most about, that are looked at for splits that have become stale
@@ -30,41 +29,34 @@ STALENESS_ROWS = (
 TREBLED = 3  # times the rows that trees were grown on: more rows than these deserve finer trees
 
 
-def grown_version(config: Config, registry: Registry) -> Registered:
+def grown_version(campaign: Campaign) -> Registered:
     """The version whose trees the champion has, or the version that `registry.version` names: itself if it was grown.
 
     Raises ConfigError where there is none.
     """
-    model = registry.current(registry.find(config.model_name, config.registry.version or CHAMPION))
-    return registry.trees_of(model)
+    registry = campaign.registry
+    return registry.trees_of(registry.current(campaign.model_in_use))
 
 
-def refresh(
-    config: Config,
-    lake: Lake,
-    registry: Registry,
-    base: Registered,
-    data: tuple[str, int, str],
-    progress: ProgressCallback,
-) -> Registered:
-    """Register `base` with the sums of the training rows (table, version, run id).
+def refresh(campaign: Campaign, base: Registered, version: int, run_id: str, progress: ProgressCallback) -> Registered:
+    """Register `base` with the sums of the training rows as of this version of their table.
 
     Raises ConfigError for a model that is no causal forest, or whose roles are not the configuration's.
     """
-    table, version, run_id = data
-    model = UpliftModel(registry.load(base))
-    _check(config, base, model)
-    frame, started = lake.read(table, version), time.monotonic()
+    config, table = campaign.config, campaign.training_table
+    model = UpliftModel(campaign.registry.load(base))
+    _check(campaign, base, model)
+    frame, started = campaign.training_set(version), time.monotonic()
     rows = frame.where("split = 'train'")
     how = {"of": base.version, "half_life_days": config.refresh.half_life_days}
     refreshed_model = refresh_model(model, rows, how, progress)
     params, metrics = log_facts(refreshed_model.model, time.monotonic() - started)
-    tested = _stale(lake, base, model.forest, rows, config.seed, progress)
+    tested = _stale(campaign.lake, base, model.forest, rows, config.seed, progress)
     roles, inputs = model.roles, dict(frame.dtypes)
     origin = Origin(run_id, roles, inputs, {table: version}, version, code_version(), base.params, refresh=how)
     params = {"campaign": config.campaign, "refresh_of": base.version, **params}
     metrics = {**metrics, "rows_grown_on": model.forest.facts["rows"], **tested}
-    return registry.log_model(config.model_name, refreshed_model.to_bytes(), origin, params, metrics)
+    return campaign.registry.log_model(config.model_name, refreshed_model.to_bytes(), origin, params, metrics)
 
 
 def due(metrics: Mapping[str, float]) -> str:
@@ -77,11 +69,11 @@ def due(metrics: Mapping[str, float]) -> str:
     return "not due" if stale is not None else "not due by the number of rows; splits were not tested"
 
 
-def _check(config: Config, base: Registered, model: UpliftModel) -> None:
+def _check(campaign: Campaign, base: Registered, model: UpliftModel) -> None:
     where = f"model {base.name!r} version {base.version}"
     if not isinstance(model.model, Forest):
         raise ConfigError(f"{where} is no causal forest, and only sums in its trees add: use `uplift train`")
-    if model.roles != config.training_roles:
+    if model.roles != campaign.config.training_roles:
         raise ConfigError(f"{where} was trained with other roles than the configuration's: use `uplift train`")
 
 
@@ -117,18 +109,16 @@ def _stale(
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Refresh, register, point the alias champion at it when `registry.champion` asks so, say if a regrow is due."""
-    config, lake = campaign.config, campaign.lake
-    registry = Registry.of(config)
-    base, table = grown_version(config, registry), config.training_table
-    version = lake.version(table)
+    config, registry, table = campaign.config, campaign.registry, campaign.training_table
+    base, version = grown_version(campaign), campaign.lake.version(table)
     same_trees = [base.name, base.version, base.sha256]
-    run_id = run_id or derive_run_id("refresh", config, data={table: version}, trees=same_trees)
+    run_id = run_id or campaign.run_id("refresh", data={table: version}, trees=same_trees)
     if dict(base.data_versions) == {table: version} and config.refresh.half_life_days is None:
         known = {"model": base.name, "version": base.version, "trees_of": base.version}
         return JobResult.of("refresh", run_id, **known, regrow="not due: no row is new since these trees were grown")
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = refresh(config, lake, registry, base, (table, version, run_id), progress)
+        model = refresh(campaign, base, version, run_id, progress)
     else:
         progress(f"{model.name} version {model.version} is registered already")
     if config.registry.champion:

@@ -11,30 +11,26 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.spark import score
-from uplift_spark.registry.models import CHAMPION, Registry
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 TABLE = "gold.uplift_scores"
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write one row per unit and treated level; a model that does not fit the features is refused before any write."""
-    config, lake = campaign.config, campaign.lake
-    registry = Registry.of(config)
-    source = config.training_table
+    lake, registry, source = campaign.lake, campaign.registry, campaign.training_table
     version = lake.version(source)
-    model = registry.find(config.model_name, config.registry.version or CHAMPION)
+    model = campaign.model_in_use
     if (current := registry.current(model)).version != model.version:
         raise ConfigError(
             f"{model.name} version {model.version} was trained on units erased since: set registry.version to "
             f"{current.version} or leave it out; run `uplift erase` again if it was killed"
         )
-    run_id = run_id or derive_run_id(
-        "score", config, model=[model.name, model.version, model.sha256], data={source: version}
-    )
+    identity = [model.name, model.version, model.sha256]
+    run_id = run_id or campaign.run_id("score", model=identity, data={source: version})
     forest = registry.load(model)
     try:
-        effects = score(lake.read(source, version), forest)
+        effects = score(campaign.training_set(version), forest)
     except DataError as error:
         raise DataError(f"{source} does not fit {model.name} version {model.version}: {error}") from error
     scores = effects.select(

@@ -15,28 +15,27 @@ import pandas as pd
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Campaign, true_effects
-from uplift_spark.config import Config, Scenario
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Scenario
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.report import interval, number
-from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.planning import PolicyInputs, PolicyResult, candidates_of, decide, policy_inputs
 from uplift_spark.policy.spark import decided
-from uplift_spark.registry.models import Registry
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 PLAN, ANY_LEVEL = "plan", "any"
 
 
-def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, PolicyInputs]:
+def scenarios_of(campaign: Campaign) -> dict[str, PolicyInputs]:
     """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
     were not scored, outcomes that plans are not made for, and as `policy.planning.PolicyInputs.checked`."""
+    config = campaign.config
     if not config.scenarios:
         raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
-    plan = policy_inputs(config, lake, registry)
+    plan = policy_inputs(campaign)
     scenarios = {PLAN: plan}
     for name, scenario in config.scenarios.items():
         if name == PLAN:
@@ -52,12 +51,12 @@ def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, Po
             )
         offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
         # The tables and their versions stay those of the plan: scenarios differ in nothing but what they name.
-        scenarios[name] = replace(replace(plan, config=_changed(config, scenario)).checked(), levels=offered)
+        scenarios[name] = replace(replace(plan, campaign=_changed(campaign, scenario)).checked(), levels=offered)
     return scenarios
 
 
-def _changed(config: Config, scenario: Scenario) -> Config:
-    policy, economics = config.policy, config.economics
+def _changed(campaign: Campaign, scenario: Scenario) -> Campaign:
+    policy, economics = campaign.config.policy, campaign.config.economics
     limits = policy.limits if scenario.limits is None else scenario.limits
     if scenario.levels is not None:
         limits = tuple(limit for limit in limits if limit.least or limit.level in (None, *scenario.levels))
@@ -69,7 +68,7 @@ def _changed(config: Config, scenario: Scenario) -> Config:
         cost_most=_without(policy.cost_most, scenario),
     )
     money = replace(economics, cost=economics.cost | scenario.cost, value=economics.value | scenario.value)
-    return replace(config, policy=changed, economics=money)
+    return Campaign(replace(campaign.config, policy=changed, economics=money), campaign.lake)
 
 
 def _without(costs: Mapping[str, str], scenario: Scenario) -> dict[str, str]:
@@ -131,11 +130,10 @@ def scenarios_summary(rows: pd.DataFrame, unit: str) -> str:
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write what each scenario brings; one whose limits cannot be kept is refused, and nothing written to gold."""
-    config, lake = campaign.config, campaign.lake
-    scenarios = scenarios_of(config, lake, Registry.of(config))
+    lake, scenarios = campaign.lake, scenarios_of(campaign)
     first = next(iter(scenarios.values()))
-    run_id = run_id or derive_run_id("simulate", config, scores=first.scored, data=first.versions)
-    truth, staging = true_effects(config, lake), f"silver.simulated_{config.campaign}"
+    run_id = run_id or campaign.run_id("simulate", scores=first.scored, data=first.versions)
+    truth, staging = campaign.true_effects(), f"silver.simulated_{campaign.name}"
     rows = []
     for name, one in scenarios.items():
         progress(f"scenario {name}")
@@ -143,9 +141,9 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         result = decide(one, lake.read(staging, staged.version), progress, budgets=())
         rows += outcome_of(name, result, truth)
     table = pd.DataFrame(rows)
-    frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: config.campaign}))
+    frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: campaign.name}))
     written = lake.write("gold.policy_scenarios", frame, run_id)
-    unit = "money" if first.net else config.roles.outcome
+    unit = "money" if first.net else campaign.config.roles.outcome
     return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=scenarios_summary(table, unit))
 
 

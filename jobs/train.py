@@ -11,13 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import params_of, train_model
-from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, rebuild
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
+from uplift_spark.registry.models import Origin, Registered, log_facts, rebuild
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
 
 def options(
@@ -41,16 +39,14 @@ def run(
 
     With `from_run` the model of that run is trained once more and compared with the registered one; nothing is written.
     """
-    config, lake = campaign.config, campaign.lake
+    config, registry, table = campaign.config, campaign.registry, campaign.training_table
     if from_run is not None:
-        return rebuild(config, lake, from_run, progress)
-    registry = Registry.of(config)
-    table = config.training_table
-    versions = {table: lake.version(table)}
-    run_id = run_id or derive_run_id("train", config, data=versions)
+        return rebuild(config, campaign.lake, from_run, progress)
+    versions = {table: campaign.lake.version(table)}
+    run_id = run_id or campaign.run_id("train", data=versions)
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = _train(config, lake, registry, (table, versions[table], run_id), progress)
+        model = _train(campaign, versions[table], run_id, progress)
     elif dict(model.data_versions) != versions:
         raise ConflictError(
             f"run {run_id!r} registered model {model.name!r} from {dict(model.data_versions)}, not from {versions}: "
@@ -63,11 +59,8 @@ def run(
     return JobResult.of("train", run_id, model=model.name, version=model.version, champion=config.registry.champion)
 
 
-def _train(
-    config: Config, lake: Lake, registry: Registry, data: tuple[str, int, str], progress: ProgressCallback
-) -> Registered:
-    table, version, run_id = data
-    frame = lake.read(table, version)
+def _train(campaign: Campaign, version: int, run_id: str, progress: ProgressCallback) -> Registered:
+    config, table, frame = campaign.config, campaign.training_table, campaign.training_set(version)
     arguments = params_of(config)
     origin = Origin(
         run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), arguments
@@ -77,7 +70,7 @@ def _train(
     params, metrics = log_facts(model.model, time.monotonic() - started)
     progress(f"registering {config.model_name}")
     params = {"campaign": config.campaign, "holdout": config.holdout, **params}
-    return registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
+    return campaign.registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Campaign, evaluation_spec, fixed_costs, outcome_value
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
@@ -22,13 +22,12 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, scor
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.spark import fit_t_learner, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
 from uplift_spark.policy.trees import PolicyTree, TreeValue
-from uplift_spark.registry.models import Registered, Registry
+from uplift_spark.registry.models import Registered
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 POLICY_TREE, TREE_GAIN = "policy_tree", "policy_tree_gain"
 
@@ -40,12 +39,16 @@ class TreeInputs:
     worth  value of one unit of the outcome and cost of every level in the plan's objective
     """
 
-    config: Config
+    campaign: Campaign
     model: Registered
     forest: Model
     training: DataFrame
     data: Mapping[str, int]
     worth: tuple[float, list[float]]
+
+    @property
+    def config(self) -> Config:
+        return self.campaign.config
 
     @property
     def features(self) -> list[FeatureBins]:
@@ -54,33 +57,33 @@ class TreeInputs:
         return [one for one in self.forest.bins if not wanted or one.name in wanted]
 
 
-def tree_inputs(config: Config, lake: Lake, registry: Registry) -> TreeInputs:
+def tree_inputs(campaign: Campaign) -> TreeInputs:
     """Raises ConfigError without a champion, for features it does not have, without the value and costs that profit
     needs; costs by unit (`policy.cost`) are no part of a tree."""
-    table = config.training_table
-    version = lake.version(table)
-    model = registry.find(config.model_name)
-    forest = registry.load(model).of(config.roles.outcome)
+    config, table, model = campaign.config, campaign.training_table, campaign.champion
+    version = campaign.lake.version(table)
+    forest = campaign.registry.load(model).of(config.roles.outcome)
     known = [one.name for one in forest.bins]
     if unknown := sorted(set(config.tree.features) - set(known)):
         raise ConfigError(f"tree.features names {unknown}, none of the model's: choose from {', '.join(known)}")
     treated = forest.levels.treated
-    cost = [0.0] * len(treated) if config.policy.objective == "outcome" else fixed_costs(config, treated)
-    worth = outcome_value(config), [0.0, *cost]
-    return TreeInputs(config, model, forest, lake.read(table, version), {table: version}, worth)
+    cost = [0.0] * len(treated) if config.policy.objective == "outcome" else campaign.fixed_costs(treated)
+    worth = campaign.outcome_value, [0.0, *cost]
+    return TreeInputs(campaign, model, forest, campaign.training_set(version), {table: version}, worth)
 
 
 def rewarded(inputs: TreeInputs, progress: ProgressCallback) -> DataFrame:
     """Rewards of the hold-out's units (`learners.spark.reward_frame`), and which of them grow the tree: by hash of the
     unit, or of its cluster."""
     config, roles, levels = inputs.config, inputs.forest.roles, inputs.forest.levels
+    spec = inputs.campaign.evaluation_spec
     train, holdout = (inputs.training.where(F.col("split") == split) for split in ("train", "holdout"))
-    arms = describe_arms(holdout, evaluation_spec(config))
+    arms = describe_arms(holdout, spec)
     progress("a T-learner for what is expected of every unit")
     nuisance = fit_t_learner(train, roles, levels, inputs.forest.bins, config.seed)
     unit_columns = score_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
-    hashed = resampling_hash(evaluation_spec(config)).alias("unit_hash")
+    hashed = resampling_hash(spec).alias("unit_hash")
     rows = holdout.select(UNIT, half.alias("grows"), hashed, *(f"`{name}`" for name in roles.features), *unit_columns)
     return reward_frame(rows, (UNIT, "grows", "unit_hash"), nuisance, inputs.features, inputs.worth)
 
@@ -126,15 +129,14 @@ def grow_policy_tree(inputs: TreeInputs, rewards: DataFrame) -> PolicyTreeResult
     section, names = inputs.config.tree, inputs.forest.levels.names
     mine, others = rewards.where("grows"), rewards.where("not grows")
     tree = tree_of(mine, inputs.features, names, section.depth, section.min_units, section.groups)
-    return PolicyTreeResult(inputs, tree, values_of(others, tree, evaluation_spec(inputs.config).cluster_draws))
+    return PolicyTreeResult(inputs, tree, values_of(others, tree, inputs.campaign.evaluation_spec.cluster_draws))
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Grow the tree on one half of the hold-out and value it on the other."""
-    config, lake = campaign.config, campaign.lake
-    inputs = tree_inputs(config, lake, Registry.of(config))
-    run_id = run_id or derive_run_id("tree", config, data=inputs.data, model=inputs.model.version)
-    staged = lake.write(f"silver.rewards_{config.campaign}", rewarded(inputs, progress), run_id, mode="overwrite")
+    lake, inputs = campaign.lake, tree_inputs(campaign)
+    run_id = run_id or campaign.run_id("tree", data=inputs.data, model=inputs.model.version)
+    staged = lake.write(f"silver.rewards_{campaign.name}", rewarded(inputs, progress), run_id, mode="overwrite")
     progress(f"the best tree for {staged.rows:,} units of the hold-out")
     tree = grow_policy_tree(inputs, lake.read(staged.table, staged.version))
     written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in tree.tables(lake.spark).items()]

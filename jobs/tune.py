@@ -21,12 +21,11 @@ from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.events.features import hash_split
 from uplift_spark.forest.effects import Z95
-from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import rows_of, trial_roles
 from uplift_spark.learners.nuisances import crossfit, sample_table
 from uplift_spark.registry.models import Registry
 from uplift_spark.roles import Roles
-from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.stats.offpolicy import r_losses
 from uplift_spark.stats.sampling import unit_hashes
 
@@ -64,11 +63,11 @@ class TuningInputs:
     data: Mapping[str, int]
 
 
-def tuning_inputs(config: Config, lake: Lake) -> TuningInputs:
+def tuning_inputs(campaign: Campaign) -> TuningInputs:
     """Raises DataError without the training table."""
-    table, section = config.training_table, config.tune
-    version = lake.version(table)
-    rows = lake.read(table, version).where(F.col("split") == "train")
+    config, table, section = campaign.config, campaign.training_table, campaign.config.tune
+    version = campaign.lake.version(table)
+    rows = campaign.training_set(version, "train")
     n, cluster = rows.count(), config.roles.cluster
     held = min(0.3, section.held_out / max(n, 1))
     parted = rows.withColumn("_held", hash_split(config.seed + _HELD, held, cluster) == "holdout")
@@ -194,12 +193,11 @@ def tuning_summary(config: Config, trials: list[TuningTrial]) -> str:
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Try, log, and say which arguments are best and what they gain."""
-    config, lake = campaign.config, campaign.lake
-    inputs = tuning_inputs(config, lake)
-    run_id = run_id or derive_run_id("tune", config, data=inputs.data)
-    trials = tuned(inputs, Registry.of(config), run_id, progress)
+    inputs = tuning_inputs(campaign)
+    run_id = run_id or campaign.run_id("tune", data=inputs.data)
+    trials = tuned(inputs, campaign.registry, run_id, progress)
     best = dict(best_of(trials).params)
-    return JobResult.of("tune", run_id, trials=len(trials), best=best, summary=tuning_summary(config, trials))
+    return JobResult.of("tune", run_id, trials=len(trials), best=best, summary=tuning_summary(campaign.config, trials))
 
 
 if __name__ == "__main__":

@@ -27,46 +27,26 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chisquare
 
-from uplift_spark import CausalForest
-from uplift_spark.campaign import last_scored
-from uplift_spark.config import load_config
-from uplift_spark.evaluation.pictures import decile_picture, qini_picture
-from uplift_spark.lake.session import spark_session
-from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registry
-from uplift_spark.runtime import derive_run_id
-from uplift_spark.stats.curves import uplift_curve
-from uplift_spark.stats.intervals import bootstrap_interval
-from uplift_spark.stats.moments import Moments, difference
+from uplift_spark import Campaign, CausalForest
 
 conf = Path("conf/hillstrom.yaml")
 # A configuration's paths are relative to the project, wherever this notebook was started.
 os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / conf).is_file()))
-config = load_config(conf)
-lake = Lake(spark_session(config.lakehouse), config.lakehouse)
+campaign = Campaign(conf)
+config, sql = campaign.config, campaign.sql
 
 # %% [markdown]
-# A lakehouse holds many campaigns, models and runs, so first: which ones are looked at. A run's id follows from its
-# configuration and inputs.
+# A lakehouse holds many campaigns, models and runs; `campaign` reads the newest of this one. A run's id follows from
+# its configuration and inputs.
 
 # %%
-registry = Registry.of(config)
-champion = registry.find(config.model_name)
-scored = last_scored(config, lake, registry)
-lift_run = derive_run_id("lift", config, scores=scored)
-training = f"silver.training_{config.campaign}"
+champion, scored, training = campaign.champion, campaign.last_scored(), campaign.training_table
+lift_run = campaign.lift_run
 of_run = f"run_id = '{lift_run}'"
 of_scores = f"model_name = '{scored.model_name}' AND s.run_id = '{scored.run_id}'"
 pd.options.display.float_format = "{:.3g}".format
-
-
-def sql(query: str) -> pd.DataFrame:
-    return lake.sql(query).toPandas()
-
-
 print(f"{champion.name} version {champion.version}, trained on {training} version {scored.feature_version}, {lift_run}")
 assert scored.model_version == str(champion.version), "the champion has not scored yet: run `uplift score`"
-assert len(sql(f"SELECT 1 FROM gold.lift_table WHERE {of_run} LIMIT 1")), "no lift table of it: run `uplift lift`"
 
 # %% [markdown]
 # ## The trial
@@ -88,7 +68,7 @@ arms
 # deviations.
 
 # %%
-customers = lake.read(training, scored.feature_version).toPandas()
+customers = campaign.training_set(scored.feature_version).toPandas()
 train, holdout = (customers[customers["split"] == split] for split in ("train", "holdout"))
 features = pd.get_dummies(customers[["recency", "history", "mens", "womens", "newbie", "zip_code", "channel"]])
 means = features.groupby(customers["treatment"]).mean()
@@ -112,7 +92,7 @@ sql(f"""
 """).set_index("decile")
 
 # %%
-metrics = sql(f"SELECT outcome, treatment, metric, value, lower, upper FROM gold.uplift_metrics WHERE {of_run}")
+metrics = campaign.metrics()[["outcome", "treatment", "metric", "value", "lower", "upper"]]
 
 
 def metric(name: str, outcome: str, email: str) -> pd.Series:
@@ -128,9 +108,10 @@ def in_points(row: pd.Series) -> str:
 
 def lift_of(rows: pd.DataFrame, email: str, outcome: str = "visit", against: str = "none") -> pd.Series:
     """Lift with its 95 % interval, by the formula of the lift table."""
-    arms = [Moments.of(rows.loc[rows["treatment"] == arm, outcome].to_numpy()) for arm in (email, against)]
-    effect = difference(*arms)
-    return pd.Series({"value": effect.estimate, "lower": effect.lower, "upper": effect.upper}, dtype=float)
+    treated, control = (rows.loc[rows["treatment"] == arm, outcome] for arm in (email, against))
+    value = treated.mean() - control.mean()
+    half = 1.96 * (treated.var() / len(treated) + control.var() / len(control)) ** 0.5
+    return pd.Series({"value": value, "lower": value - half, "upper": value + half})
 
 
 def gap(first: pd.Series, second: pd.Series) -> pd.Series:
@@ -152,12 +133,12 @@ assert metric("top_30_percent_minus_average", "visit", "womens")["lower"] > 0
 # intervals; diamonds are the predictions.
 
 # %%
-lift = sql(f"SELECT * FROM gold.lift_table WHERE {of_run} AND outcome = 'visit'")
-deciles = lift[lift["cut"] == "decile"].astype({"bucket": int}).set_index(["treatment", "bucket"]).sort_index()
+deciles = campaign.lift_table("visit", cut="decile")
+deciles = deciles.astype({"bucket": int}).set_index(["treatment", "bucket"]).sort_index()
 unclear = metric("top_30_percent_minus_average", "visit", "mens")
 assert unclear["lower"] < 0 < unclear["upper"]
 assert (deciles.loc["mens", "uplift_lower"] > 0).all()
-decile_picture(lift, rate=True)
+campaign.plot.deciles("visit")
 
 # %% [markdown]
 # On the whole the predictions for the women's e-mail agree with what was seen: lift rises with them at a slope that may
@@ -189,12 +170,10 @@ assert not inside["womens"].all()
 # the dashed line of a random order. For the women's e-mail it is above zero.
 
 # %%
-visits = metrics[metrics["outcome"] == "visit"]
 for email in ("womens", "mens"):
     print(f"Qini of the {email} e-mail on visits: {in_points(metric('qini', 'visit', email))}")
 assert metric("qini", "visit", "womens")["lower"] > 0
-curves = sql(f"SELECT * FROM gold.uplift_curve WHERE {of_run} AND outcome = 'visit' ORDER BY treatment, fraction")
-qini_picture(curves, visits, rate=True)
+campaign.plot.qini("visit")
 
 # %% [markdown]
 # These intervals cover the chance of the hold-out, not that of the forest. So, from the same rows, forests of four
@@ -210,14 +189,21 @@ def ranked(effects: pd.DataFrame, email: str) -> pd.DataFrame:
     return rows.assign(place=rows["uplift"].rank(pct=True, ascending=False)).sort_values("place")
 
 
+def area(weight: np.ndarray, treated: np.ndarray, visited: np.ndarray) -> float:
+    """Area between the curve of gains, best customers first, and the line of a random order."""
+    means = [pd.Series(np.cumsum(w * visited)) / np.cumsum(w) for w in (weight * treated, weight * (1 - treated))]
+    effect = (means[0] - means[1]).bfill()  # before both arms have appeared the first known difference stands
+    share = np.cumsum(weight) / weight.sum()
+    gain = np.r_[0, share * effect]
+    return np.trapezoid(gain, np.r_[0, share]) - gain[-1] / 2
+
+
 def qini(rows: pd.DataFrame, email: str) -> pd.Series:
     """Qini of the order of `rows` with its 95 % bootstrap interval, as in gold.uplift_metrics but without bins."""
     treated, visited = (rows["treatment"] == email).to_numpy(float), rows["visit"].to_numpy(float)
     draws = np.random.default_rng(config.seed).poisson(1.0, (200, len(rows)))
-    arms = [(w * treated, w * treated * visited, w * (1 - treated), w * (1 - treated) * visited) for w in (1, *draws)]
-    value, *resampled = (uplift_curve(*sums).qini for sums in arms)
-    lower, upper = bootstrap_interval(value, np.array(resampled))
-    return pd.Series({"value": value, "lower": lower, "upper": upper}, dtype=float)
+    value, half = area(np.ones(len(rows)), treated, visited), 1.96 * np.std([area(w, treated, visited) for w in draws])
+    return pd.Series({"value": value, "lower": value - half, "upper": value + half})
 
 
 results = {}
@@ -348,7 +334,7 @@ spread
 
 # %%
 model = CausalForest(**vars(config.forest), seed=config.seed).fit(train, config.training_roles)
-registered = registry.load(champion)
+registered = campaign.registry.load(champion)
 assert dict(champion.data_versions) == {training: scored.feature_version}, "the champion was trained on other rows"
 assert model.to_bytes() == registered.to_bytes(), "other code trained the champion: run the demo in a new lakehouse"
 print(f"{len(train):,} customers, {model.forest.structure.n_leaves:,} leaves, {len(model.to_bytes()):,} equal bytes")
@@ -395,4 +381,4 @@ for _, results in halves.groupby("bought_womens"):
 halves
 
 # %%
-lake.spark.stop()
+campaign.lake.spark.stop()

@@ -14,7 +14,7 @@ import pytest
 
 import uplift_spark
 from uplift_spark import runtime as runs
-from uplift_spark.campaign import queries_to_try
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import (
     Config,
     ForestConf,
@@ -177,7 +177,7 @@ def test_without_git_the_version_is_the_package_s(monkeypatch: pytest.MonkeyPatc
 
 
 def test_queries_to_try_can_stand_in_double_quotes() -> None:
-    queries = queries_to_try(CONFIG, "lift-abc")
+    queries = Campaign(CONFIG).queries_to_try("lift-abc")
     assert len(queries) == 3
     assert not [q for q in queries if set(q) & set('"$`\\!\n')]
     assert [q for q in queries if "lift-abc" in q] == queries[:2]

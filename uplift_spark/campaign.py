@@ -1,7 +1,8 @@
-"""One campaign: its configuration, its lakehouse and its models; names and versions of tables, splits, scores."""
+"""One campaign: its configuration, its lakehouse, its models; names and versions of tables, splits, scores, results."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,27 +10,50 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, load_config
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.evaluation.pictures import (
+    budget_picture,
+    calibration_picture,
+    decile_picture,
+    dose_picture,
+    qini_picture,
+)
+from uplift_spark.evaluation.report import lift_summary
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registry, still_there
-from uplift_spark.roles import CAMPAIGN, RUN_ID, UNIT
+from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import derive_run_id
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
-SCORES_TABLE, TRUTH_TABLE = "gold.uplift_scores", "bronze.truth"
+SCORES_TABLE, TRUTH_TABLE, DECISIONS_TABLE = "gold.uplift_scores", "bronze.truth", "gold.policy_decisions"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scoring run: its model, and the Delta version of the training table whose units it scored."""
+
+    model_name: str
+    model_version: str
+    run_id: str
+    feature_version: int
 
 
 class Campaign:
-    """A campaign's configuration with the lakehouse and the registry that it names.
+    """A campaign's configuration with the lakehouse and the registry that it names, and what its jobs have written.
+
+    Results are those of the newest run; a frame of all units is a Spark frame (`.limit(n)`, `.toPandas()`), all others
+    are pandas frames. A table that is not there yet is a DataError that names the verb to run.
 
     Args:
         conf: Path of the campaign's YAML file, or a configuration that is loaded already.
@@ -65,120 +89,316 @@ class Campaign:
         """Identity of a job's run: its name, the part of the configuration it depends on, and its inputs."""
         return derive_run_id(job, self.config, **inputs)
 
+    def reports(self, run_id: str) -> Path:
+        """Folder of a run's pictures: inside the lakehouse's folder, else (catalogs, URIs) below `reports` here."""
+        house = self.config.lakehouse if self._lake is None else self._lake.lakehouse
+        remote = house.catalog or (re.sub(r"[^\w.-]+", "_", house.path) if re.match(r"\w[\w+.-]+:", house.path) else "")
+        return (Path("reports") / remote if remote else Path(house.path) / "reports") / self.name / run_id
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Tables and models that jobs start from.
+
+    @property
+    def training_table(self) -> str:
+        """The table that models are trained on and units scored from."""
+        return self.config.training_table
+
+    def training_set(self, version: int | None = None, split: str | None = None) -> DataFrame:
+        """Rows of the training table at a Delta version, the newest by default: all, or of one split (`train`,
+        `holdout`)."""
+        rows = self.lake.read(self.training_table, version)
+        return rows if split is None else rows.where(F.col("split") == split)
+
+    @property
+    def champion(self) -> Registered:
+        """The champion. Raises ConfigError without one."""
+        return self.registry.find(self.config.model_name)
+
+    @property
+    def model_in_use(self) -> Registered:
+        """The version that `registry.version` names, else the champion. Raises ConfigError without one."""
+        return self.registry.find(self.config.model_name, self.config.registry.version or CHAMPION)
+
+    def last_scored(self, version: int | None = None) -> Scored:
+        """The last run that scored with the campaign's model: with this version, or the one that `registry.version`
+        names, or any. Raises DataError when none did."""
+        version = version or self.config.registry.version
+        name = self.config.model_name
+        columns = ("model_name", "model_version", RUN_ID, "feature_version")
+        mine = self.lake.read(SCORES_TABLE).where(F.col("model_name").isin(name, self.registry.store.model(name)))
+        if version is not None:
+            mine = mine.where(F.col("model_version") == str(version))
+        runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
+        if runs is None:
+            which = f"model {name!r}" + ("" if version is None else f" version {version}")
+            raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
+        return Scored(runs["model_name"], runs["model_version"], runs[RUN_ID], runs["feature_version"])
+
+    def holdout(self, scored: Scored) -> DataFrame:
+        """Hold-out rows of the training table as it was when it was scored."""
+        return self.training_set(scored.feature_version, "holdout")
+
+    def readable(self, scored: Scored) -> AbstractContextManager[None]:
+        """Reading a hold-out whose files are gone, in the body, becomes a DataError that asks for new scores."""
+        return still_there(self.training_table, scored.feature_version, "run `uplift score` on the table as it is now")
+
+    def check_unseen(self, scored: Scored) -> bool:
+        """True when the model was trained on none of the hold-out's units, False when nobody knows what it was trained
+        on.
+
+        A model trained on the same version of the training table cannot have seen its hold-out; otherwise units are
+        compared. Raises DataError when the model was trained on some of them.
+        """
+        table = self.training_table
+        try:
+            model = self.registry.find(self.config.model_name, int(scored.model_version))
+            ((source, trained),) = model.data_versions.items()
+        except (ConfigError, ValueError):
+            return False
+        if (source, trained) == (table, scored.feature_version):
+            return True
+        trained_units = self.lake.read(source, trained).where(F.col("split") == "train").select(UNIT)
+        overlap = self.holdout(scored).join(trained_units, UNIT, "left_semi").count()
+        if overlap:
+            raise DataError(
+                f"{table} version {scored.feature_version} holds out {overlap} units that {scored.model_name} version "
+                f"{scored.model_version} was trained on ({source} version {trained}): train and score again on one "
+                "split"
+            )
+        return True
+
+    def true_effects(self) -> DataFrame | None:
+        """True effects on the outcome the model predicts; None when the campaign is not simulated."""
+        if not self.lake.exists(TRUTH_TABLE):
+            return None
+        mine = (F.col(CAMPAIGN) == self.name) & (F.col("outcome") == self.config.roles.outcome)
+        rows = self.lake.read(TRUTH_TABLE).where(mine)
+        return None if rows.isEmpty() else rows
+
+    @property
+    def evaluation_spec(self) -> EvaluationSpec:
+        """The evaluation that the configuration describes."""
+        config, doses = self.config, self.config.roles.dose or {}
+        return EvaluationSpec(
+            control=config.roles.control,
+            outcomes=tuple(dict.fromkeys([config.roles.outcome, *config.lift.outcomes])),
+            segments=config.lift.segments,
+            bins=config.lift.bins,
+            replicates=config.lift.replicates,
+            seed=config.seed,
+            order=tuple(sorted(doses, key=doses.__getitem__)),
+            table=config.training_table,
+            cluster=config.roles.cluster,
+        )
+
+    @property
+    def outcome_value(self) -> float:
+        """Of one unit of the outcome in a plan's objective; ConfigError when profit needs it and it is not known."""
+        outcome, values = self.config.roles.outcome, self.config.economics.value
+        if self.config.policy.objective == "outcome":
+            return 1.0
+        if outcome not in values:
+            raise ConfigError(
+                f"the value of outcome {outcome!r} is not known: "
+                f"set economics.value.{outcome}, or policy.objective to outcome"
+            )
+        return values[outcome]
+
+    def fixed_costs(self, levels: tuple[str, ...]) -> list[float]:
+        """Cost of treating one unit with each of these levels; ConfigError where one is unknown or negative."""
+        costs = self.config.economics.cost
+        if missing := [level for level in levels if not costs.get(level, -1.0) >= 0]:
+            raise ConfigError(f"no cost of 0 or more is known of {', '.join(missing)}: set it in economics.cost")
+        return [costs[level] for level in levels]
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What jobs have written: for notebooks.
+
+    @property
+    def lift_run(self) -> str:
+        """Id of the lift run of the newest scores. Raises DataError when nothing was scored."""
+        return self.run_id("lift", scores=self.last_scored())
+
+    def lift_table(
+        self,
+        outcome: str | None = None,
+        treatment: str | None = None,
+        cut: str | None = None,
+        run_id: str | None = None,
+    ) -> pd.DataFrame:
+        """Rows of gold.lift_table; `cut` is `all`, `decile` or `segment:<feature>`; `run_id` names an older run.
+
+        Raises DataError when that run has written none, ConfigError for a value that does not occur.
+        """
+        return self._lift_result("gold.lift_table", run_id, outcome=outcome, treatment=treatment, cut=cut)
+
+    def metrics(
+        self,
+        outcome: str | None = None,
+        treatment: str | None = None,
+        metric: str | None = None,
+        run_id: str | None = None,
+    ) -> pd.DataFrame:
+        """Rows of gold.uplift_metrics, such as those of metric `qini`. Raises like `lift_table`."""
+        return self._lift_result("gold.uplift_metrics", run_id, outcome=outcome, treatment=treatment, metric=metric)
+
+    def curve(
+        self, outcome: str | None = None, treatment: str | None = None, run_id: str | None = None
+    ) -> pd.DataFrame:
+        """Rows of gold.uplift_curve, by the share of units treated. Raises like `lift_table`."""
+        return self._lift_result("gold.uplift_curve", run_id, outcome=outcome, treatment=treatment)
+
+    def scores(self, scored: Scored | None = None) -> DataFrame:
+        """Rows of gold.uplift_scores, one a unit and treated level: of the last run, or of the one `scored` describes.
+
+        Raises DataError when nothing was scored.
+        """
+        one = scored or self.last_scored()
+        # The model's columns are named, too, so that partitions of other models are skipped.
+        return self.lake.read(SCORES_TABLE).where(
+            (F.col("model_name") == one.model_name)
+            & (F.col("model_version") == one.model_version)
+            & (F.col(RUN_ID) == one.run_id)
+        )
+
+    def decisions(self, run_id: str | None = None) -> DataFrame:
+        """Rows of gold.policy_decisions, one a unit: of the campaign's newest plan, or of the run `run_id`.
+
+        Raises DataError when nothing was decided.
+        """
+        run_id = run_id or self._newest_run(DECISIONS_TABLE, "policy")
+        return self.lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == self.name) & (F.col(RUN_ID) == run_id))
+
+    def report(self, run_id: str | None = None) -> str:
+        """The lift tables and metrics of a run as text, and what the data do not show. Raises like `lift_table`."""
+        run_id = run_id or self.lift_run
+        return lift_summary(self.lift_table(run_id=run_id), self.metrics(run_id=run_id))
+
+    @property
+    def plot(self) -> CampaignPlots:
+        """Pictures of the results."""
+        return CampaignPlots(self)
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """All rows of a query that only reads. Raises ConfigError for another one, and for one that does not run."""
+        check_reads(query)
+        return first_rows(self.lake, query)
+
+    def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
+        run_id = run_id or self.lift_run
+        frame = self.lake.read(table).where(F.col(RUN_ID) == run_id).toPandas()
+        if frame.empty:
+            raise DataError(f"{table} has no row of run {run_id}: run `uplift lift` with the conf of {self.name}")
+        for column, value in wanted.items():
+            if value is None:
+                continue
+            if value not in set(frame[column]):
+                raise ConfigError(
+                    f"{table} has no {column} {value!r} in run {run_id}: {hint(value, set(frame[column]))}"
+                )
+            frame = frame[frame[column] == value]
+        return frame.loc[self._in_order(frame)].reset_index(drop=True)
+
+    def _in_order(self, frame: pd.DataFrame) -> list[int]:
+        """Index of the rows: outcomes as in the configuration, levels by dose, then as a reader expects the rest."""
+        outcomes, doses = [self.config.roles.outcome, *self.config.lift.outcomes], self.config.roles.dose or {}
+
+        def place(row: dict[str, object]) -> tuple[object, ...]:
+            level, cut, bucket = str(row[TREATMENT]), str(row.get("cut", "")), str(row.get("bucket", ""))
+            outcome = outcomes.index(row["outcome"]) if row["outcome"] in outcomes else len(outcomes)
+            number = int(bucket) if cut == "decile" else 0
+            rest = (("all", "decile").index(cut) if cut in ("all", "decile") else 2, cut, number, bucket)
+            dose = doses.get(level, 0.0)
+            known = dose if isinstance(dose, tuple) else (dose,)
+            return (outcome, known, level, *rest, row.get("fraction", 0.0), str(row.get("metric", "")))
+
+        rows = dict(zip(frame.index, frame.to_dict("records"), strict=True))
+        return sorted(rows, key=lambda index: place(rows[index]))
+
+    def _newest_run(self, table: str, job: str) -> str:
+        """Of the campaign's runs the one that wrote last, by the table's history."""
+        mine = self.lake.read(table).where(F.col(CAMPAIGN) == self.name).select(RUN_ID).distinct().collect()
+        runs = {row[RUN_ID] for row in mine}
+        history = self.lake.spark.sql(f"DESCRIBE HISTORY {self.lake.reference(table)}").orderBy(F.desc("version"))
+        wrote = history.select(F.get_json_object("userMetadata", "$.run_id").alias(RUN_ID)).collect()
+        for row in wrote:
+            if row[RUN_ID] in runs:
+                return str(row[RUN_ID])
+        raise DataError(f"{table} has no run of campaign {self.name} in its history: run `uplift {job}` with its conf")
+
+    def queries_to_try(self, lift_run: str) -> list[str]:
+        """Three questions of an analyst to the tables of a lift run; each stands between double quotes in a shell."""
+        of_run = f"run_id = '{lift_run}' AND outcome = '{self.config.roles.outcome}'"
+        return [
+            "SELECT treatment, bucket AS decile, n, uplift, uplift_lower, uplift_upper, roi FROM gold.lift_table "
+            f"WHERE {of_run} AND cut = 'decile' ORDER BY treatment, int(bucket)",
+            "SELECT treatment, cut, bucket, n, uplift, uplift_lower, uplift_upper FROM gold.lift_table "
+            f"WHERE {of_run} AND cut LIKE 'segment:%' AND uplift_lower > 0 ORDER BY uplift DESC LIMIT 10",
+            "SELECT treatment, count(*) AS units, avg(uplift) AS mean_uplift, count_if(uplift_lower > 0) AS sure "
+            f"FROM gold.uplift_scores WHERE model_name = '{self.config.model_name}' GROUP BY treatment "
+            "ORDER BY mean_uplift DESC",
+        ]
+
 
 @dataclass(frozen=True)
-class Scored:
-    """One scoring run: its model, and the Delta version of the training table whose units it scored."""
+class CampaignPlots:
+    """Pictures of a campaign's newest results as matplotlib figures; each raises like the frame it is drawn from.
 
-    model_name: str
-    model_version: str
-    run_id: str
-    feature_version: int
-
-    def scores(self, lake: Lake) -> DataFrame:
-        """Rows of gold.uplift_scores of this run, the model's columns included so that other partitions are skipped."""
-        return lake.read(SCORES_TABLE).where(
-            (F.col("model_name") == self.model_name)
-            & (F.col("model_version") == self.model_version)
-            & (F.col(RUN_ID) == self.run_id)
-        )
-
-
-def last_scored(config: Config, lake: Lake, registry: Registry, version: int | None = None) -> Scored:
-    """The last run that scored with the campaign's model, with that version of it if given; DataError when none did."""
-    names = [config.model_name, registry.store.model(config.model_name)]
-    columns = ("model_name", "model_version", RUN_ID, "feature_version")
-    mine = lake.read(SCORES_TABLE).where(F.col("model_name").isin(names))
-    if version is not None:
-        mine = mine.where(F.col("model_version") == str(version))
-    runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
-    if runs is None:
-        which = f"model {config.model_name!r}" + ("" if version is None else f" version {version}")
-        raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
-    return Scored(runs["model_name"], runs["model_version"], runs[RUN_ID], runs["feature_version"])
-
-
-def holdout_of(config: Config, lake: Lake, scored: Scored) -> DataFrame:
-    """Hold-out rows of the training table as it was when it was scored."""
-    return lake.read(config.training_table, scored.feature_version).where(F.col("split") == "holdout")
-
-
-def readable(config: Config, scored: Scored) -> AbstractContextManager[None]:
-    """Reading a hold-out whose files are gone, in the body, becomes a DataError that asks for new scores."""
-    return still_there(config.training_table, scored.feature_version, "run `uplift score` on the table as it is now")
-
-
-def check_unseen(config: Config, lake: Lake, registry: Registry, scored: Scored) -> bool:
-    """True when the model was trained on none of the hold-out's units, False when nobody knows what it was trained on.
-
-    A model trained on the same version of the training table cannot have seen its hold-out; otherwise units are
-    compared. Raises DataError when the model was trained on some of them.
+    Pictures of one outcome are of the predicted one by default; shares of units are shown in percentage points.
     """
-    table = config.training_table
-    try:
-        ((source, trained),) = registry.find(config.model_name, int(scored.model_version)).data_versions.items()
-    except (ConfigError, ValueError):
-        return False
-    if (source, trained) == (table, scored.feature_version):
-        return True
-    trained_units = lake.read(source, trained).where(F.col("split") == "train").select(UNIT)
-    overlap = holdout_of(config, lake, scored).join(trained_units, UNIT, "left_semi").count()
-    if overlap:
-        raise DataError(
-            f"{table} version {scored.feature_version} holds out {overlap} units that {scored.model_name} version "
-            f"{scored.model_version} was trained on ({source} version {trained}): train and score again on one split"
+
+    campaign: Campaign
+
+    def qini(self, outcome: str | None = None, run_id: str | None = None) -> Figure:
+        """Gain against the share of units treated, with 95 % bands."""
+        outcome, run_id = self._of(outcome, run_id)
+        curve = self.campaign.curve(outcome, run_id=run_id)
+        return qini_picture(curve, self.campaign.metrics(outcome, run_id=run_id), self._is_rate(outcome))
+
+    def deciles(self, outcome: str | None = None, run_id: str | None = None) -> Figure:
+        """Uplift by decile of the prediction, with 95 % intervals."""
+        outcome, run_id = self._of(outcome, run_id)
+        return decile_picture(self.campaign.lift_table(outcome, run_id=run_id), self._is_rate(outcome))
+
+    def calibration(self, run_id: str | None = None) -> Figure:
+        """Observed against predicted uplift by decile, of the outcome that the model predicts."""
+        outcome, run_id = self._of(None, run_id)
+        lift = self.campaign.lift_table(outcome, run_id=run_id)
+        return calibration_picture(lift, self.campaign.metrics(outcome, run_id=run_id), self._is_rate(outcome))
+
+    def doses(self, outcome: str | None = None, run_id: str | None = None) -> Figure:
+        """Uplift by dose, for every segment. Raises ConfigError when levels have no doses, or several each."""
+        roles = self.campaign.config.roles
+        doses = {level: dose for level, dose in (roles.dose or {}).items() if isinstance(dose, float)}
+        if len(doses) < 3:
+            raise ConfigError("a picture by dose needs two treated levels with one dose each: see roles.dose")
+        outcome, run_id = self._of(outcome, run_id)
+        return dose_picture(
+            self.campaign.lift_table(outcome, run_id=run_id), doses, roles.control, self._is_rate(outcome)
         )
-    return True
 
+    def budget(self, run_id: str | None = None) -> Figure:
+        """Gain of plans against their cost, and the plan itself. Raises DataError for a plan without a budget."""
+        campaign = self.campaign
+        decisions = campaign.decisions(run_id)
+        plan = decisions.agg(F.first(RUN_ID), F.sum("cost"), F.sum("gain")).collect()[0]
+        curve = campaign.lake.read("gold.policy_curve").where(F.col(RUN_ID) == plan[0]).toPandas()
+        if curve.empty:
+            raise DataError(f"run {plan[0]} has no curve: set policy.budget and run `uplift policy`")
+        unit = "money" if campaign.config.policy.objective == "profit" else campaign.config.roles.outcome
+        return budget_picture(curve, unit, plan[1], plan[2])
 
-def true_effects(config: Config, lake: Lake) -> DataFrame | None:
-    """True effects on the outcome the model predicts; None when the campaign is not simulated."""
-    if not lake.exists(TRUTH_TABLE):
-        return None
-    rows = lake.read(TRUTH_TABLE).where(
-        (F.col(CAMPAIGN) == config.campaign) & (F.col("outcome") == config.roles.outcome)
-    )
-    return None if rows.isEmpty() else rows
+    def _of(self, outcome: str | None, run_id: str | None) -> tuple[str, str]:
+        return outcome or self.campaign.config.roles.outcome, run_id or self.campaign.lift_run
 
-
-def outcome_value(config: Config) -> float:
-    """Of one unit of the outcome in a plan's objective; ConfigError when profit needs it and nobody gave it."""
-    outcome, values = config.roles.outcome, config.economics.value
-    if config.policy.objective == "outcome":
-        return 1.0
-    if outcome not in values:
-        raise ConfigError(
-            f"the value of outcome {outcome!r} is not known: "
-            f"set economics.value.{outcome}, or policy.objective to outcome"
-        )
-    return values[outcome]
-
-
-def fixed_costs(config: Config, levels: tuple[str, ...]) -> list[float]:
-    """Cost of treating one unit with each of these levels; ConfigError where one is unknown or negative."""
-    costs = config.economics.cost
-    if missing := [level for level in levels if not costs.get(level, -1.0) >= 0]:
-        raise ConfigError(f"no cost of 0 or more is known of {', '.join(missing)}: set it in economics.cost")
-    return [costs[level] for level in levels]
-
-
-def evaluation_spec(config: Config) -> EvaluationSpec:
-    """The evaluation a campaign's configuration asks for."""
-    return EvaluationSpec(
-        control=config.roles.control,
-        outcomes=tuple(dict.fromkeys([config.roles.outcome, *config.lift.outcomes])),
-        segments=config.lift.segments,
-        bins=config.lift.bins,
-        replicates=config.lift.replicates,
-        seed=config.seed,
-        order=tuple(sorted(config.roles.dose or {}, key=(config.roles.dose or {}).__getitem__)),
-        table=config.training_table,
-        cluster=config.roles.cluster,
-    )
+    def _is_rate(self, outcome: str) -> bool:
+        """Whether the outcome is 0 or 1 for every unit of the hold-out."""
+        rows = self.campaign.holdout(self.campaign.last_scored())
+        return rows.where(~F.col(outcome).isin(0, 1)).isEmpty()
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What a person sees at the end of a campaign: the tables with their sizes, and questions to start with in SQL.
+# Reading a lakehouse without a campaign.
 
 _READING = ("select", "with", "from", "values", "table", "describe", "desc", "show", "explain")
 
@@ -189,12 +409,11 @@ def check_reads(query: str) -> None:
         raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
 
 
-def first_rows(lake: Lake, query: str, limit: int) -> pd.DataFrame:
-    """First `limit` rows; what Spark says about a wrong query becomes one sentence, a ConfigError."""
-    from pyspark.errors import PySparkException
-
+def first_rows(lake: Lake, query: str, limit: int | None = None) -> pd.DataFrame:
+    """First `limit` rows, or all; what Spark says about a wrong query becomes one sentence, a ConfigError."""
     try:
-        return lake.sql(query).limit(limit).toPandas()
+        rows = lake.sql(query)
+        return (rows if limit is None else rows.limit(limit)).toPandas()
     except PySparkException as error:
         raise ConfigError(f"the query does not run: {str(error).strip().splitlines()[0]}") from error
 
@@ -202,18 +421,3 @@ def first_rows(lake: Lake, query: str, limit: int) -> pd.DataFrame:
 def table_sizes(lake: Lake) -> list[tuple[str, int, int]]:
     """(table, rows, newest Delta version) of every table in the lakehouse, by name."""
     return [(name, lake.read(name).count(), lake.version(name)) for name in lake.tables()]
-
-
-def queries_to_try(config: Config, lift_run: str) -> list[str]:
-    """Three questions of an analyst to the tables of one lift run; each stands between double quotes in a shell."""
-    model = config.registry.name or config.campaign
-    return [
-        "SELECT treatment, bucket AS decile, n, uplift, uplift_lower, uplift_upper, roi FROM gold.lift_table "
-        f"WHERE run_id = '{lift_run}' AND outcome = '{config.roles.outcome}' AND cut = 'decile' "
-        "ORDER BY treatment, int(bucket)",
-        "SELECT treatment, cut, bucket, n, uplift, uplift_lower, uplift_upper FROM gold.lift_table "
-        f"WHERE run_id = '{lift_run}' AND outcome = '{config.roles.outcome}' AND cut LIKE 'segment:%' "
-        "AND uplift_lower > 0 ORDER BY uplift DESC LIMIT 10",
-        "SELECT treatment, count(*) AS units, avg(uplift) AS mean_uplift, count_if(uplift_lower > 0) AS sure "
-        f"FROM gold.uplift_scores WHERE model_name = '{model}' GROUP BY treatment ORDER BY mean_uplift DESC",
-    ]

@@ -133,14 +133,14 @@ def _common(version: Annotated[bool, typer.Option("--version", callback=_version
 
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
     """The lift job's findings, where every table is, and what to ask next."""
-    from uplift_spark.campaign import queries_to_try, table_sizes
+    from uplift_spark.campaign import table_sizes
 
     lakehouse = campaign.config.lakehouse
     print_details(results[-1].details)
     out().print(f"\nTables in {lakehouse.catalog or Path(lakehouse.path).resolve()}", soft_wrap=True)
     print_tables(table_sizes(campaign.lake), "rows")
     out().print("\nThree queries to try")
-    for query in queries_to_try(campaign.config, results[-1].run_id):
+    for query in campaign.queries_to_try(results[-1].run_id):
         out().print(f'{program()} sql{where} "{query}"', soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.jobs.conftest import rows_of
-from uplift_spark.campaign import Campaign, evaluation_spec
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Compare, Config, Economics, ForestConf, Lakehouse, Lift, Policy, RolesConf, TreeConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.metrics import evaluate, metric_table
@@ -92,7 +92,7 @@ def test_every_model_has_every_metric_and_its_difference(lake, compared):
     # Paired: the same units are in both, so the difference is known better than if they were strangers.
     widths = [metrics.loc[(model, "5%", "qini"), ["lower", "upper"]].diff().iloc[-1] for model in ("t_learner", "1")]
     assert apart["upper"] - apart["lower"] < 0.9 * np.hypot(*widths)
-    assert (folder / "reports" / "spring" / "compare.png").stat().st_size > 10_000
+    assert (folder / result.details["pictures"]).stat().st_size > 10_000
     assert "policy_value_dr of t_learner" in result.details["summary"]
 
 
@@ -101,7 +101,8 @@ def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
     registry = RegistryConf.of(conf(lake))
     forest = registry.load(registry.find("spring"))
     scores = spark.createDataFrame(effect_table(forest, holdout.toArrow()).to_pandas())
-    alone = metric_table(evaluate(holdout, scores, evaluation_spec(conf(lake)))).set_index(["treatment", "metric"])
+    spec = Campaign(conf(lake), lake).evaluation_spec
+    alone = metric_table(evaluate(holdout, scores, spec)).set_index(["treatment", "metric"])
     metrics = metrics_of(lake, compared[0]).loc["1"]
     for key in (("5%", "qini"), ("10%", "autoc")):
         assert metrics.loc[key, "value"] == alone.loc[key, "value"]

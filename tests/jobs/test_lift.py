@@ -111,7 +111,7 @@ def test_the_last_scores_count(campaigned, evaluated):
     assert (result.details["model"], result.details["version"]) == ("spring", "2")
 
 
-def test_truth_pictures_and_words(evaluated):
+def test_truth_pictures_and_words(campaigned, evaluated):
     result, folder, messages = evaluated
     truth = result.details["truth"]
     assert list(truth) == list(LEVELS)
@@ -119,7 +119,8 @@ def test_truth_pictures_and_words(evaluated):
     assert truth["10%"]["rmse"] == pytest.approx(0.05, rel=0.1)
     for path in result.details["pictures"].split(", "):
         assert (folder / path).is_file()
-    pictures = {path.name for path in (folder / "reports/spring").iterdir()}
+    reports = Campaign(conf(campaigned), campaigned).reports(result.run_id)
+    pictures = {path.name for path in reports.iterdir()}
     assert pictures == {"calibration_visit.png"} | {
         f"{kind}_{y}.png" for kind in ("qini", "lift", "dose") for y in ("visit", "spend")
     }
@@ -179,14 +180,12 @@ def registered(data_versions):
 
 
 def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):
-    from uplift_spark.campaign import check_unseen, last_scored
-
-    config, registry = conf(campaigned), RegistryConf.of(conf(campaigned))
-    last = last_scored(config, campaigned, registry)
+    campaign = Campaign(conf(campaigned), campaigned)
+    last = campaign.last_scored()
     assert last.feature_version == 0
-    assert check_unseen(config, campaigned, registry, last) is False
+    assert campaign.check_unseen(last) is False
     monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 0}))
-    assert check_unseen(config, campaigned, registry, last) is True
+    assert campaign.check_unseen(last) is True
 
 
 def test_scores_of_the_model_must_exist(lake):

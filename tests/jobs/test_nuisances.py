@@ -74,7 +74,7 @@ def test_what_is_written_and_reported(lake, job_result):
         "not nought" in job_result.details["summary"]
         and "takes the average effect to nought" in job_result.details["summary"]
     )
-    assert job_result.details["picture"] == "reports/spring/balance.png"
+    assert job_result.details["picture"] == f"{lake.lakehouse.path}/reports/spring/{job_result.run_id}/balance.png"
     again = nuisances.run(Campaign(conf(lake), lake))
     assert all(written["skipped"] for written in again.tables.values()) and again.details == job_result.details
 

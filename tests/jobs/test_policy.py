@@ -198,7 +198,7 @@ def test_scenarios_tell_what_plans_would_bring(lake, planned):
 
 
 def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
-    monkeypatch.setattr(simulate, "true_effects", lambda config, lake: None)
+    monkeypatch.setattr(Campaign, "true_effects", lambda campaign: None)
     simulate.run(Campaign(replace(conf(lake), scenarios={"half": Scenario(budget=BUDGET / 2)}), lake), run_id="blind")
     assert rows_of(lake, "gold.policy_scenarios", run_id="blind").true_gain.isna().all()
 

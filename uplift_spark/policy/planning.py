@@ -13,7 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.campaign import Scored, evaluation_spec, last_scored, outcome_value
+from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config, Limit
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.lift_tables import as_arrow
@@ -21,7 +21,6 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, segm
 from uplift_spark.evaluation.pictures import budget_picture, save
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
-from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
     GLOBAL_HOLDOUT,
@@ -42,7 +41,6 @@ from uplift_spark.policy.spark import (
     sizes,
     spark_scanner,
 )
-from uplift_spark.registry.models import Registry
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT, crossed
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.moments import FixedPoint
@@ -57,7 +55,7 @@ _RULE = "rule {}"
 class PolicyInputs:
     """What a policy is made from; `levels` are the treated levels that were scored, in the order of their doses."""
 
-    config: Config
+    campaign: Campaign
     scored: Scored
     scores: DataFrame
     training: DataFrame
@@ -65,6 +63,10 @@ class PolicyInputs:
     consent: DataFrame | None
     deliveries: DataFrame | None
     versions: Mapping[str, int]
+
+    @property
+    def config(self) -> Config:
+        return self.campaign.config
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -78,7 +80,7 @@ class PolicyInputs:
     @property
     def value(self) -> float:
         """Of one unit of the outcome in the plan's objective."""
-        return outcome_value(self.config)
+        return self.campaign.outcome_value
 
     @property
     def net(self) -> bool:
@@ -91,38 +93,37 @@ class PolicyInputs:
             if strangers := [part for part in crossed(segment) if part not in self.training.columns]:
                 table = self.config.training_table
                 raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
-        _check_money(self.config, self.levels)
+        _check_money(self.campaign, self.levels)
         return self
 
 
-def policy_inputs(config: Config, lake: Lake, registry: Registry) -> PolicyInputs:
+def policy_inputs(campaign: Campaign) -> PolicyInputs:
     """The last scores of the campaign's model and what belongs to them.
 
     Raises DataError when nothing was scored, ConfigError as `PolicyInputs.checked`.
     """
-    scored = last_scored(config, lake, registry, config.registry.version)
-    table = config.training_table
-    training, scores = lake.read(table, scored.feature_version), scored.scores(lake)
+    scored, lake, table = campaign.last_scored(), campaign.lake, campaign.training_table
+    training, scores = campaign.training_set(scored.feature_version), campaign.scores(scored)
     scored_levels = {row[TREATMENT] for row in scores.select(TREATMENT).distinct().collect()}
-    order = {level: position for position, level in enumerate(evaluation_spec(config).order)}
+    order = {level: position for position, level in enumerate(campaign.evaluation_spec.order)}
     levels = tuple(sorted(scored_levels, key=lambda level: (order.get(level, len(order)), level)))
     versions = {table: scored.feature_version}
     read: dict[str, DataFrame | None] = {CONSENT_TABLE: None, DELIVERY_TABLE: None}
     for name, needed in (
         (CONSENT_TABLE, lake.exists(CONSENT_TABLE)),
-        (DELIVERY_TABLE, config.policy.contacts is not None),
+        (DELIVERY_TABLE, campaign.config.policy.contacts is not None),
     ):
         if needed:
             versions[name] = lake.version(name)
             read[name] = lake.read(name, versions[name])
     return PolicyInputs(
-        config, scored, scores, training, levels, read[CONSENT_TABLE], read[DELIVERY_TABLE], versions
+        campaign, scored, scores, training, levels, read[CONSENT_TABLE], read[DELIVERY_TABLE], versions
     ).checked()
 
 
-def _check_money(config: Config, levels: tuple[str, ...]) -> None:
-    policy, economics = config.policy, config.economics
-    outcome_value(config)
+def _check_money(campaign: Campaign, levels: tuple[str, ...]) -> None:
+    policy, economics = campaign.config.policy, campaign.config.economics
+    _ = campaign.outcome_value  # raises where it is not known
     spends = any(limit.spend is not None for limit in policy.all_limits)
     missing = [level for level in levels if level not in policy.costs_by_unit and level not in economics.cost]
     if missing and (spends or policy.objective == "profit"):
@@ -299,7 +300,7 @@ def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: n
     """What plans with these prices [B, R] bring on the hold-out."""
     holdout = inputs.training.where(F.col("split") == "holdout")
     config = inputs.config
-    spec = evaluation_spec(config)
+    spec = inputs.campaign.evaluation_spec
     arms = describe_arms(holdout, spec)
     treated_index = F.lit(-2)
     for code, level in enumerate((config.roles.control, *inputs.levels)):
@@ -317,14 +318,13 @@ def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: n
     return observed(matched, wanted, (inputs.value, inputs.net), n)
 
 
-def picture(result: PolicyResult, details: Mapping[str, Any]) -> Path | None:
-    """Draw gain by budget into reports/<campaign>/policy.png; None without a budget. Raises like `write_pictures`."""
+def picture(result: PolicyResult, details: Mapping[str, Any], folder: Path) -> Path | None:
+    """Draw gain by budget into `folder`/policy.png; None without a budget. Raises like `write_pictures`."""
     if not result.points:
         return None
-    config = result.inputs.config
-    unit = "money" if result.inputs.net else config.roles.outcome
+    unit = "money" if result.inputs.net else result.inputs.config.roles.outcome
     figure = budget_picture(result.curve_table(), unit, details["cost"], details["gain"])
-    return save(figure, Path("reports") / config.campaign / "policy.png")
+    return save(figure, folder / "policy.png")
 
 
 def policy_summary(result: PolicyResult, details: Mapping[str, Any]) -> str:

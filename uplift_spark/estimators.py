@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import DAY, Config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.encode import check_columns, level_names, make_levels, summarise
+from uplift_spark.forest.encode import check_columns, encode, encode_treatment, make_levels, summarise
 from uplift_spark.forest.estimate import estimate_table
 from uplift_spark.forest.forest import Forest, effect_table, save_file
 from uplift_spark.forest.instrument import LEFT, Instrumental, fit_instrumental
@@ -299,8 +299,8 @@ def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:
         kept = frame.copy(deep=False)
         kept[roles.scores] = frame[roles.scores].map(lambda one: {name: one[name] for name in pair})
         return kept
-    names = level_names(_arrow(frame, (roles.treatment,)).column(0))
-    return frame[names.to_pandas().isin(pair).to_numpy()]
+    received = encode_treatment(_arrow(frame, (roles.treatment,)), roles.treatment)
+    return frame[received.coded_by(pair) >= 0]
 
 
 def _levels(frame: Frame, roles: Roles) -> Levels:
@@ -314,7 +314,7 @@ def _levels(frame: Frame, roles: Roles) -> Levels:
         check_columns(dict.fromkeys(frame.columns, pa.null()), plain.columns, ())
         summary = summary_of(frame.select(*(f"`{column}`" for column in plain.columns)), plain)
     else:
-        summary = summarise(_arrow(frame, plain.columns), plain)
+        summary = summarise(encode(_arrow(frame, plain.columns), plain))
     return make_levels(summary, plain)[0]
 
 

@@ -19,11 +19,10 @@ from threadpoolctl import threadpool_limits
 from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.events.features import hash_sample
-from uplift_spark.forest.binning import apply_bins, as_numbers, fit_bins
-from uplift_spark.forest.encode import check_columns, check_parts, level_names
+from uplift_spark.forest.binning import NumberColumn, apply_bins, fit_bins
+from uplift_spark.forest.encode import TypedRows, encode
 from uplift_spark.roles import PROPENSITY, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
 # Randomisation inference: what else the design of a trial could have drawn, and statistics compared with that.
@@ -39,28 +38,27 @@ class TrialRows:
     size   rows of each cluster, ascending, [G]
     """
 
-    table: pa.Table
+    typed: TypedRows
     level: np.ndarray
     size: np.ndarray
 
     @classmethod
-    def of(cls, table: pa.Table, roles: Roles) -> TrialRows:
-        """Rows of a table in any order; DataError for ids or treatments that are null."""
-        names = level_names(table.column(roles.treatment))
-        if names.null_count:
+    def of(cls, typed: TypedRows) -> TrialRows:
+        """Rows in any order; DataError for ids or treatments that are null."""
+        _, level = typed.level_codes()
+        if nulls := int((level < 0).sum()):
             raise DataError(
-                f"column {roles.treatment!r} is null in {names.null_count} rows: every row needs a level; drop them"
+                f"column {typed.roles.treatment!r} is null in {nulls} rows: every row needs a level; drop them"
             )
-        unit = unit_hashes(table.column(roles.unit), roles.unit)
-        cluster = unit_hashes(table.column(roles.cluster), roles.cluster) if roles.cluster else unit
-        level = np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
-        return cls._ordered(table, level, unit, cluster)
+        for name, mask in typed.missing_ids.items():
+            raise DataError(f"column {name!r} is null in {mask.sum()} rows: every row needs an id; drop them")
+        return cls._ordered(typed, level, typed.unit, typed.key)
 
     @classmethod
-    def _ordered(cls, table: pa.Table, level: np.ndarray, unit: np.ndarray, cluster: np.ndarray) -> TrialRows:
+    def _ordered(cls, typed: TypedRows, level: np.ndarray, unit: np.ndarray, cluster: np.ndarray) -> TrialRows:
         _, code, size = np.unique(cluster, return_inverse=True, return_counts=True)
         order = np.lexsort((unit, code, size[code]))
-        return cls(table.take(pa.array(order)), level[order], np.sort(size))
+        return cls(typed.take(order), level[order], np.sort(size))
 
     @property
     def n_levels(self) -> int:
@@ -80,8 +78,7 @@ class TrialRows:
     def keep(self, mask: np.ndarray) -> TrialRows:
         """The rows of a mask [n]."""
         rows = np.arange(self.level.size, dtype=np.uint64)
-        kept = self.table.filter(pa.array(mask))
-        return self._ordered(kept, self.level[mask], rows[mask], self.cluster[mask])
+        return self._ordered(self.typed.take(mask), self.level[mask], rows[mask], self.cluster[mask])
 
     def halves(self, rng: np.random.Generator) -> np.ndarray:
         """Mask of the rows of a random half of the clusters."""
@@ -108,16 +105,16 @@ class TrialRows:
         return draw
 
 
-def thin_to_equal_shares(rows: TrialRows, roles: Roles, rng: np.random.Generator) -> TrialRows:
+def thin_to_equal_shares(rows: TrialRows, rng: np.random.Generator) -> TrialRows:
     """The rows, thinned until every arm has the same odds for everyone.
 
     A row is kept with probability min(e of its arm) / e, its own logged propensity: P(arm, kept | features) is then the
     same whatever the features (rejection sampling, von Neumann 1951). Only the propensity of the arm received is
     needed, and a constant one keeps every row. Clusters with one arm and one propensity are kept or dropped as one.
     """
-    if roles.propensity is None:
+    e, roles = rows.typed.propensity, rows.typed.roles
+    if e is None:
         return rows
-    e = as_numbers(rows.table.column(roles.propensity))
     bad = int((~((e > 0) & (e <= 1))).sum())
     if bad:
         raise DataError(f"column {roles.propensity!r} is not in (0, 1] in {bad} of {e.size} rows: correct the log")
@@ -209,12 +206,9 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     DataError for missing or retyped columns, infinite features or outcomes, ids or treatments that are null and
     propensities outside (0, 1].
     """
-    kinds = {field.name: field.type for field in table.schema}
-    check_columns(kinds, roles.columns, roles.features)
-    check_parts(kinds, roles)
     rng = np.random.default_rng(seed)
-    rows = TrialRows.of(table, roles)
-    compared = thin_to_equal_shares(rows, roles, rng) if randomised else None
+    rows = TrialRows.of(encode(table, roles))
+    compared = thin_to_equal_shares(rows, rng) if randomised else None
     if compared is None or compared.level.size < MIN_ROWS or compared.n_levels < 2:
         return Leaks(tuple(_outcome_like(rows, roles, alpha, rng)), rows.level.size, 0)
     alone = _alone(compared, roles.features, alpha / 2, rng)
@@ -228,7 +222,7 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
 
 
 def _binned(rows: TrialRows, features: Sequence[str], bins: int) -> np.ndarray:
-    return apply_bins(rows.table, fit_bins(rows.table, features, bins))
+    return apply_bins(rows.typed.features, fit_bins(rows.typed.features, features, bins))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -329,7 +323,7 @@ _Gains = Callable[[np.ndarray], np.ndarray]
 
 def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
     """(a function from bins [m, p] to log-probabilities of arms less their means [m, K], the bins of `validation`)."""
-    bins = fit_bins(fit.table, features, FINE_BINS)
+    bins = fit_bins(fit.typed.features, features, FINE_BINS)
     model = HistGradientBoostingClassifier(
         max_iter=40,
         max_leaf_nodes=15,
@@ -338,7 +332,7 @@ def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed
         random_state=seed,
     )
     with threadpool_limits(1):  # threads that wait for each other take 60 times as long when cores are busy
-        model.fit(apply_bins(fit.table, bins), fit.level)
+        model.fit(apply_bins(fit.typed.features, bins), fit.level)
     n_levels = 1 + int(max(fit.level.max(), validation.level.max()))
 
     def gains(codes: np.ndarray) -> np.ndarray:
@@ -348,7 +342,7 @@ def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed
         out[:, model.classes_] = log - log.mean(axis=0)
         return out
 
-    return gains, apply_bins(validation.table, bins)
+    return gains, apply_bins(validation.typed.features, bins)
 
 
 def _likelihood(gain: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -374,7 +368,8 @@ def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Ge
     certain = alpha / (len(roles.features) * len(roles.outcomes))
     findings = []
     for outcome in roles.outcomes:
-        y = _binned(rows, (outcome,), FINE_BINS)[:, 0]
+        numbers = {outcome: NumberColumn(pa.float64(), rows.typed.outcomes[outcome])}
+        y = apply_bins(numbers, fit_bins(numbers, (outcome,), FINE_BINS))[:, 0]
         learn, validation = half & (y > 0), ~half & (y > 0)  # bin 0 is an outcome not known
         if not learn.any() or validation.sum() - np.bincount(y[validation], minlength=1).max() < MIN_EVENTS:
             continue

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, ModelFileError
-from uplift_spark.forest.binning import FeatureBins, apply_bins
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, apply_bins
 from uplift_spark.forest.effects import (
     CORRECTED_VARIANCE,
     CRITERIA,
@@ -83,7 +83,7 @@ class Model(Protocol):
         ...
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, each [n, K-1]."""
         ...
@@ -93,7 +93,7 @@ class Model(Protocol):
         ...
 
 
-def effect_table(model: Model, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
+def effect_table(model: Model, batch: ArrowRows, threads: int = 1) -> pa.Table:
     """One row per unit and treated level, unit-major, in the columns of `roles.EFFECT_COLUMNS`."""
     effect, se, low = model.effect_arrays(batch, threads)
     k = effect.shape[1]
@@ -288,17 +288,17 @@ class Forest:
         return self.structure.routes
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True, out_of_bag: bool = False
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True, out_of_bag: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, each [n, K-1].
 
         Effects are on the outcome's scale against the control level. Where support is low, the level's average effect
         stands in for the unit's as far as support lacks, with the spread of effects in its error; NaN if not even that
         is known. Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of
-        the training data: only trees of bags that do not hold the row speak.
+        the training data, as a frame: only trees of bags that do not hold the row speak.
         """
         bins = apply_bins(batch, self.plan.bins, threads)
-        key = keys_of(batch, self.roles)[1] if out_of_bag else None
+        key = keys_of(batch, self.roles)[1] if out_of_bag and not isinstance(batch, Mapping) else None
         return self.effects_of(bins, threads, errors=errors, key=key)
 
     @cached_property

@@ -15,7 +15,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.forest import (
     FORMAT,
     Forest,
@@ -395,7 +395,7 @@ class Learned:
         return {"format": FORMAT, **parts, "bins": bins, "facts": facts}
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, [n, L] each; NaN errors without
         replicates. A meta-learner knows nothing of support: the last is False everywhere."""
@@ -448,10 +448,11 @@ class PerLevel:
         return replace(self, forests=tuple(one.of(outcome) for one in self.forests))
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Forest.effect_arrays`."""
-        results = [one.effect_arrays(batch, threads, errors=errors) for one in self.forests]
+        features = encode_features(batch, self.roles.features, threads)
+        results = [one.effect_arrays(features, threads, errors=errors) for one in self.forests]
         effect, error, low = (np.column_stack(parts) for parts in zip(*results, strict=True))
         return effect, error, low
 

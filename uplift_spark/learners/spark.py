@@ -15,9 +15,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.errors import DataError
-from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers
+from uplift_spark.forest.binning import FeatureBins, apply_bins
 from uplift_spark.forest.effects import Z95
-from uplift_spark.forest.encode import keys_of
+from uplift_spark.forest.encode import encode, encode_numbers, encode_treatment, keys_of
 from uplift_spark.forest.forest import restored, stored
 from uplift_spark.forest.spark import on_group, packed_bins, planning_sample, summary_of, unpacked_bins
 from uplift_spark.learners.metalearners import (
@@ -125,7 +125,7 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
 def coded_batches(coding: Coding, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The sample's rows of one partition."""
     for batch in filter(len, batches):
-        yield code_rows(batch, coding)
+        yield code_rows(encode(batch, coding.roles), coding)
 
 
 def fit_group(fit: Fit, width: int, group: pa.Table) -> pa.Table:
@@ -247,10 +247,12 @@ def _scored(folds: Folds, kept: list[str], batches: _Batches) -> _Batches:
                 models.outcome_mean(features[mine]),
                 models.propensity(features[mine]),
             )
-        level_code, outcome = level_codes_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
+        level_code = level_codes_of(encode_treatment(batch, roles.treatment), levels)
+        numbers = encode_numbers(batch, (roles.outcome, PROPENSITY))
+        outcome = numbers[roles.outcome]
         own = np.arange(len(batch)), level_code
         if folds.logged:
-            propensity[own] = as_numbers(batch.column(PROPENSITY))
+            propensity[own] = numbers[PROPENSITY]
         weight = 1.0 / np.maximum(propensity[own], folds.lowest)
         apart = (propensity < folds.lowest).any(axis=1)
         added = {

@@ -118,7 +118,7 @@ def test_the_stored_source_is_this_package(registry, forest):
     names = {path.relative_to(package) for path in package.rglob("*.py")}
     assert Path("forest/forest.py") in names
     assert {path.relative_to(stored) for path in stored.rglob("*.py")} == names
-    assert (stored / "causal" / "forest.py").read_text() == (package / "causal" / "forest.py").read_text()
+    assert (stored / "forest" / "forest.py").read_text() == (package / "forest" / "forest.py").read_text()
 
 
 def test_versions_count_up_and_a_run_is_looked_up(registry, forest):

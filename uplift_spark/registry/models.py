@@ -514,7 +514,7 @@ def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
     file.write_bytes(model)
     save_model(
         str(folder / "model"),
-        python_model=str(_PACKAGE / "operations" / "mlflow_model.py"),
+        python_model=str(_PACKAGE / "registry" / "mlflow_model.py"),
         artifacts={"forest": str(file)},
         code_paths=[str(_PACKAGE)],
         signature=_signature(origin),

@@ -12,8 +12,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.events.features import hash_sample

@@ -55,7 +55,7 @@ def lake(spark, tmp_path_factory):
     training, scores = frames()
     lake.write("silver.training_spring", spark.createDataFrame(training), "features-1", mode="overwrite")
     lake.write("gold.uplift_scores", spark.createDataFrame(scores), "score-1")
-    truth = campaign(n=N, seed=4)[2].assign(experiment="spring", outcome="visit")
+    truth = campaign(n=N, seed=4)[2].assign(campaign="spring", outcome="visit")
     lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
     return lake
 
@@ -278,7 +278,7 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     )  # fmt: skip
     sends = pd.DataFrame(
         {
-            "unit_id": [f"u{i}" for i in (200, 200, 200, 201, 201)], "experiment": "spring",
+            "unit_id": [f"u{i}" for i in (200, 200, 200, 201, 201)], "campaign": "spring",
             "delivery_id": list("abbcd"), "status": ["sent", "delivered", "delivered", "sent", "failed"],
             "delivered_at": pd.Timestamp("2025-01-02"), "known_at": pd.Timestamp("2025-01-02"), "event_id": None,
             "source": "test",
@@ -298,13 +298,13 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     assert reasons["withdrew"] == 100 and (rows.reason[withdrew] == "withdrew").all()
     assert (rows.reason == "rule old").eq((age > 55) & ~withdrew).all()
     assert rows.reason[["u200", "u201"]].eq("contacted often enough").tolist() == [not age["u200"] > 55, False]
-    assert 0.17 < reasons["kept out at random"] / (N - 100) < 0.23
+    assert 0.17 < reasons["global holdout"] / (N - 100) < 0.23
     assert result.details["excluded"] == {r: n for r, n in sorted(reasons.items()) if "within the limits" not in r}
     assert rows.treatment[~rows.reason.str.contains("within the limits")].eq("none").all()
     assert any("100 units left out: withdrew" in line for line in messages)
 
 
 _SENDS = (
-    "unit_id string, experiment string, delivery_id string, status string, delivered_at timestamp, "
+    "unit_id string, campaign string, delivery_id string, status string, delivered_at timestamp, "
     "known_at timestamp, event_id string, source string"
 )

@@ -298,7 +298,7 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     assert reasons["withdrew"] == 100 and (rows.reason[withdrew] == "withdrew").all()
     assert (rows.reason == "rule old").eq((age > 55) & ~withdrew).all()
     assert rows.reason[["u200", "u201"]].eq("contacted often enough").tolist() == [not age["u200"] > 55, False]
-    assert 0.17 < reasons["global holdout"] / (N - 100) < 0.23
+    assert 0.17 < reasons["kept out at random"] / (N - 100) < 0.23
     assert result.details["excluded"] == {r: n for r, n in sorted(reasons.items()) if "within the limits" not in r}
     assert rows.treatment[~rows.reason.str.contains("within the limits")].eq("none").all()
     assert any("100 units left out: withdrew" in line for line in messages)

@@ -89,8 +89,6 @@ def test_a_stream_goes_into_an_old_table(lake: Lake, tmp_path: Path) -> None:
 
 
 def test_texts_of_the_last_release_are_read_as_todays(lake: Lake) -> None:
-    made_by_last_release(lake, "gold.policy_decisions", decided(lake, "kept out at random"), "r1")
-    assert lake.write("gold.policy_decisions", decided(lake, "global holdout"), "r1").skipped
     row = ("bronze.assignment", "experiment_present", "experiment is missing; unit_id is missing", "{}", "file", None)
     rows = lake.spark.createDataFrame([row], QUARANTINED).withColumn("ingested_at", F.current_timestamp())
     made_by_last_release(lake, "bronze.quarantine", rows, "r1")

@@ -74,7 +74,7 @@ class Rule:
 class Contract:
     """A table's promise.
 
-    columns    exactly these; an `open` table may hold further columns of doubles or strings
+    columns    exactly these; an `open` table may hold further columns of doubles, arrays of them, or strings
     job        the job that writes it first
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
@@ -179,7 +179,8 @@ def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract
 def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
     value = F.col(have.name)
     if want is None:
-        return value if isinstance(have.dataType, StringType) else _widened(value, have, DoubleType(), table)
+        kept = isinstance(have.dataType, StringType) or have.dataType == ArrayType(DoubleType())
+        return value if kept else _widened(value, have, DoubleType(), table)
     return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
 
 

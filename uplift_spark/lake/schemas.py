@@ -117,7 +117,6 @@ _DECISIONS = Contract(
     cluster_by=(UNIT,),
     skip_by=(UNIT, RUN_ID),
     renamed=_OF_A_CAMPAIGN,
-    reworded={"reason": {"kept out at random": "global holdout"}},
 )
 
 _LIMITS = Contract(
@@ -583,6 +582,14 @@ _ADJUSTED = Contract(
     reworded={"split": {"set aside": "trimmed"}},
 )
 
+_COMPARED = Contract(
+    table="silver.compared",
+    job="compare",
+    columns=declared(f"{UNIT} string", "outcome_mean array<double>: by a T-learner, under every level", *RUN),
+    open=True,
+    renamed={"outcome_mean": "expected"},
+)
+
 # What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
 # the table's log, so that its versions stay readable when purging cleans the logs of the others.
 _TRAINED = replace(_TRAINING, table="silver.trained", job="erase", skip_by=("split",))
@@ -630,7 +637,7 @@ _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
-_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED)}
+_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED, _COMPARED)}
 
 _RENAMED = {pair for contract in (*_SHARED, *_PER_CAMPAIGN.values()) for pair in contract.renamed.items()}
 # For queries by SQL, which find columns by the names that a table has: of each renamed column its other name.

@@ -69,7 +69,7 @@ from uplift_spark.stats.moments import (
 #
 # Workers are module-level functions from Arrow to Arrow; sums are integers, so a plan does not depend on partitions.
 
-GLOBAL_HOLDOUT, TOO_MANY = "global holdout", "contacted often enough"
+GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
 CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
 
 _SCAN_SCHEMA = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"

@@ -113,7 +113,7 @@ class Report:
         counted = self.overlap.set_index(TREATMENT)
         return {
             "units": {level: int(n) for level, n in counted["units"].items()},
-            "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
+            "trimmed": {level: int(n) for level, n in counted["trimmed"].items()},
         }
 
     def picture(self) -> Path:
@@ -140,8 +140,8 @@ class Report:
             f"Features differ between arms by up to {largest.iloc[0]} standard deviations ({off.iloc[0]} {of}), "
             f"weighed by {largest.iloc[1]} ({off.iloc[1]} {of})."
         )
-        if gone := int(self.overlap["set_aside"].sum()):
-            lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
+        if gone := int(self.overlap["trimmed"].sum()):
+            lines.append(f"{gone:,} units are trimmed: units like them hardly ever received some level.")
         lines += [*self._refuted, *self._hidden, NO_TRIAL_CAVEAT]
         return "\n".join(lines)
 

@@ -104,7 +104,7 @@ class PolicyTreeResult:
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
         rows = pd.DataFrame(self.tree.rows())
-        texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
+        texts = dict.fromkeys(("feature", "operator", "category", "question", "action"), "string")
         rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
         nodes = as_arrow(rows, **{CAMPAIGN: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}

@@ -46,6 +46,11 @@ RUN_IDS = "run_id"
 # {campaign: {table: columns}} whose last bits are not the same in two runs: their first ten digits count.
 ROUNDED: dict[str, dict[str, tuple[str, ...]]] = {}
 
+# {table: {column: {value now: value then}}}; <campaign> stands for the campaign's name.
+REWORDED: dict[str, dict[str, dict[str, str]]] = {
+    "silver.adjusted_<campaign>": {"split": {"trimmed": "set aside"}},
+}
+
 # Figures that MLflow keeps and that are times.
 TIMED = ("seconds",)
 
@@ -214,7 +219,7 @@ class Run:
         """{table: digest}, and of models, of what MLflow keeps, and of run ids."""
         found = {}
         for name in tables(self.lakehouse):
-            table = read(spark, self.lakehouse, name)
+            table = _with_old_words(read(spark, self.lakehouse, name), name.replace(f"_{self.name}", "_<campaign>"))
             found[name] = table_digest(table, LEFT_OUT, ROUNDED.get(self.name, {}).get(name, ()))
         return found | {name: table_digest(table) for name, table in stored(self.lakehouse).items()}
 
@@ -226,6 +231,14 @@ class Run:
             if RUN_IDS in table.column_names:
                 found |= {str(one) for one in table.column(RUN_IDS).unique().to_pylist()}
         return sorted(found)
+
+
+def _with_old_words(table: pa.Table, name: str) -> pa.Table:
+    """The table with the values of REWORDED as they were."""
+    for column, words in REWORDED.get(name, {}).items():
+        values = pa.array([words.get(value, value) for value in table.column(column).to_pylist()], pa.string())
+        table = table.set_column(table.column_names.index(column), column, values)
+    return table
 
 
 def tables(lakehouse: Path) -> list[str]:

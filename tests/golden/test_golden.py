@@ -25,7 +25,18 @@ from tests.golden.make import FILE, campaign, machine
 RENAMED_TABLES: dict[str, str] = {}
 
 # {table now: {column now: column then}}; the table "effect" stands for what models tell in Python.
-RENAMED: dict[str, dict[str, str]] = {}
+_OF_A_CAMPAIGN = {"campaign": "experiment"}
+RENAMED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("bronze.assignment", "bronze.delivery", "bronze.outcome", "bronze.quarantine"), _OF_A_CAMPAIGN),
+    **dict.fromkeys(("bronze.truth", "silver.label"), _OF_A_CAMPAIGN),
+    **dict.fromkeys(("gold.policy_decisions", "gold.policy_limits", "gold.policy_curve"), _OF_A_CAMPAIGN),
+    **dict.fromkeys(("gold.policy_scenarios", "gold.cost_curve"), _OF_A_CAMPAIGN),
+    **dict.fromkeys(("gold.average_effects", "gold.balance", "gold.sensitivity"), _OF_A_CAMPAIGN),
+    "gold.policy_tree": {**_OF_A_CAMPAIGN, "question": "asks"},
+    "gold.overlap": {**_OF_A_CAMPAIGN, "trimmed": "set_aside"},
+    "silver.compared_<campaign>": {"outcome_mean": "expected"},
+    "silver.adjusted_<campaign>": {"outcome_mean": "expected", "propensities": "odds"},
+}
 
 QUICK = ("hillstrom",)
 LONG = ("dr_learner ordered", "x_learner arms", "r_learner")  # boosted trees, seconds each

@@ -476,7 +476,7 @@ def coding_of(summary: Summary, sample: pa.Table, roles: Roles, folds_and_seed: 
 
 
 def code_rows(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
-    """The rows taken, as the columns unit_hash, key bigint, place int, outcome, weight double, features binary."""
+    """The rows taken, as the columns unit_hash, key bigint, level_code int, outcome, weight double, features binary."""
     roles = coding.roles
     unit, key = keys_of(batch, roles)
     level_code = level_codes_of(batch, roles, coding.levels.names)
@@ -487,7 +487,7 @@ def code_rows(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatc
         {
             "unit_hash": pa.array(unit[taken].view(np.int64)),
             "key": pa.array(key[taken].view(np.int64)),
-            "place": level_code[taken].astype(np.int32),
+            "level_code": level_code[taken].astype(np.int32),
             "outcome": as_numbers(some.column(roles.outcome)),
             "weight": weight[taken],
             "features": packed_rows(features_of(some, coding.bins)),
@@ -518,7 +518,7 @@ def unpacked_rows(column: pa.ChunkedArray | pa.Array, p: int) -> np.ndarray:
 class Sample:
     """Rows taken, in order of their hashes.
 
-    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
+    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; level_code int [n]
     outcome, weight  float64 [n]
     """
 
@@ -533,7 +533,9 @@ class Sample:
     def of(cls, table: pa.Table, coding: Coding) -> Sample:
         """From all batches of `code_rows`."""
         table = table.sort_by("unit_hash")
-        level_code, outcome, key, weight = (table[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
+        level_code, outcome, key, weight = (
+            table[name].to_numpy() for name in ("level_code", "outcome", "key", "weight")
+        )
         features = unpacked_rows(table["features"], len(coding.bins))
         return cls(coding, features, key.view(np.uint64), level_code, outcome, weight)
 

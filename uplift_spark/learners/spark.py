@@ -77,7 +77,7 @@ from uplift_spark.stats.offpolicy import doubly_robust
 # Meta-learners and nuisances fitted on Spark: a bounded sample of rows, a task for every model, no row in two places.
 # The driver holds the sample, as a table of numbers; each replicate, or fold, is a group of one shuffle of it.
 
-_CODED = "unit_hash bigint, key bigint, place int, outcome double, weight double, features binary"
+_CODED = "unit_hash bigint, key bigint, level_code int, outcome double, weight double, features binary"
 _ROWS_PER_BATCH = 100_000
 
 Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's number, its keys and numbers
@@ -119,14 +119,14 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
         columns = {"at": np.arange(low, high), "key": key[low:high].view(np.int64)}
         packed = {
             "numbers": packed_rows(numbers[low:high]),
-            "drawn": packed_rows(membership[low:high].astype(np.uint8)),
+            "membership": packed_rows(membership[low:high].astype(np.uint8)),
         }
         return pa.record_batch({**columns, **packed})
 
     table = spark.createDataFrame(pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
     parts, width = membership.shape[1], numbers.shape[1]
     copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
-    copies = copies.where(F.expr("substring(drawn, part + 1, 1) <> X'00'")).drop("drawn")
+    copies = copies.where(F.expr("substring(membership, part + 1, 1) <> X'00'")).drop("membership")
     grouped = copies.repartition(parts, "part").groupBy("part")  # a number of its own is never coalesced
     fits = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
     results = dict(zip(fits["part"].to_pylist(), fits["fit"].to_pylist(), strict=True))
@@ -163,7 +163,8 @@ def _fit_replicate(
 # Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted by a task of its
 # own, on a bounded sample of the other folds' training rows; a map over all units applies them.
 
-OUTCOME_MEAN, PROPENSITIES, SCORES, FOLD, SPLIT, TRIMMED = "expected", "odds", "scores", "fold", "split", "set aside"
+OUTCOME_MEAN, PROPENSITIES, SCORES = "outcome_mean", "propensities", "scores"
+FOLD, SPLIT, TRIMMED = "fold", "split", "trimmed"
 REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 
 
@@ -171,7 +172,7 @@ REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 class Folds:
     """Models of every fold, fitted on the rows of the others.
 
-    lowest  probability of a level below which a unit is set aside
+    lowest  probability of a level below which a unit is trimmed
     logged  whether the probability of the level received is as the campaign logged it
     """
 
@@ -230,12 +231,11 @@ def refutations(
 
 
 def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
-    """The frame with, map only, `fold` bigint, `expected` and `odds` array<double> [K] under every level,
-    `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is
-    `set aside`."""
+    """The frame with, map only, `fold` bigint, `outcome_mean` and `propensities` array<double> [K] under every level,
+    `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is `trimmed`."""
     kept = [name for name in frame.columns if name not in (PROPENSITY, SPLIT)]
     head = [f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in kept]
-    added = "fold bigint, expected array<double>, odds array<double>, scores map<string,double>"
+    added = "fold bigint, outcome_mean array<double>, propensities array<double>, scores map<string,double>"
     columns = f"{', '.join(head)}, {added}, {PROPENSITY} double, {SPLIT} string"
     return frame.select(*(f"`{n}`" for n in kept), PROPENSITY, SPLIT).mapInArrow(partial(_scored, folds, kept), columns)
 
@@ -310,16 +310,16 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     if missing := [level for level in levels.names if level not in by_level]:
         raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
     chosen = thin_arms(frame, roles, {level: by_level[level][0] for level in levels.names}, seed, ARM_ROWS).select(
-        F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
+        (F.array_position(F.lit(list(levels.names)), arm).cast("int") - 1).alias("level_code"),
         F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
         outcome.alias("outcome"),
         *(f"`{name}`" for name in roles.features),
     )
-    binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
+    binned = chosen.mapInArrow(partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary")
     table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
-    level_positions, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
+    level_codes, outcomes = (table[name].to_numpy() for name in ("level_code", "outcome"))
     coded = unpacked_bins(table["bins"], len(bins))
-    mine = [level_positions == code + 1 for code in range(len(levels))]
+    mine = [level_codes == code for code in range(len(levels))]
     categorical = categorical_of(bins)
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
     lowest, highest = (pick(by_level[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
@@ -342,8 +342,8 @@ def effects_column(number: int) -> str:
 
 
 def predict_frame(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
-    """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
-    learner, None being the T-learner itself, under `effects_<its place>`; map only."""
+    """Unit, and as arrays of doubles the T-learner's mean outcome under each level (`outcome_mean`) and the effects of
+    each learner, None being the T-learner itself, under `effects_<its position>`; map only."""
     names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
     kind = frame.schema[unit].dataType.simpleString()
     columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
@@ -363,7 +363,7 @@ def reward_frame(
     """Doubly robust rewards of every level for every unit, map only: the columns `keep`, `bins` binary (uint8, of
     `features`) and `rewards` array<double> [K].
 
-    frame     the columns to keep, the T-learner's features, `received` int (level's place), `outcome`, `weight` double
+    frame     the columns to keep, the T-learner's features, `level_code` int, `outcome`, `weight` double
     features  some of the T-learner's
     worth     value of one unit of the outcome, and cost of every level [K]
     """
@@ -383,7 +383,7 @@ def _reward(
     value, cost = worth
     for batch in batches:
         outcome, level_code, weight = (
-            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "level_code", "weight")
         )
         bins = apply_bins(batch, nuisance.bins)
         rewards = value * doubly_robust(outcome, level_code, weight, nuisance.outcome_mean(bins)) - np.array(cost)
@@ -393,7 +393,7 @@ def _reward(
 
 def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
+        kept = {name: batch.column(name) for name in ("level_code", "unit_hash", "outcome")}
         yield pa.record_batch({**kept, "bins": packed_bins(apply_bins(batch, bins))})
 
 

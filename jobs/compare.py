@@ -20,8 +20,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign, Scored, check_unseen, evaluation_spec, fixed_costs
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.comparison import (
     ANY_LEVEL,
@@ -222,8 +222,8 @@ def compared(contenders: Contenders, predictions: DataFrame, progress: ProgressC
     arms, evaluations = describe_arms(contenders.holdout, contenders.spec), {}
     for index, name in enumerate(contenders.names):
         progress(f"evaluating {name}")
-        long = predictions.select(UNIT, F.posexplode(effects_column(index)).alias("place", "uplift"))
-        level = F.element_at(F.lit(list(contenders.levels[1:])), F.col("place") + 1)
+        long = predictions.select(UNIT, F.posexplode(effects_column(index)).alias("position", "uplift"))
+        level = F.element_at(F.lit(list(contenders.levels[1:])), F.col("position") + 1)
         scores = long.select(UNIT, level.alias(TREATMENT), "uplift")
         evaluations[name] = evaluate(contenders.holdout, scores, contenders.spec, arms)
     progress("what each model's rule brings")
@@ -234,7 +234,7 @@ def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[
     unit_columns = score_columns(contenders.levels, contenders.config.roles.outcome, arms)
     columns = [
         "unit_hash",
-        "received",
+        "level_code",
         "outcome",
         "weight",
         OUTCOME_MEAN,

@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, true_effects
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config, NuisancesConf
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
 from uplift_spark.evaluation.average_effects import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.evaluation.lift_tables import as_arrow
@@ -113,7 +113,7 @@ class Report:
         counted = self.overlap.set_index(TREATMENT)
         return {
             "units": {level: int(n) for level, n in counted["units"].items()},
-            "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
+            "trimmed": {level: int(n) for level, n in counted["trimmed"].items()},
         }
 
     def picture(self) -> Path:
@@ -140,8 +140,8 @@ class Report:
             f"Features differ between arms by up to {largest.iloc[0]} standard deviations ({off.iloc[0]} {of}), "
             f"weighed by {largest.iloc[1]} ({off.iloc[1]} {of})."
         )
-        if gone := int(self.overlap["set_aside"].sum()):
-            lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
+        if gone := int(self.overlap["trimmed"].sum()):
+            lines.append(f"{gone:,} units are trimmed: units like them hardly ever received some level.")
         lines += [*self._refuted, *self._hidden, NO_TRIAL_CAVEAT]
         return "\n".join(lines)
 

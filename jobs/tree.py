@@ -14,8 +14,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, fixed_costs, outcome_value
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, score_columns
@@ -104,7 +104,7 @@ class PolicyTreeResult:
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
         rows = pd.DataFrame(self.tree.rows())
-        texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
+        texts = dict.fromkeys(("feature", "operator", "category", "question", "action"), "string")
         rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
         nodes = as_arrow(rows, **{CAMPAIGN: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}

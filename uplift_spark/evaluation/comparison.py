@@ -84,8 +84,8 @@ def prices_of(
 def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
     """Sums of every model over a hold-out.
 
-    frame  unit_hash bigint, received int (level's place, 0 the control), outcome and weight (1 / probability of the
-           level received) double, expected array<double> [K], effects_0, effects_1, ... array<double> [L]
+    frame  unit_hash bigint, level_code int, outcome and weight (1 / probability of the level received) double,
+           outcome_mean array<double> [K], effects_0, effects_1, ... array<double> [L]
     """
     sums = sums_by_key(frame.mapInArrow(partial(add_values, rules), KEYED))
     return [Values.of(sums[m], rules, m) for m in range(len(rules.prices))]
@@ -150,7 +150,7 @@ def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
             rows = batch.slice(start, _CHUNK)
             hashes, level_code, outcome, weight = (
                 rows.column(name).to_numpy(zero_copy_only=False)
-                for name in ("unit_hash", "received", "outcome", "weight")
+                for name in ("unit_hash", "level_code", "outcome", "weight")
             )
             scores = doubly_robust(outcome, level_code, weight, _matrix(rows.column(OUTCOME_MEAN)))
             counts = np.ones((rules.replicates + 1, len(hashes)))

@@ -41,7 +41,7 @@ LIFT_COLUMNS = (
 )  # fmt: skip
 LOW_SAMPLE, LOW_EVENTS, LOW_CLUSTERS = 100, 10, 40
 _COUNTS = ("n", "n_treated", "n_control")
-SEGMENT, _ERROR, _BOOTSTRAP = "segment:", "_error", "_drawn"
+SEGMENT, _ERROR, _BOOTSTRAP = "segment:", "_error", "_bootstrap"
 
 
 @dataclass(frozen=True)

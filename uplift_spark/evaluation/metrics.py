@@ -354,14 +354,14 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
 
 
 def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
-    """What a hold-out saw of each unit, for doubly robust scores: `received` int (place among the levels, control
-    first), `outcome` double, and `weight` double, 1 / probability of the level received."""
+    """What a hold-out saw of each unit, for doubly robust scores: `level_code` int (0 is the control),
+    `outcome` double, and `weight` double, 1 / probability of the level received."""
     treatment = F.col(TREATMENT).cast("string")
     weight = F.lit(1.0) / F.col(PROPENSITY)
     if not arms.logged:
         weight = by_level(treatment, tuple(arms.units), [arms.max_inverse_propensity[arm] for arm in arms.units])
     level_code = F.array_position(F.lit(list(levels)), treatment).cast("int") - 1
-    return level_code.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
+    return level_code.alias("level_code"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
 
 
 def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
@@ -449,7 +449,7 @@ def comparison(
     treatment = F.col(TREATMENT).cast("string")
     units = holdout.select(
         F.col(UNIT).cast("string").alias("unit"),
-        treatment.alias("received"),
+        treatment.alias("arm"),
         resampling_hash(spec).alias("unit_hash"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
         *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(spec.outcomes)],
@@ -460,11 +460,9 @@ def comparison(
         treatment.alias("level"),
         F.col("uplift").cast("double").alias("predicted"),
     )
-    rows = units.join(predictions, "unit").where(
-        (F.col("received") == F.col("level")) | (F.col("received") == spec.control)
-    )
+    rows = units.join(predictions, "unit").where((F.col("arm") == F.col("level")) | (F.col("arm") == spec.control))
     rows = rows.where(F.col("level").isin([level for level in arms.units if level != spec.control]))
-    treated = (F.col("received") == F.col("level")).cast("int").alias("treated")
+    treated = (F.col("arm") == F.col("level")).cast("int").alias("treated")
     numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
     return rows.select("level", treated, "unit_hash", "predicted", "weight", *numbers)
 

@@ -30,7 +30,7 @@ from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.schemas import Contract, Rule, check, with_levels
 from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
-from uplift_spark.roles import checked_name
+from uplift_spark.roles import CAMPAIGN, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def _missing(trial: TrialConf, why: str) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # A real trial's CSV file as a typed Arrow table: numbers, categories, and nulls for what is missing.
 
-RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "source", "run_id", "ingested_at")
+RESERVED = ("unit_id", "treatment", "campaign", "observed_at", "known_at", "source", "run_id", "ingested_at")
 NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
 
 
@@ -234,10 +234,10 @@ class Stamp:
         return {"observed_at": instant(at), "known_at": instant(at), **self.origin()}
 
     def occurred(self, at: Column) -> dict[str, Column]:
-        """Experiment, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
+        """Campaign, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
         no_id = F.lit(None).cast("string")
         times = {"occurred_at": at, "event_id": no_id, "known_at": at}
-        return {"experiment": F.lit(self.campaign), **times, **self.origin()}
+        return {CAMPAIGN: F.lit(self.campaign), **times, **self.origin()}
 
 
 def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
@@ -251,7 +251,7 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
         for name, (slice_, schema) in _SLICES.items()
     }
     assigned_at = instant(stamp.assigned_at)
-    campaign = {"experiment": F.lit(stamp.campaign)}
+    campaign = {CAMPAIGN: F.lit(stamp.campaign)}
     return {
         "profile": tables["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
         "truth": tables["truth"].withColumns({**campaign, "run_id": F.lit(stamp.run_id)}),
@@ -348,7 +348,7 @@ def trial_tables(
     """
     assigned_at = instant(stamp.assigned_at)
     assigned = {
-        "experiment": F.lit(stamp.campaign),
+        CAMPAIGN: F.lit(stamp.campaign),
         "assigned_at": assigned_at,
         "propensity": _lookup(propensity, F.col("treatment")),
     }
@@ -400,7 +400,7 @@ def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
     table = "bronze.assignment"
     if not lake.exists(table):
         return
-    others = lake.read(table).filter((F.col("experiment") == campaign) & (F.col("run_id") != run_id))
+    others = lake.read(table).filter((F.col(CAMPAIGN) == campaign) & (F.col("run_id") != run_id))
     if other := others.select("run_id").head():
         raise ConflictError(
             f"table {table} already holds campaign {campaign!r} from run {other[0]} with another source: "
@@ -497,7 +497,7 @@ def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
     return rejected.withColumns(
         {
             "source": F.lit(stamp.source),
-            "experiment": F.lit(stamp.campaign),
+            CAMPAIGN: F.lit(stamp.campaign),
             "run_id": F.lit(stamp.run_id),
             "ingested_at": instant(stamp.ingested_at),
         }

@@ -40,6 +40,7 @@ from uplift_spark.lake.contracts import (
     entry,
     fits,
     numbers_or_text,
+    old_names,
     read_cells,
     with_columns,
 )
@@ -373,6 +374,7 @@ def arrivals(
     wanted = wanted_columns(load, lake, parts)
     for where, frame in parts:
         refuse_misfits(load, where, frame, wanted)
+        tell_old_names(load, where, frame, progress)
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
@@ -465,7 +467,7 @@ def _source_schema(frame: DataFrame) -> StructType:
 
 def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType) -> None:
     """Raise DataError that spells out how the columns of a source differ from those of the table."""
-    renamed = _renamed(load)
+    renamed = _renamed(load, frame)
     added = [field.name for field in added_columns(wanted)]
     optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
     have = {field.name: field.dataType for field in _source_schema(frame)}
@@ -489,8 +491,15 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
         )
 
 
-def _renamed(load: Load) -> dict[str, str]:
-    return {_KNOWN_AT: load.known_at} if load.known_at else {}
+def tell_old_names(load: Load, where: str, frame: DataFrame, progress: ProgressCallback) -> None:
+    """Warn of columns that have the name of the last release: they are loaded, in this version still."""
+    for new, old in old_names(load.contract, frame.columns).items():
+        progress(f"warning: {where} has a column {old}, which is called {new} now: rename it before the next version")
+
+
+def _renamed(load: Load, frame: DataFrame) -> dict[str, str]:
+    """{the table's column: the source's name of it} where the two differ."""
+    return {**old_names(load.contract, frame.columns), **({_KNOWN_AT: load.known_at} if load.known_at else {})}
 
 
 def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) -> DataFrame:
@@ -498,7 +507,7 @@ def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) 
 
     frame  the source's columns, SOURCE, and ARRIVED: when a row was known that does not say so itself
     """
-    rows = read_cells(frame, wanted, _renamed(load), SOURCE, ARRIVED)
+    rows = read_cells(frame, wanted, _renamed(load, frame), SOURCE, ARRIVED)
     absent = {field.name: F.lit(None).cast(field.dataType) for field in wanted if field.name not in rows.columns}
     if _KNOWN_AT in absent:
         absent[_KNOWN_AT] = _happened(load.contract) if load.historic else F.col(ARRIVED)
@@ -524,7 +533,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
 
 
 def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
-    """Rows whose key other runs have added get a fault: a unit is assigned once per experiment."""
+    """Rows whose key other runs have added get a fault: a unit is assigned once per campaign."""
     key: Sequence[str] = load.contract.unique
     if not key or not lake.exists(load.table):
         return rows

@@ -28,7 +28,7 @@ from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
-from uplift_spark.roles import MATURITY_WEIGHT, UNIT, Roles
+from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def events_of(config: Config, lake: Lake) -> Events:
     frames = {table: lake.read(table, version) for table, version in versions.items()}
     sources = {source: frames.pop(table) for source, table in named.items()}
     read = {source: (table, versions[table]) for source, table in named.items()}
-    mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
+    mine = {table: frame.filter(F.col(CAMPAIGN) == campaign) for table, frame in frames.items()}
     columns = config.unit_columns
     arrivals = _arrivals(mine, campaign)
     present = sorted({name for _, name, _ in arrivals if name is not None})

@@ -495,8 +495,8 @@ def _check_units(rows: DataFrame, roles: Roles) -> None:
 def _check_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
     """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
     [s, p], by unit) in one map-only pass."""
-    table = rows.mapInArrow(partial(check_batches, base), "found string, unit bigint, bins binary").toArrow()
-    texts = table.column("found").drop_null().to_pylist()
+    table = rows.mapInArrow(partial(check_batches, base), "summary string, unit bigint, bins binary").toArrow()
+    texts = table.column("summary").drop_null().to_pylist()
     parts = [json.loads(text) for text in texts]
     summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
     check_summary(summary, base.roles)
@@ -547,11 +547,11 @@ def check_batches(base: Forest, batches: Batches) -> Batches:
             {**_nothing(len(some)), "unit": pa.array(some.unit.view(np.int64)), "bins": packed_bins(bins)}
         )
     record = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
-    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(record)])})
+    yield pa.record_batch({**_nothing(1), "summary": pa.array([json.dumps(record)])})
 
 
 def _nothing(n: int) -> dict[str, pa.Array]:
-    return {"found": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
+    return {"summary": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
 
 
 def bin_days(plan: ForestPlan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:

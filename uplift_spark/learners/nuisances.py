@@ -487,7 +487,7 @@ def coding_of(
 
 
 def code_rows(rows: TypedRows, coding: Coding) -> pa.RecordBatch:
-    """The rows taken, as the columns unit_hash, key bigint, place int, outcome, weight double, features binary."""
+    """The rows taken, as the columns unit_hash, key bigint, level_code int, outcome, weight double, features binary."""
     level_code = level_codes_of(rows.level, coding.levels.names)
     draw = mix64_all(rows.unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE_SALT)
     taken = draw <= coding.limits[level_code]
@@ -496,7 +496,7 @@ def code_rows(rows: TypedRows, coding: Coding) -> pa.RecordBatch:
         {
             "unit_hash": pa.array(some.unit.view(np.int64)),
             "key": pa.array(some.key.view(np.int64)),
-            "place": level_code[taken].astype(np.int32),
+            "level_code": level_code[taken].astype(np.int32),
             "outcome": some.outcomes[rows.roles.outcome],
             "weight": np.ones(len(some)) if some.weight is None else some.weight,
             "features": packed_rows(features_of(some.features, coding.bins)),
@@ -528,7 +528,7 @@ def unpacked_rows(column: pa.ChunkedArray | pa.Array, p: int) -> np.ndarray:
 class Sample:
     """Rows taken, in order of their hashes.
 
-    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
+    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; level_code int [n]
     outcome, weight  float64 [n]
     """
 
@@ -543,7 +543,9 @@ class Sample:
     def of(cls, table: pa.Table, coding: Coding) -> Sample:
         """From all batches of `code_rows`."""
         table = table.sort_by("unit_hash")
-        level_code, outcome, key, weight = (table[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
+        level_code, outcome, key, weight = (
+            table[name].to_numpy() for name in ("level_code", "outcome", "key", "weight")
+        )
         features = unpacked_rows(table["features"], len(coding.bins))
         return cls(coding, features, key.view(np.uint64), level_code, outcome, weight)
 

@@ -253,7 +253,7 @@ class PolicyResult:
             "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
             "gain": gain, "cost": cost, "bound": bound, "gap": gap,
             "observed": float(hold_out_gain.gain[-1]), "observed_lower": float(hold_out_gain.lower[-1]),
-            "observed_upper": float(hold_out_gain.upper[-1]), "looks": self.plan.scans,
+            "observed_upper": float(hold_out_gain.upper[-1]), "scans": self.plan.scans,
         }  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: n
         treated_index = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(treated_index)
     known = holdout.select(
         F.xxhash64(UNIT).alias("key"),
-        treated_index.alias("received"),
+        treated_index.alias("treated_index"),
         F.col(config.roles.outcome).cast("double").alias("outcome"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
         resampling_hash(spec).alias("unit_hash"),

@@ -361,7 +361,7 @@ class Observed:
 def observed(rows: DataFrame, wanted: Pass, worth: tuple[float, bool], units: int) -> Observed:
     """What plans bring, in one pass over the hold-out.
 
-    rows   coded candidates of the hold-out with `received` int (level's place, -1 for the control), `outcome`,
+    rows   coded candidates of the hold-out with `treated_index` int (-1 for the control), `outcome`,
            `weight` double, and where units come in clusters `unit_hash` bigint of these
     worth  value of one unit of the outcome, and whether costs are taken off
     units  candidates that the hold-out stands for
@@ -444,7 +444,7 @@ def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
         units = read_candidates(batch)
         n += len(units)
         treated_index, y, w = (
-            batch.column(name).to_numpy(zero_copy_only=False) for name in ("received", "outcome", "weight")
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("treated_index", "outcome", "weight")
         )
         hashes = (
             batch.column("unit_hash").to_numpy(zero_copy_only=False) if wanted.draws else np.zeros(len(y), np.int64)
@@ -475,7 +475,7 @@ def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
 # `policy.trees`.
 
 _OVERVIEW = "counts binary, largest double, wrong bigint"
-_VALUES = "sums binary, drawn binary"
+_VALUES = "sums binary, bootstrap binary"
 
 
 def tree_of(
@@ -505,7 +505,7 @@ def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) ->
     partials = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
     sums, bootstrap = (
         np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in partials.column(name)], axis=0)
-        for name in ("sums", "drawn")
+        for name in ("sums", "bootstrap")
     )
     levels = len(tree.levels)
     return policy_values(tree, sums.reshape(levels, -1), point, bootstrap.reshape(-1, 1 + levels) if draws else None)
@@ -566,8 +566,8 @@ def value_batches(tree: PolicyTree, point: FixedPoint, draws: Draws | None, batc
     """Sums of the tree's value, one row per batch, of units that were looked at before: none of them is wrong."""
     for batch in batches:
         bins, rewards, _ = read_units(batch, len(tree.features), len(tree.levels))
-        sums = {"sums": value_sums(tree, bins, rewards, point), "drawn": np.zeros(0, np.int64)}
+        sums = {"sums": value_sums(tree, bins, rewards, point), "bootstrap": np.zeros(0, np.int64)}
         if draws:
             hashes = batch.column("unit_hash").to_numpy(zero_copy_only=False)
-            sums["drawn"] = bootstrap_sums(tree, bins, rewards, point, (hashes, draws))
+            sums["bootstrap"] = bootstrap_sums(tree, bins, rewards, point, (hashes, draws))
         yield pa.record_batch({name: pa.array([array.tobytes()], pa.binary()) for name, array in sums.items()})

@@ -70,10 +70,11 @@ class PolicyTree:
         return out
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per node: node, depth, feature, operator, threshold, category, asks, yes, no, action, units, value.
+        """One dict per node with the columns of gold.policy_tree, run_id and campaign aside.
 
         operator   '<=' a threshold (missing answers yes), 'is' a category, or 'is missing'
-        asks       the question in words         yes, no   numbers of the nodes that the answers lead to
+        question   in words
+        yes, no    numbers of the nodes that the answers lead to
         A leaf has its action and None for a question, an inner node the reverse.
         """
         depth, out = {0: 0}, []
@@ -87,19 +88,19 @@ class PolicyTree:
         return out
 
     def _question(self, node: Node) -> dict[str, Any]:
-        question: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "asks"))
+        question: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "question"))
         if node.feature < 0:
             return question
         one = self.features[node.feature]
         question["feature"] = name = one.name
         if node.bin == 0:
-            return question | {"operator": "is missing", "asks": f"{name} is missing"}
+            return question | {"operator": "is missing", "question": f"{name} is missing"}
         if one.categories is not None:
             category = one.categories[node.bin - 1]
-            return question | {"operator": "is", "category": category, "asks": f"{name} is {category!r}"}
+            return question | {"operator": "is", "category": category, "question": f"{name} is {category!r}"}
         most = one.edges[node.bin - 1]
         words = f"{name} <= {most:.6g}" + " or missing" * self.missing[node.feature]
-        return question | {"operator": "<=", "threshold": most, "asks": words}
+        return question | {"operator": "<=", "threshold": most, "question": words}
 
     def text(self) -> str:
         """The rules as lines to read."""
@@ -112,7 +113,7 @@ class PolicyTree:
                 f"{indent}{row['action']}  ({row['units']:,} units, {row['value']:+.4g} each over {self.levels[0]})"
             ]
         yes, no = (self._lines(rows, row[side]) for side in ("yes", "no"))
-        return [f"{indent}if {row['asks']}:", *yes, f"{indent}else:", *no]
+        return [f"{indent}if {row['question']}:", *yes, f"{indent}else:", *no]
 
 
 @dataclass(frozen=True)

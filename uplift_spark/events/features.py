@@ -1,4 +1,8 @@
-"""Features as they were at assignment, and the feature registry."""
+"""Features as they were at assignment, and the feature registry.
+
+`features_as_of` computes features, `training_set` joins them to mature labels, `register` and `record` keep the
+registry. `serving.features` computes the same values for one user without Spark.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from uplift_spark.roles import CAMPAIGN, DELIVERED
 from uplift_spark.runtime import code_version, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
-# The training set: labels, features as they were at assignment, and the split into train and hold-out.
+# Features as of the assignment, and the training set: labels, features, and the split into train and hold-out.
 
 BEHAVIOUR = "bronze.event"
 PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
@@ -215,7 +219,7 @@ def _below(salt: str, share: float, column: str = "unit_id") -> Column:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The feature registry: what features exist, what each training set took them from, how fresh they are.
+# The feature registry: which features exist, which tables each training set took them from, how fresh they are.
 
 REGISTRY, VERSIONS = "silver.feature_registry", "silver.feature_versions"
 

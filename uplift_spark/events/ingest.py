@@ -1,4 +1,8 @@
-"""A campaign's source, simulated or a trial's CSV file, as bronze events."""
+"""A campaign's source, simulated or a trial's CSV file, as bronze events: the work of `uplift ingest`.
+
+`find` fetches a public data set, `read_trial` reads its file, `simulated_tables` and `trial_tables` make the bronze
+tables, `prepare` puts one run together.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ from uplift_spark.roles import CAMPAIGN, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
 
 # --------------------------------------------------------------------------------------------------------------------
-# Public data sets: found in $UPLIFT_DATA, else downloaded once from their home; used only when the checksum agrees.
+# Public data sets: from $UPLIFT_DATA, else downloaded once. A file is used only when its checksum is the declared one.
 
 DATA_FOLDER = "UPLIFT_DATA"
 _TIMEOUT_SECONDS = 30
@@ -201,9 +205,9 @@ def _stray_text(stray: pd.Series, name: str, trial: TrialConf, path: Path) -> st
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Raw campaigns as immutable bronze events: assignment, outcome, profile, and the truth where it is known.
-# Events are what happened: an outcome of 0 is no event; an outcome that is not known is an event with a null value.
-# Both sources are historic loads: a row was known when it happened, whenever it is loaded.
+# The bronze tables of a campaign: assignment, outcome, profile, and the true effects where they are known.
+# An outcome of 0 is no event. An outcome that is not known is an event with a null value. Both sources are historic
+# loads: a row counts as known from the moment it happened, whenever it is loaded.
 
 PROFILE_LEAD = timedelta(days=1)
 
@@ -343,7 +347,7 @@ def trial_tables(
 ) -> dict[str, DataFrame]:
     """The bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
 
-    propensity  level -> propensity; in a completely randomised trial the share of its units estimates the design's odds
+    propensity  level -> propensity; in a completely randomised trial a level's share of the units estimates it
     The profile counts as observed at the assignment.
     """
     assigned_at = instant(stamp.assigned_at)
@@ -368,7 +372,7 @@ def _events(good: DataFrame, trial: TrialConf, stamp: Stamp) -> DataFrame:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# From a campaign's source to the bronze frames of one ingest run: the simulator, or a real trial's file.
+# One ingest run: from the simulator, or a trial's file, to the frames to write.
 
 CHUNKS_PER_TASK = 5
 ROWS_PER_TASK = 100_000

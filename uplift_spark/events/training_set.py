@@ -1,4 +1,8 @@
-"""One campaign's events at fixed versions, as the training set; weights for mature labels."""
+"""The training set of a campaign, from its events at fixed versions: the work of `uplift features`.
+
+`events_of` reads the events, `training_of` makes the rows, `fit_maturity` and `with_maturity_weights` let mature labels
+stand for all units that were assigned.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,11 @@ from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback
 
 # --------------------------------------------------------------------------------------------------------------------
-# Weights for units whose labels are mature, so that they stand for all that were assigned.
-# Labels mature by the calendar: where the first to be assigned were other people than the last, a model of the mature
-# ones is a model of the first. Each counts by the inverse of the probability that a unit like it is mature by now
-# (inverse probability of censoring; Robins & Rotnitzky 1992), which the features tell. Assumed: among units alike in
-# these, effects do not depend on when a unit was assigned.
+# Weights of maturity.
+# Labels mature by the calendar. Where the units assigned first differ from those assigned last, a model of the mature
+# labels describes the first ones only. So each unit counts by the inverse of the probability that a unit with its
+# features is mature by now (inverse probability of censoring; Robins & Rotnitzky 1992). This assumes that among units
+# with equal features, effects do not depend on when a unit was assigned.
 
 MIN_MATURITY = (
     0.05  # probabilities of being mature are held above: no unit counts more than 20 times as much as another
@@ -103,7 +107,7 @@ def weighted(maturity: Maturity, batches: Iterator[pa.RecordBatch]) -> Iterator[
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the features job reads, one campaign's events at fixed versions, checked; and what it counts.
+# Input of the features job: the events of one campaign at fixed versions, checked. And the counts that it reports.
 
 DELIVERIES = "bronze.delivery"
 MATURITY_UNITS = 200_000  # that maturity is learnt from, at most about

@@ -1,4 +1,7 @@
-"""Erasure of units on request: from the models in use, from every table, and from what tables leave behind."""
+"""Erasure of units on request: from the models in use, from every table, and from old files and logs of the tables.
+
+`run_erasure` does all of it; `erase_units` and `purge` treat one table.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------
-# Units taken out of tables for good, and what they leave behind in files and logs.
-# No id becomes part of a plan or of a commit: units come as a frame, and Delta logs the condition of a join.
+# Erasure from one table, and from its old files and logs.
+# No id becomes part of a plan or of a commit: units come as a frame, and Delta logs only the condition of a join.
 
 _APPEND_ONLY = "delta.appendOnly"
 _DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file
@@ -106,10 +109,10 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Erasure of units on request: from the models in use, from every table, and from what tables leave behind.
-# The order makes a rerun complete what a killed run began: forests without the units are registered before the rows go
-# that they are estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids
-# are hashes over them.
+# Erasure from models and from all tables.
+# A rerun completes a run that was killed: forests without the units are registered before the rows go that they are
+# estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids are hashes of
+# them.
 
 _KEPT = "silver.trained_"
 

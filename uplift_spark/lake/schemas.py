@@ -1,4 +1,8 @@
-"""What each table holds: columns, comments and the rules of its rows."""
+"""The tables: name, columns, comments and rules of each, declared once.
+
+`contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
+`lake.contracts`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conf
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each gold table holds, the tables that are queried from SQL; see `lake.schemas`.
+# Gold: results, the tables that people query by SQL.
 
 RUN = (f"{RUN_ID} string: run that wrote the row",)
 # Tables that version 0.1 made have this column under another name. They stay readable for one version.
@@ -292,10 +296,10 @@ GOLD = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each table holds: columns, comments and the rules of its rows. The code behind is in `lake.contracts`.
-# Raw events are append-only, and each says when it was known: `known_at` is its arrival, or for a historic load
-# the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
-# when they are made. Rows that name the same outcome or event under one `event_id` are one event, delivered again.
+# Bronze: raw events. Silver: labels, features and what models are trained on.
+# Raw events are append-only, and each says when it was known. `known_at` is the time of its arrival, or for a historic
+# load the time that the source itself states; `ingested_at` is when this platform took the row in. Assignments are
+# known when they are made. Rows with the same `event_id` are one event that was delivered more than once.
 
 __all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
 

@@ -20,8 +20,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign, Scored, check_unseen, evaluation_spec, fixed_costs
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.comparison import (
     ANY_LEVEL,

@@ -18,7 +18,7 @@ from uplift_spark.campaign import (
     readable,
     true_effects,
 )
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts

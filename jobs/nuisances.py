@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, true_effects
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config, NuisancesConf
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
 from uplift_spark.evaluation.average_effects import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.evaluation.lift_tables import as_arrow

@@ -8,7 +8,7 @@ gold.policy_decisions, gold.policy_limits and gold.policy_curve.
 from __future__ import annotations
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.policy.planning import candidates_of, decide, picture, policy_inputs, policy_summary
 from uplift_spark.registry.models import Registry

@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+import typer
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
-from uplift_spark.cli import replay as command
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
     ARRIVED,
@@ -231,6 +232,18 @@ def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataF
     return rows.join(have, SOURCE, "left_anti")
 
 
+def options(
+    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    rule: Annotated[str | None, typer.Option(help="Only rows that broke this rule first.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=SQL", help="A column from the row's fields, all texts; repeatable."),
+    ] = None,
+) -> dict[str, Any]:
+    """Which quarantined rows to append, and how they are repaired."""
+    return {"replay": Replay.of(table, rule, repair or ())}
+
+
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, replay: Replay
 ) -> JobResult:
@@ -248,4 +261,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.spark import score
 from uplift_spark.registry.models import CHAMPION, Registry

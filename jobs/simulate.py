@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, true_effects
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config, Scenario
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.report import interval, number

@@ -14,8 +14,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, fixed_costs, outcome_value
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, score_columns

@@ -21,7 +21,7 @@ PACKAGE = "uplift_spark"
 # One word a concept. As a part of a name: `largest_odds`, `Asked`, `told_levels`.
 BANNED_IN_NAMES = {
     *("odds", "chances", "told", "asked", "given", "found", "made", "done", "seen", "look", "looks", "judge"),
-    *("expected", "drawn", "pulls", "lanes", "coalitions", "places", "received", "verbs", "vocabulary"),
+    *("expected", "drawn", "pulls", "received"),
 }
 # As names of their own: too general to say what they are.
 BANNED_NAMES = {

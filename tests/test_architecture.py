@@ -230,7 +230,7 @@ def table_access_outside_lake(module: Module) -> list[str]:
             continue
         # `file.read()` is a call of `read`; Spark's readers and writers are attributes that something is called on.
         reader = node.attr in TABLE_ACCESS and id(node) not in called
-        arrow = isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow")
+        arrow = isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow", "self")
         if reader or (node.attr in TABLE_CALLS and id(node) in called and not arrow):
             broken.append(f"{module.name}:{node.lineno} uses .{node.attr}: this room neither reads nor writes tables")
     return broken

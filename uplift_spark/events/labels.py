@@ -276,7 +276,7 @@ def _outage(
     if not missing:
         return []
     first, last = (as_of - timedelta(days=one.day + 1) for one in (missing[-1], missing[0]))
-    observed, usual = sum(one.known for one in missing), sum(one.expected for one in missing)
+    observed, usual = sum(one.known for one in missing), sum(one.usual for one in missing)
     return [
         f"{name}: {observed:,} first events on {len(missing)} days from about {first:%Y-%m-%d} to "
         f"{last:%Y-%m-%d} where "

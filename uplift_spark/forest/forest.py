@@ -51,12 +51,29 @@ _TRUSTED = [
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.utils.validation.check_array",
     "uplift_spark.learners.nuisances.Blend",
-    "uplift_spark.learners.nuisances.Fitted",
+    "uplift_spark.learners.nuisances.NuisanceModels",
 ]
+# What a manifest of each kind of forest has that the others lack. Files do not name the kind in any other way: a name
+# beside it would change the bytes of every forest, and a version that is registered could not be rebuilt any more.
+_SECTION_OF_KIND = {"forest": "plan", "forest_per_level": "per_level", "instrumental_forest": "instrument"}
+
+
+def model_kind(manifest: Mapping[str, Any]) -> str:
+    """Name the kind of model that a manifest describes: a forest's, or that of a meta-learner.
+
+    Raises KeyError for a manifest of no kind that is known.
+    """
+    kinds = (kind for kind, section in _SECTION_OF_KIND.items() if section in manifest)
+    return next(kinds, None) or str(manifest["learner"]["kind"])
 
 
 class Model(Protocol):
     """A trained model of one or several outcomes."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in configurations, registered parameters and logs; see `model_kind`."""
+        ...
 
     @property
     def roles(self) -> Roles:
@@ -242,6 +259,11 @@ class Forest:
         sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
         facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
         return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
+
+    @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return "forest"
 
     @property
     def levels(self) -> Levels:

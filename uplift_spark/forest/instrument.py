@@ -48,6 +48,11 @@ class Instrumental:
     delivered: str
 
     @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return "instrumental_forest"
+
+    @property
     def levels(self) -> Levels:
         """Levels of assignment, control first."""
         return self.forest.levels

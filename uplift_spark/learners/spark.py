@@ -17,9 +17,23 @@ from pyspark.sql import functions as F
 from uplift_spark.errors import DataError
 from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers
 from uplift_spark.forest.effects import Z95
-from uplift_spark.forest.encode import keys_of
-from uplift_spark.forest.forest import restored, stored
-from uplift_spark.forest.spark import on_group, packed_bins, planning_sample, summary_of, unpacked_bins
+from uplift_spark.forest.encode import check_columns, keys_of, make_levels
+from uplift_spark.forest.forest import Forest, Model, restored, stored
+from uplift_spark.forest.instrument import LEFT, Instrumental
+from uplift_spark.forest.spark import (
+    estimate_frame,
+    explain,
+    fit_frame,
+    fit_instrumental_frame,
+    on_group,
+    packed_bins,
+    planning_sample,
+    refreshed_frame,
+    score,
+    summary_of,
+    unpacked_bins,
+)
+from uplift_spark.forest.training import Params
 from uplift_spark.learners.metalearners import (
     Learned,
     LearnerParams,
@@ -285,13 +299,6 @@ ARM_ROWS = 500_000
 _DRAWS = 1 << 30
 
 
-def pair_of(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
-    """Rows of two levels alone, or every unit's scores of these."""
-    if roles.scores:
-        return frame.withColumn(roles.scores, F.map_filter(roles.scores, lambda level, _: level.isin(*pair)))
-    return frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*pair))
-
-
 def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
     """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
 
@@ -405,3 +412,71 @@ def _predict(
             *(_list_array(own if effects is None else effects(batch)) for effects in learners),
         ]
         yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What estimators do with the rows of a Spark frame.
+
+
+@dataclass(frozen=True)
+class SparkRows:
+    """Rows of a Spark frame; see `learners.frames.FrameRows`."""
+
+    frame: DataFrame
+
+    def fit_forest(self, roles: Roles, params: Params, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.fit_frame`."""
+        return fit_frame(self.frame, roles, params, progress)
+
+    def fit_instrumental(
+        self, roles: Roles, delivered: str, params: Params, progress: ProgressCallback
+    ) -> Instrumental:
+        """See `forest.spark.fit_instrumental_frame`."""
+        return fit_instrumental_frame(self.frame, roles, delivered, params, progress)
+
+    def fit_learned(self, roles: Roles, params: LearnerParams, progress: ProgressCallback) -> Learned:
+        """See `fit_learned_frame`."""
+        return fit_learned_frame(self.frame, roles, params, progress)
+
+    def estimate(self, forest: Forest, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.estimate_frame`."""
+        return estimate_frame(self.frame, forest, progress)
+
+    def refresh(self, forest: Forest, half_life: float | None, day: str | None, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.refreshed_frame`."""
+        return refreshed_frame(self.frame, forest, half_life, day, progress)
+
+    def effects(self, model: Model) -> DataFrame:
+        """See `forest.spark.score`."""
+        return score(self.frame, model)
+
+    def shapley(self, forest: Forest) -> DataFrame:
+        """See `forest.spark.explain`."""
+        return explain(self.frame, forest)
+
+    def levels(self, roles: Roles) -> Levels:
+        """See `forest.encode.make_levels`."""
+        return make_levels(summary_of(self._checked(roles.columns), roles), roles)[0]
+
+    def pair(self, roles: Roles, level: str) -> SparkRows:
+        """See `FrameRows.pair`."""
+        names = (roles.control, level)
+        if roles.scores:
+            kept = F.map_filter(roles.scores, lambda name, _: name.isin(*names))
+            return SparkRows(self.frame.withColumn(roles.scores, kept))
+        return SparkRows(self.frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*names)))
+
+    def without_delivery(self, model: Instrumental) -> SparkRows:
+        """See `FrameRows.without_delivery`."""
+        outcome, delivered = model.roles.outcome, model.delivered
+        frame = self.frame
+        check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
+        return SparkRows(frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered]))
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """The columns as Arrow, of all rows. Raises DataError for columns that are missing."""
+        return self._checked(columns).toArrow()
+
+    def _checked(self, columns: Sequence[str]) -> DataFrame:
+        check_columns(dict.fromkeys(self.frame.columns, pa.null()), tuple(columns), ())
+        return self.frame.select(*(f"`{column}`" for column in columns))

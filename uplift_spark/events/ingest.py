@@ -31,7 +31,16 @@ from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.schemas import Contract, Rule, check, with_levels
+from uplift_spark.lake.schemas import (
+    ASSIGNMENT_TABLE,
+    QUARANTINE,
+    Contract,
+    Rule,
+    bronze_table,
+    check,
+    profile_table,
+    with_levels,
+)
 from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, checked_name
@@ -401,7 +410,7 @@ def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback)
 
 def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
     """Raise ConflictError when another run has loaded this campaign: its units would be there twice."""
-    table = "bronze.assignment"
+    table = ASSIGNMENT_TABLE
     if not lake.exists(table):
         return
     others = lake.read(table).filter((F.col(CAMPAIGN) == campaign) & (F.col("run_id") != run_id))
@@ -477,7 +486,7 @@ def _contract(levels: tuple[str, ...], source: TrialConf) -> Contract:
         Rule("unit_present", "unit_id IS NOT NULL", "the unit id is empty"),
         Rule("treatment_present", "treatment IS NOT NULL", "the treatment is empty"),
     )
-    contract = Contract("bronze.assignment", "ingest", keys, rules, unique=unique, open=True)
+    contract = Contract(ASSIGNMENT_TABLE, "ingest", keys, rules, unique=unique, open=True)
     return with_levels(contract, levels) if levels else contract
 
 
@@ -511,11 +520,11 @@ def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
 def _tell(details: dict[str, Any], progress: ProgressCallback) -> None:
     progress("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
     for rule, n in details["rejected"].items():
-        progress(f"{n:,} rows rejected by rule {rule}, kept in bronze.quarantine")
+        progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     for outcome, n in details["unknown"].items():
         progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
 def _named(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
-    tables = {"profile": f"profile_{campaign}"}
-    return {f"bronze.{tables.get(name, name)}": frame for name, frame in frames.items()}
+    tables = {"profile": profile_table(campaign)}
+    return {tables.get(name, bronze_table(name)): frame for name, frame in frames.items()}

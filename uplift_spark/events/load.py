@@ -48,7 +48,7 @@ from uplift_spark.lake.contracts import (
     read_cells,
     with_columns,
 )
-from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.schemas import EVENT_TABLE, QUARANTINE, RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
 from uplift_spark.lake.tables import Lake
@@ -294,7 +294,7 @@ _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
 _STAMPS = ("source", RUN_ID, INGESTED_AT)
 # A source may lack these columns: then no row has a value. `value` of an outcome is required: its absence is a mistake.
-_OPTIONAL = {"bronze.event": ("event_id", "item", "value")}
+_OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 

@@ -20,7 +20,6 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config, Feature, TrialConf
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.features import (
-    BEHAVIOUR,
     check_features,
     features_as_of,
     hash_sample,
@@ -28,6 +27,7 @@ from uplift_spark.events.features import (
     training_set,
 )
 from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, DELIVERY_TABLE, EVENT_TABLE, OUTCOME_TABLE, profile_table
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
@@ -109,7 +109,6 @@ def weighted(maturity: Maturity, batches: Iterator[pa.RecordBatch]) -> Iterator[
 # --------------------------------------------------------------------------------------------------------------------
 # Input of the features job: the events of one campaign at fixed versions, checked. And the counts that it reports.
 
-DELIVERIES = "bronze.delivery"
 MATURITY_UNITS = 200_000  # that maturity is learnt from, at most about
 Sends = Mapping[str, tuple[int, int]]
 
@@ -149,11 +148,11 @@ def events_of(config: Config, lake: Lake) -> Events:
     """
     campaign = config.campaign
     definitions = config.feature_definitions
-    named = {"profile": f"bronze.profile_{campaign}"}
+    named = {"profile": profile_table(campaign)}
     if any(f.source == "event" and f.of is None for f in definitions):
-        named["event"] = BEHAVIOUR
-    logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
-    tables = ("bronze.assignment", "bronze.outcome", *logged, *named.values())
+        named["event"] = EVENT_TABLE
+    logged = (DELIVERY_TABLE,) if lake.exists(DELIVERY_TABLE) else ()
+    tables = (ASSIGNMENT_TABLE, OUTCOME_TABLE, *logged, *named.values())
     versions = {table: lake.version(table) for table in tables}
     frames = {table: lake.read(table, version) for table, version in versions.items()}
     sources = {source: frames.pop(table) for source, table in named.items()}
@@ -167,10 +166,10 @@ def events_of(config: Config, lake: Lake) -> Events:
     _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, present, campaign)
     behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
-    erased = lake.properties("bronze.assignment").get(ERASED)
+    erased = lake.properties(ASSIGNMENT_TABLE).get(ERASED)
     run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
-    events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
+    events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
 
 
@@ -209,7 +208,7 @@ def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str,
     parts = [_arrived(table, frame) for table, frame in tables.items()]
     last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
     rows = last.collect()
-    if not any(row["table"] == "bronze.assignment" for row in rows):
+    if not any(row["table"] == ASSIGNMENT_TABLE for row in rows):
         raise DataError(
             f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
         )
@@ -228,7 +227,7 @@ def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | Non
     for feature in definitions:
         if feature.event is not None and feature.event not in present:
             raise ConfigError(
-                f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: "
+                f"table {EVENT_TABLE} has no event {feature.event!r} of feature {feature.name!r}: "
                 f"{hint(feature.event, present)}"
             )
 

@@ -18,7 +18,7 @@ from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.privacy import key_of, pseudonym
 from uplift_spark.lake.contracts import UNREAD
-from uplift_spark.lake.schemas import QUARANTINE, contract_of
+from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
@@ -113,8 +113,6 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 # A rerun completes a run that was killed: forests without the units are registered before the rows go that they are
 # estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids are hashes of
 # them.
-
-_KEPT = "silver.trained_"
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ def _purge_all(config: Config, lake: Lake, registry: Registry, progress: Progres
     tables = lake.tables()
     for table in tables:
         progress(f"purging {table}")
-        purge(lake, table, log=not table.startswith(_KEPT))
+        purge(lake, table, log=not table.startswith(TRAINED_TABLES))
     return f"{len(tables)} tables; what their logs tell of rows written today goes with a purge tomorrow (UTC)"
 
 
@@ -255,7 +253,7 @@ def _keep_rows(config: Config, lake: Lake, registry: Registry, base: Registered)
     table, version = _rows_of(base)
     rows = lake.read(table, version)
     with still_there(table, version, "train the model again, then purge"):
-        if table.startswith(_KEPT) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
+        if table.startswith(TRAINED_TABLES) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
             return
         run_id = derive_run_id("keep", {}, **_identity(base))
         kept = lake.write(_kept_table(config, base), rows.where("split = 'train'"), run_id, mode="overwrite")
@@ -274,4 +272,4 @@ def _rows_of(model: Registered) -> tuple[str, int]:
 def _kept_table(config: Config, base: Registered) -> str:
     """One table for a trained version and all erasures from it."""
     table, _ = _rows_of(base)
-    return table if table.startswith(_KEPT) else f"{_KEPT}{config.model_name}_{base.version}"
+    return table if table.startswith(TRAINED_TABLES) else f"{TRAINED_TABLES}{config.model_name}_{base.version}"

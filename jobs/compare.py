@@ -47,6 +47,7 @@ from uplift_spark.evaluation.metrics import (
 )
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.report import cut_off, interval, number
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import (
     LEARNERS,
@@ -98,7 +99,7 @@ class Contenders:
 
     @property
     def staging(self) -> str:
-        return f"silver.compared_{self.config.campaign}"
+        return silver_table("compared", self.config.campaign)
 
     @property
     def holdout(self) -> DataFrame:
@@ -314,7 +315,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     predictions, seconds = contender_predictions(contenders, progress)
     staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
     result = compared(contenders, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in result.tables(lake.spark).items()]
     details = logged(result, seconds, registry, run_id, progress)
     return JobResult.of("compare", run_id, staged, *written, **details, summary=compare_summary(result))
 

@@ -23,6 +23,7 @@ from uplift_spark.evaluation.average_effects import average_table, balance_table
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import balance_picture, save
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, interval, number
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.nuisances import Sample
 from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores
@@ -62,7 +63,7 @@ def nuisance_inputs(config: Config, lake: Lake) -> NuisanceInputs:
     """Raises ConfigError when the campaign asks for no nuisances."""
     if config.nuisances is None:
         raise ConfigError("the conf has no `nuisances`: add `nuisances: {}` for a campaign that was no trial")
-    table = f"silver.training_{config.campaign}"
+    table = silver_table("training", config.campaign)
     version = lake.version(table)
     return NuisanceInputs(
         config, config.nuisances, lake.read(table, version), true_effects(config, lake), {table: version}
@@ -195,7 +196,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     staged = lake.write(config.training_table, adjusted(inputs, sample, progress), run_id, mode="overwrite")
     progress("averages, overlap, balance and checks")
     report = report_of(inputs, sample, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in report.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in report.tables(lake.spark).items()]
     details = report.details
     try:
         details["picture"] = str(report.picture())

@@ -22,6 +22,7 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, scor
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.spark import fit_t_learner, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
@@ -134,10 +135,10 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     config, lake = campaign.config, campaign.lake
     inputs = tree_inputs(config, lake, Registry.of(config))
     run_id = run_id or derive_run_id("tree", config, data=inputs.data, model=inputs.model.version)
-    staged = lake.write(f"silver.rewards_{config.campaign}", rewarded(inputs, progress), run_id, mode="overwrite")
+    staged = lake.write(silver_table("rewards", config.campaign), rewarded(inputs, progress), run_id, mode="overwrite")
     progress(f"the best tree for {staged.rows:,} units of the hold-out")
     tree = grow_policy_tree(inputs, lake.read(staged.table, staged.version))
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in tree.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in tree.tables(lake.spark).items()]
     return JobResult.of("tree", run_id, staged, *written, bins_of=inputs.model.version, summary=tree.summary)
 
 

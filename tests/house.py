@@ -110,6 +110,8 @@ def banned_words(module: Module) -> list[tuple[int, str]]:
     if module.name.rsplit(".", 1)[-1] in BANNED_MODULES:
         words.append((1, f"module {module.name}"))
     for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+        if "renamed=" in token.line or "reworded=" in token.line:  # a contract says what the last release called it
+            continue
         if token.type == tokenize.NAME and _is_banned(token.string):
             words.append((token.start[0], token.string))
         elif token.type in (tokenize.STRING, tokenize.COMMENT):

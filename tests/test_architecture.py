@@ -325,6 +325,22 @@ def _public_methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
     return [m for m in methods if not m.decorator_list and (m.end_lineno or 0) - m.lineno > 3]
 
 
+_TABLE_NAME = re.compile(r"(bronze|silver|gold)\.(\w|$)")
+
+
+def tables_named_twice(module: Module) -> list[str]:
+    """Names of tables in code that does not declare them; docstrings and messages, which have blanks, may name them."""
+    if module.name in ("uplift_spark.lake.schemas", "uplift_spark.config"):  # config is below the lake
+        return []
+    prose = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+    return [
+        f"{module.name}:{node.lineno} names table {node.value!r}: take the name from lake.schemas"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+        if " " not in node.value and _TABLE_NAME.match(node.value)
+    ]
+
+
 RULES: tuple[Callable[[Module], list[str]], ...] = (
     imports_against_the_plan,
     imports_by_computed_name,
@@ -339,6 +355,7 @@ RULES: tuple[Callable[[Module], list[str]], ...] = (
     too_many_arguments,
     undocumented,
     banned_words_in,
+    tables_named_twice,
 )
 
 
@@ -407,6 +424,7 @@ GOOD = [
     (too_many_arguments, of("evaluation.x", "def f(a, b, c, d, e, f, g, h): ...")),
     (undocumented, of("evaluation.x", '"""Doc."""\ndef _f(): ...\ndef f():\n    """Doc."""')),
     (undocumented, of("evaluation.__init__", "")),
+    (tables_named_twice, of("evaluation.x", '"""gold.x."""\nerror("gold.x has no row")')),
     (banned_words_in, of("evaluation.x", "frame_of = profound(frame)  # given the frame, a good look")),
 ]
 
@@ -455,6 +473,8 @@ BAD = [
         undocumented,
         of("evaluation.x", '"""Doc."""\nclass A:\n  """Doc."""\n  def f(self):\n    a\n    b\n    c\n    d'),
     ),
+    (tables_named_twice, of("evaluation.x", "lake.read('gold.lift_table')")),
+    (tables_named_twice, of("jobs.x", "lake.write(f'silver.{kind}_x', rows)")),
     (banned_words_in, of("evaluation.x", "largest_odds = 1")),
     (banned_words_in, of("evaluation.x", "class ToldLevels: ...")),
     (banned_words_in, of("evaluation.x", "x = 1  # as users are told")),

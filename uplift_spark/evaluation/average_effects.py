@@ -1,7 +1,8 @@
 """Average effects of an observational campaign, and how alike its arms are, from a table with nuisances.
 
-A table with nuisances is one that `learners.spark.with_scores` made. Averages come from integer sums, equal to the last
-bit for any partitioning; overlap and balance are Spark's sums, rounded.
+`average_table` and `hidden_table` give effects, `overlap_table` and `balance_table` compare the arms. The nuisances
+come from `learners.spark.with_scores`. Averages come from integer sums, equal to the last bit for any partitioning;
+overlap and balance are Spark's sums, rounded.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
 
 ALL = "all"
 _CELLS = "cut string, bucket string, sums binary, bootstrap binary"
-_CATEGORIES = 12  # of a feature, the most frequent ones; a picture of more tells nobody anything
+_CATEGORIES = 12  # of a feature, the most frequent ones; a picture of more cannot be read
 _DECIMALS = 6
 
 
 def average_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], lowest: float) -> pd.DataFrame:
-    """gold.average_effects but for run_id and campaign, one pass over the units.
+    """Average effects of every level, overall and by segment, in one pass over the units.
 
-    rows    of a table with nuisances: the units to average over
-    levels  names in the order of `expected` and `odds`, the control first
-    lowest  of the odds
+    rows    the units to average over, with the nuisances of silver.adjusted_<campaign>
+    levels  names in the order of `outcome_mean` and `propensities`, the control first
+    lowest  propensity below which units are trimmed
+
+    Returns the rows of gold.average_effects without run_id and campaign.
     """
     size = rows.agg(F.max(F.abs(spec.outcomes[0])), F.max(F.array_max(F.transform(OUTCOME_MEAN, F.abs)))).first()
     scale = Scale.of(max(float(one or 0.0) for one in size or (0.0,)), lowest)

@@ -1,4 +1,7 @@
-"""Several models on one hold-out: metrics, paired differences, values of rules, cost curves."""
+"""Several models on one hold-out: metrics, paired differences, values of rules, cost curves.
+
+`all_values` sums up the hold-out, `compared_metrics` and `cost_curves` make tables of the sums.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Values of rules and cost curves of several models on one hold-out, in one pass over it.
-# Units in, integer sums out: every model's choices at every price, under every resample, so that differences between
-# models are paired. `stats.offpolicy` holds the estimators.
+# Values of rules and cost curves, in one pass over the hold-out.
+# The pass sums up every model's choices at every price under the same resamples, so that differences between models are
+# paired. `stats.offpolicy` holds the estimators.
 
 Figure = tuple[np.ndarray, np.ndarray]  # a value, [], and its resamples, [R]
 
@@ -190,7 +193,7 @@ def _matrix(column: pa.Array) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Several models on one hold-out: metrics, paired differences from the first, cost curves, a picture.
+# Tables: metrics with paired differences from the first model, and cost curves.
 
 ANY_LEVEL = "any"
 DIFFERENCE = "_difference"

@@ -1,4 +1,5 @@
-"""Labels inside attribution windows, and what is said when events are missing."""
+"""Labels: the outcomes of each unit inside its attribution windows (`label_table`), and warnings of missing events
+(`late_and_missing`)."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
 
 # --------------------------------------------------------------------------------------------------------------------
-# Labels: what each assigned unit did inside its attribution windows, as known at a stated time.
+# Labels as known at a stated time.
 # An event counts when it occurred inside [assigned_at, assigned_at + the outcome's window) and was known (`known_at`)
 # by `as_of`. Nothing that becomes known later changes the labels of an earlier `as_of`. Rows that share an event_id
-# are one event, whatever else they say: the one known first counts, of several known at once the one ingested first.
+# are one event: the row known first counts, of several known at the same time the one ingested first.
 
 _COUNTED, _DUPLICATE, _LATE = "counted", "duplicate", "late"
 _UNIT = (CAMPAIGN, "unit_id", "treatment", "assigned_at", "propensity")
@@ -210,7 +211,7 @@ def _sum(values: Column) -> Column:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the features job says when events are missing: still under way, lost for days, or never sent.
+# Warnings of the features job about events that are missing: late, lost for whole days, or never sent.
 
 History = tuple[DataFrame, DataFrame, tuple[str, ...], Labels, datetime]
 
@@ -231,7 +232,7 @@ def missing_events(
 
     days    `events.labels.event_days`
     sends   `label_counts`; the control, which is sent nothing, is left out
-    Completeness is null without any event. Every warning is also said.
+    Completeness is null without any event. Every warning also goes to `progress`.
     """
     rows = days.toPandas()
     units = rows[rows["outcome"].isna()]

@@ -1,4 +1,7 @@
-"""Features that know too much: the search for leaks, and the guard of the training set."""
+"""Leakage: features that know what happened after the assignment.
+
+`find_leaks` searches the rows of a trial, `guard_training` stops the features job when it finds something.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from uplift_spark.roles import PROPENSITY, Roles
 from uplift_spark.runtime import ProgressCallback
 
 # --------------------------------------------------------------------------------------------------------------------
-# Randomisation inference: what else the design of a trial could have drawn, and statistics compared with that.
+# Randomisation inference: other assignments that the design could have drawn, and p-values from these.
 
 DRAWS = 999
 
@@ -106,7 +109,7 @@ class TrialRows:
 
 
 def thin_to_equal_shares(rows: TrialRows, rng: np.random.Generator) -> TrialRows:
-    """The rows, thinned until every arm has the same odds for everyone.
+    """Thin the rows until every unit has the same propensities.
 
     A row is kept with probability min(e of its arm) / e, its own logged propensity: P(arm, kept | features) is then the
     same whatever the features (rejection sampling, von Neumann 1951). Only the propensity of the arm received is
@@ -145,10 +148,10 @@ def max_p_values(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Features that know too much: in a randomised trial nothing known before assignment tells the treatment.
-# Two questions are asked of a sample of a training set: do features predict the treatment, which randomisation rules
-# out, and does a feature order the units by an outcome as only the outcome itself can? Both catch values that were
-# recorded, backfilled or changed after the assignment. What is found is named, with the reason and the fix.
+# The search for leaks: values that were recorded, backfilled or changed after the assignment.
+# Two tests run on a sample of a training set. The first: do features predict the treatment, which randomisation rules
+# out? The second: does a feature order the units by an outcome as only the outcome itself can? A finding names the
+# feature, the reason and the fix.
 
 MIN_ROWS = 100  # below, neither question has an answer worth a blocked job
 MIN_EVENTS = 25  # rows outside the outcome's commonest bin, for the second question
@@ -192,9 +195,8 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     being the reference for each (Westfall & Young 1993); the features not named so together by a classifier
     (`_together`). Assignments are drawn by permuting units, or clusters where `roles.cluster` is set: whole clusters
     where each has one arm, else among clusters of a size. Where `roles.propensity` varies, rows are thinned first
-    until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged
-    propensities arms count as
-    assigned with the same odds for everyone.
+    until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged propensities
+    arms count as assigned with the same propensities for every unit.
 
     *Outcome*: `roles.outcomes` each against each feature, as `_concordance` says; certain at level alpha that the true
     value is beyond IMPLAUSIBLE. Equality in most rows is no rule: a rare outcome equals any rare count in most rows.
@@ -420,22 +422,23 @@ def _below(table: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The features job's guard: no training set with a feature that knows too much, unless that is on record.
+# The guard of the features job: a training set with a leak is not written, unless the leak is allowed on record.
 
 
 def leakage_sample(config: Config, labels: Mapping[str, int]) -> Column:
-    """Which units' rows `guard_training` wants to see, given how many were `labelled`, of these `immature`."""
+    """Whether a unit is in the sample for `guard_training`; labels: numbers of `labelled` and of `immature` units."""
     units = max(1.0, (labels["labelled"] - labels["immature"]) * (1.0 - config.holdout))
     return hash_sample(config.seed, min(1.0, config.leakage.rows / units))
 
 
 def guard_training(sample: DataFrame, config: Config, progress: ProgressCallback) -> dict[str, Any]:
-    """Look for leaks in rows of the training split; what was compared and which findings were overridden.
+    """Look for leaks in rows of the training split.
 
     sample    a sample (`leakage_sample`) of the training set, which is not yet written
 
-    Returns {"rows", "compared": of these, to find features that predict the treatment, "allowed": [{"feature", "rule",
-    "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding that is not allowed.
+    Returns {"rows": how many, "compared": how many of these to find features that predict the treatment, "allowed":
+    [{"feature", "rule", "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding
+    that is not allowed.
     """
     section, roles = config.leakage, config.unit_roles
     rows = sample.filter("split = 'train'").select(*roles.columns).toArrow()

@@ -1,4 +1,9 @@
-"""The machinery of contracts: good rows, rejected rows, and cells cast to a contract's types."""
+"""What a contract of a table is, and how rows are checked against it.
+
+`check` splits rows into good ones and rejected ones, `conform` makes a frame fit its table, `read_cells` casts cells of
+a source to a contract's types, and `current` gives tables of the last release the names of this one. The contracts
+themselves are in `lake.schemas`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.roles import CAMPAIGN, RUN_ID
 
 # --------------------------------------------------------------------------------------------------------------------
-# The machinery of contracts: the split of good rows from rejected ones, and frames made to fit a table.
+# Rules and contracts, the split of good rows from rejected ones, and frames made to fit a table.
 
 INGESTED_AT = "ingested_at"
 
@@ -285,7 +290,7 @@ def declared(*lines: str) -> StructType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Cells of a source as values of a contract's types; what cannot be read is told, never silently null.
+# Cells of a source as values of a contract's types. A cell that cannot be read becomes a fault, never a silent null.
 # Points in time without a zone are UTC, whatever the session's time zone.
 
 # A line that is no row of its file, as Spark's readers of text keep it.

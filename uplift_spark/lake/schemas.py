@@ -1,15 +1,21 @@
-"""What each table holds: columns, comments and the rules of its rows."""
+"""The tables: name, columns, comments and rules of each, declared once.
+
+`contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
+`lake.contracts`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pyspark.sql.types import StructType
+
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each gold table holds, the tables that are queried from SQL; see `lake.schemas`.
+# Gold: results, the tables that people query by SQL.
 
 RUN = (f"{RUN_ID} string: run that wrote the row",)
 # Tables that version 0.1 made have this column under another name. They stay readable for one version.
@@ -292,10 +298,10 @@ GOLD = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each table holds: columns, comments and the rules of its rows. The code behind is in `lake.contracts`.
-# Raw events are append-only, and each says when it was known: `known_at` is its arrival, or for a historic load
-# the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
-# when they are made. Rows that name the same outcome or event under one `event_id` are one event, delivered again.
+# Bronze: raw events. Silver: labels, features and what models are trained on.
+# Raw events are append-only, and each says when it was known. `known_at` is the time of its arrival, or for a historic
+# load the time that the source itself states; `ingested_at` is when this platform took the row in. Assignments are
+# known when they are made. Rows with the same `event_id` are one event that was delivered more than once.
 
 __all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
 
@@ -638,6 +644,40 @@ _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED, _COMPARED)}
+
+# Names, for code that reads and writes the tables.
+ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
+EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
+LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
+SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
+TRAINED_TABLES = f"{_TRAINED.table}_"
+"""How the names of tables with rows of trained models begin."""
+
+
+def bronze_table(name: str) -> str:
+    """Name of a table of raw events."""
+    return f"bronze.{name}"
+
+
+def profile_table(campaign: str) -> str:
+    """Name of the table with a campaign's profiles."""
+    return f"{_PROFILE.table}_{campaign}"
+
+
+def silver_table(kind: str, campaign: str) -> str:
+    """Name of a campaign's table of this kind: `training`, or one that a job keeps its rows in while it runs."""
+    return f"silver.{kind}_{campaign}"
+
+
+def gold_table(name: str) -> str:
+    """Name of a table of results."""
+    return f"gold.{name}"
+
+
+def columns_to_fill(table: str) -> StructType:
+    """Columns of a declared table that its writer fills: all but run_id. Raises KeyError for any other table."""
+    return StructType([field for field in _CONTRACTS[table].columns if field.name != RUN_ID])
+
 
 _RENAMED = {pair for contract in (*_SHARED, *_PER_CAMPAIGN.values()) for pair in contract.renamed.items()}
 # For queries by SQL, which find columns by the names that a table has: of each renamed column its other name.

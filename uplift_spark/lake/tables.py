@@ -1,4 +1,7 @@
-"""Named Delta tables, writes that happen exactly once per run, and exact fingerprints of rows."""
+"""The lakehouse (`Lake`): named Delta tables, and writes that happen exactly once per run.
+
+`digest` is an exact fingerprint of a frame's rows, by which a repeated write is recognised.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from uplift_spark.lake.storage import Layout, Save, schema_or_none, storage_of
 from uplift_spark.roles import RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
-# An order-free, exact fingerprint of a frame's rows: equal multisets of rows, equal digest.
+# Fingerprints of frames: the same rows in any order have the same digest.
 
 Digest = tuple[int, ...]
 
@@ -71,7 +74,7 @@ def _entry(kind: MapType) -> StructType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Named Delta tables that outlive the process, and writes that happen exactly once per run.
+# Tables and writes.
 
 Mode = Literal["append", "overwrite"]
 T = TypeVar("T")

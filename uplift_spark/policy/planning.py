@@ -21,6 +21,7 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, segm
 from uplift_spark.evaluation.pictures import budget_picture, save
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
+from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
 from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
@@ -47,7 +48,6 @@ from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT, cr
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.moments import FixedPoint
 
-CONSENT_TABLE, DELIVERY_TABLE = "bronze.consent", "bronze.delivery"
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
 
 _RULE = "rule {}"

@@ -1,4 +1,8 @@
-"""Plans and policy trees on Spark: candidates, decisions, values of plans, the same tree as in one process."""
+"""Plans and policy trees on Spark: candidates, decisions, values of plans, the same tree as in one process.
+
+`candidates` makes the rows to decide about, `spark_scanner` scans them for `allocation.allocate`, `decided` applies the
+plan, `observed` values plans on the hold-out, `tree_of` grows a policy tree.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ from uplift_spark.stats.moments import (
 )
 
 # --------------------------------------------------------------------------------------------------------------------
-# Plans on Spark: who is a candidate for what, looks at all candidates, and the decision about each.
+# Plans: the candidates, scans of all of them, and the decision about each.
 # A *frame of candidates* has one row per scored unit:
 #
 #     unit_id string, key bigint (hash of the unit), excluded string (the rule that bars the unit, null for none),
@@ -73,7 +77,7 @@ GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
 CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
 
 _SCAN_SCHEMA = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
-_PARTS = 4  # tasks that put together what the others saw, before it travels to the driver
+_PARTS = 4  # tasks that merge the sums of the others, before these travel to the driver
 _ROUNDING = 1e-9  # 30 % of 10 units are 3
 _SHARES = 1_000_000  # the smallest share of units that can be kept out is one in so many
 
@@ -307,7 +311,7 @@ def sizes(rows: DataFrame) -> tuple[int, float, float, int, int]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What plans bring: predicted over many budgets, and observed on the hold-out, with intervals.
+# Gains of plans: predicted over many budgets, and observed on the hold-out with intervals.
 
 _SUMS = "n bigint, sums binary, resampled binary"
 
@@ -470,7 +474,7 @@ def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Policy trees on Spark: the same bytes as in one process, whatever the partitions.
+# Policy trees: the same bytes as in one process, whatever the partitions.
 # A *frame of rewards* has one row per unit: `bins` binary (uint8 [p]) and `rewards` array<double> [K], see
 # `policy.trees`.
 

@@ -1,4 +1,7 @@
-"""Policy trees: a few questions that say which level a unit gets, and the search for the best."""
+"""Policy trees: a few questions decide which level a unit gets.
+
+`fit_tree` finds the best tree, `honest_values` estimates its gain on units that had no part in the search.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, effective_clusters
 from uplift_spark.stats.moments import FIELDS, LARGEST, MIN_UNITS, POWERS, FixedPoint, Moments, normal_quantile, ratio
 
 # --------------------------------------------------------------------------------------------------------------------
-# Policy trees: at most three questions about a unit that say which level it gets, and what that brings.
-# A numeric feature is asked x <= threshold, and missing counts as lowest: it goes with the low side, or alone. A
-# categorical feature is asked for one category, or whether it is missing.
+# Trees of at most three questions, and their values.
+# A question about a numeric feature is x <= threshold. A missing value counts as the lowest: it goes with the low side,
+# or alone. A question about a categorical feature is whether it is one category, or whether it is missing.
 #
 # Units are bins uint8 [n, p] (`forest.binning`) and rewards float64 [n, K] by level, the control's first: doubly robust
 # scores of the outcome's value, less costs.
@@ -234,14 +237,14 @@ def honest_values(
 
 # --------------------------------------------------------------------------------------------------------------------
 # The best policy tree, from sums that add.
-# With the rewards of all units added up by every pair of features' groups, what any tree of depth 2 brings can be read
-# off, so all of them are compared (Athey & Wager 2021; Zhou, Athey & Wager 2023): the best one of depth 1 or 2 is
-# exact. Sums are integers, hence the same whatever the partitions. A tree of depth 3 is not exact: its first question
-# is that of the best tree of depth 2, below which each side gets its own best tree of depth 2, from one more look at
-# its units.
+# Rewards of all units are added up by every pair of features' groups. The value of any tree of depth 2 follows from
+# these sums, so all such trees are compared (Athey & Wager 2021; Zhou, Athey & Wager 2023), and the best one of depth 1
+# or 2 is exact. Sums are integers, hence the same whatever the partitions. A tree of depth 3 is not exact: its first
+# question is that of the best tree of depth 2, below which each side gets its own best tree of depth 2, from one more
+# pass over its units.
 #
 # A feature has at most `groups` groups: missing, then neighbouring numeric bins merged to about equal mass, or each
-# category for itself but for the rarest, which cannot be asked for. "Exact" is over these questions.
+# category for itself but for the rarest, about which no question is possible. "Exact" is over these questions.
 
 DEFAULT_GROUPS = 32
 MOST_BYTES = 1 << 28

@@ -9,13 +9,24 @@ import pytest
 
 from tests.jobs.conftest import rows_of
 from uplift_spark.campaign import Campaign, evaluation_spec
-from uplift_spark.config import Compare, Config, Economics, ForestConf, Lakehouse, Lift, Policy, RolesConf, TreeConf
+from uplift_spark.config import (
+    Compare,
+    Config,
+    Economics,
+    ForestConf,
+    Lakehouse,
+    Lift,
+    Policy,
+    RegistryConf,
+    RolesConf,
+    TreeConf,
+)
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.metrics import evaluate, metric_table
 from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import RegistryConf
+from uplift_spark.registry.models import Registry
 
 TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
 DOSE = {"none": 0, "5%": 5, "10%": 10}
@@ -98,7 +109,7 @@ def test_every_model_has_every_metric_and_its_difference(lake, compared):
 
 def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
     holdout = lake.read(TABLE).where("split = 'holdout'")
-    registry = RegistryConf.of(conf(lake))
+    registry = Registry.of(conf(lake))
     forest = registry.load(registry.find("spring"))
     scores = spark.createDataFrame(effect_table(forest, holdout.toArrow()).to_pandas())
     alone = metric_table(evaluate(holdout, scores, evaluation_spec(conf(lake)))).set_index(["treatment", "metric"])
@@ -136,7 +147,7 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
     again = compare.run(Campaign(conf(lake), lake))
     assert again.run_id == compared[0].run_id
     assert all(written["skipped"] for written in again.tables.values())
-    client = RegistryConf.of(conf(lake)).store.client()
+    client = Registry.of(conf(lake)).store.client()
     runs = client.search_runs(
         [e.experiment_id for e in client.search_experiments()], f"tags.uplift_run_id = '{again.run_id}'"
     )

@@ -9,11 +9,11 @@ import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
+from uplift_spark.config import Config, Economics, Lakehouse, Lift, RegistryConf, RolesConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registered, RegistryConf
+from uplift_spark.registry.models import Registered, Registry
 
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
@@ -165,7 +165,7 @@ def test_a_rerun_adds_nothing(campaigned, evaluated, tmp_path, monkeypatch):
 
 
 def test_units_the_model_was_trained_on_are_refused(campaigned, monkeypatch):
-    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 1}))
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 1}))
     training, _, _ = training_rows()
     flipped = training.assign(split=np.where(np.arange(1200) % 4 == 1, "train", "holdout"))
     spark = campaigned.spark
@@ -181,11 +181,11 @@ def registered(data_versions):
 def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkeypatch):
     from uplift_spark.campaign import check_unseen, last_scored
 
-    config, registry = conf(campaigned), RegistryConf.of(conf(campaigned))
+    config, registry = conf(campaigned), Registry.of(conf(campaigned))
     last = last_scored(config, campaigned, registry)
     assert last.feature_version == 0
     assert check_unseen(config, campaigned, registry, last) is False
-    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 0}))
     assert check_unseen(config, campaigned, registry, last) is True
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.governance.test_erasure import hits
-from tests.governance.test_pseudonyms import by_hand
+from tests.governance.test_privacy_pseudonyms import by_hand
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Pseudonyms, RolesConf, Simulation
 from uplift_spark.errors import ConfigError

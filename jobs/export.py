@@ -19,10 +19,10 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
+from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-CONSENT_TABLE = "bronze.consent"
 EXPORT_FORMATS = ("csv", "parquet")
 
 

@@ -20,6 +20,7 @@ from uplift_spark.events.features import TrainingSetFacts, described, freshness,
 from uplift_spark.events.labels import label_table, late_and_missing
 from uplift_spark.events.leakage import guard_training, leakage_sample
 from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
+from uplift_spark.lake.schemas import LABEL_TABLE, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -81,15 +82,15 @@ def run(
     windows = ", ".join(f"{name} {config.labels.days(name):g}" for name in events.names)
     progress(f"labels as of {events.as_of:%Y-%m-%d %H:%M} UTC, days of the windows: {windows}")
     history = (events.assignments, events.outcomes, events.names, config.labels, events.as_of)
-    labelled = lake.write("silver.label", label_table(*history, events.deliveries), run_id)
-    stored = lake.read("silver.label", labelled.version).filter(F.col("run_id") == run_id)
+    labelled = lake.write(LABEL_TABLE, label_table(*history, events.deliveries), run_id)
+    stored = lake.read(LABEL_TABLE, labelled.version).filter(F.col("run_id") == run_id)
     labels, sends = label_counts(stored, events.as_of)
 
     # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
     some = leakage_sample(config, labels)
     sample = training_of(config, events, F.broadcast(events.assignments.filter(some)), stored.filter(some))
     guarded = guard_training(sample, config, progress)
-    table = f"silver.training_{config.campaign}"
+    table = silver_table("training", config.campaign)
     rows = training_of(config, events, events.assignments, stored)
     rows = with_weights(config, events, stored, rows, labels, progress)
     trained = lake.write(table, rows, run_id, mode="overwrite")

@@ -23,6 +23,7 @@ from uplift_spark.evaluation.average_effects import average_table, balance_table
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import balance_picture, save
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, interval, number
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.learners.nuisances import Sample
 from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT, Roles
@@ -66,7 +67,7 @@ def nuisance_inputs(campaign: Campaign) -> NuisanceInputs:
     section, lake = campaign.config.nuisances, campaign.lake
     if section is None:
         raise ConfigError("the conf has no `nuisances`: add `nuisances: {}` for a campaign that was no trial")
-    table = f"silver.training_{campaign.name}"
+    table = silver_table("training", campaign.name)
     version = lake.version(table)
     return NuisanceInputs(campaign, section, lake.read(table, version), campaign.true_effects(), {table: version})
 
@@ -115,7 +116,7 @@ class Report:
         counted = self.overlap.set_index(TREATMENT)
         return {
             "units": {level: int(n) for level, n in counted["units"].items()},
-            "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
+            "trimmed": {level: int(n) for level, n in counted["trimmed"].items()},
         }
 
     def picture(self, folder: Path) -> Path:
@@ -142,8 +143,8 @@ class Report:
             f"Features differ between arms by up to {largest.iloc[0]} standard deviations ({off.iloc[0]} {of}), "
             f"weighed by {largest.iloc[1]} ({off.iloc[1]} {of})."
         )
-        if gone := int(self.overlap["set_aside"].sum()):
-            lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
+        if gone := int(self.overlap["trimmed"].sum()):
+            lines.append(f"{gone:,} units are trimmed: units like them hardly ever received some level.")
         lines += [*self._refuted, *self._hidden, NO_TRIAL_CAVEAT]
         return "\n".join(lines)
 
@@ -196,7 +197,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     staged = lake.write(campaign.training_table, adjusted(inputs, sample, progress), run_id, mode="overwrite")
     progress("averages, overlap, balance and checks")
     report = report_of(inputs, sample, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in report.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in report.tables(lake.spark).items()]
     details = report.details
     try:
         details["picture"] = str(report.picture(campaign.reports(run_id)))

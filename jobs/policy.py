@@ -10,6 +10,7 @@ from __future__ import annotations
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.lake.schemas import DECISIONS_TABLE, gold_table, silver_table
 from uplift_spark.policy.planning import candidates_of, decide, picture, policy_inputs, policy_summary
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -18,11 +19,11 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     """Write a decision for every scored unit; limits that cannot be kept are refused before any decision is written."""
     inputs, lake = policy_inputs(campaign), campaign.lake
     run_id = run_id or campaign.run_id("policy", scores=inputs.scored, data=inputs.versions)
-    staged = lake.write(f"silver.candidates_{campaign.name}", candidates_of(inputs), run_id, mode="overwrite")
+    staged = lake.write(silver_table("candidates", campaign.name), candidates_of(inputs), run_id, mode="overwrite")
     progress(f"{staged.rows:,} candidates")
     result = decide(inputs, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
-    details = result.details(lake.read("gold.policy_decisions", written[0].version), run_id)
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    details = result.details(lake.read(DECISIONS_TABLE, written[0].version), run_id)
     try:
         details["picture"] = picture(result, details, campaign.reports(run_id))
     except (EnvironmentProblem, OSError) as error:

@@ -19,14 +19,16 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.config import Scenario
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
+from uplift_spark.evaluation.comparison import ANY_LEVEL
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.report import interval, number
+from uplift_spark.lake.schemas import SCENARIOS_TABLE, silver_table
 from uplift_spark.policy.planning import PolicyInputs, PolicyResult, candidates_of, decide, policy_inputs
 from uplift_spark.policy.spark import decided
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
-PLAN, ANY_LEVEL = "plan", "any"
+PLAN = "plan"
 
 
 def scenarios_of(campaign: Campaign) -> dict[str, PolicyInputs]:
@@ -133,7 +135,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     lake, scenarios = campaign.lake, scenarios_of(campaign)
     first = next(iter(scenarios.values()))
     run_id = run_id or campaign.run_id("simulate", scores=first.scored, data=first.versions)
-    truth, staging = campaign.true_effects(), f"silver.simulated_{campaign.name}"
+    truth, staging = campaign.true_effects(), silver_table("simulated", campaign.name)
     rows = []
     for name, one in scenarios.items():
         progress(f"scenario {name}")
@@ -142,7 +144,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         rows += outcome_of(name, result, truth)
     table = pd.DataFrame(rows)
     frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: campaign.name}))
-    written = lake.write("gold.policy_scenarios", frame, run_id)
+    written = lake.write(SCENARIOS_TABLE, frame, run_id)
     unit = "money" if first.net else campaign.config.roles.outcome
     return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=scenarios_summary(table, unit))
 

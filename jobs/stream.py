@@ -26,6 +26,7 @@ from uplift_spark.events.load import (
     open_delta,
     refuse_misfits,
     stamped,
+    tell_old_names,
     version_of,
     wanted_columns,
 )
@@ -86,6 +87,7 @@ def streams(
     source_rows = open_delta(lake.spark.read, table).withColumn(SOURCE, F.lit(table.source))
     wanted = wanted_columns(load, lake, [(load.source, source_rows)])
     refuse_misfits(load, load.source, source_rows, wanted)
+    tell_old_names(load, load.source, source_rows, progress)
     contract = with_columns(load.contract, wanted)
 
     def arriving(known: int) -> DataFrame:

@@ -22,6 +22,7 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, scor
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.learners.spark import fit_t_learner, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
 from uplift_spark.policy.trees import PolicyTree, TreeValue
@@ -107,7 +108,7 @@ class PolicyTreeResult:
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
         rows = pd.DataFrame(self.tree.rows())
-        texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
+        texts = dict.fromkeys(("feature", "operator", "category", "question", "action"), "string")
         rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
         nodes = as_arrow(rows, **{CAMPAIGN: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}
@@ -136,10 +137,10 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     """Grow the tree on one half of the hold-out and value it on the other."""
     lake, inputs = campaign.lake, tree_inputs(campaign)
     run_id = run_id or campaign.run_id("tree", data=inputs.data, model=inputs.model.version)
-    staged = lake.write(f"silver.rewards_{campaign.name}", rewarded(inputs, progress), run_id, mode="overwrite")
+    staged = lake.write(silver_table("rewards", campaign.name), rewarded(inputs, progress), run_id, mode="overwrite")
     progress(f"the best tree for {staged.rows:,} units of the hold-out")
     tree = grow_policy_tree(inputs, lake.read(staged.table, staged.version))
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in tree.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in tree.tables(lake.spark).items()]
     return JobResult.of("tree", run_id, staged, *written, bins_of=inputs.model.version, summary=tree.summary)
 
 

@@ -141,7 +141,7 @@ def test_a_result_lists_what_was_written() -> None:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout in which this package seems to lie, nothing committed yet."""
     package = tmp_path / "uplift_spark"
-    package.mkdir()
+    package.mkdir(parents=True)
     (package / "__init__.py").write_text("one")
     git(tmp_path, "init", "-q")
     monkeypatch.setattr(runs, "__file__", str(package / "runtime.py"))

@@ -25,6 +25,7 @@ from uplift_spark.evaluation.pictures import (
     qini_picture,
 )
 from uplift_spark.evaluation.report import lift_summary
+from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
@@ -34,9 +35,6 @@ from uplift_spark.runtime import derive_run_id
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-
-SCORES_TABLE, TRUTH_TABLE, DECISIONS_TABLE = "gold.uplift_scores", "bronze.truth", "gold.policy_decisions"
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ class Campaign:
 
         Raises DataError when that run has written none, ConfigError for a value that does not occur.
         """
-        return self._lift_result("gold.lift_table", run_id, outcome=outcome, treatment=treatment, cut=cut)
+        return self._lift_result(gold_table("lift_table"), run_id, outcome=outcome, treatment=treatment, cut=cut)
 
     def metrics(
         self,
@@ -240,13 +238,15 @@ class Campaign:
         run_id: str | None = None,
     ) -> pd.DataFrame:
         """Rows of gold.uplift_metrics, such as those of metric `qini`. Raises like `lift_table`."""
-        return self._lift_result("gold.uplift_metrics", run_id, outcome=outcome, treatment=treatment, metric=metric)
+        return self._lift_result(
+            gold_table("uplift_metrics"), run_id, outcome=outcome, treatment=treatment, metric=metric
+        )
 
     def curve(
         self, outcome: str | None = None, treatment: str | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
         """Rows of gold.uplift_curve, by the share of units treated. Raises like `lift_table`."""
-        return self._lift_result("gold.uplift_curve", run_id, outcome=outcome, treatment=treatment)
+        return self._lift_result(gold_table("uplift_curve"), run_id, outcome=outcome, treatment=treatment)
 
     def scores(self, scored: Scored | None = None) -> DataFrame:
         """Rows of gold.uplift_scores, one a unit and treated level: of the last run, or of the one `scored` describes.
@@ -382,7 +382,7 @@ class CampaignPlots:
         campaign = self.campaign
         decisions = campaign.decisions(run_id)
         plan = decisions.agg(F.first(RUN_ID), F.sum("cost"), F.sum("gain")).collect()[0]
-        curve = campaign.lake.read("gold.policy_curve").where(F.col(RUN_ID) == plan[0]).toPandas()
+        curve = campaign.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == plan[0]).toPandas()
         if curve.empty:
             raise DataError(f"run {plan[0]} has no curve: set policy.budget and run `uplift policy`")
         unit = "money" if campaign.config.policy.objective == "profit" else campaign.config.roles.outcome

@@ -256,7 +256,7 @@ class NuisancesConf:
     propensity  logged: the probabilities that the campaign logged of the level received; fitted: none is trusted
     folds       parts of the units; a unit's values come from models of the other parts
     rows        of each arm that models are fitted on, at most, chosen by hash: the driver holds them
-    lowest      probability of a level below which a unit is set aside, on record (split `set aside`)
+    lowest      probability of a level below which a unit is trimmed, on record (split `trimmed`)
     permuted    times that levels are dealt out at random and the analysis done again: no effect must show
     placebo_outcomes  numeric features that the treatment came too late to change: none must show on these either
     hidden      shares, of what is left unexplained of outcome and treatment, that a confounder nobody measured may have
@@ -576,7 +576,7 @@ class TreeConf:
 
     depth      questions on the way to a level; the best tree is found for 1 and 2, a good one for 3
     min_units  units of the hold-out behind every level the tree gives, at least
-    features   that may be asked for, all of the model's by default
+    features   that questions may be about, all of the model's by default
     groups     of values of a feature between which a question may lie
     """
 
@@ -668,7 +668,7 @@ class Config:
     def feature_definitions(self) -> tuple[Feature, ...]:
         """Definitions of the training set's features and segments; a name that none defines is a profile attribute.
 
-        Parts of ratios come last; they are no columns of the training set unless they are asked for themselves.
+        Parts of ratios come last; they are no columns of the training set unless they are named themselves.
         """
         known = {feature.name: feature for feature in self.features}
         wanted = dict.fromkeys(self.unit_columns)

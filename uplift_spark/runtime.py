@@ -12,13 +12,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import date, datetime
 from functools import reduce
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import uplift_spark
 from uplift_spark.config import Config
-
-if TYPE_CHECKING:
-    from uplift_spark.lake.tables import Written
 
 
 def state_folder() -> Path:
@@ -71,7 +68,7 @@ class JobResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: str, run_id: str, *written: Written, **details: Any) -> JobResult:
+    def of(cls, job: str, run_id: str, *written: Any, **details: Any) -> JobResult:
         """Result of a run from what `Lake.write` returned."""
         rows = {w.table: {k: v for k, v in asdict(w).items() if k != "table"} for w in written}
         return cls(job, run_id, rows, details)

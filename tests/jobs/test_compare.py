@@ -9,13 +9,24 @@ import pytest
 
 from tests.jobs.conftest import rows_of
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Compare, Config, Economics, ForestConf, Lakehouse, Lift, Policy, RolesConf, TreeConf
+from uplift_spark.config import (
+    Compare,
+    Config,
+    Economics,
+    ForestConf,
+    Lakehouse,
+    Lift,
+    Policy,
+    RegistryConf,
+    RolesConf,
+    TreeConf,
+)
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.metrics import evaluate, metric_table
 from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import RegistryConf
+from uplift_spark.registry.models import Registry
 
 TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
 DOSE = {"none": 0, "5%": 5, "10%": 10}
@@ -98,7 +109,7 @@ def test_every_model_has_every_metric_and_its_difference(lake, compared):
 
 def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
     holdout = lake.read(TABLE).where("split = 'holdout'")
-    registry = RegistryConf.of(conf(lake))
+    registry = Registry.of(conf(lake))
     forest = registry.load(registry.find("spring"))
     scores = spark.createDataFrame(effect_table(forest, holdout.toArrow()).to_pandas())
     spec = Campaign(conf(lake), lake).evaluation_spec
@@ -112,7 +123,7 @@ def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
 def test_the_rule_pays_as_units_say(lake, compared):
     """The T-learner's rule valued by hand from the staged predictions."""
     rows = rows_of(lake, STAGED).merge(training_rows(), on="unit_id")
-    effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["expected"])
+    effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["outcome_mean"])
     assert np.allclose(effects, outcome_mean[:, 1:] - outcome_mean[:, :1])
     gain = 10 * effects - [0.5, 1.0]
     chosen = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
@@ -137,7 +148,7 @@ def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_pat
     again = compare.run(Campaign(conf(lake), lake))
     assert again.run_id == compared[0].run_id
     assert all(written["skipped"] for written in again.tables.values())
-    client = RegistryConf.of(conf(lake)).store.client()
+    client = Registry.of(conf(lake)).store.client()
     runs = client.search_runs(
         [e.experiment_id for e in client.search_experiments()], f"tags.uplift_run_id = '{again.run_id}'"
     )

@@ -9,11 +9,11 @@ import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, Economics, Lakehouse, Lift, RolesConf
+from uplift_spark.config import Config, Economics, Lakehouse, Lift, RegistryConf, RolesConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registered, RegistryConf
+from uplift_spark.registry.models import Registered, Registry
 
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
@@ -55,7 +55,7 @@ def lakehouse(spark, folder):
     old = spark.createDataFrame(scored(scores.assign(uplift=-scores.uplift), at="2025-01-31"))
     lake.write(SCORES, old, "score-1")
     lake.write(SCORES, spark.createDataFrame(scored(scores, version="2")), "score-2")
-    truth = truth.assign(experiment="spring", outcome="visit")
+    truth = truth.assign(campaign="spring", outcome="visit")
     lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
     return lake
 
@@ -166,7 +166,7 @@ def test_a_rerun_adds_nothing(campaigned, evaluated, tmp_path, monkeypatch):
 
 
 def test_units_the_model_was_trained_on_are_refused(campaigned, monkeypatch):
-    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 1}))
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 1}))
     training, _, _ = training_rows()
     flipped = training.assign(split=np.where(np.arange(1200) % 4 == 1, "train", "holdout"))
     spark = campaigned.spark
@@ -184,7 +184,7 @@ def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkey
     last = campaign.last_scored()
     assert last.feature_version == 0
     assert campaign.check_unseen(last) is False
-    monkeypatch.setattr(RegistryConf, "find", lambda self, name, version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 0}))
     assert campaign.check_unseen(last) is True
 
 

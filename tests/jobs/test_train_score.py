@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, ForestConf, Lakehouse, RolesConf
+from uplift_spark.config import Config, ForestConf, Lakehouse, RegistryConf, RolesConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import score, train
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import RegistryConf, rebuild
+from uplift_spark.registry.models import Registry, rebuild
 
 TABLE, SCORES = "silver.training_spring", "gold.uplift_scores"
 COLUMNS = [
@@ -73,7 +73,7 @@ def scored(campaign, trained):
 
 
 def test_train_registers_the_forest_of_the_training_split_as_champion(campaign, trained):
-    registry = RegistryConf.of(conf(campaign))
+    registry = Registry.of(conf(campaign))
     model = registry.find("spring")
     assert (model.version, model.run_id) == (trained.details["version"], trained.run_id)
     assert dict(model.data_versions) == {TABLE: 0}
@@ -96,7 +96,7 @@ def test_training_again_is_the_same_run_and_registers_nothing(campaign, trained)
 def test_another_forest_is_another_version_and_leaves_the_champion_unless_requested(campaign, trained):
     other = replace(conf(campaign, champion=False), seed=8)
     result = train.run(Campaign(other, campaign))
-    registry = RegistryConf.of(other)
+    registry = Registry.of(other)
     assert result.details["version"] == trained.details["version"] + 1
     assert registry.find("spring").version == trained.details["version"]
 
@@ -117,7 +117,7 @@ def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
     other = replace(conf(lake), seed=9, forest=ForestConf(n_trees=4))  # what the run recorded counts
     again = rebuild(other, lake, first.run_id)
     assert again.details["same_bytes"] and again.details["version"] == first.details["version"]
-    assert lake.tables() == [TABLE] and RegistryConf.of(other).find("spring").version == 1
+    assert lake.tables() == [TABLE] and Registry.of(other).find("spring").version == 1
     with pytest.raises(ConfigError, match="no version of run 'train-x'"):
         rebuild(other, lake, "train-x")
 
@@ -138,7 +138,7 @@ def test_score_writes_every_unit_and_level(campaign, trained, scored):
     assert set(got.model_version) == {str(trained.details["version"])}
     assert set(got.feature_version) == {0}
 
-    registry = RegistryConf.of(conf(campaign))
+    registry = Registry.of(conf(campaign))
     expected = UpliftModel(registry.load(registry.find("spring", trained.details["version"]))).effect(rows)
     key = ["unit_id", "treatment"]
     columns = COLUMNS[:7]
@@ -173,9 +173,9 @@ def test_a_wrong_model_or_store_is_refused_before_any_write(campaign, trained, t
 
 
 def test_a_changed_model_file_is_refused_before_any_write(campaign, trained, monkeypatch):
-    store = RegistryConf.of(conf(campaign))
+    store = Registry.of(conf(campaign))
     model = store.find("spring", trained.details["version"])
-    monkeypatch.setattr(RegistryConf, "find", lambda *_: replace(model, sha256="0" * 64))
+    monkeypatch.setattr(Registry, "find", lambda *_: replace(model, sha256="0" * 64))
     before = campaign.tables()
     with pytest.raises(ModelFileError, match="not the file that was registered"):
         score.run(Campaign(conf(campaign), campaign))
@@ -217,4 +217,4 @@ def test_a_new_training_set_makes_new_runs(campaign, trained, scored):
     assert {tuple(row) for row in counts} == {(scored.run_id, 0, 800), (result.run_id, 1, 600)}
     retrained = train.run(Campaign(conf(campaign), campaign))
     assert retrained.run_id != trained.run_id
-    assert dict(RegistryConf.of(conf(campaign)).find("spring").data_versions) == {TABLE: 1}
+    assert dict(Registry.of(conf(campaign)).find("spring").data_versions) == {TABLE: 1}

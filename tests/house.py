@@ -95,7 +95,7 @@ def importers(every: list[Module]) -> dict[str, set[str]]:
 
 
 def repeated_names(every: list[Module]) -> dict[str, list[str]]:
-    """{public name: modules that define it}, of names that more than one module defines; `run` and `options` of jobs aside."""
+    """{public name: modules that define it}, of names that occur twice; `run` and `options` of jobs aside."""
     homes: dict[str, list[str]] = defaultdict(list)
     for module in every:
         for name in dict.fromkeys(module.public_names):

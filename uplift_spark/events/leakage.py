@@ -106,7 +106,7 @@ class TrialRows:
 
 
 def thin_to_equal_shares(rows: TrialRows, rng: np.random.Generator) -> TrialRows:
-    """The rows, thinned until every arm has the same odds for everyone.
+    """The rows, thinned until every arm is equally likely for everyone.
 
     A row is kept with probability min(e of its arm) / e, its own logged propensity: P(arm, kept | features) is then the
     same whatever the features (rejection sampling, von Neumann 1951). Only the propensity of the arm received is
@@ -146,7 +146,7 @@ def max_p_values(
 
 # --------------------------------------------------------------------------------------------------------------------
 # Features that know too much: in a randomised trial nothing known before assignment tells the treatment.
-# Two questions are asked of a sample of a training set: do features predict the treatment, which randomisation rules
+# Two questions are put to a sample of a training set: do features predict the treatment, which randomisation rules
 # out, and does a feature order the units by an outcome as only the outcome itself can? Both catch values that were
 # recorded, backfilled or changed after the assignment. What is found is named, with the reason and the fix.
 
@@ -194,7 +194,7 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     where each has one arm, else among clusters of a size. Where `roles.propensity` varies, rows are thinned first
     until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged
     propensities arms count as
-    assigned with the same odds for everyone.
+    assigned with the same propensities for everyone.
 
     *Outcome*: `roles.outcomes` each against each feature, as `_concordance` says; certain at level alpha that the true
     value is beyond IMPLAUSIBLE. Equality in most rows is no rule: a rare outcome equals any rare count in most rows.

@@ -53,8 +53,8 @@ from uplift_spark.stats.sampling import SAMPLE_SALT, mix64_all
 # effects.
 #
 # The test is run twice. `changed`: the forest's own sums expect the outcomes; effects are not what they were. `stale`:
-# the same trees do with the sums of the new rows alone, so what a refresh can follow is explained and what is left is what
-# these splits cannot tell apart: a regrow is due. Residuals then vary somewhat less than their errors say, where
+# the same trees do with the sums of the new rows alone, so what a refresh can follow is explained and what is left is
+# what these splits cannot separate: a regrow is due. Residuals then vary somewhat less than their errors say, where
 # splits follow a feature, so without change `stale` is found less often than its level: in 1 to 3 % of 500
 # replications.
 #

@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults lint notebooks bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults lint notebooks house bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -109,6 +109,9 @@ notebooks: java $(READY) ## execute the notebooks against the tables of the Hill
 		$(BIN)/jupytext --quiet --to ipynb "$$source"; \
 	done; \
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+house: ## measure the house: files, lines, importers, names, banned words (ARGS=FOLDER for another checkout)
+	@$(PYTHON) tests/house.py $(ARGS)
 
 bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (tests/benchmarks)
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done

@@ -20,8 +20,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign, Scored, check_unseen, evaluation_spec, fixed_costs
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.comparison import (
     ANY_LEVEL,
@@ -47,6 +47,7 @@ from uplift_spark.evaluation.metrics import (
 )
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.report import cut_off, interval, number
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import (
     LEARNERS,
@@ -98,7 +99,7 @@ class Contenders:
 
     @property
     def staging(self) -> str:
-        return f"silver.compared_{self.config.campaign}"
+        return silver_table("compared", self.config.campaign)
 
     @property
     def holdout(self) -> DataFrame:
@@ -222,8 +223,8 @@ def compared(contenders: Contenders, predictions: DataFrame, progress: ProgressC
     arms, evaluations = describe_arms(contenders.holdout, contenders.spec), {}
     for index, name in enumerate(contenders.names):
         progress(f"evaluating {name}")
-        long = predictions.select(UNIT, F.posexplode(effects_column(index)).alias("place", "uplift"))
-        level = F.element_at(F.lit(list(contenders.levels[1:])), F.col("place") + 1)
+        long = predictions.select(UNIT, F.posexplode(effects_column(index)).alias("position", "uplift"))
+        level = F.element_at(F.lit(list(contenders.levels[1:])), F.col("position") + 1)
         scores = long.select(UNIT, level.alias(TREATMENT), "uplift")
         evaluations[name] = evaluate(contenders.holdout, scores, contenders.spec, arms)
     progress("what each model's rule brings")
@@ -234,7 +235,7 @@ def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[
     unit_columns = score_columns(contenders.levels, contenders.config.roles.outcome, arms)
     columns = [
         "unit_hash",
-        "received",
+        "level_code",
         "outcome",
         "weight",
         OUTCOME_MEAN,
@@ -314,7 +315,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     predictions, seconds = contender_predictions(contenders, progress)
     staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
     result = compared(contenders, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in result.tables(lake.spark).items()]
     details = logged(result, seconds, registry, run_id, progress)
     return JobResult.of("compare", run_id, staged, *written, **details, summary=compare_summary(result))
 

@@ -6,21 +6,32 @@ silver.trained_<model>_<version>.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import erase as command
-from uplift_spark.cli import main_job
-from uplift_spark.governance.erasure import Erasure
-from uplift_spark.governance.erasure import run_erasure as erase_units
+from uplift_spark.console import main_job
+from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+
+def options(
+    unit: Annotated[list[str] | None, typer.Option("--unit", help="Id of a unit; repeatable.")] = None,
+    units: Annotated[Path | None, typer.Option("--units", help="File with one id a line.")] = None,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove what deleted rows left in files and logs.")] = False,
+) -> dict[str, Any]:
+    """Whom to erase, and whether nothing may be left in old files."""
+    return {"erasure": Erasure.from_options(unit, units, purge)}
 
 
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, erasure: Erasure
 ) -> JobResult:
     """Erase what `erasure` names; a rerun completes a killed run and otherwise finds nothing left."""
-    config, lake = campaign.config, campaign.lake
-    return erase_units(config, lake, erasure, progress)
+    return run_erasure(campaign.config, campaign.lake, erasure, progress)
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

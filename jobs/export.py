@@ -9,22 +9,23 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, last_scored
-from uplift_spark.cli import export as command
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
+from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registry
 from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-CONSENT_TABLE = "bronze.consent"
 EXPORT_FORMATS = ("csv", "parquet")
 
 
@@ -102,6 +103,15 @@ def _save(rows: DataFrame, format_: str, to: str, mode: str) -> None:
     (writer.option("header", "true") if format_ == "csv" else writer).save(to)
 
 
+def options(
+    to: Annotated[str, typer.Option("--to", help="Folder to make; must not be there.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "parquet",
+    purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
+) -> dict[str, Any]:
+    """Where files go, and for which purpose."""
+    return {"export": Export(to, format_, purpose)}
+
+
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
@@ -111,4 +121,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

@@ -6,7 +6,7 @@ Appends to bronze.profile_<campaign>, bronze.outcome, bronze.assignment, bronze.
 from __future__ import annotations
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.events.ingest import prepare
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 

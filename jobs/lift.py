@@ -18,12 +18,13 @@ from uplift_spark.campaign import (
     readable,
     true_effects,
 )
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
 from uplift_spark.evaluation.report import caveats, lift_summary
+from uplift_spark.lake.schemas import gold_table
 from uplift_spark.registry.models import Registry
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
@@ -46,7 +47,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     model = {"model_version": scored.model_version}
     tables = {"lift_table": as_arrow(lift, **model), "uplift_curve": as_arrow(curves)}
     tables["uplift_metrics"] = as_arrow(with_cuts(metrics, cuts), **model)
-    written = [lake.write(f"gold.{n}", lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
+    written = [lake.write(gold_table(n), lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
     details = {"model": scored.model_name, "version": scored.model_version, "units": evaluation.arms.units}
     if known:
         details["truth"] = {level: accuracy.details() for level, accuracy in known.items()}

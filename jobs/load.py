@@ -5,15 +5,29 @@ Rows that cannot be read or break the table's contract go to bronze.quarantine, 
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import typer
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import load as command
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.events.load import Load, arrivals
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.lake.schemas import QUARANTINE
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+
+def options(
+    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", help="File, folder, or Delta table.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or delta.", show_default=False)],
+    known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
+    historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
+    new_column: Annotated[list[str] | None, typer.Option(help="Column the table gets; repeatable.")] = None,
+) -> dict[str, Any]:
+    """What to load, and into which table."""
+    return {"load": Load(table, source, format_, known_at, historic, tuple(new_column or ()))}
 
 
 def run(
@@ -36,4 +50,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

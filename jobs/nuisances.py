@@ -16,13 +16,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, true_effects
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config, NuisancesConf
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
 from uplift_spark.evaluation.average_effects import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import balance_picture, save
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, interval, number
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.nuisances import Sample
 from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores
@@ -62,7 +63,7 @@ def nuisance_inputs(config: Config, lake: Lake) -> NuisanceInputs:
     """Raises ConfigError when the campaign asks for no nuisances."""
     if config.nuisances is None:
         raise ConfigError("the conf has no `nuisances`: add `nuisances: {}` for a campaign that was no trial")
-    table = f"silver.training_{config.campaign}"
+    table = silver_table("training", config.campaign)
     version = lake.version(table)
     return NuisanceInputs(
         config, config.nuisances, lake.read(table, version), true_effects(config, lake), {table: version}
@@ -113,7 +114,7 @@ class Report:
         counted = self.overlap.set_index(TREATMENT)
         return {
             "units": {level: int(n) for level, n in counted["units"].items()},
-            "set_aside": {level: int(n) for level, n in counted["set_aside"].items()},
+            "trimmed": {level: int(n) for level, n in counted["trimmed"].items()},
         }
 
     def picture(self) -> Path:
@@ -140,8 +141,8 @@ class Report:
             f"Features differ between arms by up to {largest.iloc[0]} standard deviations ({off.iloc[0]} {of}), "
             f"weighed by {largest.iloc[1]} ({off.iloc[1]} {of})."
         )
-        if gone := int(self.overlap["set_aside"].sum()):
-            lines.append(f"{gone:,} units are set aside: a level has hardly ever been received by units like them.")
+        if gone := int(self.overlap["trimmed"].sum()):
+            lines.append(f"{gone:,} units are trimmed: units like them hardly ever received some level.")
         lines += [*self._refuted, *self._hidden, NO_TRIAL_CAVEAT]
         return "\n".join(lines)
 
@@ -195,7 +196,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     staged = lake.write(config.training_table, adjusted(inputs, sample, progress), run_id, mode="overwrite")
     progress("averages, overlap, balance and checks")
     report = report_of(inputs, sample, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in report.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in report.tables(lake.spark).items()]
     details = report.details
     try:
         details["picture"] = str(report.picture())

@@ -5,12 +5,20 @@ Older versions stay readable. Append-only tables are optimized as all others: no
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
-from uplift_spark.cli import optimize as command
+from uplift_spark.console import main_job
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+
+
+def options(
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
+) -> dict[str, Any]:
+    """Which tables to optimize."""
+    return {"tables": tuple(table or ())}
 
 
 def run(
@@ -35,4 +43,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

@@ -12,15 +12,23 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.estimators import UpliftModel, refresh_model
+from uplift_spark.estimators import UpliftModel
 from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.refresh import LEVEL, forest_residuals, staleness
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import CHAMPION, Origin, Registered, Registry, log_facts, still_there
+from uplift_spark.registry.models import (
+    CHAMPION,
+    Origin,
+    Registered,
+    Registry,
+    log_facts,
+    refresh_model,
+    still_there,
+)
 from uplift_spark.roles import UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 

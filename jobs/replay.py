@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+import typer
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
-from uplift_spark.cli import replay as command
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
     ARRIVED,
@@ -29,7 +30,7 @@ from uplift_spark.events.load import (
     without_known_keys,
 )
 from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, with_columns
-from uplift_spark.lake.schemas import QUARANTINE, check
+from uplift_spark.lake.schemas import QUARANTINE, check, contract_of, rule_of
 from uplift_spark.lake.tables import Lake, digest
 from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
@@ -72,12 +73,15 @@ class Replay:
 
     @classmethod
     def of(cls, table: str, rule: str | None, repairs: Sequence[str]) -> Replay:
-        """From texts such as `value=replace(value, ',', '.')`."""
+        """From texts such as `value=replace(value, ',', '.')`, with names of this release or the last."""
+        contract = contract_of(table)
+        renamed = {} if contract is None else {old: new for new, old in contract.renamed.items()}
         pairs = [text.partition("=") for text in repairs]
         for column, equals, expression in pairs:
             if not equals or expression.startswith("="):
                 raise ConfigError(f"--repair {column + equals + expression!r} must look like COLUMN=SQL")
-        return cls(table, rule, tuple((column.strip(), expression) for column, _, expression in pairs))
+        named = tuple((renamed.get(column.strip(), column.strip()), expression) for column, _, expression in pairs)
+        return cls(table, None if rule is None else rule_of(rule), named)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> Data
     numbered = rows.withColumn(_NUMBER, F.row_number().over(Window.partitionBy(*key).orderBy(INGESTED_AT)))
     name = F.concat(F.lit("quarantine#"), F.substring(F.sha2(as_json([*key, _NUMBER]), 256), 1, 16))
     parsed = F.from_json("row", "map<string,string>")
+    for new, old in replay.load.contract.renamed.items():
+        parsed = _with_key(parsed, old, new)
     rows = numbered.withColumns({SOURCE: name, _FIELDS: parsed, ARRIVED: F.col(INGESTED_AT)})
     if replay.rule is not None:
         rows = rows.where(F.col("rule") == replay.rule)
@@ -147,6 +153,10 @@ def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> Data
             raise DataError(left_out)
         progress(left_out)
     return rows.where(~of_trials).select(SOURCE, _FIELDS, ARRIVED)
+
+
+def _with_key(fields: Column, old: str, new: str) -> Column:
+    return F.transform_keys(fields, lambda key, _: F.when(key == old, F.lit(new)).otherwise(key))
 
 
 def _fitting(replay: Replay, frame: DataFrame, wanted: StructType) -> DataFrame:
@@ -222,6 +232,18 @@ def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataF
     return rows.join(have, SOURCE, "left_anti")
 
 
+def options(
+    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    rule: Annotated[str | None, typer.Option(help="Only rows that broke this rule first.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=SQL", help="A column from the row's fields, all texts; repeatable."),
+    ] = None,
+) -> dict[str, Any]:
+    """Which quarantined rows to append, and how they are repaired."""
+    return {"replay": Replay.of(table, rule, repair or ())}
+
+
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, replay: Replay
 ) -> JobResult:
@@ -239,4 +261,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

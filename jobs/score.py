@@ -8,13 +8,12 @@ from __future__ import annotations
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.spark import score
+from uplift_spark.lake.schemas import SCORES_TABLE
 from uplift_spark.registry.models import CHAMPION, Registry
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
-
-TABLE = "gold.uplift_scores"
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
@@ -46,7 +45,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         F.current_timestamp().alias("scored_at"),
     )
     progress(f"scoring with {model.name} version {model.version}")
-    written = lake.write(TABLE, scores, run_id, partition_by=("model_name", "model_version"))
+    written = lake.write(SCORES_TABLE, scores, run_id, partition_by=("model_name", "model_version"))
     return JobResult.of("score", run_id, written, model=model.name, version=model.version)
 
 

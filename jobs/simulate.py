@@ -16,11 +16,12 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, true_effects
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config, Scenario
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.report import interval, number
+from uplift_spark.lake.schemas import SCENARIOS_TABLE, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.planning import PolicyInputs, PolicyResult, candidates_of, decide, policy_inputs
 from uplift_spark.policy.spark import decided
@@ -140,7 +141,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     scenarios = scenarios_of(config, lake, Registry.of(config))
     first = next(iter(scenarios.values()))
     run_id = run_id or derive_run_id("simulate", config, scores=first.scored, data=first.versions)
-    truth, staging = true_effects(config, lake), f"silver.simulated_{config.campaign}"
+    truth, staging = true_effects(config, lake), silver_table("simulated", config.campaign)
     rows = []
     for name, one in scenarios.items():
         progress(f"scenario {name}")
@@ -149,7 +150,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         rows += outcome_of(name, result, truth)
     table = pd.DataFrame(rows)
     frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: config.campaign}))
-    written = lake.write("gold.policy_scenarios", frame, run_id)
+    written = lake.write(SCENARIOS_TABLE, frame, run_id)
     unit = "money" if first.net else config.roles.outcome
     return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=scenarios_summary(table, unit))
 

@@ -6,14 +6,14 @@ Rows that cannot be read or break the table's contract go to bronze.quarantine, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
-from uplift_spark.cli import stream as command
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
     ARRIVED,
@@ -26,6 +26,7 @@ from uplift_spark.events.load import (
     open_delta,
     refuse_misfits,
     stamped,
+    tell_old_names,
     version_of,
     wanted_columns,
 )
@@ -86,6 +87,7 @@ def streams(
     source_rows = open_delta(lake.spark.read, table).withColumn(SOURCE, F.lit(table.source))
     wanted = wanted_columns(load, lake, [(load.source, source_rows)])
     refuse_misfits(load, load.source, source_rows, wanted)
+    tell_old_names(load, load.source, source_rows, progress)
     contract = with_columns(load.contract, wanted)
 
     def arriving(known: int) -> DataFrame:
@@ -185,6 +187,16 @@ def _feed(reader: AnyReader, start: int | None) -> AnyReader:
     return reader if start is None else reader.option("startingVersion", str(start))
 
 
+def options(
+    table: Annotated[str, typer.Argument(help="The raw table, such as bronze.event.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", help="Delta table with a change data feed.", show_default=False)],
+    known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
+    historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
+) -> dict[str, Any]:
+    """Which Delta table to read, and which table gets its events."""
+    return {"load": Load(table, source, "delta", known_at, historic)}
+
+
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, load: Load
 ) -> JobResult:
@@ -202,4 +214,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main_job(run, command)
+    main_job(run, options)

@@ -6,20 +6,44 @@ Reads silver.training_<campaign> at one Delta version; writes no table. A run re
 from __future__ import annotations
 
 import time
+from typing import Annotated, Any
+
+import typer
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
-from uplift_spark.errors import ConflictError
+from uplift_spark.console import main_job
+from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import params_of, train_model
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Origin, Registered, Registry, log_facts
+from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, rebuild
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 
-def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
-    """Fit, register, and point the alias champion at the version when `registry.champion` asks for it."""
+def options(
+    from_run: Annotated[str | None, typer.Option(help="Rebuild the model of this run and compare it.")] = None,
+    run_id: str | None = None,
+) -> dict[str, Any]:
+    """Whether to rebuild a registered model from the data it came from."""
+    if from_run is not None and run_id is not None:
+        raise ConfigError("--from-run names the run to rebuild: leave --run-id out")
+    return {"from_run": from_run}
+
+
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    from_run: str | None = None,
+) -> JobResult:
+    """Fit, register, and point the alias champion at the version when `registry.champion` asks for it.
+
+    With `from_run` the model of that run is trained once more and compared with the registered one; nothing is written.
+    """
     config, lake = campaign.config, campaign.lake
+    if from_run is not None:
+        return rebuild(config, lake, from_run, progress)
     registry = Registry.of(config)
     table = config.training_table
     versions = {table: lake.version(table)}
@@ -57,4 +81,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    main_job(run)
+    main_job(run, options)

@@ -14,14 +14,15 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign, evaluation_spec, fixed_costs, outcome_value
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, score_columns
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
+from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.spark import fit_t_learner, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
@@ -104,7 +105,7 @@ class PolicyTreeResult:
             columns=["model_version", "outcome", TREATMENT, "metric", "value", "lower", "upper"],
         )
         rows = pd.DataFrame(self.tree.rows())
-        texts = dict.fromkeys(("feature", "operator", "category", "asks", "action"), "string")
+        texts = dict.fromkeys(("feature", "operator", "category", "question", "action"), "string")
         rows = rows.astype({**texts, "yes": "Int64", "no": "Int64", "threshold": "float64"})
         nodes = as_arrow(rows, **{CAMPAIGN: config.campaign})
         return {"policy_tree": spark.createDataFrame(nodes), "uplift_metrics": spark.createDataFrame(as_arrow(metrics))}
@@ -134,10 +135,10 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     config, lake = campaign.config, campaign.lake
     inputs = tree_inputs(config, lake, Registry.of(config))
     run_id = run_id or derive_run_id("tree", config, data=inputs.data, model=inputs.model.version)
-    staged = lake.write(f"silver.rewards_{config.campaign}", rewarded(inputs, progress), run_id, mode="overwrite")
+    staged = lake.write(silver_table("rewards", config.campaign), rewarded(inputs, progress), run_id, mode="overwrite")
     progress(f"the best tree for {staged.rows:,} units of the hold-out")
     tree = grow_policy_tree(inputs, lake.read(staged.table, staged.version))
-    written = [lake.write(f"gold.{name}", frame, run_id) for name, frame in tree.tables(lake.spark).items()]
+    written = [lake.write(gold_table(name), frame, run_id) for name, frame in tree.tables(lake.spark).items()]
     return JobResult.of("tree", run_id, staged, *written, bins_of=inputs.model.version, summary=tree.summary)
 
 

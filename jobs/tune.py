@@ -17,8 +17,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import main_job
 from uplift_spark.config import Config
+from uplift_spark.console import main_job
 from uplift_spark.events.features import hash_split
 from uplift_spark.forest.effects import Z95
 from uplift_spark.lake.tables import Lake

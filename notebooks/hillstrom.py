@@ -207,7 +207,7 @@ def ranked(effects: pd.DataFrame, email: str) -> pd.DataFrame:
     """The hold-out's customers with this e-mail or none, best prediction first; `place` runs from 0 to 1."""
     rows = holdout[holdout["treatment"].isin([email, "none"])]
     rows = rows.merge(effects.loc[effects["treatment"] == email, ["unit_id", "uplift"]], on="unit_id")
-    return rows.assign(place=rows["uplift"].rank(pct=True, ascending=False)).sort_values("place")
+    return rows.assign(rank=rows["uplift"].rank(pct=True, ascending=False)).sort_values("rank")
 
 
 def qini(rows: pd.DataFrame, email: str) -> pd.Series:
@@ -386,7 +386,7 @@ claims
 
 # %%
 by_womens = ranked(predictions, "womens")
-rank = by_womens.groupby("womens")["place"].rank(pct=True)
+rank = by_womens.groupby("womens")["rank"].rank(pct=True)
 by_womens["half"] = (rank <= 0.5).map({True: "first", False: "second"})
 halves = pd.DataFrame({key: 100 * lift_of(rows, "womens") for key, rows in by_womens.groupby(["womens", "half"])}).T
 halves.index = halves.index.set_names(["bought_womens", "half"])

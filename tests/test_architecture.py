@@ -1,4 +1,4 @@
-"""The house rules, enforced: who may import whom, what no module may touch, how long things may be.
+"""The rules of the house, enforced: who may import whom, what no module may touch, how long things may be, which words.
 
 Each rule is a function from a module's source to the sentences it breaks; each has a test that makes it fail.
 """
@@ -11,39 +11,39 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pytest
 import yaml
 
 import uplift_spark
+from tests.house import Module, banned_words, importers, modules, repeated_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "uplift_spark"
 
-# From the bottom to the top; a part imports only from lower ranks, and parts of one rank never import each other.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("vocabulary",),
-    ("sections",),
-    ("choices",),
-    ("config",),
-    ("stats",),
-    ("causal",),
-    ("flow",),
-    ("experiments", "policy", "monitoring"),
-    ("operations",),
-    ("cli",),
-    ("jobs",),
-)
-RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-# Parts beside the line: what they may import, and who may import them.
-BESIDE = {
-    "lake": ({"vocabulary", "config"}, {"operations", "jobs", "cli"}),
-    "serving": ({"vocabulary", "config", "stats", "causal"}, {"jobs", "cli"}),
+# The ground, from the bottom to the top: each part imports only from those before it.
+GROUND = ("errors", "roles", "config", "runtime", "stats", "forest", "learners", "estimators")
+# Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
+ROOMS: dict[str, set[str]] = {
+    "lake": set(),
+    "registry": {"lake"},
+    "events": {"lake", "governance"},
+    "evaluation": set(),
+    "policy": {"evaluation", "lake", "registry", "campaign", "governance"},
+    "governance": {"lake", "registry"},
+    "serving": set(),
+    "campaign": {"lake", "registry", "evaluation", "policy"},
+    "console": {"campaign", "lake"},
+    "jobs": {"lake", "registry", "events", "evaluation", "policy", "governance", "campaign", "console"},
+    "cli": {"campaign", "console", "lake", "jobs"},
 }
-SPARKLESS = ("stats", "causal", "serving")
+# These rooms map frames and sections to frames and sums; tables are read and written elsewhere.
+FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy"}
+# Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
+SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
+SPARK_EDGES = {"uplift_spark.forest.spark", "uplift_spark.learners.spark", "uplift_spark.estimators"}
+SPARKLESS_MODULES = {"uplift_spark.events.simulate", "uplift_spark.policy.allocation", "uplift_spark.policy.trees"}
 
 # Absent on Spark Connect and Databricks serverless.
 OF_BOTH_KINDS = {("uplift_spark.forest.spark", "sparkContext")}  # has another way for Spark Connect
@@ -58,37 +58,12 @@ TABLE_ACCESS = {"read", "write", "readStream", "writeStream"}
 TABLE_CALLS = {"table", "sql", "saveAsTable", "insertInto", "writeTo", "forPath", "forName", "toTable", "createTable"}
 WORKER_CALLS = {"mapInArrow", "mapInPandas", "applyInArrow", "applyInPandas"}
 
-MOST_LINES = {"function": 60, "module": 400, "job": 60}
+# Rows are drawn by the hash of their unit (`stats.sampling`), so that a rerun on other partitions draws the same ones.
+DRAWING_BY_PARTITION = {"rand", "randn", "sample", "sampleBy", "randomSplit", "monotonically_increasing_id"}
+
+MOST_LINES = {"function": 60, "module": 800, "job": 300}
 MOST_ARGUMENTS = 8
-
-
-@dataclass(frozen=True)
-class Module:
-    """One source file: dotted name, text, syntax tree."""
-
-    name: str
-    text: str
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
-
-    @property
-    def part(self) -> str:
-        """The layer's name: `causal` of `uplift_spark.forest.grow`, '' of the package itself."""
-        return self.name.split(".")[1] if "." in self.name else ""
-
-    @property
-    def is_job(self) -> bool:
-        return self.part == "jobs" and self.name.count(".") > 1
-
-
-def modules() -> list[Module]:
-    """Every module of the package and of jobs/, by dotted name."""
-    files = [(path, path.relative_to(ROOT)) for path in sorted((ROOT / PACKAGE).rglob("*.py"))]
-    files += [(path, Path(PACKAGE) / path.relative_to(ROOT)) for path in sorted((ROOT / "jobs").glob("*.py"))]
-    names = [".".join(as_.with_suffix("").parts).removesuffix(".__init__") for _, as_ in files]
-    return [Module(name, path.read_text()) for name, (path, _) in zip(names, files, strict=True)]
+SMALL = 150  # lines under which a module with one importer lives with its importer
 
 
 def of(name: str, text: str) -> Module:
@@ -124,28 +99,29 @@ def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
-def imports_against_the_layers(module: Module) -> list[str]:
-    """Imports that go up, sideways, or into a part that is closed to this one."""
+def imports_against_the_plan(module: Module) -> list[str]:
+    """Imports that go up the ground, from the ground into a room, or into a room that is closed to this one."""
     broken = []
     for name in imported(module):
         parts = _home(name).split(".")
-        if parts[0] != PACKAGE or len(parts) == 1 or parts[1] not in set(RANK) | set(BESIDE):
+        if parts[0] != PACKAGE or len(parts) == 1 or parts[1] not in {*GROUND, *ROOMS}:
             continue
-        if not _may_import(module.part, parts[1]):
-            broken.append(f"{module.name} imports {name}: imports go {' <- '.join('|'.join(p) for p in LAYERS)}")
+        if not _may_import(module.room, parts[1]):
+            broken.append(f"{module.name} imports {name}: {module.room} may import {_allowed(module.room)}")
         if module.is_job and parts[1] == "jobs" and len(parts) > 2 and parts[2] != module.name.split(".")[2]:
             broken.append(f"{module.name} imports {name}: a job never imports another")
     return broken
 
 
-def _may_import(importer: str, target: str) -> bool:
-    if importer in ("", target):
-        return True
-    if importer in BESIDE:
-        return target in BESIDE[importer][0]
-    if target in BESIDE:
-        return importer in BESIDE[target][1]
-    return RANK[target] < RANK[importer]
+def _may_import(room: str, target: str) -> bool:
+    return room in ("", target) or target in _allowed(room)
+
+
+def _allowed(room: str) -> list[str]:
+    """Parts that a room may import beside itself."""
+    if room in GROUND:
+        return list(GROUND[: GROUND.index(room)])
+    return [*GROUND, *sorted(ROOMS.get(room, set()))]
 
 
 def _home(name: str) -> str:
@@ -155,15 +131,35 @@ def _home(name: str) -> str:
     return f"{home}.{public}" if home else name
 
 
-def spark_in_sparkless_parts(module: Module) -> list[str]:
-    """`stats`, `causal` and `serving` run on machines without Spark."""
-    if module.part not in SPARKLESS:
+def imports_by_computed_name(module: Module) -> list[str]:
+    """Only the command line finds modules by a computed name, so that every other import can be read off the source."""
+    if module.name in (PACKAGE, f"{PACKAGE}.cli"):
         return []
     return [
-        f"{module.name} imports {name}: this part runs without Spark"
-        for name in imported(module)
+        f"{module.name}:{node.lineno} imports a module by a computed name: only cli does"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__")
+        if not (node.args and isinstance(node.args[0], ast.Constant))
+    ]
+
+
+def spark_in_sparkless_modules(module: Module) -> list[str]:
+    """Cores run on machines without Spark: it is imported by Spark rooms and by the edges of forest and learners."""
+    if (module.room in SPARK_ROOMS and module.name not in SPARKLESS_MODULES) or module.name in SPARK_EDGES:
+        return []
+    nodes = module.tree.body if module.room == "cli" else list(ast.walk(module.tree))  # commands import when they run
+    names = [name for node in nodes for name in _names_imported_by(node)]
+    return [
+        f"{module.name} imports {name}: this module runs without Spark"
+        for name in names
         if name.split(".")[0] in ("pyspark", "delta")
     ]
+
+
+def _names_imported_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 # ---------------------------------------------------------------- forbidden calls
@@ -223,9 +219,9 @@ def _is_not_false(node: ast.expr) -> bool:
     return not (isinstance(node, ast.Constant) and node.value is False)
 
 
-def table_access_in_flow(module: Module) -> list[str]:
-    """`flow` maps frames to frames: `spark.read.…`, `frame.write.…` and tables by name belong to `lake`."""
-    if module.part != "flow":
+def table_access_outside_lake(module: Module) -> list[str]:
+    """Rooms map frames to frames: `spark.read.…`, `frame.write.…` and tables by name belong to `lake`."""
+    if module.room not in FRAMES_ONLY:
         return []
     called = {id(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)}
     broken = []
@@ -234,9 +230,9 @@ def table_access_in_flow(module: Module) -> list[str]:
             continue
         # `file.read()` is a call of `read`; Spark's readers and writers are attributes that something is called on.
         reader = node.attr in TABLE_ACCESS and id(node) not in called
-        arrow = isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow")
+        arrow = isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow", "self")
         if reader or (node.attr in TABLE_CALLS and id(node) in called and not arrow):
-            broken.append(f"{module.name}:{node.lineno} uses .{node.attr}: flow neither reads nor writes tables")
+            broken.append(f"{module.name}:{node.lineno} uses .{node.attr}: this room neither reads nor writes tables")
     return broken
 
 
@@ -290,6 +286,23 @@ def too_many_arguments(module: Module) -> list[str]:
     return broken
 
 
+def draws_by_partition(module: Module) -> list[str]:
+    """Draws that depend on how rows lie in partitions give other rows after a retry."""
+    return [
+        f"{module.name}:{node.lineno} calls {_called(node)}: draw by the hash of the unit (`stats.sampling`)"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in DRAWING_BY_PARTITION
+        if isinstance(node.func.value, ast.Name) and node.func.value.id in ("F", "frame", "rows")
+    ]
+
+
+def banned_words_in(module: Module) -> list[str]:
+    """One word a concept: names and texts use the words of the glossary."""
+    return [f"{module.name}:{line} says {word!r}: the glossary has another word" for line, word in banned_words(module)]
+
+
 def undocumented(module: Module) -> list[str]:
     """Modules, public functions, classes and methods say what they promise; a method of a protocol says it there."""
     classes = [node for node in module.tree.body if isinstance(node, ast.ClassDef)]
@@ -312,85 +325,160 @@ def _public_methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
     return [m for m in methods if not m.decorator_list and (m.end_lineno or 0) - m.lineno > 3]
 
 
+_TABLE_NAME = re.compile(r"(bronze|silver|gold)\.(\w|$)")
+
+
+def tables_named_twice(module: Module) -> list[str]:
+    """Names of tables in code that does not declare them; docstrings and messages, which have blanks, may name them."""
+    if module.name in ("uplift_spark.lake.schemas", "uplift_spark.config"):  # config is below the lake
+        return []
+    prose = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+    return [
+        f"{module.name}:{node.lineno} names table {node.value!r}: take the name from lake.schemas"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+        if " " not in node.value and _TABLE_NAME.match(node.value)
+    ]
+
+
 RULES: tuple[Callable[[Module], list[str]], ...] = (
-    imports_against_the_layers,
-    spark_in_sparkless_parts,
+    imports_against_the_plan,
+    imports_by_computed_name,
+    spark_in_sparkless_modules,
     not_over_connect,
     caching,
     unpickling,
-    table_access_in_flow,
+    table_access_outside_lake,
     closures_as_workers,
+    draws_by_partition,
     too_long,
     too_many_arguments,
     undocumented,
+    banned_words_in,
+    tables_named_twice,
 )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_package_keeps(rule: Callable[[Module], list[str]]) -> None:
-    broken = [sentence for module in modules() for sentence in rule(module)]
+    broken = [sentence for module in modules(ROOT) for sentence in rule(module)]
     assert not broken, "\n".join(broken)
+
+
+def test_public_names_have_one_home() -> None:
+    every = modules(ROOT)
+    assert repeated_names(every) == {}
+    twice = [
+        of("stats.a", "def fit(): ..."),
+        of("forest.b", "fit = 1"),
+        of("jobs.c", "def run(): ..."),
+        of("jobs.d", "def run(): ..."),
+    ]
+    assert repeated_names(twice) == {"fit": ["uplift_spark.stats.a", "uplift_spark.forest.b"]}
+
+
+def small_splinters(every: list[Module]) -> list[str]:
+    """Modules under SMALL lines with one importer: they live with their importer."""
+    lines = {module.name: len(module.text.splitlines()) for module in every if module.text.strip()}
+    by = importers(every)
+    return [
+        f"{name} has {lines[name]} lines and one importer, {min(by[name])}"
+        for name in lines
+        if lines[name] < SMALL
+        and len(by[name]) == 1
+        and not name.endswith("__init__")
+        and f"{PACKAGE}.jobs" not in name
+    ]
+
+
+def test_small_modules_live_with_their_importer() -> None:
+    assert small_splinters(modules(ROOT)) == []
+    pair = [of("stats.a", "x = 1"), of("forest.b", "from uplift_spark.stats.a import x")]
+    assert small_splinters(pair) == ["uplift_spark.stats.a has 1 lines and one importer, uplift_spark.forest.b"]
 
 
 # ---------------------------------------------------------------- each rule can fail
 
 GOOD = [
-    (imports_against_the_layers, of("causal.forest", "from uplift_spark.stats.moments import Moments")),
-    (imports_against_the_layers, of("causal.forest", "from .grower import grow")),
-    (imports_against_the_layers, of("flow.lift", "import numpy\nfrom uplift_spark.causal import binning")),
-    (imports_against_the_layers, of("lake.tables", "from uplift_spark.config import Lakehouse")),
-    (imports_against_the_layers, of("jobs.lift", "from uplift_spark.cli import main_job")),
-    (imports_against_the_layers, of("jobs.train", "from uplift_spark import CausalForest, Roles")),
-    (imports_against_the_layers, of("serving.api", "from uplift_spark.causal.model import Model")),
-    (spark_in_sparkless_parts, of("flow.lift", "import pyspark")),
-    (not_over_connect, of("flow.lift", "frame.mapInArrow(work, schema)")),
-    (caching, of("stats.qini", "import functools\n@functools.cache\ndef f(): ...")),
-    (unpickling, of("causal.model", "np.load(path, allow_pickle=False)")),
-    (table_access_in_flow, of("flow.training", "pa.table({'tree': trees})")),
-    (table_access_in_flow, of("flow.pictures", "handle.read(); handle.write(text)")),
-    (table_access_in_flow, of("operations.registry", "spark.read.table('x')")),
-    (closures_as_workers, of("flow.scoring", "def f(): frame.mapInArrow(partial(work, model), schema)")),
-    (too_long, of("flow.x", "def f():\n" + "    pass\n" * 59)),
-    (too_many_arguments, of("flow.x", "def f(a, b, c, d, e, f, g, h): ...")),
-    (undocumented, of("flow.x", '"""Doc."""\ndef _f(): ...\ndef f():\n    """Doc."""')),
-    (undocumented, of("flow.__init__", "")),
+    (imports_against_the_plan, of("forest.forest", "from uplift_spark.stats.moments import Moments")),
+    (imports_against_the_plan, of("forest.forest", "from .grow import grow_tree")),
+    (imports_against_the_plan, of("evaluation.metrics", "import numpy\nfrom uplift_spark.forest import binning")),
+    (imports_against_the_plan, of("lake.tables", "from uplift_spark.config import Lakehouse")),
+    (imports_against_the_plan, of("jobs.lift", "from uplift_spark.console import main_job")),
+    (imports_against_the_plan, of("jobs.train", "from uplift_spark import CausalForest, Roles")),
+    (imports_against_the_plan, of("serving.api", "from uplift_spark.forest.forest import Forest")),
+    (imports_by_computed_name, of("cli", "import_module(f'uplift_spark.jobs.{verb}')")),
+    (imports_by_computed_name, of("forest.onnx", "import_module('onnx')")),
+    (spark_in_sparkless_modules, of("evaluation.metrics", "import pyspark")),
+    (spark_in_sparkless_modules, of("forest.spark", "import pyspark")),
+    (spark_in_sparkless_modules, of("cli", "def f():\n    import pyspark")),
+    (not_over_connect, of("evaluation.metrics", "frame.mapInArrow(work, schema)")),
+    (caching, of("stats.curves", "import functools\n@functools.cache\ndef f(): ...")),
+    (unpickling, of("forest.forest", "np.load(path, allow_pickle=False)")),
+    (table_access_outside_lake, of("forest.spark", "pa.table({'tree': trees})")),
+    (table_access_outside_lake, of("evaluation.pictures", "handle.read(); handle.write(text)")),
+    (table_access_outside_lake, of("lake.tables", "spark.read.table('x')")),
+    (closures_as_workers, of("forest.spark", "def f(): frame.mapInArrow(partial(work, model), schema)")),
+    (draws_by_partition, of("evaluation.sums", "random.sample(names, 3)")),
+    (too_long, of("evaluation.x", "def f():\n" + "    pass\n" * 59)),
+    (too_many_arguments, of("evaluation.x", "def f(a, b, c, d, e, f, g, h): ...")),
+    (undocumented, of("evaluation.x", '"""Doc."""\ndef _f(): ...\ndef f():\n    """Doc."""')),
+    (undocumented, of("evaluation.__init__", "")),
+    (tables_named_twice, of("evaluation.x", '"""gold.x."""\nerror("gold.x has no row")')),
+    (banned_words_in, of("evaluation.x", "frame_of = profound(frame)  # given the frame, a good look")),
 ]
 
 BAD = [
-    (imports_against_the_layers, of("causal.forest", "from uplift_spark.evaluation.lift_tables import x")),
-    (imports_against_the_layers, of("causal.forest", "from ..flow import lift")),
-    (imports_against_the_layers, of("stats.qini", "def f():\n    import uplift_spark.forest.forest")),
-    (imports_against_the_layers, of("policy.rules", "from uplift_spark import monitoring")),
-    (imports_against_the_layers, of("flow.lift", "from uplift_spark.lake.tables import Lake")),
-    (imports_against_the_layers, of("flow.lift", "import_module('uplift_spark.runtime')")),
-    (imports_against_the_layers, of("lake.tables", "from uplift_spark.stats import qini")),
-    (imports_against_the_layers, of("operations.runs", "from uplift_spark.serving import api")),
-    (imports_against_the_layers, of("causal.lift", "from uplift_spark import CausalForest")),
-    (imports_against_the_layers, of("jobs.lift", "from uplift_spark.jobs.score import run")),
-    (spark_in_sparkless_parts, of("causal.forest", "def f():\n    from pyspark.sql import DataFrame")),
-    (spark_in_sparkless_parts, of("serving.api", "import delta")),
+    (imports_against_the_plan, of("forest.forest", "from uplift_spark.evaluation.metrics import x")),
+    (imports_against_the_plan, of("forest.forest", "from ..learners import nuisances")),
+    (imports_against_the_plan, of("stats.curves", "def f():\n    import uplift_spark.forest.forest")),
+    (imports_against_the_plan, of("evaluation.metrics", "from uplift_spark import policy")),
+    (imports_against_the_plan, of("evaluation.metrics", "from uplift_spark.lake.tables import Lake")),
+    (imports_against_the_plan, of("evaluation.metrics", "import_module('uplift_spark.registry.models')")),
+    (imports_against_the_plan, of("lake.tables", "from uplift_spark.registry import models")),
+    (imports_against_the_plan, of("serving.api", "from uplift_spark.lake.tables import Lake")),
+    (imports_against_the_plan, of("forest.forest", "from uplift_spark import CausalForest")),
+    (imports_against_the_plan, of("jobs.lift", "from uplift_spark.cli import app")),
+    (imports_against_the_plan, of("jobs.lift", "from uplift_spark.jobs.score import run")),
+    (imports_by_computed_name, of("jobs.lift", "import_module(f'uplift_spark.jobs.{verb}')")),
+    (imports_by_computed_name, of("campaign", "__import__(name)")),
+    (spark_in_sparkless_modules, of("forest.forest", "def f():\n    from pyspark.sql import DataFrame")),
+    (spark_in_sparkless_modules, of("policy.trees", "import pyspark")),
+    (spark_in_sparkless_modules, of("serving.api", "import delta")),
+    (spark_in_sparkless_modules, of("cli", "import pyspark")),
     (not_over_connect, of("lake.session", "spark.sparkContext.setLogLevel('ERROR')")),
-    (not_over_connect, of("flow.lift", "frame.rdd")),
-    (not_over_connect, of("flow.lift", "getattr(spark, '_jvm')")),
-    (not_over_connect, of("flow.lift", "from pyspark import SparkContext")),
+    (not_over_connect, of("evaluation.metrics", "frame.rdd")),
+    (not_over_connect, of("evaluation.metrics", "getattr(spark, '_jvm')")),
+    (not_over_connect, of("evaluation.metrics", "from pyspark import SparkContext")),
     (not_over_connect, of("jobs.lift", "frame.createGlobalTempView('x')")),
-    (caching, of("flow.lift", "frame.cache().count()")),
-    (unpickling, of("causal.model", "import pickle\npickle.load(f)")),
-    (unpickling, of("causal.model", "from pickle import load")),
-    (unpickling, of("causal.model", "np.load(path, allow_pickle=True)")),
-    (table_access_in_flow, of("flow.lift", "spark.read.format('delta').load(x)")),
-    (table_access_in_flow, of("flow.lift", "frame.write.save(x)")),
-    (table_access_in_flow, of("flow.lift", "frame.sparkSession.table('gold.lift_table')")),
-    (table_access_in_flow, of("flow.lift", "frame.writeTo('x')")),
-    (closures_as_workers, of("flow.scoring", "frame.mapInArrow(lambda b: b, schema)")),
-    (closures_as_workers, of("flow.scoring", "def f():\n  def g(b): ...\n  frame.groupBy('b').applyInArrow(g, s)")),
-    (too_long, of("flow.x", "def f():\n" + "    pass\n" * 60)),
-    (too_long, of("flow.x", "x = 1\n" * 401)),
-    (too_long, of("jobs.lift", "x = 1\n" * 61)),
-    (too_many_arguments, of("flow.x", "def f(a, b, c, d, e, f, g, h, *, i): ...")),
-    (undocumented, of("flow.x", '"""Doc."""\ndef f(): ...')),
-    (undocumented, of("flow.x", "x = 1")),
-    (undocumented, of("flow.x", '"""Doc."""\nclass A:\n  """Doc."""\n  def f(self):\n    a\n    b\n    c\n    d')),
+    (caching, of("evaluation.metrics", "frame.cache().count()")),
+    (unpickling, of("forest.forest", "import pickle\npickle.load(f)")),
+    (unpickling, of("forest.forest", "from pickle import load")),
+    (unpickling, of("forest.forest", "np.load(path, allow_pickle=True)")),
+    (table_access_outside_lake, of("evaluation.metrics", "spark.read.format('delta').load(x)")),
+    (table_access_outside_lake, of("forest.spark", "frame.write.save(x)")),
+    (table_access_outside_lake, of("policy.spark", "frame.sparkSession.table('gold.lift_table')")),
+    (table_access_outside_lake, of("learners.spark", "frame.writeTo('x')")),
+    (closures_as_workers, of("forest.spark", "frame.mapInArrow(lambda b: b, schema)")),
+    (closures_as_workers, of("forest.spark", "def f():\n  def g(b): ...\n  frame.groupBy('b').applyInArrow(g, s)")),
+    (draws_by_partition, of("evaluation.sums", "frame.orderBy(F.rand(7))")),
+    (draws_by_partition, of("evaluation.sums", "frame.sample(0.1)")),
+    (too_long, of("evaluation.x", "def f():\n" + "    pass\n" * 60)),
+    (too_long, of("evaluation.x", "x = 1\n" * 801)),
+    (too_long, of("jobs.lift", "x = 1\n" * 301)),
+    (too_many_arguments, of("evaluation.x", "def f(a, b, c, d, e, f, g, h, *, i): ...")),
+    (undocumented, of("evaluation.x", '"""Doc."""\ndef f(): ...')),
+    (undocumented, of("evaluation.x", "x = 1")),
+    (
+        undocumented,
+        of("evaluation.x", '"""Doc."""\nclass A:\n  """Doc."""\n  def f(self):\n    a\n    b\n    c\n    d'),
+    ),
+    (tables_named_twice, of("evaluation.x", "lake.read('gold.lift_table')")),
+    (tables_named_twice, of("jobs.x", "lake.write(f'silver.{kind}_x', rows)")),
+    (banned_words_in, of("evaluation.x", "largest_odds = 1")),
+    (banned_words_in, of("evaluation.x", "class ToldLevels: ...")),
+    (banned_words_in, of("evaluation.x", "x = 1  # as users are told")),
+    (banned_words_in, of("forest.rows", "x = 1")),
 ]
 
 
@@ -408,10 +496,9 @@ def test_every_rule_refuses() -> None:
     assert {rule for rule, _ in BAD} == set(RULES)
 
 
-def test_every_part_has_a_layer() -> None:
-    parts = {module.part for module in modules()} - {""}
-    assert parts <= set(RANK) | set(BESIDE)
-    assert {"vocabulary", "config", "causal", "cli"} <= parts
+def test_every_room_has_a_place_in_the_plan() -> None:
+    rooms = {module.room for module in modules(ROOT)} - {""}
+    assert rooms == {*GROUND, *ROOMS}
 
 
 # ---------------------------------------------------------------- what an import loads
@@ -425,8 +512,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(process.stdout.split())
 
 
-def test_sparkless_parts_load_no_spark() -> None:
-    names = [module.name for module in modules() if module.part in SPARKLESS]
+def test_cores_load_no_spark() -> None:
+    core = {"stats", "forest", "learners", "serving"}
+    every = [m.name for m in modules(ROOT) if m.room in core or m.name in SPARKLESS_MODULES]
+    names = [name for name in every if name not in SPARK_EDGES]
     loaded = loaded_by(f"import {', '.join(names)}")
     assert set(names) <= loaded
     assert not {name for name in loaded if name.split(".")[0] in ("pyspark", "delta", "mlflow")}

@@ -14,12 +14,15 @@ import pandas as pd
 import pytest
 
 import uplift_spark
-from uplift_spark import cli
+from uplift_spark import cli, console
 from uplift_spark.config import Lakehouse
-from uplift_spark.console import cell, rich_table
+from uplift_spark.console import cell, main_job, print_result, rich_table
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.jobs import erase, export, features, train
+from uplift_spark.jobs import load as load_job
 from uplift_spark.runtime import JobResult
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
 campaign: spring
 source: {kind: simulation, units: 1000}
@@ -42,9 +45,9 @@ class Calls(list[dict[str, Any]]):
     def job(self, verb: str) -> Any:
         """A job that records its call and writes nothing."""
 
-        def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None) -> JobResult:
+        def run(campaign: Any, progress: Any, run_id: str | None = None) -> JobResult:
             """Pretend."""
-            self.append({"verb": verb, "config": config, "lake": lake, "run_id": run_id})
+            self.append({"verb": verb, "config": campaign.config, "lake": campaign.lake, "run_id": run_id})
             progress("half way [50%]")
             if self.error:
                 raise self.error
@@ -67,7 +70,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     def no_lake(lakehouse: Lakehouse) -> Iterator[Any]:
         yield SimpleNamespace(lakehouse=lakehouse)
 
-    monkeypatch.setattr(cli, "_lake", no_lake)
+    monkeypatch.setattr(console, "open_lake", no_lake)
     return recorded
 
 
@@ -82,8 +85,26 @@ def uplift(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert uplift(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    others = ("load", "stream", "replay", "optimize", "erase", "export", "demo", "sql", "tables")
-    assert [name for name in (*cli.JOBS, *others) if f"  {name} " not in shown] == []
+    files = [path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__"]
+    assert len(files) >= 18
+    assert [name for name in (*files, "demo", "sql", "tables") if f"\n  {name} " not in shown] == []
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("verb", ["load", "features", "train", "erase"])
+def test_help_of_a_verb_tells_its_own_options_and_the_usual_ones(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"load": "--known-at", "features": "stale", "train": "--from-run", "erase": "--purge"}
+    assert uplift(monkeypatch, verb, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f" {verb} [OPTIONS]" in shown.splitlines()[0]
+    assert [option for option in (own[verb], "--conf", "--set", "--run-id") if option not in shown] == []
+
+
+def test_an_unknown_verb_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uplift(monkeypatch, "scores", "--conf", "x.yaml") == 2
+    assert "'score'" in capsys.readouterr().err
 
 
 def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,16 +131,14 @@ def test_a_command_runs_its_job(
 
 @pytest.fixture
 def loads(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The job `load` replaced by a record of what it is asked to load."""
+    """The job `load` replaced by a record of what it is wanted to load."""
 
-    def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None, *, load: Any) -> JobResult:
+    def run(campaign: Any, progress: Any, run_id: str | None = None, *, load: Any) -> JobResult:
         """Pretend."""
         calls.append({"load": load, "run_id": run_id})
         return JobResult("load", run_id or "load-abc", {}, {"good": 3})
 
-    module = ModuleType("uplift_spark.jobs.load")
-    module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(load_job, "run", run)
     return run
 
 
@@ -129,7 +148,7 @@ def test_load_says_what_to_load_as_a_command_and_as_a_job_file(
     arguments = ("bronze.event", "--from", "in", "--format", "csv", "--conf", str(conf), "--run-id", "r1")
     assert uplift(monkeypatch, "load", *arguments, "--known-at", "seen") == 0
     monkeypatch.setattr(sys, "argv", ["jobs/load.py", *arguments, "--historic"])
-    cli.main_job(loads, cli.load)
+    main_job(loads, load_job.options)
     first, second = (call["load"] for call in calls)
     assert (first.table, first.source, first.format, first.known_at) == ("bronze.event", "in", "csv", "seen")
     assert (second.historic, second.known_at, calls[1]["run_id"]) == (True, None, "r1")
@@ -139,23 +158,20 @@ def test_load_says_what_to_load_as_a_command_and_as_a_job_file(
 def test_erase_and_export_say_what_to_do(
     conf: Path, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for verb in ("erase", "export"):
+    def run(campaign: Any, progress: Any, run_id: str | None = None, **options: Any) -> JobResult:
+        calls.append(options)
+        return JobResult("any", "any-abc", {}, {"removed": {"bronze.event": 2}})
 
-        def run(config: Any, lake: Any, run_id: str | None = None, progress: Any = None, **options: Any) -> JobResult:
-            calls.append(options)
-            return JobResult("any", "any-abc", {}, {"removed": {"bronze.event": 2}})
-
-        module = ModuleType(f"uplift_spark.jobs.{verb}")
-        module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for job in (erase, export):
+        monkeypatch.setattr(job, "run", run)
     (tmp_path / "ids").write_text("c\n")
     arguments = ("--unit", "a", "--unit", "b", "--units", tmp_path / "ids", "--purge")
     assert uplift(monkeypatch, "erase", "--conf", conf, *arguments) == 0
     assert "removed: bronze.event 2" in capsys.readouterr().out
     assert (calls[0]["erasure"].units, calls[0]["erasure"].purge) == (("a", "b", "c"), True)
     assert uplift(monkeypatch, "export", "--conf", conf, "--to", tmp_path / "out", "--format", "csv") == 0
-    export = calls[1]["export"]
-    assert (export.to, export.format, export.purpose) == (str(tmp_path / "out"), "csv", None)
+    wanted = calls[1]["export"]
+    assert (wanted.to, wanted.format, wanted.purpose) == (str(tmp_path / "out"), "csv", None)
     for wrong in (("erase", "--unit", " "), ("erase",), ("export", "--to", tmp_path)):
         assert uplift(monkeypatch, *wrong, "--conf", conf) == 1
     assert len(calls) == 2
@@ -168,6 +184,41 @@ def test_a_load_that_makes_no_sense_starts_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: 'gold.x' is no raw table: choose one of bronze.assignment, ")
     assert len(error.splitlines()) == 1 and not calls
+
+
+def test_questions_to_the_feature_registry_and_rebuilding_reach_their_jobs() -> None:
+    assert features.options(run_id="r1") == {}
+    assert features.options("describe", "age")["question"].name == "age"
+    assert train.options(run_id="r1") == {"from_run": None}
+    assert train.options("train-abc") == {"from_run": "train-abc"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("features", "colour"), "or with list, describe NAME or stale"),
+        (("features", "describe"), "or with list, describe NAME or stale"),
+        (("features", "list", "age"), "or with list, describe NAME or stale"),
+        (("features", "list", "--run-id", "r1"), "`uplift features list` runs no job: leave --run-id out"),
+        (("train", "--from-run", "r1", "--run-id", "r2"), "--from-run names the run to rebuild"),
+        (("replay", "bronze.event", "--repair", "value"), "must look like COLUMN=SQL"),
+    ],
+)
+def test_options_that_make_no_sense_start_nothing(
+    arguments: tuple[str, ...],
+    words: str,
+    conf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert uplift(monkeypatch, *arguments, "--conf", conf) == 1
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+
+
+def test_an_answer_without_a_run_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(JobResult("features", "", details={"features": pd.DataFrame({"name": ["age"], "version": [1]})}))
+    assert capsys.readouterr().out.split() == ["name", "version", "age", "1"]
 
 
 def test_progress_tells_a_skipped_write(
@@ -202,6 +253,15 @@ def test_a_wrong_configuration_runs_nothing(
     assert not calls
 
 
+def test_an_old_name_of_a_key_is_a_warning(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uplift(monkeypatch, "ingest", "--conf", conf, "--set", "policy.keep_out=0.1") == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"warning: configuration {conf}: policy.keep_out is now called policy.global_holdout")
+    assert calls[0]["config"].policy.global_holdout == 0.1
+
+
 def test_a_missing_option_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert uplift(monkeypatch, "ingest") == 2
     assert "--conf" in capsys.readouterr().err
@@ -218,7 +278,7 @@ def test_a_job_file_returns_on_success(
     conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/jobs/lift.py", "--conf", str(conf), "--run-id", "r2"])
-    cli.main_job(calls.job("lift"))
+    main_job(calls.job("lift"))
     assert calls[0]["run_id"] == "r2"
     assert "run r2" in capsys.readouterr().out
 
@@ -229,7 +289,7 @@ def test_a_job_file_exits_on_errors(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/lift.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main_job(calls.job("lift"))
+        main_job(calls.job("lift"))
     assert stop.value.code == code
 
 
@@ -241,9 +301,9 @@ def test_demo_runs_all_jobs_in_order_in_one_lake(
     assert uplift(monkeypatch, "demo", "--conf", conf, "--set", "lakehouse.path=a b") == 0
     assert [call["verb"] for call in calls] == ["ingest", "features", "train", "score", "lift"]
     assert len({id(call["lake"]) for call in calls}) == 1
-    ((where, _, config, results),) = printed
+    ((where, campaign, results),) = printed
     assert where == f" --conf {conf} --set 'lakehouse.path=a b'"
-    assert config.campaign == "spring"
+    assert campaign.name == "spring"
     assert [result.job for result in results] == list(cli.JOBS)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if " s  " not in line] == []
@@ -289,14 +349,14 @@ def test_a_frame_becomes_a_table_of_text() -> None:
     assert [list(column.cells) for column in table.columns] == [["a", ""], ["1,000", "2"]]
 
 
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("provided", [True, False])
 def test_a_session_is_stopped_by_who_started_it(provided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = pytest.importorskip("pyspark.sql").SparkSession
     stopped: list[bool] = []
     spark = SimpleNamespace(stop=lambda: stopped.append(True))
     monkeypatch.setattr(session, "getActiveSession", lambda: spark if provided else None)
     monkeypatch.setattr("uplift_spark.lake.session.spark_session", lambda lakehouse: spark)
-    with cli._lake(Lakehouse()) as lake:
+    with console.open_lake(Lakehouse()) as lake:
         assert lake.spark is spark
         assert not stopped
     assert stopped == ([] if provided else [True])

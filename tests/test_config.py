@@ -179,3 +179,13 @@ def test_segments_may_cross_features(conf: Path) -> None:
 )
 def test_segments_that_make_no_sense_are_refused(conf: Path, segments: str, words: str) -> None:
     assert words in refused(conf, f"lift.segments=[{segments}]")
+
+
+def test_an_old_name_of_a_key_is_read_with_a_warning(conf: Path) -> None:
+    with pytest.warns(FutureWarning, match=r"spring.yaml: policy.keep_out is now called policy.global_holdout: rename"):
+        old = load_config(conf, ("policy.keep_out=0.05",))
+    assert old == load_config(conf, ("policy.global_holdout=0.05",))
+    assert old.policy.global_holdout == 0.05
+    words = "both are there: remove policy.keep_out"
+    assert words in refused(conf, "policy.keep_out=0.05", "policy.global_holdout=0.1")
+    assert "policy" in refused(conf, "policy=3")

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.lake.schemas import SCORES_TABLE, TRUTH_TABLE
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry, still_there
@@ -23,9 +24,6 @@ from uplift_spark.runtime import derive_run_id
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-SCORES_TABLE, TRUTH_TABLE = "gold.uplift_scores", "bronze.truth"
 
 
 class Campaign:

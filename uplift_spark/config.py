@@ -1,11 +1,23 @@
-"""Sections of a campaign's configuration, see `uplift_spark.config`: frozen dataclasses; an unknown key is an error."""
+"""The configuration of a campaign: one YAML file, read into frozen sections; an unknown key is an error.
+
+Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
+unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
+which unit, and what holds where a key is left out. `Config`, at the end, names the sections.
+
+What a section declares beside its keys:
+
+RUNS     {job: dotted keys that the identity of its runs depends on}. What is downstream of a job is left out, so that
+         another forest does not ingest the events a second time; where tables are kept is no part of any run.
+RENAMED  {old key: new key}: an old key is read for one version, with a warning
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -20,9 +32,11 @@ Days = Annotated[float, Field(gt=0, le=3650)]
 
 @dataclass(frozen=True, config=STRICT)
 class Lakehouse:
-    """Where tables live: a folder (local) or a catalog (Unity Catalog, three-level names).
+    """`lakehouse`: where tables, models and reports live; no part of any run's identity.
 
-    checkpoints  folder in which streams keep how far they are (None: `_checkpoints` beside a folder's tables)
+    path         folder of the tables, `lakehouse` by default; not used with a catalog
+    catalog      a catalog in its place (Unity Catalog: tables are `catalog.schema.table`)
+    checkpoints  folder in which streams keep how far they are; by default `_checkpoints` beside a folder's tables
     """
 
     path: str = "lakehouse"
@@ -32,7 +46,15 @@ class Lakehouse:
 
 @dataclass(frozen=True, config=STRICT)
 class Simulation:
-    """A campaign with known effects, made by `events.simulate`."""
+    """`source` of kind simulation: a campaign with known effects, made by `events.simulate`.
+
+    units        customers, 200,000 by default
+    design       of the treatment: binary, ordered levels (a discount of 5 % or 10 %), or unordered ones
+    arms         levels, the control among them
+    confounding  0: a trial; towards 1 likely buyers are given more and more
+    noise        how much outcomes vary for no reason, 1 as in the benchmarks
+    assigned_at  when the treatment was assigned (UTC)
+    """
 
     kind: Literal["simulation"] = "simulation"
     units: Annotated[int, Field(ge=1)] = 200_000
@@ -45,10 +67,18 @@ class Simulation:
 
 @dataclass(frozen=True, config=STRICT)
 class TrialConf:
-    """A real trial's file: one row per unit, found in $UPLIFT_DATA or downloaded and checked.
+    """`source` of kind trial: a real trial's file with one row per unit, in $UPLIFT_DATA or downloaded and checked.
 
-    `arms` maps the values of the treatment column to level names (None: they are the names); other values are refused.
-    `categorical` names attributes to read as text even where they look like numbers.
+    file         its path below $UPLIFT_DATA; `sha256` of it: other content is refused
+    treatment    column of the level that a unit was assigned; `outcomes` are columns of numbers
+    attributes   columns that describe a unit before the treatment
+    assigned_at  when the treatment was assigned (UTC)
+    url          where the file is fetched from when it is not there; `url_sha256` of what is fetched
+    unit         column of the unit's id; by default the number of the line
+    missing      numbers that stand for a missing value
+    arms         {value of the treatment column: name of the level}; by default values are names, others are refused
+    categorical  attributes to read as text even where they look like numbers
+    outcome_after_days  days from the assignment to the outcome, 1 by default
     """
 
     kind: Literal["trial"]
@@ -68,11 +98,24 @@ class TrialConf:
 
 
 @dataclass(frozen=True, config=STRICT)
-class RolesConf:
-    """The parts columns of the training set play; see `roles.Roles`. Jobs score and evaluate `outcome`.
+class Pseudonyms:
+    """`pseudonyms`: unit ids are replaced at ingest by a hash with the key that the environment variable `key_env`
+    holds; without the section ids stay as they are."""
 
-    cluster  profile attribute or feature that names what units belong to (households, villages): its units fall into
-             the same part of every split, and intervals take clusters, not units, as independent
+    key_env: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolesConf:
+    """`roles`: the parts that columns of the training set play; see `roles.Roles`.
+
+    outcome   what the model predicts; jobs score and evaluate it
+    control   name of the level that all others are compared with
+    features  columns that effects may depend on
+    dose      {level: its dose}, or several doses a level: levels that are ordered learn from each other
+    more_outcomes  outcomes that the same trees tell effects on, too
+    cluster   profile attribute or feature that names what units belong to (households, villages): its units fall into
+              the same part of every split, and intervals take clusters, not units, as independent
     """
 
     outcome: str
@@ -91,13 +134,16 @@ Aggregate = Literal["count", "sum", "mean", "min", "max", "distinct", "recency",
 
 @dataclass(frozen=True, config=STRICT)
 class Feature:
-    """One feature, defined once: `events.features` computes it in Spark, `serving.features` online.
+    """An entry of `features`, or of a file that it names: one feature, defined once. `events.features` computes it in
+    Spark, `serving.features` online.
 
     source       `event`: behaviour, rows of bronze.event named `event`; `profile`: attributes
     aggregate    count, sum, mean, min, max of values; distinct items; recency in days of the last event; latest value;
                  ratio of two other features, missing where the second is 0
     column       what is aggregated: of events `value` or `item` (distinct), of a profile the attribute of this name
     window_days  days of 24 hours before the assignment that count; None: all there is
+    of           [numerator, denominator] of a ratio
+    version      of the definition, for the feature registry; so are `owner` and `description`
     ttl_minutes  age from which the source's newest row makes the feature stale
     targeting    whether it may decide whom to treat; without it the feature serves segments only
     protected    whether it is an attribute that audits for bias look at
@@ -148,16 +194,18 @@ class Feature:
 
 @dataclass(frozen=True, config=STRICT)
 class Labels:
-    """Attribution window after assignment, in days; `as_of` (UTC) is when labels are read, None the last ingestion.
+    """`labels`: what of the events after an assignment counts as its outcome.
 
-    `windows` gives outcomes a window of their own. A label is mature `wait_days` after its last window has closed: the
-    time that late events are given to arrive.
-
+    window_days       days after the assignment whose events count, 14 by default
+    windows           {outcome: days}, for outcomes with a window of their own
+    as_of             when labels are read (UTC); by default at the last ingestion
+    wait_days         days that late events are given to arrive: a label is mature so long after its last window closed
     delivered         keep in the training set whether units were reached, 1 or 0: for complier effects
     maturity_weights  train on mature labels weighted by the inverse of how probable maturity is for a unit like it, so
                       that they stand for all that were assigned; figures of the hold-out stay those of mature units
     """
 
+    RUNS: ClassVar = {"features": "campaign labels roles seed holdout lift.columns lift.outcomes feature_definitions"}
     window_days: Days = 14.0
     as_of: datetime | None = None
     windows: dict[str, Days] = Field(default_factory=dict)
@@ -171,8 +219,92 @@ class Labels:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Alarms:
+    """`alarms`: when the features job warns that events are missing, see `stats.tests`.
+
+    alpha         probability that an alarm is false, for each kind of alarm and outcome
+    complete      share of the mature labels' events that should be known
+    delivery_gap  difference of delivery rates between arms that does not matter
+    """
+
+    alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
+    complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+@dataclass(frozen=True, config=STRICT)
+class Leakage:
+    """`leakage`: guards of the training set, see `events.leakage`.
+
+    alpha       probability that the features of a sound trial are taken for leaks
+    allow       {feature: reason}: what is found about it is recorded with the reason and blocks nothing
+    randomised  False: an observational campaign; its features may predict the treatment
+    rows        rows looked at, chosen by hash
+    """
+
+    alpha: Annotated[float, Field(ge=1e-6, le=0.5)] = 0.001
+    allow: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    randomised: bool = True
+    rows: Annotated[int, Field(ge=1000)] = 50_000
+
+
+@dataclass(frozen=True, config=STRICT)
+class NuisancesConf:
+    """`nuisances`, for campaigns that were no trial: what decided who was treated, and what is expected of the outcome
+    under every level, are learnt from the features (`uplift nuisances`); the forest is trained on doubly robust scores.
+
+    propensity  logged: the probabilities that the campaign logged of the level received; fitted: none is trusted
+    folds       parts of the units; a unit's values come from models of the other parts
+    rows        of each arm that models are fitted on, at most, chosen by hash: the driver holds them
+    lowest      probability of a level below which a unit is set aside, on record (split `set aside`)
+    permuted    times that levels are dealt out at random and the analysis done again: no effect must show
+    placebo_outcomes  numeric features that the treatment came too late to change: none must show on these either
+    hidden      shares, of what is left unexplained of outcome and treatment, that a confounder nobody measured may have
+    """
+
+    RUNS: ClassVar = {"nuisances": "campaign roles nuisances lift.segments seed"}
+    propensity: Literal["logged", "fitted"] = "fitted"
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+    lowest: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    permuted: Annotated[int, Field(ge=0, le=50)] = 1
+    placebo_outcomes: tuple[str, ...] = ()
+    hidden: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.01, 0.05, 0.1)
+
+
+Contender = Literal[
+    "forest_per_level", "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner", "class_transformation"
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LearnerConf:
+    """`learner`: what `uplift train` trains: the causal forest (arguments under `forest`), one for each level, one of
+    the meta-learners that `compare.against` names, or the instrumental forest, whose effects are those on units that
+    are delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
+
+    replicates  resamples behind the intervals of a meta-learner; 0: no intervals
+    rows        of each arm that it is fitted on, at most, chosen by hash
+    """
+
+    RUNS: ClassVar = {"train": "campaign roles learner forest seed registry.name"}
+    kind: Literal["forest", "instrumental_forest"] | Contender = "forest"
+    replicates: Annotated[int, Field(ge=0, le=200)] = 20
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+
+
+@dataclass(frozen=True, config=STRICT)
 class ForestConf:
-    """Arguments of `CausalForest`; None lets the rule in `forest.defaults` choose from the data."""
+    """`forest`: arguments of `CausalForest`; what is not set the rules in `forest.defaults` choose from the data.
+
+    n_trees    trees, 200 by default; more make errors steadier and take as much longer
+    min_leaf   units of each half of a leaf, at least
+    max_depth  splits from the root to a leaf, at most
+    n_buckets  parts of the units; trees grow in one and are estimated on the others
+    max_bins   values between which a feature may be split, at most
+    criterion  how a dose acts: slope (a line), spline, product (several doses), one_hot (no order); auto tests the data
+    monotone   holds effects to one direction of the dose
+    """
 
     n_trees: Annotated[int, Field(ge=4)] = 200
     min_leaf: Annotated[int, Field(ge=1)] | None = None
@@ -184,36 +316,94 @@ class ForestConf:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Economics:
-    """Money: value of one unit of an outcome, cost of treating one unit, per level."""
-
-    value: dict[str, float] = Field(default_factory=dict)
-    cost: dict[str, float] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, config=STRICT)
 class RegistryConf:
-    """MLflow: tracking store (None: sqlite inside the lakehouse folder), model name (None: the campaign).
+    """`registry`: where MLflow keeps models, under which name, and which of them is used.
 
-    `champion`: training sets the alias champion. `version`: scoring uses this version (None: the champion).
+    tracking_uri  MLflow's store; by default sqlite inside the lakehouse's folder
+    name          of the model; by default the campaign's
+    champion      whether a trained version becomes the champion
+    version       the version that units are scored with; by default the champion
     """
 
+    RUNS: ClassVar = {"score": "campaign roles registry.name"}
     tracking_uri: str | None = None
     name: str | None = None
     champion: bool = True
     version: Annotated[int, Field(ge=1)] | None = None
 
 
+_TRIED: dict[str, list[Any]] = {
+    "min_leaf": [None, 5, 10, 20, 40, 80, 160, 320],
+    "max_depth": [None, 4, 6, 8, 12],
+    "n_buckets": [None, 2, 4, 8, 16],
+    "max_bins": [None, 16, 64, 254],
+}
+
+
 @dataclass(frozen=True, config=STRICT)
-class Lift:
-    """Evaluation on the hold-out: segments, outcomes beside the trained one, rank bins, bootstrap replicates.
+class Tune:
+    """`tune`: which arguments of the forest tell effects best, by the R-loss of units held back from training.
 
-    A segment is a feature, or a crossing of features such as `region x device`.
-
-    winsorise  {outcome: share}: values above the size that this share of the hold-out does not exceed count as that
-               size; figures are then about what treatment does to outcomes cut off there
+    trials    tried, the configuration's own among them; `minutes` after which no further one is begun
+    rows      training rows that a trial's forest is grown from, at most about
+    held_out  training rows held back to judge by, at most about
+    space     {argument of `forest`: values to draw from}; None: as the data have it
     """
 
+    RUNS: ClassVar = {"tune": "campaign roles forest tune.rows tune.held_out tune.space seed registry.name"}
+    trials: Annotated[int, Field(ge=2, le=1000)] = 20
+    minutes: Annotated[float, Field(gt=0)] = 60.0
+    rows: Annotated[int, Field(ge=1000)] = 200_000
+    held_out: Annotated[int, Field(ge=500)] = 50_000
+    space: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
+        default_factory=lambda: dict(_TRIED)
+    )
+
+    def __post_init__(self) -> None:
+        for name, values in self.space.items():
+            for value in values:
+                try:
+                    TypeAdapter(ForestConf).validate_python({name: value})
+                except ValidationError as error:
+                    raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
+
+
+@dataclass(frozen=True, config=STRICT)
+class Refresh:
+    """`refresh`, for `uplift refresh`: new labels into the champion's trees.
+
+    half_life_days  a row counts half as much as one assigned so many days later; None: all alike
+    """
+
+    RUNS: ClassVar = {"refresh": "campaign roles refresh registry.name"}
+    half_life_days: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Economics:
+    """`economics`: what things are worth, in any one currency.
+
+    value  {outcome: money that one unit of it is worth}
+    cost   {level: money that treating one unit with it costs}
+    """
+
+    value: dict[str, float] = Field(default_factory=dict)
+    cost: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Lift:
+    """`lift`: how models are evaluated on the hold-out.
+
+    segments    features, or crossings of some such as `region x device`, that lift tables are cut by
+    outcomes    that are evaluated beside the one that the model predicts
+    bins        of units, by rank of the prediction, that curves are made of
+    replicates  bootstrap resamples behind the intervals
+    winsorise   {outcome: share}: values above the size that this share of the hold-out does not exceed count as that
+                size; figures are then about what treatment does to outcomes cut off there
+    """
+
+    RUNS: ClassVar = {"lift": "campaign roles economics lift seed"}
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     winsorise: dict[str, Annotated[float, Field(ge=0.5, lt=1)]] = Field(default_factory=dict)
@@ -238,81 +428,42 @@ class Lift:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Leakage:
-    """Guards of the training set, see `events.leakage`.
+class Compare:
+    """`compare`: what `uplift compare` holds the champion against, on the same hold-out.
 
-    alpha       probability that the features of a sound trial are taken for leaks
-    allow       {feature: reason}: what is found about it is recorded with the reason and blocks nothing
-    randomised  False: an observational campaign; its features may predict the treatment
-    rows        rows looked at, chosen by hash
+    against  forest_per_level (a binary forest for each level) and the meta-learners of `learners.metalearners` (boosted
+             trees put together as T, S, X, R, DR and by class transformation), fitted on the training split, or
+             versions of the registered model
+    points   points of the cost curve
     """
 
-    alpha: Annotated[float, Field(ge=1e-6, le=0.5)] = 0.001
-    allow: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
-    randomised: bool = True
-    rows: Annotated[int, Field(ge=1000)] = 50_000
+    RUNS: ClassVar = {
+        "compare": "campaign roles economics forest lift.bins lift.replicates lift.winsorise compare seed registry.name"
+    }
+    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender, ...], Field(min_length=1)] = (
+        "forest_per_level",
+        "t_learner",
+    )
+    points: Annotated[int, Field(ge=2, le=500)] = 50
 
-
-@dataclass(frozen=True, config=STRICT)
-class NuisancesConf:
-    """For campaigns that were no trial: what decided who was treated, and what is expected of the outcome under every
-    level, are learnt from the features (`uplift nuisances`), and the forest is trained on doubly robust scores.
-
-    propensity  logged: the probabilities that the campaign logged of the level received; fitted: none is trusted
-    folds       parts of the units; a unit's values come from models of the other parts
-    rows        of each arm that models are fitted on, at most, chosen by hash: the driver holds them
-    lowest      probability of a level below which a unit is set aside, on record (split `set aside`)
-    permuted    times that levels are dealt out at random and the analysis done again: no effect must show
-    placebo_outcomes  numeric features that the treatment came too late to change: none must show on these either
-    hidden      shares, of what is left unexplained of outcome and treatment, that a confounder nobody measured may have
-    """
-
-    propensity: Literal["logged", "fitted"] = "fitted"
-    folds: Annotated[int, Field(ge=2, le=20)] = 5
-    rows: Annotated[int, Field(ge=1000)] = 200_000
-    lowest: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
-    permuted: Annotated[int, Field(ge=0, le=50)] = 1
-    placebo_outcomes: tuple[str, ...] = ()
-    hidden: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.01, 0.05, 0.1)
+    def __post_init__(self) -> None:
+        if len(set(self.against)) < len(self.against):
+            raise ConfigError("compare.against names a model twice: remove the duplicate")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Consent:
-    """The gate of exports: the purpose in bronze.consent, and whether units need a grant of it (`required`) or only
-    must not have withdrawn it."""
+    """`consent`: who may be contacted, by bronze.consent: units with a grant of this purpose (`required`), or all that
+    have not withdrawn it."""
 
     purpose: Annotated[str, Field(min_length=1)] = "marketing"
     required: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
-class Pseudonyms:
-    """Unit ids are replaced at ingest by a hash with the key that the environment variable `key_env` holds."""
-
-    key_env: str
-
-
-@dataclass(frozen=True, config=STRICT)
-class Alarms:
-    """When the features job warns that events are missing, see `stats.tests`.
-
-    alpha         probability that an alarm is false, for each kind of alarm and outcome
-    complete      share of the mature labels' events that should be known
-    delivery_gap  difference of delivery rates between arms that does not matter
-    """
-
-    alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
-    complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The sections of a configuration about decisions: limits, plans, scenarios, trees, which model.
-
-
-@dataclass(frozen=True, config=STRICT)
 class Limit:
-    """What a plan may use at most, or with `least` must use at least; of exactly one kind:
+    """An entry of `policy.limits`: what a plan may use at most, or with `least` must use at least; of exactly
+    one kind:
 
     spend    money, by the costs of treating
     units    units treated
@@ -352,26 +503,11 @@ class Limit:
 
 
 @dataclass(frozen=True, config=STRICT)
-class TreeConf:
-    """Rules that people can read: `uplift tree`.
-
-    depth      questions on the way to a level; the best tree is found for 1 and 2, a good one for 3
-    min_units  units of the hold-out behind every level the tree gives, at least
-    features   that may be asked for, all of the model's by default
-    groups     of values of a feature between which a question may lie
-    """
-
-    depth: Annotated[int, Field(ge=1, le=3)] = 2
-    min_units: Annotated[int, Field(ge=30)] = 100
-    features: tuple[str, ...] = ()
-    groups: Annotated[int, Field(ge=2, le=250)] = 32
-
-
-@dataclass(frozen=True, config=STRICT)
 class Policy:
-    """Whom to treat with what: `uplift policy`.
+    """`policy`: whom to treat with what, for `uplift policy` and `uplift simulate`.
 
-    budget     money to spend, None: no limit; further `limits`
+    budget     money to spend; no limit by default
+    limits     further limits, see `Limit`
     objective  profit: value of the outcome times uplift, less the cost of treating; outcome: uplift alone
     bound      expected: the predicted uplift counts; lower: the lower end of its 95 % interval
     cost       {level: SQL over the training set's columns}, where a cost is not the same for every unit
@@ -382,6 +518,11 @@ class Policy:
     global_holdout  share of units left out at random, to read the plan's effect off later
     """
 
+    RUNS: ClassVar = {
+        "policy": "campaign roles economics policy consent seed",
+        "simulate": "campaign roles economics policy scenarios consent seed",
+    }
+    RENAMED: ClassVar = {"keep_out": "global_holdout"}
     budget: Annotated[float, Field(ge=0)] | None = None
     limits: tuple[Limit, ...] = ()
     objective: Literal["profit", "outcome"] = "profit"
@@ -413,7 +554,7 @@ class Policy:
 
 @dataclass(frozen=True, config=STRICT)
 class Scenario:
-    """What `uplift simulate` changes of the plan; what is not named stays as it is in `policy` and `economics`.
+    """An entry of `scenarios`: what `uplift simulate` changes; all else stays as it is in `policy` and `economics`.
 
     budget  money to spend
     levels  only these may be given; limits on others fall away
@@ -429,124 +570,57 @@ class Scenario:
     value: dict[str, float] = Field(default_factory=dict)
 
 
-Contender = Literal[
-    "forest_per_level", "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner", "class_transformation"
-]
-
-
 @dataclass(frozen=True, config=STRICT)
-class LearnerConf:
-    """What `uplift train` trains: the causal forest (its arguments under `forest`), one for each level, one of the
-    meta-learners that `compare.against` names, or the instrumental forest, whose effects are those on units that are
-    delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
+class TreeConf:
+    """`tree`, for `uplift tree`: rules that people can read.
 
-    replicates  resamples behind the intervals of a meta-learner; 0: no intervals
-    rows        of each arm that it is fitted on, at most, chosen by hash
+    depth      questions on the way to a level; the best tree is found for 1 and 2, a good one for 3
+    min_units  units of the hold-out behind every level the tree gives, at least
+    features   that may be asked for, all of the model's by default
+    groups     of values of a feature between which a question may lie
     """
 
-    kind: Literal["forest", "instrumental_forest"] | Contender = "forest"
-    replicates: Annotated[int, Field(ge=0, le=200)] = 20
-    rows: Annotated[int, Field(ge=1000)] = 200_000
-
-
-_TRIED: dict[str, list[Any]] = {
-    "min_leaf": [None, 5, 10, 20, 40, 80, 160, 320],
-    "max_depth": [None, 4, 6, 8, 12],
-    "n_buckets": [None, 2, 4, 8, 16],
-    "max_bins": [None, 16, 64, 254],
-}
-
-
-@dataclass(frozen=True, config=STRICT)
-class Refresh:
-    """`uplift refresh`: new labels into the champion's trees.
-
-    half_life_days  a row counts half as much as one assigned so many days later; None: all alike
-    """
-
-    half_life_days: Annotated[float, Field(gt=0)] | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class Tune:
-    """`uplift tune`: which arguments of the forest tell effects best, by the R-loss of units held back from training.
-
-    trials    tried, the configuration's own among them; `minutes` after which no further one is begun
-    rows      training rows that a trial's forest is grown from, at most about
-    held_out  training rows held back to judge by, at most about
-    space     {argument of `forest`: values to draw from}; None: as the data have it
-    """
-
-    trials: Annotated[int, Field(ge=2, le=1000)] = 20
-    minutes: Annotated[float, Field(gt=0)] = 60.0
-    rows: Annotated[int, Field(ge=1000)] = 200_000
-    held_out: Annotated[int, Field(ge=500)] = 50_000
-    space: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
-        default_factory=lambda: dict(_TRIED)
-    )
-
-    def __post_init__(self) -> None:
-        for name, values in self.space.items():
-            for value in values:
-                try:
-                    TypeAdapter(ForestConf).validate_python({name: value})
-                except ValidationError as error:
-                    raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
-
-
-@dataclass(frozen=True, config=STRICT)
-class Compare:
-    """What `uplift compare` holds the champion against, on the same hold-out.
-
-    against  forest_per_level (a binary forest for each level) and the meta-learners of `learners.metalearners` (boosted
-             trees put together as T, S, X, R, DR and by class transformation), fitted on the training split, or
-             versions of the registered model
-    points   points of the cost curve
-    """
-
-    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender, ...], Field(min_length=1)] = (
-        "forest_per_level",
-        "t_learner",
-    )
-    points: Annotated[int, Field(ge=2, le=500)] = 50
-
-    def __post_init__(self) -> None:
-        if len(set(self.against)) < len(self.against):
-            raise ConfigError("compare.against names a model twice: remove the duplicate")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# A campaign's configuration: frozen dataclasses read from one YAML file; an unknown key is an error.
+    RUNS: ClassVar = {"tree": "campaign roles economics policy.objective tree seed registry.name"}
+    depth: Annotated[int, Field(ge=1, le=3)] = 2
+    min_units: Annotated[int, Field(ge=30)] = 100
+    features: tuple[str, ...] = ()
+    groups: Annotated[int, Field(ge=2, le=250)] = 32
 
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    """One campaign, from source to lift table."""
+    """One campaign: its name, its source, the roles of its columns, and a section for every step.
 
+    campaign  name: letters, digits and underscores
+    seed      of everything that is random, 7 by default
+    holdout   share of the units, by hash of their id, that no model is trained on
+    """
+
+    RUNS: ClassVar = {"ingest": "campaign source seed"}
     campaign: str
     source: Annotated[Simulation | TrialConf, Field(discriminator="kind")]
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
     lakehouse: Lakehouse = Field(default_factory=Lakehouse)
-    labels: Labels = Field(default_factory=Labels)
-    learner: LearnerConf = Field(default_factory=LearnerConf)
-    forest: ForestConf = Field(default_factory=ForestConf)
-    economics: Economics = Field(default_factory=Economics)
-    registry: RegistryConf = Field(default_factory=RegistryConf)
-    lift: Lift = Field(default_factory=Lift)
     features: tuple[Feature, ...] = ()
+    pseudonyms: Pseudonyms | None = None
+    labels: Labels = Field(default_factory=Labels)
+    alarms: Alarms = Field(default_factory=Alarms)
     leakage: Leakage = Field(default_factory=Leakage)
     nuisances: NuisancesConf | None = None
-    consent: Consent = Field(default_factory=Consent)
-    pseudonyms: Pseudonyms | None = None
-    alarms: Alarms = Field(default_factory=Alarms)
-    policy: Policy = Field(default_factory=Policy)
-    scenarios: dict[str, Scenario] = Field(default_factory=dict)
-    compare: Compare = Field(default_factory=Compare)
-    tree: TreeConf = Field(default_factory=TreeConf)
+    learner: LearnerConf = Field(default_factory=LearnerConf)
+    forest: ForestConf = Field(default_factory=ForestConf)
+    registry: RegistryConf = Field(default_factory=RegistryConf)
     tune: Tune = Field(default_factory=Tune)
     refresh: Refresh = Field(default_factory=Refresh)
+    economics: Economics = Field(default_factory=Economics)
+    lift: Lift = Field(default_factory=Lift)
+    compare: Compare = Field(default_factory=Compare)
+    consent: Consent = Field(default_factory=Consent)
+    policy: Policy = Field(default_factory=Policy)
+    scenarios: dict[str, Scenario] = Field(default_factory=dict)
+    tree: TreeConf = Field(default_factory=TreeConf)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")
@@ -648,7 +722,7 @@ class Config:
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML file; `overrides` are `dotted.key=value` pairs, values parsed as YAML.
 
-    Raises ConfigError naming the file, the key and what was expected.
+    An old name of a key is read with a FutureWarning. Raises ConfigError naming file, key and what was expected.
     """
     path = Path(path)
     try:
@@ -661,12 +735,26 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
     for override in overrides:
         _apply(raw, override)
+    _rename_old_keys(raw, path)
     if "features" in raw:
         raw["features"] = [one for entry in _listed(raw["features"], path) for one in _definitions(entry, path)]
     try:
         return TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {_first_problem(error)}") from error
+
+
+def _rename_old_keys(raw: dict[str, Any], path: Path) -> None:
+    """Give keys that a section declares in `RENAMED` their new names. Raises ConfigError where both names are there."""
+    for name, annotation in get_type_hints(Config).items():
+        part = raw[name] if isinstance(raw.get(name), dict) else {}
+        for old, new in getattr(annotation, "RENAMED", {}).items():
+            sentence = f"configuration {path}: {name}.{old} is now called {name}.{new}"
+            if old in part and new in part:
+                raise ConfigError(f"{sentence}, and both are there: remove {name}.{old}")
+            if old in part:
+                part[new] = part.pop(old)
+                warnings.warn(f"{sentence}: rename it, the next version will not know it", FutureWarning, 3)
 
 
 def _listed(value: Any, path: Path) -> list[Any]:

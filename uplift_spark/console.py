@@ -1,4 +1,7 @@
-"""Results, progress and names as text for a terminal. Imports no Spark: `uplift --help` answers at once."""
+"""A job as a command: its options, its session, and its progress and results as text for a terminal.
+
+Imports no Spark until a job runs: `uplift --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +28,120 @@ from uplift_spark.errors import UpliftError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from uplift_spark.runtime import JobResult
+    from uplift_spark.campaign import Campaign
+    from uplift_spark.config import Config, Lakehouse
+    from uplift_spark.lake.tables import Lake
+    from uplift_spark.runtime import Job, JobResult
+
+# --------------------------------------------------------------------------------------------------------------------
+# A job as a command. `jobs/<verb>.py` has `run`, and `options` where its command line has more than --conf, --set and
+# --run-id: a function whose parameters are these options and that returns the arguments of `run` they stand for.
+
+ConfOption = Annotated[Path, typer.Option("--conf", help="The campaign's YAML file.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in source.units=20000; repeatable."),
+]
+RunOption = Annotated[
+    str | None, typer.Option("--run-id", help="Name of this run; derived from configuration and inputs by default.")
+]
+
+Options = Callable[..., dict[str, Any]]
+After = Callable[["Campaign", "list[JobResult]"], None]
+
+
+def no_options() -> dict[str, Any]:
+    """The options of a job that has none of its own."""
+    return {}
+
+
+def main_job(run: Callable[..., JobResult], options: Options = no_options) -> None:
+    """Entry point of `jobs/<verb>.py`, as in `spark-submit jobs/lift.py --conf conf/demo.yaml`.
+
+    Parses the command line, runs the job, prints its result. Returns on success, because a Databricks task counts any
+    SystemExit as a failure; exits with 1 on an UpliftError.
+    """
+    try:
+        with one_sentence():
+            job_command(Path(sys.argv[0]).stem, run, options)()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_options) -> Callable[..., Any]:
+    """The command of one job: the options of its own, then --conf, --set and --run-id; its help is the module's.
+
+    `options` may take `run_id`, too, to refuse a name where no run comes to be.
+    """
+    own = list(signature(options, eval_str=True).parameters.values())
+
+    def command(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **chosen: Any) -> None:
+        named = {"run_id": run_id} if "run_id" in [parameter.name for parameter in own] else {}
+        run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id)
+
+    usual = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "chosen"]
+    parameters = [*(one for one in own if one.name != "run_id"), *usual]
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    alone.command(verb, help=getdoc(sys.modules[run.__module__]))(command)
+    return alone
+
+
+def run_jobs(
+    jobs: Mapping[str, Job], conf: Path, overrides: Sequence[str] | None, run_id: str | None, after: After | None = None
+) -> None:
+    """Run jobs one after another in one session; what is printed at the end is `after`'s, else the last result."""
+    config = read_config(conf, overrides)
+    from uplift_spark.campaign import Campaign
+
+    reporter = Progress(err())
+    reporter.report("starting Spark")
+    with open_lake(config.lakehouse) as lake:
+        campaign, results = Campaign(config, lake), []
+        for verb, run in jobs.items():
+            progress = reporter.within(verb)
+            results.append(run(campaign, progress, run_id))
+            for line in written_lines(results[-1]):
+                progress(line)
+        after(campaign, results) if after else print_result(results[-1])
+    reporter.report("done")
+
+
+def read_config(conf: Path, overrides: Sequence[str] | None) -> Config:
+    """The configuration of a command, its warnings said on stderr. Raises ConfigError as `config.load_config`."""
+    from uplift_spark.config import load_config
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FutureWarning)
+        config = load_config(conf, tuple(overrides or ()))
+    for warning in caught:
+        err().print(f"warning: {warning.message}", soft_wrap=True)
+    return config
+
+
+@contextmanager
+def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
+    """The lakehouse in a session that is stopped at the end if this command started it."""
+    from pyspark.sql import SparkSession
+
+    from uplift_spark.lake.session import spark_session
+    from uplift_spark.lake.tables import Lake
+
+    _quiet_spark()
+    provided = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
+    spark = spark_session(lakehouse)
+    try:
+        yield Lake(spark, lakehouse)
+    finally:
+        if not provided:
+            spark.stop()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Results, progress and names as text.
 
 
 def rich_table(rows: pd.DataFrame) -> Table:
@@ -80,17 +199,21 @@ def written_lines(result: JobResult) -> Iterator[str]:
 
 
 def print_result(result: JobResult) -> None:
-    """A run, its tables and its details."""
-    out().print(f"run {result.run_id}")
+    """A run, its tables and its details; an answer of a job that did nothing has no run."""
+    if result.run_id:
+        out().print(f"run {result.run_id}")
     if result.tables:
         print_tables([(t, w.get("rows", 0), w.get("version", "")) for t, w in result.tables.items()], "rows added")
     print_details(result.details)
 
 
 def print_details(details: Mapping[str, Any]) -> None:
-    """One line per detail; a text of several lines stands by itself; figures two levels deep are for programs."""
+    """One line per detail; a text of several lines and a frame stand by themselves; figures two levels deep are for
+    programs."""
     for key, value in details.items():
-        if not isinstance(value, Mapping):
+        if hasattr(value, "itertuples"):
+            out().print(rich_table(value))
+        elif not isinstance(value, Mapping):
             text = str(value)
             out().print(f"\n{text}\n" if "\n" in text else f"{key}: {text}", soft_wrap=True)
         elif not any(isinstance(inner, Mapping) for inner in value.values()):
@@ -146,7 +269,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def quiet_spark() -> None:
+def _quiet_spark() -> None:
     """PySpark logs every failed query as JSON with the JVM's trace, beside the exception that says the same."""
     from pyspark.logger import PySparkLogger
 

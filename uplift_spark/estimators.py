@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,44 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import functions as F
 
-from uplift_spark.config import DAY, Config
-from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.encode import check_columns, level_names, make_levels, summarise
-from uplift_spark.forest.estimate import estimate_table
-from uplift_spark.forest.forest import Forest, effect_table, save_file
-from uplift_spark.forest.instrument import LEFT, Instrumental, fit_instrumental
+from uplift_spark.config import Config, LearnerConf
+from uplift_spark.errors import ConfigError
+from uplift_spark.forest.forest import Forest, save_file
+from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.onnx import export_onnx
-from uplift_spark.forest.refresh import refreshed_table
-from uplift_spark.forest.shapley import shapley_table, shapley_values
+from uplift_spark.forest.shapley import shapley_values
 from uplift_spark.forest.training import Params, fit_table
-from uplift_spark.learners.metalearners import (
-    AnyModel,
-    Learned,
-    LearnerParams,
-    PerLevel,
-    fit_learned,
-    kind_of,
-    load_any,
-)
+from uplift_spark.learners.frames import FrameRows, PandasRows
+from uplift_spark.learners.metalearners import AnyModel, Learned, LearnerParams, PerLevel, load_any
 from uplift_spark.roles import DELIVERED, Levels, Roles
-from uplift_spark.runtime import ProgressCallback
+from uplift_spark.runtime import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
-    from typing_extensions import TypeIs
 
     Frame = pd.DataFrame | DataFrame
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The Python verb: fit and effect on a pandas or a Spark frame alike, giving the same forest, byte for byte.
+def frame_rows(frame: Any) -> FrameRows:
+    """What can be done with the rows of a pandas or a Spark frame; pyspark is imported for the latter alone."""
+    # Classic and Connect frames are different classes; both have this method, and pandas frames have not.
+    if not hasattr(frame, "mapInArrow"):
+        return PandasRows(frame)
+    from uplift_spark.learners.spark import SparkRows
 
-
-def _quiet(_: str) -> None:
-    """Say nothing."""
+    return SparkRows(frame)
 
 
 @dataclass(frozen=True)
@@ -60,10 +49,13 @@ class UpliftModel:
     def forest(self) -> Forest:
         """The causal forest; `forest.of(outcome)` is that of one outcome alone. Raises ConfigError if it is none."""
         if not isinstance(self.model, Forest):
-            raise ConfigError(
-                f"this needs a causal forest, not the model's {kind_of(self.model)}: train a CausalForest"
-            )
+            raise ConfigError(f"this needs a causal forest, not the model's {self.kind}: train a CausalForest")
         return self.model
+
+    @property
+    def kind(self) -> str:
+        """What it is called in configurations and logs: forest, forest_per_level, instrumental_forest, dr_learner, …"""
+        return self.model.kind
 
     @property
     def levels(self) -> Levels:
@@ -89,12 +81,7 @@ class UpliftModel:
         Raises DataError on a missing, retyped or infinite column, ConfigError on an outcome that was not trained.
         """
         model = self.model.of(self.roles.outcome if outcome is None else outcome)
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import score
-
-            return score(frame, model)
-        columns = (self.roles.unit, *self.roles.features)
-        return effect_table(model, _arrow(frame, columns), os.cpu_count() or 1).to_pandas()
+        return frame_rows(frame).effects(model)
 
     def explain(self, frame: Frame, outcome: str | None = None) -> Any:
         """What each feature has to do with every unit's effect: Shapley values that add up to it.
@@ -105,12 +92,7 @@ class UpliftModel:
         models whose effects are held monotone.
         """
         forest = self.forest.of(self.roles.outcome if outcome is None else outcome)
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import explain
-
-            return explain(frame, forest)
-        table = _arrow(frame, (self.roles.unit, *self.roles.features))
-        return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
+        return frame_rows(frame).shapley(forest)
 
     def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
         """The effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
@@ -127,7 +109,7 @@ class UpliftModel:
         """
         return UpliftModel(self.forest.at(doses, partial))
 
-    def estimate(self, frame: Frame, progress: ProgressCallback = _quiet) -> UpliftModel:
+    def estimate(self, frame: Frame, progress: ProgressCallback = no_progress) -> UpliftModel:
         """The same trees with leaf sums, bias correction and levels' shares from the rows of `frame` alone.
 
         With the rows it was trained on it is the same model, byte for byte; without some of them it is the model whose
@@ -135,25 +117,23 @@ class UpliftModel:
         all rows are read once more. What shaped the trees stays: bins, splits, the baselines outcomes are centred by.
         A meta-learner is fitted anew. Raises DataError on bad rows, and when a level has none.
         """
-        if isinstance(self.model, Learned):
-            return MetaLearner(**vars(self.model.params)).fit(frame, self.roles, progress)
-        if isinstance(self.model, Instrumental):
-            same = UpliftModel(self.model.forest).estimate(_without_delivery(frame, self.model), progress)
-            return UpliftModel(replace(self.model, forest=same.forest))
-        if isinstance(self.model, PerLevel):
-            anew = [
-                UpliftModel(one).estimate(_of_pair(frame, self.roles, level), progress).forest
-                for level, one in self.model.pairs
-            ]
-            return UpliftModel(replace(self.model, forests=tuple(anew)))
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import estimate_frame
-
-            return UpliftModel(estimate_frame(frame, self.forest, progress))
-        return UpliftModel(estimate_table(_arrow(frame, self.roles.columns), self.forest))
+        rows, model = frame_rows(frame), self.model
+        if isinstance(model, Learned):
+            return UpliftModel(rows.fit_learned(model.roles, model.params, progress))
+        if isinstance(model, Instrumental):
+            forest = rows.without_delivery(model).estimate(model.forest, progress)
+            return UpliftModel(replace(model, forest=forest))
+        if isinstance(model, PerLevel):
+            forests = [rows.pair(model.roles, level).estimate(one, progress) for level, one in model.pairs]
+            return UpliftModel(replace(model, forests=tuple(forests)))
+        return UpliftModel(rows.estimate(model, progress))
 
     def refresh(
-        self, frame: Frame, half_life: float | None = None, day: str | None = None, progress: ProgressCallback = _quiet
+        self,
+        frame: Frame,
+        half_life: float | None = None,
+        day: str | None = None,
+        progress: ProgressCallback = no_progress,
     ) -> UpliftModel:
         """The same trees with sums of the rows of `frame`, old and new ones, in one pass that grows nothing.
 
@@ -164,12 +144,7 @@ class UpliftModel:
         `forest.refresh` says what that costs, `estimate` corrects anew. Raises DataError for rows that the forest
         cannot take, ConfigError for models that are no causal forest and for forests on scores.
         """
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import refreshed_frame
-
-            return UpliftModel(refreshed_frame(frame, self.forest, half_life, day, progress))
-        columns = (*self.roles.columns, *([] if day is None else [day]))
-        return UpliftModel(refreshed_table(_arrow(frame, columns), self.forest, half_life, day))
+        return UpliftModel(frame_rows(frame).refresh(self.forest, half_life, day, progress))
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
@@ -207,23 +182,21 @@ class CausalForest(Params):
 
     per_level: bool = False
 
-    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = _quiet) -> UpliftModel:
+    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = no_progress) -> UpliftModel:
         """Train on one row per unit; `progress` is told the progress. Raises DataError naming column, count and fix."""
-        if self.per_level:
-            return self._fit_each(frame, roles, progress)
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import fit_frame
+        rows = frame_rows(frame)
+        return UpliftModel(
+            self._fit_each(rows, roles, progress) if self.per_level else rows.fit_forest(roles, self, progress)
+        )
 
-            return UpliftModel(fit_frame(frame, roles, self, progress))
-        return UpliftModel(fit_table(_arrow(frame, roles.columns), roles, self, progress))
-
-    def _fit_each(self, frame: Frame, roles: Roles, progress: ProgressCallback) -> UpliftModel:
-        levels, one = _levels(frame, roles), replace(self, per_level=False)
-        forests = []
+    def _fit_each(self, rows: FrameRows, roles: Roles, progress: ProgressCallback) -> PerLevel:
+        if roles.grid:
+            raise ConfigError("per_level trains a forest for each level, and roles.grid has none: drop one of them")
+        levels, forests = rows.levels(replace(roles, scores=None)), []
         for level in levels.treated:
             progress(f"a forest of {level} alone")
-            forests.append(one.fit(_of_pair(frame, roles, level), replace(roles, dose=None), progress).forest)
-        return UpliftModel(PerLevel(tuple(forests), levels))
+            forests.append(rows.pair(roles, level).fit_forest(replace(roles, dose=None), self, progress))
+        return PerLevel(tuple(forests), levels)
 
 
 @dataclass(frozen=True)
@@ -231,18 +204,13 @@ class InstrumentalForest(Params):
     """Effects on compliers, where not everybody who was assigned a level was delivered it: assignment is the
     instrument for delivery. Arguments are those of `CausalForest`, which tells the effect of assignment itself."""
 
-    def fit(self, frame: Frame, roles: Roles, delivered: str, progress: ProgressCallback = _quiet) -> UpliftModel:
+    def fit(self, frame: Frame, roles: Roles, delivered: str, progress: ProgressCallback = no_progress) -> UpliftModel:
         """Train on one row per unit: `roles` of assignment and outcome, `delivered` a number, 0 where nothing was.
 
         The model's effects are what a level does to units that take it because they are assigned it; NaN, and of low
         support, where hardly anybody near complies. Raises as `forest.instrument.fit_instrumental`.
         """
-        if _is_spark(frame):
-            from uplift_spark.forest.spark import fit_instrumental_frame
-
-            return UpliftModel(fit_instrumental_frame(frame, roles, delivered, self, progress))
-        columns = tuple(dict.fromkeys([*roles.columns, delivered]))
-        return UpliftModel(fit_instrumental(_arrow(frame, columns), roles, delivered, self, progress))
+        return UpliftModel(frame_rows(frame).fit_instrumental(roles, delivered, self, progress))
 
 
 @dataclass(frozen=True)
@@ -256,15 +224,11 @@ class MetaLearner(LearnerParams):
     seed        same seed and rows: same effects, whatever the partitioning
     """
 
-    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = _quiet) -> UpliftModel:
+    def fit(self, frame: Frame, roles: Roles, progress: ProgressCallback = no_progress) -> UpliftModel:
         """Train on one row per unit, as `CausalForest.fit`; where odds of levels differ between units, or units have
         doubly robust scores, they are cross-fitted. Raises DataError, ConfigError
         as `learners.metalearners.fit_learned`."""
-        if _is_spark(frame):
-            from uplift_spark.learners.spark import fit_learned_frame
-
-            return UpliftModel(fit_learned_frame(frame, roles, self, progress))
-        return UpliftModel(fit_learned(_arrow(frame, roles.columns), roles, self, progress))
+        return UpliftModel(frame_rows(frame).fit_learned(roles, self, progress))
 
 
 def load_model(source: str | Path | bytes) -> UpliftModel:
@@ -272,93 +236,30 @@ def load_model(source: str | Path | bytes) -> UpliftModel:
     return UpliftModel(load_any(source))
 
 
-def _is_spark(frame: Frame) -> TypeIs[DataFrame]:
-    # Classic and Connect frames are different classes; both have this, and asking spares pandas users the import.
-    return hasattr(frame, "mapInArrow")
-
-
-def _without_delivery(frame: Frame, model: Instrumental) -> Frame:
-    """The frame with what the model's trees were grown on."""
-    outcome, delivered = model.roles.outcome, model.delivered
-    check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
-    if _is_spark(frame):
-        return frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered])
-    kept = frame.copy(deep=False)
-    kept[LEFT] = frame[outcome] - model.overall * frame[delivered]
-    return kept
-
-
-def _of_pair(frame: Frame, roles: Roles, level: str) -> Frame:
-    """Rows of a level and the control alone, or every unit's scores of these."""
-    pair = (roles.control, level)
-    if _is_spark(frame):
-        from uplift_spark.learners.spark import pair_of
-
-        return pair_of(frame, roles, pair)
-    if roles.scores:
-        kept = frame.copy(deep=False)
-        kept[roles.scores] = frame[roles.scores].map(lambda one: {name: one[name] for name in pair})
-        return kept
-    names = level_names(_arrow(frame, (roles.treatment,)).column(0))
-    return frame[names.to_pandas().isin(pair).to_numpy()]
-
-
-def _levels(frame: Frame, roles: Roles) -> Levels:
-    """Levels of all rows. Raises DataError as `make_levels`, ConfigError for doses that take any value."""
-    if roles.grid:
-        raise ConfigError("per_level trains a forest for each level, and roles.grid has none: drop one of them")
-    plain = replace(roles, scores=None)
-    if _is_spark(frame):
-        from uplift_spark.forest.spark import summary_of
-
-        check_columns(dict.fromkeys(frame.columns, pa.null()), plain.columns, ())
-        summary = summary_of(frame.select(*(f"`{column}`" for column in plain.columns)), plain)
-    else:
-        summary = summarise(_arrow(frame, plain.columns), plain)
-    return make_levels(summary, plain)[0]
-
-
-def _arrow(frame: pd.DataFrame, columns: tuple[str, ...]) -> pa.Table:
-    present = dict.fromkeys(map(str, frame.columns), pa.null())
-    check_columns(present, columns, ())
-    try:
-        return pa.Table.from_pandas(frame[list(columns)], preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"a column mixes types ({'; '.join(map(str, error.args))}): cast it to one type") from error
-
-
 # --------------------------------------------------------------------------------------------------------------------
-# What jobs train, and train again: a forest of one of three kinds, or a meta-learner; or refresh.
+# What jobs train, and train again: parameters name the kind of learner and hold its arguments.
 
 
-def params_of(config: Config) -> dict[str, Any]:
-    """Arguments of the learner, as the configuration has them; they tell which it is."""
-    learner = config.learner
-    if learner.kind == "forest":
-        return {**vars(config.forest), "seed": config.seed}
-    if learner.kind == "forest_per_level":
-        return {**vars(config.forest), "seed": config.seed, "per_level": True}
+def params_of(config: Config, learner: LearnerConf | None = None) -> dict[str, Any]:
+    """Parameters of a learner section, by default the campaign's own: its kind, and arguments of the estimator."""
+    learner = learner or config.learner
+    if learner.kind in ("forest", "forest_per_level"):
+        return {**vars(config.forest), "seed": config.seed, "kind": learner.kind}
     if learner.kind == "instrumental_forest":
-        return {**vars(config.forest), "seed": config.seed, "delivered": DELIVERED}
+        return {**vars(config.forest), "seed": config.seed, "kind": learner.kind, "delivered": DELIVERED}
     return {**vars(learner), "seed": config.seed}
 
 
-def train_model(params: Mapping[str, Any], frame: DataFrame, roles: Roles, progress: ProgressCallback) -> UpliftModel:
-    """Train with recorded parameters. Raises as the `fit` of the learner."""
-    if "delivered" in params:
-        arguments = {name: value for name, value in params.items() if name != "delivered"}
-        return InstrumentalForest(**arguments).fit(frame, roles, params["delivered"], progress)
-    learner = MetaLearner(**params) if "kind" in params else CausalForest(**params)
-    return learner.fit(frame, roles, progress)
-
-
-def refresh_model(
-    model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], progress: ProgressCallback
-) -> UpliftModel:
-    """The model's trees with sums of training rows; `how` holds half_life_days, rows being of the day (UTC) of their
-    assignment. Raises as `UpliftModel.refresh`."""
-    day = F.floor(F.unix_micros("assigned_at") / F.lit(DAY))
-    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", progress)
+def train_model(params: Mapping[str, Any], frame: Frame, roles: Roles, progress: ProgressCallback) -> UpliftModel:
+    """Train with parameters such as `params_of` gives. Raises as the `fit` of the estimator."""
+    arguments = dict(params)
+    kind = arguments.pop("kind")
+    if kind == "instrumental_forest":
+        delivered = arguments.pop("delivered")
+        return InstrumentalForest(**arguments).fit(frame, roles, delivered, progress)
+    if kind in ("forest", "forest_per_level"):
+        return CausalForest(**arguments, per_level=kind == "forest_per_level").fit(frame, roles, progress)
+    return MetaLearner(kind, **arguments).fit(frame, roles, progress)
 
 
 # --------------------------------------------------------------------------------------------------------------------

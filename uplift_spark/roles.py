@@ -15,7 +15,7 @@ UNIT = "unit_id"
 TREATMENT = "treatment"
 
 
-CAMPAIGN = "experiment"
+CAMPAIGN = "campaign"
 
 
 PROPENSITY = "propensity"

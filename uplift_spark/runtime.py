@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import date, datetime
+from functools import reduce
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,42 +56,6 @@ def keep_kernels() -> str:
 
 ProgressCallback = Callable[[str], None]
 
-# The parts of a campaign's configuration a job's output depends on. What is downstream of a job is left out, so that
-# another forest does not ingest the events a second time; where tables and models are kept is no part of any run.
-_RELEVANT = {
-    "ingest": ("campaign", "source", "seed"),
-    "features": (
-        *("campaign", "labels", "roles", "seed", "holdout", "lift.columns", "lift.outcomes"),
-        "feature_definitions",
-    ),
-    "nuisances": ("campaign", "roles", "nuisances", "lift.segments", "seed"),
-    "train": ("campaign", "roles", "learner", "forest", "seed", "registry.name"),
-    "refresh": ("campaign", "roles", "refresh", "registry.name"),
-    "tune": ("campaign", "roles", "forest", "tune.rows", "tune.held_out", "tune.space", "seed", "registry.name"),
-    "score": ("campaign", "roles", "registry.name"),
-    "lift": ("campaign", "roles", "economics", "lift", "seed"),
-    "compare": (
-        *("campaign", "roles", "economics", "forest", "lift.bins", "lift.replicates", "lift.winsorise", "compare"),
-        *("seed", "registry.name"),
-    ),
-    "tree": ("campaign", "roles", "economics", "policy.objective", "tree", "seed", "registry.name"),
-    "policy": ("campaign", "roles", "economics", "policy", "consent", "seed"),
-    "simulate": ("campaign", "roles", "economics", "policy", "scenarios", "consent", "seed"),
-}
-_ALL = (
-    "campaign",
-    "source",
-    "roles",
-    "seed",
-    "holdout",
-    "labels",
-    "learner",
-    "forest",
-    "economics",
-    "lift",
-    "registry.name",
-)
-
 
 @dataclass(frozen=True)
 class JobResult:
@@ -125,7 +90,7 @@ def no_progress(message: str) -> None:
 def derive_run_id(job: str, config: Any, **inputs: Any) -> str:
     """`<job>-<12 hex digits>`: SHA-256 of the job, the configuration it depends on and the identity of its inputs.
 
-    Of a `Config` the parts relevant to the job count; anything else (a part of it, a mapping) counts as a whole.
+    Of a `Config` the keys count that its sections declare; anything else (a part of it, a mapping) counts as a whole.
     `inputs` are file digests, upstream run ids, table and model versions. Equal on every machine and in every process.
     Raises TypeError for values without a canonical form.
     """
@@ -153,13 +118,10 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _relevant(job: str, config: Config) -> dict[str, Any]:
-    chosen: dict[str, Any] = {}
-    for key in _RELEVANT.get(job, _ALL):
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        chosen[key] = value
-    return chosen
+    """The keys that a section of the configuration, or the configuration itself, declares for the job in `RUNS`."""
+    sections = [config, *(getattr(config, part.name) for part in fields(config))]
+    declared = {verb: keys for section in sections for verb, keys in getattr(section, "RUNS", {}).items()}
+    return {key: reduce(getattr, key.split("."), config) for key in declared[job].split()}
 
 
 def _canonical(value: Any) -> Any:
@@ -167,7 +129,9 @@ def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _canonical(getattr(value, f.name)) for f in fields(value)}
+        # A key that was renamed counts under its first name, so that a new name makes no new run.
+        first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}
+        return {first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -97,7 +97,7 @@ def tables(spark: SparkSession, units: int, each: int) -> dict[str, DataFrame]:
     at = F.lit(ASSIGNED_AT.isoformat() + "Z").cast("timestamp")
     people = spark.range(0, units, 1, max(2, units // 500_000))
     unit = F.concat(F.lit("customer-"), F.lpad(F.col("id").cast("string"), 9, "0")).alias("unit_id")
-    mine = F.lit(CAMPAIGN).alias("experiment")
+    mine = F.lit(CAMPAIGN).alias("campaign")
     origin = (F.lit(None).cast("string").alias("event_id"), F.lit("bench").alias("source"))
     treated = F.col("id") % 2 == 1
     assignment = people.select(

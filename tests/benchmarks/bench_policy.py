@@ -48,7 +48,7 @@ def one_size(units: int) -> dict[str, Any]:
                 progress=lambda message: print(f"    {message}", flush=True),
             )
             usage.stop()
-    kept = ("candidates", "units", "gain", "cost", "gap", "looks", "observed", "observed_lower", "observed_upper")
+    kept = ("candidates", "units", "gain", "cost", "gap", "scans", "observed", "observed_lower", "observed_upper")
     figures = {"seconds": round(usage.seconds, 1), "cpu": round(usage.cpu, 1), "peak_mib": round(peak.mib)}
     figures |= {key: result.details[key] for key in kept}
     print(f"{units:,} units x {len(LEVELS)} levels: {figures}, others {usage.others:.0%}", flush=True)

@@ -27,8 +27,8 @@ from uplift_spark.config import TrialConf, load_config
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.ingest import find, read_trial
 from uplift_spark.events.simulate import BENCHMARKS, Benchmark
+from uplift_spark.forest.binning import apply_bins
 from uplift_spark.forest.effects import Z95
-from uplift_spark.forest.encode import encode
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.roles import Roles
@@ -91,7 +91,7 @@ def replicate(draw: Draw, n: int, reps: int, **params: int) -> Replicated:
     for seed in track(range(reps), f"{reps} fits of {n:,} rows", transient=True):
         forest = fitted(draw(n, seed), seed, **params)
         effect, error, _ = forest.effect_arrays(units, 2)
-        bins = encode(units, forest.plan).bins
+        bins = apply_bins(units, forest.plan.bins)
         average, covariance = forest.averages(bins)
         results.append((effect, error, average[0], np.sqrt(np.diagonal(covariance[0]))))
     effects, errors, averages, average_errors = (np.stack(part) for part in zip(*results, strict=True))

@@ -100,7 +100,7 @@ def test_what_only_a_forest_can_do_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("parameters", "message"),
     [
         ({"kind": "dr_lerner"}, "no learner 'dr_lerner': did you mean 'dr_learner'"),
         ({"replicates": 1}, "replicates must be 0 or at least 2"),

@@ -103,7 +103,7 @@ def test_no_effect_where_there_is_none(name):
 
 
 @every
-@pytest.mark.parametrize("odds", [(0.89, 0.11), (0.11, 0.89)])
+@pytest.mark.parametrize("shares", [(0.89, 0.11), (0.11, 0.89)])
 def test_the_sign_does_not_follow_the_larger_arm(name, shares):
     for effect in (1.0, -1.0):
         effects = fit(name, simulated(4000, lambda x, e=effect: np.full(len(x), e), shares)).effects(new())

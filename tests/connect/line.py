@@ -64,7 +64,7 @@ def main(folder: str) -> None:
         "same_refreshed": fresh[0] == fresh[1],
         "same_bytes": forest.fit(remote, ordered_roles()).to_bytes() == forest.fit(frame, ordered_roles()).to_bytes(),
         "same_learner": learnt[0] == learnt[1],
-        "said": messages,
+        "messages": messages,
     }
     print(json.dumps(report))
 

@@ -47,7 +47,7 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     assert report["same_bytes"] and report["same_learner"] and report["same_refreshed"]
     assert report["erased"]["gold.uplift_scores"] == 2 and report["erased"]["bronze.assignment"] == 1
     assert report["exported"] == report["purged"] == 2999
-    assert report["said"] and all("of 4 tasks done" in text for text in report["said"])
+    assert report["messages"] and all("of 4 tasks done" in text for text in report["messages"])
 
 
 def test_streams_replays_and_new_columns_add_each_row_once(connect_server: str, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from uplift_spark.stats.offpolicy import choice, doubly_robust, prices
 COST = np.array([1.0, 2.5])
 PRICE = 0.05
 FRAME = (
-    "unit_hash bigint, received int, outcome double, weight double, expected array<double>, effects_0 array<double>, "
-    "effects_1 array<double>"
+    "unit_hash bigint, level_code int, outcome double, weight double, outcome_mean array<double>, "
+    "effects_0 array<double>, effects_1 array<double>"
 )
 
 
@@ -30,10 +30,10 @@ def trial(n, rng, propensity=(0.5, 0.3, 0.2)):
     good, poor = effect + rng.normal(0, 0.02, (n, 2)), rng.normal(0.02, 0.1, (n, 2))
     rows = {
         "unit_hash": rng.integers(-(2**62), 2**62, n),
-        "received": level_code.astype(np.int32),
+        "level_code": level_code.astype(np.int32),
         "outcome": outcome,
         "weight": 1 / tilt[np.arange(n), level_code],
-        "expected": np.column_stack([base, base, base]) + 0.05,  # off, which scores must survive
+        "outcome_mean": np.column_stack([base, base, base]) + 0.05,  # off, which scores must survive
         "effects_0": good,
         "effects_1": poor,
     }
@@ -59,7 +59,7 @@ def values_of(rows, rules):
 def test_sums_equal_plain_numpy():
     rows, _ = trial(3000, np.random.default_rng(3))
     rules = rules_for(rows, 5)
-    scores = doubly_robust(rows["outcome"], rows["received"], rows["weight"], rows["expected"])
+    scores = doubly_robust(rows["outcome"], rows["level_code"], rows["weight"], rows["outcome_mean"])
     for m, one in enumerate(values_of(rows, rules)):
         effects, every = rows[f"effects_{m}"], np.arange(3000)
         for b, price in enumerate(rules.prices[m]):
@@ -69,7 +69,7 @@ def test_sums_equal_plain_numpy():
         chosen = choice(effects, COST, PRICE)
         means = [
             np.average(rows["outcome"][mine], weights=rows["weight"][mine])
-            for mine in ((chosen > 0) & (rows["received"] == arm) for arm in (chosen, 0))
+            for mine in ((chosen > 0) & (rows["level_code"] == arm) for arm in (chosen, 0))
         ]
         ipw = (chosen > 0).mean() * (means[0] - means[1])
         assert one.figures(1.0)["policy_value_ipw"][0] == pytest.approx(ipw, abs=1e-7)

@@ -23,7 +23,7 @@ WINDOW = Labels(window_days=7)
 SECOND = "2024-03-02 00:00:00"
 
 TIMES = {"assigned_at", "occurred_at", "delivered_at", "known_at", "ingested_at"}
-ASSIGNMENT = "experiment string, unit_id string, treatment string, assigned_at long, propensity double"
+ASSIGNMENT = "campaign string, unit_id string, treatment string, assigned_at long, propensity double"
 KNOWN = "event_id string, known_at long, ingested_at long"
 OUTCOME = f"unit_id string, outcome string, value double, occurred_at long, {KNOWN}"
 DELIVERY = f"unit_id string, status string, delivered_at long, {KNOWN}"
@@ -94,7 +94,7 @@ def test_labels_by_hand(spark: SparkSession) -> None:
     assert {unit for unit, row in rows.items() if not row["mature"]} == {"late", "almost", "now"}
     assert {row["delivered"] for row in rows.values()} == {None}
     assert dict(labels.dtypes) == {
-        "experiment": "string",
+        "campaign": "string",
         "unit_id": "string",
         "treatment": "string",
         "assigned_at": "timestamp",
@@ -333,7 +333,7 @@ def test_random_histories_by_brute_force(spark: SparkSession, seed: int, hours: 
         names = [column.split()[0] for column in schema.split(", ")]
         return frame(spark, schema, list(rows[names].astype(object).itertuples(index=False, name=None)))
 
-    units = frame_of(ASSIGNMENT, assigned.assign(experiment="shop", treatment="5%", propensity=0.5))
+    units = frame_of(ASSIGNMENT, assigned.assign(campaign="shop", treatment="5%", propensity=0.5))
     events, sends = frame_of(OUTCOME, outcomes), frame_of(DELIVERY, deliveries)
     labels = label_table(units, events, NAMES, RANDOM, as_of, sends).collect()
     assert {r["unit_id"]: (r["outcomes"], r["mature"], r["delivered"]) for r in labels} == expected

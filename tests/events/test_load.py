@@ -20,7 +20,7 @@ from uplift_spark.lake.tables import Lake
         ("bronze.event", "unit_id,event,when", "it lacks occurred_at; it has unknown when; rename"),
         ("bronze.event", "unit_id,event,occurred_at,source,run_id", "it has unknown source, run_id"),
         ("bronze.event", "Unit_ID,event,occurred_at", "it lacks unit_id; it has unknown Unit_ID"),
-        ("bronze.outcome", "unit_id,experiment,outcome,occurred_at", "it lacks value"),
+        ("bronze.outcome", "unit_id,campaign,outcome,occurred_at", "it lacks value"),
         ("bronze.profile_shop", "unit_id,observed_at,a;b", "'a;b' is not a plain name"),
     ],
 )

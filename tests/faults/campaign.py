@@ -98,7 +98,7 @@ def _orders(file: str, first: int, lake: Lake) -> object:
 
 
 def _sends_and_consent(lake: Lake) -> None:
-    header = "unit_id,experiment,delivery_id,status,delivered_at,event_id"
+    header = "unit_id,campaign,delivery_id,status,delivered_at,event_id"
     sends = [f"{_unit(unit)},spring,d{unit},delivered,2025-01-06T06:00Z," for unit in range(0, UNITS, 3)]
     _load("bronze.delivery", "sends.csv", header, sends, lake)
     header = "unit_id,purpose,granted,changed_at"

@@ -86,7 +86,7 @@ def campaign(lake: Lake, lost: tuple[int, ...] = (), bounced: str = "") -> None:
     arm = rng.permutation(np.arange(n) % 3)
     units = pd.DataFrame({"unit_id": [f"u{i}" for i in range(n)], "treatment": np.array([*_DOSE])[arm]})
     units["assigned_at"] = _FIRST + pd.to_timedelta(np.arange(n) // EACH, "D")
-    tags = {"experiment": "shop", "source": "test"}
+    tags = {"campaign": "shop", "source": "test"}
     _write(lake, "bronze.assignment", units.assign(propensity=1 / 3, **tags))
     happened = units["assigned_at"] + pd.to_timedelta(rng.integers(0, WINDOW * 86_400, n), "s")
     days = ((pd.Timestamp(AS_OF) - happened) // pd.Timedelta("1D")).to_numpy()
@@ -271,7 +271,7 @@ def other_data(lake: Lake) -> Answer:
 
 
 _HEADER = "unit_id,event,item,value,occurred_at\n"
-_ASSIGNED = "unit_id,experiment,treatment,assigned_at,propensity\n"
+_ASSIGNED = "unit_id,campaign,treatment,assigned_at,propensity\n"
 _FILES = {
     "renamed": "unit_id,event,when\na,login,2024-01-02\n",
     "missing": "event,occurred_at\nlogin,2024-01-02\n",
@@ -314,7 +314,7 @@ FAULTS = (
     Fault("infinite values", "Infinity and -Infinity among three", file("infinite"), "quarantine",
           "{'value_finite': 2}, 1 good: value is not finite"),
     Fault("duplicate ids", "a unit assigned twice", file("repeated", "bronze.assignment"), "quarantine",
-          "{'repeated': 2}, 1 good: experiment and unit_id occur in 2 rows"),
+          "{'repeated': 2}, 1 good: campaign and unit_id occur in 2 rows"),
     Fault("empty file", "a header and no row", file("empty"), "rows", r"^0 rows: \[\]$"),
     Fault("empty table", "no unit to score, none to train on", emptied, "rows", "^0 scores with 12 columns; train: "),
     Fault("hour that exists twice", "02:30 on 2024-10-27: no zone, +02:00, +01:00",

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from uplift_spark.forest import defaults
-from uplift_spark.forest.encode import ForestPlan, summarise
+from uplift_spark.forest.encode import ForestPlan, encode, summarise
 from uplift_spark.forest.training import Params, fit_table, make_plan
 from uplift_spark.roles import Roles
 
@@ -32,7 +32,8 @@ def roles(levels):
 
 
 def planned(table, levels, **params) -> tuple[ForestPlan, float]:
-    plan, _, rows = make_plan(summarise(table, roles(levels)), table, roles(levels), Params(**params))
+    typed = encode(table, roles(levels))
+    plan, _, rows = make_plan(summarise(typed), typed, Params(**params))
     return plan, defaults.signal(rows, plan).estimate
 
 

@@ -14,7 +14,7 @@ from uplift_spark import CausalForest, load_model
 from uplift_spark.errors import DataError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.forest import defaults
-from uplift_spark.forest.encode import encode
+from uplift_spark.forest.encode import bin_rows, encode
 from uplift_spark.forest.estimate import add_to_leaves, correct, empty_sums, grown_parts, plain_shares
 
 ROLES = ordered_roles(more_outcomes=("money",), weight="wt")
@@ -42,7 +42,7 @@ def without(frame: pd.DataFrame, units: tuple[str, ...]) -> pd.DataFrame:
 
 def rows_of(frame, model):
     plan, _, baselines = grown_parts(model.forest)
-    return encode(pa.Table.from_pandas(frame, preserve_index=False), plan, baselines)
+    return bin_rows(encode(pa.Table.from_pandas(frame, preserve_index=False), plan.roles), plan, baselines)
 
 
 def plain(rows, model):

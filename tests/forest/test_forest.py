@@ -12,7 +12,8 @@ import pytest
 from tests.forest.frames import FEATURES, arm_roles, ordered_frame, ordered_roles
 from uplift_spark import CausalForest, Roles, load_model
 from uplift_spark.errors import ConfigError, DataError, ModelFileError
-from uplift_spark.forest.encode import encode
+from uplift_spark.forest.binning import apply_bins
+from uplift_spark.forest.encode import bin_rows, encode
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.forest.trees import (
     CATEGORICAL,
@@ -43,7 +44,7 @@ def encoded(frame, model):
     """Rows and the leaf each falls into, [n, T], walked node by node."""
     table = pa.Table.from_pandas(frame[list(model.roles.columns)], preserve_index=False)
     forest = model.forest
-    rows = encode(table, forest.plan, (forest.baseline,))
+    rows = bin_rows(encode(table, forest.roles), forest.plan, (forest.baseline,))
     leaves = np.empty((len(frame), forest.structure.n_trees), np.int32)
     leaves_of(forest.structure.routes, rows.bins, leaves)
     return rows, leaves
@@ -225,7 +226,7 @@ def test_the_fewest_trees_give_effects_without_errors(frame):
 def test_averages_follow_from_the_sums(frame, roles):
     forest = CausalForest(n_trees=40).fit(frame, roles).forest
     table = pa.Table.from_pandas(frame[list(roles.columns)])
-    bins = encode(table, forest.plan, (forest.baseline,)).bins
+    bins = apply_bins(table, forest.plan.bins)
     segment = (frame["age"].fillna(0) > 40).to_numpy().astype(np.int64)
     averages, covariance = forest.averages(bins, segment)
     plain = replace(forest, level_shrinkage=None, plan=replace(forest.plan, debias=False)).effect_arrays(table)[0]

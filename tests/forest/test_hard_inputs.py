@@ -15,7 +15,7 @@ from tests.forest.frames import SPOILED, buckets_of, plain_frame, plain_roles, t
 from uplift_spark import CausalForest, load_model
 from uplift_spark.forest import defaults
 from uplift_spark.forest import training as steps
-from uplift_spark.forest.encode import encode
+from uplift_spark.forest.encode import bin_rows, encode
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.forest.trees import CATEGORICAL, LEAF, MAX_FEATURES
 from uplift_spark.stats.sampling import halves_of, in_half
@@ -59,7 +59,7 @@ def split_features(model):
 
 def encoded(model, frame):
     table = pa.Table.from_pandas(frame[list(model.roles.columns)], preserve_index=False)
-    return encode(table, model.forest.plan, (model.forest.baseline,))
+    return bin_rows(encode(table, model.roles), model.forest.plan, (model.forest.baseline,))
 
 
 def estimating(model, rows):

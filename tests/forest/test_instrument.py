@@ -9,8 +9,9 @@ import pytest
 
 from uplift_spark import InstrumentalForest, load_model
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.encode import encode
 from uplift_spark.forest.explain import trial_scores
-from uplift_spark.forest.instrument import complier_average, fit_instrumental, without_delivery
+from uplift_spark.forest.instrument import complier_average, fit_instrumental, left_roles, without_delivery
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.roles import Roles
 
@@ -39,7 +40,8 @@ def fitted(frame, params=QUICK):
 def test_what_deliveries_bring_on_average_is_two_stage_least_squares():
     frame = trial(900).assign(z=np.random.default_rng(1).integers(0, 3, 900).astype(str))
     frame["w"] = (frame.z.astype(int) * 0.4 > np.random.default_rng(2).random(900)) * 1.0
-    _, overall = without_delivery(pa.Table.from_pandas(frame), roles(), "w")
+    rows = encode(pa.Table.from_pandas(frame), roles(more_outcomes=("w",)))
+    _, overall = without_delivery(rows, left_roles(roles(), "w"))
     arms = pd.get_dummies(frame.z).to_numpy(float)
     first = arms @ np.linalg.lstsq(arms, frame.w, rcond=None)[0]
     design = np.column_stack([np.ones(900), first])

@@ -12,7 +12,8 @@ import pytest
 from tests.forest.frames import FEATURES, arm_roles, ordered_frame, ordered_roles, plain_roles
 from uplift_spark import CausalForest, load_model
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.encode import encode
+from uplift_spark.forest.binning import apply_bins
+from uplift_spark.forest.encode import bin_rows, encode
 from uplift_spark.forest.explain import variable_importance
 from uplift_spark.forest.forest import average_effect
 from uplift_spark.forest.trees import leaves_of
@@ -59,7 +60,7 @@ def test_the_first_outcome_is_as_if_alone(frame, roles, options):
 def effects_by_hand(model, frame, outcome):
     """Effects of a further outcome in numpy, from float outcomes: [n, K-1]; levels without sharing."""
     plan, structure = model.forest.plan, model.forest.structure
-    rows = encode(rows_of(frame, model.roles), plan)
+    rows = bin_rows(encode(rows_of(frame, model.roles), plan.roles), plan)
     leaves = np.empty((len(frame), structure.n_trees), np.int32)
     leaves_of(structure.routes, rows.bins, leaves)
     bag, y, w = np.arange(plan.n_trees) // plan.bag_size, frame[outcome].to_numpy().copy(), frame["wt"].to_numpy()
@@ -124,7 +125,7 @@ def test_every_outcome_survives_the_file(frame, model):
 
 def test_all_methods_work_for_every_outcome(frame, model):
     forest, table = model.forest.of("money"), rows_of(frame, model.roles)
-    bins = encode(table, forest.plan).bins
+    bins = apply_bins(table, forest.plan.bins)
     average, covariance = forest.averages(bins)
     error = np.sqrt(np.diag(covariance[0]))  # 3000 rows with a deviation of 20 or so: about 1, from 6 bags
     assert (np.abs(average[0] - 4.8) < 4 * error).all() and (error > 0.3).all() and (error < 2.5).all()
@@ -186,7 +187,7 @@ def replicated(reps: int, n: int) -> dict[str, tuple[float, float, float]]:
         roles = replace(plain_roles(frame), outcome="visit", more_outcomes=("spend",))
         forest = CausalForest(n_trees=100, seed=seed).fit(frame, roles).forest
         table = rows_of(points.assign(wt=1.0), roles)
-        bins = encode(table, forest.plan).bins
+        bins = apply_bins(table, forest.plan.bins)
         for outcome, results in by_outcome.items():
             one, truth = forest.of(outcome), points[f"tau_{outcome}"].to_numpy()
             effect, error, _ = one.effect_arrays(table, 2)

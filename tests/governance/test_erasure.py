@@ -100,7 +100,7 @@ def test_quarantined_rows_go_by_any_value_and_by_cells_of_unread_lines(lake: Lak
         "no JSON": "a",
     }
     frame = lake.spark.createDataFrame(list(rows.items()), "reason string, row string")
-    empty = ("source_table", "rule", "source", "experiment")
+    empty = ("source_table", "rule", "source", "campaign")
     lake.write(QUARANTINE, frame.selectExpr("*", *(f"CAST(null AS STRING) AS {name}" for name in empty)), "r1")
     assert erase_units(lake, QUARANTINE, units(lake, "a", "12")) == 4
     left = {row["reason"] for row in lake.read(QUARANTINE).collect()}

@@ -122,7 +122,7 @@ def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
 def test_the_rule_pays_as_units_say(lake, compared):
     """The T-learner's rule valued by hand from the staged predictions."""
     rows = rows_of(lake, STAGED).merge(training_rows(), on="unit_id")
-    effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["expected"])
+    effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["outcome_mean"])
     assert np.allclose(effects, outcome_mean[:, 1:] - outcome_mean[:, :1])
     gain = 10 * effects - [0.5, 1.0]
     chosen = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)

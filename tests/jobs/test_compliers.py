@@ -23,7 +23,7 @@ def campaign(lake):
     rng, spark, at = np.random.default_rng(3), lake.spark, pd.Timestamp("2025-01-06")
     x, mailed, noise = rng.random(N), rng.random(N) < 0.5, rng.normal(size=N)
     arrived = mailed & (noise < 0)
-    who = {"unit_id": [f"u{i}" for i in range(N)], "experiment": "spring", "source": "test"}
+    who = {"unit_id": [f"u{i}" for i in range(N)], "campaign": "spring", "source": "test"}
     late = {"known_at": at + pd.Timedelta(days=1)}
     assigned = {**who, "treatment": np.where(mailed, "mail", "none"), "assigned_at": at, "propensity": 0.5}
     spent = {**who, "outcome": "spend", "value": 2.0 * arrived + x + noise, "occurred_at": late["known_at"], **late}

@@ -67,7 +67,7 @@ def test_simulated_campaign_from_source_to_training_set(lake):
     first = ingest.run(Campaign(SIMULATED, lake))
     truth = CampaignSimulator("ordered", 3, seed=SIMULATED.seed, prefix="toy-").units(UNITS).to_pandas()
     truth = truth.set_index("unit_id").sort_index()
-    events = rows_of(lake, "bronze.outcome", experiment="toy")
+    events = rows_of(lake, "bronze.outcome", campaign="toy")
     assert first.tables["bronze.assignment"]["rows"] == UNITS
     assert (events["value"] != 0).all() and len(events) == 2 * truth["conversion"].sum()
     assert (events["known_at"] == events["occurred_at"]).all() and (events["known_at"] < events["ingested_at"]).all()
@@ -134,7 +134,7 @@ def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
         "unknown": {"spend": 1},
     }
     assert any("2 rows rejected by rule repeated" in line for line in messages)
-    quarantine = rows_of(lake, "bronze.quarantine", experiment="shop")
+    quarantine = rows_of(lake, "bronze.quarantine", campaign="shop")
     assert sorted(json.loads(row)["unit_id"] or "" for row in quarantine["row"]) == ["", "e", "f", "g", "h", "h"]
     assert set(quarantine["run_id"]) == {result.run_id} and quarantine["reason"].str.len().min() > 5
     assignment = rows_of(lake, "bronze.assignment")
@@ -174,7 +174,7 @@ def test_deliveries_and_late_events_are_counted(lake, shop):
     ingest.run(Campaign(config, lake))
     at = "timestamp'2024-01-02 06:00:00Z' AS {}, CAST({} AS string) AS event_id"
     at += ", timestamp'{}' AS known_at, 'crm' AS source"
-    unit = "SELECT '{}' AS unit_id, 'shop' AS experiment"
+    unit = "SELECT '{}' AS unit_id, 'shop' AS campaign"
     send = f"{unit}, 'd' AS delivery_id, '{{}}' AS status, {at}"
     sends = [("b", "delivered"), ("b", "sent"), ("c", "failed"), ("stranger", "delivered")]
     known = "2024-01-02 09:00:00Z"

@@ -55,7 +55,7 @@ def lakehouse(spark, folder):
     old = spark.createDataFrame(scored(scores.assign(uplift=-scores.uplift), at="2025-01-31"))
     lake.write(SCORES, old, "score-1")
     lake.write(SCORES, spark.createDataFrame(scored(scores, version="2")), "score-2")
-    truth = truth.assign(experiment="spring", outcome="visit")
+    truth = truth.assign(campaign="spring", outcome="visit")
     lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
     return lake
 

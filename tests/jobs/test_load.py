@@ -278,19 +278,33 @@ def test_a_delta_table_adds_the_rows_of_its_new_versions(lake: Lake, spark: Spar
 
 
 def test_assignments_and_profiles_are_there_once(lake: Lake, tmp_path: Path) -> None:
-    header = "unit_id,experiment,treatment,assigned_at,propensity\n"
+    header = "unit_id,campaign,treatment,assigned_at,propensity\n"
     loaded(lake, put(tmp_path / "1.csv", header + "a,shop,mail,2024-01-01,0.5\n"), table="bronze.assignment")
     more = header + "a,shop,none,2024-01-01,0.5\na,other,none,2024-01-01,\nb,shop,none,2024-01-01,0.5\n"
     again = loaded(lake, put(tmp_path / "2.csv", more), table="bronze.assignment")
     assert (again.details["good"], again.details["rejected"]) == (2, {"repeated": 1})
     reason = lake.read("bronze.quarantine").collect()[0]["reason"]
-    assert reason == "experiment and unit_id are in bronze.assignment already"
+    assert reason == "campaign and unit_id are in bronze.assignment already"
     profile = "unit_id,observed_at,age,city\na,2024-01-01,31,7\nb,2024-01-01,,Rome\n"
     loaded(lake, put(tmp_path / "p.csv", profile), table="bronze.profile_shop", historic=True)
     assert dict(lake.read("bronze.profile_shop").select("age", "city").dtypes) == {"age": "double", "city": "string"}
     other = put(tmp_path / "q.csv", "unit_id,observed_at,age,town\nc,2024-01-01,31,7\n")
     with pytest.raises(DataError, match="it lacks city; it has unknown town"):
         loaded(lake, other, table="bronze.profile_shop")
+
+
+def test_a_header_of_the_last_release_is_loaded_with_a_warning(lake: Lake, tmp_path: Path) -> None:
+    lines: list[str] = []
+    header = "unit_id,experiment,treatment,assigned_at,propensity\n"
+    source = put(tmp_path / "old.csv", header + "a,shop,mail,2024-01-01,0.5\nb, ,mail,2024-01-01,0.5\n")
+    result = load.run(Campaign(CONF, lake), lines.append, load=Load("bronze.assignment", str(source), "csv"))
+    assert (result.details["good"], result.details["rejected"]) == (1, {"campaign_present": 1})
+    assert [row["campaign"] for row in lake.read("bronze.assignment").collect()] == ["shop"]
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert len(warnings) == 1 and "has a column experiment, which is called campaign now" in warnings[0]
+    both = put(tmp_path / "both.csv", header.replace("unit_id", "unit_id,campaign") + "c,shop,shop,mail,2024-01-01,\n")
+    with pytest.raises(DataError, match="it has unknown experiment"):
+        loaded(lake, both, table="bronze.assignment")
 
 
 def test_a_new_column_comes_on_record_and_is_optional_from_then_on(

@@ -24,7 +24,7 @@ def campaign(lake, late=0.7):
     x, treated = rng.random(N), rng.integers(0, 2, N)
     early = rng.random(N) < 0.5 + late / 2 - late * x
     at = np.where(early, pd.Timestamp("2025-01-06"), pd.Timestamp("2025-02-03"))
-    who = {"unit_id": [f"u{i}" for i in range(N)], "experiment": "spring", "source": "test"}
+    who = {"unit_id": [f"u{i}" for i in range(N)], "campaign": "spring", "source": "test"}
     assigned = pd.DataFrame(
         {**who, "treatment": np.where(treated, "mail", "none"), "assigned_at": at, "propensity": 0.5}
     )

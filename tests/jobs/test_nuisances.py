@@ -55,18 +55,16 @@ def elsewhere(monkeypatch, tmp_path):
 
 def test_what_is_written_and_reported(lake, job_result):
     table = rows_of(lake, "silver.adjusted_spring")
-    assert len(table) == 3000 and set(table.split) == {"train", "holdout", "set aside"}
+    assert len(table) == 3000 and set(table.split) == {"train", "holdout", "trimmed"}
     effects = rows_of(lake, "gold.average_effects").set_index(["treatment", "estimand", "cut"])
     whole = effects.xs("all", level="cut")
     # The old get mail and buy more anyway: the difference of means says twice what mail brings, .1.
     assert whole.value["mail", "naive"] > 0.13 and whole.lower["mail", "ate"] < 0.1 < whole.upper["mail", "ate"]
     assert set(effects.index.get_level_values("cut")) == {"all", "segment:city"}
-    trimmed = rows_of(lake, "gold.overlap").set_index("treatment").set_aside
-    assert (
-        trimmed.sum() == (table.split == "set aside").sum() > 0 and job_result.details["set_aside"] == trimmed.to_dict()
-    )
+    trimmed = rows_of(lake, "gold.overlap").set_index("treatment").trimmed
+    assert trimmed.sum() == (table.split == "trimmed").sum() > 0 and job_result.details["trimmed"] == trimmed.to_dict()
     assert {"age", "city"} == set(rows_of(lake, "gold.balance").feature)
-    for words in ("ate 0.", "naive 0.", "units are set aside", "hold if whatever decided the treatment"):
+    for words in ("ate 0.", "naive 0.", "units are trimmed", "hold if whatever decided the treatment"):
         assert words in job_result.details["summary"]
     checks = rows_of(lake, "gold.sensitivity")
     assert set(checks.check) == {"permuted treatment", "hidden confounder", "robustness", "e-value"}

@@ -58,7 +58,7 @@ def lake(spark, tmp_path_factory):
     training, scores = frames()
     lake.write("silver.training_spring", spark.createDataFrame(training), "features-1", mode="overwrite")
     lake.write("gold.uplift_scores", spark.createDataFrame(scores), "score-1")
-    truth = campaign(n=N, seed=4)[2].assign(experiment="spring", outcome="visit")
+    truth = campaign(n=N, seed=4)[2].assign(campaign="spring", outcome="visit")
     lake.write("bronze.truth", spark.createDataFrame(truth), "ingest-1")
     return lake
 
@@ -282,7 +282,7 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     )  # fmt: skip
     sends = pd.DataFrame(
         {
-            "unit_id": [f"u{i}" for i in (200, 200, 200, 201, 201)], "experiment": "spring",
+            "unit_id": [f"u{i}" for i in (200, 200, 200, 201, 201)], "campaign": "spring",
             "delivery_id": list("abbcd"), "status": ["sent", "delivered", "delivered", "sent", "failed"],
             "delivered_at": pd.Timestamp("2025-01-02"), "known_at": pd.Timestamp("2025-01-02"), "event_id": None,
             "source": "test",
@@ -309,6 +309,6 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
 
 
 _SENDS = (
-    "unit_id string, experiment string, delivery_id string, status string, delivered_at timestamp, "
+    "unit_id string, campaign string, delivery_id string, status string, delivered_at timestamp, "
     "known_at timestamp, event_id string, source string"
 )

@@ -32,7 +32,7 @@ def test_one_unit_of_two_sources_is_one_unit_and_no_clear_id_is_stored(lake: Lak
     monkeypatch.setenv("SHOP_KEY", KEY)
     at = "2025-01-01"
     assigned = (
-        f"unit_id,experiment,treatment,assigned_at,propensity\nann-clear,shop,none,{at},0.5\nbob-clear,shop,x,{at},2\n"
+        f"unit_id,campaign,treatment,assigned_at,propensity\nann-clear,shop,none,{at},0.5\nbob-clear,shop,x,{at},2\n"
     )
     loaded(lake, "bronze.assignment", tmp_path / "a.csv", assigned)
     events = f"unit_id,event,occurred_at\nann-clear,login,{at}\ncarl-clear,login,late\nann-clear,{at},x,y\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.sql import functions as F
 
+from tests.lake.last_release import made_by_last_release
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, DataError
@@ -62,12 +65,28 @@ def test_each_row_is_replayed_once_and_quarantine_stays(lake: Lake, tmp_path: Pa
 
 
 def test_keys_that_are_there_already_stay_where_they_are(lake: Lake, tmp_path: Path) -> None:
-    header = "unit_id,experiment,treatment,assigned_at,propensity\n"
+    header = "unit_id,campaign,treatment,assigned_at,propensity\n"
     bad = "a,shop,,2024-01-01,\nb,shop,,2024-01-01,\n,shop,mail,2024-01-01,\n"
     loaded(lake, tmp_path / "1.csv", header + bad, "bronze.assignment")
     loaded(lake, tmp_path / "2.csv", header + "a,shop,mail,2024-01-01,\n", "bronze.assignment")
     result = replayed(lake, "treatment='none'", table="bronze.assignment", rule="treatment_present")
     assert result == {"replayed": 1, "still_broken": {"repeated": 1}, "already_replayed": 0}
+
+
+def test_rows_that_the_last_release_rejected_are_replayed(lake: Lake, tmp_path: Path) -> None:
+    cells = {"unit_id": "a", "experiment": " ", "treatment": "mail", "assigned_at": "2024-01-01", "propensity": None}
+    table, kind = "bronze.assignment", "source_table string, rule string, reason string, row string, source string"
+    row = (table, "experiment_present", "experiment is missing", json.dumps(cells), "old.csv", None)
+    rows = lake.spark.createDataFrame([row], f"{kind}, campaign string")
+    made_by_last_release(lake, "bronze.quarantine", rows.withColumn("ingested_at", F.current_timestamp()), "r1")
+    header = "unit_id,campaign,treatment,assigned_at,propensity\n"
+    loaded(lake, tmp_path / "new.csv", header + "b,,mail,2024-01-01,\n", table)
+    still = {"replayed": 0, "still_broken": {"campaign_present": 2}, "already_replayed": 0}
+    assert replayed(lake, table=table, rule="experiment_present") == still
+    fixed = replayed(lake, "experiment='shop'", table=table, rule="campaign_present")
+    assert fixed == {"replayed": 2, "still_broken": {}, "already_replayed": 0}
+    rows = lake.read(table).select("unit_id", "campaign").collect()
+    assert {tuple(row) for row in rows} == {("a", "shop"), ("b", "shop")}
 
 
 def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> None:
@@ -114,7 +133,7 @@ def test_repairs_say_their_column() -> None:
 def test_lines_of_trials_are_sent_back_to_ingest(lake: Lake) -> None:
     row = """SELECT 'bronze.assignment' AS source_table, 'treatment_present' AS rule, 'none' AS reason,
         'x.csv' AS source,
-        '{"unit_id":"a","treatment":null,"_row":3}' AS row, 'shop' AS experiment, now() AS ingested_at"""
+        '{"unit_id":"a","treatment":null,"_row":3}' AS row, 'shop' AS campaign, now() AS ingested_at"""
     lake.write("bronze.quarantine", lake.spark.sql(row), "r1")
     with pytest.raises(DataError, match=r"1 quarantined rows .* are lines of a trial's file: correct the file"):
         replayed(lake, table="bronze.assignment")

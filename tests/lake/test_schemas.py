@@ -26,9 +26,9 @@ PUBLIC = {
     " shrunk_uplift different_p",
     "gold.uplift_curve": "run_id outcome treatment fraction gain gain_lower gain_upper random_gain",
     "gold.uplift_metrics": "run_id model_version outcome treatment metric value lower upper",
-    "gold.policy_decisions": "run_id experiment unit_id treatment reason gain cost value model_version",
-    "gold.policy_limits": "run_id experiment name most least used price",
-    "gold.policy_curve": "run_id experiment budget treated cost gain observed observed_lower observed_upper",
+    "gold.policy_decisions": "run_id campaign unit_id treatment reason gain cost value model_version",
+    "gold.policy_limits": "run_id campaign name most least used price",
+    "gold.policy_curve": "run_id campaign budget treated cost gain observed observed_lower observed_upper",
 }
 
 
@@ -47,7 +47,7 @@ def frame_of(spark: SparkSession, table: str, rows: list[dict[str, Any]], **extr
 
 
 def assignment(unit: str | None, **cells: Any) -> dict[str, Any]:
-    usual = {"unit_id": unit, "experiment": "demo", "treatment": "a", "assigned_at": NOW, "propensity": 0.5}
+    usual = {"unit_id": unit, "campaign": "demo", "treatment": "a", "assigned_at": NOW, "propensity": 0.5}
     return {**usual, "source": "file", **cells}
 
 
@@ -60,13 +60,13 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
         assignment("good"),
         assignment("unlogged", propensity=None),
         assignment("elsewhere"),
-        assignment("elsewhere", experiment="other"),
+        assignment("elsewhere", campaign="other"),
         assignment("twice"),
         assignment("twice", treatment="b"),
         assignment(None),
         assignment(None, treatment="b"),
         assignment(" "),
-        assignment("lost", experiment=None),
+        assignment("lost", campaign=None),
         assignment("armless", treatment=None),
         assignment("nan", treatment="NaN"),
         assignment("stranger", treatment="c"),
@@ -87,7 +87,7 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
         "twice": "repeated",
         None: "unit_present",
         " ": "unit_present",
-        "lost": "experiment_present",
+        "lost": "campaign_present",
         "armless": "treatment_present",
         "nan": "treatment_present",
         "stranger": "treatment_known",
@@ -97,16 +97,16 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
         "undefined": "propensity_range",
         "wrong": "treatment_present",
     }
-    assert by_unit["twice"]["reason"] == "experiment and unit_id occur in 2 rows"
+    assert by_unit["twice"]["reason"] == "campaign and unit_id occur in 2 rows"
     assert by_unit["wrong"]["reason"].startswith("treatment is missing; propensity is outside (0, 1]")
     assert json.loads(by_unit["zero"]["row"])["assigned_at"].startswith("2025-01-06T12:00:00.123456")
     assert by_unit["zero"]["source_table"] == "bronze.assignment"
-    assert by_unit["zero"]["experiment"] == "demo"
+    assert by_unit["zero"]["campaign"] == "demo"
     assert rejected.columns == contract("bronze.quarantine").columns.fieldNames()
 
 
 def test_outcomes_may_be_unknown_but_not_endless(spark: SparkSession) -> None:
-    usual = {"experiment": "demo", "outcome": "visit", "occurred_at": NOW, "known_at": NOW, "source": "file"}
+    usual = {"campaign": "demo", "outcome": "visit", "occurred_at": NOW, "known_at": NOW, "source": "file"}
     values = {"known": 1.0, "unknown": None, "nan": float("nan"), "endless": INF, "minus": -INF}
     rows = [{**usual, "unit_id": unit, "value": value} for unit, value in values.items()]
     good, rejected = check(frame_of(spark, "bronze.outcome", rows), contract("bronze.outcome"))
@@ -121,16 +121,16 @@ def test_profiles_may_lack_attributes_but_not_have_endless_ones(spark: SparkSess
     good, rejected = check(frame, contract("bronze.profile_demo"))
     assert sorted(row["unit_id"] for row in good.collect()) == ["3.0", "None"]
     (row,) = rejected.collect()
-    assert (row["rule"], row["reason"], row["experiment"]) == ("attribute_finite", "age is infinite", None)
+    assert (row["rule"], row["reason"], row["campaign"]) == ("attribute_finite", "age is infinite", None)
 
 
 RAW: dict[str, dict[str, Any]] = {
     "bronze.delivery": {
-        "unit_id": "u", "experiment": "demo", "delivery_id": "d", "status": "delivered", "delivered_at": NOW,
+        "unit_id": "u", "campaign": "demo", "delivery_id": "d", "status": "delivered", "delivered_at": NOW,
         "event_id": None, "known_at": NOW, "source": "file",
     },
     "bronze.outcome": {
-        "unit_id": "u", "experiment": "demo", "outcome": "visit", "value": 1.0, "occurred_at": NOW,
+        "unit_id": "u", "campaign": "demo", "outcome": "visit", "value": 1.0, "occurred_at": NOW,
         "event_id": None, "known_at": NOW, "source": "file",
     },
     "bronze.event": {
@@ -151,7 +151,7 @@ HAPPENED = {
 }
 BROKEN = {
     "bronze.delivery": [
-        ("experiment", None, "experiment_present"), ("delivery_id", " ", "delivery_id_present"),
+        ("campaign", None, "campaign_present"), ("delivery_id", " ", "delivery_id_present"),
         ("status", "lost", "status_known"), ("status", None, "status_known"), ("event_id", "", "event_id_filled"),
     ],
     "bronze.outcome": [("event_id", " ", "event_id_filled")],
@@ -259,4 +259,4 @@ def test_the_table_itself_refuses_broken_rows(lake: Lake) -> None:
     with pytest.raises(DataError, match=r"breaks its constraint known_at_order"):
         lake.write("bronze.outcome", late, "r1")
     comments = {field.name: field.metadata.get("comment") for field in lake.read("bronze.assignment").schema}
-    assert comments["experiment"] == "campaign"
+    assert comments["treatment"] == "level assigned"

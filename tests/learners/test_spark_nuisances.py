@@ -60,7 +60,7 @@ def scored(units):
 
 
 def arrays(table):
-    return [np.array(table[name].tolist()) for name in ("expected", "odds")]
+    return [np.array(table[name].tolist()) for name in ("outcome_mean", "propensities")]
 
 
 def test_the_same_for_any_partitioning(units, scored):
@@ -116,7 +116,7 @@ def test_averages_overlap_and_balance(scored):
         p = inside.propensity[inside.treatment == level]
         assert overlap.units[level] == len(p) and overlap.lowest[level] == pytest.approx(p.min())
         assert overlap.effective_units[level] == pytest.approx((1 / p).sum() ** 2 / (1 / p**2).sum(), abs=0.06)
-        assert overlap.set_aside[level] == ((rows.treatment == level) & (rows.split == TRIMMED)).sum()
+        assert overlap.trimmed[level] == ((rows.treatment == level) & (rows.split == TRIMMED)).sum()
 
     balance = balance_table(kept, ROLES.features, LEVELS).fillna({"category": "mean"})
     balance = balance.set_index(["treatment", "feature", "category"])

@@ -32,7 +32,7 @@ def trial(rng, villages=VILLAGES):
         "cost": pa.array(list(np.full((n, LEVELS), COST))),
         "buckets": pa.array([[]] * n, pa.list_(pa.int64())),
         "key": np.arange(n),
-        "received": treated_index,
+        "treated_index": treated_index,
         "outcome": outcome,
         "weight": np.ones(n),
         "unit_hash": rng.integers(-(2**63), 2**63 - 1, villages)[village],

@@ -155,7 +155,7 @@ def test_missing_can_be_a_question(one):
     bins = np.tile(np.arange(4, dtype=np.uint8), 50)[:, None]
     rewards = np.column_stack([np.zeros(200), np.where(bins[:, 0] == 0, 1.0, -1.0)])
     tree = fit_tree(bins, rewards, [one], ["none", "mail"])
-    assert tree.rows()[0]["asks"] == f"{one.name} is missing"
+    assert tree.rows()[0]["question"] == f"{one.name} is missing"
     assert np.array_equal(tree.actions(bins), bins[:, 0] == 0)
     full = fit_tree(bins[bins[:, 0] > 0][:, :1], rewards[bins[:, 0] > 0] * [1, -1], [one], ["none", "mail"])
     assert "missing" not in full.text()

@@ -71,7 +71,7 @@ def test_a_version_says_where_it_came_from(registry, forest):
     version = client.get_model_version("described", "1")
     run = client.get_run(version.run_id)
 
-    origin = ({"silver.training_spring": 3}, "abc123", {"n_trees": 8, "seed": 7})
+    origin = ({"silver.training_spring": 3}, "abc123", {"n_trees": 8, "seed": 7, "kind": "forest"})
     assert model == Registered("described", 1, "train-1", version.run_id, model.sha256, *origin)
     assert json.loads(version.tags["uplift_data_versions"]) == {"silver.training_spring": 3}
     assert version.tags["uplift_feature_version"] == "3"
@@ -83,6 +83,21 @@ def test_a_version_says_where_it_came_from(registry, forest):
     assert run.data.metrics["rows.1_5_"] + run.data.metrics["rows.0_none"] == 600
     assert run.data.metrics["fit_seconds"] == 1.5
     assert np.isfinite(run.data.metrics["average_effect.1_5_"])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "params"),
+    [
+        ({"seed": 7}, {"kind": "forest", "seed": 7}),
+        ({"seed": 7, "per_level": True}, {"kind": "forest_per_level", "seed": 7}),
+        ({"seed": 7, "delivered": "d"}, {"kind": "instrumental_forest", "seed": 7, "delivered": "d"}),
+        ({"kind": "dr_learner", "seed": 7}, {"kind": "dr_learner", "seed": 7}),
+    ],
+)
+def test_parameters_that_the_last_release_recorded_name_their_kind(registry, forest, recorded, params):
+    origin, run_id = replace(ORIGIN, run_id=f"train-{params['kind']}", params=recorded), f"train-{params['kind']}"
+    registry.log_model("recorded", forest.to_bytes(), origin, *log_facts(forest, 1.5))
+    assert registry.version_for_run("recorded", run_id).params == params
 
 
 def test_the_stored_folder_holds_arrays_and_code_but_no_pickle(registry, forest):
@@ -118,7 +133,7 @@ def test_the_stored_source_is_this_package(registry, forest):
     names = {path.relative_to(package) for path in package.rglob("*.py")}
     assert Path("forest/forest.py") in names
     assert {path.relative_to(stored) for path in stored.rglob("*.py")} == names
-    assert (stored / "causal" / "forest.py").read_text() == (package / "causal" / "forest.py").read_text()
+    assert (stored / "forest" / "forest.py").read_text() == (package / "forest" / "forest.py").read_text()
 
 
 def test_versions_count_up_and_a_run_is_looked_up(registry, forest):

@@ -1,7 +1,8 @@
 """Average effects of an observational campaign, and how alike its arms are, from a table with nuisances.
 
-A table with nuisances is one that `learners.spark.with_scores` made. Averages come from integer sums, equal to the last
-bit for any partitioning; overlap and balance are Spark's sums, rounded.
+`average_table` and `hidden_table` give effects, `overlap_table` and `balance_table` compare the arms. The nuisances
+come from `learners.spark.with_scores`. Averages come from integer sums, equal to the last bit for any partitioning;
+overlap and balance are Spark's sums, rounded.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from uplift_spark.stats.aipw import ESTIMANDS, Scale, averages, confounder_terms
 from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
 
 ALL = "all"
-_CELLS = "cut string, bucket string, sums binary, drawn binary"
-_CATEGORIES = 12  # of a feature, the most frequent ones; a picture of more tells nobody anything
+_CELLS = "cut string, bucket string, sums binary, bootstrap binary"
+_CATEGORIES = 12  # of a feature, the most frequent ones; a picture of more cannot be read
 _DECIMALS = 6
 
 
 def average_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], lowest: float) -> pd.DataFrame:
-    """gold.average_effects but for run_id and campaign, one pass over the units.
+    """Average effects of every level, overall and by segment, in one pass over the units.
 
-    rows    of a table with nuisances: the units to average over
-    levels  names in the order of `expected` and `odds`, the control first
-    lowest  of the odds
+    rows    the units to average over, with the nuisances of silver.adjusted_<campaign>
+    levels  names in the order of `outcome_mean` and `propensities`, the control first
+    lowest  propensity below which units are trimmed
+
+    Returns the rows of gold.average_effects without run_id and campaign.
     """
     size = rows.agg(F.max(F.abs(spec.outcomes[0])), F.max(F.array_max(F.transform(OUTCOME_MEAN, F.abs)))).first()
     scale = Scale.of(max(float(one or 0.0) for one in size or (0.0,)), lowest)
@@ -41,7 +44,7 @@ def average_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], 
     added = partial(_add, (ALL, *spec.segments), scale, spec.cluster_draws)
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
     for row in inputs.mapInArrow(added, _CELLS).toArrow().to_pylist():
-        parts = [np.frombuffer(row[name], np.int64) for name in ("sums", "drawn")]
+        parts = [np.frombuffer(row[name], np.int64) for name in ("sums", "bootstrap")]
         cell = (row["cut"], row["bucket"])
         sums[cell] = [a + b for a, b in zip(sums[cell], parts, strict=True)] if cell in sums else parts
     columns = 3 * (len(levels) - 1) + len(levels)
@@ -78,19 +81,19 @@ def _add(
                     bootstrap = resampled_sums(hashes[mine], whole[mine][:, :, 1:3].reshape(len(mine), -1), draws)
                 cells.append((cut, str(bucket), whole[mine].sum(axis=0).tobytes(), bootstrap.tobytes()))
         columns = [pa.array(column) for column in zip(*cells, strict=True)]
-        yield pa.RecordBatch.from_arrays(columns, ["cut", "bucket", "sums", "drawn"])
+        yield pa.RecordBatch.from_arrays(columns, ["cut", "bucket", "sums", "bootstrap"])
 
 
 def _unit_columns(spec: EvaluationSpec, levels: Sequence[str]) -> tuple[Column, ...]:
     level_code = (F.array_position(F.lit(list(levels)), F.col(TREATMENT).cast("string")) - 1).cast("int")
     outcome = F.col(spec.outcomes[0]).cast("double")
-    return level_code.alias("received"), outcome.alias("outcome"), resampling_hash(spec).alias("unit_hash")
+    return level_code.alias("level_code"), outcome.alias("outcome"), resampling_hash(spec).alias("unit_hash")
 
 
 def _units(batch: pa.RecordBatch) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Hashes, and what `terms` takes, of a batch."""
     hashes, outcome, level_code = (
-        batch.column(name).to_numpy(zero_copy_only=False) for name in ("unit_hash", "outcome", "received")
+        batch.column(name).to_numpy(zero_copy_only=False) for name in ("unit_hash", "outcome", "level_code")
     )
     outcome_mean, propensity = (
         np.asarray(batch.column(name).flatten().to_numpy(zero_copy_only=False)).reshape(len(batch), -1)
@@ -107,14 +110,14 @@ def hidden_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], s
     """
     inputs = rows.select(*_unit_columns(spec, levels), OUTCOME_MEAN, PROPENSITIES)
     parts = inputs.mapInArrow(
-        partial(_confounding, spec.cluster_draws), "n bigint, sums binary, drawn binary"
+        partial(_confounding, spec.cluster_draws), "n bigint, sums binary, bootstrap binary"
     ).toArrow()
     n, width = int(np.sum(parts["n"].to_numpy())), 4 * len(levels) - 3
     if n == 0:
         return _checks([])
     sums, bootstrap = (
         np.sum([np.frombuffer(part, np.float64) for part in parts[name].to_pylist()], axis=0)
-        for name in ("sums", "drawn")
+        for name in ("sums", "bootstrap")
     )
     mean, products = sums[:width] / n, sums[width:-1].reshape(width, width) / n
     covariance = (products - np.outer(mean, mean)) / max(n - 1, 1)
@@ -153,7 +156,7 @@ def _confounding(draws: Draws | None, batches: Iterator[pa.RecordBatch]) -> Iter
                 [unit_terms, np.ones(len(unit_terms))]
             )
         columns = [pa.array([len(batch)]), *(pa.array([part.tobytes()]) for part in (sums, bootstrap))]
-        yield pa.RecordBatch.from_arrays(columns, ["n", "sums", "drawn"])
+        yield pa.RecordBatch.from_arrays(columns, ["n", "sums", "bootstrap"])
 
 
 def overlap_table(rows: DataFrame, levels: Sequence[str], trimmed: str) -> pd.DataFrame:
@@ -168,7 +171,7 @@ def overlap_table(rows: DataFrame, levels: Sequence[str], trimmed: str) -> pd.Da
         rows.groupBy(F.col(TREATMENT).cast("string").alias(TREATMENT))
         .agg(
             F.count_if(kept).alias("units"),
-            F.count_if(~kept).alias("set_aside"),
+            F.count_if(~kept).alias("trimmed"),
             F.min(p).alias("lowest"),
             F.percentile(p, F.lit(0.05)).alias("low"),
             F.percentile(p, F.lit(0.5)).alias("median"),

@@ -1,4 +1,7 @@
-"""Several models on one hold-out: metrics, paired differences, values of rules, cost curves."""
+"""Several models on one hold-out: metrics, paired differences, values of rules, cost curves.
+
+`all_values` sums up the hold-out, `compared_metrics` and `cost_curves` make tables of the sums.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Values of rules and cost curves of several models on one hold-out, in one pass over it.
-# Units in, integer sums out: every model's choices at every price, under every resample, so that differences between
-# models are paired. `stats.offpolicy` holds the estimators.
+# Values of rules and cost curves, in one pass over the hold-out.
+# The pass sums up every model's choices at every price under the same resamples, so that differences between models are
+# paired. `stats.offpolicy` holds the estimators.
 
 Figure = tuple[np.ndarray, np.ndarray]  # a value, [], and its resamples, [R]
 
@@ -84,8 +87,8 @@ def prices_of(
 def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
     """Sums of every model over a hold-out.
 
-    frame  unit_hash bigint, received int (level's place, 0 the control), outcome and weight (1 / probability of the
-           level received) double, expected array<double> [K], effects_0, effects_1, ... array<double> [L]
+    frame  unit_hash bigint, level_code int, outcome and weight (1 / probability of the level received) double,
+           outcome_mean array<double> [K], effects_0, effects_1, ... array<double> [L]
     """
     sums = sums_by_key(frame.mapInArrow(partial(add_values, rules), KEYED))
     return [Values.of(sums[m], rules, m) for m in range(len(rules.prices))]
@@ -150,7 +153,7 @@ def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
             rows = batch.slice(start, _CHUNK)
             hashes, level_code, outcome, weight = (
                 rows.column(name).to_numpy(zero_copy_only=False)
-                for name in ("unit_hash", "received", "outcome", "weight")
+                for name in ("unit_hash", "level_code", "outcome", "weight")
             )
             scores = doubly_robust(outcome, level_code, weight, _matrix(rows.column(OUTCOME_MEAN)))
             counts = np.ones((rules.replicates + 1, len(hashes)))
@@ -190,7 +193,7 @@ def _matrix(column: pa.Array) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Several models on one hold-out: metrics, paired differences from the first, cost curves, a picture.
+# Tables: metrics with paired differences from the first model, and cost curves.
 
 ANY_LEVEL = "any"
 DIFFERENCE = "_difference"

@@ -1,17 +1,17 @@
-"""Lift tables: what treatment brought by decile and segment, with intervals and money.
+"""Lift tables (`lift_table`): uplift by decile and segment, with intervals and money.
 
-`incremental_outcomes` is uplift times units treated in the bucket: what the treatment of these units brought.
-`revenue` is that times the value of one outcome, `cost` units treated times the cost of treating one, and `roi`
-(revenue - cost) / cost; what is paid is known, so the 95 % intervals of ROI and of the cost per incremental outcome are
-those of uplift, carried over. `cost_per_incremental` is given only where the uplift's interval lies above zero: a
-quotient by something that may be zero has no finite interval.
+`incremental_outcomes` is uplift times units treated in the bucket: the outcomes that the treatment of these units
+added. `revenue` is that times the value of one outcome, `cost` is units treated times the cost of treating one, and
+`roi` is (revenue - cost) / cost. Costs are known exactly, so the 95 % intervals of ROI and of the cost per incremental
+outcome follow from those of uplift. `cost_per_incremental` is given only where the uplift's interval lies above zero: a
+quotient by a number that may be zero has no finite interval.
 
-Buckets of a segment are compared with each other: `shrunk_uplift` draws each to their mean as far as its error is large
-beside their differences, and `different_p` says whether a bucket differs from the others, adjusted for their number
-(`stats.intervals`). `low_sample` marks rows where an arm has fewer than LOW_SAMPLE units or, of an outcome of 0 and 1,
-fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the one to go by. Where units
-come in clusters, intervals are those of resampled clusters, and rows are marked, too, where an arm is worth fewer than
-LOW_CLUSTERS of them.
+Buckets of a segment are compared with each other. `shrunk_uplift` moves each bucket towards their mean, the further the
+larger its error is beside their differences. `different_p` is the p-value of a difference from the other buckets,
+adjusted for their number (`stats.intervals`). `low_sample` marks rows where an arm has fewer than LOW_SAMPLE units or,
+of an outcome of 0 and 1, fewer than LOW_EVENTS of either: their normal intervals are rough, the shrunk figure is the
+one to go by. Where units come in clusters, intervals are those of resampled clusters, and rows are marked, too, where
+an arm is worth fewer than LOW_CLUSTERS of them.
 
 Null are: money that the configuration does not name, anything whose denominator is zero, means of fewer than MIN_UNITS
 units and all that follows from them, and the interval where no outcome varies.
@@ -41,7 +41,7 @@ LIFT_COLUMNS = (
 )  # fmt: skip
 LOW_SAMPLE, LOW_EVENTS, LOW_CLUSTERS = 100, 10, 40
 _COUNTS = ("n", "n_treated", "n_control")
-SEGMENT, _ERROR, _BOOTSTRAP = "segment:", "_error", "_drawn"
+SEGMENT, _ERROR, _BOOTSTRAP = "segment:", "_error", "_bootstrap"
 
 
 @dataclass(frozen=True)

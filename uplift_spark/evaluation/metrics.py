@@ -1,4 +1,8 @@
-"""Uplift curves and metrics on a hold-out, by cut and level, from one pass of sums."""
+"""Uplift curves and metrics on a hold-out, by cut and level, from one pass of sums.
+
+`evaluate` sums up a hold-out, `curve_table` and `metric_table` make tables of the sums, `against_truth` compares with
+the true effects of a simulated campaign.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, 
 from uplift_spark.stats.tests import bucket_calibration, calibration_slope
 
 # --------------------------------------------------------------------------------------------------------------------
-# Segments as readable buckets: every value where there are few, quarters of the units where numbers are many.
-# Buckets of a crossing are those of its features, joined: `north x mobile`.
+# Segments as readable buckets: each value where there are few values, quarters of the units where there are many
+# numbers. A bucket of a crossing joins those of its features: `north x mobile`.
 
 FEW_VALUES = 12
 """Numbers with at most so many distinct values are taken as they are."""
@@ -144,11 +148,10 @@ def _as_is(name: str, numeric: bool) -> Column:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Evaluation of scores on a hold-out: uplift curves and metrics with intervals, from mergeable sums.
+# Evaluation of scores on a hold-out, by sums that add.
 # Each treated level has its own ranking: units that received the level or the control, by the level's predicted uplift.
-# Where the logged propensity varies within an arm, units count by its inverse (Hájek means, and ranks by weight);
-# where it does not, or was not logged, every unit counts once. This module and
-# `evaluation.lift_tables` make figures of the sums.
+# Where the logged propensity varies within an arm, units count by its inverse (Hájek means, and ranks by weight). Where
+# it does not vary, or was not logged, every unit counts once.
 
 DECILES = 10
 _VARIES = 1e-6  # relative: logged probabilities are rarely written with more digits
@@ -280,11 +283,11 @@ class Evaluation:
 
 
 def evaluate(holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: Arms | None = None) -> Evaluation:
-    """Sums of a hold-out under one model's scores.
+    """Sum up a hold-out under one model's scores; every metric follows from these sums.
 
     holdout  unit_id, treatment (received), propensity (of the arm received), outcome and segment columns
     scores   unit_id, treatment (level scored), uplift: one row per unit and treated level
-    arms     what `describe_arms` found, of a hold-out that was asked before
+    arms     result of `describe_arms` for this hold-out; without it the hold-out is read once more
 
     Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
     """
@@ -355,14 +358,14 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
 
 
 def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
-    """What a hold-out saw of each unit, for doubly robust scores: `received` int (place among the levels, control
-    first), `outcome` double, and `weight` double, 1 / probability of the level received."""
+    """What a hold-out saw of each unit, for doubly robust scores: `level_code` int (0 is the control),
+    `outcome` double, and `weight` double, 1 / probability of the level received."""
     treatment = F.col(TREATMENT).cast("string")
     weight = F.lit(1.0) / F.col(PROPENSITY)
     if not arms.logged:
         weight = by_level(treatment, tuple(arms.units), [arms.max_inverse_propensity[arm] for arm in arms.units])
     level_code = F.array_position(F.lit(list(levels)), treatment).cast("int") - 1
-    return level_code.alias("received"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
+    return level_code.alias("level_code"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
 
 
 def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
@@ -450,7 +453,7 @@ def comparison(
     treatment = F.col(TREATMENT).cast("string")
     units = holdout.select(
         F.col(UNIT).cast("string").alias("unit"),
-        treatment.alias("received"),
+        treatment.alias("arm"),
         resampling_hash(spec).alias("unit_hash"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
         *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(spec.outcomes)],
@@ -461,11 +464,9 @@ def comparison(
         treatment.alias("level"),
         F.col("uplift").cast("double").alias("predicted"),
     )
-    rows = units.join(predictions, "unit").where(
-        (F.col("received") == F.col("level")) | (F.col("received") == spec.control)
-    )
+    rows = units.join(predictions, "unit").where((F.col("arm") == F.col("level")) | (F.col("arm") == spec.control))
     rows = rows.where(F.col("level").isin([level for level in arms.units if level != spec.control]))
-    treated = (F.col("received") == F.col("level")).cast("int").alias("treated")
+    treated = (F.col("arm") == F.col("level")).cast("int").alias("treated")
     numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
     return rows.select("level", treated, "unit_hash", "predicted", "weight", *numbers)
 
@@ -503,7 +504,7 @@ def _tenths(per_bin: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Uplift curves and metrics with intervals, as tables: pure functions of an evaluation's sums.
+# Tables of uplift curves and metrics with intervals: pure functions of an evaluation's sums.
 
 METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
     "ate": lambda curve: curve.average_effect,

@@ -1,6 +1,6 @@
 """Pictures: uplift curves, lift by decile, calibration, effects by dose and segment, a plan's gain by budget.
 
-Bands and bars are 95 % intervals.
+`write_pictures` saves those of an evaluation; each `*_picture` function draws one. Bands and bars are 95 % intervals.
 
 matplotlib is the optional extra `plots`; figures are drawn without pyplot: no backend, no global state.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colours, told apart with any kind of colour vision.
+# Okabe and Ito's colours: distinct under any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
 _COLUMNS = 3  # panels a row
@@ -321,7 +321,7 @@ def clean(axes: Axes, title: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Several models in one picture: Qini by level, and what each brings for what it costs.
+# Several models in one picture: Qini by level, and gain by cost.
 
 _MOST_FEATURES = 30
 

@@ -1,4 +1,7 @@
-"""The evaluation as text for a terminal: lift by decile, metrics with intervals, and what the data do not show."""
+"""The evaluation as text for a terminal: lift by decile, metrics with intervals, and what the data do not show.
+
+`lift_summary` writes the report, `caveats` the sentences on what its figures rest on.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None, fit
     """Sentences on what the figures rest on, where that is not a randomised trial with a hold-out known to be one."""
     sentences = cut_off(cuts or {})
     if not arms.logged:
-        sentences.append("Propensities were not logged: arms are compared as if assigned at random with equal odds.")
+        sentences.append("Propensities were not logged: arms are compared as if every unit had the same propensities.")
     if fitted:
         sentences.append(NO_TRIAL_CAVEAT)
     if arms.weighted:

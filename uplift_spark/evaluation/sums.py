@@ -1,4 +1,4 @@
-"""One pass from scored rows to mergeable sums: ranks, resamples and cuts, computed in Spark.
+"""One pass from scored rows to mergeable sums (`all_sums`): ranks, resamples and cuts, computed in Spark.
 
 Functions take a *comparison frame* (`evaluation.comparison`), one row per unit and treated level it is compared for:
 
@@ -125,8 +125,13 @@ class SumsPlan:
 
 @dataclass(frozen=True)
 class CutSums:
-    """Sums of one cut: its buckets in order, Moments [levels, 2, buckets, values], and if asked for the resampled sums
-    of weights [R, levels, 2, buckets] and of weight·outcome [R, levels, 2, buckets, outcomes]."""
+    """Sums of one cut.
+
+    buckets    names in order
+    moments    Moments [levels, 2, buckets, values]
+    resampled  sums of weights [R, levels, 2, buckets] and of weight·outcome [R, levels, 2, buckets, outcomes] under
+               every resample; None without resamples
+    """
 
     buckets: tuple[str, ...]
     moments: Moments

@@ -1,4 +1,8 @@
-"""Features as they were at assignment, and the feature registry."""
+"""Features as they were at assignment, and the feature registry.
+
+`features_as_of` computes features, `training_set` joins them to mature labels, `register` and `record` keep the
+registry. `serving.features` computes the same values for one user without Spark.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,18 @@ from pyspark.sql import types as T
 
 from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
 from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
+from uplift_spark.lake.schemas import EVENT_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS, columns_to_fill
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import DELIVERED
+from uplift_spark.roles import CAMPAIGN, DELIVERED
 from uplift_spark.runtime import code_version, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
-# The training set: labels, features as they were at assignment, and the split into train and hold-out.
+# Features as of the assignment, and the training set: labels, features, and the split into train and hold-out.
 
-BEHAVIOUR = "bronze.event"
 PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
 TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
-LABEL_KEYS = ("experiment", "outcomes", "delivered", "delivery_id", "status", "mature", "as_of")
+LABEL_KEYS = (CAMPAIGN, "outcomes", "delivered", "delivery_id", "status", "mature", "as_of")
 SPLIT_STEPS = 1_000_000
 
 _AT, _T, _KNOWN = "_assigned", "_happened", "_known"  # microseconds
@@ -215,19 +219,9 @@ def _below(salt: str, share: float, column: str = "unit_id") -> Column:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The feature registry: what features exist, what each training set took them from, how fresh they are.
-
-REGISTRY, VERSIONS = "silver.feature_registry", "silver.feature_versions"
+# The feature registry: which features exist, which tables each training set took them from, how fresh they are.
 
 _ABOUT = ("owner", "description", "ttl_minutes", "targeting", "protected")  # says nothing about the values
-_REGISTRY = (
-    "feature string, version bigint, source string, aggregate string, definition string, definition_hash string, "
-    "owner string, description string, ttl_minutes double, targeting boolean, protected boolean, code_version string"
-)
-_VERSIONS = (
-    "training_table string, feature string, version bigint, definition_hash string, source_table string, "
-    "source_version bigint, label_as_of timestamp, units bigint, missing bigint, code_version string"
-)
 
 
 def definition_hash(feature: Feature) -> str:
@@ -243,20 +237,20 @@ def register(lake: Lake, definitions: Sequence[Feature]) -> tuple[Written, ...]:
     Raises ConflictError when a version is known with another definition: values of two meanings under one name.
     """
     known: dict[tuple[str, int], str] = {}
-    if lake.exists(REGISTRY):
-        rows = lake.read(REGISTRY).select("feature", "version", "definition_hash").collect()
+    if lake.exists(FEATURE_REGISTRY):
+        rows = lake.read(FEATURE_REGISTRY).select("feature", "version", "definition_hash").collect()
         known = {(row["feature"], row["version"]): row["definition_hash"] for row in rows}
     changed = [f for f in definitions if known.get((f.name, f.version), definition_hash(f)) != definition_hash(f)]
     if changed:
         names = ", ".join(f"{f.name} version {f.version}" for f in changed)
-        raise ConflictError(f"table {REGISTRY} has {names} with another definition: raise the version in conf")
+        raise ConflictError(f"table {FEATURE_REGISTRY} has {names} with another definition: raise the version in conf")
     new = [f for f in definitions if (f.name, f.version) not in known]
     if not new:
         return ()
     code = code_version()
-    frame = lake.spark.createDataFrame([_entry(f, code) for f in new], _REGISTRY)
+    frame = lake.spark.createDataFrame([_entry(f, code) for f in new], columns_to_fill(FEATURE_REGISTRY))
     added = sorted([f.name, f.version, definition_hash(f)] for f in new)
-    return (lake.write(REGISTRY, frame, derive_run_id("definitions", added)),)
+    return (lake.write(FEATURE_REGISTRY, frame, derive_run_id("definitions", added)),)
 
 
 def _entry(feature: Feature, code: str) -> tuple[Any, ...]:
@@ -288,7 +282,11 @@ def record(lake: Lake, definitions: Sequence[Feature], facts: TrainingSetFacts, 
         known = (facts.table, f.name, f.version, definition_hash(f), *origin)
         return (*known, utc(facts.as_of), units, facts.missing.get(f.name), code)
 
-    return lake.write(VERSIONS, lake.spark.createDataFrame([row(f) for f in definitions], _VERSIONS), run_id)
+    return lake.write(
+        FEATURE_VERSIONS,
+        lake.spark.createDataFrame([row(f) for f in definitions], columns_to_fill(FEATURE_VERSIONS)),
+        run_id,
+    )
 
 
 def listed(lake: Lake) -> pd.DataFrame:
@@ -302,7 +300,7 @@ def described(lake: Lake, name: str) -> dict[str, Any]:
     registered = _newest(lake)
     mine = registered[registered["feature"] == name]
     if mine.empty:
-        raise DataError(f"table {REGISTRY} has no feature {name!r}: it has {', '.join(registered['feature'])}")
+        raise DataError(f"table {FEATURE_REGISTRY} has no feature {name!r}: it has {', '.join(registered['feature'])}")
     used = _last_use(lake).set_index("feature")
     uses = [used.loc[name].to_dict()] if name in used.index else []
     return {str(key): value for part in (mine.iloc[0].to_dict(), *uses) for key, value in part.items()}
@@ -329,17 +327,17 @@ def freshness(lake: Lake, now: datetime | None = None) -> pd.DataFrame:
 def _newest_rows(lake: Lake, table: str) -> dict[str | None, datetime]:
     """When the last row of each event, None for a profile, became known."""
     rows = lake.read(table)
-    event = F.col("event") if table == BEHAVIOUR else F.lit(None).cast("string")
+    event = F.col("event") if table == EVENT_TABLE else F.lit(None).cast("string")
     latest = rows.groupBy(event.alias("event")).agg(F.max(F.unix_micros("known_at")).alias("last")).collect()
     return {row["event"]: moment(row["last"]) for row in latest if row["last"] is not None}
 
 
 def _newest(lake: Lake) -> pd.DataFrame:
-    rows = lake.read(REGISTRY).toPandas().sort_values(["feature", "version"])
+    rows = lake.read(FEATURE_REGISTRY).toPandas().sort_values(["feature", "version"])
     return rows.drop_duplicates("feature", keep="last").reset_index(drop=True)
 
 
 def _last_use(lake: Lake) -> pd.DataFrame:
     """One row per feature of silver.feature_versions: of the training set whose labels are the newest."""
-    rows = lake.read(VERSIONS).drop("version", "definition_hash", "code_version").toPandas()
+    rows = lake.read(FEATURE_VERSIONS).drop("version", "definition_hash", "code_version").toPandas()
     return rows.sort_values(["label_as_of", "run_id"]).drop_duplicates("feature", keep="last")

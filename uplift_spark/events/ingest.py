@@ -1,4 +1,8 @@
-"""A campaign's source, simulated or a trial's CSV file, as bronze events."""
+"""A campaign's source, simulated or a trial's CSV file, as bronze events: the work of `uplift ingest`.
+
+`find` fetches a public data set, `read_trial` reads its file, `simulated_tables` and `trial_tables` make the bronze
+tables, `prepare` puts one run together.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,23 @@ from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.schemas import Contract, Rule, check, with_levels
+from uplift_spark.lake.schemas import (
+    ASSIGNMENT_TABLE,
+    QUARANTINE,
+    Contract,
+    Rule,
+    bronze_table,
+    check,
+    profile_table,
+    with_levels,
+)
 from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
-from uplift_spark.roles import checked_name
+from uplift_spark.roles import CAMPAIGN, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
 
 # --------------------------------------------------------------------------------------------------------------------
-# Public data sets: found in $UPLIFT_DATA, else downloaded once from their home; used only when the checksum agrees.
+# Public data sets: from $UPLIFT_DATA, else downloaded once. A file is used only when its checksum is the declared one.
 
 DATA_FOLDER = "UPLIFT_DATA"
 _TIMEOUT_SECONDS = 30
@@ -110,7 +123,7 @@ def _missing(trial: TrialConf, why: str) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # A real trial's CSV file as a typed Arrow table: numbers, categories, and nulls for what is missing.
 
-RESERVED = ("unit_id", "treatment", "experiment", "observed_at", "known_at", "source", "run_id", "ingested_at")
+RESERVED = ("unit_id", "treatment", "campaign", "observed_at", "known_at", "source", "run_id", "ingested_at")
 NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
 
 
@@ -201,9 +214,9 @@ def _stray_text(stray: pd.Series, name: str, trial: TrialConf, path: Path) -> st
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Raw campaigns as immutable bronze events: assignment, outcome, profile, and the truth where it is known.
-# Events are what happened: an outcome of 0 is no event; an outcome that is not known is an event with a null value.
-# Both sources are historic loads: a row was known when it happened, whenever it is loaded.
+# The bronze tables of a campaign: assignment, outcome, profile, and the true effects where they are known.
+# An outcome of 0 is no event. An outcome that is not known is an event with a null value. Both sources are historic
+# loads: a row counts as known from the moment it happened, whenever it is loaded.
 
 PROFILE_LEAD = timedelta(days=1)
 
@@ -234,10 +247,10 @@ class Stamp:
         return {"observed_at": instant(at), "known_at": instant(at), **self.origin()}
 
     def occurred(self, at: Column) -> dict[str, Column]:
-        """Experiment, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
+        """Campaign, times and origin of outcomes that occurred, and were known, at `at`; they have no event_id."""
         no_id = F.lit(None).cast("string")
         times = {"occurred_at": at, "event_id": no_id, "known_at": at}
-        return {"experiment": F.lit(self.campaign), **times, **self.origin()}
+        return {CAMPAIGN: F.lit(self.campaign), **times, **self.origin()}
 
 
 def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
@@ -251,7 +264,7 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
         for name, (slice_, schema) in _SLICES.items()
     }
     assigned_at = instant(stamp.assigned_at)
-    campaign = {"experiment": F.lit(stamp.campaign)}
+    campaign = {CAMPAIGN: F.lit(stamp.campaign)}
     return {
         "profile": tables["profile"].withColumns(stamp.observed(utc(stamp.assigned_at) - PROFILE_LEAD)),
         "truth": tables["truth"].withColumns({**campaign, "run_id": F.lit(stamp.run_id)}),
@@ -343,12 +356,12 @@ def trial_tables(
 ) -> dict[str, DataFrame]:
     """The bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
 
-    propensity  level -> propensity; in a completely randomised trial the share of its units estimates the design's odds
+    propensity  level -> propensity; in a completely randomised trial a level's share of the units estimates it
     The profile counts as observed at the assignment.
     """
     assigned_at = instant(stamp.assigned_at)
     assigned = {
-        "experiment": F.lit(stamp.campaign),
+        CAMPAIGN: F.lit(stamp.campaign),
         "assigned_at": assigned_at,
         "propensity": _lookup(propensity, F.col("treatment")),
     }
@@ -368,7 +381,7 @@ def _events(good: DataFrame, trial: TrialConf, stamp: Stamp) -> DataFrame:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# From a campaign's source to the bronze frames of one ingest run: the simulator, or a real trial's file.
+# One ingest run: from the simulator, or a trial's file, to the frames to write.
 
 CHUNKS_PER_TASK = 5
 ROWS_PER_TASK = 100_000
@@ -397,10 +410,10 @@ def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback)
 
 def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
     """Raise ConflictError when another run has loaded this campaign: its units would be there twice."""
-    table = "bronze.assignment"
+    table = ASSIGNMENT_TABLE
     if not lake.exists(table):
         return
-    others = lake.read(table).filter((F.col("experiment") == campaign) & (F.col("run_id") != run_id))
+    others = lake.read(table).filter((F.col(CAMPAIGN) == campaign) & (F.col("run_id") != run_id))
     if other := others.select("run_id").head():
         raise ConflictError(
             f"table {table} already holds campaign {campaign!r} from run {other[0]} with another source: "
@@ -473,7 +486,7 @@ def _contract(levels: tuple[str, ...], source: TrialConf) -> Contract:
         Rule("unit_present", "unit_id IS NOT NULL", "the unit id is empty"),
         Rule("treatment_present", "treatment IS NOT NULL", "the treatment is empty"),
     )
-    contract = Contract("bronze.assignment", "ingest", keys, rules, unique=unique, open=True)
+    contract = Contract(ASSIGNMENT_TABLE, "ingest", keys, rules, unique=unique, open=True)
     return with_levels(contract, levels) if levels else contract
 
 
@@ -497,7 +510,7 @@ def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
     return rejected.withColumns(
         {
             "source": F.lit(stamp.source),
-            "experiment": F.lit(stamp.campaign),
+            CAMPAIGN: F.lit(stamp.campaign),
             "run_id": F.lit(stamp.run_id),
             "ingested_at": instant(stamp.ingested_at),
         }
@@ -507,11 +520,11 @@ def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
 def _tell(details: dict[str, Any], progress: ProgressCallback) -> None:
     progress("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
     for rule, n in details["rejected"].items():
-        progress(f"{n:,} rows rejected by rule {rule}, kept in bronze.quarantine")
+        progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     for outcome, n in details["unknown"].items():
         progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
 def _named(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
-    tables = {"profile": f"profile_{campaign}"}
-    return {f"bronze.{tables.get(name, name)}": frame for name, frame in frames.items()}
+    tables = {"profile": profile_table(campaign)}
+    return {tables.get(name, bronze_table(name)): frame for name, frame in frames.items()}

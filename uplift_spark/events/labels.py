@@ -1,4 +1,5 @@
-"""Labels inside attribution windows, and what is said when events are missing."""
+"""Labels: the outcomes of each unit inside its attribution windows (`label_table`), and warnings of missing events
+(`late_and_missing`)."""
 
 from __future__ import annotations
 
@@ -13,17 +14,18 @@ from pyspark.sql import functions as F
 from uplift_spark.config import DAY, Config, Labels
 from uplift_spark.events.training_set import Sends, event_details
 from uplift_spark.lake.session import instant, plus_hours
+from uplift_spark.roles import CAMPAIGN
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
 
 # --------------------------------------------------------------------------------------------------------------------
-# Labels: what each assigned unit did inside its attribution windows, as known at a stated time.
+# Labels as known at a stated time.
 # An event counts when it occurred inside [assigned_at, assigned_at + the outcome's window) and was known (`known_at`)
 # by `as_of`. Nothing that becomes known later changes the labels of an earlier `as_of`. Rows that share an event_id
-# are one event, whatever else they say: the one known first counts, of several known at once the one ingested first.
+# are one event: the row known first counts, of several known at the same time the one ingested first.
 
 _COUNTED, _DUPLICATE, _LATE = "counted", "duplicate", "late"
-_UNIT = ("experiment", "unit_id", "treatment", "assigned_at", "propensity")
+_UNIT = (CAMPAIGN, "unit_id", "treatment", "assigned_at", "propensity")
 
 
 def label_table(
@@ -36,12 +38,12 @@ def label_table(
 ) -> DataFrame:
     """One row per assignment made by `as_of`, in the shape of silver.label without run_id.
 
-    assignments, outcomes, deliveries   rows of one experiment from the bronze tables of these names
+    assignments, outcomes, deliveries   rows of one campaign from the bronze tables of these names
     names                               outcomes to label; the map has exactly these keys
 
     An outcome is the sum of its events' values: 0 without an event, null when an event's value is not known. A label is
     mature when `as_of` is `labels.wait_days` past the end of its longest window. `delivered` says whether a delivery
-    inside the longest window was known by `as_of`; null when no delivery of the experiment was.
+    inside the longest window was known by `as_of`; null when no delivery of the campaign was.
     """
     units = _units(assignments, as_of)
     longest = max(labels.days(name) for name in names)
@@ -104,12 +106,12 @@ def event_days(
     counted = _events(outcomes, units, names, labels, as_of).filter(F.col("fate") == _COUNTED)
     ordered = F.array_sort(F.collect_list(F.struct("occurred_at", "known_at")))
     each = counted.groupBy("unit_id", "assigned_at", "outcome").agg(ordered.alias("events"))
-    exploded = each.select("assigned_at", "outcome", F.posexplode("events").alias("place", "event"))
+    exploded = each.select("assigned_at", "outcome", F.posexplode("events").alias("position", "event"))
     day, known = _days_to(F.col("event.occurred_at"), as_of), _days_to(F.col("event.known_at"), as_of)
     since, age = _days_to(F.col("assigned_at"), as_of), _days_to(F.col("assigned_at"), F.col("event.occurred_at"))
     events = exploded.select(
         *("outcome", since.alias("since"), age.alias("age"), day.alias("day"), (day - known).alias("delay")),
-        *((F.col("place") == 0).alias("first"), mature),
+        *((F.col("position") == 0).alias("first"), mature),
     )
     assigned = units.select(since.alias("since"), mature)
     rows = events.unionByName(assigned, allowMissingColumns=True)
@@ -209,7 +211,7 @@ def _sum(values: Column) -> Column:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the features job says when events are missing: still under way, lost for days, or never sent.
+# Warnings of the features job about events that are missing: late, lost for whole days, or never sent.
 
 History = tuple[DataFrame, DataFrame, tuple[str, ...], Labels, datetime]
 
@@ -230,7 +232,7 @@ def missing_events(
 
     days    `events.labels.event_days`
     sends   `label_counts`; the control, which is sent nothing, is left out
-    Completeness is null without any event. Every warning is also said.
+    Completeness is null without any event. Every warning also goes to `progress`.
     """
     rows = days.toPandas()
     units = rows[rows["outcome"].isna()]
@@ -274,7 +276,7 @@ def _outage(
     if not missing:
         return []
     first, last = (as_of - timedelta(days=one.day + 1) for one in (missing[-1], missing[0]))
-    observed, usual = sum(one.known for one in missing), sum(one.expected for one in missing)
+    observed, usual = sum(one.known for one in missing), sum(one.usual for one in missing)
     return [
         f"{name}: {observed:,} first events on {len(missing)} days from about {first:%Y-%m-%d} to "
         f"{last:%Y-%m-%d} where "

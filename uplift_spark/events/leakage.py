@@ -1,4 +1,7 @@
-"""Features that know too much: the search for leaks, and the guard of the training set."""
+"""Leakage: features that know what happened after the assignment.
+
+`find_leaks` searches the rows of a trial, `guard_training` stops the features job when it finds something.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,13 @@ from threadpoolctl import threadpool_limits
 from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.events.features import hash_sample
-from uplift_spark.forest.binning import apply_bins, as_numbers, fit_bins
-from uplift_spark.forest.encode import check_columns, check_parts, level_names
+from uplift_spark.forest.binning import NumberColumn, apply_bins, fit_bins
+from uplift_spark.forest.encode import TypedRows, encode
 from uplift_spark.roles import PROPENSITY, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
-# Randomisation inference: what else the design of a trial could have drawn, and statistics compared with that.
+# Randomisation inference: other assignments that the design could have drawn, and p-values from these.
 
 DRAWS = 999
 
@@ -39,28 +41,27 @@ class TrialRows:
     size   rows of each cluster, ascending, [G]
     """
 
-    table: pa.Table
+    typed: TypedRows
     level: np.ndarray
     size: np.ndarray
 
     @classmethod
-    def of(cls, table: pa.Table, roles: Roles) -> TrialRows:
-        """Rows of a table in any order; DataError for ids or treatments that are null."""
-        names = level_names(table.column(roles.treatment))
-        if names.null_count:
+    def of(cls, typed: TypedRows) -> TrialRows:
+        """Rows in any order; DataError for ids or treatments that are null."""
+        _, level = typed.level_codes()
+        if nulls := int((level < 0).sum()):
             raise DataError(
-                f"column {roles.treatment!r} is null in {names.null_count} rows: every row needs a level; drop them"
+                f"column {typed.roles.treatment!r} is null in {nulls} rows: every row needs a level; drop them"
             )
-        unit = unit_hashes(table.column(roles.unit), roles.unit)
-        cluster = unit_hashes(table.column(roles.cluster), roles.cluster) if roles.cluster else unit
-        level = np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
-        return cls._ordered(table, level, unit, cluster)
+        for name, mask in typed.missing_ids.items():
+            raise DataError(f"column {name!r} is null in {mask.sum()} rows: every row needs an id; drop them")
+        return cls._ordered(typed, level, typed.unit, typed.key)
 
     @classmethod
-    def _ordered(cls, table: pa.Table, level: np.ndarray, unit: np.ndarray, cluster: np.ndarray) -> TrialRows:
+    def _ordered(cls, typed: TypedRows, level: np.ndarray, unit: np.ndarray, cluster: np.ndarray) -> TrialRows:
         _, code, size = np.unique(cluster, return_inverse=True, return_counts=True)
         order = np.lexsort((unit, code, size[code]))
-        return cls(table.take(pa.array(order)), level[order], np.sort(size))
+        return cls(typed.take(order), level[order], np.sort(size))
 
     @property
     def n_levels(self) -> int:
@@ -80,8 +81,7 @@ class TrialRows:
     def keep(self, mask: np.ndarray) -> TrialRows:
         """The rows of a mask [n]."""
         rows = np.arange(self.level.size, dtype=np.uint64)
-        kept = self.table.filter(pa.array(mask))
-        return self._ordered(kept, self.level[mask], rows[mask], self.cluster[mask])
+        return self._ordered(self.typed.take(mask), self.level[mask], rows[mask], self.cluster[mask])
 
     def halves(self, rng: np.random.Generator) -> np.ndarray:
         """Mask of the rows of a random half of the clusters."""
@@ -108,16 +108,16 @@ class TrialRows:
         return draw
 
 
-def thin_to_equal_shares(rows: TrialRows, roles: Roles, rng: np.random.Generator) -> TrialRows:
-    """The rows, thinned until every arm has the same odds for everyone.
+def thin_to_equal_shares(rows: TrialRows, rng: np.random.Generator) -> TrialRows:
+    """Thin the rows until every unit has the same propensities.
 
     A row is kept with probability min(e of its arm) / e, its own logged propensity: P(arm, kept | features) is then the
     same whatever the features (rejection sampling, von Neumann 1951). Only the propensity of the arm received is
     needed, and a constant one keeps every row. Clusters with one arm and one propensity are kept or dropped as one.
     """
-    if roles.propensity is None:
+    e, roles = rows.typed.propensity, rows.typed.roles
+    if e is None:
         return rows
-    e = as_numbers(rows.table.column(roles.propensity))
     bad = int((~((e > 0) & (e <= 1))).sum())
     if bad:
         raise DataError(f"column {roles.propensity!r} is not in (0, 1] in {bad} of {e.size} rows: correct the log")
@@ -148,10 +148,10 @@ def max_p_values(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Features that know too much: in a randomised trial nothing known before assignment tells the treatment.
-# Two questions are asked of a sample of a training set: do features predict the treatment, which randomisation rules
-# out, and does a feature order the units by an outcome as only the outcome itself can? Both catch values that were
-# recorded, backfilled or changed after the assignment. What is found is named, with the reason and the fix.
+# The search for leaks: values that were recorded, backfilled or changed after the assignment.
+# Two tests run on a sample of a training set. The first: do features predict the treatment, which randomisation rules
+# out? The second: does a feature order the units by an outcome as only the outcome itself can? A finding names the
+# feature, the reason and the fix.
 
 MIN_ROWS = 100  # below, neither question has an answer worth a blocked job
 MIN_EVENTS = 25  # rows outside the outcome's commonest bin, for the second question
@@ -195,9 +195,8 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     being the reference for each (Westfall & Young 1993); the features not named so together by a classifier
     (`_together`). Assignments are drawn by permuting units, or clusters where `roles.cluster` is set: whole clusters
     where each has one arm, else among clusters of a size. Where `roles.propensity` varies, rows are thinned first
-    until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged
-    propensities arms count as
-    assigned with the same odds for everyone.
+    until it does not (`thin_to_equal_shares`), so that a stratified trial is no leak. Without logged propensities
+    arms count as assigned with the same propensities for every unit.
 
     *Outcome*: `roles.outcomes` each against each feature, as `_concordance` says; certain at level alpha that the true
     value is beyond IMPLAUSIBLE. Equality in most rows is no rule: a rare outcome equals any rare count in most rows.
@@ -209,12 +208,9 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
     DataError for missing or retyped columns, infinite features or outcomes, ids or treatments that are null and
     propensities outside (0, 1].
     """
-    kinds = {field.name: field.type for field in table.schema}
-    check_columns(kinds, roles.columns, roles.features)
-    check_parts(kinds, roles)
     rng = np.random.default_rng(seed)
-    rows = TrialRows.of(table, roles)
-    compared = thin_to_equal_shares(rows, roles, rng) if randomised else None
+    rows = TrialRows.of(encode(table, roles))
+    compared = thin_to_equal_shares(rows, rng) if randomised else None
     if compared is None or compared.level.size < MIN_ROWS or compared.n_levels < 2:
         return Leaks(tuple(_outcome_like(rows, roles, alpha, rng)), rows.level.size, 0)
     alone = _alone(compared, roles.features, alpha / 2, rng)
@@ -228,7 +224,7 @@ def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 
 
 
 def _binned(rows: TrialRows, features: Sequence[str], bins: int) -> np.ndarray:
-    return apply_bins(rows.table, fit_bins(rows.table, features, bins))
+    return apply_bins(rows.typed.features, fit_bins(rows.typed.features, features, bins))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -329,7 +325,7 @@ _Gains = Callable[[np.ndarray], np.ndarray]
 
 def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
     """(a function from bins [m, p] to log-probabilities of arms less their means [m, K], the bins of `validation`)."""
-    bins = fit_bins(fit.table, features, FINE_BINS)
+    bins = fit_bins(fit.typed.features, features, FINE_BINS)
     model = HistGradientBoostingClassifier(
         max_iter=40,
         max_leaf_nodes=15,
@@ -338,7 +334,7 @@ def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed
         random_state=seed,
     )
     with threadpool_limits(1):  # threads that wait for each other take 60 times as long when cores are busy
-        model.fit(apply_bins(fit.table, bins), fit.level)
+        model.fit(apply_bins(fit.typed.features, bins), fit.level)
     n_levels = 1 + int(max(fit.level.max(), validation.level.max()))
 
     def gains(codes: np.ndarray) -> np.ndarray:
@@ -348,7 +344,7 @@ def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed
         out[:, model.classes_] = log - log.mean(axis=0)
         return out
 
-    return gains, apply_bins(validation.table, bins)
+    return gains, apply_bins(validation.typed.features, bins)
 
 
 def _likelihood(gain: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -374,7 +370,8 @@ def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Ge
     certain = alpha / (len(roles.features) * len(roles.outcomes))
     findings = []
     for outcome in roles.outcomes:
-        y = _binned(rows, (outcome,), FINE_BINS)[:, 0]
+        numbers = {outcome: NumberColumn(pa.float64(), rows.typed.outcomes[outcome])}
+        y = apply_bins(numbers, fit_bins(numbers, (outcome,), FINE_BINS))[:, 0]
         learn, validation = half & (y > 0), ~half & (y > 0)  # bin 0 is an outcome not known
         if not learn.any() or validation.sum() - np.bincount(y[validation], minlength=1).max() < MIN_EVENTS:
             continue
@@ -425,22 +422,23 @@ def _below(table: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The features job's guard: no training set with a feature that knows too much, unless that is on record.
+# The guard of the features job: a training set with a leak is not written, unless the leak is allowed on record.
 
 
 def leakage_sample(config: Config, labels: Mapping[str, int]) -> Column:
-    """Which units' rows `guard_training` wants to see, given how many were `labelled`, of these `immature`."""
+    """Whether a unit is in the sample for `guard_training`; labels: numbers of `labelled` and of `immature` units."""
     units = max(1.0, (labels["labelled"] - labels["immature"]) * (1.0 - config.holdout))
     return hash_sample(config.seed, min(1.0, config.leakage.rows / units))
 
 
 def guard_training(sample: DataFrame, config: Config, progress: ProgressCallback) -> dict[str, Any]:
-    """Look for leaks in rows of the training split; what was compared and which findings were overridden.
+    """Look for leaks in rows of the training split.
 
     sample    a sample (`leakage_sample`) of the training set, which is not yet written
 
-    Returns {"rows", "compared": of these, to find features that predict the treatment, "allowed": [{"feature", "rule",
-    "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding that is not allowed.
+    Returns {"rows": how many, "compared": how many of these to find features that predict the treatment, "allowed":
+    [{"feature", "rule", "statistic", "p_value", "reason"}]}. Raises DataError that names every feature with a finding
+    that is not allowed.
     """
     section, roles = config.leakage, config.unit_roles
     rows = sample.filter("split = 'train'").select(*roles.columns).toArrow()

@@ -1,4 +1,8 @@
-"""Users' own events: files and Delta tables on their way to a raw table of bronze."""
+"""Users' own events, from files and Delta tables to a raw table of bronze: the work of `uplift load`.
+
+`find_files` and `find_delta` find the source, `arrivals` gives the rows to write. `uplift stream` and `uplift replay`
+use the same checks (`refuse_misfits`, `stamped`).
+"""
 
 from __future__ import annotations
 
@@ -40,10 +44,11 @@ from uplift_spark.lake.contracts import (
     entry,
     fits,
     numbers_or_text,
+    old_names,
     read_cells,
     with_columns,
 )
-from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.schemas import EVENT_TABLE, QUARANTINE, RAW_TABLES, Contract, check, contract_of
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
 from uplift_spark.lake.tables import Lake
@@ -51,9 +56,9 @@ from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
-# What lies at the source of a load: files told apart by their content, or a Delta table at a version.
-# Each row carries the identity of its file or table version in the column SOURCE, so that the table loaded into knows
-# itself what it has: a file's rows are added once, whatever it is called and whatever lies beside it.
+# The source of a load: files, identified by their content, or a Delta table at a version.
+# Each row carries the identity of its file or table version in the column SOURCE. So the target table itself shows
+# which files it holds: a file's rows are added once, whatever the file's name and whatever lies beside it.
 
 # What rows bring beside their cells: it becomes the column source; when they arrived.
 SOURCE, ARRIVED = "__source", "__arrived"
@@ -111,7 +116,7 @@ class DeltaVersion:
 def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
     """The files at `path`, a file or a folder with all below it, one of each content; empty ones count for nothing.
 
-    The content is told by SHA-256 where this process can read the file, else by path, size and time of modification.
+    The content is identified by SHA-256 where this process can read the file, else by path, size and modification time.
     Raises DataError when there is none, or the folder is a Delta table, whose files may hold rows it has no more.
     """
     there = absolute(path)
@@ -184,7 +189,7 @@ def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame
             had = set(old.columns)
         except PySparkException as error:
             raise DataError(
-                f"{table.location} was loaded at version {before}, which is gone, so its new rows cannot be told: "
+                f"{table.location} was loaded at version {before}, which is gone, so nothing shows which rows are new: "
                 "load a table or files that hold only these"
             ) from error
         kept = (F.col(c.name) if c.name in had else F.lit(None).cast(c.dataType).alias(c.name) for c in rows.schema)
@@ -281,15 +286,15 @@ def _reason(error: Exception) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Users' files and tables of raw events on their way to bronze: checked, stamped, each row once.
+# One load: rows are checked, stamped with their source and times, and each is added once.
 
 LOAD_FORMATS = ("csv", "parquet", "json", "delta")
 
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
 _STAMPS = ("source", RUN_ID, INGESTED_AT)
-# An absent column means that no row has one. An outcome without its column `value` is a mistake, so that is asked for.
-_OPTIONAL = {"bronze.event": ("event_id", "item", "value")}
+# A source may lack these columns: then no row has a value. `value` of an outcome is required: its absence is a mistake.
+_OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
@@ -373,6 +378,7 @@ def arrivals(
     wanted = wanted_columns(load, lake, parts)
     for where, frame in parts:
         refuse_misfits(load, where, frame, wanted)
+        tell_old_names(load, where, frame, progress)
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
@@ -465,7 +471,7 @@ def _source_schema(frame: DataFrame) -> StructType:
 
 def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType) -> None:
     """Raise DataError that spells out how the columns of a source differ from those of the table."""
-    renamed = _renamed(load)
+    renamed = _renamed(load, frame)
     added = [field.name for field in added_columns(wanted)]
     optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
     have = {field.name: field.dataType for field in _source_schema(frame)}
@@ -489,8 +495,15 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
         )
 
 
-def _renamed(load: Load) -> dict[str, str]:
-    return {_KNOWN_AT: load.known_at} if load.known_at else {}
+def tell_old_names(load: Load, where: str, frame: DataFrame, progress: ProgressCallback) -> None:
+    """Warn of columns that have the name of the last release: they are loaded, in this version still."""
+    for new, old in old_names(load.contract, frame.columns).items():
+        progress(f"warning: {where} has a column {old}, which is called {new} now: rename it before the next version")
+
+
+def _renamed(load: Load, frame: DataFrame) -> dict[str, str]:
+    """{the table's column: the source's name of it} where the two differ."""
+    return {**old_names(load.contract, frame.columns), **({_KNOWN_AT: load.known_at} if load.known_at else {})}
 
 
 def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) -> DataFrame:
@@ -498,7 +511,7 @@ def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) 
 
     frame  the source's columns, SOURCE, and ARRIVED: when a row was known that does not say so itself
     """
-    rows = read_cells(frame, wanted, _renamed(load), SOURCE, ARRIVED)
+    rows = read_cells(frame, wanted, _renamed(load, frame), SOURCE, ARRIVED)
     absent = {field.name: F.lit(None).cast(field.dataType) for field in wanted if field.name not in rows.columns}
     if _KNOWN_AT in absent:
         absent[_KNOWN_AT] = _happened(load.contract) if load.historic else F.col(ARRIVED)
@@ -524,7 +537,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
 
 
 def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
-    """Rows whose key other runs have added get a fault: a unit is assigned once per experiment."""
+    """Rows whose key other runs have added get a fault: a unit is assigned once per campaign."""
     key: Sequence[str] = load.contract.unique
     if not key or not lake.exists(load.table):
         return rows

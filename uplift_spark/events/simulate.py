@@ -1,4 +1,8 @@
-"""Simulated campaigns and trials with known individual effects. numpy and pyarrow only, no Spark."""
+"""Simulated campaigns and trials with known individual effects. numpy and pyarrow only, no Spark.
+
+`BENCHMARKS` are generated trials of the literature, `draw_customers` draws the attributes of a shop's customers,
+`CampaignSimulator` makes campaigns of any size.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from uplift_spark.errors import ConfigError
 from uplift_spark.roles import Levels
 
 # --------------------------------------------------------------------------------------------------------------------
-# The generated trials of the literature, with known individual effects, that forests are measured on. numpy only.
+# Generated trials of the literature, on which forests are measured.
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def conv(n: int, seed: int, p: int = 20) -> Benchmark:
 
 
 def multi(n: int, seed: int, p: int = 20, levels: int = 5) -> Benchmark:
-    """Ordered levels with a concave response: Y=2x₂-1+.4·ς(x₀)ς(x₁)·(k-.08k²)+N(0,1), equal odds."""
+    """Ordered levels with a concave response: Y=2x₂-1+.4·ς(x₀)ς(x₁)·(k-.08k²)+N(0,1), equal propensities."""
     rng = np.random.default_rng(seed)
     x = rng.random((n, p))
     tau = 0.4 * _step_effect(x)[:, None] * _concave(levels)
@@ -136,7 +140,7 @@ def multi(n: int, seed: int, p: int = 20, levels: int = 5) -> Benchmark:
 
 
 def mconv(n: int, seed: int, p: int = 20, levels: int = 5) -> Benchmark:
-    """`conv` with ordered levels: lift .015·responders·(k-.08k²), base .05·exp(1.2(x₂-½)), equal odds."""
+    """`conv` with ordered levels: lift .015·responders·(k-.08k²), base .05·exp(1.2(x₂-½)), equal propensities."""
     rng = np.random.default_rng(seed)
     x = rng.random((n, p))
     base = 0.05 * np.exp(1.2 * (x[:, 2] - 0.5))
@@ -199,9 +203,9 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Customers of a simulated shop: twenty correlated, skewed, partly missing attributes. numpy only.
-# Attributes come from three hidden traits (activity, price sensitivity, wealth). What is missing is missing for a
-# reason a shop knows: no order yet means no average basket, no consent means no open rate.
+# Customers of a simulated shop: twenty correlated, skewed, partly missing attributes.
+# Attributes come from three hidden traits (activity, price sensitivity, wealth). Values are missing for reasons that
+# a shop knows: without an order there is no average basket, without consent there is no open rate.
 
 REGIONS = ("north", "south", "east", "west", "islands")
 DEVICES = ("mobile", "desktop", "tablet")
@@ -284,9 +288,9 @@ def _categories(rng: np.random.Generator, activity: np.ndarray) -> Columns:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Campaigns of any size with known individual effects, made chunk by chunk. numpy and pyarrow only, no Spark.
-# A chunk's content depends on the simulator's fields and the chunk's index alone, so a unit's data do not depend on how
-# many chunks are made, in which order, or by whom. `BENCHMARKS` are the published generators (`events.simulate`).
+# Campaigns of any size, made chunk by chunk.
+# A chunk's content depends on the simulator's fields and the chunk's index alone. So a unit's data do not depend on how
+# many chunks are made, in which order, or by which worker.
 
 CHUNK = 20_000
 OUTCOMES = ("conversion", "revenue")
@@ -320,7 +324,7 @@ class CampaignSimulator:
     design       'binary' (control and one discount), 'ordered' (discounts of 5, 10, ... percent, concave response) or
                  'unordered' (packages that different customers respond to)
     arms         number of levels with control, 2 for binary, 2 to 20 else
-    confounding  in [0, 1]: 0 gives every level the same odds for everyone; towards 1 likely buyers get higher levels
+    confounding  in [0, 1]: 0 gives all units the same propensities; towards 1 likely buyers get higher levels
     noise        multiplies what no attribute explains: spread of the buying rate between equal customers, and of money
     seed         same seed, same campaign
     prefix       unit ids are prefix and a ten-digit number

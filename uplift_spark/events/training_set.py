@@ -1,4 +1,8 @@
-"""One campaign's events at fixed versions, as the training set; weights for mature labels."""
+"""The training set of a campaign, from its events at fixed versions: the work of `uplift features`.
+
+`events_of` reads the events, `training_of` makes the rows, `fit_maturity` and `with_maturity_weights` let mature labels
+stand for all units that were assigned.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,6 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config, Feature, TrialConf
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.features import (
-    BEHAVIOUR,
     check_features,
     features_as_of,
     hash_sample,
@@ -24,19 +27,20 @@ from uplift_spark.events.features import (
     training_set,
 )
 from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, DELIVERY_TABLE, EVENT_TABLE, OUTCOME_TABLE, profile_table
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
-from uplift_spark.roles import MATURITY_WEIGHT, UNIT, Roles
+from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback
 
 # --------------------------------------------------------------------------------------------------------------------
-# Weights for units whose labels are mature, so that they stand for all that were assigned.
-# Labels mature by the calendar: where the first to be assigned were other people than the last, a model of the mature
-# ones is a model of the first. Each counts by the inverse of the probability that a unit like it is mature by now
-# (inverse probability of censoring; Robins & Rotnitzky 1992), which the features tell. Assumed: among units alike in
-# these, effects do not depend on when a unit was assigned.
+# Weights of maturity.
+# Labels mature by the calendar. Where the units assigned first differ from those assigned last, a model of the mature
+# labels describes the first ones only. So each unit counts by the inverse of the probability that a unit with its
+# features is mature by now (inverse probability of censoring; Robins & Rotnitzky 1992). This assumes that among units
+# with equal features, effects do not depend on when a unit was assigned.
 
 MIN_MATURITY = (
     0.05  # probabilities of being mature are held above: no unit counts more than 20 times as much as another
@@ -103,9 +107,8 @@ def weighted(maturity: Maturity, batches: Iterator[pa.RecordBatch]) -> Iterator[
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the features job reads, one campaign's events at fixed versions, checked; and what it counts.
+# Input of the features job: the events of one campaign at fixed versions, checked. And the counts that it reports.
 
-DELIVERIES = "bronze.delivery"
 MATURITY_UNITS = 200_000  # that maturity is learnt from, at most about
 Sends = Mapping[str, tuple[int, int]]
 
@@ -145,16 +148,16 @@ def events_of(config: Config, lake: Lake) -> Events:
     """
     campaign = config.campaign
     definitions = config.feature_definitions
-    named = {"profile": f"bronze.profile_{campaign}"}
+    named = {"profile": profile_table(campaign)}
     if any(f.source == "event" and f.of is None for f in definitions):
-        named["event"] = BEHAVIOUR
-    logged = (DELIVERIES,) if lake.exists(DELIVERIES) else ()
-    tables = ("bronze.assignment", "bronze.outcome", *logged, *named.values())
+        named["event"] = EVENT_TABLE
+    logged = (DELIVERY_TABLE,) if lake.exists(DELIVERY_TABLE) else ()
+    tables = (ASSIGNMENT_TABLE, OUTCOME_TABLE, *logged, *named.values())
     versions = {table: lake.version(table) for table in tables}
     frames = {table: lake.read(table, version) for table, version in versions.items()}
     sources = {source: frames.pop(table) for source, table in named.items()}
     read = {source: (table, versions[table]) for source, table in named.items()}
-    mine = {table: frame.filter(F.col("experiment") == campaign) for table, frame in frames.items()}
+    mine = {table: frame.filter(F.col(CAMPAIGN) == campaign) for table, frame in frames.items()}
     columns = config.unit_columns
     arrivals = _arrivals(mine, campaign)
     present = sorted({name for _, name, _ in arrivals if name is not None})
@@ -163,10 +166,10 @@ def events_of(config: Config, lake: Lake) -> Events:
     _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, present, campaign)
     behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
-    erased = lake.properties("bronze.assignment").get(ERASED)
+    erased = lake.properties(ASSIGNMENT_TABLE).get(ERASED)
     run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
-    events = (mine["bronze.assignment"], mine["bronze.outcome"], mine.get(DELIVERIES))
+    events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
 
 
@@ -205,7 +208,7 @@ def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str,
     parts = [_arrived(table, frame) for table, frame in tables.items()]
     last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
     rows = last.collect()
-    if not any(row["table"] == "bronze.assignment" for row in rows):
+    if not any(row["table"] == ASSIGNMENT_TABLE for row in rows):
         raise DataError(
             f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
         )
@@ -224,7 +227,7 @@ def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | Non
     for feature in definitions:
         if feature.event is not None and feature.event not in present:
             raise ConfigError(
-                f"table {BEHAVIOUR} has no event {feature.event!r} of feature {feature.name!r}: "
+                f"table {EVENT_TABLE} has no event {feature.event!r} of feature {feature.name!r}: "
                 f"{hint(feature.event, present)}"
             )
 

@@ -1,11 +1,13 @@
-"""Features to bins: numbers by quantile edges, text by category; bin 0 is missing. One byte per value."""
+"""Features cast once, and their bins: numbers by quantile edges, text by category; bin 0 is missing.
+
+A bin is one byte. Only this module and `forest.encode` look at a frame's columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba as nb
 import numpy as np
@@ -54,6 +56,49 @@ class FeatureBins:
         return cls(raw["name"], tuple(raw.get("edges", ())), categories, bool(raw.get("has_other", False)))
 
 
+@dataclass(frozen=True)
+class NumberColumn:
+    """A numeric column: values float64 [n], NaN where missing; `kind` is the type that it had in the frame."""
+
+    kind: pa.DataType
+    values: np.ndarray
+
+    def take(self, which: np.ndarray) -> NumberColumn:
+        """The rows that a mask or an index array picks."""
+        return NumberColumn(self.kind, self.values[which])
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """A text column: codes int32 [n] into its dictionary `names` [D], -1 where missing; no name is there twice.
+
+    `kind` is the type that the column had in the frame. After `take` some names may have no row.
+    """
+
+    kind: pa.DataType
+    codes: np.ndarray
+    names: pa.Array
+
+    def take(self, which: np.ndarray) -> TextColumn:
+        """The rows that a mask or an index array picks, with the whole dictionary."""
+        return TextColumn(self.kind, self.codes[which], self.names)
+
+    def counts(self) -> dict[str, int]:
+        """Rows of every name that has any, in the order of the dictionary."""
+        rows = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names)).tolist()
+        return {name: n for name, n in zip(self.names.to_pylist(), rows, strict=True) if n}
+
+    def coded_by(self, names: Sequence[str], missing: int = -1) -> np.ndarray:
+        """Position of each row's name among `names`, int64 [n]; `missing` for other names and for none."""
+        positions = pc.index_in(self.names, value_set=pa.array(names, pa.large_string()))
+        return np.append(pc.fill_null(positions, missing).to_numpy(zero_copy_only=False), missing)[self.codes]
+
+
+TypedColumn: TypeAlias = NumberColumn | TextColumn
+Features: TypeAlias = Mapping[str, TypedColumn]
+ArrowRows: TypeAlias = pa.RecordBatch | pa.Table
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this Arrow type is categorical."""
     if pa.types.is_dictionary(kind):
@@ -72,36 +117,94 @@ def is_number(kind: pa.DataType) -> bool:
     )
 
 
-def as_text(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A text or dictionary column as one plain string array."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.cast(array, pa.large_string())
+def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def as_numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A numeric column as float64 [n], null as NaN."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def as_numbers(column: pa.ChunkedArray | pa.Array) -> NumberColumn:
+    """Cast a numeric column to float64; null becomes NaN."""
+    array = flat(column)
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.uint8())
-    return np.asarray(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    values = np.asarray(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    return NumberColumn(column.type, values)
 
 
-def fit_bins(sample: pa.Table, features: Sequence[str], max_bins: int, threads: int = 1) -> tuple[FeatureBins, ...]:
-    """Bins of every feature from a sample of rows; depends on the set of rows only, not on their order."""
+def as_text(column: pa.ChunkedArray | pa.Array) -> TextColumn:
+    """Cast a column to text, coded by a dictionary. A dictionary of the frame's own is cast, not its rows."""
+    array = flat(column)
+    if pa.types.is_dictionary(array.type):
+        coded = pc.cast(array.dictionary, pa.large_string()).dictionary_encode()  # its names may repeat
+        new_code = np.append(_codes(coded), np.int32(-1))
+        return TextColumn(column.type, new_code[_codes(array)], coded.dictionary)
+    coded = pc.cast(array, pa.large_string()).dictionary_encode()
+    return TextColumn(column.type, _codes(coded), coded.dictionary)
+
+
+def _codes(coded: pa.DictionaryArray) -> np.ndarray:
+    """Codes of a dictionary array, int32 [n], -1 where null."""
+    codes = pc.fill_null(pc.cast(coded.indices, pa.int32()), -1)
+    return np.asarray(codes.to_numpy(zero_copy_only=False))
+
+
+def encode_features(frame: Features | ArrowRows, names: Iterable[str], threads: int = 1) -> Features:
+    """Cast these columns of a frame, each once; columns that are encoded already pass as they are.
+
+    Raises DataError where a column is missing, or is neither numeric nor text.
+    """
+    columns = {name: _column(frame, name) for name in names}
     with ThreadPoolExecutor(threads) as pool:
-        return tuple(pool.map(lambda name: _fit_one(name, sample.column(name), max_bins), features))
+        return dict(zip(columns, pool.map(_encode_feature, columns, columns.values()), strict=True))
 
 
-def _fit_one(name: str, column: pa.ChunkedArray, max_bins: int) -> FeatureBins:
-    return _fit_categories(name, column) if is_text(column.type) else _fit_edges(name, as_numbers(column), max_bins)
+def _column(frame: Features | ArrowRows, name: str) -> Any:
+    try:
+        return frame[name] if isinstance(frame, Mapping) else frame.column(name)
+    except KeyError as error:
+        raise DataError(f"column {name!r} is missing from the frame: the model was trained with it; add it") from error
 
 
-def _fit_categories(name: str, column: pa.ChunkedArray) -> FeatureBins:
-    counts = pc.value_counts(as_text(column).drop_null())
-    pairs = sorted(
-        zip(counts.field(1).to_pylist(), counts.field(0).to_pylist(), strict=True), key=lambda p: (-p[0], p[1])
-    )
-    kept = tuple(value for _, value in pairs[:MAX_CATEGORIES])
+def _encode_feature(name: str, column: Any) -> TypedColumn:
+    if isinstance(column, NumberColumn | TextColumn):
+        return column
+    check_feature(name, column.type)
+    return as_text(column) if is_text(column.type) else as_numbers(column)
+
+
+def check_feature(name: str, kind: pa.DataType) -> None:
+    """Raise DataError unless a feature of this Arrow type is numeric or text."""
+    if not (is_text(kind) or is_number(kind)):
+        raise DataError(f"feature {name!r} has type {kind}: cast it to a number or text")
+
+
+def check_kind(one: FeatureBins, kind: pa.DataType) -> None:
+    """Raise DataError where a column of this Arrow type is text and the bins are of numbers, or the reverse."""
+    if one.categorical != is_text(kind) and not pa.types.is_null(kind):
+        trained_type = "text" if one.categorical else "numeric"
+        raise DataError(
+            f"column {one.name!r} has type {kind} but the model was trained with a {trained_type} column; cast it"
+        )
+
+
+def fit_bins(
+    sample: Features | ArrowRows, features: Sequence[str], max_bins: int, threads: int = 1
+) -> tuple[FeatureBins, ...]:
+    """Bins of every feature from a sample of rows; depends on the set of rows only, not on their order."""
+    columns = encode_features(sample, features, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return tuple(pool.map(lambda name: _fit_one(name, columns[name], max_bins), features))
+
+
+def _fit_one(name: str, column: TypedColumn, max_bins: int) -> FeatureBins:
+    if isinstance(column, TextColumn):
+        return _fit_categories(name, column)
+    return _fit_edges(name, column.values, max_bins)
+
+
+def _fit_categories(name: str, column: TextColumn) -> FeatureBins:
+    pairs = sorted(column.counts().items(), key=lambda pair: (-pair[1], pair[0]))
+    kept = tuple(value for value, _ in pairs[:MAX_CATEGORIES])
     return FeatureBins(name, categories=kept, has_other=len(pairs) > MAX_CATEGORIES)
 
 
@@ -139,12 +242,11 @@ def _digitise(values, edges, out):
             out[i + j] = 0 if np.isnan(last[j]) else below[j] + 1
 
 
-def apply_bins(
-    columns: Mapping[str, Any] | pa.Table | pa.RecordBatch, bins: Sequence[FeatureBins], threads: int = 1
-) -> np.ndarray:
+def apply_bins(frame: Features | ArrowRows, bins: Sequence[FeatureBins], threads: int = 1) -> np.ndarray:
     """Bins of every row, uint8 [n, p] row-major. Raises DataError on a missing or retyped column or infinite values."""
+    columns = encode_features(frame, [one.name for one in bins], threads)
     with ThreadPoolExecutor(threads) as pool:
-        by_feature = list(pool.map(lambda one: _apply_one(_column(columns, one.name), one), bins))
+        by_feature = list(pool.map(lambda one: _apply_one(columns[one.name], one), bins))
     if not by_feature:
         return np.empty((0, 0), np.uint8)
     out = np.empty((by_feature[0].size, len(bins)), np.uint8)
@@ -153,25 +255,16 @@ def apply_bins(
     return out
 
 
-def _column(columns: Any, name: str) -> Any:
-    try:
-        return columns[name] if isinstance(columns, Mapping) else columns.column(name)
-    except KeyError as error:
-        raise DataError(f"column {name!r} is missing from the frame: the model was trained with it; add it") from error
+def _apply_one(column: TypedColumn, one: FeatureBins) -> np.ndarray:
+    check_kind(one, column.kind)
+    if isinstance(column, TextColumn):
+        return _apply_categories(column, one)
+    if one.categorical:  # a column of nulls
+        return np.zeros(column.values.size, np.uint8)
+    return _apply_edges(column.values, one)
 
 
-def _apply_one(column: Any, one: FeatureBins) -> np.ndarray:
-    kind = column.type
-    if one.categorical != is_text(kind) and not pa.types.is_null(kind):
-        trained_type = "text" if one.categorical else "numeric"
-        raise DataError(
-            f"column {one.name!r} has type {kind} but the model was trained with a {trained_type} column; cast it"
-        )
-    return _apply_categories(column, one) if one.categorical else _apply_edges(column, one)
-
-
-def _apply_edges(column: Any, one: FeatureBins) -> np.ndarray:
-    values = as_numbers(column)
+def _apply_edges(values: np.ndarray, one: FeatureBins) -> np.ndarray:
     infinite = int(np.isinf(values).sum())
     if infinite:
         raise DataError(f"column {one.name!r} is infinite in {infinite} rows: replace them by null or a finite value")
@@ -180,10 +273,9 @@ def _apply_edges(column: Any, one: FeatureBins) -> np.ndarray:
     return out
 
 
-def _apply_categories(column: Any, one: FeatureBins) -> np.ndarray:
-    text = as_text(column)
-    positions = pc.index_in(text, value_set=pa.array(one.categories, pa.large_string()), skip_nulls=True)
-    codes = pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+def _apply_categories(column: TextColumn, one: FeatureBins) -> np.ndarray:
+    positions = pc.index_in(column.names, value_set=pa.array(one.categories, pa.large_string()))
+    bins = np.append(pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1, 0)
     if one.has_other:
-        codes[(codes == 0) & text.is_valid().to_numpy(zero_copy_only=False)] = OTHER
-    return codes.astype(np.uint8)
+        bins[:-1][bins[:-1] == 0] = OTHER
+    return bins.astype(np.uint8)[column.codes]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uplift_spark.forest.effects import CRITERIA
-from uplift_spark.forest.encode import Encoded, ForestPlan
+from uplift_spark.forest.encode import BinnedRows, ForestPlan
 from uplift_spark.forest.grow import Limits, Shape, grow_tree, noise_level, null_gain
 from uplift_spark.forest.trees import Tree, assemble, leaves_of
 from uplift_spark.stats.sampling import folds_of
@@ -111,7 +111,7 @@ class Signal(NamedTuple):
         return max(self.estimate, MIN_SIGNAL) * rows / sample
 
 
-def signal(sample: Encoded, plan: ForestPlan) -> Signal:
+def signal(sample: BinnedRows, plan: ForestPlan) -> Signal:
     """n·h of the sample's rows, from a pilot tree grown on each half of them and judged on the other half.
 
     The pilots split only where chance hardly does; the effects of their leaves explain what they do in rows that had no
@@ -125,7 +125,7 @@ def signal(sample: Encoded, plan: ForestPlan) -> Signal:
     return Signal(float(explained), math.sqrt(2.0 * freedom))
 
 
-def _pilot(columns: np.ndarray, sample: Encoded, grown: np.ndarray, plan: ForestPlan) -> tuple[float, float]:
+def _pilot(columns: np.ndarray, sample: BinnedRows, grown: np.ndarray, plan: ForestPlan) -> tuple[float, float]:
     """(explained effect less its expectation by chance, degrees of freedom) of one half's tree on the other half."""
     shape, n_levels = shape_of(plan), len(plan.levels)
     mine, rest = np.flatnonzero(grown), np.flatnonzero(~grown)

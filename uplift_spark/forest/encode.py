@@ -12,7 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, as_text, is_number, is_text
+from uplift_spark.forest.binning import (
+    ArrowRows,
+    FeatureBins,
+    Features,
+    NumberColumn,
+    TextColumn,
+    TypedColumn,
+    apply_bins,
+    as_numbers,
+    as_text,
+    check_feature,
+    encode_features,
+    flat,
+    is_number,
+    is_text,
+)
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.trees import MAX_FEATURES
 from uplift_spark.roles import Levels, Roles
@@ -167,14 +182,110 @@ def _widened(
     return {key: (min(a[0], b[0]), max(a[1], b[1])) for key, (a, b) in pairs.items()}
 
 
+@dataclass(frozen=True)
+class TypedRows:
+    """Rows of a frame, every column checked and cast once (`encode`); n rows, in the frame's order.
+
+    unit         hash of each unit's id, uint64 [n]
+    cluster      likewise of each cluster's id; None without clusters
+    treatment    level names with a dictionary or, with `roles.grid`, doses
+    outcomes     float64 [n] of each column of `roles.outcomes`
+    weight, propensity  float64 [n]; None without such a column
+    features     numbers, or codes with a dictionary
+    missing_ids  bool [n] of each id column that has nulls; the hash of a null is 0
+    """
+
+    roles: Roles
+    unit: np.ndarray
+    cluster: np.ndarray | None
+    treatment: TypedColumn
+    outcomes: Mapping[str, np.ndarray]
+    weight: np.ndarray | None
+    propensity: np.ndarray | None
+    features: Features
+    missing_ids: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return int(self.unit.size)
+
+    @property
+    def key(self) -> np.ndarray:
+        """Hash of what is drawn together, the cluster or else the unit: uint64 [n]."""
+        return self.unit if self.cluster is None else self.cluster
+
+    def take(self, which: np.ndarray) -> TypedRows:
+        """The rows that a mask or an index array picks."""
+
+        def part(values: np.ndarray | None) -> Any:
+            return None if values is None else values[which]
+
+        return TypedRows(
+            self.roles,
+            part(self.unit),
+            part(self.cluster),
+            self.treatment.take(which),
+            {name: part(values) for name, values in self.outcomes.items()},
+            part(self.weight),
+            part(self.propensity),
+            {name: column.take(which) for name, column in self.features.items()},
+            {name: part(mask) for name, mask in self.missing_ids.items()},
+        )
+
+    @property
+    def level(self) -> TextColumn:
+        """The treatment as text: names of levels, or doses."""
+        return self.treatment if isinstance(self.treatment, TextColumn) else _as_levels(pa.array(self.treatment.values))
+
+    def level_codes(self) -> tuple[list[str], np.ndarray]:
+        """Names of the levels in alphabetical order, and the code of each row's, int64 [n], -1 where missing."""
+        names = sorted(self.level.names.to_pylist())
+        return names, self.level.coded_by(names)
+
+
+def encode(frame: ArrowRows, roles: Roles, threads: int = 1) -> TypedRows:
+    """Check a frame's columns and cast each of them once. What comes after takes the result, not the frame.
+
+    Raises DataError where a column is missing or of a kind that its role cannot have. Values are counted by
+    `summarise` and judged by `check_summary`.
+    """
+    kinds = {field.name: field.type for field in frame.schema}
+    check_columns(kinds, roles.columns, roles.features)
+    check_parts(kinds, roles)
+    missing: dict[str, np.ndarray] = {}
+
+    def hashes(name: str) -> np.ndarray:
+        ids = flat(frame.column(name))
+        if not ids.null_count:
+            return unit_hashes(ids, name)
+        known = ids.is_valid().to_numpy(zero_copy_only=False)
+        missing[name], result = ~known, np.zeros(len(ids), np.uint64)
+        result[known] = unit_hashes(ids.drop_null(), name)
+        return result
+
+    def numbers(name: str | None) -> np.ndarray | None:
+        return None if name is None else as_numbers(frame.column(name)).values
+
+    treatment = frame.column(roles.treatment)
+    return TypedRows(
+        roles,
+        hashes(roles.unit),
+        None if roles.cluster is None else hashes(roles.cluster),
+        as_numbers(treatment) if roles.grid else _as_levels(treatment),
+        {name: as_numbers(frame.column(name)).values for name in roles.outcomes},
+        numbers(roles.weight),
+        numbers(roles.propensity),
+        encode_features(frame, roles.features, threads),
+        missing,
+    )
+
+
 def check_columns(kinds: Mapping[str, pa.DataType], columns: Iterable[str], features: Iterable[str]) -> None:
     """Raise DataError if a column is missing or a feature is neither numeric nor text."""
     for column in columns:
         if column not in kinds:
             raise DataError(f"column {column!r} is missing from the frame: {hint(column, kinds)}")
     for column in features:
-        if not (is_text(kinds[column]) or is_number(kinds[column])):
-            raise DataError(f"feature {column!r} has type {kinds[column]}: cast it to a number or text")
+        check_feature(column, kinds[column])
 
 
 def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
@@ -189,73 +300,72 @@ def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
             raise DataError(f"{part} column {column!r} has type {kinds[column]}: it must be numeric; cast it")
 
 
-def level_names(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Treatment as text, null where missing or NaN; whole floats read like integers (1.0 is "1")."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _as_levels(treatment: pa.ChunkedArray | pa.Array) -> TextColumn:
+    """Treatment as text, missing where null or NaN; whole floats read like integers (1.0 is "1")."""
+    array = flat(treatment)
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
     return as_text(array)
 
 
-def summarise(batch: pa.RecordBatch | pa.Table, roles: Roles) -> Summary:
+def encode_numbers(frame: ArrowRows, columns: Iterable[str]) -> dict[str, np.ndarray]:
+    """Some numeric columns of a frame alone, float64 [n] each, null as NaN."""
+    return {name: as_numbers(frame.column(name)).values for name in columns}
+
+
+def encode_treatment(frame: ArrowRows, treatment: str) -> TextColumn:
+    """The levels of a frame's rows alone, for choosing rows by level."""
+    return _as_levels(frame.column(treatment))
+
+
+def summarise(rows: TypedRows) -> Summary:
     """Summary of one batch of rows."""
-    ids = [column for column in (roles.unit, roles.cluster) if column is not None]
-    bad = {f"{column}: null": batch.column(column).null_count for column in ids}
-    if roles.grid:
-        names = counted_as(as_numbers(batch.column(roles.treatment)))
+    roles, n = rows.roles, len(rows)
+    bad = {f"{name}: null": int(mask.sum()) for name, mask in rows.missing_ids.items()}
+    if isinstance(rows.treatment, NumberColumn):
+        doses = counted_as(rows.treatment.values).drop_null().value_counts()
+        levels = dict(zip(doses.field(0).to_pylist(), doses.field(1).to_pylist(), strict=True))
+        bad[f"{roles.treatment}: null, NaN or infinite"] = n - sum(levels.values())
     else:
-        names = level_names(batch.column(roles.treatment))
-    bad[f"{roles.treatment}: null, NaN or infinite" if roles.grid else f"{roles.treatment}: null or NaN"] = (
-        names.null_count
-    )
-    counts = pc.value_counts(names.drop_null())
-    levels = dict(sorted(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
-    outcomes = {}
-    for name in roles.outcomes:
-        outcome = as_numbers(batch.column(name))
+        levels = rows.treatment.counts()
+        bad[f"{roles.treatment}: null or NaN"] = n - sum(levels.values())
+    bounds = {}
+    for name, outcome in rows.outcomes.items():
         finite = outcome[np.isfinite(outcome)]
-        bad[f"{name}: null, NaN or infinite"] = outcome.size - finite.size
-        outcomes[name] = (float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf)))
-    for name in roles.features:
-        column = batch.column(name)
-        if not is_text(column.type):
-            bad[f"{name}: infinite"] = int(np.isinf(as_numbers(column)).sum())
-    weight, problems = _weights(batch, roles)
+        bad[f"{name}: null, NaN or infinite"] = n - finite.size
+        bounds[name] = (float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf)))
+    for name, column in rows.features.items():
+        if isinstance(column, NumberColumn):
+            bad[f"{name}: infinite"] = int(np.isinf(column.values).sum())
+    weight, problems = _weights(rows)
     bad.update(problems)
-    return Summary(
-        batch.num_rows,
-        levels,
-        {k: v for k, v in bad.items() if v},
-        outcomes,
-        float(np.nanmax(weight, initial=0.0)),
-        _propensity_bounds(batch, names, roles),
-    )
+    found = {name: count for name, count in bad.items() if count}
+    heaviest = float(np.nanmax(weight, initial=0.0))
+    return Summary(n, dict(sorted(levels.items())), found, bounds, heaviest, _propensity_bounds(rows))
 
 
-def _weights(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, dict[str, int]]:
+def _weights(rows: TypedRows) -> tuple[np.ndarray, dict[str, int]]:
     """Largest weight a row can get (sample weight over propensity), float64 [n], and the rows that break the rules."""
-    weight = np.ones(batch.num_rows)
+    roles, weight = rows.roles, np.ones(len(rows))
     bad = {}
-    if roles.weight is not None:
-        values = as_numbers(batch.column(roles.weight))
-        bad[f"{roles.weight}: not a positive finite weight"] = int((~(np.isfinite(values) & (values > 0))).sum())
-        weight = weight * values
-    if roles.propensity is not None:
-        values = as_numbers(batch.column(roles.propensity))
-        inside = (values > 0) & (values <= 1)
+    if rows.weight is not None:
+        good = np.isfinite(rows.weight) & (rows.weight > 0)
+        bad[f"{roles.weight}: not a positive finite weight"] = int((~good).sum())
+        weight = weight * rows.weight
+    if rows.propensity is not None:
+        inside = (rows.propensity > 0) & (rows.propensity <= 1)
         bad[f"{roles.propensity}: not a probability in (0, 1]"] = int((~inside).sum())
-        weight = weight / np.where(inside, values, 1.0)
+        weight = weight / np.where(inside, rows.propensity, 1.0)
     return weight, bad
 
 
-def _propensity_bounds(
-    batch: pa.RecordBatch | pa.Table, names: pa.Array, roles: Roles
-) -> dict[str, tuple[float, float]]:
-    if roles.propensity is None:
+def _propensity_bounds(rows: TypedRows) -> dict[str, tuple[float, float]]:
+    if rows.propensity is None or isinstance(rows.treatment, NumberColumn):
         return {}
-    grouped = pa.table({"level": names, "p": as_numbers(batch.column(roles.propensity))}).group_by("level")
+    grouped = pa.table({"level": rows.treatment.codes, "p": rows.propensity}).group_by("level")
     table = grouped.aggregate([("p", "min"), ("p", "max")]).to_pylist()
-    return {r["level"]: (r["p_min"], r["p_max"]) for r in table if r["level"] is not None and r["p_min"] is not None}
+    names = rows.treatment.names.to_pylist()
+    return {names[r["level"]]: (r["p_min"], r["p_max"]) for r in table if r["level"] >= 0}
 
 
 @dataclass(frozen=True)
@@ -355,10 +465,15 @@ def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, 
     return Levels(tuple(names), tuple(doses[name] for name in names)), None, ()
 
 
+def check_any_rows(rows: int) -> None:
+    """Raise DataError for a frame of no rows, whose columns may have no types yet."""
+    if rows == 0:
+        raise DataError("the training frame has no rows: check the filter or the upstream job")
+
+
 def check_summary(summary: Summary, roles: Roles) -> None:
     """Raise DataError naming the first broken column, its row count and the fix."""
-    if summary.rows == 0:
-        raise DataError("the training frame has no rows: check the filter or the upstream job")
+    check_any_rows(summary.rows)
     if summary.bad:
         problem, count = next(iter(summary.bad.items()))
         raise DataError(f"column {problem} in {count} of {summary.rows} rows: fix or drop these rows before training")
@@ -399,7 +514,7 @@ def _small(value: float) -> int:
     return max(0, -_log2(value))
 
 
-class Encoded(NamedTuple):
+class BinnedRows(NamedTuple):
     """Rows ready for the kernels; all arrays have length n, bins is uint8 [n, p], wy int64 [n, m]: w·y per outcome."""
 
     unit: np.ndarray
@@ -410,45 +525,42 @@ class Encoded(NamedTuple):
     wy: np.ndarray
     bins: np.ndarray
 
-    def take(self, which: np.ndarray | slice) -> Encoded:
+    def take(self, which: np.ndarray | slice) -> BinnedRows:
         """The rows a mask, an index array or a slice picks."""
-        return Encoded(*(column[which] for column in self))
+        return BinnedRows(*(column[which] for column in self))
 
 
-def encode(
-    batch: pa.RecordBatch | pa.Table, plan: ForestPlan, baselines: Sequence[Baseline | None] = (), threads: int = 1
-) -> Encoded:
-    """Encode checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes, bins."""
-    roles = plan.roles
-    unit, key = keys_of(batch, roles)
-    level = plan_level_codes(batch.column(roles.treatment), plan)
+def bin_rows(
+    rows: TypedRows, plan: ForestPlan, baselines: Sequence[Baseline | None] = (), threads: int = 1
+) -> BinnedRows:
+    """What the kernels take of checked rows: hashes, bucket, level code, fixed-point sums of the (centred) outcomes,
+    bins. The rows may have more outcomes than the plan."""
     w_bits, *y_bits = plan.exponents
-    bins = apply_bins(batch, plan.bins, threads)
-    weight = np.maximum(
-        fixed(weights_of(batch, plan), w_bits), 1
-    )  # no row counts nothing: sums of weights are divided by
+    bins = apply_bins(rows.features, plan.bins, threads)
+    # No row counts nothing: sums of weights are divided by.
+    weight = np.maximum(fixed(weights_of(rows, plan), w_bits), 1)
     # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
     w = np.ldexp(weight.astype(np.float64), -w_bits)
-    wy = np.empty((batch.num_rows, len(y_bits)), np.int64)
-    for j, name in enumerate(roles.outcomes):
-        wy[:, j] = fixed(w * as_numbers(batch.column(name)), y_bits[j])
-    return centred(Encoded(unit, key, buckets_of(key, plan), level, weight, wy, bins), plan, baselines, threads)
+    wy = np.empty((len(rows), len(y_bits)), np.int64)
+    for j, name in enumerate(plan.roles.outcomes):
+        wy[:, j] = fixed(w * rows.outcomes[name], y_bits[j])
+    level = plan_level_codes(rows, plan)
+    binned = BinnedRows(rows.unit, rows.key, buckets_of(rows.key, plan), level, weight, wy, bins)
+    return centred(binned, plan, baselines, threads)
 
 
-def plan_level_codes(treatment: pa.ChunkedArray | pa.Array, plan: ForestPlan) -> np.ndarray:
-    """Place of the level, or cell of doses, that each row received: uint8 [n]."""
-    if plan.edges:
-        return np.searchsorted(plan.edges, as_numbers(treatment)).astype(np.uint8)
-    codes = pc.index_in(level_names(treatment), value_set=pa.array(plan.levels.names, pa.large_string()))
-    return np.asarray(codes.to_numpy(zero_copy_only=False).astype(np.uint8))
+def plan_level_codes(rows: TypedRows, plan: ForestPlan) -> np.ndarray:
+    """Code of the level, or cell of doses, that each row received: uint8 [n]."""
+    if isinstance(rows.treatment, NumberColumn):
+        return np.searchsorted(plan.edges, rows.treatment.values).astype(np.uint8)
+    return rows.treatment.coded_by(plan.levels.names, missing=0).astype(np.uint8)
 
 
-def weights_of(batch: pa.RecordBatch | pa.Table, plan: ForestPlan) -> np.ndarray:
+def weights_of(rows: TypedRows, plan: ForestPlan) -> np.ndarray:
     """What every row counts for: its weight, over its propensity where the plan weighs by it; float64 [n]."""
-    roles = plan.roles
-    w = np.ones(batch.num_rows) if roles.weight is None else as_numbers(batch.column(roles.weight))
-    if plan.weighted_by_propensity and roles.propensity is not None:
-        w = w / as_numbers(batch.column(roles.propensity))
+    w = np.ones(len(rows)) if rows.weight is None else rows.weight
+    if plan.weighted_by_propensity and rows.propensity is not None:
+        w = w / rows.propensity
     return w
 
 
@@ -458,8 +570,8 @@ def buckets_of(key: np.ndarray, plan: ForestPlan) -> np.ndarray:
 
 
 def centred(
-    rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
-) -> Encoded:
+    rows: BinnedRows, plan: ForestPlan, baselines: Sequence[Baseline | None], threads: int = 1, sign: int = -1
+) -> BinnedRows:
     """The rows with each outcome's baseline, if any, taken off, or with sign 1 put back on, to the bit."""
     w_bits, *y_bits = plan.exponents
     wy, fold = rows.wy.copy(), folds_of(rows.key, np.uint64(plan.seed))
@@ -470,7 +582,7 @@ def centred(
     return rows._replace(wy=wy)
 
 
-def keys_of(batch: pa.RecordBatch | pa.Table, roles: Roles) -> tuple[np.ndarray, np.ndarray]:
+def keys_of(batch: ArrowRows, roles: Roles) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the units and of what is drawn together, the cluster or else the unit: uint64 [n] each."""
     unit = unit_hashes(batch.column(roles.unit), roles.unit)
     return unit, unit if roles.cluster is None else unit_hashes(batch.column(roles.cluster), roles.cluster)

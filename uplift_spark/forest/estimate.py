@@ -15,13 +15,24 @@ import pyarrow.compute as pc
 from uplift_spark.errors import DataError
 from uplift_spark.forest import defaults
 from uplift_spark.forest.effects import CRITERIA
-from uplift_spark.forest.encode import Encoded, ForestPlan, Summary, check_columns, check_summary, encode, summarise
+from uplift_spark.forest.encode import (
+    BinnedRows,
+    ForestPlan,
+    Summary,
+    TypedRows,
+    bin_rows,
+    check_any_rows,
+    check_columns,
+    check_summary,
+    encode,
+    summarise,
+)
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import Roles
-from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all, unit_hashes
+from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
 # Forests on doubly robust scores: what each unit's outcome would have been under every level.
@@ -212,20 +223,26 @@ def sample_limit(rows: int, n_features: int) -> np.uint64:
     return np.uint64(2**64 - 1) if rows <= wanted else np.uint64(int(wanted / rows * 2.0**64))
 
 
-def sample_mask(batch: pa.Table | pa.RecordBatch, unit: str, seed: int, limit: np.uint64) -> np.ndarray:
-    """Mask of the sample's rows, by hash of the unit: bool [n]."""
-    return mix64_all(unit_hashes(batch.column(unit), unit), np.uint64(seed), SAMPLE_SALT) <= limit
+def sample_mask(unit: np.ndarray, seed: int, limit: np.uint64) -> np.ndarray:
+    """Mask of the sample's rows, by hash of the unit, uint64 [n]: bool [n]."""
+    return mix64_all(unit, np.uint64(seed), SAMPLE_SALT) <= limit
 
 
-def encoded_sample(sample: pa.Table, plan: ForestPlan, threads: int) -> Encoded:
+def sample_of(rows: TypedRows, total: int, seed: int) -> TypedRows:
+    """Those of the rows that fix bins and leaf size; the rows themselves where that is all of them."""
+    mask = sample_mask(rows.unit, seed, sample_limit(total, len(rows.roles.features)))
+    return rows if mask.all() else rows.take(mask)
+
+
+def binned_sample(sample: TypedRows, plan: ForestPlan, threads: int) -> BinnedRows:
     """The sample's rows in canonical order: floating sums over them must not depend on how it was collected."""
-    rows = encode(sample, plan, threads=threads)
+    rows = bin_rows(sample, plan, threads=threads)
     return rows.take(np.argsort(rows.unit, kind="stable"))
 
 
-def sample_bins(sample: pa.Table, plan: ForestPlan, threads: int = 1) -> np.ndarray:
+def sample_bins(sample: TypedRows, plan: ForestPlan, threads: int = 1) -> np.ndarray:
     """Bins of the sample's rows in the order in which `finished` wants them, uint8 [n, p]."""
-    return encoded_sample(sample, plan, threads).bins
+    return binned_sample(sample, plan, threads).bins
 
 
 def empty_sums(structure: Structure, plan: ForestPlan) -> np.ndarray:
@@ -234,7 +251,7 @@ def empty_sums(structure: Structure, plan: ForestPlan) -> np.ndarray:
 
 
 def add_to_leaves(
-    sums: np.ndarray, rows: Encoded, routes: Routes, plan: ForestPlan, threads: int = 1, corrected: bool = False
+    sums: np.ndarray, rows: BinnedRows, routes: Routes, plan: ForestPlan, threads: int = 1, corrected: bool = False
 ) -> None:
     """Add rows to the leaves they honestly estimate, in place. Exact: any order, any split of the rows, same sums."""
     bounds = np.linspace(0, plan.n_trees, threads + 1).astype(int)
@@ -255,7 +272,7 @@ def plain_shares(sums: np.ndarray) -> np.ndarray:
     return np.concatenate([sums[:, :, :1], sums[:, :, 1::2]], axis=2) / weight
 
 
-def correct(rows: Encoded, routes: Routes, values: np.ndarray, plan: ForestPlan, threads: int = 1) -> Encoded:
+def correct(rows: BinnedRows, routes: Routes, values: np.ndarray, plan: ForestPlan, threads: int = 1) -> BinnedRows:
     """The rows with their outcomes moved on by what the forest misses of them: y becomes 2y - μ(x, level).
 
     Leaf means of these are the forest's estimate plus its estimate of its own residuals, one step of boosting
@@ -309,7 +326,7 @@ def finished(
 
 
 def estimate(
-    rows: Encoded,
+    rows: BinnedRows,
     grown: tuple[ForestPlan, Structure, Baselines],
     facts: Mapping[str, Any],
     bins: np.ndarray,
@@ -333,12 +350,14 @@ def estimate_table(table: pa.Table, forest: Forest) -> Forest:
     threads = os.cpu_count() or 1
     parts = grown_parts(forest)
     plan, _, baselines = parts
-    summary = summarise(table, plan.roles)
+    check_any_rows(table.num_rows)
+    typed = encode(table, plan.roles, threads)
+    summary = summarise(typed)
     facts = facts_anew(forest, summary)
-    limit = sample_limit(summary.rows, len(plan.bins))
-    sample = table.filter(pa.array(sample_mask(table, plan.roles.unit, plan.seed, limit)))
-    rows = encode(table, plan, baselines, threads)
-    return estimate(rows, parts, facts, sample_bins(sample, plan, threads), threads)
+    planning = sample_bins(sample_of(typed, summary.rows, plan.seed), plan, threads)
+    rows = bin_rows(typed, plan, baselines, threads)
+    del typed  # before the leaves are summed: it is as large as the frame
+    return estimate(rows, parts, facts, planning, threads)
 
 
 def grown_parts(forest: Forest) -> tuple[ForestPlan, Structure, Baselines]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, ModelFileError
-from uplift_spark.forest.binning import FeatureBins, apply_bins
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, apply_bins
 from uplift_spark.forest.effects import (
     CORRECTED_VARIANCE,
     CRITERIA,
@@ -51,12 +51,29 @@ _TRUSTED = [
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.utils.validation.check_array",
     "uplift_spark.learners.nuisances.Blend",
-    "uplift_spark.learners.nuisances.Fitted",
+    "uplift_spark.learners.nuisances.NuisanceModels",
 ]
+# What a manifest of each kind of forest has that the others lack. Files do not name the kind in any other way: a name
+# beside it would change the bytes of every forest, and a version that is registered could not be rebuilt any more.
+_SECTION_OF_KIND = {"forest": "plan", "forest_per_level": "per_level", "instrumental_forest": "instrument"}
+
+
+def model_kind(manifest: Mapping[str, Any]) -> str:
+    """Name the kind of model that a manifest describes: a forest's, or that of a meta-learner.
+
+    Raises KeyError for a manifest of no kind that is known.
+    """
+    kinds = (kind for kind, section in _SECTION_OF_KIND.items() if section in manifest)
+    return next(kinds, None) or str(manifest["learner"]["kind"])
 
 
 class Model(Protocol):
     """A trained model of one or several outcomes."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in configurations, registered parameters and logs; see `model_kind`."""
+        ...
 
     @property
     def roles(self) -> Roles:
@@ -83,7 +100,7 @@ class Model(Protocol):
         ...
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, each [n, K-1]."""
         ...
@@ -93,7 +110,7 @@ class Model(Protocol):
         ...
 
 
-def effect_table(model: Model, batch: pa.RecordBatch | pa.Table, threads: int = 1) -> pa.Table:
+def effect_table(model: Model, batch: ArrowRows, threads: int = 1) -> pa.Table:
     """One row per unit and treated level, unit-major, in the columns of `roles.EFFECT_COLUMNS`."""
     effect, se, low = model.effect_arrays(batch, threads)
     k = effect.shape[1]
@@ -244,6 +261,11 @@ class Forest:
         return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
 
     @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return "forest"
+
+    @property
     def levels(self) -> Levels:
         """Those that effects are of, control first."""
         return self.plan.reported or self.plan.levels
@@ -288,17 +310,17 @@ class Forest:
         return self.structure.routes
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True, out_of_bag: bool = False
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True, out_of_bag: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, each [n, K-1].
 
         Effects are on the outcome's scale against the control level. Where support is low, the level's average effect
         stands in for the unit's as far as support lacks, with the spread of effects in its error; NaN if not even that
         is known. Without `errors` the standard errors are NaN and it takes half the time. `out_of_bag` is for rows of
-        the training data: only trees of bags that do not hold the row speak.
+        the training data, as a frame: only trees of bags that do not hold the row speak.
         """
         bins = apply_bins(batch, self.plan.bins, threads)
-        key = keys_of(batch, self.roles)[1] if out_of_bag else None
+        key = keys_of(batch, self.roles)[1] if out_of_bag and not isinstance(batch, Mapping) else None
         return self.effects_of(bins, threads, errors=errors, key=key)
 
     @cached_property

@@ -12,6 +12,7 @@ Assumed: assignment moves the outcome through delivery alone, and keeps nobody f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.binning import FeatureBins, as_numbers
-from uplift_spark.forest.encode import level_names
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
+from uplift_spark.forest.encode import TypedRows, encode
 from uplift_spark.forest.forest import FORMAT, Forest, load_forest, packed_file
-from uplift_spark.forest.training import Params, fit_table
+from uplift_spark.forest.training import Params, fit_rows
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 
@@ -48,6 +49,11 @@ class Instrumental:
     delivered: str
 
     @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return "instrumental_forest"
+
+    @property
     def levels(self) -> Levels:
         """Levels of assignment, control first."""
         return self.forest.levels
@@ -70,7 +76,7 @@ class Instrumental:
         return self
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`complier_effects`: what is weak has low support; which needs errors, asked for or not."""
         return self.complier_effects(batch, threads)
@@ -86,15 +92,16 @@ class Instrumental:
         roles = replace(forest.roles, outcome=parts["outcome"], more_outcomes=())
         return cls(forest, roles, parts["overall"], parts["delivered"])
 
-    def intention_to_treat(self, rows: pa.RecordBatch | pa.Table, threads: int = 1) -> np.ndarray:
+    def intention_to_treat(self, rows: ArrowRows | Features, threads: int = 1) -> np.ndarray:
         """Effect of assignment itself on the outcome, float64 [n, L], without errors."""
+        rows = encode_features(rows, self.roles.features, threads)
         left, moved = (
             self.forest.of(name).effect_arrays(rows, threads, errors=False)[0] for name in (LEFT, self.delivered)
         )
         return np.asarray(left + self.overall * moved)
 
     def complier_effects(
-        self, rows: pa.RecordBatch | pa.Table, threads: int = 1
+        self, rows: ArrowRows | Features, threads: int = 1
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(complier effect, standard error, weak) of every row and level, [n, L] each.
 
@@ -102,6 +109,7 @@ class Instrumental:
         in common is not known, so intervals are wide rather than narrow. Weak: the effect on delivery is less than
         WEAK of its errors from zero, or support is low; effect and error are NaN there.
         """
+        rows = encode_features(rows, self.roles.features, threads)
         estimates = [self.forest.of(name).effect_arrays(rows, threads) for name in (LEFT, self.delivered)]
         (left, left_error, low), (moved, moved_error, few) = estimates
         weak = low | few | ~(np.abs(moved) > MIN_INSTRUMENT_T * moved_error)
@@ -117,9 +125,13 @@ def fit_instrumental(
 
     Raises DataError when delivery is missing, or no level moves it; else like `fit_table`.
     """
-    left, overall = without_delivery(table, roles, delivered)
-    forest = fit_table(left, left_roles(roles, delivered), params, progress)
-    return Instrumental(forest, roles, overall, delivered)
+    for name in (delivered, roles.outcome):
+        if name not in table.column_names:
+            raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
+    inner = left_roles(roles, delivered)
+    rows = encode(table, replace(inner, outcome=roles.outcome), os.cpu_count() or 1)
+    left, overall = without_delivery(rows, inner)
+    return Instrumental(fit_rows(left, params, progress), roles, overall, delivered)
 
 
 def left_roles(roles: Roles, delivered: str) -> Roles:
@@ -130,29 +142,31 @@ def left_roles(roles: Roles, delivered: str) -> Roles:
     return replace(roles, outcome=LEFT, more_outcomes=(delivered,))
 
 
-def without_delivery(table: pa.Table, roles: Roles, delivered: str) -> tuple[pa.Table, float]:
-    """The table with `LEFT`, and τ0: two-stage least squares with an indicator of each level as instruments, to six
-    digits, which rows in any order agree on."""
-    for name in (delivered, roles.outcome):
-        if name not in table.column_names:
-            raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
-    y, d = as_numbers(table.column(roles.outcome)), as_numbers(table.column(delivered))
+def without_delivery(rows: TypedRows, inner: Roles) -> tuple[TypedRows, float]:
+    """The rows with `LEFT` in place of the outcome, under the roles of `left_roles`, and τ0.
+
+    rows  have the outcome and delivery as outcomes
+
+    τ0 is by two-stage least squares with an indicator of each level as instruments, rounded to six digits: rows in any
+    order then give the same.
+    """
+    y, (delivered,) = rows.outcomes[rows.roles.outcome], inner.more_outcomes
+    d = rows.outcomes[delivered]
     if missing := int(np.count_nonzero(~np.isfinite(d))):
         raise DataError(
             f"column {delivered!r} is null, NaN or infinite in {missing} of {d.size} rows: fill or drop them"
         )
-    names, level_code = np.unique(
-        level_names(table.column(roles.treatment)).to_numpy(zero_copy_only=False), return_inverse=True
-    )
-    weight = np.ones(d.size) if roles.weight is None else as_numbers(table.column(roles.weight))
-    if roles.propensity:
-        weight = weight / as_numbers(table.column(roles.propensity))
-    finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked
-    sums = np.stack(
-        [np.bincount(level_code, part, len(names)) for part in (weight, weight * d, weight * finite, weight * d**2)]
-    )
+    names, level_code = rows.level_codes()
+    weight = np.ones(d.size) if rows.weight is None else rows.weight
+    if rows.propensity is not None:
+        weight = weight / rows.propensity
+    finite = np.where(np.isfinite(y), y, 0.0)  # bad outcomes are counted where all rows are checked, levels too
+    known = level_code >= 0
+    parts = (weight, weight * d, weight * finite, weight * d**2)
+    sums = np.stack([np.bincount(level_code[known], part[known], len(names)) for part in parts])
     overall = two_stage(sums, delivered, d.size)
-    return table.append_column(LEFT, pa.array(y - overall * d)), overall
+    outcomes = {LEFT: y - overall * d, delivered: d}
+    return replace(rows, roles=inner, outcomes=outcomes), overall
 
 
 def two_stage(sums: np.ndarray, delivered: str, rows: int) -> float:

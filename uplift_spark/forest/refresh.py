@@ -15,15 +15,16 @@ import pyarrow.compute as pc
 from scipy.stats import chi2
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.binning import as_numbers, as_text
+from uplift_spark.forest.binning import TextColumn
 from uplift_spark.forest.defaults import bins_of
 from uplift_spark.forest.effects import CORRECTED_VARIANCE
 from uplift_spark.forest.encode import (
-    Encoded,
+    BinnedRows,
     ForestPlan,
     Summary,
+    TypedRows,
+    bin_rows,
     check_columns,
-    check_parts,
     check_summary,
     encode,
     room,
@@ -108,9 +109,18 @@ def forest_residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Res
     """
     if forest.roles.cluster is not None:
         raise ConfigError(f"roles.cluster {forest.roles.cluster!r}: the test of splits takes rows as independent")
+    return _residuals(forest, _residual_rows(forest, table), anew)
+
+
+def _residual_rows(forest: Forest, table: pa.Table) -> TypedRows:
+    """The table's rows with the first outcome alone."""
+    return encode(table, replace(forest.roles, more_outcomes=(), scores=None), os.cpu_count() or 1)
+
+
+def _residuals(forest: Forest, typed: TypedRows, anew: bool = False) -> Residuals:
     forest, threads = forest.of(forest.roles.outcome), os.cpu_count() or 1
     plan, structure, baselines = grown_parts(forest)
-    rows, sums = encode(table, plan, baselines, threads), forest.sums
+    rows, sums = bin_rows(typed, plan, baselines, threads), forest.sums
     if anew:
         sums = empty_sums(structure, plan)
         add_to_leaves(sums, rows, structure.routes, plan, threads)
@@ -118,7 +128,7 @@ def forest_residuals(forest: Forest, table: pa.Table, anew: bool = False) -> Res
     return _summed(rows, (moved.wy - rows.wy)[:, 0] / rows.w, forest)
 
 
-def _summed(rows: Encoded, residual: np.ndarray, forest: Forest) -> Residuals:
+def _summed(rows: BinnedRows, residual: np.ndarray, forest: Forest) -> Residuals:
     n_bins, levels = bins_of(forest.plan)[0], len(forest.plan.levels)
     weight = rows.w / rows.w.mean()
     terms = [np.ones(weight.size), weight, weight * residual]
@@ -151,8 +161,9 @@ def staleness(forest: Forest, before: Residuals, table: pa.Table) -> Staleness:
 
     before: `forest_residuals` of the forest's training rows, or a large random part; they can be kept in its place.
     """
-    changed = departures(before, forest_residuals(forest, table))
-    stale = departures(before, forest_residuals(forest, table, anew=True))
+    rows = _residual_rows(forest, table)
+    changed = departures(before, _residuals(forest, rows))
+    stale = departures(before, _residuals(forest, rows, anew=True))
     p = [float(min(1.0, p_values.min() * p_values.size)) for p_values in (changed, stale)]
     return Staleness(p[0], p[1], forest.roles.features[int(stale.argmin())])
 
@@ -215,9 +226,13 @@ def counted(base: Forest, table: pa.Table, day: int = 0) -> Tally:
     the forest cannot take them: a level or a category it does not know, an outcome or a weight beyond what its sums
     hold, propensities that vary in a forest that was not weighted by them.
     """
-    level_rows = _checked(table, base)
+    return _counted(base, encode(table, base.roles, os.cpu_count() or 1), day)
+
+
+def _counted(base: Forest, typed: TypedRows, day: int) -> Tally:
+    level_rows = _checked(typed, base)
     threads, (plan, structure, baselines) = os.cpu_count() or 1, grown_parts(base)
-    rows, sums = encode(table, plan, baselines, threads), empty_sums(structure, plan)
+    rows, sums = bin_rows(typed, plan, baselines, threads), empty_sums(structure, plan)
     repeated = rows.unit.size - np.unique(rows.unit).size
     if repeated:
         raise DataError(f"column {plan.roles.unit!r} repeats a unit in {repeated} rows: keep one row per unit")
@@ -230,14 +245,15 @@ def trained(base: Forest, table: pa.Table, day: int = 0) -> Tally:
 
     Raises DataError when the table has other numbers of rows than the forest was trained on.
     """
-    level_rows = _checked(table, base)
+    typed = encode(table, base.roles, os.cpu_count() or 1)
+    level_rows = _checked(typed, base)
     known = np.array([base.facts["level_rows"][name] for name in base.plan.levels.names])
     if (level_rows != known).any():
         raise DataError(
             f"column {base.roles.treatment!r} has {level_rows.tolist()} rows of {', '.join(base.plan.levels.names)}, "
             f"the forest was trained on {known.tolist()}: give its training rows, or count these with `counted`"
         )
-    rows = encode(table, base.plan, threads=os.cpu_count() or 1)
+    rows = bin_rows(typed, base.plan, threads=os.cpu_count() or 1)
     return Tally(base, level_rows, {day: plain(base.sums)}, *sampled_bins(rows, base))
 
 
@@ -345,9 +361,10 @@ def refreshed_table(table: pa.Table, base: Forest, half_life: float | None, day:
     days = table.column(day)
     if days.null_count:
         raise DataError(f"column {day!r} is null in {days.null_count} of {len(days)} rows: give every row its day")
-    days = pc.cast(days, pa.int64())
-    parts = [(one, table.filter(pc.equal(days, one))) for one in pc.unique(days).to_pylist()]
-    tally = reduce(merged, (counted(base, rows, one) for one, rows in parts))
+    of_day = pc.cast(days, pa.int64()).to_numpy()
+    rows = encode(table, base.roles, os.cpu_count() or 1)
+    every_day = dict.fromkeys(of_day.tolist())
+    tally = reduce(merged, (_counted(base, rows.take(of_day == one), one) for one in every_day))
     return forest_of(tally, half_life)
 
 
@@ -435,21 +452,18 @@ def in_sample(units: np.ndarray, base: Forest) -> np.ndarray:
     return mix64_all(units, seed, SAMPLE_SALT) <= limit
 
 
-def sampled_bins(rows: Encoded, base: Forest) -> tuple[np.ndarray, np.ndarray]:
+def sampled_bins(rows: BinnedRows, base: Forest) -> tuple[np.ndarray, np.ndarray]:
     """(units, bins) of the rows `in_sample`, by unit."""
     mine = np.flatnonzero(in_sample(rows.unit, base))
     mine = mine[np.argsort(rows.unit[mine])]
     return rows.unit[mine], rows.bins[mine]
 
 
-def _checked(table: pa.Table, base: Forest) -> np.ndarray:
-    """Rows of each level, int64 [K], of a table that the forest can take; else DataError."""
-    kinds = {field.name: field.type for field in table.schema}
-    check_columns(kinds, base.roles.columns, base.roles.features)
-    check_parts(kinds, base.roles)
-    summary = summarise(table, base.roles)
+def _checked(rows: TypedRows, base: Forest) -> np.ndarray:
+    """Rows of each level, int64 [K], of rows that the forest can take; else DataError."""
+    summary = summarise(rows)
     check_summary(summary, base.roles)
-    return level_rows_of(summary, unfit(table, base), base)
+    return level_rows_of(summary, unfit(rows, base), base)
 
 
 def level_rows_of(summary: Summary, problems: Iterable[ColumnFault], base: Forest) -> np.ndarray:
@@ -473,28 +487,29 @@ def level_rows_of(summary: Summary, problems: Iterable[ColumnFault], base: Fores
     return np.array([counts.get(name, 0) for name in plan.levels.names], np.int64)
 
 
-def unfit(table: pa.Table | pa.RecordBatch, base: Forest) -> list[ColumnFault]:
+def unfit(rows: TypedRows, base: Forest) -> list[ColumnFault]:
     """What of rows the forest cannot take, column by column, whether any has it or not."""
-    return [*_new_categories(table, base.plan), *_too_large(table, base)]
+    return [*_new_categories(rows, base.plan), *_too_large(rows, base)]
 
 
-def _new_categories(table: pa.Table | pa.RecordBatch, plan: ForestPlan) -> Iterator[ColumnFault]:
+def _new_categories(rows: TypedRows, plan: ForestPlan) -> Iterator[ColumnFault]:
     """Features with categories that are neither known nor among the rare ones taken together."""
     for one in plan.bins:
-        if one.categories is None or one.has_other:
+        column = rows.features[one.name]
+        if one.categories is None or one.has_other or not isinstance(column, TextColumn):
             continue
-        text = as_text(table.column(one.name)).drop_null()
-        new = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(one.categories, pa.large_string()))))
-        yield one.name, len(new), f"categories the forest does not know, {new.unique().to_pylist()[:3]}"
+        new = column.codes[(column.coded_by(one.categories) < 0) & (column.codes >= 0)]
+        first = [column.names[code].as_py() for code in dict.fromkeys(new.tolist())][:3]
+        yield one.name, new.size, f"categories the forest does not know, {first}"
 
 
-def _too_large(table: pa.Table | pa.RecordBatch, base: Forest) -> Iterator[ColumnFault]:
+def _too_large(rows: TypedRows, base: Forest) -> Iterator[ColumnFault]:
     """Weight and outcomes beyond what sums of the forest's exponents were given room for."""
     (w_bits, *y_bits), (_, heaviest, largest) = base.plan.exponents, room(base.facts["rows"])
-    weight, roles = weights_of(table, base.plan), base.roles
+    weight, roles = weights_of(rows, base.plan), base.roles
     values = [(roles.weight or roles.propensity, weight, heaviest, w_bits)]
     for name, bits in zip(roles.outcomes, y_bits, strict=True):
-        values.append((name, np.abs(weight * as_numbers(table.column(name))), largest, bits))
+        values.append((name, np.abs(weight * rows.outcomes[name]), largest, bits))
     for column, sizes, room_for, bits in values:
         most = math.ldexp(room_for, -bits)
         yield column, int((sizes > most).sum()), f"(weighted) values beyond {most:.4g}, the most the forest's sums hold"

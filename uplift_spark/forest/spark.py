@@ -24,11 +24,12 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, StructField, StructType
 
 from uplift_spark.errors import DataError
-from uplift_spark.forest.binning import apply_bins, is_text
+from uplift_spark.forest.binning import apply_bins, check_kind, flat
 from uplift_spark.forest.encode import (
-    Encoded,
+    BinnedRows,
     ForestPlan,
     Summary,
+    bin_rows,
     check_columns,
     check_parts,
     check_summary,
@@ -142,7 +143,7 @@ def _counting(spark: SparkSession, counts: Counts) -> Iterator[Callable[[], None
 
 # --------------------------------------------------------------------------------------------------------------------
 # The forest on Spark: the steps of `forest.training` over a DataFrame, one shuffle, the same bytes as in one process.
-# summarise → sample → encode → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree) → sum what
+# summarise → sample → bin → grow by bucket (one shuffle) → sum leaves (map only, then one merge per tree) → sum what
 # they missed, the same way. Workers are module-level functions from Arrow to Arrow. The frame is read once: the first
 # pass leaves its columns on the workers' disks for the other four.
 
@@ -158,15 +159,14 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
     with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
-        plan, baselines, planning = make_plan(
-            summary, planning_sample(rows, roles, params.seed, summary.rows), roles, params
-        )
+        sample = encode(planning_sample(rows, roles, params.seed, summary.rows), roles)
+        plan, baselines, planning = make_plan(summary, sample, params)
         progress(
             f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
         )
         shaping = plan.of(roles.outcome), baselines[:1]  # the other outcomes' columns need not be shuffled
         with watched(frame.sparkSession, progress):
-            structure, statuses = grow(encoded_rows(rows, *shaping), *shaping)
+            structure, statuses = grow(binned_frame(rows, *shaping), *shaping)
         facts = training_facts(summary, statuses, structure, plan)
         return _estimate(rows, (plan, structure, baselines), facts, planning.bins, progress)
 
@@ -182,7 +182,7 @@ def estimate_frame(frame: DataFrame, forest: Forest, progress: ProgressCallback 
     with kept(checked(frame, forest.roles)) as rows:
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
-        sample = planning_sample(rows, forest.roles, forest.plan.seed, summary.rows)
+        sample = encode(planning_sample(rows, forest.roles, forest.plan.seed, summary.rows), forest.roles)
         return _estimate(rows, grown_parts(forest), facts, sample_bins(sample, forest.plan), progress)
 
 
@@ -230,7 +230,7 @@ def _estimate(
     """`forest.training.estimate` on Spark."""
     plan, structure, baselines = grown
     progress(f"estimating {structure.n_leaves:,} leaves from {facts['rows']:,} rows")
-    encoded = encoded_rows(rows, plan, baselines)
+    encoded = binned_frame(rows, plan, baselines)
     with watched(rows.sparkSession, progress):
         sums = leaf_sums(encoded, plan, structure)
     if plan.debias:
@@ -253,13 +253,13 @@ def planning_sample(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.
     return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
 
 
-def encoded_rows(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
-    """The fields of `Encoded` as columns, see `encoded_columns`."""
-    return rows.mapInArrow(partial(encode_batches, plan, baselines), encoded_columns(plan))
+def binned_frame(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
+    """The fields of `BinnedRows` as columns, see `binned_columns`."""
+    return rows.mapInArrow(partial(bin_batches, plan, baselines), binned_columns(plan))
 
 
-def encoded_columns(plan: ForestPlan) -> str:
-    """Fields of `Encoded`: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
+def binned_columns(plan: ForestPlan) -> str:
+    """Fields of `BinnedRows`: wy0, wy1, ... for the outcomes, the bins of a row as one binary value."""
     outcomes = ", ".join(f"wy{j} bigint" for j in range(len(plan.roles.outcomes)))
     return f"unit bigint, key bigint, bucket int, level tinyint, w bigint, {outcomes}, bins binary"
 
@@ -312,20 +312,20 @@ Batches = Iterator[pa.RecordBatch]
 
 def summarise_batches(roles: Roles, batches: Batches) -> Batches:
     """One JSON summary per partition."""
-    summary = sum((summarise(batch, roles) for batch in batches), Summary())
+    summary = sum((summarise(encode(batch, roles)) for batch in batches), Summary())
     yield pa.record_batch({"summary": [json.dumps(asdict(summary))]})
 
 
 def sample_batches(unit: str, seed: int, limit: np.uint64, batches: Batches) -> Batches:
     """The rows whose unit hash is below the limit."""
     for batch in batches:
-        yield batch.filter(pa.array(sample_mask(batch, unit, seed, limit)))
+        yield batch.filter(pa.array(sample_mask(unit_hashes(batch.column(unit), unit), seed, limit)))
 
 
-def encode_batches(plan: ForestPlan, baselines: Baselines, batches: Batches) -> Batches:
-    """Rows in the columns of `encoded_columns`."""
+def bin_batches(plan: ForestPlan, baselines: Baselines, batches: Batches) -> Batches:
+    """Rows in the columns of `binned_columns`."""
     for batch in batches:
-        yield to_arrow(encode(batch, plan, baselines))
+        yield to_arrow(bin_rows(encode(batch, plan.roles), plan, baselines))
 
 
 def grow_group(plan: ForestPlan, baselines: Baselines, shares: int, group: pa.Table) -> pa.Table:
@@ -362,8 +362,8 @@ def merge_sums(parts: pa.Table) -> pa.Table:
     return pa.table({"tree": parts.column("tree")[:1], "sums": pa.array([np.asarray(total).tobytes()], pa.binary())})
 
 
-def to_arrow(rows: Encoded) -> pa.RecordBatch:
-    """Rows in the columns of `encoded_columns`."""
+def to_arrow(rows: BinnedRows) -> pa.RecordBatch:
+    """Rows in the columns of `binned_columns`."""
     columns: dict[str, object] = {"unit": rows.unit.view(np.int64), "key": rows.key.view(np.int64)}
     columns |= {"bucket": rows.bucket, "level": rows.level.astype(np.int8), "w": rows.w}
     columns |= {f"wy{j}": column for j, column in enumerate(rows.wy.T)}
@@ -381,25 +381,21 @@ def packed_bins(bins: np.ndarray) -> pa.Array:
 
 def unpacked_bins(column: pa.Array | pa.ChunkedArray, p: int) -> np.ndarray:
     """Bins uint8 [n, p] from `packed_bins`."""
-    packed = _flat(column)
+    packed = flat(column)
     return np.frombuffer(packed.buffers()[2], np.uint8, count=p * len(packed), offset=p * packed.offset).reshape(-1, p)
 
 
-def from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> Encoded:
+def from_arrow(batch: pa.RecordBatch | pa.Table, p: int) -> BinnedRows:
     """The rows of `to_arrow`, with p features."""
 
     def numbers(name: str) -> np.ndarray:
-        return np.asarray(_flat(batch.column(name)).to_numpy(zero_copy_only=False))
+        return np.asarray(flat(batch.column(name)).to_numpy(zero_copy_only=False))
 
     keys = (numbers("unit").view(np.uint64), numbers("key").view(np.uint64))
     sums = (numbers("w"), np.column_stack([numbers(n) for n in batch.schema.names if n.startswith("wy")]))
-    return Encoded(
+    return BinnedRows(
         *keys, numbers("bucket"), numbers("level").astype(np.uint8), *sums, unpacked_bins(batch.column("bins"), p)
     )
-
-
-def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _tree_from_row(row: dict) -> Tree:
@@ -439,12 +435,7 @@ def _needed(frame: DataFrame, model: Model) -> DataFrame:
     kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
     check_columns(kinds, (unit, *model.roles.features), model.roles.features)
     for one in model.bins:
-        if one.categorical != is_text(kinds[one.name]):
-            trained = "text" if one.categorical else "numeric"
-            kind = kinds[one.name]
-            raise DataError(
-                f"column {one.name!r} has type {kind} but the model was trained with a {trained} one; cast it"
-            )
+        check_kind(one, kinds[one.name])
     return frame.select(*(f"`{column}`" for column in (unit, *model.roles.features)))
 
 
@@ -489,7 +480,7 @@ def refreshed_frame(
         progress(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
         with watched(frame.sparkSession, progress):
             if half_life is None:
-                sums = plain(leaf_sums(encoded_rows(rows.drop(_DAY), plan, baselines), plan, structure))
+                sums = plain(leaf_sums(binned_frame(rows.drop(_DAY), plan, baselines), plan, structure))
             else:
                 sums = _faded_sums(rows, base, half_life, days)
     return forest_from(base, level_rows, sums, bins, fading=half_life is not None)
@@ -504,8 +495,8 @@ def _check_units(rows: DataFrame, roles: Roles) -> None:
 def _check_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
     """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
     [s, p], by unit) in one map-only pass."""
-    table = rows.mapInArrow(partial(check_batches, base), "found string, unit bigint, bins binary").toArrow()
-    texts = table.column("found").drop_null().to_pylist()
+    table = rows.mapInArrow(partial(check_batches, base), "summary string, unit bigint, bins binary").toArrow()
+    texts = table.column("summary").drop_null().to_pylist()
     parts = [json.loads(text) for text in texts]
     summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
     check_summary(summary, base.roles)
@@ -527,8 +518,8 @@ def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int,
     plan, structure, baselines = grown_parts(base)
     # A day with many rows goes to several workers.
     shares = {day: -(-WORKERS * n // sum(days.values())) for day, n in days.items()}
-    columns = f"{encoded_columns(plan)}, {_DAY} bigint, _share int"
-    encoded = rows.mapInArrow(partial(encode_days, plan, baselines, shares), columns)
+    columns = f"{binned_columns(plan)}, {_DAY} bigint, _share int"
+    encoded = rows.mapInArrow(partial(bin_days, plan, baselines, shares), columns)
     of_days = encoded.groupBy(_DAY, "_share").applyInArrow(on_group(sum_day, plan, structure), _DAY_SUMS_SCHEMA)
     fading = (1 + len(plan.roles.outcomes), max(days), half_life, finer_bits(base))
     merged = of_days.groupBy("tree").applyInArrow(on_group(merge_days, fading), _DAY_SUMS_SCHEMA).toArrow()
@@ -545,28 +536,28 @@ def check_batches(base: Forest, batches: Batches) -> Batches:
     and what of its rows the forest cannot take, as JSON."""
     summary, days, problems = Summary(), Counter[int](), list[ColumnFault]()
     for batch in batches:
-        summary += summarise(batch, base.roles)
+        rows = encode(batch, base.roles)
+        summary += summarise(rows)
         days.update(batch.column(_DAY).drop_null().to_pylist())
-        problems += [problem for problem in unfit(batch, base) if problem[1]]
-        some = batch.filter(batch.column(base.roles.unit).is_valid())
-        units = unit_hashes(some.column(base.roles.unit), base.roles.unit)
-        mine = in_sample(units, base)
-        bins = apply_bins(some.filter(pa.array(mine)), base.plan.bins)
+        problems += [problem for problem in unfit(rows, base) if problem[1]]
+        nobody = rows.missing_ids.get(base.roles.unit, False)
+        some = rows.take(in_sample(rows.unit, base) & ~np.broadcast_to(nobody, len(rows)))
+        bins = apply_bins(some.features, base.plan.bins)
         yield pa.record_batch(
-            {**_nothing(mine.sum()), "unit": pa.array(units[mine].view(np.int64)), "bins": packed_bins(bins)}
+            {**_nothing(len(some)), "unit": pa.array(some.unit.view(np.int64)), "bins": packed_bins(bins)}
         )
     record = {"summary": asdict(summary), "days": list(days.items()), "problems": problems}
-    yield pa.record_batch({**_nothing(1), "found": pa.array([json.dumps(record)])})
+    yield pa.record_batch({**_nothing(1), "summary": pa.array([json.dumps(record)])})
 
 
 def _nothing(n: int) -> dict[str, pa.Array]:
-    return {"found": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
+    return {"summary": pa.nulls(n, pa.string()), "unit": pa.nulls(n, pa.int64()), "bins": pa.nulls(n, pa.binary())}
 
 
-def encode_days(plan: ForestPlan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
-    """Rows in the columns of `encoded_columns`, their day, and which of the day's shares they are in."""
+def bin_days(plan: ForestPlan, baselines: Baselines, shares: dict[int, int], batches: Batches) -> Batches:
+    """Rows in the columns of `binned_columns`, their day, and which of the day's shares they are in."""
     for batch in batches:
-        rows, day = encode(batch, plan, baselines), batch.column(_DAY)
+        rows, day = bin_rows(encode(batch, plan.roles), plan, baselines), batch.column(_DAY)
         share = rows.unit % np.array([shares[one] for one in day.to_pylist()], np.uint64)
         encoded = to_arrow(rows).append_column(_DAY, day)
         yield encoded.append_column("_share", pa.array(share.astype(np.int32)))

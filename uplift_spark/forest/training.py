@@ -1,4 +1,4 @@
-"""The steps of training as pure functions over encoded rows, and the in-memory line through them.
+"""The steps of training as pure functions over typed rows, and the in-memory line through them.
 
 `forest.spark` strings the same functions through Spark; both give the same bytes.
 """
@@ -22,13 +22,13 @@ from uplift_spark.forest.binning import fit_bins
 from uplift_spark.forest.effects import CRITERIA, KNOTS, default_criterion, identified
 from uplift_spark.forest.encode import (
     MONOTONE,
-    Encoded,
+    BinnedRows,
     ForestPlan,
     Summary,
+    TypedRows,
+    bin_rows,
     buckets_of,
     centred,
-    check_columns,
-    check_parts,
     check_summary,
     encode,
     exponents,
@@ -37,10 +37,9 @@ from uplift_spark.forest.encode import (
 )
 from uplift_spark.forest.estimate import (
     Baselines,
-    encoded_sample,
+    binned_sample,
     estimate,
-    sample_limit,
-    sample_mask,
+    sample_of,
     stacked,
     stacked_roles,
     training_facts,
@@ -85,12 +84,13 @@ class Params:
 
 
 def make_plan(
-    summary: Summary, sample: pa.Table, roles: Roles, params: Params, threads: int = 1
-) -> tuple[ForestPlan, Baselines, Encoded]:
+    summary: Summary, sample: TypedRows, params: Params, threads: int = 1
+) -> tuple[ForestPlan, Baselines, BinnedRows]:
     """Fix everything but the rows: levels, bins, exponents, baselines and, where left open, leaf size and buckets.
 
-    Returns the sample's rows, encoded by the plan, too.
+    Returns the sample's rows, binned by the plan, too.
     """
+    roles = sample.roles
     check_summary(summary, roles)
     _check_params(params)
     levels, reported, edges = make_levels(summary, roles)
@@ -98,7 +98,7 @@ def make_plan(
     draft = ForestPlan(
         roles=roles,
         levels=levels,
-        bins=fit_bins(sample, roles.features, params.max_bins or defaults.max_bins(summary.rows), threads),
+        bins=fit_bins(sample.features, roles.features, params.max_bins or defaults.max_bins(summary.rows), threads),
         criterion=criterion,
         seed=params.seed,
         n_trees=-(-params.n_trees // params.bag_size) * params.bag_size,
@@ -113,7 +113,7 @@ def make_plan(
         edges=edges,
         monotone=params.monotone,
     )
-    rows = encoded_sample(sample, draft, threads)
+    rows = binned_sample(sample, draft, threads)
     baselines = _baselines(rows, draft) if params.centre else (None,) * len(roles.outcomes)
     rows = centred(rows, draft, baselines, threads)
     draft, signal = _with_criterion(rows, draft, summary.rows, params.criterion)
@@ -153,7 +153,7 @@ def _first_criterion(levels: Levels, reported: Levels | None, requested: str | N
     return criterion, reported
 
 
-def _with_criterion(rows: Encoded, plan: ForestPlan, total: int, requested: str | None) -> tuple[ForestPlan, float]:
+def _with_criterion(rows: BinnedRows, plan: ForestPlan, total: int, requested: str | None) -> tuple[ForestPlan, float]:
     """The plan with its criterion and the reason for it, and n·h under it.
 
     Levels that work on different people have no slope in common; splitting by it would not see them. So arms are taken
@@ -180,17 +180,17 @@ def _with_criterion(rows: Encoded, plan: ForestPlan, total: int, requested: str 
     return replace(plan, reason="arms one by one show no far larger signal than the dose"), pooled.of_all(total, n)
 
 
-def _line_or_spline(rows: Encoded, plan: ForestPlan) -> ForestPlan:
+def _line_or_spline(rows: BinnedRows, plan: ForestPlan) -> ForestPlan:
     test = bends(rows, plan)
     bent = test.overall < BENDS and len(plan.levels) >= KNOTS
     reason = f"cells of doses miss a straight line by {test.missed[0]:.3g} on average (p = {test.overall:.2g})"
     return replace(plan, criterion="spline" if bent else "slope", reason=reason)
 
 
-def bends(rows: Encoded, plan: ForestPlan, segment: np.ndarray | None = None) -> Linearity:
+def bends(rows: BinnedRows, plan: ForestPlan, segment: np.ndarray | None = None) -> Linearity:
     """Test that the outcome of rows follows the plan's basis, by segment int64 [n] in 0..S-1 if given.
 
-    Rows are from `encode`, so that outcomes are less their baseline.
+    Rows are from `bin_rows`, so that outcomes are less their baseline.
     """
     levels, (w_bits, y_bits, *_) = len(plan.levels), plan.exponents
     segments = np.zeros(rows.unit.size, np.int64) if segment is None else segment
@@ -204,7 +204,7 @@ def bends(rows: Encoded, plan: ForestPlan, segment: np.ndarray | None = None) ->
     return linearity(units, means, spread, basis)
 
 
-def _baselines(rows: Encoded, plan: ForestPlan) -> Baselines:
+def _baselines(rows: BinnedRows, plan: ForestPlan) -> Baselines:
     columns, (w_bits, *y_bits) = np.ascontiguousarray(rows.bins.T), plan.exponents
 
     def one(j: int) -> Baseline | None:
@@ -215,7 +215,7 @@ def _baselines(rows: Encoded, plan: ForestPlan) -> Baselines:
 
 
 def grow_bucket(
-    rows: Encoded,
+    rows: BinnedRows,
     plan: ForestPlan,
     bucket: int,
     baselines: Sequence[Baseline | None] = (),
@@ -251,7 +251,7 @@ def grow_bucket(
     return trees, {**status, "trees": len(trees)}
 
 
-def _thinned(rows: Encoded, plan: ForestPlan) -> Encoded:
+def _thinned(rows: BinnedRows, plan: ForestPlan) -> BinnedRows:
     """At most about `defaults.most_rows` of a bucket's growing rows, by hash of the unit: a huge cluster, or fewer
     buckets than the rows ask for, cannot make a worker grow for hours. Rows left out estimate as before.
     """
@@ -271,7 +271,7 @@ def merge_statuses(statuses: list[dict[str, Any]], n_buckets: int) -> list[dict[
     return list(merged.values())
 
 
-def _bucket_status(rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> str:
+def _bucket_status(rows: BinnedRows, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> str:
     if rows.unit.size == 0:
         return "empty"
     if np.any(rows.unit[1:] == rows.unit[:-1]):
@@ -283,7 +283,7 @@ def _bucket_status(rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline
     return "constant outcome" if _constant_outcome(rows, plan, baselines) else "ok"
 
 
-def _constant_outcome(rows: Encoded, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> bool:
+def _constant_outcome(rows: BinnedRows, plan: ForestPlan, baselines: Sequence[Baseline | None]) -> bool:
     for size in (64, 4096, rows.unit.size):  # a few rows nearly always tell, without the way through all the trees
         part = rows.take(slice(size))
         wy = centred(part, plan, baselines[:1], sign=1).wy[:, 0]
@@ -294,7 +294,7 @@ def _constant_outcome(rows: Encoded, plan: ForestPlan, baselines: Sequence[Basel
 
 def grow_one(
     columns: np.ndarray,
-    rows: Encoded,
+    rows: BinnedRows,
     mine: np.ndarray,
     plan: ForestPlan,
     index: int,
@@ -320,7 +320,7 @@ def grow_one(
 
 
 def _grow_all(
-    rows: Encoded, plan: ForestPlan, baselines: Baselines, threads: int, progress: ProgressCallback
+    rows: BinnedRows, plan: ForestPlan, baselines: Baselines, threads: int, progress: ProgressCallback
 ) -> list[tuple[list[Tree], dict]]:
     """`grow_bucket` of every bucket, as many at a time as there are threads."""
     order = np.argsort(rows.bucket, kind="stable")
@@ -347,18 +347,20 @@ def fit_table(table: pa.Table, roles: Roles, params: Params, progress: ProgressC
     """Train on an Arrow table in this process, on all its cores."""
     if roles.scores:
         return with_roles(fit_table(stacked(table, roles), stacked_roles(roles), params, progress), roles)
-    kinds = {f.name: f.type for f in table.schema}
-    check_columns(kinds, roles.columns, roles.features)
-    check_parts(kinds, roles)
+    return fit_rows(encode(table, roles, os.cpu_count() or 1), params, progress)
+
+
+def fit_rows(typed: TypedRows, params: Params, progress: ProgressCallback = lambda _: None) -> Forest:
+    """Train on rows that are encoded already, see `fit_table`."""
     threads = os.cpu_count() or 1
-    summary = summarise(table, roles)
-    check_summary(summary, roles)
-    limit = sample_limit(summary.rows, len(roles.features))
-    sample = table.filter(pa.array(sample_mask(table, roles.unit, params.seed, limit)))
-    plan, baselines, rows = make_plan(summary, sample, roles, params, threads)
+    summary = summarise(typed)
+    check_summary(summary, typed.roles)
+    sample = sample_of(typed, summary.rows, params.seed)
+    plan, baselines, rows = make_plan(summary, sample, params, threads)
     planning = rows.bins
-    if sample.num_rows < table.num_rows:
-        rows = encode(table, plan, baselines, threads)
+    if sample is not typed:
+        rows = bin_rows(typed, plan, baselines, threads)
+    del typed, sample  # before trees grow: they are as large as the frame
     progress(
         f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
     )

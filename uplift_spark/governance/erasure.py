@@ -1,4 +1,7 @@
-"""Erasure of units on request: from the models in use, from every table, and from what tables leave behind."""
+"""Erasure of units on request: from the models in use, from every table, and from old files and logs of the tables.
+
+`run_erasure` does all of it; `erase_units` and `purge` treat one table.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.privacy import key_of, pseudonym
 from uplift_spark.lake.contracts import UNREAD
-from uplift_spark.lake.schemas import QUARANTINE, contract_of
+from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
@@ -23,8 +26,8 @@ from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------
-# Units taken out of tables for good, and what they leave behind in files and logs.
-# No id becomes part of a plan or of a commit: units come as a frame, and Delta logs the condition of a join.
+# Erasure from one table, and from its old files and logs.
+# No id becomes part of a plan or of a commit: units come as a frame, and Delta logs only the condition of a join.
 
 _APPEND_ONLY = "delta.appendOnly"
 _DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file
@@ -106,12 +109,10 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Erasure of units on request: from the models in use, from every table, and from what tables leave behind.
-# The order makes a rerun complete what a killed run began: forests without the units are registered before the rows go
-# that they are estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids
-# are hashes over them.
-
-_KEPT = "silver.trained_"
+# Erasure from models and from all tables.
+# A rerun completes a run that was killed: forests without the units are registered before the rows go that they are
+# estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids are hashes of
+# them.
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def _purge_all(config: Config, lake: Lake, registry: Registry, progress: Progres
     tables = lake.tables()
     for table in tables:
         progress(f"purging {table}")
-        purge(lake, table, log=not table.startswith(_KEPT))
+        purge(lake, table, log=not table.startswith(TRAINED_TABLES))
     return f"{len(tables)} tables; what their logs tell of rows written today goes with a purge tomorrow (UTC)"
 
 
@@ -252,7 +253,7 @@ def _keep_rows(config: Config, lake: Lake, registry: Registry, base: Registered)
     table, version = _rows_of(base)
     rows = lake.read(table, version)
     with still_there(table, version, "train the model again, then purge"):
-        if table.startswith(_KEPT) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
+        if table.startswith(TRAINED_TABLES) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
             return
         run_id = derive_run_id("keep", {}, **_identity(base))
         kept = lake.write(_kept_table(config, base), rows.where("split = 'train'"), run_id, mode="overwrite")
@@ -271,4 +272,4 @@ def _rows_of(model: Registered) -> tuple[str, int]:
 def _kept_table(config: Config, base: Registered) -> str:
     """One table for a trained version and all erasures from it."""
     table, _ = _rows_of(base)
-    return table if table.startswith(_KEPT) else f"{_KEPT}{config.model_name}_{base.version}"
+    return table if table.startswith(TRAINED_TABLES) else f"{TRAINED_TABLES}{config.model_name}_{base.version}"

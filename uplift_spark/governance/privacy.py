@@ -1,4 +1,4 @@
-"""Pseudonyms in place of unit ids, and consent as the last gate before scores leave."""
+"""Pseudonyms in place of unit ids (`pseudonymised`), and consent as the last gate before scores leave (`gated`)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _hashed_row(key: bytes, row: str | None, unread: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Who may be contacted, by what is known of consent now: the last gate before scores leave the platform.
+# Consent: who may be contacted by the statements known now.
 
 GATE, MAY = "gate", "may be contacted"
 WITHDREW, NO_GRANT = "withdrew", "no consent"

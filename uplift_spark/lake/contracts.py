@@ -1,9 +1,14 @@
-"""The machinery of contracts: good rows, rejected rows, and cells cast to a contract's types."""
+"""What a contract of a table is, and how rows are checked against it.
+
+`check` splits rows into good ones and rejected ones, `conform` makes a frame fit its table, `read_cells` casts cells of
+a source to a contract's types, and `current` gives tables of the last release the names of this one. The contracts
+themselves are in `lake.schemas`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -26,7 +31,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.roles import CAMPAIGN, RUN_ID
 
 # --------------------------------------------------------------------------------------------------------------------
-# The machinery of contracts: the split of good rows from rejected ones, and frames made to fit a table.
+# Rules and contracts, the split of good rows from rejected ones, and frames made to fit a table.
 
 INGESTED_AT = "ingested_at"
 
@@ -35,7 +40,7 @@ ADDED = "added by run "
 
 # What reading a source leaves beside a row, for `check`: {rule, reason} of cells that could not be read, and the row
 # as JSON as the source gave it.
-FAULTS, RAW_ROW = "__faults", "__as_given"
+FAULTS, RAW_ROW = "__faults", "__raw_row"
 
 _TYPES: dict[str, DataType] = {
     "string": StringType(),
@@ -74,7 +79,7 @@ class Rule:
 class Contract:
     """A table's promise.
 
-    columns    exactly these; an `open` table may hold further columns of doubles or strings
+    columns    exactly these; an `open` table may hold further columns of doubles, arrays of them, or strings
     job        the job that writes it first
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
@@ -82,6 +87,8 @@ class Contract:
     cluster_by columns to cluster by where the storage offers it
     skip_by    columns whose bounds every file keeps, for queries to skip files by, those of cluster_by among them; when
                empty Delta's first 32. Bounds of all columns cost a third of a write, so long tables name their few
+    renamed    {column: its name in tables that the last release made}; such tables are read and written all the same
+    reworded   {column: {text of the last release: text now}}, as parts of the column's values
     """
 
     table: str
@@ -93,6 +100,8 @@ class Contract:
     append_only: bool = False
     cluster_by: tuple[str, ...] = ()
     skip_by: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    reworded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def constraints(self) -> dict[str, str]:
@@ -106,7 +115,7 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
     rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
 
     Every row of a repeated key is rejected: nothing tells which one is right. Rows that bring FAULTS are rejected for
-    these alone; these and AS_GIVEN are no columns of the results. Both results are lazy; each evaluates `frame` anew,
+    these alone; these and RAW_ROW are no columns of the results. Both results are lazy; each evaluates `frame` anew,
     so it must give the same rows again. Raises DataError for a missing column or one of another type.
     """
     beside = [name for name in (FAULTS, RAW_ROW) if name in frame.columns]
@@ -140,6 +149,26 @@ def conform(frame: DataFrame, contract: Contract) -> DataFrame:
     return frame.select(*(_fitted(frame.schema[name], _column(contract, name), contract.table) for name in order))
 
 
+def old_names(contract: Contract | None, have: Iterable[str]) -> dict[str, str]:
+    """{column: the name it has among `have`}, of columns that have the name of the last release there."""
+    have = set(have)
+    renamed = {} if contract is None else contract.renamed
+    return {new: old for new, old in renamed.items() if old in have and new not in have}
+
+
+def current(rows: DataFrame, contract: Contract | None) -> DataFrame:
+    """`rows` of a stored table with the names and texts of this release."""
+    renamed = old_names(contract, rows.columns)
+    if contract is None or not renamed:
+        return rows
+    rows = rows.withColumnsRenamed({old: new for new, old in renamed.items()})
+    for name, texts in contract.reworded.items():
+        for old, new in texts.items():
+            value = F.replace(F.col(name), F.lit(old), F.lit(new))
+            rows = rows.withColumn(name, value).withMetadata(name, rows.schema[name].metadata)
+    return rows
+
+
 def added_columns(stored: StructType | None) -> list[StructField]:
     """Columns that a table got on record; rows without them are rows of the table as well."""
     return [field for field in stored or () if field.metadata.get("comment", "").startswith(ADDED)]
@@ -155,7 +184,8 @@ def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract
 def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
     value = F.col(have.name)
     if want is None:
-        return value if isinstance(have.dataType, StringType) else _widened(value, have, DoubleType(), table)
+        kept = isinstance(have.dataType, StringType) or have.dataType == ArrayType(DoubleType())
+        return value if kept else _widened(value, have, DoubleType(), table)
     return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
 
 
@@ -260,7 +290,7 @@ def declared(*lines: str) -> StructType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Cells of a source as values of a contract's types; what cannot be read is told, never silently null.
+# Cells of a source as values of a contract's types. A cell that cannot be read becomes a fault, never a silent null.
 # Points in time without a zone are UTC, whatever the session's time zone.
 
 # A line that is no row of its file, as Spark's readers of text keep it.
@@ -286,7 +316,7 @@ def fits(have: DataType, want: DataType, text: bool) -> bool:
 
 
 def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str], *beside: str) -> DataFrame:
-    """The columns of `wanted` that `frame` has, in its types, then FAULTS, AS_GIVEN and the columns `beside`.
+    """The columns of `wanted` that `frame` has, in its types, then FAULTS, RAW_ROW and the columns `beside`.
 
     renamed   {wanted name: frame's name} where the two differ
     A column UNREAD of `frame` holds the lines that are no row. Columns must fit (`fits`); blank texts are null where
@@ -294,12 +324,12 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
     """
     raw = [name for name in frame.columns if name not in (UNREAD, *beside)]
     cells, faults = [], []
-    for field in wanted:
-        name = renamed.get(field.name, field.name)
+    for want in wanted:
+        name = renamed.get(want.name, want.name)
         if name in raw:
-            value = _value(F.col(name), frame.schema[name].dataType, field.dataType)
-            cells.append(value.alias(field.name))
-            faults.append(_fault(name, frame.schema[name].dataType, field.dataType, value))
+            value = _value(F.col(name), frame.schema[name].dataType, want.dataType)
+            cells.append(value.alias(want.name))
+            faults.append(_fault(name, frame.schema[name].dataType, want.dataType, value))
     row = as_json(raw)
     if UNREAD in frame.columns:
         unread = F.col(UNREAD).isNotNull()

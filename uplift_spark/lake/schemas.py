@@ -1,17 +1,25 @@
-"""What each table holds: columns, comments and the rules of its rows."""
+"""The tables: name, columns, comments and rules of each, declared once.
+
+`contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
+`lake.contracts`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pyspark.sql.types import StructType
+
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each gold table holds, the tables that are queried from SQL; see `lake.schemas`.
+# Gold: results, the tables that people query by SQL.
 
 RUN = (f"{RUN_ID} string: run that wrote the row",)
+# Tables that version 0.1 made have this column under another name. They stay readable for one version.
+_OF_A_CAMPAIGN = {CAMPAIGN: "experiment"}
 
 _SCORES = Contract(
     table="gold.uplift_scores",
@@ -103,7 +111,7 @@ _DECISIONS = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         f"{UNIT} string",
         f"{TREATMENT} string: level the unit is to get, the control for none",
         "reason string: why, or the rule that bars the unit",
@@ -114,6 +122,7 @@ _DECISIONS = Contract(
     ),
     cluster_by=(UNIT,),
     skip_by=(UNIT, RUN_ID),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _LIMITS = Contract(
@@ -121,13 +130,14 @@ _LIMITS = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "name string: the limit",
         "most double: what may be used; null for a floor",
         "least double: what must be used; null but for a floor",
         "used double: what the plan uses",
         "price double: gain per unit more of what may be used, or that must",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _POLICY_CURVE = Contract(
@@ -135,7 +145,7 @@ _POLICY_CURVE = Contract(
     job="policy",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "budget double",
         "treated double: units treated",
         "cost double: money spent",
@@ -144,6 +154,7 @@ _POLICY_CURVE = Contract(
         "observed_lower double: 95 % interval",
         "observed_upper double: 95 % interval",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _SCENARIOS = Contract(
@@ -151,7 +162,7 @@ _SCENARIOS = Contract(
     job="simulate",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "scenario string: plan is the policy as it is configured",
         f"{TREATMENT} string: level given; any for all of them together",
         "units bigint: that get it",
@@ -163,6 +174,7 @@ _SCENARIOS = Contract(
         "observed_lower double: 95 % interval",
         "observed_upper double: 95 % interval",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _COST_CURVE = Contract(
@@ -170,7 +182,7 @@ _COST_CURVE = Contract(
     job="compare",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "model string: version of the registered model, or the learner",
         "outcome string",
         "cost double: of treating, per unit of the population",
@@ -178,6 +190,7 @@ _COST_CURVE = Contract(
         "gain_lower double: 95 % interval",
         "gain_upper double: 95 % interval",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _POLICY_TREE = Contract(
@@ -185,20 +198,21 @@ _POLICY_TREE = Contract(
     job="tree",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "node bigint: 0 is the first question",
         "depth bigint",
         "feature string: null where the tree gives a level",
         "operator string: <=, is, or is missing",
         "threshold double",
         "category string",
-        "asks string: the question in words",
+        "question string: in words",
         "yes bigint: node that the answer leads to",
         "no bigint",
         "action string: level that units here get; null at a question",
         "units bigint: that the tree was grown from",
         "value double: mean gain over the control of these units, which the tree was chosen for",
     ),
+    renamed={**_OF_A_CAMPAIGN, "question": "asks"},
 )
 
 _AVERAGES = Contract(
@@ -206,7 +220,7 @@ _AVERAGES = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "outcome string",
         f"{TREATMENT} string: level compared with control",
         "estimand string: ate of all units, att of those who received the level, overlap of those who might have "
@@ -220,6 +234,7 @@ _AVERAGES = Contract(
         "lower double: 95 % interval",
         "upper double: 95 % interval",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _OVERLAP = Contract(
@@ -227,15 +242,16 @@ _OVERLAP = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         f"{TREATMENT} string: level received",
         "units bigint: that received it",
-        "set_aside bigint: of those who received it, because some level is hardly ever received by the likes of them",
+        "trimmed bigint: of those who received it, because units like them hardly ever receive some level",
         "lowest double: probability of the level among those who received it",
         "low double: 5 % have less",
         "median double",
         "effective_units double: that would say as much if all counted alike",
     ),
+    renamed={**_OF_A_CAMPAIGN, "trimmed": "set_aside"},
 )
 
 _BALANCE = Contract(
@@ -243,7 +259,7 @@ _BALANCE = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         f"{TREATMENT} string: level compared with control",
         "feature string",
         "category string: of text; missing; null for numbers",
@@ -252,6 +268,7 @@ _BALANCE = Contract(
         "variance_ratio double: of numbers",
         "variance_ratio_weighted double",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _SENSITIVITY = Contract(
@@ -259,7 +276,7 @@ _SENSITIVITY = Contract(
     job="nuisances",
     columns=declared(
         *RUN,
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         f"{TREATMENT} string: level compared with control",
         "check string: permuted treatment, placebo outcome (both: an effect that must be nought), hidden confounder "
         "(of which the ate is between lower and upper, 95 %), robustness (share of outcome and treatment that would "
@@ -270,6 +287,7 @@ _SENSITIVITY = Contract(
         "upper double",
         "p_value double",
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 GOLD = (
@@ -280,10 +298,10 @@ GOLD = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What each table holds: columns, comments and the rules of its rows. The code behind is in `lake.contracts`.
-# Raw events are append-only, and each says when it was known: `known_at` is its arrival, or for a historic load
-# the time the source itself states; `ingested_at` is when this platform really took the row in. Assignments are known
-# when they are made. Rows that name the same outcome or event under one `event_id` are one event, delivered again.
+# Bronze: raw events. Silver: labels, features and what models are trained on.
+# Raw events are append-only, and each says when it was known. `known_at` is the time of its arrival, or for a historic
+# load the time that the source itself states; `ingested_at` is when this platform took the row in. Assignments are
+# known when they are made. Rows with the same `event_id` are one event that was delivered more than once.
 
 __all__ = ["QUARANTINE", "RAW_TABLES", "Contract", "Rule", "check", "conform", "contract_of", "with_levels"]
 
@@ -298,6 +316,11 @@ def contract_of(table: str) -> Contract | None:
         if table.startswith(prefix) and len(table) > len(prefix):
             return replace(shared, table=table)
     return None
+
+
+def rule_of(name: str) -> str:
+    """Name of the rule that the last release called `name`; any other name as it is."""
+    return _QUARANTINE.reworded["rule"].get(name, name)
 
 
 def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
@@ -318,7 +341,7 @@ _FINITE = "value > CAST('-Infinity' AS DOUBLE) AND value < CAST('Infinity' AS DO
 _UNIT_PRESENT = Rule(
     "unit_present", f"{UNIT} IS NOT NULL AND trim({UNIT}) <> ''", f"{UNIT} is missing", constraint=True
 )
-_CAMPAIGN_PRESENT = Rule("experiment_present", f"trim({CAMPAIGN}) <> ''", f"{CAMPAIGN} is missing")
+_CAMPAIGN_PRESENT = Rule("campaign_present", f"trim({CAMPAIGN}) <> ''", f"{CAMPAIGN} is missing")
 _VALUE_FINITE = Rule("value_finite", f"value IS NULL OR ({_FINITE})", "value is not finite", constraint=True)
 # Blank ids would make one event of all the rows that have none.
 _EVENT_ID = Rule("event_id_filled", "event_id IS NULL OR trim(event_id) <> ''", "event_id is blank", constraint=True)
@@ -338,8 +361,8 @@ _ASSIGNMENT = Contract(
     table="bronze.assignment",
     job="ingest",
     columns=declared(
-        f"{UNIT} string: pseudonymous unit, one assignment per experiment",
-        f"{CAMPAIGN} string: campaign",
+        f"{UNIT} string: pseudonymous unit, one assignment per campaign",
+        f"{CAMPAIGN} string",
         f"{TREATMENT} string: level assigned",
         "assigned_at timestamp",
         f"{PROPENSITY} double: logged probability of the level received; null when it was not logged",
@@ -364,6 +387,7 @@ _ASSIGNMENT = Contract(
     unique=(CAMPAIGN, UNIT),
     append_only=True,
     cluster_by=(CAMPAIGN, "assigned_at"),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 # What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
@@ -374,7 +398,7 @@ _DELIVERY = Contract(
     job="load",
     columns=declared(
         f"{UNIT} string",
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "delivery_id string: one send; each change of its status is a row",
         f"status string: {', '.join(DELIVERY_STATUSES)}",
         "delivered_at timestamp: when the send came to this status",
@@ -396,6 +420,7 @@ _DELIVERY = Contract(
     ),
     append_only=True,
     cluster_by=(CAMPAIGN, "delivered_at"),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 # Of what happened to a unit and has an amount.
@@ -406,7 +431,7 @@ _OUTCOME = Contract(
     job="ingest",
     columns=declared(
         f"{UNIT} string",
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         "outcome string: name, such as visit or revenue",
         "value double: amount of this event; null when it is not known",
         "occurred_at timestamp",
@@ -421,6 +446,7 @@ _OUTCOME = Contract(
     ),
     append_only=True,
     cluster_by=(CAMPAIGN, "occurred_at"),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _BEHAVIOUR = Contract(
@@ -489,6 +515,11 @@ _QUARANTINE = Contract(
         *RUN,
         f"{INGESTED_AT} timestamp",
     ),
+    renamed=_OF_A_CAMPAIGN,
+    reworded={
+        "rule": {"experiment_present": _CAMPAIGN_PRESENT.name},
+        "reason": {"experiment is missing": "campaign is missing", "experiment and unit_id": "campaign and unit_id"},
+    },
 )
 
 _TRUTH = Contract(
@@ -496,19 +527,20 @@ _TRUTH = Contract(
     job="ingest",
     columns=declared(
         f"{UNIT} string",
-        f"{CAMPAIGN} string: simulated campaign",
+        f"{CAMPAIGN} string: simulated",
         f"{TREATMENT} string: level compared with control",
         "outcome string",
         "effect double: true individual effect against control",
         *RUN,
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _LABEL = Contract(
     table="silver.label",
     job="features",
     columns=declared(
-        f"{CAMPAIGN} string: campaign",
+        f"{CAMPAIGN} string",
         f"{UNIT} string",
         f"{TREATMENT} string: level assigned",
         "assigned_at timestamp",
@@ -519,6 +551,7 @@ _LABEL = Contract(
         "as_of timestamp: only what was known by then counts",
         *RUN,
     ),
+    renamed=_OF_A_CAMPAIGN,
 )
 
 _TRAINING = Contract(
@@ -543,14 +576,24 @@ _ADJUSTED = Contract(
         f"{TREATMENT} string: level received",
         f"{PROPENSITY} double: probability of the level received, as logged or as the features tell it",
         "assigned_at timestamp",
-        "split string: train, holdout, or set aside: a level that units like this one hardly ever receive",
+        "split string: train, holdout, or trimmed: units like this one hardly ever receive some level",
         "fold bigint: a unit's nuisances come from models of the other folds",
-        "expected array<double>: outcome under every level, the control's first",
-        "odds array<double>: probability of every level",
+        "outcome_mean array<double>: expected outcome under every level, the control first",
+        "propensities array<double>: probability of every level, the control first",
         "scores map<string,double>: doubly robust score of every level, what the forest is trained on",
         *RUN,
     ),
     open=True,
+    renamed={"outcome_mean": "expected", "propensities": "odds"},
+    reworded={"split": {"set aside": "trimmed"}},
+)
+
+_COMPARED = Contract(
+    table="silver.compared",
+    job="compare",
+    columns=declared(f"{UNIT} string", "outcome_mean array<double>: by a T-learner, under every level", *RUN),
+    open=True,
+    renamed={"outcome_mean": "expected"},
 )
 
 # What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
@@ -600,4 +643,42 @@ _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
-_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED)}
+_PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED, _COMPARED)}
+
+# Names, for code that reads and writes the tables.
+ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
+EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
+LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
+SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
+TRAINED_TABLES = f"{_TRAINED.table}_"
+"""How the names of tables with rows of trained models begin."""
+
+
+def bronze_table(name: str) -> str:
+    """Name of a table of raw events."""
+    return f"bronze.{name}"
+
+
+def profile_table(campaign: str) -> str:
+    """Name of the table with a campaign's profiles."""
+    return f"{_PROFILE.table}_{campaign}"
+
+
+def silver_table(kind: str, campaign: str) -> str:
+    """Name of a campaign's table of this kind: `training`, or one that a job keeps its rows in while it runs."""
+    return f"silver.{kind}_{campaign}"
+
+
+def gold_table(name: str) -> str:
+    """Name of a table of results."""
+    return f"gold.{name}"
+
+
+def columns_to_fill(table: str) -> StructType:
+    """Columns of a declared table that its writer fills: all but run_id. Raises KeyError for any other table."""
+    return StructType([field for field in _CONTRACTS[table].columns if field.name != RUN_ID])
+
+
+_RENAMED = {pair for contract in (*_SHARED, *_PER_CAMPAIGN.values()) for pair in contract.renamed.items()}
+# For queries by SQL, which find columns by the names that a table has: of each renamed column its other name.
+OTHER_NAMES = {**dict(_RENAMED), **{old: new for new, old in _RENAMED}}

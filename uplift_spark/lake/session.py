@@ -1,4 +1,4 @@
-"""The Spark session, and points in time that do not depend on its time zone."""
+"""The Spark session (`spark_session`), and points in time that do not depend on its time zone (`instant`, `utc`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.runtime import keep_kernels, state_folder
 
 # --------------------------------------------------------------------------------------------------------------------
-# The Spark session: the given one where there is one, else a quiet local one with Delta on.
-# A local session keeps Spark's own noise (launcher, dependency resolution, warnings, workers' prints) in one log file,
-# `state_folder() / "spark.log"`; what a user needs from it is put into the error that is raised.
+# The session that runs already, else a quiet local one with Delta.
+# A local session writes Spark's own output (launcher, dependency resolution, warnings, prints of workers) to one log
+# file, `state_folder() / "spark.log"`. An error that is raised quotes the lines of it that a user needs.
 
 MINIMUM_JAVA = 17
 JAVA_REMEDY = "on Debian or Ubuntu run `apt-get install openjdk-17-jre-headless`, or set JAVA_HOME to a Java 17+"
@@ -206,7 +206,7 @@ def _why_not_started(output: str, log: Path) -> str:
 
 
 def _java_version(java: str) -> int | None:
-    """Feature number of a `java` binary: 8 for "1.8.0_392", 17 for "17.0.15"; None when it cannot be told."""
+    """Feature number of a `java` binary: 8 for "1.8.0_392", 17 for "17.0.15"; None when it is unknown."""
     try:
         run = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -240,7 +240,7 @@ def _jars() -> dict[str, str]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Points in time as Spark columns, independent of the session's and the machine's time zone.
+# Points in time as Spark columns, whatever the time zone of the session and the machine.
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

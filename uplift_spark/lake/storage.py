@@ -1,4 +1,7 @@
-"""Where tables live: a folder per table under one path, or a catalog. `Lake` works through one of the two."""
+"""Where tables live: a folder per table under one path (`Folder`), or a catalog (`Catalog`).
+
+`lake.tables.Lake` works through one of the two, which `storage_of` chooses.
+"""
 
 from __future__ import annotations
 

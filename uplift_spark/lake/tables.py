@@ -1,4 +1,7 @@
-"""Named Delta tables, writes that happen exactly once per run, and exact fingerprints of rows."""
+"""The lakehouse (`Lake`): named Delta tables, and writes that happen exactly once per run.
+
+`digest` is an exact fingerprint of a frame's rows, by which a repeated write is recognised.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import random
 import re
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,13 +23,13 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructT
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError
-from uplift_spark.lake.contracts import ADDED, added_columns, conform, with_columns
-from uplift_spark.lake.schemas import contract_of
+from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
+from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.storage import Layout, Save, schema_or_none, storage_of
 from uplift_spark.roles import RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
-# An order-free, exact fingerprint of a frame's rows: equal multisets of rows, equal digest.
+# Fingerprints of frames: the same rows in any order have the same digest.
 
 Digest = tuple[int, ...]
 
@@ -70,7 +74,7 @@ def _entry(kind: MapType) -> StructType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Named Delta tables that outlive the process, and writes that happen exactly once per run.
+# Tables and writes.
 
 Mode = Literal["append", "overwrite"]
 T = TypeVar("T")
@@ -80,6 +84,7 @@ CLOCKS = ("ingested_at", "scored_at", "code_version")
 
 ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it
 ATTEMPTS = 6
+_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # texts in a query
 _RECENT = 20  # commits looked at before the whole history is
 
 _LOST_RACE = re.compile(
@@ -161,7 +166,7 @@ class Lake:
         if self._schema(table) is None:
             raise DataError(self._absent(table))
         if version is None:
-            return self._storage.load(self.spark.read.format("delta"), table)
+            return current(self._storage.load(self.spark.read.format("delta"), table), contract_of(table))
         reader = self.spark.read.format("delta").option("versionAsOf", version)
         try:
             frame = self._storage.load(reader, table)
@@ -171,7 +176,7 @@ class Lake:
                 f"table {table} has no version {version} to read; its newest is {self.version(table)}: choose one "
                 f"that `DESCRIBE HISTORY {table}` lists"
             ) from error
-        return frame
+        return current(frame, contract_of(table))
 
     def version(self, table: str) -> int:
         """Newest Delta version. Raises DataError when the table does not exist."""
@@ -185,9 +190,23 @@ class Lake:
         return dict(detail["properties"] or {})
 
     def sql(self, query: str) -> DataFrame:
-        """Run a query in which every table of the lakehouse is known by its name."""
+        """Run a query in which every table of the lakehouse is known by its name.
+
+        A column that a table has under its name of another release is found, too, with a FutureWarning.
+        """
         self._storage.register(self.tables())
-        return self.spark.sql(query)
+        settled: set[str] = set()
+        while True:
+            try:
+                frame = self.spark.sql(query)
+                frame.schema  # noqa: B018 - over Connect nothing is looked up before this
+                return frame
+            except AnalysisException as error:
+                column = _unknown_column(error)
+                if column not in OTHER_NAMES or column in settled:
+                    raise
+            settled |= {column, OTHER_NAMES[column]}
+            query = _with_other_name(query, column)
 
     def write(
         self,
@@ -215,10 +234,12 @@ class Lake:
         stored = self._schema(table)
         new = tuple(name for name in new_columns if stored is None or name not in stored.fieldNames())
         frame = self._fitted(table, frame, run_id, stored, new)
+        as_stored = frame
         if stored is not None and mode == "append":
-            _same_columns(table, frame.schema, [*stored, *(frame.schema[name] for name in new)])
+            as_stored = _with_stored_names(table, frame, stored)
+            _same_columns(table, as_stored.schema, [*stored, *(frame.schema[name] for name in new)])
         call = _Write(table, run_id, mode, tuple(partition_by), new)
-        self._commit(call, frame, new=stored is None)
+        self._commit(call, as_stored, new=stored is None)
         mine = self._commit_of(table, "write", call.token)
         if mine is not None:
             return Written(table, *mine, skipped=False)
@@ -235,6 +256,7 @@ class Lake:
         if stored is None:  # a stream would make it without its contract's constraints
             self.write(table, self.spark.createDataFrame([], frame.schema), run_id)
         else:
+            frame = _with_stored_names(table, frame, stored)
             _same_columns(table, frame.schema, stored)
         call = _Write(table, run_id)
         writer = frame.writeStream.format("delta").option("userMetadata", call.metadata())
@@ -262,14 +284,16 @@ class Lake:
         Safe beside writers: a lost race is tried again. Nothing is done right after another such commit.
         Raises DataError when the table does not exist, ConflictError when other writers won every race.
         """
-        if self._schema(table) is None:
+        stored = self._schema(table)
+        if stored is None:
             raise DataError(self._absent(table))
         newest, before, removed = self._history(table, 1).select("operation").collect(), self._detail(table), 0
         if newest[0]["operation"] != "OPTIMIZE":
             # A table with liquid clusters knows its columns; any other takes their names each time.
             contract = contract_of(table)
             order = () if contract is None or before["clusteringColumns"] else contract.cluster_by
-            order = tuple(name for name in order if name not in before["partitionColumns"])
+            stored_names = old_names(contract, stored.fieldNames())
+            order = tuple(stored_names.get(name, name) for name in order if name not in before["partitionColumns"])
             by = f" ZORDER BY ({', '.join(order)})" if order else ""
             query = f"OPTIMIZE {self._storage.reference(table)}{by}"
             metrics = retried(lambda: self.spark.sql(query).select("metrics.*").collect(), table, f"run {run_id}")
@@ -387,6 +411,30 @@ def _same_columns(table: str, have: StructType, want: Iterable[StructField]) -> 
     ]
     if wrong:
         raise DataError(f"rows for {table} do not fit it: {'; '.join(wrong)}; change the rows or write a new table")
+
+
+def _with_stored_names(table: str, frame: DataFrame, stored: StructType) -> DataFrame:
+    """`frame` with the names that the columns have in a table of the last release."""
+    return frame.withColumnsRenamed(old_names(contract_of(table), stored.fieldNames()))
+
+
+def _unknown_column(error: AnalysisException) -> str:
+    """Name of the column that Spark does not find; empty when the error is another one."""
+    if not (error.getCondition() or "").startswith("UNRESOLVED_COLUMN"):
+        return ""
+    return (error.getMessageParameters() or {}).get("objectName", "").split(".")[-1].strip("`")
+
+
+def _with_other_name(query: str, column: str) -> str:
+    """The query with the other name of a renamed column, texts in quotes as they are."""
+    other = OTHER_NAMES[column]
+    warnings.warn(
+        f"a table of the query has column {column} as {other}: it was renamed, and the next version knows one name",
+        FutureWarning,
+        stacklevel=3,
+    )
+    parts = _QUOTED.split(query)
+    return "".join(part if i % 2 else re.sub(rf"\b{column}\b", other, part) for i, part in enumerate(parts))
 
 
 def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:

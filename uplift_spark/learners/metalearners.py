@@ -15,11 +15,12 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.forest import (
     FORMAT,
     Forest,
     load_forest,
+    model_kind,
     named,
     packed_file,
     read_file,
@@ -381,6 +382,11 @@ class Learned:
     fits: tuple[EffectModel, ...]
     facts: Mapping[str, Any]
 
+    @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return self.params.kind
+
     def of(self, outcome: str) -> Learned:
         """Itself, of the one outcome it has; ConfigError for others."""
         if outcome != self.roles.outcome:
@@ -395,7 +401,7 @@ class Learned:
         return {"format": FORMAT, **parts, "bins": bins, "facts": facts}
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, [n, L] each; NaN errors without
         replicates. A meta-learner knows nothing of support: the last is False everywhere."""
@@ -409,6 +415,14 @@ class Learned:
             error = np.full(effect.shape, np.nan)
         return effect, error, np.zeros(effect.shape, bool)
 
+    @classmethod
+    def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Learned:
+        """From what `forest.read_file` gives of its file."""
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
+        bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
+        params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
+        return cls(params, roles, _levels_of(manifest["levels"]), bins, fits, manifest["facts"])
+
     def to_bytes(self) -> bytes:
         """The model file's content: scikit-learn's models as skops writes them. Equal models have equal effects, but
         not equal bytes."""
@@ -421,6 +435,11 @@ class PerLevel:
 
     forests: tuple[Forest, ...]
     levels: Levels
+
+    @property
+    def kind(self) -> str:
+        """See `Model.kind`."""
+        return "forest_per_level"
 
     @property
     def roles(self) -> Roles:
@@ -448,12 +467,19 @@ class PerLevel:
         return replace(self, forests=tuple(one.of(outcome) for one in self.forests))
 
     def effect_arrays(
-        self, batch: pa.RecordBatch | pa.Table, threads: int = 1, *, errors: bool = True
+        self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Forest.effect_arrays`."""
-        results = [one.effect_arrays(batch, threads, errors=errors) for one in self.forests]
+        features = encode_features(batch, self.roles.features, threads)
+        results = [one.effect_arrays(features, threads, errors=errors) for one in self.forests]
         effect, error, low = (np.column_stack(parts) for parts in zip(*results, strict=True))
         return effect, error, low
+
+    @classmethod
+    def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PerLevel:
+        """From what `forest.read_file` gives of its file."""
+        forests = tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays)))
+        return cls(forests, _levels_of(manifest["levels"]))
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
@@ -464,31 +490,23 @@ class PerLevel:
 AnyModel: TypeAlias = Forest | Learned | PerLevel | Instrumental
 
 
-def kind_of(model: AnyModel) -> str:
-    """What a model is called."""
-    if isinstance(model, Learned):
-        return model.params.kind
-    return {Forest: "forest", PerLevel: "forest_per_level", Instrumental: "instrumental_forest"}[type(model)]
-
-
 def load_any(source: str | Path | bytes) -> AnyModel:
-    """Read the file of any model; raises ModelFileError as `models.read_file`, also for a part that is not known to be
+    """Read the file of any model; raises ModelFileError as `forest.read_file`, also for a part that is not known to be
     harmless."""
     manifest, arrays = read_file(source)
     try:
-        if "plan" in manifest:
+        kind = model_kind(manifest)
+        if kind == "forest":
             return load_forest(source)
-        if "instrument" in manifest:
-            return Instrumental.from_parts(manifest, arrays)
-        levels = _levels_of(manifest["levels"])
-        if "per_level" in manifest:
-            return PerLevel(tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))), levels)
-        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
-        bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
-        params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
-        return Learned(params, roles, levels, bins, fits, manifest["facts"])
+        return _READERS.get(kind, Learned.from_parts)(manifest, arrays)
     except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         raise unreadable(named(source), error) from error
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], AnyModel]] = {
+    "forest_per_level": PerLevel.from_parts,
+    "instrumental_forest": Instrumental.from_parts,
+}
 
 
 def _levels_of(raw: Mapping[str, Any]) -> Levels:

@@ -9,14 +9,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.stats
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers, fit_bins
-from uplift_spark.forest.encode import Summary, check_summary, keys_of, make_levels, summarise
-from uplift_spark.forest.estimate import sample_limit, sample_mask
+from uplift_spark.forest.binning import (
+    ArrowRows,
+    FeatureBins,
+    Features,
+    NumberColumn,
+    TextColumn,
+    apply_bins,
+    encode_features,
+    fit_bins,
+)
+from uplift_spark.forest.encode import Summary, TypedRows, check_summary, encode, make_levels, summarise
+from uplift_spark.forest.estimate import sample_of
 from uplift_spark.forest.forest import Model
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.aipw import averages_of
@@ -148,11 +156,13 @@ def _prepared(p: int, categorical: np.ndarray | None) -> Any:
     return ColumnTransformer([("numbers", numbers, ~mask), ("categories", categories, mask)])
 
 
-def features_of(batch: pa.RecordBatch | pa.Table, bins: Sequence[FeatureBins]) -> np.ndarray:
+def features_of(batch: ArrowRows | Features, bins: Sequence[FeatureBins]) -> np.ndarray:
     """What nuisances are fitted on, float64 [n, p]: numbers as they are (NaN: missing), categories by their bin."""
-    codes = apply_bins(batch, tuple(bins))
+    columns = encode_features(batch, [one.name for one in bins])
+    codes = apply_bins(columns, tuple(bins))
+    parts = [(columns[one.name], codes[:, j], one.categorical) for j, one in enumerate(bins)]
     return np.column_stack(
-        [codes[:, j] if one.categorical else as_numbers(batch.column(one.name)) for j, one in enumerate(bins)]
+        [one.values if isinstance(one, NumberColumn) and not by_bin else code for one, code, by_bin in parts]
     ).astype(np.float64)
 
 
@@ -382,7 +392,6 @@ def placebo_outcome(
 # Learners a campaign's forest is held against, as jobs see them, and a T-learner on its bins.
 # A learner gives the effects of rows in Arrow, float64 [n, K-1] in the order of the campaign's treated levels.
 
-ArrowRows: TypeAlias = pa.RecordBatch | pa.Table
 Effects: TypeAlias = Callable[[ArrowRows], np.ndarray]
 
 _MOST_CATEGORIES = 255  # of scikit-learn's boosted trees; features with more are split in the order of their bins
@@ -457,7 +466,9 @@ class Coding:
     confounded: bool
 
 
-def coding_of(summary: Summary, sample: pa.Table, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Coding:
+def coding_of(
+    summary: Summary, sample: Features | ArrowRows, roles: Roles, folds_and_seed: tuple[int, int], rows: int
+) -> Coding:
     """From the summary of all rows and a sample of them (`estimation.sample_mask`); `folds_and_seed` is folds and seed.
 
     rows  of each arm to take, at most about; raises DataError when rows break the rules, ConfigError for roles with
@@ -475,31 +486,30 @@ def coding_of(summary: Summary, sample: pa.Table, roles: Roles, folds_and_seed: 
     return Coding(roles, levels, bins, nuisance_spec, limits, summary.rows, summary.weighted_by_propensity)
 
 
-def code_rows(batch: pa.RecordBatch | pa.Table, coding: Coding) -> pa.RecordBatch:
-    """The rows taken, as the columns unit_hash, key bigint, place int, outcome, weight double, features binary."""
-    roles = coding.roles
-    unit, key = keys_of(batch, roles)
-    level_code = level_codes_of(batch, roles, coding.levels.names)
-    taken = mix64_all(unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE_SALT) <= coding.limits[level_code]
-    some = batch.filter(pa.array(taken))
-    weight = np.ones(len(level_code)) if roles.weight is None else as_numbers(batch.column(roles.weight))
+def code_rows(rows: TypedRows, coding: Coding) -> pa.RecordBatch:
+    """The rows taken, as the columns unit_hash, key bigint, level_code int, outcome, weight double, features binary."""
+    level_code = level_codes_of(rows.level, coding.levels.names)
+    draw = mix64_all(rows.unit, np.uint64(coding.spec.seed) ^ _OTHER_ROWS, SAMPLE_SALT)
+    taken = draw <= coding.limits[level_code]
+    some = rows.take(taken)
     return pa.record_batch(
         {
-            "unit_hash": pa.array(unit[taken].view(np.int64)),
-            "key": pa.array(key[taken].view(np.int64)),
-            "place": level_code[taken].astype(np.int32),
-            "outcome": as_numbers(some.column(roles.outcome)),
-            "weight": weight[taken],
-            "features": packed_rows(features_of(some, coding.bins)),
+            "unit_hash": pa.array(some.unit.view(np.int64)),
+            "key": pa.array(some.key.view(np.int64)),
+            "level_code": level_code[taken].astype(np.int32),
+            "outcome": some.outcomes[rows.roles.outcome],
+            "weight": np.ones(len(some)) if some.weight is None else some.weight,
+            "features": packed_rows(features_of(some.features, coding.bins)),
         }
     )
 
 
-def level_codes_of(batch: pa.RecordBatch | pa.Table, roles: Roles, levels: Sequence[str]) -> np.ndarray:
-    """Place of the level received among the levels, int [n]."""
-    column = batch.column(roles.treatment)
-    codes = pc.index_in(column.cast(pa.string()), pa.array(levels))
-    return np.asarray(codes.to_numpy(zero_copy_only=False) if isinstance(codes, pa.Array) else codes.to_numpy())
+def level_codes_of(treatment: TextColumn, levels: Sequence[str]) -> np.ndarray:
+    """Code of each row's level among the levels, int64 [n]. DataError where a row has none of them."""
+    codes = treatment.coded_by(levels)
+    if unknown := int((codes < 0).sum()):
+        raise DataError(f"{unknown} of {codes.size} rows have none of the levels {', '.join(levels)}: drop them")
+    return codes
 
 
 def packed_rows(values: np.ndarray) -> pa.Array:
@@ -518,7 +528,7 @@ def unpacked_rows(column: pa.ChunkedArray | pa.Array, p: int) -> np.ndarray:
 class Sample:
     """Rows taken, in order of their hashes.
 
-    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; place int [n] of the level
+    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; level_code int [n]
     outcome, weight  float64 [n]
     """
 
@@ -533,7 +543,9 @@ class Sample:
     def of(cls, table: pa.Table, coding: Coding) -> Sample:
         """From all batches of `code_rows`."""
         table = table.sort_by("unit_hash")
-        level_code, outcome, key, weight = (table[name].to_numpy() for name in ("place", "outcome", "key", "weight"))
+        level_code, outcome, key, weight = (
+            table[name].to_numpy() for name in ("level_code", "outcome", "key", "weight")
+        )
         features = unpacked_rows(table["features"], len(coding.bins))
         return cls(coding, features, key.view(np.uint64), level_code, outcome, weight)
 
@@ -550,8 +562,8 @@ class Sample:
 
 def sample_table(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Sample:
     """The sample of a table in memory; see `coding_of`."""
-    summary = summarise(table, roles)
-    limit = sample_limit(summary.rows, len(roles.features))
-    some = table.filter(pa.array(sample_mask(table, roles.unit, folds_and_seed[1], limit)))
-    coding = coding_of(summary, some, roles, folds_and_seed, rows)
-    return Sample.of(pa.Table.from_batches([code_rows(table, coding)]), coding)
+    typed = encode(table, roles)
+    summary = summarise(typed)
+    some = sample_of(typed, summary.rows, folds_and_seed[1])
+    coding = coding_of(summary, some.features, roles, folds_and_seed, rows)
+    return Sample.of(pa.Table.from_batches([code_rows(typed, coding)]), coding)

@@ -15,11 +15,25 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.errors import DataError
-from uplift_spark.forest.binning import FeatureBins, apply_bins, as_numbers
+from uplift_spark.forest.binning import FeatureBins, apply_bins
 from uplift_spark.forest.effects import Z95
-from uplift_spark.forest.encode import keys_of
-from uplift_spark.forest.forest import restored, stored
-from uplift_spark.forest.spark import on_group, packed_bins, planning_sample, summary_of, unpacked_bins
+from uplift_spark.forest.encode import check_columns, encode, encode_numbers, encode_treatment, keys_of, make_levels
+from uplift_spark.forest.forest import Forest, Model, restored, stored
+from uplift_spark.forest.instrument import LEFT, Instrumental
+from uplift_spark.forest.spark import (
+    estimate_frame,
+    explain,
+    fit_frame,
+    fit_instrumental_frame,
+    on_group,
+    packed_bins,
+    planning_sample,
+    refreshed_frame,
+    score,
+    summary_of,
+    unpacked_bins,
+)
+from uplift_spark.forest.training import Params
 from uplift_spark.learners.metalearners import (
     Learned,
     LearnerParams,
@@ -63,7 +77,7 @@ from uplift_spark.stats.offpolicy import doubly_robust
 # Meta-learners and nuisances fitted on Spark: a bounded sample of rows, a task for every model, no row in two places.
 # The driver holds the sample, as a table of numbers; each replicate, or fold, is a group of one shuffle of it.
 
-_CODED = "unit_hash bigint, key bigint, place int, outcome double, weight double, features binary"
+_CODED = "unit_hash bigint, key bigint, level_code int, outcome double, weight double, features binary"
 _ROWS_PER_BATCH = 100_000
 
 Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's number, its keys and numbers
@@ -105,14 +119,14 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
         columns = {"at": np.arange(low, high), "key": key[low:high].view(np.int64)}
         packed = {
             "numbers": packed_rows(numbers[low:high]),
-            "drawn": packed_rows(membership[low:high].astype(np.uint8)),
+            "membership": packed_rows(membership[low:high].astype(np.uint8)),
         }
         return pa.record_batch({**columns, **packed})
 
     table = spark.createDataFrame(pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
     parts, width = membership.shape[1], numbers.shape[1]
     copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
-    copies = copies.where(F.expr("substring(drawn, part + 1, 1) <> X'00'")).drop("drawn")
+    copies = copies.where(F.expr("substring(membership, part + 1, 1) <> X'00'")).drop("membership")
     grouped = copies.repartition(parts, "part").groupBy("part")  # a number of its own is never coalesced
     fits = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
     results = dict(zip(fits["part"].to_pylist(), fits["fit"].to_pylist(), strict=True))
@@ -125,7 +139,7 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
 def coded_batches(coding: Coding, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The sample's rows of one partition."""
     for batch in filter(len, batches):
-        yield code_rows(batch, coding)
+        yield code_rows(encode(batch, coding.roles), coding)
 
 
 def fit_group(fit: Fit, width: int, group: pa.Table) -> pa.Table:
@@ -149,7 +163,8 @@ def _fit_replicate(
 # Units fall into folds by hash of the unit or its cluster. Models of a fold's nuisances are fitted by a task of its
 # own, on a bounded sample of the other folds' training rows; a map over all units applies them.
 
-OUTCOME_MEAN, PROPENSITIES, SCORES, FOLD, SPLIT, TRIMMED = "expected", "odds", "scores", "fold", "split", "set aside"
+OUTCOME_MEAN, PROPENSITIES, SCORES = "outcome_mean", "propensities", "scores"
+FOLD, SPLIT, TRIMMED = "fold", "split", "trimmed"
 REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 
 
@@ -157,7 +172,7 @@ REFUTED = 10_000  # rows that `refutations` fits nuisances on anew, every time
 class Folds:
     """Models of every fold, fitted on the rows of the others.
 
-    lowest  probability of a level below which a unit is set aside
+    lowest  probability of a level below which a unit is trimmed
     logged  whether the probability of the level received is as the campaign logged it
     """
 
@@ -216,12 +231,11 @@ def refutations(
 
 
 def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
-    """The frame with, map only, `fold` bigint, `expected` and `odds` array<double> [K] under every level,
-    `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is
-    `set aside`."""
+    """The frame with, map only, `fold` bigint, `outcome_mean` and `propensities` array<double> [K] under every level,
+    `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is `trimmed`."""
     kept = [name for name in frame.columns if name not in (PROPENSITY, SPLIT)]
     head = [f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in kept]
-    added = "fold bigint, expected array<double>, odds array<double>, scores map<string,double>"
+    added = "fold bigint, outcome_mean array<double>, propensities array<double>, scores map<string,double>"
     columns = f"{', '.join(head)}, {added}, {PROPENSITY} double, {SPLIT} string"
     return frame.select(*(f"`{n}`" for n in kept), PROPENSITY, SPLIT).mapInArrow(partial(_scored, folds, kept), columns)
 
@@ -247,10 +261,12 @@ def _scored(folds: Folds, kept: list[str], batches: _Batches) -> _Batches:
                 models.outcome_mean(features[mine]),
                 models.propensity(features[mine]),
             )
-        level_code, outcome = level_codes_of(batch, roles, levels), as_numbers(batch.column(roles.outcome))
+        level_code = level_codes_of(encode_treatment(batch, roles.treatment), levels)
+        numbers = encode_numbers(batch, (roles.outcome, PROPENSITY))
+        outcome = numbers[roles.outcome]
         own = np.arange(len(batch)), level_code
         if folds.logged:
-            propensity[own] = as_numbers(batch.column(PROPENSITY))
+            propensity[own] = numbers[PROPENSITY]
         weight = 1.0 / np.maximum(propensity[own], folds.lowest)
         apart = (propensity < folds.lowest).any(axis=1)
         added = {
@@ -285,13 +301,6 @@ ARM_ROWS = 500_000
 _DRAWS = 1 << 30
 
 
-def pair_of(frame: DataFrame, roles: Roles, pair: tuple[str, str]) -> DataFrame:
-    """Rows of two levels alone, or every unit's scores of these."""
-    if roles.scores:
-        return frame.withColumn(roles.scores, F.map_filter(roles.scores, lambda level, _: level.isin(*pair)))
-    return frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*pair))
-
-
 def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
     """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
 
@@ -303,16 +312,16 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     if missing := [level for level in levels.names if level not in by_level]:
         raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
     chosen = thin_arms(frame, roles, {level: by_level[level][0] for level in levels.names}, seed, ARM_ROWS).select(
-        F.array_position(F.lit(list(levels.names)), arm).cast("int").alias("place"),
+        (F.array_position(F.lit(list(levels.names)), arm).cast("int") - 1).alias("level_code"),
         F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
         outcome.alias("outcome"),
         *(f"`{name}`" for name in roles.features),
     )
-    binned = chosen.mapInArrow(partial(_binned, bins), "place int, unit_hash bigint, outcome double, bins binary")
+    binned = chosen.mapInArrow(partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary")
     table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
-    level_positions, outcomes = (table[name].to_numpy() for name in ("place", "outcome"))
+    level_codes, outcomes = (table[name].to_numpy() for name in ("level_code", "outcome"))
     coded = unpacked_bins(table["bins"], len(bins))
-    mine = [level_positions == code + 1 for code in range(len(levels))]
+    mine = [level_codes == code for code in range(len(levels))]
     categorical = categorical_of(bins)
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
     lowest, highest = (pick(by_level[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
@@ -335,8 +344,8 @@ def effects_column(number: int) -> str:
 
 
 def predict_frame(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
-    """Unit and, as arrays of doubles, what the T-learner expects under each level (`expected`) and the effects of each
-    learner, None being the T-learner itself, under `effects_<its place>`; map only."""
+    """Unit, and as arrays of doubles the T-learner's mean outcome under each level (`outcome_mean`) and the effects of
+    each learner, None being the T-learner itself, under `effects_<its position>`; map only."""
     names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
     kind = frame.schema[unit].dataType.simpleString()
     columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
@@ -356,7 +365,7 @@ def reward_frame(
     """Doubly robust rewards of every level for every unit, map only: the columns `keep`, `bins` binary (uint8, of
     `features`) and `rewards` array<double> [K].
 
-    frame     the columns to keep, the T-learner's features, `received` int (level's place), `outcome`, `weight` double
+    frame     the columns to keep, the T-learner's features, `level_code` int, `outcome`, `weight` double
     features  some of the T-learner's
     worth     value of one unit of the outcome, and cost of every level [K]
     """
@@ -376,7 +385,7 @@ def _reward(
     value, cost = worth
     for batch in batches:
         outcome, level_code, weight = (
-            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "received", "weight")
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("outcome", "level_code", "weight")
         )
         bins = apply_bins(batch, nuisance.bins)
         rewards = value * doubly_robust(outcome, level_code, weight, nuisance.outcome_mean(bins)) - np.array(cost)
@@ -386,7 +395,7 @@ def _reward(
 
 def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        kept = {name: batch.column(name) for name in ("place", "unit_hash", "outcome")}
+        kept = {name: batch.column(name) for name in ("level_code", "unit_hash", "outcome")}
         yield pa.record_batch({**kept, "bins": packed_bins(apply_bins(batch, bins))})
 
 
@@ -405,3 +414,71 @@ def _predict(
             *(_list_array(own if effects is None else effects(batch)) for effects in learners),
         ]
         yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What estimators do with the rows of a Spark frame.
+
+
+@dataclass(frozen=True)
+class SparkRows:
+    """Rows of a Spark frame; see `learners.frames.FrameRows`."""
+
+    frame: DataFrame
+
+    def fit_forest(self, roles: Roles, params: Params, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.fit_frame`."""
+        return fit_frame(self.frame, roles, params, progress)
+
+    def fit_instrumental(
+        self, roles: Roles, delivered: str, params: Params, progress: ProgressCallback
+    ) -> Instrumental:
+        """See `forest.spark.fit_instrumental_frame`."""
+        return fit_instrumental_frame(self.frame, roles, delivered, params, progress)
+
+    def fit_learned(self, roles: Roles, params: LearnerParams, progress: ProgressCallback) -> Learned:
+        """See `fit_learned_frame`."""
+        return fit_learned_frame(self.frame, roles, params, progress)
+
+    def estimate(self, forest: Forest, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.estimate_frame`."""
+        return estimate_frame(self.frame, forest, progress)
+
+    def refresh(self, forest: Forest, half_life: float | None, day: str | None, progress: ProgressCallback) -> Forest:
+        """See `forest.spark.refreshed_frame`."""
+        return refreshed_frame(self.frame, forest, half_life, day, progress)
+
+    def effects(self, model: Model) -> DataFrame:
+        """See `forest.spark.score`."""
+        return score(self.frame, model)
+
+    def shapley(self, forest: Forest) -> DataFrame:
+        """See `forest.spark.explain`."""
+        return explain(self.frame, forest)
+
+    def levels(self, roles: Roles) -> Levels:
+        """See `forest.encode.make_levels`."""
+        return make_levels(summary_of(self._checked(roles.columns), roles), roles)[0]
+
+    def pair(self, roles: Roles, level: str) -> SparkRows:
+        """See `FrameRows.pair`."""
+        names = (roles.control, level)
+        if roles.scores:
+            kept = F.map_filter(roles.scores, lambda name, _: name.isin(*names))
+            return SparkRows(self.frame.withColumn(roles.scores, kept))
+        return SparkRows(self.frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*names)))
+
+    def without_delivery(self, model: Instrumental) -> SparkRows:
+        """See `FrameRows.without_delivery`."""
+        outcome, delivered = model.roles.outcome, model.delivered
+        frame = self.frame
+        check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
+        return SparkRows(frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered]))
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """The columns as Arrow, of all rows. Raises DataError for columns that are missing."""
+        return self._checked(columns).toArrow()
+
+    def _checked(self, columns: Sequence[str]) -> DataFrame:
+        check_columns(dict.fromkeys(self.frame.columns, pa.null()), tuple(columns), ())
+        return self.frame.select(*(f"`{column}`" for column in columns))

@@ -1,4 +1,4 @@
-"""Who gets which treatment within limits: the best plan, with a certified gap."""
+"""The best plan of treatments within limits (`allocate`), with a certified gap to the optimum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.stats.offpolicy import NONE, best_levels
 
 # --------------------------------------------------------------------------------------------------------------------
-# Plans under limits as arrays: what units gain and use, what prices decide, what a look at many units says.
+# Plans under limits as arrays: gains and uses of units, the choice at given prices, the sums of a scan.
 
 _JITTER = 1e-5  # of the largest gain, see `Problem`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -71,10 +71,11 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Limits, and sizes that fix how sums are kept: as integers, so that they are the same for any partitioning.
+    """Limits, and the largest gain and cost, which fix the scale of the sums.
 
-    Units that are alike in everything are told apart by a hash: 1e-5 of the largest gain, times a number from 0 to 1,
-    is added to each gain where plans are compared, never where gain is counted.
+    Sums are integers, so that they are the same for any partitioning. A hash breaks ties between units that are alike
+    in everything: 1e-5 of the largest gain, times a number from 0 to 1, is added to each gain where plans are compared,
+    never where gain is counted.
     """
 
     limits: tuple[Constraint, ...]
@@ -135,11 +136,11 @@ def net_gains(gain: np.ndarray, use: np.ndarray, prices: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class PriceScan:
-    """What one look at all units says.
+    """Result of one scan of all units.
 
     gain, used  integer sums over decided units of gain [] and of what they use of each limit [R], see `Problem.points`
     undecided   how many units have no best level yet
-    rows        the undecided with the smallest keys, at most as many as were asked for
+    rows        the undecided units with the smallest keys, up to the requested number
     """
 
     gain: int
@@ -207,8 +208,8 @@ def _decided(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Small plans solved exactly by HiGHS: whole ones, and linear programs whose duals are prices.
-# Units come as gains [n, K] (NaN or -inf: not offered) and what they use of each limit [R, n, K]; `room` [R] is left.
+# Small plans solved exactly by HiGHS: mixed-integer programs, and linear programs whose duals are prices.
+# Units come as gains [n, K] (NaN or -inf: not offered) and uses of each limit [R, n, K]; `room` [R] is what is left.
 
 _FEW = 200
 _SECONDS = 3.0  # for one mixed-integer program
@@ -307,7 +308,7 @@ def _quiet() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Who gets which treatment under budgets, capacities, caps and floors: the best plan, with a certified gap.
+# The search for the best plan under budgets, capacities, caps and floors.
 #     maximise Σ gain·x   subject to   Σ coefficient·x ≤ bound for each limit,   at most one level per unit,  x ∈ {0, 1}
 #
 # A price per limit takes the limits apart: at prices p a unit's best level is the one with the largest gain - Σ
@@ -316,11 +317,11 @@ def _quiet() -> Iterator[None]:
 #     bound(p) = Σ p·bound + Σ over units of the largest such value (0 for none)
 #
 # is at least the gain of any feasible plan, fractional ones included, for every p ≥ 0 (Lagrange; Dyer 1980 for one
-# limit). The best prices are found by looking at all units a few times (`look`): first at a sample, which brackets the
-# prices; then every unit that has the same best level for all prices within the bracket is decided and only added up,
-# and the others are looked at again, until so few are undecided that all of them fit into memory. There the prices are
-# solved for, the few units that are indifferent at them by a mixed-integer program (the core of Balas and Zemel 1980).
-# Nothing but sums and at most `most` units reach the caller, however many units there are.
+# limit). A few scans of all units find the best prices. The first one takes a sample, which brackets the prices. A unit
+# with the same best level for all prices within the bracket is decided, and only added up. The others are scanned
+# again, until so few are undecided that they fit into memory. There the prices are solved for, and a mixed-integer
+# program decides the few units that are indifferent at them (the core of Balas and Zemel 1980). The caller gets only
+# sums and at most `most` units, however many units there are.
 
 MOST = 20_000  # undecided units to solve for at once
 
@@ -344,7 +345,7 @@ class Allocation:
     """A plan: `choose` at `prices`, but for the units in `keys`, which get `levels`.
 
     prices  [R], gain per unit of each limit's bound (for floors: lost per unit more)
-    gain    of the plan          bound  no plan gains more, but for ties told apart (see `Problem`)
+    gain    of the plan          bound  no plan gains more, but for broken ties (see `Problem`)
     used    [R]                  keys   uint64 [m]         levels  int [m], NONE for none
     scans   how often all units were looked at
     """

@@ -21,6 +21,7 @@ from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, segm
 from uplift_spark.evaluation.pictures import budget_picture, save
 from uplift_spark.evaluation.report import interval, number
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
+from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
 from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
@@ -48,7 +49,6 @@ from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT, cr
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.moments import FixedPoint
 
-CONSENT_TABLE, DELIVERY_TABLE = "bronze.consent", "bronze.delivery"
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
 
 _RULE = "rule {}"
@@ -255,7 +255,7 @@ class PolicyResult:
             "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
             "gain": gain, "cost": cost, "bound": bound, "gap": gap,
             "observed": float(hold_out_gain.gain[-1]), "observed_lower": float(hold_out_gain.lower[-1]),
-            "observed_upper": float(hold_out_gain.upper[-1]), "looks": self.plan.scans,
+            "observed_upper": float(hold_out_gain.upper[-1]), "scans": self.plan.scans,
         }  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: n
         treated_index = F.when(F.col(TREATMENT) == level, F.lit(code - 1)).otherwise(treated_index)
     known = holdout.select(
         F.xxhash64(UNIT).alias("key"),
-        treated_index.alias("received"),
+        treated_index.alias("treated_index"),
         F.col(config.roles.outcome).cast("double").alias("outcome"),
         (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
         resampling_hash(spec).alias("unit_hash"),

@@ -1,4 +1,8 @@
-"""Plans and policy trees on Spark: candidates, decisions, values of plans, the same tree as in one process."""
+"""Plans and policy trees on Spark: candidates, decisions, values of plans, the same tree as in one process.
+
+`candidates` makes the rows to decide about, `spark_scanner` scans them for `allocation.allocate`, `decided` applies the
+plan, `observed` values plans on the hold-out, `tree_of` grows a policy tree.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ from uplift_spark.stats.moments import (
 )
 
 # --------------------------------------------------------------------------------------------------------------------
-# Plans on Spark: who is a candidate for what, looks at all candidates, and the decision about each.
+# Plans: the candidates, scans of all of them, and the decision about each.
 # A *frame of candidates* has one row per scored unit:
 #
 #     unit_id string, key bigint (hash of the unit), excluded string (the rule that bars the unit, null for none),
@@ -73,7 +77,7 @@ GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
 CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
 
 _SCAN_SCHEMA = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
-_PARTS = 4  # tasks that put together what the others saw, before it travels to the driver
+_PARTS = 4  # tasks that merge the sums of the others, before these travel to the driver
 _ROUNDING = 1e-9  # 30 % of 10 units are 3
 _SHARES = 1_000_000  # the smallest share of units that can be kept out is one in so many
 
@@ -313,7 +317,7 @@ def sizes(rows: DataFrame) -> tuple[int, float, float, int, int]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What plans bring: predicted over many budgets, and observed on the hold-out, with intervals.
+# Gains of plans: predicted over many budgets, and observed on the hold-out with intervals.
 
 _SUMS = "n bigint, sums binary, resampled binary"
 
@@ -367,7 +371,7 @@ class Observed:
 def observed(rows: DataFrame, wanted: Pass, worth: tuple[float, bool], units: int) -> Observed:
     """What plans bring, in one pass over the hold-out.
 
-    rows   coded candidates of the hold-out with `received` int (level's place, -1 for the control), `outcome`,
+    rows   coded candidates of the hold-out with `treated_index` int (-1 for the control), `outcome`,
            `weight` double, and where units come in clusters `unit_hash` bigint of these
     worth  value of one unit of the outcome, and whether costs are taken off
     units  candidates that the hold-out stands for
@@ -450,7 +454,7 @@ def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
         units = read_candidates(batch)
         n += len(units)
         treated_index, y, w = (
-            batch.column(name).to_numpy(zero_copy_only=False) for name in ("received", "outcome", "weight")
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("treated_index", "outcome", "weight")
         )
         hashes = (
             batch.column("unit_hash").to_numpy(zero_copy_only=False) if wanted.draws else np.zeros(len(y), np.int64)
@@ -476,12 +480,12 @@ def add_observed(wanted: Pass, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Policy trees on Spark: the same bytes as in one process, whatever the partitions.
+# Policy trees: the same bytes as in one process, whatever the partitions.
 # A *frame of rewards* has one row per unit: `bins` binary (uint8 [p]) and `rewards` array<double> [K], see
 # `policy.trees`.
 
 _OVERVIEW = "counts binary, largest double, wrong bigint"
-_VALUES = "sums binary, drawn binary"
+_VALUES = "sums binary, bootstrap binary"
 
 
 def tree_of(
@@ -511,7 +515,7 @@ def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) ->
     partials = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
     sums, bootstrap = (
         np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in partials.column(name)], axis=0)
-        for name in ("sums", "drawn")
+        for name in ("sums", "bootstrap")
     )
     levels = len(tree.levels)
     return policy_values(tree, sums.reshape(levels, -1), point, bootstrap.reshape(-1, 1 + levels) if draws else None)
@@ -572,8 +576,8 @@ def value_batches(tree: PolicyTree, point: FixedPoint, draws: Draws | None, batc
     """Sums of the tree's value, one row per batch, of units that were looked at before: none of them is wrong."""
     for batch in batches:
         bins, rewards, _ = read_units(batch, len(tree.features), len(tree.levels))
-        sums = {"sums": value_sums(tree, bins, rewards, point), "drawn": np.zeros(0, np.int64)}
+        sums = {"sums": value_sums(tree, bins, rewards, point), "bootstrap": np.zeros(0, np.int64)}
         if draws:
             hashes = batch.column("unit_hash").to_numpy(zero_copy_only=False)
-            sums["drawn"] = bootstrap_sums(tree, bins, rewards, point, (hashes, draws))
+            sums["bootstrap"] = bootstrap_sums(tree, bins, rewards, point, (hashes, draws))
         yield pa.record_batch({name: pa.array([array.tobytes()], pa.binary()) for name, array in sums.items()})

@@ -1,4 +1,7 @@
-"""Policy trees: a few questions that say which level a unit gets, and the search for the best."""
+"""Policy trees: a few questions decide which level a unit gets.
+
+`fit_tree` finds the best tree, `honest_values` estimates its gain on units that had no part in the search.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, effective_clusters
 from uplift_spark.stats.moments import FIELDS, LARGEST, MIN_UNITS, POWERS, FixedPoint, Moments, normal_quantile, ratio
 
 # --------------------------------------------------------------------------------------------------------------------
-# Policy trees: at most three questions about a unit that say which level it gets, and what that brings.
-# A numeric feature is asked x <= threshold, and missing counts as lowest: it goes with the low side, or alone. A
-# categorical feature is asked for one category, or whether it is missing.
+# Trees of at most three questions, and their values.
+# A question about a numeric feature is x <= threshold. A missing value counts as the lowest: it goes with the low side,
+# or alone. A question about a categorical feature is whether it is one category, or whether it is missing.
 #
 # Units are bins uint8 [n, p] (`forest.binning`) and rewards float64 [n, K] by level, the control's first: doubly robust
 # scores of the outcome's value, less costs.
@@ -70,10 +73,11 @@ class PolicyTree:
         return out
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per node: node, depth, feature, operator, threshold, category, asks, yes, no, action, units, value.
+        """One dict per node with the columns of gold.policy_tree, run_id and campaign aside.
 
         operator   '<=' a threshold (missing answers yes), 'is' a category, or 'is missing'
-        asks       the question in words         yes, no   numbers of the nodes that the answers lead to
+        question   in words
+        yes, no    numbers of the nodes that the answers lead to
         A leaf has its action and None for a question, an inner node the reverse.
         """
         depth, out = {0: 0}, []
@@ -87,19 +91,19 @@ class PolicyTree:
         return out
 
     def _question(self, node: Node) -> dict[str, Any]:
-        question: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "asks"))
+        question: dict[str, Any] = dict.fromkeys(("feature", "operator", "threshold", "category", "question"))
         if node.feature < 0:
             return question
         one = self.features[node.feature]
         question["feature"] = name = one.name
         if node.bin == 0:
-            return question | {"operator": "is missing", "asks": f"{name} is missing"}
+            return question | {"operator": "is missing", "question": f"{name} is missing"}
         if one.categories is not None:
             category = one.categories[node.bin - 1]
-            return question | {"operator": "is", "category": category, "asks": f"{name} is {category!r}"}
+            return question | {"operator": "is", "category": category, "question": f"{name} is {category!r}"}
         most = one.edges[node.bin - 1]
         words = f"{name} <= {most:.6g}" + " or missing" * self.missing[node.feature]
-        return question | {"operator": "<=", "threshold": most, "asks": words}
+        return question | {"operator": "<=", "threshold": most, "question": words}
 
     def text(self) -> str:
         """The rules as lines to read."""
@@ -112,7 +116,7 @@ class PolicyTree:
                 f"{indent}{row['action']}  ({row['units']:,} units, {row['value']:+.4g} each over {self.levels[0]})"
             ]
         yes, no = (self._lines(rows, row[side]) for side in ("yes", "no"))
-        return [f"{indent}if {row['asks']}:", *yes, f"{indent}else:", *no]
+        return [f"{indent}if {row['question']}:", *yes, f"{indent}else:", *no]
 
 
 @dataclass(frozen=True)
@@ -233,14 +237,14 @@ def honest_values(
 
 # --------------------------------------------------------------------------------------------------------------------
 # The best policy tree, from sums that add.
-# With the rewards of all units added up by every pair of features' groups, what any tree of depth 2 brings can be read
-# off, so all of them are compared (Athey & Wager 2021; Zhou, Athey & Wager 2023): the best one of depth 1 or 2 is
-# exact. Sums are integers, hence the same whatever the partitions. A tree of depth 3 is not exact: its first question
-# is that of the best tree of depth 2, below which each side gets its own best tree of depth 2, from one more look at
-# its units.
+# Rewards of all units are added up by every pair of features' groups. The value of any tree of depth 2 follows from
+# these sums, so all such trees are compared (Athey & Wager 2021; Zhou, Athey & Wager 2023), and the best one of depth 1
+# or 2 is exact. Sums are integers, hence the same whatever the partitions. A tree of depth 3 is not exact: its first
+# question is that of the best tree of depth 2, below which each side gets its own best tree of depth 2, from one more
+# pass over its units.
 #
 # A feature has at most `groups` groups: missing, then neighbouring numeric bins merged to about equal mass, or each
-# category for itself but for the rarest, which cannot be asked for. "Exact" is over these questions.
+# category for itself but for the rarest, about which no question is possible. "Exact" is over these questions.
 
 DEFAULT_GROUPS = 32
 MOST_BYTES = 1 << 28

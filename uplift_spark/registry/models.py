@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from uplift_spark.config import Config, Lakehouse
+from uplift_spark.config import DAY, Config, Lakehouse
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
-from uplift_spark.estimators import UpliftModel, refresh_model, train_model
+from uplift_spark.estimators import UpliftModel, train_model
 from uplift_spark.forest.forest import Forest, average_effect
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.training import describe
 from uplift_spark.lake.tables import Lake
-from uplift_spark.learners.metalearners import AnyModel, Learned, kind_of, load_any
+from uplift_spark.learners.metalearners import AnyModel, Learned, PerLevel, load_any
 from uplift_spark.roles import TREATMENT, Roles, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
+    from pyspark.sql import DataFrame
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class Origin:
     data_versions    table -> Delta version read
     feature_version  Delta version of the table its features come from
     git_version      see `runs.code_version`
-    params           arguments of `CausalForest` or `MetaLearner`, those left open as None
+    params           kind of the learner and arguments of its estimator, those left open as None
     erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
     refresh          {of: version whose trees it has, half_life_days}, with sums of other rows; None: it was trained
     """
@@ -499,10 +500,19 @@ def _registered(model_version: ModelVersion) -> Registered:
         sha256=model_version.tags["uplift_sha256"],
         data_versions=json.loads(model_version.tags["uplift_data_versions"]),
         git_version=model_version.tags["uplift_git_version"],
-        params=json.loads(model_version.tags["uplift_params"]),
+        params=_named_kind(json.loads(model_version.tags["uplift_params"])),
         erasure_of=int(model_version.tags["uplift_erasure_of"]) if "uplift_erasure_of" in model_version.tags else None,
         refresh=json.loads(model_version.tags["uplift_refresh"]) if "uplift_refresh" in model_version.tags else None,
     )
+
+
+def _named_kind(params: dict[str, Any]) -> dict[str, Any]:
+    """Recorded parameters with the kind of learner, which 0.1.0 recorded for meta-learners alone."""
+    if "kind" in params:
+        return params
+    per_level = params.pop("per_level", False)
+    kind = "instrumental_forest" if "delivered" in params else "forest_per_level" if per_level else "forest"
+    return {**params, "kind": kind}
 
 
 def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
@@ -514,7 +524,7 @@ def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
     file.write_bytes(model)
     save_model(
         str(folder / "model"),
-        python_model=str(_PACKAGE / "operations" / "mlflow_model.py"),
+        python_model=str(_PACKAGE / "registry" / "mlflow_model.py"),
         artifacts={"forest": str(file)},
         code_paths=[str(_PACKAGE)],
         signature=_signature(origin),
@@ -554,24 +564,28 @@ def level_suffix(number: int, level: str) -> str:
 
 def log_facts(model: AnyModel, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
     """(parameters, metrics) of a trained model for the log."""
-    if isinstance(model, Forest | Instrumental):
-        return _forest_facts(model if isinstance(model, Forest) else model.forest, seconds)
-    named = {"kind": kind_of(model), "levels": list(model.levels.names)}
-    if isinstance(model, Learned):
-        metrics = {"rows": model.facts["rows"], "rows_taken": model.facts["rows_taken"], "fit_seconds": seconds}
-        return {**named, **vars(model.params)}, metrics
-    pairs = enumerate(model.pairs, 1)
-    rows = {f"rows.{level_suffix(k, level)}": float(one.facts["rows"]) for k, (level, one) in pairs}
-    return named, {**rows, "fit_seconds": seconds}
+    params, metrics = _facts(model)
+    return {"kind": model.kind, **params}, {**metrics, "fit_seconds": seconds}
 
 
-def _forest_facts(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[str, float]]:
+def _facts(model: AnyModel) -> tuple[dict[str, Any], dict[str, float]]:
+    if isinstance(model, Forest):
+        return _forest_facts(model)
+    if isinstance(model, Instrumental):
+        return _forest_facts(model.forest)
+    levels = {"levels": list(model.levels.names)}
+    if isinstance(model, PerLevel):
+        pairs = enumerate(model.pairs, 1)
+        return levels, {f"rows.{level_suffix(k, level)}": float(one.facts["rows"]) for k, (level, one) in pairs}
+    return {**levels, **vars(model.params)}, {name: model.facts[name] for name in ("rows", "rows_taken")}
+
+
+def _forest_facts(forest: Forest) -> tuple[dict[str, Any], dict[str, float]]:
     facts, buckets = forest.facts, forest.facts["buckets"]
     metrics = {
         "rows": facts["rows"],
         "leaves": forest.structure.n_leaves,
         "buckets_without_trees": sum(bucket["trees"] == 0 for bucket in buckets),
-        "fit_seconds": seconds,
     }
     averages = average_effect(forest)
     for index, level in enumerate(forest.levels.names):
@@ -584,6 +598,18 @@ def _forest_facts(forest: Forest, seconds: float) -> tuple[dict[str, Any], dict[
 
 # --------------------------------------------------------------------------------------------------------------------
 # A registered model once more, from the versions of tables, roles and parameters that its run recorded.
+
+
+def refresh_model(
+    model: UpliftModel, rows: DataFrame, how: Mapping[str, Any], progress: ProgressCallback
+) -> UpliftModel:
+    """The model's trees with sums of training rows; `how` holds half_life_days, rows being of the day (UTC) of their
+    assignment. Raises as `UpliftModel.refresh`."""
+    from pyspark.sql import functions as F
+
+    day = F.floor(F.unix_micros("assigned_at") / F.lit(DAY))
+    return model.refresh(rows.withColumn("_day_assigned", day), how["half_life_days"], "_day_assigned", progress)
+
 
 _GONE = re.compile(r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND|FileNotFoundException")
 

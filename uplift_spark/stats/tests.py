@@ -190,11 +190,11 @@ def completeness(day: np.ndarray, n: np.ndarray, share: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class MissingDay:
-    """A day, counted back from now, whose events are missing: how many are `known`, how many were `expected`."""
+    """A day, counted back from now, whose events are missing: how many are `known`, how many are `usual`."""
 
     day: int
     known: int
-    expected: float
+    usual: float
 
 
 def missing_days(units: np.ndarray, events: np.ndarray, share: np.ndarray, alpha: float) -> list[MissingDay]:

@@ -33,15 +33,20 @@ PLAN, ANY_LEVEL = "plan", "any"
 
 
 def scenarios_of(config: Config, lake: Lake, registry: Registry) -> dict[str, PolicyInputs]:
-    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
-    were not scored, outcomes that plans are not made for, and as `policy.planning.PolicyInputs.checked`."""
+    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, and like
+    `beside_plan`."""
     if not config.scenarios:
         raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
-    plan = policy_inputs(config, lake, registry)
-    scenarios = {PLAN: plan}
+    if PLAN in config.scenarios:
+        raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
+    return beside_plan(policy_inputs(config, lake, registry))
+
+
+def beside_plan(plan: PolicyInputs) -> dict[str, PolicyInputs]:
+    """The plan and the scenarios of its configuration. Raises ConfigError for levels that were not scored, outcomes
+    that plans are not made for, and like `policy.planning.PolicyInputs.checked`."""
+    config, scenarios = plan.config, {PLAN: plan}
     for name, scenario in config.scenarios.items():
-        if name == PLAN:
-            raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
         named = {*scenario.cost, *(scenario.levels or ())}
         if unknown := sorted(named - {*plan.levels}):
             raise ConfigError(

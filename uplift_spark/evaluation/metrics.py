@@ -341,7 +341,8 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
         *largest,
         *clusters,
     )
-    table = by_arm.orderBy("arm").toPandas()
+    # Put in order here: a few rows, for which Spark would run two more jobs.
+    table = by_arm.toPandas().sort_values("arm", na_position="first", ignore_index=True)
     _check_arms(table, spec)
     logged = bool(table["logged"].sum())
     weighted = logged and bool((table["high"] - table["low"] > _VARIES * table["high"]).any())

@@ -163,12 +163,12 @@ class Folder:
         logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
         try:
-            folders = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
+            commits = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).collect()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return []
             raise
-        return sorted(row["table"].replace("/", ".") for row in folders)
+        return sorted({row["table"].replace("/", ".") for row in commits})
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):

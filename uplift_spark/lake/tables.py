@@ -373,9 +373,11 @@ class Lake:
         """(version, rows) of the newest commit whose metadata hold `value` under `key`."""
         for limit in (_RECENT, None):
             history = self._history(table, limit).where(F.get_json_object("userMetadata", f"$.{key}") == value)
-            newest = history.select("version", "operationMetrics").orderBy(F.desc("version")).limit(1).collect()
-            if newest:
-                return int(newest[0]["version"]), int((newest[0]["operationMetrics"] or {}).get("numOutputRows", 0))
+            # Put in order here: to filter and to select costs Spark no job of its own, to sort does.
+            commits = history.select("version", "operationMetrics").collect()
+            if commits:
+                newest = max(commits, key=lambda commit: commit["version"])
+                return int(newest["version"]), int((newest["operationMetrics"] or {}).get("numOutputRows", 0))
         return None
 
     def _history(self, table: str, limit: int | None) -> DataFrame:

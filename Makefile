@@ -85,10 +85,10 @@ demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF
 	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
 
 test: java $(READY) ## run the tests that are not slow (ARGS="tests/stats -x" for some)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not simulation and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not simulation and not slow" $(ARGS)
 
 slow: java $(READY) ## run the tests that need minutes: Spark Connect, spark-submit, streams, killed drivers, purges
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
 	@$(BIN)/python -m pytest -m simulation -rP $(ARGS)

@@ -42,8 +42,10 @@ def run(
     written = []
     if new.rejected is not None:
         written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
-    written.append(lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns))
-    good = lake.read(load.table).where(F.col("run_id") == new.run_id).count()
+    added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
+    written.append(added)
+    # A commit tells the rows it added; those of an earlier one are counted, for units may have been erased since.
+    good = lake.read(load.table).where(F.col("run_id") == new.run_id).count() if added.skipped else added.rows
     return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
 
 

@@ -32,16 +32,20 @@ PLAN = "plan"
 
 
 def scenarios_of(campaign: Campaign) -> dict[str, PolicyInputs]:
-    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, for levels that
-    were not scored, outcomes that plans are not made for, and as `policy.planning.PolicyInputs.checked`."""
-    config = campaign.config
-    if not config.scenarios:
+    """What each scenario decides from, the configured plan first. Raises ConfigError without scenarios, and like
+    `beside_plan`."""
+    if not campaign.config.scenarios:
         raise ConfigError("there is no scenario: name some in `scenarios`, such as `half: {budget: 500}`")
-    plan = policy_inputs(campaign)
-    scenarios = {PLAN: plan}
+    if PLAN in campaign.config.scenarios:
+        raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
+    return beside_plan(policy_inputs(campaign))
+
+
+def beside_plan(plan: PolicyInputs) -> dict[str, PolicyInputs]:
+    """The plan and the scenarios of its configuration. Raises ConfigError for levels that were not scored, outcomes
+    that plans are not made for, and like `policy.planning.PolicyInputs.checked`."""
+    config, scenarios = plan.config, {PLAN: plan}
     for name, scenario in config.scenarios.items():
-        if name == PLAN:
-            raise ConfigError(f"scenarios: {PLAN!r} is the policy as it is configured: choose another name")
         named = {*scenario.cost, *(scenario.levels or ())}
         if unknown := sorted(named - {*plan.levels}):
             raise ConfigError(
@@ -53,7 +57,7 @@ def scenarios_of(campaign: Campaign) -> dict[str, PolicyInputs]:
             )
         offered = tuple(level for level in plan.levels if scenario.levels is None or level in scenario.levels)
         # The tables and their versions stay those of the plan: scenarios differ in nothing but what they name.
-        scenarios[name] = replace(replace(plan, campaign=_changed(campaign, scenario)).checked(), levels=offered)
+        scenarios[name] = replace(replace(plan, campaign=_changed(plan.campaign, scenario)).checked(), levels=offered)
     return scenarios
 
 
@@ -70,7 +74,7 @@ def _changed(campaign: Campaign, scenario: Scenario) -> Campaign:
         cost_most=_without(policy.cost_most, scenario),
     )
     money = replace(economics, cost=economics.cost | scenario.cost, value=economics.value | scenario.value)
-    return Campaign(replace(campaign.config, policy=changed, economics=money), campaign.lake)
+    return campaign.changed(replace(campaign.config, policy=changed, economics=money))
 
 
 def _without(costs: Mapping[str, str], scenario: Scenario) -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.lake.session import spark_session
+from uplift_spark.lake.session import check_java, local_conf, local_session
 from uplift_spark.lake.tables import Lake
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,20 +33,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Spark, and put the files with most of it first: many short tests are left to even out the end."""
+    spark_tests: Counter[Path] = Counter()
     for item in items:
         if NEEDS_SPARK.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.spark)
+            spark_tests[item.path] += 1
+    items.sort(key=lambda item: -spark_tests[item.path])
 
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The session all tests share; a lost task is tried again, as on a cluster.
-
-    It lives for minutes, so the optimising compiler pays, which the short sessions of commands do without.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARK_SUBMIT_OPTS", "-XX:+UseParallelGC")
-        session = spark_session(Lakehouse(path=str(tmp_path_factory.mktemp("warehouse"))), "tests", "local[2,4]")
+    """The session all tests share; a lost task is tried again, as on a cluster."""
+    check_java()
+    conf = local_conf(Lakehouse(path=str(tmp_path_factory.mktemp("warehouse"))), "tests", "local[2,4]")
+    session = local_session({**conf, "spark.python.daemon.module": "tests.daemon"})
     yield session
     session.stop()
 

@@ -83,6 +83,10 @@ class Campaign:
         """Where the campaign's models are kept."""
         return Registry.of(self.config)
 
+    def changed(self, config: Config) -> Campaign:
+        """A campaign of another configuration in the same lakehouse."""
+        return Campaign(config, self._lake)
+
     def run_id(self, job: str, **inputs: object) -> str:
         """Identity of a job's run: its name, the part of the configuration it depends on, and its inputs."""
         return derive_run_id(job, self.config, **inputs)

@@ -67,6 +67,12 @@ def check(scenario, reps, n, slack, **options):
 DESIGNS = [{}, {"n_buckets": 4, "growth_buckets": 2}, {"n_buckets": 8}]
 
 
+@pytest.mark.parametrize("scenario", [linear, null, dose])
+def test_errors_match_the_spread_of_effects_in_a_few_draws(scenario):
+    check(scenario, 12, 2000, 0.06, n_trees=60)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS, ids=["defaults", "half", "eighth"])
 @pytest.mark.parametrize("scenario", [linear, null, dose])
 def test_errors_match_the_spread_of_effects(scenario, design):

@@ -1,12 +1,39 @@
-"""A trial's file where the jobs look for it."""
+"""MLflow stores that need not be made anew, and a trial's file where the jobs look for it."""
 
 import hashlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from uplift_spark.config import TrialConf
+from uplift_spark.config import Lakehouse, TrialConf
 from uplift_spark.events.ingest import DATA_FOLDER
+from uplift_spark.registry import models
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """File of an MLflow store in which nothing was kept yet."""
+    folder = tmp_path_factory.mktemp("store")
+    models.open_store(Lakehouse(path=str(folder))).client()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stores_begin_as_copies(empty_store):
+    """New stores of a module's lakehouses are copies of one: MLflow works for two seconds to make its tables."""
+    check = models._check_sqlite
+
+    def copied(uri):
+        file = Path(uri.removeprefix("sqlite:///"))
+        if file.parent.is_dir() and not file.exists():
+            shutil.copyfile(empty_store, file)
+        check(uri)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_check_sqlite", copied)
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import policy, simulate
 from uplift_spark.lake.tables import Lake
 from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allocate, scan_candidates
+from uplift_spark.policy.planning import candidates_of, decide, policy_inputs
+from uplift_spark.runtime import no_progress
 
 N = 3_000
 ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})
@@ -65,6 +67,12 @@ def planned(lake, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))
         return policy.run(Campaign(conf(lake), lake))
+
+
+@pytest.fixture(scope="module")
+def inputs(lake):
+    """What plans are made from, read once for the tests that need no more."""
+    return policy_inputs(Campaign(conf(lake), lake))
 
 
 @pytest.fixture(autouse=True)
@@ -193,34 +201,28 @@ def test_scenarios_tell_what_plans_would_bring(lake, planned):
     assert whole.loc["nobody", ["units", "cost", "gain", "true_gain", "observed"]].tolist() == [0, 0, 0, 0, 0]
     assert "half: gain" in result.details["summary"] and "in truth" in result.details["summary"]
     assert "nobody is treated" in result.details["summary"]
+
+
+@pytest.mark.slow
+def test_scenarios_told_again_add_nothing(lake, planned):
+    result = simulate.run(Campaign(replace(conf(lake), scenarios=SCENARIOS), lake))
     again = simulate.run(Campaign(replace(conf(lake), scenarios=SCENARIOS), lake))
     assert again.tables["gold.policy_scenarios"]["skipped"] and again.details == result.details
 
 
-def test_without_truth_there_is_no_true_gain(lake, planned, monkeypatch):
-    monkeypatch.setattr(Campaign, "true_effects", lambda campaign: None)
-    simulate.run(Campaign(replace(conf(lake), scenarios={"half": Scenario(budget=BUDGET / 2)}), lake), run_id="blind")
-    assert rows_of(lake, "gold.policy_scenarios", run_id="blind").true_gain.isna().all()
+def test_without_truth_there_is_no_true_gain(lake, planned, inputs):
+    staged = lake.read("silver.candidates_spring", planned.tables["silver.candidates_spring"]["version"])
+    plan = decide(inputs, staged, no_progress, budgets=())
+    lines = pd.DataFrame(simulate.outcome_of("blind", plan, None))
+    assert lines.treatment.tolist() == ["5%", "10%", "any"] and lines.true_gain.isna().all()
+    assert lines.units.iloc[-1] == lines.units.iloc[:-1].sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("scenarios", "message"),
-    [
-        ({}, "no scenario: name some"),
-        ({"plan": Scenario(budget=1)}, "choose another name"),
-        ({"sms": Scenario(levels=("5%", "sms"))}, r"scenario 'sms' names \['sms'\], none of the scored levels 5%, 10%"),
-        ({"sms": Scenario(cost={"sms": 1})}, r"scenario 'sms' names \['sms'\]"),
-        (
-            {"rich": Scenario(value={"visits": 9})},
-            r"scenario 'rich' gives \['visits'\] a value, but plans are made for visit",
-        ),
-        ({"north": Scenario(limits=(Limit(units=5, segment="region", bucket="north"),))}, "'region' is no column"),
-        ({"many": Scenario(limits=(Limit(units=N + 1, least=True),))}, "1 more than there are"),
-    ],
-)
-def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message):
+@pytest.mark.slow
+def test_a_scenario_whose_limits_cannot_be_kept_writes_nothing_to_gold(lake, planned):
     before = lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None
-    with pytest.raises(ConfigError, match=message):
+    scenarios = {"many": Scenario(limits=(Limit(units=N + 1, least=True),))}
+    with pytest.raises(ConfigError, match="1 more than there are"):
         simulate.run(Campaign(replace(conf(lake), scenarios=scenarios), lake))
     assert (lake.version("gold.policy_scenarios") if lake.exists("gold.policy_scenarios") else None) == before
 
@@ -228,30 +230,30 @@ def test_scenarios_that_cannot_be_are_refused(lake, planned, scenarios, message)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"economics": Economics(value={"visit": 5.0}, cost={"5%": 0.1})}, "cost of '10%' is not known"),
-        ({"economics": Economics(cost={"5%": 0.1, "10%": 0.2})}, "value of outcome 'visit' is not known"),
-        ({"economics": Economics(value={"visit": 5.0}, cost={"5%": -0.1, "10%": 0.2})}, "cost of 5% is negative"),
-        ({"limits": (Limit(units=5, level="20%"),)}, "level '20%' is none of 5%, 10%"),
-        ({"limits": (Limit(units=5, segment="town", bucket="x"),)}, "segment 'town' is no column"),
-        ({"limits": (Limit(gap=0.1, segment="city x town"),)}, "segment 'town' is no column"),
-        ({"limits": (Limit(units=5, segment="city", bucket="z"),)}, "no candidate has city = 'z'; there are x, y"),
-        ({"limits": (Limit(units=5, segment="city x age", bucket="x"),)}, "= 'x'; there are x x 1: <= .*, y x 4: > "),
-        ({"limits": (Limit(units=N + 1, least=True),)}, "1 more than there are"),
-        ({"limits": (Limit(units=2000, least=True),)}, "least units by 500"),
         ({"exclude": {"old": "agee > 3"}}, "policy.exclude.old='agee > 3' is no SQL over the columns"),
-        ({"cost": {"7%": "1"}}, "none of the levels 5%, 10%"),
-        ({"bound": "lower", "cost_most": {"7%": "1"}}, r"policy.cost_most names \['7%'\], none of the levels 5%, 10%"),
         ({"bound": "lower", "cost_most": {"5%": "agee"}}, "policy.cost_most.5%='agee' is no SQL over the columns"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_decision(lake, planned, changes, message):
+def test_sql_over_no_columns_is_refused_before_anything_is_written(lake, inputs, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        candidates_of(replace(inputs, config=conf(lake, **changes)).checked())
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (Limit(units=5, segment="city x age", bucket="x"), "= 'x'; there are x x 1: <= .*, y x 4: > "),
+        (Limit(units=2000, least=True), "least units by 500"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused_before_any_decision(lake, planned, limit, message):
     before = lake.version("gold.policy_decisions")
     with pytest.raises(ConfigError, match=message):
-        policy.run(Campaign(conf(lake, **changes), lake))
+        policy.run(Campaign(conf(lake, limits=(limit,)), lake))
     assert lake.version("gold.policy_decisions") == before
 
 
-def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned):
+def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned, inputs):
     careful = {"bound": "lower", "limits": ()}
     result = policy.run(Campaign(conf(lake, **careful, cost={"5%": "0.1 + coalesce(age, 40) / 1000"}), lake))
     rows = decisions(lake, result)
@@ -264,8 +266,9 @@ def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned):
     assert 0.98 * BUDGET < dear.details["cost"] <= BUDGET + 1e-9 and dear.details["gain"] < result.details["gain"]
     with pytest.raises(ConfigError, match=r"set policy\.bound to lower"):
         conf(lake, cost_most={"5%": "0.3"})
+    missing = replace(inputs, config=conf(lake, limits=(), cost={"5%": "age / 1000"}))
     with pytest.raises(DataError, match="60 candidates have a cost"):
-        policy.run(Campaign(conf(lake, cost={"5%": "age / 1000"}), lake))
+        decide(missing, candidates_of(missing), no_progress)
 
 
 def test_rules_leave_units_out_and_are_counted(lake, planned):

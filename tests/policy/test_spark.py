@@ -1,4 +1,4 @@
-"""Policy trees on Spark: the tree and its value are those of one process, whatever the partitions."""
+"""Limits as constraints; policy trees on Spark: tree and value are those of one process, whatever the partitions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dataclasses import astuple
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.policy.test_trees import NUMERIC, TEXT, units_of
-from uplift_spark.policy.spark import overview_batches, read_units, tree_of, values_of
+from uplift_spark.config import Limit
+from uplift_spark.errors import ConfigError
+from uplift_spark.policy.spark import constraints, overview_batches, read_units, tree_of, values_of
 from uplift_spark.policy.trees import fit_tree, honest_values
 from uplift_spark.stats.intervals import Draws
 
@@ -58,3 +61,18 @@ def test_spark_finds_the_tree_and_its_value_whatever_the_partitions(spark):
     values = values_of(spark.createDataFrame(clustered).repartition(3), tree, draws)
     bins, rewards, _ = read_units(clustered.combine_chunks().to_batches()[0], 3, 3)
     assert [astuple(v) for v in values] == [astuple(v) for v in honest_values(tree, bins, rewards, (hashes, draws))]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (Limit(units=5, segment="city", bucket="z"), "no candidate has city = 'z'; there are x, y"),
+        (Limit(units=3001, least=True), "1 more than there are"),
+        (Limit(units=5, level="20%"), "level '20%' is none of 5%, 10%"),
+    ],
+)
+def test_limits_beyond_the_candidates_are_refused(limit, message):
+    segments = (limit.segment,) if limit.segment else ()
+    units = {"": {"": 3000}, "city": {"x": 1500, "y": 1500}}
+    with pytest.raises(ConfigError, match=message):
+        constraints((limit,), ("5%", "10%"), segments, units)

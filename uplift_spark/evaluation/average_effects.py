@@ -103,7 +103,7 @@ def _units(batch: pa.RecordBatch) -> tuple[np.ndarray, tuple[np.ndarray, np.ndar
 
 
 def hidden_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], shares: Sequence[float]) -> pd.DataFrame:
-    """What confounders that nobody measured could do to the average effects on all units, one pass.
+    """Bound what unmeasured confounders could do to the average effects on all units, in one pass.
 
     Columns as gold.sensitivity but for run_id and campaign. Arguments as `average_table`; shares as
     `Sensitivity.bounds`, the same of outcome and treatment.
@@ -160,7 +160,7 @@ def _confounding(draws: Draws | None, batches: Iterator[pa.RecordBatch]) -> Iter
 
 
 def overlap_table(rows: DataFrame, levels: Sequence[str], trimmed: str) -> pd.DataFrame:
-    """gold.overlap but for run_id and campaign, a row for each level: how probable it was for those who received it.
+    """Describe by level how probable it was for the units that received it: gold.overlap without run_id and campaign.
 
     rows  all of a table with nuisances; figures but `trimmed` are of the others
     """
@@ -184,7 +184,7 @@ def overlap_table(rows: DataFrame, levels: Sequence[str], trimmed: str) -> pd.Da
 
 
 def balance_table(rows: DataFrame, features: Sequence[str], levels: Sequence[str]) -> pd.DataFrame:
-    """gold.balance but for run_id and campaign: how features differ between each level and the control.
+    """Compare features between each level and the control: gold.balance without run_id and campaign.
 
     Standardised mean differences, by the arms' pooled standard deviation, and ratios of variances, as the units are and
     weighed by the inverse of their propensity (Austin & Stuart 2015). Text counts by category, missing values as one.

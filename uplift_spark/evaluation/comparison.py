@@ -41,7 +41,7 @@ _SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class Rules:
-    """What to add up.
+    """Rules of all models, and the scale of the sums over them.
 
     cost     of treating one unit with each treated level, [L]
     price    at which the rule of a model stops: cost is worth its outcome there
@@ -77,7 +77,7 @@ class Rules:
 def prices_of(
     predictions: DataFrame, models: int, cost: np.ndarray, price: float, points: int
 ) -> tuple[np.ndarray, ...]:
-    """Prices of each model's cost curve, from a sample of units' predictions (`learners.spark.predict`); one pass."""
+    """Choose the prices of each model's cost curve, from a sample of `learners.spark.predict_frame`; one pass."""
     columns = [effects_column(m) for m in range(models)]
     some = predictions.orderBy(F.xxhash64(UNIT)).limit(_SAMPLE).select(*columns).toArrow()
     per_model = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
@@ -85,7 +85,7 @@ def prices_of(
 
 
 def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
-    """Sums of every model over a hold-out.
+    """Sum up every model's choices over a hold-out, in one pass.
 
     frame  unit_hash bigint, level_code int, outcome and weight (1 / probability of the level received) double,
            outcome_mean array<double> [K], effects_0, effects_1, ... array<double> [L]
@@ -231,12 +231,12 @@ def _figures(evaluation: Evaluation, values: Values, most: float) -> Iterator[tu
 
 
 def largest_budget(values: Mapping[str, Values]) -> float:
-    """What any of the models would spend at most, per unit: the end of the budgets they are compared over."""
+    """Give the most that any of the models would spend per unit: the largest budget of the comparison."""
     return max(float(one.curve.cost[0, -1]) for one in values.values())
 
 
 def cost_curves(values: Mapping[str, Values], outcome: str) -> pd.DataFrame:
-    """gold.cost_curve without run_id and campaign."""
+    """Make a table of every model's cost curve: gold.cost_curve without run_id and campaign."""
     parts = []
     for model, one in values.items():
         cost, gain = one.curve.cost, one.curve.gain

@@ -55,7 +55,9 @@ class _Cut:
 
 
 def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
-    """gold.lift_table without run_id and model_version, for the cuts `all`, `decile` and `segment:<segment>`.
+    """Make the lift table of an evaluation, with the cuts `all`, `decile` and `segment:<segment>`.
+
+    The columns are those of gold.lift_table without run_id and model_version.
 
     Decile `1` has the highest predicted uplift. `predicted_uplift` is given for the outcome the model predicts, and is
     the mean over the bucket's treated and control units.
@@ -110,7 +112,7 @@ def _few(arms: Moments, rate: bool) -> bool:
 
 
 def money(row: dict[str, Any], economics: Economics) -> dict[str, float]:
-    """Incremental outcomes, revenue, cost, ROI and cost per incremental outcome of one row; NaN is not known."""
+    """Compute incremental outcomes, revenue, cost, ROI and cost per incremental outcome of a row; NaN where unknown."""
     incremental = row["uplift"] * row["n_treated"]
     value = economics.value.get(row["outcome"], np.nan)
     cost = economics.cost.get(row["treatment"], np.nan) * row["n_treated"]
@@ -132,13 +134,13 @@ def money(row: dict[str, Any], economics: Economics) -> dict[str, float]:
 
 
 def unclear_metrics(metrics: pd.DataFrame, names: tuple[str, ...] = ("ate", "qini")) -> pd.DataFrame:
-    """Rows of a metric table whose interval contains zero or is not known: not distinguishable from zero."""
+    """Select the metrics that are not distinguishable from zero: their interval contains zero or is unknown."""
     shown = metrics[metrics["metric"].isin(names)]
     return shown[~((shown["lower"] > 0) | (shown["upper"] < 0))]
 
 
 def as_arrow(table: pd.DataFrame, **constants: str) -> pa.Table:
-    """Table for Spark with constant columns in front; NaN becomes null."""
+    """Convert a table for Spark, with constant columns in front; NaN becomes null."""
     result = pa.Table.from_pandas(table, preserve_index=False)
     for position, (name, value) in enumerate(constants.items()):
         result = result.add_column(position, name, pa.array([value] * len(table), pa.string()))

@@ -44,7 +44,7 @@ _STEPS = 1 << 16  # quartiles are exact on this grid between the lowest and the 
 
 
 def segment_buckets(frame: DataFrame, segments: tuple[str, ...], table: str) -> tuple[Column, ...]:
-    """One string column per segment (a feature or a crossing), never null, from at most three passes over the frame.
+    """Make a string column of buckets per segment (a feature or a crossing), never null; at most three passes.
 
     Text and few-valued numbers keep their values; other numbers become `1: <= a`, `2: a to b` (above a, up to b), …
     with distinct quartiles rounded to four digits, so that the label is the rule. DataError when text has too many
@@ -188,7 +188,7 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Cut:
-    """Size above which an outcome's values count as that size, and the units that have such."""
+    """Size at which an outcome's values are cut off, and the number of units with larger ones."""
 
     at: float
     units: int
@@ -341,7 +341,8 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
         *largest,
         *clusters,
     )
-    table = by_arm.orderBy("arm").toPandas()
+    # Put in order here: a few rows, for which Spark would run two more jobs.
+    table = by_arm.toPandas().sort_values("arm", na_position="first", ignore_index=True)
     _check_arms(table, spec)
     logged = bool(table["logged"].sum())
     weighted = logged and bool((table["high"] - table["low"] > _VARIES * table["high"]).any())
@@ -357,7 +358,7 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
 
 
 def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
-    """What a hold-out saw of each unit, for doubly robust scores: `level_code` int (0 is the control),
+    """Select the columns that doubly robust scores need: `level_code` int (0 is the control),
     `outcome` double, and `weight` double, 1 / probability of the level received."""
     treatment = F.col(TREATMENT).cast("string")
     weight = F.lit(1.0) / F.col(PROPENSITY)
@@ -368,7 +369,7 @@ def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Co
 
 
 def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
-    """The hold-out with outcomes cut off in size, and where: at what `shares` of their values do not exceed.
+    """Cut off the largest outcomes of a hold-out: at the size that `shares` of their values do not exceed.
 
     All arms are cut at one size, found without looking at the arms. What is no finite number stays as it is. Raises
     DataError for an outcome whose values would all be 0.
@@ -471,7 +472,7 @@ def comparison(
 
 
 def resampling_hash(spec: EvaluationSpec) -> Column:
-    """Hash that decides how often a unit counts in each resample: its own, or its cluster's."""
+    """Hash units, or their clusters, for the resamples: the hash decides how often a unit counts in each."""
     return F.xxhash64(F.col(spec.cluster or UNIT).cast("string"))
 
 
@@ -517,7 +518,10 @@ METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
 
 
 def curve_table(evaluation: Evaluation) -> pd.DataFrame:
-    """gold.uplift_curve without run_id: gains at every bin's share of the population, 95 % pointwise bootstrap band."""
+    """Make a table of uplift curves: the gain at each share of the population, with a pointwise 95 % bootstrap band.
+
+    The columns are those of gold.uplift_curve without run_id.
+    """
     fractions = np.linspace(0, 1, evaluation.spec.bins + 1)
     parts = []
     for outcome, curve, resampled in _by_outcome(evaluation):
@@ -533,7 +537,7 @@ def curve_table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def metric_table(evaluation: Evaluation) -> pd.DataFrame:
-    """gold.uplift_metrics without run_id and model_version: every metric with its 95 % bootstrap interval.
+    """Make a table of all metrics with 95 % bootstrap intervals: gold.uplift_metrics without run_id and model_version.
 
     Those of METRICS, in the outcome's units; for the outcome the model predicts also `calibration_slope` (of observed
     on predicted uplift over deciles; 1 is calibrated), `prediction_bias` (mean prediction minus average effect) and, in
@@ -621,7 +625,7 @@ class Truth:
 
 
 def against_truth(holdout: DataFrame, scores: DataFrame, truth: DataFrame, levels: tuple[str, ...]) -> dict[str, Truth]:
-    """Truth per level, from `truth` (unit_id, treatment, effect of the predicted outcome against control).
+    """Compare predictions with true effects, by level; `truth`: unit_id, treatment, effect on the predicted outcome.
 
     All hold-out units count, whatever they received: the true effect is known for each of them. Levels without a true
     effect are left out.

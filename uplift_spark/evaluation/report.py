@@ -23,12 +23,12 @@ _MEANING = {"ate": "average effect", "qini": "Qini"}
 
 
 def number(value: float) -> str:
-    """Four significant digits; a dash for what is not known."""
+    """Format a number with four significant digits; a dash where it is unknown."""
     return "-" if pd.isna(value) else f"{value:.4g}"
 
 
 def interval(lower: float, upper: float) -> str:
-    """`a to b`, or `not known`."""
+    """Format an interval as `a to b`, or `not known`."""
     return "not known" if pd.isna(lower) or pd.isna(upper) else f"{number(lower)} to {number(upper)}"
 
 

@@ -62,7 +62,7 @@ def check_features(definitions: Iterable[Feature], profile: DataFrame, table: st
 def features_as_of(
     units: DataFrame, sources: Mapping[str, DataFrame], definitions: Sequence[Feature], names: Sequence[str]
 ) -> DataFrame:
-    """unit_id and, for every unit, the features `names` of what had happened and was known at its assignment.
+    """Compute the features `names` of every unit from the rows that had happened and were known at its assignment.
 
     units        columns unit_id, assigned_at; one row per unit
     sources      {"event": rows of bronze.event, "profile": rows of bronze.profile_<campaign>}; one that no definition
@@ -184,7 +184,7 @@ def _native(rows: DataFrame, name: str) -> Column:
 def training_set(
     labels: DataFrame, features: DataFrame, outcomes: tuple[str, ...], split: Column, delivered: bool = False
 ) -> DataFrame:
-    """Mature labels with their features, in the shape of silver.training_<campaign> without run_id.
+    """Join mature labels and features: the rows of silver.training_<campaign> without run_id.
 
     Units of which one of `outcomes` is not known are left out, because no model can learn from them; the caller counts.
     delivered: with a column of that name, 1 for units that were reached.
@@ -225,7 +225,7 @@ _ABOUT = ("owner", "description", "ttl_minutes", "targeting", "protected")  # sa
 
 
 def definition_hash(feature: Feature) -> str:
-    """SHA-256 of what decides the feature's values."""
+    """Hash the parts of a definition that decide the feature's values (SHA-256)."""
     content = {key: value for key, value in asdict(feature).items() if key not in _ABOUT}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

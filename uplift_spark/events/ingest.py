@@ -64,7 +64,7 @@ def sha256(path: Path) -> str:
 
 
 def find(trial: TrialConf) -> Path:
-    """Local path of a trial's file, its checksum verified.
+    """Find a trial's file and verify its checksum; returns the local path.
 
     Looks in $UPLIFT_DATA, then in `cache_folder`, then downloads from `trial.url` into it. A file in
     $UPLIFT_DATA must have `trial.sha256`; a download `trial.url_sha256` when that is given.
@@ -128,7 +128,7 @@ NULL_TEXT = ("", "NA", "NaN", "nan", "null", "NULL")
 
 
 def read_trial(path: Path, trial: TrialConf) -> pa.Table:
-    """The columns a trial declares, one row per row of the file (plain or gzip).
+    """Read the columns that a trial declares, one row per row of the file (plain or gzip).
 
     `_row` (int64, from 1), the unit and treatment columns as text, outcomes as float64, attributes as float64, or text
     for categories. Empty cells, NULL_TEXT and the codes in `trial.missing` are null. Raises ConfigError when a column
@@ -254,7 +254,7 @@ class Stamp:
 
 
 def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
-    """The bronze tables of a simulated campaign, made where the rows of `chunks` (column id: chunk index) lie.
+    """Make the bronze tables of a simulated campaign on the workers that hold `chunks` (column id: chunk index).
 
     Keys: profile, truth, outcome, assignment. Each frame makes its chunks anew when it is written, so that no table
     passes through the driver or a cache. The profile is observed a day before the assignment.
@@ -354,7 +354,7 @@ def tally(good: DataFrame, trial: TrialConf) -> DataFrame:
 def trial_tables(
     good: DataFrame, trial: TrialConf, propensity: Mapping[str, float], stamp: Stamp
 ) -> dict[str, DataFrame]:
-    """The bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
+    """Make the bronze tables of a trial's good rows. Keys: profile, outcome, assignment.
 
     propensity  level -> propensity; in a completely randomised trial a level's share of the units estimates it
     The profile counts as observed at the assignment.
@@ -389,7 +389,7 @@ ROWS_PER_TASK = 100_000
 
 @dataclass(frozen=True)
 class Batch:
-    """Bronze frames by table name, in the order to write them, and what to tell about them.
+    """Bronze frames by table name, in the order to write them, and details for the job's result.
 
     The assignment comes last: until it is there, no later job sees the campaign.
     """
@@ -399,7 +399,7 @@ class Batch:
 
 
 def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback) -> Batch:
-    """Frames of the run, lazily; raises a named error before anything is written when the source is unfit."""
+    """Prepare the frames of an ingest run, lazily; an unfit source raises a named error before any write."""
     key = key_of(config)
     refuse_second_load(lake, config.campaign, run_id)
     if isinstance(config.source, Simulation):
@@ -463,7 +463,7 @@ def _spread(rows: pa.Table, spark: SparkSession) -> DataFrame:
 
 
 def check_levels(roles: RolesConf, names: Collection[str]) -> None:
-    """Raise ConfigError unless `roles` speak of the levels the source has."""
+    """Raise ConfigError unless control and doses of `roles` are levels of the source."""
     if roles.control not in names:
         raise ConfigError(f"roles.control {roles.control!r} is none of the source's levels: {', '.join(names)}")
     if roles.dose is not None and set(roles.dose) != set(names):

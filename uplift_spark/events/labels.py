@@ -36,7 +36,7 @@ def label_table(
     as_of: datetime,
     deliveries: DataFrame | None = None,
 ) -> DataFrame:
-    """One row per assignment made by `as_of`, in the shape of silver.label without run_id.
+    """Label every assignment made by `as_of`: the rows of silver.label without run_id.
 
     assignments, outcomes, deliveries   rows of one campaign from the bronze tables of these names
     names                               outcomes to label; the map has exactly these keys
@@ -62,7 +62,7 @@ def label_table(
 def event_counts(
     assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
 ) -> DataFrame:
-    """What became of the events inside the windows of labelled units; one row per outcome that has any.
+    """Count the events of labelled units by what became of them; one row per outcome that has any.
 
     outcome      one of `names`
     counted      events that are part of a label
@@ -89,7 +89,7 @@ def event_counts(
 def event_days(
     assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
 ) -> DataFrame:
-    """Labelled units and the events of their labels, counted by whole days for `stats.tests`.
+    """Count labelled units and the events of their labels by whole days, for `stats.tests`.
 
     outcome   one of `names`; null in rows that count units
     since     days from the assignment to `as_of`

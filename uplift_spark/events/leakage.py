@@ -180,7 +180,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Leaks:
-    """What `find_leaks` found in `rows` rows, and in how many of them arms were `compared` (0: in none)."""
+    """Findings in `rows` rows, and the number of them in which arms were `compared` (0: in none)."""
 
     findings: tuple[Finding, ...]
     rows: int
@@ -188,7 +188,7 @@ class Leaks:
 
 
 def find_leaks(table: pa.Table, roles: Roles, alpha: float = 0.001, seed: int = 7, randomised: bool = True) -> Leaks:
-    """Features of a trial's rows that predict the treatment or look like an outcome.
+    """Find the features of a trial's rows that predict the treatment or equal an outcome in all but name.
 
     *Treatment*, at level alpha over all features together, half for each of two tests that draw the assignment anew:
     each feature alone by the chi-square of its bins (a bin for missing) and the arms, the largest over all features

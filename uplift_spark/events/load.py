@@ -82,7 +82,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class File:
-    """A file with rows. `uri` is what Spark says a row's file is, `key` tells its content."""
+    """A file with rows. `uri` is the name that Spark gives the file of a row, `key` identifies the content."""
 
     path: str
     uri: str
@@ -96,7 +96,7 @@ class File:
 
 @dataclass(frozen=True)
 class DeltaVersion:
-    """A Delta table at its newest version. `reference` is what SQL takes, `key` tells the table wherever it lies.
+    """A Delta table at its newest version. `reference` is its name in SQL, `key` identifies it wherever it lies.
 
     feed  whether it keeps a change data feed
     """
@@ -204,7 +204,7 @@ def open_delta(reader: AnyReader, table: DeltaVersion) -> DataFrame:
 
 
 def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> set[str]:
-    """Keys of those files whose rows other runs have added to `table`."""
+    """Find the keys of those files whose rows other runs have added to `table`."""
     if not lake.exists(table):
         return set()
     key = F.regexp_extract("source", f"#([0-9a-f]{{{_KEY}}})$", 1)
@@ -213,7 +213,7 @@ def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> s
 
 
 def known_version(lake: Lake, target: str, table: DeltaVersion, run_id: str) -> int | None:
-    """The newest version of a Delta table whose rows other runs have added to `target`."""
+    """Find the newest version of a Delta table whose rows other runs have added to `target`."""
     if not lake.exists(target):
         return None
     version = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
@@ -353,7 +353,7 @@ class Arrivals:
     """Rows to write: `rejected` first, so that a run that was killed completes when it runs again.
 
     refused   {rule: rejected rows}
-    details   what to tell about the source
+    details   of the source, for the job's result
     Both frames are None when other runs have added everything there is.
     """
 
@@ -367,7 +367,7 @@ class Arrivals:
 def arrivals(
     load: Load, lake: Lake, run_id: str | None, progress: ProgressCallback, key: bytes | None = None
 ) -> Arrivals:
-    """What a load adds, with pseudonyms for ids if there is a `key`; frames are lazy.
+    """Find the rows that a load adds, with pseudonyms for ids if there is a `key`; frames are lazy.
 
     Raises a named error before anything is written when the source is unfit.
     """
@@ -496,7 +496,7 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
 
 
 def tell_old_names(load: Load, where: str, frame: DataFrame, progress: ProgressCallback) -> None:
-    """Warn of columns that have the name of the last release: they are loaded, in this version still."""
+    """Warn of columns that have the name of the last release; this version still loads them."""
     for new, old in old_names(load.contract, frame.columns).items():
         progress(f"warning: {where} has a column {old}, which is called {new} now: rename it before the next version")
 
@@ -507,7 +507,7 @@ def _renamed(load: Load, frame: DataFrame) -> dict[str, str]:
 
 
 def stamped(load: Load, frame: DataFrame, wanted: StructType, taken_in: Column) -> DataFrame:
-    """Rows with all columns of the table but run_id, and what `check` needs beside them.
+    """Cast rows to the columns of the table, all but run_id, and add the columns that `check` needs beside them.
 
     frame  the source's columns, SOURCE, and ARRIVED: when a row was known that does not say so itself
     """
@@ -537,7 +537,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
 
 
 def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
-    """Rows whose key other runs have added get a fault: a unit is assigned once per campaign."""
+    """Give rows a fault whose key other runs have added: a unit is assigned once per campaign."""
     key: Sequence[str] = load.contract.unique
     if not key or not lake.exists(load.table):
         return rows

@@ -19,8 +19,8 @@ from uplift_spark.stats.moments import normal_quantile
 # --------------------------------------------------------------------------------------------------------------------
 # Split criteria as treatment bases: a criterion is the map from doses to φ, the kernel is the same for all.
 # A node's effect θ is the coefficient of Y on φ(W) inside the node; a split's gain is Σ_children θ'Aθ - parent's, A the
-# node's scatter of φ (Athey, Tibshirani & Wager 2019). Where effects are told of doses that are no levels of their own,
-# or of levels with several doses, θ is what they are told from, too (`forest.effects`). A new criterion is one class
+# node's scatter of φ (Athey, Tibshirani & Wager 2019). Where effects are reported at doses that are no levels of their
+# own, or of levels with several doses, they are computed from θ, too (`forest.effects`). A new criterion is one class
 # and one entry in CRITERIA.
 
 KNOTS = 5
@@ -137,7 +137,7 @@ CORRECTED_VARIANCE, _SHARED_GROWTH = 0.6, 0.8  # see `variance_factor`
 
 
 def bag_covariance(influence: np.ndarray, design: tuple[int, int, int]) -> np.ndarray:
-    """Little-bag covariance of averages from their trees' pulls [T, K-1]: [K-1, K-1], positive semidefinite.
+    """Little-bag covariance of averages from their trees' influence [T, K-1]: [K-1, K-1], positive semidefinite.
 
     As in the kernel a bag speaks through those of its trees that do, and a bucket's only tree is not centred.
     """
@@ -192,7 +192,7 @@ def variance_factor(plan: ForestPlan, corrected: float) -> float:
     """What the little-bag variance of single effects is multiplied by, for what all bags share and so cannot show.
 
     Left-out buckets: see there. Where several buckets grow a tree, trees share growing rows across buckets, too;
-    simulations asked for .8 of that.
+    simulations suggest .8 of that.
 
     Bias correction: with S the forest's smoother the estimate is (2S - S²)y, but what S² takes away is the same in
     every bag, so the bags show the variance of 2Sy. Over the true one that is 4 / (2 - s)², s the smoother's eigenvalue
@@ -204,12 +204,12 @@ def variance_factor(plan: ForestPlan, corrected: float) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Effects told from a response: the regression of the outcome on a treatment basis φ, solved once from sums over
+# Effects from a response: the regression of the outcome on a treatment basis φ, solved once from sums over
 # trees.
 # Where doses are cells (`forest.encode`) or levels have several doses, an effect is φ(w)'θ - φ(control)'θ with θ the
 # coefficient of Y on φ(W) near the unit (Athey, Tibshirani & Wager 2019, s. 6; Hastie & Tibshirani 1993). Leaf sums by
-# cell are all it takes: any basis is a linear map of them, and effects at doses that nobody asked for when the forest
-# was trained, or of one unit of dose more, come from the same file.
+# cell are all it takes: any basis is a linear map of them, and effects at doses that were not requested when the
+# forest was trained, or of one unit of dose more, come from the same file.
 
 _STEP = 1e-4  # of the range of doses, for derivatives
 _PIVOT = 1e-8
@@ -218,8 +218,8 @@ _PIVOT = 1e-8
 def contrast_matrix(plan: ForestPlan) -> np.ndarray:
     """What θ counts for in each effect of the plan, float64 [L, q]; [0, 0] for one whose levels speak for themselves.
 
-    An effect is that of a dose of `told` against the control's or, with `partial`, that of one unit more of it. Raises
-    ConfigError for a basis that knows no doses between the levels.
+    An effect is that of a dose of `reported` against the control's or, with `partial`, that of one unit more of it.
+    Raises ConfigError for a basis that knows no doses between the levels.
     """
     if plan.reported is None:
         return np.zeros((0, 0))
@@ -310,7 +310,7 @@ def _fit(m, contrasts, fit, weight):
 def _solve(totals, counts, contrasts, state, effect, support):
     """Effects of a block's rows; state is (fit [block, 1 + 2q], weight [block, L, q], centre [B, block, L]), written.
 
-    Counts are replaced by what pulls are stretched by, as in `kernels._solve`.
+    Counts are replaced by the factors that influence is stretched by, as in `kernels._solve`.
     """
     fit, weight, centre = state
     effects, q = contrasts.shape
@@ -406,7 +406,7 @@ def predict_responses(routes, values, design, rows, contrasts, with_errors, out)
 
 @nb.njit(cache=True, nogil=True)
 def average_responses(routes, values, design, rows, contrasts, influence, effects, counts):
-    """`kernels.average_influence` of effects told @ θ: values are `moments`, told float64 [L, q]."""
+    """`kernels.average_influence` of effects contrasts @ θ: values are `moments`, contrasts [L, q]."""
     bins, segment = rows
     (width, q), n_buckets = contrasts.shape, min(design[1], len(routes.rounds))
     halves = np.zeros((bins.shape[0], 0), np.uint64)

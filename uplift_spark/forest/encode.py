@@ -337,11 +337,11 @@ def summarise(rows: TypedRows) -> Summary:
     for name, column in rows.features.items():
         if isinstance(column, NumberColumn):
             bad[f"{name}: infinite"] = int(np.isinf(column.values).sum())
-    weight, problems = _weights(rows)
-    bad.update(problems)
-    found = {name: count for name, count in bad.items() if count}
+    weight, unusable = _weights(rows)
+    bad.update(unusable)
+    problems = {name: count for name, count in bad.items() if count}
     heaviest = float(np.nanmax(weight, initial=0.0))
-    return Summary(n, dict(sorted(levels.items())), found, bounds, heaviest, _propensity_bounds(rows))
+    return Summary(n, dict(sorted(levels.items())), problems, bounds, heaviest, _propensity_bounds(rows))
 
 
 def _weights(rows: TypedRows) -> tuple[np.ndarray, dict[str, int]]:
@@ -377,7 +377,7 @@ class ForestPlan:
     levels      whose rows leaf sums hold apart: those received, or cells of doses (`forest.encode`)
     exponents   binary exponents of the fixed-point weight and of w·y of each outcome
     limits      min_leaf (rows), max_depth, min_gain, imbalance, mtry, min_share as given to the grower
-    reported    the levels that effects are told of, by the response that the criterion's basis allows
+    reported    the levels that effects are reported for, by the response that the criterion's basis allows
                 (`forest.effects`); None: `levels`, each by the rows that received it
     edges       doses that part the cells, none where `levels` are those received
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
@@ -439,7 +439,7 @@ def _levels(raw: Mapping[str, Any] | None) -> Levels | None:
 
 
 def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, tuple[float, ...]]:
-    """`levels`, `told` and `edges` of a plan.
+    """`levels`, `reported` and `edges` of a plan.
 
     Raises DataError if the control, or any second arm, is missing or an arm has no dose.
     """

@@ -366,7 +366,7 @@ def grown_parts(forest: Forest) -> tuple[ForestPlan, Structure, Baselines]:
 
 
 def facts_anew(forest: Forest, summary: Summary) -> dict[str, Any]:
-    """Facts of the forest estimated from the rows of `summary`; what is told of growing stays.
+    """Facts of the forest estimated from the rows of `summary`; the facts about growing stay.
 
     Raises DataError when a level that the forest knows has no row left, or another one has come.
     """

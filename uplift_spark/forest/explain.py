@@ -283,7 +283,7 @@ class _Design:
         return pull / room[:, None]
 
     def _cluster_changes(self, pull: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """(I - Q_g'Q_g)^-1 of each cluster's summed pull, [G, c], from the rows' pulls [n, c]."""
+        """(I - Q_g'Q_g)^-1 of each cluster's summed influence, [G, c], from that of the rows [n, c]."""
         size = pull.shape[1]
         order = np.argsort(codes, kind="stable")
         ends = np.searchsorted(codes[order], np.arange(codes.max() + 2))

@@ -39,7 +39,7 @@ from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
 
 # --------------------------------------------------------------------------------------------------------------------
-# What a model of effects is, whoever learnt it: how it is asked, its table of effects, its file.
+# What a model of effects is, whatever it learnt from: its effects, their table, its file.
 # A file is one Arrow record of arrays with a manifest and a SHA-256 at its end; nothing in it is ever executed.
 
 FORMAT = 3
@@ -229,7 +229,7 @@ class Forest:
     facts     what training found: rows, rows per level, range of each outcome, bucket statuses
     baseline  what the outcome was centred by, if at all
     level_shrinkage  float64 [6, K]: how levels learn from each other; average and variance of a unit's effect
-              that stand in where a level has low support (`forest.estimate`); where effects are told from a response,
+              that stand in where a level has low support (`forest.estimate`); where effects come from a response,
               average and covariance of a unit's θ, [1 + q, q]; None: neither
     more      (baseline, mix) of every further outcome
 
@@ -348,7 +348,7 @@ class Forest:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`effect_arrays` of rows given by their bins, uint8 [n, p]; out of bag given their keys, uint64 [n].
 
-        contrasts  float64 [L, q]: effects told @ θ in place of the plan's, where those are told from a response
+        contrasts  float64 [L, q]: effects contrasts @ θ in place of the plan's, where those come from a response
         """
         requested, contrasts = contrasts, frozen([self._contrasts if contrasts is None else contrasts])[0]
         n_bags = 0 if key is None else self.plan.n_trees // self.plan.bag_size
@@ -397,7 +397,7 @@ class Forest:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(average effects [S, K-1], their covariances [S, K-1, K-1]) over the rows of each segment.
 
-        bins uint8 [n, p]; segment int64 [n] in 0..S-1, one segment of all rows by default; told as in `effects_of`.
+        bins uint8 [n, p]; segment int64 [n] in 0..S-1, by default one of all rows; contrasts as in `effects_of`.
         Differences between levels have the variance that follows from the covariance. Without correction for bias,
         which an average hardly has.
         """

@@ -335,7 +335,7 @@ def null_gain(bins, categorical, q):
     """Expected gain / noise of the best cut of a feature without effect, by its occupied bins.
 
     One cut is a χ² of q degrees; the best of many correlated cuts of a numeric feature came to q + 2.6 √q in
-    simulations (the sup-F process of Andrews 1993); categories ordered by their own effect can be told apart by chance
+    simulations (the sup-F process of Andrews 1993); categories ordered by their own effect can differ by chance
     in proportion to their number (the mean of a half-normal squared, 2/π each).
     """
     numeric = q + 2.6 * np.sqrt(q) * (1.0 - 1.0 / max(bins - 1, 1))

@@ -2,7 +2,7 @@
 
 A level's complier effect is what it does to units that take it because they are assigned it: the effect of assignment
 on the outcome over that on delivery (Imbens & Angrist 1994), near each unit as in the instrumental forest (Athey,
-Tibshirani & Wager 2019, s. 7). Both are effects of one forest, told from the same leaves, solved once from sums over
+Tibshirani & Wager 2019, s. 7). Both are effects of one forest, from the same leaves, solved once from sums over
 the trees; beside them stand the intention-to-treat effects. Trees are split on the outcome less what deliveries bring
 on average, y - τ0 d: the effect of assignment on it is ITT_d(x) (τ(x) - τ0), which differs between units as complier
 effects do, where that on y differs with mere delivery, too.
@@ -30,7 +30,7 @@ from uplift_spark.runtime import ProgressCallback
 
 LEFT = "_left"  # column: the outcome less what deliveries bring on average
 MIN_INSTRUMENT_T = (
-    3.0  # standard errors that the effect on delivery must be from zero for a ratio to be told (t of 3: F of 9)
+    3.0  # standard errors that the effect on delivery must be from zero for a ratio to be reported (t of 3: F of 9)
 )
 
 
@@ -78,7 +78,7 @@ class Instrumental:
     def effect_arrays(
         self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`complier_effects`: what is weak has low support; which needs errors, asked for or not."""
+        """`complier_effects`: what is weak has low support; which needs errors, requested or not."""
         return self.complier_effects(batch, threads)
 
     def to_bytes(self) -> bytes:

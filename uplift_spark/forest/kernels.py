@@ -187,10 +187,10 @@ def _dose_effect(measure, shape):
 
 @nb.njit(cache=True, nogil=True)
 def _solve(totals, counts, shrinkage, block, effect, support, theta):
-    """Effects of a block's rows, and what their trees' pulls are measured by.
+    """Effects of a block's rows, and what their trees' influence is measured by.
 
-    block is (measure [3, K, BLOCK]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, K, BLOCK]: mean pull
-    of a bucket's trees), written. Counts are replaced by what `_add_influence` stretches pulls by.
+    block is (measure [3, K, BLOCK]: 1 / mean share N_k, mean outcome μ_k, weight in θ; centre [B, K, BLOCK]: mean
+    influence of a bucket's trees), written. Counts are replaced by what `_add_influence` stretches influence by.
     """
     measure, centre = block
     rows, levels, n_buckets = effect.shape[0], shrinkage.shape[1], totals.shape[0]
@@ -216,10 +216,10 @@ def _solve(totals, counts, shrinkage, block, effect, support, theta):
 
 @nb.njit(cache=True, nogil=True)
 def _influence(leaves, values, measure, centre, speaks, shares, influence):
-    """One tree's pulls on the means of the levels, and on their differences from the control for k > 0.
+    """One tree's influence on the means of the levels, and on their differences from the control for k > 0.
 
-    leaves int32 [block] -> speaks float64 [block], 0 where the tree does not; shares (scratch) and pulls [K, block],
-    written. Loops over rows are innermost, so that they become vector instructions.
+    leaves int32 [block] -> speaks float64 [block], 0 where the tree does not; shares (scratch) and
+    influence [K, block], written. Loops over rows are innermost, so that they become vector instructions.
     """
     flat, width = values.reshape(-1), 3 * values.shape[1]
     for j in range(speaks.size):
@@ -239,14 +239,14 @@ def _influence(leaves, values, measure, centre, speaks, shares, influence):
 
 @nb.njit(cache=True, nogil=True)
 def _add_influence(influence, weights, scratch, shrinkage, sums, squares):
-    """Add one tree's pulls on the effects of a block's rows, [K, rows], and their squares.
+    """Add one tree's influence on the effects of a block's rows, [K, rows], and their squares.
 
-    pulls as from `_influence`; weights (what levels count for in θ [K, rows], stretch, speaks).
+    influence as from `_influence`; weights (what levels count for in θ [K, rows], stretch, speaks).
 
-    A pull is taken less the mean of the pulls of the bucket's trees: they share rows in all their bags, so what they
+    Influence is taken less its mean over the bucket's trees: they share rows in all their bags, so what they
     have in common is no noise between trees of a bag, and left in, the correction for that noise would take away true
     variance. The stretch restores the variance that centring takes. A bucket's only tree has nothing in common with
-    another: its pull stays whole.
+    another: its influence stays whole.
     """
     in_theta, stretch, speaks = weights
     common, factor = scratch
@@ -344,7 +344,7 @@ def predict_effects(routes, values, design, rows, shrinkage, with_errors, out):
 
 @nb.njit(cache=True, nogil=True)
 def average_influence(routes, values, design, rows, influence, effects, counts):
-    """Add every row's effects, and its trees' pulls on them, to the row's segment.
+    """Add every row's effects, and its trees' influence on them, to the row's segment.
 
     rows     (bins uint8 [n, p], segment int64 [n])
     influence  float64 [S, T, K - 1], effects float64 [S, K - 1], counts float64 [S], added to in place; rows at which a

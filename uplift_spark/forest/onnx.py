@@ -10,7 +10,7 @@ The graph is what `Forest.effect_arrays` does, in three steps:
 2. The leaves' moments are gathered and summed over the trees, in float64.
 3. Ratios, the common effect of ordered levels, support and the average that stands in: ordinary operators.
 
-Standard errors are not told: they need the pulls of trees less their buckets' means and, for the correction of noise, a
+There are no standard errors: they need the influence of trees less their buckets' means and, to correct noise, a
 normal tail that ONNX has no operator for. A unit takes 8 bytes per tree and moment (10 kB with 200 trees) on its way,
 so a caller with millions of rows gives them in parts.
 """
@@ -84,7 +84,7 @@ def _check(forest: Forest, level: str) -> None:
         )
     plan = forest.plan
     if plan.reported:
-        raise ConfigError("effects told from a response to doses are not exported: train on levels, without roles.grid")
+        raise ConfigError("effects from a response to doses are not exported: train on levels, without roles.grid")
     if plan.monotone:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:

@@ -52,16 +52,16 @@ from uplift_spark.stats.sampling import SAMPLE_SALT, mix64_all
 # be good for the test to hold its level, and rows of another mix of features do no harm as far as the forest explains
 # effects.
 #
-# It is asked twice. `changed`: the forest's own sums expect the outcomes; effects are not what they were. `stale`: the
-# same trees do with the sums of the new rows alone, so what a refresh can follow is explained and what is left is what
-# these splits cannot tell apart: a regrow is due. Residuals then vary somewhat less than their errors say, where
+# The test is run twice. `changed`: the forest's own sums expect the outcomes; effects are not what they were. `stale`:
+# the same trees do with the sums of the new rows alone, so what a refresh can follow is explained and what is left is
+# what these splits cannot separate: a regrow is due. Residuals then vary somewhat less than their errors say, where
 # splits follow a feature, so without change `stale` is found less often than its level: in 1 to 3 % of 500
 # replications.
 #
 # The smallest of the features' p-values counts, times their number (Bonferroni). Residuals are sums of rows and add.
 
 BIN_GROUPS = 4  # of a feature's bins, which hold about equally many rows each
-MIN_GROUP_ROWS = 30  # rows of a level in a group, old and new, for the group to be asked
+MIN_GROUP_ROWS = 30  # rows of a level in a group, old and new, for the group to count
 LEVEL = 0.05
 
 
@@ -342,7 +342,7 @@ def _total(days: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def check_refresh(base: Forest, half_life: float | None, day: str | None) -> None:
-    """Raise ConfigError unless new rows can be counted in the forest's trees as asked."""
+    """Raise ConfigError unless new rows can be counted in the forest's trees as requested."""
     if base.roles.scores:
         raise ConfigError(
             f"roles.scores {base.roles.scores!r}: scores of all units change with what new rows teach nuisances, so "
@@ -403,7 +403,7 @@ def _corrected_variance(base: Forest, plain: np.ndarray, plan: ForestPlan) -> fl
 
     Noise of the correction and of the means is of the same rows in the base, and partly cancels where bags do not show
     it. Once these rows are forgotten it does not. The share of their weight that is left is not known; without any, and
-    as many new rows, simulations asked for .7 to .9, with a quarter as many for 1.1, with four times as many for less
+    as many new rows, simulations suggest .7 to .9, with a quarter as many for 1.1, with four times as many for less
     than the base's .6.
     """
     share = math.ldexp(float(base.sums[:, :, 0].sum()), plan.exponents[0] - base.plan.exponents[0])

@@ -227,15 +227,15 @@ def add_up(leaves, values, totals):
 # Shapley values of the effects a forest shows: per unit and level, base + sum over features = effect, exactly.
 # An effect is solved once from moments summed over the trees, so it is no sum over trees; the moments are. Two steps:
 #
-# 1. Shapley values of every moment by path-dependent TreeSHAP (Lundberg et al. 2020): a coalition's features follow the
+# 1. Shapley values of every moment by path-dependent TreeSHAP (Lundberg et al. 2020): features of a set follow the
 #    unit, the others go both ways by the weight of the rows that estimate the leaves. In one leaf the game is a product
-#    over the d features on its path, o_f inside the coalition (1 if the unit passes all of f's splits, else 0), z_f
+#    over the d features on its path, o_f inside the set (1 if the unit passes all of f's splits, else 0), z_f
 #    outside (the share of weight that passes), and the value of f is
 #
 #        (o_f - z_f) * integral over t in [0, 1] of prod over g != f of ((1 - t) z_g + t o_g).
 #
 #    Gauss-Legendre with ceil(d / 2) points is exact for it, all factors are positive, and units of a block are vector
-#    lanes: no table of coalitions, no polynomial to unwind.
+#    lanes: no table of sets, no polynomial to unwind.
 # 2. From moments to the effect by the two-point rule: every operation passes on the change from base to unit exactly,
 #
 #        change of a b = mean(b) change(a) + mean(a) change(b),
@@ -306,7 +306,7 @@ def _scaled(change: _Change, factor: float) -> _Change:
 
 
 def _response_changes(forest: Forest, base: np.ndarray, totals: np.ndarray, known: np.ndarray) -> list[_Change]:
-    """Effects told from a response: A θ = b, so that change(θ) = mean(A)^-1 (change(b) - change(A) mean(θ))."""
+    """Effects from a response: A θ = b, so that change(θ) = mean(A)^-1 (change(b) - change(A) mean(θ))."""
     contrasts = forest._contrasts
     q = contrasts.shape[1]
     matrix, right = np.zeros((base.size, 1 + q, 1 + q)), np.zeros((base.size, 1 + q))

@@ -96,11 +96,11 @@ def watched(spark: SparkSession, progress: ProgressCallback, every: float = EVER
         def speak() -> None:
             while not over.wait(every):
                 count()
-                n_done, total = (sum(part) for part in zip(*counts.values(), strict=True)) if counts else (0, 0)
-                left = (time.monotonic() - started) * (total - n_done) / max(n_done, 1)
+                finished_tasks, total = (sum(part) for part in zip(*counts.values(), strict=True)) if counts else (0, 0)
+                left = (time.monotonic() - started) * (total - finished_tasks) / max(finished_tasks, 1)
                 if total:
-                    rest = f", about {left:,.0f} s left" if 0 < n_done < total else ""
-                    progress(f"{n_done:,} of {total:,} tasks done{rest}")
+                    rest = f", about {left:,.0f} s left" if 0 < finished_tasks < total else ""
+                    progress(f"{finished_tasks:,} of {total:,} tasks done{rest}")
 
         speaker = Thread(target=speak, daemon=True)
         speaker.start()

@@ -143,7 +143,7 @@ def _check_params(params: Params) -> None:
 
 
 def _first_criterion(levels: Levels, reported: Levels | None, requested: str | None) -> tuple[str, Levels | None]:
-    """The criterion before the data have spoken, and the levels that effects are then told of; see `ForestPlan`."""
+    """The criterion before the data are read, and the levels that effects are then reported for; see `ForestPlan`."""
     criterion = default_criterion(levels) if requested in AUTO else str(requested)
     reported = levels if criterion == "product" else reported
     if reported and not identified(CRITERIA[criterion].basis(levels)):

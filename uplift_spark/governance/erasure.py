@@ -81,7 +81,7 @@ def _delete(lake: Lake, table: str, held: DataFrame) -> int:
 
 
 def purge(lake: Lake, table: str, log: bool = True) -> None:
-    """Remove the files of all versions but the newest, and with `log` what the transaction log tells of them.
+    """Remove the files of all versions but the newest, and with `log` the entries of the transaction log about them.
 
     Delta deletes log files by the day: bounds of columns written today are gone after a purge on a later day (UTC).
     Nothing else may write the table meanwhile: files of a write that is not committed yet would be taken for old ones.
@@ -117,7 +117,7 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Erasure:
-    """Whom to erase, and whether to remove what tables leave behind of all that is deleted.
+    """The units to erase, and whether to remove the old files and logs of all tables.
 
     Raises ConfigError for a blank id, and when there is nothing to do.
     """

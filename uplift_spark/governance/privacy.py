@@ -26,7 +26,7 @@ _DIGITS = 32  # hexadecimal, 128 bits
 
 
 def key_of(config: Config) -> bytes | None:
-    """The key of the campaign's pseudonyms, None when ids stay as they are.
+    """Find the key of the campaign's pseudonyms; None when ids stay as they are.
 
     Raises ConfigError when the environment variable is not set or holds less than LEAST_KEY bytes.
     """
@@ -43,12 +43,12 @@ def key_of(config: Config) -> bytes | None:
 
 
 def pseudonym(key: bytes, unit: str) -> str:
-    """The first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text."""
+    """Compute a pseudonym: the first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text."""
     return hmac.digest(key, unit.encode(), hashlib.sha256).hex()[:_DIGITS]
 
 
 def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:
-    """`frame` with pseudonyms for ids in its column unit_id, and under that key in a column of rows as JSON.
+    """Replace ids by pseudonyms in the column unit_id, and under that key in a column of rows as JSON.
 
     Null and blank ids stay, for the rules to find. The text of a line that is no row, which JSON holds under `unread`,
     may contain an id anywhere and is left out. Without a key `frame` as it is.
@@ -98,7 +98,7 @@ WITHDREW, NO_GRANT = "withdrew", "no consent"
 
 
 def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bool) -> DataFrame:
-    """`rows` with the column GATE: MAY, WITHDREW or NO_GRANT, by the unit's latest word on `purpose`.
+    """Add the column GATE to `rows`: MAY, WITHDREW or NO_GRANT, by the unit's latest statement on `purpose`.
 
     The latest is the one last changed, then the one known last; of a grant and a withdrawal at the same time the
     withdrawal counts, and a grant that lies in the future does not. Units who never said a word may be contacted unless

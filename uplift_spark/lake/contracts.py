@@ -77,7 +77,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Contract:
-    """A table's promise.
+    """What a table holds, and what every row of it keeps to.
 
     columns    exactly these; an `open` table may hold further columns of doubles, arrays of them, or strings
     job        the job that writes it first
@@ -131,7 +131,7 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
 
 
 def conform(frame: DataFrame, contract: Contract) -> DataFrame:
-    """`frame` with the contract's columns, types and comments; numbers are widened where nothing is lost.
+    """Give `frame` the contract's columns, types and comments; numbers are widened where nothing is lost.
 
     Adds ingested_at where the contract has it and the frame has not.
     Raises DataError naming the table and the columns that are missing, unknown, or of another type.
@@ -150,14 +150,14 @@ def conform(frame: DataFrame, contract: Contract) -> DataFrame:
 
 
 def old_names(contract: Contract | None, have: Iterable[str]) -> dict[str, str]:
-    """{column: the name it has among `have`}, of columns that have the name of the last release there."""
+    """Find the columns that `have` contains under the name of the last release: {name now: name there}."""
     have = set(have)
     renamed = {} if contract is None else contract.renamed
     return {new: old for new, old in renamed.items() if old in have and new not in have}
 
 
 def current(rows: DataFrame, contract: Contract | None) -> DataFrame:
-    """`rows` of a stored table with the names and texts of this release."""
+    """Give `rows` of a stored table the names and texts of this release."""
     renamed = old_names(contract, rows.columns)
     if contract is None or not renamed:
         return rows
@@ -170,12 +170,12 @@ def current(rows: DataFrame, contract: Contract | None) -> DataFrame:
 
 
 def added_columns(stored: StructType | None) -> list[StructField]:
-    """Columns that a table got on record; rows without them are rows of the table as well."""
+    """List the columns that runs have added to a table; new rows may lack them."""
     return [field for field in stored or () if field.metadata.get("comment", "").startswith(ADDED)]
 
 
 def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract:
-    """`contract` with those of `columns` it has not; an open one takes further columns as it is."""
+    """Add to `contract` those of `columns` that it lacks; an open contract takes them without this."""
     known = contract.columns.fieldNames()
     more = [field for field in columns if field.name not in known]
     return contract if contract.open else replace(contract, columns=StructType([*contract.columns, *more]))
@@ -239,7 +239,7 @@ def _failure(rule: Rule, broken: Column) -> Column:
 
 
 def entry(rule: str, reason: Column) -> Column:
-    """One of the FAULTS."""
+    """Make one entry of FAULTS: the rule that a row breaks, and the reason."""
     return F.struct(F.lit(rule).alias("rule"), reason.alias("reason"))
 
 
@@ -261,13 +261,13 @@ def _quarantine(rejected: DataFrame, columns: Sequence[str], table: str) -> Data
 
 
 def widens(source: DataType, target: DataType) -> bool:
-    """Whether a column of `source` fits one of `target` as it is, or by a cast that loses nothing."""
+    """Say whether values of type `source` fit a column of `target`, as they are or by a cast that loses nothing."""
     have, want = source.simpleString(), target.simpleString()
     return have == want or want in _WIDER.get(have, ())
 
 
 def as_json(columns: Sequence[str]) -> Column:
-    """These columns as a JSON text, nulls and microseconds included, whatever the session's time zone."""
+    """Write columns as a JSON text, nulls and microseconds included, whatever the session's time zone."""
     return F.to_json(F.struct(*columns), _EXACT_TIME)
 
 
@@ -280,7 +280,7 @@ def _them(columns: Sequence[str]) -> str:
 
 
 def declared(*lines: str) -> StructType:
-    """`name type[: comment]` per line; the type has no blank."""
+    """Make a schema from lines of the form `name type[: comment]`; the type has no blank."""
     schema = StructType()
     for line in lines:
         column, _, comment = line.partition(": ")
@@ -310,13 +310,13 @@ _SHOWN = 100  # characters of a bad value that its reason repeats
 
 
 def fits(have: DataType, want: DataType, text: bool) -> bool:
-    """Whether `read_cells` reads columns of `have` as `want`; `text`: the source has no types, only texts."""
+    """Say whether `read_cells` can read a column of type `have` as `want`; `text`: the source has texts only."""
     unzoned = isinstance(have, TimestampNTZType) and isinstance(want, TimestampType)
     return widens(have, want) or unzoned or (text and isinstance(have, StringType))
 
 
 def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str], *beside: str) -> DataFrame:
-    """The columns of `wanted` that `frame` has, in its types, then FAULTS, RAW_ROW and the columns `beside`.
+    """Cast the columns of `wanted` that `frame` has to their types; add FAULTS, RAW_ROW and the columns `beside`.
 
     renamed   {wanted name: frame's name} where the two differ
     A column UNREAD of `frame` holds the lines that are no row. Columns must fit (`fits`); blank texts are null where
@@ -342,7 +342,7 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
 
 
 def numbers_or_text(frame: DataFrame, names: list[str]) -> dict[str, DataType]:
-    """{name: double if all its texts are numbers, else string}, in one pass over the rows."""
+    """Infer types of text columns in one pass: {name: double if all its texts are numbers, else string}."""
     if not names:
         return {}
     numeric = frame.agg(*(F.min(_blank(F.col(n)) | F.trim(n).rlike(_NUMBER)).alias(n) for n in names)).collect()[0]

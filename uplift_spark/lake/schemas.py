@@ -309,7 +309,7 @@ QUARANTINE = "bronze.quarantine"
 
 
 def contract_of(table: str) -> Contract | None:
-    """Contract of `schema.table`; None for tables the platform does not know. One contract serves every campaign."""
+    """Find the contract of `schema.table`; None for a table without one. All campaigns share a contract."""
     if table in _CONTRACTS:
         return _CONTRACTS[table]
     for prefix, shared in _PER_CAMPAIGN.items():
@@ -319,12 +319,12 @@ def contract_of(table: str) -> Contract | None:
 
 
 def rule_of(name: str) -> str:
-    """Name of the rule that the last release called `name`; any other name as it is."""
+    """Give the present name of a rule that the last release called `name`; other names stay."""
     return _QUARANTINE.reworded["rule"].get(name, name)
 
 
 def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
-    """`contract` that also rejects treatments other than `levels`."""
+    """Make `contract` reject treatments other than `levels`, too."""
     known = ", ".join("'" + level.replace("\\", "\\\\").replace("'", "\\'") + "'" for level in levels)
     rule = Rule("treatment_known", f"{TREATMENT} IN ({known})", f"treatment is none of {', '.join(levels)}")
     return replace(contract, rules=(*contract.rules, rule))

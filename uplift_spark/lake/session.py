@@ -62,7 +62,7 @@ _SHIPPED_WITH_SPARK = (
 
 
 def spark_session(lakehouse: Lakehouse, app: str = "uplift", master: str = "local[*]") -> SparkSession:
-    """The session to work in, in this order: one that runs already; the one of Spark Connect ($SPARK_REMOTE),
+    """Get the session to work in, in this order: one that runs already; the one of Spark Connect ($SPARK_REMOTE),
     Databricks or spark-submit; a new local one on `master`.
 
     `$SPARK_DRIVER_MEMORY` overrides a local session's 4 GB, `$SPARK_SUBMIT_OPTS` its JVM flags: an empty value gives
@@ -91,7 +91,7 @@ def check_java() -> None:
 
 
 def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict[str, str]:
-    """Every setting of a local session, Delta's JARs included; small data first: few partitions, no UI."""
+    """Give every setting of a local session for small data: Delta's JARs, few partitions, no user interface."""
     conf = {
         **_DELTA,
         **_EVERYWHERE,
@@ -116,7 +116,7 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
 
 
 def local_session(conf: Mapping[str, str]) -> SparkSession:
-    """A new session with `conf` (see `local_conf`), its noise in the log; EnvironmentProblem when it does not start."""
+    """Start a session with `conf` (see `local_conf`), its output in the log; EnvironmentProblem when it fails."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     log = _fresh_log()
     start = log.stat().st_size
@@ -246,20 +246,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def utc(at: datetime) -> datetime:
-    """The moment in UTC; without a zone it is taken to be UTC already."""
+    """Convert a moment to UTC; one without a zone counts as UTC."""
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 def moment(micros: int) -> datetime:
-    """The moment that many microseconds after 1970 began, in UTC; a float would round it."""
+    """Give the moment so many microseconds after the start of 1970, in UTC; a float would round it."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
 def instant(at: datetime) -> Column:
-    """A timestamp literal."""
+    """Make a timestamp literal, whatever the session's time zone."""
     return F.lit(utc(at).isoformat()).cast("timestamp")
 
 
 def plus_hours(start: Column, hours: Column) -> Column:
-    """`start` moved by a number of hours, to the microsecond."""
+    """Add hours to a time, exact to the microsecond."""
     return F.timestamp_micros(F.unix_micros(start) + F.round(hours * 3_600_000_000).cast("bigint"))

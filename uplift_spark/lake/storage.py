@@ -106,14 +106,14 @@ class Save:
 
 
 def storage_of(spark: SparkSession, lakehouse: Lakehouse) -> Storage:
-    """The lakehouse's catalog if it names one, else its folder."""
+    """Choose the storage of a lakehouse: its catalog if it names one, else its folder."""
     if lakehouse.catalog is not None:
         return Catalog(spark, checked_name(lakehouse.catalog, "lakehouse.catalog"))
     return Folder(spark, lakehouse.path)
 
 
 def schema_or_none(storage: Storage, reader: DataFrameReader, table: str) -> StructType | None:
-    """Schema of a table, None when there is none; EnvironmentProblem when the session has no Delta."""
+    """Read a table's schema; None when there is no such table, EnvironmentProblem when the session has no Delta."""
     try:
         return storage.load(reader.format("delta"), table).schema
     except Exception as error:  # a missing class reaches Python untyped
@@ -163,12 +163,12 @@ class Folder:
         logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
         try:
-            folders = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).distinct().collect()
+            commits = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).collect()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return []
             raise
-        return sorted(row["table"].replace("/", ".") for row in folders)
+        return sorted({row["table"].replace("/", ".") for row in commits})
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):
@@ -272,10 +272,10 @@ def _quoted(text: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """The path from the root, or as it is when it has a scheme: `s3://...`."""
+    """Make a path absolute; one with a scheme such as `s3://...` stays."""
     return path if re.match(r"[A-Za-z][\w+.-]+:", path) else os.path.abspath(path)
 
 
 def globless(path: str) -> str:
-    """The path for Spark's readers, which take brackets and stars for patterns."""
+    """Escape a path for Spark's readers, which take brackets and stars for patterns."""
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)

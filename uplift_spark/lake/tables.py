@@ -37,7 +37,9 @@ _LOW_HALF = 0xFFFFFFFF
 
 
 def digest(frame: DataFrame, columns: Iterable[str]) -> Digest:
-    """(rows, and per seed the sums of both halves of a 64-bit hash of each row) over `columns`, in one Spark job.
+    """Fingerprint the rows of `frame` over `columns`, in one Spark job.
+
+    Returns the number of rows, and for each of two seeds the sums of both halves of a 64-bit hash of each row.
 
     Sums see duplicates and not order. Nulls, NaN and nested values count; -0.0 equals 0.0. Up to 2^31 rows.
     """
@@ -122,14 +124,14 @@ class _Write:
         return {**options, "overwriteSchema": "true"} if self.mode == "overwrite" else options
 
     def metadata(self) -> str:
-        """What the commit says about itself."""
+        """Metadata of the commit as JSON: run id, token, added columns."""
         added = {"new_columns": self.new_columns} if self.new_columns else {}
         return json.dumps({"run_id": self.run_id, "write": self.token, **added})
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `Lake.optimize` did: files and their bytes before and after; without `done` there was nothing to do."""
+    """Result of `Lake.optimize`: files and their bytes, each before and after, and whether anything was rewritten."""
 
     table: str
     version: int
@@ -162,7 +164,10 @@ class Lake:
         return self._storage.tables()
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
-        """The table now, or as it was at a Delta version. Raises DataError when there is no such table or version."""
+        """Read the table as it is now, or at a Delta version, with the column names of this release.
+
+        Raises DataError when there is no such table or version.
+        """
         if self._schema(table) is None:
             raise DataError(self._absent(table))
         if version is None:
@@ -246,7 +251,7 @@ class Lake:
         return self._repeated(call, frame)
 
     def stream(self, table: str, frame: DataFrame, run_id: str, checkpoint: str) -> Written:
-        """Append what a streaming frame holds by now; each of its batches once per checkpoint, whoever repeats it.
+        """Append the rows that a streaming frame has now; each of its batches once per checkpoint, whoever repeats it.
 
         Delta notes the stream and its batch in the batch's own commit, so this needs no Python on Spark's side.
         Raises ConflictError when other streams with this checkpoint win every race; DataError like `write`.
@@ -368,9 +373,11 @@ class Lake:
         """(version, rows) of the newest commit whose metadata hold `value` under `key`."""
         for limit in (_RECENT, None):
             history = self._history(table, limit).where(F.get_json_object("userMetadata", f"$.{key}") == value)
-            newest = history.select("version", "operationMetrics").orderBy(F.desc("version")).limit(1).collect()
-            if newest:
-                return int(newest[0]["version"]), int((newest[0]["operationMetrics"] or {}).get("numOutputRows", 0))
+            # Put in order here: to filter and to select costs Spark no job of its own, to sort does.
+            commits = history.select("version", "operationMetrics").collect()
+            if commits:
+                newest = max(commits, key=lambda commit: commit["version"])
+                return int(newest["version"]), int((newest["operationMetrics"] or {}).get("numOutputRows", 0))
         return None
 
     def _history(self, table: str, limit: int | None) -> DataFrame:

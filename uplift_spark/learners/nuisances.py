@@ -454,7 +454,7 @@ class Coding:
     spec    levels, categories, folds and seed
     limits  hash bound of each level below which its rows are taken, uint64 [K]
     total   training rows there are
-    confounded  whether the odds of levels differ between units
+    confounded  whether the propensities of levels differ between units
     """
 
     roles: Roles

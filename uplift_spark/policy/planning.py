@@ -31,6 +31,7 @@ from uplift_spark.policy.spark import (
     Point,
     barred,
     candidates,
+    check_limit_levels,
     code_buckets,
     constraints,
     contacted,
@@ -87,12 +88,13 @@ class PolicyInputs:
         return self.config.policy.objective == "profit"
 
     def checked(self) -> PolicyInputs:
-        """Itself. Raises ConfigError when the plan needs a value or costs that nobody gave, or names a segment that is
-        no column of the training set."""
+        """Itself. Raises ConfigError when the plan needs a value or costs that nobody gave, or names a level that was
+        not scored or a segment that is no column of the training set."""
         for segment in self.segments:
             if strangers := [part for part in crossed(segment) if part not in self.training.columns]:
                 table = self.config.training_table
                 raise ConfigError(f"policy: segment {strangers[0]!r} is no column of {table}: add it to lift.segments")
+        check_limit_levels(self.limits, self.levels)
         _check_money(self.campaign, self.levels)
         return self
 
@@ -265,11 +267,8 @@ def decide(
 
     Raises DataError for costs that are no numbers, ConfigError for limits that cannot be kept.
     """
-    excluded = {
-        row["excluded"]: row["n"]
-        for row in rows.groupBy("excluded").agg(F.count("*").alias("n")).orderBy("excluded").collect()
-        if row["excluded"] is not None
-    }
+    counted = rows.groupBy("excluded").agg(F.count("*").alias("n")).collect()
+    excluded = dict(sorted((row["excluded"], row["n"]) for row in counted if row["excluded"] is not None))
     for rule, n in excluded.items():
         progress(f"{n:,} units left out: {rule}")
     n, largest_gain, largest_cost, wrong, large = sizes(rows)

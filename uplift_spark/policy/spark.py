@@ -133,6 +133,13 @@ def in_global_holdout(seed: int, share: float) -> Column:
     return draw < F.lit(round(share * _SHARES))
 
 
+def check_limit_levels(limits: Sequence[Limit], levels: Sequence[str]) -> None:
+    """Raise ConfigError when a limit names a level that is not there."""
+    for limit in limits:
+        if limit.level is not None and limit.level not in levels:
+            raise ConfigError(f"limit {limit.name!r}: level {limit.level!r} is none of {', '.join(levels)}")
+
+
 def constraints(
     limits: Sequence[Limit], levels: Sequence[str], segments: Sequence[str], units: Mapping[str, Mapping[str, int]]
 ) -> tuple[tuple[Constraint, ...], dict[str, dict[str, int]]]:
@@ -143,9 +150,8 @@ def constraints(
     """
     codes = {s: {bucket: code for code, bucket in enumerate(sorted(units[s]))} for s in segments}
     result: list[Constraint] = []
+    check_limit_levels(limits, levels)
     for limit in limits:
-        if limit.level is not None and limit.level not in levels:
-            raise ConfigError(f"limit {limit.name!r}: level {limit.level!r} is none of {', '.join(levels)}")
         by_level = np.array([float(limit.level in (None, level)) for level in levels])
         cut = None if limit.segment is None else list(segments).index(limit.segment)
         if limit.gap is not None:

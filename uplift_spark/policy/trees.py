@@ -403,7 +403,7 @@ PairSumsFunction = Callable[[AnswerPath], np.ndarray]
 def best_tree(
     pair_sums: PairSumsFunction, plan: TreeSearchPlan, depth: int = 2, min_units: int = MIN_UNITS
 ) -> PolicyTree:
-    """The tree of greatest reward with at least `min_units` units in every leaf; of equal ones the smaller, or first.
+    """Find the tree of greatest reward with at least `min_units` units in every leaf; of equals the smaller, or first.
 
     pair_sums  pair sums of the units that give the answers of a path; called once, at depth 3 for both root sides
     Exact at depth 1 and 2, not at 3, where it is at least as good as depth 2. Raises ConfigError at other depths.

@@ -21,7 +21,7 @@ _MICROSECOND = timedelta(microseconds=1)
 def features_at(
     definitions: Sequence[Feature], history: Mapping[str, Iterable[Row]], at: datetime
 ) -> dict[str, FeatureValue]:
-    """Value of every definition at the time `at`, from what had happened and was known by then.
+    """Compute every definition at the time `at`, from the rows that had happened and were known by then.
 
     history   {"event": rows, "profile": rows} of one user, in any order, in the columns of bronze.event and
               bronze.profile_<campaign>; times without a zone are UTC
@@ -36,7 +36,7 @@ def features_at(
 
 
 def micros(moment: datetime) -> int:
-    """Microseconds since 1970 in UTC."""
+    """Convert a moment to microseconds since 1970 in UTC."""
     return int(((moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment) - _EPOCH) // _MICROSECOND)
 
 

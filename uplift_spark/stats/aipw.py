@@ -35,8 +35,8 @@ _BITS = 31
 def terms(outcome: np.ndarray, level_code: np.ndarray, outcome_mean: np.ndarray, propensity: np.ndarray) -> np.ndarray:
     """A and B of every column, float64 [n, C, 2].
 
-    outcome, received (level's place) [n]; expected, odds (outcome and probability under every level) [n, K], from
-    models that never saw the unit.
+    outcome, level_code [n]; outcome_mean, propensity (outcome and probability under every level) [n, K], from models
+    that never saw the unit.
     """
     arms = level_code[:, None] == np.arange(outcome_mean.shape[1])
     columns = []
@@ -54,7 +54,7 @@ def _compared(
     effect, left = outcome_mean[1] - outcome_mean[0], control * (outcome - outcome_mean[0])
     correction = treated * (outcome - outcome_mean[1]) / e - left / e0
     weight = e * e0 / (e + e0)
-    # The weights rest on the odds: what an error in these moves comes on top (Crump et al. 2006).
+    # The weights rest on propensities: what an error in these moves comes on top (Crump et al. 2006).
     weight_term = weight + (e0**2 * (treated - e) + e**2 * (control - e0)) / (e + e0) ** 2
     return [
         np.column_stack([effect + correction, np.ones(len(outcome))]),
@@ -97,7 +97,7 @@ class Scale:
 
     @classmethod
     def of(cls, largest_outcome: float, lowest: float) -> Scale:
-        """For outcomes of at most that size, and odds of at least `lowest` > 0."""
+        """For outcomes of at most that size, and propensities of at least `lowest` > 0."""
         most = max(largest_outcome, 1e-300) * 2 * (1 + 2 / lowest)
         return cls((math.ceil(math.log2(most)), 2))
 
@@ -182,7 +182,7 @@ def confounder_terms(
     """Terms of every unit, float64 [n, C]: of each level its effect's score, the squared residual, and how much its
     weights could take a confounder in; then the scores of every level's mean.
 
-    outcome, received (level's place) [n]; expected, odds (outcome and probability under every level) [n, K].
+    outcome, level_code [n]; outcome_mean, propensity (outcome and probability under every level) [n, K].
     """
     rows, levels = np.arange(len(outcome)), outcome_mean.shape[1]
     scores = doubly_robust(outcome, level_code, 1 / propensity[rows, level_code], outcome_mean)

@@ -40,7 +40,7 @@ def poisson_weights(unit_hashes: np.ndarray, seed: int, replicates: int) -> np.n
     """Times each unit counts in each resample, uint8 [units, replicates].
 
     `unit_hashes` are 64-bit hashes of the units' or their clusters' ids (Spark's `xxhash64`), int64 or uint64 [units].
-    The first r columns do not depend on how many replicates are asked for.
+    The first r columns do not depend on how many replicates are requested.
     """
     hashes = np.ascontiguousarray(unit_hashes).view(np.uint64)[:, None]
     blocks = np.arange(-(-replicates // _LANES), dtype=np.uint64)[None, :]

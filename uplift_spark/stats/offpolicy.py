@@ -115,8 +115,8 @@ def r_losses(
     """Squares of what effects leave unexplained of each outcome beside what is expected of its unit, float64 [n].
 
     On average they are least for the true effects, whatever is expected (Nie & Wager 2021; with several levels,
-    (y - m - Σ_k (1{w = k} - e_k) τ_k)²). outcome [n], received int [n], odds and expected [n, K] of every level, those
-    expected from models that did not see the unit, effects [n, K-1].
+    (y - m - Σ_k (1{w = k} - e_k) τ_k)²). outcome [n], level_code int [n], effects [n, K-1]; propensity and
+    outcome_mean [n, K] of every level, from models that did not see the unit.
     """
     mean = (propensity * outcome_mean).sum(axis=1)
     apart = (level_code[:, None] == np.arange(1, propensity.shape[1])) - propensity[:, 1:]

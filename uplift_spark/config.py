@@ -427,28 +427,56 @@ class Lift:
         return tuple(dict.fromkeys(part for segment in self.segments for part in crossed(segment)))
 
 
+def _contender(entry: int | str | LearnerConf) -> int | LearnerConf:
+    """An entry of `compare.against`: a version, or a learner without replicates, as no intervals are compared."""
+    if isinstance(entry, int):
+        return entry
+    return replace(
+        TypeAdapter(LearnerConf).validate_python({"kind": entry}) if isinstance(entry, str) else entry, replicates=0
+    )
+
+
 @dataclass(frozen=True, config=STRICT)
 class Compare:
     """`compare`: what `uplift compare` holds the champion against, on the same hold-out.
 
-    against  forest_per_level (a binary forest for each level) and the meta-learners of `learners.metalearners` (boosted
-             trees put together as T, S, X, R, DR and by class transformation), fitted on the training split, or
-             versions of the registered model
+    against  versions of the registered model, and learners fitted on the training split as `uplift train` fits them:
+             a section such as `learner`, or the kind alone: forest_per_level (a binary forest for each level), or one
+             of the meta-learners of `learners.metalearners` (boosted trees put together as T, S, X, R, DR and by class
+             transformation)
     points   points of the cost curve
     """
 
     RUNS: ClassVar = {
         "compare": "campaign roles economics forest lift.bins lift.replicates lift.winsorise compare seed registry.name"
     }
-    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender, ...], Field(min_length=1)] = (
+    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender | LearnerConf, ...], Field(min_length=1)] = (
         "forest_per_level",
         "t_learner",
     )
     points: Annotated[int, Field(ge=2, le=500)] = 50
 
     def __post_init__(self) -> None:
-        if len(set(self.against)) < len(self.against):
+        entries = [_contender(entry) for entry in self.against]
+        if len(set(entries)) < len(entries):
             raise ConfigError("compare.against names a model twice: remove the duplicate")
+        if any(isinstance(entry, LearnerConf) and entry.kind == "instrumental_forest" for entry in entries):
+            raise ConfigError(
+                "compare.against names an instrumental_forest, but the hold-out shows effects of assignment, not those "
+                "on compliers: leave it out"
+            )
+
+    @property
+    def contenders(self) -> dict[str, int | LearnerConf]:
+        """{name in results: version or learner}, in their order; further learners of a kind are <kind>_2 and so on."""
+        named: dict[str, int | LearnerConf] = {}
+        for entry in map(_contender, self.against):
+            if isinstance(entry, int):
+                named[str(entry)] = entry
+                continue
+            alike = sum(isinstance(other, LearnerConf) and other.kind == entry.kind for other in named.values())
+            named[f"{entry.kind}_{alike + 1}" if alike else entry.kind] = entry
+        return named
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,11 +17,11 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign, Scored
-from uplift_spark.config import Config
+from uplift_spark.config import Config, LearnerConf
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, EnvironmentProblem
+from uplift_spark.estimators import params_of, train_model
 from uplift_spark.evaluation.comparison import (
     ANY_LEVEL,
     DIFFERENCE,
@@ -47,24 +47,12 @@ from uplift_spark.evaluation.metrics import (
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.report import cut_off, interval, number
 from uplift_spark.lake.schemas import gold_table, silver_table
-from uplift_spark.learners.metalearners import (
-    LEARNERS,
-    AnyModel,
-    LearnerRows,
-    fit_learner,
-    learned_effects,
-    learner_spec,
-    rows_of,
-    trial_roles,
-)
-from uplift_spark.learners.nuisances import Effects, Sample, model_effects
-from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_t_learner, predict_frame, sampled_rows
+from uplift_spark.learners.metalearners import AnyModel
+from uplift_spark.learners.nuisances import Effects, model_effects
+from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_outcome_model, predict_frame
 from uplift_spark.registry.models import Registered, level_suffix
 from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
-
-LEARNER_ROWS, NUISANCE_FOLDS = 200_000, 5
-"""Rows of each arm that meta-learners are fitted on, at most; folds of their nuisances."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ class Contenders:
     def names(self) -> list[str]:
         """Of all models in the order they were asked for, the champion first."""
         champion = next(iter(self.registered))
-        return [champion, *(str(name) for name in self.config.compare.against if str(name) != champion)]
+        return [champion, *(name for name in self.config.compare.contenders if name != champion)]
 
     @property
     def champion(self) -> AnyModel:
@@ -137,7 +125,7 @@ def contenders_of(campaign: Campaign) -> Contenders:
     version = campaign.lake.version(table)
     registered: dict[str, tuple[Registered, AnyModel]] = {}
     champion = campaign.champion
-    others = [name for name in config.compare.against if isinstance(name, int)]
+    others = [other for other in config.compare.against if isinstance(other, int)]
     for model in (champion, *(registry.find(config.model_name, other) for other in others)):
         registered[str(model.version)] = (model, registry.load(model).of(config.roles.outcome))
         campaign.check_unseen(Scored(model.name, str(model.version), model.run_id, version))
@@ -157,38 +145,22 @@ def contender_predictions(contenders: Contenders, progress: ProgressCallback) ->
     the seconds that took of each."""
     config, champion = contenders.config, contenders.champion
     rows, roles = contenders.training.where(F.col("split") == "train"), champion.roles
-    progress("a T-learner, whose expectations all models are valued with")
-    started = time.monotonic()
-    nuisance = fit_t_learner(rows, roles, champion.levels, champion.bins, config.seed)
-    seconds, taken = {"t_learner": time.monotonic() - started}, None
-    if set(contenders.names) & set(LEARNERS) - {"t_learner"}:
-        plain, confounded = trial_roles(replace(roles, more_outcomes=()))
-        sample = sampled_rows(rows, plain, (NUISANCE_FOLDS, config.seed), LEARNER_ROWS)
-        taken = sample, rows_of(sample, confounded)
-    learners: list[Effects | None] = []
+    progress("outcome models, with whose expectations all models are valued")
+    nuisance = fit_outcome_model(rows, roles, champion.levels, champion.bins, config.seed)
+    learners: list[Effects] = []
+    seconds: dict[str, float] = {}
+    learner_roles = replace(roles, more_outcomes=())
     for name in contenders.names:
-        started = time.monotonic()
-        if name in contenders.registered:
-            learners.append(partial(model_effects, contenders.registered[name][1]))
-        elif name == "t_learner":
-            learners.append(None)
-        elif taken is not None and name in LEARNERS:
-            learners.append(_meta_learner(name, *taken, progress))
+        learner, started = config.compare.contenders.get(name), time.monotonic()
+        if isinstance(learner, LearnerConf):
+            progress(f"fitting {name}")
+            model = train_model(params_of(config, learner), rows, learner_roles, progress).model
+            seconds[name] = time.monotonic() - started
         else:
-            forests = CausalForest(**vars(config.forest), seed=config.seed, per_level=True)
-            alone = replace(roles, more_outcomes=())
-            learners.append(partial(model_effects, forests.fit(rows, alone, progress).model))
-        if name not in contenders.registered:
-            seconds.setdefault(name, time.monotonic() - started)
+            model = contenders.registered[name][1]
+        learners.append(partial(model_effects, model))
     progress(f"predictions of {len(learners)} models")
-    return predict_frame(contenders.holdout, UNIT, nuisance, learners), {
-        name: seconds[name] for name in seconds if name in contenders.names
-    }
-
-
-def _meta_learner(name: str, sample: Sample, rows: LearnerRows, progress: ProgressCallback) -> Effects:
-    progress(f"{name} on {len(rows.level_code):,} of {sample.coding.total:,} training rows")
-    return partial(learned_effects, fit_learner(name, rows, learner_spec(sample)), sample.coding.bins)
+    return predict_frame(contenders.holdout, UNIT, nuisance, learners), seconds
 
 
 @dataclass(frozen=True)

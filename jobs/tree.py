@@ -1,6 +1,6 @@
 """Grow a policy tree: a few questions that say which level a unit gets, and what they bring to other units.
 
-Reads the hold-out of silver.training_<campaign>, the champion (for its features' bins) and fits a T-learner on the
+Reads the hold-out of silver.training_<campaign>, the champion (for its features' bins) and fits outcome models on the
 training split; overwrites silver.rewards_<campaign>, appends to gold.policy_tree and gold.uplift_metrics.
 """
 
@@ -23,7 +23,7 @@ from uplift_spark.evaluation.report import interval, number
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
 from uplift_spark.lake.schemas import gold_table, silver_table
-from uplift_spark.learners.spark import fit_t_learner, reward_frame
+from uplift_spark.learners.spark import fit_outcome_model, reward_frame
 from uplift_spark.policy.spark import tree_of, values_of
 from uplift_spark.policy.trees import PolicyTree, TreeValue
 from uplift_spark.registry.models import Registered
@@ -80,8 +80,8 @@ def rewarded(inputs: TreeInputs, progress: ProgressCallback) -> DataFrame:
     spec = inputs.campaign.evaluation_spec
     train, holdout = (inputs.training.where(F.col("split") == split) for split in ("train", "holdout"))
     arms = describe_arms(holdout, spec)
-    progress("a T-learner for what is expected of every unit")
-    nuisance = fit_t_learner(train, roles, levels, inputs.forest.bins, config.seed)
+    progress("outcome models for what is expected of every unit")
+    nuisance = fit_outcome_model(train, roles, levels, inputs.forest.bins, config.seed)
     unit_columns = score_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
     hashed = resampling_hash(spec).alias("unit_hash")

@@ -19,12 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Roles, checked_name, crossed
+from uplift_spark.yaml_files import read_features, read_yaml
 
 STRICT = ConfigDict(extra="forbid")
 Days = Annotated[float, Field(gt=0, le=3650)]
@@ -427,28 +427,56 @@ class Lift:
         return tuple(dict.fromkeys(part for segment in self.segments for part in crossed(segment)))
 
 
+def _contender(entry: int | str | LearnerConf) -> int | LearnerConf:
+    """An entry of `compare.against`: a version, or a learner without replicates, as no intervals are compared."""
+    if isinstance(entry, int):
+        return entry
+    return replace(
+        TypeAdapter(LearnerConf).validate_python({"kind": entry}) if isinstance(entry, str) else entry, replicates=0
+    )
+
+
 @dataclass(frozen=True, config=STRICT)
 class Compare:
     """`compare`: what `uplift compare` holds the champion against, on the same hold-out.
 
-    against  forest_per_level (a binary forest for each level) and the meta-learners of `learners.metalearners` (boosted
-             trees put together as T, S, X, R, DR and by class transformation), fitted on the training split, or
-             versions of the registered model
+    against  versions of the registered model, and learners fitted on the training split as `uplift train` fits them:
+             a section such as `learner`, or the kind alone: forest_per_level (a binary forest for each level), or one
+             of the meta-learners of `learners.metalearners` (boosted trees put together as T, S, X, R, DR and by class
+             transformation)
     points   points of the cost curve
     """
 
     RUNS: ClassVar = {
         "compare": "campaign roles economics forest lift.bins lift.replicates lift.winsorise compare seed registry.name"
     }
-    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender, ...], Field(min_length=1)] = (
+    against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender | LearnerConf, ...], Field(min_length=1)] = (
         "forest_per_level",
         "t_learner",
     )
     points: Annotated[int, Field(ge=2, le=500)] = 50
 
     def __post_init__(self) -> None:
-        if len(set(self.against)) < len(self.against):
+        entries = [_contender(entry) for entry in self.against]
+        if len(set(entries)) < len(entries):
             raise ConfigError("compare.against names a model twice: remove the duplicate")
+        if any(isinstance(entry, LearnerConf) and entry.kind == "instrumental_forest" for entry in entries):
+            raise ConfigError(
+                "compare.against names an instrumental_forest, but the hold-out shows effects of assignment, not those "
+                "on compliers: leave it out"
+            )
+
+    @property
+    def contenders(self) -> dict[str, int | LearnerConf]:
+        """{name in results: version or learner}, in their order; further learners of a kind are <kind>_2 and so on."""
+        named: dict[str, int | LearnerConf] = {}
+        for entry in map(_contender, self.against):
+            if isinstance(entry, int):
+                named[str(entry)] = entry
+                continue
+            alike = sum(isinstance(other, LearnerConf) and other.kind == entry.kind for other in named.values())
+            named[f"{entry.kind}_{alike + 1}" if alike else entry.kind] = entry
+        return named
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -725,19 +753,10 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     An old name of a key is read with a FutureWarning. Raises ConfigError naming file, key and what was expected.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
+    raw = read_yaml(path, overrides)
     _rename_old_keys(raw, path)
     if "features" in raw:
-        raw["features"] = [one for entry in _listed(raw["features"], path) for one in _definitions(entry, path)]
+        raw["features"] = read_features(raw["features"], path)
     try:
         return TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
@@ -755,40 +774,6 @@ def _rename_old_keys(raw: dict[str, Any], path: Path) -> None:
             if old in part:
                 part[new] = part.pop(old)
                 warnings.warn(f"{sentence}: rename it, the next version will not know it", FutureWarning, 3)
-
-
-def _listed(value: Any, path: Path) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigError(f"{path}: features must be a list of definitions, not {type(value).__name__}")
-    return value
-
-
-def _definitions(entry: Any, conf: Path) -> list[Any]:
-    """An entry of `features`: a definition, or the path of a file of definitions, seen from the configuration."""
-    if not isinstance(entry, str):
-        return [entry]
-    path = conf.parent / entry
-    try:
-        return _listed(yaml.safe_load(path.read_text()), path)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ConfigError(f"configuration {conf}: features file {path} cannot be read: {reason}") from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator:
-        raise ConfigError(f"override {override!r} must look like key.sub=value")
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        child = raw.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
-        raw = child
-    try:
-        raw[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: its value is not valid YAML") from error
 
 
 def _first_problem(error: ValidationError) -> str:

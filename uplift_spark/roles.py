@@ -98,6 +98,12 @@ class Roles:
                 effects, and not that on `outcome`, tells no units apart
     scores      column with doubly robust scores of the outcome, {level: number} (a map, or a struct in pandas): the
                 forest is trained on these in place of the outcome and the level received, see `forest.estimate`
+
+    Raises ConfigError when columns clash, or doses do not fit.
+
+    Example:
+        >>> Roles("unit", "arm", "spend", ("recency", "age"), control="none").columns
+        ('unit', 'arm', 'spend', 'recency', 'age')
     """
 
     unit: str

@@ -9,7 +9,7 @@ import pytest
 from tests.forest.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest, Roles
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.explain import best_linear_projection, calibration_test, trial_scores, variable_importance
+from uplift_spark.forest.explain import best_linear_projection, heterogeneity_test, trial_scores, variable_importance
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.forest.trees import LEAF, node_child, node_feature
 
@@ -78,8 +78,8 @@ def test_shapes_that_do_not_fit_are_refused():
         lambda: trial_scores(y[:3], w, e),
         lambda: trial_scores(y, w.astype(float), e),
         lambda: trial_scores(y, w, np.full((3, 2), 0.5)),
-        lambda: calibration_test(x, y),
-        lambda: calibration_test(y, y, weight=np.ones(3)),
+        lambda: heterogeneity_test(x, y),
+        lambda: heterogeneity_test(y, y, weight=np.ones(3)),
         lambda: best_linear_projection(x, y, ["a"]),
         lambda: best_linear_projection(x[:3], y, ["a", "b"]),
         lambda: best_linear_projection(y[:, None, None], y, ["a"]),
@@ -114,7 +114,7 @@ def test_projection_is_that_of_statsmodels():
 def test_calibration_is_that_of_statsmodels():
     """OLS of the score on (mean, prediction - mean), HC3; the p-value halved."""
     x, y, _, _ = table()
-    calibration = calibration_test(0.2 * x[:, 0] + 0.1, y)
+    calibration = heterogeneity_test(0.2 * x[:, 0] + 0.1, y)
     expected = [5.157245360805262, 1.439195191189607, 1.7881805402855404, 1.2936705291789854, 0.1721939864092822 / 2]
     figures = [
         calibration.mean[0],
@@ -124,7 +124,7 @@ def test_calibration_is_that_of_statsmodels():
         calibration.p_value[0],
     ]
     assert figures == pytest.approx(expected, rel=1e-9)
-    assert calibration_test(-x[:, 0], y).p_value[0] == pytest.approx(1 - calibration.p_value[0])
+    assert heterogeneity_test(-x[:, 0], y).p_value[0] == pytest.approx(1 - calibration.p_value[0])
 
 
 def left_out(x, y, w, cluster):
@@ -158,7 +158,7 @@ def test_errors_are_the_changes_when_rows_or_clusters_are_left_out(clustered, bl
     effect = x[:, 0] + 0.3
     mean = w @ effect / w.sum()
     whole, covariance = left_out(np.column_stack([np.full(60, mean), effect - mean]), y, w, np.arange(60))
-    result = calibration_test(effect, y, weight=w)
+    result = heterogeneity_test(effect, y, weight=w)
     assert (result.mean[0], result.slope[0]) == pytest.approx(whole)
     assert (result.mean_error[0], result.slope_error[0]) == pytest.approx(np.sqrt(np.diag(covariance)))
 
@@ -166,19 +166,19 @@ def test_errors_are_the_changes_when_rows_or_clusters_are_left_out(clustered, bl
 def test_every_row_its_own_cluster_gives_the_same_errors():
     assert project(cluster=np.arange(60)).error == pytest.approx(project().error)
     x, y, _, _ = table()
-    alone = calibration_test(x[:, 0], y, cluster=np.arange(60))
-    assert alone.slope_error == pytest.approx(calibration_test(x[:, 0], y).slope_error)
+    alone = heterogeneity_test(x[:, 0], y, cluster=np.arange(60))
+    assert alone.slope_error == pytest.approx(heterogeneity_test(x[:, 0], y).slope_error)
 
 
 def test_levels_stand_side_by_side():
     x, y, _, _ = table()
     scores, effects = np.column_stack([y, x[:, 1] + y]), x[:, :2]
-    both, cal = best_linear_projection(x, scores, "abc"), calibration_test(effects, scores)
+    both, cal = best_linear_projection(x, scores, "abc"), heterogeneity_test(effects, scores)
     for k in range(2):
         one = best_linear_projection(x, scores[:, k], "abc")
         assert both.error[:, k] == pytest.approx(one.error[:, 0])
         assert both.joint_p_value[k] == pytest.approx(one.joint_p_value[0])
-        assert cal.t[k] == pytest.approx(calibration_test(effects[:, k], scores[:, k]).t[0])
+        assert cal.t[k] == pytest.approx(heterogeneity_test(effects[:, k], scores[:, k]).t[0])
 
 
 def test_units_of_a_feature_do_not_matter():
@@ -190,14 +190,14 @@ def test_units_of_a_feature_do_not_matter():
 
 def test_nothing_that_varies_is_said_to_be_not_known():
     x, y, _, _ = table()
-    same = calibration_test(np.full(60, 0.1), y)
+    same = heterogeneity_test(np.full(60, 0.1), y)
     assert same.mean[0] == pytest.approx(y.mean() / 0.1) and same.mean_error[0] > 0
     assert np.isnan([same.slope[0], same.slope_error[0], same.t[0], same.p_value[0]]).all()
-    flat = calibration_test(x[:, 0], np.full(60, 0.3))
+    flat = heterogeneity_test(x[:, 0], np.full(60, 0.3))
     assert flat.slope[0] == pytest.approx(0, abs=1e-9) and np.isnan(flat.p_value[0])
     none = best_linear_projection(x, np.zeros(60), ["a", "b", "c"])
     assert not none.estimate.any() and np.isnan(none.error).all() and np.isnan(none.joint_p_value[0])
-    assert np.isnan(calibration_test(x[:, 0] * 0.0, y).mean[0])
+    assert np.isnan(heterogeneity_test(x[:, 0] * 0.0, y).mean[0])
 
 
 def altered(column, row, value):
@@ -236,7 +236,7 @@ def test_projection_refuses(x, more, message):
 def test_missing_predictions_and_scores_are_refused():
     x, y, _, _ = table()
     with pytest.raises(DataError, match="'effect of level 2' is missing or infinite in 1 of 60 rows"):
-        calibration_test(altered(1, 3, np.nan)[:, :2], x[:, :2])
+        heterogeneity_test(altered(1, 3, np.nan)[:, :2], x[:, :2])
     with pytest.raises(DataError, match="'score of level 1' is missing or infinite in 60 of 60 rows"):
         best_linear_projection(x, y * np.nan, ["a", "b", "c"])
     with pytest.raises(DataError, match="4 rows are too few"):
@@ -266,7 +266,7 @@ def p_values(seed, effect, size=1, cluster=True, own=False):
     rows, x = rows[test], x[test]
     score = trial_scores(rows["y"].to_numpy(), rows["w"].to_numpy(), np.array([0.5, 0.5]))
     groups = rows["household"].to_numpy() if cluster and size > 1 else None
-    calibration = calibration_test(forest.effect_arrays(rows)[0], score, cluster=groups)
+    calibration = heterogeneity_test(forest.effect_arrays(rows)[0], score, cluster=groups)
     linear = best_linear_projection(x, score, FEATURES, cluster=groups)
     slopes = dict(zip(FEATURES, linear.p_value[1:, 0], strict=True))
     return {"calibration": calibration.p_value[0], "joint": linear.joint_p_value[0], **slopes}

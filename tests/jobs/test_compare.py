@@ -15,6 +15,7 @@ from uplift_spark.config import (
     Economics,
     ForestConf,
     Lakehouse,
+    LearnerConf,
     Lift,
     Policy,
     RegistryConf,
@@ -121,10 +122,9 @@ def test_the_champions_figures_are_those_of_its_scores(spark, lake, compared):
 
 
 def test_the_rule_pays_as_units_say(lake, compared):
-    """The T-learner's rule valued by hand from the staged predictions."""
+    """The T-learner's rule valued by hand from the staged predictions and outcome means."""
     rows = rows_of(lake, STAGED).merge(training_rows(), on="unit_id")
     effects, outcome_mean = np.stack(rows["effects_2"]), np.stack(rows["outcome_mean"])
-    assert np.allclose(effects, outcome_mean[:, 1:] - outcome_mean[:, :1])
     gain = 10 * effects - [0.5, 1.0]
     chosen = np.where(gain.max(axis=1) > 0, gain.argmax(axis=1) + 1, 0)
     level_code = rows["treatment"].map(list(DOSE).index).to_numpy()
@@ -132,6 +132,37 @@ def test_the_rule_pays_as_units_say(lake, compared):
     scores[every, level_code] += 3 * (rows["visit"] - scores[every, level_code])
     value = metrics_of(lake, compared[0]).loc[("t_learner", "any", "policy_value_dr"), "value"]
     assert value == pytest.approx((scores[every, chosen] - scores[:, 0]).mean(), abs=1e-6)
+
+
+def test_what_is_compared_is_what_training_registers(lake, compared):
+    """The same figures, whether `uplift compare` fits the learner or a version of it is compared."""
+    learner = LearnerConf(kind="t_learner", replicates=0)
+    registered = train.run(Campaign(conf(lake, learner=learner, registry=RegistryConf(champion=False)), lake))
+    registry = Registry.of(conf(lake))
+    model = registry.load(registry.find("spring", registered.details["version"]))
+    rows = rows_of(lake, STAGED).sort_values("unit_id")
+    holdout = lake.read(TABLE).where("split = 'holdout'").orderBy("unit_id").toArrow()
+    assert np.array_equal(np.stack(rows["effects_2"]), model.effect_arrays(holdout)[0])
+
+
+def test_learners_are_named_by_kind_and_number():
+    section = {"kind": "dr_learner", "rows": 5_000}
+    contenders = Compare(against=(3, "dr_learner", section, "forest_per_level", {"kind": "forest"})).contenders
+    assert list(contenders) == ["3", "dr_learner", "dr_learner_2", "forest_per_level", "forest"]
+    assert contenders["3"] == 3 and contenders["dr_learner_2"] == LearnerConf("dr_learner", 0, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        (("dr_learner", {"kind": "dr_learner", "replicates": 50}), "names a model twice"),
+        ((2, 2), "names a model twice"),
+        (({"kind": "instrumental_forest"},), "names an instrumental_forest"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(against, message):
+    with pytest.raises(ConfigError, match=message):
+        Compare(against=against)
 
 
 def test_cost_curves_start_at_nothing_and_end_where_effects_do(lake, compared):

@@ -302,3 +302,19 @@ def test_bad_input_is_refused_or_not_known():
     figures = c.sklift_uplift_auc_score, c.sklift_qini_auc_score, c.causalml_auuc_score, c.causalml_qini_score
     with np.errstate(invalid="ignore"):
         assert all(np.isnan(figure(alone)) for figure in (*figures, c.h2o_auuc, c.h2o_aecu))
+
+
+def test_a_rankings_figures_are_those_of_each_librarys_bins():
+    """CausalML's from a bin per unit, scikit-uplift's from one per distinct score, H2O's from its own."""
+    rng = np.random.default_rng(4)
+    score, treated, y = rng.integers(0, 30, 200) / 10, rng.random(200) < 0.4, rng.integers(0, 2, 200)
+    figures = c.library_metrics(score, treated, y)
+    order = np.argsort(-score, kind="stable")
+    curve = causalml_curve(treated[order], y[order], "lift")
+    assert figures["causalml_auuc_score"] == pytest.approx((curve / abs(curve[-1])).mean())
+    distinct = by_score(score, treated.astype(int), y)
+    assert figures["sklift_qini_auc_score"] == pytest.approx(float(c.sklift_qini_auc_score(distinct)))
+    assert all(np.isfinite(figure) for figure in figures.values()) and len(figures) == 7
+    assert not [name for name in c.library_metrics(score, treated, y * 2.5) if name.startswith("sklift")]
+    with pytest.raises(ConfigError, match=r"give \[n\] of each"):
+        c.library_metrics(score, treated[1:], y)

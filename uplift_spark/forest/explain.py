@@ -1,9 +1,9 @@
 """What drives the effects of a trial, and whether the forest found any: tests on rows that training never saw.
 
 All start from unbiased scores of each unit's effect (`trial_scores`): regressed on the forest's predictions they say
-whether these tell units apart (`calibration_test`), regressed on features who gains (`best_linear_projection`). Errors
-are HC3, or its counterpart for clusters: what the estimate moves by when a row, or a cluster, is left out. Predictions
-must come from trees that did not see the row (or its cluster): on their own rows trees always find effects.
+whether these tell units apart (`heterogeneity_test`), regressed on features who gains (`best_linear_projection`).
+Errors are HC3, or its counterpart for clusters: what the estimate moves by when a row, or a cluster, is left out.
+Predictions must come from trees that did not see the row (or its cluster): on their own rows trees always find effects.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import scipy.linalg
 import scipy.stats
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.forest import Forest
+from uplift_spark.forest.encode import encode, encode_numbers
+from uplift_spark.forest.forest import Forest, Model
 from uplift_spark.forest.trees import LEAF, node_child, node_feature
 from uplift_spark.stats.moments import ratio
 
@@ -81,8 +83,8 @@ def _check_assignment(level: np.ndarray, propensities: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Result of `calibration_test`; arrays are float64 [K-1], one place per treated level.
+class HeterogeneityTest:
+    """Result of `heterogeneity_test`; arrays are float64 [K-1], one place per treated level.
 
     mean, mean_error      coefficient of the mean prediction and its standard error: 1 when the average is right
     slope, slope_error    coefficient of prediction minus mean: 1 when differences between units are right, 0 when the
@@ -101,9 +103,9 @@ class Calibration:
     df: int
 
 
-def calibration_test(
+def heterogeneity_test(
     effect: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None, cluster: np.ndarray | None = None
-) -> Calibration:
+) -> HeterogeneityTest:
     """Whether predicted effects tell units apart: best linear predictor of the effect given the predictions.
 
     Per level, least squares of the score on the mean prediction and on prediction minus mean, without intercept
@@ -135,7 +137,7 @@ def calibration_test(
         estimates[: scale.size, 0, k] = coefficients / scale
         estimates[: scale.size, 1, k] = np.sqrt(np.diag(covariance)) / np.abs(scale)
     t = ratio(*estimates[1])
-    return Calibration(
+    return HeterogeneityTest(
         estimates[0, 0], estimates[0, 1], estimates[1, 0], estimates[1, 1], t, scipy.stats.t.sf(t, df), df
     )
 
@@ -400,3 +402,63 @@ def _split_weights(forest: Forest) -> tuple[np.ndarray, list[np.ndarray]]:
     for level_nodes in reversed(splits):
         passing[level_nodes] = passing[left[level_nodes]] + passing[left[level_nodes] + 1]
     return passing, splits
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The tests of a model on the rows of a table.
+
+
+def heterogeneity_table(model: Model, rows: pa.Table, threads: int = 1) -> pa.Table:
+    """`heterogeneity_test` of the model's effects, a row per treated level; scores as in `unit_scores`."""
+    scores, weight, cluster = unit_scores(model, rows)
+    test = heterogeneity_test(model.effect_arrays(rows, threads, errors=False)[0], scores, weight, cluster)
+    names = ("mean", "mean_error", "slope", "slope_error", "t", "p_value")
+    return pa.table({"treatment": list(model.levels.treated), **{name: getattr(test, name) for name in names}})
+
+
+def projection_table(model: Model, rows: pa.Table, features: Sequence[str] | None = None) -> pa.Table:
+    """`best_linear_projection` on the named features, by default all numeric ones of the model: a row per treated level
+    and coefficient. Raises ConfigError for features that are not numeric."""
+    numeric = [one.name for one in model.bins if not one.categorical]
+    names = numeric if features is None else list(features)
+    if unknown := sorted(set(names) - set(numeric)) or not names:
+        raise ConfigError(f"{unknown or 'none'} is no numeric feature of the model: choose from {', '.join(numeric)}")
+    scores, weight, cluster = unit_scores(model, rows)
+    columns = np.column_stack(list(encode_numbers(rows, names).values()))
+    line = best_linear_projection(columns, scores, names, weight, cluster)
+    size, treated = len(line.names), model.levels.treated
+    parts = {part: getattr(line, part).T.ravel() for part in ("estimate", "error", "t", "p_value", "lower", "upper")}
+    return pa.table(
+        {
+            "treatment": np.repeat(treated, size).tolist(),
+            "feature": list(line.names) * len(treated),
+            **parts,
+            "joint_p_value": np.repeat(line.joint_p_value, size),
+        }
+    )
+
+
+def unit_scores(model: Model, rows: pa.Table) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Scores of every treated level's effect [n, L], weights and clusters [n] or None, from the columns of the roles.
+
+    Scores are doubly robust where the roles name such, else `trial_scores` by the logged propensity or, without one, by
+    the arms' shares. Raises ConfigError for models of doses or of compliers, DataError for levels the model lacks.
+    """
+    roles, levels = model.roles, model.levels
+    if roles.grid or model.kind == "instrumental_forest":
+        raise ConfigError(f"a {model.kind} of doses or of compliers has no scores of levels: train a CausalForest")
+    typed = encode(rows, roles)
+    if roles.scores:
+        units = [dict(one) for one in rows.column(roles.scores).to_pylist()]
+        values = np.array([[one[name] for name in levels.names] for one in units], np.float64)
+        return values[:, 1:] - values[:, :1], typed.weight, typed.cluster
+    level, n = typed.level.coded_by(levels.names), len(typed)
+    if unknown := int((level < 0).sum()):
+        raise DataError(f"column {roles.treatment!r} is no level of the model in {unknown} rows: drop them")
+    propensities = np.bincount(level, minlength=len(levels)) / n
+    if typed.propensity is not None:
+        # Only that of the level received is logged, and only that is used: the others share the rest.
+        own = typed.propensity
+        propensities = np.tile(((1 - own) / (len(levels) - 1))[:, None], len(levels))
+        propensities[np.arange(n), level] = own
+    return trial_scores(typed.outcomes[roles.outcome], level, propensities), typed.weight, typed.cluster

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from uplift_spark.errors import DataError
-from uplift_spark.learners.nuisances import Blend, NuisanceSpec, crossfit_folds, fit_nuisances
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.binning import NumberColumn, encode_features, fit_bins
+from uplift_spark.forest.effects import Z95
+from uplift_spark.forest.encode import check_columns, check_summary, encode, keys_of, make_levels, summarise
+from uplift_spark.learners.metalearners import rows_of, trial_roles
+from uplift_spark.learners.nuisances import (
+    MOST_BINS,
+    Blend,
+    NuisanceSpec,
+    categorical_of,
+    crossfit,
+    crossfit_folds,
+    features_of,
+    fit_nuisances,
+    level_codes_of,
+    sample_table,
+)
+from uplift_spark.roles import TREATMENT, Roles
+from uplift_spark.stats.aipw import ESTIMANDS, averages_of
 
 # --------------------------------------------------------------------------------------------------------------------
 # Average partial effects of doses that nobody assigned at random: what one unit more of it would have brought.
@@ -168,3 +187,74 @@ def _parts(
     )
     left *= (np.where(took, outcome[mine], 0.0)[:, None] - outcome_mean) / own
     return np.where(took[:, None], 0.0, outcome_mean[:, 1:] - outcome_mean[:, :1]), left[:, 1:] - left[:, :1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The averages of a table's rows, by their roles.
+
+
+def average_effects_table(table: pa.Table, roles: Roles, outside: pa.Table | None, folds: int, seed: int) -> pa.Table:
+    """A row per treated level and estimand: those of `stats.aipw`, of units `outside` the trial, or of a dose.
+
+    Raises ConfigError for roles with weights, and for units outside where the treatment is a number.
+    """
+    if roles.weight is not None:
+        raise ConfigError("average effects are those of the units as they are: drop roles.weight")
+    roles, confounded = trial_roles(replace(roles, more_outcomes=()))
+    if outside is not None and roles.grid:
+        raise ConfigError("units outside the trial have no average partial effect: drop `outside` or roles.grid")
+    if outside is not None:
+        return _outside_average(table, outside, roles, confounded, (folds, seed))
+    if roles.grid:
+        return _dose_average(table, roles, (folds, seed))
+    sample = sample_table(table, roles, (folds, seed), len(table))
+    rows = rows_of(sample, confounded)
+    fitted = crossfit(
+        *(rows.features, rows.level_code, rows.outcome, rows.key, sample.spec, rows.weight, rows.propensity)
+    )
+    hashes = None if roles.cluster is None else rows.key.view(np.int64)
+    averages = averages_of(rows.outcome, rows.level_code, fitted.outcome_mean, rows.propensity, hashes)
+    treated = sample.spec.levels[1:]
+    names = np.repeat(treated, len(ESTIMANDS)).tolist()
+    return _estimates(names, list(ESTIMANDS) * len(treated), averages.estimate.ravel(), averages.error.ravel())
+
+
+def _dose_average(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int]) -> pa.Table:
+    rows = encode(table, roles)
+    check_summary(summarise(rows), roles)
+    bins = fit_bins(rows.features, roles.features, MOST_BINS)
+    spec = NuisanceSpec(("0", "1"), categorical_of(bins), *folds_and_seed)
+    assert isinstance(rows.treatment, NumberColumn)  # as roles.grid is set
+    data = features_of(rows.features, bins), rows.treatment.values, rows.outcomes[roles.outcome]
+    estimate, error = average_partial_effect(*data, rows.key, spec, rows.cluster)
+    return _estimates([roles.treatment], ["one unit more"], np.array([estimate]), np.array([error]))
+
+
+def _outside_average(
+    table: pa.Table, outside: pa.Table, roles: Roles, confounded: bool, folds_and_seed: tuple[int, int]
+) -> pa.Table:
+    rows = encode(table, roles)
+    summary = summarise(rows)
+    check_summary(summary, roles)
+    levels = make_levels(summary, roles)[0]
+    shared = [column for column in (roles.unit, roles.cluster, *roles.features) if column]
+    check_columns(dict.fromkeys(outside.column_names, pa.null()), shared, ())
+    units = pa.concat_tables([table.select(shared), outside.select(shared)], promote_options="permissive")
+    features = encode_features(units, roles.features)
+    bins = fit_bins(features, roles.features, MOST_BINS)
+    spec = NuisanceSpec(levels.names, categorical_of(bins), *folds_and_seed)
+    inside = np.arange(len(units)) < len(table)
+    level_code, outcome = np.zeros(len(units), np.int64), np.full(len(units), np.nan)
+    level_code[inside] = level_codes_of(rows.level, levels.names)
+    outcome[inside] = rows.outcomes[roles.outcome]
+    known = None
+    if not confounded and roles.propensity is None:
+        known = np.tile(np.bincount(level_code[inside], minlength=len(levels)) / len(table), (len(units), 1))
+    data = features_of(features, bins), level_code, outcome
+    estimate, error = transported_average(data, inside, keys_of(units, roles)[1], spec, known)
+    return _estimates(list(levels.treated), ["outside"] * len(estimate), estimate, error)
+
+
+def _estimates(levels: list[str], estimands: list[str], estimate: np.ndarray, error: np.ndarray) -> pa.Table:
+    bounds = {"lower": estimate - Z95 * error, "upper": estimate + Z95 * error}
+    return pa.table({TREATMENT: levels, "estimand": estimands, "estimate": estimate, "error": error, **bounds})

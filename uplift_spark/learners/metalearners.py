@@ -264,11 +264,6 @@ def fit_learner(name: str, rows: LearnerRows, spec: LearnerSpec) -> EffectModel:
         return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), spec)
 
 
-def learned_effects(fitted: EffectModel, bins: Sequence[FeatureBins], rows: pa.RecordBatch | pa.Table) -> np.ndarray:
-    """Effects of a learner that was fitted on `crossfit.features_of` these bins, float64 [n, L], from Arrow rows."""
-    return fitted.effects(features_of(rows, bins))
-
-
 @dataclass(frozen=True)
 class Resampled:
     """A learner and its replicates, each fitted to a resample of the keys."""

@@ -389,8 +389,8 @@ def placebo_outcome(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Learners a campaign's forest is held against, as jobs see them, and a T-learner on its bins.
-# A learner gives the effects of rows in Arrow, float64 [n, K-1] in the order of the campaign's treated levels.
+# What a campaign's models are valued with: the outcome expected under every level, from models on a forest's bins.
+# `Effects` are those of rows in Arrow, float64 [n, K-1] in the order of the campaign's treated levels.
 
 Effects: TypeAlias = Callable[[ArrowRows], np.ndarray]
 
@@ -403,8 +403,11 @@ def model_effects(model: Model, rows: ArrowRows) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TLearner:
-    """One outcome model per level, control first (Künzel et al. 2019): boosted trees on the bins of a forest.
+class OutcomeModel:
+    """One outcome model per level, control first: boosted trees on the bins of a forest.
+
+    A nuisance, for the outcome means of doubly robust rewards; the learner that is built alike is the T-learner of
+    `learners.metalearners`.
 
     lowest, highest  outcome seen in training; expectations stay between them
     """
@@ -431,7 +434,7 @@ def fit_arm(bins: np.ndarray, outcome: np.ndarray, categorical: np.ndarray, seed
 
 
 def categorical_of(bins: Sequence[FeatureBins]) -> np.ndarray:
-    """Which features a T-learner takes as categorical, bool [p]."""
+    """Which features boosted trees take as categorical, bool [p]."""
     return np.array([one.categorical and one.n_bins <= _MOST_CATEGORIES for one in bins])
 
 
@@ -443,7 +446,7 @@ def _predict_from_bins(model: Any, bins: np.ndarray) -> np.ndarray:
 # Training rows in memory, in one order whatever partitions they came from: what meta-learners and nuisances are
 # fitted on. At most so many of each arm, chosen by hash of the unit.
 
-_MOST_BINS = 254
+MOST_BINS = 254
 _OTHER_ROWS = np.uint64(0x51)  # drawn apart from the rows that fix bins
 
 
@@ -478,7 +481,7 @@ def coding_of(
         raise ConfigError("learners of arms take neither roles.grid nor roles.scores: train a CausalForest on those")
     check_summary(summary, roles)
     levels = make_levels(summary, roles)[0]
-    bins = fit_bins(sample, roles.features, _MOST_BINS)
+    bins = fit_bins(sample, roles.features, MOST_BINS)
     counts = [summary.levels[name] for name in levels.names]
     limits = np.array([2**64 - 1 if n <= rows else int(rows / n * 2.0**64) for n in counts], np.uint64)
     folds, seed = folds_and_seed

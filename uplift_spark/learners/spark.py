@@ -52,8 +52,8 @@ from uplift_spark.learners.nuisances import (
     Effects,
     NuisanceModels,
     NuisanceSpec,
+    OutcomeModel,
     Sample,
-    TLearner,
     categorical_of,
     check_arms,
     code_rows,
@@ -293,16 +293,18 @@ def _maps(levels: tuple[str, ...], values: np.ndarray) -> pa.Array:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Fitting the learners a forest is held against on a Spark frame, and their predictions side by side.
+# What models are valued with on a Spark frame: outcome means, rewards, and the predictions of models side by side.
 
 ARM_ROWS = 500_000
-"""Rows of an arm a T-learner is fitted on at most, chosen by hash: the driver holds them, a byte a feature."""
+"""Rows of an arm that outcome models are fitted on at most, chosen by hash: the driver holds them, a byte a feature."""
 
 _DRAWS = 1 << 30
 
 
-def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int) -> TLearner:
-    """A T-learner of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
+def fit_outcome_model(
+    frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[FeatureBins, ...], seed: int
+) -> OutcomeModel:
+    """Outcome models of every level on the features' bins: a pass that counts, one for the rows, fitted in the driver.
 
     Raises DataError when a level has no row.
     """
@@ -325,7 +327,7 @@ def fit_t_learner(frame: DataFrame, roles: Roles, levels: Levels, bins: tuple[Fe
     categorical = categorical_of(bins)
     models = tuple(fit_arm(coded[rows], outcomes[rows], categorical, seed) for rows in mine)
     lowest, highest = (pick(by_level[level][j] for level in levels.names) for j, pick in ((1, min), (2, max)))
-    return TLearner(bins, models, lowest, highest)
+    return OutcomeModel(bins, models, lowest, highest)
 
 
 def thin_arms(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
@@ -343,9 +345,9 @@ def effects_column(number: int) -> str:
     return f"effects_{number}"
 
 
-def predict_frame(frame: DataFrame, unit: str, nuisance: TLearner, learners: Sequence[Effects | None]) -> DataFrame:
-    """Unit, and as arrays of doubles the T-learner's mean outcome under each level (`outcome_mean`) and the effects of
-    each learner, None being the T-learner itself, under `effects_<its position>`; map only."""
+def predict_frame(frame: DataFrame, unit: str, nuisance: OutcomeModel, learners: Sequence[Effects]) -> DataFrame:
+    """Unit and, as arrays of doubles, the outcome mean under each level (`outcome_mean`) and the effects of each
+    learner, under `effects_<its number>`; map only."""
     names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
     kind = frame.schema[unit].dataType.simpleString()
     columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
@@ -358,15 +360,15 @@ def predict_frame(frame: DataFrame, unit: str, nuisance: TLearner, learners: Seq
 def reward_frame(
     frame: DataFrame,
     keep: tuple[str, ...],
-    nuisance: TLearner,
+    nuisance: OutcomeModel,
     features: Sequence[FeatureBins],
     worth: tuple[float, list[float]],
 ) -> DataFrame:
     """Doubly robust rewards of every level for every unit, map only: the columns `keep`, `bins` binary (uint8, of
     `features`) and `rewards` array<double> [K].
 
-    frame     the columns to keep, the T-learner's features, `level_code` int, `outcome`, `weight` double
-    features  some of the T-learner's
+    frame     the columns to keep, the outcome model's features, `level_code` int, `outcome`, `weight` double
+    features  some of the outcome model's
     worth     value of one unit of the outcome, and cost of every level [K]
     """
     kept = ", ".join(f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in keep)
@@ -377,7 +379,7 @@ def reward_frame(
 
 def _reward(
     keep: tuple[str, ...],
-    nuisance: TLearner,
+    nuisance: OutcomeModel,
     feature_index: list[int],
     worth: tuple[float, list[float]],
     batches: Iterator[pa.RecordBatch],
@@ -402,17 +404,13 @@ def _binned(bins: tuple[FeatureBins, ...], batches: Iterator[pa.RecordBatch]) ->
 def _predict(
     unit: str,
     names: list[str],
-    nuisance: TLearner,
-    learners: Sequence[Effects | None],
+    nuisance: OutcomeModel,
+    learners: Sequence[Effects],
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         outcome_mean = nuisance.outcome_mean(apply_bins(batch, nuisance.bins))
-        own = outcome_mean[:, 1:] - outcome_mean[:, :1]
-        arrays = [
-            _list_array(outcome_mean),
-            *(_list_array(own if effects is None else effects(batch)) for effects in learners),
-        ]
+        arrays = [_list_array(outcome_mean), *(_list_array(effects(batch)) for effects in learners)]
         yield pa.RecordBatch.from_arrays([batch.column(unit), *arrays], [unit, *names])
 
 

@@ -370,3 +370,49 @@ def _mean_over_units(sums: ArmSums, curve: np.ndarray) -> np.ndarray:
     """Mean of a curve's values after 0, 1, ... n units, on straight lines between the ends of bins."""
     start, step, units = curve[..., :-1], np.diff(curve, axis=-1), sums.units
     return np.sum(units * start + step * (units + 1) / 2, axis=-1) / (units.sum(axis=-1) + 1)
+
+
+def library_metrics(uplift: np.ndarray, treated: np.ndarray, outcome: np.ndarray) -> dict[str, float]:
+    """Report one ranking's figures as scikit-uplift, CausalML and H2O define them, to compare results across libraries.
+
+    Args:
+        uplift: predicted effects of one level, float [n]; units are ranked by them, highest first.
+        treated: whether a unit received the level, bool [n]; the others received the control.
+        outcome: numbers [n], in any unit; 0 or 1 for the figures of scikit-uplift.
+
+    Returns:
+        {name of the library and of its function: figure}. Those of scikit-uplift only for outcomes of 0 and 1; NaN
+        where one of the arms is missing.
+
+    Raises:
+        ConfigError: the arrays are not of one length.
+
+    Example:
+        >>> figures = library_metrics([0.3, 0.2, 0.1, 0.0], [1, 0, 1, 0], [1, 0, 1, 0])
+        >>> round(figures["causalml_auuc_score"], 3)
+        0.475
+    """
+    score, arm, y = np.asarray(uplift, np.float64), np.asarray(treated, bool), np.asarray(outcome, np.float64)
+    if score.ndim != 1 or not score.shape == arm.shape == y.shape:
+        raise ConfigError(f"uplift {score.shape}, treated {arm.shape}, outcome {y.shape}: give [n] of each")
+    order = np.argsort(-score, kind="stable")
+    each = _arm_sums(np.argsort(order), arm, y)
+    binned = _arm_sums(h2o_bins(score), arm, y)
+    figures = {
+        "causalml_auuc_score": causalml_auuc_score(each),
+        "causalml_qini_score": causalml_qini_score(each),
+        "h2o_auuc": h2o_auuc(binned),
+        "h2o_aecu": h2o_aecu(binned),
+    }
+    if np.isin(y, (0.0, 1.0)).all():
+        distinct = _arm_sums(np.unique(-score, return_inverse=True)[1], arm, y)
+        figures["sklift_uplift_auc_score"] = sklift_uplift_auc_score(distinct)
+        figures["sklift_qini_auc_score"] = sklift_qini_auc_score(distinct)
+        figures["sklift_uplift_at_30_percent"] = sklift_uplift_at_k(distinct, 0.3)
+    return {name: float(figure) for name, figure in figures.items()}
+
+
+def _arm_sums(bins: np.ndarray, treated: np.ndarray, outcome: np.ndarray) -> ArmSums:
+    size = int(bins.max(initial=0)) + 1
+    parts = [np.bincount(bins[arm], weights, size) for arm in (treated, ~treated) for weights in (None, outcome[arm])]
+    return ArmSums(*parts)

@@ -74,7 +74,7 @@ class Contenders:
 
     @property
     def names(self) -> list[str]:
-        """Of all models in the order they were asked for, the champion first."""
+        """Of all models in the order they were named, the champion first."""
         champion = next(iter(self.registered))
         return [champion, *(name for name in self.config.compare.contenders if name != champion)]
 

@@ -411,9 +411,10 @@ class ForestPlan:
         return replace(self, roles=replace(self.roles, outcome=outcome, more_outcomes=()), exponents=exponents)
 
     def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values, under the names that model files know."""
         raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
         raw["roles"]["features"] = [b.name for b in self.bins]
-        raw["told"] = raw.pop("reported")  # the name that model files know
+        raw["told"] = raw.pop("reported")
         return raw
 
     @classmethod

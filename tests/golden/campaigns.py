@@ -53,6 +53,8 @@ REWORDED: dict[str, dict[str, dict[str, str]]] = {
 
 # Figures that MLflow keeps and that are times.
 TIMED = ("seconds",)
+# Parameters that the last release did not keep: which learner a version is.
+NEW_PARAMS = ("kind",)
 
 
 def uplift(*arguments: str | Path) -> str:
@@ -300,7 +302,7 @@ def stored(lakehouse: Path) -> dict[str, pa.Table]:
     with closing(sqlite3.connect(lakehouse / "mlflow.db")) as store:
         for name, table in (("metrics", "latest_metrics"), ("params", "params")):
             rows = store.execute(f"SELECT key, value FROM {table} ORDER BY key, value").fetchall()
-            kept = [(key, value) for key, value in rows if not any(word in key for word in TIMED)]
+            kept = [(k, v) for k, v in rows if k not in NEW_PARAMS and not any(word in k for word in TIMED)]
             keys, values = zip(*kept, strict=True) if kept else ((), ())
             found[f"mlflow {name}"] = pa.table({"key": list(keys), "value": list(values)})
     return found

@@ -14,8 +14,9 @@ RENAMED  {old key: new key}: an old key is read for one version, with a warning
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -24,7 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Roles, checked_name, crossed
-from uplift_spark.yaml_files import read_features, read_yaml
+from uplift_spark.runtime import read_features, read_yaml
 
 STRICT = ConfigDict(extra="forbid")
 Days = Annotated[float, Field(gt=0, le=3650)]
@@ -691,6 +692,12 @@ class Config:
         barred = [name for name in self.roles.features if name in known and not known[name].targeting]
         if barred:
             raise ConfigError(f"roles.features contains {barred}, defined with targeting: false: remove them")
+
+    def run_identity(self, job: str) -> dict[str, Any]:
+        """Keys that the identity of a job's runs depends on: what a section, or this class, declares in `RUNS`."""
+        sections = [self, *(getattr(self, part.name) for part in fields(self))]
+        declared = {verb: keys for section in sections for verb, keys in getattr(section, "RUNS", {}).items()}
+        return {key: reduce(getattr, key.split("."), self) for key in declared[job].split()}
 
     @property
     def feature_definitions(self) -> tuple[Feature, ...]:

@@ -203,7 +203,7 @@ class UpliftModel:
             True
         """
         model = self._of(outcome)
-        table = frame_rows(frame).table(model.roles.columns)
+        table = frame_rows(frame).in_memory(model.roles.columns)
         return heterogeneity_table(model, table, os.cpu_count() or 1).to_pandas()
 
     def best_linear_projection(
@@ -236,7 +236,7 @@ class UpliftModel:
             True
         """
         model = self._of(outcome)
-        return projection_table(model, frame_rows(frame).table(model.roles.columns), features).to_pandas()
+        return projection_table(model, frame_rows(frame).in_memory(model.roles.columns), features).to_pandas()
 
     def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
         """Write the effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
@@ -578,8 +578,8 @@ def average_effects(
     rows, others = frame_rows(frame), None
     if outside is not None:
         columns = (roles.unit, roles.cluster, *roles.features)
-        others = frame_rows(outside).table([column for column in columns if column])
-    return average_effects_table(rows.table(roles.columns), roles, others, folds, seed).to_pandas()
+        others = frame_rows(outside).in_memory([column for column in columns if column])
+    return average_effects_table(rows.in_memory(roles.columns), roles, others, folds, seed).to_pandas()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Roles:
     control     the level every other level is compared with
     dose        {level: number} for ordered levels, naming every level; {level: [number, ...]} for treatments of several
                 dimensions, such as discount and frequency; None for arms without order
-    grid        doses at which effects are told, where the treatment is itself a number that takes any value: the dose
+    grid        doses at which effects are reported, where the treatment is a number that takes any value: the dose
                 received, `control` then being the dose they are compared with
     propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
     weight      column with a positive sample weight

@@ -1,4 +1,4 @@
-"""Where this runs and what a run is: state folder, kernel cache, code version, run id, result."""
+"""Where this runs and what a run is: state folder, kernel cache, code version, run id, result, files of settings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import date, datetime
-from functools import reduce
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+import yaml
+
 import uplift_spark
-from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError
 
 
 def state_folder() -> Path:
@@ -87,11 +88,11 @@ def no_progress(message: str) -> None:
 def derive_run_id(job: str, config: Any, **inputs: Any) -> str:
     """`<job>-<12 hex digits>`: SHA-256 of the job, the configuration it depends on and the identity of its inputs.
 
-    Of a `Config` the keys count that its sections declare; anything else (a part of it, a mapping) counts as a whole.
+    Of a `Config` what its `run_identity` of the job is; anything else (a part of it, a mapping) counts as a whole.
     `inputs` are file digests, upstream run ids, table and model versions. Equal on every machine and in every process.
     Raises TypeError for values without a canonical form.
     """
-    conf = _relevant(job, config) if isinstance(config, Config) else config
+    conf = config.run_identity(job) if hasattr(config, "run_identity") else config
     text = json.dumps(_canonical([job, conf, inputs]), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{job}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -112,13 +113,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return process.stdout.strip() if process.returncode == 0 else ""
-
-
-def _relevant(job: str, config: Config) -> dict[str, Any]:
-    """The keys that a section of the configuration, or the configuration itself, declares for the job in `RUNS`."""
-    sections = [config, *(getattr(config, part.name) for part in fields(config))]
-    declared = {verb: keys for section in sections for verb, keys in getattr(section, "RUNS", {}).items()}
-    return {key: reduce(getattr, key.split("."), config) for key in declared[job].split()}
 
 
 def _canonical(value: Any) -> Any:
@@ -142,3 +136,67 @@ def _canonical(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy scalar
         return _canonical(value.item())
     raise TypeError(f"{type(value).__name__} cannot be part of a run id: pass its identity (a digest, a version)")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files of a configuration as YAML: keys and overrides, and feature definitions in files of their own.
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys of a file, those of `overrides` (`dotted.key=value`, the value as YAML) in place of its own.
+
+    Raises ConfigError naming the file or the override.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+def read_features(entries: Any, conf: Path) -> list[Any]:
+    """Feature definitions: those among `entries`, and those in files that entries name, seen from the configuration.
+
+    Raises ConfigError for a file that cannot be read, or that holds no list.
+    """
+    return [one for entry in _listed(entries, conf) for one in _definitions(entry, conf)]
+
+
+def _listed(value: Any, path: Path) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: features must be a list of definitions, not {type(value).__name__}")
+    return value
+
+
+def _definitions(entry: Any, conf: Path) -> list[Any]:
+    """An entry of `features`: a definition, or the path of a file of definitions, seen from the configuration."""
+    if not isinstance(entry, str):
+        return [entry]
+    path = conf.parent / entry
+    try:
+        return _listed(yaml.safe_load(path.read_text()), path)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"configuration {conf}: features file {path} cannot be read: {reason}") from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"override {override!r} must look like key.sub=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = raw.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
+        raw = child
+    try:
+        raw[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: its value is not valid YAML") from error

@@ -368,6 +368,9 @@ def _propensity_bounds(rows: TypedRows) -> dict[str, tuple[float, float]]:
     return {names[r["level"]]: (r["p_min"], r["p_max"]) for r in table if r["level"] >= 0}
 
 
+_REPORTED = "told"  # the name of `reported` in model files
+
+
 @dataclass(frozen=True)
 class ForestPlan:
     """Everything that decides a forest except the rows; JSON-able, so it travels to workers and into the model file.
@@ -414,15 +417,15 @@ class ForestPlan:
         """The plan as plain JSON values, under the names that model files know."""
         raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
         raw["roles"]["features"] = [b.name for b in self.bins]
-        raw["told"] = raw.pop("reported")
+        raw[_REPORTED] = raw.pop("reported")
         return raw
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ForestPlan:
         bins = tuple(FeatureBins.from_dict(b) for b in raw["bins"])
-        levels, reported = (_levels(raw.get(part)) for part in ("levels", "told"))
+        levels, reported = (_levels(raw.get(part)) for part in ("levels", _REPORTED))
         known = {**raw, "roles": Roles(**raw["roles"]), "levels": levels, "reported": reported, "bins": bins}
-        known.pop("told", None)
+        known.pop(_REPORTED, None)
         return cls(**{**known, "exponents": tuple(raw["exponents"]), "edges": tuple(raw.get("edges", ()))})
 
     def level_rows(self, counts: Mapping[str, int]) -> dict[str, int]:

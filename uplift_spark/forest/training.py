@@ -161,7 +161,7 @@ def _with_criterion(rows: BinnedRows, plan: ForestPlan, total: int, requested: s
     """
     n = rows.unit.size
     if requested not in AUTO:
-        plan = replace(plan, reason="as asked for")
+        plan = replace(plan, reason="as asked for")  # the words of model files
     elif plan.criterion == "one_hot":
         lacking = "have no doses" if plan.levels.doses is None else "are too few to tell their doses apart"
         plan = replace(plan, reason=f"the levels {lacking}")

@@ -43,7 +43,7 @@ from uplift_spark.stats.aipw import ESTIMANDS, averages_of
 
 _GRID = 400  # points that the density of residuals is smoothed on
 _WIDEST = 5.0  # standardised residuals beyond are taken to be there
-_LEAST_SPREAD = 0.05  # of the doses' spread given the features, in its average: below nothing is told apart
+_LEAST_SPREAD = 0.05  # of the doses' spread given the features, in its average: below, doses do not differ
 
 
 def average_partial_effect(
@@ -119,7 +119,7 @@ def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Average effects for units that were not in the trial: what a campaign tested here would bring there.
-# With s whether a unit took part, p(X) the chance of it, and m_k and e_k a level's expected outcome and odds, the
+# With s whether a unit took part, p(X) its probability, and m_k and e_k a level's expected outcome and propensity, the
 # average effect of level k among units that did not take part is the mean over all units, divided by P(s = 0), of
 #
 #     (1 - s) (m_k(X) - m_0(X)) + s (1 - p) / p ([w = k] (Y - m_k) / e_k - [w = 0] (Y - m_0) / e_0)

@@ -73,7 +73,7 @@ class FrameRows(Protocol):
         """Add the column that the model's trees were grown on."""
         ...
 
-    def table(self, columns: Sequence[str]) -> pa.Table:
+    def in_memory(self, columns: Sequence[str]) -> pa.Table:
         """Bring columns of all rows into memory."""
         ...
 
@@ -86,41 +86,41 @@ class PandasRows:
 
     def fit_forest(self, roles: Roles, params: Params, progress: ProgressCallback) -> Forest:
         """See `forest.training.fit_table`."""
-        return fit_table(self.table(roles.columns), roles, params, progress)
+        return fit_table(self.in_memory(roles.columns), roles, params, progress)
 
     def fit_instrumental(
         self, roles: Roles, delivered: str, params: Params, progress: ProgressCallback
     ) -> Instrumental:
         """See `forest.instrument.fit_instrumental`."""
-        table = self.table(tuple(dict.fromkeys([*roles.columns, delivered])))
+        table = self.in_memory(tuple(dict.fromkeys([*roles.columns, delivered])))
         return fit_instrumental(table, roles, delivered, params, progress)
 
     def fit_learned(self, roles: Roles, params: LearnerParams, progress: ProgressCallback) -> Learned:
         """See `learners.metalearners.fit_learned`."""
-        return fit_learned(self.table(roles.columns), roles, params, progress)
+        return fit_learned(self.in_memory(roles.columns), roles, params, progress)
 
     def estimate(self, forest: Forest, progress: ProgressCallback) -> Forest:
         """See `forest.estimate.estimate_table`."""
-        return estimate_table(self.table(forest.roles.columns), forest)
+        return estimate_table(self.in_memory(forest.roles.columns), forest)
 
     def refresh(self, forest: Forest, half_life: float | None, day: str | None, progress: ProgressCallback) -> Forest:
         """See `forest.refresh.refreshed_table`."""
         columns = (*forest.roles.columns, *([] if day is None else [day]))
-        return refreshed_table(self.table(columns), forest, half_life, day)
+        return refreshed_table(self.in_memory(columns), forest, half_life, day)
 
     def effects(self, model: Model) -> pd.DataFrame:
         """See `forest.forest.effect_table`."""
         columns = (model.roles.unit, *model.roles.features)
-        return effect_table(model, self.table(columns), os.cpu_count() or 1).to_pandas()
+        return effect_table(model, self.in_memory(columns), os.cpu_count() or 1).to_pandas()
 
     def shapley(self, forest: Forest) -> pd.DataFrame:
         """See `forest.shapley.shapley_table`."""
-        table = self.table((forest.roles.unit, *forest.roles.features))
+        table = self.in_memory((forest.roles.unit, *forest.roles.features))
         return shapley_table(forest, table, os.cpu_count() or 1).to_pandas()
 
     def levels(self, roles: Roles) -> Levels:
         """See `forest.encode.make_levels`."""
-        return make_levels(summarise(encode(self.table(roles.columns), roles)), roles)[0]
+        return make_levels(summarise(encode(self.in_memory(roles.columns), roles)), roles)[0]
 
     def pair(self, roles: Roles, level: str) -> PandasRows:
         """See `FrameRows.pair`."""
@@ -129,7 +129,7 @@ class PandasRows:
             kept = self.frame.copy(deep=False)
             kept[roles.scores] = self.frame[roles.scores].map(lambda one: {name: one[name] for name in names})
             return PandasRows(kept)
-        treatment = encode_treatment(self.table((roles.treatment,)), roles.treatment)
+        treatment = encode_treatment(self.in_memory((roles.treatment,)), roles.treatment)
         return PandasRows(self.frame[treatment.coded_by(names) >= 0])
 
     def without_delivery(self, model: Instrumental) -> PandasRows:
@@ -140,7 +140,7 @@ class PandasRows:
         kept[LEFT] = self.frame[outcome] - model.overall * self.frame[delivered]
         return PandasRows(kept)
 
-    def table(self, columns: Sequence[str]) -> pa.Table:
+    def in_memory(self, columns: Sequence[str]) -> pa.Table:
         """The columns as Arrow. Raises DataError for columns that are missing or mix types."""
         check_columns(dict.fromkeys(map(str, self.frame.columns), pa.null()), tuple(columns), ())
         try:

@@ -102,7 +102,7 @@ class LearnerRows:
 
 
 Make: TypeAlias = Callable[[bool, bool], Any]
-"""Makes an unfitted estimator; told whether its target is 0 or 1 (then it has predict_proba), and whether noisy."""
+"""Make an unfitted estimator. The arguments say whether its target is 0 or 1 (then it has predict_proba), and noisy."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ LearnerFunction: TypeAlias = Callable[[LearnerRows, LearnerSpec], EffectModel]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Effects as differences of what is expected under the levels: a model per level, or one told the level."""
+    """Effects as differences of what is expected under the levels: a model per level, or one that takes the level."""
 
     models: tuple[Any, ...]
     levels: int
@@ -180,7 +180,7 @@ def t_learner(rows: LearnerRows, spec: LearnerSpec) -> Contrast:
 
 
 def s_learner(rows: LearnerRows, spec: LearnerSpec) -> Contrast:
-    """One outcome model that is told the level as so many indicators (Künzel et al. 2019)."""
+    """One outcome model that takes the level as indicators (Künzel et al. 2019)."""
     levels = rows.propensity.shape[1]
     design = _with_indicators(rows.features, rows.level_code, levels)
     return Contrast((_fit(spec, design, rows.outcome, rows.weight, more=levels - 1),), levels)
@@ -230,7 +230,7 @@ def dr_learner(rows: LearnerRows, spec: LearnerSpec) -> Direct:
 
 
 def class_transformation(rows: LearnerRows, spec: LearnerSpec) -> Direct:
-    """Units that did as an effect would have them do, told from the others (Jaskowski & Jaroszewicz 2012), weighted by
+    """Predict which units did as an effect would have them do (Jaskowski & Jaroszewicz 2012), weighted by
     the inverse of their propensities; outcomes that are not 0 or 1 are transformed to y (w - e) / (e (1 - e)) (Athey &
     Imbens 2016)."""
     binary = set(np.unique(rows.outcome)) <= {0.0, 1.0}
@@ -319,7 +319,7 @@ def _with_indicators(features: np.ndarray, level_code: np.ndarray | int, levels:
 
 
 def _nuisances(rows: LearnerRows, spec: LearnerSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-fitted expectations, and the odds, of every level [n, K] each."""
+    """Cross-fitted outcome means and propensities of every level, [n, K] each."""
     levels = tuple(map(str, range(rows.propensity.shape[1])))
     make = spec.make
     make_outcome = None if make is None else lambda binary: make(binary, False)
@@ -331,11 +331,11 @@ def _nuisances(rows: LearnerRows, spec: LearnerSpec) -> tuple[np.ndarray, np.nda
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Meta-learners as models that are saved, registered and asked like a forest; and one forest for each level.
+# Meta-learners as models that are saved, registered and scored like a forest; and one forest for each level.
 # Intervals of a meta-learner are from the bootstrap: so many replicates, each fitted to a resample of the units or
 # clusters. They tell how far other units would have moved its effects; what it smooths away, its bias, is not in them.
 
-MIN_PROPENSITY = 0.01  # fitted odds of a level are held above
+MIN_PROPENSITY = 0.01  # fitted propensities are held above
 _CHECKED = 1000  # rows whose effects `facts["effects_sha256"]` is of
 
 
@@ -533,8 +533,8 @@ def learner_spec(sample: Sample) -> LearnerSpec:
 
 
 def rows_of(sample: Sample, confounded: bool = False) -> LearnerRows:
-    """The sample with every level's odds: shares of the sample, whatever it left out; where they differ between units,
-    cross-fitted."""
+    """The sample with every level's propensity: shares of the sample, whatever it left out; cross-fitted where they
+    differ between units."""
     n, levels = len(sample.level_code), len(sample.spec.levels)
     propensity = np.tile(np.bincount(sample.level_code, minlength=levels) / n, (n, 1))
     if confounded or sample.coding.confounded:
@@ -555,7 +555,7 @@ def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: in
 
 
 def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[EffectModel]) -> Learned:
-    """A model from its fits, with the roles of the columns that units are asked by."""
+    """A model from its fits, with the roles of the columns that it predicts from."""
     coding = sample.coding
     effects = fits[0].effects(sample.features[:_CHECKED])
     counts = np.bincount(sample.level_code, minlength=len(coding.levels)).tolist()
@@ -569,7 +569,7 @@ def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[
 
 
 def trial_roles(roles: Roles) -> tuple[Roles, bool]:
-    """Roles without a confounded campaign's scores, as meta-learners fit their own odds; whether it was one."""
+    """Roles without scores, as meta-learners fit their own propensities; and whether the campaign is confounded."""
     if roles.more_outcomes:
         raise ConfigError("a meta-learner has one outcome: drop roles.more_outcomes, or train one for each")
     return (replace(roles, scores=None, propensity=None), True) if roles.scores else (roles, False)

@@ -473,7 +473,7 @@ class SparkRows:
         check_columns(dict.fromkeys(frame.columns, pa.null()), (outcome, delivered), ())
         return SparkRows(frame.withColumn(LEFT, frame[outcome].cast("double") - model.overall * frame[delivered]))
 
-    def table(self, columns: Sequence[str]) -> pa.Table:
+    def in_memory(self, columns: Sequence[str]) -> pa.Table:
         """The columns as Arrow, of all rows. Raises DataError for columns that are missing."""
         return self._checked(columns).toArrow()
 

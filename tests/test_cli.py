@@ -61,7 +61,7 @@ class Calls(list[dict[str, Any]]):
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Jobs and lakehouse replaced by records, so that only the command line is tested."""
     recorded = Calls()
-    for verb in cli.JOBS:
+    for verb in cli.DEMO_JOBS:
         module = ModuleType(f"uplift_spark.jobs.{verb}")
         module.run = recorded.job(verb)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -112,7 +112,7 @@ def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().out.strip() == uplift_spark.__version__
 
 
-@pytest.mark.parametrize("verb", cli.JOBS)
+@pytest.mark.parametrize("verb", cli.DEMO_JOBS)
 def test_a_command_runs_its_job(
     verb: str, conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,7 +304,7 @@ def test_demo_runs_all_jobs_in_order_in_one_lake(
     ((where, campaign, results),) = printed
     assert where == f" --conf {conf} --set 'lakehouse.path=a b'"
     assert campaign.name == "spring"
-    assert [result.job for result in results] == list(cli.JOBS)
+    assert [result.job for result in results] == list(cli.DEMO_JOBS)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if " s  " not in line] == []
 

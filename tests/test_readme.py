@@ -51,7 +51,8 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_file_exists() -> None:
-    quoted = re.findall(r"`((?:conf|jobs|flow|causal|lake|tests)/[\w/]+\.\w+)`", README)
+    rooms = "|".join(path.parent.name for path in (ROOT / "uplift_spark").glob("*/__init__.py"))
+    quoted = re.findall(rf"`((?:conf|jobs|{rooms}|tests)/[\w/]+\.\w+)`", README)
     wanted = {name for name in [*quoted, *re.findall(r"conf/\w+\.yaml", README)] if "/X." not in name}
     missing = {n for n in wanted if not (ROOT / n).exists() and not (ROOT / "uplift_spark" / n).exists()}
     assert not missing

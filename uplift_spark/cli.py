@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uplift_spark.runtime import JobResult
 
 PACKAGE = "uplift_spark.jobs"
-JOBS = ("ingest", "features", "train", "score", "lift")
+DEMO_JOBS = ("ingest", "features", "train", "score", "lift")
 """The jobs of `uplift demo`, in their order."""
 
 LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
@@ -52,8 +52,8 @@ def main() -> None:
 def verbs() -> dict[str, str]:
     """{verb: what it does, in a line} of every file in jobs/, those of the demo first; no job is imported."""
     names = [module.name for module in pkgutil.iter_modules(import_module(PACKAGE).__path__)]
-    later = [name for name in sorted(names) if name not in JOBS]
-    return {name: _first_line(pkgutil.get_data(PACKAGE, f"{name}.py")) for name in (*JOBS, *later)}
+    later = [name for name in sorted(names) if name not in DEMO_JOBS]
+    return {name: _first_line(pkgutil.get_data(PACKAGE, f"{name}.py")) for name in (*DEMO_JOBS, *later)}
 
 
 def _first_line(source: bytes | None) -> str:
@@ -77,8 +77,8 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run the first five jobs in one session and print what came out."""
-    jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in JOBS}
+    """Run ingest, features, train, score and lift in one session and print what came out."""
+    jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
 

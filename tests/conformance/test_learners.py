@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
+from uplift_spark.config import Contender
 from uplift_spark.errors import DataError
 from uplift_spark.events.simulate import nie_wager
 from uplift_spark.forest.training import Params, fit_table
@@ -176,6 +178,10 @@ def test_weights_count(name):
 def test_bad_rows_are_named(name, spoil, message):
     with pytest.raises(DataError, match=message):
         fit(name, spoil(simulated()))
+
+
+def test_a_configuration_can_name_every_learner():
+    assert set(get_args(Contender)) == {*LEARNERS, "forest_per_level"}
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -178,9 +178,9 @@ def staleness(forest: Forest, before: Residuals, table: pa.Table) -> Staleness:
 #     from the new rows alone     plain leaf sums, rows per level, and the sample of rows that levels learn from each
 #                                 other at: those whose unit hash is below a bound, so it adds and subtracts as sums do
 #     as in the base              splits, bins, baselines, fixed point, and the bias of each leaf
-#     a pass over all rows        a correction for bias by all rows: `estimation.estimate_table`
+#     a pass over all rows        a correction for bias by all rows: `estimate.estimate_table`
 #
-# The correction of `estimation.correct` looks at every row through the predictions of all, so its sums do not add.
+# The correction of `estimate.correct` looks at every row through the predictions of all, so its sums do not add.
 # With predictions kept as they were they would, but y becomes 2y - μ there: once effects change by d, means of new
 # rows would be d too high. So what is kept is what the correction came to, leaf by leaf and level by level: corrected
 # sums are plain ones plus Σw times (corrected - plain) / Σw of the base. New effects count once, and no second pass is

@@ -29,7 +29,7 @@ from uplift_spark.forest.trees import (
 from uplift_spark.roles import TREATMENT
 
 # --------------------------------------------------------------------------------------------------------------------
-# Shapley values of what trees sum: every leaf is a game, units side by side (step 1 of `forest.shapley`).
+# Shapley values of what trees sum: every leaf is a game, units side by side (step 1 of the second part).
 
 _BLOCK = 256  # units side by side: what a leaf needs of them stays in the first cache
 

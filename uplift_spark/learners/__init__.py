@@ -1,0 +1,1 @@
+"""Nuisances, meta-learners and average effects; Spark in `learners.spark` alone."""

@@ -66,7 +66,7 @@ class LearnerRows:
     key: np.ndarray
 
     def check(self) -> None:
-        """DataError for values that no effect can come from, and for an arm of fewer than MIN_ARM rows."""
+        """DataError for values that no effect can come from, and for an arm of fewer than MIN_LEARNER_ROWS rows."""
         faults = (
             (self.level_code >= self.propensity.shape[1], "place is no level's", "name all levels"),
             (~np.isfinite(self.outcome), "the outcome is missing or infinite", "drop or fill it"),

@@ -216,7 +216,7 @@ def fit_nuisances(
     """Models of one training part: of the outcome in each arm, and, unless they are known, of the levels' chances.
 
     features [n, p] (bins, or numbers with NaN), place int [n] (0 the control), outcome [n], weight [n]. Raises
-    DataError for an arm of fewer than MIN_ARM rows.
+    DataError for an arm of fewer than MIN_ARM_ROWS rows.
     """
     w = np.ones(len(level_code)) if weight is None else np.asarray(weight, np.float64)
     counts = check_arms(level_code, spec)
@@ -233,7 +233,7 @@ def fit_nuisances(
 
 
 def check_arms(level_code: np.ndarray, spec: NuisanceSpec) -> np.ndarray:
-    """Rows of every level in a training part, int [K], from place int [n]; DataError for fewer than MIN_ARM of one."""
+    """Rows of every level in a training part, int [K], by level code [n]; DataError for fewer than MIN_ARM_ROWS."""
     counts = np.bincount(level_code, minlength=len(spec.levels))
     _enough(counts, spec, "the training part", MIN_ARM_ROWS)
     return counts
@@ -472,7 +472,7 @@ class Coding:
 def coding_of(
     summary: Summary, sample: Features | ArrowRows, roles: Roles, folds_and_seed: tuple[int, int], rows: int
 ) -> Coding:
-    """From the summary of all rows and a sample of them (`estimation.sample_mask`); `folds_and_seed` is folds and seed.
+    """From the summary of all rows and a sample of them (`estimate.sample_mask`); `folds_and_seed` are both.
 
     rows  of each arm to take, at most about; raises DataError when rows break the rules, ConfigError for roles with
           scores or with doses that take any value

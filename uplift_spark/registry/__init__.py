@@ -1,0 +1,1 @@
+"""Registered models: log, find, load, rebuild."""

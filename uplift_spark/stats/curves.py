@@ -23,7 +23,7 @@ from uplift_spark.stats.moments import ratio
 #
 # Qini is the area between the curve and the random line from (0, 0) to (1, gain(1)), where gain(1) is the average
 # effect. Neither is divided by a perfect model's area nor multiplied by the number of units; other libraries' figures
-# are had from the same sums by `stats.curves`. Areas use the trapezoid rule over the bins.
+# come from the same sums, see below. Areas use the trapezoid rule over the bins.
 #
 # Arrays have any leading axes (resamples, levels) and the rank bins last.
 

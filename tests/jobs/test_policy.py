@@ -236,7 +236,7 @@ def test_a_scenario_whose_limits_cannot_be_kept_writes_nothing_to_gold(lake, pla
 )
 def test_sql_over_no_columns_is_refused_before_anything_is_written(lake, inputs, changes, message):
     with pytest.raises(ConfigError, match=message):
-        candidates_of(replace(inputs, config=conf(lake, **changes)).checked())
+        candidates_of(replace(inputs, campaign=Campaign(conf(lake, **changes), lake)).checked())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned, 
     assert 0.98 * BUDGET < dear.details["cost"] <= BUDGET + 1e-9 and dear.details["gain"] < result.details["gain"]
     with pytest.raises(ConfigError, match=r"set policy\.bound to lower"):
         conf(lake, cost_most={"5%": "0.3"})
-    missing = replace(inputs, config=conf(lake, limits=(), cost={"5%": "age / 1000"}))
+    missing = replace(inputs, campaign=Campaign(conf(lake, limits=(), cost={"5%": "age / 1000"}), lake))
     with pytest.raises(DataError, match="60 candidates have a cost"):
         decide(missing, candidates_of(missing), no_progress)
 

@@ -65,16 +65,19 @@ def scored(train: pd.DataFrame, roles: Roles) -> tuple[pd.DataFrame, Roles, np.n
     """Training rows with scores, roles that say so, and the average effects by these."""
     table = pa.Table.from_pandas(train[list(roles.columns)], preserve_index=False)
     sample = sample_table(table, roles, (5, 7), len(train))
-    arrays = (sample.features, sample.place, sample.outcome, sample.key, sample.spec)
+    arrays = (sample.features, sample.level_code, sample.outcome, sample.key, sample.spec)
     nuisances = crossfit(*arrays)
     propensity = np.maximum(nuisances.propensity, MIN_PROPENSITY)
     scores = doubly_robust(
-        sample.outcome, sample.place, 1 / propensity[np.arange(len(propensity)), sample.place], nuisances.outcome_mean
+        sample.outcome,
+        sample.level_code,
+        1 / propensity[np.arange(len(propensity)), sample.level_code],
+        nuisances.outcome_mean,
     )
-    average = averages_of(sample.outcome, sample.place, nuisances.outcome_mean, propensity).estimate[:, 0]
+    average = averages_of(sample.outcome, sample.level_code, nuisances.outcome_mean, propensity).estimate[:, 0]
     order = np.argsort(unit_hashes(table.column(roles.unit), roles.unit).view(np.int64))
     maps = [dict(zip(sample.spec.levels, row, strict=True)) for row in scores.tolist()]
-    own = propensity[np.arange(len(propensity)), sample.place]
+    own = propensity[np.arange(len(propensity)), sample.level_code]
     return train.iloc[order].assign(dr=maps, p=own), replace(roles, scores="dr"), np.asarray(average)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from processes import watched
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.cli import JOBS
 from uplift_spark.config import Config, load_config
 from uplift_spark.events.simulate import CampaignSimulator
@@ -72,7 +73,7 @@ def measured(verb: str, config: Config, lake: Lake) -> dict[str, float]:
     run = import_module(f"uplift_spark.jobs.{verb}").run
     started = time.monotonic()
     with watched() as peak:
-        run(config, lake)
+        run(Campaign(config, lake))
     seconds = time.monotonic() - started
     print(f"{verb:<9} {seconds:8.1f} s {peak.mib:8,.0f} MiB", flush=True)
     return {"seconds": round(seconds, 1), "peak_mib": round(peak.mib)}

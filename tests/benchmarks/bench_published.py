@@ -169,7 +169,7 @@ def shifted(rng: Rng, n: int = 2000) -> dict[str, float]:
 def mode_two(rng: Rng, n: int = 2000) -> dict[str, float]:
     """CausalML's `synthetic_data(mode=2)`, Nie & Wager's set-up B with five features, a trial; published in issue 1006
     of its repository are 17 intervals of 20, .3923 wide, from a forest of half of the rows and the other half."""
-    data = nie_wager(n, int(rng.integers(1 << 31)), 5, spec="b")
+    data = nie_wager(n, int(rng.integers(1 << 31)), 5, setup="b")
     nuisances = crossfit(data.X, data.w, data.y, key_of(n), NuisanceSpec(("0", "1")))
     average = averages_of(data.y, data.w, nuisances.outcome_mean, nuisances.propensity)
     at, weight = np.polynomial.hermite_e.hermegauss(60)

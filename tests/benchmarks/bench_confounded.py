@@ -77,7 +77,6 @@ def scored(train: pd.DataFrame, roles: Roles) -> tuple[pd.DataFrame, Roles, np.n
     average = averages_of(sample.outcome, sample.level_code, nuisances.outcome_mean, propensity).estimate[:, 0]
     order = np.argsort(unit_hashes(table.column(roles.unit), roles.unit).view(np.int64))
     maps = [dict(zip(sample.spec.levels, row, strict=True)) for row in scores.tolist()]
-    own = propensity[np.arange(len(propensity)), sample.level_code]
     return train.iloc[order].assign(dr=maps, p=own), replace(roles, scores="dr"), np.asarray(average)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from processes import watched
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import JOBS
+from uplift_spark.cli import DEMO_JOBS
 from uplift_spark.config import Config, load_config
 from uplift_spark.events.simulate import CampaignSimulator
 from uplift_spark.lake.session import spark_session
@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--units", type=int, default=200_000)
     parser.add_argument("--arms", type=int, default=3, help="levels with control")
     parser.add_argument("--design", choices=["binary", "ordered", "unordered"], default="ordered")
-    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=JOBS, help="jobs to run, in their order")
+    parser.add_argument("--jobs", nargs="*", choices=DEMO_JOBS, default=DEMO_JOBS, help="jobs to run, in their order")
     parser.add_argument("--lakehouse", help="folder to keep the tables in; a temporary one by default")
     return parser.parse_known_args()[0]
 

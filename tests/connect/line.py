@@ -14,7 +14,7 @@ import pyarrow as pa
 from tests.forest.frames import ordered_frame, ordered_roles
 from uplift_spark import CausalForest, MetaLearner
 from uplift_spark.campaign import Campaign
-from uplift_spark.cli import JOBS
+from uplift_spark.cli import DEMO_JOBS
 from uplift_spark.config import Consent, load_config
 from uplift_spark.forest.spark import watched
 from uplift_spark.governance.erasure import Erasure, purge
@@ -35,8 +35,8 @@ def main(folder: str) -> None:
     config = load_config("conf/demo.yaml", small)
     spark = spark_session(config.lakehouse)
     lake = Lake(spark, config.lakehouse)
-    first = [import_module(f"uplift_spark.jobs.{verb}").run(Campaign(config, lake)) for verb in JOBS]
-    again = [import_module(f"uplift_spark.jobs.{verb}").run(Campaign(config, lake)) for verb in JOBS]
+    first = [import_module(f"uplift_spark.jobs.{verb}").run(Campaign(config, lake)) for verb in DEMO_JOBS]
+    again = [import_module(f"uplift_spark.jobs.{verb}").run(Campaign(config, lake)) for verb in DEMO_JOBS]
     unit = lake.read("gold.uplift_scores").select("unit_id").first()[0]
     erased = erase.run(Campaign(config, lake), erasure=Erasure((unit,)))
     import_module("uplift_spark.jobs.score").run(Campaign(config, lake))

@@ -68,12 +68,8 @@ def scored(train: pd.DataFrame, roles: Roles) -> tuple[pd.DataFrame, Roles, np.n
     arrays = (sample.features, sample.level_code, sample.outcome, sample.key, sample.spec)
     nuisances = crossfit(*arrays)
     propensity = np.maximum(nuisances.propensity, MIN_PROPENSITY)
-    scores = doubly_robust(
-        sample.outcome,
-        sample.level_code,
-        1 / propensity[np.arange(len(propensity)), sample.level_code],
-        nuisances.outcome_mean,
-    )
+    own = propensity[np.arange(len(propensity)), sample.level_code]
+    scores = doubly_robust(sample.outcome, sample.level_code, 1 / own, nuisances.outcome_mean)
     average = averages_of(sample.outcome, sample.level_code, nuisances.outcome_mean, propensity).estimate[:, 0]
     order = np.argsort(unit_hashes(table.column(roles.unit), roles.unit).view(np.int64))
     maps = [dict(zip(sample.spec.levels, row, strict=True)) for row in scores.tolist()]

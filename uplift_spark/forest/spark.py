@@ -116,7 +116,7 @@ def _counting(spark: SparkSession, counts: Counts) -> Iterator[Callable[[], None
     """Keep `counts`, (tasks done, tasks) by stage, up to date: Connect reports by itself, else read the tracker."""
     if type(spark).__module__.startswith("pyspark.sql.connect"):
 
-        def on_progress(stages: Any, operation_id: str | None, **_: Any) -> None:
+        def on_progress(stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
             counts.update({(operation_id, s.stage_id): (s.num_completed_tasks, s.num_tasks) for s in stages or ()})
 
         session: Any = spark

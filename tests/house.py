@@ -34,6 +34,8 @@ BANNED_MODULES = {
     *("lanes", "coalitions", "places", "rows", "samples", "responses", "truth", "customers", "benchmarks", "inputs"),
     *("sources", "trials", "runs", "verbs", "vocabulary"),
 }
+# Lines that must say what the last release called a thing, or what Spark calls it.
+OLD_OR_FOREIGN = ("renamed=", "reworded=", "RENAMED: ClassVar = ", "model files", "inflight_tasks")
 # Every room's test of a module is `tests/<room>/test_<module>*.py`.
 
 
@@ -110,8 +112,7 @@ def banned_words(module: Module) -> list[tuple[int, str]]:
     if module.name.rsplit(".", 1)[-1] in BANNED_MODULES:
         words.append((1, f"module {module.name}"))
     for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
-        # A contract, or a section of the configuration, says what the last release called it.
-        if any(word in token.line for word in ("renamed=", "reworded=", "RENAMED: ClassVar = ", "model files", "inflight_tasks")):
+        if any(marker in token.line for marker in OLD_OR_FOREIGN):
             continue
         if token.type == tokenize.NAME and _is_banned(token.string):
             words.append((token.start[0], token.string))

@@ -59,7 +59,7 @@ class Fault:
 
     def holds(self, result: Answer) -> bool:
         """Whether that is what should be found."""
-        return result.by == self.by and re.search(self.outcome_mean, result.message) is not None
+        return result.by == self.by and re.search(self.expected, result.message) is not None
 
 
 def refusal(run: Callable[[], object]) -> Answer:

@@ -20,7 +20,7 @@ from uplift_spark.roles import Roles
 READER = """
 import json, sys
 from uplift_spark import load_model
-from uplift_spark.vocabulary import ModelFileError
+from uplift_spark.errors import ModelFileError
 for path in sys.argv[1:]:
     try:
         load_model(path)

@@ -108,7 +108,7 @@ def test_a_response_with_a_coefficient_per_arm_is_the_arms_own_effects():
     table = pa.Table.from_pandas(frame[:300])
     plain = replace(forest, level_shrinkage=None)
     reported = replace(plain, plan=replace(plain.plan, reported=plain.levels))
-    reported.__dict__["_told"] = np.eye(2)  # `at` of arms without order has no meaning
+    reported.__dict__["_contrasts"] = np.eye(2)  # `at` of arms without order has no meaning
     for mine, theirs in zip(reported.effect_arrays(table)[:2], plain.effect_arrays(table)[:2], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-7)
     bins = np.zeros((40, 4), np.uint8) + np.arange(40, dtype=np.uint8)[:, None] % 5

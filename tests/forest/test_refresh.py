@@ -128,7 +128,7 @@ def test_a_day_taken_out_whole_is_forgotten(frame, base, old, new):
 
 
 def test_the_sample_of_rows_follows_the_rows(frame, base, old, new, monkeypatch):
-    monkeypatch.setattr("uplift_spark.forest.refresh.ROWS", 500)
+    monkeypatch.setattr("uplift_spark.forest.refresh.SHAPE_ROWS", 500)
     tally = refreshed(trained(base, old), new)
     assert 500 < tally.units.size < 1000  # a quarter of three thousand
     assert content(tally) == content(in_parts(base, frame, 1)) == content(counted(base, arrow(frame)))

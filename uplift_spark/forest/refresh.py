@@ -446,7 +446,7 @@ def plain(sums: np.ndarray) -> np.ndarray:
 
 
 def in_sample(units: np.ndarray, base: Forest) -> np.ndarray:
-    """Whether units' hashes [n] are below what those of about ROWS of the base's rows are below."""
+    """Whether units' hashes [n] are below what those of about SHAPE_ROWS of the base's rows are below."""
     share, seed = SHAPE_ROWS / max(base.facts["rows"], SHAPE_ROWS), np.uint64(base.plan.seed)
     limit = np.uint64(2**64 - 1 if share == 1.0 else int(share * 2.0**64))
     return mix64_all(units, seed, SAMPLE_SALT) <= limit

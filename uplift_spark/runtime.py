@@ -34,14 +34,13 @@ def keep_kernels() -> str:
     """Have numba keep compiled kernels in `state_folder`; returns the folder. Only the first call before numba counts.
 
     Worker processes started from an archive have no folder of their own to write to, and would compile every time.
-    One folder per state of the sources: numba looks at a kernel's own file only, and would load kernels that were
-    compiled against what other files used to hold.
+    One folder per state of the files with kernels: numba looks at a kernel's own file only, and would load kernels that
+    were compiled against what the other files used to hold.
     """
     if "NUMBA_CACHE_DIR" not in os.environ:
-        sources = sorted(
-            path for room in ("stats", "forest", "learners") for path in (Path(__file__).parent / room).glob("*.py")
-        )
-        state = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+        sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*/*.py")))
+        kernels = (source for source in sources if b"import numba" in source)
+        state = hashlib.sha256(b"".join(kernels)).hexdigest()[:12]
         os.environ["NUMBA_CACHE_DIR"] = str(state_folder() / "numba" / state)
     folder = Path(os.environ["NUMBA_CACHE_DIR"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -84,8 +84,13 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
     parameters = [*(one for one in own if one.name != "run_id"), *usual]
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     command.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    return own_command(verb, command, getdoc(sys.modules[run.__module__]))
+
+
+def own_command(verb: str, command: Callable[..., None], text: str | None) -> Callable[..., Any]:
+    """A command that parses its options and runs; `text` is its help."""
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(verb, help=getdoc(sys.modules[run.__module__]))(command)
+    alone.command(verb, help=text)(command)
     return alone
 
 

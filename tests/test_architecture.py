@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
-GROUND = ("errors", "roles", "runtime", "config", "stats", "forest", "learners", "estimators")
+GROUND = ("errors", "roles", "runtime", "spark_versions", "config", "stats", "forest", "learners", "estimators")
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
 ROOMS: dict[str, set[str]] = {
     "lake": set(),
@@ -42,7 +42,12 @@ ROOMS: dict[str, set[str]] = {
 FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy"}
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
 SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
-SPARK_EDGES = {"uplift_spark.forest.spark", "uplift_spark.learners.spark", "uplift_spark.estimators"}
+SPARK_EDGES = {
+    "uplift_spark.spark_versions",
+    "uplift_spark.forest.spark",
+    "uplift_spark.learners.spark",
+    "uplift_spark.estimators",
+}
 SPARKLESS_MODULES = {"uplift_spark.events.simulate", "uplift_spark.policy.allocation", "uplift_spark.policy.trees"}
 
 # Absent on Spark Connect and Databricks serverless.

@@ -63,7 +63,10 @@ def _first_line(source: bytes | None) -> str:
 def _add_verb(verb: str, summary: str) -> None:
     def call(context: typer.Context) -> None:
         job = import_module(f"{PACKAGE}.{verb}")
-        command = console.job_command(verb, job.run, getattr(job, "options", console.no_options))
+        if hasattr(job, "command"):  # it runs before there is a session and a campaign
+            command = console.own_command(verb, job.command, job.__doc__)
+        else:
+            command = console.job_command(verb, job.run, getattr(job, "options", console.no_options))
         command(args=context.args, prog_name=context.command_path)
 
     # What stands behind the verb, --help included, is the job's own.

@@ -43,7 +43,10 @@ FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "polic
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
 SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
 SPARK_EDGES = {"uplift_spark.forest.spark", "uplift_spark.learners.spark", "uplift_spark.estimators"}
-SPARKLESS_MODULES = {"uplift_spark.events.simulate", "uplift_spark.policy.allocation", "uplift_spark.policy.trees"}
+SPARKLESS_MODULES = {
+    *("uplift_spark.events.simulate", "uplift_spark.events.files"),
+    *("uplift_spark.policy.allocation", "uplift_spark.policy.trees"),
+}
 
 # Absent on Spark Connect and Databricks serverless.
 OF_BOTH_KINDS = {("uplift_spark.forest.spark", "sparkContext")}  # has another way for Spark Connect

@@ -22,13 +22,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
+from uplift_spark.events.files import read_texts
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.schemas import (
@@ -163,19 +163,7 @@ def check_declaration(trial: TrialConf) -> None:
 
 def _read_text(path: Path, trial: TrialConf) -> pa.Table:
     wanted = _declared(trial)
-    try:
-        table = pcsv.read_csv(
-            path,
-            convert_options=pcsv.ConvertOptions(
-                column_types={name: pa.string() for name in wanted},
-                null_values=list(NULL_TEXT),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-            ),
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        why = "is empty" if "Empty CSV" in str(error) else f"is not a readable CSV ({str(error).splitlines()[0]})"
-        raise DataError(f"{path} {why}: replace the file") from error
+    table, _ = read_texts(path)
     for name in wanted:
         _require_column(name, table.column_names, path)
     if table.num_rows == 0:
@@ -195,8 +183,9 @@ def _require_column(name: str, present: list[str], path: Path) -> None:
 def _typed(values: pd.Series, name: str, trial: TrialConf, path: Path) -> pa.Array:
     """Null the missing codes, then decide: text for keys and categories, float64 for numbers."""
     values = values.str.strip()
+    values = values.mask(values.isin(NULL_TEXT), None)
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-    values = values.mask(numbers.isin(trial.missing) | values.isna() | (values == ""), None)
+    values = values.mask(numbers.isin(trial.missing) | values.isna(), None)
     if name in (trial.unit, trial.treatment, *trial.categorical):
         return pa.array(values, pa.string(), from_pandas=True)
     stray = values.notna() & numbers.isna()

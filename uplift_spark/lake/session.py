@@ -42,8 +42,8 @@ _EVERYWHERE = {"spark.sql.session.timeZone": "UTC"}
 
 # Short sessions spend most of their processor time compiling: without the second compiler a session of small writes
 # takes 40 % less of it, and one that writes, shuffles and sorts 1.5 million rows of 20 columns no more. But then Java
-# keeps only 48 MB of compiled code by default. Some thousand jobs fill that, and half of the time goes into throwing code
-# out and compiling it again.
+# keeps only 48 MB of compiled code by default: some thousand jobs fill that, and half of the time goes into throwing
+# code out and compiling it again.
 _JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseParallelGC"
 
 # Spark ships these itself; leaving them out makes the first start download 25 MB instead of 170.

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
-GROUND = ("errors", "roles", "runtime", "config", "stats", "forest", "learners", "estimators")
+GROUND = ("errors", "roles", "runtime", "source_conf", "config", "stats", "forest", "learners", "estimators")
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
 ROOMS: dict[str, set[str]] = {
     "lake": set(),

@@ -44,7 +44,7 @@ _TRUTH = r"^(?i:true|false)$"
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _ZONE = r"(Z|[+-]\d{2}(:?\d{2})?)$"
-_YES_NO = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
+YES_NO = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
 
 @dataclass(frozen=True)
@@ -637,9 +637,9 @@ def number_column(column: pa.ChunkedArray, what: str, decimal: str = ".") -> pa.
     if _all(texts, _NUMBER_COMMA if decimal == "," else _NUMBER):
         return _numbers(column, decimal)
     words = pc.utf8_lower(column)
-    known = pc.is_in(words, pa.array(list(_YES_NO)))
+    known = pc.is_in(words, pa.array(list(YES_NO)))
     if pc.all(known.filter(pc.is_valid(column))).as_py():
-        yes = pc.is_in(words, pa.array([word for word, number in _YES_NO.items() if number]))
+        yes = pc.is_in(words, pa.array([word for word, number in YES_NO.items() if number]))
         return pc.if_else(pc.is_valid(column), yes.cast(pa.float64()), pa.scalar(None, pa.float64()))
     stray = texts.filter(pc.invert(pc.match_substring_regex(texts, _NUMBER_COMMA if decimal == "," else _NUMBER)))
     raise DataError(

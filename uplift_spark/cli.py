@@ -86,6 +86,39 @@ def demo(conf: ConfOption, set_: SetOption = None) -> None:
 
 
 @app.command()
+def quickstart(
+    file: Annotated[str, typer.Argument(help="CSV, Parquet or Stata; a folder or a pattern.", show_default=False)],
+    treatment: Annotated[str, typer.Option(help="Column of the level that a unit got.", show_default=False)],
+    outcome: Annotated[list[str], typer.Option(help="Column, or COLUMN=VALUE; the first is trained; repeatable.")],
+    control: Annotated[str | None, typer.Option(help="Level that the others are compared with.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Column of the unit's id.")] = None,
+    lower: Annotated[
+        bool | None, typer.Option("--lower-is-better/--higher-is-better", help="By the outcome's name by default.")
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="Money that one unit of the outcome is worth.")] = None,
+    cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY of treating one unit; repeatable.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Money to spend.")] = None,
+    propensity: Annotated[str | None, typer.Option(help="Column: probability of the level received.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="Column to keep as a feature; repeatable.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; repeatable.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the campaign; by default the file's.")] = None,
+    conf_only: Annotated[bool, typer.Option("--conf-only", help="Write the configuration and stop.")] = False,
+) -> None:
+    """From a finished campaign's file to lift tables and a decision."""
+    from uplift_spark.events.guesses import Answers
+    from uplift_spark.quickstart import parsed_costs, prepare_conf, run_quickstart
+
+    answers = Answers(
+        treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
+        tuple(feature or ()), tuple(drop or ()),
+    )  # fmt: skip
+    conf, guesses = prepare_conf(file, answers, Path("conf"), name, lambda line: err().print(line, soft_wrap=True))
+    err().print(f"wrote {conf}")
+    if not conf_only:
+        run_quickstart(conf, guesses)
+
+
+@app.command()
 def sql(
     query: Annotated[str, typer.Argument(help='A query, as in "SELECT * FROM gold.lift_table".', show_default=False)],
     conf: LakeConfOption = None,

@@ -121,7 +121,10 @@ def _canonical(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # A key that was renamed counts under its first name, so that a new name makes no new run.
         first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}
-        return {first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value)}
+        apart = getattr(value, "NO_IDENTITY", ())
+        return {
+            first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value) if f.name not in apart
+        }
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

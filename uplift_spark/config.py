@@ -352,7 +352,10 @@ class Lift:
                 size; figures are then about what treatment does to outcomes cut off there
     """
 
-    RUNS: ClassVar = {"lift": "campaign roles economics lift seed"}
+    RUNS: ClassVar = {
+        "lift": "campaign roles economics lift seed",
+        "report": "campaign roles economics lift policy seed",
+    }
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     winsorise: dict[str, Annotated[float, Field(ge=0.5, lt=1)]] = Field(default_factory=dict)

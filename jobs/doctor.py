@@ -27,7 +27,7 @@ PACKAGES = ("numpy", "pandas", "pyarrow", "numba", "scikit-learn", "mlflow-skinn
 
 
 @dataclass(frozen=True)
-class Finding:
+class Checked:
     """One line of the report: what was checked, whether it works, and what to do where it does not."""
 
     name: str
@@ -35,41 +35,41 @@ class Finding:
     text: str
 
 
-def ok(name: str, text: str) -> Finding:
+def ok(name: str, text: str) -> Checked:
     """Something works."""
-    return Finding(name, "ok", text)
+    return Checked(name, "ok", text)
 
 
-def broken(name: str, text: str) -> Finding:
+def broken(name: str, text: str) -> Checked:
     """Something does not work; the text ends with the remedy."""
-    return Finding(name, "BROKEN", text)
+    return Checked(name, "BROKEN", text)
 
 
-def check(name: str, work: Callable[[], str]) -> Finding:
+def attempt(name: str, work: Callable[[], str]) -> Checked:
     """What `work` says, or its error in one sentence."""
     try:
         return ok(name, work())
     except UpliftError as error:
         return broken(name, str(error))
-    except Exception as error:  # whatever a machine may throw is a finding
+    except Exception as error:  # whatever a machine may throw is a result
         return broken(name, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
-def findings(config: Config | None, start_spark: bool) -> Iterator[Finding]:
+def checks(config: Config | None, start_spark: bool) -> Iterator[Checked]:
     """Every check, one after another; the dear ones come last."""
     lakehouse = Lakehouse() if config is None else config.lakehouse
     yield ok("versions", versions())
-    yield check("kernels", compiled)
+    yield attempt("kernels", compiled)
     yield memory()
-    yield check("write access", lambda: writable(lakehouse))
-    yield check("model store", lambda: store(lakehouse, config))
+    yield attempt("write access", lambda: writable(lakehouse))
+    yield attempt("model store", lambda: store(lakehouse, config))
     if util.find_spec("pyspark") is None:
         yield broken("Spark", NO_SPARK)
         return
-    yield check("Java", java)
-    yield check("Delta", delta)
+    yield attempt("Java", java)
+    yield attempt("Delta", delta)
     if start_spark:
-        yield check("session", lambda: session(lakehouse))
+        yield attempt("session", lambda: session(lakehouse))
 
 
 def versions() -> str:
@@ -97,7 +97,7 @@ def compiled() -> str:
     return f"in {folder}, {time.monotonic() - started:.1f} s"
 
 
-def memory() -> Finding:
+def memory() -> Checked:
     """Memory that is free, where the system tells."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -186,9 +186,9 @@ def command(
     """Print every check; exit with 1 when something does not work."""
     config = None if conf is None else read_config(conf, set_)
     failed = 0
-    for finding in findings(config, not no_spark):
-        failed += finding.state != "ok"
-        out().print(f"{finding.state:<7} {finding.name:<13} {finding.text}", soft_wrap=True)
+    for result in checks(config, not no_spark):
+        failed += result.state != "ok"
+        out().print(f"{result.state:<7} {result.name:<13} {result.text}", soft_wrap=True)
     if failed:
         err().print(f"{failed} of the checks failed: each names its remedy", soft_wrap=True)
         sys.exit(1)

@@ -36,7 +36,7 @@ def test_delta_of_another_spark_is_named_with_the_one_that_fits(monkeypatch: pyt
 def test_without_spark_it_exits_with_1_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "compiled", lambda: "elsewhere")
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
-    last = list(doctor.findings(None, start_spark=True))[-1]
+    last = list(doctor.checks(None, start_spark=True))[-1]
     assert (last.name, last.state) == ("Spark", "BROKEN") and "pip install 'uplift-spark[local]'" in last.text
 
 

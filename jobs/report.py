@@ -1,4 +1,6 @@
-"""Write the report: one page with what to do, for whom, what it brings, how sure, and what the data do not show.
+"""Write the report: one page for whoever decides.
+
+It says what to do, for whom, what it brings, how sure that is, and what the data do not show.
 
 Reads gold.lift_table, gold.uplift_curve, gold.uplift_metrics and gold.policy_curve of the newest runs, and the hold-out
 as it was scored; writes report.html into the run's reports and a copy, latest.html, into the campaign's.

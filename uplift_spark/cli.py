@@ -1,4 +1,4 @@
-"""The command line: the verbs in jobs/, `demo` for five of them, `sql` and `tables` to read what they wrote.
+"""The command line: the verbs in jobs/, `demo` for six of them, `sql` and `tables` to read what they wrote.
 
 A job is imported when it is called: `uplift --help` reads the first line of each file and answers at once.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uplift_spark.runtime import JobResult
 
 PACKAGE = "uplift_spark.jobs"
-DEMO_JOBS = ("ingest", "features", "train", "score", "lift")
+DEMO_JOBS = ("ingest", "features", "train", "score", "lift", "report")
 """The jobs of `uplift demo`, in their order."""
 
 LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
@@ -80,7 +80,7 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run ingest, features, train, score and lift; print results."""
+    """Run ingest, features, train, score, lift and report; print results."""
     jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
@@ -168,16 +168,18 @@ def _common(version: Annotated[bool, typer.Option("--version", callback=_version
 
 
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
-    """The lift job's findings, where every table is, and what to ask next."""
+    """What to do, where the report and every table are, and what to ask next."""
     from uplift_spark.campaign import table_sizes
 
     lakehouse = campaign.config.lakehouse
-    print_details(results[-1].details)
+    lift_run = next(result.run_id for result in reversed(results) if result.job == "lift")
     out().print(f"\nTables in {lakehouse.catalog or Path(lakehouse.path).resolve()}", soft_wrap=True)
     print_tables(table_sizes(campaign.lake), "rows")
     out().print("\nThree queries to try")
-    for query in campaign.queries_to_try(results[-1].run_id):
+    for query in campaign.queries_to_try(lift_run):
         out().print(f'{program()} sql{where} "{query}"', soft_wrap=True)
+    out().print("\nThe decision")
+    print_details(results[-1].details)
 
 
 def _lakehouse(conf: Path | None, overrides: Sequence[str] | None) -> Lakehouse:

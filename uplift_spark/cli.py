@@ -80,7 +80,7 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run ingest, features, train, score, lift and report; print results."""
+    """Run a campaign from ingest to its report; print results."""
     jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 

@@ -196,3 +196,7 @@ def _where(conf: Path, overrides: Sequence[str] | None) -> str:
         return ""
     moved = [f" --set {shlex.quote(pair)}" for pair in overrides or () if pair.startswith("lakehouse")]
     return f" --conf {shlex.quote(str(conf))}" + "".join(moved)
+
+
+if __name__ == "__main__":
+    main()

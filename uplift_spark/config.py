@@ -5,6 +5,9 @@ unit and counts as its outcome; what is trained; how it is evaluated; who is tre
 which unit, and what holds where a key is left out. `Config`, at the end, names the sections; those of `source` stand in
 `source_conf`.
 
+A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
+and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
+
 What a section declares beside its keys:
 
 RUNS     {job: dotted keys that the identity of its runs depends on}. What is downstream of a job is left out, so that
@@ -309,12 +312,15 @@ class Tune:
     )
 
     def __post_init__(self) -> None:
+        read: dict[str, list[Any]] = {}
         for name, values in self.space.items():
             for value in values:
                 try:
-                    TypeAdapter(ForestConf).validate_python({name: value})
+                    arguments = TypeAdapter(ForestConf).validate_python({name: value})
                 except ValidationError as error:
                     raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
+                read.setdefault(name, []).append(getattr(arguments, name))
+        object.__setattr__(self, "space", read)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -737,6 +743,8 @@ def _rename_old_keys(raw: dict[str, Any], path: Path) -> None:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "string_type" and first["input"] is None:
+        return f'{where}: YAML reads nothing, ~ and an unquoted null as no value: put the text in quotes, as in "null"'
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {where!r}: remove it or check its spelling"
     return f"{where}: {first['msg']}" if where else first["msg"]

@@ -271,6 +271,13 @@ def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned, 
         decide(missing, candidates_of(missing), no_progress)
 
 
+def test_a_plan_without_limits_treats_everyone_whom_it_pays_to_treat(lake, planned):
+    result = policy.run(Campaign(conf(lake, budget=None, limits=()), lake))
+    _, gain, _, _ = offered()
+    assert result.details["gain"] == pytest.approx(np.maximum(gain.max(axis=1), 0).sum())
+    assert np.isfinite(result.details["observed"]) and result.details["gap"] < 1e-9
+
+
 def test_rules_leave_units_out_and_are_counted(lake, planned):
     population = range(1000)
     consent = pd.DataFrame(

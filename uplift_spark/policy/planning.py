@@ -313,7 +313,7 @@ def _observed(inputs: PolicyInputs, rows: DataFrame, problem: Problem, prices: n
     )
     matched = rows.where(F.col("excluded").isNull()).join(known, "key")
     point = FixedPoint.of(arms.largest_weight, arms.largest_outcomes[0])
-    wanted = Pass(problem, prices.reshape(-1, len(problem.limits)), point, spec.cluster_draws)
+    wanted = Pass(problem, prices, point, spec.cluster_draws)
     return observed(matched, wanted, (inputs.value, inputs.net), n)
 
 

@@ -1,6 +1,6 @@
 """Check this machine: Java, Spark, Delta Lake, the model store, kernels, memory and write access, each with its remedy.
 
-Reads nothing of a campaign and writes no table. Without --conf the folder `lakehouse` is looked at.
+Reads nothing of a campaign and writes no table. Without --conf it checks the folder `lakehouse`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def attempt(name: str, work: Callable[[], str]) -> Checked:
 
 
 def checks(config: Config | None, start_spark: bool) -> Iterator[Checked]:
-    """Every check, one after another; the dear ones come last."""
+    """Every check, one after another; the slow ones come last."""
     lakehouse = Lakehouse() if config is None else config.lakehouse
     yield ok("versions", versions())
     yield attempt("kernels", compiled)
@@ -159,7 +159,7 @@ def delta() -> str:
     if spark not in DELTA_OF_SPARK:
         raise UpliftError(f"Spark {spark} is untried: install one of {known}")
     fits, have = DELTA_OF_SPARK[spark], delta_version()
-    if have.split(".")[:1] != fits.split(".")[:1]:
+    if have.split(".")[:2] != fits.split(".")[:2]:
         raise UpliftError(f"delta-spark {have} is not for Spark {spark}: pip install delta-spark=={fits}")
     return delta_package()
 

@@ -38,25 +38,13 @@ ROOMS: dict[str, set[str]] = {
     "serving": set(),
     "campaign": {"lake", "registry", "evaluation", "policy"},
     "console": {"campaign", "lake"},
-    "quickstart": {"events", "evaluation", "campaign", "console", "jobs"},
     "jobs": {"lake", "registry", "events", "evaluation", "policy", "governance", "campaign", "console"},
-    "cli": {"campaign", "console", "events", "lake", "jobs", "quickstart"},
+    "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.
 FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy"}
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
-SPARK_ROOMS = {
-    "lake",
-    "events",
-    "evaluation",
-    "policy",
-    "registry",
-    "governance",
-    "campaign",
-    "jobs",
-    "console",
-    "quickstart",
-}
+SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
 SPARK_EDGES = {
     "uplift_spark.spark_versions",
     "uplift_spark.forest.spark",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, load_config
@@ -34,6 +34,7 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import derive_run_id
+from uplift_spark.source_conf import LONG_AGO
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -275,34 +276,41 @@ class Campaign:
         run_id = run_id or self._newest_run(DECISIONS_TABLE, "policy")
         return self.lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == self.name) & (F.col(RUN_ID) == run_id))
 
-    def report(self, run_id: str | None = None) -> CampaignReport:
-        """The report of a run: a page (`html`), shown as such in a notebook; as text its tables. Raises like
-        `lift_table`."""
-        scored, run_id = self.last_scored(), run_id or self.lift_run
+    def report(self) -> CampaignReport:
+        """The report of the newest lift run: a page (`html`), shown as such in a notebook; as text its tables. Raises
+        like `lift_table`."""
+        scored = self.last_scored()
+        run_id = self.run_id("lift", scores=scored)
         lift, metrics = self.lift_table(run_id=run_id), self.metrics(run_id=run_id)
-        holdout, outcomes = self.holdout(scored), list(dict.fromkeys(lift["outcome"]))
-        checks = [
-            F.coalesce(F.every(F.col(c).isin(0, 1)), F.lit(False)).alias(f"rate_{i}") for i, c in enumerate(outcomes)
-        ]
-        facts = holdout.agg(F.min("assigned_at").alias("day"), F.count(F.lit(1)).alias("n"), *checks).collect()[0]
-        economics = self.config.economics
+        outcomes = list(dict.fromkeys(lift["outcome"]))
+        facts, economics = self._page_counts(scored, outcomes), self.config.economics
         data = PageData(
             self.name, self.config.roles.control, lift, self.curve(run_id=run_id), metrics,
-            units=self.training_set(scored.feature_version).count(),
-            date="" if facts["day"] is None else f"assigned from {facts['day']:%Y-%m-%d}",
-            plan=self._plan_curve(), value=economics.value, cost=economics.cost,
+            units=facts["units"],
+            date=f"assigned from {facts['day']}" if facts["day"] not in (None, f"{LONG_AGO:%Y-%m-%d}") else "",
+            plan=self._plan_curve(scored), value=economics.value, cost=economics.cost,
             rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
             caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
         )  # fmt: skip
         if data.best is not None:
             columns = self.config.unit_columns
-            data = replace(data, profile=profile_of(holdout, self.scores(scored), data.best.level, columns))
+            data = replace(
+                data, profile=profile_of(self.holdout(scored), self.scores(scored), data.best.level, columns)
+            )
         return CampaignReport(render_page(data), lift_summary(lift, metrics), page_text(data))
 
-    def _plan_curve(self) -> pd.DataFrame:
-        """Rows of gold.policy_curve of the newest plan; none where no plan with a budget was made."""
+    def _page_counts(self, scored: Scored, outcomes: Sequence[str]) -> Row:
+        """In one pass: all units; of the hold-out its units `n`, first day, and whether an outcome is 0 or 1 only."""
+        held = F.col("split") == "holdout"
+        checks = [F.every(F.when(held, F.col(c).isin(0, 1))).alias(f"rate_{i}") for i, c in enumerate(outcomes)]
+        day = F.date_format(F.min(F.when(held, F.col("assigned_at"))), "yyyy-MM-dd").alias("day")
+        counts = (F.count(F.lit(1)).alias("units"), F.count_if(held).alias("n"))
+        return self.training_set(scored.feature_version).agg(*counts, day, *checks).collect()[0]
+
+    def _plan_curve(self, scored: Scored) -> pd.DataFrame:
+        """Rows of gold.policy_curve of the model's newest plan; none where it made no plan with a budget."""
         try:
-            run_id = self._newest_run(DECISIONS_TABLE, "policy")
+            run_id = self._newest_run(DECISIONS_TABLE, "policy", scored.model_version)
             return self.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == run_id).toPandas()
         except DataError:
             return pd.DataFrame()
@@ -366,9 +374,12 @@ class Campaign:
         rows = dict(zip(frame.index, frame.to_dict("records"), strict=True))
         return sorted(rows, key=lambda index: place(rows[index]))
 
-    def _newest_run(self, table: str, job: str) -> str:
-        """Of the campaign's runs the one that wrote last, by the table's history."""
-        mine = self.lake.read(table).where(F.col(CAMPAIGN) == self.name).select(RUN_ID).distinct().collect()
+    def _newest_run(self, table: str, job: str, model_version: str | None = None) -> str:
+        """The campaign's run that wrote last, by the table's history; with `model_version` of this version's runs."""
+        rows = self.lake.read(table).where(F.col(CAMPAIGN) == self.name)
+        if model_version is not None:
+            rows = rows.where(F.col("model_version") == model_version)
+        mine = rows.select(RUN_ID).distinct().collect()
         runs = {row[RUN_ID] for row in mine}
         history = self.lake.spark.sql(f"DESCRIBE HISTORY {self.lake.reference(table)}").orderBy(F.desc("version"))
         wrote = history.select(F.get_json_object("userMetadata", "$.run_id").alias(RUN_ID)).collect()
@@ -421,7 +432,9 @@ class CampaignReport:
         latest = folder.parent / "latest.html"
         for target in (path, latest):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self.html, encoding="utf-8")
+            part = target.with_suffix(".part")  # a killed run leaves no half page that looks like another report
+            part.write_text(self.html, encoding="utf-8")
+            part.replace(target)
         return path, latest
 
 

@@ -105,8 +105,7 @@ def quickstart(
     conf_only: Annotated[bool, typer.Option("--conf-only", help="Write the configuration and stop.")] = False,
 ) -> None:
     """From a finished campaign's file to lift tables and a decision."""
-    from uplift_spark.events.guesses import Answers
-    from uplift_spark.quickstart import parsed_costs, prepare_conf, run_quickstart
+    from uplift_spark.events.guesses import Answers, parsed_costs, prepare_conf
 
     answers = Answers(
         treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
@@ -114,8 +113,12 @@ def quickstart(
     )  # fmt: skip
     conf, guesses = prepare_conf(file, answers, Path("conf"), name, lambda line: err().print(line, soft_wrap=True))
     err().print(f"wrote {conf}")
-    if not conf_only:
-        run_quickstart(conf, guesses)
+    if conf_only:
+        return
+    verbs = [*DEMO_JOBS[:-1], *(["policy"] if guesses.is_priced else []), DEMO_JOBS[-1]]
+    jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in verbs}
+    jobs["ingest"] = partial(jobs["ingest"], replace=True)
+    console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
 
 
 @app.command()

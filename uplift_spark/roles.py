@@ -33,6 +33,19 @@ RUN_ID = "run_id"
 EFFECT_COLUMNS = ("uplift", "uplift_se", "uplift_lower", "uplift_upper", "low_support")
 
 
+PROFILE_KEYS = (UNIT, "observed_at", "known_at", "source", RUN_ID, "ingested_at")
+
+
+TRAINING_KEYS = (UNIT, TREATMENT, PROPENSITY, "assigned_at", "split", RUN_ID)
+
+
+LABEL_KEYS = (CAMPAIGN, "outcomes", DELIVERED, "delivery_id", "status", "mature", "as_of")
+
+
+RESERVED_NAMES = frozenset({*PROFILE_KEYS, *TRAINING_KEYS, *LABEL_KEYS, MATURITY_WEIGHT, "scores", "uplift"})
+"""What tables call columns of their own: no outcome or attribute of a user's table has such a name, in any case."""
+
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
@@ -70,21 +70,8 @@ class TrialConf:
     outcome_after_days: Annotated[float, Field(ge=0)] = 1.0
 
 
-_SPELLINGS = {
-    True: ("Yes", "yes", "YES", "True", "true", "TRUE", "On", "on", "ON"),
-    False: ("No", "no", "NO", "False", "false", "FALSE", "Off", "off", "OFF"),
-}
-
-
-def _as_spelled(mapping: Any) -> Any:
-    """YAML reads Yes and No without quotes as true and false: such a key stands for all texts that it may have been."""
-    if not isinstance(mapping, Mapping):
-        return mapping
-    keys = {key: _SPELLINGS[key] if isinstance(key, bool) else (str(key),) for key in mapping}
-    return {spelling: mapping[key] for key, spellings in keys.items() for spelling in spellings}
-
-
-OfTexts = BeforeValidator(_as_spelled)
+Meaning = Annotated[dict[str, float] | dict[str, str], Field(union_mode="left_to_right")]
+"""What the texts of a column mean: numbers if all are, else texts."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -124,8 +111,8 @@ class TableSource:
     rename: dict[str, str] = Field(default_factory=dict)
     where: str | None = None
     unit: str | None = None
-    arms: Annotated[dict[str, str], OfTexts] | None = None
-    values: dict[str, Annotated[dict[str, float | str], OfTexts]] = Field(default_factory=dict)
+    arms: dict[str, str] | None = None
+    values: dict[str, Meaning] = Field(default_factory=dict)
     types: dict[str, str] = Field(default_factory=dict)
     missing: tuple[float, ...] = ()
     assigned_at: datetime | str = LONG_AGO

@@ -28,7 +28,7 @@ from pyspark.sql import types as T
 # Versions, and what belongs to each.
 
 DELTA_OF_SPARK = {"3.5": "3.3.2", "4.0": "4.0.1", "4.1": "4.1.0", "4.2": "4.4.0"}
-"""Spark -> the Delta Lake it is tried with (`make matrix`)."""
+"""Spark -> the Delta Lake that belongs to it."""
 
 
 def spark_version() -> str:
@@ -76,8 +76,7 @@ def quiet_queries() -> None:
 def try_settings(session: SparkSession, settings: Mapping[str, str]) -> dict[str, str]:
     """Set what the session lets us set.
 
-    Serverless compute refuses most settings of Spark, and a session that runs refuses static ones. None of ours changes
-    a result but the time zone, and the package never relies on that one.
+    Serverless compute refuses most settings of Spark, and a session that runs refuses static ones.
 
     Args:
         session: any session, of Connect too.

@@ -152,6 +152,16 @@ def test_names_of_columns(tmp_path: Path) -> None:
         columns(path, rename={"total ads": "x"})
 
 
+def test_files_in_folders_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    for day in ("day=1", "day=2"):
+        (tmp_path / day).mkdir()
+        written(tmp_path / day, f"a,b\n{day[-1]},x\n")
+    with pytest.raises(DataError, match=r"holds 2 folders \(day=1, day=2\), whose files would be left out"):
+        read_typed(tmp_path)
+    read = read_typed(tmp_path / "*" / "*.csv")
+    assert read.table["a"].to_pylist() == [1, 2] and "names of folders are not read as columns, as day=1" in read.notes
+
+
 def test_types_are_those_of_all_files(tmp_path: Path) -> None:
     written(tmp_path, "zip,n\n1234,1\n", "a.csv")
     written(tmp_path, "n,zip\n2,01234\n", "b.csv")

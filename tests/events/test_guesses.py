@@ -12,8 +12,16 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.guesses import Answers, conf_text, guess_roles, plain_name
-from uplift_spark.quickstart import leaks_of, parsed_costs, prepare_conf
+from uplift_spark.events.guesses import (
+    LEAK_ROWS,
+    Answers,
+    conf_text,
+    guess_roles,
+    leaks_of,
+    parsed_costs,
+    plain_name,
+    prepare_conf,
+)
 
 N = 4000
 
@@ -128,6 +136,16 @@ def test_what_differs_between_arms_is_no_feature() -> None:
     guesses = guess_roles(table, Answers("group", ("visit",)))
     assert leaks_of(table, guesses, ()) == {"later": "differs between the arms"}
     assert leaks_of(table, guesses, ("later",)) == {}
+
+
+def test_leaks_are_found_in_a_long_file_that_is_sorted_by_level() -> None:
+    n = 2 * LEAK_ROWS + 10_000
+    rng = np.random.default_rng(4)
+    arm, x = np.repeat(["Control", "Mail"], n // 2), rng.normal(size=n)
+    later = (arm == "Mail") + rng.normal(0, 1, n)
+    table = pa.table({"arm": arm, "y": rng.integers(0, 2, n), "x": x, "later": later})
+    guesses = guess_roles(table, Answers("arm", ("y",)))
+    assert leaks_of(table, guesses, ()) == {"later": "differs between the arms"}
 
 
 def test_names_and_costs() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, RolesConf
+from uplift_spark.config import Config, RolesConf, load_config
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events.table_source import check_names, refuse_wrong_propensities
 from uplift_spark.jobs import features, ingest
@@ -207,9 +207,20 @@ def test_propensities_by_level(lake: Lake, tmp_path: Path) -> None:
     assert assigned.groupby("treatment")["propensity"].mean().to_dict() == {"mail": 0.25, "none": 0.75}
 
 
-def test_yaml_reads_yes_and_no_as_truth_values() -> None:
-    own = source("x.csv", arms={True: "mail", False: "none"}, values={"bought": {True: 1, False: 0}})
-    assert own.arms is not None and own.arms["Yes"] == own.arms["true"] == "mail" and own.arms["No"] == "none"
-    assert own.values["bought"]["yes"] == 1.0
+def test_a_configuration_says_what_texts_mean_without_quotes(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "campaign: own\n"
+        "source: {kind: table, path: x.csv, treatment: arm, outcomes: [bought], attributes: [plan, vip],\n"
+        "  arms: {Yes: mail, No: none},\n"
+        "  values: {bought: {Yes: 1, No: 0}, vip: {Y: 1, N: 0}, plan: {001: basic, 1: 1}}}\n"
+        "roles: {outcome: bought, control: none, features: [plan, vip]}\n"
+    )
+    own = load_config(tmp_path / "own.yaml").source
+    assert isinstance(own, TableSource) and own.arms == {"Yes": "mail", "No": "none"}
+    assert own.values["bought"] == {"Yes": 1.0, "No": 0.0} and own.values["vip"] == {"Y": 1.0, "N": 0.0}
+    assert own.values["plan"] == {"001": "basic", "1": "1"}  # texts, as one of them is no number
+
+
+def test_a_table_is_a_path_or_a_name() -> None:
     with pytest.raises(ConfigError, match="needs one of `path`"):
         TableSource(kind="table", treatment="a", outcomes=("y",), attributes=("x",))

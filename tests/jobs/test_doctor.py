@@ -28,6 +28,9 @@ def test_delta_of_another_spark_is_named_with_the_one_that_fits(monkeypatch: pyt
     monkeypatch.setattr("uplift_spark.spark_versions.delta_version", lambda: "3.3.2")
     with pytest.raises(UpliftError, match=r"delta-spark 3.3.2 is not for Spark 4.0: pip install delta-spark==4.0.1"):
         doctor.delta()
+    monkeypatch.setattr("uplift_spark.spark_versions.delta_version", lambda: "4.4.0")  # of Spark 4.2
+    with pytest.raises(UpliftError, match=r"delta-spark 4.4.0 is not for Spark 4.0"):
+        doctor.delta()
     monkeypatch.setattr("uplift_spark.spark_versions.spark_version", lambda: "3.4")
     with pytest.raises(UpliftError, match=r"Spark 3.4 is untried: install one of 3.5, 4.0, 4.1, 4.2"):
         doctor.delta()

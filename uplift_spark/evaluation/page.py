@@ -43,7 +43,7 @@ class PageData:
     lift, curve, metrics  rows of gold.lift_table, gold.uplift_curve and gold.uplift_metrics of one run
     profile   rows as of `profile_of`: tenths 1 and 10 of each level's ranking, and all
     plan      rows of gold.policy_curve of the campaign's newest plan; empty without one
-    units     units scored
+    units     in the training table
     rates     outcomes that are 0 or 1: shown in percentage points
     value     {outcome: money that one is worth}       cost  {level: money that treating one unit costs}
     facts     (label, text) of how it was done         caveats  sentences on what the figures rest on
@@ -220,7 +220,7 @@ def _sentence(text: str, *parts: object) -> Markup:
 
 
 def decision_words(data: PageData) -> list[Markup]:
-    """The advice in sentences: whom, what it brings and costs for all units scored, how sure."""
+    """The advice in sentences: whom, what it brings and costs for all units of the training table, how sure."""
     best = data.best
     if best is None:
         return [Markup("The tables hold no level to judge: run the campaign's jobs first.")]
@@ -522,7 +522,8 @@ def page_text(data: PageData) -> str:
 def _picture_note(data: PageData, best: Verdict) -> str:
     whole = data.rows(best.level, "all")
     n = int(whole["n"].iloc[0]) if len(whole) else 0
-    return f"{data.campaign}, {data.date}, hold-out of {n:,} units ({best.level} and {data.control})"
+    parts = (data.campaign, data.date, f"hold-out of {n:,} units ({best.level} and {data.control})")
+    return ", ".join(filter(None, parts))
 
 
 def _pictures(data: PageData, best: Verdict, rate: bool) -> dict[str, Any]:

@@ -23,15 +23,12 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
 from uplift_spark.lake.schemas import EVENT_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS, columns_to_fill
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import CAMPAIGN, DELIVERED
+from uplift_spark.roles import DELIVERED, LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS
 from uplift_spark.runtime import code_version, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
 # Features as of the assignment, and the training set: labels, features, and the split into train and hold-out.
 
-PROFILE_KEYS = ("unit_id", "observed_at", "known_at", "source", "run_id", "ingested_at")
-TRAINING_KEYS = ("unit_id", "treatment", "propensity", "assigned_at", "split", "run_id")
-LABEL_KEYS = (CAMPAIGN, "outcomes", "delivered", "delivery_id", "status", "mature", "as_of")
 SPLIT_STEPS = 1_000_000
 
 _AT, _T, _KNOWN = "_assigned", "_happened", "_known"  # microseconds

@@ -36,7 +36,8 @@ SEPARATORS = (",", ";", "\t", "|")
 _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__|_c\d+")  # what pandas and Spark call columns without a name
 _PROBED = 1000  # records that the separator is guessed from
 
-_CODE = r"^[+-]?0\d|^[+-]?\d+[eE]\d+$"  # as a number it would lose a zero, or be another one
+_LEADING_ZERO = r"^[+-]?0\d"  # as a number it would lose the zero
+_CODE = _LEADING_ZERO + r"|^[+-]?\d+[eE]\d+$"  # or be another one
 _INTEGER = r"^[+-]?\d+$"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity)$"
 _NUMBER_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d*([eE][+-]?\d+)?$|^[+-]?\d+$"
@@ -107,6 +108,8 @@ def read_typed(path: str | Path, form: FileFormat | None = None) -> TypedFiles:
     if table.num_rows == 0:
         raise DataError(f"{path} has a header but no rows: replace the file")
     typed, more = _typed_table(table, form, files[0])
+    if folders := sorted({parent.name for file in files for parent in file.parents if "=" in parent.name}):
+        more.append(f"names of folders are not read as columns, as {folders[0]}")
     return TypedFiles(typed, files, (*notes, *dropped, *more), content_digest(files))
 
 
@@ -115,8 +118,14 @@ def matching_files(path: str | Path) -> tuple[Path, ...]:
     one = Path(path)
     if one.is_file():
         return (one,)
-    matched = one.iterdir() if one.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    matched = list(one.iterdir() if one.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
     files = sorted(file for file in matched if file.is_file() and file.name[0] not in "._")
+    below = sorted(folder.name for folder in matched if folder.is_dir() and folder.name[0] not in "._")
+    if one.is_dir() and below:
+        raise DataError(
+            f"{path} holds {len(below)} folders ({', '.join(below[:3])}), whose files would be left out: name all "
+            f"files by a pattern, as in '{path}/**/*.parquet'"
+        )
     if not files:
         folder = one.parent if one.parent.is_dir() else Path()
         near = hint(one.name, [other.name for other in folder.iterdir() if other.is_file()])
@@ -509,12 +518,7 @@ def _with_decimal_comma(texts: Mapping[str, pa.ChunkedArray], form: FileFormat) 
     fractional = []
     for name, column in texts.items():
         values = _without_blanks(column, NO_VALUE).drop_null()
-        if (
-            name in form.types
-            or not len(values)
-            or not _all(values, _NUMBER_COMMA)
-            or _any(values, _CODE[: _CODE.index("|")])
-        ):
+        if name in form.types or not len(values) or not _all(values, _NUMBER_COMMA) or _any(values, _LEADING_ZERO):
             continue
         fractions = values.filter(pc.match_substring(values, ","))
         if len(fractions) and not _all(fractions, r"^[+-]?\d{1,3},\d{3}$"):

@@ -1,32 +1,30 @@
 """What a table of a finished campaign says by itself: control, unit, kinds of outcomes, features. No Spark.
 
 `guess_roles` guesses what the user did not say, each guess a line with the option that overrides it; `conf_text` writes
-the configuration that follows from them.
+the configuration that follows from them. `prepare_conf` goes from a file to its configuration, for `uplift quickstart`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
+from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.files import id_text, number_column
-
-RESERVED_NAMES = frozenset(
-    {
-        *("unit_id", "treatment", "campaign", "observed_at", "known_at", "source", "run_id", "ingested_at", "uplift"),
-        *("propensity", "assigned_at", "split", "outcomes", "delivered", "delivery_id", "status", "mature", "as_of"),
-        *("scores", "maturity_weight"),
-    }
-)
-"""In lower case: what the tables call columns of their own."""
+from uplift_spark.events.files import id_text, number_column, read_typed
+from uplift_spark.roles import RESERVED_NAMES, Roles
+from uplift_spark.runtime import ProgressCallback
+from uplift_spark.stats.sampling import unit_hashes
 
 MOST_LEVELS = 20
 MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
@@ -105,6 +103,11 @@ class Guesses:
             names[column] = plain_name(column, taken)
             taken.add(names[column].lower())
         return names
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the outcome's value and every level's cost are known, so that a plan can be made."""
+        return next(iter(self.outcomes)) in self.value and len(self.cost) == len(self.levels) - 1
 
     @property
     def control(self) -> str:
@@ -522,3 +525,106 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"lakehouse: {_flow({'path': lakehouse})}",
     ]
     return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From a file to its configuration.
+
+_WRITTEN = "# Written by `uplift quickstart`; edit it, and run the jobs with --conf. "
+LEAK_ROWS = 50_000  # looked at for features that came after the treatment, chosen by hash
+
+
+def prepare_conf(
+    path: str, answers: Answers, folder: Path, name: str | None, progress: ProgressCallback
+) -> tuple[Path, Guesses]:
+    """Read a file, guess, and write the configuration that follows.
+
+    Args:
+        path: a file, a folder of files or a pattern.
+        answers: what the user said.
+        folder: of the configuration.
+        name: of the campaign; by default the file's.
+        progress: is called with every guess.
+
+    Returns:
+        Path of the configuration, and the guesses.
+
+    Raises:
+        ConfigError: a column is not there, or the configuration was edited and would be overwritten.
+        DataError: the file cannot be read, or its rows are no trial.
+    """
+    read = read_typed(path)
+    for note in read.notes:
+        progress(note)
+    progress(f"{read.table.num_rows:,} rows, {read.table.num_columns} columns")
+    guesses = guess_roles(read.table, answers)
+    guesses = guesses.without(leaks_of(read.table, guesses, answers.keep))
+    for line in guesses.report():
+        progress(line)
+    name = name or plain_name(re.sub(r"\.(csv|tsv|txt|parquet|dta|gz|zip|bz2|xz)", "", Path(path).name, flags=re.I))
+    body = conf_text(guesses, name, {"path": path}, "lakehouse")
+    conf = folder / f"{name}.yaml"
+    _write_conf(conf, body)
+    load_config(conf)
+    return conf, guesses
+
+
+def _write_conf(conf: Path, body: str) -> None:
+    """Write the file, unless somebody has edited the one that is there."""
+    if conf.exists():
+        first, _, rest = conf.read_text().partition("\n")
+        if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
+            raise ConfigError(f"{conf} was edited: run its jobs with --conf {conf}, or choose another --name")
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    conf.write_text(f"{_WRITTEN}{_mark(body)}\n{body}")
+
+
+def _mark(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+def leaks_of(table: pa.Table, guesses: Guesses, keep: tuple[str, ...]) -> dict[str, str]:
+    """Features that predict the treatment, or order units as only the outcome can: {column: why it is no feature}."""
+    from uplift_spark.events.leakage import find_leaks
+
+    rows = table
+    if table.num_rows > LEAK_ROWS:  # a file may be sorted by level, so its first rows may lack one
+        hashes = unit_hashes(pa.array(range(table.num_rows)).cast(pa.string()), "row")
+        rows = table.take(np.sort(np.argsort(hashes, kind="stable")[:LEAK_ROWS]))
+    name, column = next(iter(guesses.outcomes.items()))
+    values = guesses.values.get(column)
+    numbers = rows.column(column) if values is None else id_text(rows.column(column))
+    outcome = (
+        number_column(numbers, name)
+        if values is None
+        else pa.array([values.get(one) for one in numbers.to_pylist()], pa.float64())
+    )
+    arms = id_text(rows.column(guesses.treatment))
+    columns: dict[str, Any] = {"_unit": pa.array(range(rows.num_rows)), "_arm": arms, "_outcome": outcome}
+    for feature in guesses.features:
+        cells = rows.column(feature)
+        columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, feature)
+    sample = pa.table(columns)
+    sample = sample.filter(pc.is_valid(sample.column("_arm")))
+    leaks = find_leaks(sample, Roles("_unit", "_arm", "_outcome", guesses.features, next(iter(guesses.levels))))
+    reasons = {
+        one.feature: "follows from the outcome" if one.rule == "outcome_like" else "differs between the arms"
+        for one in leaks.findings
+        if one.feature not in keep
+    }
+    return reasons
+
+
+def parsed_costs(options: list[str] | None) -> dict[str, float]:
+    """{level: cost} of `LEVEL=COST`; a number alone is the cost of every level, under the key "".
+
+    Raises ConfigError for anything else.
+    """
+    costs = {}
+    for option in options or ():
+        level, _, text = option.rpartition("=")
+        try:
+            costs[level] = float(text)
+        except ValueError:
+            raise ConfigError(f"--cost {option!r} must look like mail=.1, or .1 for every level") from None
+    return costs

@@ -442,7 +442,7 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
     frames = trial_tables(good, source, propensity, stamp)
     details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
-    _tell(details, progress)
+    report_counts(details, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
     return Batch(bronze_tables({**quarantine, **frames}, config.campaign), details)
 
@@ -509,7 +509,8 @@ def stamped_rejects(rejected: DataFrame, stamp: Stamp) -> DataFrame:
     )
 
 
-def _tell(details: dict[str, Any], progress: ProgressCallback) -> None:
+def report_counts(details: Mapping[str, Any], progress: ProgressCallback) -> None:
+    """Say how many units each level has, which rows were rejected, and which outcomes are not known."""
     progress("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
     for rule, n in details["rejected"].items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")

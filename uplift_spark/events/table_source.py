@@ -21,16 +21,15 @@ from pyspark.sql import types as T
 
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.features import LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS
 from uplift_spark.events.files import NO_VALUE, YES_NO, FileFormat, content_digest, read_typed
 from uplift_spark.events.ingest import (
-    RESERVED,
     Batch,
     Stamp,
     bronze_tables,
     check_levels,
     find,
     looked_up,
+    report_counts,
     require_arms,
     spread_rows,
     stamped_rejects,
@@ -48,7 +47,7 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.lake.session import instant, plus_hours
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT, checked_name
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RESERVED_NAMES, RUN_ID, TREATMENT, UNIT, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.source_conf import TableSource, TrialConf
 
@@ -89,10 +88,9 @@ def open_source(config: Config, lake: Lake, progress: ProgressCallback) -> OpenS
     check_names(source)
     if source.table is not None or _is_delta(str(source.path)):
         return _open_delta(source, lake, progress)
-    form = FileFormat(
-        source.separator, source.encoding, source.decimal, source.types, source.rename, (), source.columns
-    )
-    read = read_typed(str(source.path), form)
+    # Missing values are found later, where Delta tables have them, too.
+    how = (source.separator, source.encoding, source.decimal, source.types, source.rename)
+    read = read_typed(str(source.path), FileFormat(*how, kept=source.columns))
     for note in read.notes:
         progress(note)
     named = read.files[0].name if len(read.files) == 1 else f"{len(read.files)} files"
@@ -108,15 +106,8 @@ def open_source(config: Config, lake: Lake, progress: ProgressCallback) -> OpenS
     )
 
 
-def file_format(source: TableSource) -> FileFormat:
-    """How the files of a source are read; missing values are found later, where Delta tables have them, too."""
-    how = (source.separator, source.encoding, source.decimal, source.types, source.rename)
-    return FileFormat(*how, kept=source.columns)
-
-
 def check_names(source: TableSource) -> None:
     """Raise ConfigError when outcomes or attributes have names that the tables use, or differ by their case alone."""
-    taken = {name.lower() for name in (*RESERVED, *TRAINING_KEYS, *PROFILE_KEYS, *LABEL_KEYS)}
     known: dict[str, str] = {}
     for name in (*source.outcomes, *source.attributes):
         way_out = f"give it another name, as in `source.rename: {{{name}: {name.strip('_')}_1}}`"
@@ -124,7 +115,7 @@ def check_names(source: TableSource) -> None:
             checked_name(name, "source column")
         except ConfigError as error:
             raise ConfigError(f"{error}: {way_out}") from error
-        if name.lower() in taken or name.startswith("_"):
+        if name.lower() in RESERVED_NAMES or name.startswith("_"):
             raise ConfigError(f"source column {name!r} is a name that the tables use themselves: {way_out}")
         if (twin := known.setdefault(name.lower(), name)) != name:
             raise ConfigError(f"source columns {twin!r} and {name!r} differ by their case alone: {way_out}")
@@ -312,7 +303,7 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     details: dict[str, Any] = {"units": units, "rejected": refused, "unknown": unknown}
     details |= {"left_out": left_out} if left_out else {}
     details |= {"equal_rows": equal} if equal else {}
-    _report(details, progress)
+    report_counts(details, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
     return Batch(bronze_tables({**quarantine, **_tables(good, source, stamp)}, config.campaign), details)
 
@@ -419,14 +410,6 @@ def refuse_wrong_propensities(counts: list[dict[str, Any]], source: TableSource,
             f"up to the {units:,} units {', '.join(wrong)}, and must once in every level; if it is the probability of "
             "one level on all rows, name that level, as in `source.propensity: {mail: p}`; or leave it out"
         )
-
-
-def _report(details: Mapping[str, Any], progress: ProgressCallback) -> None:
-    progress("units: " + ", ".join(f"{level} {n:,}" for level, n in details["units"].items()))
-    for rule, n in details["rejected"].items():
-        progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
-    for outcome, n in details["unknown"].items():
-        progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
 def _tables(good: DataFrame, source: TableSource, stamp: Stamp) -> dict[str, DataFrame]:

@@ -247,14 +247,14 @@ def decision_words(data: PageData) -> list[Markup]:
 def _effect_words(data: PageData, verdict: Verdict) -> Markup:
     level, effect, source = verdict.level, verdict.effect, "metrics"
     if data.outcome in data.rates:
-        text = "Of 1,000 units, {} makes {} more have the outcome <em>{}</em> (95 % interval {})."
+        text = "{} changes how many of 1,000 units have the outcome <em>{}</em> by {} (95 % interval {})."
         return _sentence(
-            text, level, figure(effect["value"], source, 1000), data.outcome,
+            text, level, data.outcome, figure(effect["value"], source, 1000),
             between(effect["lower"], effect["upper"], source, 1000),
         )  # fmt: skip
-    text = "A unit that gets {} has {} more <em>{}</em> on average (95 % interval {})."
+    text = "{} changes the <em>{}</em> of a unit by {} on average (95 % interval {})."
     return _sentence(
-        text, level, figure(effect["value"], source), data.outcome, between(effect["lower"], effect["upper"], source)
+        text, level, data.outcome, figure(effect["value"], source), between(effect["lower"], effect["upper"], source)
     )
 
 

@@ -127,7 +127,8 @@ def curves_svg(level: str, curve: pd.DataFrame, scale: float, unit: str) -> Mark
         line = rows.dropna(subset=[column])
         points = " ".join(f"{x(f)},{y(g * scale)}" for f, g in zip(line["fraction"], line[column], strict=True))
         parts.append(Markup('<polyline points="{}" class="{}"/>').format(points, kind))
-    parts += [_text(x(f), _HEIGHT - _BOTTOM + 16, f"{100 * f:.0f} %") for f in (0, 0.25, 0.5, 0.75, 1)]
+    parts += [_text(x(f), _HEIGHT - _BOTTOM + 16, f"{100 * f:.0f} %") for f in (0, 0.25, 0.5, 0.75)]
+    parts.append(_text(width - 2, _HEIGHT - _BOTTOM + 16, "100 %", anchor="end"))  # else the edge cuts it
     parts.append(_text((width + _LEFT) / 2, _HEIGHT - 6, "share of units treated"))
     return _svg(width, _HEIGHT, f"gain of {level} by share of units treated", parts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def _changed(campaign: Campaign, scenario: Scenario) -> Campaign:
         limits = tuple(limit for limit in limits if limit.least or limit.level in (None, *scenario.levels))
     changed = replace(
         policy,
-        budget=policy.budget if scenario.budget is None else scenario.budget,
+        budget=policy.budget if scenario.budget is None else scenario.budget if isfinite(scenario.budget) else None,
         limits=limits,
         cost=_without(policy.cost, scenario),
         cost_most=_without(policy.cost_most, scenario),

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Simulation, TrialConf, load_config
 from uplift_spark.errors import ConfigError
+from uplift_spark.jobs import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -229,3 +231,18 @@ def test_yaml_that_would_lose_something_is_refused_in_a_sentence(tmp_path: Path,
     path = tmp_path / "lossy.yaml"
     path.write_text(text)
     assert words in refused(path)
+
+
+def test_a_budget_of_null_in_a_scenario_is_no_budget_and_not_that_of_the_plan(conf: Path) -> None:
+    config = load_config(
+        conf,
+        ("policy.budget=100", "scenarios={same: {}, half: {budget: 50}, free: {budget: null}, inf: {budget: .inf}}"),
+    )
+    budgets = {
+        name: simulate._changed(Campaign(config), scenario).config.policy.budget
+        for name, scenario in config.scenarios.items()
+    }
+    assert budgets == {"same": 100, "half": 50, "free": None, "inf": None}
+    same, free = (Campaign(load_config(conf, (f"scenarios={{a: {text}}}",))) for text in ("{}", "{budget: null}"))
+    assert same.run_id("simulate") != free.run_id("simulate")
+    assert load_config(conf, ("policy.budget=.inf",)).policy.all_limits == ()

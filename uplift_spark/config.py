@@ -17,6 +17,7 @@ RENAMED  {old key: new key}: an old key is read for one version, with a warning
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import fields, replace
 from datetime import datetime
@@ -24,7 +25,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
@@ -312,14 +313,13 @@ class Tune:
     )
 
     def __post_init__(self) -> None:
-        read: dict[str, list[Any]] = {}
+        known, read = TypeAdapter(ForestConf), {}
         for name, values in self.space.items():
-            for value in values:
-                try:
-                    arguments = TypeAdapter(ForestConf).validate_python({name: value})
-                except ValidationError as error:
-                    raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
-                read.setdefault(name, []).append(getattr(arguments, name))
+            try:
+                read[name] = [getattr(known.validate_python({name: value}), name) for value in values]
+            except ValidationError as error:
+                wrong = error.errors()[0]["input"]
+                raise ConfigError(f"tune.space.{name}: {wrong!r} is no value of forest.{name}") from error
         object.__setattr__(self, "space", read)
 
 
@@ -499,7 +499,8 @@ class Policy:
     cost       {level: SQL over the training set's columns}, where a cost is not the same for every unit
     cost_most  {level: SQL}, where a cost is uncertain: its upper end, which a plan by the lower bound reckons with, so
                that it keeps its budget even then
-    exclude    {rule: SQL condition}: units for which it holds get nothing
+    exclude    {rule: SQL condition}: units for which it holds get nothing, nor do those for which it is not known,
+               such as `age < 18` of a missing age: they are counted apart, and `coalesce(age < 18, false)` treats them
     contacts   a unit gets nothing after so many deliveries within `contact_days`
     global_holdout  share of units left out at random, to read the plan's effect off later
     """
@@ -535,21 +536,21 @@ class Policy:
     @property
     def all_limits(self) -> tuple[Limit, ...]:
         """The budget, then the others."""
-        return (*(() if self.budget is None else (Limit(spend=self.budget),)), *self.limits)
+        return (*(() if self.budget in (None, math.inf) else (Limit(spend=self.budget),)), *self.limits)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Scenario:
     """An entry of `scenarios`: what `uplift simulate` changes; all else stays as it is in `policy` and `economics`.
 
-    budget  money to spend
+    budget  money to spend, that of `policy` by default; null: no limit
     levels  only these may be given; limits on others fall away
     limits  in place of `policy.limits`
     cost    {level: of treating one unit}, in place of SQL, too
     value   {outcome: of one}
     """
 
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Annotated[float | None, Field(ge=0), BeforeValidator(lambda b: math.inf if b is None else b)] = None
     levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     limits: tuple[Limit, ...] | None = None
     cost: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)

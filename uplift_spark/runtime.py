@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -118,7 +119,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _canonical(value: Any) -> Any:
     """JSON values only; refuses what has no stable form rather than hashing an address."""
     if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return "unlimited" if value == math.inf else value
     if is_dataclass(value) and not isinstance(value, type):
         # A key that was renamed counts under its first name, so that a new name makes no new run.
         first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}

@@ -231,6 +231,7 @@ def test_a_scenario_whose_limits_cannot_be_kept_writes_nothing_to_gold(lake, pla
     ("changes", "message"),
     [
         ({"exclude": {"old": "agee > 3"}}, "policy.exclude.old='agee > 3' is no SQL over the columns"),
+        ({"exclude": {"old": "age"}}, "policy.exclude.old='age' is a double, neither true nor false"),
         ({"bound": "lower", "cost_most": {"5%": "agee"}}, "policy.cost_most.5%='agee' is no SQL over the columns"),
     ],
 )
@@ -297,7 +298,12 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     lake.write("bronze.consent", lake.spark.createDataFrame(consent), "consent")
     lake.write("bronze.delivery", lake.spark.createDataFrame(sends.replace({np.nan: None}), _SENDS), "sends")
     config = conf(
-        lake, limits=(), exclude={"old": "age > 55"}, contacts=2, global_holdout=0.2, consent=Consent(required=False)
+        lake,
+        limits=(),
+        exclude={"old": "coalesce(age > 55, false)"},
+        contacts=2,
+        global_holdout=0.2,
+        consent=Consent(required=False),
     )
     messages = []
     result = policy.run(Campaign(config, lake), progress=messages.append)
@@ -312,6 +318,16 @@ def test_rules_leave_units_out_and_are_counted(lake, planned):
     assert result.details["excluded"] == {r: n for r, n in sorted(reasons.items()) if "within the limits" not in r}
     assert rows.treatment[~rows.reason.str.contains("within the limits")].eq("none").all()
     assert any("100 units left out: withdrew" in line for line in messages)
+
+
+def test_units_for_which_a_rule_is_not_known_are_left_out_and_counted(lake, inputs):
+    campaign_ = Campaign(conf(lake, limits=(), exclude={"young": "age < 30", "x": "city = 'x' AND age > 60"}), lake)
+    rows = candidates_of(replace(inputs, campaign=campaign_)).select("unit_id", "excluded").toPandas()
+    reason, known = rows.set_index("unit_id").excluded, frames()[0].set_index("unit_id")
+    age = known.age[reason.index]
+    assert age.isna().sum() == 60
+    assert (reason == "rule young").eq(age < 30).all() and (reason == "rule young: not known").eq(age.isna()).all()
+    assert (reason == "rule x").eq((known.city[reason.index] == "x") & (age > 60)).all()
 
 
 _SENDS = (

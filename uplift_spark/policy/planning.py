@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BooleanType, DoubleType, FloatType
 
 from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config, Limit
@@ -49,7 +51,7 @@ from uplift_spark.stats.moments import FixedPoint
 
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
 
-_RULE = "rule {}"
+_RULE, _NOT_KNOWN = "rule {}", ": not known"
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,18 @@ def candidates_of(inputs: PolicyInputs) -> DataFrame:
         for level in inputs.levels
     ]
     excluded = {
-        _RULE.format(name): _expression(inputs, f"policy.exclude.{name}", condition)
-        for name, condition in policy.exclude.items()
+        name: _condition(inputs, f"policy.exclude.{name}", condition) for name, condition in policy.exclude.items()
     }
     buckets = segment_buckets(inputs.training, inputs.segments, config.training_table)
     column = "uplift" if policy.bound == "expected" else "uplift_lower"
     uplifts = offers(inputs.scores, inputs.levels, column)
-    training = inputs.training
+    training = _without_nan(inputs.training)
     rules: dict[str, Column] = {}
     if inputs.consent is not None:
         training = gated(training, inputs.consent, config.consent.purpose, config.consent.required)
         rules |= {gate: F.col(GATE) == gate for gate in (WITHDREW, NO_GRANT)}
-    rules |= excluded
+    rules |= {_RULE.format(name): rule for name, rule in excluded.items()}
+    rules |= {_RULE.format(name) + _NOT_KNOWN: rule.isNull() for name, rule in excluded.items()}
     if inputs.deliveries is not None and policy.contacts is not None:
         training = contacted(training, inputs.deliveries, policy)
         rules[TOO_MANY] = F.col("_contacts") >= policy.contacts
@@ -170,6 +172,23 @@ def candidates_of(inputs: PolicyInputs) -> DataFrame:
         rules[GLOBAL_HOLDOUT] = in_global_holdout(config.seed, policy.global_holdout)
     rows = barred(candidates(uplifts, training, costs, inputs.value, inputs.net, buckets), rules)
     return rows.select(UNIT, "key", "excluded", "gain", "cost", *(f"bucket_{c}" for c in range(len(buckets))))
+
+
+def _without_nan(rows: DataFrame) -> DataFrame:
+    """The rows with null for NaN: NaN is larger than any number to SQL, so `age < 18` would be false, not unknown."""
+    numbers = [field.name for field in rows.schema if isinstance(field.dataType, DoubleType | FloatType)]
+    return rows.withColumns({name: F.when(~F.isnan(name), F.col(name)) for name in numbers}) if numbers else rows
+
+
+def _condition(inputs: PolicyInputs, key: str, text: str) -> Column:
+    """A rule as a column. Raises ConfigError like `_expression`, and for SQL that is neither true nor false."""
+    condition = _expression(inputs, key, text)
+    kind = inputs.training.select(condition.alias("value")).schema["value"].dataType
+    if not isinstance(kind, BooleanType):
+        raise ConfigError(
+            f"{key}={text!r} is a {kind.simpleString()}, neither true nor false: write a condition such as `age < 18`"
+        )
+    return condition
 
 
 def _expression(inputs: PolicyInputs, key: str, text: str) -> Column:
@@ -270,7 +289,8 @@ def decide(
     counted = rows.groupBy("excluded").agg(F.count("*").alias("n")).collect()
     excluded = dict(sorted((row["excluded"], row["n"]) for row in counted if row["excluded"] is not None))
     for rule, n in excluded.items():
-        progress(f"{n:,} units left out: {rule}")
+        fix = "; to treat them, write it as `coalesce(CONDITION, false)`" if rule.endswith(_NOT_KNOWN) else ""
+        progress(f"{n:,} units left out: {rule}{fix}")
     n, largest_gain, largest_cost, wrong, large = sizes(rows)
     if wrong or large:
         raise DataError(f"{wrong or large:,} candidates have a cost or gain that is missing, negative or not finite")
@@ -289,7 +309,7 @@ def decide(
     first = first_scan(problem, scan)
     plan = allocate(problem, scan, first=first)
     points: list[Point] = []
-    if budget := inputs.config.policy.budget:  # the first limit
+    if (budget := inputs.config.policy.budget) and math.isfinite(budget):  # the first limit
         points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in budgets], 0)
     observed_gain = _observed(inputs, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
     return PolicyResult(inputs, rows, problem, plan, excluded, points, observed_gain, n)

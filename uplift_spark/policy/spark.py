@@ -124,7 +124,7 @@ def contacted(rows: DataFrame, deliveries: DataFrame, policy: Policy) -> DataFra
         F.unix_micros("delivered_at") > F.unix_micros("_last") - F.lit(int(policy.contact_days * 86_400_000_000))
     )
     counts = recent.groupBy(UNIT).agg(F.count_distinct("delivery_id").alias("_contacts"))
-    return rows.join(counts, UNIT, "left")
+    return rows.join(counts, UNIT, "left").fillna(0, ["_contacts"])
 
 
 def in_global_holdout(seed: int, share: float) -> Column:

@@ -31,6 +31,7 @@ from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
+from uplift_spark.lake.contracts import count_checked
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
     QUARANTINE,
@@ -443,8 +444,10 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     rows = read_trial(path, source)
     progress(f"{rows.num_rows:,} rows read from {path.name}")
     named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), key_of(config))
-    good, rejected = check(named, _contract(levels, source))
-    refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
+    contract = _contract(levels, source)
+    good, rejected = check(named, contract)
+    checked = count_checked(named, contract)
+    refused = dict(checked.rejected)
     counts = [row.asDict() for row in tally(good, source).collect()]
     units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}
     _require_arms(units, config.roles.control, path, source)
@@ -452,6 +455,9 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
     frames = trial_tables(good, source, propensity, stamp)
     details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
+    if checked.copies:
+        details["copies"] = checked.copies
+        progress(f"{checked.copies:,} rows left out: {path.name} has an equal row")
     _tell(details, progress)
     quarantine = {"quarantine": _stamped(rejected, stamp)} if refused else {}
     return Batch(_named({**quarantine, **frames}, config.campaign), details)

@@ -8,7 +8,7 @@ PYTHON ?= python3
 CONF ?= conf/demo.yaml
 # Overrides of the configuration, as in: make demo SET="source.units=20000 seed=3"
 SET ?=
-EXTRAS := dev,plots,notebooks
+EXTRAS := local,dev,plots,notebooks
 # What pytest is given, as in: make test ARGS="tests/stats -x"
 ARGS ?=
 

@@ -1,27 +1,57 @@
-"""Turn a campaign's source, simulated or a real trial's file, into immutable bronze events.
+"""Turn a campaign's source into immutable bronze events: the user's own table, a trial's file, or a simulation.
 
 Appends to bronze.profile_<campaign>, bronze.outcome, bronze.assignment, bronze.truth (simulated) and bronze.quarantine.
 """
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import typer
+
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.events.ingest import prepare
+from uplift_spark.events.ingest import prepare, refuse_second_load
+from uplift_spark.events.table_source import Replacement, open_source, table_batch
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
-def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
-    """Write the campaign's events, the assignment last; an unfit source is refused before any write."""
+def options(
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the campaign's earlier rows.")] = False,
+) -> dict[str, Any]:
+    """Whether the campaign was loaded before, and that was wrong."""
+    return {"replace": replace}
+
+
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    replace: bool = False,
+) -> JobResult:
+    """Write the campaign's events, the assignment last; an unfit source is refused before any write.
+
+    With `replace` rows of earlier runs go first, once the new ones are checked; older versions of the tables keep them.
+    """
     config, lake = campaign.config, campaign.lake
-    run_id = run_id or campaign.run_id("ingest")
-    batch = prepare(config, lake, run_id, progress)
+    opened = open_source(config, lake, progress)
+    earlier = Replacement.of(lake, config.campaign, replace)
+    earlier = earlier.but(run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity))
+    run_id = run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity)
+    if not replace:
+        refuse_second_load(lake, config.campaign, run_id)
+    if opened.rows is None:
+        batch = prepare(config, lake, run_id, progress)
+    else:
+        batch = table_batch(config, lake, opened, run_id, progress)
+    earlier.remove(lake, progress)
     written = []
     for table, frame in batch.tables.items():
         progress(f"writing {table}")
-        written.append(lake.write(table, frame, run_id))
+        written.append(earlier.write(lake, table, frame, run_id))
     return JobResult.of("ingest", run_id, *written, **batch.details)
 
 
 if __name__ == "__main__":
-    main_job(run)
+    main_job(run, options)

@@ -122,7 +122,7 @@ def test_pictures_are_drawn_from_the_tables(written: Campaign) -> None:
     plan = written.plot.budget().axes[0].collections[-1].get_offsets()[0]
     spent = written.decisions().toPandas()[["cost", "gain"]].sum()
     assert plan.tolist() == pytest.approx(spent.tolist())
-    assert "Lift of 5% on visit, by decile" in written.report()
+    assert "Lift of 5% on visit, by decile" in str(written.report())
 
 
 def test_queries_read_and_nothing_else(written: Campaign) -> None:

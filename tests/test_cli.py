@@ -299,7 +299,7 @@ def test_demo_runs_all_jobs_in_order_in_one_lake(
     printed: list[Any] = []
     monkeypatch.setattr(cli, "_print_summary", lambda *arguments: printed.append(arguments))
     assert uplift(monkeypatch, "demo", "--conf", conf, "--set", "lakehouse.path=a b") == 0
-    assert [call["verb"] for call in calls] == ["ingest", "features", "train", "score", "lift"]
+    assert [call["verb"] for call in calls] == list(cli.DEMO_JOBS)
     assert len({id(call["lake"]) for call in calls}) == 1
     ((where, campaign, results),) = printed
     assert where == f" --conf {conf} --set 'lakehouse.path=a b'"

@@ -189,3 +189,43 @@ def test_an_old_name_of_a_key_is_read_with_a_warning(conf: Path) -> None:
     words = "both are there: remove policy.keep_out"
     assert words in refused(conf, "policy.keep_out=0.05", "policy.global_holdout=0.1")
     assert "policy" in refused(conf, "policy=3")
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "No", "off", "y", "true", "1:1", "010", "1E5", "1_000", "0x1F", "2025-01-06", "5"]
+)
+def test_an_unquoted_level_is_the_text_that_stands_there(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plain.yaml"
+    roles = f"roles: {{outcome: visit, control: {text}, features: [age], dose: {{{text}: 0, other: 1e0}}}}"
+    path.write_text(f"campaign: spring\nsource: {{kind: simulation, units: 010}}\n{roles}\n")
+    config = load_config(path)
+    assert config.roles.control == text and config.roles.dose == {text: 0.0, "other": 1.0}
+    assert config.source == Simulation(units=10)
+    assert load_config(path, (f"registry.name=m{text[0]}", f"roles.control={text}")).roles.control == text
+
+
+def test_true_and_false_may_be_written_as_people_do(conf: Path) -> None:
+    for text in ("yes", "on", "true", "True"):
+        assert load_config(conf, (f"labels.delivered={text}",)).labels.delivered is True
+    assert load_config(conf, ("registry.champion=no",)).registry.champion is False
+    assert load_config(conf, ("tune.space={min_leaf: [5, null]}",)).tune.space == {"min_leaf": [5, None]}
+    assert load_config(conf, ("labels.windows={visit: 1e1}",)).labels.days("visit") == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SMALL + "seed: 3\nseed: 4\n", "line 6: key 'seed' is there twice: keep one"),
+        (SMALL + "labels: {windows: {visit: 3, visit: 4}}", "key 'visit' is there twice"),
+        (SMALL.replace("none", "null"), "roles.control: YAML reads nothing, ~ and an unquoted null as no value"),
+        (SMALL.replace("none", "~"), "put the text in quotes"),
+        (SMALL.replace("1000", "1:30"), "units"),
+        ("a: " + "[" * 5000 + "]" * 5000, "is nested too deep to be read"),
+        ("a: " + "{a: " * 5000 + "1" + "}" * 5000, "is nested too deep to be read"),
+        (SMALL + "seed:\t[", "not valid YAML: line "),
+    ],
+)
+def test_yaml_that_would_lose_something_is_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "lossy.yaml"
+    path.write_text(text)
+    assert words in refused(path)

@@ -28,7 +28,11 @@ def test_a_job_has_its_own_options_and_the_usual_ones() -> None:
     assert "--from" not in options_of("lift") and "--from-run" in options_of("train")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("[a-z]*.py")), ids=lambda path: path.stem)
+BEFORE_A_SESSION = {"doctor"}  # their `command` takes no campaign
+JOB_FILES = [path for path in sorted((ROOT / "jobs").glob("[a-z]*.py")) if path.stem not in BEFORE_A_SESSION]
+
+
+@pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.stem)
 def test_a_job_file_declares_a_run_and_runs_as_a_program(path: Path) -> None:
     """With the options it declares, so that it takes what the command `uplift` takes; and it never imports cli."""
     text = path.read_text()

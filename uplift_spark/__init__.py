@@ -54,7 +54,15 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        home = import_module(_HOME[name])
+    except ImportError as error:
+        from uplift_spark.errors import NO_SPARK, SPARK_PACKAGES, EnvironmentProblem
+
+        if (error.name or "").partition(".")[0] not in SPARK_PACKAGES:
+            raise
+        raise EnvironmentProblem(f"{name}: {NO_SPARK}") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -17,6 +19,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.evaluation.page import PageData, page_text, profile_of, render_page
 from uplift_spark.evaluation.pictures import (
     budget_picture,
     calibration_picture,
@@ -24,7 +27,7 @@ from uplift_spark.evaluation.pictures import (
     dose_picture,
     qini_picture,
 )
-from uplift_spark.evaluation.report import lift_summary
+from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, lift_summary
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
@@ -33,7 +36,6 @@ from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import derive_run_id
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -273,10 +275,55 @@ class Campaign:
         run_id = run_id or self._newest_run(DECISIONS_TABLE, "policy")
         return self.lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == self.name) & (F.col(RUN_ID) == run_id))
 
-    def report(self, run_id: str | None = None) -> str:
-        """The lift tables and metrics of a run as text, and what the data do not show. Raises like `lift_table`."""
-        run_id = run_id or self.lift_run
-        return lift_summary(self.lift_table(run_id=run_id), self.metrics(run_id=run_id))
+    def report(self, run_id: str | None = None) -> CampaignReport:
+        """The report of a run: a page (`html`), shown as such in a notebook; as text its tables. Raises like
+        `lift_table`."""
+        scored, run_id = self.last_scored(), run_id or self.lift_run
+        lift, metrics = self.lift_table(run_id=run_id), self.metrics(run_id=run_id)
+        holdout, outcomes = self.holdout(scored), list(dict.fromkeys(lift["outcome"]))
+        checks = [
+            F.coalesce(F.every(F.col(c).isin(0, 1)), F.lit(False)).alias(f"rate_{i}") for i, c in enumerate(outcomes)
+        ]
+        facts = holdout.agg(F.min("assigned_at").alias("day"), F.count(F.lit(1)).alias("n"), *checks).collect()[0]
+        economics = self.config.economics
+        data = PageData(
+            self.name, self.config.roles.control, lift, self.curve(run_id=run_id), metrics,
+            units=self.training_set(scored.feature_version).count(),
+            date="" if facts["day"] is None else f"assigned from {facts['day']:%Y-%m-%d}",
+            plan=self._plan_curve(), value=economics.value, cost=economics.cost,
+            rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
+            caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
+        )  # fmt: skip
+        if data.best is not None:
+            columns = self.config.unit_columns
+            data = replace(data, profile=profile_of(holdout, self.scores(scored), data.best.level, columns))
+        return CampaignReport(render_page(data), lift_summary(lift, metrics), page_text(data))
+
+    def _plan_curve(self) -> pd.DataFrame:
+        """Rows of gold.policy_curve of the newest plan; none where no plan with a budget was made."""
+        try:
+            run_id = self._newest_run(DECISIONS_TABLE, "policy")
+            return self.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == run_id).toPandas()
+        except DataError:
+            return pd.DataFrame()
+
+    def _page_caveats(self, scored: Scored) -> list[str]:
+        sentences = ["Simulated data: no real people."] if self.config.source.kind == "simulation" else []
+        if self.config.nuisances is not None:
+            sentences.append(NO_TRIAL_CAVEAT)
+        if not self.check_unseen(scored):
+            sentences.append("It is not known whether the model was trained on units of this hold-out.")
+        return sentences
+
+    def _page_facts(self, scored: Scored, lift_run: str, holdout: int) -> list[tuple[str, str]]:
+        return [
+            ("model", f"{scored.model_name} version {scored.model_version}"),
+            ("hold-out", f"{holdout:,} units of all arms"),
+            ("training set", f"{self.training_table}, Delta version {scored.feature_version}"),
+            ("runs", f"{scored.run_id}, {lift_run}"),
+            ("outcomes watched for", f"{self.config.labels.days(self.config.roles.outcome):g} days"),
+            ("seed", str(self.config.seed)),
+        ]
 
     @property
     def plot(self) -> CampaignPlots:
@@ -342,6 +389,40 @@ class Campaign:
             f"FROM gold.uplift_scores WHERE model_name = '{self.config.model_name}' GROUP BY treatment "
             "ORDER BY mean_uplift DESC",
         ]
+
+
+@dataclass(frozen=True)
+class CampaignReport:
+    """A campaign's report: `html`, one page without links; `tables`, its figures as text; `decision`, in sentences."""
+
+    html: str
+    tables: str
+    decision: str
+
+    def __str__(self) -> str:
+        return self.tables
+
+    def __repr__(self) -> str:
+        return self.decision
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{html.escape(self.html)}" style="width:100%;height:900px;border:0"></iframe>'
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write `folder`/report.html and latest.html beside the folder; another report that is there already stays.
+
+        Returns:
+            The paths of both.
+        """
+        number, path = 1, folder / "report.html"
+        while path.exists() and path.read_text(encoding="utf-8") != self.html:
+            number += 1
+            path = folder / f"report_{number}.html"
+        latest = folder.parent / "latest.html"
+        for target in (path, latest):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(self.html, encoding="utf-8")
+        return path, latest
 
 
 @dataclass(frozen=True)

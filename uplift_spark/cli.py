@@ -1,4 +1,4 @@
-"""The command line: the verbs in jobs/, `demo` for five of them, `sql` and `tables` to read what they wrote.
+"""The command line: the verbs in jobs/, `demo` for six of them, `sql` and `tables` to read what they wrote.
 
 A job is imported when it is called: `uplift --help` reads the first line of each file and answers at once.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uplift_spark.runtime import JobResult
 
 PACKAGE = "uplift_spark.jobs"
-DEMO_JOBS = ("ingest", "features", "train", "score", "lift")
+DEMO_JOBS = ("ingest", "features", "train", "score", "lift", "report")
 """The jobs of `uplift demo`, in their order."""
 
 LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
@@ -63,7 +63,10 @@ def _first_line(source: bytes | None) -> str:
 def _add_verb(verb: str, summary: str) -> None:
     def call(context: typer.Context) -> None:
         job = import_module(f"{PACKAGE}.{verb}")
-        command = console.job_command(verb, job.run, getattr(job, "options", console.no_options))
+        if hasattr(job, "command"):  # it runs before there is a session and a campaign
+            command = console.own_command(verb, job.command, job.__doc__)
+        else:
+            command = console.job_command(verb, job.run, getattr(job, "options", console.no_options))
         command(args=context.args, prog_name=context.command_path)
 
     # What stands behind the verb, --help included, is the job's own.
@@ -77,9 +80,42 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run ingest, features, train, score and lift; print results."""
+    """Run a campaign from ingest to its report; print results."""
     jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
+
+
+@app.command()
+def quickstart(
+    file: Annotated[str, typer.Argument(help="CSV, Parquet or Stata; a folder or a pattern.", show_default=False)],
+    treatment: Annotated[str, typer.Option(help="Column of the level that a unit got.", show_default=False)],
+    outcome: Annotated[list[str], typer.Option(help="Column, or COLUMN=VALUE; the first is trained; repeatable.")],
+    control: Annotated[str | None, typer.Option(help="Level that the others are compared with.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Column of the unit's id.")] = None,
+    lower: Annotated[
+        bool | None, typer.Option("--lower-is-better/--higher-is-better", help="By the outcome's name by default.")
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="Money that one unit of the outcome is worth.")] = None,
+    cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY of treating one unit; repeatable.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Money to spend.")] = None,
+    propensity: Annotated[str | None, typer.Option(help="Column: probability of the level received.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="Column to keep as a feature; repeatable.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; repeatable.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the campaign; by default the file's.")] = None,
+    conf_only: Annotated[bool, typer.Option("--conf-only", help="Write the configuration and stop.")] = False,
+) -> None:
+    """From a finished campaign's file to lift tables and a decision."""
+    from uplift_spark.events.guesses import Answers
+    from uplift_spark.quickstart import parsed_costs, prepare_conf, run_quickstart
+
+    answers = Answers(
+        treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
+        tuple(feature or ()), tuple(drop or ()),
+    )  # fmt: skip
+    conf, guesses = prepare_conf(file, answers, Path("conf"), name, lambda line: err().print(line, soft_wrap=True))
+    err().print(f"wrote {conf}")
+    if not conf_only:
+        run_quickstart(conf, guesses)
 
 
 @app.command()
@@ -132,16 +168,18 @@ def _common(version: Annotated[bool, typer.Option("--version", callback=_version
 
 
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
-    """The lift job's findings, where every table is, and what to ask next."""
+    """What to do, where the report and every table are, and what to ask next."""
     from uplift_spark.campaign import table_sizes
 
     lakehouse = campaign.config.lakehouse
-    print_details(results[-1].details)
+    lift_run = next(result.run_id for result in reversed(results) if result.job == "lift")
     out().print(f"\nTables in {lakehouse.catalog or Path(lakehouse.path).resolve()}", soft_wrap=True)
     print_tables(table_sizes(campaign.lake), "rows")
     out().print("\nThree queries to try")
-    for query in campaign.queries_to_try(results[-1].run_id):
+    for query in campaign.queries_to_try(lift_run):
         out().print(f'{program()} sql{where} "{query}"', soft_wrap=True)
+    out().print("\nThe decision")
+    print_details(results[-1].details)
 
 
 def _lakehouse(conf: Path | None, overrides: Sequence[str] | None) -> Lakehouse:
@@ -158,3 +196,7 @@ def _where(conf: Path, overrides: Sequence[str] | None) -> str:
         return ""
     moved = [f" --set {shlex.quote(pair)}" for pair in overrides or () if pair.startswith("lakehouse")]
     return f" --conf {shlex.quote(str(conf))}" + "".join(moved)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,11 @@
 
 Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
 unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
-which unit, and what holds where a key is left out. `Config`, at the end, names the sections.
+which unit, and what holds where a key is left out. `Config`, at the end, names the sections; those of `source` stand in
+`source_conf`.
+
+A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
+and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
 
 What a section declares beside its keys:
 
@@ -20,14 +24,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
+from uplift_spark.source_conf import STRICT, Simulation, TableSource, TrialConf
 
-STRICT = ConfigDict(extra="forbid")
 Days = Annotated[float, Field(gt=0, le=3650)]
 
 
@@ -43,59 +47,6 @@ class Lakehouse:
     path: str = "lakehouse"
     catalog: str | None = None
     checkpoints: str | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class Simulation:
-    """`source` of kind simulation: a campaign with known effects, made by `events.simulate`.
-
-    units        customers, 200,000 by default
-    design       of the treatment: binary, ordered levels (a discount of 5 % or 10 %), or unordered ones
-    arms         levels, the control among them
-    confounding  0: a trial; towards 1 likely buyers are given more and more
-    noise        how much outcomes vary for no reason, 1 as in the benchmarks
-    assigned_at  when the treatment was assigned (UTC)
-    """
-
-    kind: Literal["simulation"] = "simulation"
-    units: Annotated[int, Field(ge=1)] = 200_000
-    design: Literal["binary", "ordered", "unordered"] = "ordered"
-    arms: Annotated[int, Field(ge=2, le=20)] = 3
-    confounding: Annotated[float, Field(ge=0, le=1)] = 0.0
-    noise: Annotated[float, Field(ge=0)] = 1.0
-    assigned_at: datetime = datetime(2025, 1, 6)
-
-
-@dataclass(frozen=True, config=STRICT)
-class TrialConf:
-    """`source` of kind trial: a real trial's file with one row per unit, in $UPLIFT_DATA or downloaded and checked.
-
-    file         its path below $UPLIFT_DATA; `sha256` of it: other content is refused
-    treatment    column of the level that a unit was assigned; `outcomes` are columns of numbers
-    attributes   columns that describe a unit before the treatment
-    assigned_at  when the treatment was assigned (UTC)
-    url          where the file is fetched from when it is not there; `url_sha256` of what is fetched
-    unit         column of the unit's id; by default the number of the line
-    missing      numbers that stand for a missing value
-    arms         {value of the treatment column: name of the level}; by default values are names, others are refused
-    categorical  attributes to read as text even where they look like numbers
-    outcome_after_days  days from the assignment to the outcome, 1 by default
-    """
-
-    kind: Literal["trial"]
-    file: str
-    sha256: str
-    treatment: str
-    outcomes: tuple[str, ...]
-    attributes: tuple[str, ...]
-    assigned_at: datetime
-    url: str | None = None
-    url_sha256: str | None = None
-    unit: str | None = None
-    missing: tuple[float, ...] = ()
-    arms: dict[str, str] | None = None
-    categorical: tuple[str, ...] = ()
-    outcome_after_days: Annotated[float, Field(ge=0)] = 1.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -361,12 +312,15 @@ class Tune:
     )
 
     def __post_init__(self) -> None:
+        read: dict[str, list[Any]] = {}
         for name, values in self.space.items():
             for value in values:
                 try:
-                    TypeAdapter(ForestConf).validate_python({name: value})
+                    arguments = TypeAdapter(ForestConf).validate_python({name: value})
                 except ValidationError as error:
                     raise ConfigError(f"tune.space.{name}: {value!r} is no value of forest.{name}") from error
+                read.setdefault(name, []).append(getattr(arguments, name))
+        object.__setattr__(self, "space", read)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -404,7 +358,10 @@ class Lift:
                 size; figures are then about what treatment does to outcomes cut off there
     """
 
-    RUNS: ClassVar = {"lift": "campaign roles economics lift seed"}
+    RUNS: ClassVar = {
+        "lift": "campaign roles economics lift seed",
+        "report": "campaign roles economics lift policy seed",
+    }
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     winsorise: dict[str, Annotated[float, Field(ge=0.5, lt=1)]] = Field(default_factory=dict)
@@ -627,7 +584,7 @@ class Config:
 
     RUNS: ClassVar = {"ingest": "campaign source seed"}
     campaign: str
-    source: Annotated[Simulation | TrialConf, Field(discriminator="kind")]
+    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")]
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -786,6 +743,8 @@ def _rename_old_keys(raw: dict[str, Any], path: Path) -> None:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "string_type" and first["input"] is None:
+        return f'{where}: YAML reads nothing, ~ and an unquoted null as no value: put the text in quotes, as in "null"'
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {where!r}: remove it or check its spelling"
     return f"{where}: {first['msg']}" if where else first["msg"]

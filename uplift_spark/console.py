@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.errors import UpliftError
+from uplift_spark.errors import NO_SPARK, SPARK_PACKAGES, UpliftError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +84,13 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
     parameters = [*(one for one in own if one.name != "run_id"), *usual]
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     command.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    return own_command(verb, command, getdoc(sys.modules[run.__module__]))
+
+
+def own_command(verb: str, command: Callable[..., None], text: str | None) -> Callable[..., Any]:
+    """A command that parses its options and runs; `text` is its help."""
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(verb, help=getdoc(sys.modules[run.__module__]))(command)
+    alone.command(verb, help=text)(command)
     return alone
 
 
@@ -129,8 +134,9 @@ def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
 
     from uplift_spark.lake.session import spark_session
     from uplift_spark.lake.tables import Lake
+    from uplift_spark.spark_versions import quiet_queries
 
-    _quiet_spark()
+    quiet_queries()
     provided = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
     spark = spark_session(lakehouse)
     try:
@@ -255,6 +261,11 @@ def one_sentence() -> Iterator[None]:
     _quiet()
     try:
         yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in SPARK_PACKAGES:
+            raise
+        err().print(f"error: {NO_SPARK}", soft_wrap=True)
+        sys.exit(1)
     except UpliftError as error:
         err().print(f"error: {error}", soft_wrap=True)
         sys.exit(1)
@@ -267,11 +278,3 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("py4j", "mlflow", "alembic", "pyspark"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _quiet_spark() -> None:
-    """PySpark logs every failed query as JSON with the JVM's trace, beside the exception that says the same."""
-    from pyspark.logger import PySparkLogger
-
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)

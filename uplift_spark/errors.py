@@ -35,3 +35,9 @@ def hint(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known[:30]) or 'none'}"
+
+
+SPARK_PACKAGES = ("pyspark", "py4j", "delta")
+NO_SPARK = (
+    "this needs Spark, and PySpark is not installed: pip install 'uplift-spark[local]', or run it where Spark runs"
+)

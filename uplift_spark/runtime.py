@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +122,10 @@ def _canonical(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # A key that was renamed counts under its first name, so that a new name makes no new run.
         first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}
-        return {first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value)}
+        apart = getattr(value, "NO_IDENTITY", ())
+        return {
+            first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value) if f.name not in apart
+        }
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -141,17 +145,66 @@ def _canonical(value: Any) -> Any:
 # Files of a configuration as YAML: keys and overrides, and feature definitions in files of their own.
 
 
+class _PlainText(yaml.SafeLoader):
+    """YAML in which an unquoted value stays the text that stands there; only null, infinity and merges are read.
+
+    The section that a value belongs to says whether it is a number, a time, true or false. YAML 1.1 guesses from the
+    looks: `no` is false, `1:1` is 61, `010` is 8, so names of levels would be lost. Of two equal keys the first one
+    would be dropped without a word.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.tag.endswith(":merge") or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} is there twice: keep one", problem_mark=key.start_mark
+                )
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_READ = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+_PlainText.yaml_implicit_resolvers = {
+    first: [(tag, shape) for tag, shape in resolvers if tag in _READ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainText.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\.inf|\.nan", re.I), list("-+."))
+
+
+def _parsed(text: str, where: str) -> Any:
+    """The values of a text. Raises ConfigError that begins with `where`: no YAML, a key twice, nested too deep."""
+    try:
+        return yaml.load(text, _PlainText)
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deep to be read: remove brackets") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ConfigError(
+            f"{where} is not valid YAML: {line}{getattr(error, 'problem', None) or str(error).splitlines()[0]}"
+        ) from error
+
+
+def _text_of(path: Path) -> str:
+    """A file's text, in UTF-8. Raises OSError, and ValueError for other bytes."""
+    return path.read_text(encoding="utf-8-sig")
+
+
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Keys of a file, those of `overrides` (`dotted.key=value`, the value as YAML) in place of its own.
 
     Raises ConfigError naming the file or the override.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = _text_of(path)
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {path} is no text in UTF-8 ({error}): save it as UTF-8") from error
+    raw = _parsed(text, f"configuration {path}")
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(raw).__name__}")
     for override in overrides:
@@ -179,10 +232,11 @@ def _definitions(entry: Any, conf: Path) -> list[Any]:
         return [entry]
     path = conf.parent / entry
     try:
-        return _listed(yaml.safe_load(path.read_text()), path)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        text = _text_of(path)
+    except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(f"configuration {conf}: features file {path} cannot be read: {reason}") from error
+    return _listed(_parsed(text, f"configuration {conf}: features file {path}"), path)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -195,7 +249,4 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
         raw = child
-    try:
-        raw[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: its value is not valid YAML") from error
+    raw[leaf] = _parsed(value, f"override {override[:80]!r}")

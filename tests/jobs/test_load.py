@@ -300,7 +300,7 @@ def test_equal_lines_are_one_row_and_a_source_exported_whole_each_night_adds_wha
     put(folder / "1.csv", header + "a,2024-01-01,31,Rome\na,2024-01-01,31,Rome\nb,2024-01-01,,Bern\n")
     how = {"table": "bronze.profile_shop", "historic": True}
     first = loaded(lake, folder, **how)
-    assert (first.details["good"], first.details["copies"], first.details["rejected"]) == (2, 1, {})
+    assert (first.details["good"], first.details["equal_rows"], first.details["rejected"]) == (2, 1, {})
     put(folder / "2.csv", header + "a,2024-01-01,31,Rome\nb,2024-01-01,40,Bern\nc,2024-01-01,50,Oslo\n")
     second = loaded(lake, folder, **how)
     assert (second.details["good"], second.details["already_there"]) == (1, 1)

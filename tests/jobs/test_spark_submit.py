@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from uplift_spark.lake.session import delta_package
+from uplift_spark.spark_versions import delta_package
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ def test_old_java_is_refused_with_a_remedy(
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, says)))
     with pytest.raises(
-        EnvironmentProblem, match=rf"{version}, and Spark needs 17 .*apt-get install openjdk-17-jre-headless"
+        EnvironmentProblem, match=rf"{version}, and Spark [\d.]+ needs 17 .*apt-get install openjdk-17-jre-headless"
     ):
         check_java()
 

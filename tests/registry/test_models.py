@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -316,3 +317,31 @@ def test_mlflow_is_imported_only_when_needed(module):
     imported |= {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
     assert "dataclasses" in imported
     assert not [name for name in imported if name.split(".")[0] in ("mlflow", "requests", "sqlalchemy")]
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_copied_or_moved_store_has_its_models_beside_it_and_leaves_the_original_alone(forest, tmp_path, how):
+    original, here = tmp_path / "the first é", tmp_path / "elsewhere" / "b#c"
+    first = logged(Registry(open_store(Lakehouse(path=str(original)))), forest, "spring")
+    client = open_store(Lakehouse(path=str(original))).client()
+    theirs = client.create_experiment("theirs", (tmp_path / "x" / "mlartifacts").as_uri())
+    client.create_run(theirs)
+    (shutil.copytree if how == "copied" else shutil.move)(original, here)
+    before = contents(original)
+    store = open_store(Lakehouse(path=str(here)))
+    registry = Registry(store)
+    assert registry.load(registry.find("spring", 1)).to_bytes() == forest.to_bytes()
+    second = logged(registry, forest, "spring", run_id="train-2")
+    assert (first.version, second.version) == (1, 2)
+    assert all(artifact(registry, model).is_relative_to(here) for model in (first, second))
+    assert artifact(registry, second).is_file() and contents(original) == before
+    version = store.client().get_model_version("spring", "1")
+    assert version.source.startswith(here.as_uri()) and store.client().get_model_version_download_uri(
+        "spring", "1"
+    ).startswith(here.as_uri())
+    assert store.client().get_experiment(theirs).artifact_location == (tmp_path / "x" / "mlartifacts").as_uri()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder that need not be there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

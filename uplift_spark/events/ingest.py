@@ -22,13 +22,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
+from uplift_spark.events.files import read_texts
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.contracts import count_checked
@@ -67,17 +67,19 @@ def sha256(path: Path) -> str:
 def find(trial: TrialConf) -> Path:
     """Find a trial's file and verify its checksum; returns the local path.
 
-    Looks in $UPLIFT_DATA, then in `cache_folder`, then downloads from `trial.url` into it. A file in
-    $UPLIFT_DATA must have `trial.sha256`; a download `trial.url_sha256` when that is given.
+    Looks in $UPLIFT_DATA, then for the path itself, then in `cache_folder`, then downloads from `trial.url` into it. A
+    file that is there must have `trial.sha256`, a download `trial.url_sha256`, where these are named.
     Raises DataError when the content is not the declared one, EnvironmentProblem when the file cannot be had.
     """
     folder = os.environ.get(DATA_FOLDER)
-    if folder and (path := Path(folder) / trial.file).is_file():
-        return _verified(path, trial.sha256)
+    for path in (*([Path(folder) / trial.file] if folder else []), Path(trial.file)):
+        if path.is_file():
+            return _verified(path, trial.sha256)
     if trial.url is None:
         raise EnvironmentProblem(_missing(trial, "it has no public home to download from"))
     declared = trial.url_sha256 or trial.sha256
-    cached = cache_folder() / f"{declared[:16]}-{Path(trial.url).name}"
+    key = declared or hashlib.sha256(trial.url.encode()).hexdigest()
+    cached = cache_folder() / f"{key[:16]}-{Path(trial.url).name}"
     if not cached.is_file():
         _download(trial, cached, declared)
     return _verified(cached, declared)
@@ -88,9 +90,8 @@ def cache_folder() -> Path:
     return state_folder() / "data"
 
 
-def _verified(path: Path, declared: str) -> Path:
-    actual = sha256(path)
-    if actual != declared:
+def _verified(path: Path, declared: str | None) -> Path:
+    if declared is not None and (actual := sha256(path)) != declared:
         raise DataError(
             f"{path} has SHA-256 {actual}, not the declared {declared}: it is damaged or another version; "
             "replace the file, or change source.sha256 if you mean this one"
@@ -98,7 +99,7 @@ def _verified(path: Path, declared: str) -> Path:
     return path
 
 
-def _download(trial: TrialConf, target: Path, declared: str) -> None:
+def _download(trial: TrialConf, target: Path, declared: str | None) -> None:
     """Fetch into a temporary file beside `target`, moved there only when whole and as declared."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -109,8 +110,7 @@ def _download(trial: TrialConf, target: Path, declared: str) -> None:
         except (urllib.error.URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise EnvironmentProblem(_missing(trial, f"{trial.url} cannot be downloaded ({reason})")) from error
-        actual = sha256(part)
-        if actual != declared:
+        if declared is not None and (actual := sha256(part)) != declared:
             raise DataError(f"{trial.url} sent a file with SHA-256 {actual}, not the declared {declared}: nothing kept")
         os.replace(part, target)
 
@@ -164,19 +164,7 @@ def check_declaration(trial: TrialConf) -> None:
 
 def _read_text(path: Path, trial: TrialConf) -> pa.Table:
     wanted = _declared(trial)
-    try:
-        table = pcsv.read_csv(
-            path,
-            convert_options=pcsv.ConvertOptions(
-                column_types={name: pa.string() for name in wanted},
-                null_values=list(NULL_TEXT),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-            ),
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        why = "is empty" if "Empty CSV" in str(error) else f"is not a readable CSV ({str(error).splitlines()[0]})"
-        raise DataError(f"{path} {why}: replace the file") from error
+    table, _ = read_texts(path)
     for name in wanted:
         _require_column(name, table.column_names, path)
     if table.num_rows == 0:
@@ -196,8 +184,9 @@ def _require_column(name: str, present: list[str], path: Path) -> None:
 def _typed(values: pd.Series, name: str, trial: TrialConf, path: Path) -> pa.Array:
     """Null the missing codes, then decide: text for keys and categories, float64 for numbers."""
     values = values.str.strip()
+    values = values.mask(values.isin(NULL_TEXT), None)
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-    values = values.mask(numbers.isin(trial.missing) | values.isna() | (values == ""), None)
+    values = values.mask(numbers.isin(trial.missing) | values.isna(), None)
     if name in (trial.unit, trial.treatment, *trial.categorical):
         return pa.array(values, pa.string(), from_pandas=True)
     stray = values.notna() & numbers.isna()
@@ -335,14 +324,15 @@ def named_rows(rows: DataFrame, trial: TrialConf, campaign: str) -> DataFrame:
     `arms` does not map stays as it is, to be rejected as unknown.
     """
     arm = F.col(trial.treatment)
-    level = arm if trial.arms is None else F.coalesce(_lookup(trial.arms, arm), arm)
+    level = arm if trial.arms is None else F.coalesce(looked_up(trial.arms, arm), arm)
     unit = F.col(trial.unit) if trial.unit else F.format_string(f"{campaign}-%06d", "_row")
     return rows.select(
         unit.alias("unit_id"), level.alias("treatment"), F.col("_row"), *trial.outcomes, *trial.attributes
     )
 
 
-def _lookup(table: Mapping[str, str] | Mapping[str, float], key: Column) -> Column:
+def looked_up(table: Mapping[str, str] | Mapping[str, float], key: Column) -> Column:
+    """The value of a key in a mapping, null for other keys."""
     return F.create_map(*[F.lit(part) for pair in table.items() for part in pair])[key]
 
 
@@ -364,7 +354,7 @@ def trial_tables(
     assigned = {
         CAMPAIGN: F.lit(stamp.campaign),
         "assigned_at": assigned_at,
-        "propensity": _lookup(propensity, F.col("treatment")),
+        "propensity": looked_up(propensity, F.col("treatment")),
     }
     return {
         "profile": good.select("unit_id", *trial.attributes).withColumns(stamp.observed(stamp.assigned_at)),
@@ -400,12 +390,12 @@ class Batch:
 
 
 def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback) -> Batch:
-    """Prepare the frames of an ingest run, lazily; an unfit source raises a named error before any write."""
+    """Prepare the frames of a simulation or a trial, lazily; an unfit source raises a named error before any write."""
     key = key_of(config)
-    refuse_second_load(lake, config.campaign, run_id)
     if isinstance(config.source, Simulation):
         batch = _simulated(config, config.source, lake.spark, run_id, progress)
         return replace(batch, tables={table: pseudonymised(rows, key) for table, rows in batch.tables.items()})
+    assert isinstance(config.source, TrialConf)  # tables are those of `events.table_source`
     return _trial(config, config.source, lake.spark, run_id, progress)
 
 
@@ -418,7 +408,7 @@ def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
     if other := others.select("run_id").head():
         raise ConflictError(
             f"table {table} already holds campaign {campaign!r} from run {other[0]} with another source: "
-            "give this one another name under `campaign`, or another lakehouse"
+            "give this one another name under `campaign`, or run `uplift ingest` with --replace to take its place"
         )
 
 
@@ -434,7 +424,7 @@ def _simulated(
     progress(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
     stamp = Stamp(config.campaign, "simulation", run_id, source.assigned_at, datetime.now(UTC))
     frames = simulated_tables(chunks, simulator, source.units, stamp)
-    return Batch(_named(frames, config.campaign), {"units": source.units})
+    return Batch(bronze_tables(frames, config.campaign), {"units": source.units})
 
 
 def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, progress: ProgressCallback) -> Batch:
@@ -443,28 +433,28 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     path = find(source)
     rows = read_trial(path, source)
     progress(f"{rows.num_rows:,} rows read from {path.name}")
-    named = pseudonymised(named_rows(_spread(rows, spark), source, config.campaign), key_of(config))
+    named = pseudonymised(named_rows(spread_rows(rows, spark), source, config.campaign), key_of(config))
     contract = _contract(levels, source)
     good, rejected = check(named, contract)
     checked = count_checked(named, contract)
     refused = dict(checked.rejected)
     counts = [row.asDict() for row in tally(good, source).collect()]
     units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}
-    _require_arms(units, config.roles.control, path, source)
+    require_arms(units, config.roles.control, path, source.treatment)
     propensity = {level: n / sum(units.values()) for level, n in units.items()}
     stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
     frames = trial_tables(good, source, propensity, stamp)
     details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
     if checked.copies:
-        details["copies"] = checked.copies
+        details["equal_rows"] = checked.copies
         progress(f"{checked.copies:,} rows left out: {path.name} has an equal row")
     _tell(details, progress)
-    quarantine = {"quarantine": _stamped(rejected, stamp)} if refused else {}
-    return Batch(_named({**quarantine, **frames}, config.campaign), details)
+    quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
+    return Batch(bronze_tables({**quarantine, **frames}, config.campaign), details)
 
 
-def _spread(rows: pa.Table, spark: SparkSession) -> DataFrame:
-    """The rows behind a shuffle: without one Spark's optimizer works a local table off itself, row by row."""
+def spread_rows(rows: pa.Table, spark: SparkSession) -> DataFrame:
+    """Put the rows behind a shuffle: without one Spark's optimizer works a local table off itself, row by row."""
     return spark.createDataFrame(rows).repartition(max(2, -(-rows.num_rows // ROWS_PER_TASK)), "_row")
 
 
@@ -496,15 +486,16 @@ def _contract(levels: tuple[str, ...], source: TrialConf) -> Contract:
     return with_levels(contract, levels) if levels else contract
 
 
-def _require_arms(units: dict[str, int], control: str, path: Path, source: TrialConf) -> None:
+def require_arms(units: dict[str, int], control: str, path: object, treatment: str) -> None:
+    """Raise DataError unless there are two arms, one of them the control."""
     arms_text = ", ".join(f"{level} ({n:,})" for level, n in units.items()) or "none"
     if control not in units:
         raise DataError(
-            f"{path}: no good row of column {source.treatment!r} is the control {control!r}, found {arms_text}: "
+            f"{path}: no good row of column {treatment!r} is the control {control!r}, found {arms_text}: "
             "correct roles.control, source.arms or the file"
         )
     if len(units) < 2:
-        raise DataError(f"{path}: column {source.treatment!r} has one arm only, {arms_text}: a trial needs two")
+        raise DataError(f"{path}: column {treatment!r} has one arm only, {arms_text}: a trial needs two")
 
 
 def _unknown(counts: list[dict[str, Any]], source: TrialConf) -> dict[str, int]:
@@ -512,7 +503,8 @@ def _unknown(counts: list[dict[str, Any]], source: TrialConf) -> dict[str, int]:
     return {outcome: n for outcome, n in totals.items() if n}
 
 
-def _stamped(rejected: DataFrame, stamp: Stamp) -> DataFrame:
+def stamped_rejects(rejected: DataFrame, stamp: Stamp) -> DataFrame:
+    """Rejected rows with source, campaign and run."""
     return rejected.withColumns(
         {
             "source": F.lit(stamp.source),
@@ -531,6 +523,7 @@ def _tell(details: dict[str, Any], progress: ProgressCallback) -> None:
         progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
-def _named(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
+def bronze_tables(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
+    """Frames by the names of their tables."""
     tables = {"profile": profile_table(campaign)}
     return {tables.get(name, bronze_table(name)): frame for name, frame in frames.items()}

@@ -301,7 +301,7 @@ _OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
 # The rule that a row breaks if the table has it: it is left out, not rejected.
 ALREADY = "already_there"
-_LEFT_OUT = {"copies": "the source has an equal row", ALREADY: "the table has an equal row"}
+_LEFT_OUT = {"equal_rows": "the source has an equal row", ALREADY: "the table has an equal row"}
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
@@ -396,7 +396,7 @@ def arrivals(
     refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
     for rule, n in refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
-    for what, n in (("copies", counts.copies), (ALREADY, counts.rejected.get(ALREADY, 0))):
+    for what, n in (("equal_rows", counts.copies), (ALREADY, counts.rejected.get(ALREADY, 0))):
         if n:
             details[what] = n
             progress(f"{n:,} rows left out: {_LEFT_OUT[what]}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config, Feature, TrialConf
+from uplift_spark.config import Config, Feature, Simulation
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.features import (
     check_features,
@@ -200,7 +200,7 @@ def with_weights(
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return {source.treatment, *source.outcomes} if isinstance(source, TrialConf) else set()
+    return set() if isinstance(source, Simulation) else {source.treatment, *source.outcomes}
 
 
 def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str, str | None, datetime]]:

@@ -20,7 +20,6 @@ from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, StructField, StructType
 
 from uplift_spark.errors import DataError
@@ -72,6 +71,7 @@ from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_s
 from uplift_spark.forest.trees import Structure, Tree, assemble
 from uplift_spark.roles import TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
+from uplift_spark.spark_versions import arrow_kinds, map_groups
 from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
 
 def checked(frame: DataFrame, roles: Roles, *more: str) -> DataFrame:
     """The columns of the roles, and more; DataError where the roles' are missing or of a kind that they cannot have."""
-    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    kinds = arrow_kinds(frame)
     check_columns(kinds, (*roles.columns, *more), roles.features)
     check_parts(kinds, roles)
     return frame.select(*(f"`{column}`" for column in (*roles.columns, *more)))
@@ -274,10 +274,8 @@ def grow(encoded: DataFrame, plan: ForestPlan, baselines: Baselines) -> tuple[St
     copies = F.sequence(F.lit(0), F.lit(plan.growth_buckets * shares - 1))
     grower = F.pmod(F.col("bucket") - F.floor(F.col("copy") / shares), F.lit(plan.n_buckets)).cast("int")
     copied = encoded.withColumn("copy", F.explode(copies)).withColumn("grower", grower)
-    grouped = (
-        copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy").groupBy("grower", "share")
-    )
-    grown = grouped.applyInArrow(on_group(grow_group, plan, baselines, shares), _GROWN).toArrow().to_pylist()
+    shared = copied.withColumn("share", F.pmod("copy", F.lit(shares)).cast("int")).drop("copy")
+    grown = map_groups(shared, ("grower", "share"), grow_group, (plan, baselines, shares), _GROWN).toArrow().to_pylist()
     trees = [_tree_from_row(row) for row in grown if row["nodes"] is not None]
     statuses = [json.loads(row["status"]) for row in grown if row["status"] is not None]
     return assemble(trees, plan.n_trees), merge_statuses(statuses, plan.n_buckets)
@@ -291,18 +289,12 @@ def leaf_sums(
     Without `values` the plain sums; with them (`plain_shares` of these) those of outcomes corrected for bias.
     """
     partial_sums = encoded.mapInArrow(partial(sum_batches, plan, structure, values), _TREE_SUMS_SCHEMA)
-    merged = partial_sums.groupBy("tree").applyInArrow(on_group(merge_sums), _TREE_SUMS_SCHEMA).toArrow()
+    merged = map_groups(partial_sums, ("tree",), merge_sums, (), _TREE_SUMS_SCHEMA).toArrow()
     sums = empty_sums(structure, plan)
     for tree, content in zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True):
         low, high = structure.leaf_start[tree], structure.leaf_start[tree + 1]
         sums[low:high] = np.frombuffer(content.as_buffer(), np.int64).reshape(sums[low:high].shape)
     return sums
-
-
-def on_group(worker: Callable[..., pa.Table], *state: object) -> Callable[[pa.Table], pa.Table]:
-    """A grouped worker with its state."""
-    # PySpark reads the type hints of a grouped worker and fails on those of a partial; a lambda has none.
-    return lambda group: worker(*state, group)
 
 
 # Workers: Arrow in, Arrow out, no Spark.
@@ -432,7 +424,7 @@ def explain(frame: DataFrame, forest: Forest) -> DataFrame:
 def _needed(frame: DataFrame, model: Model) -> DataFrame:
     """The unit and the features, checked."""
     unit = model.roles.unit
-    kinds = {field.name: field.type for field in to_arrow_schema(frame.schema, timezone="UTC")}
+    kinds = arrow_kinds(frame)
     check_columns(kinds, (unit, *model.roles.features), model.roles.features)
     for one in model.bins:
         check_kind(one, kinds[one.name])
@@ -520,9 +512,9 @@ def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int,
     shares = {day: -(-WORKERS * n // sum(days.values())) for day, n in days.items()}
     columns = f"{binned_columns(plan)}, {_DAY} bigint, _share int"
     encoded = rows.mapInArrow(partial(bin_days, plan, baselines, shares), columns)
-    of_days = encoded.groupBy(_DAY, "_share").applyInArrow(on_group(sum_day, plan, structure), _DAY_SUMS_SCHEMA)
+    of_days = map_groups(encoded, (_DAY, "_share"), sum_day, (plan, structure), _DAY_SUMS_SCHEMA)
     fading = (1 + len(plan.roles.outcomes), max(days), half_life, finer_bits(base))
-    merged = of_days.groupBy("tree").applyInArrow(on_group(merge_days, fading), _DAY_SUMS_SCHEMA).toArrow()
+    merged = map_groups(of_days, ("tree",), merge_days, (fading,), _DAY_SUMS_SCHEMA).toArrow()
     of_trees = dict(zip(merged.column("tree").to_pylist(), merged.column("sums"), strict=True))
     whole = b"".join(of_trees[tree].as_py() for tree in range(structure.n_trees))
     return np.frombuffer(whole, np.int64).reshape(structure.n_leaves, len(plan.levels), -1)

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 
 from pyspark.sql import Column, SparkSession
@@ -20,13 +19,13 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.runtime import keep_kernels, state_folder
+from uplift_spark.spark_versions import delta_package, oldest_java, spark_version, try_settings
 
 # --------------------------------------------------------------------------------------------------------------------
 # The session that runs already, else a quiet local one with Delta.
 # A local session writes Spark's own output (launcher, dependency resolution, warnings, prints of workers) to one log
 # file, `state_folder() / "spark.log"`. An error that is raised quotes the lines of it that a user needs.
 
-MINIMUM_JAVA = 17
 JAVA_REMEDY = "on Debian or Ubuntu run `apt-get install openjdk-17-jre-headless`, or set JAVA_HOME to a Java 17+"
 
 _LOG_LIMIT = 5_000_000  # bytes; a longer log is started anew
@@ -37,8 +36,8 @@ _DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 
-# Every session, also one that was given: both are settable everywhere, serverless included.
-_EVERYWHERE = {"spark.sql.session.timeZone": "UTC"}
+# Every session, also one that was given. Spark 4 has ANSI on: an overflow is an error there, in 3.5 a wrong number.
+_EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 
 # Short sessions spend most of their processor time compiling: without the second compiler a session of small writes
 # takes 40 % less of it, and one that writes, shuffles and sorts 1.5 million rows of 20 columns no more. But then Java
@@ -79,17 +78,20 @@ def spark_session(lakehouse: Lakehouse, app: str = "uplift", master: str = "loca
 
 
 def check_java() -> None:
-    """Raise EnvironmentProblem with a one-line remedy unless Spark will find Java 17 or newer."""
+    """Raise EnvironmentProblem with a one-line remedy unless Spark will find a Java that it starts with."""
+    oldest = oldest_java()
     home = os.environ.get("JAVA_HOME")
     java = shutil.which(str(Path(home) / "bin" / "java")) if home else shutil.which("java")
     if java is None:
         where = f"JAVA_HOME={home} has no bin/java" if home else "Java is not installed"
-        raise EnvironmentProblem(f"{where}, and Spark needs Java {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
+        raise EnvironmentProblem(f"{where}, and Spark {spark_version()} needs Java {oldest} or newer: {JAVA_REMEDY}")
     version = _java_version(java)
     if version is None:
         raise EnvironmentProblem(f"{java} does not tell its version, so Spark will not start with it: {JAVA_REMEDY}")
-    if version < MINIMUM_JAVA:
-        raise EnvironmentProblem(f"{java} is Java {version}, and Spark needs {MINIMUM_JAVA} or newer: {JAVA_REMEDY}")
+    if version < oldest:
+        raise EnvironmentProblem(
+            f"{java} is Java {version}, and Spark {spark_version()} needs {oldest} or newer: {JAVA_REMEDY}"
+        )
 
 
 def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict[str, str]:
@@ -144,8 +146,7 @@ def _provided_session() -> SparkSession:
     session = builder.getOrCreate()
     master = str(session.conf.get("spark.master", "")) if submitted else ""
     settings = {**_EVERYWHERE, **(_unset(session, _small(master)) if master.startswith("local") else {})}
-    for key, value in settings.items():
-        session.conf.set(key, value)
+    try_settings(session, settings)
     return session
 
 
@@ -220,12 +221,6 @@ def _java_version(java: str) -> int | None:
 def _cores(master: str) -> int:
     named = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", master)
     return int(named.group(1)) if named else os.cpu_count() or 2
-
-
-def delta_package() -> str:
-    """Maven coordinates of the Delta Lake that belongs to the installed Python packages."""
-    spark = ".".join(metadata.version("pyspark").split(".")[:2])
-    return f"io.delta:delta-spark_{spark}_2.13:{metadata.version('delta-spark')}"
 
 
 def _jars() -> dict[str, str]:

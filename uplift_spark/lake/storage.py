@@ -19,8 +19,8 @@ from pyspark.sql.types import StructType
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
-from uplift_spark.lake.session import delta_package
 from uplift_spark.roles import checked_name
+from uplift_spark.spark_versions import delta_package
 
 SCHEMAS = ("bronze", "silver", "gold")
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.

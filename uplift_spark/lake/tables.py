@@ -11,7 +11,8 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -26,7 +27,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
 from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.storage import Layout, Save, schema_or_none, storage_of
-from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fingerprints of frames: the same rows in any order have the same digest.
@@ -85,6 +86,7 @@ T = TypeVar("T")
 # differ in them. A table gets new versions without new rows, as when its files are merged.
 CLOCKS = ("ingested_at", "scored_at", "code_version", "source_version")
 
+_APPEND_ONLY = "delta.appendOnly"
 ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it
 ATTEMPTS = 6
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # texts in a query
@@ -148,6 +150,7 @@ class Lake:
         self.spark = spark
         self.lakehouse = lakehouse
         self._storage = storage_of(spark, lakehouse)
+        self._unlocked: set[str] = set()
 
     def name(self, table: str) -> str:
         """Backquoted name for SQL text. Raises ConfigError unless `table` is two plain names and a dot."""
@@ -195,6 +198,44 @@ class Lake:
         detail = self.spark.sql(f"DESCRIBE DETAIL {self.reference(table)}").select("properties").collect()[0]
         return dict(detail["properties"] or {})
 
+    def set_properties(self, table: str, values: Mapping[str, str]) -> None:
+        """Set properties of a table. Raises ConflictError when other writers won every race."""
+        pairs = ", ".join(f"'{key}' = '{value}'" for key, value in values.items())
+        statement = f"ALTER TABLE {self.reference(table)} SET TBLPROPERTIES ({pairs})"
+        retried(lambda: self.spark.sql(statement), table, "a change of its properties")
+
+    @contextmanager
+    def unlocked(self, table: str) -> Iterator[None]:
+        """Within the body rows of a raw table may be deleted, and the table be overwritten; afterwards it is
+        append-only again, also if the body fails."""
+        contract = contract_of(table)
+        if contract is None or not contract.append_only:
+            yield
+            return
+        self.set_properties(table, {_APPEND_ONLY: "false"})
+        self._unlocked.add(table)
+        try:
+            yield
+        finally:
+            self._unlocked.discard(table)
+            self.set_properties(table, {_APPEND_ONLY: "true"})
+
+    def delete_runs(self, table: str, runs: Sequence[str], campaign: str) -> int:
+        """Delete the rows that runs of a campaign wrote from the newest version, of raw tables, too; older versions
+        keep them. Returns how many there were."""
+        texts = ", ".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
+        condition = f"{RUN_ID} IN ({texts})"
+        rows = self.read(table).where(condition)
+        if CAMPAIGN in rows.columns:
+            stored = old_names(contract_of(table), (self._schema(table) or StructType()).fieldNames())
+            condition += f" AND {stored.get(CAMPAIGN, CAMPAIGN)} = '{checked_name(campaign)}'"
+            rows = rows.where(F.col(CAMPAIGN) == campaign)
+        if n := rows.count():
+            with self.unlocked(table):
+                statement = f"DELETE FROM {self.reference(table)} WHERE {condition}"
+                retried(lambda: self.spark.sql(statement).collect(), table, "a deletion")
+        return n
+
     def sql(self, query: str) -> DataFrame:
         """Run a query in which every table of the lakehouse is known by its name.
 
@@ -235,7 +276,7 @@ class Lake:
         the frame does not fit the table or breaks one of its constraints, or would overwrite raw events.
         """
         contract = contract_of(table)
-        if mode == "overwrite" and contract is not None and contract.append_only:
+        if mode == "overwrite" and contract is not None and contract.append_only and table not in self._unlocked:
             raise DataError(f"table {table} holds raw events and cannot be overwritten: append rows under a new run id")
         stored = self._schema(table)
         new = tuple(name for name in new_columns if stored is None or name not in stored.fieldNames())

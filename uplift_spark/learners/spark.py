@@ -25,7 +25,6 @@ from uplift_spark.forest.spark import (
     explain,
     fit_frame,
     fit_instrumental_frame,
-    on_group,
     packed_bins,
     planning_sample,
     refreshed_frame,
@@ -70,6 +69,7 @@ from uplift_spark.learners.nuisances import (
 )
 from uplift_spark.roles import PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
+from uplift_spark.spark_versions import map_groups
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
@@ -127,8 +127,7 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
     parts, width = membership.shape[1], numbers.shape[1]
     copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
     copies = copies.where(F.expr("substring(membership, part + 1, 1) <> X'00'")).drop("membership")
-    grouped = copies.repartition(parts, "part").groupBy("part")  # a number of its own is never coalesced
-    fits = grouped.applyInArrow(on_group(fit_group, fit, width), "part int, fit binary").toArrow()
+    fits = map_groups(copies, ("part",), fit_group, (fit, width), "part int, fit binary", tasks=parts).toArrow()
     results = dict(zip(fits["part"].to_pylist(), fits["fit"].to_pylist(), strict=True))
     return [restored(results[part]) for part in range(parts)]
 

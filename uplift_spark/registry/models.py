@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from uplift_spark.config import DAY, Config, Lakehouse
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
@@ -51,6 +51,8 @@ _ALWAYS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+_ARTIFACTS = "mlartifacts"  # folder of the models' files, beside a sqlite store
+_LOCATIONS = {"runs": "artifact_uri", "model_versions": "source", "logged_models": "artifact_location"}
 _NOISY = ("mlflow", "alembic", "urllib3", "git")
 
 
@@ -127,13 +129,13 @@ def open_store(lakehouse: Lakehouse, tracking_uri: str | None = None) -> Store:
     """
     if tracking_uri is None and lakehouse.catalog is None:
         folder = Path(lakehouse.path).resolve()
-        return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri())
+        return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / _ARTIFACTS).as_uri())
     uri = tracking_uri or "databricks"
     scheme = uri.partition(":")[0]
     if scheme == "databricks":
         return Store(uri, catalog=lakehouse.catalog)
     if scheme == "sqlite":
-        return Store(uri, (_sqlite_file(uri).parent / "mlartifacts").as_uri())
+        return Store(uri, (_sqlite_file(uri).parent / _ARTIFACTS).as_uri())
     if scheme in ("http", "https") and urlsplit(uri).hostname:
         return Store(uri)
     raise ConfigError(
@@ -150,7 +152,7 @@ def _sqlite_file(uri: str) -> Path:
 
 
 def _check_sqlite(uri: str) -> None:
-    """Create the folder and take the write lock once: MLflow itself would retry for minutes."""
+    """Create the folder and take the write lock once: MLflow itself would retry for minutes. See `_bring_home`."""
     file = _sqlite_file(uri)
     if any(character in str(file) for character in "?%"):  # MLflow would read another file
         raise EnvironmentProblem(f"MLflow store {uri} is out of reach: its path must not contain '?' or '%'")
@@ -158,12 +160,52 @@ def _check_sqlite(uri: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=4, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+            _bring_home(connection, file.parent / _ARTIFACTS)
+            connection.execute("COMMIT")
     except (OSError, sqlite3.Error) as error:
         raise EnvironmentProblem(
             f"MLflow store {uri} is out of reach ({_reason(error)}): "
             "make its folder writable or set registry.tracking_uri"
         ) from error
+
+
+def _bring_home(connection: sqlite3.Connection, root: Path) -> None:
+    """Let the models of a store that was copied or moved lie beside it, in `root`.
+
+    MLflow records absolute folders. In a copy it would read and write those of the original, and find none after a
+    move. Only experiments all of whose runs are ours are changed; others may keep their files where they like.
+    """
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "experiments" not in tables:
+        return
+    ours = connection.execute(
+        "SELECT experiment_id, artifact_location FROM experiments e WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE "
+        "r.experiment_id = e.experiment_id AND r.run_uuid NOT IN (SELECT run_uuid FROM tags WHERE key = ?))",
+        ("uplift_run_id",),
+    ).fetchall()
+    for experiment, recorded in ours:
+        folder = Path(unquote(urlsplit(recorded or "").path))
+        if folder.name != _ARTIFACTS or folder == root:
+            continue
+        home = root.as_uri()
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (home, experiment))
+        for table, column in _LOCATIONS.items():
+            if table in tables:
+                start = len(recorded) + 1
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (home, start, start, recorded + "/"),
+                )
+    if "model_versions" in tables and "storage_location" in _columns(connection, "model_versions"):
+        connection.execute(
+            "UPDATE model_versions SET storage_location = source WHERE storage_location <> source AND run_id IN "
+            "(SELECT run_uuid FROM tags WHERE key = ?)",
+            ("uplift_run_id",),
+        )
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

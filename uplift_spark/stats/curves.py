@@ -10,6 +10,9 @@ import numpy as np
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.stats.moments import ratio
 
+# NumPy 1.26, which Spark 3.5 wants, has the old name.
+_trapezoid = np.trapezoid if hasattr(np, "trapezoid") else np.trapz  # type: ignore[attr-defined]
+
 # --------------------------------------------------------------------------------------------------------------------
 # Uplift curves and the figures read off them, as functions of sums per rank bin.
 # Units are ranked by predicted uplift, highest first, and cut into bins; ties share a bin. With f the share of the
@@ -324,7 +327,7 @@ def _groups(*fields: list[np.ndarray]) -> ArmSums:
 
 
 def _above_random(units: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.trapezoid(values, units, axis=-1) - units[..., -1] * values[..., -1] / 2
+    return _trapezoid(values, units, axis=-1) - units[..., -1] * values[..., -1] / 2
 
 
 def _responders(sums: ArmSums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,150 @@
+"""Guesses about a finished campaign's columns: right where the rows tell, and said with the option that overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from uplift_spark.config import load_config
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.guesses import Answers, conf_text, guess_roles, plain_name
+from uplift_spark.quickstart import leaks_of, parsed_costs, prepare_conf
+
+N = 4000
+
+
+def shop(**more: Any) -> pa.Table:
+    rng = np.random.default_rng(7)
+    arm, visit = rng.integers(0, 2, N), rng.integers(0, 10, N) == 0
+    columns: dict[str, Any] = {
+        "customer_id": np.arange(N) + 5000,
+        "group": np.where(arm == 1, "Mail", "Control"),
+        "visit": visit.astype(int),
+        "total ads": rng.normal(size=N),
+        "Source": rng.choice(["web", "shop"], N),
+        "x1": rng.integers(0, 5, N),
+        "X1": rng.integers(0, 5, N),
+        "age": np.where(rng.integers(0, 9, N) == 0, -999, rng.integers(18, 80, N)),
+        "constant": np.ones(N),
+        "mailed": arm,
+        "basket": visit * rng.integers(0, 2, N) * 20.0,
+        "spend": visit * rng.exponential(10, N),
+        "comment": [f"text {i}" for i in range(N)],
+    }
+    return pa.table({**columns, **more})
+
+
+def test_a_table_as_users_have_them(tmp_path: Path) -> None:
+    guesses = guess_roles(shop(), Answers("group", ("visit",), value=25.0, cost={"": 0.1}))
+    assert (guesses.control, guesses.unit, guesses.levels) == (
+        "Control",
+        "customer_id",
+        {"Control": "Control", "Mail": "Mail"},
+    )
+    assert guesses.features == ("total ads", "Source", "x1", "X1", "age") and guesses.missing == (-999.0,)
+    assert set(guesses.dropped) == {"constant", "mailed", "basket", "spend", "comment"}
+    assert guesses.dropped["mailed"] == "a copy of the treatment" and guesses.dropped["basket"].startswith("a step")
+    assert guesses.names == {
+        "visit": "visit", "spend": "spend", "total ads": "total_ads", "Source": "Source_1", "x1": "x1", "X1": "X1_1",
+        "age": "age",
+    }  # fmt: skip
+    assert any("--control" in line for line in guesses.lines) and any("--unit" in line for line in guesses.lines)
+    path = tmp_path / "own.yaml"
+    path.write_text(conf_text(guesses, "own", {"path": "x.csv"}, "lakehouse"))
+    config = load_config(path)
+    assert config.roles.features == ("total_ads", "Source_1", "x1", "X1_1", "age")
+    assert config.economics.value == {"spend": 1.0, "visit": 25.0} and config.economics.cost == {"Mail": 0.1}
+    assert config.lift.segments == ("Source_1",) and config.lift.outcomes == ("spend",)
+
+
+@pytest.mark.parametrize(
+    ("levels", "control", "names"),
+    [
+        (("0", "1"), "none", {"0": "none", "1": "treated"}),
+        (("Womens E-Mail", "No E-Mail"), "No E-Mail", None),
+        (("ad", "psa"), "psa", None),
+        (("test", "control"), "control", None),
+        (("Yes", "No"), "none", {"No": "none", "Yes": "treated"}),
+        (("gate_40", "gate_30"), "gate_30", None),
+        (("true", "false"), "none", None),
+    ],
+)
+def test_the_control_by_its_name(levels: tuple[str, ...], control: str, names: dict[str, str] | None) -> None:
+    guesses = guess_roles(shop(group=[levels[i % 2] for i in range(N)]), Answers("group", ("visit",)))
+    assert guesses.control == control and (names is None or guesses.levels == names)
+    chosen = guess_roles(shop(group=[levels[i % 2] for i in range(N)]), Answers("group", ("visit",), control=levels[0]))
+    assert next(iter(chosen.levels)) == levels[0]
+
+
+def test_doses_are_numbers_that_are_no_mere_codes() -> None:
+    priced = [("none", "5%", "10%")[i % 3] for i in range(N)]
+    assert guess_roles(shop(group=priced), Answers("group", ("visit",))).dose == {"none": 0.0, "5%": 5.0, "10%": 10.0}
+    coded = guess_roles(shop(group=[i % 3 for i in range(N)]), Answers("group", ("visit",)))
+    assert coded.dose is None and list(coded.levels.values()) == ["none", "1", "2"]
+
+
+def test_less_is_better_where_the_name_says_so() -> None:
+    churn = [str(("Yes", "No")[i % 4 > 0]) for i in range(N)]
+    guesses = guess_roles(shop(churn=churn), Answers("group", ("churn",)))
+    assert guesses.outcomes["no_churn"] == "churn" and guesses.values["churn"]["yes"] == 0.0
+    assert guess_roles(shop(churn=churn), Answers("group", ("churn",), lower=False)).outcomes["churn"] == "churn"
+
+
+def test_an_outcome_that_is_a_value_of_a_column() -> None:
+    state = [("Left", "Stays")[i % 3 > 0] for i in range(N)]
+    guesses = guess_roles(shop(state=state), Answers("group", ("state=Left",)))
+    assert guesses.values == {"state": {"Left": 1.0, "Stays": 0.0}}
+    with pytest.raises(DataError, match=r"say which counts, as in --outcome state=Left"):
+        guess_roles(shop(state=state), Answers("group", ("state",)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (Answers("grup", ("visit",)), "no column 'grup': did you mean 'group'"),
+        (Answers("group", ("visits",)), "no column 'visits'"),
+        (Answers("group", ("visit",), control="Mial"), "--control 'Mial' is no level"),
+        (Answers("group", ("visit",), cost={"Mial": 1.0}), "--cost names 'Mial'"),
+        (Answers("constant", ("visit",)), "one level only"),
+        (Answers("customer_id", ("visit",)), r"has 4,000 different values"),
+    ],
+)
+def test_what_is_not_there_is_refused(answers: Answers, message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        guess_roles(shop(), answers)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_differs_between_arms_is_no_feature() -> None:
+    rng = np.random.default_rng(3)
+    table = shop()
+    later = np.array([text == "Mail" for text in table["group"].to_pylist()]) + rng.normal(1, 1, N)
+    table = table.append_column("later", pa.array(later))
+    guesses = guess_roles(table, Answers("group", ("visit",)))
+    assert leaks_of(table, guesses, ()) == {"later": "differs between the arms"}
+    assert leaks_of(table, guesses, ("later",)) == {}
+
+
+def test_names_and_costs() -> None:
+    assert plain_name("Source") == "Source_1" and plain_name("2nd x", ["c_2nd_x"]) == "c_2nd_x_1"
+    assert parsed_costs(["mail=.1", "2"]) == {"mail": 0.1, "": 2.0}
+    with pytest.raises(ConfigError, match="must look like"):
+        parsed_costs(["mail"])
+
+
+def test_a_configuration_that_was_edited_stays(tmp_path: Path) -> None:
+    path = tmp_path / "my shop.csv"
+    lines = [f"{i},{'ab'[i % 2]},{i % 3 % 2},{i % 7}\n" for i in range(300)]
+    path.write_text("id,arm,y,x\n" + "".join(lines))
+    answers = Answers("arm", ("y",), control="a")
+    conf, _ = prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)
+    assert conf == tmp_path / "conf" / "my_shop.yaml" and yaml.safe_load(conf.read_text())["campaign"] == "my_shop"
+    prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)
+    conf.write_text(conf.read_text() + "seed: 3\n")
+    with pytest.raises(ConfigError, match=r"my_shop.yaml was edited"):
+        prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)

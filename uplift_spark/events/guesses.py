@@ -1,0 +1,524 @@
+"""What a table of a finished campaign says by itself: control, unit, kinds of outcomes, features. No Spark.
+
+`guess_roles` guesses what the user did not say, each guess a line with the option that overrides it; `conf_text` writes
+the configuration that follows from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import yaml
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.files import id_text, number_column
+
+RESERVED_NAMES = frozenset(
+    {
+        *("unit_id", "treatment", "campaign", "observed_at", "known_at", "source", "run_id", "ingested_at", "uplift"),
+        *("propensity", "assigned_at", "split", "outcomes", "delivered", "delivery_id", "status", "mature", "as_of"),
+        *("scores", "maturity_weight"),
+    }
+)
+"""In lower case: what the tables call columns of their own."""
+
+MOST_LEVELS = 20
+MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
+_CODES = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -999999.0)  # often stand for a missing number
+_CONTROL = re.compile(
+    r"(^|[^a-z])(control|ctrl|none|placebo|hold[ _-]?out|untreated|baseline|nothing|psa|sham)([^a-z]|$)"
+    r"|^(no|not|non)\b|^c$"
+)
+_ID = re.compile(
+    r"(^|_|\b)(id|uuid|guid|key|index|idx|rownum|row_number|email|phone)$|^(customer|user|client|member)(no|nr|id)?$",
+    re.I,
+)
+_OUTCOMES = re.compile(
+    r"^(visits?|conversions?|converted|spend|spent|revenue|purchases?|purchased|sales|clicks?|clicked|responses?|responded|"
+    r"exposure|exposed|orders?|bought|outcome|target|label)$|^(out|outcome|post|target|resp|response|y)_",
+    re.I,
+)
+_WORSE = re.compile(r"churn|cancel|attrit|unsubscri|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse", re.I)
+_MONEY = re.compile(r"spen[dt]|revenue|amount|amt|sales|profit|margin|gift|dollar|usd|eur", re.I)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the user says of the table.
+
+    outcomes  columns, or COLUMN=VALUE where the outcome is whether a column has a value; the first is trained
+    lower     whether less of the first outcome is better; None: by its name
+    cost      {level: money}; the key "" stands for every level
+    keep      features whatever a guess says; drop, columns that are none
+    """
+
+    treatment: str
+    outcomes: tuple[str, ...]
+    control: str | None = None
+    unit: str | None = None
+    lower: bool | None = None
+    value: float | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
+    budget: float | None = None
+    propensity: str | None = None
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Parts of the columns, under their names in the table; `lines` say each guess and the option that overrides it.
+
+    levels   {text in the treatment column: name of the level}, the control first
+    outcomes {name: column}; values, {column: {text: number}} of those that are no numbers
+    dropped  {column: why it is no feature}
+    """
+
+    treatment: str
+    levels: dict[str, str]
+    dose: dict[str, float] | None
+    unit: str | None
+    outcomes: dict[str, str]
+    values: dict[str, dict[str, float]]
+    features: tuple[str, ...]
+    missing: tuple[float, ...]
+    segments: tuple[str, ...]
+    value: dict[str, float]
+    cost: dict[str, float]
+    budget: float | None
+    propensity: str | None
+    dropped: dict[str, str]
+    lines: tuple[str, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """{column: name that tables can have} of outcomes and features."""
+        names = {column: name for name, column in self.outcomes.items()}
+        taken = {name.lower() for name in names.values()}
+        for column in self.features:
+            names[column] = plain_name(column, taken)
+            taken.add(names[column].lower())
+        return names
+
+    @property
+    def control(self) -> str:
+        """Name of the control."""
+        return next(iter(self.levels.values()))
+
+    def without(self, reasons: Mapping[str, str]) -> Guesses:
+        """The same without some features, each with the reason."""
+        left = tuple(name for name in self.features if name not in reasons)
+        if not left:
+            raise DataError(
+                "no column is left as a feature: name some with --feature, or add columns of before the treatment"
+            )
+        kept = tuple(name for name in self.segments if name in left)
+        return replace(self, features=left, segments=kept, dropped={**self.dropped, **reasons})
+
+    def report(self) -> list[str]:
+        """Every guess in a line, with the option that overrides it."""
+        by_reason: dict[str, list[str]] = {}
+        for column, reason in self.dropped.items():
+            by_reason.setdefault(reason, []).append(column)
+        lines = [f"features: {len(self.features)} columns, {_some(self.features)} (--drop COLUMN leaves one out)"]
+        lines += [
+            f"no feature: {_some(columns)}: {reason} (--feature COLUMN keeps it)"
+            for reason, columns in by_reason.items()
+        ]
+        renamed = {column: name for column, name in self.names.items() if column != name}
+        lines += [f"renamed: {_some([f'{old} is {new}' for old, new in renamed.items()])}"] if renamed else []
+        return [*self.lines, *lines]
+
+
+def plain_name(column: str, taken: Iterable[str] = ()) -> str:
+    """A name of letters, digits and underscores for a column, none of `taken` (in lower case) and of RESERVED_NAMES."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", column).strip("_") or "column"
+    name = (f"c_{name}" if name[0].isdigit() else name)[:100]
+    used = {*taken, *RESERVED_NAMES}
+    for number in range(1, 10_000):
+        candidate = name if number == 1 and name.lower() not in used else f"{name}_{number}"
+        if candidate.lower() not in used:
+            return candidate
+    raise ConfigError(f"column {column!r} finds no free name: rename it in the file")
+
+
+def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
+    """Guess the parts of a table's columns from what the user says and from the rows.
+
+    Args:
+        table: one row per unit, as `events.files.read_typed` types it.
+        answers: treatment and outcome at least.
+
+    Returns:
+        The guesses.
+
+    Raises:
+        ConfigError: a column or level that `answers` names is not there.
+        DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
+    """
+    columns = table.column_names
+    outcome_columns = [_split(one)[0] for one in answers.outcomes]
+    named = (answers.treatment, *outcome_columns, *answers.keep, *answers.drop, answers.unit, answers.propensity)
+    for name in filter(None, named):
+        if name not in columns:
+            raise ConfigError(f"there is no column {name!r}: {hint(name, columns)}")
+    lines: list[str] = []
+    texts = id_text(table.column(answers.treatment)).to_pandas().str.strip()
+    levels, dose = _levels(texts, answers, lines)
+    arm = texts.map({text: code for code, text in enumerate(levels)}).fillna(-1).astype(int).to_numpy()
+    outcomes, values, first = _outcomes(table, answers, lines)
+    unit = _unit(table, answers, lines)
+    special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
+    rest = [name for name in columns if name not in special]
+    dropped: dict[str, str] = {}
+    codes: set[float] = set()
+    for name in rest:
+        if reason := _reason(table, name, answers, arm, first):
+            dropped[name] = reason
+    features = [name for name in rest if name not in dropped]
+    for name in features:
+        codes |= _missing_codes(table.column(name))
+    if codes:
+        listed = ", ".join(f"{code:g}" for code in sorted(codes))
+        lines.append(f"missing: {listed} stand for a missing value (edit source.missing)")
+    for name in [name for name in dropped if dropped[name] == _OTHER_OUTCOME and _is_number(table, name)][:3]:
+        outcomes[plain_name(name, [other.lower() for other in outcomes])] = name
+    segments = _segments(table, features)
+    money = {name: 1.0 for name, column in outcomes.items() if _MONEY.search(column) and _is_amount(table, column)}
+    if answers.value is not None:
+        money[next(iter(outcomes))] = answers.value
+    guesses = Guesses(
+        answers.treatment, levels, dose, unit, outcomes, values, tuple(features), tuple(sorted(codes)), segments, money,
+        _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines),
+    )  # fmt: skip
+    return guesses.without({})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _split(outcome: str) -> tuple[str, str | None]:
+    column, separator, value = outcome.partition("=")
+    return column, value if separator else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Levels of the treatment.
+
+
+def _levels(texts: pd.Series, answers: Answers, lines: list[str]) -> tuple[dict[str, str], dict[str, float] | None]:
+    counts = texts.value_counts()
+    where = f"column {answers.treatment!r}"
+    if len(counts) < 2:
+        raise DataError(f"{where} has one level only ({', '.join(counts.index) or 'none'}): effects need two")
+    if len(counts) > MOST_LEVELS:
+        raise DataError(
+            f"{where} has {len(counts):,} different values: a treatment has 2 to {MOST_LEVELS} levels; round a number "
+            "to some doses, or name another column with --treatment"
+        )
+    listed = ", ".join(f"{text} ({n:,})" for text, n in counts.items())
+    if (empty := int(texts.isna().sum())) > 0:
+        lines.append(f"treatment: {empty:,} rows without a level are rejected")
+    control, sure = _control([str(text) for text in counts.index], answers.control, where)
+    others = sorted((str(text) for text in counts.index if text != control), key=_natural)
+    names = {control: control, **{text: text for text in others}}
+    if control.lower() in ("0", "false", "no", "n", "f"):
+        names[control] = "none"
+        if len(others) == 1:
+            names[others[0]] = "treated"
+    how = (
+        ""
+        if answers.control
+        else " (--control says otherwise)"
+        if sure
+        else ", by its name alone (--control says otherwise)"
+    )
+    as_named = [f"{text} is called {name}" for text, name in names.items() if text != name]
+    lines.append(f"treatment: {answers.treatment}, {listed}{'; ' if as_named else ''}{', '.join(as_named)}")
+    lines.append(f"control: {names[control]}{how}")
+    dose = _dose(names)
+    if dose:
+        lines.append(f"dose: {', '.join(f'{name} {number:g}' for name, number in dose.items())} (edit roles.dose)")
+    return names, dose
+
+
+def _natural(text: str) -> tuple[float, str]:
+    number = re.search(r"\d+(\.\d+)?", text)
+    return (float(number.group()) if number else np.inf, text)
+
+
+def _control(levels: list[str], wanted: str | None, where: str) -> tuple[str, bool]:
+    if wanted is not None:
+        if wanted not in levels:
+            raise ConfigError(f"--control {wanted!r} is no level of {where}: {hint(wanted, levels)}")
+        return wanted, True
+    if by_name := [text for text in levels if _CONTROL.search(text.lower())]:
+        return sorted(by_name, key=len)[0], len(by_name) == 1
+    if falsy := [text for text in levels if text.lower() in ("0", "0.0", "false", "no", "n", "f")]:
+        return falsy[0], True
+    return sorted(levels, key=_natural)[0], False
+
+
+def _dose(names: Mapping[str, str]) -> dict[str, float] | None:
+    """Doses of levels that are numbers, or percentages; numbers that count from 0 in ones may be mere codes."""
+    numbers = []
+    for text in names:
+        match = re.fullmatch(r"[^\d-]{0,3}(\d+(?:\.\d+)?)\s*[%A-Za-z€$]{0,4}", text)
+        is_control = text == next(iter(names))
+        numbers.append(float(match.group(1)) if match else 0.0 if is_control else None)
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers) or len(known) < 3 or len(set(known)) < len(known) or known[0] != min(known):
+        return None
+    if known == [float(i) for i in range(len(known))]:
+        return None
+    return dict(zip(names.values(), known, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Outcomes and the unit.
+
+
+def _outcomes(
+    table: pa.Table, answers: Answers, lines: list[str]
+) -> tuple[dict[str, str], dict[str, dict[str, float]], np.ndarray]:
+    outcomes: dict[str, str] = {}
+    values: dict[str, dict[str, float]] = {}
+    first = np.empty(0)
+    for position, one in enumerate(answers.outcomes):
+        column, wanted = _split(one)
+        numbers, meaning = _outcome_numbers(table.column(column), column, wanted)
+        present = numbers[~np.isnan(numbers)]
+        binary = bool(np.isin(present, (0.0, 1.0)).all())
+        lower = position == 0 and (bool(_WORSE.search(column)) if answers.lower is None else answers.lower)
+        name = plain_name(column, [other.lower() for other in outcomes])
+        kind = f"yes or no, {present.mean():.2%} yes" if binary else f"a number, {present.mean():.4g} on average"
+        if lower and not binary:
+            raise ConfigError(
+                f"less of {column!r} cannot be better yet, as it is no yes or no: turn its sign in the file"
+            )
+        if lower:
+            meaning = {text: 1.0 - number for text, number in (meaning or {"1": 1.0, "0": 0.0}).items()}
+            if not pa.types.is_integer(table.schema.field(column).type) and "1" in meaning:
+                meaning |= {"true": 0.0, "false": 1.0, "yes": 0.0, "no": 1.0}
+            name = f"no_{name}"
+            how = "(--higher-is-better says otherwise)"
+            lines.append(f"direction: less {column} is better, so the outcome is {name}, 1 where {column} is not {how}")
+            numbers = 1.0 - numbers
+        if meaning is not None:
+            values[column] = meaning
+        outcomes[name] = column
+        unknown = f", not known in {len(numbers) - len(present):,} rows" if len(present) < len(numbers) else ""
+        lines.append(f"outcome: {column}, {kind}{unknown}")
+        if position == 0:
+            first = numbers
+    return outcomes, values, first
+
+
+def _outcome_numbers(
+    column: pa.ChunkedArray, name: str, wanted: str | None
+) -> tuple[np.ndarray, dict[str, float] | None]:
+    """The outcome as numbers, and what its texts mean where that is no number."""
+    if wanted is None:
+        try:
+            return number_column(column, f"column {name!r}").to_pandas().to_numpy(dtype=float), None
+        except DataError as error:
+            some = [str(text) for text in column.to_pandas().dropna().unique()[:3]]
+            raise DataError(f"{error}; or say which counts, as in --outcome {name}={some[0]}") from error
+    texts = id_text(column).to_pandas().str.strip()
+    present = [str(text) for text in texts.dropna().unique()]
+    if wanted not in present:
+        raise ConfigError(f"--outcome {name}={wanted}: the column has no such value, {hint(wanted, present)}")
+    if len(present) > MOST_LEVELS:
+        raise ConfigError(f"--outcome {name}={wanted}: the column has {len(present):,} values, too many to list")
+    meaning = {text: float(text == wanted) for text in present}
+    return texts.map(meaning).to_numpy(dtype=float), meaning
+
+
+def _unit(table: pa.Table, answers: Answers, lines: list[str]) -> str | None:
+    if answers.unit is not None:
+        lines.append(f"unit: {answers.unit}")
+        return answers.unit
+    for name in table.column_names:
+        if name in (answers.treatment, *answers.keep) or not _ID.search(name):
+            continue
+        column = table.column(name)
+        if column.null_count == 0 and len(column.unique()) == table.num_rows:
+            lines.append(f"unit: {name}, another in every row (--unit says otherwise)")
+            return name
+        lines.append(f"unit: not {name}, which repeats; if its rows are one unit, put them together first")
+    lines.append("unit: the number of the row (--unit names a column)")
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Features: what is none, and why.
+
+_OTHER_OUTCOME = "an outcome of after the treatment by its name"
+
+
+def _reason(table: pa.Table, name: str, answers: Answers, arm: np.ndarray, outcome: np.ndarray) -> str | None:
+    """Why a column is no feature; None where it may be one."""
+    if name in answers.drop:
+        return "left out by --drop"
+    column = table.column(name)
+    n, distinct = table.num_rows, len(column.unique()) - bool(column.null_count)
+    if name in answers.keep:
+        return None
+    if distinct < 2 and not (distinct == 1 and 0 < column.null_count < n):
+        return "the same in all rows"
+    text = pa.types.is_string(column.type)
+    if _ID.search(name) and distinct > n // 20:
+        return "an id by its name"
+    if text and (distinct > MOST_TEXTS or distinct > n // 2):
+        return f"more than {MOST_TEXTS:,} different texts, or another one in most rows"
+    if pa.types.is_integer(column.type) and distinct == n and n > 100:
+        return "another number in every row"
+    if _OUTCOMES.search(name):
+        return _OTHER_OUTCOME
+    codes = _coded(column)
+    if _explains(codes, arm) > 0.98:
+        return "a copy of the treatment"
+    return _like_outcome(column, codes, outcome)
+
+
+def _coded(column: pa.ChunkedArray) -> np.ndarray:
+    """Codes of a column's values, int [n]; numbers of many values by 64 quantiles."""
+    values = column.to_pandas()
+    if values.dtype.kind in "iufM" and values.nunique() > 64:
+        return np.asarray(pd.qcut(values.rank(method="first"), 64, labels=False).fillna(-1).astype(int)) + 1
+    return np.asarray(pd.factorize(values)[0]) + 1
+
+
+def _explains(codes: np.ndarray, arm: np.ndarray) -> float:
+    """How much of the error of guessing the arm the column takes away, 0 to 1."""
+    counts = pd.crosstab(codes, arm).to_numpy()
+    missed = 1.0 - counts.sum(axis=0).max() / counts.sum()
+    left = 1.0 - counts.max(axis=1).sum() / counts.sum()
+    return 1.0 - left / missed if missed > 0 else 0.0
+
+
+def _like_outcome(column: pa.ChunkedArray, codes: np.ndarray, outcome: np.ndarray) -> str | None:
+    """Whether a number happens only with the outcome, or the outcome only with it: steps of one funnel."""
+    known = ~np.isnan(outcome)
+    happened = known & (outcome != 0)
+    if np.isin(outcome[known], (0.0, 1.0)).all() and _explains(codes[known], outcome[known].astype(int)) > 0.98:
+        return "a copy of the outcome"
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        return None
+    values = number_column(column, "").to_pandas().fillna(0.0).to_numpy(dtype=float)
+    some = values != 0
+    for inner, outer in ((some & known, happened), (happened, some & known)):
+        share = outer.sum() / max(known.sum(), 1)
+        if inner.sum() >= 25 and share < 0.5 and not (inner & ~outer).any() and share ** float(inner.sum()) < 1e-6:
+            return "a step of the outcome: one never happens without the other"
+    return None
+
+
+def _is_number(table: pa.Table, name: str) -> bool:
+    try:
+        number_column(table.column(name), name)
+    except DataError:
+        return False
+    return not pa.types.is_temporal(table.schema.field(name).type)
+
+
+def _is_amount(table: pa.Table, name: str) -> bool:
+    if not _is_number(table, name):
+        return False
+    values = number_column(table.column(name), name).to_pandas().dropna()
+    return not values.isin((0.0, 1.0)).all()
+
+
+def _missing_codes(column: pa.ChunkedArray) -> set[float]:
+    """Codes such as -999 below numbers that are all 0 or more."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return set()
+    values = np.unique(column.to_pandas().dropna().to_numpy(dtype=float))
+    negative = values[values < 0]
+    return set(negative.tolist()) if 0 < len(negative) <= 2 and set(negative) <= set(_CODES[2:]) else set()
+
+
+def _segments(table: pa.Table, features: Sequence[str]) -> tuple[str, ...]:
+    """Up to three features of few values, texts first."""
+    few = {name: len(table.column(name).drop_null().unique()) for name in features}
+    texts = [name for name in features if pa.types.is_string(table.schema.field(name).type) and 2 <= few[name] <= 8]
+    flags = [name for name in features if name not in texts and few[name] == 2]
+    return tuple((texts + flags)[:3])
+
+
+def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
+    treated = list(levels.items())[1:]
+    known = {*levels.values(), *levels, ""}
+    if strangers := sorted(set(answers.cost) - known):
+        raise ConfigError(
+            f"--cost names {strangers[0]!r}, no level of the treatment: {hint(strangers[0], levels.values())}"
+        )
+    costs = {name: answers.cost.get(name, answers.cost.get(text, answers.cost.get(""))) for text, name in treated}
+    return {name: cost for name, cost in costs.items() if cost is not None}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The configuration.
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse: str) -> str:
+    """Write the configuration of a campaign, with a comment on every part that a user may want to change.
+
+    source   `path`, or `table` and `version`, and how the files are read
+    """
+    names = guesses.names
+    rename = {column: new for column, new in names.items() if column != new}
+    at = {column: names.get(column, column) for column in (*guesses.outcomes.values(), *guesses.features)}
+    lines = [
+        f"campaign: {name}",
+        "source:",
+        "  kind: table",
+        *(f"  {key}: {_flow(value)}" for key, value in source.items()),
+        *(
+            [f"  unit: {_flow(guesses.unit)}"]
+            if guesses.unit
+            else ["  # unit: the column of an id; without it the number of the row"]
+        ),
+        *([f"  rename: {_flow(rename)}"] if rename else []),
+        f"  treatment: {_flow(guesses.treatment)}",
+        "  # {value in the file: name of the level}; rows with other values are rejected",
+        f"  arms: {_flow(guesses.levels)}",
+        f"  outcomes: {_flow(list(guesses.outcomes))}",
+        *(
+            [f"  values: {_flow({at[column]: meaning for column, meaning in guesses.values.items()})}"]
+            if guesses.values
+            else []
+        ),
+        *([f"  missing: {_flow(list(guesses.missing))}"] if guesses.missing else []),
+        *([f"  propensity: {_flow(guesses.propensity)}"] if guesses.propensity else []),
+        "  # what describes a unit before the treatment, and nothing that came later",
+        f"  attributes: &features {_flow([names[column] for column in guesses.features])}",
+        "roles:",
+        f"  outcome: {_flow(next(iter(guesses.outcomes)))}",
+        f"  control: {_flow(guesses.control)}",
+        *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
+        "  features: *features",
+        "economics:",
+        "  # money that one unit of an outcome is worth, and that treating one unit with a level costs",
+        f"  value: {_flow(guesses.value)}",
+        f"  cost: {_flow(guesses.cost)}",
+        "lift:",
+        f"  segments: {_flow([names[column] for column in guesses.segments])}",
+        f"  outcomes: {_flow(list(guesses.outcomes)[1:])}",
+        *(["policy:", f"  budget: {guesses.budget:g}"] if guesses.budget is not None else []),
+        f"lakehouse: {_flow({'path': lakehouse})}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,161 @@
+"""Sections of `source`: where the events of a campaign come from. `config` names them; see there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from uplift_spark.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid")
+LONG_AGO = datetime(2000, 1, 1)
+"""When a treatment counts as assigned whose date nobody named: windows and labels of later dates are closed."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Simulation:
+    """`source` of kind simulation: a campaign with known effects, made by `events.simulate`.
+
+    units        customers, 200,000 by default
+    design       of the treatment: binary, ordered levels (a discount of 5 % or 10 %), or unordered ones
+    arms         levels, the control among them
+    confounding  0: a trial; towards 1 likely buyers are given more and more
+    noise        how much outcomes vary for no reason, 1 as in the benchmarks
+    assigned_at  when the treatment was assigned (UTC)
+    """
+
+    kind: Literal["simulation"] = "simulation"
+    units: Annotated[int, Field(ge=1)] = 200_000
+    design: Literal["binary", "ordered", "unordered"] = "ordered"
+    arms: Annotated[int, Field(ge=2, le=20)] = 3
+    confounding: Annotated[float, Field(ge=0, le=1)] = 0.0
+    noise: Annotated[float, Field(ge=0)] = 1.0
+    assigned_at: datetime = datetime(2025, 1, 6)
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrialConf:
+    """`source` of kind trial: a real trial's file with one row per unit, in $UPLIFT_DATA or downloaded and checked.
+
+    file         its path below $UPLIFT_DATA, or a path; `sha256` of it, if it is given: other content is refused
+    treatment    column of the level that a unit was assigned; `outcomes` are columns of numbers
+    attributes   columns that describe a unit before the treatment
+    assigned_at  when the treatment was assigned (UTC); a date of long ago by default, as effects do not depend on it
+    url          where the file is fetched from when it is not there; `url_sha256` of what is fetched
+    unit         column of the unit's id; by default the number of the line
+    missing      numbers that stand for a missing value
+    arms         {value of the treatment column: name of the level}; by default values are names, others are refused
+    categorical  attributes to read as text even where they look like numbers
+    outcome_after_days  days from the assignment to the outcome, 1 by default
+    """
+
+    kind: Literal["trial"]
+    file: str
+    treatment: str
+    outcomes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    sha256: str | None = None
+    assigned_at: datetime = LONG_AGO
+    url: str | None = None
+    url_sha256: str | None = None
+    unit: str | None = None
+    missing: tuple[float, ...] = ()
+    arms: dict[str, str] | None = None
+    categorical: tuple[str, ...] = ()
+    outcome_after_days: Annotated[float, Field(ge=0)] = 1.0
+
+
+_SPELLINGS = {
+    True: ("Yes", "yes", "YES", "True", "true", "TRUE", "On", "on", "ON"),
+    False: ("No", "no", "NO", "False", "false", "FALSE", "Off", "off", "OFF"),
+}
+
+
+def _as_spelled(mapping: Any) -> Any:
+    """YAML reads Yes and No without quotes as true and false: such a key stands for all texts that it may have been."""
+    if not isinstance(mapping, Mapping):
+        return mapping
+    keys = {key: _SPELLINGS[key] if isinstance(key, bool) else (str(key),) for key in mapping}
+    return {spelling: mapping[key] for key, spellings in keys.items() for spelling in spellings}
+
+
+OfTexts = BeforeValidator(_as_spelled)
+
+
+@dataclass(frozen=True, config=STRICT)
+class TableSource:
+    """`source` of kind table: the user's own file or table of a finished campaign, one row per unit.
+
+    path         a file (CSV, Parquet, Stata), a folder of such files, a pattern, or the folder of a Delta table
+    table        in its place a table: `schema.table` of the lakehouse, or `catalog.schema.table`
+    version      of a Delta table; the newest by default
+    rename       {name in the source: name}; all other keys use the new names
+    where        SQL over the columns: only rows for which it holds count
+    unit         column of the unit's id; by default the number of the row, for files alone
+    treatment    column of the level that a unit was assigned
+    arms         {value of the treatment column: name of the level}; by default values are names, others are rejected
+    outcomes     columns of numbers, True/False or Yes/No
+    attributes   columns that describe a unit before the treatment; times count as days since 1970
+    values       {column: {text: what it means}}, as in {bought: {Bought: 1, Left: 0}}
+    types        {column: text, number, time, or a pattern such as %d.%m.%Y}, where a guess would be wrong
+    missing      numbers that stand for a missing value
+    assigned_at  when the treatment was assigned (UTC), or the column that says it; a date of long ago by default
+    outcome_after_days  days from the assignment to the outcome, 1 by default
+    propensity   column with the probability of the level *received*, or {level: column with its probability} of all
+                 levels, of which one may be left out; by default the arms' shares, as in a trial without strata
+    separator, encoding, decimal  of a CSV file, where a guess would be wrong
+
+    What a run depends on is the content (of a Delta table the version), not where it lies.
+    """
+
+    NO_IDENTITY: ClassVar = ("path",)
+    kind: Literal["table"]
+    treatment: str
+    outcomes: Annotated[tuple[str, ...], Field(min_length=1)]
+    attributes: Annotated[tuple[str, ...], Field(min_length=1)]
+    path: str | None = None
+    table: str | None = None
+    version: Annotated[int, Field(ge=0)] | None = None
+    rename: dict[str, str] = Field(default_factory=dict)
+    where: str | None = None
+    unit: str | None = None
+    arms: Annotated[dict[str, str], OfTexts] | None = None
+    values: dict[str, Annotated[dict[str, float | str], OfTexts]] = Field(default_factory=dict)
+    types: dict[str, str] = Field(default_factory=dict)
+    missing: tuple[float, ...] = ()
+    assigned_at: datetime | str = LONG_AGO
+    outcome_after_days: Annotated[float, Field(ge=0)] = 1.0
+    propensity: str | dict[str, str] | None = None
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    encoding: str | None = None
+    decimal: Literal[".", ","] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.table is None):
+            raise ConfigError("source of kind table needs one of `path` (a file or folder) and `table` (a name)")
+        parts = [*([self.unit] if self.unit else []), self.treatment, *self.outcomes, *self.attributes]
+        if twice := sorted({name for name in parts if parts.count(name) > 1}):
+            raise ConfigError(f"source names {twice} twice among unit, treatment, outcomes and attributes: remove one")
+        if isinstance(self.assigned_at, str):
+            with suppress(ValueError):  # else it is the name of a column
+                object.__setattr__(self, "assigned_at", datetime.fromisoformat(self.assigned_at))
+
+    @property
+    def propensity_columns(self) -> tuple[str, ...]:
+        """Columns that probabilities are taken from."""
+        if isinstance(self.propensity, Mapping):
+            return tuple(dict.fromkeys(self.propensity.values()))
+        return (self.propensity,) if self.propensity else ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is used, each once, under its new name."""
+        at = [self.assigned_at] if isinstance(self.assigned_at, str) else []
+        unit = [self.unit] if self.unit else []
+        named = [*unit, self.treatment, *self.outcomes, *self.attributes, *at, *self.propensity_columns]
+        return tuple(dict.fromkeys(named))

@@ -134,7 +134,7 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
 
 
 @dataclass(frozen=True)
-class Checked:
+class RowCounts:
     """What `check` makes of rows: how many are good, how many are `rejected` by each rule, and how many are left out as
     `copies` of good ones."""
 
@@ -143,7 +143,7 @@ class Checked:
     copies: int
 
 
-def count_checked(frame: DataFrame, contract: Contract) -> Checked:
+def count_checked(frame: DataFrame, contract: Contract) -> RowCounts:
     """Count what `check` makes of the rows, in one pass."""
     marked, _ = _marked(frame, contract)
     rule = F.get(_BROKEN, F.lit(0))["rule"].alias("rule")
@@ -154,7 +154,7 @@ def count_checked(frame: DataFrame, contract: Contract) -> Checked:
     for row in counts:
         if row["rule"] is not None:
             rejected[row["rule"]] = rejected.get(row["rule"], 0) + row["n"]
-    return Checked(good, dict(sorted(rejected.items())), sum(n for n, _ in fine) - good)
+    return RowCounts(good, dict(sorted(rejected.items())), sum(n for n, _ in fine) - good)
 
 
 def content_of(columns: Iterable[str]) -> list[str]:

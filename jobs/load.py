@@ -36,12 +36,12 @@ def run(
     """Add what no run has added before; a source that does not fit the table is refused before any write."""
     config, lake = campaign.config, campaign.lake
     new = arrivals(load, lake, run_id, progress, key_of(config))
-    if new.good is None:
-        progress("every row is there already: other runs added them")
-        return JobResult.of("load", new.run_id, **new.details, good=0, rejected={})
     written = []
     if new.rejected is not None:
         written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
+    if new.good is None:  # a commit without rows would make a new version of the table, of which nothing is new
+        progress("no row is new")
+        return JobResult.of("load", new.run_id, *written, **new.details, good=0, rejected=new.refused)
     added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
     written.append(added)
     # A commit tells the rows it added; those of an earlier one are counted, for units may have been erased since.

@@ -20,16 +20,16 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import (
+    ALREADY,
     ARRIVED,
     SOURCE,
     Load,
-    count_by_rule,
     refuse_misfits,
     stamped,
     wanted_columns,
-    without_known_keys,
+    with_known_keys,
 )
-from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, with_columns
+from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, count_checked, with_columns
 from uplift_spark.lake.schemas import QUARANTINE, check, contract_of, rule_of
 from uplift_spark.lake.tables import Lake, digest
 from uplift_spark.roles import RUN_ID, checked_name
@@ -90,7 +90,7 @@ class Replayed:
 
     rows      how many these are
     broken    {rule: rows that break it still}
-    already   rows that other runs have replayed
+    already   rows that are there: other runs have replayed them or an equal one
     """
 
     run_id: str
@@ -113,15 +113,14 @@ def replayed(replay: Replay, lake: Lake, run_id: str | None, progress: ProgressC
     repaired = _fitting(replay, repaired, wanted)
     new = _not_replayed(lake, replay.table, repaired, run_id)
     whole = stamped(replay.load, new, wanted, F.current_timestamp())
-    good, rejected = check(
-        without_known_keys(replay.load, lake, whole, run_id), with_columns(replay.load.contract, wanted)
-    )
-    left = new.count()
-    broken = count_by_rule(rejected)
+    whole, contract = with_known_keys(replay.load, lake, whole, run_id), with_columns(replay.load.contract, wanted)
+    good, _ = check(whole, contract)
+    counts = count_checked(whole, contract)
+    broken = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
     for rule, n in broken.items():
         progress(f"{n:,} rows still break rule {rule}")
-    rows_good = left - sum(broken.values())
-    return Replayed(run_id, good if rows_good else None, rows_good, broken, counted[0] - left)
+    there = counted[0] - counts.good - sum(broken.values())
+    return Replayed(run_id, good if counts.good else None, counts.good, broken, there)
 
 
 def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> DataFrame:

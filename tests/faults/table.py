@@ -314,7 +314,7 @@ FAULTS = (
     Fault("infinite values", "Infinity and -Infinity among three", file("infinite"), "quarantine",
           "{'value_finite': 2}, 1 good: value is not finite"),
     Fault("duplicate ids", "a unit assigned twice", file("repeated", "bronze.assignment"), "quarantine",
-          "{'repeated': 2}, 1 good: campaign and unit_id occur in 2 rows"),
+          "{'repeated': 2}, 1 good: campaign and unit_id occur in 2 rows that differ"),
     Fault("empty file", "a header and no row", file("empty"), "rows", r"^0 rows: \[\]$"),
     Fault("empty table", "no unit to score, none to train on", emptied, "rows", "^0 scores with 12 columns; train: "),
     Fault("hour that exists twice", "02:30 on 2024-10-27: no zone, +02:00, +01:00",

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+from pyspark.sql import functions as F
 
 from tests.jobs.conftest import rows_of
 from tests.jobs.test_ingest import ROWS, TRIAL
@@ -67,6 +68,19 @@ def test_features_of_behaviour_are_registered_with_their_sources(lake, published
     assert set(registry.listed(lake)["feature"]) == set(registered.index)
     with pytest.raises(DataError, match="has no feature 'orders': it has age"):
         registry.described(lake, "orders")
+
+
+def test_versions_without_new_rows_change_no_run_and_new_profiles_make_one(lake, published):
+    config = replace(TRIAL, source=published(ROWS, TRIAL.source))
+    ingest.run(Campaign(config, lake))
+    first = features.run(Campaign(config, lake))
+    for table in ("bronze.profile_shop", "bronze.assignment"):
+        lake.spark.sql(f"ALTER TABLE {lake.reference(table)} SET TBLPROPERTIES ('team' = 'crm')")
+    again = features.run(Campaign(config, lake))
+    assert again.run_id == first.run_id and all(written["skipped"] for written in again.tables.values())
+    more = lake.read("bronze.profile_shop").limit(1).withColumn("unit_id", F.lit("new"))
+    lake.write("bronze.profile_shop", more.drop("run_id", "ingested_at"), "night")
+    assert features.run(Campaign(config, lake)).run_id != first.run_id
 
 
 def test_a_definition_changes_only_with_its_version(lake, monkeypatch):

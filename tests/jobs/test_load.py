@@ -284,13 +284,46 @@ def test_assignments_and_profiles_are_there_once(lake: Lake, tmp_path: Path) -> 
     again = loaded(lake, put(tmp_path / "2.csv", more), table="bronze.assignment")
     assert (again.details["good"], again.details["rejected"]) == (2, {"repeated": 1})
     reason = lake.read("bronze.quarantine").collect()[0]["reason"]
-    assert reason == "campaign and unit_id are in bronze.assignment already"
+    assert reason == "campaign and unit_id are in bronze.assignment already, with other values"
     profile = "unit_id,observed_at,age,city\na,2024-01-01,31,7\nb,2024-01-01,,Rome\n"
     loaded(lake, put(tmp_path / "p.csv", profile), table="bronze.profile_shop", historic=True)
     assert dict(lake.read("bronze.profile_shop").select("age", "city").dtypes) == {"age": "double", "city": "string"}
     other = put(tmp_path / "q.csv", "unit_id,observed_at,age,town\nc,2024-01-01,31,7\n")
     with pytest.raises(DataError, match="it lacks city; it has unknown town"):
         loaded(lake, other, table="bronze.profile_shop")
+
+
+def test_equal_lines_are_one_row_and_a_source_exported_whole_each_night_adds_what_is_new(
+    lake: Lake, tmp_path: Path
+) -> None:
+    folder, header = tmp_path / "in", "unit_id,observed_at,age,city\n"
+    put(folder / "1.csv", header + "a,2024-01-01,31,Rome\na,2024-01-01,31,Rome\nb,2024-01-01,,Bern\n")
+    how = {"table": "bronze.profile_shop", "historic": True}
+    first = loaded(lake, folder, **how)
+    assert (first.details["good"], first.details["equal_rows"], first.details["rejected"]) == (2, 1, {})
+    put(folder / "2.csv", header + "a,2024-01-01,31,Rome\nb,2024-01-01,40,Bern\nc,2024-01-01,50,Oslo\n")
+    second = loaded(lake, folder, **how)
+    assert (second.details["good"], second.details["already_there"]) == (1, 1)
+    assert second.details["rejected"] == {"repeated": 1}
+    assert lake.read("bronze.profile_shop").count() == 3
+    put(folder / "3.csv", header + "c,2024-01-01,50,Oslo\n")
+    version = lake.version("bronze.profile_shop")
+    third = loaded(lake, folder, **how)
+    assert (third.details["good"], third.details["already_there"], third.tables) == (0, 1, {})
+    assert lake.version("bronze.profile_shop") == version
+
+
+def test_a_commit_without_new_rows_at_the_source_makes_none_here(
+    lake: Lake, spark: SparkSession, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "visits")
+    row = "SELECT 'a' AS unit_id, 'login' AS event, timestamp'2024-01-02 00:00:00Z' AS occurred_at"
+    spark.sql(row).write.format("delta").save(folder)
+    loaded(lake, folder, "delta")
+    spark.sql(f"ALTER TABLE delta.`{folder}` SET TBLPROPERTIES ('team' = 'crm')")
+    version = lake.version("bronze.event")
+    again = loaded(lake, folder, "delta")
+    assert (again.details["good"], again.tables, lake.version("bronze.event")) == (0, {}, version)
 
 
 def test_a_header_of_the_last_release_is_loaded_with_a_warning(lake: Lake, tmp_path: Path) -> None:

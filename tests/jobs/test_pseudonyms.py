@@ -45,7 +45,7 @@ def test_one_unit_of_two_sources_is_one_unit_and_no_clear_id_is_stored(lake: Lak
     assert hits(lake.lakehouse.path, "-clear") == {} == hits(lake.lakehouse.path, KEY)
     assert hits(lake.lakehouse.path, by_hand("ann-clear", KEY.encode()))
     # A unit that comes again is known by its pseudonym.
-    again = loaded(lake, "bronze.assignment", tmp_path / "b.csv", assigned.replace("x,", "y,"))
+    again = loaded(lake, "bronze.assignment", tmp_path / "b.csv", assigned.replace("x,", "y,").replace("none", "z"))
     assert again.details["rejected"] == {"repeated": 1, "propensity_range": 1}
     erased = erase.run(Campaign(replace(CONF, lakehouse=lake.lakehouse), lake), erasure=Erasure(("ann-clear",)))
     assert erased.details["removed"] == {"bronze.assignment": 1, "bronze.event": 1, "bronze.quarantine": 1}

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from uplift_spark.errors import DataError
+from uplift_spark.lake.contracts import count_checked
 from uplift_spark.lake.schemas import Contract, check, conform, contract_of, with_levels
 from uplift_spark.lake.tables import Lake
 
@@ -97,12 +98,27 @@ def test_every_row_is_good_or_rejected_with_its_reason(spark: SparkSession) -> N
         "undefined": "propensity_range",
         "wrong": "treatment_present",
     }
-    assert by_unit["twice"]["reason"] == "campaign and unit_id occur in 2 rows"
+    assert by_unit["twice"]["reason"] == "campaign and unit_id occur in 2 rows that differ"
     assert by_unit["wrong"]["reason"].startswith("treatment is missing; propensity is outside (0, 1]")
     assert json.loads(by_unit["zero"]["row"])["assigned_at"].startswith("2025-01-06T12:00:00.123456")
     assert by_unit["zero"]["source_table"] == "bronze.assignment"
     assert by_unit["zero"]["campaign"] == "demo"
     assert rejected.columns == contract("bronze.quarantine").columns.fieldNames()
+
+
+def test_equal_rows_are_one_row_and_contradictions_none(spark: SparkSession) -> None:
+    rows = [
+        *(assignment("once"), assignment("twice"), assignment("twice", source="again"), assignment("thrice")),
+        *(assignment("thrice"), assignment("thrice"), assignment("null", propensity=None)),
+        *(assignment("null", propensity=None), assignment("differs"), assignment("differs", propensity=None)),
+        *(assignment("broken", treatment=None), assignment("broken", treatment=None)),
+    ]
+    frame = frame_of(spark, "bronze.assignment", rows)
+    good, rejected = check(frame, contract("bronze.assignment"))
+    assert sorted(row["unit_id"] for row in good.collect()) == ["null", "once", "thrice", "twice"]
+    assert sorted(json.loads(row["row"])["unit_id"] for row in rejected.collect()) == ["broken"] * 2 + ["differs"] * 2
+    counts = count_checked(frame, contract("bronze.assignment"))
+    assert (counts.good, counts.copies, counts.rejected) == (4, 4, {"repeated": 2, "treatment_present": 2})
 
 
 def test_outcomes_may_be_unknown_but_not_endless(spark: SparkSession) -> None:

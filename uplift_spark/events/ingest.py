@@ -31,6 +31,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError, Environme
 from uplift_spark.events.files import read_texts
 from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
 from uplift_spark.governance.privacy import key_of, pseudonymised
+from uplift_spark.lake.contracts import count_checked
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
     QUARANTINE,
@@ -433,8 +434,10 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     rows = read_trial(path, source)
     progress(f"{rows.num_rows:,} rows read from {path.name}")
     named = pseudonymised(named_rows(spread_rows(rows, spark), source, config.campaign), key_of(config))
-    good, rejected = check(named, _contract(levels, source))
-    refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
+    contract = _contract(levels, source)
+    good, rejected = check(named, contract)
+    checked = count_checked(named, contract)
+    refused = dict(checked.rejected)
     counts = [row.asDict() for row in tally(good, source).collect()]
     units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}
     require_arms(units, config.roles.control, path, source.treatment)
@@ -442,6 +445,9 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     stamp = Stamp(config.campaign, path.name, run_id, source.assigned_at, datetime.now(UTC))
     frames = trial_tables(good, source, propensity, stamp)
     details = {"rows": rows.num_rows, "units": units, "rejected": refused, "unknown": _unknown(counts, source)}
+    if checked.copies:
+        details["equal_rows"] = checked.copies
+        progress(f"{checked.copies:,} rows are equal to another row of their unit: each counts once")
     report_counts(details, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
     return Batch(bronze_tables({**quarantine, **frames}, config.campaign), details)

@@ -41,11 +41,14 @@ from uplift_spark.lake.contracts import (
     RAW_ROW,
     UNREAD,
     added_columns,
+    content_of,
+    count_checked,
     entry,
     fits,
     numbers_or_text,
     old_names,
     read_cells,
+    row_hash,
     with_columns,
 )
 from uplift_spark.lake.schemas import EVENT_TABLE, QUARANTINE, RAW_TABLES, Contract, check, contract_of
@@ -296,6 +299,10 @@ _STAMPS = ("source", RUN_ID, INGESTED_AT)
 # A source may lack these columns: then no row has a value. `value` of an outcome is required: its absence is a mistake.
 _OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
+# The rule that a row breaks if the table has it: it is left out, not rejected.
+ALREADY = "already_there"
+_LEFT_OUT = {"equal_rows": "the source has an equal row", ALREADY: "the table has an equal row"}
+
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
 
@@ -354,7 +361,7 @@ class Arrivals:
 
     refused   {rule: rejected rows}
     details   of the source, for the job's result
-    Both frames are None when other runs have added everything there is.
+    A frame without rows is None.
     """
 
     run_id: str
@@ -382,13 +389,18 @@ def arrivals(
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
-    rows = without_known_keys(load, lake, rows, run_id)
-    good, rejected = check(rows, with_columns(load.contract, wanted))
-    rejected = _not_yet_quarantined(load, lake, rejected, run_id)
-    refused = count_by_rule(rejected)
+    rows, contract = with_known_keys(load, lake, rows, run_id), with_columns(load.contract, wanted)
+    counts = count_checked(rows, contract)
+    good, rejected = check(rows, contract)
+    rejected = _not_yet_quarantined(load, lake, rejected.where(F.col("rule") != ALREADY), run_id)
+    refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
     for rule, n in refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
-    return Arrivals(run_id, good, rejected if refused else None, refused, details)
+    for what, n in (("equal_rows", counts.copies), (ALREADY, counts.rejected.get(ALREADY, 0))):
+        if n:
+            details[what] = n
+            progress(f"{n:,} rows left out: {_LEFT_OUT[what]}")
+    return Arrivals(run_id, good if counts.good else None, rejected if refused else None, refused, details)
 
 
 def count_by_rule(rejected: DataFrame) -> dict[str, int]:
@@ -536,15 +548,23 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
     return datetime.now(UTC)
 
 
-def without_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
-    """Give rows a fault whose key other runs have added: a unit is assigned once per campaign."""
+def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
+    """Give rows a fault whose key other runs have added: ALREADY if the table has an equal row, else `repeated`.
+
+    A unit is assigned once per campaign, and a source that is exported whole every night brings it every night.
+    """
     key: Sequence[str] = load.contract.unique
     if not key or not lake.exists(load.table):
         return rows
-    stored = lake.read(load.table).where(F.col(RUN_ID) != run_id).select(*key).distinct()
-    fault = F.array(entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already")))
-    joined = rows.join(stored.withColumn("__known", F.lit(True)), list(key), "left")
-    faults = F.when(F.col("__known") & (F.size(FAULTS) == 0), fault).otherwise(F.col(FAULTS))
+    content = [name for name in content_of(rows.columns) if name not in (FAULTS, RAW_ROW)]
+    stored = _of_others(lake, load.table, run_id)
+    absent = {name: F.lit(None).cast(rows.schema[name].dataType) for name in content if name not in stored.columns}
+    stored = stored.withColumns(absent).groupBy(*key).agg(F.collect_set(row_hash(content)).alias("__known"))
+    differs = entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already, with other values"))
+    equal = entry(ALREADY, F.lit(f"{load.table} has an equal row"))
+    fault = F.when(F.array_contains("__known", row_hash(content)), equal).otherwise(differs)
+    joined = rows.join(stored, list(key), "left")
+    faults = F.when(F.col("__known").isNotNull() & (F.size(FAULTS) == 0), F.array(fault)).otherwise(F.col(FAULTS))
     return joined.withColumn(FAULTS, faults).select(*rows.columns)
 
 

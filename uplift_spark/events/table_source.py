@@ -36,7 +36,7 @@ from uplift_spark.events.ingest import (
 )
 from uplift_spark.events.load import find_delta
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.contracts import Contract, Rule, check
+from uplift_spark.lake.contracts import Contract, Rule, check, count_checked
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
     OUTCOME_TABLE,
@@ -284,11 +284,13 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     levels = declared_levels(config, source)
     kept, left_out = _filtered(rows, source, progress)
     _refuse_texts(kept, source, where)
-    named, equal = _without_equal_lines(pseudonymised(_typed(config, source, kept, where), key_of(config)), source)
+    named = pseudonymised(_typed(config, source, kept, where), key_of(config))
+    contract = _contract(levels, source)
+    good, rejected = check(named, contract)
+    checked = count_checked(named, contract)
+    equal, refused = checked.copies, dict(checked.rejected)
     if equal:
         progress(f"{equal:,} rows are equal to another row of their unit: each counts once")
-    good, rejected = check(named, _contract(levels, source))
-    refused = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
     counts = _arms(good, source)
     units = {row[TREATMENT]: row["n"] for row in counts}
     require_arms(units, config.roles.control, where, source.treatment)
@@ -350,18 +352,6 @@ def _refuse_texts(rows: DataFrame, source: TableSource, where: str) -> None:
 
 def _means_numbers(source: TableSource, name: str) -> bool:
     return all(isinstance(value, float) for value in source.values.get(name, {"": ""}).values())
-
-
-def _without_equal_lines(rows: DataFrame, source: TableSource) -> tuple[DataFrame, int]:
-    """Rows of which a unit has two that say the same are one row; those that contradict each other are rejected."""
-    if source.unit is None:
-        return rows, 0
-    sizes = rows.select(F.count("*").alias("n"), F.count_distinct(UNIT).alias("units")).collect()[0]
-    if sizes["n"] == sizes["units"]:
-        return rows, 0
-    distinct = rows.drop(_ROW).distinct().withColumn(_ROW, F.lit(None).cast("bigint"))
-    present = rows.where(F.col(UNIT).isNull()).unionByName(distinct.where(F.col(UNIT).isNotNull()))
-    return present, int(sizes["n"] - present.count())
 
 
 def _contract(levels: tuple[str, ...], source: TableSource) -> Contract:

@@ -121,7 +121,7 @@ class Events:
     sources     what features are made from: the profile and, if a definition uses it, behaviour
     versions    Delta version read of each table
     read        {source of features: (table, Delta version)}
-    run_ids     the ingest runs that wrote the events: the identity of the input, whatever other campaigns add; of
+    run_ids     the runs that wrote events and profiles: the identity of the input, whatever other campaigns add; of
                 behaviour, which belongs to no campaign, the version; and the last erasure of assigned units
     as_of       labels are read as of this time
     names       outcomes to label, the trained one first
@@ -159,16 +159,16 @@ def events_of(config: Config, lake: Lake) -> Events:
     read = {source: (table, versions[table]) for source, table in named.items()}
     mine = {table: frame.filter(F.col(CAMPAIGN) == campaign) for table, frame in frames.items()}
     columns = config.unit_columns
-    arrivals = _arrivals(mine, campaign)
-    present = sorted({name for _, name, _ in arrivals if name is not None})
+    arrivals = _arrivals({**mine, named["profile"]: sources["profile"]}, campaign)
+    present = sorted({name for *_, name, _ in arrivals if name is not None})
     taken = {*config.outcomes, *present, *_source_columns(config)}
     check_features(definitions, sources["profile"], named["profile"], taken)
     _require_events(definitions, sources.get("event"))
     _require_outcomes(config.outcomes, present, campaign)
     behaved = [f"{table}@{versions[table]}" for source, table in named.items() if source == "event"]
     erased = lake.properties(ASSIGNMENT_TABLE).get(ERASED)
-    run_ids = (*sorted({run for run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
-    as_of = utc(config.labels.as_of) if config.labels.as_of else max(arrived for _, _, arrived in arrivals)
+    run_ids = (*sorted({run for _, run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
+    as_of = utc(config.labels.as_of) if config.labels.as_of else max(at for table, *_, at in arrivals if table in mine)
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
 
@@ -203,8 +203,8 @@ def _source_columns(config: Config) -> set[str]:
     return set() if isinstance(source, Simulation) else {source.treatment, *source.outcomes}
 
 
-def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str | None, datetime]]:
-    """(run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
+def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str, str | None, datetime]]:
+    """(table, run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
     parts = [_arrived(table, frame) for table, frame in tables.items()]
     last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
     rows = last.collect()
@@ -212,7 +212,7 @@ def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str,
         raise DataError(
             f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
         )
-    return [(row["run_id"], row["outcome"], moment(row["last"])) for row in rows]
+    return [(row["table"], row["run_id"], row["outcome"], moment(row["last"])) for row in rows]
 
 
 def _arrived(table: str, frame: DataFrame) -> DataFrame:

@@ -57,7 +57,9 @@ _WIDER = {
     **dict.fromkeys(("float", "boolean"), ("double",)),
     "void": tuple(_TYPES),
 }
-_BROKEN, _REPEATED = "__broken", "__repeated"
+_BROKEN, _REPEATED, _ALIKE = "__broken", "__repeated", "__alike"
+# What two deliveries of one row may differ in: they are one row all the same.
+_OF_DELIVERY = ("source", RUN_ID, INGESTED_AT, "known_at")
 _EXACT_TIME = {
     "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
     "timeZone": "UTC",
@@ -109,15 +111,65 @@ class Contract:
 
 
 def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
-    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two.
+    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two, or is another's copy.
 
     good      the rows that meet every rule, with `frame`'s columns
     rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
 
-    Every row of a repeated key is rejected: nothing tells which one is right. Rows that bring FAULTS are rejected for
-    these alone; these and RAW_ROW are no columns of the results. Both results are lazy; each evaluates `frame` anew,
-    so it must give the same rows again. Raises DataError for a missing column or one of another type.
+    Good rows of one key that are equal are one row, known since the first of them; `count_checked` counts the copies.
+    Rows of one key that contradict each other are all rejected: nothing tells which one is right. Rows that bring
+    FAULTS are rejected for these alone; these and RAW_ROW are no columns of the results. Both results are lazy; each
+    evaluates `frame` anew, so it must give the same rows again. Raises DataError for a missing column or one of
+    another type.
     """
+    marked, columns = _marked(frame, contract)
+    fine = F.size(_BROKEN) == 0
+    good = marked.where(fine & F.col(_REPEATED).isNull()).select(*columns)
+    if contract.unique:
+        content = content_of(columns)
+        first = {name: F.min(name).alias(name) for name in columns if name not in content}
+        alike = marked.where(fine & F.col(_REPEATED).isNotNull()).groupBy(*content).agg(F.lit(1), *first.values())
+        good = good.unionByName(alike.select(*columns))
+    return good, _quarantine(marked.where(~fine), columns, contract.table)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What `check` makes of rows: how many are good, how many are `rejected` by each rule, and how many are left out as
+    `copies` of good ones."""
+
+    good: int
+    rejected: Mapping[str, int]
+    copies: int
+
+
+def count_checked(frame: DataFrame, contract: Contract) -> RowCounts:
+    """Count what `check` makes of the rows, in one pass."""
+    marked, _ = _marked(frame, contract)
+    rule = F.get(_BROKEN, F.lit(0))["rule"].alias("rule")
+    counts = marked.groupBy(rule, _REPEATED).agg(F.count(F.lit(1)).alias("n")).collect()
+    fine = [(row["n"], row[_REPEATED] or 1) for row in counts if row["rule"] is None]
+    good = sum(n // times for n, times in fine)
+    rejected: dict[str, int] = {}
+    for row in counts:
+        if row["rule"] is not None:
+            rejected[row["rule"]] = rejected.get(row["rule"], 0) + row["n"]
+    return RowCounts(good, dict(sorted(rejected.items())), sum(n for n, _ in fine) - good)
+
+
+def content_of(columns: Iterable[str]) -> list[str]:
+    """List the columns that say what a row is about, not how and when it was delivered."""
+    return [name for name in columns if name not in _OF_DELIVERY and not name.startswith("_")]
+
+
+def row_hash(columns: Sequence[str]) -> Column:
+    """Hash what rows say in these columns, nulls included."""
+    cells = (part for name in columns for part in (F.col(name).isNull(), F.col(name)))
+    return F.xxhash64(*cells)
+
+
+def _marked(frame: DataFrame, contract: Contract) -> tuple[DataFrame, list[str]]:
+    """(rows with _BROKEN and _REPEATED, names of their own columns); see `check`."""
     beside = [name for name in (FAULTS, RAW_ROW) if name in frame.columns]
     missing = [name for name in _from_source(contract) if name not in frame.columns]
     if missing:
@@ -125,9 +177,7 @@ def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
     own = [have for have in frame.schema if have.name not in beside]
     frame = frame.select(*(_fitted(have, _column(contract, have.name), contract.table) for have in own), *beside)
     marked = _mark_repeated(frame, contract.unique).withColumn(_BROKEN, _broken(frame, contract))
-    columns = [have.name for have in own]
-    good = marked.where(F.size(_BROKEN) == 0).select(*columns)
-    return good, _quarantine(marked.where(F.size(_BROKEN) > 0), columns, contract.table)
+    return marked, [have.name for have in own]
 
 
 def conform(frame: DataFrame, contract: Contract) -> DataFrame:
@@ -205,11 +255,18 @@ def _column(contract: Contract, name: str) -> StructField | None:
 
 
 def _mark_repeated(frame: DataFrame, key: Sequence[str]) -> DataFrame:
+    """With _REPEATED, in how many rows the key occurs if in several, and _ALIKE, whether these are equal."""
     if not key:
-        return frame.withColumn(_REPEATED, F.lit(None).cast("bigint"))
-    counts = frame.groupBy(*key).agg(F.count(F.lit(1)).alias(_REPEATED)).where(F.col(_REPEATED) > 1)
+        nothing = {_REPEATED: F.lit(None).cast("bigint"), _ALIKE: F.lit(None).cast("boolean")}
+        return frame.withColumns(nothing)
+    code = row_hash(content_of(frame.columns))
+    if FAULTS in frame.columns:  # a cell that could not be read is null by now, and no null
+        code = F.xxhash64(code, F.size(FAULTS))
+    hashed = frame.select(*key, code.alias("_hash"))
+    alike = (F.min("_hash") == F.max("_hash")).alias(_ALIKE)
+    counts = hashed.groupBy(*key).agg(F.count(F.lit(1)).alias(_REPEATED), alike).where(F.col(_REPEATED) > 1)
     # Repeated keys are few or the source is broken; broadcasting them spares a shuffle of whole rows.
-    return frame.join(F.broadcast(counts), list(key), "left").select(*frame.columns, _REPEATED)
+    return frame.join(F.broadcast(counts), list(key), "left").select(*frame.columns, _REPEATED, _ALIKE)
 
 
 def _broken(frame: DataFrame, contract: Contract) -> Column:
@@ -217,8 +274,8 @@ def _broken(frame: DataFrame, contract: Contract) -> Column:
     failures = [_failure(rule, ~F.coalesce(F.expr(rule.sql), F.lit(False))) for rule in contract.rules]
     if contract.open:
         failures += [_infinite(name) for name in _extra_doubles(frame, contract)]
-    repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows"))
-    failures.append(F.when(F.col(_REPEATED).isNotNull(), entry("repeated", repeats)))
+    repeats = F.concat(F.lit(f"{' and '.join(contract.unique)} occur in "), _REPEATED, F.lit(" rows that differ"))
+    failures.append(F.when(~F.col(_ALIKE), entry("repeated", repeats)))
     broken = F.filter(F.array(*failures), lambda failure: failure.isNotNull())
     # What could not be read is null by now: the rules would call it missing.
     return F.when(F.size(FAULTS) > 0, F.col(FAULTS)).otherwise(broken) if FAULTS in frame.columns else broken

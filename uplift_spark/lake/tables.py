@@ -82,8 +82,9 @@ def _entry(kind: MapType) -> StructType:
 Mode = Literal["append", "overwrite"]
 T = TypeVar("T")
 
-# Columns that say when and by what code a row was made, not what it says: a rerun may differ in them.
-CLOCKS = ("ingested_at", "scored_at", "code_version")
+# Columns that say when, by what code and at which version of a table a row was made, not what it says: a rerun may
+# differ in them. A table gets new versions without new rows, as when its files are merged.
+CLOCKS = ("ingested_at", "scored_at", "code_version", "source_version")
 
 _APPEND_ONLY = "delta.appendOnly"
 ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it

@@ -144,11 +144,13 @@ def java() -> str:
     """Java, where a local session needs one."""
     if any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION")):
         return "not needed: Spark runs elsewhere"
-    from uplift_spark.lake.session import check_java
+    from uplift_spark.lake.session import check_java, class_archive
     from uplift_spark.spark_versions import oldest_java
 
     check_java()
-    return f"{oldest_java()} or newer is there"
+    return f"{oldest_java()} or newer is there" + (
+        ", with an archive of its classes" if class_archive().exists() else ""
+    )
 
 
 def delta() -> str:

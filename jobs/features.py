@@ -75,7 +75,7 @@ def run(
     config, lake = campaign.config, campaign.lake
     if question is not None:
         return question.answer(lake)
-    events = events_of(config, lake)
+    events = events_of(config, lake, progress)
     run_id = run_id or campaign.run_id("features", upstream=events.run_ids)
     definitions = config.feature_definitions
     registered = register(lake, definitions)
@@ -98,6 +98,7 @@ def run(
     recorded = record(lake, definitions, TrainingSetFacts(table, events.read, events.as_of, counts, missing), run_id)
     progress(", ".join(f"{name} {n:,}" for name, n in counts.items()))
     details = {**counts, **late_and_missing(config, history, sends, progress), "leakage": guarded}
+    details |= {"unmatched": events.unmatched} if events.unmatched else {}
     written = (*registered, labelled, trained, recorded)
     return JobResult.of("features", run_id, *written, inputs=events.versions, **details)
 

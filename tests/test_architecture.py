@@ -57,7 +57,11 @@ SPARKLESS_MODULES = {
 }
 
 # Absent on Spark Connect and Databricks serverless.
-OF_BOTH_KINDS = {("uplift_spark.forest.spark", "sparkContext")}  # has another way for Spark Connect
+OF_BOTH_KINDS = {
+    ("uplift_spark.forest.spark", "sparkContext"),  # has another way for Spark Connect
+    ("uplift_spark.lake.session", "sparkContext"),  # ends a local session that it started itself
+    ("uplift_spark.lake.session", "_gateway"),
+}
 NOT_OVER_CONNECT = {
     "sparkContext", "SparkContext", "rdd", "toRDD", "_jvm", "_jsparkSession", "_jdf", "_jc", "_sc", "_gateway",
     "createGlobalTempView", "createOrReplaceGlobalTempView",
@@ -462,7 +466,7 @@ BAD = [
     (spark_in_sparkless_modules, of("policy.trees", "import pyspark")),
     (spark_in_sparkless_modules, of("serving.api", "import delta")),
     (spark_in_sparkless_modules, of("cli", "import pyspark")),
-    (not_over_connect, of("lake.session", "spark.sparkContext.setLogLevel('ERROR')")),
+    (not_over_connect, of("lake.tables", "spark.sparkContext.setLogLevel('ERROR')")),
     (not_over_connect, of("evaluation.metrics", "frame.rdd")),
     (not_over_connect, of("evaluation.metrics", "getattr(spark, '_jvm')")),
     (not_over_connect, of("evaluation.metrics", "from pyspark import SparkContext")),

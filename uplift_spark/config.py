@@ -173,16 +173,19 @@ class Labels:
 
 @dataclass(frozen=True, config=STRICT)
 class Alarms:
-    """`alarms`: when the features job warns that events are missing, see `stats.tests`.
+    """`alarms`: when the features job warns that events are missing, see `stats.tests`, and when it refuses them.
 
     alpha         probability that an alarm is false, for each kind of alarm and outcome
     complete      share of the mature labels' events that should be known
     delivery_gap  difference of delivery rates between arms that does not matter
+    unmatched     share of a table's rows whose unit was never assigned (of profiles: of the assigned units that have
+                  none) up to which the training set is made; above it the keys are refused
     """
 
     alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
     complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
     delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    unmatched: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -74,13 +74,11 @@ def quiet_queries() -> None:
 
 
 def on_this_machine(session: SparkSession) -> bool:
-    """Say whether the session reads and writes plain paths in the file system of this process: it has a local master,
-    and files of no named system are local ones. False for sessions of Connect, which may be anywhere."""
-    context = getattr(session, "_sc", None)
-    if context is None or not str(context.master).startswith("local"):
+    """Say whether the session runs in this machine's memory and so reads and writes its files; False for sessions of
+    Connect, whose server may be anywhere."""
+    if type(session).__module__.startswith("pyspark.sql.connect"):
         return False
-    hadoop = context._jsc.hadoopConfiguration()
-    return str(hadoop.get("fs.defaultFS", "file:///")).startswith("file:")
+    return str(session.conf.get("spark.master", "")).startswith("local")
 
 
 def try_settings(session: SparkSession, settings: Mapping[str, str]) -> dict[str, str]:

@@ -181,9 +181,9 @@ class Folder:
         return reader.load(self._location(table))
 
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
-        if not self._here:
-            return _described(self._spark, self.reference(table), limit)
         log = Path(self._location(table), "_delta_log")
+        if not (self._here and log.is_dir()):  # a plain path may also be one of a cluster's own file system
+            return _described(self._spark, self.reference(table), limit)
         files = sorted((file for file in log.iterdir() if re.fullmatch(r"\d{20}\.json", file.name)), reverse=True)
         return [_logged(file) for file in islice(files, limit)]
 
@@ -202,7 +202,7 @@ class Folder:
         return writer.start(self._location(table))
 
     def tables(self) -> list[str]:
-        if self._here:
+        if self._here and Path(self.path).is_dir():
             logs = Path(self.path).glob("*/*/_delta_log/*.json")
             return sorted({f"{log.parents[2].name}.{log.parents[1].name}" for log in logs})
         pattern = f"{globless(self.path)}/*/*/_delta_log/*.json"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from uplift_spark import cli
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError
@@ -183,3 +184,18 @@ def test_tables_are_told_from_files_and_checked_before_spark(tmp_path: Path, mon
     check_header(str(tmp_path / "spring"), Answers("group", ("bought",)))
     check_header("main.sales.spring", Answers("grop", ("bought",)))  # its columns are known to the catalog alone
     assert [campaign_name(one) for one in ("x/spring/", "main.sales.spring", "a/b.csv.gz")] == ["spring", "spring", "b"]
+
+
+def test_a_pipe_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = shop().to_csv(index=False, sep=";").encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    line = "uplift quickstart - --treatment group --outcome bought --name spring --conf-only"
+    monkeypatch.setattr("sys.argv", line.split())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    assert load_config(tmp_path / "conf" / "spring.yaml").source.path == "lakehouse/inputs/spring.csv"
+    assert (tmp_path / "lakehouse" / "inputs" / "spring.csv").read_bytes() == content

@@ -417,9 +417,16 @@ def _coded(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pd.factorize(values)[0]) + 1
 
 
+def _counts(codes: np.ndarray, arm: np.ndarray) -> np.ndarray:
+    """Rows of each code and arm, [codes, 1 + arms]; the first column has those of no arm."""
+    width = int(arm.max(initial=0)) + 2
+    flat = np.bincount(codes * width + arm + 1, minlength=(int(codes.max(initial=0)) + 1) * width)
+    return flat.reshape(-1, width)
+
+
 def _explains(codes: np.ndarray, arm: np.ndarray) -> float:
     """How much of the error of guessing the arm the column takes away, 0 to 1."""
-    counts = pd.crosstab(codes, arm).to_numpy()
+    counts = _counts(codes, arm)
     missed = 1.0 - counts.sum(axis=0).max() / counts.sum()
     left = 1.0 - counts.max(axis=1).sum() / counts.sum()
     return 1.0 - left / missed if missed > 0 else 0.0
@@ -450,8 +457,11 @@ def _numbers_of(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _cells(table: pa.Table, name: str, missing: Iterable[float]) -> pd.Series:
-    """A column's values, null where a code says so."""
-    values = table.column(name).to_pandas()
+    """A column's values, null where a code says so; texts as numbers by first appearance, which compare faster."""
+    column = table.column(name)
+    if pa.types.is_string(column.type):
+        column = column.combine_chunks().dictionary_encode().indices
+    values = column.to_pandas()
     return values.where(~values.isin(list(missing))) if values.dtype.kind in "iuf" else values
 
 
@@ -526,7 +536,7 @@ def _of_the_assignment(values: pd.Series, arm: np.ndarray) -> bool:
     codes, few = pd.factorize(values, use_na_sentinel=False)
     if len(few) > MOST_LEVELS:
         return False
-    counts = pd.crosstab(arm, codes).loc[lambda table: table.index >= 0].to_numpy(dtype=float)
+    counts = _counts(codes, arm)[:, 1:].T.astype(float)
     n = counts.sum(axis=1)
     for k in np.flatnonzero(n > 0):
         j = int(counts[k].argmax())

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 from pyspark.errors import PySparkException
@@ -28,12 +28,21 @@ from uplift_spark.evaluation.pictures import (
     qini_picture,
 )
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, lift_summary
+from uplift_spark.events.guesses import check_columns_of
+from uplift_spark.events.quickstart import (
+    FrameOptions,
+    answers_of,
+    frame_table,
+    prepare_conf,
+    python_options,
+    save_frame,
+)
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
-from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
-from uplift_spark.runtime import derive_run_id
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, checked_name
+from uplift_spark.runtime import ProgressCallback, derive_run_id
 from uplift_spark.source_conf import LONG_AGO
 
 if TYPE_CHECKING:
@@ -68,6 +77,91 @@ class Campaign:
     def __init__(self, conf: str | Path | Config, lake: Lake | None = None, overrides: Sequence[str] = ()) -> None:
         self.config = conf if isinstance(conf, Config) else load_config(Path(conf), tuple(overrides))
         self._lake = lake
+        self._replaces = False
+
+    def __repr__(self) -> str:
+        house = self.config.lakehouse
+        return f"<Campaign {self.name}: {self.config.source.kind} in {house.catalog or house.path}>"
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        treatment: str,
+        outcome: str | Sequence[str],
+        control: str | None = None,
+        unit: str | None = None,
+        name: str = "campaign",
+        folder: str | Path = ".",
+        progress: ProgressCallback = print,
+        **options: Unpack[FrameOptions],
+    ) -> Campaign:
+        """Make a campaign of the rows of a finished one: `uplift quickstart` for a frame.
+
+        What is not said is guessed, and `progress` says each guess with the argument that overrides it. The
+        configuration goes into `folder`/conf/`name`.yaml, to be edited; the rows, with whatever ids they hold, into
+        `folder`/lakehouse/inputs/`name`.parquet. `run` takes the campaign to its report. With another frame under the
+        same name, `run` replaces the earlier rows.
+
+        Args:
+            frame: pandas or Arrow frame with one row per unit.
+            treatment: column of the level that a unit got.
+            outcome: column, or `column=value` where the outcome is whether a column has a value; of several the first
+                is trained.
+            control: level that the others are compared with.
+            unit: column of the unit's id; by default one that looks like it, else the number of the row.
+            name: of the campaign: letters, digits and underscores.
+            folder: of conf/ and of the lakehouse.
+            progress: is called with each guess.
+            **options: see `events.quickstart.FrameOptions`: lower_is_better, value, cost, budget, propensity, feature,
+                drop, randomised.
+
+        Returns:
+            The campaign; nothing has run yet, and Spark has not started.
+
+        Raises:
+            ConfigError: a column, a level or an option is not there, or somebody edited the configuration.
+            DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
+        """
+        answers, home = answers_of(treatment, outcome, control, unit, options), Path(folder)
+        try:
+            checked_name(name, "campaign")
+            check_columns_of(answers, frame_table(frame).column_names)
+            path = save_frame(frame, home, name, progress)
+            conf, _ = prepare_conf(str(path), answers, home, name, lambda line: progress(python_options(line)))
+        except (ConfigError, DataError) as error:
+            raise type(error)(python_options(str(error))) from error
+        progress(f"wrote {conf}")
+        campaign = cls(conf)
+        campaign._replaces = True
+        return campaign
+
+    def run(self, *verbs: str, progress: ProgressCallback = print) -> Campaign:
+        """Run jobs one after another: those named, by default all from the source to the report.
+
+        The whole line is ingest, features, nuisances where nobody randomised, train, score, lift, policy where costs
+        and the outcome's value are known, and report. A job that has run with the same inputs adds nothing.
+
+        Args:
+            *verbs: of these jobs.
+            progress: is called with each line of progress.
+
+        Returns:
+            This campaign, whose `lift_table()`, `plot`, `report()` and so on read what the jobs wrote.
+
+        Raises:
+            ConfigError: there is no such job in the line; else as the jobs.
+        """
+        from uplift_spark.jobs import features, ingest, lift, nuisances, policy, report, score, train, whole_line
+
+        ingest_rows = partial(ingest.run, replace=self._replaces)
+        modules = (features, nuisances, train, score, lift, policy, report)
+        jobs: dict[str, Any] = {"ingest": ingest_rows, **{one.__name__.rpartition(".")[2]: one.run for one in modules}}
+        if unknown := [verb for verb in verbs if verb not in jobs]:
+            raise ConfigError(f"the line has no job {unknown[0]!r}: {hint(unknown[0], jobs)}")
+        for verb in verbs or whole_line(self.config):
+            jobs[verb](self, partial(_with_verb, progress, verb))
+        return self
 
     @property
     def name(self) -> str:
@@ -434,6 +528,10 @@ class CampaignReport:
             part.write_text(self.html, encoding="utf-8")
             part.replace(target)
         return path, latest
+
+
+def _with_verb(progress: ProgressCallback, verb: str, message: str) -> None:
+    progress(f"{verb:<9} {message}")
 
 
 @dataclass(frozen=True)

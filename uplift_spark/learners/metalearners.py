@@ -21,6 +21,7 @@ from uplift_spark.forest.forest import (
     Forest,
     load_forest,
     model_kind,
+    model_line,
     named,
     packed_file,
     read_file,
@@ -377,6 +378,9 @@ class Learned:
     fits: tuple[EffectModel, ...]
     facts: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return model_line(self, f"Learned {self.kind}")
+
     @property
     def kind(self) -> str:
         """See `Model.kind`."""
@@ -430,6 +434,9 @@ class PerLevel:
 
     forests: tuple[Forest, ...]
     levels: Levels
+
+    def __repr__(self) -> str:
+        return model_line(self, f"PerLevel of {len(self.forests)} forests")
 
     @property
     def kind(self) -> str:

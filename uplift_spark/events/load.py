@@ -51,7 +51,7 @@ from uplift_spark.lake.contracts import (
     row_hash,
     with_columns,
 )
-from uplift_spark.lake.schemas import EVENT_TABLE, QUARANTINE, RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of, optional_columns
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
 from uplift_spark.lake.tables import Lake
@@ -296,8 +296,6 @@ LOAD_FORMATS = ("csv", "parquet", "json", "delta")
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
 _STAMPS = ("source", RUN_ID, INGESTED_AT)
-# A source may lack these columns: then no row has a value. `value` of an outcome is required: its absence is a mistake.
-_OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
 # The rule that a row breaks if the table has it: it is left out, not rejected.
 ALREADY = "already_there"
@@ -485,7 +483,7 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
     """Raise DataError that spells out how the columns of a source differ from those of the table."""
     renamed = _renamed(load, frame)
     added = [field.name for field in added_columns(wanted)]
-    optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
+    optional = {*optional_columns(load.table), *(() if load.known_at else (_KNOWN_AT,)), *added}
     have = {field.name: field.dataType for field in _source_schema(frame)}
     required = {renamed.get(field.name, field.name): field for field in wanted}
     if load.historic and _KNOWN_AT in have:

@@ -37,7 +37,7 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import derive_run_id
-from uplift_spark.source_conf import LONG_AGO
+from uplift_spark.source_conf import LONG_AGO, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -326,7 +326,7 @@ class Campaign:
             return pd.DataFrame()
 
     def _page_caveats(self, scored: Scored) -> list[str]:
-        sentences = ["Simulated data: no real people."] if self.config.source.kind == "simulation" else []
+        sentences = ["Simulated data: no real people."] if isinstance(self.config.source, Simulation) else []
         if self.config.nuisances is not None:
             sentences.append(NO_TRIAL_CAVEAT)
         if not self.check_unseen(scored):

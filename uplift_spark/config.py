@@ -193,11 +193,13 @@ class Alarms:
     alpha         probability that an alarm is false, for each kind of alarm and outcome
     complete      share of the mature labels' events that should be known
     delivery_gap  difference of delivery rates between arms that does not matter
+    without_profile  share of the units without a profile when they were assigned up to which the job ends well
     """
 
     alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
     complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
     delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    without_profile: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -594,13 +596,14 @@ class Config:
     """One campaign: its name, its source, the roles of its columns, and a section for every step.
 
     campaign  name: letters, digits and underscores
+    source    what `uplift ingest` reads; left out where `uplift load` brings all rows
     seed      of everything that is random, 7 by default
     holdout   share of the units, by hash of their id, that no model is trained on
     """
 
     RUNS: ClassVar = {"ingest": "campaign source seed"}
     campaign: str
-    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")]
+    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")] | None
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -738,7 +741,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     if "features" in raw:
         raw["features"] = read_features(raw["features"], path)
     try:
-        return TypeAdapter(Config).validate_python(raw)
+        return TypeAdapter(Config).validate_python({"source": None, **raw})
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {_first_problem(error)}") from error
 

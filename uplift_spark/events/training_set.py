@@ -200,7 +200,7 @@ def with_weights(
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return set() if isinstance(source, Simulation) else {source.treatment, *source.outcomes}
+    return set() if source is None or isinstance(source, Simulation) else {source.treatment, *source.outcomes}
 
 
 def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str, str | None, datetime]]:

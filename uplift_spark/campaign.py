@@ -391,11 +391,9 @@ class Campaign:
             rows = rows.where(F.col("model_version") == model_version)
         mine = rows.select(RUN_ID).distinct().collect()
         runs = {row[RUN_ID] for row in mine}
-        history = self.lake.spark.sql(f"DESCRIBE HISTORY {self.lake.reference(table)}").orderBy(F.desc("version"))
-        wrote = history.select(F.get_json_object("userMetadata", "$.run_id").alias(RUN_ID)).collect()
-        for row in wrote:
-            if row[RUN_ID] in runs:
-                return str(row[RUN_ID])
+        for commit in self.lake.history(table):
+            if (run := commit.notes.get("run_id")) in runs:
+                return str(run)
         by = "" if model_version is None else f" by model version {model_version}"
         raise DataError(
             f"{table} has no run of campaign {self.name}{by} in its history: run `uplift {job}` with its conf"

@@ -73,6 +73,16 @@ def quiet_queries() -> None:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
+def on_this_machine(session: SparkSession) -> bool:
+    """Say whether the session reads and writes plain paths in the file system of this process: it has a local master,
+    and files of no named system are local ones. False for sessions of Connect, which may be anywhere."""
+    context = getattr(session, "_sc", None)
+    if context is None or not str(context.master).startswith("local"):
+        return False
+    hadoop = context._jsc.hadoopConfiguration()
+    return str(hadoop.get("fs.defaultFS", "file:///")).startswith("file:")
+
+
 def try_settings(session: SparkSession, settings: Mapping[str, str]) -> dict[str, str]:
     """Set what the session lets us set.
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from uplift_spark.config import Config, Lakehouse
-from uplift_spark.console import err, one_sentence, out, own_command, read_config
+from uplift_spark.console import err, main_command, out, read_config
 from uplift_spark.errors import NO_SPARK, UpliftError
 
 LEAST_MEMORY = 4.0  # GB that are free: a local session takes as much
@@ -197,5 +197,4 @@ def command(
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        own_command("doctor", command, __doc__)()
+    main_command(command, __doc__)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 import uplift_spark
 from tests.house import Module, banned_words, importers, modules, repeated_names
@@ -584,19 +583,3 @@ def test_every_dependency_is_pinned_and_no_index_is_named() -> None:
 
 def _distribution(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>!~; ]", requirement)[0]).lower()
-
-
-def test_bundle_runs_the_jobs_that_exist() -> None:
-    bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
-    (job,) = bundle["resources"]["jobs"].values()
-    tasks = {task["task_key"]: task for task in job["tasks"]}
-    assert list(tasks) == ["ingest", "features", "train", "score", "lift", "policy"]
-    for key, task in tasks.items():
-        assert task["spark_python_task"]["python_file"] == f"jobs/{key}.py"
-        assert (ROOT / "jobs" / f"{key}.py").is_file()
-        assert task["environment_key"] in {e["environment_key"] for e in job["environments"]}
-    after = {key: [d["task_key"] for d in task.get("depends_on", [])] for key, task in tasks.items()}
-    line = {"ingest": [], "features": ["ingest"], "train": ["features"], "score": ["train"]}
-    assert after == {**line, "lift": ["score"], "policy": ["score"]}
-    assert (ROOT / bundle["variables"]["conf"]["default"]).is_file()
-    assert len(bundle["targets"]) == 2

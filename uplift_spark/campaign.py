@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
+import pyarrow as pa
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError, hint
@@ -37,13 +39,14 @@ from uplift_spark.events.quickstart import (
     python_options,
     save_frame,
 )
+from uplift_spark.lake.contracts import EXACT_TIME
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
-from uplift_spark.source_conf import LONG_AGO
+from uplift_spark.source_conf import LONG_AGO, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +83,8 @@ class Campaign:
         self._replaces = False
 
     def __repr__(self) -> str:
-        house = self.config.lakehouse
-        return f"<Campaign {self.name}: {self.config.source.kind} in {house.catalog or house.path}>"
+        house, source = self.config.lakehouse, self.config.source
+        return f"<Campaign {self.name}: {'loaded' if source is None else source.kind} in {house.catalog or house.path}>"
 
     @classmethod
     def from_frame(
@@ -189,8 +192,11 @@ class Campaign:
         return derive_run_id(job, self.config, **inputs)
 
     def reports(self, run_id: str) -> Path:
-        """Folder of a run's pictures: inside the lakehouse's folder, else (catalogs, URIs) below `reports` here."""
+        """Folder of a run's pictures: below `lakehouse.reports`, else in the lakehouse's folder, else (catalogs, URIs)
+        below `reports` here."""
         house = self.config.lakehouse if self._lake is None else self._lake.lakehouse
+        if house.reports is not None:
+            return Path(house.reports) / self.name / run_id
         remote = house.catalog or (re.sub(r"[^\w.-]+", "_", house.path) if re.match(r"\w[\w+.-]+:", house.path) else "")
         return (Path("reports") / remote if remote else Path(house.path) / "reports") / self.name / run_id
 
@@ -367,8 +373,12 @@ class Campaign:
 
         Raises DataError when nothing was decided.
         """
-        run_id = run_id or self._newest_run(DECISIONS_TABLE, "policy")
+        run_id = run_id or self.plan_run()
         return self.lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == self.name) & (F.col(RUN_ID) == run_id))
+
+    def plan_run(self, version: int | str | None = None) -> str:
+        """Id of the campaign's newest plan, or of the newest by a model version. Raises DataError without one."""
+        return self._newest_run(DECISIONS_TABLE, "policy", None if version is None else str(version))
 
     def report(self) -> CampaignReport:
         """The report of the newest lift run: a page (`html`), shown as such in a notebook; as text its tables. Raises
@@ -404,13 +414,13 @@ class Campaign:
     def _plan_curve(self, scored: Scored) -> pd.DataFrame:
         """Rows of gold.policy_curve of the model's newest plan; none where it made no plan with a budget."""
         try:
-            run_id = self._newest_run(DECISIONS_TABLE, "policy", scored.model_version)
+            run_id = self.plan_run(scored.model_version)
             return self.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == run_id).toPandas()
         except DataError:
             return pd.DataFrame()
 
     def _page_caveats(self, scored: Scored) -> list[str]:
-        sentences = ["Simulated data: no real people."] if self.config.source.kind == "simulation" else []
+        sentences = ["Simulated data: no real people."] if isinstance(self.config.source, Simulation) else []
         if self.config.nuisances is not None:
             sentences.append(NO_TRIAL_CAVEAT)
         if not self.check_unseen(scored):
@@ -435,7 +445,7 @@ class Campaign:
     def sql(self, query: str) -> pd.DataFrame:
         """All rows of a query that only reads. Raises ConfigError for another one, and for one that does not run."""
         check_reads(query)
-        return first_rows(self.lake, query)
+        return arrow_frame(query_rows(self.lake, query))
 
     def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
         run_id = run_id or self.lift_run
@@ -478,7 +488,10 @@ class Campaign:
         for commit in self.lake.history(table):
             if (run := commit.notes.get("run_id")) in runs:
                 return str(run)
-        raise DataError(f"{table} has no run of campaign {self.name} in its history: run `uplift {job}` with its conf")
+        by = "" if model_version is None else f" by model version {model_version}"
+        raise DataError(
+            f"{table} has no run of campaign {self.name}{by} in its history: run `uplift {job}` with its conf"
+        )
 
     def queries_to_try(self, lift_run: str) -> list[str]:
         """Three questions of an analyst to the tables of a lift run; each stands between double quotes in a shell."""
@@ -603,13 +616,78 @@ def check_reads(query: str) -> None:
         raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
 
 
-def first_rows(lake: Lake, query: str, limit: int | None = None) -> pd.DataFrame:
-    """First `limit` rows, or all; what Spark says about a wrong query becomes one sentence, a ConfigError."""
+def query_rows(lake: Lake, query: str, limit: int | None = None, as_text: bool = False) -> pa.Table:
+    """Rows of a query that only reads: the first `limit`, or all.
+
+    Args:
+        lake: Where its tables are.
+        query: SQL; two of its columns may have one name.
+        limit: Most rows to give.
+        as_text: Have Spark write dates, times, bytes (hexadecimal) and nested values (JSON) as texts, so that only
+            numbers, truth values and texts remain; else only the types that Arrow lacks, such as intervals.
+
+    Returns:
+        An Arrow table: no value is rounded, and null is neither NaN nor an empty text.
+
+    Raises:
+        ConfigError: Spark refuses the query; what it says in one sentence.
+    """
     try:
         rows = lake.sql(query)
-        return (rows if limit is None else rows.limit(limit)).toPandas()
+        names = rows.columns
+        rows = rows.toDF(*(f"c{number}" for number in range(len(names))))
+        values = [_readable(field, as_text).alias(field.name) for field in rows.schema]
+        rows = rows.select(*values) if values else rows
+        return (rows if limit is None else rows.limit(limit)).toArrow().rename_columns(names)
     except PySparkException as error:
         raise ConfigError(f"the query does not run: {str(error).strip().splitlines()[0]}") from error
+
+
+_PLAIN = (
+    *(T.BooleanType, T.ByteType, T.ShortType, T.IntegerType, T.LongType, T.FloatType, T.DoubleType, T.DecimalType),
+    *(T.StringType, T.NullType),
+)
+_OF_ARROW = (T.DateType, T.TimestampType, T.TimestampNTZType, T.BinaryType)
+
+
+def _readable(field: T.StructField, as_text: bool) -> Column:
+    """A column of a query as it is, or as text, see `query_rows`."""
+    kind, value = field.dataType, F.col(field.name)
+    if isinstance(kind, _PLAIN):
+        return value
+    if isinstance(kind, T.BinaryType) and as_text:
+        return F.hex(value)
+    if isinstance(kind, T.ArrayType | T.MapType | T.StructType) and (as_text or not _known_to_arrow(kind)):
+        return F.to_json(value, EXACT_TIME)
+    return value.cast("string") if as_text or not _known_to_arrow(kind) else value
+
+
+def _known_to_arrow(kind: T.DataType) -> bool:
+    if isinstance(kind, T.ArrayType):
+        return _known_to_arrow(kind.elementType)
+    if isinstance(kind, T.MapType):
+        return _known_to_arrow(kind.keyType) and _known_to_arrow(kind.valueType)
+    if isinstance(kind, T.StructType):
+        names = kind.fieldNames()
+        return len(set(names)) == len(names) and all(_known_to_arrow(field.dataType) for field in kind)
+    return isinstance(kind, (*_PLAIN, *_OF_ARROW))
+
+
+def arrow_frame(table: pa.Table) -> pd.DataFrame:
+    """A pandas frame of an Arrow table in which nothing is rounded: whole numbers beside nulls are `Int64`, dates and
+    decimals objects, times without a zone (UTC) in microseconds; dates beyond the year 9999 are texts."""
+    columns = []
+    for column in table.columns:
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp(column.type.unit))
+        kind = pd.Int64Dtype() if pa.types.is_integer(column.type) and column.null_count else None
+        exact = {"date_as_object": True, "integer_object_nulls": True, "types_mapper": {column.type: kind}.get}
+        try:
+            columns.append(column.to_pandas(**exact))
+        except ValueError:  # Python's dates end with the year 9999, Spark's do not
+            columns.append(column.cast(pa.string()).to_pandas())
+    frame = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=range(len(table)))
+    return frame.set_axis(table.column_names, axis=1)
 
 
 def table_sizes(lake: Lake) -> list[tuple[str, int, int]]:

@@ -20,7 +20,17 @@ import typer
 
 import uplift_spark
 from uplift_spark import console
-from uplift_spark.console import ConfOption, SetOption, err, out, print_details, print_tables, program, rich_table
+from uplift_spark.console import (
+    ConfOption,
+    SetOption,
+    csv_text,
+    err,
+    out,
+    print_details,
+    print_tables,
+    program,
+    rows_table,
+)
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import DEMO_JOBS, whole_line
 
@@ -160,19 +170,23 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 50,
     format_: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
 ) -> None:
-    """Print the rows of a query over the tables."""
+    """Print the rows of a query over the tables.
+
+    In CSV an empty cell is NULL, "" an empty text and NaN no number; times are in UTC, bytes in hexadecimal digits,
+    nested values in JSON.
+    """
     if format_ not in ("table", "csv"):
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
-    from uplift_spark.campaign import check_reads, first_rows
+    from uplift_spark.campaign import check_reads, query_rows
 
     check_reads(query)
     with console.open_lake(_lakehouse(conf, set_)) as lake:
-        rows = first_rows(lake, query, limit + 1)
-    shown = rows.head(limit)
+        rows = query_rows(lake, query, limit + 1, as_text=True)
+    shown = rows.slice(0, limit)
     if format_ == "csv":
-        sys.stdout.write(shown.to_csv(index=False))
+        sys.stdout.write(csv_text(shown))
     else:
-        out().print(rich_table(shown))
+        out().print(rows_table(shown))
     if len(rows) > limit:
         err().print(f"only the first {limit} rows are shown: use --limit for more")
 

@@ -80,6 +80,11 @@ def open_source(config: Config, lake: Lake, progress: ProgressCallback) -> OpenS
     Raises ConfigError for a declaration that cannot be kept, DataError for files and tables that cannot be read.
     """
     source = config.source
+    if source is None:
+        raise ConfigError(
+            "the configuration has no `source` to ingest: add one, or bring the rows of bronze.assignment, "
+            "bronze.outcome and the profile by `uplift load`, and go on with `uplift features`"
+        )
     if isinstance(source, TrialConf) and source.sha256 is None:
         path = find(source)
         return OpenSource(None, str(path), {"content": content_digest([path])})

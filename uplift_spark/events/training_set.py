@@ -205,7 +205,7 @@ def with_weights(
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return set() if isinstance(source, Simulation) else {source.treatment, *source.outcomes}
+    return set() if source is None or isinstance(source, Simulation) else {source.treatment, *source.outcomes}
 
 
 def _arrivals(

@@ -234,7 +234,14 @@ class Lake:
             stored = old_names(contract_of(table), (self._schema(table) or StructType()).fieldNames())
             condition += f" AND {stored.get(CAMPAIGN, CAMPAIGN)} = '{checked_name(campaign)}'"
             rows = rows.where(F.col(CAMPAIGN) == campaign)
-        if n := rows.count():
+        return self._delete(table, condition, rows.count())
+
+    def delete_rows(self, table: str, condition: str) -> int:
+        """Delete the rows for which the SQL `condition` holds, as `delete_runs` does. Returns how many there were."""
+        return self._delete(table, condition, self.read(table).where(condition).count())
+
+    def _delete(self, table: str, condition: str, n: int) -> int:
+        if n:
             with self.unlocked(table):
                 statement = f"DELETE FROM {self.reference(table)} WHERE {condition}"
                 retried(lambda: self.spark.sql(statement).collect(), table, "a deletion")

@@ -167,9 +167,6 @@ class Folder:
         # Spark resolves a relative path against the server's folder, users against theirs.
         self.path = absolute(path.rstrip("/"))
         self.checkpoints: str | None = f"{self.path}/_checkpoints"
-        # A local session's files are this process's, too: to read the log here takes a millisecond, by Spark a third
-        # of a second, and every write looks there.
-        self._here = on_this_machine(spark) and ":/" not in self.path
 
     def name(self, table: str) -> str:
         return ".".join(f"`{part}`" for part in table.split("."))
@@ -181,8 +178,10 @@ class Folder:
         return reader.load(self._location(table))
 
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
-        log = Path(self._location(table), "_delta_log")
-        if not (self._here and log.is_dir()):  # a plain path may also be one of a cluster's own file system
+        # A local session's files are this process's, too: to read the log here takes a millisecond, by Spark a third
+        # of a second, and every write looks there.
+        log = self._here(self._location(table), "_delta_log")
+        if log is None:
             return _described(self._spark, self.reference(table), limit)
         files = sorted((file for file in log.iterdir() if re.fullmatch(r"\d{20}\.json", file.name)), reverse=True)
         return [_logged(file) for file in islice(files, limit)]
@@ -202,8 +201,8 @@ class Folder:
         return writer.start(self._location(table))
 
     def tables(self) -> list[str]:
-        if self._here and Path(self.path).is_dir():
-            logs = Path(self.path).glob("*/*/_delta_log/*.json")
+        if (folder := self._here(self.path)) is not None:
+            logs = folder.glob("*/*/_delta_log/*.json")
             return sorted({f"{log.parents[2].name}.{log.parents[1].name}" for log in logs})
         pattern = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
@@ -239,6 +238,11 @@ class Folder:
             f"{schema}.{row['tableName']}": re.search(r"^Location: (.*)$", row["information"], re.M) for row in listed
         }
         return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in locations.items()}
+
+    def _here(self, *parts: str) -> Path | None:
+        """The folder, if this process sees it as Spark does; a plain path may also be one of a cluster's file system."""
+        folder = Path(*parts)
+        return folder if on_this_machine(self._spark) and ":/" not in self.path and folder.is_dir() else None
 
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"

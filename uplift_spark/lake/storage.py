@@ -240,7 +240,7 @@ class Folder:
         return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in locations.items()}
 
     def _here(self, *parts: str) -> Path | None:
-        """The folder, if this process sees it as Spark does; a plain path may also be one of a cluster's file system."""
+        """The folder, if this process sees it as Spark does: a plain path may be one of a cluster's file system."""
         folder = Path(*parts)
         return folder if on_this_machine(self._spark) and ":/" not in self.path and folder.is_dir() else None
 

@@ -13,8 +13,8 @@ from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
-from uplift_spark.evaluation.report import caveats, lift_summary
 from uplift_spark.evaluation.spark import against_truth, evaluate, winsorised
+from uplift_spark.evaluation.summary import caveats, lift_summary
 from uplift_spark.lake.schemas import gold_table
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 

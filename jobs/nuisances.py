@@ -22,7 +22,7 @@ from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
 from uplift_spark.evaluation.average_effects import average_table, balance_table, hidden_table, overlap_table
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import balance_picture, save
-from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, interval, number
+from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, interval, number
 from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.learners.nuisances import Sample
 from uplift_spark.learners.spark import TRIMMED, fit_folds, refutations, sampled_rows, with_scores

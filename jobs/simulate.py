@@ -22,7 +22,7 @@ from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.comparison import ANY_LEVEL
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.report import interval, number
+from uplift_spark.evaluation.summary import interval, number
 from uplift_spark.lake.schemas import SCENARIOS_TABLE, silver_table
 from uplift_spark.policy.planning import PolicyInputs, PolicyResult, candidates_of, decide, policy_inputs
 from uplift_spark.policy.spark import decided

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import uplift_spark
 from tests.house import Module, banned_words, importers, modules, repeated_names
+from uplift_spark.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "uplift_spark"
@@ -396,6 +398,31 @@ def test_public_names_have_one_home() -> None:
         of("jobs.d", "def run(): ..."),
     ]
     assert repeated_names(twice) == {"fit": ["uplift_spark.stats.a", "uplift_spark.forest.b"]}
+
+
+def lost_references(every: list[Module]) -> list[str]:
+    """`module.name` in texts, where the module has nothing of that name any more."""
+    names: dict[str, set[str]] = {}
+    for module in every:
+        *_, room, stem = ["", *module.name.split(".")]
+        names.setdefault(room, set()).add(stem)
+        here = names.setdefault(stem, set())
+        for node in ast.walk(module.tree):
+            known = (getattr(node, field, None) for field in ("name", "asname", "id", "attr", "arg"))
+            here |= {name.rsplit(".", 1)[-1] for name in known if isinstance(name, str)}
+    sections = {field.name for field in fields(Config)}  # `policy.exclude` is a key
+    return [
+        f"{module.name}: {reference} is not there"
+        for module in every
+        for reference, stem, name in re.findall(r"(`([a-z_]+)\.(\w+)`)", module.text)
+        if stem in names.keys() - sections and name not in names[stem] and not name.startswith("py")
+    ]
+
+
+def test_names_in_texts_exist() -> None:
+    assert lost_references(modules(ROOT)) == []
+    moved = [of("stats.a", "def fit(): ..."), of("forest.b", "x = 1  # see `a.fit`, `a.grow`, `labels.as_of`, `c.x`")]
+    assert lost_references(moved) == ["uplift_spark.forest.b: `a.grow` is not there"]
 
 
 def small_splinters(every: list[Module]) -> list[str]:

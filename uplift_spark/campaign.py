@@ -21,7 +21,6 @@ from pyspark.sql import types as T
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
-from uplift_spark.evaluation.page import PageData, page_text, profile_of, render_page
 from uplift_spark.evaluation.pictures import (
     budget_picture,
     calibration_picture,
@@ -29,7 +28,8 @@ from uplift_spark.evaluation.pictures import (
     dose_picture,
     qini_picture,
 )
-from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, lift_summary
+from uplift_spark.evaluation.report import PageData, page_text, profile_of, render_page
+from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (
     FrameOptions,

@@ -1,63 +1,94 @@
-"""What a person reads at the end: tables, true values, and plain words on what the data do not show."""
+"""The report's page: its advice, its figures against the tables, and names that hold markup."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
 
 from tests.evaluation.test_lift_tables import MONEY, evaluation
 from uplift_spark.evaluation.lift_tables import lift_table
-from uplift_spark.evaluation.metrics import Arms, Truth, metric_table
-from uplift_spark.evaluation.report import caveats, interval, lift_summary, number
-from uplift_spark.stats.curves import Curve
+from uplift_spark.evaluation.metrics import curve_table, metric_table
+from uplift_spark.evaluation.report import PROFILE_COLUMNS, PageData, page_text, plan_rows, render_page, short, traits
+from uplift_spark.evaluation.svg import ticks
 
 
-def _text(source, truth=None):
-    return lift_summary(lift_table(source, MONEY), metric_table(source), truth)
+def page_of(effect=(0.4, 0.0), n=400, **changes):
+    source = evaluation(effect, n=n)
+    tables = lift_table(source, MONEY), curve_table(source), metric_table(source)
+    parts = {"rates": source.rates, "value": MONEY.value, "cost": MONEY.cost, **changes}
+    return PageData("spring", "none", *tables, units=5000, date="2025-01-06", **parts)
 
 
-def test_tables_hold_the_figures():
-    text = _text(evaluation((0.4, 0.0), n=400))
-    assert "Lift of mail on visit, by decile of predicted uplift" in text
-    (first,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["1"]]
-    assert first[1:6] == ["800", "800", "0.59", "0.2", "0.2921"]
-    assert "all" in text and "calibration_slope" in text
-    assert "not distinguishable" not in text and "true value" not in text
-    assert all(len(line) <= 120 for line in text.splitlines())
+def test_the_tenths_that_pay_are_advised_and_judged_by_the_hold_out():
+    data = page_of()
+    best = data.best
+    # 7 * effect exceeds .5 where the effect exceeds .0714: in the first 7 of 10 tenths.
+    predicted = data.rows("mail", "decile")["predicted_uplift"]
+    assert best.action == "best" and best.share == (predicted * 7 > 0.5).mean() == 0.7
+    gain = data.curve.query("outcome == 'visit' and fraction.round(6) == .7").iloc[0]
+    assert best.net["value"] == pytest.approx(7 * gain["gain"] - 0.7 * 0.5)
+    assert best.net["lower"] == pytest.approx(7 * gain["gain_lower"] - 0.7 * 0.5)
+    assert "Give mail to the best 70 %" in page_text(data)
 
 
-def test_true_values_stand_beside_the_estimates():
-    curve = evaluation((0.4, 0.0)).curves[0]
-    one = Curve(curve.fraction[0], curve.gain[0])
-    best = Curve(curve.fraction[0], 2 * curve.gain[0])
-    truth = {"mail": Truth(rmse=0.0123, correlation=0.9, average_effect=0.2, curve=one, oracle=best)}
-    text = _text(evaluation((0.4, 0.0)), truth)
-    (qini,) = [line.split() for line in text.splitlines() if line.split()[:3] == ["visit", "mail", "qini"]]
-    assert qini[-2:] == [number(float(one.qini)), number(float(best.qini))]
-    assert "best possible" in text and "…" not in text
-    assert "root mean squared error 0.0123, correlation 0.900" in text
+@pytest.mark.parametrize(
+    ("changes", "badge"),
+    [
+        ({"effect": (0.0, 0.0)}, "Do not use mail"),
+        ({"effect": (0.0, 0.0), "cost": {}}, "mail is not proven"),
+        ({"effect": (0.2, 0.2)}, "Give mail to everyone"),
+        ({"n": 1}, "Too few units to judge mail"),
+    ],
+)
+def test_every_case_has_its_advice(changes, badge):
+    data = page_of(**changes)
+    assert badge in page_text(data) and badge in render_page(data)
 
 
-def test_what_the_data_do_not_support_is_said():
-    text = _text(evaluation((0.0, 0.0)))
-    assert "average effect of mail on visit: 0 (" in text
-    assert "Qini of mail on spend: " in text and text.count("is not distinguishable from zero.") == 4
-    thin = _text(evaluation(n=10))
-    assert "20 of 26 rows of the lift table have too few units in an arm for a mean: null." in thin
+def test_every_figure_from_a_table_is_a_number_of_that_table():
+    data = page_of()
+    html = render_page(data)
+    known = {"metrics": data.metrics[["value", "lower", "upper"]].to_numpy().ravel()}
+    pattern = r'<data value="([^"]*)" data-of="([^"]*)" data-scale="([^"]*)">([^<]*)</data>'
+    figures = re.findall(pattern, html)
+    checked = [(float(v), float(by), text, of) for v, of, by, text in figures if of in known]
+    assert len(figures) > 20 and len(checked) >= 6
+    assert all(value in known[of] and text == short(value * by) for value, by, text, of in checked)
+    assert html.count("<data ") == len(figures)
 
 
-def test_caveats():
-    trial = Arms({"a": 1, "b": 1}, logged=True, weighted=False, largest_weight=1.0, largest_outcomes=(1.0,))
-    assert caveats(trial, unseen=True) == []
-    assert len(caveats(Arms(trial.units, False, False, 1.0, (1.0,)), unseen=False)) == 2
-    assert caveats(trial, unseen=True, fitted=True)[0].startswith("This was no trial")
-    assert "inverse" in caveats(Arms(trial.units, True, True, 3.0, (1.0,)), unseen=True)[0]
+def test_plans_without_a_budget_follow_the_curve():
+    _, rows = plan_rows(page_of())
+    gain = page_of().gain("mail", 0.3)
+    assert rows[1]["units"] == 1500 and rows[1]["cost"] == 750
+    assert rows[1]["value"] == pytest.approx(5000 * gain["gain"] * 7 - 750)
 
 
-def test_few_clusters_are_said():
-    units = {"none": 4000, "mail": 4000}
-    many, few = (Arms(units, True, False, 1.0, (1.0,), {}, {"none": 50, "mail": n}) for n in (60, 39))
-    assert caveats(many, unseen=True) == [
-        "Units come in clusters, which intervals take as independent (none 50, mail 60)."
-    ]
-    assert "below 40 intervals are too narrow" in caveats(few, unseen=True)[0]
+def test_the_page_is_alone_and_shows_names_as_text():
+    name = """<script>alert("x")</script> & 'mail' \U0001f4e7"""
+    data = page_of()
+    tables = (table.replace({"mail": name}) for table in (data.lift, data.curve, data.metrics))
+    html = render_page(PageData(name, name, *tables, units=10, date="", caveats=[name], facts=[(name, name)]))
+    assert "<script" not in html and "&lt;script&gt;" in html and "\U0001f4e7" in html
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", html)
 
 
-def test_unknown_numbers_are_dashes():
-    assert number(float("nan")) == "-" and number(0.123456) == "0.1235"
-    assert interval(float("nan"), 1.0) == "not known" and interval(-1.0, 2.0) == "-1 to 2"
+def test_empty_tables_are_a_sentence():
+    empty = page_of()
+    none = PageData("spring", "none", empty.lift[:0], empty.curve[:0], empty.metrics[:0], units=0, date="")
+    assert "no level to judge" in page_text(none) and "no level to judge" in render_page(none)
+
+
+def test_traits_are_the_strongest_differences():
+    rows = [("mail", b, f, c, 1, v, s) for f, c, s, values in (
+        ("age", None, 10.0, (30, 40, 50)), ("city", "x", 0.5, (0.9, 0.5, 0.1)), ("flat", None, 1.0, (1, 1.1, 1)),
+    ) for b, v in zip(("1", "all", "10"), values, strict=True)]  # fmt: skip
+    found = traits(pd.DataFrame(rows, columns=list(PROFILE_COLUMNS)), "mail")
+    assert [(t["name"], t["best"], t["worst"]) for t in found] == [("age", 30, 50), ("city is x", 0.9, 0.1)]
+
+
+def test_ticks_and_numbers_are_round():
+    assert ticks(-0.3, 4.1) == [-1, 0, 1, 2, 3, 4, 5]
+    assert ticks(0, 0) == [0, 1] == ticks(np.nan, 1)
+    assert [short(v) for v in (0.012345, 1234.6, 99.96, 0.0, float("nan"))] == ["0.0123", "1,235", "100", "0", "-"]

@@ -46,7 +46,7 @@ def write_pictures(
     calibration_<outcome>.png is written for the outcome the model predicts, dose_<outcome>.png where `roles` give at
     least two of the levels compared with control a dose.
 
-    Tables are those of `evaluation.curve_table`, `evaluation.metric_table` and `lift.lift_table`; `truth` draws the
+    Tables are those of `metrics.curve_table`, `metrics.metric_table` and `lift_tables.lift_table`; `truth` draws the
     true curves of the outcome the model predicts; outcomes in `rates` are shown in percentage points. Raises
     EnvironmentProblem without matplotlib.
     """
@@ -329,7 +329,7 @@ _MOST_FEATURES = 30
 def comparison_picture(metrics: pd.DataFrame, curves: pd.DataFrame, rate: bool) -> Figure:
     """Qini of every model by level with 95 % intervals, and their cost curves, the first model's with its band.
 
-    metrics  `comparing.compared_metrics`        curves  `comparing.cost_curves`        rate  outcome is 0 or 1
+    metrics  `comparison.compared_metrics`        curves  `comparison.cost_curves`        rate  outcome is 0 or 1
     """
     figure = empty_figure(11.0, 4.6)
     left, right = figure.subplots(1, 2)
@@ -381,7 +381,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
 def balance_picture(balance: pd.DataFrame, negligible: float) -> Figure:
     """A love plot: what differs most between each level and the control, as units are and weighed by propensity.
 
-    balance  `averages.balance_table`        negligible  standardised difference
+    balance  `average_effects.balance_table`        negligible  standardised difference
     """
     kinds = {"difference": ("as they are", MUTED), "difference_weighted": ("weighed", COLOURS[0])}
     named = balance["feature"] + balance["category"].map(lambda c: "" if c is None else f" = {c}").astype(str)

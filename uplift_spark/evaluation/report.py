@@ -1,162 +1,539 @@
-"""The evaluation as text for a terminal: lift by decile, metrics with intervals, and what the data do not show.
+"""The report of a campaign as one page: what to do, for whom, what it brings, how sure, and what the data do not show.
 
-`lift_summary` writes the report, `caveats` the sentences on what its figures rest on.
+`render_page` writes the page from rows of gold tables; it needs no network and no script. `level_verdict`
+decides what is advised about one level. Which deciles to treat is decided by predictions, and judged by the outcomes
+of a hold-out that had no say in it.
+
+Every figure stands in a `<data>` element: `value` is the number as it is in the table, `data-of` names its source.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Hashable, Mapping, Sequence
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import NumericType
 
-from uplift_spark.evaluation.lift_tables import LOW_CLUSTERS, unclear_metrics
-from uplift_spark.evaluation.metrics import METRICS, Arms, Cut, Truth
+from uplift_spark.evaluation.lift_tables import SEGMENT
+from uplift_spark.evaluation.svg import bars_svg, curves_svg, whiskers_svg
+from uplift_spark.roles import TREATMENT, UNIT
 
-_WIDTH = 140
-_HEADS = ("decile", "treated", "control", "mean treated", "mean control", "predicted", "uplift", "95 % interval", "ROI")
-_MEANING = {"ate": "average effect", "qini": "Qini"}
+PROFILE_COLUMNS = ("treatment", "bucket", "feature", "category", "n", "value", "spread")
+"""Columns of a profile: mean, or share of a category, and spread of a feature in a tenth of the ranking."""
 
-
-def number(value: float) -> str:
-    """Format a number with four significant digits; a dash where it is unknown."""
-    return "-" if pd.isna(value) else f"{value:.4g}"
-
-
-def amount(value: float) -> str:
-    """Format an amount: whole from 1,000 on, else with four significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else number(value)
+_STRONG = 0.15  # standard deviations: a smaller difference is not worth a manager's attention
+_MOST_TRAITS, _MOST_BUCKETS = 6, 8
+_SIGNIFICANT = 0.05
+_SHARES = (0.1, 0.3, 0.5)  # of the units, for a plan without a budget
 
 
-def interval(lower: float, upper: float) -> str:
-    """Format an interval as `a to b`, or `not known`."""
-    return "not known" if pd.isna(lower) or pd.isna(upper) else f"{number(lower)} to {number(upper)}"
+@dataclass(frozen=True)
+class PageData:
+    """What a page is made from.
 
+    lift, curve, metrics  rows of gold.lift_table, gold.uplift_curve and gold.uplift_metrics of one run
+    profile   rows as of `profile_of`: tenths 1 and 10 of each level's ranking, and all
+    plan      rows of gold.policy_curve of the campaign's newest plan; empty without one
+    units     in the training table
+    rates     outcomes that are 0 or 1: shown in percentage points
+    value     {outcome: money that one is worth}       cost  {level: money that treating one unit costs}
+    facts     (label, text) of how it was done         caveats  sentences on what the figures rest on
+    """
 
-def lift_summary(lift: pd.DataFrame, metrics: pd.DataFrame, truth: dict[str, Truth] | None = None) -> str:
-    """Plain text: one lift table per level for the predicted outcome, metrics of all outcomes, and plain statements."""
-    outcome = lift["outcome"].iloc[0]
-    parts = [_decile_table(rows, outcome, level) for level, rows in _by_level(lift[lift["outcome"] == outcome])]
-    parts.append(_metric_table(metrics, truth or {}))
-    statements = (*truth_statements(truth or {}, outcome), *plain_statements(lift, metrics))
-    return "\n".join([tables_text(parts), "", *statements])
+    campaign: str
+    control: str
+    lift: pd.DataFrame
+    curve: pd.DataFrame
+    metrics: pd.DataFrame
+    units: int
+    date: str
+    profile: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROFILE_COLUMNS)))
+    plan: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rates: frozenset[str] = frozenset()
+    value: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    facts: Sequence[tuple[str, str]] = ()
+    caveats: Sequence[str] = ()
 
+    @property
+    def outcome(self) -> str:
+        """The outcome that the model predicts: the first of the lift table."""
+        return "" if self.lift.empty else str(self.lift["outcome"].iloc[0])
 
-def tables_text(tables: Sequence[Table]) -> str:
-    """Write tables one below the other as plain text."""
-    console = Console(
-        file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False, markup=False, emoji=False
-    )
-    for table in tables:
-        console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines).rstrip()
+    @property
+    def levels(self) -> list[str]:
+        """Treated levels in the lift table's order."""
+        return list(dict.fromkeys(self.lift["treatment"]))
 
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """What is advised about each level."""
+        return [level_verdict(self, level) for level in self.levels]
 
-def text_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Make a table of texts: the first column names the row, the others hold figures."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for position, head in enumerate(heads):
-        table.add_column(head, justify="right" if position else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    @property
+    def best(self) -> Verdict | None:
+        """The level to use: of those that are shown to pay the one predicted to bring most, else of all."""
+        return max(self.verdicts, key=lambda one: (one.is_advised, one.promise), default=None)
 
+    def rows(self, level: str, cut: str, outcome: str | None = None) -> pd.DataFrame:
+        """Rows of the lift table of one level, cut and outcome."""
+        mine = (self.lift["treatment"] == level) & (self.lift["cut"] == cut)
+        return self.lift[mine & (self.lift["outcome"] == (outcome or self.outcome))]
 
-def _by_level(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(level, table[table["treatment"] == level]) for level in table["treatment"].unique()]
-
-
-def _decile_table(rows: pd.DataFrame, outcome: str, level: str) -> Table:
-    table = Table(title=f"Lift of {level} on {outcome}, by decile of predicted uplift", box=box.SIMPLE_HEAD)
-    for head in _HEADS:
-        table.add_column(head, justify="right", no_wrap=True)
-    shown = rows[rows["cut"].isin(["decile", "all"])].sort_values("cut", ascending=False, kind="stable")
-    for row in shown.to_dict("records"):
-        counts = [format(row[c], ",") for c in ("n_treated", "n_control")]
-        figures = [number(row[c]) for c in ("mean_treated", "mean_control", "predicted_uplift", "uplift")]
-        bounds = interval(row["uplift_lower"], row["uplift_upper"])
-        table.add_row(row["bucket"], *counts, *figures, bounds, number(row["roi"]))
-    return table
-
-
-def _metric_table(metrics: pd.DataFrame, truth: dict[str, Truth]) -> Table:
-    table = Table(title="Metrics with 95 % bootstrap intervals", box=box.SIMPLE_HEAD)
-    for head in ("outcome", "treatment", "metric"):
-        table.add_column(head, no_wrap=True)
-    for head in ("value", "95 % interval", *(("true value", "best possible") if truth else ())):
-        table.add_column(head, justify="right", no_wrap=True)
-    predicted = metrics["outcome"].iloc[0]
-    for row in metrics.to_dict("records"):
-        known = _true_values(truth.get(row["treatment"]), row["metric"]) if row["outcome"] == predicted else ("", "")
-        # A p-value has no interval.
-        bounds = "" if row["metric"].endswith("_p") else interval(row["lower"], row["upper"])
-        cells = (row["outcome"], row["treatment"], row["metric"], number(row["value"]), bounds)
-        table.add_row(*cells, *(known if truth else ()))
-    return table
-
-
-def _true_values(truth: Truth | None, metric: str) -> tuple[str, str]:
-    """True value of a metric for the model's ranking, and for the ranking by the true effect."""
-    if truth is None or metric not in METRICS:
-        return "", ""
-    model, oracle = (number(float(METRICS[metric](curve))) for curve in (truth.curve, truth.oracle))
-    return model, "" if metric == "ate" else oracle
-
-
-def truth_statements(truth: dict[str, Truth], outcome: str) -> list[str]:
-    """One sentence per level on the predictions' distance from the true effects."""
-    return [
-        f"Predicted against true effect of {level} on {outcome}: root mean squared error {number(accuracy.rmse)}, "
-        f"correlation {accuracy.correlation:.3f}, true Qini {number(float(accuracy.curve.qini))} "
-        f"of at best {number(float(accuracy.oracle.qini))}."
-        for level, accuracy in truth.items()
-    ]
-
-
-def plain_statements(lift: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
-    """Sentences on what the data do not support: metrics not distinguishable from zero, rows with too few units."""
-    sentences = [_unclear(row) for row in unclear_metrics(metrics).to_dict("records")]
-    if thin := int(lift["uplift"].isna().sum()):
-        sentences.append(f"{thin} of {len(lift)} rows of the lift table have too few units in an arm for a mean: null.")
-    return sentences
-
-
-def _unclear(row: dict[Hashable, Any]) -> str:
-    figure = f"{number(row['value'])} ({interval(row['lower'], row['upper'])})"
-    what = f"{_MEANING[row['metric']]} of {row['treatment']} on {row['outcome']}"
-    return f"{what}: {figure} is not distinguishable from zero."
-
-
-NO_TRIAL_CAVEAT = (
-    "This was no trial: figures hold if whatever decided the treatment, and matters to the outcome, is a feature."
-)
-
-
-def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None, fitted: bool = False) -> list[str]:
-    """Sentences on what the figures rest on, where that is not a randomised trial with a hold-out known to be one."""
-    sentences = cut_off(cuts or {})
-    if not arms.logged:
-        sentences.append("Propensities were not logged: arms are compared as if every unit had the same propensities.")
-    if fitted:
-        sentences.append(NO_TRIAL_CAVEAT)
-    if arms.weighted:
-        sentences.append("Propensities vary within an arm: units count by the inverse of theirs.")
-    if arms.clusters:
-        counted = ", ".join(f"{arm} {n:,}" for arm, n in arms.clusters.items())
-        few = f"; below {LOW_CLUSTERS} intervals are too narrow" if min(arms.clusters.values()) < LOW_CLUSTERS else ""
-        sentences.append(f"Units come in clusters, which intervals take as independent ({counted}{few}).")
-    if not unseen:
-        sentences.append(
-            "The model is not in the registry: nobody knows whether it was trained on units of this hold-out."
+    def metric(self, name: str, level: str, outcome: str | None = None) -> dict[str, float]:
+        """Value, lower and upper of one metric; NaN where the table has none."""
+        table = self.metrics
+        mine = (
+            (table["metric"] == name) & (table["treatment"] == level) & (table["outcome"] == (outcome or self.outcome))
         )
-    return sentences
+        row = table[mine]
+        return {c: float(row[c].iloc[0]) if len(row) else np.nan for c in ("value", "lower", "upper")}
+
+    def gain(self, level: str, share: float) -> dict[str, float]:
+        """Gain per unit of the population at a share of units treated: the curve's point next to it."""
+        mine = self.curve[(self.curve["treatment"] == level) & (self.curve["outcome"] == self.outcome)]
+        if mine.empty:
+            return dict.fromkeys(("gain", "gain_lower", "gain_upper"), np.nan)
+        row = mine.loc[(mine["fraction"] - share).abs().idxmin()]
+        return {c: float(row[c]) for c in ("gain", "gain_lower", "gain_upper")}
 
 
-def cut_off(cuts: Mapping[str, Cut]) -> list[str]:
-    """A sentence for each outcome that was winsorised."""
-    return [f"{name} is cut off at {number(cut.at)} ({cut.units:,} units had more)." for name, cut in cuts.items()]
+@dataclass(frozen=True)
+class Verdict:
+    """What is advised about one level.
+
+    action   everyone, best, none, unproven or unknown        share  of the units to treat, by the predictions
+    ranked   whether the hold-out shows that some respond more than others
+    effect   of treating all: value, lower, upper             gain   of treating `share`, per unit of the population
+    net      money per unit of the population; NaN without value and cost
+    promise  predicted net gain, by which levels are compared
+    """
+
+    level: str
+    action: str
+    share: float
+    ranked: bool
+    effect: Mapping[str, float]
+    gain: Mapping[str, float]
+    net: Mapping[str, float]
+    promise: float
+
+    @property
+    def is_advised(self) -> bool:
+        """Whether treating somebody is advised."""
+        return self.action in ("everyone", "best")
+
+    @property
+    def badge(self) -> str:
+        """The advice in a few words."""
+        percent = f"{100 * self.share:.0f} %"
+        return {
+            "everyone": f"Give {self.level} to everyone",
+            "best": f"Give {self.level} to the best {percent}",
+            "none": f"Do not use {self.level}",
+            "unproven": f"{self.level} is not proven: do not roll out yet",
+            "unknown": f"Too few units to judge {self.level}",
+        }[self.action]
+
+
+def level_verdict(data: PageData, level: str) -> Verdict:
+    """What is advised about one level.
+
+    Args:
+        data: Tables of the campaign.
+        level: A treated level of the lift table.
+
+    Returns:
+        The verdict: treat the tenths whose predicted effect is worth more than treating costs (all or none where the
+        hold-out does not show that the ranking works), if the hold-out's outcomes show with 95 % confidence that this
+        pays. Without value or cost an effect above zero pays.
+    """
+    effect, qini = data.metric("ate", level), data.metric("qini", level)
+    ranked = bool(qini["lower"] > 0)
+    worth, price = data.value.get(data.outcome, np.nan), data.cost.get(level, np.nan)
+    in_money = bool(np.isfinite(worth) and np.isfinite(price))
+    margin = data.rows(level, "decile")["predicted_uplift"].to_numpy(np.float64) * (worth if in_money else 1.0)
+    margin = margin - (price if in_money else 0.0)
+    average = effect["value"] * worth - price if in_money else effect["value"]
+    pays = float((margin > 0).mean()) if ranked and len(margin) else float(average > 0)
+    gain = data.gain(level, pays)
+    net = {
+        name: gain[f"gain{end}"] * worth - pays * price if in_money else np.nan
+        for name, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper"))
+    }
+    judged = net if in_money else {"value": gain["gain"], "lower": gain["gain_lower"], "upper": gain["gain_upper"]}
+    promise = float(np.clip(margin, 0, None).mean()) if ranked and len(margin) else max(float(average), 0.0)
+    everyone = effect["upper"] * worth - price if in_money else effect["upper"]
+    action = _action(effect, pays, judged["lower"], everyone)
+    return Verdict(level, action, pays, ranked, effect, gain, net, 0.0 if np.isnan(promise) else promise)
+
+
+def _action(effect: Mapping[str, float], share: float, lower: float, everyone_at_most: float) -> str:
+    if not all(map(np.isfinite, effect.values())):
+        return "unknown"
+    if share > 0 and lower > 0:
+        return "everyone" if share == 1 else "best"
+    return "none" if share == 0 and everyone_at_most < 0 else "unproven"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures and sentences.
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number for a reader: three significant digits, thousands with commas; a dash where it is not known."""
+    if not np.isfinite(value):
+        return "-"
+    if value and abs(value) < 10 ** (digits - 1):
+        text = f"{value:.{digits}g}"
+        return f"{value:.6f}".rstrip("0") if "e" in text and abs(value) >= 1e-6 else text
+    return f"{round(value):,}"
+
+
+def figure(value: float, source: str, scale: float = 1.0) -> Markup:
+    """A number of a table as HTML that names its table; `scale` is what it is multiplied by to be shown."""
+    known = "" if not np.isfinite(value) else repr(float(value))
+    return Markup('<data value="{}" data-of="{}" data-scale="{:g}">{}</data>').format(
+        known, source, scale, short(value * scale)
+    )
+
+
+def between(lower: float, upper: float, source: str, scale: float = 1.0) -> Markup:
+    """An interval as HTML; words where it is not known."""
+    if not (np.isfinite(lower) and np.isfinite(upper)):
+        return Markup("interval not known")
+    return Markup("{} to {}").format(figure(lower, source, scale), figure(upper, source, scale))
+
+
+def _sentence(text: str, *parts: object) -> Markup:
+    """A sentence with escaped parts."""
+    return Markup(text).format(*parts)
+
+
+def decision_words(data: PageData) -> list[Markup]:
+    """The advice in sentences: whom, what it brings and costs for all units of the training table, how sure."""
+    best = data.best
+    if best is None:
+        return [Markup("The tables hold no level to judge: run the campaign's jobs first.")]
+    if best.action == "unknown":
+        return [_sentence("{} has too few units in one of its arms for any figure.", best.level)]
+    words = [_effect_words(data, best)]
+    if best.is_advised:
+        words.append(_gain_words(data, best))
+    elif best.action == "none":
+        words.append(_sentence("Even the upper end of the interval does not pay for what {} costs.", best.level))
+    else:
+        words.append(
+            Markup(
+                "What treating would bring is not shown to be more than it costs: its 95 % interval reaches below zero."
+            )
+        )
+    if not best.ranked:
+        words.append(
+            Markup("The data do not show that some units respond more than others: decide for all of them alike.")
+        )
+    return words
+
+
+def _effect_words(data: PageData, verdict: Verdict) -> Markup:
+    level, effect, source = verdict.level, verdict.effect, "metrics"
+    if data.outcome in data.rates:
+        text = "{} changes how many of 1,000 units have the outcome <em>{}</em> by {} (95 % interval {})."
+        return _sentence(
+            text, level, data.outcome, figure(effect["value"], source, 1000),
+            between(effect["lower"], effect["upper"], source, 1000),
+        )  # fmt: skip
+    text = "{} changes the <em>{}</em> of a unit by {} on average (95 % interval {})."
+    return _sentence(
+        text, level, data.outcome, figure(effect["value"], source), between(effect["lower"], effect["upper"], source)
+    )
+
+
+def _gain_words(data: PageData, verdict: Verdict) -> Markup:
+    n, share = data.units, verdict.share
+    whom = "all" if share == 1 else f"the best {100 * share:.0f} %"
+    gain = {name: n * value for name, value in verdict.gain.items()}
+    words = _sentence(
+        "Giving it to {} of {} units brings {} more (95 % interval {})",
+        whom, figure(n, "units"), figure(gain["gain"], "curve * units"),
+        between(gain["gain_lower"], gain["gain_upper"], "curve * units"),
+    )  # fmt: skip
+    if not np.isfinite(verdict.net["value"]):
+        return words + Markup(". What one is worth or costs is not configured (<code>economics</code>).")
+    net = {name: n * value for name, value in verdict.net.items()}
+    cost = n * share * data.cost[verdict.level]
+    return words + _sentence(
+        ", costs {} and leaves {} after costs (95 % interval {}).",
+        figure(cost, "cost"), figure(net["value"], "net"), between(net["lower"], net["upper"], "net"),
+    )  # fmt: skip
+
+
+def supported(data: PageData) -> tuple[list[Markup], list[Markup]]:
+    """What the data show, and what they do not show, in sentences about every level and outcome."""
+    yes: list[Markup] = []
+    no: list[Markup] = []
+    for verdict in data.verdicts:
+        _about_level(data, verdict, yes, no)
+        for outcome in dict.fromkeys(data.lift["outcome"]):
+            if outcome != data.outcome:
+                _about_outcome(data, verdict.level, outcome, yes, no)
+    no.append(
+        Markup("What happens after the days that outcomes were watched for, and to people unlike those in the trial.")
+    )
+    return yes, no
+
+
+def _about_level(data: PageData, verdict: Verdict, yes: list[Markup], no: list[Markup]) -> None:
+    effect, level = verdict.effect, verdict.level
+    bounds = [effect["lower"], effect["upper"]]
+    if not all(map(np.isfinite, bounds)):
+        no.append(_sentence("Anything about {}: too few units.", level))
+        return
+    if bounds[0] > 0:
+        yes.append(_sentence("{} raises {} on average.", level, data.outcome))
+    elif bounds[1] < 0:
+        yes.append(_sentence("{} lowers {} on average.", level, data.outcome))
+    else:
+        no.append(
+            _sentence("That {} changes {} at all: the interval of its effect contains zero.", level, data.outcome)
+        )
+    if verdict.ranked:
+        yes.append(_sentence("The model's order of the units is right: those it puts first respond more to {}.", level))
+        half, whole = data.gain(level, 0.5)["gain"], data.gain(level, 1.0)["gain"]
+        if bounds[0] > 0 and half > 0:
+            share = _sentence("{} %", figure(half / whole, "curve half / all", 100))
+            yes.append(
+                _sentence("The best half brings {} of what {} brings.", share, level) + _break_even(data, verdict)
+            )
+    else:
+        no.append(_sentence("Whom to choose for {}: the order of the units may be chance.", level))
+
+
+def _break_even(data: PageData, verdict: Verdict) -> Markup:
+    """What treating one unit of the best half may cost; nothing where the outcome has no value."""
+    worth, half = data.value.get(data.outcome, np.nan), data.gain(verdict.level, 0.5)
+    if not np.isfinite(worth) or not half["gain_lower"] > 0:
+        return Markup("")
+    most, sure = (figure(2 * half[c] * worth, "curve half * 2 * value") for c in ("gain", "gain_lower"))
+    return _sentence(" It pays as long as treating one of them costs less than {} ({} to be sure).", most, sure)
+
+
+def _about_outcome(data: PageData, level: str, outcome: str, yes: list[Markup], no: list[Markup]) -> None:
+    effect = data.metric("ate", level, outcome)
+    if effect["lower"] > 0 or effect["upper"] < 0:
+        yes.append(_sentence("{} also {} {}.", level, "raises" if effect["lower"] > 0 else "lowers", outcome))
+    else:
+        no.append(_sentence("That {} changes {}.", level, outcome))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Who responds most and least.
+
+
+def profile_of(holdout: DataFrame, scores: DataFrame, level: str, features: Sequence[str]) -> pd.DataFrame:
+    """What the first and the last tenth of a level's ranking and all units are like.
+
+    Args:
+        holdout: Units with their features.
+        scores: unit_id, treatment (level scored) and uplift.
+        level: The level whose ranking counts.
+        features: Columns to describe: of numbers the mean, of others the share of each value.
+
+    Returns:
+        Rows of PROFILE_COLUMNS; `bucket` is 1, 10 or all; `spread` is the standard deviation over all units.
+    """
+    mine = scores.where(F.col(TREATMENT) == level).select(UNIT, F.col("uplift").alias("_uplift"))
+    rows = holdout.select(UNIT, *features).join(mine, UNIT)
+    cuts = rows.agg(F.percentile("_uplift", F.array(F.lit(0.1), F.lit(0.9))).alias("cuts")).collect()[0]["cuts"]
+    if not cuts or cuts[0] == cuts[1]:
+        return pd.DataFrame(columns=list(PROFILE_COLUMNS))
+    tenth = F.when(F.col("_uplift") >= cuts[1], "1").when(F.col("_uplift") <= cuts[0], "10").otherwise("rest")
+    rows = rows.withColumn("_bucket", tenth)
+    numbers = [name for name in features if isinstance(holdout.schema[name].dataType, NumericType)]
+    finite = {name: F.when(~F.isnan(F.col(name).cast("double")), F.col(name).cast("double")) for name in numbers}
+    sums = [
+        one.alias(f"{kind}{i}")
+        for i, name in enumerate(numbers)
+        for kind, one in (("n", F.count(finite[name])), ("s", F.sum(finite[name])), ("q", F.sum(finite[name] ** 2)))
+    ]
+    counts = rows.groupBy("_bucket").agg(F.count("*").alias("n"), *sums).toPandas().set_index("_bucket")
+    parts = [_number_rows(counts, i, name) for i, name in enumerate(numbers)]
+    words = [name for name in features if name not in numbers]
+    if words:
+        pairs = F.array(*(F.struct(F.lit(c).alias("f"), F.col(c).cast("string").alias("c")) for c in words))
+        long = rows.select("_bucket", F.explode(pairs).alias("p")).groupBy("_bucket", "p.f", "p.c").count().toPandas()
+        parts += [_share_rows(counts["n"], group, str(name)) for name, group in long.dropna().groupby("f")]
+    return pd.concat(parts, ignore_index=True).assign(treatment=level)[list(PROFILE_COLUMNS)]
+
+
+def _number_rows(counts: pd.DataFrame, position: int, name: str) -> pd.DataFrame:
+    sums = counts[[f"{kind}{position}" for kind in "nsq"]].fillna(0.0).astype(np.float64)
+    sums.loc["all"] = sums.sum()
+    n, s, q = (sums[column].where(sums.iloc[:, 0] > 0) for column in sums.columns)
+    spread = float(np.sqrt(max(q["all"] / n["all"] - (s["all"] / n["all"]) ** 2, 0.0)))
+    return pd.DataFrame(
+        {"bucket": n.index, "feature": name, "category": None, "n": n, "value": s / n, "spread": spread}
+    )
+
+
+def _share_rows(units: pd.Series, group: pd.DataFrame, name: str) -> pd.DataFrame:
+    table = group.pivot_table(index="_bucket", columns="c", values="count", fill_value=0).reindex(units.index).fillna(0)
+    table.loc["all"] = table.sum()
+    n = pd.Series({**units, "all": units.sum()}, dtype=np.float64)
+    parts = []
+    for category in table.columns:
+        share = table[category] / n
+        spread = float(np.sqrt(share["all"] * (1 - share["all"])))
+        columns = {
+            "bucket": n.index,
+            "feature": name,
+            "category": str(category),
+            "n": n,
+            "value": share.reindex(n.index),
+        }
+        parts.append(pd.DataFrame({**columns, "spread": spread}))
+    return pd.concat(parts)
+
+
+def traits(profile: pd.DataFrame, level: str) -> list[dict[str, Any]]:
+    """What tells the best tenth of a level's ranking from all units, the strongest first.
+
+    Returns:
+        Rows with `name`, `kind` (share or mean), `best`, `whole`, `worst` and `difference` (best from whole, in
+        standard deviations); of a feature with several categories the two strongest.
+    """
+    mine = profile[profile["treatment"] == level]
+    rows: list[dict[str, Any]] = []
+    for (feature, category), group in mine.groupby(["feature", "category"], dropna=False, sort=False):
+        values = group.set_index("bucket")["value"]
+        best, whole, worst = (float(values.get(bucket, np.nan)) for bucket in ("1", "all", "10"))
+        spread = float(group.loc[group["bucket"] == "all", "spread"].max())
+        if not (np.isfinite(best) and np.isfinite(whole)) or not spread > 0:
+            continue
+        is_share = isinstance(category, str)
+        name = f"{feature} is {category}" if is_share else str(feature)
+        row: dict[str, Any] = {"feature": feature, "name": name, "kind": "share" if is_share else "mean"}
+        rows.append(row | {"best": best, "whole": whole, "worst": worst, "difference": (best - whole) / spread})
+    rows.sort(key=lambda row: abs(row["difference"]), reverse=True)
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        alike = sum(other["feature"] == row["feature"] for other in kept)
+        if abs(row["difference"]) >= _STRONG and alike < 2 and len(kept) < _MOST_TRAITS:
+            kept.append(row)
+    return kept
+
+
+def segments(data: PageData, level: str) -> list[dict[str, Any]]:
+    """Buckets of every segment, the largest first, and whether the data show that any differs from the others."""
+    result = []
+    for cut in dict.fromkeys(data.lift["cut"]):
+        rows = data.rows(level, cut)
+        rows = rows[rows["uplift"].notna()]
+        if not cut.startswith(SEGMENT) or rows.empty:
+            continue
+        kept = rows.sort_values("n", ascending=False, kind="stable").head(_MOST_BUCKETS)
+        apart = kept.loc[kept["different_p"] < _SIGNIFICANT, "bucket"].tolist()
+        result.append({"name": cut.removeprefix(SEGMENT), "rows": kept, "apart": apart, "left": len(rows) - len(kept)})
+    return result
+
+
+def plan_rows(data: PageData) -> tuple[str, list[dict[str, Any]]]:
+    """Plans at three budgets: of gold.policy_curve where a plan was made, else the best level by share of the units.
+
+    Returns:
+        A sentence on what the rows are, and rows of budget, units, cost, and what a plan brings with its interval.
+    """
+    if len(data.plan):
+        curve = data.plan.sort_values("budget").reset_index(drop=True)
+        kept = curve.iloc[sorted({len(curve) // 4, (len(curve) + 1) // 2, len(curve) - 1})]
+        rows = [
+            {
+                "units": row["treated"], "cost": row["cost"], "predicted": row["gain"],
+                "value": row["observed"], "lower": row["observed_lower"], "upper": row["observed_upper"],
+            }
+            for row in kept.to_dict("records")
+        ]  # fmt: skip
+        return "Best plans over all levels at three budgets, after costs.", rows
+    best = data.best
+    if best is None:
+        return "", []
+    worth, price = data.value.get(data.outcome, np.nan), data.cost.get(best.level, np.nan)
+    in_money = np.isfinite(worth) and np.isfinite(price)
+    rows = []
+    for share in _SHARES:
+        gain = data.gain(best.level, share)
+        cost = data.units * share * price
+        row = {"units": data.units * share, "cost": cost, "predicted": np.nan}
+        for name, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper")):
+            extra = data.units * gain[f"gain{end}"]
+            row[name] = extra * worth - cost if in_money else extra
+        rows.append(row)
+    what = "money left after costs" if in_money else f"extra {data.outcome}"
+    return f"{best.level} for the units predicted best: {what}.", rows
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The page.
+
+
+def render_page(data: PageData) -> str:
+    """Write the page.
+
+    Args:
+        data: Tables of the campaign; names may hold any text, which is escaped.
+
+    Returns:
+        HTML of one self-contained page, light and dark, for screens from 320 pixels and for paper.
+    """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.globals.update(figure=figure, between=between, isfinite=np.isfinite)
+    source = pkgutil.get_data("uplift_spark.evaluation", "report.html.j2")
+    assert source is not None
+    best = data.best
+    rate = data.outcome in data.rates
+    yes, no = supported(data)
+    note = "" if best is None else _picture_note(data, best)
+    about, rows = plan_rows(data)
+    shown = {} if best is None else _pictures(data, best, rate)
+    return environment.from_string(source.decode()).render(
+        data=data, best=best, words=decision_words(data), yes=yes, no=no, note=note, rate=rate,
+        scale=100.0 if rate else 1.0, unit="percentage points" if rate else data.outcome, plan_about=about, plan=rows,
+        traits=[] if best is None else traits(data.profile, best.level),
+        segments=[] if best is None else segments(data, best.level), pictures=shown,
+    )  # fmt: skip
+
+
+def page_text(data: PageData) -> str:
+    """The decision as plain text for a terminal."""
+    best = data.best
+    words = [Markup(part).striptags() for part in decision_words(data)]
+    return "\n".join([*([best.badge + "."] if best else []), *words])
+
+
+def _picture_note(data: PageData, best: Verdict) -> str:
+    whole = data.rows(best.level, "all")
+    n = int(whole["n"].iloc[0]) if len(whole) else 0
+    parts = (data.campaign, data.date, f"hold-out of {n:,} units ({best.level} and {data.control})")
+    return ", ".join(filter(None, parts))
+
+
+def _pictures(data: PageData, best: Verdict, rate: bool) -> dict[str, Any]:
+    scale = 100.0 if rate else 1.0
+    unit = "percentage points" if rate else data.outcome
+    deciles = data.rows(best.level, "decile")
+    curves = data.curve[data.curve["outcome"] == data.outcome]
+    panels = [(level, curves[curves["treatment"] == level]) for level in data.levels]
+    return {
+        "deciles": bars_svg(deciles, scale, f"effect of {best.level} on {data.outcome}, {unit}"),
+        "curves": [curves_svg(level, rows, scale, unit) for level, rows in panels if rows["gain"].notna().any()],
+        "segments": {one["name"]: whiskers_svg(one["rows"], scale, unit) for one in segments(data, best.level)},
+    }

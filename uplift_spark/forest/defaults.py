@@ -56,7 +56,7 @@ def leaf_sizes(rows: int, signal: float, design: tuple[int, int], n_levels: int)
     """(smallest, smallest usual) growing leaf in rows for `buckets`' design, from a floor per level upwards.
 
     A weak signal makes usual leaves so large that a group of a tenth of the rows could not be seen; there a leaf
-    may be a fifth of the usual one where the group clearly stands out (`splits.small_toll`). In simulations of such a
+    may be a fifth of the usual one where the group clearly stands out (`grow.small_toll`). In simulations of such a
     group errors fell by a third; where signals are strong, and leaves small anyway, they rose by 2 %.
     """
     n_buckets, growth_buckets = design

@@ -40,7 +40,7 @@ class Criterion(Protocol):
 
 
 class Slope:
-    """Ordered levels: φ = dose, θ = conditional average partial effect (the continuous causal forest, R3.2)."""
+    """Ordered levels: φ = dose, θ = conditional average partial effect (the continuous causal forest)."""
 
     def basis(self, levels: Levels) -> np.ndarray:
         """Doses scaled to unit range, float64 [1, K]: scale-free, so ridge and limits mean the same for any unit."""

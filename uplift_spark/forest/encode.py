@@ -384,7 +384,7 @@ class ForestPlan:
                 (`forest.effects`); None: `levels`, each by the rows that received it
     edges       doses that part the cells, none where `levels` are those received
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
-    monotone    how effects may go with the dose (`doses.MONOTONE`); None: freely
+    monotone    how effects may go with the dose (`encode.MONOTONE`); None: freely
     reason      why the criterion is what it is
     """
 

@@ -232,7 +232,7 @@ class Forest:
     """A trained forest.
 
     sums      int64 [leaves, K, 1 + 2m]: fixed-point Σw and, per outcome, Σwy and Σwy corrected for bias
-              (`training.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
+              (`estimate.correct`) of the rows that estimate a leaf, per level, y being the outcome less its baseline
     facts     what training found: rows, rows per level, range of each outcome, bucket statuses
     baseline  what the outcome was centred by, if at all
     level_shrinkage  float64 [6, K]: how levels learn from each other; average and variance of a unit's effect
@@ -474,7 +474,7 @@ def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, vari
 
 
 def load_forest(source: str | Path | bytes) -> Forest:
-    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `models.read_file`."""
+    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `forest.read_file`."""
     manifest, arrays = read_file(source)
     try:
         return _rebuilt(manifest, arrays)

@@ -90,7 +90,7 @@ class Instrumental:
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Instrumental:
-        """From what `models.read_file` gives of its file."""
+        """From what `forest.read_file` gives of its file."""
         forest, parts = load_forest(arrays["forest"].tobytes()), manifest["instrument"]
         roles = replace(forest.roles, outcome=parts["outcome"], more_outcomes=())
         return cls(forest, roles, parts["overall"], parts["delivered"])

@@ -111,7 +111,7 @@ def _data(context, b, kinds, arrays):
 
 
 def _outside(b, sets, low, bin_, wanted):
-    """1 in lanes whose category is not in the set that goes left; see `nodes.outside`."""
+    """1 in lanes whose category is not in the set that goes left; see `outside`."""
     word_index = b.add(b.shl(b.lshr(low, _all(16)), _all(3)), b.lshr(bin_, _all(5)))  # a set is eight 32-bit words
     word = _gather(b, sets, word_index, _INT, wanted)
     return b.and_(b.not_(b.lshr(word, b.and_(bin_, _all(31)))), _all(1))
@@ -146,7 +146,7 @@ def _step(categorical: bool) -> Callable[..., ir.Value]:
 def step_numeric(context, arrays, start, j):
     """Rows which[j : j + 16] take one step from the nodes at[j : j + 16] of a tree.
 
-    arrays is (words, sets, bins, which, at): words uint64 and sets uint64 [., 4] as in `routing.Routes`; bins uint8,
+    arrays is (words, sets, bins, which, at): words uint64 and sets uint64 [., 4] as in `Routes`; bins uint8,
     flat, with `OVERREAD` bytes more at the end; which and at int32, at written. start is (the tree's first node, its
     first set, bins of a row). No node may be categorical.
     """

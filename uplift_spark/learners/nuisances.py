@@ -268,7 +268,7 @@ class NuisanceEstimates:
 
 
 def crossfit_folds(key: np.ndarray, spec: NuisanceSpec) -> np.ndarray:
-    """Fold of each row by its unit's or cluster's hash (`rows.keys_of`), uint64 [n] -> int64 [n] in 0 .. F-1."""
+    """Fold of each row by its unit's or cluster's hash, uint64 [n] -> int64 [n] in 0 .. F-1."""
     return (mix64_all(key, np.uint64(spec.seed), FOLDS_SALT) % np.uint64(spec.folds)).astype(np.int64)
 
 
@@ -531,7 +531,7 @@ def unpacked_rows(column: pa.ChunkedArray | pa.Array, p: int) -> np.ndarray:
 class Sample:
     """Rows taken, in order of their hashes.
 
-    features  float64 [n, p] as `crossfit.features_of`; key uint64 [n] of units or clusters; level_code int [n]
+    features  float64 [n, p] as `features_of`; key uint64 [n] of units or clusters; level_code int [n]
     outcome, weight  float64 [n]
     """
 

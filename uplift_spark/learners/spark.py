@@ -112,7 +112,7 @@ def fit_learned_frame(
 
 def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, membership: np.ndarray, fit: Fit) -> list[Any]:
     """What `fit` makes of each part of the rows, a task for every part: key uint64 [n], numbers float64 [n, q], and
-    which parts draw a row, bool [n, R] -> R results, of the kinds that `models.stored` takes."""
+    which parts draw a row, bool [n, R] -> R results, of the kinds that `forest.stored` takes."""
 
     def some(low: int) -> pa.RecordBatch:
         high = min(low + _ROWS_PER_BATCH, len(key))

@@ -20,8 +20,8 @@ from uplift_spark.config import Config, Limit
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import budget_picture, save
-from uplift_spark.evaluation.report import amount, number, tables_text, text_table
 from uplift_spark.evaluation.spark import describe_arms, resampling_hash, segment_buckets
+from uplift_spark.evaluation.summary import amount, number, tables_text, text_table
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
 from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan

@@ -281,7 +281,7 @@ class Origin:
     inputs           column -> 'double' | 'string': the unit and every feature, as the training table has them
     data_versions    table -> Delta version read
     feature_version  Delta version of the table its features come from
-    git_version      see `runs.code_version`
+    git_version      see `runtime.code_version`
     params           kind of the learner and arguments of its estimator, those left open as None
     erasure_of       version whose trees it has, with leaf sums that never saw units erased since; None: it was trained
     refresh          {of: version whose trees it has, half_life_days}, with sums of other rows; None: it was trained

@@ -29,6 +29,7 @@ from uplift_spark.forest.binning import (
     is_text,
 )
 from uplift_spark.forest.grow import Baseline
+from uplift_spark.forest.overlap import Overlap
 from uplift_spark.forest.trees import MAX_FEATURES
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.sampling import BUCKET_SALT, folds_of, mix64_all, unit_hashes
@@ -386,6 +387,7 @@ class ForestPlan:
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
     monotone    how effects may go with the dose (`doses.MONOTONE`); None: freely
     reason      why the criterion is what it is
+    overlap     propensities of the levels where features tell them; arrays, which files keep beside the plan
     """
 
     roles: Roles
@@ -406,6 +408,12 @@ class ForestPlan:
     partial: bool = False
     monotone: str | None = None
     reason: str = ""
+    overlap: Overlap | None = field(default=None, compare=False)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows weigh by propensities, logged or learnt."""
+        return self.weighted_by_propensity or self.overlap is not None
 
     def of(self, outcome: str) -> ForestPlan:
         """The plan as if it were made for one of its outcomes alone."""
@@ -415,7 +423,8 @@ class ForestPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, under the names that model files know."""
-        raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
+        raw = {**asdict(replace(self, bins=(), overlap=None)), "bins": [b.to_dict() for b in self.bins]}
+        del raw["overlap"]
         raw["roles"]["features"] = [b.name for b in self.bins]
         raw[_REPORTED] = raw.pop("reported")
         return raw
@@ -487,9 +496,12 @@ def check_summary(summary: Summary, roles: Roles) -> None:
         raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
 
 
-def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
-    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
-    weighted = roles.weight is not None or summary.weighted_by_propensity
+def exponents(summary: Summary, roles: Roles, weighted: bool = False) -> tuple[int, ...]:
+    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits.
+
+    weighted  whether rows weigh less than one by learnt propensities
+    """
+    weighted = weighted or roles.weight is not None or summary.weighted_by_propensity
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
     heavy = summary.weight if weighted else 1.0
     # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
@@ -542,13 +554,17 @@ def bin_rows(
     w_bits, *y_bits = plan.exponents
     bins = apply_bins(rows.features, plan.bins, threads)
     # No row counts nothing: sums of weights are divided by.
-    weight = np.maximum(fixed(weights_of(rows, plan), w_bits), 1)
+    level = plan_level_codes(rows, plan)
+    weight = weights_of(rows, plan)
+    if plan.overlap is not None:
+        fold = folds_of(rows.key, np.uint64(plan.seed))
+        weight = weight * plan.overlap.weights((bins, fold, level), plan.weighted_by_propensity, threads)
+    weight = np.maximum(fixed(weight, w_bits), 1)
     # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
     w = np.ldexp(weight.astype(np.float64), -w_bits)
     wy = np.empty((len(rows), len(y_bits)), np.int64)
     for j, name in enumerate(plan.roles.outcomes):
         wy[:, j] = fixed(w * rows.outcomes[name], y_bits[j])
-    level = plan_level_codes(rows, plan)
     binned = BinnedRows(rows.unit, rows.key, buckets_of(rows.key, plan), level, weight, wy, bins)
     return centred(binned, plan, baselines, threads)
 

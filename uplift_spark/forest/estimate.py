@@ -308,6 +308,8 @@ def training_facts(
         )
     ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
     facts = {"rows": summary.rows, "level_rows": plan.level_rows(summary.levels), "outcome_range": ranges}
+    if plan.overlap is not None:
+        facts["overlap"] = plan.overlap.facts(plan.levels.names)
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
 
 

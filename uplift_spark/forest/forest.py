@@ -34,6 +34,7 @@ from uplift_spark.forest.effects import (
 from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
+from uplift_spark.forest.overlap import Overlap
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
@@ -299,7 +300,7 @@ class Forest:
     @property
     def _row_weight(self) -> float:
         """Fixed-point weight of a row, on average: every tree is estimated on half of the other buckets' rows."""
-        if self.roles.weight is None and not self.plan.weighted_by_propensity:
+        if self.roles.weight is None and not self.plan.weighted:
             return math.ldexp(1.0, self.plan.exponents[0])
         grown = np.count_nonzero(np.diff(self.structure.leaf_start))
         part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
@@ -373,9 +374,14 @@ class Forest:
             list(pool.map(some_rows, range(0, len(bins), step)))
         variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
         _stand_in(shrinkage[4:, 1:], support, effect, variance)
+        low = support < LOW_SUPPORT
+        if self.plan.overlap is not None:
+            lacks = self.plan.overlap.lacks(bins, threads)
+            low |= lacks
+            variance += np.where(lacks & np.isfinite(shrinkage[5, 1:]), shrinkage[5, 1:], 0.0)
         if self.plan.monotone and requested is None and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
-        return effect, np.sqrt(variance), support < LOW_SUPPORT
+        return effect, np.sqrt(variance), low
 
     def _shrinkage(self, contrasts: np.ndarray) -> np.ndarray:
         """The mix of these effects, float64 [6, 1 + L]."""
@@ -426,6 +432,8 @@ class Forest:
         small = weights.max(initial=0) < 2**31
         arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
         arrays["outcomes"] = self.sums[:, :, 1:]
+        if self.plan.overlap is not None:
+            arrays |= self.plan.overlap.arrays()
         for mark, (baseline, shrinkage) in zip(
             _marks(self.plan), ((self.baseline, self.level_shrinkage), *self.more), strict=True
         ):
@@ -473,7 +481,8 @@ def load_forest(source: str | Path | bytes) -> Forest:
 
 
 def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
-    plan = ForestPlan.from_dict(manifest["plan"])
+    overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
+    plan = replace(ForestPlan.from_dict(manifest["plan"]), overlap=overlap)
     k, marks = len(plan.levels), _marks(plan)
     outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
     sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)

@@ -51,7 +51,8 @@ def export_onnx(forest: Forest, level: str, path: str | Path | None = None) -> b
     infinite number, which the forest refuses. Equal forests give equal bytes.
 
     Raises EnvironmentProblem without the package onnx, ConfigError for a level that is not treated and for forests
-    whose effects are fitted from doses, held monotone or of an instrument, DataError for features that the graph cannot
+    whose effects are fitted from doses, held monotone, of an instrument or of units whose features tell the level,
+    DataError for features that the graph cannot
     tell apart: a category that is empty text, a name that an output has.
     """
     try:
@@ -89,6 +90,11 @@ def _check(forest: Forest, level: str) -> None:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:
         raise ConfigError(f"level {level!r} has no effect to export: {hint(str(level), forest.levels.treated)}")
+    if plan.overlap is not None:
+        raise ConfigError(
+            "the features tell the level received, and files for ONNX do not hold where a level lacks: "
+            "export a forest of a trial, or score with this package"
+        )
     if not np.diff(forest.structure.node_start).any():
         raise ConfigError("the forest has no tree: train it on more rows")
     for one in forest.bins:

@@ -161,6 +161,8 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
         check_summary(summary, roles)
         sample = encode(planning_sample(rows, roles, params.seed, summary.rows), roles)
         plan, baselines, planning = make_plan(summary, sample, params)
+        if plan.overlap is not None:
+            progress(plan.overlap.sentence(plan.levels.names))
         progress(
             f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
         )

@@ -13,7 +13,7 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import NumberColumn, encode_features, fit_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import check_columns, check_summary, encode, keys_of, make_levels, summarise
-from uplift_spark.learners.metalearners import rows_of, trial_roles
+from uplift_spark.learners.metalearners import rows_of, sample_overlap, trial_roles
 from uplift_spark.learners.nuisances import (
     MOST_BINS,
     Blend,
@@ -208,7 +208,7 @@ def average_effects_table(table: pa.Table, roles: Roles, outside: pa.Table | Non
     if roles.grid:
         return _dose_average(table, roles, (folds, seed))
     sample = sample_table(table, roles, (folds, seed), len(table))
-    rows = rows_of(sample, confounded)
+    rows = rows_of(sample, confounded or sample_overlap(sample)[0] is not None)
     fitted = crossfit(
         *(rows.features, rows.level_code, rows.outcome, rows.key, sample.spec, rows.weight, rows.propensity)
     )

@@ -139,7 +139,7 @@ class Summary:
     """Mergeable counts of one frame: what the plan needs and what bad input looks like.
 
     bad maps "column: problem" to the number of rows; outcomes map a column, propensity a level, to the (smallest,
-    largest) value.
+    largest) value; ends map an outcome and a level to the rows that have the smallest, and the largest.
     """
 
     rows: int = 0
@@ -148,6 +148,7 @@ class Summary:
     outcomes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weight: float = 0.0
     propensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ends: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(
@@ -157,6 +158,7 @@ class Summary:
             _widened(self.outcomes, other.outcomes),
             max(self.weight, other.weight),
             _widened(self.propensity, other.propensity),
+            _ends_of_both(self, other),
         )
 
     @property
@@ -168,11 +170,27 @@ class Summary:
     def from_dict(cls, raw: Mapping[str, Any]) -> Summary:
         """The inverse of dataclasses.asdict after a JSON round trip."""
         bounds = {part: {k: (v[0], v[1]) for k, v in raw[part].items()} for part in ("outcomes", "propensity")}
-        return cls(**{**raw, **bounds})
+        ends = {name: {k: (v[0], v[1]) for k, v in of.items()} for name, of in raw["ends"].items()}
+        return cls(**{**raw, **bounds, "ends": ends})
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
+
+
+def _ends_of_both(one: Summary, other: Summary) -> dict[str, dict[str, tuple[int, int]]]:
+    """Rows at the ends of both; those at an end of one that the other goes beyond count no more."""
+    bounds, merged = _widened(one.outcomes, other.outcomes), {}
+    for name, outer in bounds.items():
+        counts: dict[str, tuple[int, int]] = {}
+        for part in filter(lambda part: name in part.ends, (one, other)):
+            inner = part.outcomes[name]
+            for level, rows in part.ends[name].items():
+                before = counts.get(level, (0, 0))
+                low, high = (rows[end] * (inner[end] == outer[end]) for end in (0, 1))
+                counts[level] = (before[0] + low, before[1] + high)
+        merged[name] = dict(sorted(counts.items()))
+    return merged
 
 
 def _widened(
@@ -342,7 +360,20 @@ def summarise(rows: TypedRows) -> Summary:
     bad.update(unusable)
     problems = {name: count for name, count in bad.items() if count}
     heaviest = float(np.nanmax(weight, initial=0.0))
-    return Summary(n, dict(sorted(levels.items())), problems, bounds, heaviest, _propensity_bounds(rows))
+    ends = {name: _ends(rows, outcome, bounds[name]) for name, outcome in rows.outcomes.items()}
+    return Summary(n, dict(sorted(levels.items())), problems, bounds, heaviest, _propensity_bounds(rows), ends)
+
+
+def _ends(rows: TypedRows, outcome: np.ndarray, bounds: tuple[float, float]) -> dict[str, tuple[int, int]]:
+    """Rows of each level that have the smallest outcome, and the largest; none where treatments are doses."""
+    if isinstance(rows.treatment, NumberColumn):
+        return {}
+    known, names = rows.treatment.codes >= 0, rows.treatment.names.to_pylist()
+    low, high = (
+        np.bincount(rows.treatment.codes[known & (outcome == end)], minlength=len(names)).tolist() for end in bounds
+    )
+    present = np.bincount(rows.treatment.codes[known], minlength=len(names)) > 0
+    return {name: (low[k], high[k]) for k, name in enumerate(names) if present[k]}
 
 
 def _weights(rows: TypedRows) -> tuple[np.ndarray, dict[str, int]]:

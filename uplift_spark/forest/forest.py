@@ -34,7 +34,7 @@ from uplift_spark.forest.effects import (
 from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
-from uplift_spark.forest.overlap import Overlap
+from uplift_spark.forest.overlap import Overlap, thin_errors
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
@@ -259,6 +259,8 @@ class Forest:
         baseline, shrinkage = ((self.baseline, self.level_shrinkage), *self.more)[j]
         sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
         facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
+        if outcome in facts.pop("thin", {}):
+            facts["thin"] = {outcome: self.facts["thin"][outcome]}
         return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
 
     @property
@@ -379,6 +381,10 @@ class Forest:
             lacks = self.plan.overlap.lacks(bins, threads)
             low |= lacks
             variance += np.where(lacks & np.isfinite(shrinkage[5, 1:]), shrinkage[5, 1:], 0.0)
+        if requested is None and not self.plan.partial:
+            least, thin = self._thin
+            low |= thin
+            variance = np.maximum(variance, least**2)
         if self.plan.monotone and requested is None and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
         return effect, np.sqrt(variance), low
@@ -395,6 +401,11 @@ class Forest:
         return shrinkage
 
     @property
+    def _thin(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `overlap.thin_errors`."""
+        return thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
+
+    @property
     def _design(self) -> tuple[int, int, int]:
         return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
 
@@ -407,7 +418,7 @@ class Forest:
         Differences between levels have the variance that follows from the covariance. Without correction for bias,
         which an average hardly has.
         """
-        contrasts = frozen([self._contrasts if contrasts is None else contrasts])[0]
+        requested, contrasts = contrasts, frozen([self._contrasts if contrasts is None else contrasts])[0]
         segment = np.zeros(len(bins), np.int64) if segment is None else segment
         n_segments, effects = int(segment.max(initial=-1)) + 1, len(contrasts) or len(self.levels) - 1
         influence = np.zeros((n_segments, self.plan.n_trees, effects))
@@ -424,7 +435,11 @@ class Forest:
         covariance = (
             np.stack([bag_covariance(one, self._design) for one in influence]) if n_segments else influence[:, :0]
         )
-        return totals / n_rows[:, None], factor * covariance
+        covariance = factor * covariance
+        if requested is None and not self.plan.partial:
+            own = np.arange(effects)
+            covariance[:, own, own] = np.maximum(covariance[:, own, own], self._thin[0] ** 2)
+        return totals / n_rows[:, None], covariance
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""

@@ -1,4 +1,4 @@
-"""Whether features tell the level that a unit received, and at which units a level is as good as never received."""
+"""What the rows allow to claim: where a level is as good as never received, and which have too few rows or events."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import scipy.stats
 from uplift_spark.errors import DataError
 from uplift_spark.forest.grow import Baseline, CrossfitLimits, crossfit_trees
 from uplift_spark.forest.trees import BLOCK, Structure, frozen, leaves_of
+from uplift_spark.stats.moments import MIN_UNITS, normal_quantile
 from uplift_spark.stats.sampling import folds_of
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -180,8 +181,8 @@ def fit_overlap(
     if (nothing := lacks.all(axis=1)).mean() > MOST_LACKING:
         raise DataError(
             f"{int(nothing.sum())} of {len(level)} rows have features with which units received either {names[0]!r} "
-            "alone or never: nothing shows an effect apart from what chose the level; drop the feature that decides it, "
-            "or train where it was left to chance"
+            "alone or never: nothing shows an effect apart from what chose the level; drop the feature that decides "
+            "it, or train where it was left to chance"
         )
     return Overlap(trees, overlap.shares, log_e, tuple(lacks.mean(axis=0).tolist()))
 
@@ -222,3 +223,74 @@ def _one_level(
     # One unit more: a handful of rows without the level does not say that nobody there receives it.
     mine, others = ((x + 1.0) / (n + 1.0 / max(s, 1e-12)) for x, s in ((taken, share), (n - taken, 1.0 - share)))
     return Baseline(structure, mine), Baseline(structure, others)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Few units, few events. Little bags and resamples see the variance of what is in the rows: of an event that no row has
+# they know nothing, so intervals about 0 of 12 come out narrow, and those about 0 of 1,000 have no width. A level with
+# fewer than FEWEST_ROWS rows is refused. One with fewer than MIN_UNITS rows or FEW_EVENTS events is flagged everywhere,
+# with errors of at least what Wilson's (1927) bounds of the two arms' rates come to together (Newcombe 1998). An event
+# is a row with another outcome than the least, or than the largest, whichever more rows of the level have. Where all
+# rows of the level have the one and all of the control the other, the level decides the outcome, as it decides a cost:
+# then there is no flag.
+
+_Z95 = normal_quantile(0.95)
+FEWEST_ROWS = 10  # of a level, to be trained on
+FEW_EVENTS = 10
+
+
+def check_level_rows(rows: Mapping[str, int]) -> None:
+    """Raise DataError for a level with fewer than FEWEST_ROWS of the rows."""
+    for name, count in rows.items():
+        if count < FEWEST_ROWS:
+            raise DataError(
+                f"level {name!r} has {count} of {sum(rows.values())} rows, of at least {FEWEST_ROWS}: "
+                "leave it out, merge it with another level, or train on a table that has more of it"
+            )
+
+
+def thin_levels(
+    rows: Mapping[str, int], ends: Mapping[str, tuple[int, int]], bounds: tuple[float, float], names: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Treated levels that have, or whose control has, too few rows or events of an outcome: rows, events, the least
+    standard error of an effect and whether it is flagged. Empty where there is plenty.
+
+    rows    of each level
+    ends    of these, rows at the least and at the largest outcome
+    bounds  least and largest outcome
+    names   the levels, control first
+    """
+    low, high = bounds
+    size = high - low if high > low else abs(high) or 1.0
+    events = {name: rows[name] - max(ends[name]) for name in names}
+    least = {name: size / _Z95 * _wilson_reach(events[name], rows[name]) for name in names}
+    few = {name for name in names if rows[name] < MIN_UNITS or events[name] < FEW_EVENTS}
+    thin, control = {}, names[0]
+    for name in names[1:] if control in few else [name for name in names[1:] if name in few]:
+        apart = events[name] == events[control] == 0 and ends[name] != (rows[name],) * 2
+        decided = (
+            apart and (ends[name][0] > 0) != (ends[control][0] > 0) and min(rows[name], rows[control]) >= MIN_UNITS
+        )
+        error = float(np.hypot(least[name], least[control]))
+        thin[name] = {"rows": rows[name], "events": events[name], "error": error, "flagged": not decided}
+    return thin
+
+
+def _wilson_reach(events: int, rows: int) -> float:
+    """How far Wilson's 95 % interval of a rate reaches from it at most."""
+    rate, z = events / rows, _Z95**2 / rows
+    middle = (rate + z / 2) / (1 + z)
+    half = np.sqrt(rate * (1 - rate) * z + z**2 / 4) / (1 + z)
+    return float(max(middle + half - rate, rate - middle + half))
+
+
+def thin_sentence(thin: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a user should know of `thin_levels`."""
+    parts = [f"{name} ({one['rows']} rows, {one['events']} events)" for name, one in thin.items()]
+    return f"too few rows or events, of the level or the control, for its effects to be relied on: {', '.join(parts)}"
+
+
+def thin_errors(thin: Mapping[str, Mapping[str, Any]], treated: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(least standard error of each treated level's effects, 0 of one that is not thin; whether it is flagged), [L]."""
+    parts = [thin.get(name, {"error": 0.0, "flagged": False}) for name in treated]
+    return np.array([one["error"] for one in parts]), np.array([one["flagged"] for one in parts], bool)

@@ -47,7 +47,7 @@ from uplift_spark.forest.estimate import (
 )
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline, Limits, fit_baseline, grow_tree
-from uplift_spark.forest.overlap import fit_overlap
+from uplift_spark.forest.overlap import check_level_rows, fit_overlap, thin_sentence
 from uplift_spark.forest.trees import Tree, assemble, leaf_word
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -95,6 +95,8 @@ def make_plan(
     check_summary(summary, roles)
     _check_params(params)
     levels, reported, edges = make_levels(summary, roles)
+    if not edges:
+        check_level_rows(summary.levels)
     criterion, reported = _first_criterion(levels, reported, params.criterion)
     draft = ForestPlan(
         roles=roles,
@@ -381,6 +383,8 @@ def fit_rows(typed: TypedRows, params: Params, progress: ProgressCallback = lamb
     grown = _grow_all(rows, plan, baselines, threads, progress)
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = training_facts(summary, [status for _, status in grown], structure, plan)
+    for thin in facts.get("thin", {}).values():
+        progress(thin_sentence(thin))
     progress(f"estimating {structure.n_leaves:,} leaves")
     return estimate(rows, (plan, structure, baselines), facts, planning, threads)
 

@@ -37,7 +37,7 @@ from uplift_spark.forest.forest import (
     unreadable,
 )
 from uplift_spark.forest.instrument import Instrumental
-from uplift_spark.forest.overlap import Overlap, fit_overlap
+from uplift_spark.forest.overlap import Overlap, fit_overlap, thin_errors, thin_sentence
 from uplift_spark.learners.nuisances import NuisanceSpec, Sample, crossfit, features_of, fit_trees, sample_table
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -411,7 +411,8 @@ class Learned:
         self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, [n, L] each; NaN errors without
-        replicates. Support is low where the level or the control lacks (`forest.overlap`)."""
+        replicates. Support is low where the level or the control lacks, or has few rows or events (`forest.overlap`).
+        """
         columns = encode_features(batch, [one.name for one in self.bins])
         features = features_of(columns, self.bins)
         first, *others = self.fits
@@ -421,15 +422,17 @@ class Learned:
                 error = resampled_error(np.stack(list(pool.map(lambda one: one.effects(features), others))))
         else:
             error = np.full(effect.shape, np.nan)
-        if self.overlap is None:
-            return effect, error, np.zeros(effect.shape, bool)
-        return effect, error, self.overlap.lacks(apply_bins(columns, self.bins), threads)
+        least, thin = thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
+        low = np.broadcast_to(thin, effect.shape)
+        if self.overlap is not None:
+            low = low | self.overlap.lacks(apply_bins(columns, self.bins), threads)
+        return effect, np.maximum(error, least), low.copy()
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Learned:
         """From what `forest.read_file` gives of its file."""
-        names = sorted((name for name in arrays if name.startswith("fit_")), key=lambda name: int(name[4:]))
-        fits = tuple(fit_of(restored(arrays[name].tobytes())) for name in names)
+        count = sum(name.startswith("fit_") for name in arrays)
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(count))
         overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
         bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
         params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
@@ -568,10 +571,14 @@ def sample_overlap(sample: Sample, progress: ProgressCallback = lambda _: None) 
     bins = sample.coding.bins
     numbers = {one.name: sample.features[:, j] for j, one in enumerate(bins) if not one.categorical}
     columns = {name: NumberColumn(pa.float64(), values) for name, values in numbers.items()}
-    codes = sample.features.astype(np.uint8) if len(numbers) < len(bins) else np.empty(sample.features.shape, np.uint8)
-    codes[:, [not one.categorical for one in bins]] = apply_bins(columns, [one for one in bins if not one.categorical])
+    categorical, codes = np.array([one.categorical for one in bins]), np.empty(sample.features.shape, np.uint8)
+    codes[:, categorical] = sample.features[:, categorical]
+    if numbers:
+        codes[:, ~categorical] = apply_bins(columns, [one for one in bins if not one.categorical])
     names, n_bins = sample.coding.levels.names, bins_of(bins)
     overlap = fit_overlap((codes, sample.level_code, sample.key), names, n_bins, sample.spec.seed)
+    for thin in sample.coding.thin.values():
+        progress(thin_sentence(thin))
     if overlap is None:
         return None, np.ones(len(codes), bool)
     progress(overlap.sentence(names))
@@ -603,6 +610,8 @@ def learned(
     }
     if overlap is not None:
         facts["overlap"] = overlap.facts(coding.levels.names)
+    if coding.thin:
+        facts["thin"] = coding.thin
     return Learned(params, roles, coding.levels, coding.bins, tuple(fits), facts, overlap)
 
 

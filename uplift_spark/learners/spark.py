@@ -19,7 +19,7 @@ from uplift_spark.forest.binning import FeatureBins, apply_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import check_columns, encode, encode_numbers, encode_treatment, keys_of, make_levels
 from uplift_spark.forest.forest import Forest, Model, restored, stored
-from uplift_spark.forest.instrument import LEFT, Instrumental
+from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.spark import (
     estimate_frame,
     explain,
@@ -68,7 +68,7 @@ from uplift_spark.learners.nuisances import (
     placebo_outcome,
     unpacked_rows,
 )
-from uplift_spark.roles import PROPENSITY, TREATMENT, Levels, Roles
+from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.spark_versions import map_groups
 from uplift_spark.stats.intervals import poisson_weights

@@ -55,6 +55,8 @@ $(READY): $(OTHER_PYTHON) | python
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "compiling kernels"
 	@$(BIN)/python -m uplift_spark.estimators
+	@echo "archiving Java's classes"
+	@$(BIN)/python -m uplift_spark.lake.session
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 

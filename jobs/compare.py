@@ -33,19 +33,10 @@ from uplift_spark.evaluation.comparison import (
     prices_of,
 )
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.metrics import (
-    Arms,
-    Cut,
-    Evaluation,
-    EvaluationSpec,
-    describe_arms,
-    evaluate,
-    resampling_hash,
-    score_columns,
-    winsorised,
-)
+from uplift_spark.evaluation.metrics import Arms, Cut, Evaluation, EvaluationSpec
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.report import cut_off, interval, number
+from uplift_spark.evaluation.spark import describe_arms, evaluate, resampling_hash, score_columns, winsorised
 from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.learners.metalearners import AnyModel
 from uplift_spark.learners.nuisances import Effects, model_effects

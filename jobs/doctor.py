@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from uplift_spark.config import Config, Lakehouse
-from uplift_spark.console import err, one_sentence, out, own_command, read_config
+from uplift_spark.console import err, main_command, out, read_config
 from uplift_spark.errors import NO_SPARK, UpliftError
 
 LEAST_MEMORY = 4.0  # GB that are free: a local session takes as much
@@ -144,11 +144,13 @@ def java() -> str:
     """Java, where a local session needs one."""
     if any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION")):
         return "not needed: Spark runs elsewhere"
-    from uplift_spark.lake.session import check_java
+    from uplift_spark.lake.session import check_java, class_archive
     from uplift_spark.spark_versions import oldest_java
 
     check_java()
-    return f"{oldest_java()} or newer is there"
+    return f"{oldest_java()} or newer is there" + (
+        ", with an archive of its classes" if class_archive().exists() else ""
+    )
 
 
 def delta() -> str:
@@ -195,5 +197,4 @@ def command(
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        own_command("doctor", command, __doc__)()
+    main_command(command, __doc__)

@@ -1,12 +1,14 @@
-"""Export the newest scores of the campaign's model, of units that may be contacted now, to files.
+"""Export the newest scores of the campaign's model, or its newest plan, of units that may be contacted now, to files.
 
-Reads gold.uplift_scores and bronze.consent; writes a folder and no table.
+Reads gold.uplift_scores, or with --plan gold.policy_decisions, and bronze.consent where consent is required or the
+table is there; writes a folder and no table.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +19,10 @@ from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.schemas import CONSENT_TABLE
-from uplift_spark.roles import RUN_ID, UNIT
+from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 EXPORT_FORMATS = ("csv", "parquet")
@@ -28,14 +30,16 @@ EXPORT_FORMATS = ("csv", "parquet")
 
 @dataclass(frozen=True)
 class Export:
-    """Where scores go: a folder of files that is not there yet, `csv` or `parquet`; purpose None: `consent.purpose`.
+    """Where rows go: a folder of files that is not there yet, `csv` or `parquet`; purpose None: `consent.purpose`.
 
+    plan  the plan's units that get a treatment, with their level, in place of scores of all units
     Raises ConfigError when the folder is there, or the format is another.
     """
 
     to: str
     format: str = "parquet"
     purpose: str | None = None
+    plan: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in EXPORT_FORMATS:
@@ -58,25 +62,85 @@ def export_scores(campaign: Campaign, export: Export, progress: ProgressCallback
     where folders cannot be renamed, as in object stores, files count once `_SUCCESS` lies beside them. Raises DataError
     when that model has not scored, or consent is required and there is no table of it.
     """
-    config, lake, model = campaign.config, campaign.lake, campaign.model_in_use
+    model = campaign.model_in_use
     scored = campaign.last_scored(model.version)
-    purpose = export.purpose or config.consent.purpose
-    known = config.consent.required or lake.exists(CONSENT_TABLE)
-    version = lake.version(CONSENT_TABLE) if known else None
-    consent = lake.read(CONSENT_TABLE, version) if known else None
-    scores = campaign.scores(scored).drop(RUN_ID, "scored_at")
-    rows = gated(scores, consent, purpose, config.consent.required)
+    gate = _Gate.of(campaign, export)
+    rows = gate.judged(campaign.scores(scored).drop(RUN_ID, "scored_at"))
     _write(rows.where(F.col(GATE) == MAY).drop(GATE), export)
-    counts = {row[GATE]: row["n"] for row in _units(rows).collect()}
+    counted = rows.groupBy(GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
+    counts = {row[GATE]: row["n"] for row in counted}
     progress(f"{counts.get(MAY, 0):,} units exported to {export.to}")
-    held = {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}
-    run_id = derive_run_id("export", {"to": export.to}, scores=scored, consent=version, purpose=purpose)
-    details = {"model": model.name, "version": model.version, "purpose": purpose, "consent_version": version}
-    return JobResult.of("export", run_id, **details, units=counts.get(MAY, 0), held_back=held or 0, files=export.to)
+    run_id = derive_run_id("export", {"to": export.to}, scores=scored, **gate.identity)
+    details = {"model": model.name, "version": model.version, **gate.details}
+    return JobResult.of(
+        "export", run_id, **details, units=counts.get(MAY, 0), held_back=_held(counts) or 0, files=export.to
+    )
 
 
-def _units(rows: DataFrame) -> DataFrame:
-    return rows.groupBy(GATE).agg(F.count_distinct(UNIT).alias("n"))
+def export_plan(campaign: Campaign, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
+    """Write the units that the newest plan by the campaign's model treats and that may be contacted, each with its
+    level; count who gets nothing and who may not.
+
+    Consent is read as in `export_scores`. Raises DataError when there is no plan by that model, or consent is required
+    and there is no table of it.
+    """
+    model, control = campaign.model_in_use, campaign.config.roles.control
+    plan = campaign.plan_run(model.version)
+    gate = _Gate.of(campaign, export)
+    rows = gate.judged(campaign.decisions(plan).drop(RUN_ID, "value"))
+    _write(rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE), export)
+    counted = rows.groupBy(TREATMENT, GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
+    levels = {row[TREATMENT]: row["n"] for row in sorted(counted) if row[GATE] == MAY and row[TREATMENT] != control}
+    counts: dict[str, int] = {}
+    for row in counted:
+        if row[TREATMENT] != control:
+            counts[row[GATE]] = counts.get(row[GATE], 0) + row["n"]
+    untreated = sum(row["n"] for row in counted if row[TREATMENT] == control)
+    progress(f"{counts.get(MAY, 0):,} units to treat exported to {export.to}; {untreated:,} get nothing by the plan")
+    run_id = derive_run_id("export", {"to": export.to}, plan=plan, **gate.identity)
+    details = {"model": model.name, "version": model.version, "plan": plan, **gate.details}
+    return JobResult.of(
+        "export", run_id, **details, units=counts.get(MAY, 0), levels=levels or "none", untreated=untreated,
+        held_back=_held(counts) or 0, files=export.to,
+    )  # fmt: skip
+
+
+def _held(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Who may be contacted, by bronze.consent at one version; None: there is no such table, and none is needed."""
+
+    consent: DataFrame | None
+    version: int | None
+    purpose: str
+    required: bool
+
+    @classmethod
+    def of(cls, campaign: Campaign, export: Export) -> _Gate:
+        conf, lake = campaign.config.consent, campaign.lake
+        there = lake.exists(CONSENT_TABLE)
+        if conf.required and not there:
+            raise DataError(
+                f"table {CONSENT_TABLE} does not exist, and consent.required is true: run `uplift load "
+                f"{CONSENT_TABLE}`, or set consent.required to false where no consent is needed"
+            )
+        version = lake.version(CONSENT_TABLE) if there else None
+        consent = lake.read(CONSENT_TABLE, version) if there else None
+        return cls(consent, version, export.purpose or conf.purpose, conf.required)
+
+    def judged(self, rows: DataFrame) -> DataFrame:
+        return gated(rows, self.consent, self.purpose, self.required)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"consent": self.version, "purpose": self.purpose}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"purpose": self.purpose, "consent_version": self.version}
 
 
 def _write(rows: DataFrame, export: Export) -> None:
@@ -103,16 +167,17 @@ def options(
     to: Annotated[str, typer.Option("--to", help="Folder to make; must not be there.", show_default=False)],
     format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "parquet",
     purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Units to treat by `uplift policy`, not scores.")] = False,
 ) -> dict[str, Any]:
-    """Where files go, and for which purpose."""
-    return {"export": Export(to, format_, purpose)}
+    """Where files go, for which purpose, and whether they hold the plan."""
+    return {"export": Export(to, format_, purpose, plan)}
 
 
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
     """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
-    return export_scores(campaign, export, progress)
+    return (export_plan if export.plan else export_scores)(campaign, export, progress)
 
 
 if __name__ == "__main__":

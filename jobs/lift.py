@@ -11,9 +11,10 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
-from uplift_spark.evaluation.metrics import against_truth, curve_table, evaluate, metric_table, winsorised, with_cuts
+from uplift_spark.evaluation.metrics import curve_table, metric_table, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
 from uplift_spark.evaluation.report import caveats, lift_summary
+from uplift_spark.evaluation.spark import against_truth, evaluate, winsorised
 from uplift_spark.lake.schemas import gold_table
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 

@@ -25,17 +25,22 @@ def options(
     known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
     historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
     new_column: Annotated[list[str] | None, typer.Option(help="Column the table gets; repeatable.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the source's earlier rows.")] = False,
 ) -> dict[str, Any]:
-    """What to load, and into which table."""
-    return {"load": Load(table, source, format_, known_at, historic, tuple(new_column or ()))}
+    """What to load, into which table, and whether an earlier load of it was wrong."""
+    return {"load": Load(table, source, format_, known_at, historic, tuple(new_column or ()), replace)}
 
 
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, load: Load
 ) -> JobResult:
-    """Add what no run has added before; a source that does not fit the table is refused before any write."""
+    """Add what no run has added before; a source that does not fit the table is refused before any write.
+
+    With `load.replace` the rows that earlier loads of the same files, or of the same Delta table, brought go first.
+    """
     config, lake = campaign.config, campaign.lake
     new = arrivals(load, lake, run_id, progress, key_of(config))
+    new.make_room(lake, load.table, progress)
     written = []
     if new.rejected is not None:
         written.append(lake.write(QUARANTINE, new.rejected, new.run_id))

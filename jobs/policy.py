@@ -7,11 +7,13 @@ gold.policy_decisions, gold.policy_limits and gold.policy_curve.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.lake.schemas import DECISIONS_TABLE, gold_table, silver_table
-from uplift_spark.policy.planning import candidates_of, decide, picture, policy_inputs, policy_summary
+from uplift_spark.policy.planning import IN_SUMMARY, candidates_of, decide, picture, policy_inputs, policy_summary
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
@@ -22,13 +24,16 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     staged = lake.write(silver_table("candidates", campaign.name), candidates_of(inputs), run_id, mode="overwrite")
     progress(f"{staged.rows:,} candidates")
     result = decide(inputs, lake.read(staged.table, staged.version), progress)
-    written = [lake.write(gold_table(name), frame, run_id) for name, frame in result.tables(lake.spark).items()]
+    written = [lake.write(DECISIONS_TABLE, result.decisions(), run_id)]
     details = result.details(lake.read(DECISIONS_TABLE, written[0].version), run_id)
+    tables = result.tables(lake.spark, details)
+    written += [lake.write(gold_table(name), frame, run_id) for name, frame in tables.items()]
     try:
         details["picture"] = picture(result, details, campaign.reports(run_id))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
-    return JobResult.of("policy", run_id, staged, *written, **details, summary=policy_summary(result, details))
+    shown = JobResult.of("policy", run_id, staged, *written, **details, summary=policy_summary(result, details))
+    return replace(shown, unprinted=IN_SUMMARY)
 
 
 if __name__ == "__main__":

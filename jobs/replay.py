@@ -1,6 +1,11 @@
 """Append rows of bronze.quarantine, repaired, to the raw table they were meant for.
 
-Rows that still break a rule stay where they are; quarantine never changes.
+Rows that still break a rule stay where they are; quarantine never changes. A repair gives a text or a value of the
+column; a text is read as in a file, so it needs no cast. For times that are no ISO 8601:
+
+--repair "occurred_at=to_timestamp(occurred_at, 'dd.MM.yyyy HH:mm')"
+
+--repair "occurred_at=timestamp_millis(bigint(occurred_at))" (timestamp_seconds for seconds)
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import typer
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType, StructType
+from pyspark.sql.types import StringType, StructType, TimestampType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
@@ -29,13 +34,17 @@ from uplift_spark.events.load import (
     wanted_columns,
     with_known_keys,
 )
-from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, count_checked, with_columns
+from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, count_checked, time_text, with_columns
 from uplift_spark.lake.schemas import QUARANTINE, check, contract_of, rule_of
 from uplift_spark.lake.tables import Lake, digest
 from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-_FIELDS, _NUMBER = "__fields", "__number"
+_FIELDS, _NUMBER, _TEXTS = "__fields", "__number", "__texts"
+_YEARS = (
+    "1971",
+    "2199",
+)  # of a campaign; a time outside them is a misread number, unless the row's texts have its year
 _KNOWN_AT = "known_at"
 _OF_TRIALS = "_row"  # only lines of a trial's file, rejected by `uplift ingest`, have their number
 _FORBIDDEN = re.compile(r"[`;\x00-\x1f]|--|/\*")
@@ -140,9 +149,7 @@ def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> Data
     if replay.rule is not None:
         rows = rows.where(F.col("rule") == replay.rule)
     of_trials = F.coalesce(F.map_contains_key(_FIELDS, F.lit(_OF_TRIALS)), F.lit(False))
-    counts = {
-        row["trial"]: row["n"] for row in rows.groupBy(of_trials.alias("trial")).agg(F.count("*").alias("n")).collect()
-    }
+    counts = {trial: n for trial, n in rows.groupBy(of_trials).agg(F.count("*")).collect()}
     if True in counts:
         left_out = (
             f"{counts[True]:,} quarantined rows for {replay.table} are lines of a trial's file: correct the file and "
@@ -173,16 +180,24 @@ def _fitting(replay: Replay, frame: DataFrame, wanted: StructType) -> DataFrame:
     return frame
 
 
+def _fields_of(rows: DataFrame) -> list[str]:
+    return sorted(name for (name,) in rows.select(F.explode(F.map_keys(_FIELDS))).distinct().collect())
+
+
 def _repaired(replay: Replay, lake: Lake, rows: DataFrame) -> DataFrame:
     """Fields as columns of texts, repairs in their place, with SOURCE and ARRIVED; fields only for repairs are gone."""
-    names = rows.select(F.explode(F.map_keys(_FIELDS)).alias("name")).distinct().collect()
-    fields = sorted(row["name"] for row in names)
-    frame = rows.select(*(F.col(_FIELDS)[name].alias(name) for name in fields), SOURCE, ARRIVED)
-    repairs = {f"__repaired_{column}": F.expr(expression) for column, expression in replay.repairs}
+    fields = _fields_of(rows)
+    texts = F.array_join(F.map_values(_FIELDS), " ").alias(_TEXTS)
+    frame = rows.select(*(F.col(_FIELDS)[name].alias(name) for name in fields), SOURCE, ARRIVED, texts)
     spent = _spent(replay, lake, fields)
-    frame = frame.select("*", *(value.alias(name) for name, value in repairs.items()))
+    frame = frame.select("*", *(F.expr(text).alias(f"__repaired_{column}") for column, text in replay.repairs))
+    kinds = {field.name: field.dataType for field in replay.load.contract.columns}
+    for column, _ in replay.repairs:
+        if isinstance(kinds.get(column), TimestampType):
+            name = f"__repaired_{column}"
+            frame = frame.withColumn(name, time_text(name, frame.schema[name].dataType, _TEXTS))
     own = dict(replay.repairs)
-    frame = frame.drop(*own, *spent).withColumnsRenamed({f"__repaired_{column}": column for column in own})
+    frame = frame.drop(_TEXTS, *own, *spent).withColumnsRenamed({f"__repaired_{column}": column for column in own})
     if _KNOWN_AT in fields and _KNOWN_AT not in own:
         arrived = F.get_json_object(as_json([ARRIVED]), f"$.{ARRIVED}")
         frame = frame.withColumn(_KNOWN_AT, F.when(F.trim(_KNOWN_AT) != "", F.col(_KNOWN_AT)).otherwise(arrived))
@@ -223,6 +238,22 @@ def _refused(spark: SparkSession, fields: Sequence[str], expression: str) -> Exc
     return None
 
 
+def _why_failed(replay: Replay, lake: Lake, error: PySparkException) -> Exception:
+    """Which repair fails on rows, as an error of one sentence; `error` itself when it is none of them."""
+    rows = _quarantined(replay, lake, no_progress)
+    frame = rows.select(*(F.col(_FIELDS)[name].alias(name) for name in _fields_of(rows)))
+    for column, expression in replay.repairs:
+        try:
+            frame.select(F.count(F.expr(expression))).collect()
+        except PySparkException as reason:
+            said = str(reason).strip().splitlines()[0].partition(" SQLSTATE")[0]
+            return ConfigError(
+                f"--repair {column}={expression!r} fails on rows of {QUARANTINE}, and nothing was written: {said} "
+                "Leave casts out: texts are read as the column's type, and rows that cannot be read stay in quarantine"
+            )
+    return error
+
+
 def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataFrame:
     if not lake.exists(table):
         return rows
@@ -247,7 +278,13 @@ def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, replay: Replay
 ) -> JobResult:
     """Add each repaired row that meets the contract now and that no replay has added."""
-    lake = campaign.lake
+    try:
+        return _replay(campaign.lake, progress, run_id, replay)
+    except PySparkException as error:
+        raise _why_failed(replay, campaign.lake, error) from error
+
+
+def _replay(lake: Lake, progress: ProgressCallback, run_id: str | None, replay: Replay) -> JobResult:
     new = replayed(replay, lake, run_id, progress)
     if new.good is None:
         progress("no row to add")

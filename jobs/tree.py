@@ -18,8 +18,8 @@ from uplift_spark.config import Config
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, score_columns
 from uplift_spark.evaluation.report import interval, number
+from uplift_spark.evaluation.spark import describe_arms, resampling_hash, score_columns
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.forest import Model
 from uplift_spark.lake.schemas import gold_table, silver_table

@@ -97,11 +97,11 @@ def importers(every: list[Module]) -> dict[str, set[str]]:
 
 
 def repeated_names(every: list[Module]) -> dict[str, list[str]]:
-    """{public name: modules that define it}, of names that occur twice; `run` and `options` of jobs aside."""
+    """{public name: its modules}, of names that occur twice; `run`, `options` and `command` of jobs aside."""
     homes: dict[str, list[str]] = defaultdict(list)
     for module in every:
         for name in dict.fromkeys(module.public_names):
-            if not (module.is_job and name in ("run", "options")):
+            if not (module.is_job and name in ("run", "options", "command")):
                 homes[name].append(module.name)
     return {name: where for name, where in sorted(homes.items()) if len(where) > 1}
 

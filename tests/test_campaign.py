@@ -40,6 +40,7 @@ def at(lakehouse: Lakehouse) -> Campaign:
         (Lakehouse("/data/two"), "/data/two/reports/spring/lift-1"),
         (Lakehouse("ignored", catalog="main"), "reports/main/spring/lift-1"),
         (Lakehouse("s3://bucket/lake"), "reports/s3_bucket_lake/spring/lift-1"),
+        (Lakehouse(catalog="main", reports="/Volumes/main/x/y"), "/Volumes/main/x/y/spring/lift-1"),
     ],
 )
 def test_reports_lie_apart_by_lakehouse_campaign_and_run(lakehouse: Lakehouse, folder: str) -> None:

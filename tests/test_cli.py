@@ -6,17 +6,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import uplift_spark
 from uplift_spark import cli, console
+from uplift_spark.campaign import arrow_frame, query_rows
 from uplift_spark.config import Lakehouse
-from uplift_spark.console import cell, main_job, print_result, rich_table
+from uplift_spark.console import cell, csv_text, main_job, print_result, rich_table, rows_table
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import erase, export, features, train
 from uplift_spark.jobs import load as load_job
@@ -349,6 +353,34 @@ def test_a_frame_becomes_a_table_of_text() -> None:
     assert [list(column.cells) for column in table.columns] == [["a", ""], ["1,000", "2"]]
 
 
+ODD = pa.table(
+    [
+        pa.array([9223372036854775707, None]), pa.array([None, ""]), pa.array([float("nan"), None]),
+        pa.array([0.1, None], pa.float32()), pa.array([Decimal("1.10"), None]), pa.array(['a,"b"\n', " x"]),
+    ],
+    names=["n", "t", "f", "g", "d", "d"],
+)  # fmt: skip
+
+
+def test_rows_as_csv_keep_every_digit_and_tell_null_from_nothing() -> None:
+    assert csv_text(ODD) == 'n,t,f,g,d,d\n9223372036854775707,,NaN,0.1,1.10,"a,""b""\n"\n,"",,,, x\n'
+    assert csv_text(ODD.slice(0, 0)) == "n,t,f,g,d,d\n"
+
+
+def test_rows_as_a_table_tell_null_from_nothing() -> None:
+    cells = [list(column.cells) for column in rows_table(ODD).columns]
+    assert cells[:3] == [["9,223,372,036,854,775,707", "NULL"], ["NULL", ""], ["NaN", "NULL"]]
+
+
+def test_a_frame_of_rows_rounds_nothing() -> None:
+    times = pa.array([datetime(1500, 1, 1), datetime(9999, 12, 31)], pa.timestamp("us", "UTC"))
+    nested = pa.array([[9223372036854775707, None], None])
+    frame = arrow_frame(pa.table([ODD["n"], times, nested, ODD.column(4)], ["n", "s", "l", "l"]))
+    assert frame["n"].tolist() == [9223372036854775707, pd.NA] and frame.columns.tolist() == ["n", "s", "l", "l"]
+    assert [str(time) for time in frame["s"]] == ["1500-01-01 00:00:00", "9999-12-31 00:00:00"]
+    assert list(frame.iloc[0, 2]) == [9223372036854775707, None] and frame.iloc[0, 3] == Decimal("1.10")
+
+
 @pytest.mark.parametrize("provided", [True, False])
 def test_a_session_is_stopped_by_who_started_it(provided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = pytest.importorskip("pyspark.sql").SparkSession
@@ -374,6 +406,28 @@ def test_sql_and_tables_show_what_is_in_the_lakehouse(
 
     assert uplift(monkeypatch, "tables", "--conf", path) == 0
     assert capsys.readouterr().out.split() == ["table", "rows", "version", "gold.toy", "2", "0"]
+
+    kinds = (
+        "select arm, arm as arm, if(arm = 'a', 9223372036854775707, null) n, if(arm = 'a', null, '') t, "
+        "if(arm = 'a', double('nan'), null) f, float(0.1) g, date'1500-01-01' d, timestamp'9999-12-31 23:59:59.5' s, "
+        "timestamp_ntz'0001-01-01 00:00:00' z, 1.10BD c, X'00ff' b, map('k', array(date'1500-01-01', null)) m, "
+        "struct(9223372036854775707 as x, cast(null as int) as y) u, interval '1-2' year to month i, "
+        "date'+12000-01-01' far, null v, true w from gold.toy order by gold.toy.arm"
+    )
+    assert uplift(monkeypatch, "sql", kinds, "--format", "csv") == 0
+    same = (
+        '0.1,1500-01-01,9999-12-31 23:59:59.5,0001-01-01 00:00:00,1.10,00FF,"{""k"":[""1500-01-01"",null]}",'
+        '"{""x"":9223372036854775707,""y"":null}",INTERVAL \'1-2\' YEAR TO MONTH,+12000-01-01,,True'
+    )
+    header = "arm,arm,n,t,f,g,d,s,z,c,b,m,u,i,far,v,w"
+    expected = f'{header}\na,a,9223372036854775707,,NaN,{same}\nb,b,,"",,{same}\n'
+    assert capsys.readouterr().out == expected
+    assert uplift(monkeypatch, "sql", "select 9223372036854775707 n, null v, '' e", "--limit", "1") == 0
+    assert capsys.readouterr().out.split() == ["n", "v", "e", "9,223,372,036,854,775,707", "NULL"]
+    frame = arrow_frame(query_rows(lake, kinds))
+    assert frame["n"].tolist() == [9223372036854775707, pd.NA] and frame["d"][0] == date(1500, 1, 1)
+    assert str(frame["s"][1]) == "9999-12-31 23:59:59.500000" and frame["c"][0] == Decimal("1.10")
+    assert frame["far"][0] == "12000-01-01" and frame["u"][0]["x"] == 9223372036854775707
 
     query = "select arm, uplift from gold.toy order by arm"
     assert uplift(monkeypatch, "sql", query, "--format", "csv", "--limit", "1") == 0

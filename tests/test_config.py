@@ -11,6 +11,7 @@ import yaml
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Simulation, TrialConf, load_config
 from uplift_spark.errors import ConfigError
+from uplift_spark.events.table_source import open_source
 from uplift_spark.jobs import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +107,16 @@ def test_wrong_values_are_named(conf: Path, override: str, words: list[str]) -> 
     assert [word for word in words if word not in message] == []
 
 
-@pytest.mark.parametrize("key", ["campaign", "source", "roles"])
+def test_a_source_may_be_left_out_and_ingest_asks_for_it_in_its_own_words(conf: Path) -> None:
+    lines = [line for line in conf.read_text().splitlines() if not line.startswith("source:")]
+    conf.write_text("\n".join(lines))
+    config = load_config(conf)
+    assert config.source is None
+    with pytest.raises(ConfigError, match=r"no `source` to ingest: add one, or bring the rows of .* by `uplift load`"):
+        open_source(config, None, print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["campaign", "roles"])
 def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     raw = yaml.safe_load(SMALL)
     del raw[key]

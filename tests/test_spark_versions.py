@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyspark.errors import PySparkException
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_type
 
+from uplift_spark.forest.spark import kept
 from uplift_spark.spark_versions import (
     arrow_type,
     batches_to_bytes,
     bytes_to_batches,
     cut_groups,
     delta_artefact,
+    local_frame,
     spark_type,
     try_settings,
 )
@@ -157,3 +160,47 @@ def test_a_campaign_without_spark_says_what_to_install() -> None:
     )
     assert process.stdout.startswith('EnvironmentProblem("Campaign: ')
     assert "pip install 'uplift-spark[local]'" in process.stdout
+
+
+class Rows:
+    """A frame that knows its rows alone."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.parts = [table]
+
+    def unionAll(self, other: Rows) -> Rows:
+        whole = Rows(self.parts[0])
+        whole.parts = [*self.parts, *other.parts]
+        return whole
+
+
+class Session:
+    """Serverless compute: refuses local rows beyond a size."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def createDataFrame(self, table: pa.Table) -> Rows:
+        assert table.nbytes <= self.most or len(table) == 1
+        return Rows(table)
+
+
+@pytest.mark.parametrize("most", [1, 100, 4_096, 10**9])
+def test_local_rows_beyond_a_size_go_in_parts_and_none_is_lost(most: int) -> None:
+    words = ["x" * (5_000 if i < 3 else i % 7) for i in range(400)]
+    rows = pa.table({"n": np.arange(400), "words": words})
+    frame = local_frame(Session(most), rows, most)  # type: ignore[arg-type]
+    assert pa.concat_tables(frame.parts) == rows  # type: ignore[attr-defined]
+    assert (len(frame.parts) == 1) == (most == 10**9)  # type: ignore[attr-defined]
+    empty = local_frame(Session(most), rows.slice(0, 0), most)  # type: ignore[arg-type]
+    assert len(empty.parts) == 1  # type: ignore[attr-defined]
+
+
+def test_where_nothing_can_be_kept_every_pass_reads_anew() -> None:
+    class Refusing:
+        def persist(self, level: object) -> None:
+            raise PySparkException("[NOT_SUPPORTED_WITH_SERVERLESS] PERSIST TABLE is not supported")
+
+    rows = Refusing()
+    with kept(rows) as same:  # type: ignore[arg-type]
+        assert same is rows

@@ -7,14 +7,16 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
+import pyarrow as pa
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConfigError, DataError, hint
@@ -28,13 +30,23 @@ from uplift_spark.evaluation.pictures import (
     qini_picture,
 )
 from uplift_spark.evaluation.report import NO_TRIAL_CAVEAT, lift_summary
+from uplift_spark.events.guesses import check_columns_of
+from uplift_spark.events.quickstart import (
+    FrameOptions,
+    answers_of,
+    frame_table,
+    prepare_conf,
+    python_options,
+    save_frame,
+)
+from uplift_spark.lake.contracts import EXACT_TIME
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
-from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
-from uplift_spark.runtime import derive_run_id
-from uplift_spark.source_conf import LONG_AGO
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, checked_name
+from uplift_spark.runtime import ProgressCallback, derive_run_id
+from uplift_spark.source_conf import LONG_AGO, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +80,91 @@ class Campaign:
     def __init__(self, conf: str | Path | Config, lake: Lake | None = None, overrides: Sequence[str] = ()) -> None:
         self.config = conf if isinstance(conf, Config) else load_config(Path(conf), tuple(overrides))
         self._lake = lake
+        self._replaces = False
+
+    def __repr__(self) -> str:
+        house, source = self.config.lakehouse, self.config.source
+        return f"<Campaign {self.name}: {'loaded' if source is None else source.kind} in {house.catalog or house.path}>"
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        treatment: str,
+        outcome: str | Sequence[str],
+        control: str | None = None,
+        unit: str | None = None,
+        name: str = "campaign",
+        folder: str | Path = ".",
+        progress: ProgressCallback = print,
+        **options: Unpack[FrameOptions],
+    ) -> Campaign:
+        """Make a campaign of the rows of a finished one: `uplift quickstart` for a frame.
+
+        What is not said is guessed, and `progress` says each guess with the argument that overrides it. The
+        configuration goes into `folder`/conf/`name`.yaml, to be edited; the rows, with whatever ids they hold, into
+        `folder`/lakehouse/inputs/`name`.parquet. `run` takes the campaign to its report. With another frame under the
+        same name, `run` replaces the earlier rows.
+
+        Args:
+            frame: pandas or Arrow frame with one row per unit.
+            treatment: column of the level that a unit got.
+            outcome: column, or `column=value` where the outcome is whether a column has a value; of several the first
+                is trained.
+            control: level that the others are compared with.
+            unit: column of the unit's id; by default one that looks like it, else the number of the row.
+            name: of the campaign: letters, digits and underscores.
+            folder: of conf/ and of the lakehouse.
+            progress: is called with each guess.
+            **options: see `events.quickstart.FrameOptions`: lower_is_better, value, cost, budget, propensity, feature,
+                drop, randomised.
+
+        Returns:
+            The campaign; nothing has run yet, and Spark has not started.
+
+        Raises:
+            ConfigError: a column, a level or an option is not there, or somebody edited the configuration.
+            DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
+        """
+        answers, home = answers_of(treatment, outcome, control, unit, options), Path(folder)
+        try:
+            checked_name(name, "campaign")
+            check_columns_of(answers, frame_table(frame).column_names)
+            path = save_frame(frame, home, name, progress)
+            conf, _ = prepare_conf(str(path), answers, home, name, lambda line: progress(python_options(line)))
+        except (ConfigError, DataError) as error:
+            raise type(error)(python_options(str(error))) from error
+        progress(f"wrote {conf}")
+        campaign = cls(conf)
+        campaign._replaces = True
+        return campaign
+
+    def run(self, *verbs: str, progress: ProgressCallback = print) -> Campaign:
+        """Run jobs one after another: those named, by default all from the source to the report.
+
+        The whole line is ingest, features, nuisances where nobody randomised, train, score, lift, policy where costs
+        and the outcome's value are known, and report. A job that has run with the same inputs adds nothing.
+
+        Args:
+            *verbs: of these jobs.
+            progress: is called with each line of progress.
+
+        Returns:
+            This campaign, whose `lift_table()`, `plot`, `report()` and so on read what the jobs wrote.
+
+        Raises:
+            ConfigError: there is no such job in the line; else as the jobs.
+        """
+        from uplift_spark.jobs import features, ingest, lift, nuisances, policy, report, score, train, whole_line
+
+        ingest_rows = partial(ingest.run, replace=self._replaces)
+        modules = (features, nuisances, train, score, lift, policy, report)
+        jobs: dict[str, Any] = {"ingest": ingest_rows, **{one.__name__.rpartition(".")[2]: one.run for one in modules}}
+        if unknown := [verb for verb in verbs if verb not in jobs]:
+            raise ConfigError(f"the line has no job {unknown[0]!r}: {hint(unknown[0], jobs)}")
+        for verb in verbs or whole_line(self.config):
+            jobs[verb](self, partial(_with_verb, progress, verb))
+        return self
 
     @property
     def name(self) -> str:
@@ -95,8 +192,11 @@ class Campaign:
         return derive_run_id(job, self.config, **inputs)
 
     def reports(self, run_id: str) -> Path:
-        """Folder of a run's pictures: inside the lakehouse's folder, else (catalogs, URIs) below `reports` here."""
+        """Folder of a run's pictures: below `lakehouse.reports`, else in the lakehouse's folder, else (catalogs, URIs)
+        below `reports` here."""
         house = self.config.lakehouse if self._lake is None else self._lake.lakehouse
+        if house.reports is not None:
+            return Path(house.reports) / self.name / run_id
         remote = house.catalog or (re.sub(r"[^\w.-]+", "_", house.path) if re.match(r"\w[\w+.-]+:", house.path) else "")
         return (Path("reports") / remote if remote else Path(house.path) / "reports") / self.name / run_id
 
@@ -273,8 +373,12 @@ class Campaign:
 
         Raises DataError when nothing was decided.
         """
-        run_id = run_id or self._newest_run(DECISIONS_TABLE, "policy")
+        run_id = run_id or self.plan_run()
         return self.lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == self.name) & (F.col(RUN_ID) == run_id))
+
+    def plan_run(self, version: int | str | None = None) -> str:
+        """Id of the campaign's newest plan, or of the newest by a model version. Raises DataError without one."""
+        return self._newest_run(DECISIONS_TABLE, "policy", None if version is None else str(version))
 
     def report(self) -> CampaignReport:
         """The report of the newest lift run: a page (`html`), shown as such in a notebook; as text its tables. Raises
@@ -310,13 +414,13 @@ class Campaign:
     def _plan_curve(self, scored: Scored) -> pd.DataFrame:
         """Rows of gold.policy_curve of the model's newest plan; none where it made no plan with a budget."""
         try:
-            run_id = self._newest_run(DECISIONS_TABLE, "policy", scored.model_version)
+            run_id = self.plan_run(scored.model_version)
             return self.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == run_id).toPandas()
         except DataError:
             return pd.DataFrame()
 
     def _page_caveats(self, scored: Scored) -> list[str]:
-        sentences = ["Simulated data: no real people."] if self.config.source.kind == "simulation" else []
+        sentences = ["Simulated data: no real people."] if isinstance(self.config.source, Simulation) else []
         if self.config.nuisances is not None:
             sentences.append(NO_TRIAL_CAVEAT)
         if not self.check_unseen(scored):
@@ -341,7 +445,7 @@ class Campaign:
     def sql(self, query: str) -> pd.DataFrame:
         """All rows of a query that only reads. Raises ConfigError for another one, and for one that does not run."""
         check_reads(query)
-        return first_rows(self.lake, query)
+        return arrow_frame(query_rows(self.lake, query))
 
     def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
         run_id = run_id or self.lift_run
@@ -381,12 +485,13 @@ class Campaign:
             rows = rows.where(F.col("model_version") == model_version)
         mine = rows.select(RUN_ID).distinct().collect()
         runs = {row[RUN_ID] for row in mine}
-        history = self.lake.spark.sql(f"DESCRIBE HISTORY {self.lake.reference(table)}").orderBy(F.desc("version"))
-        wrote = history.select(F.get_json_object("userMetadata", "$.run_id").alias(RUN_ID)).collect()
-        for row in wrote:
-            if row[RUN_ID] in runs:
-                return str(row[RUN_ID])
-        raise DataError(f"{table} has no run of campaign {self.name} in its history: run `uplift {job}` with its conf")
+        for commit in self.lake.history(table):
+            if (run := commit.notes.get("run_id")) in runs:
+                return str(run)
+        by = "" if model_version is None else f" by model version {model_version}"
+        raise DataError(
+            f"{table} has no run of campaign {self.name}{by} in its history: run `uplift {job}` with its conf"
+        )
 
     def queries_to_try(self, lift_run: str) -> list[str]:
         """Three questions of an analyst to the tables of a lift run; each stands between double quotes in a shell."""
@@ -436,6 +541,10 @@ class CampaignReport:
             part.write_text(self.html, encoding="utf-8")
             part.replace(target)
         return path, latest
+
+
+def _with_verb(progress: ProgressCallback, verb: str, message: str) -> None:
+    progress(f"{verb:<9} {message}")
 
 
 @dataclass(frozen=True)
@@ -507,13 +616,78 @@ def check_reads(query: str) -> None:
         raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
 
 
-def first_rows(lake: Lake, query: str, limit: int | None = None) -> pd.DataFrame:
-    """First `limit` rows, or all; what Spark says about a wrong query becomes one sentence, a ConfigError."""
+def query_rows(lake: Lake, query: str, limit: int | None = None, as_text: bool = False) -> pa.Table:
+    """Rows of a query that only reads: the first `limit`, or all.
+
+    Args:
+        lake: Where its tables are.
+        query: SQL; two of its columns may have one name.
+        limit: Most rows to give.
+        as_text: Have Spark write dates, times, bytes (hexadecimal) and nested values (JSON) as texts, so that only
+            numbers, truth values and texts remain; else only the types that Arrow lacks, such as intervals.
+
+    Returns:
+        An Arrow table: no value is rounded, and null is neither NaN nor an empty text.
+
+    Raises:
+        ConfigError: Spark refuses the query; what it says in one sentence.
+    """
     try:
         rows = lake.sql(query)
-        return (rows if limit is None else rows.limit(limit)).toPandas()
+        names = rows.columns
+        rows = rows.toDF(*(f"c{number}" for number in range(len(names))))
+        values = [_readable(field, as_text).alias(field.name) for field in rows.schema]
+        rows = rows.select(*values) if values else rows
+        return (rows if limit is None else rows.limit(limit)).toArrow().rename_columns(names)
     except PySparkException as error:
         raise ConfigError(f"the query does not run: {str(error).strip().splitlines()[0]}") from error
+
+
+_PLAIN = (
+    *(T.BooleanType, T.ByteType, T.ShortType, T.IntegerType, T.LongType, T.FloatType, T.DoubleType, T.DecimalType),
+    *(T.StringType, T.NullType),
+)
+_OF_ARROW = (T.DateType, T.TimestampType, T.TimestampNTZType, T.BinaryType)
+
+
+def _readable(field: T.StructField, as_text: bool) -> Column:
+    """A column of a query as it is, or as text, see `query_rows`."""
+    kind, value = field.dataType, F.col(field.name)
+    if isinstance(kind, _PLAIN):
+        return value
+    if isinstance(kind, T.BinaryType) and as_text:
+        return F.hex(value)
+    if isinstance(kind, T.ArrayType | T.MapType | T.StructType) and (as_text or not _known_to_arrow(kind)):
+        return F.to_json(value, EXACT_TIME)
+    return value.cast("string") if as_text or not _known_to_arrow(kind) else value
+
+
+def _known_to_arrow(kind: T.DataType) -> bool:
+    if isinstance(kind, T.ArrayType):
+        return _known_to_arrow(kind.elementType)
+    if isinstance(kind, T.MapType):
+        return _known_to_arrow(kind.keyType) and _known_to_arrow(kind.valueType)
+    if isinstance(kind, T.StructType):
+        names = kind.fieldNames()
+        return len(set(names)) == len(names) and all(_known_to_arrow(field.dataType) for field in kind)
+    return isinstance(kind, (*_PLAIN, *_OF_ARROW))
+
+
+def arrow_frame(table: pa.Table) -> pd.DataFrame:
+    """A pandas frame of an Arrow table in which nothing is rounded: whole numbers beside nulls are `Int64`, dates and
+    decimals objects, times without a zone (UTC) in microseconds; dates beyond the year 9999 are texts."""
+    columns = []
+    for column in table.columns:
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp(column.type.unit))
+        kind = pd.Int64Dtype() if pa.types.is_integer(column.type) and column.null_count else None
+        exact = {"date_as_object": True, "integer_object_nulls": True, "types_mapper": {column.type: kind}.get}
+        try:
+            columns.append(column.to_pandas(**exact))
+        except ValueError:  # Python's dates end with the year 9999, Spark's do not
+            columns.append(column.cast(pa.string()).to_pandas())
+    frame = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=range(len(table)))
+    return frame.set_axis(table.column_names, axis=1)
 
 
 def table_sizes(lake: Lake) -> list[tuple[str, int, int]]:

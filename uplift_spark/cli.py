@@ -10,6 +10,7 @@ import pkgutil
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +20,19 @@ import typer
 
 import uplift_spark
 from uplift_spark import console
-from uplift_spark.console import ConfOption, SetOption, err, out, print_details, print_tables, program, rich_table
+from uplift_spark.console import (
+    ConfOption,
+    SetOption,
+    csv_text,
+    err,
+    out,
+    print_details,
+    print_tables,
+    program,
+    rows_table,
+)
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.jobs import DEMO_JOBS, whole_line
 
 if TYPE_CHECKING:
     from uplift_spark.campaign import Campaign
@@ -28,8 +40,6 @@ if TYPE_CHECKING:
     from uplift_spark.runtime import JobResult
 
 PACKAGE = "uplift_spark.jobs"
-DEMO_JOBS = ("ingest", "features", "train", "score", "lift", "report")
-"""The jobs of `uplift demo`, in their order."""
 
 LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
 
@@ -87,7 +97,13 @@ def demo(conf: ConfOption, set_: SetOption = None) -> None:
 
 @app.command()
 def quickstart(
-    file: Annotated[str, typer.Argument(help="CSV, Parquet or Stata; a folder or a pattern.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, Parquet or Stata; a folder or a pattern; a Delta folder; a table's name; - for a pipe.",
+            show_default=False,
+        ),
+    ],
     treatment: Annotated[str, typer.Option(help="Column of the level that a unit got.", show_default=False)],
     outcome: Annotated[list[str], typer.Option(help="Column, or COLUMN=VALUE; the first is trained; repeatable.")],
     control: Annotated[str | None, typer.Option(help="Level that the others are compared with.")] = None,
@@ -101,24 +117,49 @@ def quickstart(
     propensity: Annotated[str | None, typer.Option(help="Column: probability of the level received.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="Column to keep as a feature; repeatable.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; repeatable.")] = None,
+    randomised: Annotated[
+        bool, typer.Option("--randomised/--not-randomised", help="Whether units were treated at random.")
+    ] = True,
+    catalog: Annotated[str | None, typer.Option(help="Catalog to write to in place of the folder lakehouse/.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the campaign; by default the file's.")] = None,
     conf_only: Annotated[bool, typer.Option("--conf-only", help="Write the configuration and stop.")] = False,
 ) -> None:
-    """From a finished campaign's file to lift tables and a decision."""
-    from uplift_spark.events.guesses import Answers, parsed_costs, prepare_conf
+    """From a finished campaign's file or table to its report."""
+    from uplift_spark.events.guesses import Answers
+    from uplift_spark.events.quickstart import (
+        LAKEHOUSE,
+        check_header,
+        is_table,
+        parsed_costs,
+        prepare_conf,
+        save_stream,
+    )
 
     answers = Answers(
         treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
-        tuple(feature or ()), tuple(drop or ()),
+        tuple(feature or ()), tuple(drop or ()), randomised,
     )  # fmt: skip
-    conf, guesses = prepare_conf(file, answers, Path("conf"), name, lambda line: err().print(line, soft_wrap=True))
-    err().print(f"wrote {conf}")
-    if conf_only:
-        return
-    verbs = [*DEMO_JOBS[:-1], *(["policy"] if guesses.is_priced else []), DEMO_JOBS[-1]]
-    jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in verbs}
-    jobs["ingest"] = partial(jobs["ingest"], replace=True)
-    console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
+    if file == "-":
+        file = str(save_stream(sys.stdin.buffer, Path(), name or "stdin"))
+    with ExitStack() as stack:
+        lake = None
+        if catalog or is_table(file):  # else nothing needs Spark before the jobs do
+            check_header(file, answers)
+            err().print("starting Spark")
+            lake = stack.enter_context(console.open_lake(_quickstart_lakehouse(catalog, LAKEHOUSE)))
+        conf, _ = prepare_conf(file, answers, Path(), name, lambda line: err().print(line, soft_wrap=True), lake)
+        err().print(f"wrote {conf}")
+        if conf_only:
+            return
+        jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in whole_line(console.read_config(conf, None))}
+        jobs["ingest"] = partial(jobs["ingest"], replace=True)
+        console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
+
+
+def _quickstart_lakehouse(catalog: str | None, folder: str) -> Lakehouse:
+    from uplift_spark.config import Lakehouse
+
+    return Lakehouse(folder, catalog)
 
 
 @app.command()
@@ -129,19 +170,23 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 50,
     format_: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
 ) -> None:
-    """Print the rows of a query over the tables."""
+    """Print the rows of a query over the tables.
+
+    In CSV an empty cell is NULL, "" an empty text and NaN no number; times are in UTC, bytes in hexadecimal digits,
+    nested values in JSON.
+    """
     if format_ not in ("table", "csv"):
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
-    from uplift_spark.campaign import check_reads, first_rows
+    from uplift_spark.campaign import check_reads, query_rows
 
     check_reads(query)
     with console.open_lake(_lakehouse(conf, set_)) as lake:
-        rows = first_rows(lake, query, limit + 1)
-    shown = rows.head(limit)
+        rows = query_rows(lake, query, limit + 1, as_text=True)
+    shown = rows.slice(0, limit)
     if format_ == "csv":
-        sys.stdout.write(shown.to_csv(index=False))
+        sys.stdout.write(csv_text(shown))
     else:
-        out().print(rich_table(shown))
+        out().print(rows_table(shown))
     if len(rows) > limit:
         err().print(f"only the first {limit} rows are shown: use --limit for more")
 

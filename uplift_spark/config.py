@@ -43,19 +43,34 @@ class Lakehouse:
     path         folder of the tables, `lakehouse` by default; not used with a catalog
     catalog      a catalog in its place (Unity Catalog: tables are `catalog.schema.table`)
     checkpoints  folder in which streams keep how far they are; by default `_checkpoints` beside a folder's tables
+    reports      folder of pictures and reports; by default `reports` in a folder's lakehouse, of a catalog
+                 `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
+                 folder on a volume there
     """
 
     path: str = "lakehouse"
     catalog: str | None = None
     checkpoints: str | None = None
+    reports: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pseudonyms:
-    """`pseudonyms`: unit ids are replaced at ingest by a hash with the key that the environment variable `key_env`
-    holds; without the section ids stay as they are."""
+    """`pseudonyms`: unit ids are replaced at ingest by a hash with a secret key; without the section ids stay as they
+    are.
 
-    key_env: str
+    key_env     the environment variable that holds the key
+    key_secret  in its place, where there are none (Databricks): SCOPE/KEY of a secret
+    """
+
+    key_env: str | None = None
+    key_secret: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.key_env is None) == (self.key_secret is None):
+            raise ConfigError("pseudonyms: name either key_env, an environment variable, or key_secret, SCOPE/KEY")
+        if self.key_secret is not None and not all(self.key_secret.partition("/")):
+            raise ConfigError(f"pseudonyms.key_secret {self.key_secret!r} must look like SCOPE/KEY")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -173,16 +188,21 @@ class Labels:
 
 @dataclass(frozen=True, config=STRICT)
 class Alarms:
-    """`alarms`: when the features job warns that events are missing, see `stats.tests`.
+    """`alarms`: when the features job warns that events are missing, see `stats.tests`, and when it refuses them.
 
     alpha         probability that an alarm is false, for each kind of alarm and outcome
     complete      share of the mature labels' events that should be known
     delivery_gap  difference of delivery rates between arms that does not matter
+    unmatched     share of a table's rows whose unit was never assigned (of profiles: of the assigned units that have
+                  none) up to which the training set is made; above it the keys are refused
+    without_profile  share of the units without a profile when they were assigned up to which the job ends well
     """
 
     alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001
     complete: Annotated[float, Field(gt=0, lt=1)] = 0.99
     delivery_gap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    unmatched: Annotated[float, Field(ge=0, le=1)] = 0.5
+    without_profile: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -579,13 +599,14 @@ class Config:
     """One campaign: its name, its source, the roles of its columns, and a section for every step.
 
     campaign  name: letters, digits and underscores
+    source    what `uplift ingest` reads; left out where `uplift load` brings all rows
     seed      of everything that is random, 7 by default
     holdout   share of the units, by hash of their id, that no model is trained on
     """
 
     RUNS: ClassVar = {"ingest": "campaign source seed"}
     campaign: str
-    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")]
+    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")] | None
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -723,7 +744,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     if "features" in raw:
         raw["features"] = read_features(raw["features"], path)
     try:
-        return TypeAdapter(Config).validate_python(raw)
+        return TypeAdapter(Config).validate_python({"source": None, **raw})
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {_first_problem(error)}") from error
 

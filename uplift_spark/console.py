@@ -27,6 +27,7 @@ from uplift_spark.errors import NO_SPARK, SPARK_PACKAGES, UpliftError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from uplift_spark.campaign import Campaign
     from uplift_spark.config import Config, Lakehouse
@@ -61,9 +62,18 @@ def main_job(run: Callable[..., JobResult], options: Options = no_options) -> No
     Parses the command line, runs the job, prints its result. Returns on success, because a Databricks task counts any
     SystemExit as a failure; exits with 1 on an UpliftError.
     """
+    _without_exit(job_command(Path(sys.argv[0]).stem, run, options))
+
+
+def main_command(command: Callable[..., None], text: str | None) -> None:
+    """Entry point of a `jobs/<verb>.py` that needs no campaign, like `main_job`; `text` is its help."""
+    _without_exit(own_command(Path(sys.argv[0]).stem, command, text))
+
+
+def _without_exit(command: Callable[[], Any]) -> None:
     try:
         with one_sentence():
-            job_command(Path(sys.argv[0]).stem, run, options)()
+            command()
     except SystemExit as stop:
         if stop.code:
             raise
@@ -170,6 +180,63 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def words_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Texts below heads; the last column is wrapped, the others are whole."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=position < len(heads) - 1)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def rows_table(rows: pa.Table) -> Table:
+    """Rows of a query as a table of text, like `rich_table`, but NULL, NaN and the empty text differ."""
+    import pyarrow as pa
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, kind in zip(rows.column_names, rows.schema.types, strict=True):
+        numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    columns = [column.to_pylist() for column in rows.columns]
+    for row in zip(*columns, strict=True):
+        table.add_row(*map(_sql_cell, row))
+    return table
+
+
+def _sql_cell(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return "NaN" if value != value else cell(value)
+
+
+def csv_text(rows: pa.Table) -> str:
+    """Rows of a query as CSV: an empty cell is NULL, "" the empty text; a text that holds a comma, a quote or a line
+    break is in quotes; numbers have all their digits."""
+    import pyarrow as pa
+    from numpy import float32
+
+    columns = []
+    for column in rows.columns:
+        if pa.types.is_float32(column.type):  # as a double, 0.1 would be 0.10000000149011612
+            values = [None if value is None else float(str(float32(value))) for value in column.to_pylist()]
+        else:
+            values = column.to_pylist()
+        columns.append(map(_csv_cell, values))
+    lines = [map(_csv_cell, rows.column_names), *zip(*columns, strict=True)]
+    return "".join(",".join(line) + "\n" for line in lines)
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value != value:
+        return "NaN"
+    text = str(value)
+    quoted = text == "" or any(mark in text for mark in ',"\r\n')
+    return '"' + text.replace('"', '""') + '"' if quoted else text
+
+
 def program() -> str:
     """What to type to run this program again from here."""
     called = Path(sys.argv[0])
@@ -210,7 +277,7 @@ def print_result(result: JobResult) -> None:
         out().print(f"run {result.run_id}")
     if result.tables:
         print_tables([(t, w.get("rows", 0), w.get("version", "")) for t, w in result.tables.items()], "rows added")
-    print_details(result.details)
+    print_details({key: value for key, value in result.details.items() if key not in result.unprinted})
 
 
 def print_details(details: Mapping[str, Any]) -> None:

@@ -26,10 +26,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.config import Config, LearnerConf
-from uplift_spark.errors import ConfigError
+from uplift_spark.config import Config, Economics, LearnerConf
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.evaluation.lift_tables import lift_table
+from uplift_spark.evaluation.metrics import Evaluation, EvaluationSpec, curve_table, evaluate_rows, metric_table
+from uplift_spark.evaluation.pictures import calibration_picture, decile_picture, qini_picture
+from uplift_spark.forest.encode import encode_treatment
 from uplift_spark.forest.explain import heterogeneity_table, projection_table, variable_importance
-from uplift_spark.forest.forest import Forest, save_file
+from uplift_spark.forest.forest import Forest, model_line, save_file
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.onnx import export_onnx
 from uplift_spark.forest.shapley import shapley_values
@@ -37,11 +41,12 @@ from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.learners.average_effects import average_effects_table
 from uplift_spark.learners.frames import FrameRows, PandasRows
 from uplift_spark.learners.metalearners import AnyModel, Learned, LearnerParams, PerLevel, load_any
-from uplift_spark.roles import DELIVERED, Levels, Roles
+from uplift_spark.roles import DELIVERED, PROPENSITY, TREATMENT, UNIT, Levels, Roles, crossed
 from uplift_spark.runtime import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from pyspark.sql import DataFrame
 
     Frame = pd.DataFrame | DataFrame
@@ -69,9 +74,7 @@ class UpliftModel:
     model: AnyModel
 
     def __repr__(self) -> str:
-        levels, roles = self.levels, self.roles
-        effects = f"effects of {', '.join(levels.treated)} against {levels.control} on {', '.join(roles.outcomes)}"
-        return f"<UpliftModel {self.kind}: {effects}, by {len(roles.features)} features>"
+        return model_line(self.model, f"UpliftModel {self.kind}")
 
     @property
     def forest(self) -> Forest:
@@ -239,6 +242,128 @@ class UpliftModel:
         model = self._of(outcome)
         return projection_table(model, frame_rows(frame).in_memory(model.roles.columns), features).to_pandas()
 
+    def metrics(self, frame: Frame, outcome: str | None = None) -> pd.DataFrame:
+        """Measure on new rows how well the model ranks units: Qini, AUUC and the rest, with 95 % intervals.
+
+        Args:
+            frame: rows that training never saw, one per unit, with every column of the roles; those of a Spark frame
+                are brought into memory.
+            outcome: as for `effect`.
+
+        Returns:
+            One row per treated level and metric: `outcome`, `treatment`, `metric` (ate, auuc, qini, autoc, …), `value`,
+            `lower`, `upper` (float64, outcome units per unit of the population): the rows of gold.uplift_metrics.
+
+        Raises:
+            DataError: rows lack the control or a column, or values are not finite.
+            ConfigError: effects are those of doses that take any value, or the roles name scores and no propensity.
+
+        References:
+            Radcliffe (2007) for Qini; Yadlowsky et al. (2025) for AUTOC; `stats.curves` defines each.
+
+        Example:
+            >>> sorted(model.metrics(rest)["metric"])[:3]
+            ['ate', 'autoc', 'auuc']
+        """
+        return metric_table(self._evaluated(frame, outcome))
+
+    def qini(self, frame: Frame, outcome: str | None = None) -> pd.DataFrame:
+        """Measure on new rows what ranking by the model gains over treating at random, with 95 % intervals.
+
+        Args:
+            frame: as for `metrics`.
+            outcome: as for `effect`.
+
+        Returns:
+            One row per treated level: `outcome`, `treatment`, `metric` ("qini"), `value`, `lower`, `upper`: the area
+            between uplift curve and random line, in outcome units per unit of the population; 0 for a ranking at
+            random.
+
+        Raises:
+            DataError: as `metrics`.
+            ConfigError: as `metrics`.
+
+        References:
+            Radcliffe (2007).
+
+        Example:
+            >>> bool(model.qini(rest)["lower"][0] > 0)
+            True
+        """
+        rows = self.metrics(frame, outcome)
+        return rows[rows["metric"] == "qini"].reset_index(drop=True)
+
+    def lift(
+        self,
+        frame: Frame,
+        outcome: str | None = None,
+        segments: Sequence[str] = (),
+        value: float | None = None,
+        cost: Mapping[str, float] | None = None,
+    ) -> pd.DataFrame:
+        """Compare on new rows what treatment brought by decile of the prediction and by segment: a lift table.
+
+        Args:
+            frame: as for `metrics`; with the columns of `segments`, too.
+            outcome: as for `effect`.
+            segments: columns to cut by, and crossings of them, as in "region x device"; numbers of many values are cut
+                into quarters.
+            value: money that one unit of the outcome is worth.
+            cost: {level: money of treating one unit}.
+
+        Returns:
+            Rows of gold.lift_table: `outcome`, `treatment`, `cut` ("all", "decile" or "segment:<name>"), `bucket`
+            (decile "1" has the highest predictions), `n`, `n_treated`, `n_control`, means, `predicted_uplift`, `uplift`
+            with its 95 % interval, money where value and cost are known, `low_sample` and so on; see
+            `evaluation.lift_tables`.
+
+        Raises:
+            DataError: as `metrics`; a segment has too many values.
+            ConfigError: as `metrics`.
+
+        Example:
+            >>> lift = model.lift(rest)
+            >>> lift["cut"].value_counts().to_dict()
+            {'decile': 10, 'all': 1}
+            >>> bool(lift["uplift_lower"][0] > 1)
+            True
+        """
+        named = self.roles.outcome if outcome is None else outcome
+        economics = Economics({} if value is None else {named: value}, dict(cost or {}))
+        return lift_table(self._evaluated(frame, outcome, tuple(segments)), economics)
+
+    @property
+    def plot(self) -> ModelPlots:
+        """Pictures of the model on new rows: `.qini(frame)`, `.deciles(frame)`, `.calibration(frame)`."""
+        return ModelPlots(self)
+
+    def _evaluated(self, frame: Frame, outcome: str | None, segments: tuple[str, ...] = ()) -> Evaluation:
+        """Sums of new rows under this model's effects."""
+        roles = self._of(outcome).roles
+        if roles.grid:
+            raise ConfigError("lift and metrics compare levels, and roles.grid has none: see heterogeneity_test")
+        if roles.scores and not roles.propensity:
+            raise ConfigError("this was no trial: name roles.propensity, so that units count by how likely theirs was")
+        extra = dict.fromkeys([name for segment in segments for name in crossed(segment)])
+        extra |= {roles.cluster: None} if roles.cluster else {}
+        columns = dict.fromkeys([*roles.columns, *extra])
+        table = frame_rows(frame).in_memory(tuple(columns))
+        rows, codes = table.to_pandas(), encode_treatment(table, roles.treatment).coded_by(self.levels.names)
+        if strangers := int((codes < 0).sum()):
+            names = ", ".join(self.levels.names)
+            raise DataError(f"column {roles.treatment!r} holds none of {names} in {strangers:,} rows: leave them out")
+        holdout = rows[[*dict.fromkeys([roles.outcome, *extra])]].assign(**{
+            UNIT: rows[roles.unit],
+            TREATMENT: np.array(self.levels.names)[codes],
+            PROPENSITY: rows[roles.propensity] if roles.propensity else np.nan,
+        })  # fmt: skip
+        effects = frame_rows(rows).effects(self._of(outcome)).rename(columns={roles.unit: UNIT})
+        order, control = self.levels.treated, self.levels.control
+        spec = EvaluationSpec(
+            control, (roles.outcome,), segments, order=order, table="the frame", cluster=roles.cluster
+        )
+        return evaluate_rows(holdout, effects, spec)
+
     def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
         """Write the effect of one treated level as an ONNX file, for scoring without this package (extra `portable`).
 
@@ -362,6 +487,32 @@ class UpliftModel:
 
     def _of(self, outcome: str | None) -> AnyModel:
         return self.model.of(self.roles.outcome if outcome is None else outcome)
+
+
+@dataclass(frozen=True)
+class ModelPlots:
+    """Pictures of a model on new rows as matplotlib figures (extra `plots`); each raises as `UpliftModel.metrics`.
+
+    Effects on an outcome of 0 and 1 are shown in percentage points.
+    """
+
+    model: UpliftModel
+
+    def qini(self, frame: Frame, outcome: str | None = None) -> Figure:
+        """Gain against the share of units treated, with 95 % bands."""
+        evaluation = self.model._evaluated(frame, outcome)
+        return qini_picture(curve_table(evaluation), metric_table(evaluation), bool(evaluation.rates))
+
+    def deciles(self, frame: Frame, outcome: str | None = None) -> Figure:
+        """Uplift by decile of the prediction, with 95 % intervals."""
+        evaluation = self.model._evaluated(frame, outcome)
+        return decile_picture(lift_table(evaluation, Economics()), bool(evaluation.rates))
+
+    def calibration(self, frame: Frame, outcome: str | None = None) -> Figure:
+        """Observed against predicted uplift by decile."""
+        evaluation = self.model._evaluated(frame, outcome)
+        lift = lift_table(evaluation, Economics())
+        return calibration_picture(lift, metric_table(evaluation), bool(evaluation.rates))
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,14 @@ class JobResult:
 
     tables   {table: {"version": int, "rows": rows added by this run, "skipped": bool}}
     details  anything worth printing: counts of rejected rows, model name and version, files
+    unprinted  details for programs alone, which `details["summary"]` says in words
     """
 
     job: str
     run_id: str
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    unprinted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: str, run_id: str, *written: Any, **details: Any) -> JobResult:

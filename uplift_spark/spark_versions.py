@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from importlib import metadata
 from itertools import pairwise
 from typing import Any
@@ -73,6 +73,14 @@ def quiet_queries() -> None:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
+def on_this_machine(session: SparkSession) -> bool:
+    """Say whether the session runs in this machine's memory and so reads and writes its files; False for sessions of
+    Connect, whose server may be anywhere."""
+    if type(session).__module__.startswith("pyspark.sql.connect"):
+        return False
+    return str(session.conf.get("spark.master", "")).startswith("local")
+
+
 def try_settings(session: SparkSession, settings: Mapping[str, str]) -> dict[str, str]:
     """Set what the session lets us set.
 
@@ -92,6 +100,29 @@ def try_settings(session: SparkSession, settings: Mapping[str, str]) -> dict[str
         except Exception as error:  # Py4J, Connect and Databricks each raise a class of their own
             refused[key] = str(error).strip().partition("\n")[0]
     return refused
+
+
+LOCAL_BYTES = 96 * 2**20
+"""Most bytes of local rows that one frame is made of: serverless compute takes no more than 128 MB. Spark Connect sends
+parts of 64 MB and more beside the query, smaller ones in it, so parts are full but for the last."""
+
+
+def local_frame(session: SparkSession, rows: pa.Table, most: int = LOCAL_BYTES) -> DataFrame:
+    """Make a frame of Arrow rows, of any size, in their order: the union of frames of at most `most` bytes each."""
+    frames = [session.createDataFrame(part) for part in _parts(rows, most)]
+    return reduce(lambda left, right: left.unionAll(right), frames)
+
+
+def _parts(rows: pa.Table, most: int) -> list[pa.Table]:
+    """The rows in parts; a single row is never cut."""
+    parts: list[pa.Table] = []
+    while rows.nbytes > most and len(rows) > 1:
+        n = max(1, min(len(rows) - 1, len(rows) * most // rows.nbytes))
+        while n > 1 and rows.slice(0, n).nbytes > most:  # long texts come first
+            n //= 2
+        parts.append(rows.slice(0, n))
+        rows = rows.slice(n)
+    return [*parts, rows]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -18,14 +18,8 @@ from processes import Usage
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from uplift_spark.evaluation.metrics import (
-    EvaluationSpec,
-    comparison,
-    curve_table,
-    describe_arms,
-    evaluate,
-    metric_table,
-)
+from uplift_spark.evaluation.metrics import EvaluationSpec, curve_table, metric_table
+from uplift_spark.evaluation.spark import comparison, describe_arms, evaluate
 
 LEVELS = ("5%", "10%")
 

@@ -11,15 +11,8 @@ from tests.evaluation.scored import LEVELS, campaign, compared, mid_ranks
 from uplift_spark.config import Economics
 from uplift_spark.errors import DataError
 from uplift_spark.evaluation.lift_tables import lift_table
-from uplift_spark.evaluation.metrics import (
-    METRICS,
-    EvaluationSpec,
-    curve_table,
-    describe_arms,
-    evaluate,
-    metric_table,
-    winsorised,
-)
+from uplift_spark.evaluation.metrics import METRICS, EvaluationSpec, curve_table, evaluate_rows, metric_table
+from uplift_spark.evaluation.spark import describe_arms, evaluate, winsorised
 from uplift_spark.stats.moments import FIELDS
 
 SPEC = EvaluationSpec(
@@ -267,3 +260,16 @@ def test_refused(spark, case):
     spec = replace(SPEC, cluster="home" if "home" in bad_holdout else None)
     with pytest.raises(DataError, match=message):
         evaluate(frame, spark.createDataFrame(bad_scores), spec)
+
+
+def test_rows_in_memory_give_the_same_bits(evaluated):
+    holdout, scores, evaluation = evaluated
+    same = evaluate_rows(holdout.sample(frac=1, random_state=3), scores[::-1], SPEC)
+    assert (same.levels, same.arms) == (evaluation.levels, evaluation.arms)
+    for field in FIELDS:
+        assert np.array_equal(getattr(same.sums.moments, field), getattr(evaluation.sums.moments, field))
+        for mine, other in zip(same.sums.cuts, evaluation.sums.cuts, strict=True):
+            assert mine.buckets == other.buckets
+            assert np.array_equal(getattr(mine.moments, field), getattr(other.moments, field))
+    assert np.array_equal(same.sums.resampled_wy, evaluation.sums.resampled_wy)
+    assert metric_table(same).equals(metric_table(evaluation)) and curve_table(same).equals(curve_table(evaluation))

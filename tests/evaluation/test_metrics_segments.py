@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from uplift_spark.errors import DataError
-from uplift_spark.evaluation.metrics import MISSING_BUCKET, MOST_VALUES, segment_buckets
+from uplift_spark.evaluation.metrics import MISSING_BUCKET, MOST_VALUES, row_buckets
+from uplift_spark.evaluation.spark import segment_buckets
 from uplift_spark.roles import crossed
 
 RNG = np.random.default_rng(0)
@@ -104,3 +105,18 @@ def test_text_that_resembles_a_crossing_is_not_crossed(spark):
 
 def test_no_segments_need_no_pass():
     assert segment_buckets(None, (), "silver.t") == ()
+
+
+def test_rows_in_memory_fall_into_the_same_buckets(spark):
+    rng = np.random.default_rng(4)
+    frame = pd.DataFrame({
+        "few": rng.choice([1.0, 2.5, 3.0, np.nan], 500),
+        "many": np.where(rng.random(500) < 0.1, np.nan, rng.normal(size=500)),
+        "count": rng.poisson(40, 500), "flag": rng.random(500) < 0.5, "text": rng.choice(["a", "b"], 500),
+    })  # fmt: skip
+    segments = ("few", "many", "count", "flag", "text", "text x many")
+    rows = spark.createDataFrame(frame)
+    columns = [bucket.alias(f"b{i}") for i, bucket in enumerate(segment_buckets(rows, segments, "t"))]
+    expected = rows.select(*columns).toPandas()
+    for i, buckets in enumerate(row_buckets(frame, segments, "t")):
+        assert list(buckets) == list(expected[f"b{i}"]), segments[i]

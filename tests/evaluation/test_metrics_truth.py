@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
-from uplift_spark.evaluation.metrics import against_truth
+from uplift_spark.evaluation.spark import against_truth
 
 
 def _qini(rank_by, effect):

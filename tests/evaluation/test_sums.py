@@ -6,16 +6,8 @@ import pytest
 from pyspark.sql import functions as F
 
 from tests.evaluation.scored import mid_ranks
-from uplift_spark.evaluation.sums import (
-    Grid,
-    Ranking,
-    SumsPlan,
-    add_cells,
-    all_sums,
-    merge_cells,
-    thresholds,
-    unpacked,
-)
+from uplift_spark.evaluation.spark import all_sums, rank_keys
+from uplift_spark.evaluation.sums import Grid, Ranking, SumsPlan, add_cells, merge_cells, thresholds, unpacked
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.moments import FIELDS, POWERS, FixedPoint
 
@@ -156,7 +148,7 @@ def test_sums_do_not_depend_on_partitions(summed, partitions):
 def test_keys_keep_the_order_of_scores(frame, units):
     bounds = ([float(end(ROWS["predicted"][ROWS["level"] == v])) for v in LEVELS] for end in (np.min, np.max))
     grid = Grid.of(*bounds, units)
-    column = grid.key(F.col("predicted"), F.col("level"), LEVELS).alias("found")
+    column = rank_keys(grid, F.col("predicted"), F.col("level"), LEVELS).alias("found")
     table = frame.select("level", "predicted", column).orderBy("level", "predicted").toPandas()
     for _, rows in table.groupby("level"):
         assert rows.found.iloc[0] == 0 and grid.keys - 2 <= rows.found.iloc[-1] < grid.keys
@@ -166,5 +158,5 @@ def test_keys_keep_the_order_of_scores(frame, units):
 
 
 def test_scores_all_equal_share_one_key(frame):
-    key = Grid.of((0.5, 0.5), (0.5, 0.5), 600).key(F.lit(0.5), F.col("level"), LEVELS)
+    key = rank_keys(Grid.of((0.5, 0.5), (0.5, 0.5), 600), F.lit(0.5), F.col("level"), LEVELS)
     assert [row[0] for row in frame.select(key).distinct().collect()] == [0]

@@ -12,16 +12,8 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.guesses import (
-    LEAK_ROWS,
-    Answers,
-    conf_text,
-    guess_roles,
-    leaks_of,
-    parsed_costs,
-    plain_name,
-    prepare_conf,
-)
+from uplift_spark.events.guesses import Answers, guess_roles, plain_name
+from uplift_spark.events.quickstart import LEAK_ROWS, conf_text, leaks_of, parsed_costs, prepare_conf, without_leaks
 
 N = 4000
 
@@ -63,7 +55,7 @@ def test_a_table_as_users_have_them(tmp_path: Path) -> None:
     }  # fmt: skip
     assert any("--control" in line for line in guesses.lines) and any("--unit" in line for line in guesses.lines)
     path = tmp_path / "own.yaml"
-    path.write_text(conf_text(guesses, "own", {"path": "x.csv"}, "lakehouse"))
+    path.write_text(conf_text(guesses, "own", {"path": "x.csv"}, {"path": "lakehouse"}))
     config = load_config(path)
     assert config.roles.features == ("total_ads", "Source_1", "x1", "X1_1", "age")
     assert config.economics.value == {"spend": 1.0, "visit": 25.0} and config.economics.cost == {"Mail": 0.1}
@@ -128,14 +120,78 @@ def test_what_is_not_there_is_refused(answers: Answers, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_codes_of_the_assignment_are_no_features() -> None:
+    rng = np.random.default_rng(2)
+    ratio = rng.integers(0, 4, N)
+    asked = np.where(ratio > 0, rng.integers(1, 4, N), 0)  # one value throughout the control
+    table = shop(group=ratio, ratio2=ratio == 2, asked=asked, unlike=rng.integers(0, 2, N))
+    guesses = guess_roles(table, Answers("group", ("visit",)))
+    for name in ("ratio2", "asked"):
+        assert guesses.dropped[name].startswith("a code of the treatment"), name
+    assert "unlike" in guesses.features
+    rare = rng.integers(0, N // 3, N) == 0  # hardly anybody has it: that one level has none is chance
+    assert "rare" in guess_roles(shop(rare=rare), Answers("group", ("visit",), drop=("mailed",))).features
+
+
+def test_means_of_the_outcome_are_no_features_but_earlier_rates_are() -> None:
+    rng = np.random.default_rng(6)
+    n, region = 20_000, rng.integers(0, 30, 20_000)
+    truth, arm = rng.uniform(0.05, 0.3, 30), rng.integers(0, 2, n)
+    y = (rng.random(n) < truth[region]).astype(float)
+    last_year = rng.binomial(700, truth) / 700
+    means = {
+        "mean": [y[region == g].mean() for g in range(30)],
+        "of_treated": [y[(region == g) & (arm == 1)].mean() for g in range(30)],
+        "lift": [y[(region == g) & (arm == 1)].mean() - y[(region == g) & (arm == 0)].mean() for g in range(30)],
+    }
+    made = {name: np.array(values)[region] for name, values in means.items()}
+    table = pa.table({"arm": arm, "bought": y, "x": rng.normal(size=n), "last_year": last_year[region], **made})
+    guesses = guess_roles(table, Answers("arm", ("bought",)))
+    assert guesses.features == ("x", "last_year")
+    assert {guesses.dropped[name] for name in made} == {"a mean of the outcome in groups: made from it"}
+
+
+def test_columns_that_another_one_says_anyhow_are_no_features() -> None:
+    rng = np.random.default_rng(8)
+    plan, mood = rng.choice(["basic", "plus", "pro"], N), rng.normal(size=N)
+    women = rng.integers(0, 2, N)
+    score = np.where(rng.integers(0, 9, N) == 0, np.nan, mood)
+    extra: dict[str, Any] = {
+        "plan": plan, "plan_plus": plan == "plus", "plan_pro": plan == "pro", "female": women, "male": 1 - women,
+        "mood": mood, "mood_rank": np.exp(-mood), "score": score, "no_score": np.isnan(score),
+        "no_age": (pa.array(shop()["age"]).to_numpy() == -999).astype(int), "only_pro": plan == "pro",
+    }  # fmt: skip
+    guesses = guess_roles(shop(**extra), Answers("group", ("visit",)))
+    reasons = {name: guesses.dropped.get(name, "") for name in extra}
+    assert [name for name in extra if not reasons[name]] == ["plan", "female", "mood", "score"]
+    assert reasons["male"] == "the same as female in other values" and reasons["mood_rank"].startswith(
+        "the same as mood"
+    )
+    assert "is missing" in reasons["no_score"] and "is missing" in reasons["no_age"]
+    assert reasons["plan_plus"].startswith("says whether plan has one value")
+    kept = guess_roles(shop(**extra), Answers("group", ("visit",), keep=("male", "no_age")))
+    assert {"male", "no_age"} <= set(kept.features)
+    assert "no_age" not in guesses.segments and guess_roles(shop(), Answers("group", ("visit",))).segments == (
+        "Source",
+    )
+
+
+def test_a_column_named_after_a_dose_holds_doses() -> None:
+    table = shop(ratio=[i % 4 for i in range(N)])
+    assert guess_roles(table, Answers("ratio", ("visit",))).dose == {"none": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+
+
 def test_what_differs_between_arms_is_no_feature() -> None:
     rng = np.random.default_rng(3)
     table = shop()
     later = np.array([text == "Mail" for text in table["group"].to_pylist()]) + rng.normal(1, 1, N)
     table = table.append_column("later", pa.array(later))
     guesses = guess_roles(table, Answers("group", ("visit",)))
-    assert leaks_of(table, guesses, ()) == {"later": "differs between the arms"}
-    assert leaks_of(table, guesses, ("later",)) == {}
+    assert leaks_of(table, guesses) == {"later": "differs between the arms"}
+    clean = without_leaks(table, guesses, Answers("group", ("visit",)))
+    assert "later" not in clean.features and clean.allowed == {}
+    (warning,) = clean.warnings
+    assert "does not look like a randomised trial: later tells who" in warning and "--not-randomised" in warning
 
 
 def test_leaks_are_found_in_a_long_file_that_is_sorted_by_level() -> None:
@@ -145,7 +201,7 @@ def test_leaks_are_found_in_a_long_file_that_is_sorted_by_level() -> None:
     later = (arm == "Mail") + rng.normal(0, 1, n)
     table = pa.table({"arm": arm, "y": rng.integers(0, 2, n), "x": x, "later": later})
     guesses = guess_roles(table, Answers("arm", ("y",)))
-    assert leaks_of(table, guesses, ()) == {"later": "differs between the arms"}
+    assert leaks_of(table, guesses) == {"later": "differs between the arms"}
 
 
 def test_names_and_costs() -> None:
@@ -160,9 +216,9 @@ def test_a_configuration_that_was_edited_stays(tmp_path: Path) -> None:
     lines = [f"{i},{'ab'[i % 2]},{i % 3 % 2},{i % 7}\n" for i in range(300)]
     path.write_text("id,arm,y,x\n" + "".join(lines))
     answers = Answers("arm", ("y",), control="a")
-    conf, _ = prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)
+    conf, _ = prepare_conf(str(path), answers, tmp_path, None, lambda line: None)
     assert conf == tmp_path / "conf" / "my_shop.yaml" and yaml.safe_load(conf.read_text())["campaign"] == "my_shop"
-    prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)
+    prepare_conf(str(path), answers, tmp_path, None, lambda line: None)
     conf.write_text(conf.read_text() + "seed: 3\n")
     with pytest.raises(ConfigError, match=r"my_shop.yaml was edited"):
-        prepare_conf(str(path), answers, tmp_path / "conf", None, lambda line: None)
+        prepare_conf(str(path), answers, tmp_path, None, lambda line: None)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from pyspark.sql import SparkSession
 
-from uplift_spark.governance.privacy import pseudonym, pseudonymised
+from uplift_spark.config import Config, Pseudonyms, RolesConf, Simulation
+from uplift_spark.errors import ConfigError
+from uplift_spark.governance.privacy import key_of, pseudonym, pseudonymised
 
 KEY = b"a key of sixteen bytes and more"
 
@@ -22,6 +26,45 @@ def test_it_is_the_standard_hash() -> None:
     assert pseudonym(KEY, "zoë") == by_hand("zoë") != pseudonym(b"another key of 16", "zoë")
     # RFC 4231, test case 2.
     assert pseudonym(b"Jefe", "what do ya want for nothing?") == "5bdcc146bf60754e6a042426089575c7"
+
+
+def conf(**key: str) -> Config:
+    simulation = Simulation(units=1000)
+    return Config("shop", simulation, RolesConf("visit", "none", ("age",)), pseudonyms=Pseudonyms(**key))
+
+
+class Secrets:
+    """Of Databricks."""
+
+    def get(self, scope: str, key: str) -> str:
+        if (scope, key) != ("uplift", "ids"):
+            raise RuntimeError(f"Secret does not exist with scope: {scope} and key: {key}\nat line 1")
+        return KEY.decode()
+
+
+def test_where_there_is_no_environment_the_key_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "databricks.sdk.runtime", None)
+        with pytest.raises(ConfigError, match="install uplift-spark\\[databricks\\], or name key_env"):
+            key_of(conf(key_secret="uplift/ids"))
+    sdk = SimpleNamespace(dbutils=SimpleNamespace(secrets=Secrets()))
+    for name in ("databricks", "databricks.sdk", "databricks.sdk.runtime"):
+        monkeypatch.setitem(sys.modules, name, sdk)
+    assert key_of(conf(key_secret="uplift/ids")) == KEY
+    with pytest.raises(ConfigError, match="key_secret uplift/x cannot be read: Secret does not exist") as caught:
+        key_of(conf(key_secret="uplift/x"))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("IDS", "short")
+    with pytest.raises(ConfigError, match=r"key_env names \$IDS, which has 5 bytes"):
+        key_of(conf(key_env="IDS"))
+
+
+@pytest.mark.parametrize(
+    "key", [{}, {"key_env": "IDS", "key_secret": "a/b"}, {"key_secret": "ids"}, {"key_secret": "/b"}]
+)
+def test_a_key_has_one_place(key: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"SCOPE/KEY"):
+        Pseudonyms(**key)
 
 
 @pytest.mark.spark

@@ -23,7 +23,8 @@ from uplift_spark.config import (
     TreeConf,
 )
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.evaluation.metrics import evaluate, metric_table
+from uplift_spark.evaluation.metrics import metric_table
+from uplift_spark.evaluation.spark import evaluate
 from uplift_spark.forest.forest import effect_table
 from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake

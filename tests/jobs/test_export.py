@@ -35,6 +35,15 @@ def exported(lake, folder, required=True, **how):
     return export.run(Campaign(config, lake), export=Export(str(folder), **how)).details
 
 
+def decided(lake, version):
+    """A plan of the campaign: 5 % for ten units, 10 % for five, nothing for the others."""
+    levels = ["5%"] * 10 + ["10%"] * 5 + ["none"] * 25
+    rows = [("spring", unit, level, "so", 1.0, 0.1, 0.9, version) for unit, level in zip(UNITS, levels, strict=True)]
+    names = "campaign string, unit_id string, treatment string, reason string, gain double, cost double, value double"
+    frame = lake.spark.createDataFrame(rows, f"{names}, model_version string")
+    lake.write("gold.policy_decisions", frame, f"policy-{version}")
+
+
 def units_in(folder):
     return set(pd.read_parquet(folder).unit_id)
 
@@ -51,15 +60,25 @@ def scored(spark, tmp_path_factory):
 
 
 def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
-    with pytest.raises(DataError, match=r"bronze\.consent does not exist.*uplift load"):
+    with pytest.raises(DataError, match=r"bronze\.consent does not exist.*uplift load.*set consent\.required to false"):
         exported(scored, tmp_path / "none")
     assert exported(scored, tmp_path / "all", required=False)["units"] == 40
+    decided(scored, "1")
+    plan = exported(scored, tmp_path / "plan", required=False, plan=True)  # no table of consent, and none is needed
+    assert (plan["units"], plan["untreated"], plan["plan"]) == (15, 25, "policy-1")
+    assert plan["levels"] == {"10%": 5, "5%": 10} and plan["held_back"] == 0
+    rows = pd.read_parquet(tmp_path / "plan").set_index("unit_id").sort_index()
+    assert rows.treatment.to_dict() == {unit: "5%" if i < 10 else "10%" for i, unit in enumerate(UNITS[:15])}
+    assert {"campaign", "reason", "gain", "cost", "model_version"} == set(rows) - {"treatment"}
     says(scored, "c1", True, UNITS[:30])
     assert units_in(tmp_path / "all") == set(UNITS)
     first = exported(scored, tmp_path / "granted")
     assert (first["units"], first["held_back"]) == (30, {"no consent": 10})
+    assert exported(scored, tmp_path / "planned", plan=True)["units"] == 15
     assert units_in(tmp_path / "granted") == set(UNITS[:30])
     says(scored, "c2", False, [*UNITS[:3], UNITS[35]], at="2025-01-02")
+    third = exported(scored, tmp_path / "treated", format="csv", plan=True)
+    assert (third["units"], third["levels"], third["held_back"]) == (12, {"10%": 5, "5%": 7}, {"withdrew": 3})
     second = exported(scored, tmp_path / "fewer", format="csv")
     rows = pd.concat(map(pd.read_csv, (tmp_path / "fewer").glob("*.csv")))
     assert set(rows.unit_id) == set(UNITS[3:30]) and len(rows) == 2 * 27
@@ -70,6 +89,10 @@ def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
     erase.run(Campaign(conf(scored), scored), erasure=Erasure((UNITS[5],)))  # the forest is another one now
     with pytest.raises(DataError, match="no row of model 'spring' version 2: run `uplift score`"):
         exported(scored, tmp_path / "late")
+    with pytest.raises(
+        DataError, match=r"policy_decisions has no run of campaign spring by model version 2.*uplift pol"
+    ):
+        exported(scored, tmp_path / "late", plan=True)
     score.run(Campaign(conf(scored), scored))
     assert exported(scored, tmp_path / "late")["units"] == 26
     assert UNITS[5] not in units_in(tmp_path / "late")

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from tests.jobs.conftest import rows_of
 from tests.jobs.test_ingest import ROWS, TRIAL
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Feature
+from uplift_spark.config import Alarms, Feature
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events import features as registry
 from uplift_spark.jobs import features, ingest
@@ -98,3 +98,31 @@ def test_a_definition_changes_only_with_its_version(lake, monkeypatch):
     registry.register(lake, (replace(changed, version=2), ORDERS))
     known = lake.read("silver.feature_registry").select("feature", "version").toPandas()
     assert sorted(map(tuple, known.to_numpy())) == [("age", 1), ("age", 2), ("orders_30d", 1)]
+
+
+def test_keys_that_join_nothing_are_counted_and_refused(lake, published):
+    config = replace(TRIAL, source=published(ROWS, TRIAL.source))
+    ingest.run(Campaign(config, lake))
+    known, said = lake.read("bronze.outcome").count(), []
+
+    def more(table, run, where, **columns):
+        rows = lake.read(table).where(where).withColumns({n: F.expr(sql) for n, sql in columns.items()})
+        lake.write(table, rows.drop("run_id", "ingested_at"), run)
+
+    more("bronze.outcome", "crm-1", "unit_id = 'a' AND outcome = 'bought'", unit_id="' A '")
+    more("bronze.outcome", "crm-2", "unit_id = 'a' AND outcome = 'bought'", campaign="'Shop'")
+    result = features.run(Campaign(config, lake), said.append)
+    assert result.details["unmatched"] == {"bronze.outcome": 1}
+    assert (
+        f"bronze.outcome: 1 of {known + 1} rows are of units that were never assigned; unit ids there look like ' A ', "
+        "in bronze.assignment like 'a' (1 of them would join without blanks, upper case, leading zeros and '.0')"
+    ) in said
+    assert "bronze.outcome: 1 rows of campaign 'Shop' are left out, this one is 'shop': write the name alike" in said
+    more("bronze.outcome", "crm-3", "campaign = 'shop'", unit_id="concat(unit_id, '.0')")
+    with pytest.raises(DataError, match=r"bronze\.outcome: \d+ of \d+ rows .* like ' A '.* or raise alarms.unmatched"):
+        features.run(Campaign(config, lake))
+    assert features.run(Campaign(replace(config, alarms=Alarms(unmatched=0.6)), lake)).details["unmatched"]
+    shouting = replace(config, campaign="SHOP")
+    lake.write("bronze.profile_SHOP", lake.read("bronze.profile_shop").drop("run_id"), "crm-9")
+    with pytest.raises(DataError, match=r"no row of campaign 'SHOP', but of 'shop': write the name alike"):
+        features.run(Campaign(shouting, lake))

@@ -13,11 +13,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, RolesConf, Simulation
+from uplift_spark.config import Config, Labels, Leakage, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events import load as loading
 from uplift_spark.events.load import Load
-from uplift_spark.jobs import load
+from uplift_spark.jobs import features, load
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult
 
@@ -420,3 +420,56 @@ def test_typed_columns_of_another_type_are_refused(lake: Lake, spark: SparkSessi
     with pytest.raises(DataError, match="nothing is at"):
         loaded(lake, tmp_path / "nowhere")
     assert lake.tables() == []
+
+
+def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) -> None:
+    line = "{},order,,{},2024-01-02,\n".format
+    first, other = tmp_path / "first.csv", tmp_path / "other.csv"
+    put(first, HEADER + line("a", 1) + line("b", "x") + line("c", 2))
+    put(other, HEADER + line("z", 9))
+    loaded(lake, first)
+    loaded(lake, other)
+    arrived = {row["unit_id"]: row["known_at"] for row in events_in(lake)}
+    assert arrived["a"] > "2026" and loaded(lake, first).tables["bronze.event"]["skipped"]  # known: nothing happens
+    again = loaded(lake, first, historic=True, replace=True)
+    assert (again.details["good"], again.details["rejected"]) == (2, {"value_readable": 1})
+    rows = {row["unit_id"]: row["known_at"] for row in events_in(lake)}
+    assert rows == {"a": "2024-01-02 00:00:00", "c": "2024-01-02 00:00:00", "z": arrived["z"]}
+    assert lake.read("bronze.quarantine").count() == 1
+    assert loaded(lake, first).details["good"] == 0
+    back = loaded(lake, first, replace=True)  # to what it was, and once more
+    assert back.details["good"] == 2 and len(events_in(lake)) == 3 and back.run_id != again.run_id
+    with pytest.raises(DataError, match="does not have the columns"):
+        loaded(lake, put(tmp_path / "bad.csv", "unit_id\na\n"), replace=True)
+    with pytest.raises(ConfigError, match="leave --run-id out"):
+        loaded(lake, first, replace=True, run_id="mine")
+    assert len(events_in(lake)) == 3
+
+
+def test_profiles_that_came_too_late_end_features_with_the_remedy(lake: Lake, tmp_path: Path) -> None:
+    units = [f"u{i}" for i in range(40)]
+    config = Config(
+        campaign="shop", source=None, roles=RolesConf("bought", "none", ("age",)), lakehouse=lake.lakehouse,
+        leakage=Leakage(randomised=False), labels=Labels(as_of=datetime(2026, 1, 1, tzinfo=UTC)),
+    )  # fmt: skip
+    levels = [f"{unit},shop,{'mail' if i % 2 else 'none'},2025-01-06,0.5" for i, unit in enumerate(units)]
+    outcomes = [f"{unit},shop,bought,1,2025-01-07" for unit in units[:20]]
+    ages = [f"{unit},2025-01-01,{20 + i}" for i, unit in enumerate(units)]
+    tables = {
+        "assignment": ("unit_id,campaign,treatment,assigned_at,propensity", levels),
+        "outcome": ("unit_id,campaign,outcome,value,occurred_at", outcomes),
+        "profile_shop": ("unit_id,observed_at,age", ages),
+    }
+    files = {name: put(tmp_path / f"{name}.csv", "\n".join([head, *rows, ""])) for name, (head, rows) in tables.items()}
+    for name, file in files.items():
+        loaded(lake, file, table=f"bronze.{name}", historic=name == "outcome")
+    late = (
+        r"40 of 40 units have no profile that was known when they were assigned; 40 units have one in "
+        r"bronze\.profile_shop that became known later.*--replace and --historic.*alarms\.without_profile \(0\.5\)"
+    )
+    for _ in range(2):  # a repetition says it, too
+        with pytest.raises(DataError, match=late):
+            features.run(Campaign(config, lake))
+    loaded(lake, files["profile_shop"], table="bronze.profile_shop", historic=True, replace=True)
+    details = features.run(Campaign(config, lake)).details
+    assert details["without_profile"] == 0 and details["train"] + details["holdout"] == 40

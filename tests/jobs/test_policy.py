@@ -162,7 +162,10 @@ def test_the_curve_rises_with_the_budget(lake, planned):
     curve = rows_of(lake, "gold.policy_curve", run_id=planned.run_id).sort_values("budget")
     assert curve.budget.tolist() == [BUDGET * share for share in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2)]
     assert (curve.cost <= curve.budget + 1e-9).all() and (np.diff(curve.gain) >= -1e-6 * curve.gain.max()).all()
-    assert curve.gain[curve.budget == BUDGET].iloc[0] == pytest.approx(planned.details["gain"], rel=1e-4)
+    mine, details = curve[curve.budget == BUDGET].iloc[0], planned.details
+    same = ("gain", "cost", "observed", "observed_lower", "observed_upper")
+    assert {name: mine[name] for name in same} == {name: details[name] for name in same}
+    assert mine.treated == details["units"]["5%"] + details["units"]["10%"]
 
 
 def test_a_rerun_adds_nothing(lake, planned):

@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 from uplift_spark import cli
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import load_config
+from uplift_spark.lake.tables import Lake
 
 N = 3000
 
@@ -45,3 +48,35 @@ def test_one_file_to_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     badge = next(line for line in decision.splitlines() if line.startswith("Give Mail A"))
     assert badge.rstrip(".") in page and "lakehouse/reports/spring_sale" in decision.replace("\n", "")
     assert "gold.policy_decisions" in printed.out and "assigned from" not in page  # nobody said when
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_delta_table_by_its_folder(
+    tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_csv(customers(tmp_path), sep=";", decimal=",").rename(columns={"days since order": "days"})
+    frame["customer_id"] = np.arange(N)
+    folder = tmp_path / "spring"
+    lake.spark.createDataFrame(frame).write.format("delta").save(str(folder))
+    monkeypatch.chdir(tmp_path)
+    line = "uplift quickstart spring --treatment Mailing --outcome Bought --conf-only"
+    monkeypatch.setattr("sys.argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr().err
+    assert not ended.value.code and "3,000 rows, 4 columns" in printed, printed[-2000:]
+    conf = tmp_path / "conf" / "spring.yaml"
+    campaign = Campaign(load_config(conf), lake)
+    assert campaign.config.source.path == "spring" and campaign.config.source.unit == "customer_id"
+    campaign.run("ingest", progress=lambda line: None)
+    assert campaign.sql("SELECT count(*) AS n FROM bronze.assignment")["n"].tolist() == [N]
+
+
+def test_a_frame_runs_and_a_better_one_takes_its_place(tmp_path: Path, lake: Lake) -> None:
+    frame, said = pd.read_csv(customers(tmp_path), sep=";", decimal=","), []
+    for rows in (frame[:2000], frame):
+        campaign = Campaign.from_frame(rows, "Mailing", "Bought", folder=tmp_path, progress=said.append)
+        campaign._lake = lake
+        assert campaign.run("ingest", "features", progress=said.append) is campaign
+    assert campaign.sql("SELECT count(*) AS n FROM silver.training_campaign")["n"].tolist() == [N]
+    assert [line for line in said if line.startswith("features  ")]

@@ -109,6 +109,52 @@ def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> 
         replayed(lake, "value=1.5BD", "known_at=seen")
 
 
+def test_a_repair_that_fails_on_a_row_is_one_sentence_and_nothing_is_written(lake: Lake, tmp_path: Path) -> None:
+    lines = 'unit_id,event,value,occurred_at\na,order,"1,5",2024-01-02\nb,order,x,2024-01-02\n'
+    loaded(lake, tmp_path / "events.csv", lines)
+    for wrong, said in {
+        "cast(replace(value, ',', '.') AS double)": "'x'",
+        "1 / (length(value) - 1)": "DIVIDE_BY_ZERO",
+        "raise_error(value)": "x",
+    }.items():
+        with pytest.raises(
+            ConfigError, match=r"--repair value=.* fails on rows of bronze\.quarantine.*Leave casts out"
+        ) as e:
+            replayed(lake, "event='order'", f"value={wrong}")
+        assert said in str(e.value) and "\n" not in str(e.value) and not lake.exists("bronze.event")
+    without = replayed(lake, "value=replace(value, ',', '.')")
+    assert without == {"replayed": 1, "still_broken": {"value_readable": 1}, "already_replayed": 0}
+
+
+def test_digits_that_are_no_times_stay_in_quarantine(lake: Lake, tmp_path: Path) -> None:
+    times = {
+        "seconds": "1704187800", "millis": "1704187800000", "few": "12", "day": "20240102", "old": "02.01.1970 09:30",
+        "euro": "02.01.2024 09:30", "words": "yesterday", "year": "1970",
+    }  # fmt: skip
+    rows = "".join(f"{name},order,1,{text}\n" for name, text in times.items())
+    loaded(lake, tmp_path / "events.csv", f"unit_id,event,value,occurred_at\n{rows}")
+    assert not lake.exists("bronze.event")
+
+    def repaired(expression: str) -> tuple[set[str], dict[str, int]]:
+        result = replayed(lake, f"occurred_at={expression}")
+        new = lake.read("bronze.event").select("unit_id", F.date_format("occurred_at", "yyyy-MM-dd HH:mm")).collect()
+        return {" ".join(row) for row in new}, result["still_broken"]
+
+    digits = "CASE WHEN occurred_at RLIKE '^[0-9]+$' THEN timestamp_seconds(bigint(occurred_at)) END"
+    have, left = repaired(f"coalesce(string({digits}), occurred_at)")  # a text in UTC
+    assert (have, left) == ({"seconds 2024-01-02 09:30"}, {"occurred_at_readable": 7})
+    _, left = repaired(digits)
+    assert left == {"occurred_at_readable": 4, "occurred_at_present": 3}
+    have, _ = repaired("timestamp_millis(try_cast(occurred_at AS bigint))")
+    assert have == {"seconds 2024-01-02 09:30", "millis 2024-01-02 09:30"}
+    have, left = repaired("try_to_timestamp(occurred_at, 'dd.MM.yyyy HH:mm')")
+    assert {"old 1970-01-02 09:30", "euro 2024-01-02 09:30"} < have and left == {"occurred_at_present": 4}
+    have, left = repaired("to_date(CASE WHEN unit_id = 'day' THEN occurred_at END, 'yyyyMMdd')")
+    assert "day 2024-01-02 00:00" in have and left == {"occurred_at_present": 3}
+    with pytest.raises(DataError, match="column occurred_at is bigint, not timestamp"):
+        repaired("bigint(occurred_at)")
+
+
 @pytest.mark.parametrize(
     "expression",
     ["`value`", "1; DROP TABLE x", "1 -- so", "1 /* so */", "1\n", "", "(SELECT max(x) FROM t)", "exists(FROM t)",

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.lake import session
 from uplift_spark.lake.session import check_java, local_conf, spark_session
 
 
@@ -108,3 +109,18 @@ def test_a_failed_start_is_one_sentence_and_no_noise(monkeypatch: pytest.MonkeyP
     assert "Too small" in run.stdout
     assert run.stdout.count("\n") == 1
     assert run.stderr == ""
+
+
+def test_classes_are_archived_once_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "state_folder", lambda: tmp_path)
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS", raising=False)
+    before = local_conf(Lakehouse(), "x")["spark.driver.extraJavaOptions"]
+    archive = session.class_archive()
+    archive.write_bytes(b"made before")
+    assert session.archive_classes() == archive and archive.read_bytes() == b"made before"
+    after = local_conf(Lakehouse(), "x")["spark.driver.extraJavaOptions"]
+    assert str(archive) not in before and f"-XX:SharedArchiveFile={archive}" in after
+    blank = tmp_path / "with blank"
+    blank.mkdir()
+    monkeypatch.setattr(session, "state_folder", lambda: blank)
+    assert session.archive_classes() is None

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem
-from uplift_spark.lake import tables
+from uplift_spark.lake import storage, tables
 from uplift_spark.lake.storage import Folder, Save
 from uplift_spark.lake.tables import Lake, Written
 
@@ -252,6 +252,25 @@ def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | No
 def test_missing_raw_tables_name_their_load(lake: Lake) -> None:
     with pytest.raises(DataError, match=r"bronze.consent does not exist .*: run `uplift load` first"):
         lake.read("bronze.consent")
+
+
+def test_the_log_read_here_is_the_one_that_spark_describes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run, n in (("r1", 3), ("r2", 2)):
+        lake.write("gold.demo", rows(lake.spark, n), run)
+    rows(lake.spark, 1).withColumn("run_id", F.lit("x")).write.format("delta").mode("append").option(
+        "userMetadata", "not {json"
+    ).save(str(Path(lake.lakehouse.path, "gold", "demo")))
+    here = {limit: lake.history("gold.demo", limit) for limit in (None, 2)}
+    assert [(one.version, one.operation, one.notes.get("run_id")) for one in here[None]] == [
+        (2, "WRITE", None),
+        (1, "WRITE", "r2"),
+        (0, "WRITE", "r1"),
+    ]
+    assert [one.metrics["numOutputRows"] for one in here[None]] == ["1", "2", "3"] and here[2] == here[None][:2]
+    monkeypatch.setattr(storage, "on_this_machine", lambda session: False)
+    elsewhere = Lake(lake.spark, lake.lakehouse)
+    assert {limit: elsewhere.history("gold.demo", limit) for limit in (None, 2)} == here
+    assert elsewhere.tables() == lake.tables() == ["gold.demo"]
 
 
 def test_a_catalog_gives_three_level_names(spark: SparkSession) -> None:

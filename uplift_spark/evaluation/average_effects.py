@@ -16,7 +16,8 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.evaluation.metrics import EvaluationSpec, resampling_hash, segment_buckets
+from uplift_spark.evaluation.metrics import EvaluationSpec
+from uplift_spark.evaluation.spark import resampling_hash, segment_buckets
 from uplift_spark.learners.spark import OUTCOME_MEAN, PROPENSITIES
 from uplift_spark.roles import PROPENSITY, TREATMENT
 from uplift_spark.stats.aipw import ESTIMANDS, Scale, averages, confounder_terms, e_values, sensitivity, terms

@@ -17,7 +17,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.evaluation.metrics import METRICS, Evaluation
-from uplift_spark.evaluation.sums import KEYED, keyed, sums_by_key
+from uplift_spark.evaluation.spark import sums_by_key
+from uplift_spark.evaluation.sums import KEYED, keyed
 from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column
 from uplift_spark.roles import UNIT
 from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights

@@ -1,7 +1,7 @@
-"""Uplift curves and metrics on a hold-out, by cut and level, from one pass of sums.
+"""Uplift curves and metrics on a hold-out, by cut and level, from one pass of sums. No Spark.
 
-`evaluate` sums up a hold-out, `curve_table` and `metric_table` make tables of the sums, `against_truth` compares with
-the true effects of a simulated campaign.
+`evaluate_rows` sums up a hold-out in memory, as `evaluation.spark.evaluate` does one in Spark, to the same bits;
+`curve_table` and `metric_table` make tables of the sums.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import NumericType
+import pyarrow as pa
 
 from uplift_spark.errors import DataError
-from uplift_spark.evaluation.sums import CutSums, Grid, Ranking, Sums, SumsPlan, all_sums, by_level, thresholds
+from uplift_spark.evaluation.sums import (
+    CutSums,
+    Grid,
+    Ranking,
+    Sums,
+    SumsPlan,
+    add_cells,
+    merge_cells,
+    thresholds,
+    unpacked,
+)
 from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, crossed
 from uplift_spark.stats.curves import Curve, true_curve, uplift_curve
 from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference, ratio
+from uplift_spark.stats.sampling import unit_hashes
 from uplift_spark.stats.tests import bucket_calibration, calibration_slope
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -38,113 +47,60 @@ MOST_VALUES = 200
 
 MISSING_BUCKET = "missing"
 
-_REFUSED = 1.1 * MOST_VALUES  # counts are within a few per cent
-
-_STEPS = 1 << 16  # quartiles are exact on this grid between the lowest and the highest value, in bounded memory
+SEGMENT_STEPS = 1 << 16  # quartiles are exact on this grid between the lowest and the highest value, in bounded memory
 
 
-def segment_buckets(frame: DataFrame, segments: tuple[str, ...], table: str) -> tuple[Column, ...]:
-    """Make a string column of buckets per segment (a feature or a crossing), never null; at most three passes.
-
-    Text and few-valued numbers keep their values; other numbers become `1: <= a`, `2: a to b` (above a, up to b), …
-    with distinct quartiles rounded to four digits, so that the label is the rule. DataError when text has too many
-    values, a crossing too many buckets, or text of a crossing holds what stands between its buckets.
-    """
-    if not segments:
-        return ()
-    parts = {segment: crossed(segment) for segment in segments}
-    features = tuple(dict.fromkeys(feature for of_segment in parts.values() for feature in of_segment))
-    numeric = {c for c in features if isinstance(frame.schema[c].dataType, NumericType)}
-    profile = frame.agg(*[e for c in features for e in _profile(c, c in numeric)]).first()
-    assert profile is not None
-    counts = {c: profile[f"{c}_distinct"] for c in features}
-    for c in features:
-        if c not in numeric and counts[c] > _REFUSED:
-            raise DataError(f"segment {c!r} of {table} has about {counts[c]} values: at most {MOST_VALUES} make sense")
-    many = [c for c in features if c in numeric and counts[c] > FEW_VALUES]
-    quartiles = _quartiles(frame, {c: (profile[f"{c}_low"], profile[f"{c}_high"]) for c in many})
-    single = {c: _quarters(c, quartiles[c]) if c in quartiles else _as_is(c, c in numeric) for c in features}
-    buckets = {s: F.concat_ws(CROSSING, *(single[c] for c in of_segment)) for s, of_segment in parts.items()}
-    crossings = {s: of_segment for s, of_segment in parts.items() if len(of_segment) > 1}
-    _check_parted({c: profile[f"{c}_clashes"] for cs in crossings.values() for c in cs if c not in numeric}, table)
-    most = {c: 1 + (len(quartiles[c]) + 1 if c in quartiles else counts[c]) for c in features}  # with missing values
-    large = [s for s, of_segment in crossings.items() if math.prod(most[c] for c in of_segment) > MOST_VALUES]
-    _check_large(frame, {s: buckets[s] for s in large}, table)
-    return tuple(buckets.values())
+def grid_cuts(places: np.ndarray, low: float, high: float) -> list[float]:
+    """Distinct quartiles below the highest value, to four digits, from their places on the grid of SEGMENT_STEPS."""
+    step = (high - low) / SEGMENT_STEPS
+    return sorted({float(f"{low + math.ceil(p) * step:.4g}") for p in places} - {high})
 
 
-def _check_parted(clashes: dict[str, int], table: str) -> None:
-    for feature, rows in clashes.items():
-        if rows:
-            raise DataError(
-                f"{rows} rows of {table} have {CROSSING!r} in {feature!r}, which parts the buckets of a crossing: "
-                "replace it there, or do not cross this feature"
-            )
-
-
-def _check_large(frame: DataFrame, crossings: dict[str, Column], table: str) -> None:
-    """Count the buckets that occur of crossings that could have too many."""
-    if not crossings:
-        return
-    bucket_counts = frame.agg(*[F.approx_count_distinct(b, rsd=0.02).alias(s) for s, b in crossings.items()]).first()
-    assert bucket_counts is not None
-    for segment in crossings:
-        if bucket_counts[segment] > _REFUSED:
-            raise DataError(
-                f"crossing {segment!r} of {table} has about {bucket_counts[segment]} buckets: "
-                f"at most {MOST_VALUES} make "
-                "sense, so cross fewer features, or such with fewer values"
-            )
-
-
-def _profile(name: str, numeric: bool) -> list[Column]:
-    distinct = F.approx_count_distinct(F.col(name), rsd=0.02).alias(f"{name}_distinct")
-    if not numeric:
-        return [distinct, F.count_if(F.col(name).cast("string").contains(CROSSING)).alias(f"{name}_clashes")]
-    finite = _finite(name)
-    return [distinct, F.min(finite).alias(f"{name}_low"), F.max(finite).alias(f"{name}_high")]
-
-
-def _finite(name: str) -> Column:
-    number = F.col(name).cast("double")
-    return F.when(~F.isnan(number) & (F.abs(number) < float("inf")), number)
-
-
-def _quartiles(frame: DataFrame, ranges: dict[str, tuple[float, float]]) -> dict[str, list[float]]:
-    """Distinct quartiles per column, rounded to four digits; the same for any partitioning."""
-    if not ranges:
-        return {}
-    steps = {c: (high - low) / _STEPS for c, (low, high) in ranges.items()}
-    keys = {c: F.ceil((_finite(c) - F.lit(low)) / F.lit(steps[c])) for c, (low, _) in ranges.items()}
-    three = F.array(F.lit(0.25), F.lit(0.5), F.lit(0.75))
-    quartiles = frame.agg(*[F.percentile(key, three).alias(c) for c, key in keys.items()]).first()
-    assert quartiles is not None
-    return {
-        c: sorted({_rounded(low + math.ceil(p) * steps[c]) for p in quartiles[c]} - {high})
-        for c, (low, high) in ranges.items()
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _quarters(name: str, cuts: list[float]) -> Column:
-    number = _finite(name)
+def quarter_labels(cuts: list[float]) -> list[str]:
+    """Names of the buckets that cuts part numbers into; the label is the rule."""
     texts = [f"{cut:.4g}" for cut in cuts]
-    column = F.when(number.isNull(), F.lit(MISSING_BUCKET))
-    for q, cut in enumerate(cuts):
-        text = f"<= {texts[0]}" if q == 0 else f"{texts[q - 1]} to {texts[q]}"
-        column = column.when(number <= F.lit(cut), F.lit(f"{q + 1}: {text}"))
-    return column.otherwise(F.lit(f"{len(cuts) + 1}: > {texts[-1]}" if cuts else "all"))
+    parts = [f"<= {text}" if q == 0 else f"{texts[q - 1]} to {text}" for q, text in enumerate(texts)]
+    return [f"{q + 1}: {part}" for q, part in enumerate([*parts, f"> {texts[-1]}"])] if texts else ["all"]
 
 
-def _as_is(name: str, numeric: bool) -> Column:
-    text = F.col(name).cast("string")
-    if numeric:
-        number = _finite(name)
-        text = F.when(number == F.floor(number), number.cast("bigint").cast("string")).otherwise(number.cast("string"))
-    return F.coalesce(text, F.lit(MISSING_BUCKET))
+def row_buckets(rows: pd.DataFrame, segments: tuple[str, ...], table: str) -> list[np.ndarray]:
+    """Buckets of each segment, texts [n]: see `evaluation.spark.segment_buckets`, whose labels these are.
+
+    Raises DataError for a text or a crossing with too many, and where a text holds what parts a crossing.
+    """
+    single = {name: _feature_buckets(rows[name], table) for segment in segments for name in crossed(segment)}
+    whole = []
+    for segment in segments:
+        parts = [single[name] for name in crossed(segment)]
+        for name, part in zip(crossed(segment), parts, strict=True):
+            if len(parts) > 1 and (clashes := int(part.str.contains(CROSSING, regex=False).sum())):
+                raise DataError(
+                    f"{clashes} rows of {table} have {CROSSING!r} in {name!r}, which parts the buckets of a crossing: "
+                    "replace it there, or do not cross this feature"
+                )
+        joined = parts[0]
+        for part in parts[1:]:
+            joined = joined + CROSSING + part
+        if (count := joined.nunique()) > MOST_VALUES:
+            raise DataError(f"segment {segment!r} of {table} has {count} buckets: at most {MOST_VALUES} make sense")
+        whole.append(joined.to_numpy(dtype=object))
+    return whole
+
+
+def _feature_buckets(values: pd.Series, table: str) -> pd.Series:
+    if values.dtype.kind not in "iuf":
+        texts = values.map(lambda one: str(one).lower() if isinstance(one, bool | np.bool_) else str(one))
+        return texts.where(values.notna(), MISSING_BUCKET)
+    number = values.astype("float64").where(np.isfinite(values.astype("float64")))
+    present = number.dropna()
+    if present.nunique() <= FEW_VALUES:
+        texts = number.map(lambda one: str(int(one)) if one == math.floor(one) else str(one), na_action="ignore")
+        return texts.where(number.notna(), MISSING_BUCKET).astype(object)
+    low, high = float(present.min()), float(present.max())
+    keys = np.ceil((present.to_numpy() - low) / ((high - low) / SEGMENT_STEPS))
+    cuts = grid_cuts(np.percentile(keys, (25, 50, 75)), low, high)
+    labels = np.array(quarter_labels(cuts), dtype=object)
+    return pd.Series(labels[np.searchsorted(cuts, number)], values.index).where(number.notna(), MISSING_BUCKET)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -282,67 +238,28 @@ class Evaluation:
         return Moments(*(getattr(m, f).reshape(shape) for f in m.__dataclass_fields__)).sum(axis=3)
 
 
-def evaluate(holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: Arms | None = None) -> Evaluation:
-    """Sum up a hold-out under one model's scores; every metric follows from these sums.
-
-    holdout  unit_id, treatment (received), propensity (of the arm received), outcome and segment columns
-    scores   unit_id, treatment (level scored), uplift: one row per unit and treated level
-    arms     result of `describe_arms` for this hold-out; without it the hold-out is read once more
-
-    Raises DataError when the hold-out is empty or lacks columns or the control arm, or when units lack scores.
-    """
-    columns = [part for segment in spec.segments for part in crossed(segment)]
-    _check_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *spec.outcomes, *columns), spec.table)
-    arms = arms or describe_arms(holdout, spec)
-    levels = _levels(arms, spec)
-    grid = _score_grid(scores, levels, arms, spec)
-    buckets = segment_buckets(holdout, spec.segments, spec.table)
-    rows = comparison(holdout, scores, spec, arms, buckets)
-    rows = rows.withColumn("key", grid.key(F.col("predicted"), F.col("level"), levels))
-    largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
-    points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
-    ranking = _ranking(rows, points[0], levels, arms, spec)
-    plan = SumsPlan(levels, points, spec.replicates, spec.seed, len(spec.segments), spec.cluster is not None)
-    return Evaluation(levels, spec, arms, all_sums(rows, ranking, plan))
-
-
-def _levels(arms: Arms, spec: EvaluationSpec) -> tuple[str, ...]:
+def ordered_levels(arms: Arms, spec: EvaluationSpec) -> tuple[str, ...]:
+    """Treated levels, those of `spec.order` first and in its order."""
     order = {level: position for position, level in enumerate(spec.order)}
     treated = [arm for arm in arms.units if arm != spec.control]
     return tuple(sorted(treated, key=lambda level: (order.get(level, len(order)), level)))
 
 
-def _check_columns(frame: DataFrame, names: tuple[str, ...], table: str) -> None:
+def check_holdout_columns(frame: Any, names: tuple[str, ...], table: str) -> None:
+    """Raise DataError unless a frame has these columns."""
     missing = [name for name in dict.fromkeys(names) if name not in frame.columns]
     if missing:
         raise DataError(f"{table} lacks columns {missing}: run the features job, or correct roles and lift in the conf")
 
 
-def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
-    """Counts and ranges per arm in one pass; DataError on an empty hold-out, no control, bad propensity or outcome.
+def checked_arms(table: pd.DataFrame, spec: EvaluationSpec) -> Arms:
+    """Check and describe the arms of a hold-out.
 
-    A propensity that is null throughout was not logged; null in some rows only, it is an error. A cluster must be a
-    column, and known of every unit.
+    table  a row for each arm, by its name: arm, n, low, high (of the propensity), bad_propensity, logged (counts), for
+           each outcome bad_0 … (count) and largest_0 …; with clusters their number `clusters`, and `strays` without any
+
+    Raises DataError on an empty hold-out, no control, bad propensity or outcome.
     """
-    if spec.cluster:
-        _check_columns(holdout, (spec.cluster,), spec.table)
-    bad_propensity = F.expr(f"not coalesce({PROPENSITY} > 0 and {PROPENSITY} <= 1, false)")
-    bad = [_bad_number(F.col(c)) for c in spec.outcomes]
-    largest = [F.max(F.abs(F.col(c).cast("double"))).alias(f"largest_{j}") for j, c in enumerate(spec.outcomes)]
-    clusters = [F.count_distinct(spec.cluster).alias("clusters")] if spec.cluster else []
-    clusters += [F.count_if(F.col(spec.cluster).isNull()).alias("strays")] if spec.cluster else []
-    by_arm = holdout.groupBy(F.col(TREATMENT).cast("string").alias("arm")).agg(
-        F.count("*").alias("n"),
-        F.min(PROPENSITY).alias("low"),
-        F.max(PROPENSITY).alias("high"),
-        F.count_if(bad_propensity).alias("bad_propensity"),
-        F.count(PROPENSITY).alias("logged"),
-        *[F.count_if(b).alias(f"bad_{j}") for j, b in enumerate(bad)],
-        *largest,
-        *clusters,
-    )
-    # Put in order here: a few rows, for which Spark would run two more jobs.
-    table = by_arm.toPandas().sort_values("arm", na_position="first", ignore_index=True)
     _check_arms(table, spec)
     logged = bool(table["logged"].sum())
     weighted = logged and bool((table["high"] - table["low"] > _VARIES * table["high"]).any())
@@ -355,48 +272,6 @@ def describe_arms(holdout: DataFrame, spec: EvaluationSpec) -> Arms:
         lowest=dict(zip(table["arm"], map(float, table["low"]), strict=True)) if logged else {},
         clusters=dict(zip(table["arm"], map(int, table["clusters"]), strict=True)) if spec.cluster else {},
     )
-
-
-def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Column, ...]:
-    """Select the columns that doubly robust scores need: `level_code` int (0 is the control),
-    `outcome` double, and `weight` double, 1 / probability of the level received."""
-    treatment = F.col(TREATMENT).cast("string")
-    weight = F.lit(1.0) / F.col(PROPENSITY)
-    if not arms.logged:
-        weight = by_level(treatment, tuple(arms.units), [arms.max_inverse_propensity[arm] for arm in arms.units])
-    level_code = F.array_position(F.lit(list(levels)), treatment).cast("int") - 1
-    return level_code.alias("level_code"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
-
-
-def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:
-    """Cut off the largest outcomes of a hold-out: at the size that `shares` of their values do not exceed.
-
-    All arms are cut at one size, found without looking at the arms. What is no finite number stays as it is. Raises
-    DataError for an outcome whose values would all be 0.
-    """
-    if not shares:
-        return holdout, {}
-    _check_columns(holdout, tuple(shares), table)
-    sizes = {name: F.when(~_bad_number(F.col(name)), F.abs(F.col(name).cast("double"))) for name in shares}
-    aggregates = [F.percentile(size, F.lit(shares[name])).alias(name) for name, size in sizes.items()]
-    cutoffs = holdout.agg(*aggregates).collect()[0].asDict()
-    if empty := [name for name, at in cutoffs.items() if at == 0]:
-        raise DataError(
-            f"{table}: {shares[empty[0]]:g} of the hold-out's values of {empty[0]!r} are 0, so all would be cut off: "
-            f"raise lift.winsorise.{empty[0]}, or leave it out"
-        )
-    above = {name: F.coalesce(sizes[name] > at, F.lit(False)) for name, at in cutoffs.items() if at is not None}
-    counts = holdout.agg(*[F.count_if(mask).alias(name) for name, mask in above.items()]).collect()[0]
-    kept = {
-        name: F.when(mask, F.signum(F.col(name)) * cutoffs[name]).otherwise(F.col(name).cast("double"))
-        for name, mask in above.items()
-    }
-    return holdout.withColumns(kept), {name: Cut(cutoffs[name], counts[name]) for name in above}
-
-
-def _bad_number(column: Column) -> Column:
-    number = column.cast("double")
-    return number.isNull() | F.isnan(number) | (F.abs(number) >= LARGEST)
 
 
 def _check_arms(table: pd.DataFrame, spec: EvaluationSpec) -> None:
@@ -427,68 +302,7 @@ def _check_arms(table: pd.DataFrame, spec: EvaluationSpec) -> None:
             raise DataError(f"{spec.table} column {outcome!r} is missing or not finite in {count} hold-out rows")
 
 
-def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, spec: EvaluationSpec) -> Grid:
-    """Range of each level's scores; DataError when a level has none, or scores are not finite."""
-    uplift = F.col("uplift").cast("double")
-    ranges: dict[Any, dict[Any, Any]] = (
-        scores.groupBy(F.col(TREATMENT).cast("string").alias("level"))
-        .agg(F.min(uplift).alias("low"), F.max(uplift).alias("high"), F.count_if(_bad_number(uplift)).alias("bad"))
-        .toPandas()
-        .set_index("level")
-        .to_dict("index")
-    )
-    for level in levels:
-        if level not in ranges:
-            raise DataError(f"the scores have no row for treatment {level!r} of {spec.table}: run the score job again")
-        if ranges[level]["bad"]:
-            raise DataError(f"{ranges[level]['bad']} scores of treatment {level!r} are missing or not finite")
-    low, high = ([float(ranges[level][c]) for level in levels] for c in ("low", "high"))
-    return Grid.of(low, high, sum(arms.units.values()))
-
-
-def comparison(
-    holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: Arms, buckets: tuple[Column, ...] = ()
-) -> DataFrame:
-    """One row per unit and treated level it is compared for (see `evaluation.sums`): its own, or all for controls."""
-    treatment = F.col(TREATMENT).cast("string")
-    units = holdout.select(
-        F.col(UNIT).cast("string").alias("unit"),
-        treatment.alias("arm"),
-        resampling_hash(spec).alias("unit_hash"),
-        (F.lit(1.0) / F.col(PROPENSITY) if arms.weighted else F.lit(1.0)).alias("weight"),
-        *[F.col(c).cast("double").alias(f"value_{j}") for j, c in enumerate(spec.outcomes)],
-        *[bucket.alias(f"cut_{j}") for j, bucket in enumerate(buckets)],
-    )
-    predictions = scores.select(
-        F.col(UNIT).cast("string").alias("unit"),
-        treatment.alias("level"),
-        F.col("uplift").cast("double").alias("predicted"),
-    )
-    rows = units.join(predictions, "unit").where((F.col("arm") == F.col("level")) | (F.col("arm") == spec.control))
-    rows = rows.where(F.col("level").isin([level for level in arms.units if level != spec.control]))
-    treated = (F.col("arm") == F.col("level")).cast("int").alias("treated")
-    numbers = [c for c in units.columns if c.startswith(("value_", "cut_"))]
-    return rows.select("level", treated, "unit_hash", "predicted", "weight", *numbers)
-
-
-def resampling_hash(spec: EvaluationSpec) -> Column:
-    """Hash units, or their clusters, for the resamples: the hash decides how often a unit counts in each."""
-    return F.xxhash64(F.col(spec.cluster or UNIT).cast("string"))
-
-
-def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: Arms, spec: EvaluationSpec) -> Ranking:
-    """Rank bins from counts per key, which are whole numbers: the same for any partitioning."""
-    mass = F.rint(F.col("weight") * F.lit(2.0 ** point.shifts["w"])).cast("bigint")
-    counted = rows.groupBy("level", "key").agg(F.count("*").alias("n"), F.sum(mass).alias("mass")).toPandas()
-    parts = []
-    for level in levels:
-        mine = counted[counted["level"] == level].sort_values("key", ascending=False)
-        _check_matched(int(mine["n"].sum()), level, arms, spec)
-        parts.append(thresholds(mine["key"].to_numpy(), mine["mass"].to_numpy(), spec.bins))
-    return Ranking(np.stack(parts))
-
-
-def _check_matched(matched: int, level: str, arms: Arms, spec: EvaluationSpec) -> None:
+def check_matched(matched: int, level: str, arms: Arms, spec: EvaluationSpec) -> None:
     """Every unit of a level and of the control must have met exactly one score."""
     required = arms.units[level] + arms.units[spec.control]
     if matched != required:
@@ -497,6 +311,88 @@ def _check_matched(matched: int, level: str, arms: Arms, spec: EvaluationSpec) -
             f"{abs(required - matched)} of {required} hold-out units of {spec.table} have a {state} score for "
             f"treatment {level!r}: run the score job again on this training set"
         )
+
+
+def evaluate_rows(holdout: pd.DataFrame, scores: pd.DataFrame, spec: EvaluationSpec) -> Evaluation:
+    """Sum up a hold-out that is in memory under one model's scores; every metric follows from these sums.
+
+    Args:
+        holdout: unit_id, treatment (received), propensity (of the arm received; null throughout: not logged), outcome
+            and segment columns.
+        scores: unit_id, treatment (level scored), uplift: one row per unit and treated level.
+        spec: what to evaluate.
+
+    Returns:
+        The same sums as those of `evaluation.spark.evaluate` for the same rows in Spark frames.
+
+    Raises:
+        DataError: the hold-out is empty or lacks columns or the control arm, or units lack scores.
+    """
+    columns = [part for segment in spec.segments for part in crossed(segment)]
+    check_holdout_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *spec.outcomes, *columns), spec.table)
+    holdout = holdout.reset_index(drop=True)
+    arms = checked_arms(_arm_rows(holdout, spec), spec)
+    levels = ordered_levels(arms, spec)
+    uplift = scores.assign(unit=scores[UNIT].astype(str), level=scores[TREATMENT].astype(str))
+    if bad := int((~np.isfinite(uplift["uplift"].astype("float64"))).sum()):
+        raise DataError(f"{bad} predicted effects of {spec.table} are missing or not finite: leave these units out")
+    ranges = uplift.groupby("level")["uplift"].agg(["min", "max"]).astype("float64")
+    grid = Grid.of(ranges.loc[list(levels), "min"], ranges.loc[list(levels), "max"], len(holdout))
+    largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
+    points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
+    units = _unit_rows(holdout, arms, spec)
+    parts, ranked = [], []
+    for code, level in enumerate(levels):
+        mine = units[units["arm"].isin([level, spec.control])]
+        rows = mine.merge(uplift.loc[uplift["level"] == level, ["unit", "uplift"]], on="unit")
+        check_matched(len(rows), level, arms, spec)
+        rows = rows.assign(level=code, treated=(rows["arm"] == level).astype("int32"), predicted=rows["uplift"])
+        rows["key"] = grid.keys_of(rows["predicted"].to_numpy("float64"), code)
+        mass = np.rint(rows["weight"].to_numpy() * 2.0 ** points[0].shifts["w"]).astype(np.int64)
+        keys, inverse = np.unique(-rows["key"].to_numpy(), return_inverse=True)
+        totals = np.zeros(len(keys), np.int64)
+        np.add.at(totals, inverse, mass)
+        ranked.append(thresholds(-keys, totals, spec.bins))
+        parts.append(rows.drop(columns=["unit", "arm", "uplift"]))
+    ranking = Ranking(np.stack(ranked))
+    plan = SumsPlan(levels, points, spec.replicates, spec.seed, len(spec.segments), spec.cluster is not None)
+    batch = pa.RecordBatch.from_pandas(pd.concat(parts, ignore_index=True), preserve_index=False)
+    merged = pa.Table.from_batches(merge_cells(add_cells([batch], ranking, plan)))
+    return Evaluation(levels, spec, arms, unpacked(merged, ranking.bins, plan))
+
+
+def _unit_rows(holdout: pd.DataFrame, arms: Arms, spec: EvaluationSpec) -> pd.DataFrame:
+    """unit, arm, unit_hash, weight, value_0 …, cut_0 … of each unit."""
+    key = pa.array(holdout[spec.cluster or UNIT].astype(str))
+    columns: dict[str, Any] = {
+        "unit": holdout[UNIT].astype(str),
+        "arm": holdout[TREATMENT].astype(str),
+        "unit_hash": unit_hashes(key, spec.cluster or UNIT).view(np.int64),
+        "weight": 1.0 / holdout[PROPENSITY].astype("float64") if arms.weighted else np.ones(len(holdout)),
+    }
+    columns |= {f"value_{j}": holdout[name].astype("float64") for j, name in enumerate(spec.outcomes)}
+    columns |= {f"cut_{c}": buckets for c, buckets in enumerate(row_buckets(holdout, spec.segments, spec.table))}
+    return pd.DataFrame(columns)
+
+
+def _arm_rows(holdout: pd.DataFrame, spec: EvaluationSpec) -> pd.DataFrame:
+    """What `checked_arms` needs."""
+    if spec.cluster:
+        check_holdout_columns(holdout, (spec.cluster,), spec.table)
+    p = holdout[PROPENSITY].astype("float64")
+    arm = holdout[TREATMENT].astype(object).where(holdout[TREATMENT].isna(), holdout[TREATMENT].astype(str))
+    rows = pd.DataFrame({"arm": arm, "p": p, "bad_propensity": ~((p > 0) & (p <= 1)), "logged": p.notna()})
+    how: dict[str, Any] = {"n": ("bad_propensity", "size"), "low": ("p", "min"), "high": ("p", "max")}
+    how |= {"bad_propensity": ("bad_propensity", "sum"), "logged": ("logged", "sum")}
+    for j, name in enumerate(spec.outcomes):
+        values = holdout[name].astype("float64")
+        rows[f"bad_{j}"], rows[f"largest_{j}"] = ~(values.abs() < LARGEST), values.abs()
+        how |= {f"bad_{j}": (f"bad_{j}", "sum"), f"largest_{j}": (f"largest_{j}", "max")}
+    if spec.cluster:
+        rows["cluster"], rows["strays"] = holdout[spec.cluster], holdout[spec.cluster].isna()
+        how |= {"clusters": ("cluster", "nunique"), "strays": ("strays", "sum")}
+    table = rows.groupby("arm", dropna=False).agg(**how).reset_index()
+    return table.sort_values("arm", na_position="first", ignore_index=True)
 
 
 def _tenths(per_bin: np.ndarray) -> np.ndarray:
@@ -598,7 +494,9 @@ def with_cuts(metrics: pd.DataFrame, cuts: Mapping[str, Cut]) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------------------------
 # Predictions against the true effects of a simulated campaign: error, correlation, true Qini and the oracle's.
 
-_UNITS = 2.0**30  # fixed point of true effects, which are of the size of the outcome
+
+TRUTH_UNITS = 2.0**30
+"""Fixed point of true effects, which are of the size of the outcome."""
 
 
 @dataclass(frozen=True)
@@ -624,69 +522,17 @@ class Truth:
         }  # fmt: skip
 
 
-def against_truth(holdout: DataFrame, scores: DataFrame, truth: DataFrame, levels: tuple[str, ...]) -> dict[str, Truth]:
-    """Compare predictions with true effects, by level; `truth`: unit_id, treatment, effect on the predicted outcome.
-
-    All hold-out units count, whatever they received: the true effect is known for each of them. Levels without a true
-    effect are left out.
-    """
-    predicted, effect = (_long(frame, c) for frame, c in ((scores, "uplift"), (truth, "effect")))
-    ranges = [_ranges(frame) for frame in (predicted, effect)]
-    levels = tuple(level for level in levels if all(level in by_level for by_level in ranges))
-    if not levels:
-        return {}
-    units = holdout.select(F.col(UNIT).cast("string").alias("unit"))
-    rows = units.join(predicted, "unit").join(effect.withColumnRenamed("value", "effect"), ["unit", "level"])
-    rows = rows.where(F.col("level").isin(list(levels))).withColumnRenamed("value", "predicted")
-    counted = _counted(rows, levels, ranges)
-    return {level: _truth(counted[counted["level"] == level]) for level in levels}
-
-
-def _long(frame: DataFrame, value: str) -> DataFrame:
-    names = (F.col(UNIT).cast("string").alias("unit"), F.col(TREATMENT).cast("string").alias("level"))
-    return frame.select(*names, F.col(value).cast("double").alias("value"))
-
-
-def _ranges(frame: DataFrame) -> dict[str, tuple[float, float, int]]:
-    """Lowest and highest value and number of rows per level."""
-    rows = frame.groupBy("level").agg(F.min("value"), F.max("value"), F.count("*")).collect()
-    return {row[0]: (row[1], row[2], row[3]) for row in rows}
-
-
-def _counted(
-    rows: DataFrame, levels: tuple[str, ...], ranges: list[dict[str, tuple[float, float, int]]]
-) -> pd.DataFrame:
-    """Units and Σ of true effects by key of the prediction and by key of the effect, and errors per level: one pass."""
-    for name, limits in zip(("predicted", "effect"), ranges, strict=True):
-        low, high, units = zip(*(limits[level] for level in levels), strict=True)
-        grid = Grid.of(low, high, max(units))
-        rows = rows.withColumn(f"by_{name}", grid.key(F.col(name), F.col("level"), levels))
-    sets = [["level"], ["level", "by_predicted"], ["level", "by_effect"]]
-    p, e = F.col("predicted"), F.col("effect")
-    products = {"p": p, "e": e, "pp": p * p, "ee": e * e, "pe": p * e}
-    return (
-        rows.groupingSets(sets, "level", "by_predicted", "by_effect")
-        .agg(
-            F.count("*").alias("n"),
-            F.sum(F.rint(F.col("effect") * F.lit(_UNITS)).cast("bigint")).alias("total"),
-            F.sqrt(F.avg((p - e) * (p - e))).alias("rmse"),
-            *[F.avg(value).alias(name) for name, value in products.items()],
-        )
-        .toPandas()
-    )
-
-
-def _truth(counted: pd.DataFrame) -> Truth:
+def truth_of(counted: pd.DataFrame) -> Truth:
     """Truth from one level's counts: the row without any key is the whole level."""
     whole = counted[counted["by_predicted"].isna() & counted["by_effect"].isna()].iloc[0]
     curves = []
     for key in ("by_predicted", "by_effect"):
         ranked = counted[counted[key].notna()].sort_values(key, ascending=False)
-        curves.append(true_curve(ranked["n"].to_numpy(), ranked["total"].to_numpy() / _UNITS))
+        curves.append(true_curve(ranked["n"].to_numpy(), ranked["total"].to_numpy() / TRUTH_UNITS))
     return Truth(
         rmse=float(whole["rmse"]),
         correlation=_correlation(whole),
-        average_effect=float(whole["total"] / _UNITS / whole["n"]),
+        average_effect=float(whole["total"] / TRUTH_UNITS / whole["n"]),
         curve=curves[0],
         oracle=curves[1],
     )

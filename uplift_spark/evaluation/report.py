@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,11 @@ def number(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.4g}"
 
 
+def amount(value: float) -> str:
+    """Format an amount: whole from 1,000 on, else with four significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else number(value)
+
+
 def interval(lower: float, upper: float) -> str:
     """Format an interval as `a to b`, or `not known`."""
     return "not known" if pd.isna(lower) or pd.isna(upper) else f"{number(lower)} to {number(upper)}"
@@ -37,11 +42,29 @@ def lift_summary(lift: pd.DataFrame, metrics: pd.DataFrame, truth: dict[str, Tru
     outcome = lift["outcome"].iloc[0]
     parts = [_decile_table(rows, outcome, level) for level, rows in _by_level(lift[lift["outcome"] == outcome])]
     parts.append(_metric_table(metrics, truth or {}))
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False)
-    for part in parts:
-        console.print(part)
-    text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
-    return "\n".join([text.rstrip(), "", *truth_statements(truth or {}, outcome), *plain_statements(lift, metrics)])
+    statements = (*truth_statements(truth or {}, outcome), *plain_statements(lift, metrics))
+    return "\n".join([tables_text(parts), "", *statements])
+
+
+def tables_text(tables: Sequence[Table]) -> str:
+    """Write tables one below the other as plain text."""
+    console = Console(
+        file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False, markup=False, emoji=False
+    )
+    for table in tables:
+        console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines).rstrip()
+
+
+def text_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Make a table of texts: the first column names the row, the others hold figures."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for position, head in enumerate(heads):
+        table.add_column(head, justify="right" if position else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _by_level(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -1,6 +1,7 @@
-"""One pass from scored rows to mergeable sums (`all_sums`): ranks, resamples and cuts, computed in Spark.
+"""One pass from scored rows to mergeable sums: ranks, resamples and cuts, by the workers of `evaluation.spark`.
 
-Functions take a *comparison frame* (`evaluation.comparison`), one row per unit and treated level it is compared for:
+Functions take a *comparison frame* (`evaluation.spark.comparison`), one row per unit and treated level that it is
+compared for:
 
     level string, treated int (1 = received that level, 0 = control), unit_hash bigint (of the unit, or of the cluster
     it belongs to: what resamples draw), predicted double, weight double, value_0, value_1, ... double (outcomes),
@@ -14,12 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
 
 from uplift_spark.stats.curves import rank_bins
 from uplift_spark.stats.intervals import poisson_weights
@@ -29,7 +27,6 @@ _FINE, _COARSE, _MANY_UNITS = 1 << 20, 1 << 16, 1 << 18
 
 _CHUNK = 1 << 14  # rows: 2^14 terms of 2^31 counted up to 8 times add exactly in float64
 _SUM_FIELDS = tuple(POWERS)
-_CELLS = "cut int, cell int, bucket string, sums binary"
 _RANKS = -1  # `cut` of the rank bins
 _Key = tuple[int, int, str]
 
@@ -51,19 +48,15 @@ class Grid:
         """Grid fit for a number of units."""
         return cls(tuple(lowest), tuple(highest), _FINE if units <= _MANY_UNITS else _COARSE)
 
-    def key(self, score: Column, level: Column, levels: tuple[str, ...]) -> Column:
-        """Key of a score, bigint in [0, keys); the same for every partitioning."""
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Keys per unit of the score, of each level."""
         ranges = [high - low for low, high in zip(self.lowest, self.highest, strict=True)]
-        scale = [(self.keys - 1) / r if r > 0 else 0.0 for r in ranges]
-        return F.floor((score - by_level(level, levels, self.lowest)) * by_level(level, levels, scale)).cast("bigint")
+        return tuple((self.keys - 1) / r if r > 0 else 0.0 for r in ranges)
 
-
-def by_level(level: Column, levels: tuple[str, ...], values: Iterable[float]) -> Column:
-    """The value belonging to each row's level."""
-    chosen = F.lit(None)
-    for name, value in zip(levels, values, strict=True):
-        chosen = F.when(level == name, F.lit(value)).otherwise(chosen)
-    return chosen
+    def keys_of(self, score: np.ndarray, code: int) -> np.ndarray:
+        """Keys in [0, keys) of scores [n] of the level with this code, int64 [n]."""
+        return np.floor((score - self.lowest[code]) * self.scales[code]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -151,19 +144,6 @@ class Sums:
     resampled_w: np.ndarray
     resampled_wy: np.ndarray
     cuts: tuple[CutSums, ...] = ()
-
-
-def all_sums(frame: DataFrame, ranking: Ranking, plan: SumsPlan) -> Sums:
-    """Every sum an evaluation needs in one pass over a comparison frame with `key`.
-
-    Each partition adds up its rows under every resample (weights by hash of the unit) and hands on one array per cell;
-    partial arrays of a cell meet in one task, so that the driver receives each cell once.
-    """
-    level = by_level(F.col("level"), plan.levels, range(len(plan.levels))).cast("int").alias("level")
-    rows = frame.select(level, "treated", "key", "unit_hash", "weight", *plan.values, *plan.cut_names)
-    cells = rows.mapInArrow(partial(add_cells, ranking=ranking, plan=plan), _CELLS)
-    merged = cells.repartition("cut", "cell", "bucket").mapInArrow(merge_cells, _CELLS).toArrow()
-    return unpacked(merged, ranking.bins, plan)
 
 
 @dataclass
@@ -280,18 +260,13 @@ def keyed(sums: Mapping[int, np.ndarray]) -> pa.RecordBatch:
     return pa.record_batch({"key": pa.array(list(sums), pa.int32()), "sums": pa.array(content, pa.binary())})
 
 
-def sums_by_key(parts: DataFrame) -> dict[int, np.ndarray]:
-    """Partial sums (KEYED) added up, each key's in one task: {key: int64, flat}."""
-    merged = parts.repartition("key").mapInArrow(merge_keys, KEYED).toArrow()
-    return _added([merged])
-
-
 def merge_keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: sums of the same key added; integers, so any order gives the same bits."""
-    yield keyed(_added(batches))
+    yield keyed(added_sums(batches))
 
 
-def _added(batches: Iterable[pa.RecordBatch | pa.Table]) -> dict[int, np.ndarray]:
+def added_sums(batches: Iterable[pa.RecordBatch | pa.Table]) -> dict[int, np.ndarray]:
+    """Sums of the same key added: {key: int64, flat}."""
     totals: dict[int, np.ndarray] = {}
     for batch in batches:
         for key, sums in zip(batch["key"].to_pylist(), batch["sums"], strict=True):

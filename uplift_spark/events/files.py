@@ -378,7 +378,7 @@ def _read_parquet_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Tab
             table = pq.read_table(file, coerce_int96_timestamp_unit="us", partitioning=None)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file} is no readable Parquet ({str(error).splitlines()[0]}): write it again") from error
-        tables.append(_plain_table(_unique_names(table, file, notes), file.name, notes))
+        tables.append(plain_table(_unique_names(table, file, notes), file.name, notes))
     return _concatenated(tables, files), list(dict.fromkeys(notes))
 
 
@@ -392,7 +392,7 @@ def _read_stata_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Table
             frame = pd.read_stata(file, convert_categoricals=False)
         except (ValueError, OSError) as error:
             raise DataError(f"{file} is no readable Stata file ({str(error).splitlines()[0]})") from error
-        tables.append(_plain_table(pa.Table.from_pandas(frame, preserve_index=False), file.name, notes))
+        tables.append(plain_table(pa.Table.from_pandas(frame, preserve_index=False), file.name, notes))
     return _concatenated(tables, files), notes
 
 
@@ -419,7 +419,8 @@ def _common(name: str, types: set[pa.DataType], files: Sequence[Path]) -> pa.Dat
     raise DataError(f"{files[0].parent}: column {name!r} is {listed} in different files: write it as one type")
 
 
-def _plain_table(table: pa.Table, where: str, notes: list[str]) -> pa.Table:
+def plain_table(table: pa.Table, where: str, notes: list[str]) -> pa.Table:
+    """Cast every column as `plain_column`; those that cannot be cast are left out, which `notes` say."""
     columns, skipped = {}, []
     for name in table.column_names:
         try:

@@ -1,30 +1,23 @@
 """What a table of a finished campaign says by itself: control, unit, kinds of outcomes, features. No Spark.
 
-`guess_roles` guesses what the user did not say, each guess a line with the option that overrides it; `conf_text` writes
-the configuration that follows from them. `prepare_conf` goes from a file to its configuration, for `uplift quickstart`.
+`guess_roles` guesses what the user did not say, each guess a line with the option that overrides it.
+`events.quickstart` writes the configuration that follows from them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import yaml
+import scipy.stats
 
-from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.files import id_text, number_column, read_typed
-from uplift_spark.roles import RESERVED_NAMES, Roles
-from uplift_spark.runtime import ProgressCallback
-from uplift_spark.stats.sampling import unit_hashes
+from uplift_spark.events.files import id_text, number_column
+from uplift_spark.roles import RESERVED_NAMES
 
 MOST_LEVELS = 20
 MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
@@ -43,6 +36,11 @@ _OUTCOMES = re.compile(
     re.I,
 )
 _WORSE = re.compile(r"churn|cancel|attrit|unsubscri|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse", re.I)
+_DOSE = re.compile(
+    r"(^|[^a-z])(dose|dosage|ratio|rate|percent|pct|discount|price|amount|times|frequency|freq|intensity|strength|days|"
+    r"hours|count|number|num)([^a-z]|$)",
+    re.I,
+)
 _MONEY = re.compile(r"spen[dt]|revenue|amount|amt|sales|profit|margin|gift|dollar|usd|eur", re.I)
 
 
@@ -54,6 +52,7 @@ class Answers:
     lower     whether less of the first outcome is better; None: by its name
     cost      {level: money}; the key "" stands for every level
     keep      features whatever a guess says; drop, columns that are none
+    randomised  whether the treatment was assigned at random
     """
 
     treatment: str
@@ -67,6 +66,7 @@ class Answers:
     propensity: str | None = None
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    randomised: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Guesses:
 
     levels   {text in the treatment column: name of the level}, the control first
     outcomes {name: column}; values, {column: {text: number}} of those that are no numbers
-    dropped  {column: why it is no feature}
+    dropped  {column: why it is no feature}; allowed, {feature that looks like a leak: why it stays}
     """
 
     treatment: str
@@ -93,6 +93,9 @@ class Guesses:
     propensity: str | None
     dropped: dict[str, str]
     lines: tuple[str, ...]
+    randomised: bool = True
+    allowed: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[str, str]:
@@ -105,24 +108,28 @@ class Guesses:
         return names
 
     @property
-    def is_priced(self) -> bool:
-        """Whether the outcome's value and every level's cost are known, so that a plan can be made."""
-        return next(iter(self.outcomes)) in self.value and len(self.cost) == len(self.levels) - 1
-
-    @property
     def control(self) -> str:
         """Name of the control."""
         return next(iter(self.levels.values()))
 
-    def without(self, reasons: Mapping[str, str]) -> Guesses:
-        """The same without some features, each with the reason."""
+    def without(
+        self, reasons: Mapping[str, str], allowed: Mapping[str, str] | None = None, warnings: Sequence[str] = ()
+    ) -> Guesses:
+        """The same without some features, each with the reason; `allowed` ones stay on record, `warnings` are said."""
         left = tuple(name for name in self.features if name not in reasons)
         if not left:
             raise DataError(
                 "no column is left as a feature: name some with --feature, or add columns of before the treatment"
             )
         kept = tuple(name for name in self.segments if name in left)
-        return replace(self, features=left, segments=kept, dropped={**self.dropped, **reasons})
+        return replace(
+            self,
+            features=left,
+            segments=kept,
+            dropped={**self.dropped, **reasons},
+            allowed={**self.allowed, **(allowed or {})},
+            warnings=(*self.warnings, *warnings),
+        )
 
     def report(self) -> list[str]:
         """Every guess in a line, with the option that overrides it."""
@@ -136,7 +143,7 @@ class Guesses:
         ]
         renamed = {column: name for column, name in self.names.items() if column != name}
         lines += [f"renamed: {_some([f'{old} is {new}' for old, new in renamed.items()])}"] if renamed else []
-        return [*self.lines, *lines]
+        return [*self.lines, *lines, *self.warnings]
 
 
 def plain_name(column: str, taken: Iterable[str] = ()) -> str:
@@ -166,11 +173,8 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
         DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
     """
     columns = table.column_names
+    check_columns_of(answers, columns)
     outcome_columns = [_split(one)[0] for one in answers.outcomes]
-    named = (answers.treatment, *outcome_columns, *answers.keep, *answers.drop, answers.unit, answers.propensity)
-    for name in filter(None, named):
-        if name not in columns:
-            raise ConfigError(f"there is no column {name!r}: {hint(name, columns)}")
     lines: list[str] = []
     texts = id_text(table.column(answers.treatment)).to_pandas().str.strip()
     levels, dose = _levels(texts, answers, lines)
@@ -180,27 +184,40 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
     rest = [name for name in columns if name not in special]
     dropped: dict[str, str] = {}
-    codes: set[float] = set()
     for name in rest:
         if reason := _reason(table, name, answers, arm, first):
             dropped[name] = reason
-    features = [name for name in rest if name not in dropped]
-    for name in features:
-        codes |= _missing_codes(table.column(name))
+    codes = {code for name in rest if name not in dropped for code in _missing_codes(table.column(name))}
     if codes:
         listed = ", ".join(f"{code:g}" for code in sorted(codes))
-        lines.append(f"missing: {listed} stand for a missing value (edit source.missing)")
+        verb = "stand" if len(codes) > 1 else "stands"
+        lines.append(f"missing: {listed} {verb} for a missing value (edit source.missing)")
     for name in [name for name in dropped if dropped[name] == _OTHER_OUTCOME and _is_number(table, name)][:3]:
         outcomes[plain_name(name, [other.lower() for other in outcomes])] = name
-    segments = _segments(table, features)
+    later = [first, *(_numbers_of(table, name) for name in list(outcomes.values())[1:] if name not in values)]
+    cells = {name: _cells(table, name, codes) for name in rest if name not in dropped}
+    dropped |= _derived({n: c for n, c in cells.items() if n not in answers.keep}, cells, arm, later)
+    features = [name for name in rest if name not in dropped]
+    segments = _segments(table, features, cells)
     money = {name: 1.0 for name, column in outcomes.items() if _MONEY.search(column) and _is_amount(table, column)}
     if answers.value is not None:
         money[next(iter(outcomes))] = answers.value
     guesses = Guesses(
         answers.treatment, levels, dose, unit, outcomes, values, tuple(features), tuple(sorted(codes)), segments, money,
-        _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines),
+        _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines), answers.randomised,
     )  # fmt: skip
     return guesses.without({})
+
+
+def check_columns_of(answers: Answers, columns: Sequence[str]) -> None:
+    """Raise ConfigError for a column that the answers name and that is not there, or that plays two parts."""
+    outcomes = [_split(one)[0] for one in answers.outcomes]
+    parts = [answers.treatment, *outcomes, *answers.keep, *filter(None, (answers.unit, answers.propensity))]
+    for name in (*parts, *answers.drop):
+        if name not in columns:
+            raise ConfigError(f"there is no column {name!r}: {hint(name, columns)}")
+    if twice := sorted({name for name in parts if parts.count(name) > 1}):
+        raise ConfigError(f"column {twice[0]!r} cannot be two of treatment, outcome, unit, propensity and feature")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -246,7 +263,7 @@ def _levels(texts: pd.Series, answers: Answers, lines: list[str]) -> tuple[dict[
     as_named = [f"{text} is called {name}" for text, name in names.items() if text != name]
     lines.append(f"treatment: {answers.treatment}, {listed}{'; ' if as_named else ''}{', '.join(as_named)}")
     lines.append(f"control: {names[control]}{how}")
-    dose = _dose(names)
+    dose = _dose(names, bool(_DOSE.search(answers.treatment)))
     if dose:
         lines.append(f"dose: {', '.join(f'{name} {number:g}' for name, number in dose.items())} (edit roles.dose)")
     return names, dose
@@ -269,8 +286,9 @@ def _control(levels: list[str], wanted: str | None, where: str) -> tuple[str, bo
     return sorted(levels, key=_natural)[0], False
 
 
-def _dose(names: Mapping[str, str]) -> dict[str, float] | None:
-    """Doses of levels that are numbers, or percentages; numbers that count from 0 in ones may be mere codes."""
+def _dose(names: Mapping[str, str], measured: bool) -> dict[str, float] | None:
+    """Doses of levels that are numbers, or percentages; numbers that count from 0 in ones may be mere codes unless the
+    column's name says that they are `measured`."""
     numbers = []
     for text in names:
         match = re.fullmatch(r"[^\d-]{0,3}(\d+(?:\.\d+)?)\s*[%A-Za-z€$]{0,4}", text)
@@ -279,7 +297,7 @@ def _dose(names: Mapping[str, str]) -> dict[str, float] | None:
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers) or len(known) < 3 or len(set(known)) < len(known) or known[0] != min(known):
         return None
-    if known == [float(i) for i in range(len(known))]:
+    if not measured and known == [float(i) for i in range(len(known))]:
         return None
     return dict(zip(names.values(), known, strict=True))
 
@@ -399,9 +417,16 @@ def _coded(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pd.factorize(values)[0]) + 1
 
 
+def _counts(codes: np.ndarray, arm: np.ndarray) -> np.ndarray:
+    """Rows of each code and arm, [codes, 1 + arms]; the first column has those of no arm."""
+    width = int(arm.max(initial=0)) + 2
+    flat = np.bincount(codes * width + arm + 1, minlength=(int(codes.max(initial=0)) + 1) * width)
+    return flat.reshape(-1, width)
+
+
 def _explains(codes: np.ndarray, arm: np.ndarray) -> float:
     """How much of the error of guessing the arm the column takes away, 0 to 1."""
-    counts = pd.crosstab(codes, arm).to_numpy()
+    counts = _counts(codes, arm)
     missed = 1.0 - counts.sum(axis=0).max() / counts.sum()
     left = 1.0 - counts.max(axis=1).sum() / counts.sum()
     return 1.0 - left / missed if missed > 0 else 0.0
@@ -422,6 +447,139 @@ def _like_outcome(column: pa.ChunkedArray, codes: np.ndarray, outcome: np.ndarra
         if inner.sum() >= 25 and share < 0.5 and not (inner & ~outer).any() and share ** float(inner.sum()) < 1e-6:
             return "a step of the outcome: one never happens without the other"
     return None
+
+
+# ---- features that others make needless, or that describe the assignment or the outcome
+
+
+def _numbers_of(table: pa.Table, name: str) -> np.ndarray:
+    return number_column(table.column(name), name).to_pandas().to_numpy(dtype=float)
+
+
+def _cells(table: pa.Table, name: str, missing: Iterable[float]) -> pd.Series:
+    """A column's values, null where a code says so; texts as numbers by first appearance, which compare faster."""
+    column = table.column(name)
+    if pa.types.is_string(column.type):
+        column = column.combine_chunks().dictionary_encode().indices
+    values = column.to_pandas()
+    return values.where(~values.isin(list(missing))) if values.dtype.kind in "iuf" else values
+
+
+def _derived(
+    candidates: Mapping[str, pd.Series], cells: Mapping[str, pd.Series], arm: np.ndarray, outcomes: Sequence[np.ndarray]
+) -> dict[str, str]:
+    """{column: why it is no feature} of those among `candidates` that follow from the assignment, from an outcome, or
+    from another column of `cells`."""
+    reasons: dict[str, str] = {}
+    for name, values in candidates.items():
+        if _of_the_assignment(values, arm):
+            reasons[name] = "a code of the treatment: the same throughout one level, but not in the others"
+        elif any(_mean_of_outcome(values, outcome, arm) for outcome in outcomes):
+            reasons[name] = "a mean of the outcome in groups: made from it"
+    holes = {_bytes(values.isna()): name for name, values in reversed(list(cells.items())) if values.isna().any()}
+    alike: dict[bytes, str] = {}
+    for name, values in cells.items():
+        if name in reasons:
+            continue
+        twins = [alike[key] for key in _orders(values) if key in alike]
+        mask = _flag(values)
+        hole = next((holes[key] for key in (_bytes(mask), _bytes(~mask)) if key in holes), None) if len(mask) else None
+        if name in candidates and hole is not None and hole != name:
+            reasons[name] = "says where another column is missing, which is seen anyhow"
+        elif name in candidates and twins:
+            reasons[name] = f"the same as {twins[0]} in other values"
+        else:
+            alike.update(dict.fromkeys(_orders(values)[:1], name))
+    kept = {name: values for name, values in cells.items() if name not in reasons}
+    return reasons | _dummies({name: c for name, c in kept.items() if name in candidates}, kept)
+
+
+def _bytes(mask: pd.Series) -> bytes:
+    return np.packbits(mask.to_numpy(dtype=bool)).tobytes()
+
+
+def _flag(values: pd.Series) -> pd.Series:
+    """Where a column of two values has the larger one; empty for other columns."""
+    present = values.dropna().unique()
+    if len(present) != 2 or values.isna().any():
+        return pd.Series(dtype=bool)
+    return values == max(present)
+
+
+def _orders(values: pd.Series) -> list[bytes]:
+    """What columns that say the same share: codes by first appearance of few values; ranks of many, both ways."""
+    if values.nunique() <= MOST_LEVELS:
+        return [pd.factorize(values)[0].astype(np.int16).tobytes()]
+    if values.dtype.kind not in "iuf":
+        return [pd.factorize(values)[0].tobytes()]
+    up = values.rank(method="dense").fillna(0.0).to_numpy()
+    return [up.tobytes(), np.where(up > 0, up.max() + 1 - up, 0.0).tobytes()]
+
+
+def _dummies(candidates: Mapping[str, pd.Series], cells: Mapping[str, pd.Series]) -> dict[str, str]:
+    """Flags that say whether a text, or a code of few values, is one of them: at least two of one column."""
+    reasons: dict[str, str] = {}
+    flags = {name: mask for name, values in candidates.items() if len(mask := _flag(values))}
+    by_mask = {_bytes(mask): name for name, mask in flags.items()}
+    for other, values in cells.items():
+        if other in flags or not 3 <= values.nunique() <= MOST_LEVELS:
+            continue
+        named = {value: by_mask.get(_bytes(values == value)) for value in values.dropna().unique()}
+        hits = {flag: value for value, flag in named.items() if flag}
+        if len(hits) >= 2:
+            reasons |= {flag: f"says whether {other} has one value, which is seen anyhow" for flag in hits}
+    return reasons
+
+
+def _of_the_assignment(values: pd.Series, arm: np.ndarray) -> bool:
+    """Whether all units of one level have one value, as units of the others hardly ever do by chance."""
+    codes, few = pd.factorize(values, use_na_sentinel=False)
+    if len(few) > MOST_LEVELS:
+        return False
+    counts = _counts(codes, arm)[:, 1:].T.astype(float)
+    n = counts.sum(axis=1)
+    for k in np.flatnonzero(n > 0):
+        j = int(counts[k].argmax())
+        others = (counts[:, j].sum() - counts[k, j]) / max(n.sum() - n[k], 1.0)
+        if counts[k, j] == n[k] and n[k] * np.log(max(others, 1e-300)) < _CERTAIN:
+            return True
+    return False
+
+
+_CERTAIN = np.log(1e-9)
+_GROUPS = (5, 1000)  # of equal values in which a column may hold the outcome's mean
+
+
+def _mean_of_outcome(values: pd.Series, outcome: np.ndarray, arm: np.ndarray) -> bool:
+    """Whether a column is nearer to the outcome's mean among the rows of each value than a rate known before can be.
+
+    Such a rate misses these rows' means by their sampling error: the sum of squared misses, each over its variance, is
+    a chi-square, whose lower tail tells. It must also explain all but a twentieth of the means' spread. Means are
+    those of all units, of the treated, of the control, and of the treated less the control.
+    """
+    if values.dtype.kind != "f" or not _GROUPS[0] <= values.nunique() <= _GROUPS[1]:
+        return False
+    known = ~np.isnan(outcome) & values.notna().to_numpy() & (arm >= 0)
+    rows = pd.DataFrame({"at": values[known].to_numpy(), "y": outcome[known], "arm": np.minimum(arm[known], 1)})
+    spread = rows["y"].var()
+    if not spread > 0:
+        return False
+    each = rows.groupby(["arm", "at"])["y"].agg(["mean", "size"]).unstack("arm")
+    mean, size = each["mean"], each["size"]
+    whole = rows.groupby("at")["y"].agg(["mean", "size"])
+    parts = [(whole["mean"], spread / whole["size"])]
+    parts += [(mean[k], spread / size[k]) for k in mean.columns]
+    if len(mean.columns) == 2:
+        parts.append((mean[1] - mean[0], spread / size[1] + spread / size[0]))
+    for average, variance in parts:
+        rates = pd.DataFrame({"mean": average, "weight": 1.0 / variance}).dropna()
+        miss = float((rates["weight"] * (rates["mean"] - rates.index) ** 2).sum())
+        centre = np.average(rates["mean"], weights=rates["weight"]) if len(rates) else 0.0
+        total = float((rates["weight"] * (rates["mean"] - centre) ** 2).sum())
+        near = len(rates) >= _GROUPS[0] and miss < 0.05 * total
+        if near and scipy.stats.chi2.logcdf(miss, len(rates)) < _CERTAIN:
+            return True
+    return False
 
 
 def _is_number(table: pa.Table, name: str) -> bool:
@@ -448,9 +606,9 @@ def _missing_codes(column: pa.ChunkedArray) -> set[float]:
     return set(negative.tolist()) if 0 < len(negative) <= 2 and set(negative) <= set(_CODES[2:]) else set()
 
 
-def _segments(table: pa.Table, features: Sequence[str]) -> tuple[str, ...]:
+def _segments(table: pa.Table, features: Sequence[str], cells: Mapping[str, pd.Series]) -> tuple[str, ...]:
     """Up to three features of few values, texts first."""
-    few = {name: len(table.column(name).drop_null().unique()) for name in features}
+    few = {name: cells[name].nunique() for name in features}
     texts = [name for name in features if pa.types.is_string(table.schema.field(name).type) and 2 <= few[name] <= 8]
     flags = [name for name in features if name not in texts and few[name] == 2]
     return tuple((texts + flags)[:3])
@@ -465,166 +623,3 @@ def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
         )
     costs = {name: answers.cost.get(name, answers.cost.get(text, answers.cost.get(""))) for text, name in treated}
     return {name: cost for name, cost in costs.items() if cost is not None}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The configuration.
-
-
-def _flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, allow_unicode=True, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse: str) -> str:
-    """Write the configuration of a campaign, with a comment on every part that a user may want to change.
-
-    source   `path`, or `table` and `version`, and how the files are read
-    """
-    names = guesses.names
-    rename = {column: new for column, new in names.items() if column != new}
-    at = {column: names.get(column, column) for column in (*guesses.outcomes.values(), *guesses.features)}
-    lines = [
-        f"campaign: {name}",
-        "source:",
-        "  kind: table",
-        *(f"  {key}: {_flow(value)}" for key, value in source.items()),
-        *(
-            [f"  unit: {_flow(guesses.unit)}"]
-            if guesses.unit
-            else ["  # unit: the column of an id; without it the number of the row"]
-        ),
-        *([f"  rename: {_flow(rename)}"] if rename else []),
-        f"  treatment: {_flow(guesses.treatment)}",
-        "  # {value in the file: name of the level}; rows with other values are rejected",
-        f"  arms: {_flow(guesses.levels)}",
-        f"  outcomes: {_flow(list(guesses.outcomes))}",
-        *(
-            [f"  values: {_flow({at[column]: meaning for column, meaning in guesses.values.items()})}"]
-            if guesses.values
-            else []
-        ),
-        *([f"  missing: {_flow(list(guesses.missing))}"] if guesses.missing else []),
-        *([f"  propensity: {_flow(guesses.propensity)}"] if guesses.propensity else []),
-        "  # what describes a unit before the treatment, and nothing that came later",
-        f"  attributes: &features {_flow([names[column] for column in guesses.features])}",
-        "roles:",
-        f"  outcome: {_flow(next(iter(guesses.outcomes)))}",
-        f"  control: {_flow(guesses.control)}",
-        *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
-        "  features: *features",
-        "economics:",
-        "  # money that one unit of an outcome is worth, and that treating one unit with a level costs",
-        f"  value: {_flow(guesses.value)}",
-        f"  cost: {_flow(guesses.cost)}",
-        "lift:",
-        f"  segments: {_flow([names[column] for column in guesses.segments])}",
-        f"  outcomes: {_flow(list(guesses.outcomes)[1:])}",
-        *(["policy:", f"  budget: {guesses.budget:g}"] if guesses.budget is not None else []),
-        f"lakehouse: {_flow({'path': lakehouse})}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# From a file to its configuration.
-
-_WRITTEN = "# Written by `uplift quickstart`; edit it, and run the jobs with --conf. "
-LEAK_ROWS = 50_000  # looked at for features that came after the treatment, chosen by hash
-
-
-def prepare_conf(
-    path: str, answers: Answers, folder: Path, name: str | None, progress: ProgressCallback
-) -> tuple[Path, Guesses]:
-    """Read a file, guess, and write the configuration that follows.
-
-    Args:
-        path: a file, a folder of files or a pattern.
-        answers: what the user said.
-        folder: of the configuration.
-        name: of the campaign; by default the file's.
-        progress: is called with every guess.
-
-    Returns:
-        Path of the configuration, and the guesses.
-
-    Raises:
-        ConfigError: a column is not there, or the configuration was edited and would be overwritten.
-        DataError: the file cannot be read, or its rows are no trial.
-    """
-    read = read_typed(path)
-    for note in read.notes:
-        progress(note)
-    progress(f"{read.table.num_rows:,} rows, {read.table.num_columns} columns")
-    guesses = guess_roles(read.table, answers)
-    guesses = guesses.without(leaks_of(read.table, guesses, answers.keep))
-    for line in guesses.report():
-        progress(line)
-    name = name or plain_name(re.sub(r"\.(csv|tsv|txt|parquet|dta|gz|zip|bz2|xz)", "", Path(path).name, flags=re.I))
-    body = conf_text(guesses, name, {"path": path}, "lakehouse")
-    conf = folder / f"{name}.yaml"
-    _write_conf(conf, body)
-    load_config(conf)
-    return conf, guesses
-
-
-def _write_conf(conf: Path, body: str) -> None:
-    """Write the file, unless somebody has edited the one that is there."""
-    if conf.exists():
-        first, _, rest = conf.read_text().partition("\n")
-        if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
-            raise ConfigError(f"{conf} was edited: run its jobs with --conf {conf}, or choose another --name")
-    conf.parent.mkdir(parents=True, exist_ok=True)
-    conf.write_text(f"{_WRITTEN}{_mark(body)}\n{body}")
-
-
-def _mark(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:12]
-
-
-def leaks_of(table: pa.Table, guesses: Guesses, keep: tuple[str, ...]) -> dict[str, str]:
-    """Features that predict the treatment, or order units as only the outcome can: {column: why it is no feature}."""
-    from uplift_spark.events.leakage import find_leaks
-
-    rows = table
-    if table.num_rows > LEAK_ROWS:  # a file may be sorted by level, so its first rows may lack one
-        hashes = unit_hashes(pa.array(range(table.num_rows)).cast(pa.string()), "row")
-        rows = table.take(np.sort(np.argsort(hashes, kind="stable")[:LEAK_ROWS]))
-    name, column = next(iter(guesses.outcomes.items()))
-    values = guesses.values.get(column)
-    numbers = rows.column(column) if values is None else id_text(rows.column(column))
-    outcome = (
-        number_column(numbers, name)
-        if values is None
-        else pa.array([values.get(one) for one in numbers.to_pylist()], pa.float64())
-    )
-    arms = id_text(rows.column(guesses.treatment))
-    columns: dict[str, Any] = {"_unit": pa.array(range(rows.num_rows)), "_arm": arms, "_outcome": outcome}
-    for feature in guesses.features:
-        cells = rows.column(feature)
-        columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, feature)
-    sample = pa.table(columns)
-    sample = sample.filter(pc.is_valid(sample.column("_arm")))
-    leaks = find_leaks(sample, Roles("_unit", "_arm", "_outcome", guesses.features, next(iter(guesses.levels))))
-    reasons = {
-        one.feature: "follows from the outcome" if one.rule == "outcome_like" else "differs between the arms"
-        for one in leaks.findings
-        if one.feature not in keep
-    }
-    return reasons
-
-
-def parsed_costs(options: list[str] | None) -> dict[str, float]:
-    """{level: cost} of `LEVEL=COST`; a number alone is the cost of every level, under the key "".
-
-    Raises ConfigError for anything else.
-    """
-    costs = {}
-    for option in options or ():
-        level, _, text = option.rpartition("=")
-        try:
-            costs[level] = float(text)
-        except ValueError:
-            raise ConfigError(f"--cost {option!r} must look like mail=.1, or .1 for every level") from None
-    return costs

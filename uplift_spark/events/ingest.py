@@ -46,6 +46,7 @@ from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
+from uplift_spark.spark_versions import local_frame
 
 # --------------------------------------------------------------------------------------------------------------------
 # Public data sets: from $UPLIFT_DATA, else downloaded once. A file is used only when its checksum is the declared one.
@@ -455,7 +456,7 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
 
 def spread_rows(rows: pa.Table, spark: SparkSession) -> DataFrame:
     """Put the rows behind a shuffle: without one Spark's optimizer works a local table off itself, row by row."""
-    return spark.createDataFrame(rows).repartition(max(2, -(-rows.num_rows // ROWS_PER_TASK)), "_row")
+    return local_frame(spark, rows).repartition(max(2, -(-rows.num_rows // ROWS_PER_TASK)), "_row")
 
 
 def check_levels(roles: RolesConf, names: Collection[str]) -> None:

@@ -51,7 +51,7 @@ from uplift_spark.lake.contracts import (
     row_hash,
     with_columns,
 )
-from uplift_spark.lake.schemas import EVENT_TABLE, QUARANTINE, RAW_TABLES, Contract, check, contract_of
+from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of, optional_columns
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
 from uplift_spark.lake.tables import Lake
@@ -70,6 +70,7 @@ TEXTS = ("csv", "json")
 AnyReader = DataFrameReader | DataStreamReader
 
 _KEY = 16  # hexadecimal digits of an identity
+_KEY_OF_SOURCE = f"regexp_extract(source, '#([0-9a-f]{{{_KEY}}})$', 1)"
 _FILE = "__file"
 _TABLE = re.compile(r"\w+(\.\w+){1,2}")
 _OPTIONS = {
@@ -210,8 +211,7 @@ def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> s
     """Find the keys of those files whose rows other runs have added to `table`."""
     if not lake.exists(table):
         return set()
-    key = F.regexp_extract("source", f"#([0-9a-f]{{{_KEY}}})$", 1)
-    keys = _of_others(lake, table, run_id).select(key.alias("key")).distinct()
+    keys = _of_others(lake, table, run_id).select(F.expr(_KEY_OF_SOURCE).alias("key")).distinct()
     return {row["key"] for row in keys.where(F.col("key").isin([file.key for file in files])).collect()}
 
 
@@ -228,8 +228,10 @@ def version_of(table: DeltaVersion) -> Column:
     return F.regexp_extract("source", f"@([0-9]+)#{table.key}$", 1).try_cast("bigint")
 
 
-def _of_others(lake: Lake, table: str, run_id: str) -> DataFrame:
-    return lake.read(table).where(F.col("run_id") != run_id)
+def _of_others(lake: Lake, table: str, run_id: str, replaced: Collection[str] = ()) -> DataFrame:
+    """Rows of other runs, but for those of sources that are replaced."""
+    rows = lake.read(table).where(F.col("run_id") != run_id)
+    return rows.where(~F.expr(_KEY_OF_SOURCE).isin(*replaced)) if replaced else rows
 
 
 def _is_delta(spark: SparkSession, path: str) -> bool:
@@ -296,8 +298,6 @@ LOAD_FORMATS = ("csv", "parquet", "json", "delta")
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
 _STAMPS = ("source", RUN_ID, INGESTED_AT)
-# A source may lack these columns: then no row has a value. `value` of an outcome is required: its absence is a mistake.
-_OPTIONAL = {EVENT_TABLE: ("event_id", "item", "value")}
 
 # The rule that a row breaks if the table has it: it is left out, not rejected.
 ALREADY = "already_there"
@@ -314,6 +314,7 @@ class Load:
     known_at  the source's column that says when a row was known; None: its column known_at, else the arrival
     historic  rows were known when they happened
     new_columns  columns of the source that the table gets if it has them not; rows need not have them
+    replace   rows that earlier loads of the same files, or of the same Delta table, brought go first
 
     Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
     """
@@ -324,6 +325,7 @@ class Load:
     known_at: str | None = None
     historic: bool = False
     new_columns: tuple[str, ...] = ()
+    replace: bool = False
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)
@@ -369,6 +371,17 @@ class Arrivals:
     rejected: DataFrame | None
     refused: dict[str, int]
     details: dict[str, Any]
+    replaced: tuple[str, ...] = ()
+
+    def make_room(self, lake: Lake, table: str, progress: ProgressCallback) -> None:
+        """Delete the rows that earlier loads of the sources brought, if they are replaced; older versions have them."""
+        if not self.replaced:
+            return
+        keys = ", ".join(f"'{key}'" for key in self.replaced)
+        mine = f"{_KEY_OF_SOURCE} IN ({keys})"
+        for name, condition in ((table, mine), (QUARANTINE, f"{mine} AND source_table = '{table}'")):
+            if lake.exists(name) and (gone := lake.delete_rows(name, condition)):
+                progress(f"{name}: {gone:,} rows of earlier loads removed, older versions have them")
 
 
 def arrivals(
@@ -378,7 +391,11 @@ def arrivals(
 
     Raises a named error before anything is written when the source is unfit.
     """
-    run_id, parts, details = (_of_table if load.format == "delta" else _of_files)(load, lake, run_id)
+    if load.replace and run_id is not None:
+        raise ConfigError("--replace makes a run of its own: leave --run-id out")
+    find = _to_replace if load.replace else _of_table if load.format == "delta" else _of_files
+    run_id, parts, details = find(load, lake, run_id)
+    replaced = tuple(details.pop("keys", ()))
     progress(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
     if not parts:
         return Arrivals(run_id, None, None, {}, details)
@@ -389,10 +406,12 @@ def arrivals(
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
-    rows, contract = with_known_keys(load, lake, rows, run_id), with_columns(load.contract, wanted)
+    rows, contract = with_known_keys(load, lake, rows, run_id, replaced), with_columns(load.contract, wanted)
     counts = count_checked(rows, contract)
     good, rejected = check(rows, contract)
-    rejected = _not_yet_quarantined(load, lake, rejected.where(F.col("rule") != ALREADY), run_id)
+    rejected = rejected.where(F.col("rule") != ALREADY)
+    if not replaced:
+        rejected = _not_yet_quarantined(load, lake, rejected, run_id)
     refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
     for rule, n in refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
@@ -400,7 +419,7 @@ def arrivals(
         if n:
             details[what] = n
             progress(f"{n:,} rows left out: {_LEFT_OUT[what]}")
-    return Arrivals(run_id, good if counts.good else None, rejected if refused else None, refused, details)
+    return Arrivals(run_id, good if counts.good else None, rejected if refused else None, refused, details, replaced)
 
 
 def count_by_rule(rejected: DataFrame) -> dict[str, int]:
@@ -421,6 +440,23 @@ def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, d
     if known and run_id is None:
         run = derive_run_id("load", {"table": load.table}, source=sorted(file.key for file in new))
     return run, read_files(lake.spark, new, load.format), details
+
+
+def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
+    """As `_of_files` and `_of_table`, but of all rows, with the `keys` of the sources whose earlier rows are to go.
+
+    The run's id depends on the table's version: what was replaced once can be replaced again.
+    """
+    version = lake.version(load.table) if lake.exists(load.table) else -1
+    if load.format == "delta":
+        table = find_delta(lake, load.source)
+        parts, keys, details = [(load.source, read_delta(lake, table, None))], [table.key], {"version": table.version}
+    else:
+        files = find_files(lake.spark, load.source, load.format)
+        parts, keys = read_files(lake.spark, files, load.format), sorted(file.key for file in files)
+        details = {"files": len(files)}
+    run = derive_run_id("load", {"table": load.table, "replaces": version}, source=keys)
+    return run, parts, {**details, "keys": keys}
 
 
 def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
@@ -485,7 +521,7 @@ def refuse_misfits(load: Load, where: str, frame: DataFrame, wanted: StructType)
     """Raise DataError that spells out how the columns of a source differ from those of the table."""
     renamed = _renamed(load, frame)
     added = [field.name for field in added_columns(wanted)]
-    optional = {*_OPTIONAL.get(load.table, ("event_id",)), *(() if load.known_at else (_KNOWN_AT,)), *added}
+    optional = {*optional_columns(load.table), *(() if load.known_at else (_KNOWN_AT,)), *added}
     have = {field.name: field.dataType for field in _source_schema(frame)}
     required = {renamed.get(field.name, field.name): field for field in wanted}
     if load.historic and _KNOWN_AT in have:
@@ -548,7 +584,7 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
     return datetime.now(UTC)
 
 
-def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> DataFrame:
+def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str, replaced: Collection[str] = ()) -> DataFrame:
     """Give rows a fault whose key other runs have added: ALREADY if the table has an equal row, else `repeated`.
 
     A unit is assigned once per campaign, and a source that is exported whole every night brings it every night.
@@ -557,7 +593,7 @@ def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str) -> Dat
     if not key or not lake.exists(load.table):
         return rows
     content = [name for name in content_of(rows.columns) if name not in (FAULTS, RAW_ROW)]
-    stored = _of_others(lake, load.table, run_id)
+    stored = _of_others(lake, load.table, run_id, replaced)
     absent = {name: F.lit(None).cast(rows.schema[name].dataType) for name in content if name not in stored.columns}
     stored = stored.withColumns(absent).groupBy(*key).agg(F.collect_set(row_hash(content)).alias("__known"))
     differs = entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already, with other values"))

@@ -80,6 +80,11 @@ def open_source(config: Config, lake: Lake, progress: ProgressCallback) -> OpenS
     Raises ConfigError for a declaration that cannot be kept, DataError for files and tables that cannot be read.
     """
     source = config.source
+    if source is None:
+        raise ConfigError(
+            "the configuration has no `source` to ingest: add one, or bring the rows of bronze.assignment, "
+            "bronze.outcome and the profile by `uplift load`, and go on with `uplift features`"
+        )
     if isinstance(source, TrialConf) and source.sha256 is None:
         path = find(source)
         return OpenSource(None, str(path), {"content": content_digest([path])})
@@ -152,6 +157,35 @@ def _open_delta(source: TableSource, lake: Lake, progress: ProgressCallback) -> 
     _require_columns(source, rows.columns, where)
     progress(f"reading {where} at version {version}")
     return OpenSource(rows.withColumn(_ROW, F.lit(None).cast("bigint")), where, {"content": [delta.key, version]})
+
+
+def delta_sample(lake: Lake, where: str, most: int) -> tuple[pa.Table, int]:
+    """Bring a Delta table's rows into memory: all up to `most`, else about as many, chosen by the hash of their cells.
+
+    Args:
+        lake: the session to read in.
+        where: a folder, or the name of a table.
+        most: rows.
+
+    Returns:
+        The rows, and the number of all.
+
+    Raises:
+        DataError: it is no Delta table.
+    """
+    try:
+        delta = find_delta(lake, where)
+    except DataError as error:
+        raise DataError(f"{where} is no Delta table that can be read: correct its folder or name") from error
+    rows = lake.spark.sql(f"SELECT * FROM {delta.reference} VERSION AS OF {delta.version}")
+    count = rows.count()
+    if count > most:
+        plain = [field.name for field in rows.schema.fields if isinstance(field.dataType, T.AtomicType)]
+        share = F.pmod(F.xxhash64(*(_column(name) for name in plain)), F.lit(1_000_000)) < F.lit(
+            1_000_000 * most // count
+        )
+        rows = rows.where(share)
+    return rows.toArrow(), count
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Feature, Simulation
@@ -33,7 +33,7 @@ from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
 from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
-from uplift_spark.runtime import ProgressCallback
+from uplift_spark.runtime import ProgressCallback, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------
 # Weights of maturity.
@@ -126,6 +126,7 @@ class Events:
     as_of       labels are read as of this time
     names       outcomes to label, the trained one first
     columns     feature columns of the training set: features, then segments that are no features
+    unmatched   {table: rows whose unit was never assigned}, of the tables that have any
     """
 
     assignments: DataFrame
@@ -138,13 +139,16 @@ class Events:
     as_of: datetime
     names: tuple[str, ...]
     columns: tuple[str, ...]
+    unmatched: dict[str, int]
 
 
-def events_of(config: Config, lake: Lake) -> Events:
+def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progress) -> Events:
     """Read the campaign's events at the tables' present versions.
 
-    Raises DataError when the campaign has no assignment or a table is missing, ConfigError for an outcome without any
-    event and for features that are unknown or would leak the treatment or an outcome.
+    Rows that join no assignment are counted and said, and campaigns whose names differ from this one by their case.
+    Raises DataError when the campaign has no assignment, a table is missing, or most rows of one join nothing;
+    ConfigError for an outcome without any event and for features that are unknown or would leak the treatment or an
+    outcome.
     """
     campaign = config.campaign
     definitions = config.feature_definitions
@@ -159,7 +163,7 @@ def events_of(config: Config, lake: Lake) -> Events:
     read = {source: (table, versions[table]) for source, table in named.items()}
     mine = {table: frame.filter(F.col(CAMPAIGN) == campaign) for table, frame in frames.items()}
     columns = config.unit_columns
-    arrivals = _arrivals({**mine, named["profile"]: sources["profile"]}, campaign)
+    arrivals = _arrivals({**frames, named["profile"]: sources["profile"]}, campaign, progress)
     present = sorted({name for *_, name, _ in arrivals if name is not None})
     taken = {*config.outcomes, *present, *_source_columns(config)}
     check_features(definitions, sources["profile"], named["profile"], taken)
@@ -169,8 +173,9 @@ def events_of(config: Config, lake: Lake) -> Events:
     erased = lake.properties(ASSIGNMENT_TABLE).get(ERASED)
     run_ids = (*sorted({run for _, run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(at for table, *_, at in arrivals if table in mine)
+    unmatched = _unmatched({**mine, named["profile"]: sources["profile"]}, config, progress)
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
-    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns)
+    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched)
 
 
 def training_of(config: Config, events: Events, units: DataFrame, labels: DataFrame) -> DataFrame:
@@ -200,24 +205,113 @@ def with_weights(
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return set() if isinstance(source, Simulation) else {source.treatment, *source.outcomes}
+    return set() if source is None or isinstance(source, Simulation) else {source.treatment, *source.outcomes}
 
 
-def _arrivals(tables: Mapping[str, DataFrame], campaign: str) -> list[tuple[str, str, str | None, datetime]]:
+def _arrivals(
+    tables: Mapping[str, DataFrame], campaign: str, progress: ProgressCallback
+) -> list[tuple[str, str, str | None, datetime]]:
     """(table, run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
-    parts = [_arrived(table, frame) for table, frame in tables.items()]
-    last = reduce(DataFrame.unionByName, parts).groupBy("table", "run_id", "outcome").agg(F.max("at").alias("last"))
-    rows = last.collect()
-    if not any(row["table"] == ASSIGNMENT_TABLE for row in rows):
-        raise DataError(
-            f"table bronze.assignment has no row of campaign {campaign!r}: run `uplift ingest` with its conf"
+    parts = [_arrived(table, frame, campaign) for table, frame in tables.items()]
+    keys = ("table", "campaign", "run_id", "outcome")
+    rows = reduce(DataFrame.unionByName, parts).groupBy(*keys).agg(F.max("at").alias("last"), F.count("*").alias("n"))
+    mine: list[tuple[str, str, str | None, datetime]] = []
+    others: dict[tuple[str, str], int] = {}
+    for row in rows.collect():
+        if row["campaign"] == campaign:
+            mine.append((row["table"], row["run_id"], row["outcome"], moment(row["last"])))
+        else:
+            others[row["table"], row["campaign"]] = others.get((row["table"], row["campaign"]), 0) + row["n"]
+    for (table, other), n in sorted(others.items()):
+        progress(
+            f"{table}: {n:,} rows of campaign {other!r} are left out, this one is {campaign!r}: write the name alike"
         )
-    return [(row["table"], row["run_id"], row["outcome"], moment(row["last"])) for row in rows]
+    if not any(table == ASSIGNMENT_TABLE for table, *_ in mine):
+        wrong = next((f", but of {other!r}" for table, other in sorted(others) if table == ASSIGNMENT_TABLE), "")
+        raise DataError(
+            f"table bronze.assignment has no row of campaign {campaign!r}{wrong}: "
+            + ("write the name alike" if wrong else "run `uplift ingest` with its conf")
+        )
+    return mine
 
 
-def _arrived(table: str, frame: DataFrame) -> DataFrame:
+def _arrived(table: str, frame: DataFrame, campaign: str) -> DataFrame:
+    """Rows of the campaign, and of those whose names differ by case or blanks."""
     outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
-    return frame.select(F.lit(table).alias("table"), "run_id", outcome, F.unix_micros("ingested_at").alias("at"))
+    named = F.lit(campaign)
+    if CAMPAIGN in frame.columns:
+        named = F.col(CAMPAIGN)
+        frame = frame.filter((named == campaign) | (F.lower(F.trim(named)) == campaign.strip().lower()))
+    columns = ("run_id", outcome, F.unix_micros("ingested_at").alias("at"))
+    return frame.select(F.lit(table).alias("table"), named.alias("campaign"), *columns)
+
+
+# Keys that join nothing: a label of 0 looks like any other, so nobody would see that its events were lost.
+
+_SPELLINGS = "without blanks, upper case, leading zeros and '.0'"
+
+
+def _unmatched(tables: Mapping[str, DataFrame], config: Config, progress: ProgressCallback) -> dict[str, int]:
+    """Count the rows of each table whose unit was never assigned; profiles of other units are no fault.
+
+    Raises DataError when that is most of a table's rows, or when most assigned units have no profile.
+    """
+    profile = profile_table(config.campaign)
+    attributes = any(feature.source == "profile" for feature in config.feature_definitions)
+    idle = {ASSIGNMENT_TABLE} if attributes else {ASSIGNMENT_TABLE, profile}
+    others = [table for table in tables if table not in idle]
+    counts = _joined(tables, others, F.col(UNIT))
+    limit, unmatched = config.alarms.unmatched, {}
+    for i, table in enumerate(others):
+        rows, strays, units = (counts[f"{name}_{i}"] for name in ("rows", "strays", "units"))
+        lost, of = (counts["assigned"] - units, counts["assigned"]) if table == profile else (strays, rows)
+        if not lost:
+            continue
+        what = "assigned units have no profile" if table == profile else "rows are of units that were never assigned"
+        sentence = f"{table}: {lost:,} of {of:,} {what}"
+        if strays:
+            sentence += (
+                f"; unit ids there look like {counts[f'stray_{i}']!r}, in bronze.assignment like {counts['unit']!r}"
+            )
+            sentence += _alike(tables, table)
+        if lost > limit * of:
+            raise DataError(
+                f"{sentence}: write the ids alike and load the rows again, or raise alarms.unmatched ({limit:g}) if "
+                "this is as it should be"
+            )
+        progress(sentence)
+        if table != profile:
+            unmatched[table] = int(strays)
+    return unmatched
+
+
+def _joined(tables: Mapping[str, DataFrame], others: list[str], unit: Column) -> Row:
+    """In one shuffle of ids: `assigned` units and an example `unit`; of each other table its `rows`, `strays` of units
+    that were never assigned with an example `stray`, and assigned `units` that it has."""
+    order = [ASSIGNMENT_TABLE, *others]
+    ids = [tables[table].select(unit.alias(UNIT), F.lit(i).alias("part")) for i, table in enumerate(order)]
+    each = reduce(DataFrame.unionByName, ids).groupBy(UNIT)
+    by_unit = each.agg(*(F.count_if(F.col("part") == i).alias(f"n_{i}") for i in range(len(order))))
+    assigned = F.col("n_0") > 0
+    counts = [F.count_if(assigned).alias("assigned"), F.min(F.when(assigned, F.col(UNIT))).alias("unit")]
+    for i in range(len(others)):
+        n = F.col(f"n_{i + 1}")
+        stray = ~assigned & (n > 0)
+        counts += [
+            F.coalesce(F.sum(n), F.lit(0)).alias(f"rows_{i}"),
+            F.coalesce(F.sum(F.when(~assigned, n)), F.lit(0)).alias(f"strays_{i}"),
+            F.min(F.when(stray, F.col(UNIT))).alias(f"stray_{i}"),
+            F.count_if(assigned & (n > 0)).alias(f"units_{i}"),
+        ]
+    return by_unit.agg(*counts).collect()[0]
+
+
+def _alike(tables: Mapping[str, DataFrame], table: str) -> str:
+    """How many rows would join if ids were spelled alike; empty when none more would."""
+    plain = F.regexp_replace(F.lower(F.trim(UNIT)), r"^0+(?=.)|[.]0+$", "")
+    rows, counts = _joined(tables, [table], plain), _joined(tables, [table], F.col(UNIT))
+    more = counts["strays_0"] - rows["strays_0"]
+    return f" ({more:,} of them would join {_SPELLINGS})" if more > 0 else ""
 
 
 def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | None) -> None:

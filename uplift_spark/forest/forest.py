@@ -221,6 +221,13 @@ _ROWS_PER_CALL = 1 << 14
 LOW_SUPPORT, SUPPORTING = 0.5, 5
 
 
+def model_line(model: Model, name: str) -> str:
+    """A model in one line: what it is, its levels, outcomes and features."""
+    levels, roles = model.levels, model.roles
+    effects = f"effects of {', '.join(levels.treated)} against {levels.control} on {', '.join(roles.outcomes)}"
+    return f"<{name}: {effects}, by {len(roles.features)} features>"
+
+
 @dataclass(frozen=True)
 class Forest:
     """A trained forest.
@@ -244,6 +251,9 @@ class Forest:
     baseline: Baseline | None = None
     level_shrinkage: np.ndarray | None = None
     more: tuple[tuple[Baseline | None, np.ndarray | None], ...] = ()
+
+    def __repr__(self) -> str:
+        return model_line(self, f"Forest of {self.structure.n_trees} trees")
 
     def of(self, outcome: str) -> Forest:
         """The forest of one outcome alone: the same trees with its leaf sums, baseline and mix.

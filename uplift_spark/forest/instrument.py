@@ -23,7 +23,7 @@ import pyarrow as pa
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.encode import TypedRows, encode
-from uplift_spark.forest.forest import FORMAT, Forest, load_forest, packed_file
+from uplift_spark.forest.forest import FORMAT, Forest, load_forest, model_line, packed_file
 from uplift_spark.forest.training import Params, fit_rows
 from uplift_spark.roles import LEFT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -46,6 +46,9 @@ class Instrumental:
     roles: Roles
     overall: float
     delivered: str
+
+    def __repr__(self) -> str:
+        return model_line(self, "Instrumental forest")
 
     @property
     def kind(self) -> str:

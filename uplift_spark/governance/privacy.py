@@ -28,18 +28,35 @@ _DIGITS = 32  # hexadecimal, 128 bits
 def key_of(config: Config) -> bytes | None:
     """Find the key of the campaign's pseudonyms; None when ids stay as they are.
 
-    Raises ConfigError when the environment variable is not set or holds less than LEAST_KEY bytes.
+    Raises ConfigError when the environment variable or the secret is not there or holds less than LEAST_KEY bytes.
     """
-    if config.pseudonyms is None:
+    pseudonyms = config.pseudonyms
+    if pseudonyms is None:
         return None
-    name = config.pseudonyms.key_env
-    key = os.environ.get(name, "").encode()
+    if pseudonyms.key_secret is not None:
+        named, key = f"key_secret names {pseudonyms.key_secret}", _secret(pseudonyms.key_secret).encode()
+    else:
+        named, key = f"key_env names ${pseudonyms.key_env}", os.environ.get(str(pseudonyms.key_env), "").encode()
     if len(key) < LEAST_KEY:
         have = f"has {len(key)} bytes" if key else "is not set"
-        raise ConfigError(
-            f"pseudonyms.key_env names ${name}, which {have}: set it to a secret of at least {LEAST_KEY} bytes"
-        )
+        raise ConfigError(f"pseudonyms.{named}, which {have}: set it to a secret of at least {LEAST_KEY} bytes")
     return key
+
+
+def _secret(name: str) -> str:
+    """A secret of Databricks, SCOPE/KEY: serverless compute has no environment variables."""
+    scope, _, key = name.partition("/")
+    try:
+        from databricks.sdk.runtime import dbutils
+
+        return str(dbutils.secrets.get(scope, key))
+    except ImportError as error:
+        raise ConfigError(
+            "pseudonyms.key_secret needs Databricks' client: install uplift-spark[databricks], or name key_env"
+        ) from error
+    except Exception as error:  # the client has classes of its own for each kind of refusal
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"pseudonyms.key_secret {name} cannot be read: {said}") from error
 
 
 def pseudonym(key: bytes, unit: str) -> str:

@@ -16,6 +16,7 @@ from pyspark.sql.types import (
     ArrayType,
     BooleanType,
     DataType,
+    DateType,
     DoubleType,
     FloatType,
     LongType,
@@ -60,7 +61,7 @@ _WIDER = {
 _BROKEN, _REPEATED, _ALIKE = "__broken", "__repeated", "__alike"
 # What two deliveries of one row may differ in: they are one row all the same.
 _OF_DELIVERY = ("source", RUN_ID, INGESTED_AT, "known_at")
-_EXACT_TIME = {
+EXACT_TIME = {
     "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
     "timeZone": "UTC",
     "ignoreNullFields": "false",
@@ -325,7 +326,7 @@ def widens(source: DataType, target: DataType) -> bool:
 
 def as_json(columns: Sequence[str]) -> Column:
     """Write columns as a JSON text, nulls and microseconds included, whatever the session's time zone."""
-    return F.to_json(F.struct(*columns), _EXACT_TIME)
+    return F.to_json(F.struct(*columns), EXACT_TIME)
 
 
 def _listed(columns: Sequence[str]) -> str:
@@ -363,6 +364,7 @@ _KINDS = {
     "bigint": "a whole number",
     "boolean": "true or false",
 }
+_YEARS = ("1971", "2199")  # of campaigns; as texts, as all years between have four digits
 _SHOWN = 100  # characters of a bad value that its reason repeats
 
 
@@ -396,6 +398,28 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
         row = F.when(unread, as_json([UNREAD])).otherwise(row)
     broken = F.filter(F.array(*faults), lambda fault: fault.isNotNull())
     return frame.select(*cells, broken.alias(FAULTS), row.alias(RAW_ROW), *beside)
+
+
+def time_text(name: str, kind: DataType, texts: str) -> Column:
+    """Write a time that was computed from texts in ISO 8601, for `read_cells`.
+
+    A time of a year that no campaign ran in is made unreadable, unless the texts have this year: digits that are no
+    seconds become a time in 1970, or one far ahead. Other types than times and dates stay as they are.
+
+    name   column of type `kind`        texts  column of the texts that the time comes from
+    """
+    value = F.col(name)
+    if isinstance(kind, TimestampType | TimestampNTZType):
+        zone = "Z" if isinstance(kind, TimestampNTZType) else ""
+        value = F.concat(F.get_json_object(as_json([name]), f"$.{name}"), F.lit(zone))
+    elif isinstance(kind, DateType):
+        value = value.cast("string")
+    elif not isinstance(kind, StringType):
+        return value
+    year = F.regexp_extract(F.coalesce(value, F.lit("")), r"^\s*([+-]?\d{4,})-", 1)
+    dated = F.concat(F.lit(r"(?<!\d)"), year, F.lit(r"([-/.]|\d{4}(?!\d))|[-/.]"), year, F.lit(r"(?!\d)"))
+    likely = (year == "") | year.between(*_YEARS) | F.regexp(texts, dated)
+    return F.when(likely, value).otherwise(F.concat(F.lit("digits, not the time "), value))
 
 
 def numbers_or_text(frame: DataFrame, names: list[str]) -> dict[str, DataType]:

@@ -318,6 +318,20 @@ def contract_of(table: str) -> Contract | None:
     return None
 
 
+def all_contracts() -> tuple[Contract, ...]:
+    """List the contracts of all tables by name; those that each campaign has of its own end in `_<campaign>`."""
+    own = (replace(contract, table=f"{prefix}<campaign>") for prefix, contract in _PER_CAMPAIGN.items())
+    return tuple(sorted((*_CONTRACTS.values(), *own), key=lambda contract: contract.table))
+
+
+def optional_columns(table: str) -> tuple[str, ...]:
+    """List the columns of a raw table that its source may lack, `known_at` beside them: no row has a value then.
+
+    `value` of an outcome is required: its absence is a mistake.
+    """
+    return ("event_id", "item", "value") if table == EVENT_TABLE else ("event_id",)
+
+
 def rule_of(name: str) -> str:
     """Give the present name of a rule that the last release called `name`; other names stay."""
     return _QUARANTINE.reworded["rule"].get(name, name)

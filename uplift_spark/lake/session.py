@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from pyspark.sql import Column, SparkSession
+import pyarrow as pa
+import pyspark
+from pyspark.sql import Column, SparkSession, Window
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
@@ -115,8 +120,65 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
     if "SPARK_DRIVER_MEMORY" not in os.environ:
         conf["spark.driver.memory"] = "4g"
     if "SPARK_SUBMIT_OPTS" not in os.environ:
-        conf["spark.driver.extraJavaOptions"] = _JVM
+        archive = class_archive()
+        # Java ignores an archive that is not of its version or of the JARs as they are.
+        shared = f" -XX:SharedArchiveFile={archive} -Xlog:cds=off" if archive.exists() else ""
+        conf["spark.driver.extraJavaOptions"] = _JVM + shared
     return conf
+
+
+def class_archive() -> Path:
+    """Give the file that holds Spark's classes as Java wants them in memory; `archive_classes` makes it."""
+    of = hashlib.sha256("\n".join([os.environ.get("JAVA_HOME", ""), pyspark.__file__]).encode()).hexdigest()[:8]
+    return state_folder() / f"classes-{pyspark.__version__}-{of}.jsa"
+
+
+def archive_classes() -> Path | None:
+    """Let Java keep the classes that a session loads (application class-data sharing): sessions then start with a third
+    less work.
+
+    Starts a session and ends it. Call it in a process of its own.
+
+    Returns:
+        The file; None where it cannot be used: its path has a blank, or this Java makes none.
+
+    Raises:
+        EnvironmentProblem: Java is missing or too old, or Spark does not start.
+    """
+    archive = class_archive()
+    if archive.exists() or " " in str(archive):
+        return archive if archive.exists() else None
+    check_java()
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        unfinished = Path(folder, "classes.jsa")
+        conf = local_conf(Lakehouse(path=folder), "classes", "local[1]")
+        conf["spark.driver.extraJavaOptions"] = f"{_JVM} -XX:ArchiveClassesAtExit={unfinished} -Xlog:cds=off"
+        session = local_session(conf)
+        rows = session.createDataFrame(pa.table({"key": [1, 2, 2], "value": [0.5, None, 1.0]}))
+        rows.write.format("delta").save(f"{folder}/table")
+        stored = session.read.format("delta").load(f"{folder}/table")
+        ranked = stored.withColumn("rank", F.rank().over(Window.partitionBy("key").orderBy("value")))
+        sums = ranked.groupBy("key").agg(F.sum("value").alias("sum"), F.max("rank").alias("rank"))
+        stored.join(sums, "key").mapInArrow(_same, stored.schema).toArrow()
+        _end(session)
+        if not unfinished.exists():
+            return None
+        os.replace(unfinished, archive)
+    return archive
+
+
+def _same(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.select(["key", "value"])
+
+
+def _end(session: SparkSession) -> None:
+    """Stop a session and wait until its JVM has ended: it writes the archive last."""
+    gateway: Any = session.sparkContext._gateway
+    session.stop()
+    gateway.shutdown()
+    gateway.proc.stdin.close()
+    gateway.proc.wait(300)
 
 
 def local_session(conf: Mapping[str, str]) -> SparkSession:
@@ -260,3 +322,10 @@ def instant(at: datetime) -> Column:
 def plus_hours(start: Column, hours: Column) -> Column:
     """Add hours to a time, exact to the microsecond."""
     return F.timestamp_micros(F.unix_micros(start) + F.round(hours * 3_600_000_000).cast("bigint"))
+
+
+if __name__ == "__main__":
+    try:
+        archive_classes()
+    except EnvironmentProblem as problem:  # sessions start without it, too
+        print(f"no archive of Java's classes: {problem}", file=sys.stderr)

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -20,7 +23,7 @@ from pyspark.sql.types import StructType
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.roles import checked_name
-from uplift_spark.spark_versions import delta_package
+from uplift_spark.spark_versions import delta_package, on_this_machine
 
 SCHEMAS = ("bronze", "silver", "gold")
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
@@ -60,6 +63,9 @@ class Storage(Protocol):
     def load(self, reader: DataFrameReader, table: str) -> DataFrame:
         """The table through a reader that may carry a version."""
 
+    def history(self, table: str, limit: int | None = None) -> list[Commit]:
+        """The table's commits that its log still holds, newest first."""
+
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         """Prepare an absent table; returns writer options the first write must carry to finish the creation."""
 
@@ -74,6 +80,16 @@ class Storage(Protocol):
 
     def register(self, tables: Sequence[str]) -> None:
         """Make `tables` known by name to this session's SQL."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version of a table: what made it, what its writer noted (see `Lake.write`), and what Delta counted."""
+
+    version: int
+    operation: str
+    notes: Mapping[str, Any]
+    metrics: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,22 @@ def schema_or_none(storage: Storage, reader: DataFrameReader, table: str) -> Str
         raise
 
 
+def _commit(version: int, operation: str, notes: str | None, metrics: Mapping[str, str] | None) -> Commit:
+    try:
+        noted = json.loads(notes or "{}")
+    except ValueError:  # another writer's own text
+        noted = {}
+    return Commit(version, operation, noted if isinstance(noted, dict) else {}, metrics or {})
+
+
+def _described(spark: SparkSession, reference: str, limit: int | None) -> list[Commit]:
+    newest = "" if limit is None else f" LIMIT {limit}"
+    names = ("version", "operation", "userMetadata", "operationMetrics")
+    # Put in order here: to select costs Spark no job of its own, to sort does.
+    rows = spark.sql(f"DESCRIBE HISTORY {reference}{newest}").select(*names).collect()
+    return sorted((_commit(*row) for row in rows), key=lambda commit: -commit.version)
+
+
 class Folder:
     """Delta tables in `<path>/<schema>/<table>`; names are entries of the session's own in-memory catalog."""
 
@@ -145,6 +177,15 @@ class Folder:
     def load(self, reader: DataFrameReader, table: str) -> DataFrame:
         return reader.load(self._location(table))
 
+    def history(self, table: str, limit: int | None = None) -> list[Commit]:
+        # A local session's files are this process's, too: to read the log here takes a millisecond, by Spark a third
+        # of a second, and every write looks there.
+        log = self._here(self._location(table), "_delta_log")
+        if log is None:
+            return _described(self._spark, self.reference(table), limit)
+        files = sorted((file for file in log.iterdir() if re.fullmatch(r"\d{20}\.json", file.name)), reverse=True)
+        return [_logged(file) for file in islice(files, limit)]
+
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # The first write creates the table in its one commit, so nobody ever sees it half made.
         return {**layout.properties, **{f"delta.constraints.{name}": rule for name, rule in layout.constraints.items()}}
@@ -160,10 +201,13 @@ class Folder:
         return writer.start(self._location(table))
 
     def tables(self) -> list[str]:
-        logs = f"{globless(self.path)}/*/*/_delta_log/*.json"
+        if (folder := self._here(self.path)) is not None:
+            logs = folder.glob("*/*/_delta_log/*.json")
+            return sorted({f"{log.parents[2].name}.{log.parents[1].name}" for log in logs})
+        pattern = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
         try:
-            commits = self._spark.read.format("binaryFile").load(logs).select(parts.alias("table")).collect()
+            commits = self._spark.read.format("binaryFile").load(pattern).select(parts.alias("table")).collect()
         except AnalysisException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return []
@@ -195,8 +239,22 @@ class Folder:
         }
         return {table: re.sub(r"^file:(//)?", "", hit.group(1)) if hit else "" for table, hit in locations.items()}
 
+    def _here(self, *parts: str) -> Path | None:
+        """The folder, if this process sees it as Spark does; a plain path may also be one of a cluster's file system."""
+        folder = Path(*parts)
+        return folder if on_this_machine(self._spark) and ":/" not in self.path and folder.is_dir() else None
+
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"
+
+
+def _logged(file: Path) -> Commit:
+    """Read one commit of a Delta log: lines of JSON, of which one is `commitInfo` (Delta's protocol, "Delta Log")."""
+    with file.open(encoding="utf-8") as lines:
+        info: dict[str, Any] = next(
+            (json.loads(line)["commitInfo"] for line in lines if '"commitInfo"' in line[:20]), {}
+        )
+    return _commit(int(file.stem), info.get("operation", ""), info.get("userMetadata"), info.get("operationMetrics"))
 
 
 class Catalog:
@@ -215,6 +273,9 @@ class Catalog:
 
     def load(self, reader: DataFrameReader, table: str) -> DataFrame:
         return reader.table(self.name(table))
+
+    def history(self, table: str, limit: int | None = None) -> list[Commit]:
+        return _described(self._spark, self.reference(table), limit)
 
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # A created-as-select commit carries no userMetadata, so an empty table comes first and the write appends.

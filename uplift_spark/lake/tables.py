@@ -26,7 +26,7 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
 from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
-from uplift_spark.lake.storage import Layout, Save, schema_or_none, storage_of
+from uplift_spark.lake.storage import Commit, Layout, Save, schema_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -191,7 +191,11 @@ class Lake:
         """Newest Delta version. Raises DataError when the table does not exist."""
         if self._schema(table) is None:
             raise DataError(self._absent(table))
-        return int(self._history(table, 1).select("version").collect()[0]["version"])
+        return self.history(table, 1)[0].version
+
+    def history(self, table: str, limit: int | None = None) -> list[Commit]:
+        """The commits of a table that its log still holds, newest first; at most `limit`."""
+        return self._storage.history(_checked(table), limit)
 
     def properties(self, table: str) -> dict[str, str]:
         """The table's properties."""
@@ -230,7 +234,14 @@ class Lake:
             stored = old_names(contract_of(table), (self._schema(table) or StructType()).fieldNames())
             condition += f" AND {stored.get(CAMPAIGN, CAMPAIGN)} = '{checked_name(campaign)}'"
             rows = rows.where(F.col(CAMPAIGN) == campaign)
-        if n := rows.count():
+        return self._delete(table, condition, rows.count())
+
+    def delete_rows(self, table: str, condition: str) -> int:
+        """Delete the rows for which the SQL `condition` holds, as `delete_runs` does. Returns how many there were."""
+        return self._delete(table, condition, self.read(table).where(condition).count())
+
+    def _delete(self, table: str, condition: str, n: int) -> int:
+        if n:
             with self.unlocked(table):
                 statement = f"DELETE FROM {self.reference(table)} WHERE {condition}"
                 retried(lambda: self.spark.sql(statement).collect(), table, "a deletion")
@@ -309,11 +320,10 @@ class Lake:
         writer = frame.writeStream.format("delta").option("userMetadata", call.metadata())
         writer = writer.option("checkpointLocation", checkpoint).trigger(availableNow=True)
         retried(lambda: self._storage.stream(writer, table).awaitTermination(), table, f"run {run_id}")
-        mine = self._history(table, None).where(F.get_json_object("userMetadata", "$.write") == call.token)
-        rows = F.sum(F.col("operationMetrics")["numOutputRows"].cast("bigint"))
-        commits = mine.agg(rows.alias("rows"), F.max("version").alias("version")).collect()[0]
-        version = self.version(table) if commits["version"] is None else int(commits["version"])
-        return Written(table, version, commits["rows"] or 0, skipped=False)
+        commits = self.history(table)
+        mine = [commit for commit in commits if commit.notes.get("write") == call.token]
+        rows = sum(int(commit.metrics.get("numOutputRows", 0)) for commit in mine)
+        return Written(table, (mine or commits)[0].version, rows, skipped=False)
 
     def checkpoint(self, name: str) -> str:
         """Folder in which the stream `name` keeps how far it is. Raises ConfigError when a catalog has no place."""
@@ -334,8 +344,8 @@ class Lake:
         stored = self._schema(table)
         if stored is None:
             raise DataError(self._absent(table))
-        newest, before, removed = self._history(table, 1).select("operation").collect(), self._detail(table), 0
-        if newest[0]["operation"] != "OPTIMIZE":
+        before, removed = self._detail(table), 0
+        if self.history(table, 1)[0].operation != "OPTIMIZE":
             # A table with liquid clusters knows its columns; any other takes their names each time.
             contract = contract_of(table)
             order = () if contract is None or before["clusteringColumns"] else contract.cluster_by
@@ -414,17 +424,10 @@ class Lake:
     def _commit_of(self, table: str, key: str, value: str) -> tuple[int, int] | None:
         """(version, rows) of the newest commit whose metadata hold `value` under `key`."""
         for limit in (_RECENT, None):
-            history = self._history(table, limit).where(F.get_json_object("userMetadata", f"$.{key}") == value)
-            # Put in order here: to filter and to select costs Spark no job of its own, to sort does.
-            commits = history.select("version", "operationMetrics").collect()
-            if commits:
-                newest = max(commits, key=lambda commit: commit["version"])
-                return int(newest["version"]), int((newest["operationMetrics"] or {}).get("numOutputRows", 0))
+            for commit in self.history(table, limit):
+                if commit.notes.get(key) == value:
+                    return commit.version, int(commit.metrics.get("numOutputRows", 0))
         return None
-
-    def _history(self, table: str, limit: int | None) -> DataFrame:
-        newest = "" if limit is None else f" LIMIT {limit}"
-        return self.spark.sql(f"DESCRIBE HISTORY {self._storage.reference(table)}{newest}")
 
     def _schema(self, table: str) -> StructType | None:
         return schema_or_none(self._storage, self.spark.read, _checked(table))

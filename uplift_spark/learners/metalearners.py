@@ -29,6 +29,7 @@ from uplift_spark.forest.forest import (
     Forest,
     load_forest,
     model_kind,
+    model_line,
     named,
     packed_file,
     read_file,
@@ -389,6 +390,9 @@ class Learned:
     facts: Mapping[str, Any]
     overlap: Overlap | None = None
 
+    def __repr__(self) -> str:
+        return model_line(self, f"Learned {self.kind}")
+
     @property
     def kind(self) -> str:
         """See `Model.kind`."""
@@ -451,6 +455,9 @@ class PerLevel:
 
     forests: tuple[Forest, ...]
     levels: Levels
+
+    def __repr__(self) -> str:
+        return model_line(self, f"PerLevel of {len(self.forests)} forests")
 
     @property
     def kind(self) -> str:

@@ -70,7 +70,7 @@ from uplift_spark.learners.nuisances import (
 )
 from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import map_groups
+from uplift_spark.spark_versions import local_frame, map_groups
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
@@ -124,7 +124,7 @@ def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, members
         }
         return pa.record_batch({**columns, **packed})
 
-    table = spark.createDataFrame(pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
+    table = local_frame(spark, pa.Table.from_batches(map(some, range(0, len(key), _ROWS_PER_BATCH))))
     parts, width = membership.shape[1], numbers.shape[1]
     copies = table.withColumn("part", F.explode(F.sequence(F.lit(0), F.lit(parts - 1))))
     copies = copies.where(F.expr("substring(membership, part + 1, 1) <> X'00'")).drop("membership")

@@ -19,9 +19,9 @@ from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config, Limit
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.evaluation.lift_tables import as_arrow
-from uplift_spark.evaluation.metrics import describe_arms, resampling_hash, segment_buckets
 from uplift_spark.evaluation.pictures import budget_picture, save
-from uplift_spark.evaluation.report import interval, number
+from uplift_spark.evaluation.report import amount, number, tables_text, text_table
+from uplift_spark.evaluation.spark import describe_arms, resampling_hash, segment_buckets
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
 from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
@@ -50,6 +50,20 @@ from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.moments import FixedPoint
 
 BUDGETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the curve, as shares of the budget or else of what is spent
+
+IN_SUMMARY = (
+    "excluded",
+    "units",
+    "gain",
+    "cost",
+    "bound",
+    "gap",
+    "observed",
+    "observed_lower",
+    "observed_upper",
+    "scans",
+)
+"""Details of a plan that `policy_summary` says in words, or that programs alone read."""
 
 _RULE, _NOT_KNOWN = "rule {}", ": not known"
 
@@ -214,18 +228,18 @@ class PolicyResult:
     observed: Observed
     candidates: int
 
-    def tables(self, spark: SparkSession) -> dict[str, DataFrame]:
-        """What to write to gold, decisions first."""
+    def decisions(self) -> DataFrame:
+        """Rows of gold.policy_decisions but for run_id."""
         config = self.inputs.config
         decisions = decided(self.rows, self.inputs.levels, config.roles.control, self.problem, self.plan)
-        named = decisions.withColumns(
-            {CAMPAIGN: F.lit(config.campaign), "model_version": F.lit(self.inputs.scored.model_version)}
-        )
-        mine = {CAMPAIGN: config.campaign}
-        frames = {"policy_limits": self.limit_table(), "policy_curve": self.curve_table()}
-        return {"policy_decisions": named} | {
-            name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items() if len(frame)
-        }
+        model = F.lit(self.inputs.scored.model_version)
+        return decisions.withColumns({CAMPAIGN: F.lit(config.campaign), "model_version": model})
+
+    def tables(self, spark: SparkSession, details: Mapping[str, Any]) -> dict[str, DataFrame]:
+        """What to write to gold beside the decisions, whose `details` these are."""
+        mine = {CAMPAIGN: self.inputs.config.campaign}
+        frames = {"policy_limits": self.limit_table(), "policy_curve": self.curve_table(details)}
+        return {name: spark.createDataFrame(as_arrow(frame, **mine)) for name, frame in frames.items() if len(frame)}
 
     def limit_table(self) -> pd.DataFrame:
         """gold.policy_limits but for run_id and campaign."""
@@ -236,24 +250,21 @@ class PolicyResult:
             rows.append((limit.name, most, least, sign * used, sign * price))
         return pd.DataFrame(rows, columns=["name", "most", "least", "used", "price"])
 
-    def curve_table(self) -> pd.DataFrame:
-        """gold.policy_curve but for run_id and campaign; the plan itself is the last of `observed`, and not here."""
-        hold_out_gain = self.observed
-        return pd.DataFrame(
-            [
-                (
-                    p.budget,
-                    p.treated,
-                    p.spent,
-                    p.gain,
-                    hold_out_gain.gain[b],
-                    hold_out_gain.lower[b],
-                    hold_out_gain.upper[b],
-                )
-                for b, p in enumerate(self.points)
-            ],
-            columns=["budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper"],
-        )
+    def curve_table(self, details: Mapping[str, Any]) -> pd.DataFrame:
+        """gold.policy_curve but for run_id and campaign: plans that a sample of the candidates predicts, and at the
+        plan's own budget the plan itself, by the `details` of its decisions."""
+        hold_out_gain, control = self.observed, self.inputs.config.roles.control
+        treated = sum(n for level, n in details["units"].items() if level != control)
+        rows = [
+            (p.budget, p.treated, p.spent, p.gain)
+            if p.prices is not self.plan.prices
+            else (p.budget, float(treated), details["cost"], details["gain"])
+            for p in self.points
+        ]
+        curve = pd.DataFrame(rows, columns=["budget", "treated", "cost", "gain"], dtype="float64")
+        intervals = {"observed": hold_out_gain.gain, "observed_lower": hold_out_gain.lower}
+        intervals["observed_upper"] = hold_out_gain.upper
+        return curve.assign(**{name: values[: len(curve)] for name, values in intervals.items()})
 
     def certificate(self, gain: float, value: float) -> tuple[float, float]:
         """What no plan can exceed, and how far below that this one may lie, as a share; from the sums over its units
@@ -269,10 +280,12 @@ class PolicyResult:
         gain, cost, value = (sum(row[name] for row in rows) for name in ("gain", "cost", "value"))
         bound, gap = self.certificate(gain, value)
         units = {row[TREATMENT]: row["n"] for row in sorted(rows, key=lambda row: row[TREATMENT])}
+        by_level = {row[TREATMENT]: {name: row[name] for name in ("n", "gain", "cost")} for row in rows}
         hold_out_gain = self.observed
         return {
             "model": self.inputs.scored.model_name, "version": self.inputs.scored.model_version,
             "candidates": self.candidates, "excluded": dict(self.excluded), "units": units,
+            "by_level": {level: by_level[level] for level in (*self.inputs.levels, *by_level) if level in by_level},
             "gain": gain, "cost": cost, "bound": bound, "gap": gap,
             "observed": float(hold_out_gain.gain[-1]), "observed_lower": float(hold_out_gain.lower[-1]),
             "observed_upper": float(hold_out_gain.upper[-1]), "scans": self.plan.scans,
@@ -310,7 +323,11 @@ def decide(
     plan = allocate(problem, scan, first=first)
     points: list[Point] = []
     if (budget := inputs.config.policy.budget) and math.isfinite(budget):  # the first limit
-        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in budgets], 0)
+        shares = [share for share in budgets if share != 1]
+        points = curve(problem, first.rows, n / len(first.rows), [share * budget for share in shares], 0)
+        if 1 in budgets:  # the plan itself: a sample would find another one, with other figures than the plan's
+            points.append(Point(budget, plan.prices, plan.gain, float(plan.used[0]), math.nan))
+            points.sort(key=lambda point: point.budget)
     observed_gain = _observed(inputs, rows, problem, np.array([*(p.prices for p in points), plan.prices]), n)
     return PolicyResult(inputs, rows, problem, plan, excluded, points, observed_gain, n)
 
@@ -342,21 +359,67 @@ def picture(result: PolicyResult, details: Mapping[str, Any], folder: Path) -> P
     if not result.points:
         return None
     unit = "money" if result.inputs.net else result.inputs.config.roles.outcome
-    figure = budget_picture(result.curve_table(), unit, details["cost"], details["gain"])
+    figure = budget_picture(result.curve_table(details), unit, details["cost"], details["gain"])
     return save(figure, folder / "policy.png")
 
 
 def policy_summary(result: PolicyResult, details: Mapping[str, Any]) -> str:
-    """The plan in a few lines."""
-    unit = "money" if result.inputs.net else result.inputs.config.roles.outcome
-    lines = [
-        ", ".join(f"{level} {n:,}" for level, n in details["units"].items()),
-        f"predicted gain {number(details['gain'])} ({unit}) for a cost of {number(details['cost'])}, "
-        f"at most {details['gap']:.4%} below the best plan",
-        f"by the outcomes of the hold-out {number(details['observed'])}, 95 % interval "
-        f"{interval(details['observed_lower'], details['observed_upper'])}",
+    """The plan as text: units, gain and cost by level, units left out, limits, and in sentences what it brings."""
+    inputs = result.inputs
+    unit = "money" if inputs.net else inputs.config.roles.outcome
+    return plan_text(details, result.limit_table(), unit, inputs.config.roles.control)
+
+
+def plan_text(details: Mapping[str, Any], limits: pd.DataFrame, unit: str, control: str) -> str:
+    """See `policy_summary`.
+
+    Args:
+        details: `PolicyResult.details`.
+        limits: `PolicyResult.limit_table`.
+        unit: of the gain, in words.
+        control: level of those who get nothing.
+
+    Returns:
+        Tables and sentences, without a line break at the end.
+    """
+    by_level = details["by_level"]
+    rows = [
+        [
+            f"{level} (no treatment)" if level == control else level,
+            f"{row['n']:,}",
+            amount(row["gain"]),
+            amount(row["cost"]),
+        ]
+        for level, row in by_level.items()
     ]
-    for row in result.limit_table().to_dict("records"):
-        bound = f"at least {number(row['least'])}" if np.isnan(row["most"]) else f"at most {number(row['most'])}"
-        lines.append(f"{row['name']}: {number(row['used'])} of {bound}, price {number(row['price'])}")
-    return "\n".join(lines)
+    whole = [sum(row[name] for row in by_level.values()) for name in ("n", "gain", "cost")]
+    rows.append(["all", f"{whole[0]:,}", amount(whole[1]), amount(whole[2])])
+    parts = [text_table("Whom to treat with what", ["level", "units", f"predicted gain ({unit})", "cost"], rows)]
+    if details["excluded"]:
+        left_out = [[rule, f"{n:,}"] for rule, n in details["excluded"].items()]
+        parts.append(text_table("Units left out", ["reason", "units"], left_out))
+    if len(limits):
+        bounds = [
+            [
+                row["name"], amount(row["used"]),
+                f"at least {amount(row['least'])}" if np.isnan(row["most"]) else f"at most {amount(row['most'])}",
+                number(row["price"]),
+            ]
+            for row in limits.to_dict("records")
+        ]  # fmt: skip
+        parts.append(text_table("Limits", ["limit", "used", "bound", "gain per unit more"], bounds))
+    return "\n".join([tables_text(parts), "", *_plan_sentences(details, unit)])
+
+
+def _plan_sentences(details: Mapping[str, Any], unit: str) -> list[str]:
+    gain, cost = amount(details["gain"]), amount(details["cost"])
+    sentences = [
+        f"The plan is predicted to bring {gain} ({unit}) for a cost of {cost}, "
+        f"at most {details['gap']:.4%} less than the best plan within the limits."
+    ]
+    if np.isnan(details["observed"]):
+        return [*sentences, "Too few units of the hold-out got what the plan gives to tell what it brings."]
+    low, high = details["observed_lower"], details["observed_upper"]
+    known = "not known" if np.isnan(low) or np.isnan(high) else f"{amount(low)} to {amount(high)}"
+    observed = f"By the outcomes of the hold-out it brings {amount(details['observed'])}, 95 % interval {known}."
+    return [*sentences, observed]

@@ -19,7 +19,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Limit, Policy
 from uplift_spark.errors import ConfigError
-from uplift_spark.evaluation.sums import KEYED, keyed, sums_by_key
+from uplift_spark.evaluation.spark import sums_by_key
+from uplift_spark.evaluation.sums import KEYED, keyed
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.policy.allocation import (
     NONE,

@@ -176,7 +176,7 @@ def sql(
 
     check_reads(query)
     with console.open_lake(_lakehouse(conf, set_)) as lake:
-        rows = query_rows(lake, query, limit + 1, as_text=True)
+        rows = query_rows(lake, query, limit + 1, texts_only=True)
     shown = rows.slice(0, limit)
     if format_ == "csv":
         sys.stdout.write(csv_text(shown))

@@ -99,8 +99,7 @@ def qini_picture(
         axes.plot(share, gain, color=colour, lw=2, label=_qini_label(level, qini.loc[level], scale, unit))
         if truth and level in truth:
             _draw_truth(axes, truth[level], colour, scale)
-    outcome = benefit_name(curves["outcome"].iloc[0], direction)
-    _label_curve(axes, outcome, unit, bool(truth))
+    _label_curve(axes, _gain_words(curves["outcome"].iloc[0], direction), unit, bool(truth))
     return figure
 
 
@@ -115,8 +114,12 @@ def _qini_label(level: str, qini: Any, scale: float, unit: str) -> str:
     return f"{level}: Qini {value}{interval}{' pp' if unit else ''}"
 
 
-def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
-    clean(axes, f"Gain in {outcome} when the units predicted best are treated first")
+def _gain_words(outcome: str, direction: Direction) -> str:
+    return f"gain in {outcome}" if direction == "increase" else benefit_name(outcome, direction)
+
+
+def _label_curve(axes: Axes, gain: str, unit: str, with_truth: bool) -> None:
+    clean(axes, f"{gain[0].upper()}{gain[1:]} when the units predicted best are treated first")
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of units treated, %")
@@ -346,7 +349,8 @@ def comparison_picture(
     colours = dict(zip(models, COLOURS * len(models), strict=False))
     _draw_qini(left, metrics[metrics["metric"] == "qini"], colours, rate)
     _draw_curves(right, curves, colours, rate)
-    right.set_ylabel(f"gain in {benefit_name(curves['outcome'].iloc[0], direction)} per unit{units_of(rate)[1]}")
+    gain = _gain_words(curves["outcome"].iloc[0], direction)
+    right.set_ylabel(f"{gain} per unit{units_of(rate)[1]}")
     return figure
 
 

@@ -533,8 +533,7 @@ def page_text(data: PageData) -> str:
 def _picture_note(data: PageData, best: Verdict) -> str:
     whole = data.rows(best.level, "all")
     n = int(whole["n"].iloc[0]) if len(whole) else 0
-    better = f"less {data.outcome} is better" if data.direction == "decrease" else ""
-    parts = (better, data.campaign, data.date, f"hold-out of {n:,} units ({best.level} and {data.control})")
+    parts = (data.campaign, data.date, f"hold-out of {n:,} units ({best.level} and {data.control})")
     return ", ".join(filter(None, parts))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from uplift_spark.evaluation.metrics import (
 from uplift_spark.evaluation.pictures import decile_picture, qini_picture
 from uplift_spark.evaluation.report import PageData, page_text, plan_rows, render_page, supported
 from uplift_spark.evaluation.summary import direction_words
+from uplift_spark.jobs import refresh
 from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allocate, scan_candidates
 from uplift_spark.policy.trees import fit_tree
 from uplift_spark.roles import Direction, Roles, benefit, benefit_interval, benefit_name
@@ -249,6 +251,17 @@ def test_runs_stay_the_same_at_the_default_and_differ_where_ranking_does() -> No
     changed = {job for job in jobs if derive_run_id(job, fewer) != derive_run_id(job, more)}
     assert changed == {"train", "lift", "policy", "simulate", "compare", "tree", "report"}
     assert all("roles.direction" not in more.run_identity(job) for job in jobs)
+
+
+def test_another_direction_leaves_a_model_fit_for_a_refresh() -> None:
+    holdout, _, _ = campaign(n=600)
+    frame = holdout.rename(columns={"visit": "churn"})
+    model = CausalForest(n_trees=4).fit(frame, churn_config("increase").training_roles)
+    base = SimpleNamespace(name="leavers", version=1)
+    refresh._check(Campaign(churn_config("decrease")), base, model)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="was trained with other roles"):
+        other = replace(churn_config("decrease"), roles=replace(churn_config("decrease").roles, features=("age",)))
+        refresh._check(Campaign(other), base, model)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_is_refused() -> None:

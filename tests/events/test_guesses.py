@@ -92,9 +92,9 @@ def test_less_is_better_where_the_name_says_so() -> None:
     churn = [str(("Yes", "No")[i % 4 > 0]) for i in range(N)]
     guesses = guess_roles(shop(churn=churn), Answers("group", ("churn",)))
     assert guesses.direction == "decrease" and guesses.outcomes == {"churn": "churn", **guesses.outcomes}
-    assert "direction: less churn is better, by its name (--direction increase says otherwise)" in guesses.lines
+    assert "direction: less of churn is better, by its name (--direction increase says otherwise)" in guesses.lines
     more = guess_roles(shop(churn=churn), Answers("group", ("churn",), direction="increase"))
-    assert more.direction == "increase" and "direction: more churn is better" in more.lines
+    assert more.direction == "increase" and "direction: more of churn is better" in more.lines
     fewer = guess_roles(shop(), Answers("group", ("visit",), direction="decrease"))
     assert fewer.direction == "decrease" and fewer.outcomes["visit"] == "visit"
     assert guess_roles(shop(), Answers("group", ("visit",))).direction == "increase"

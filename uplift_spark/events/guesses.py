@@ -342,7 +342,7 @@ def _direction(column: str, answers: Answers, lines: list[str]) -> Direction:
     chosen = answers.direction or by_name
     other = "increase" if chosen == "decrease" else "decrease"
     how = "" if answers.direction else f", by its name (--direction {other} says otherwise)"
-    lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} {column} is better{how}")
+    lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} of {column} is better{how}")
     return chosen
 
 

@@ -126,8 +126,9 @@ class Campaign:
             ConfigError: a column, a level or an option is not there, or somebody edited the configuration.
             DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
         """
-        answers, home = answers_of(treatment, outcome, control, unit, options), Path(folder)
+        home = Path(folder)
         try:
+            answers = answers_of(treatment, outcome, control, unit, options)
             checked_name(name, "campaign")
             check_columns_of(answers, frame_table(frame).column_names)
             path = save_frame(frame, home, name, progress)

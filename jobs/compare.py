@@ -36,7 +36,7 @@ from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.metrics import Arms, Cut, Evaluation, EvaluationSpec
 from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.spark import describe_arms, evaluate, resampling_hash, score_columns, winsorised
-from uplift_spark.evaluation.summary import cut_off, interval, number
+from uplift_spark.evaluation.summary import cut_off, direction_words, interval, number
 from uplift_spark.lake.schemas import gold_table, silver_table
 from uplift_spark.learners.metalearners import AnyModel
 from uplift_spark.learners.nuisances import Effects, model_effects
@@ -212,10 +212,16 @@ def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[
         .select(*columns)
     )
     prices = prices_of(
-        predictions, len(contenders.names), contenders.cost, contenders.price, contenders.config.compare.points
+        predictions,
+        len(contenders.names),
+        contenders.cost,
+        contenders.price,
+        contenders.config.compare.points,
+        contenders.spec.direction,
     )
     largest = max(arms.max_inverse_propensity.values()), arms.largest_outcomes[0]
-    rules = Rules(contenders.cost, contenders.price, prices, largest, contenders.spec.replicates, contenders.spec.seed)
+    spec = contenders.spec
+    rules = Rules(contenders.cost, contenders.price, prices, largest, spec.replicates, spec.seed, spec.direction)
     return dict(zip(contenders.names, all_values(rows, rules), strict=True))
 
 
@@ -225,7 +231,8 @@ def logged(result: Comparison, seconds: Mapping[str, float], run_id: str, progre
     campaign, pictures = result.contenders.campaign, []
     try:
         rate = bool(next(iter(result.evaluations.values())).rates)
-        figure = comparison_picture(result.metrics, result.curves, rate)
+        direction = result.contenders.spec.direction
+        figure = comparison_picture(result.metrics, result.curves, rate, direction)
         pictures.append(save(figure, campaign.reports(run_id) / "compare.png"))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
@@ -266,7 +273,8 @@ def compare_summary(result: Comparison) -> str:
                 f"{'' if sure else ', not distinguishable from it'}"
             )
         lines.append(line)
-    return "\n".join([*lines, *cut_off(result.contenders.cuts)])
+    reading = direction_words(outcome, result.contenders.spec.direction)
+    return "\n".join([*lines, *reading, *cut_off(result.contenders.cuts)])
 
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:

@@ -14,7 +14,7 @@ from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table, with_cuts
 from uplift_spark.evaluation.pictures import write_pictures
 from uplift_spark.evaluation.spark import against_truth, evaluate, winsorised
-from uplift_spark.evaluation.summary import caveats, lift_summary
+from uplift_spark.evaluation.summary import caveats, direction_words, lift_summary
 from uplift_spark.lake.schemas import gold_table
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -30,7 +30,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     with campaign.readable(scored):
         holdout, cuts = winsorised(campaign.holdout(scored), config.lift.winsorise, spec.table)
         evaluation = evaluate(holdout, scores, spec)
-    known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels)
+    known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels, spec.direction)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
     model = {"model_version": scored.model_version}
     tables = {"lift_table": as_arrow(lift, **model), "uplift_curve": as_arrow(curves)}
@@ -45,7 +45,8 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         details["pictures"] = ", ".join(map(str, pictures))
     except (EnvironmentProblem, OSError) as error:
         progress(f"no pictures: {error}")
-    sentences = caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
+    sentences = direction_words(config.roles.outcome, spec.direction)
+    sentences += caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
     summary = "\n".join([lift_summary(lift, metrics, known), *sentences])
     return JobResult.of("lift", run_id, *written, **details, summary=summary)
 

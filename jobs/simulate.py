@@ -150,8 +150,8 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     table = pd.DataFrame(rows)
     frame = lake.spark.createDataFrame(as_arrow(table, **{CAMPAIGN: campaign.name}))
     written = lake.write(SCENARIOS_TABLE, frame, run_id)
-    unit = "money" if first.net else campaign.config.roles.outcome
-    return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=scenarios_summary(table, unit))
+    summary = scenarios_summary(table, campaign.gain_unit)
+    return JobResult.of("simulate", run_id, written, scenarios=len(scenarios), summary=summary)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ POLICY_TREE, TREE_GAIN = "policy_tree", "policy_tree_gain"
 class TreeInputs:
     """The training table at a version, and the champion, whose levels and bins of features the tree uses.
 
-    worth  value of one unit of the outcome and cost of every level in the plan's objective
+    worth  value of one unit more of the outcome and cost of every level in the plan's objective
     """
 
     campaign: Campaign
@@ -116,7 +116,7 @@ class PolicyTreeResult:
     @property
     def summary(self) -> str:
         """The rules, and their worth in words."""
-        unit = "money" if self.inputs.config.policy.objective == "profit" else self.inputs.config.roles.outcome
+        unit = self.inputs.campaign.gain_unit
         lines = [self.tree.text(), "", f"On the other half of the hold-out, per unit ({unit}):"]
         for value in self.values:
             best = ", the best single level" if value.against == self.tree.levels[self.tree.constant] else ""

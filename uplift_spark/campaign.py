@@ -29,7 +29,7 @@ from uplift_spark.evaluation.pictures import (
     qini_picture,
 )
 from uplift_spark.evaluation.report import PageData, page_text, profile_of, render_page
-from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, lift_summary
+from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (
     FrameOptions,
@@ -44,7 +44,7 @@ from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
-from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, checked_name
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
 from uplift_spark.source_conf import LONG_AGO, Simulation
 
@@ -116,7 +116,7 @@ class Campaign:
             name: of the campaign: letters, digits and underscores.
             folder: of conf/ and of the lakehouse.
             progress: is called with each guess.
-            **options: see `events.quickstart.FrameOptions`: lower_is_better, value, cost, budget, propensity, feature,
+            **options: see `events.quickstart.FrameOptions`: direction, value, cost, budget, propensity, feature,
                 drop, randomised.
 
         Returns:
@@ -126,8 +126,9 @@ class Campaign:
             ConfigError: a column, a level or an option is not there, or somebody edited the configuration.
             DataError: the treatment has one level or too many, an outcome is no number, or no feature is left.
         """
-        answers, home = answers_of(treatment, outcome, control, unit, options), Path(folder)
+        home = Path(folder)
         try:
+            answers = answers_of(treatment, outcome, control, unit, options)
             checked_name(name, "campaign")
             check_columns_of(answers, frame_table(frame).column_names)
             rows = stage_frame(frame, home, name, progress)
@@ -294,20 +295,28 @@ class Campaign:
             order=tuple(sorted(doses, key=doses.__getitem__)),
             table=config.training_table,
             cluster=config.roles.cluster,
+            direction=config.roles.direction,
         )
 
     @property
     def outcome_value(self) -> float:
-        """Of one unit of the outcome in a plan's objective; ConfigError when profit needs it and it is not known."""
+        """Of one unit more of the outcome in a plan's objective, negative where less is better; ConfigError when profit
+        needs it and it is not known."""
         outcome, values = self.config.roles.outcome, self.config.economics.value
         if self.config.policy.objective == "outcome":
-            return 1.0
+            return benefit(1.0, self.config.roles.direction)
         if outcome not in values:
             raise ConfigError(
                 f"the value of outcome {outcome!r} is not known: "
                 f"set economics.value.{outcome}, or policy.objective to outcome"
             )
-        return values[outcome]
+        return benefit(values[outcome], self.config.roles.direction)
+
+    @property
+    def gain_unit(self) -> str:
+        """What gains of a plan are counted in, in words."""
+        roles = self.config.roles
+        return "money" if self.config.policy.objective == "profit" else benefit_name(roles.outcome, roles.direction)
 
     def fixed_costs(self, levels: tuple[str, ...]) -> list[float]:
         """Cost of treating one unit with each of these levels; ConfigError where one is unknown or negative."""
@@ -393,15 +402,19 @@ class Campaign:
             units=facts["units"],
             date=f"assigned from {facts['day']}" if facts["day"] not in (None, f"{LONG_AGO:%Y-%m-%d}") else "",
             plan=self._plan_curve(scored), value=economics.value, cost=economics.cost,
+            direction=self.config.roles.direction,
             rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
             caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
         )  # fmt: skip
         if data.best is not None:
             columns = self.config.unit_columns
             data = replace(
-                data, profile=profile_of(self.holdout(scored), self.scores(scored), data.best.level, columns)
+                data,
+                profile=profile_of(self.holdout(scored), self.scores(scored), data.best.level, columns, data.direction),
             )
-        return CampaignReport(render_page(data), lift_summary(lift, metrics), page_text(data))
+        reading = direction_words(data.outcome, data.direction)
+        tables = "\n".join([lift_summary(lift, metrics), *reading])
+        return CampaignReport(render_page(data), tables, page_text(data))
 
     def _page_counts(self, scored: Scored, outcomes: Sequence[str]) -> Row:
         """In one pass: all units; of the hold-out its units `n`, first day, and whether an outcome is 0 or 1 only."""
@@ -496,14 +509,16 @@ class Campaign:
     def queries_to_try(self, lift_run: str) -> list[str]:
         """Three questions of an analyst to the tables of a lift run; each stands between double quotes in a shell."""
         of_run = f"run_id = '{lift_run}' AND outcome = '{self.config.roles.outcome}'"
+        falls = self.config.roles.direction == "decrease"
+        helps, order = ("uplift_upper < 0", "") if falls else ("uplift_lower > 0", " DESC")
         return [
             "SELECT treatment, bucket AS decile, n, uplift, uplift_lower, uplift_upper, roi FROM gold.lift_table "
             f"WHERE {of_run} AND cut = 'decile' ORDER BY treatment, int(bucket)",
             "SELECT treatment, cut, bucket, n, uplift, uplift_lower, uplift_upper FROM gold.lift_table "
-            f"WHERE {of_run} AND cut LIKE 'segment:%' AND uplift_lower > 0 ORDER BY uplift DESC LIMIT 10",
-            "SELECT treatment, count(*) AS units, avg(uplift) AS mean_uplift, count_if(uplift_lower > 0) AS sure "
+            f"WHERE {of_run} AND cut LIKE 'segment:%' AND {helps} ORDER BY uplift{order} LIMIT 10",
+            f"SELECT treatment, count(*) AS units, avg(uplift) AS mean_uplift, count_if({helps}) AS sure "
             f"FROM gold.uplift_scores WHERE model_name = '{self.config.model_name}' GROUP BY treatment "
-            "ORDER BY mean_uplift DESC",
+            f"ORDER BY mean_uplift{order}",
         ]
 
 
@@ -560,7 +575,8 @@ class CampaignPlots:
         """Gain against the share of units treated, with 95 % bands."""
         outcome, run_id = self._of(outcome, run_id)
         curve = self.campaign.curve(outcome, run_id=run_id)
-        return qini_picture(curve, self.campaign.metrics(outcome, run_id=run_id), self._is_rate(outcome))
+        metrics, direction = self.campaign.metrics(outcome, run_id=run_id), self._direction(outcome)
+        return qini_picture(curve, metrics, self._is_rate(outcome), direction=direction)
 
     def deciles(self, outcome: str | None = None, run_id: str | None = None) -> Figure:
         """Uplift by decile of the prediction, with 95 % intervals."""
@@ -592,11 +608,13 @@ class CampaignPlots:
         curve = campaign.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == plan[0]).toPandas()
         if curve.empty:
             raise DataError(f"run {plan[0]} has no curve: set policy.budget and run `uplift policy`")
-        unit = "money" if campaign.config.policy.objective == "profit" else campaign.config.roles.outcome
-        return budget_picture(curve, unit, plan[1], plan[2])
+        return budget_picture(curve, campaign.gain_unit, plan[1], plan[2])
 
     def _of(self, outcome: str | None, run_id: str | None) -> tuple[str, str]:
         return outcome or self.campaign.config.roles.outcome, run_id or self.campaign.lift_run
+
+    def _direction(self, outcome: str) -> Direction:
+        return self.campaign.evaluation_spec.direction_of(outcome)
 
     def _is_rate(self, outcome: str) -> bool:
         """Whether the outcome is 0 or 1 for every unit of the hold-out."""

@@ -108,8 +108,8 @@ def quickstart(
     outcome: Annotated[list[str], typer.Option(help="Column, or COLUMN=VALUE; the first is trained; repeatable.")],
     control: Annotated[str | None, typer.Option(help="Level that the others are compared with.")] = None,
     unit: Annotated[str | None, typer.Option(help="Column of the unit's id.")] = None,
-    lower: Annotated[
-        bool | None, typer.Option("--lower-is-better/--higher-is-better", help="By the outcome's name by default.")
+    direction: Annotated[
+        str | None, typer.Option(help="increase, or decrease where less is better; by the outcome's name by default.")
     ] = None,
     value: Annotated[float | None, typer.Option(help="Money that one unit of the outcome is worth.")] = None,
     cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY of treating one unit; repeatable.")] = None,
@@ -130,6 +130,7 @@ def quickstart(
     from uplift_spark.events.quickstart import (
         LAKEHOUSE,
         check_header,
+        checked_direction,
         is_table,
         parsed_costs,
         prepare_conf,
@@ -137,8 +138,8 @@ def quickstart(
     )
 
     answers = Answers(
-        treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
-        tuple(feature or ()), tuple(drop or ()), randomised,
+        treatment, tuple(outcome), control, unit, checked_direction(direction), value, parsed_costs(cost), budget,
+        propensity, tuple(feature or ()), tuple(drop or ()), randomised,
     )  # fmt: skip
     source = stage_stream(sys.stdin.buffer, Path(), name or "stdin") if file == "-" else file
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ What a section declares beside its keys:
 RUNS     {job: dotted keys that the identity of its runs depends on}. What is downstream of a job is left out, so that
          another forest does not ingest the events a second time; where tables are kept is no part of any run.
 RENAMED  {old key: new key}: an old key is read for one version, with a warning
+NO_IDENTITY  keys that are no part of the section where it identifies a run: jobs that depend on one name it in `RUNS`
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.roles import MATURITY_WEIGHT, Roles, checked_name, crossed
+from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.source_conf import STRICT, Simulation, TableSource, TrialConf
 
@@ -84,14 +85,22 @@ class RolesConf:
     more_outcomes  outcomes that the same trees tell effects on, too
     cluster   profile attribute or feature that names what units belong to (households, villages): its units fall into
               the same part of every split, and intervals take clusters, not units, as independent
+    direction  increase, or decrease where less of `outcome` is better (churn, complaints): effects stay those on the
+              outcome, and who is ranked first and treated is whose outcome falls most
     """
 
+    NO_IDENTITY: ClassVar = ("direction",)  # it changes no label and no effect
     outcome: str
     control: str
     features: tuple[str, ...]
     dose: dict[str, float | tuple[float, ...]] | None = None
     more_outcomes: tuple[str, ...] = ()
     cluster: str | None = None
+    direction: Direction = "increase"
+
+
+_CAME_LATER = {"roles.direction": "increase"}
+"""Keys that runs were made without, and what held then: with this value they make no new run."""
 
 
 HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold
@@ -260,7 +269,7 @@ class LearnerConf:
     rows        of each arm that it is fitted on, at most, chosen by hash
     """
 
-    RUNS: ClassVar = {"train": "campaign roles learner forest seed registry.name"}
+    RUNS: ClassVar = {"train": "campaign roles roles.direction learner forest seed registry.name"}
     kind: Literal["forest", "instrumental_forest"] | Contender = "forest"
     replicates: Annotated[int, Field(ge=0, le=200)] = 20
     rows: Annotated[int, Field(ge=1000)] = 200_000
@@ -358,7 +367,7 @@ class Refresh:
 class Economics:
     """`economics`: what things are worth, in any one currency.
 
-    value  {outcome: money that one unit of it is worth}
+    value  {outcome: money that one unit of it is worth; with `roles.direction: decrease`, that one unit less is worth}
     cost   {level: money that treating one unit with it costs}
     """
 
@@ -379,8 +388,8 @@ class Lift:
     """
 
     RUNS: ClassVar = {
-        "lift": "campaign roles economics lift seed",
-        "report": "campaign roles economics lift policy seed",
+        "lift": "campaign roles roles.direction economics lift seed",
+        "report": "campaign roles roles.direction economics lift policy seed",
     }
     segments: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
@@ -426,7 +435,8 @@ class Compare:
     """
 
     RUNS: ClassVar = {
-        "compare": "campaign roles economics forest lift.bins lift.replicates lift.winsorise compare seed registry.name"
+        "compare": "campaign roles roles.direction economics forest lift.bins lift.replicates lift.winsorise compare "
+        "seed registry.name"
     }
     against: Annotated[tuple[Annotated[int, Field(ge=1)] | Contender | LearnerConf, ...], Field(min_length=1)] = (
         "forest_per_level",
@@ -526,8 +536,8 @@ class Policy:
     """
 
     RUNS: ClassVar = {
-        "policy": "campaign roles economics policy consent seed",
-        "simulate": "campaign roles economics policy scenarios consent seed",
+        "policy": "campaign roles roles.direction economics policy consent seed",
+        "simulate": "campaign roles roles.direction economics policy scenarios consent seed",
     }
     RENAMED: ClassVar = {"keep_out": "global_holdout"}
     budget: Annotated[float, Field(ge=0)] | None = None
@@ -587,7 +597,7 @@ class TreeConf:
     groups     of values of a feature between which a question may lie
     """
 
-    RUNS: ClassVar = {"tree": "campaign roles economics policy.objective tree seed registry.name"}
+    RUNS: ClassVar = {"tree": "campaign roles roles.direction economics policy.objective tree seed registry.name"}
     depth: Annotated[int, Field(ge=1, le=3)] = 2
     min_units: Annotated[int, Field(ge=30)] = 100
     features: tuple[str, ...] = ()
@@ -653,6 +663,11 @@ class Config:
         evaluated = dict.fromkeys([self.roles.outcome, *self.lift.outcomes])
         if unknown := sorted(set(self.lift.winsorise) - set(evaluated)):
             raise ConfigError(f"lift.winsorise names {unknown}, none of the outcomes evaluated: {', '.join(evaluated)}")
+        if self.roles.direction == "decrease" and (worth := self.economics.value.get(self.roles.outcome, 0.0)) < 0:
+            raise ConfigError(
+                f"economics.value.{self.roles.outcome} is {worth:g}, but roles.direction already says that less is "
+                f"better: give what one less is worth, such as {-worth:g}"
+            )
         if self.learner.kind == "instrumental_forest" and not self.labels.delivered:
             raise ConfigError(
                 "learner.kind instrumental_forest needs to know who was reached: set labels.delivered: true"
@@ -676,7 +691,8 @@ class Config:
         """Keys that the identity of a job's runs depends on: what a section, or this class, declares in `RUNS`."""
         sections = [self, *(getattr(self, part.name) for part in fields(self))]
         declared = {verb: keys for section in sections for verb, keys in getattr(section, "RUNS", {}).items()}
-        return {key: reduce(getattr, key.split("."), self) for key in declared[job].split()}
+        identity = {key: reduce(getattr, key.split("."), self) for key in declared[job].split()}
+        return {key: value for key, value in identity.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
 
     @property
     def feature_definitions(self) -> tuple[Feature, ...]:
@@ -725,6 +741,7 @@ class Config:
             more_outcomes=self.roles.more_outcomes,
             scores="scores" if self.nuisances else None,
             weight=MATURITY_WEIGHT if self.labels.maturity_weights else None,
+            direction=self.roles.direction,
         )
 
     @property

@@ -278,7 +278,7 @@ class UpliftModel:
         Returns:
             One row per treated level: `outcome`, `treatment`, `metric` ("qini"), `value`, `lower`, `upper`: the area
             between uplift curve and random line, in outcome units per unit of the population; 0 for a ranking at
-            random.
+            random, above 0 for one that helps, also where less of the outcome is better (`Roles(direction=)`).
 
         Raises:
             DataError: as `metrics`.
@@ -309,12 +309,12 @@ class UpliftModel:
             outcome: as for `effect`.
             segments: columns to cut by, and crossings of them, as in "region x device"; numbers of many values are cut
                 into quarters.
-            value: money that one unit of the outcome is worth.
+            value: money that one unit of the outcome is worth; where less of it is better, that one unit less is worth.
             cost: {level: money of treating one unit}.
 
         Returns:
             Rows of gold.lift_table: `outcome`, `treatment`, `cut` ("all", "decile" or "segment:<name>"), `bucket`
-            (decile "1" has the highest predictions), `n`, `n_treated`, `n_control`, means, `predicted_uplift`, `uplift`
+            (decile "1" has the best predictions), `n`, `n_treated`, `n_control`, means, `predicted_uplift`, `uplift`
             with its 95 % interval, money where value and cost are known, `low_sample` and so on; see
             `evaluation.lift_tables`.
 
@@ -362,8 +362,9 @@ class UpliftModel:
         effects = frame_rows(rows).effects(self._of(outcome)).rename(columns={roles.unit: UNIT})
         order, control = self.levels.treated, self.levels.control
         spec = EvaluationSpec(
-            control, (roles.outcome,), segments, order=order, table="the frame", cluster=roles.cluster
-        )
+            control, (roles.outcome,), segments, order=order, table="the frame", cluster=roles.cluster,
+            direction=roles.direction,
+        )  # fmt: skip
         return evaluate_rows(holdout, effects, spec)
 
     def to_onnx(self, level: str, path: str | Path | None = None, outcome: str | None = None) -> bytes:
@@ -511,12 +512,14 @@ class ModelPlots:
     def qini(self, frame: Frame, outcome: str | None = None) -> Figure:
         """Gain against the share of units treated, with 95 % bands."""
         evaluation = self.model._evaluated(frame, outcome)
-        return qini_picture(curve_table(evaluation), metric_table(evaluation), bool(evaluation.rates))
+        curve, metrics, direction = curve_table(evaluation), metric_table(evaluation), evaluation.spec.direction
+        return qini_picture(curve, metrics, bool(evaluation.rates), direction=direction)
 
     def deciles(self, frame: Frame, outcome: str | None = None) -> Figure:
         """Uplift by decile of the prediction, with 95 % intervals."""
         evaluation = self.model._evaluated(frame, outcome)
-        return decile_picture(lift_table(evaluation, Economics()), bool(evaluation.rates))
+        direction = evaluation.spec.direction
+        return decile_picture(lift_table(evaluation, Economics()), bool(evaluation.rates), direction)
 
     def calibration(self, frame: Frame, outcome: str | None = None) -> Figure:
         """Observed against predicted uplift by decile."""

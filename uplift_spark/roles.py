@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
 
 from uplift_spark.errors import ConfigError
 
@@ -63,6 +64,37 @@ def checked_name(name: str, what: str = "name") -> str:
     return name
 
 
+Direction = Literal["increase", "decrease"]
+"""Which way an outcome should go: `decrease` where less of it is better, as of churn."""
+
+
+DIRECTIONS: tuple[Direction, ...] = ("increase", "decrease")
+
+
+_Signed = TypeVar("_Signed")  # a number, an array, a column of Spark
+
+
+def benefit(effect: _Signed, direction: Direction) -> _Signed:
+    """What an effect on the outcome is good for: the effect, or its negative where less of the outcome is better.
+
+    Models and tables hold effects on the outcome; whatever ranks, decides or advises takes their benefit. It turns any
+    effect, or any outcome: a number, an array or a Spark column.
+    """
+    # A difference, as -0.0 would show in texts.
+    return effect if direction == "increase" else 0.0 - effect  # type: ignore[operator,return-value]
+
+
+def benefit_interval(lower: _Signed, upper: _Signed, direction: Direction) -> tuple[_Signed, _Signed]:
+    """Lower and upper end of a benefit's interval, from those of the effect's."""
+    ends = (lower, upper) if direction == "increase" else (upper, lower)
+    return benefit(ends[0], direction), benefit(ends[1], direction)
+
+
+def benefit_name(outcome: str, direction: Direction) -> str:
+    """What a benefit counts, in words: `spend`, `less churn`."""
+    return outcome if direction == "increase" else f"less {outcome}"
+
+
 CROSSING = " x "
 """Between the features of a crossing, and between its buckets."""
 
@@ -106,6 +138,8 @@ class Roles:
     control     the level every other level is compared with
     dose        {level: number} for ordered levels, naming every level; {level: [number, ...]} for treatments of several
                 dimensions, such as discount and frequency; None for arms without order
+    direction   `decrease` where less of `outcome` is better (churn): effects stay those on the outcome, but units
+                are ranked by how much the outcome falls
     grid        doses at which effects are reported, where the treatment is a number that takes any value: the dose
                 received, `control` then being the dose they are compared with
     propensity  column with the logged probability of the arm the unit *received*, in (0, 1]
@@ -135,11 +169,14 @@ class Roles:
     more_outcomes: tuple[str, ...] = ()
     scores: str | None = None
     grid: tuple[float, ...] = ()
+    direction: Direction = "increase"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         object.__setattr__(self, "more_outcomes", tuple(self.more_outcomes))
         object.__setattr__(self, "control", str(self.control))
+        if self.direction not in DIRECTIONS:
+            raise ConfigError(f"roles.direction {self.direction!r} is neither increase nor decrease: choose one")
         if not self.features:
             raise ConfigError("roles.features is empty: name at least one feature column")
         clashes = sorted(set(self.features) & {*self._single(), *self.more_outcomes})
@@ -183,6 +220,11 @@ class Roles:
         if len({control, *grid}) <= len(grid) or not all(map(math.isfinite, (control, *grid))):
             raise ConfigError("roles.grid names a dose twice, or the control's, or one that is not finite: remove it")
         return grid
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The roles as a model file keeps them; a `direction` of increase is left out, as files had it before."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("direction", "increase")}
 
     def _single(self) -> tuple[str, ...]:
         parts = (self.unit, self.treatment, self.outcome, self.propensity, self.weight, self.cluster, self.scores)

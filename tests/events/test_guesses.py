@@ -91,8 +91,26 @@ def test_doses_are_numbers_that_are_no_mere_codes() -> None:
 def test_less_is_better_where_the_name_says_so() -> None:
     churn = [str(("Yes", "No")[i % 4 > 0]) for i in range(N)]
     guesses = guess_roles(shop(churn=churn), Answers("group", ("churn",)))
-    assert guesses.outcomes["no_churn"] == "churn" and guesses.values["churn"]["yes"] == 0.0
-    assert guess_roles(shop(churn=churn), Answers("group", ("churn",), lower=False)).outcomes["churn"] == "churn"
+    assert guesses.direction == "decrease" and guesses.outcomes == {"churn": "churn", **guesses.outcomes}
+    assert "direction: less of churn is better, by its name (--direction increase says otherwise)" in guesses.lines
+    more = guess_roles(shop(churn=churn), Answers("group", ("churn",), direction="increase"))
+    assert more.direction == "increase" and "direction: more of churn is better" in more.lines
+    fewer = guess_roles(shop(), Answers("group", ("visit",), direction="decrease"))
+    assert fewer.direction == "decrease" and fewer.outcomes["visit"] == "visit"
+    assert guess_roles(shop(), Answers("group", ("visit",))).direction == "increase"
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        *((name, "decrease") for name in ("churned", "Unsubscribed", "complaints", "returns", "items_returned")),
+        *((name, "decrease") for name in ("cancelled", "opt_out", "refund_sum", "defaulted")),
+        *((name, "increase") for name in ("spend", "returning_visits", "return_on_ads", "conversion", "retained")),
+    ],
+)
+def test_the_direction_by_the_outcomes_name(name: str, direction: str) -> None:
+    amounts = [float(i % 7) for i in range(N)]  # less of a number can be better, too
+    assert guess_roles(shop(**{name: amounts}), Answers("group", (name,))).direction == direction
 
 
 def test_an_outcome_that_is_a_value_of_a_column() -> None:

@@ -139,6 +139,22 @@ def test_options_in_words_of_python() -> None:
         "unit: the number of the row (unit= names a column)"
     )
     assert python_options("use --not-randomised, or --value 3") == "use randomised=False, or value=3"
+    assert python_options("--direction increase says otherwise") == 'direction="increase" says otherwise'
+
+
+def test_the_direction_goes_into_the_configuration(tmp_path: Path) -> None:
+    frame = shop()
+    frame["complaints"] = np.arange(len(frame)) % 5  # a number, and no yes or no
+    options: dict[str, Any] = {"outcome": "complaints", "folder": tmp_path, "value": 3.0, "progress": lambda _: None}
+    guessed = Campaign.from_frame(frame, "group", name="guessed", **options)
+    assert guessed.config.roles.direction == "decrease" and guessed.outcome_value == -3.0
+    text = (tmp_path / "conf" / "guessed.yaml").read_text()
+    assert "  direction: decrease\n" in text and "(of complaints one less)" in text
+    chosen = Campaign.from_frame(frame, "group", name="chosen", direction="increase", **options)
+    assert chosen.config.roles.direction == "increase" and chosen.outcome_value == 3.0
+    assert "direction:" not in (tmp_path / "conf" / "chosen.yaml").read_text()
+    with pytest.raises(ConfigError, match="direction='down' is neither increase nor decrease"):
+        Campaign.from_frame(frame, "group", direction="down", **options)
 
 
 def test_the_line_of_a_campaign(tmp_path: Path) -> None:

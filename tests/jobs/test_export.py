@@ -51,7 +51,7 @@ def units_in(folder):
 @pytest.fixture(scope="module")
 def scored(spark, tmp_path_factory):
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("export"))))
-    lake.write(TABLE, spark.createDataFrame(training_rows(40)), "features-1", mode="overwrite")
+    lake.write(TABLE, spark.createDataFrame(training_rows(80)), "features-1", mode="overwrite")
     train.run(Campaign(conf(lake), lake))
     with pytest.raises(DataError, match=r"table gold\.uplift_scores"):
         exported(lake, "/nowhere/x")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from uplift_spark.policy.allocation import Constraint, Problem
@@ -44,12 +45,12 @@ def pass_of(replicates):
     return Pass(PROBLEM, np.zeros((1, 1)), POINT, Draws(7, replicates) if replicates else None)
 
 
-def observed_gain(rows, replicates, parts=1):
+def observed_gain(rows, replicates, parts=1, value=VALUE):
     cuts = np.linspace(0, rows.num_rows, parts + 1).astype(int)
     wanted = pass_of(replicates)
     sums = [add_observed(wanted, iter([rows.slice(a, b - a)])) for a, b in pairwise(cuts)]
     return observed_from_sums(
-        pa.Table.from_batches([batch for one in sums for batch in one]), wanted, (VALUE, True), rows.num_rows
+        pa.Table.from_batches([batch for one in sums for batch in one]), wanted, (value, True), rows.num_rows
     )
 
 
@@ -80,6 +81,16 @@ def test_any_partition_gives_the_same_sums():
     rows, _ = trial(np.random.default_rng(1))
     one, many = observed_gain(rows, 50), observed_gain(rows, 50, parts=7)
     assert (one.gain, one.lower, one.upper) == (many.gain, many.lower, many.upper)
+
+
+@pytest.mark.parametrize("replicates", [0, 50])
+def test_an_outcome_of_which_less_is_better_is_its_mirror(replicates):
+    rows, _ = trial(np.random.default_rng(1))
+    falls = rows.set_column(rows.column_names.index("outcome"), "outcome", pc.negate(rows["outcome"]))
+    more, fewer = observed_gain(rows, replicates), observed_gain(falls, replicates, value=-VALUE)
+    for end in ("gain", "lower", "upper"):
+        assert getattr(fewer, end)[0] == pytest.approx(getattr(more, end)[0])
+    assert fewer.lower[0] < fewer.gain[0] < fewer.upper[0]
 
 
 def test_too_few_clusters_tell_nothing():

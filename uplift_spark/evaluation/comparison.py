@@ -16,11 +16,11 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.evaluation.metrics import METRICS, Evaluation
+from uplift_spark.evaluation.metrics import METRICS, Evaluation, curve_figures
 from uplift_spark.evaluation.spark import sums_by_key
 from uplift_spark.evaluation.sums import KEYED, keyed
 from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column
-from uplift_spark.roles import UNIT
+from uplift_spark.roles import UNIT, Direction, benefit
 from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights
 from uplift_spark.stats.moments import FixedPoint
 from uplift_spark.stats.offpolicy import CONTROL, CostCurve, blind_area, choice, doubly_robust, prices, weighted_gain
@@ -48,6 +48,7 @@ class Rules:
     price    at which the rule of a model stops: cost is worth its outcome there
     prices   of each model's cost curve, `price` among them, [B] from high to low
     largest  weight and size of outcome
+    direction  decrease where less of the outcome is better: gains are what the outcome falls by
     """
 
     cost: np.ndarray
@@ -56,6 +57,7 @@ class Rules:
     largest: tuple[float, float]
     replicates: int
     seed: int
+    direction: Direction = "increase"
 
     @cached_property
     def scales(self) -> dict[str, float]:
@@ -76,12 +78,12 @@ class Rules:
 
 
 def prices_of(
-    predictions: DataFrame, models: int, cost: np.ndarray, price: float, points: int
+    predictions: DataFrame, models: int, cost: np.ndarray, price: float, points: int, direction: Direction = "increase"
 ) -> tuple[np.ndarray, ...]:
     """Choose the prices of each model's cost curve, from a sample of `learners.spark.predict_frame`; one pass."""
     columns = [effects_column(m) for m in range(models)]
     some = predictions.orderBy(F.xxhash64(UNIT)).limit(_SAMPLE).select(*columns).toArrow()
-    per_model = [prices(_matrix(some[name].combine_chunks()), cost, points) for name in columns]
+    per_model = [prices(benefit(_matrix(some[name].combine_chunks()), direction), cost, points) for name in columns]
     return tuple(np.unique(np.r_[one, price])[::-1] for one in per_model)
 
 
@@ -156,11 +158,12 @@ def add_values(rules: Rules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
                 rows.column(name).to_numpy(zero_copy_only=False)
                 for name in ("unit_hash", "level_code", "outcome", "weight")
             )
-            scores = doubly_robust(outcome, level_code, weight, _matrix(rows.column(OUTCOME_MEAN)))
+            outcome, means = (benefit(a, rules.direction) for a in (outcome, _matrix(rows.column(OUTCOME_MEAN))))
+            scores = doubly_robust(outcome, level_code, weight, means)
             counts = np.ones((rules.replicates + 1, len(hashes)))
             counts[1:] = poisson_weights(hashes, rules.seed, rules.replicates).T
             for m in models:
-                effects = _matrix(rows.column(effects_column(m)))
+                effects = benefit(_matrix(rows.column(effects_column(m))), rules.direction)
                 terms = _terms(rules, m, effects, scores, (level_code, outcome, weight))
                 totals[m] += (counts @ terms).astype(np.int64)
     yield keyed(dict(enumerate(totals)))
@@ -223,8 +226,10 @@ def compared_metrics(evaluations: Mapping[str, Evaluation], values: Mapping[str,
 
 def _figures(evaluation: Evaluation, values: Values, most: float) -> Iterator[tuple[tuple[str, str], Figure]]:
     curve, resampled = evaluation.curves[0], evaluation.resampled[0]
-    for metric, figure in METRICS.items():
-        value, draws = np.where(evaluation.enough, figure(curve), np.nan), figure(resampled)
+    direction = evaluation.spec.direction_of(evaluation.spec.outcomes[0])
+    figures, resampled_figures = (curve_figures(one, direction) for one in (curve, resampled))
+    for metric in METRICS:
+        value, draws = np.where(evaluation.enough, figures[metric], np.nan), resampled_figures[metric]
         for k, level in enumerate(evaluation.levels):
             yield (level, metric), (value[k], draws[:, k])
     for metric, pair in values.figures(most).items():

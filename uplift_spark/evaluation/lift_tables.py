@@ -4,7 +4,9 @@
 added. `revenue` is that times the value of one outcome, `cost` is units treated times the cost of treating one, and
 `roi` is (revenue - cost) / cost. Costs are known exactly, so the 95 % intervals of ROI and of the cost per incremental
 outcome follow from those of uplift. `cost_per_incremental` is given only where the uplift's interval lies above zero: a
-quotient by a number that may be zero has no finite interval.
+quotient by a number that may be zero has no finite interval. Where less of the outcome is better
+(`roles.direction: decrease`), uplift and incremental outcomes stay effects on it, so that what helps is negative;
+money counts outcomes prevented, and cost per incremental outcome is that of one prevented.
 
 Buckets of a segment are compared with each other. `shrunk_uplift` moves each bucket towards their mean, the further the
 larger its error is beside their differences. `different_p` is the p-value of a difference from the other buckets,
@@ -30,6 +32,7 @@ import pyarrow as pa
 
 from uplift_spark.config import Economics
 from uplift_spark.evaluation.metrics import DECILES, Evaluation, predicted_mean
+from uplift_spark.roles import Direction, benefit, benefit_interval
 from uplift_spark.stats.intervals import cluster_effects, different, shrunk
 from uplift_spark.stats.moments import Moments, difference
 
@@ -59,11 +62,12 @@ def lift_table(evaluation: Evaluation, economics: Economics) -> pd.DataFrame:
 
     The columns are those of gold.lift_table without run_id and model_version.
 
-    Decile `1` has the highest predicted uplift. `predicted_uplift` is given for the outcome the model predicts, and is
-    the mean over the bucket's treated and control units.
+    Decile `1` has the highest predicted uplift, or the lowest where less of the outcome is better. `predicted_uplift`
+    is given for the outcome the model predicts, and is the mean over the bucket's treated and control units.
     """
     rows = [row for cut in _cuts(evaluation) for row in _cut_rows(evaluation, cut)]
-    table = pd.DataFrame([row | money(row, economics) for row in rows], columns=[*LIFT_COLUMNS, _ERROR, _BOOTSTRAP])
+    priced = [row | money(row, economics, evaluation.spec.direction_of(row["outcome"])) for row in rows]
+    table = pd.DataFrame(priced, columns=[*LIFT_COLUMNS, _ERROR, _BOOTSTRAP])
     for _, mine in table[table["cut"].str.startswith(SEGMENT)].groupby(["outcome", "treatment", "cut"], sort=False):
         effects = mine["uplift"].to_numpy(np.float64), mine[_ERROR].to_numpy(np.float64)
         bootstrap = np.column_stack(list(mine[_BOOTSTRAP])) if evaluation.spec.cluster else None
@@ -111,25 +115,30 @@ def _few(arms: Moments, rate: bool) -> bool:
     return bool((arms.n < LOW_SAMPLE).any() or (rate and not (events >= LOW_EVENTS).all()))
 
 
-def money(row: dict[str, Any], economics: Economics) -> dict[str, float]:
-    """Compute incremental outcomes, revenue, cost, ROI and cost per incremental outcome of a row; NaN where unknown."""
+def money(row: dict[str, Any], economics: Economics, direction: Direction = "increase") -> dict[str, float]:
+    """Compute incremental outcomes, revenue, cost, ROI and cost per incremental outcome of a row; NaN where unknown.
+
+    Where less of the outcome is better, money counts the outcomes that treatment prevents.
+    """
     incremental = row["uplift"] * row["n_treated"]
     value = economics.value.get(row["outcome"], np.nan)
     cost = economics.cost.get(row["treatment"], np.nan) * row["n_treated"]
-    revenue = incremental * value
+    gained = benefit(incremental, direction)
+    revenue = gained * value
     each = economics.cost.get(row["treatment"], np.nan)
-    worth = [(row[bound] * value - each) / each if each > 0 else np.nan for bound in ("uplift_lower", "uplift_upper")]
-    sure = row["uplift_lower"] > 0
+    low, high = benefit_interval(row["uplift_lower"], row["uplift_upper"], direction)
+    worth = [(bound * value - each) / each if each > 0 else np.nan for bound in (low, high)]
+    sure = low > 0
     return {
         "incremental_outcomes": incremental,
         "revenue": revenue,
         "cost": cost,
         "roi": (revenue - cost) / cost if cost > 0 else np.nan,
-        "cost_per_incremental": cost / incremental if sure else np.nan,
+        "cost_per_incremental": cost / gained if sure else np.nan,
         "roi_lower": min(worth),
         "roi_upper": max(worth),
-        "cost_per_incremental_lower": each / row["uplift_upper"] if sure else np.nan,
-        "cost_per_incremental_upper": each / row["uplift_lower"] if sure else np.nan,
+        "cost_per_incremental_lower": each / high if sure else np.nan,
+        "cost_per_incremental_upper": each / low if sure else np.nan,
     }
 
 

@@ -29,7 +29,7 @@ from uplift_spark.evaluation.sums import (
     thresholds,
     unpacked,
 )
-from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, crossed
+from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
 from uplift_spark.stats.curves import Curve, true_curve, uplift_curve
 from uplift_spark.stats.intervals import MIN_CLUSTERS, Draws, bootstrap_interval
 from uplift_spark.stats.moments import LARGEST, MIN_UNITS, FixedPoint, Moments, difference, ratio
@@ -137,6 +137,7 @@ class EvaluationSpec:
     order       treated levels in the order to report them; others follow by name
     table       name of the hold-out's table, for messages
     cluster     column that names what units belong to: intervals take clusters, not units, as independent
+    direction   decrease where less of the first outcome is better: units rank by its predicted fall
     """
 
     control: str
@@ -148,6 +149,11 @@ class EvaluationSpec:
     order: tuple[str, ...] = ()
     table: str = "the hold-out"
     cluster: str | None = None
+    direction: Direction = "increase"
+
+    def direction_of(self, outcome: str) -> Direction:
+        """Which way an outcome should go: that of the first is configured, of others more counts as better."""
+        return self.direction if outcome == self.outcomes[0] else "increase"
 
     @property
     def cluster_draws(self) -> Draws | None:
@@ -202,21 +208,24 @@ class Evaluation:
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """Curve per outcome, points [levels, bins + 1]."""
+        """Curve of the benefit per outcome, points [levels, bins + 1]."""
         m = self.sums.moments
         return [
-            uplift_curve(m.w[:, 1, :, j], m.wy[:, 1, :, j], m.w[:, 0, :, j], m.wy[:, 0, :, j])
+            self._of_benefit(uplift_curve(m.w[:, 1, :, j], m.wy[:, 1, :, j], m.w[:, 0, :, j], m.wy[:, 0, :, j]), j)
             for j in range(len(self.spec.outcomes))
         ]
 
     @cached_property
     def resampled(self) -> list[Curve]:
-        """Curve per outcome under each resample, points [replicates, levels, bins + 1]."""
+        """Curve of the benefit per outcome under each resample, points [replicates, levels, bins + 1]."""
         w, wy = self.sums.resampled_w, self.sums.resampled_wy
         return [
-            uplift_curve(w[:, :, 1], wy[:, :, 1, :, j], w[:, :, 0], wy[:, :, 0, :, j])
+            self._of_benefit(uplift_curve(w[:, :, 1], wy[:, :, 1, :, j], w[:, :, 0], wy[:, :, 0, :, j]), j)
             for j in range(len(self.spec.outcomes))
         ]
+
+    def _of_benefit(self, curve: Curve, outcome: int) -> Curve:
+        return Curve(curve.fraction, benefit(curve.gain, self.spec.direction_of(self.spec.outcomes[outcome])))
 
     @cached_property
     def rates(self) -> frozenset[str]:
@@ -245,7 +254,7 @@ class Evaluation:
         return _tenths(w), np.moveaxis(_tenths(np.moveaxis(wy, -1, 0)), 0, -1)
 
     def deciles(self) -> Moments:
-        """Moments by tenth of the ranking, [levels, 2, 10, values]; the first tenth has the highest predictions."""
+        """Moments by tenth of the ranking, [levels, 2, 10, values]; the first tenth has the best predictions."""
         m = self.sums.moments
         shape = (*m.n.shape[:2], DECILES, -1, m.n.shape[-1])
         return Moments(*(getattr(m, f).reshape(shape) for f in m.__dataclass_fields__)).sum(axis=3)
@@ -349,7 +358,8 @@ def evaluate_rows(holdout: pd.DataFrame, scores: pd.DataFrame, spec: EvaluationS
     uplift = scores.assign(unit=scores[UNIT].astype(str), level=scores[TREATMENT].astype(str))
     if bad := int((~np.isfinite(uplift["uplift"].astype("float64"))).sum()):
         raise DataError(f"{bad} predicted effects of {spec.table} are missing or not finite: leave these units out")
-    ranges = uplift.groupby("level")["uplift"].agg(["min", "max"]).astype("float64")
+    uplift["benefit"] = benefit(uplift["uplift"].astype("float64"), spec.direction)
+    ranges = uplift.groupby("level")["benefit"].agg(["min", "max"])
     if without := [level for level in levels if level not in ranges.index]:
         raise DataError(f"units of {spec.table} have no predicted effect of level {without[0]!r}: score it, too")
     grid = Grid.of(ranges.loc[list(levels), "min"], ranges.loc[list(levels), "max"], len(holdout))
@@ -359,16 +369,16 @@ def evaluate_rows(holdout: pd.DataFrame, scores: pd.DataFrame, spec: EvaluationS
     parts, ranked = [], []
     for code, level in enumerate(levels):
         mine = units[units["arm"].isin([level, spec.control])]
-        rows = mine.merge(uplift.loc[uplift["level"] == level, ["unit", "uplift"]], on="unit")
+        rows = mine.merge(uplift.loc[uplift["level"] == level, ["unit", "uplift", "benefit"]], on="unit")
         check_matched(len(rows), level, arms, spec)
         rows = rows.assign(level=code, treated=(rows["arm"] == level).astype("int32"), predicted=rows["uplift"])
-        rows["key"] = grid.keys_of(rows["predicted"].to_numpy("float64"), code)
+        rows["key"] = grid.keys_of(rows["benefit"].to_numpy(), code)
         mass = np.rint(rows["weight"].to_numpy() * 2.0 ** points[0].shifts["w"]).astype(np.int64)
         keys, inverse = np.unique(-rows["key"].to_numpy(), return_inverse=True)
         totals = np.zeros(len(keys), np.int64)
         np.add.at(totals, inverse, mass)
         ranked.append(thresholds(-keys, totals, spec.bins))
-        parts.append(rows.drop(columns=["unit", "arm", "uplift"]))
+        parts.append(rows.drop(columns=["unit", "arm", "uplift", "benefit"]))
     ranking = Ranking(np.stack(ranked))
     plan = SumsPlan(levels, points, spec.replicates, spec.seed, len(spec.segments), spec.cluster is not None)
     batch = pa.RecordBatch.from_pandas(pd.concat(parts, ignore_index=True), preserve_index=False)
@@ -427,9 +437,19 @@ METRICS: dict[str, Callable[[Curve], np.ndarray]] = {
 }
 """Figures of a curve, each [...] from points [..., bins + 1]; the bootstrap takes the same functions."""
 
+EFFECTS = frozenset({"ate", "top_30_percent_uplift", "top_30_percent_minus_average"})
+"""Of METRICS the effects on the outcome; the others say how much a ranking brings, in benefit."""
+
+
+def curve_figures(curve: Curve, direction: Direction) -> dict[str, np.ndarray]:
+    """METRICS of a curve of the benefit; those of EFFECTS as effects on an outcome that should go in this direction."""
+    return {name: benefit(f(curve), direction) if name in EFFECTS else f(curve) for name, f in METRICS.items()}
+
 
 def curve_table(evaluation: Evaluation) -> pd.DataFrame:
     """Make a table of uplift curves: the gain at each share of the population, with a pointwise 95 % bootstrap band.
+
+    Gains are of the benefit (`roles.benefit`): positive where treating lowers an outcome of which less is better.
 
     The columns are those of gold.uplift_curve without run_id.
     """
@@ -450,13 +470,15 @@ def curve_table(evaluation: Evaluation) -> pd.DataFrame:
 def metric_table(evaluation: Evaluation) -> pd.DataFrame:
     """Make a table of all metrics with 95 % bootstrap intervals: gold.uplift_metrics without run_id and model_version.
 
-    Those of METRICS, in the outcome's units; for the outcome the model predicts also `calibration_slope` (of observed
-    on predicted uplift over deciles; 1 is calibrated), `prediction_bias` (mean prediction minus average effect) and, in
-    place of an interval, `calibration_p` and `heterogeneity_p`, the p-values of `stats.tests`.
+    Those of METRICS, in the outcome's units: where less of the outcome is better, those of EFFECTS are effects on it,
+    and the others are positive where a ranking lowers it. For the outcome the model predicts also `calibration_slope`
+    (of observed on predicted uplift over deciles; 1 is calibrated), `prediction_bias` (mean prediction minus average
+    effect) and, in place of an interval, `calibration_p` and `heterogeneity_p`, the p-values of `stats.tests`.
     """
     rows = []
     for outcome, curve, resampled in _by_outcome(evaluation):
-        figures = {name: (f(curve), f(resampled)) for name, f in METRICS.items()}
+        both = [curve_figures(one, evaluation.spec.direction_of(outcome)) for one in (curve, resampled)]
+        figures = {name: (both[0][name], both[1][name]) for name in METRICS}
         if outcome == evaluation.spec.outcomes[0]:
             figures |= _calibration(evaluation, curve, resampled)
         values = {name: np.where(evaluation.enough, value, np.nan) for name, (value, _) in figures.items()}
@@ -489,12 +511,13 @@ def _calibration(evaluation: Evaluation, curve: Curve, resampled: Curve) -> dict
     draws = np.where(np.isfinite(observed), means[:, :, 1] - means[:, :, 0], np.nan)
     tests = bucket_calibration(mass, predicted, effects, draws if evaluation.spec.cluster else None)
     average = predicted_mean(evaluation.sums.moments.sum(axis=2)[:, :, None])[:, 0]
+    effect, resampled_effect = (benefit(one.average_effect, evaluation.spec.direction) for one in (curve, resampled))
     return {
         "calibration_slope": (
             calibration_slope(mass, predicted, observed),
             calibration_slope(w.sum(axis=2), predicted, draws),
         ),
-        "prediction_bias": (average - curve.average_effect, average - resampled.average_effect),
+        "prediction_bias": (average - effect, average - resampled_effect),
         "calibration_p": (tests.calibration, np.full_like(resampled.average_effect, np.nan)),
         "heterogeneity_p": (tests.heterogeneity, np.full_like(resampled.average_effect, np.nan)),
     }
@@ -519,7 +542,7 @@ class Truth:
     """One level's predictions against the true effects over the whole hold-out (simulations).
 
     rmse, correlation, average_effect over units; curve of the model's ranking, and of the ranking by the true effect,
-    exact up to ties of rank keys.
+    exact up to ties of rank keys. Curves are those of the benefit, see `roles.benefit`.
     """
 
     rmse: float
@@ -527,6 +550,7 @@ class Truth:
     average_effect: float
     curve: Curve
     oracle: Curve
+    direction: Direction = "increase"
 
     def details(self) -> dict[str, float]:
         """Figures for the job's result."""
@@ -537,19 +561,20 @@ class Truth:
         }  # fmt: skip
 
 
-def truth_of(counted: pd.DataFrame) -> Truth:
-    """Truth from one level's counts: the row without any key is the whole level."""
+def truth_of(counted: pd.DataFrame, direction: Direction = "increase") -> Truth:
+    """Truth from one level's counts, keys being those of benefits: the row without any key is the whole level."""
     whole = counted[counted["by_predicted"].isna() & counted["by_effect"].isna()].iloc[0]
     curves = []
     for key in ("by_predicted", "by_effect"):
         ranked = counted[counted[key].notna()].sort_values(key, ascending=False)
-        curves.append(true_curve(ranked["n"].to_numpy(), ranked["total"].to_numpy() / TRUTH_UNITS))
+        curves.append(true_curve(ranked["n"].to_numpy(), benefit(ranked["total"].to_numpy() / TRUTH_UNITS, direction)))
     return Truth(
         rmse=float(whole["rmse"]),
         correlation=_correlation(whole),
         average_effect=float(whole["total"] / TRUTH_UNITS / whole["n"]),
         curve=curves[0],
         oracle=curves[1],
+        direction=direction,
     )
 
 

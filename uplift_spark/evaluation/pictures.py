@@ -18,6 +18,7 @@ from uplift_spark.config import RolesConf
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.metrics import Truth
+from uplift_spark.roles import Direction, benefit_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +55,10 @@ def write_pictures(
     for number, outcome in enumerate(lift["outcome"].unique()):
         rows, points, figures = (table[table["outcome"] == outcome] for table in (lift, curves, metrics))
         rate = outcome in rates
-        qini = qini_picture(points, figures, rate, truth if number == 0 else None)
+        direction = roles.direction if roles is not None and outcome == roles.outcome else "increase"
+        qini = qini_picture(points, figures, rate, truth if number == 0 else None, direction)
         written.append(save(qini, folder / f"qini_{outcome}.png"))
-        written.append(save(decile_picture(rows, rate), folder / f"lift_{outcome}.png"))
+        written.append(save(decile_picture(rows, rate, direction), folder / f"lift_{outcome}.png"))
         if rows.loc[rows["cut"] == "decile", "predicted_uplift"].notna().any():
             calibration = calibration_picture(rows, figures, rate)
             written.append(save(calibration, folder / f"calibration_{outcome}.png"))
@@ -74,7 +76,11 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def qini_picture(
-    curves: pd.DataFrame, metrics: pd.DataFrame, rate: bool, truth: Mapping[str, Truth] | None = None
+    curves: pd.DataFrame,
+    metrics: pd.DataFrame,
+    rate: bool,
+    truth: Mapping[str, Truth] | None = None,
+    direction: Direction = "increase",
 ) -> Figure:
     """Gain against the share of units treated: a line and a 95 % band per level, its random line, the true curve."""
     figure = empty_figure(7.6, 5.0)
@@ -93,7 +99,7 @@ def qini_picture(
         axes.plot(share, gain, color=colour, lw=2, label=_qini_label(level, qini.loc[level], scale, unit))
         if truth and level in truth:
             _draw_truth(axes, truth[level], colour, scale)
-    _label_curve(axes, curves["outcome"].iloc[0], unit, bool(truth))
+    _label_curve(axes, _gain_words(curves["outcome"].iloc[0], direction), unit, bool(truth))
     return figure
 
 
@@ -108,8 +114,12 @@ def _qini_label(level: str, qini: Any, scale: float, unit: str) -> str:
     return f"{level}: Qini {value}{interval}{' pp' if unit else ''}"
 
 
-def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
-    clean(axes, f"Gain in {outcome} when the units predicted best are treated first")
+def _gain_words(outcome: str, direction: Direction) -> str:
+    return f"gain in {outcome}" if direction == "increase" else benefit_name(outcome, direction)
+
+
+def _label_curve(axes: Axes, gain: str, unit: str, with_truth: bool) -> None:
+    clean(axes, f"{gain[0].upper()}{gain[1:]} when the units predicted best are treated first")
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of units treated, %")
@@ -120,7 +130,7 @@ def _label_curve(axes: Axes, outcome: str, unit: str, with_truth: bool) -> None:
     axes.annotate(notes, (1, 0), (0, 6), "axes fraction", textcoords="offset points", **style)
 
 
-def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
+def decile_picture(lift: pd.DataFrame, rate: bool, direction: Direction = "increase") -> Figure:
     """Uplift by decile of the prediction, one panel per level: bars with 95 % intervals, predictions, the average."""
     scale, unit = units_of(rate)
     levels = list(lift["treatment"].unique())
@@ -128,6 +138,7 @@ def decile_picture(lift: pd.DataFrame, rate: bool) -> Figure:
     for number, (level, axes) in enumerate(zip(levels, panels, strict=True)):
         of_level = lift[lift["treatment"] == level]
         _draw_deciles(axes, of_level, COLOURS[number % len(COLOURS)], scale)
+        axes.set_xlabel(f"decile (1 = {'highest' if direction == 'increase' else 'lowest'} predicted)")
         clean(axes, level)
         if number % _COLUMNS == 0:
             axes.set_ylabel(f"uplift{unit}")
@@ -150,7 +161,6 @@ def _draw_deciles(axes: Axes, lift: pd.DataFrame, colour: str, scale: float) -> 
     axes.axhline(average, color=MUTED, lw=1, ls=(0, (4, 3)), label="average")
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xticks(range(1, 11))
-    axes.set_xlabel("decile (1 = highest predicted)")
 
 
 def calibration_picture(lift: pd.DataFrame, metrics: pd.DataFrame, rate: bool) -> Figure:
@@ -326,7 +336,9 @@ def clean(axes: Axes, title: str) -> None:
 _MOST_FEATURES = 30
 
 
-def comparison_picture(metrics: pd.DataFrame, curves: pd.DataFrame, rate: bool) -> Figure:
+def comparison_picture(
+    metrics: pd.DataFrame, curves: pd.DataFrame, rate: bool, direction: Direction = "increase"
+) -> Figure:
     """Qini of every model by level with 95 % intervals, and their cost curves, the first model's with its band.
 
     metrics  `comparison.compared_metrics`        curves  `comparison.cost_curves`        rate  outcome is 0 or 1
@@ -337,6 +349,8 @@ def comparison_picture(metrics: pd.DataFrame, curves: pd.DataFrame, rate: bool) 
     colours = dict(zip(models, COLOURS * len(models), strict=False))
     _draw_qini(left, metrics[metrics["metric"] == "qini"], colours, rate)
     _draw_curves(right, curves, colours, rate)
+    gain = _gain_words(curves["outcome"].iloc[0], direction)
+    right.set_ylabel(f"{gain} per unit{units_of(rate)[1]}")
     return figure
 
 
@@ -359,7 +373,7 @@ def _draw_qini(axes: Axes, qini: pd.DataFrame, colours: dict[str, str], rate: bo
 
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate: bool) -> None:
-    scale, unit = units_of(rate)
+    scale, _ = units_of(rate)
     for number, (model, colour) in enumerate(colours.items()):
         rows = curves[curves["model"] == model]
         if not number:
@@ -370,7 +384,6 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, colours: dict[str, str], rate
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set_xlim(left=0)
     axes.set_xlabel("cost per unit of the population")
-    axes.set_ylabel(f"gain in {curves['outcome'].iloc[0]} per unit{unit}")
     if not curves["cost"].max() > 0:
         text = "Treating costs nothing in this configuration:\nthere is no budget to spread."
         axes.text(0.5, 0.3, text, transform=axes.transAxes, ha="center", color=MUTED)

@@ -25,7 +25,7 @@ from pyspark.sql.types import NumericType
 
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, whiskers_svg
-from uplift_spark.roles import TREATMENT, UNIT
+from uplift_spark.roles import TREATMENT, UNIT, Direction, benefit, benefit_interval
 
 PROFILE_COLUMNS = ("treatment", "bucket", "feature", "category", "n", "value", "spread")
 """Columns of a profile: mean, or share of a category, and spread of a feature in a tenth of the ranking."""
@@ -46,6 +46,7 @@ class PageData:
     units     in the training table
     rates     outcomes that are 0 or 1: shown in percentage points
     value     {outcome: money that one is worth}       cost  {level: money that treating one unit costs}
+    direction decrease where less of the outcome is better: gains are what it falls by
     facts     (label, text) of how it was done         caveats  sentences on what the figures rest on
     """
 
@@ -61,6 +62,7 @@ class PageData:
     rates: frozenset[str] = frozenset()
     value: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    direction: Direction = "increase"
     facts: Sequence[tuple[str, str]] = ()
     caveats: Sequence[str] = ()
 
@@ -113,7 +115,8 @@ class Verdict:
 
     action   everyone, best, none, unproven or unknown        share  of the units to treat, by the predictions
     ranked   whether the hold-out shows that some respond more than others
-    effect   of treating all: value, lower, upper             gain   of treating `share`, per unit of the population
+    effect   on the outcome, of treating all: value, lower, upper
+    gain     of treating `share`, per unit of the population: benefit, see `roles.benefit`
     net      money per unit of the population; NaN without value and cost
     promise  predicted net gain, by which levels are compared
     """
@@ -155,15 +158,17 @@ def level_verdict(data: PageData, level: str) -> Verdict:
     Returns:
         The verdict: treat the tenths whose predicted effect is worth more than treating costs (all or none where the
         hold-out does not show that the ranking works), if the hold-out's outcomes show with 95 % confidence that this
-        pays. Without value or cost an effect above zero pays.
+        pays. Without value or cost an effect above zero pays; below zero where less of the outcome is better.
     """
     effect, qini = data.metric("ate", level), data.metric("qini", level)
     ranked = bool(qini["lower"] > 0)
     worth, price = data.value.get(data.outcome, np.nan), data.cost.get(level, np.nan)
     in_money = bool(np.isfinite(worth) and np.isfinite(price))
-    margin = data.rows(level, "decile")["predicted_uplift"].to_numpy(np.float64) * (worth if in_money else 1.0)
+    predicted = benefit(data.rows(level, "decile")["predicted_uplift"].to_numpy(np.float64), data.direction)
+    margin = predicted * (worth if in_money else 1.0)
     margin = margin - (price if in_money else 0.0)
-    average = effect["value"] * worth - price if in_money else effect["value"]
+    whole = benefit(effect["value"], data.direction)
+    average = whole * worth - price if in_money else whole
     pays = float((margin > 0).mean()) if ranked and len(margin) else float(average > 0)
     gain = data.gain(level, pays)
     net = {
@@ -172,7 +177,8 @@ def level_verdict(data: PageData, level: str) -> Verdict:
     }
     judged = net if in_money else {"value": gain["gain"], "lower": gain["gain_lower"], "upper": gain["gain_upper"]}
     promise = float(np.clip(margin, 0, None).mean()) if ranked and len(margin) else max(float(average), 0.0)
-    everyone = effect["upper"] * worth - price if in_money else effect["upper"]
+    _, most = benefit_interval(effect["lower"], effect["upper"], data.direction)
+    everyone = most * worth - price if in_money else most
     action = _action(effect, pays, judged["lower"], everyone)
     return Verdict(level, action, pays, ranked, effect, gain, net, 0.0 if np.isnan(promise) else promise)
 
@@ -262,9 +268,10 @@ def _gain_words(data: PageData, verdict: Verdict) -> Markup:
     n, share = data.units, verdict.share
     whom = "all" if share == 1 else f"the best {100 * share:.0f} %"
     gain = {name: n * value for name, value in verdict.gain.items()}
+    more = "more" if data.direction == "increase" else _sentence("less <em>{}</em>", data.outcome)
     words = _sentence(
-        "Giving it to {} of {} units brings {} more (95 % interval {})",
-        whom, figure(n, "units"), figure(gain["gain"], "curve * units"),
+        "Giving it to {} of {} units brings {} {} (95 % interval {})",
+        whom, figure(n, "units"), figure(gain["gain"], "curve * units"), more,
         between(gain["gain_lower"], gain["gain_upper"], "curve * units"),
     )  # fmt: skip
     if not np.isfinite(verdict.net["value"]):
@@ -309,7 +316,7 @@ def _about_level(data: PageData, verdict: Verdict, yes: list[Markup], no: list[M
     if verdict.ranked:
         yes.append(_sentence("The model's order of the units is right: those it puts first respond more to {}.", level))
         half, whole = data.gain(level, 0.5)["gain"], data.gain(level, 1.0)["gain"]
-        if bounds[0] > 0 and half > 0:
+        if benefit_interval(bounds[0], bounds[1], data.direction)[0] > 0 and half > 0:
             share = _sentence("{} %", figure(half / whole, "curve half / all", 100))
             yes.append(
                 _sentence("The best half brings {} of what {} brings.", share, level) + _break_even(data, verdict)
@@ -339,7 +346,9 @@ def _about_outcome(data: PageData, level: str, outcome: str, yes: list[Markup], 
 # Who responds most and least.
 
 
-def profile_of(holdout: DataFrame, scores: DataFrame, level: str, features: Sequence[str]) -> pd.DataFrame:
+def profile_of(
+    holdout: DataFrame, scores: DataFrame, level: str, features: Sequence[str], direction: Direction = "increase"
+) -> pd.DataFrame:
     """What the first and the last tenth of a level's ranking and all units are like.
 
     Args:
@@ -347,11 +356,12 @@ def profile_of(holdout: DataFrame, scores: DataFrame, level: str, features: Sequ
         scores: unit_id, treatment (level scored) and uplift.
         level: The level whose ranking counts.
         features: Columns to describe: of numbers the mean, of others the share of each value.
+        direction: Which way the outcome should go: the first tenth has the largest benefit.
 
     Returns:
         Rows of PROFILE_COLUMNS; `bucket` is 1, 10 or all; `spread` is the standard deviation over all units.
     """
-    mine = scores.where(F.col(TREATMENT) == level).select(UNIT, F.col("uplift").alias("_uplift"))
+    mine = scores.where(F.col(TREATMENT) == level).select(UNIT, benefit(F.col("uplift"), direction).alias("_uplift"))
     rows = holdout.select(UNIT, *features).join(mine, UNIT)
     cuts = rows.agg(F.percentile("_uplift", F.array(F.lit(0.1), F.lit(0.9))).alias("cuts")).collect()[0]["cuts"]
     if not cuts or cuts[0] == cuts[1]:
@@ -474,10 +484,11 @@ def plan_rows(data: PageData) -> tuple[str, list[dict[str, Any]]]:
         cost = data.units * share * price
         row = {"units": data.units * share, "cost": cost, "predicted": np.nan}
         for name, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper")):
-            extra = data.units * gain[f"gain{end}"]
-            row[name] = extra * worth - cost if in_money else extra
+            brought = data.units * gain[f"gain{end}"]
+            row[name] = brought * worth - cost if in_money else brought
         rows.append(row)
-    what = "money left after costs" if in_money else f"extra {data.outcome}"
+    extra = "extra" if data.direction == "increase" else "less"
+    what = "money left after costs" if in_money else f"{extra} {data.outcome}"
     return f"{best.level} for the units predicted best: {what}.", rows
 
 

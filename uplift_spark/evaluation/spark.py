@@ -49,7 +49,7 @@ from uplift_spark.evaluation.sums import (
     thresholds,
     unpacked,
 )
-from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, crossed
+from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
 from uplift_spark.stats.moments import LARGEST, FixedPoint
 
 _CELLS = "cut int, cell int, bucket string, sums binary"
@@ -212,7 +212,7 @@ def evaluate(holdout: DataFrame, scores: DataFrame, spec: EvaluationSpec, arms: 
     grid = _score_grid(scores, levels, arms, spec)
     buckets = segment_buckets(holdout, spec.segments, spec.table)
     rows = comparison(holdout, scores, spec, arms, buckets)
-    rows = rows.withColumn("key", rank_keys(grid, F.col("predicted"), F.col("level"), levels))
+    rows = rows.withColumn("key", rank_keys(grid, benefit(F.col("predicted"), spec.direction), F.col("level"), levels))
     largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
     points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)
     ranking = _ranking(rows, points[0], levels, arms, spec)
@@ -291,8 +291,8 @@ def _bad_number(column: Column) -> Column:
 
 
 def _score_grid(scores: DataFrame, levels: tuple[str, ...], arms: Arms, spec: EvaluationSpec) -> Grid:
-    """Range of each level's scores; DataError when a level has none, or scores are not finite."""
-    uplift = F.col("uplift").cast("double")
+    """Range of the benefit of each level's scores; DataError when a level has none, or scores are not finite."""
+    uplift = benefit(F.col("uplift").cast("double"), spec.direction)
     ranges: dict[Any, dict[Any, Any]] = (
         scores.groupBy(F.col(TREATMENT).cast("string").alias("level"))
         .agg(F.min(uplift).alias("low"), F.max(uplift).alias("high"), F.count_if(_bad_number(uplift)).alias("bad"))
@@ -355,22 +355,28 @@ def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: 
 # Predictions against the true effects of a simulated campaign.
 
 
-def against_truth(holdout: DataFrame, scores: DataFrame, truth: DataFrame, levels: tuple[str, ...]) -> dict[str, Truth]:
+def against_truth(
+    holdout: DataFrame,
+    scores: DataFrame,
+    truth: DataFrame,
+    levels: tuple[str, ...],
+    direction: Direction = "increase",
+) -> dict[str, Truth]:
     """Compare predictions with true effects, by level; `truth`: unit_id, treatment, effect on the predicted outcome.
 
     All hold-out units count, whatever they received: the true effect is known for each of them. Levels without a true
     effect are left out.
     """
     predicted, effect = (_long(frame, c) for frame, c in ((scores, "uplift"), (truth, "effect")))
-    ranges = [_ranges(frame) for frame in (predicted, effect)]
+    ranges = [_ranges(frame, direction) for frame in (predicted, effect)]
     levels = tuple(level for level in levels if all(level in by_level for by_level in ranges))
     if not levels:
         return {}
     units = holdout.select(F.col(UNIT).cast("string").alias("unit"))
     rows = units.join(predicted, "unit").join(effect.withColumnRenamed("value", "effect"), ["unit", "level"])
     rows = rows.where(F.col("level").isin(list(levels))).withColumnRenamed("value", "predicted")
-    counted = _counted(rows, levels, ranges)
-    return {level: truth_of(counted[counted["level"] == level]) for level in levels}
+    counted = _counted(rows, levels, ranges, direction)
+    return {level: truth_of(counted[counted["level"] == level], direction) for level in levels}
 
 
 def _long(frame: DataFrame, value: str) -> DataFrame:
@@ -378,20 +384,21 @@ def _long(frame: DataFrame, value: str) -> DataFrame:
     return frame.select(*names, F.col(value).cast("double").alias("value"))
 
 
-def _ranges(frame: DataFrame) -> dict[str, tuple[float, float, int]]:
-    """Lowest and highest value and number of rows per level."""
-    rows = frame.groupBy("level").agg(F.min("value"), F.max("value"), F.count("*")).collect()
+def _ranges(frame: DataFrame, direction: Direction) -> dict[str, tuple[float, float, int]]:
+    """Lowest and highest benefit and number of rows per level."""
+    value = benefit(F.col("value"), direction)
+    rows = frame.groupBy("level").agg(F.min(value), F.max(value), F.count("*")).collect()
     return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
 def _counted(
-    rows: DataFrame, levels: tuple[str, ...], ranges: list[dict[str, tuple[float, float, int]]]
+    rows: DataFrame, levels: tuple[str, ...], ranges: list[dict[str, tuple[float, float, int]]], direction: Direction
 ) -> pd.DataFrame:
     """Units and Σ of true effects by key of the prediction and by key of the effect, and errors per level: one pass."""
     for name, limits in zip(("predicted", "effect"), ranges, strict=True):
         low, high, units = zip(*(limits[level] for level in levels), strict=True)
         grid = Grid.of(low, high, max(units))
-        rows = rows.withColumn(f"by_{name}", rank_keys(grid, F.col(name), F.col("level"), levels))
+        rows = rows.withColumn(f"by_{name}", rank_keys(grid, benefit(F.col(name), direction), F.col("level"), levels))
     sets = [["level"], ["level", "by_predicted"], ["level", "by_effect"]]
     p, e = F.col("predicted"), F.col("effect")
     products = {"p": p, "e": e, "pp": p * p, "ee": e * e, "pe": p * e}

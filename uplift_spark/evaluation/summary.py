@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark.evaluation.lift_tables import LOW_CLUSTERS, unclear_metrics
-from uplift_spark.evaluation.metrics import METRICS, Arms, Cut, Truth
+from uplift_spark.evaluation.metrics import METRICS, Arms, Cut, Truth, curve_figures
+from uplift_spark.roles import Direction
 
 _WIDTH = 140
 _HEADS = ("decile", "treated", "control", "mean treated", "mean control", "predicted", "uplift", "95 % interval", "ROI")
@@ -104,7 +105,8 @@ def _true_values(truth: Truth | None, metric: str) -> tuple[str, str]:
     """True value of a metric for the model's ranking, and for the ranking by the true effect."""
     if truth is None or metric not in METRICS:
         return "", ""
-    model, oracle = (number(float(METRICS[metric](curve))) for curve in (truth.curve, truth.oracle))
+    figures = [curve_figures(curve, truth.direction)[metric] for curve in (truth.curve, truth.oracle)]
+    model, oracle = (number(float(figure)) for figure in figures)
     return model, "" if metric == "ate" else oracle
 
 
@@ -135,6 +137,16 @@ def _unclear(row: dict[Hashable, Any]) -> str:
 NO_TRIAL_CAVEAT = (
     "This was no trial: figures hold if whatever decided the treatment, and matters to the outcome, is a feature."
 )
+
+
+def direction_words(outcome: str, direction: Direction) -> list[str]:
+    """A sentence on how to read figures of an outcome of which less is better; none else."""
+    if direction == "increase":
+        return []
+    return [
+        f"Less {outcome} is better: an effect below zero helps, decile 1 is predicted to fall most, and Qini, AUUC and "
+        "gains count how far it falls."
+    ]
 
 
 def caveats(arms: Arms, unseen: bool, cuts: Mapping[str, Cut] | None = None, fitted: bool = False) -> list[str]:

@@ -17,7 +17,7 @@ import scipy.stats
 
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.files import id_text, number_column
-from uplift_spark.roles import RESERVED_NAMES
+from uplift_spark.roles import RESERVED_NAMES, Direction
 
 MOST_LEVELS = 20
 MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
@@ -35,7 +35,11 @@ _OUTCOMES = re.compile(
     r"exposure|exposed|orders?|bought|outcome|target|label)$|^(out|outcome|post|target|resp|response|y)_",
     re.I,
 )
-_WORSE = re.compile(r"churn|cancel|attrit|unsubscri|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse", re.I)
+_WORSE = re.compile(
+    r"churn|cancel|attrit|unsubscri|opt_?out|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse|refund|"
+    r"(^|_)return(s|ed)?$",
+    re.I,
+)
 _DOSE = re.compile(
     r"(^|[^a-z])(dose|dosage|ratio|rate|percent|pct|discount|price|amount|times|frequency|freq|intensity|strength|days|"
     r"hours|count|number|num)([^a-z]|$)",
@@ -49,7 +53,7 @@ class Answers:
     """What the user says of the table.
 
     outcomes  columns, or COLUMN=VALUE where the outcome is whether a column has a value; the first is trained
-    lower     whether less of the first outcome is better; None: by its name
+    direction decrease where less of the first outcome is better, else increase; None: by its name
     cost      {level: money}; the key "" stands for every level
     keep      features whatever a guess says; drop, columns that are none
     randomised  whether the treatment was assigned at random
@@ -59,7 +63,7 @@ class Answers:
     outcomes: tuple[str, ...]
     control: str | None = None
     unit: str | None = None
-    lower: bool | None = None
+    direction: Direction | None = None
     value: float | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
@@ -96,6 +100,7 @@ class Guesses:
     randomised: bool = True
     allowed: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    direction: Direction = "increase"
 
     @property
     def names(self) -> dict[str, str]:
@@ -180,6 +185,7 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     levels, dose = _levels(texts, answers, lines)
     arm = texts.map({text: code for code, text in enumerate(levels)}).fillna(-1).astype(int).to_numpy()
     outcomes, values, first = _outcomes(table, answers, lines)
+    direction = _direction(outcome_columns[0], answers, lines)
     unit = _unit(table, answers, lines)
     special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
     rest = [name for name in columns if name not in special]
@@ -205,6 +211,7 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     guesses = Guesses(
         answers.treatment, levels, dose, unit, outcomes, values, tuple(features), tuple(sorted(codes)), segments, money,
         _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines), answers.randomised,
+        direction=direction,
     )  # fmt: skip
     return guesses.without({})
 
@@ -317,21 +324,8 @@ def _outcomes(
         numbers, meaning = _outcome_numbers(table.column(column), column, wanted)
         present = numbers[~np.isnan(numbers)]
         binary = bool(np.isin(present, (0.0, 1.0)).all())
-        lower = position == 0 and (bool(_WORSE.search(column)) if answers.lower is None else answers.lower)
         name = plain_name(column, [other.lower() for other in outcomes])
         kind = f"yes or no, {present.mean():.2%} yes" if binary else f"a number, {present.mean():.4g} on average"
-        if lower and not binary:
-            raise ConfigError(
-                f"less of {column!r} cannot be better yet, as it is no yes or no: turn its sign in the file"
-            )
-        if lower:
-            meaning = {text: 1.0 - number for text, number in (meaning or {"1": 1.0, "0": 0.0}).items()}
-            if not pa.types.is_integer(table.schema.field(column).type) and "1" in meaning:
-                meaning |= {"true": 0.0, "false": 1.0, "yes": 0.0, "no": 1.0}
-            name = f"no_{name}"
-            how = "(--higher-is-better says otherwise)"
-            lines.append(f"direction: less {column} is better, so the outcome is {name}, 1 where {column} is not {how}")
-            numbers = 1.0 - numbers
         if meaning is not None:
             values[column] = meaning
         outcomes[name] = column
@@ -340,6 +334,16 @@ def _outcomes(
         if position == 0:
             first = numbers
     return outcomes, values, first
+
+
+def _direction(column: str, answers: Answers, lines: list[str]) -> Direction:
+    """Which way the first outcome should go: as said, else by its name."""
+    by_name: Direction = "decrease" if _WORSE.search(column) else "increase"
+    chosen = answers.direction or by_name
+    other = "increase" if chosen == "decrease" else "decrease"
+    how = "" if answers.direction else f", by its name (--direction {other} says otherwise)"
+    lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} of {column} is better{how}")
+    return chosen
 
 
 def _outcome_numbers(

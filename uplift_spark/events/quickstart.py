@@ -28,7 +28,7 @@ from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
 from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, guess_roles, plain_name
-from uplift_spark.roles import Roles
+from uplift_spark.roles import DIRECTIONS, Direction, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
 
@@ -48,15 +48,15 @@ _TABLE_NAME = re.compile(r"\w+\.\w+(\.\w+)?")
 class FrameOptions(TypedDict, total=False):
     """What `Campaign.from_frame` takes beside the frame and its main columns: the options of `uplift quickstart`.
 
-    lower_is_better  whether less of the first outcome is better; by its name by default
-    value, budget    money that one unit of the outcome is worth; money to spend
+    direction        "decrease" where less of the first outcome is better, else "increase"; by its name by default
+    value, budget    money that one unit of the outcome is worth (one less, with "decrease"); money to spend
     cost             money of treating one unit, or {level: money}
     propensity       column with the probability of the level received
     feature, drop    columns to keep as features whatever a guess says; columns that are none
     randomised       False where nobody randomised: who was treated is then learned from the features
     """
 
-    lower_is_better: bool | None
+    direction: Direction | None
     value: float | None
     cost: float | Mapping[str, float] | None
     budget: float | None
@@ -80,7 +80,7 @@ def answers_of(
         (outcome,) if isinstance(outcome, str) else tuple(outcome),
         None if control is None else str(control),
         unit,
-        chosen.get("lower_is_better"),
+        checked_direction(chosen.get("direction")),
         chosen.get("value"),
         cost if isinstance(cost, Mapping) else {} if cost is None else {"": float(cost)},
         chosen.get("budget"),
@@ -91,13 +91,21 @@ def answers_of(
     )
 
 
+def checked_direction(wanted: str | None) -> Direction | None:
+    """A direction as the user gave it. Raises ConfigError for any but increase and decrease."""
+    known = next((one for one in DIRECTIONS if one == wanted), None)
+    if known != wanted:
+        raise ConfigError(f"--direction {wanted!r} is neither increase nor decrease: choose one")
+    return known
+
+
 def _listed(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 _PYTHON = {
-    "--lower-is-better": "lower_is_better=True",
-    "--higher-is-better": "lower_is_better=False",
+    "--direction decrease": 'direction="decrease"',
+    "--direction increase": 'direction="increase"',
     "--not-randomised": "randomised=False",
     "--feature COLUMN": "feature=[COLUMN]",
     "--drop COLUMN": "drop=[COLUMN]",
@@ -245,6 +253,8 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
     names = guesses.names
     rename = {column: new for column, new in names.items() if column != new}
     at = {column: names.get(column, column) for column in (*guesses.outcomes.values(), *guesses.features)}
+    first = next(iter(guesses.outcomes))
+    less = f" (of {first} one less)" if guesses.direction == "decrease" else ""
     lines = [
         f"campaign: {name}",
         "source:",
@@ -270,13 +280,14 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         "  # what describes a unit before the treatment, and nothing that came later",
         f"  attributes: &features {_flow([names[column] for column in guesses.features])}",
         "roles:",
-        f"  outcome: {_flow(next(iter(guesses.outcomes)))}",
+        f"  outcome: {_flow(first)}",
         f"  control: {_flow(guesses.control)}",
+        *(["  # less of the outcome is better", "  direction: decrease"] if guesses.direction == "decrease" else []),
         *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
         "  features: *features",
         *_design_lines(guesses),
         "economics:",
-        "  # money that one unit of an outcome is worth, and that treating one unit with a level costs",
+        f"  # money that one unit of an outcome{less} is worth, and that treating one unit with a level costs",
         f"  value: {_flow(guesses.value)}",
         f"  cost: {_flow(guesses.cost)}",
         "lift:",

@@ -450,13 +450,16 @@ class ForestPlan:
         """The plan as if it were made for one of its outcomes alone."""
         w_bits, *y_bits = self.exponents
         exponents = (w_bits, y_bits[self.roles.outcomes.index(outcome)])
-        return replace(self, roles=replace(self.roles, outcome=outcome, more_outcomes=()), exponents=exponents)
+        # Which way is better is said of the first outcome alone.
+        direction = self.roles.direction if outcome == self.roles.outcome else "increase"
+        roles = replace(self.roles, outcome=outcome, more_outcomes=(), direction=direction)
+        return replace(self, roles=roles, exponents=exponents)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, under the names that model files know."""
         raw = {**asdict(replace(self, bins=(), overlap=None)), "bins": [b.to_dict() for b in self.bins]}
         del raw["overlap"]
-        raw["roles"]["features"] = [b.name for b in self.bins]
+        raw["roles"] = {**self.roles.record, "features": [b.name for b in self.bins]}
         raw[_REPORTED] = raw.pop("reported")
         return raw
 

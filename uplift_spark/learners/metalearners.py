@@ -408,7 +408,7 @@ class Learned:
     def manifest(self) -> dict[str, Any]:
         """What it is, as plain JSON values."""
         bins, facts = [one.to_dict() for one in self.bins], dict(self.facts)
-        parts = {"learner": asdict(self.params), "roles": asdict(self.roles), "levels": asdict(self.levels)}
+        parts = {"learner": asdict(self.params), "roles": self.roles.record, "levels": asdict(self.levels)}
         return {"format": FORMAT, **parts, "bins": bins, "facts": facts}
 
     def effect_arrays(

@@ -96,7 +96,7 @@ class PolicyInputs:
 
     @property
     def value(self) -> float:
-        """Of one unit of the outcome in the plan's objective."""
+        """Of one unit more of the outcome in the plan's objective; negative where less is better."""
         return self.campaign.outcome_value
 
     @property
@@ -170,7 +170,9 @@ def candidates_of(inputs: PolicyInputs) -> DataFrame:
         name: _condition(inputs, f"policy.exclude.{name}", condition) for name, condition in policy.exclude.items()
     }
     buckets = segment_buckets(inputs.training, inputs.segments, config.training_table)
-    column = "uplift" if policy.bound == "expected" else "uplift_lower"
+    # The lower end of a gain is the upper end of an effect that is worth less than nothing.
+    lower = "uplift_lower" if inputs.value >= 0 else "uplift_upper"
+    column = "uplift" if policy.bound == "expected" else lower
     uplifts = offers(inputs.scores, inputs.levels, column)
     training = _without_nan(inputs.training)
     rules: dict[str, Column] = {}
@@ -358,7 +360,7 @@ def picture(result: PolicyResult, details: Mapping[str, Any], folder: Path) -> P
     """Draw gain by budget into `folder`/policy.png; None without a budget. Raises like `write_pictures`."""
     if not result.points:
         return None
-    unit = "money" if result.inputs.net else result.inputs.config.roles.outcome
+    unit = result.inputs.campaign.gain_unit
     figure = budget_picture(result.curve_table(details), unit, details["cost"], details["gain"])
     return save(figure, folder / "policy.png")
 
@@ -366,8 +368,7 @@ def picture(result: PolicyResult, details: Mapping[str, Any], folder: Path) -> P
 def policy_summary(result: PolicyResult, details: Mapping[str, Any]) -> str:
     """The plan as text: units, gain and cost by level, units left out, limits, and in sentences what it brings."""
     inputs = result.inputs
-    unit = "money" if inputs.net else inputs.config.roles.outcome
-    return plan_text(details, result.limit_table(), unit, inputs.config.roles.control)
+    return plan_text(details, result.limit_table(), inputs.campaign.gain_unit, inputs.config.roles.control)
 
 
 def plan_text(details: Mapping[str, Any], limits: pd.DataFrame, unit: str, control: str) -> str:

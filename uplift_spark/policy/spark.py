@@ -397,7 +397,7 @@ def observed_from_sums(partials: pa.Table, wanted: Pass, worth: tuple[float, boo
     each = np.where(chosen > 0, chosen * value * effect.estimate, 0.0) - cost
     error = np.sqrt(np.where(chosen > 0, (chosen * value * effect.error) ** 2, 0.0).sum(axis=1))
     if wanted.draws:
-        error = value * _cluster_error(moments, resampled, point, chosen)
+        error = abs(value) * _cluster_error(moments, resampled, point, chosen)
     gain, half = each.sum(axis=1), normal_quantile(0.95) * error
     return Observed(gain, gain - half, gain + half)
 

@@ -348,11 +348,15 @@ def evaluate_rows(holdout: pd.DataFrame, scores: pd.DataFrame, spec: EvaluationS
         The same sums as those of `evaluation.spark.evaluate` for the same rows in Spark frames.
 
     Raises:
-        DataError: the hold-out is empty or lacks columns or the control arm, or units lack scores.
+        DataError: the hold-out is empty, lacks columns or the control arm, or repeats units, or units lack scores.
     """
     columns = [part for segment in spec.segments for part in crossed(segment)]
     check_holdout_columns(holdout, (UNIT, TREATMENT, PROPENSITY, *spec.outcomes, *columns), spec.table)
     holdout = holdout.reset_index(drop=True)
+    if holdout.empty:
+        raise DataError(f"{spec.table} has no row: give the rows of units that training did not see")
+    if repeated := int(holdout[UNIT].duplicated().sum()):
+        raise DataError(f"units repeat in {repeated:,} rows of {spec.table}: keep one row of each")
     arms = checked_arms(_arm_rows(holdout, spec), spec)
     levels = ordered_levels(arms, spec)
     uplift = scores.assign(unit=scores[UNIT].astype(str), level=scores[TREATMENT].astype(str))

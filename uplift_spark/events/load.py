@@ -475,13 +475,13 @@ def _refuse_edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Co
     names = {file.path.rsplit("/", 1)[-1] for file in files}
     name = F.regexp_extract("source", f"^(.*)#[0-9a-f]{{{_KEY}}}$", 1)
     rows = lake.read(load.table).where(name.isin(*names) & ~F.expr(_KEY_OF_SOURCE).isin(*keys))
-    found = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").limit(6).collect()
-    if found:
-        some = ", ".join(f"{row['n']:,} rows of {row['source']}" for row in found[:5])
-        more = " and of other files" if len(found) > 5 else ""
+    others = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").limit(6).collect()
+    if others:
+        some = ", ".join(f"{row['n']:,} rows of {row['source']}" for row in others[:5])
+        more = " and of other files" if len(others) > 5 else ""
         raise DataError(
             f"{load.table} has {some}{more}, which had the name but not the content of a file of {load.source}: name "
-            f"those to go with --replaced {found[0]['source']} (repeatable), or rename the new file"
+            f"those to go with --replaced {others[0]['source']} (repeatable), or rename the new file"
         )
 
 

@@ -19,6 +19,13 @@ from uplift_spark.lake.session import check_java, local_conf, local_session
 from uplift_spark.lake.tables import Lake
 
 ROOT = Path(__file__).resolve().parents[1]
+# Tests have few rows: compiling a query and planning it anew between its stages takes longer than interpreting it. The
+# demo, the notebooks and `make slow` run with the settings of users.
+FEW_ROWS = {
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 NEEDS_SPARK = {"spark", "lake", "connect_server"}
 
 
@@ -47,7 +54,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session all tests share; a lost task is tried again, as on a cluster."""
     check_java()
     conf = local_conf(Lakehouse(path=str(tmp_path_factory.mktemp("warehouse"))), "tests", "local[2,4]")
-    session = local_session({**conf, "spark.python.daemon.module": "tests.daemon"})
+    session = local_session({**conf, **FEW_ROWS, "spark.python.daemon.module": "tests.daemon"})
     yield session
     session.stop()
 

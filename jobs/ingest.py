@@ -1,4 +1,4 @@
-"""Turn a campaign's source into immutable bronze events: the user's own table, a trial's file, or a simulation.
+"""Turn a campaign's source into immutable bronze events: the user's own tables, a trial's file, or a simulation.
 
 Appends to bronze.profile_<campaign>, bronze.outcome, bronze.assignment, bronze.truth (simulated) and bronze.quarantine.
 """
@@ -11,9 +11,11 @@ import typer
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
+from uplift_spark.events.event_source import load_events
 from uplift_spark.events.ingest import prepare, refuse_second_load
 from uplift_spark.events.table_source import Replacement, open_source, table_batch
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.source_conf import EventsSource
 
 
 def options(
@@ -35,6 +37,8 @@ def run(
     With `replace` rows of earlier runs go first, once the new ones are checked; older versions of the tables keep them.
     """
     config, lake = campaign.config, campaign.lake
+    if isinstance(config.source, EventsSource):
+        return load_events(config, config.source, lake, progress, run_id, replace)
     opened = open_source(config, lake, progress)
     earlier = Replacement.of(lake, config.campaign, replace)
     earlier = earlier.but(run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity))

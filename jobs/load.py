@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.events.load import Load, arrivals
+from uplift_spark.events.load import Load, add_arrivals, arrivals
 from uplift_spark.governance.privacy import key_of
-from uplift_spark.lake.schemas import QUARANTINE
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
@@ -45,17 +43,7 @@ def run(
     """
     config, lake = campaign.config, campaign.lake
     new = arrivals(load, lake, run_id, progress, key_of(config))
-    new.make_room(lake, load.table, progress)
-    written = []
-    if new.rejected is not None:
-        written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
-    if new.good is None:  # a commit without rows would make a new version of the table, of which nothing is new
-        progress("no row is added")
-        return JobResult.of("load", new.run_id, *written, **new.details, good=0, rejected=new.refused)
-    added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
-    written.append(added)
-    # A commit tells the rows it added; those of an earlier one are counted, for units may have been erased since.
-    good = lake.read(load.table).where(F.col("run_id") == new.run_id).count() if added.skipped else added.rows
+    written, good = add_arrivals(load, lake, new, progress)
     return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
 
 

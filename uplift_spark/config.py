@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
-from uplift_spark.source_conf import STRICT, Simulation, TableSource, TrialConf
+from uplift_spark.source_conf import STRICT, EventsSource, Simulation, TableSource, TrialConf
 
 Days = Annotated[float, Field(gt=0, le=3650)]
 
@@ -616,7 +616,7 @@ class Config:
 
     RUNS: ClassVar = {"ingest": "campaign source seed"}
     campaign: str
-    source: Annotated[Simulation | TrialConf | TableSource, Field(discriminator="kind")] | None
+    source: Annotated[Simulation | TrialConf | TableSource | EventsSource, Field(discriminator="kind")] | None
     roles: RolesConf
     seed: int = 7
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5

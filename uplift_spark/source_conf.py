@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -146,3 +147,81 @@ class TableSource:
         unit = [self.unit] if self.unit else []
         named = [*unit, self.treatment, *self.outcomes, *self.attributes, *at, *self.propensity_columns]
         return tuple(dict.fromkeys(named))
+
+
+@dataclass(frozen=True, config=STRICT)
+class EventTable:
+    """One of the user's own tables of events, under `source` of kind events.
+
+    path         a file or a folder of files, or the folder of a Delta table
+    table        in its place a table: `schema.table` of the lakehouse, or `catalog.schema.table`
+    format       csv, json, parquet or delta; by default that of the file's ending, delta for tables and other folders
+    rename       {name in the source: name in the raw table}; the other keys use the new names
+    columns      {column of the raw table: SQL over the source's columns}, as in {outcome: "'purchase'"}
+    where        SQL over the columns: only rows for which it holds are loaded, none for which it is unknown
+    attributes   of a profile: the columns to keep; by default all
+    historic     rows were known when they happened, not when they were loaded; a column known_at says it for each row
+    """
+
+    NO_IDENTITY: ClassVar = ("path",)
+    path: str | None = None
+    table: str | None = None
+    format: Literal["csv", "json", "parquet", "delta"] | None = None
+    rename: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default_factory=dict)
+    where: str | None = None
+    attributes: tuple[str, ...] | None = None
+    historic: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.table is None):
+            raise ConfigError("a table of events needs one of `path` (a file or folder) and `table` (a name)")
+        if self.table is not None and self.format not in (None, "delta"):
+            raise ConfigError(f"table {self.table} is read as delta: leave out `format: {self.format}`, or name a path")
+        if both := sorted(set(self.rename.values()) & set(self.columns)):
+            raise ConfigError(f"{both[0]!r} is both renamed and computed: leave it out of `rename` or of `columns`")
+
+    @property
+    def location(self) -> str:
+        """The path, or the name of the table."""
+        return str(self.table or self.path)
+
+    @property
+    def read_as(self) -> str:
+        """The format, guessed from the ending where it is not named."""
+        if self.format is not None or self.table is not None:
+            return self.format or "delta"
+        ending = re.search(r"\.(csv|json|parquet)(\.\w+)?$", self.location)
+        return ending.group(1) if ending else "delta"
+
+
+@dataclass(frozen=True, config=STRICT)
+class EventsSource:
+    """`source` of kind events: the user's own tables of events, of which each `uplift ingest` reads what is new.
+
+    What is new of a Delta table are the rows that its version has beyond the one read last, of a folder the files whose
+    content was not read yet. `uplift contract TABLE` prints what each table must hold.
+
+    assignment   who was assigned which level, when; the campaign's name is filled in where a table has none
+    outcome      what units did afterwards
+    profile, event, delivery, consent  attributes, behaviour, sends, who may be contacted; where there are such tables
+    """
+
+    kind: Literal["events"]
+    assignment: EventTable
+    outcome: EventTable
+    profile: EventTable | None = None
+    event: EventTable | None = None
+    delivery: EventTable | None = None
+    consent: EventTable | None = None
+
+    def __post_init__(self) -> None:
+        for name, table in self.tables.items():
+            if table.attributes is not None and name != "profile":
+                raise ConfigError(f"source.{name}.attributes: only a profile has attributes, remove the key")
+
+    @property
+    def tables(self) -> dict[str, EventTable]:
+        """The tables that are named, in the order to load them: without assignments no later job sees the campaign."""
+        order = ("profile", "event", "delivery", "consent", "outcome", "assignment")
+        return {name: getattr(self, name) for name in order if getattr(self, name) is not None}

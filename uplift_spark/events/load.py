@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
@@ -54,7 +54,7 @@ from uplift_spark.lake.contracts import (
 from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of, optional_columns
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
-from uplift_spark.lake.tables import Lake
+from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
 
@@ -181,15 +181,18 @@ def find_delta(lake: Lake, location: str) -> DeltaVersion:
     return DeltaVersion(location, reference, int(newest), _digest(detail["id"]), feed)
 
 
-def read_delta(lake: Lake, table: DeltaVersion, before: int | None) -> DataFrame:
+def read_delta(
+    lake: Lake, table: DeltaVersion, before: int | None, shaped: Callable[[DataFrame], DataFrame] = lambda rows: rows
+) -> DataFrame:
     """Rows of the table's version with SOURCE; without the rows it had at version `before`, if one is given.
 
-    Raises DataError when that version is gone.
+    Versions are compared as `shaped`: rows that differ elsewhere alone are no new ones. Raises DataError when that
+    version is gone.
     """
-    rows = _at(lake, table, table.version)
+    rows = shaped(_at(lake, table, table.version))
     if before is not None:
         try:
-            old = _at(lake, table, before)
+            old = shaped(_at(lake, table, before))
             had = set(old.columns)
         except PySparkException as error:
             raise DataError(
@@ -306,6 +309,19 @@ _LEFT_OUT = {"equal_rows": "the source has an equal row", ALREADY: "the table ha
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
 
+class Shape(Protocol):
+    """How rows of a source become rows of a raw table; see `events.event_source`."""
+
+    @property
+    def identity(self) -> Any:
+        """What it does, as values that a run's id can depend on."""
+        ...
+
+    def apply(self, rows: DataFrame) -> DataFrame:
+        """The rows with the table's columns; SOURCE and UNREAD stay. Raises ConfigError for a missing column."""
+        ...
+
+
 @dataclass(frozen=True)
 class Load:
     """What to load into which raw table.
@@ -315,6 +331,7 @@ class Load:
     historic  rows were known when they happened
     new_columns  columns of the source that the table gets if it has them not; rows need not have them
     replace   rows that earlier loads of the same files, or of the same Delta table, brought go first
+    shape     how the source's columns become those of the table; as they are by default
     replaced  so do rows of these sources, as the table's column `source` names them: files that were edited since
 
     Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
@@ -328,6 +345,7 @@ class Load:
     new_columns: tuple[str, ...] = ()
     replace: bool = False
     replaced: tuple[str, ...] = ()
+    shape: Shape | None = None
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)
@@ -355,6 +373,15 @@ class Load:
             # Delta and the checks here keep names that begin with an underscore for themselves.
             if checked_name(name, "--new-column").startswith("_") or name.lower() in taken:
                 raise ConfigError(f"--new-column {name!r} is taken: choose a name that {self.table} has not")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the id of a run depends on beside the source's content."""
+        return {"table": self.table, **({"shape": self.shape.identity} if self.shape else {})}
+
+    def shaped(self, rows: DataFrame) -> DataFrame:
+        """Rows of the source with the columns of the table."""
+        return self.shape.apply(rows) if self.shape else rows
 
     @property
     def contract(self) -> Contract:
@@ -430,6 +457,21 @@ def arrivals(
     return Arrivals(run_id, good if counts.good else None, rejected if refused else None, refused, details, replaced)
 
 
+def add_arrivals(load: Load, lake: Lake, new: Arrivals, progress: ProgressCallback) -> tuple[list[Written], int]:
+    """Write what `arrivals` gave; (what was written, how many rows the table got by this run)."""
+    new.make_room(lake, load.table, progress)
+    written = []
+    if new.rejected is not None:
+        written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
+    if new.good is None:  # a commit without rows would make a new version of the table, of which nothing is new
+        progress(f"{load.table}: no row is added")
+        return written, 0
+    added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
+    # A commit tells the rows it added; those of an earlier one are counted, for units may have been erased since.
+    good = lake.read(load.table).where(F.col(RUN_ID) == new.run_id).count() if added.skipped else added.rows
+    return [*written, added], good
+
+
 def count_by_rule(rejected: DataFrame) -> dict[str, int]:
     """{rule: rows}, sorted, of rows in the shape of bronze.quarantine."""
     counts = {row["rule"]: row["n"] for row in rejected.groupBy("rule").agg(F.count("*").alias("n")).collect()}
@@ -439,15 +481,19 @@ def count_by_rule(rejected: DataFrame) -> dict[str, int]:
 def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
     """(run id, rows, what to tell) of the files that no other run has added."""
     files = find_files(lake.spark, load.source, load.format)
-    run = run_id or derive_run_id("load", {"table": load.table}, source=sorted(file.key for file in files))
+    run = run_id or derive_run_id("load", load.params, source=sorted(file.key for file in files))
     known = known_files(lake, load.table, files, run)
     new = [file for file in files if file.key not in known]
     details: dict[str, Any] = {"files": len(files), "files_known": len(known)}
     if not new:
         return run, [], details
     if known and run_id is None:
-        run = derive_run_id("load", {"table": load.table}, source=sorted(file.key for file in new))
-    return run, read_files(lake.spark, new, load.format), details
+        run = derive_run_id("load", load.params, source=sorted(file.key for file in new))
+    return run, _shaped_files(load, lake, new), details
+
+
+def _shaped_files(load: Load, lake: Lake, files: Sequence[File]) -> Parts:
+    return [(where, load.shaped(rows)) for where, rows in read_files(lake.spark, files, load.format)]
 
 
 def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
@@ -458,14 +504,15 @@ def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts,
     version = lake.version(load.table) if lake.exists(load.table) else -1
     if load.format == "delta":
         table = find_delta(lake, load.source)
-        parts, keys, details = [(load.source, read_delta(lake, table, None))], [table.key], {"version": table.version}
+        rows = read_delta(lake, table, None, load.shaped)
+        parts, keys, details = [(load.source, rows)], [table.key], {"version": table.version}
     else:
         files = find_files(lake.spark, load.source, load.format)
         keys = sorted({*(file.key for file in files), *(source.rpartition("#")[2] for source in load.replaced)})
         if version >= 0:
             _refuse_edited_files(load, lake, files, keys)
-        parts, details = read_files(lake.spark, files, load.format), {"files": len(files)}
-    run = derive_run_id("load", {"table": load.table, "replaces": version}, source=keys)
+        parts, details = _shaped_files(load, lake, files), {"files": len(files)}
+    run = derive_run_id("load", {**load.params, "replaces": version}, source=keys)
     return run, parts, {**details, "keys": keys}
 
 
@@ -488,12 +535,12 @@ def _refuse_edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Co
 def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
     """(run id, rows, what to tell) of a Delta table's newest version, without the rows of the version added last."""
     table = find_delta(lake, load.source)
-    run = run_id or derive_run_id("load", {"table": load.table}, source=[table.key, table.version])
+    run = run_id or derive_run_id("load", load.params, source=[table.key, table.version])
     before = known_version(lake, load.table, table, run)
     details: dict[str, Any] = {"version": table.version}
     if before is not None:
         details["version_known"] = before
-    return run, [(load.source, read_delta(lake, table, before))], details
+    return run, [(load.source, read_delta(lake, table, before, load.shaped))], details
 
 
 def wanted_columns(load: Load, lake: Lake, parts: Parts) -> StructType:

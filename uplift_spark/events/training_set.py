@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from uplift_spark.config import HAPPENED_AT, Config, Feature, Simulation
+from uplift_spark.config import HAPPENED_AT, Config, Feature
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.features import (
     check_features,
@@ -34,6 +34,7 @@ from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
 from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
+from uplift_spark.source_conf import TableSource, TrialConf
 
 # --------------------------------------------------------------------------------------------------------------------
 # Weights of maturity.
@@ -207,7 +208,7 @@ def with_weights(
 
 def _source_columns(config: Config) -> set[str]:
     source = config.source
-    return set() if source is None or isinstance(source, Simulation) else {source.treatment, *source.outcomes}
+    return {source.treatment, *source.outcomes} if isinstance(source, TrialConf | TableSource) else set()
 
 
 def _arrivals(

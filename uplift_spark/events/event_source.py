@@ -1,0 +1,151 @@
+"""The user's own tables of events as raw tables: `uplift ingest` for a source of kind events.
+
+Each table is loaded as `uplift load` would (`events.load`), after `EventShape` has given its columns the names and
+values that the raw table has. All tables are checked before the first is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError, hint
+from uplift_spark.events.load import SOURCE, Arrivals, Load, add_arrivals, arrivals
+from uplift_spark.governance.privacy import key_of
+from uplift_spark.lake.contracts import UNREAD
+from uplift_spark.lake.schemas import bronze_table, contract_of, profile_table
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
+from uplift_spark.source_conf import EventsSource, EventTable
+
+_SET_BY_LOAD = ("source", RUN_ID, "ingested_at")
+
+
+@dataclass(frozen=True)
+class EventShape:
+    """How rows of one of the user's tables become those of the raw table `target`.
+
+    name      the table's key under `source`, for messages
+    declared  what the configuration says of it
+    campaign  name for rows that bring none, where the raw table has campaigns; a propensity that they lack is null
+    """
+
+    name: str
+    target: str
+    declared: EventTable
+    campaign: str
+
+    @property
+    def identity(self) -> Any:
+        """What changes rows; not where they lie."""
+        table = self.declared
+        return [table.rename, table.columns, table.where, table.attributes, table.historic]
+
+    def apply(self, rows: DataFrame) -> DataFrame:
+        """Rename, compute, filter, and keep the columns of the raw table. A line that could not be read is kept.
+
+        Raises ConfigError for a column that is not there and for SQL that does not fit the columns.
+        """
+        own, declared = [name for name in rows.columns if name not in (SOURCE, UNREAD)], self.declared
+        for old in declared.rename:
+            if old not in own:
+                raise ConfigError(
+                    f"source.{self.name}.rename: {declared.location} has no column {old!r}, {hint(old, own)}"
+                )
+        named = rows.withColumnsRenamed(declared.rename)
+        lower = [name.lower() for name in named.columns]
+        if twice := sorted({name for name in lower if lower.count(name) > 1}):
+            raise ConfigError(
+                f"source.{self.name}: {declared.location} has several columns {twice[0]!r} after renaming: rename the "
+                "others, too"
+            )
+        computed = {
+            name: _sql(named, f"source.{self.name}.columns.{name}", text) for name, text in declared.columns.items()
+        }
+        shaped = named.withColumns(computed)
+        for name, value in ((CAMPAIGN, F.lit(self.campaign)), (PROPENSITY, F.lit(None).cast("double"))):
+            if name in self._wanted and name not in shaped.columns:
+                shaped = shaped.withColumn(name, value)
+        if declared.where is not None:
+            shaped = shaped.where(self._kept(named))
+        return shaped.select(*(f"`{name}`" for name in self._columns(shaped)))
+
+    @property
+    def _wanted(self) -> list[str]:
+        contract = contract_of(self.target)
+        assert contract is not None  # it is a raw table
+        return [name for name in contract.columns.fieldNames() if name not in _SET_BY_LOAD]
+
+    def _kept(self, named: DataFrame) -> Column:
+        text = str(self.declared.where)
+        holds = F.coalesce(_sql(named, f"source.{self.name}.where", text).cast("boolean"), F.lit(False))
+        return holds | F.col(UNREAD).isNotNull() if UNREAD in named.columns else holds
+
+    def _columns(self, shaped: DataFrame) -> list[str]:
+        """Columns of `shaped` to keep, in the source's order."""
+        contract, attributes = contract_of(self.target), self.declared.attributes
+        assert contract is not None
+        for name in attributes or ():
+            if name not in shaped.columns:
+                raise ConfigError(
+                    f"source.{self.name}.attributes: {self.declared.location} has no column {name!r}, "
+                    f"{hint(name, shaped.columns)}"
+                )
+        if contract.open and attributes is None:
+            return [name for name in shaped.columns if name not in _SET_BY_LOAD]
+        wanted = {*self._wanted, *(attributes or ()), SOURCE, UNREAD}
+        return [name for name in shaped.columns if name in wanted]
+
+
+def _sql(rows: DataFrame, key: str, text: str) -> Column:
+    try:
+        rows.select(F.expr(text)).schema  # noqa: B018 - over Connect nothing is looked up before this
+    except PySparkException as error:
+        message = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"{key}={text!r} is no SQL over the columns: {message}") from error
+    return F.expr(text)
+
+
+def event_loads(config: Config, source: EventsSource, replace: bool) -> dict[str, Load]:
+    """List what to load, in order: {key under `source`: load}."""
+    loads = {}
+    for name, table in source.tables.items():
+        target = profile_table(config.campaign) if name == "profile" else bronze_table(name)
+        shape = EventShape(name, target, table, config.campaign)
+        loads[name] = Load(target, table.location, table.read_as, historic=table.historic, replace=replace, shape=shape)
+    return loads
+
+
+def load_events(
+    config: Config, source: EventsSource, lake: Lake, progress: ProgressCallback, run_id: str | None, replace: bool
+) -> JobResult:
+    """Add to the raw tables what is new in the user's own, once all of it is checked.
+
+    Raises ConfigError for a declaration that does not fit the tables, DataError for what cannot be read.
+    """
+    loads = event_loads(config, source, replace)
+    key = key_of(config)
+    ready: dict[str, Arrivals] = {}
+    for name, load in loads.items():  # each with a run of its own, for all may have rows in quarantine
+        ready[name] = arrivals(load, lake, None if run_id is None else f"{run_id}-{name}", _of(name, progress), key)
+    written, rows, rejected = [], {}, {}
+    for name, load in loads.items():
+        commits, rows[name] = add_arrivals(load, lake, ready[name], _of(name, progress))
+        written += commits
+        if ready[name].refused:
+            rejected[name] = ready[name].refused
+    whole = run_id or derive_run_id(
+        "ingest", {"campaign": config.campaign}, source=[one.run_id for one in ready.values()]
+    )
+    return JobResult.of("ingest", whole, *written, rows=rows, rejected=rejected)
+
+
+def _of(name: str, progress: ProgressCallback) -> Callable[[str], None]:
+    return lambda message: progress(f"{name}: {message}")

@@ -82,7 +82,7 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
     assert set(lake.read("bronze.outcome").toPandas()["outcome"]) == {"spend"}
     assert "phone" not in lake.read("bronze.profile_own").columns
     again = ingest.run(campaign)
-    assert counts(again) == {"profile": 0, "outcome": 0, "assignment": 0}
+    assert all(table["skipped"] for table in again.tables.values()) and again.run_id == first.run_id
     assert lake.version("bronze.assignment") == 0
     sent(spark, shop, range(40, 44))
     spark.sql(f"UPDATE delta.`{shop / 'sends'}` SET note = 'changed' WHERE customer < 10")  # no column that is used

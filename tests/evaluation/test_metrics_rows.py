@@ -62,7 +62,7 @@ def change(frame: pd.DataFrame, **columns: Any) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("holdout", "scores", "message"),
     [
-        (lambda h: h[:0], lambda s: s, "has no hold-out rows"),
+        (lambda h: h[:0], lambda s: s, "the frame has no row: give"),
         (lambda h: h.drop(columns="city"), lambda s: s, r"lacks columns \['city'\]"),
         (lambda h: h[h["treatment"] != "none"], lambda s: s, "no hold-out unit of the control arm"),
         (

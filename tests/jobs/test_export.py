@@ -53,6 +53,7 @@ def scored(spark, tmp_path_factory):
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("export"))))
     lake.write(TABLE, spark.createDataFrame(training_rows(80)), "features-1", mode="overwrite")
     train.run(Campaign(conf(lake), lake))
+    lake.write(TABLE, spark.createDataFrame(training_rows(40)), "features-2", mode="overwrite")  # fewer are scored
     with pytest.raises(DataError, match=r"table gold\.uplift_scores"):
         exported(lake, "/nowhere/x")
     score.run(Campaign(conf(lake), lake))

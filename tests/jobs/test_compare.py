@@ -175,6 +175,7 @@ def test_cost_curves_start_at_nothing_and_end_where_effects_do(lake, compared):
         assert (rows["gain_lower"].iloc[1:] < rows["gain"].iloc[1:]).all()
 
 
+@pytest.mark.slow
 def test_a_rerun_adds_nothing_and_logs_once(lake, compared, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     again = compare.run(Campaign(conf(lake), lake))

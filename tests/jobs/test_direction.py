@@ -62,6 +62,7 @@ def decisions(one: Campaign) -> pd.DataFrame:
     return rows.sort_values("unit_id", ignore_index=True)
 
 
+@pytest.mark.slow
 def test_lift_and_policy_rank_and_treat_first_whom_treatment_keeps(spark: SparkSession, lake: Lake) -> None:
     both = {}
     for direction in NAMES:

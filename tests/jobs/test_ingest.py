@@ -97,6 +97,7 @@ def test_simulated_campaign_from_source_to_training_set(lake):
         ingest.run(Campaign(replace(SIMULATED, source=Simulation(units=UNITS + 1)), lake))
 
 
+@pytest.mark.slow
 def test_units_of_a_cluster_are_split_together(lake, shop):
     rows = [f"{i},{i // 10 % 2},{i % 3 % 2},1,{i % 50},v{i // 10}" for i in range(600)]
     text = "\n".join([ROWS.splitlines()[0], *rows])

@@ -51,6 +51,7 @@ def conf(lake, **labels):
     )
 
 
+@pytest.mark.slow
 def test_mature_units_stand_for_all(lake):
     x, early = campaign(lake)
     plain, weighted = conf(lake), conf(lake, maturity_weights=True)

@@ -257,6 +257,7 @@ def test_limits_that_cannot_be_kept_are_refused_before_any_decision(lake, planne
     assert lake.version("gold.policy_decisions") == before
 
 
+@pytest.mark.slow
 def test_costs_may_differ_by_unit_and_the_lower_bound_may_decide(lake, planned, inputs):
     careful = {"bound": "lower", "limits": ()}
     result = policy.run(Campaign(conf(lake, **careful, cost={"5%": "0.1 + coalesce(age, 40) / 1000"}), lake))

@@ -72,6 +72,7 @@ def test_a_delta_table_by_its_folder(
     assert campaign.sql("SELECT count(*) AS n FROM bronze.assignment")["n"].tolist() == [N]
 
 
+@pytest.mark.slow
 def test_a_frame_runs_and_a_better_one_takes_its_place(tmp_path: Path, lake: Lake) -> None:
     frame, said = pd.read_csv(customers(tmp_path), sep=";", decimal=","), []
     for rows in (frame[:2000], frame):

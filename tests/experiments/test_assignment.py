@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -352,6 +353,11 @@ def test_every_dialect_writes_the_thresholds(dialect: str) -> None:
     treatment = assignment_sql(THIRDS, dialect=dialect).treatment
     assert "< '80000000' THEN 'control'" in treatment and "< 'cccccccd' THEN '10%'" in treatment
     assert "'spring-2026/arm:' || CAST(unit_id AS" in treatment and "md5(" in treatment
+    in_strata = assignment_sql(
+        replace(THIRDS, stratified=True), AssignmentColumns(strata=("region",)), dialect
+    ).treatment
+    digits = re.findall(r"CAST\([^=]*? AS BIGINT\) - 1\) \* \d+", in_strata)
+    assert len(digits) == 16 and "AS BIGINT) - 1) * 268435456" in in_strata  # 15 * 16⁷ overflows 32 bits
 
 
 # ---------------------------------------------------------------- refusals

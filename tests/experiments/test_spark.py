@@ -64,5 +64,5 @@ def test_rows_that_get_a_wrong_arm_are_refused(spark) -> None:
     for rows, experiment, columns, sentence in cases:
         with pytest.raises(DataError, match=sentence):
             with_arms(spark.createDataFrame(rows, schema), experiment, columns)
-    with pytest.raises(DataError, match="'treatment' is there already"):
+    with pytest.raises(DataError, match="'explored' is there already"):
         with_arms(with_arms(spark.createDataFrame(good, schema), THIRDS), THIRDS)

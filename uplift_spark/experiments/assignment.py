@@ -658,7 +658,8 @@ class _SqlWriter:
             rank, count = f"(row_number() OVER ({among} ORDER BY {arm}) - 1)", f"count(*) OVER ({among})"
         own = self.hash(stratum, self.experiment.salt, "stratum")
         digits = [self.dialect.position.format(digit=f"substr({own}, {k + 1}, 1)") for k in range(8)]
-        start = " + ".join(f"({digit} - 1) * {16 ** (7 - k)}" for k, digit in enumerate(digits))
+        # As 64 bits before the product: places are 32-bit numbers in Spark and Postgres, and 15 * 16⁷ is none.
+        start = " + ".join(f"(CAST({digit} AS BIGINT) - 1) * {16 ** (7 - k)}" for k, digit in enumerate(digits))
         whole = f"CAST({rank} AS BIGINT)"
         return f"({whole} * {GRID} + {start})", f"CAST({count} AS BIGINT)"
 

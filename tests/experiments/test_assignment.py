@@ -99,12 +99,12 @@ def test_arms_are_balanced_over_salts() -> None:
     ]
     assert (
         np.mean(np.array(p) < 0.01) <= 0.03
-    )  # 1 % are due; more than 9 of 300 come once in 500 runs, and salts are fixed
+    )  # 1 % are due; more than 9 of 300 come once in 900 runs, and salts are fixed
     assert p_of_counts(np.histogram(p, bins=10, range=(0, 1))[0], np.full(10, 0.1)) > 0.001
 
 
 def test_the_balance_test_notices_a_biased_hash() -> None:
-    """A hash of text without mixing (FNV-1a's low bits over sequential ids, say) is caught by the same figure."""
+    """A hash that does not mix, the sum of the bytes of sequential ids, is caught by the same figure."""
     units, shares = numbered(3000), np.array([0.5, 0.3, 0.2])
     sums = np.array([sum(unit.encode()) % 256 for unit in units]) << 24
     counts = np.bincount(np.searchsorted(THIRDS.cuts, sums, side="right"), minlength=3)

@@ -148,9 +148,8 @@ def java() -> str:
     from uplift_spark.spark_versions import oldest_java
 
     check_java()
-    return f"{oldest_java()} or newer is there" + (
-        ", with an archive of its classes" if class_archive().exists() else ""
-    )
+    archived = ", and an archive of Spark's classes" if class_archive().exists() else ""
+    return f"{oldest_java()} or newer is there{archived}"
 
 
 def delta() -> str:

@@ -16,15 +16,7 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
-from uplift_spark.events.features import (
-    TrainingSetFacts,
-    described,
-    freshness,
-    listed,
-    record,
-    refuse_late_profiles,
-    register,
-)
+from uplift_spark.events.features import TrainingSetFacts, described, freshness, listed, record, register
 from uplift_spark.events.labels import label_table, late_and_missing
 from uplift_spark.events.leakage import guard_training, leakage_sample
 from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
@@ -105,7 +97,6 @@ def run(
     counts, missing = training_counts(labels, lake.read(table, trained.version), events.columns)
     recorded = record(lake, definitions, TrainingSetFacts(table, events.read, events.as_of, counts, missing), run_id)
     progress(", ".join(f"{name} {n:,}" for name, n in counts.items()))
-    refuse_late_profiles(config, events.assignments, events.sources["profile"], counts)
     details = {**counts, **late_and_missing(config, history, sends, progress), "leakage": guarded}
     details |= {"unmatched": events.unmatched} if events.unmatched else {}
     written = (*registered, labelled, trained, recorded)

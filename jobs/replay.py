@@ -41,10 +41,6 @@ from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 _FIELDS, _NUMBER, _TEXTS = "__fields", "__number", "__texts"
-_YEARS = (
-    "1971",
-    "2199",
-)  # of a campaign; a time outside them is a misread number, unless the row's texts have its year
 _KNOWN_AT = "known_at"
 _OF_TRIALS = "_row"  # only lines of a trial's file, rejected by `uplift ingest`, have their number
 _FORBIDDEN = re.compile(r"[`;\x00-\x1f]|--|/\*")

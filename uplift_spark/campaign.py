@@ -616,14 +616,14 @@ def check_reads(query: str) -> None:
         raise ConfigError("uplift sql only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
 
 
-def query_rows(lake: Lake, query: str, limit: int | None = None, as_text: bool = False) -> pa.Table:
+def query_rows(lake: Lake, query: str, limit: int | None = None, texts_only: bool = False) -> pa.Table:
     """Rows of a query that only reads: the first `limit`, or all.
 
     Args:
         lake: Where its tables are.
         query: SQL; two of its columns may have one name.
         limit: Most rows to give.
-        as_text: Have Spark write dates, times, bytes (hexadecimal) and nested values (JSON) as texts, so that only
+        texts_only: Have Spark write dates, times, bytes (hexadecimal) and nested values (JSON) as texts, so that only
             numbers, truth values and texts remain; else only the types that Arrow lacks, such as intervals.
 
     Returns:
@@ -636,7 +636,7 @@ def query_rows(lake: Lake, query: str, limit: int | None = None, as_text: bool =
         rows = lake.sql(query)
         names = rows.columns
         rows = rows.toDF(*(f"c{number}" for number in range(len(names))))
-        values = [_readable(field, as_text).alias(field.name) for field in rows.schema]
+        values = [_readable(field, texts_only).alias(field.name) for field in rows.schema]
         rows = rows.select(*values) if values else rows
         return (rows if limit is None else rows.limit(limit)).toArrow().rename_columns(names)
     except PySparkException as error:
@@ -650,16 +650,16 @@ _PLAIN = (
 _OF_ARROW = (T.DateType, T.TimestampType, T.TimestampNTZType, T.BinaryType)
 
 
-def _readable(field: T.StructField, as_text: bool) -> Column:
+def _readable(field: T.StructField, texts_only: bool) -> Column:
     """A column of a query as it is, or as text, see `query_rows`."""
     kind, value = field.dataType, F.col(field.name)
     if isinstance(kind, _PLAIN):
         return value
-    if isinstance(kind, T.BinaryType) and as_text:
+    if isinstance(kind, T.BinaryType) and texts_only:
         return F.hex(value)
-    if isinstance(kind, T.ArrayType | T.MapType | T.StructType) and (as_text or not _known_to_arrow(kind)):
+    if isinstance(kind, T.ArrayType | T.MapType | T.StructType) and (texts_only or not _known_to_arrow(kind)):
         return F.to_json(value, EXACT_TIME)
-    return value.cast("string") if as_text or not _known_to_arrow(kind) else value
+    return value.cast("string") if texts_only or not _known_to_arrow(kind) else value
 
 
 def _known_to_arrow(kind: T.DataType) -> bool:

@@ -125,6 +125,7 @@ def quickstart(
     conf_only: Annotated[bool, typer.Option("--conf-only", help="Write the configuration and stop.")] = False,
 ) -> None:
     """From a finished campaign's file or table to its report."""
+    from uplift_spark.config import Lakehouse
     from uplift_spark.events.guesses import Answers
     from uplift_spark.events.quickstart import (
         LAKEHOUSE,
@@ -146,7 +147,7 @@ def quickstart(
         if catalog or is_table(file):  # else nothing needs Spark before the jobs do
             check_header(file, answers)
             err().print("starting Spark")
-            lake = stack.enter_context(console.open_lake(_quickstart_lakehouse(catalog, LAKEHOUSE)))
+            lake = stack.enter_context(console.open_lake(Lakehouse(LAKEHOUSE, catalog)))
         conf, _ = prepare_conf(file, answers, Path(), name, lambda line: err().print(line, soft_wrap=True), lake)
         err().print(f"wrote {conf}")
         if conf_only:
@@ -154,12 +155,6 @@ def quickstart(
         jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in whole_line(console.read_config(conf, None))}
         jobs["ingest"] = partial(jobs["ingest"], replace=True)
         console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
-
-
-def _quickstart_lakehouse(catalog: str | None, folder: str) -> Lakehouse:
-    from uplift_spark.config import Lakehouse
-
-    return Lakehouse(folder, catalog)
 
 
 @app.command()
@@ -181,7 +176,7 @@ def sql(
 
     check_reads(query)
     with console.open_lake(_lakehouse(conf, set_)) as lake:
-        rows = query_rows(lake, query, limit + 1, as_text=True)
+        rows = query_rows(lake, query, limit + 1, texts_only=True)
     shown = rows.slice(0, limit)
     if format_ == "csv":
         sys.stdout.write(csv_text(shown))

@@ -193,9 +193,9 @@ class Alarms:
     alpha         probability that an alarm is false, for each kind of alarm and outcome
     complete      share of the mature labels' events that should be known
     delivery_gap  difference of delivery rates between arms that does not matter
-    unmatched     share of a table's rows whose unit was never assigned (of profiles: of the assigned units that have
-                  none) up to which the training set is made; above it the keys are refused
-    without_profile  share of the units without a profile when they were assigned up to which the job ends well
+    unmatched     share of the rows of outcomes, or of deliveries, whose unit was never assigned; above it the job
+                  refuses them
+    without_profile  share of the assigned units without a profile that was known by then; above it the job refuses them
     """
 
     alpha: Annotated[float, Field(ge=1e-9, le=0.5)] = 0.001

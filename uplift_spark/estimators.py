@@ -113,8 +113,7 @@ class UpliftModel:
         Returns:
             A frame of the same kind, of Spark a lazy one, with one row per unit and treated level: the unit's column,
             `treatment` (text), `uplift`, `uplift_se`, `uplift_lower`, `uplift_upper` (float64, outcome units) and
-            `low_support` (bool): too few units like this one have the level or the control, these are as good as never
-            received near it, or they have fewer than 30 rows or 10 events in all (see `facts` of the manifest).
+            `low_support` (bool).
 
         Raises:
             DataError: a column is missing, has another type or is infinite.
@@ -565,8 +564,7 @@ class CausalForest(Params):
             The model.
 
         Raises:
-            DataError: rows break the rules, a level has fewer than 10 of them, or the features decide the level; the
-                message names column, count and fix.
+            DataError: rows break the rules; the message names column, count and fix.
             ConfigError: `per_level` with `roles.grid`.
 
         Example:

@@ -27,10 +27,6 @@ MATURITY_WEIGHT = "maturity_weight"
 DELIVERED = "delivered"
 
 
-LEFT = "_left"
-"""Outcome of an instrumental forest: the outcome less what deliveries bring on average."""
-
-
 RUN_ID = "run_id"
 
 

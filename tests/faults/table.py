@@ -171,6 +171,8 @@ def _outcome(lake: Lake, how: Load) -> Answer:
     if result.details["rejected"]:
         reasons = sorted({row["reason"] for row in lake.read("bronze.quarantine").select("reason").collect()})
         return Answer("quarantine", f"{result.details['rejected']}, {good} good: {'; '.join(reasons)}")
+    if not lake.exists(how.table):  # without rows there is no commit, so nothing makes the table
+        return Answer("rows", f"{good} rows: []")
     columns = [name for name in ("unit_id", "occurred_at", "value") if name in lake.read(how.table).columns]
     rows = lake.read(how.table).select(*(F.col(name).cast("string") for name in columns)).collect()
     return Answer("rows", f"{good} rows: {sorted(tuple(row) for row in rows)}")

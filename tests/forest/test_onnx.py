@@ -116,9 +116,6 @@ def test_low_support_and_absent_levels():
     frame = ordered_frame(3000)
     rare = frame[(frame["arm"] != "10%") | ((frame["age"] > 60) & (frame["spend"] > 1))]
     forest = forest_of(rare, arm_roles(), min_leaf=5)
-    with pytest.raises(ConfigError, match="the features tell the level received"):
-        export_onnx(forest, "10%")
-    forest = replace(forest, plan=replace(forest.plan, overlap=None, weighted_by_propensity=True))
     columns = probes(forest)
     low = forest.effect_arrays(pa.table(columns), errors=False)[2][:, forest.levels.treated.index("10%")]
     assert low.any() and not low.all()

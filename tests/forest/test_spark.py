@@ -12,7 +12,6 @@ import pytest
 from pyspark.sql import functions as F
 
 from tests.forest.frames import arm_roles, ordered_frame, ordered_roles
-from tests.forest.test_overlap import MAIL, always_mailed
 from uplift_spark import CausalForest
 from uplift_spark.errors import DataError
 from uplift_spark.roles import Roles
@@ -52,18 +51,6 @@ def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets
     expected = forest.fit(frame, roles).to_bytes()
     for partitions in (1, 2, 7):
         assert forest.fit(on_spark.repartition(partitions), roles).to_bytes() == expected
-
-
-def test_units_without_comparable_ones_are_flagged_on_spark_too(spark):
-    frame = always_mailed(4000, 6)
-    on_spark = spark.createDataFrame(frame).repartition(3)
-    said = []
-    model = CausalForest(**SMALL).fit(on_spark, MAIL, said.append)
-    assert model.to_bytes() == CausalForest(**SMALL).fit(frame, MAIL).to_bytes()
-    assert any("the features tell the level received" in line for line in said)
-    effects = model.effect(on_spark).toPandas().sort_values("unit", ignore_index=True)
-    pd.testing.assert_frame_equal(effects, model.effect(frame))
-    assert effects["low_support"].sum() == frame["z"].sum()
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Config, Feature
+from uplift_spark.config import DAY, HAPPENED_AT, STEPS, Feature
 from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
-from uplift_spark.lake.schemas import EVENT_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS, columns_to_fill, profile_table
+from uplift_spark.lake.schemas import EVENT_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS, columns_to_fill
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import DELIVERED, LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS, UNIT
+from uplift_spark.roles import DELIVERED, LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS
 from uplift_spark.runtime import code_version, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -290,32 +290,6 @@ def listed(lake: Lake) -> pd.DataFrame:
     """The newest version of every feature: what it is, whose, and what it may be used for."""
     columns = ["feature", "version", "source", "aggregate", "owner", "ttl_minutes", "targeting", "protected"]
     return _newest(lake)[[*columns, "description"]]
-
-
-def refuse_late_profiles(config: Config, assignments: DataFrame, profile: DataFrame, counts: Mapping[str, int]) -> None:
-    """Raise DataError when more units than `alarms.without_profile` have no profile known at their assignment.
-
-    counts  `train`, `holdout` and `without_profile` units of the training set. Only when they are too many are profiles
-            looked at once more, to say whether they came too late or are of other units.
-    """
-    units, without = counts["train"] + counts["holdout"], counts["without_profile"]
-    if without <= config.alarms.without_profile * units:
-        return
-    table = profile_table(config.campaign)
-    first = profile.groupBy(UNIT).agg(F.min("known_at").alias("_first"))
-    late = assignments.join(first, UNIT).where(F.col("_first") > F.col("assigned_at")).count()
-    if late:
-        fix = (
-            f"{late:,} units have one in {table} that became known later, when it was loaded: load it again with "
-            "--replace and --historic (known when it was observed), or with --replace and --known-at COLUMN"
-        )
-    else:
-        fix = f"no profile in {table} became known later: load profiles of these units, with their ids as assigned"
-    limit = config.alarms.without_profile
-    raise DataError(
-        f"{without:,} of {units:,} units have no profile that was known when they were assigned; {fix}. "
-        f"If this is as it should be, raise alarms.without_profile ({limit:g})"
-    )
 
 
 def described(lake: Lake, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config, Feature, Simulation
+from uplift_spark.config import HAPPENED_AT, Config, Feature, Simulation
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.features import (
     check_features,
@@ -173,7 +173,9 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     erased = lake.properties(ASSIGNMENT_TABLE).get(ERASED)
     run_ids = (*sorted({run for _, run, _, _ in arrivals}), *behaved, *([f"erased@{erased}"] if erased else []))
     as_of = utc(config.labels.as_of) if config.labels.as_of else max(at for table, *_, at in arrivals if table in mine)
-    unmatched = _unmatched({**mine, named["profile"]: sources["profile"]}, config, progress)
+    attributes = any(feature.source == "profile" for feature in definitions)
+    described = {named["profile"]: sources["profile"]} if attributes else {}
+    unmatched = _unmatched({**mine, **described}, config, progress)
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched)
 
@@ -236,12 +238,14 @@ def _arrivals(
 
 
 def _arrived(table: str, frame: DataFrame, campaign: str) -> DataFrame:
-    """Rows of the campaign, and of those whose names differ by case or blanks."""
+    """Rows of the campaign, and of those whose names differ by case or a blank."""
     outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
     named = F.lit(campaign)
     if CAMPAIGN in frame.columns:
         named = F.col(CAMPAIGN)
-        frame = frame.filter((named == campaign) | (F.lower(F.trim(named)) == campaign.strip().lower()))
+        # A list of names lets Delta skip the files of other campaigns, which a function of the column would not.
+        cases = (campaign, campaign.lower(), campaign.upper(), campaign.capitalize(), campaign.title())
+        frame = frame.filter(named.isin(*dict.fromkeys([*cases, f" {campaign}", f"{campaign} "])))
     columns = ("run_id", outcome, F.unix_micros("ingested_at").alias("at"))
     return frame.select(F.lit(table).alias("table"), named.alias("campaign"), *columns)
 
@@ -254,64 +258,91 @@ _SPELLINGS = "without blanks, upper case, leading zeros and '.0'"
 def _unmatched(tables: Mapping[str, DataFrame], config: Config, progress: ProgressCallback) -> dict[str, int]:
     """Count the rows of each table whose unit was never assigned; profiles of other units are no fault.
 
-    Raises DataError when that is most of a table's rows, or when most assigned units have no profile.
+    Raises DataError when these are more of a table's rows than `alarms.unmatched`, or when more of the assigned units
+    than `alarms.without_profile` have no profile that was known by then.
     """
-    profile = profile_table(config.campaign)
-    attributes = any(feature.source == "profile" for feature in config.feature_definitions)
-    idle = {ASSIGNMENT_TABLE} if attributes else {ASSIGNMENT_TABLE, profile}
-    others = [table for table in tables if table not in idle]
-    counts = _joined(tables, others, F.col(UNIT))
-    limit, unmatched = config.alarms.unmatched, {}
-    for i, table in enumerate(others):
-        rows, strays, units = (counts[f"{name}_{i}"] for name in ("rows", "strays", "units"))
-        lost, of = (counts["assigned"] - units, counts["assigned"]) if table == profile else (strays, rows)
-        if not lost:
+    counts = _joined(tables, F.col(UNIT))
+    profile, unmatched = profile_table(config.campaign), {}
+    for i, table in enumerate(tables):
+        rows, strays, limit = counts[f"rows_{i}"], counts[f"strays_{i}"], config.alarms.unmatched
+        if table in (ASSIGNMENT_TABLE, profile) or not strays:
             continue
-        what = "assigned units have no profile" if table == profile else "rows are of units that were never assigned"
-        sentence = f"{table}: {lost:,} of {of:,} {what}"
-        if strays:
-            sentence += (
-                f"; unit ids there look like {counts[f'stray_{i}']!r}, in bronze.assignment like {counts['unit']!r}"
-            )
-            sentence += _alike(tables, table)
-        if lost > limit * of:
+        sentence = f"{table}: {strays:,} of {rows:,} rows are of units that were never assigned; "
+        sentence += _spelled(tables, table, counts, i)
+        if strays > limit * rows:
             raise DataError(
                 f"{sentence}: write the ids alike and load the rows again, or raise alarms.unmatched ({limit:g}) if "
                 "this is as it should be"
             )
         progress(sentence)
-        if table != profile:
-            unmatched[table] = int(strays)
+        unmatched[table] = int(strays)
+    without, units = counts["units"] - counts["in_time"], counts["units"]
+    if profile in tables and without > config.alarms.without_profile * units:
+        i = list(tables).index(profile)
+        if late := counts["late"]:
+            fix = (
+                f"{late:,} units have one in {profile} that became known later, when it was loaded: load it again with "
+                "--replace and --historic (known when it was observed), or with --replace and --known-at COLUMN"
+            )
+        elif counts[f"strays_{i}"]:
+            fix = f"{_spelled(tables, profile, counts, i)}: write the ids alike and load {profile} again"
+        else:
+            fix = f"load them into {profile}"
+        raise DataError(
+            f"{without:,} of {units:,} units have no profile that was known when they were assigned; {fix}. "
+            f"If this is as it should be, raise alarms.without_profile ({config.alarms.without_profile:g})"
+        )
     return unmatched
 
 
-def _joined(tables: Mapping[str, DataFrame], others: list[str], unit: Column) -> Row:
-    """In one shuffle of ids: `assigned` units and an example `unit`; of each other table its `rows`, `strays` of units
-    that were never assigned with an example `stray`, and assigned `units` that it has."""
-    order = [ASSIGNMENT_TABLE, *others]
-    ids = [tables[table].select(unit.alias(UNIT), F.lit(i).alias("part")) for i, table in enumerate(order)]
+def _joined(tables: Mapping[str, DataFrame], unit: Column) -> Row:
+    """In one shuffle of ids, table i of `tables` being assignments or another:
+
+    units, unit          how many were assigned, and one of them
+    in_time, late        of these, those whose first profile was known when they were assigned, or only afterwards
+    rows_i, strays_i, stray_i   the table's rows, those of units that were never assigned, and one such unit
+    """
+    observed_at = HAPPENED_AT["profile"]
+    ids = []
+    for i, (table, frame) in enumerate(tables.items()):
+        at = F.lit(None).cast("bigint")
+        if table == ASSIGNMENT_TABLE:
+            at = F.unix_micros("assigned_at")
+        elif observed_at in frame.columns:  # a profile counts once it was observed and known
+            at = F.unix_micros(F.greatest(observed_at, "known_at"))
+        own = F.lit(table == ASSIGNMENT_TABLE).alias("own")
+        ids.append(frame.select(unit.alias(UNIT), own, F.lit(i).alias("part"), at.alias("at")))
     each = reduce(DataFrame.unionByName, ids).groupBy(UNIT)
-    by_unit = each.agg(*(F.count_if(F.col("part") == i).alias(f"n_{i}") for i in range(len(order))))
-    assigned = F.col("n_0") > 0
-    counts = [F.count_if(assigned).alias("assigned"), F.min(F.when(assigned, F.col(UNIT))).alias("unit")]
-    for i in range(len(others)):
-        n = F.col(f"n_{i + 1}")
-        stray = ~assigned & (n > 0)
+    by_unit = each.agg(
+        F.max(F.when(F.col("own"), F.col("at"))).alias("assigned"),
+        F.min(F.when(~F.col("own"), F.col("at"))).alias("known"),
+        *(F.count_if(F.col("part") == i).alias(f"n_{i}") for i in range(len(tables))),
+    )
+    assigned, known = F.col("assigned"), F.col("known")
+    counts = [
+        F.count(assigned).alias("units"),
+        F.min(F.when(assigned.isNotNull(), F.col(UNIT))).alias("unit"),
+        F.count_if(known <= assigned).alias("in_time"),
+        F.count_if(known > assigned).alias("late"),
+    ]
+    for i in range(len(tables)):
+        n = F.col(f"n_{i}")
+        stray = assigned.isNull() & (n > 0)
         counts += [
             F.coalesce(F.sum(n), F.lit(0)).alias(f"rows_{i}"),
-            F.coalesce(F.sum(F.when(~assigned, n)), F.lit(0)).alias(f"strays_{i}"),
+            F.coalesce(F.sum(F.when(stray, n)), F.lit(0)).alias(f"strays_{i}"),
             F.min(F.when(stray, F.col(UNIT))).alias(f"stray_{i}"),
-            F.count_if(assigned & (n > 0)).alias(f"units_{i}"),
         ]
     return by_unit.agg(*counts).collect()[0]
 
 
-def _alike(tables: Mapping[str, DataFrame], table: str) -> str:
-    """How many rows would join if ids were spelled alike; empty when none more would."""
+def _spelled(tables: Mapping[str, DataFrame], table: str, counts: Row, i: int) -> str:
+    """What ids look like in table i and among the assigned, and how many rows would join if they were spelled alike."""
     plain = F.regexp_replace(F.lower(F.trim(UNIT)), r"^0+(?=.)|[.]0+$", "")
-    rows, counts = _joined(tables, [table], plain), _joined(tables, [table], F.col(UNIT))
-    more = counts["strays_0"] - rows["strays_0"]
-    return f" ({more:,} of them would join {_SPELLINGS})" if more > 0 else ""
+    alike = _joined({name: tables[name] for name in (ASSIGNMENT_TABLE, table)}, plain)
+    more = counts[f"strays_{i}"] - alike["strays_1"]
+    said = f" ({more:,} of them would join {_SPELLINGS})" if more > 0 else ""
+    return f"unit ids there look like {counts[f'stray_{i}']!r}, in {ASSIGNMENT_TABLE} like {counts['unit']!r}{said}"
 
 
 def _require_events(definitions: tuple[Feature, ...], behaviour: DataFrame | None) -> None:

@@ -13,13 +13,11 @@ the best number of buckets was 4 for n·h = 400, 16 for 2,000, 64 for 11,000, 12
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.forest.effects import CRITERIA
 from uplift_spark.forest.encode import BinnedRows, ForestPlan
 from uplift_spark.forest.grow import Limits, Shape, grow_tree, noise_level, null_gain
@@ -89,7 +87,7 @@ def sample_rows(n_features: int) -> int:
 def shape_of(plan: ForestPlan) -> Shape:
     """What the grower needs to know of the columns."""
     basis = np.ascontiguousarray(CRITERIA[plan.criterion].basis(plan.levels))
-    return Shape(basis, *bins_of(plan.bins), 1.0)
+    return Shape(basis, *bins_of(plan), 1.0)
 
 
 def arms_of(plan: ForestPlan) -> int:
@@ -97,9 +95,9 @@ def arms_of(plan: ForestPlan) -> int:
     return len(plan.levels) if plan.reported is None else 2 + 2 * len(CRITERIA[plan.criterion].basis(plan.levels))
 
 
-def bins_of(bins: Sequence[FeatureBins]) -> tuple[np.ndarray, np.ndarray]:
+def bins_of(plan: ForestPlan) -> tuple[np.ndarray, np.ndarray]:
     """(number of bins int64 [p], categorical bool [p])."""
-    return np.array([b.n_bins for b in bins], np.int64), np.array([b.categorical for b in bins], np.bool_)
+    return np.array([b.n_bins for b in plan.bins], np.int64), np.array([b.categorical for b in plan.bins], np.bool_)
 
 
 class Signal(NamedTuple):

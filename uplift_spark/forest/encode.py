@@ -29,7 +29,6 @@ from uplift_spark.forest.binning import (
     is_text,
 )
 from uplift_spark.forest.grow import Baseline
-from uplift_spark.forest.overlap import Overlap
 from uplift_spark.forest.trees import MAX_FEATURES
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.sampling import BUCKET_SALT, folds_of, mix64_all, unit_hashes
@@ -139,7 +138,7 @@ class Summary:
     """Mergeable counts of one frame: what the plan needs and what bad input looks like.
 
     bad maps "column: problem" to the number of rows; outcomes map a column, propensity a level, to the (smallest,
-    largest) value; ends map an outcome and a level to the rows that have the smallest, and the largest.
+    largest) value.
     """
 
     rows: int = 0
@@ -148,7 +147,6 @@ class Summary:
     outcomes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weight: float = 0.0
     propensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    ends: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(
@@ -158,7 +156,6 @@ class Summary:
             _widened(self.outcomes, other.outcomes),
             max(self.weight, other.weight),
             _widened(self.propensity, other.propensity),
-            _ends_of_both(self, other),
         )
 
     @property
@@ -170,27 +167,11 @@ class Summary:
     def from_dict(cls, raw: Mapping[str, Any]) -> Summary:
         """The inverse of dataclasses.asdict after a JSON round trip."""
         bounds = {part: {k: (v[0], v[1]) for k, v in raw[part].items()} for part in ("outcomes", "propensity")}
-        ends = {name: {k: (v[0], v[1]) for k, v in of.items()} for name, of in raw["ends"].items()}
-        return cls(**{**raw, **bounds, "ends": ends})
+        return cls(**{**raw, **bounds})
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
-
-
-def _ends_of_both(one: Summary, other: Summary) -> dict[str, dict[str, tuple[int, int]]]:
-    """Rows at the ends of both; those at an end of one that the other goes beyond count no more."""
-    bounds, merged = _widened(one.outcomes, other.outcomes), {}
-    for name, outer in bounds.items():
-        counts: dict[str, tuple[int, int]] = {}
-        for part in filter(lambda part: name in part.ends, (one, other)):
-            inner = part.outcomes[name]
-            for level, rows in part.ends[name].items():
-                before = counts.get(level, (0, 0))
-                low, high = (rows[end] * (inner[end] == outer[end]) for end in (0, 1))
-                counts[level] = (before[0] + low, before[1] + high)
-        merged[name] = dict(sorted(counts.items()))
-    return merged
 
 
 def _widened(
@@ -360,20 +341,7 @@ def summarise(rows: TypedRows) -> Summary:
     bad.update(unusable)
     problems = {name: count for name, count in bad.items() if count}
     heaviest = float(np.nanmax(weight, initial=0.0))
-    ends = {name: _ends(rows, outcome, bounds[name]) for name, outcome in rows.outcomes.items()}
-    return Summary(n, dict(sorted(levels.items())), problems, bounds, heaviest, _propensity_bounds(rows), ends)
-
-
-def _ends(rows: TypedRows, outcome: np.ndarray, bounds: tuple[float, float]) -> dict[str, tuple[int, int]]:
-    """Rows of each level that have the smallest outcome, and the largest; none where treatments are doses."""
-    if isinstance(rows.treatment, NumberColumn):
-        return {}
-    known, names = rows.treatment.codes >= 0, rows.treatment.names.to_pylist()
-    low, high = (
-        np.bincount(rows.treatment.codes[known & (outcome == end)], minlength=len(names)).tolist() for end in bounds
-    )
-    present = np.bincount(rows.treatment.codes[known], minlength=len(names)) > 0
-    return {name: (low[k], high[k]) for k, name in enumerate(names) if present[k]}
+    return Summary(n, dict(sorted(levels.items())), problems, bounds, heaviest, _propensity_bounds(rows))
 
 
 def _weights(rows: TypedRows) -> tuple[np.ndarray, dict[str, int]]:
@@ -418,7 +386,6 @@ class ForestPlan:
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
     monotone    how effects may go with the dose (`encode.MONOTONE`); None: freely
     reason      why the criterion is what it is
-    overlap     propensities of the levels where features tell them; arrays, which files keep beside the plan
     """
 
     roles: Roles
@@ -439,12 +406,6 @@ class ForestPlan:
     partial: bool = False
     monotone: str | None = None
     reason: str = ""
-    overlap: Overlap | None = field(default=None, compare=False)
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows weigh by propensities, logged or learnt."""
-        return self.weighted_by_propensity or self.overlap is not None
 
     def of(self, outcome: str) -> ForestPlan:
         """The plan as if it were made for one of its outcomes alone."""
@@ -454,8 +415,7 @@ class ForestPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, under the names that model files know."""
-        raw = {**asdict(replace(self, bins=(), overlap=None)), "bins": [b.to_dict() for b in self.bins]}
-        del raw["overlap"]
+        raw = {**asdict(replace(self, bins=())), "bins": [b.to_dict() for b in self.bins]}
         raw["roles"]["features"] = [b.name for b in self.bins]
         raw[_REPORTED] = raw.pop("reported")
         return raw
@@ -527,12 +487,9 @@ def check_summary(summary: Summary, roles: Roles) -> None:
         raise DataError(f"column {roles.treatment!r} has {len(summary.levels)} levels, 127 at most: is it a number?")
 
 
-def exponents(summary: Summary, roles: Roles, weighted: bool = False) -> tuple[int, ...]:
-    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits.
-
-    weighted  whether rows weigh less than one by learnt propensities
-    """
-    weighted = weighted or roles.weight is not None or summary.weighted_by_propensity
+def exponents(summary: Summary, roles: Roles) -> tuple[int, ...]:
+    """Binary exponents that keep every sum of the training rows, with headroom, inside 63 bits."""
+    weighted = roles.weight is not None or summary.weighted_by_propensity
     bits = _SPARE - math.ceil(math.log2(summary.rows + 1))
     heavy = summary.weight if weighted else 1.0
     # Small scales, such as weights that add up to one, take more bits, so that no row is rounded away.
@@ -585,17 +542,13 @@ def bin_rows(
     w_bits, *y_bits = plan.exponents
     bins = apply_bins(rows.features, plan.bins, threads)
     # No row counts nothing: sums of weights are divided by.
-    level = plan_level_codes(rows, plan)
-    weight = weights_of(rows, plan)
-    if plan.overlap is not None:
-        fold = folds_of(rows.key, np.uint64(plan.seed))
-        weight = weight * plan.overlap.weights((bins, fold, level), plan.weighted_by_propensity, threads)
-    weight = np.maximum(fixed(weight, w_bits), 1)
+    weight = np.maximum(fixed(weights_of(rows, plan), w_bits), 1)
     # Outcomes times the weights as they were rounded: means are exact however small a weight is beside the largest.
     w = np.ldexp(weight.astype(np.float64), -w_bits)
     wy = np.empty((len(rows), len(y_bits)), np.int64)
     for j, name in enumerate(plan.roles.outcomes):
         wy[:, j] = fixed(w * rows.outcomes[name], y_bits[j])
+    level = plan_level_codes(rows, plan)
     binned = BinnedRows(rows.unit, rows.key, buckets_of(rows.key, plan), level, weight, wy, bins)
     return centred(binned, plan, baselines, threads)
 

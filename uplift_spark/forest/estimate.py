@@ -30,9 +30,8 @@ from uplift_spark.forest.encode import (
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
-from uplift_spark.forest.overlap import thin_levels
 from uplift_spark.forest.trees import Routes, Structure, frozen
-from uplift_spark.roles import LEFT, Levels, Roles
+from uplift_spark.roles import Roles
 from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -111,22 +110,20 @@ ROUNDS = 20
 
 def share_levels(forest: Forest, bins: np.ndarray) -> Forest:
     """The forest with its `mix` learnt from rows like those it was trained on, bins uint8 [n, p]; n is cut to 4,000."""
-    bins, whole = bins[:SHAPE_ROWS], forest
-    # Levels are weighed by what their rows show; that these are too few is added afterwards.
-    forest = replace(forest, facts={name: fact for name, fact in forest.facts.items() if name != "thin"})
+    bins = bins[:SHAPE_ROWS]
     if forest.plan.reported:
-        return replace(whole, level_shrinkage=_spread_of_responses(forest, bins))
+        return replace(forest, level_shrinkage=_spread_of_responses(forest, bins))
     average, covariance = (part[0] for part in forest.averages(bins))
     shrinkage = no_shrinkage(len(forest.levels))
     threads = os.cpu_count() or 1
     effect, error, low = forest.effects_of(bins, threads)
-    doses, known = forest.levels.doses, ~np.isnan(effect).any(axis=1)
-    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and known.sum() >= MIN_LEVEL_ROWS:
-        shrinkage = _shared(forest, bins[known], effect[known], covariance)
+    doses, whole = forest.levels.doses, ~np.isnan(effect).any(axis=1)
+    if doses is not None and np.ndim(doses) == 1 and len(doses) > 2 and whole.sum() >= MIN_LEVEL_ROWS:
+        shrinkage = _shared(forest, bins[whole], effect[whole], covariance)
         effect, error, low = replace(forest, level_shrinkage=shrinkage).effects_of(bins, threads)
     shrinkage[4, 1:] = average
     shrinkage[5, 1:] = np.diag(covariance) + _heterogeneity(np.where(low, np.nan, effect - average), error)
-    return replace(whole, level_shrinkage=shrinkage)
+    return replace(forest, level_shrinkage=shrinkage)
 
 
 def _spread_of_responses(forest: Forest, bins: np.ndarray) -> np.ndarray:
@@ -311,25 +308,7 @@ def training_facts(
         )
     ranges = {name: list(bounds) for name, bounds in summary.outcomes.items()}
     facts = {"rows": summary.rows, "level_rows": plan.level_rows(summary.levels), "outcome_range": ranges}
-    if plan.overlap is not None:
-        facts["overlap"] = plan.overlap.facts(plan.levels.names)
-    if thin := thin_outcomes(summary, plan.roles, plan.levels):
-        facts["thin"] = thin
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
-
-
-def thin_outcomes(summary: Summary, roles: Roles, levels: Levels) -> dict[str, dict[str, dict[str, Any]]]:
-    """`overlap.thin_levels` of every outcome that has some; none where treatments are doses.
-
-    Delivery, the second outcome of an instrumental forest, is none: that no control is delivered is the design.
-    """
-    if roles.grid:
-        return {}
-    rows = {name: summary.levels[name] for name in levels.names}
-    names = roles.outcomes[:1] if roles.outcome == LEFT else roles.outcomes
-    outcomes = [(name, summary.ends[name], summary.outcomes[name]) for name in names]
-    thin = {name: thin_levels(rows, ends, bounds, levels.names) for name, ends, bounds in outcomes}
-    return {name: levels_of for name, levels_of in thin.items() if levels_of}
 
 
 def finished(

@@ -34,7 +34,6 @@ from uplift_spark.forest.effects import (
 from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
-from uplift_spark.forest.overlap import Overlap, thin_errors
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
@@ -269,8 +268,6 @@ class Forest:
         baseline, shrinkage = ((self.baseline, self.level_shrinkage), *self.more)[j]
         sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
         facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
-        if outcome in facts.pop("thin", {}):
-            facts["thin"] = {outcome: self.facts["thin"][outcome]}
         return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
 
     @property
@@ -312,7 +309,7 @@ class Forest:
     @property
     def _row_weight(self) -> float:
         """Fixed-point weight of a row, on average: every tree is estimated on half of the other buckets' rows."""
-        if self.roles.weight is None and not self.plan.weighted:
+        if self.roles.weight is None and not self.plan.weighted_by_propensity:
             return math.ldexp(1.0, self.plan.exponents[0])
         grown = np.count_nonzero(np.diff(self.structure.leaf_start))
         part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
@@ -386,18 +383,9 @@ class Forest:
             list(pool.map(some_rows, range(0, len(bins), step)))
         variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
         _stand_in(shrinkage[4:, 1:], support, effect, variance)
-        low = support < LOW_SUPPORT
-        if self.plan.overlap is not None:
-            lacks = self.plan.overlap.lacks(bins, threads)
-            low |= lacks
-            variance += np.where(lacks & np.isfinite(shrinkage[5, 1:]), shrinkage[5, 1:], 0.0)
-        if requested is None and not self.plan.partial:
-            least, thin = self._thin
-            low |= thin
-            variance = np.maximum(variance, least**2)
         if self.plan.monotone and requested is None and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
-        return effect, np.sqrt(variance), low
+        return effect, np.sqrt(variance), support < LOW_SUPPORT
 
     def _shrinkage(self, contrasts: np.ndarray) -> np.ndarray:
         """The mix of these effects, float64 [6, 1 + L]."""
@@ -409,11 +397,6 @@ class Forest:
             np.einsum("la,ab,lb->l", contrasts, self.level_shrinkage[1:], contrasts),
         )
         return shrinkage
-
-    @property
-    def _thin(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `overlap.thin_errors`."""
-        return thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
 
     @property
     def _design(self) -> tuple[int, int, int]:
@@ -428,7 +411,7 @@ class Forest:
         Differences between levels have the variance that follows from the covariance. Without correction for bias,
         which an average hardly has.
         """
-        requested, contrasts = contrasts, frozen([self._contrasts if contrasts is None else contrasts])[0]
+        contrasts = frozen([self._contrasts if contrasts is None else contrasts])[0]
         segment = np.zeros(len(bins), np.int64) if segment is None else segment
         n_segments, effects = int(segment.max(initial=-1)) + 1, len(contrasts) or len(self.levels) - 1
         influence = np.zeros((n_segments, self.plan.n_trees, effects))
@@ -445,11 +428,7 @@ class Forest:
         covariance = (
             np.stack([bag_covariance(one, self._design) for one in influence]) if n_segments else influence[:, :0]
         )
-        covariance = factor * covariance
-        if requested is None and not self.plan.partial:
-            own = np.arange(effects)
-            covariance[:, own, own] = np.maximum(covariance[:, own, own], self._thin[0] ** 2)
-        return totals / n_rows[:, None], covariance
+        return totals / n_rows[:, None], factor * covariance
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
@@ -457,8 +436,6 @@ class Forest:
         small = weights.max(initial=0) < 2**31
         arrays = {**self.structure._asdict(), "weights": weights.astype(np.int32) if small else weights}
         arrays["outcomes"] = self.sums[:, :, 1:]
-        if self.plan.overlap is not None:
-            arrays |= self.plan.overlap.arrays()
         for mark, (baseline, shrinkage) in zip(
             _marks(self.plan), ((self.baseline, self.level_shrinkage), *self.more), strict=True
         ):
@@ -506,8 +483,7 @@ def load_forest(source: str | Path | bytes) -> Forest:
 
 
 def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
-    overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
-    plan = replace(ForestPlan.from_dict(manifest["plan"]), overlap=overlap)
+    plan = ForestPlan.from_dict(manifest["plan"])
     k, marks = len(plan.levels), _marks(plan)
     outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
     sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)

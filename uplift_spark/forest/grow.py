@@ -661,59 +661,6 @@ class Baseline(NamedTuple):
         return out
 
 
-class CrossfitLimits(NamedTuple):
-    """What trees of `crossfit_trees` keep to.
-
-    leaf       smallest one, in rows
-    min_share  smallest child as a share of its parent
-    worth      share of the target's variance that pilots must explain for the trees to be grown
-    trees      of each fold
-    """
-
-    leaf: float
-    min_share: float
-    worth: float
-    trees: int
-
-
-def crossfit_trees(
-    columns: np.ndarray,
-    rows: tuple[np.ndarray, ...],
-    seed: np.uint64,
-    bins: tuple[np.ndarray, np.ndarray],
-    limits: CrossfitLimits,
-) -> tuple[Structure, np.ndarray] | None:
-    """Regression trees of w·y on the features, fold 0's first, each grown on the other fold's rows, and sums (w, wy) of
-    these rows, int64 [leaves, 2]; None where they are not worth it. Arrays as in `fit_baseline`.
-    """
-    key, w, wy = rows
-    fold = folds_of(key, seed)
-    shape = Shape(np.ones((1, 1)), bins[0], bins[1], 0.0)
-
-    def grown(number: int, mine: np.ndarray, known: np.ndarray) -> tuple:
-        leaf = max(limits.leaf, mine.size / MAX_BASELINE_LEAVES) * w.mean()
-        stops = Limits(float(leaf), float(leaf), 12, 0.0, 0.0, len(columns), limits.min_share)
-        work = (mine.astype(np.int32), np.zeros(mine.size, np.uint8), w[mine], wy[mine])
-        return grow_tree(columns, work, shape, stops, np.uint64(mix64(np.uint64(number), seed, TREE_SALT)), known)
-
-    def tree(number: int) -> Tree:
-        draw = (mix64_all(key, seed, FOLDS_SALT + np.uint64(1 + number)) & np.uint64(1)) == 1
-        mine = np.flatnonzero((fold != number // limits.trees) & draw)
-        nodes, sets, leaves, _, _ = grown(number, mine, pilots[number // limits.trees][3])
-        return Tree(number, nodes, sets, int(leaves))
-
-    if min(np.bincount(fold, minlength=2)) < 4 * SMALLEST:
-        return None
-    with ThreadPoolExecutor() as pool:
-        pilots = list(pool.map(lambda f: grown(f, np.flatnonzero(fold != f), np.zeros(len(columns))), (0, 1)))
-        if 2.0 * (pilots[0][4] + pilots[1][4]) < limits.worth * key.size:
-            return None
-        structure = assemble(list(pool.map(tree, range(2 * limits.trees))), 2 * limits.trees)
-    sums = np.zeros((structure.n_leaves, 2), np.int64)
-    add_leaves(structure.routes, frozen((np.ascontiguousarray(columns.T), fold, w, wy)), sums)
-    return structure, sums
-
-
 def fit_baseline(
     columns: np.ndarray,
     rows: tuple[np.ndarray, ...],
@@ -729,14 +676,35 @@ def fit_baseline(
     scale    outcome units per unit of Σwy / Σw
     """
     key, w, wy = rows
-    grown = crossfit_trees(columns, rows, seed, bins, CrossfitLimits(SMALLEST, 0.05, WORTH, TREES))
-    if grown is None:
+    fold = folds_of(key, seed)
+    shape = Shape(np.ones((1, 1)), bins[0], bins[1], 0.0)
+
+    def grown(number: int, mine: np.ndarray, known: np.ndarray) -> tuple:
+        leaf = max(SMALLEST, mine.size / MAX_BASELINE_LEAVES) * w.mean()
+        limits = Limits(float(leaf), float(leaf), 12, 0.0, 0.0, len(columns), 0.05)
+        work = (mine.astype(np.int32), np.zeros(mine.size, np.uint8), w[mine], wy[mine])
+        return grow_tree(columns, work, shape, limits, np.uint64(mix64(np.uint64(number), seed, TREE_SALT)), known)
+
+    def tree(number: int) -> Tree:
+        draw = (mix64_all(key, seed, FOLDS_SALT + np.uint64(1 + number)) & np.uint64(1)) == 1
+        mine = np.flatnonzero((fold != number // TREES) & draw)
+        nodes, sets, leaves, _, _ = grown(number, mine, pilots[number // TREES][3])
+        return Tree(number, nodes, sets, int(leaves))
+
+    if min(np.bincount(fold, minlength=2)) < 4 * SMALLEST:
         return None
-    structure, sums = grown
+    with ThreadPoolExecutor() as pool:
+        pilots = list(pool.map(lambda f: grown(f, np.flatnonzero(fold != f), np.zeros(len(columns))), (0, 1)))
+        if 2.0 * (pilots[0][4] + pilots[1][4]) < WORTH * key.size:
+            return None
+        structure = assemble(list(pool.map(tree, range(2 * TREES))), 2 * TREES)
+    by_row = np.ascontiguousarray(columns.T)
+    sums = np.zeros((structure.n_leaves, 2), np.int64)
+    arrays = frozen((by_row, fold, w, wy))
+    add_leaves(structure.routes, arrays, sums)
     means = np.where(sums[:, 0] > 0, sums[:, 1] / np.maximum(sums[:, 0], 1), wy.sum() / w.sum())
     baseline = Baseline(structure, means * scale)
     y = wy / w * scale
     centre = np.average(y, weights=w)
-    predicted = baseline.predict(np.ascontiguousarray(columns.T), folds_of(key, seed))
-    before, after = ((y - m) ** 2 @ w for m in (centre, predicted))
+    before, after = ((y - m) ** 2 @ w for m in (centre, baseline.predict(by_row, fold)))
     return baseline if after < (1.0 - WORTH) * before else None

@@ -25,9 +25,10 @@ from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode
 from uplift_spark.forest.encode import TypedRows, encode
 from uplift_spark.forest.forest import FORMAT, Forest, load_forest, model_line, packed_file
 from uplift_spark.forest.training import Params, fit_rows
-from uplift_spark.roles import LEFT, Levels, Roles
+from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 
+LEFT = "_left"  # column: the outcome less what deliveries bring on average
 MIN_INSTRUMENT_T = (
     3.0  # standard errors that the effect on delivery must be from zero for a ratio to be reported (t of 3: F of 9)
 )

@@ -26,9 +26,9 @@ import numpy as np
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, hint
 from uplift_spark.forest.binning import OTHER, FeatureBins
 from uplift_spark.forest.forest import LOW_SUPPORT, Forest, save_file
+from uplift_spark.forest.instrument import LEFT
 from uplift_spark.forest.shapley import leaf_moments
 from uplift_spark.forest.trees import LEAF, MAX_FEATURES, MISSING_RIGHT
-from uplift_spark.roles import LEFT
 
 # Those of onnx 1.16, the first with TreeEnsemble: a file of a later version is refused by older runtimes.
 OPSETS, IR_VERSION = {"": 21, "ai.onnx.ml": 5}, 10
@@ -51,8 +51,7 @@ def export_onnx(forest: Forest, level: str, path: str | Path | None = None) -> b
     infinite number, which the forest refuses. Equal forests give equal bytes.
 
     Raises EnvironmentProblem without the package onnx, ConfigError for a level that is not treated and for forests
-    whose effects are fitted from doses, held monotone, of an instrument or of units whose features tell the level,
-    DataError for features that the graph cannot
+    whose effects are fitted from doses, held monotone or of an instrument, DataError for features that the graph cannot
     tell apart: a category that is empty text, a name that an output has.
     """
     try:
@@ -90,11 +89,6 @@ def _check(forest: Forest, level: str) -> None:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:
         raise ConfigError(f"level {level!r} has no effect to export: {hint(str(level), forest.levels.treated)}")
-    if plan.overlap is not None:
-        raise ConfigError(
-            "the features tell the level received, and files for ONNX do not hold where a level lacks: "
-            "export a forest of a trial, or score with this package"
-        )
     if not np.diff(forest.structure.node_start).any():
         raise ConfigError("the forest has no tree: train it on more rows")
     for one in forest.bins:
@@ -177,8 +171,6 @@ def _effect(graph: _Graph, forest: Forest, level_code: int) -> tuple[str, str]:
     summed = graph.add("ReduceSum", held, graph.axis, keepdims=0)
     moments = graph.add("Split", summed, axis=1, num_outputs=columns.shape[1], count=columns.shape[1])
     uplift, low = _shown(graph, moments, forest._shrinkage(forest._contrasts)[:, level_code])
-    if forest._thin[1][level_code - 1]:
-        low = graph.add("Or", low, graph.constant(np.ones(1, bool)))
     if numbers:
         infinite = graph.add("Cast", graph.add("IsInf", graph.add("Concat", *numbers, axis=1)), to="UINT8")
         bad = graph.add("Cast", graph.add("ReduceMax", infinite, graph.axis), to="BOOL")

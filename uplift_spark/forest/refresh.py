@@ -129,7 +129,7 @@ def _residuals(forest: Forest, typed: TypedRows, anew: bool = False) -> Residual
 
 
 def _summed(rows: BinnedRows, residual: np.ndarray, forest: Forest) -> Residuals:
-    n_bins, levels = bins_of(forest.plan.bins)[0], len(forest.plan.levels)
+    n_bins, levels = bins_of(forest.plan)[0], len(forest.plan.levels)
     weight = rows.w / rows.w.mean()
     terms = [np.ones(weight.size), weight, weight * residual]
     terms += [weight**2, weight**2 * residual, (weight * residual) ** 2]
@@ -412,7 +412,7 @@ def _corrected_variance(base: Forest, plain: np.ndarray, plan: ForestPlan) -> fl
 
 def finer_bits(base: Forest) -> int:
     """Bits that weights of faded sums have beyond those of the base's."""
-    return 0 if base.roles.weight is not None or base.plan.weighted else DECAY_BITS
+    return 0 if base.roles.weight is not None or base.plan.weighted_by_propensity else DECAY_BITS
 
 
 def faded(sums: np.ndarray, age: int, half_life: float, finer: int) -> np.ndarray:

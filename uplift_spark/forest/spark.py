@@ -54,8 +54,7 @@ from uplift_spark.forest.estimate import (
     with_roles,
 )
 from uplift_spark.forest.forest import Forest, Model, effect_table
-from uplift_spark.forest.instrument import Instrumental, left_roles, two_stage
-from uplift_spark.forest.overlap import thin_sentence
+from uplift_spark.forest.instrument import LEFT, Instrumental, left_roles, two_stage
 from uplift_spark.forest.refresh import (
     ColumnFault,
     check_refresh,
@@ -70,7 +69,7 @@ from uplift_spark.forest.refresh import (
 from uplift_spark.forest.shapley import explain_batches
 from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_statuses
 from uplift_spark.forest.trees import Structure, Tree, assemble
-from uplift_spark.roles import LEFT, TREATMENT, Roles
+from uplift_spark.roles import TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.spark_versions import arrow_kinds, map_groups
 from uplift_spark.stats.sampling import unit_hashes
@@ -162,8 +161,6 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
         check_summary(summary, roles)
         sample = encode(planning_sample(rows, roles, params.seed, summary.rows), roles)
         plan, baselines, planning = make_plan(summary, sample, params)
-        if plan.overlap is not None:
-            progress(plan.overlap.sentence(plan.levels.names))
         progress(
             f"growing {plan.n_trees} trees in {plan.n_buckets} buckets of about {summary.rows // plan.n_buckets:,} rows"
         )
@@ -171,8 +168,6 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
         with watched(frame.sparkSession, progress):
             structure, statuses = grow(binned_frame(rows, *shaping), *shaping)
         facts = training_facts(summary, statuses, structure, plan)
-        for thin in facts.get("thin", {}).values():
-            progress(thin_sentence(thin))
         return _estimate(rows, (plan, structure, baselines), facts, planning.bins, progress)
 
 

@@ -47,7 +47,6 @@ from uplift_spark.forest.estimate import (
 )
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline, Limits, fit_baseline, grow_tree
-from uplift_spark.forest.overlap import check_level_rows, fit_overlap, thin_sentence
 from uplift_spark.forest.trees import Tree, assemble, leaf_word
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -95,8 +94,6 @@ def make_plan(
     check_summary(summary, roles)
     _check_params(params)
     levels, reported, edges = make_levels(summary, roles)
-    if not edges:
-        check_level_rows(summary.levels)
     criterion, reported = _first_criterion(levels, reported, params.criterion)
     draft = ForestPlan(
         roles=roles,
@@ -117,13 +114,6 @@ def make_plan(
         monotone=params.monotone,
     )
     rows = binned_sample(sample, draft, threads)
-    if reported is None:
-        overlap = fit_overlap(
-            (rows.bins, rows.level, rows.key), levels.names, defaults.bins_of(draft.bins), params.seed, threads
-        )
-        if overlap is not None:
-            draft = replace(draft, overlap=overlap, exponents=exponents(summary, roles, weighted=True))
-            rows = binned_sample(sample, draft, threads)
     baselines = _baselines(rows, draft) if params.centre else (None,) * len(roles.outcomes)
     rows = centred(rows, draft, baselines, threads)
     draft, signal = _with_criterion(rows, draft, summary.rows, params.criterion)
@@ -215,15 +205,11 @@ def bends(rows: BinnedRows, plan: ForestPlan, segment: np.ndarray | None = None)
 
 
 def _baselines(rows: BinnedRows, plan: ForestPlan) -> Baselines:
-    w_bits, *y_bits = plan.exponents
-    if plan.overlap is not None and len(plan.levels) > 2:
-        # Where a level lacks, the mean over the levels jumps; that of the control alone does not.
-        rows = rows.take(rows.level == 0)
-    columns = np.ascontiguousarray(rows.bins.T)
+    columns, (w_bits, *y_bits) = np.ascontiguousarray(rows.bins.T), plan.exponents
 
     def one(j: int) -> Baseline | None:
         arrays, scale = (rows.key, rows.w, rows.wy[:, j].copy()), math.ldexp(1.0, w_bits - y_bits[j])
-        return fit_baseline(columns, arrays, np.uint64(plan.seed), defaults.bins_of(plan.bins), scale)
+        return fit_baseline(columns, arrays, np.uint64(plan.seed), defaults.bins_of(plan), scale)
 
     return tuple(map(one, range(len(y_bits))))
 
@@ -371,8 +357,6 @@ def fit_rows(typed: TypedRows, params: Params, progress: ProgressCallback = lamb
     check_summary(summary, typed.roles)
     sample = sample_of(typed, summary.rows, params.seed)
     plan, baselines, rows = make_plan(summary, sample, params, threads)
-    if plan.overlap is not None:
-        progress(plan.overlap.sentence(plan.levels.names))
     planning = rows.bins
     if sample is not typed:
         rows = bin_rows(typed, plan, baselines, threads)
@@ -383,8 +367,6 @@ def fit_rows(typed: TypedRows, params: Params, progress: ProgressCallback = lamb
     grown = _grow_all(rows, plan, baselines, threads, progress)
     structure = assemble([tree for trees, _ in grown for tree in trees], plan.n_trees)
     facts = training_facts(summary, [status for _, status in grown], structure, plan)
-    for thin in facts.get("thin", {}).values():
-        progress(thin_sentence(thin))
     progress(f"estimating {structure.n_leaves:,} leaves")
     return estimate(rows, (plan, structure, baselines), facts, planning, threads)
 

@@ -151,7 +151,8 @@ def _commit(version: int, operation: str, notes: str | None, metrics: Mapping[st
     return Commit(version, operation, noted if isinstance(noted, dict) else {}, metrics or {})
 
 
-def _described(spark: SparkSession, reference: str, limit: int | None) -> list[Commit]:
+def described_history(spark: SparkSession, reference: str, limit: int | None) -> list[Commit]:
+    """Ask Spark for a table's commits, newest first; at most `limit`."""
     newest = "" if limit is None else f" LIMIT {limit}"
     names = ("version", "operation", "userMetadata", "operationMetrics")
     # Put in order here: to select costs Spark no job of its own, to sort does.
@@ -182,7 +183,7 @@ class Folder:
         # of a second, and every write looks there.
         log = self._here(self._location(table), "_delta_log")
         if log is None:
-            return _described(self._spark, self.reference(table), limit)
+            return described_history(self._spark, self.reference(table), limit)
         files = sorted((file for file in log.iterdir() if re.fullmatch(r"\d{20}\.json", file.name)), reverse=True)
         return [_logged(file) for file in islice(files, limit)]
 
@@ -201,8 +202,10 @@ class Folder:
         return writer.start(self._location(table))
 
     def tables(self) -> list[str]:
-        if (folder := self._here(self.path)) is not None:
-            logs = folder.glob("*/*/_delta_log/*.json")
+        # No log here may mean that the path is one of a cluster's file system, and this folder holds reports alone.
+        folder = self._here(self.path)
+        logs = [] if folder is None else list(folder.glob("*/*/_delta_log/*.json"))
+        if logs:
             return sorted({f"{log.parents[2].name}.{log.parents[1].name}" for log in logs})
         pattern = f"{globless(self.path)}/*/*/_delta_log/*.json"
         parts = F.regexp_extract(F.col("path"), r"([^/]+/[^/]+)/_delta_log/[^/]+$", 1)
@@ -275,7 +278,7 @@ class Catalog:
         return reader.table(self.name(table))
 
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
-        return _described(self._spark, self.reference(table), limit)
+        return described_history(self._spark, self.reference(table), limit)
 
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # A created-as-select commit carries no userMetadata, so an empty table comes first and the write appends.

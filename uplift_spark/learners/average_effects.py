@@ -13,8 +13,7 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import NumberColumn, encode_features, fit_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import check_columns, check_summary, encode, keys_of, make_levels, summarise
-from uplift_spark.forest.overlap import thin_errors
-from uplift_spark.learners.metalearners import rows_of, sample_overlap, trial_roles
+from uplift_spark.learners.metalearners import rows_of, trial_roles
 from uplift_spark.learners.nuisances import (
     MOST_BINS,
     Blend,
@@ -209,7 +208,7 @@ def average_effects_table(table: pa.Table, roles: Roles, outside: pa.Table | Non
     if roles.grid:
         return _dose_average(table, roles, (folds, seed))
     sample = sample_table(table, roles, (folds, seed), len(table))
-    rows = rows_of(sample, confounded or sample_overlap(sample)[0] is not None)
+    rows = rows_of(sample, confounded)
     fitted = crossfit(
         *(rows.features, rows.level_code, rows.outcome, rows.key, sample.spec, rows.weight, rows.propensity)
     )
@@ -217,9 +216,7 @@ def average_effects_table(table: pa.Table, roles: Roles, outside: pa.Table | Non
     averages = averages_of(rows.outcome, rows.level_code, fitted.outcome_mean, rows.propensity, hashes)
     treated = sample.spec.levels[1:]
     names = np.repeat(treated, len(ESTIMANDS)).tolist()
-    least, _ = thin_errors(sample.coding.thin.get(roles.outcome, {}), treated)
-    error = np.maximum(averages.error, least[:, None])
-    return _estimates(names, list(ESTIMANDS) * len(treated), averages.estimate.ravel(), error.ravel())
+    return _estimates(names, list(ESTIMANDS) * len(treated), averages.estimate.ravel(), averages.error.ravel())
 
 
 def _dose_average(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int]) -> pa.Table:

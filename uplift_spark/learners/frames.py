@@ -16,12 +16,12 @@ from uplift_spark.errors import DataError
 from uplift_spark.forest.encode import check_columns, encode, encode_treatment, make_levels, summarise
 from uplift_spark.forest.estimate import estimate_table
 from uplift_spark.forest.forest import Forest, Model, effect_table
-from uplift_spark.forest.instrument import Instrumental, fit_instrumental
+from uplift_spark.forest.instrument import LEFT, Instrumental, fit_instrumental
 from uplift_spark.forest.refresh import refreshed_table
 from uplift_spark.forest.shapley import shapley_table
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.learners.metalearners import Learned, LearnerParams, fit_learned
-from uplift_spark.roles import LEFT, Levels, Roles
+from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 
 if TYPE_CHECKING:

@@ -15,15 +15,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.forest.binning import (
-    ArrowRows,
-    FeatureBins,
-    Features,
-    NumberColumn,
-    apply_bins,
-    encode_features,
-)
-from uplift_spark.forest.defaults import bins_of
+from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.forest import (
     FORMAT,
     Forest,
@@ -38,13 +30,11 @@ from uplift_spark.forest.forest import (
     unreadable,
 )
 from uplift_spark.forest.instrument import Instrumental
-from uplift_spark.forest.overlap import Overlap, fit_overlap, thin_errors, thin_sentence
 from uplift_spark.learners.nuisances import NuisanceSpec, Sample, crossfit, features_of, fit_trees, sample_table
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.intervals import poisson_weights, resampled_error
 from uplift_spark.stats.offpolicy import doubly_robust
-from uplift_spark.stats.sampling import folds_of
 
 # --------------------------------------------------------------------------------------------------------------------
 # The field's meta-learners behind one protocol: any regression library's estimators, put together to predict effects.
@@ -379,7 +369,6 @@ class Learned:
     """A trained meta-learner: `fits` are that of all rows, then those of resamples.
 
     facts  rows taken and of all, rows per level, SHA-256 of the effects of the first rows taken
-    overlap  propensities where the features tell the level received
     """
 
     params: LearnerParams
@@ -388,7 +377,6 @@ class Learned:
     bins: tuple[FeatureBins, ...]
     fits: tuple[EffectModel, ...]
     facts: Mapping[str, Any]
-    overlap: Overlap | None = None
 
     def __repr__(self) -> str:
         return model_line(self, f"Learned {self.kind}")
@@ -415,10 +403,8 @@ class Learned:
         self, batch: ArrowRows | Features, threads: int = 1, *, errors: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(effect, standard error, low support) of every row and treated level, [n, L] each; NaN errors without
-        replicates. Support is low where the level or the control lacks, or has few rows or events (`forest.overlap`).
-        """
-        columns = encode_features(batch, [one.name for one in self.bins])
-        features = features_of(columns, self.bins)
+        replicates. A meta-learner knows nothing of support: the last is False everywhere."""
+        features = features_of(batch, self.bins)
         first, *others = self.fits
         effect = first.effects(features)
         if errors and others:
@@ -426,27 +412,20 @@ class Learned:
                 error = resampled_error(np.stack(list(pool.map(lambda one: one.effects(features), others))))
         else:
             error = np.full(effect.shape, np.nan)
-        least, thin = thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
-        low = np.broadcast_to(thin, effect.shape)
-        if self.overlap is not None:
-            low = low | self.overlap.lacks(apply_bins(columns, self.bins), threads)
-        return effect, np.maximum(error, least), low.copy()
+        return effect, error, np.zeros(effect.shape, bool)
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Learned:
         """From what `forest.read_file` gives of its file."""
-        count = sum(name.startswith("fit_") for name in arrays)
-        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(count))
-        overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
         bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
         params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
-        return cls(params, roles, _levels_of(manifest["levels"]), bins, fits, manifest["facts"], overlap)
+        return cls(params, roles, _levels_of(manifest["levels"]), bins, fits, manifest["facts"])
 
     def to_bytes(self) -> bytes:
         """The model file's content: scikit-learn's models as skops writes them. Equal models have equal effects, but
         not equal bytes."""
-        arrays = {f"fit_{r}": stored(parts_of(fit)) for r, fit in enumerate(self.fits)}
-        return packed_file(self.manifest, arrays | (self.overlap.arrays() if self.overlap else {}))
+        return packed_file(self.manifest, {f"fit_{r}": stored(parts_of(fit)) for r, fit in enumerate(self.fits)})
 
 
 @dataclass(frozen=True)
@@ -573,26 +552,6 @@ def rows_of(sample: Sample, confounded: bool = False) -> LearnerRows:
     )
 
 
-def sample_overlap(sample: Sample, progress: ProgressCallback = lambda _: None) -> tuple[Overlap | None, np.ndarray]:
-    """`forest.overlap` of the rows taken, and which rows have comparable ones to learn from, bool [n]."""
-    bins = sample.coding.bins
-    numbers = {one.name: sample.features[:, j] for j, one in enumerate(bins) if not one.categorical}
-    columns = {name: NumberColumn(pa.float64(), values) for name, values in numbers.items()}
-    categorical, codes = np.array([one.categorical for one in bins]), np.empty(sample.features.shape, np.uint8)
-    codes[:, categorical] = sample.features[:, categorical]
-    if numbers:
-        codes[:, ~categorical] = apply_bins(columns, [one for one in bins if not one.categorical])
-    names, n_bins = sample.coding.levels.names, bins_of(bins)
-    overlap = fit_overlap((codes, sample.level_code, sample.key), names, n_bins, sample.spec.seed)
-    for thin in sample.coding.thin.values():
-        progress(thin_sentence(thin))
-    if overlap is None:
-        return None, np.ones(len(codes), bool)
-    progress(overlap.sentence(names))
-    fold = folds_of(sample.key, np.uint64(sample.spec.seed))
-    return overlap, overlap.weights((codes, fold, sample.level_code), logged=True) > 0
-
-
 def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: int) -> EffectModel:
     """Number 0 is fitted to all rows, the others to resamples by key."""
     if replicate == 0:
@@ -602,9 +561,7 @@ def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: in
     return fit_learner(kind, replace(part, weight=part.weight * counts[counts > 0]), spec)
 
 
-def learned(
-    params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[EffectModel], overlap: Overlap | None = None
-) -> Learned:
+def learned(params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[EffectModel]) -> Learned:
     """A model from its fits, with the roles of the columns that it predicts from."""
     coding = sample.coding
     effects = fits[0].effects(sample.features[:_CHECKED])
@@ -615,11 +572,7 @@ def learned(
         "level_rows": dict(zip(coding.levels.names, counts, strict=True)),
         "effects_sha256": hashlib.sha256(effects.tobytes()).hexdigest(),
     }
-    if overlap is not None:
-        facts["overlap"] = overlap.facts(coding.levels.names)
-    if coding.thin:
-        facts["thin"] = coding.thin
-    return Learned(params, roles, coding.levels, coding.bins, tuple(fits), facts, overlap)
+    return Learned(params, roles, coding.levels, coding.bins, tuple(fits), facts)
 
 
 def trial_roles(roles: Roles) -> tuple[Roles, bool]:
@@ -637,9 +590,7 @@ def fit_learned(
     plain, confounded = trial_roles(roles)
     sample = sample_table(table, plain, (params.folds, params.seed), params.rows)
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
-    overlap, compared = sample_overlap(sample, progress)
-    rows = rows_of(sample, confounded or overlap is not None).take(compared)
-    one = partial(fit_replicate, params.kind, learner_spec(sample), rows)
+    one = partial(fit_replicate, params.kind, learner_spec(sample), rows_of(sample, confounded))
     with ThreadPoolExecutor() as pool:
         fits = list(pool.map(one, range(params.replicates + 1)))
-    return learned(params, roles, sample, fits, overlap)
+    return learned(params, roles, sample, fits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -24,9 +24,8 @@ from uplift_spark.forest.binning import (
     fit_bins,
 )
 from uplift_spark.forest.encode import Summary, TypedRows, check_summary, encode, make_levels, summarise
-from uplift_spark.forest.estimate import sample_of, thin_outcomes
+from uplift_spark.forest.estimate import sample_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.forest.overlap import check_level_rows
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.aipw import averages_of
 from uplift_spark.stats.sampling import FOLDS_SALT, SAMPLE_SALT, mix64_all
@@ -459,7 +458,6 @@ class Coding:
     limits  hash bound of each level below which its rows are taken, uint64 [K]
     total   training rows there are
     confounded  whether the propensities of levels differ between units
-    thin    levels with few rows or events (`forest.estimate.thin_outcomes`)
     """
 
     roles: Roles
@@ -469,7 +467,6 @@ class Coding:
     limits: np.ndarray
     total: int
     confounded: bool
-    thin: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def coding_of(
@@ -484,14 +481,12 @@ def coding_of(
         raise ConfigError("learners of arms take neither roles.grid nor roles.scores: train a CausalForest on those")
     check_summary(summary, roles)
     levels = make_levels(summary, roles)[0]
-    check_level_rows(summary.levels)
     bins = fit_bins(sample, roles.features, MOST_BINS)
     counts = [summary.levels[name] for name in levels.names]
     limits = np.array([2**64 - 1 if n <= rows else int(rows / n * 2.0**64) for n in counts], np.uint64)
     folds, seed = folds_and_seed
     nuisance_spec = NuisanceSpec(levels.names, categorical_of(bins), folds, seed)
-    thin = thin_outcomes(summary, roles, levels)
-    return Coding(roles, levels, bins, nuisance_spec, limits, summary.rows, summary.weighted_by_propensity, thin)
+    return Coding(roles, levels, bins, nuisance_spec, limits, summary.rows, summary.weighted_by_propensity)
 
 
 def code_rows(rows: TypedRows, coding: Coding) -> pa.RecordBatch:

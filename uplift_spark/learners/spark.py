@@ -19,7 +19,7 @@ from uplift_spark.forest.binning import FeatureBins, apply_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import check_columns, encode, encode_numbers, encode_treatment, keys_of, make_levels
 from uplift_spark.forest.forest import Forest, Model, restored, stored
-from uplift_spark.forest.instrument import Instrumental
+from uplift_spark.forest.instrument import LEFT, Instrumental
 from uplift_spark.forest.spark import (
     estimate_frame,
     explain,
@@ -44,7 +44,6 @@ from uplift_spark.learners.metalearners import (
     learner_spec,
     parts_of,
     rows_of,
-    sample_overlap,
     trial_roles,
 )
 from uplift_spark.learners.nuisances import (
@@ -68,7 +67,7 @@ from uplift_spark.learners.nuisances import (
     placebo_outcome,
     unpacked_rows,
 )
-from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
+from uplift_spark.roles import PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.spark_versions import local_frame, map_groups
 from uplift_spark.stats.intervals import poisson_weights
@@ -101,14 +100,14 @@ def fit_learned_frame(
     plain, confounded = trial_roles(roles)
     sample = sampled_rows(frame, plain, (params.folds, params.seed), params.rows)
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
-    overlap, compared = sample_overlap(sample, progress)
-    rows = rows_of(sample, confounded or overlap is not None).take(compared)
+    rows = rows_of(sample, confounded)
     counts = poisson_weights(rows.key.view(np.int64), params.seed, params.replicates)
     membership = np.column_stack([np.ones(len(counts), bool), counts > 0])
     numbers = np.column_stack([rows.level_code, rows.outcome, rows.weight, rows.propensity, rows.features])
     fit = partial(_fit_replicate, params.kind, learner_spec(sample), rows.propensity.shape[1])
-    fits = list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, membership, fit)))
-    return learned(params, roles, sample, fits, overlap)
+    return learned(
+        params, roles, sample, list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, membership, fit)))
+    )
 
 
 def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, membership: np.ndarray, fit: Fit) -> list[Any]:

@@ -378,16 +378,18 @@ def _propensities(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits
     for arm, sums in facts.propensities.items():
         if design.shares.get(arm, 0.0) == 0 or sums.units < limits.least:
             continue
+        mean, share = sums.units / sums.inverse, design.shares[arm]
+        if abs(mean / share - 1) <= limits.propensity:
+            continue  # the design's own propensities: what is left is the sample ratio's
         off = sums.inverse / total - 1
         error = math.sqrt(max(sums.inverse_square - sums.inverse, 0.0)) / total
         p_value = 2 * float(norm.sf(abs(off) / error)) if error > 0 else float(abs(off) < 1e-9)
         if p_value * len(facts.propensities) >= limits.alpha or abs(off) <= limits.propensity:
             continue
-        mean = sums.units / sums.inverse
         yield HealthFinding(
             *("propensity", REFUSE, off, limits.propensity),
             f"logged propensities of arm {arm} stand for {sums.inverse:,.0f} of {total:,.0f} units ({off:+.1%}, mean "
-            f"{mean:.3g} where the design has {design.shares[arm]:g}): log the probability that the assignment used, "
+            f"{mean:.3g} where the design has {share:g}): log the probability that the assignment used, "
             "or correct the design's shares",
             p_value,
         )

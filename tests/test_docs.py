@@ -34,3 +34,15 @@ def test_pages_that_texts_name_exist() -> None:
     for text in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for page in re.findall(r"docs/[\w/]+\.(?:md|png)", text.read_text()):
             assert (ROOT / page).is_file(), f"{text.name} names {page}"
+
+
+def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    shown = 0
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(), re.S):
+        exec(block, names)
+        for expression, value in re.findall(r"^(\S.*?)  # (.+)$", block, re.M):
+            assert str(eval(expression, names)) == value, expression
+            shown += 1
+    assert shown >= 7
+    assert "primary spend, arm on: +" in capsys.readouterr().out

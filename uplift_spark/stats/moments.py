@@ -8,8 +8,10 @@ rows become fixed-point integers once (`FixedPoint`), and only totals become flo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +126,91 @@ class Moments:
         # Subtracting nearly equal sums leaves rounding of their own size: below it, the spread is zero.
         spread = np.where(spread <= 1e-9 * self.wwyy, 0.0, spread)
         return ratio(self.n * spread, (self.n - 1) * self.w * self.w)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Several columns of a unit at once: what ratios, covariates and compliance need of them.
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """Counts, means and products about the means of V columns; cells have any shape [...].
+
+    Products about the mean add as well as raw sums do (Chan, Golub and LeVeque 1983) and lose no digits where a mean is
+    large beside its spread.
+
+    n         rows, [...]
+    mean      [..., V]
+    products  Σ(x - mean)(x - mean)', [..., V, V]
+    """
+
+    n: np.ndarray
+    mean: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, cell: np.ndarray | None = None, shape: tuple[int, ...] = ()) -> CrossMoments:
+        """Moments of rows.
+
+        Args:
+            x: Columns of each row, [rows, V].
+            cell: Flat index of each row's cell in `shape`, [rows]; one cell without it.
+            shape: Shape of the cells.
+
+        Returns:
+            Moments [*shape]; empty cells have n 0 and mean 0.
+        """
+        x = np.asarray(x, np.float64)
+        cells, columns = math.prod(shape), x.shape[1]
+        code = np.zeros(len(x), np.int64) if cell is None else np.asarray(cell)
+        pivot = x.mean(axis=0) if len(x) else np.zeros(columns)
+        x = x - pivot
+        n = np.bincount(code, minlength=cells).astype(np.float64)
+        sums = np.stack([np.bincount(code, x[:, v], cells) for v in range(columns)], axis=-1)
+        products = np.empty((cells, columns, columns))
+        for u in range(columns):
+            for v in range(u, columns):
+                products[:, u, v] = products[:, v, u] = np.bincount(code, x[:, u] * x[:, v], cells)
+        wide = (*shape, columns)
+        return cls.of_sums(n.reshape(shape), sums.reshape(wide), products.reshape(*wide, columns), pivot)
+
+    @classmethod
+    def of_sums(
+        cls, n: np.ndarray, sums: np.ndarray, products: np.ndarray, pivot: np.ndarray | float = 0.0
+    ) -> CrossMoments:
+        """From n [...], Σ(x - pivot) [..., V] and Σ(x - pivot)(x - pivot)' [..., V, V], as one pass of any engine adds
+        them; a pivot near the means keeps all digits."""
+        n = np.asarray(n, np.float64)
+        shift = np.asarray(sums, np.float64) / np.maximum(n, 1)[..., None]
+        about = np.asarray(products, np.float64) - n[..., None, None] * shift[..., :, None] * shift[..., None, :]
+        return cls(n, np.where(n[..., None] > 0, shift + pivot, 0.0), about)
+
+    def __add__(self, other: CrossMoments) -> CrossMoments:
+        pairs = zip((self.n, self.mean, self.products), (other.n, other.mean, other.products), strict=True)
+        return CrossMoments(*(np.stack(pair) for pair in pairs)).sum(0)
+
+    def __getitem__(self, index: Any) -> CrossMoments:
+        """Cells by an index of their axes; an ellipsis would reach into the columns."""
+        return CrossMoments(self.n[index], self.mean[index], self.products[index])
+
+    def columns(self, index: Sequence[int]) -> CrossMoments:
+        """Some of the columns, in this order."""
+        order = np.asarray(index, np.int64)
+        return CrossMoments(self.n, self.mean[..., order], self.products[..., order[:, None], order[None, :]])
+
+    def sum(self, axis: int) -> CrossMoments:
+        """Cells along one axis, counted from the first, merged into one."""
+        n = self.n.sum(axis=axis)
+        mean = (self.n[..., None] * self.mean).sum(axis=axis) / np.maximum(n, 1)[..., None]
+        off = self.mean - np.expand_dims(mean, axis)
+        between = self.n[..., None, None] * off[..., :, None] * off[..., None, :]
+        return CrossMoments(n, mean, (self.products + between).sum(axis=axis))
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Sample covariance, [..., V, V]; NaN below two rows."""
+        freedom = np.where(self.n > 1, self.n - 1, np.nan)
+        return np.asarray(self.products / freedom[..., None, None])
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

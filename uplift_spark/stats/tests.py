@@ -127,7 +127,7 @@ def linearity(units: np.ndarray, mean: np.ndarray, variance: np.ndarray, basis: 
     valid = p_value[~np.isnan(p_value)]
     # Fisher's combination: segments have no units in common, so their p-values are independent.
     overall = float(scipy.stats.combine_pvalues(valid).pvalue) if valid.size else np.nan
-    return Linearity(p_value, _holm(p_value), missed, overall)
+    return Linearity(p_value, holm(p_value), missed, overall)
 
 
 def _of_segment(n: np.ndarray, mean: np.ndarray, variance: np.ndarray, basis: np.ndarray) -> tuple[float, float]:
@@ -148,12 +148,26 @@ def _of_segment(n: np.ndarray, mean: np.ndarray, variance: np.ndarray, basis: np
     return p_value, np.sqrt(max(square, 0.0))
 
 
-def _holm(p_value: np.ndarray) -> np.ndarray:
+def holm(p_value: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that any false alarm among them has the level at which they are read (Holm 1979), [n].
+
+    NaN stays NaN and counts for nothing.
+    """
     adjusted = p_value.copy()
     known = np.flatnonzero(~np.isnan(p_value))
     order = known[np.argsort(p_value[known], kind="stable")]
     steps = (order.size - np.arange(order.size)) * p_value[order]
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def false_discovery(p_value: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that, read at a level, it bounds the false among the discoveries (Benjamini and Hochberg
+    1995), [n]; NaN stays NaN and counts for nothing."""
+    adjusted = p_value.copy()
+    known = ~np.isnan(p_value)
+    if known.any():
+        adjusted[known] = scipy.stats.false_discovery_control(p_value[known])
     return adjusted
 
 

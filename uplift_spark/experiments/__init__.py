@@ -1,0 +1,1 @@
+"""Experiments: who gets which arm, and how many units a trial needs."""

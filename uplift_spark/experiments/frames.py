@@ -1,0 +1,286 @@
+"""Readout of a pandas frame: its rows checked and cast once, then summed for `readout` and counted for `health`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.experiments.health import HealthLimits, PropensitySums, ReadoutDesign, TrialFacts
+from uplift_spark.experiments.readout import (
+    ONES,
+    ReadoutMetric,
+    TrialReadout,
+    TrialSums,
+    checked_metrics,
+    read_sums,
+)
+from uplift_spark.roles import TREATMENT, UNIT
+from uplift_spark.stats.moments import CrossMoments
+
+
+@dataclass(frozen=True)
+class ReadoutColumns:
+    """Names of a frame's columns; what is None is not there.
+
+    unit        id of a row's unit
+    treatment   arm
+    stratum     stratum by which effects are weighted: one that was fixed before the treatment
+    day         day or time of the assignment
+    taken       whether the unit received its treatment, 0 or 1, in every arm
+    propensity  logged probability of the unit's arm
+    balance     further columns, measured before the treatment, that must be alike in all arms
+    """
+
+    unit: str = UNIT
+    treatment: str = TREATMENT
+    stratum: str | None = None
+    day: str | None = None
+    taken: str | None = None
+    propensity: str | None = None
+    balance: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadingTime:
+    """When a trial is read.
+
+    days      days from the first assignment to the last complete outcome; from the column `day` by default
+    earlier   share of the planned units at each look before this one
+    at_end    whether assignment has ended
+    immature  units in the frame whose outcome is not complete
+    """
+
+    days: int | None = None
+    earlier: tuple[float, ...] = ()
+    at_end: bool = False
+    immature: int | None = None
+
+
+def readout(
+    frame: pd.DataFrame,
+    metrics: Sequence[ReadoutMetric],
+    design: ReadoutDesign,
+    columns: ReadoutColumns | None = None,
+    *,
+    time: ReadingTime | None = None,
+    limits: HealthLimits | None = None,
+    override: str | None = None,
+) -> TrialReadout:
+    """Check a trial and read what it showed.
+
+    Where another unit was randomised than rows are of, rows are added up to it, and errors follow from it.
+
+    Args:
+        frame: One row a unit.
+        metrics: One of them primary.
+        design: What was laid down.
+        columns: Names of the frame's columns.
+        time: When it is read.
+        limits: From where on a check refuses.
+        override: Why a broken trial is read all the same.
+
+    Returns:
+        Verdict, findings and figures.
+
+    Raises:
+        ConfigError: There is not one primary metric, a column is missing, or the look comes after the last.
+        DataError: Values are missing or not finite, units repeat, a metric does not vary, an arm is empty.
+
+    Example:
+        >>> frame = pd.DataFrame({"unit_id": range(400), "treatment": ["off", "on"] * 200})
+        >>> frame["orders"] = [0, 0, 0, 1, 1, 1, 0, 1] * 50
+        >>> metric = ReadoutMetric("orders", "orders", role="primary")
+        >>> print(readout(frame, [metric], ReadoutDesign({"off": 0.5, "on": 0.5})).verdict.word)
+        ship
+    """
+    sums, facts = trial_sums(frame, metrics, design, columns, time)
+    return read_sums(sums, metrics, design, facts, limits=limits, override=override)
+
+
+@dataclass
+class _Rows:
+    """The frame's rows as checked arrays, of one length: those that are analysed."""
+
+    arm: np.ndarray
+    stratum: np.ndarray
+    strata: tuple[str, ...]
+    values: np.ndarray
+    names: tuple[str, ...]
+    day: np.ndarray | None
+    propensity: np.ndarray | None
+    units: dict[str, float]
+    twice: int
+
+
+def trial_sums(
+    frame: pd.DataFrame,
+    metrics: Sequence[ReadoutMetric],
+    design: ReadoutDesign,
+    columns: ReadoutColumns | None = None,
+    time: ReadingTime | None = None,
+) -> tuple[TrialSums, TrialFacts]:
+    """Sums and counts of a frame; arguments and errors as for `readout`.
+
+    Returns:
+        (sums by arm and stratum, counts for the checks); units in two arms or in an arm without share are counted and
+        left out of the sums.
+    """
+    columns, time = columns or ReadoutColumns(), time or ReadingTime()
+    metrics = checked_metrics(metrics)
+    rows = _checked_rows(frame, metrics, design, columns)
+    arms = design.open_arms
+    shape = (len(arms), len(rows.strata))
+    moments = CrossMoments.of(rows.values, rows.arm * shape[1] + rows.stratum, shape)
+    sums = TrialSums(arms, rows.strata, rows.names, moments, columns.taken)
+    return sums, _facts(rows, sums, metrics, design, (columns, time))
+
+
+def _checked_rows(
+    frame: pd.DataFrame, metrics: Sequence[ReadoutMetric], design: ReadoutDesign, columns: ReadoutColumns
+) -> _Rows:
+    names = [*(name for one in metrics for name in one.columns_used), *columns.balance]
+    names = list(dict.fromkeys([*names, *([columns.taken] if columns.taken else [])]))
+    _check_columns(frame, names, design, columns)
+    unit, arm, units, twice = _arms_of(frame, design, columns)
+    keep = arm >= 0
+    part = frame.loc[keep]
+    repeated = int(part[columns.unit].duplicated().sum())
+    if repeated:
+        raise DataError(f"column {columns.unit!r} repeats {repeated} units in one arm: keep one row a unit")
+    for code, name in enumerate(design.open_arms):
+        if not (arm == code).any():
+            raise DataError(f"arm {name!r} has no unit: the frame has arms {', '.join(units)}")
+    strata: tuple[str, ...] = ("all",)
+    stratum = np.zeros(len(part), np.int64)
+    if columns.stratum:
+        stratum, levels = pd.factorize(part[columns.stratum].astype(str), sort=True)
+        strata = tuple(map(str, levels))
+    values = np.column_stack([_finite_column(part, name) for name in names])
+    day, propensity = _days_of(part, columns.day), _propensity_of(part, columns.propensity)
+    rows = _Rows(arm[keep], stratum, strata, values, tuple(names), day, propensity, units, twice)
+    return _by_cluster(rows, unit[keep], design.randomised) if design.randomised != columns.unit else rows
+
+
+def _check_columns(frame: pd.DataFrame, names: Sequence[str], design: ReadoutDesign, columns: ReadoutColumns) -> None:
+    if design.randomised not in frame.columns and design.randomised != columns.unit:
+        raise ConfigError(
+            f"{design.randomised} was randomised, but rows are of {columns.unit} and have no column "
+            f"{design.randomised!r}: add it, so that errors follow from what was randomised"
+        )
+    keys = [columns.unit, design.randomised, columns.treatment, columns.stratum, columns.day]
+    present = [key for key in dict.fromkeys(keys) if key]
+    for name in [*present, *([columns.propensity] if columns.propensity else []), *names]:
+        if name not in frame.columns:
+            raise ConfigError(f"column {name!r} is not in the frame: {hint(name, map(str, frame.columns))}")
+    if frame.empty:
+        raise DataError("the frame has no row: check the campaign's name and the days that are read")
+    for key in present:
+        missing = int(frame[key].isna().sum())
+        if missing:
+            raise DataError(f"column {key!r} is missing in {missing} rows: every row needs one; drop or fill them")
+
+
+def _arms_of(
+    frame: pd.DataFrame, design: ReadoutDesign, columns: ReadoutColumns
+) -> tuple[np.ndarray, np.ndarray, dict[str, float], int]:
+    """Code of each row's randomised unit; code of its arm, -1 where it is left out; units by arm; units in two arms."""
+    unit, _ = pd.factorize(frame[design.randomised])
+    arm, arm_names = pd.factorize(frame[columns.treatment].astype(str))
+    first = np.full(unit.max() + 1, -1)
+    first[unit[::-1]] = arm[::-1]
+    torn = np.bincount(unit, arm != first[unit]) > 0
+    counts = np.bincount(first[~torn], minlength=len(arm_names))
+    units = {name: 0.0 for name in design.open_arms}
+    units |= {str(name): float(count) for name, count in zip(arm_names, counts, strict=True)}
+    codes = {name: code for code, name in enumerate(design.open_arms)}
+    code = np.array([codes.get(str(name), -1) for name in arm_names])[arm]
+    return unit, np.where(torn[unit], -1, code), units, int(torn.sum())
+
+
+def _finite_column(frame: pd.DataFrame, name: str) -> np.ndarray:
+    try:
+        values = frame[name].to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        raise DataError(f"column {name!r} is no number in some rows: cast it, or name another column") from None
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise DataError(f"column {name!r} is missing or not finite in {wrong} rows: fill or drop them")
+    return values
+
+
+def _days_of(frame: pd.DataFrame, name: str | None) -> np.ndarray | None:
+    """Whole days since the first assignment."""
+    if name is None:
+        return None
+    try:
+        day = pd.to_datetime(frame[name]).dt.floor("D")
+    except (TypeError, ValueError):
+        raise DataError(f"column {name!r} is no date in some rows: cast it to dates") from None
+    return (day - day.min()).dt.days.to_numpy()
+
+
+def _propensity_of(frame: pd.DataFrame, name: str | None) -> np.ndarray | None:
+    if name is None:
+        return None
+    values = _finite_column(frame, name)
+    wrong = int(((values <= 0) | (values > 1)).sum())
+    if wrong:
+        raise DataError(f"column {name!r} is outside (0, 1] in {wrong} rows: log the probability of the unit's arm")
+    return values
+
+
+def _by_cluster(rows: _Rows, cluster: np.ndarray, name: str) -> _Rows:
+    """Add rows up to the units that were randomised, with a count of rows among the columns."""
+    code, first, size = np.unique(cluster, return_index=True, return_counts=True)
+    place = np.searchsorted(code, cluster)
+    if (rows.stratum != rows.stratum[first][place]).any():
+        raise DataError(f"some units of one {name} lie in two strata: stratify by what all units of a {name} share")
+    values = np.column_stack([*(np.bincount(place, column) for column in rows.values.T), size])
+    return replace(
+        rows,
+        arm=rows.arm[first],
+        stratum=rows.stratum[first],
+        values=values,
+        names=(*rows.names, ONES),
+        day=None if rows.day is None else rows.day[first],
+        propensity=None if rows.propensity is None else rows.propensity[first],
+    )
+
+
+def _facts(
+    rows: _Rows,
+    sums: TrialSums,
+    metrics: Sequence[ReadoutMetric],
+    design: ReadoutDesign,
+    how: tuple[ReadoutColumns, ReadingTime],
+) -> TrialFacts:
+    columns, time = how
+    covariates = [one if isinstance(one, str) else one[0] for metric in metrics for one in metric.covariates]
+    names = tuple(dict.fromkeys([*covariates, *columns.balance]))
+    index = [rows.names.index(name) for name in names]
+    facts = TrialFacts(rows.units, twice=rows.twice, immature=time.immature, days=time.days, at_end=time.at_end)
+    facts = replace(facts, analysed=design.randomised)
+    if names:
+        facts = replace(facts, covariates=sums.moments.sum(1).columns(index), names=names)
+    if rows.day is not None:
+        days = int(rows.day.max()) + 1
+        by_day = {arm: np.bincount(rows.day[rows.arm == k], minlength=days).tolist() for k, arm in enumerate(sums.arms)}
+        facts = replace(facts, by_day=by_day, days=time.days or days)
+    if rows.propensity is not None:
+        inverse = {arm: 1 / rows.propensity[rows.arm == k] for k, arm in enumerate(sums.arms)}
+        facts = replace(
+            facts, propensities={arm: PropensitySums(p.size, p.sum(), (p**2).sum()) for arm, p in inverse.items()}
+        )
+    if columns.taken is not None:
+        took = rows.values[:, rows.names.index(columns.taken)] > 0
+        reached = {arm: (int(took[rows.arm == k].sum()), int((rows.arm == k).sum())) for k, arm in enumerate(sums.arms)}
+        treated, _ = reached.pop(design.control)
+        facts = replace(facts, delivered=reached, treated=treated)
+    if design.stopping.kind == "group_sequential":
+        share = 1.0 if time.at_end else min(1.0, facts.total / (design.planned_units or np.nan))
+        facts = replace(facts, fractions=(*time.earlier, share))
+    return facts

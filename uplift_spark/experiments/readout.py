@@ -1,0 +1,451 @@
+"""What a trial showed: each metric's effect, and in words what to do about it. numpy and pandas, no Spark.
+
+`read_sums` takes sums, from whatever engine; `frames.readout` makes them from a frame of one row a unit. First,
+`health` says whether the trial may be read at all: a broken one gets no figures, unless someone overrides that and says
+why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.experiments.estimates import (
+    RELATIVE,
+    ArmEffect,
+    MetricColumns,
+    arm_effect,
+    complier_effect,
+    variance_saved,
+)
+from uplift_spark.experiments.health import (
+    REFUSE,
+    HealthFinding,
+    HealthLimits,
+    ReadoutDesign,
+    TrialFacts,
+    health_findings,
+)
+from uplift_spark.stats.moments import CrossMoments
+from uplift_spark.stats.tests import false_discovery, holm
+
+PRIMARY, SECONDARY, GUARDRAIL, COMPLIER = "primary", "secondary", "guardrail", "complier"
+SHIP, ROLL_BACK, KEEP_GOING, BROKEN = "ship", "roll back", "keep going", "broken"
+ONES = "1"
+"""Name of the column that counts units, where a row of the sums holds several."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is read.
+
+
+@dataclass(frozen=True)
+class ReadoutMetric:
+    """A metric: the mean of a column, or the ratio of two columns' means.
+
+    name         its name
+    column       outcome of a unit, 0 or 1 of a conversion
+    denominator  column below it, such as sessions of revenue a session; None is a mean over units
+    covariates   columns measured before the treatment, which take variance off (CUPED); of a ratio, pairs of columns
+    role         'primary' (one, which decides), 'secondary', or 'guardrail' (must not get worse by its margin)
+    better       'up' or 'down'
+    margin       of a guardrail: how much worse is still accepted, above 0
+    margin_of    'relative' (.01 is 1 % of the control's mean) or 'absolute'
+
+    Raises ConfigError when parts do not fit.
+    """
+
+    name: str
+    column: str
+    denominator: str | None = None
+    covariates: tuple[str | tuple[str, str], ...] = ()
+    role: str = SECONDARY
+    better: str = "up"
+    margin: float | None = None
+    margin_of: str = "relative"
+
+    def __post_init__(self) -> None:
+        pairs = [one if isinstance(one, str) else tuple(one) for one in self.covariates]
+        object.__setattr__(self, "covariates", tuple(pairs))
+        for value, known, what in (
+            (self.role, (PRIMARY, SECONDARY, GUARDRAIL), "role"),
+            (self.better, ("up", "down"), "better"),
+            (self.margin_of, ("relative", "absolute"), "margin_of"),
+        ):
+            if value not in known:
+                raise ConfigError(f"{what} {value!r} of metric {self.name} is unknown: {hint(value, known)}")
+        if self.role == GUARDRAIL and not (self.margin is not None and self.margin > 0):
+            raise ConfigError(f"guardrail {self.name} has no margin: say how much worse is accepted, such as .01")
+        if self.role != GUARDRAIL and self.margin is not None:
+            raise ConfigError(f"margin of {self.name} is for guardrails: make it one, or drop the margin")
+
+    @property
+    def sign(self) -> float:
+        """1 where more is better, -1 where less is."""
+        return 1.0 if self.better == "up" else -1.0
+
+    @property
+    def columns_used(self) -> tuple[str, ...]:
+        """Columns of a frame."""
+        pairs = [part for one in self.covariates for part in ((one,) if isinstance(one, str) else one)]
+        return tuple(dict.fromkeys([self.column, *([self.denominator] if self.denominator else []), *pairs]))
+
+
+def checked_metrics(metrics: Sequence[ReadoutMetric]) -> tuple[ReadoutMetric, ...]:
+    """The metrics, if there is one primary among them and names differ, else ConfigError."""
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"metric {twice} is there twice: give metrics names of their own")
+    primary = [metric.name for metric in metrics if metric.role == PRIMARY]
+    if not primary:
+        raise ConfigError(f"no metric is primary ({', '.join(names) or 'there is none'}): name the one that decides")
+    if len(primary) > 1:
+        raise ConfigError(f"{', '.join(primary)} are primary: one decides; make the others secondary")
+    return tuple(metrics)
+
+
+@dataclass(frozen=True)
+class TrialSums:
+    """Sums of a trial; rows are the randomised units.
+
+    arms      the arms with a share, control first
+    strata    names of the strata, one without strata
+    columns   names of the columns; `1` counts units where a row holds several
+    moments   [arms, strata], of the columns
+    taken     column that says whether, or how often, the treatment was received
+    """
+
+    arms: tuple[str, ...]
+    strata: tuple[str, ...]
+    columns: tuple[str, ...]
+    moments: CrossMoments
+    taken: str | None = None
+
+    def placed(self, metric: ReadoutMetric) -> MetricColumns:
+        """Where the metric's columns lie, or ConfigError where one is missing."""
+        for name in metric.columns_used:
+            if name not in self.columns:
+                raise ConfigError(f"column {name!r} of metric {metric.name} is not there: {hint(name, self.columns)}")
+        place = self.columns.index
+        ones = place(ONES) if ONES in self.columns else None
+        bottom = ones if metric.denominator is None else place(metric.denominator)
+        pairs = [(place(one), ones) if isinstance(one, str) else (place(one[0]), place(one[1])) for one in
+                 metric.covariates]  # fmt: skip
+        return MetricColumns(place(metric.column), bottom, tuple(pairs))
+
+    def pair(self, arm: int) -> CrossMoments:
+        """Control and an arm, [2, strata]."""
+        return self.moments[[0, arm]]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What comes out.
+
+
+@dataclass(frozen=True)
+class MetricReadout:
+    """One metric of one arm against the control.
+
+    control, treated, effect, error, lower, upper, relative, relative_lower, relative_upper
+                     as in `estimates.ArmEffect`; intervals hold at this look and at all others of the design. Of role
+                     'complier', control and treated are the shares that received the treatment
+    p_value          holds at every look, too
+    p_adjusted       for the arms (primary), or arms and metrics (secondary); to be read at the trial's alpha
+    saved            share of the variance that covariates and strata take off
+    status           'better', 'worse' or 'open'; of a guardrail 'safe', 'harmed' or 'open'
+    """
+
+    metric: str
+    role: str
+    arm: str
+    control: float
+    treated: float
+    effect: float
+    error: float
+    lower: float
+    upper: float
+    p_value: float
+    relative: float
+    relative_lower: float
+    relative_upper: float
+    p_adjusted: float
+    saved: float
+    status: str
+
+
+@dataclass(frozen=True)
+class ReadoutVerdict:
+    """What to do: `word` is 'ship', 'roll back', 'keep going' or 'broken'; `arm` is the one to ship."""
+
+    word: str
+    reason: str
+    arm: str | None = None
+    days_left: int | None = None
+
+    def __str__(self) -> str:
+        word = f"{self.word} {self.arm}" if self.arm else self.word
+        days = f" (about {self.days_left} days)" if self.days_left is not None else ""
+        return f"{word}{days}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class TrialReadout:
+    """Verdict, findings, and figures by metric and arm; a broken trial has none.
+
+    units     randomised units by arm
+    level     level at which this look's intervals are drawn
+    override  why findings that refuse were overridden
+    """
+
+    verdict: ReadoutVerdict
+    findings: tuple[HealthFinding, ...]
+    metrics: tuple[MetricReadout, ...]
+    units: Mapping[str, float]
+    level: float
+    override: str | None = None
+
+    def table(self) -> pd.DataFrame:
+        """A row for each metric and arm."""
+        names = [*MetricReadout.__dataclass_fields__]
+        frame = pd.DataFrame([asdict(one) for one in self.metrics], columns=names)
+        return frame.assign(override=self.override) if self.override else frame
+
+    def text(self) -> str:
+        """Verdict, findings and effects, a line each."""
+        lines = [str(self.verdict), *(f"{one.severity}: {one.sentence}" for one in self.findings)]
+        if self.override:
+            lines.append(f"override: {self.override}")
+        return "\n".join([*lines, *(_sentence(one) for one in self.metrics)])
+
+
+def _sentence(one: MetricReadout) -> str:
+    share = f" ({one.relative:+.2%})" if math.isfinite(one.relative) else ""
+    return (
+        f"{one.role} {one.metric}, arm {one.arm}: {one.effect:+.5g}{share}, between {one.lower:+.5g} and "
+        f"{one.upper:+.5g}, p = {one.p_adjusted:.2g}: {one.status}"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From sums to a verdict.
+
+
+def read_sums(
+    sums: TrialSums,
+    metrics: Sequence[ReadoutMetric],
+    design: ReadoutDesign,
+    facts: TrialFacts,
+    *,
+    limits: HealthLimits | None = None,
+    override: str | None = None,
+    relative: str = "fieller",
+) -> TrialReadout:
+    """Read a trial from its sums.
+
+    Args:
+        sums: Sums of the columns by arm and stratum.
+        metrics: One of them primary.
+        design: What was laid down.
+        facts: Counts for the checks.
+        limits: From where on a check refuses.
+        override: Why a broken trial is read all the same; stays on the readout.
+        relative: Interval of relative effects, as in `estimates.arm_effect`.
+
+    Returns:
+        The readout; without figures where a finding refuses it and nothing overrides that.
+
+    Raises:
+        ConfigError: There is not one primary metric, a column is missing, the look comes after the last, or the
+            override is empty.
+        DataError: A metric does not vary, or an arm has too few units in a stratum.
+
+    Example:
+        >>> sums = TrialSums(("off", "on"), ("all",), ("spend",), CrossMoments.of_sums(
+        ...     np.array([[500.0], [500.0]]), np.array([[[5000.0]], [[5200.0]]]),
+        ...     np.array([[[[52000.0]]], [[[56080.0]]]])))
+        >>> design = ReadoutDesign({"off": 0.5, "on": 0.5})
+        >>> metric = ReadoutMetric("spend", "spend", role="primary")
+        >>> print(read_sums(sums, [metric], design, TrialFacts({"off": 500, "on": 500})).verdict)
+        ship on: spend +0.4 (+4.00%), between +0.15153 and +0.64847, p = 0.0016
+    """
+    metrics = checked_metrics(metrics)
+    if relative not in RELATIVE:
+        raise ConfigError(f"relative interval {relative!r} is unknown: {hint(relative, RELATIVE)}")
+    if override is not None and not override.strip():
+        raise ConfigError("the override has no reason: say why this trial is read all the same")
+    facts = _with_fraction(facts, design)
+    findings = tuple(health_findings(facts, design, limits))
+    refused = [one for one in findings if one.severity == REFUSE]
+    if refused and override is None:
+        verdict = ReadoutVerdict(BROKEN, "; ".join(one.sentence for one in refused))
+        return TrialReadout(verdict, findings, (), facts.units, math.nan)
+    _check_sums(sums, metrics)
+    planned, fractions = design.planned_units or facts.total, facts.fractions or (1.0,)
+    level = design.stopping.level(fractions, facts.total, planned)
+    rows = _metric_rows(sums, metrics, level, relative)
+    p_values = design.stopping.valid_p(np.array([row.p_value for row in rows]), fractions, facts.total, planned)
+    by_name = {metric.name: metric for metric in metrics}
+    rows = _adjusted(rows, p_values, design.multiplicity)
+    rows = [replace(row, status=_status(row, by_name[row.metric], design.stopping.alpha)) for row in rows]
+    verdict = _verdict(rows, facts, design)
+    return TrialReadout(verdict, findings, tuple(rows), facts.units, level, override)
+
+
+def _with_fraction(facts: TrialFacts, design: ReadoutDesign) -> TrialFacts:
+    """Add this look's share of the planned units, where the caller did not; the last look has all."""
+    if design.stopping.kind != "group_sequential" or facts.fractions is not None:
+        return facts
+    planned = design.planned_units or math.nan
+    return replace(facts, fractions=(1.0 if facts.at_end else min(1.0, facts.total / planned),))
+
+
+def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
+    few = np.argwhere(sums.moments.n < 2)
+    if few.size:
+        arm, stratum = few[0]
+        raise DataError(
+            f"arm {sums.arms[arm]} has {sums.moments.n[arm, stratum]:.0f} units in stratum {sums.strata[stratum]} and "
+            f"fewer than 2 in {len(few)} strata: merge small strata"
+        )
+    whole = sums.moments.sum(1).sum(0)
+    for metric in metrics:
+        place = sums.placed(metric)
+        columns = [place.numerator] if place.denominator is None else [place.numerator, place.denominator]
+        mean, spread = whole.mean[columns], np.diagonal(whole.products)[columns] / whole.n
+        if not (spread > 1e-18 * (mean**2 + 1e-300)).any():
+            raise DataError(
+                f"metric {metric.name} is {mean[0]:g} in all {whole.n:,.0f} units: it tells no arms apart; drop it or "
+                "wait for outcomes"
+            )
+        if place.denominator is not None and not mean[-1] > 0:
+            raise DataError(
+                f"the denominator of {metric.name} has mean {mean[-1]:g}: a ratio needs one above 0, such as sessions"
+            )
+        if metric.margin is not None and metric.margin_of == "relative":
+            control = sums.moments.sum(1).mean[0, place.numerator]
+            if not control > 0:
+                raise DataError(f"guardrail {metric.name} has control mean {control:g}: give its margin as absolute")
+
+
+def _metric_rows(sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float, relative: str) -> list[MetricReadout]:
+    rows = []
+    for metric in metrics:
+        place = sums.placed(metric)
+        for arm in range(1, len(sums.arms)):
+            pair = sums.pair(arm)
+            effect = arm_effect(pair, place, level, relative)
+            saved = float(variance_saved(pair, place)) if place.covariates or len(sums.strata) > 1 else 0.0
+            rows.append(_row(effect, (metric.name, metric.role, sums.arms[arm]), saved))
+    for metric in metrics:
+        if sums.taken is None or metric.role != PRIMARY:
+            continue
+        for arm in range(1, len(sums.arms)):
+            effect = complier_effect(sums.pair(arm), sums.placed(metric), sums.columns.index(sums.taken), level)
+            rows.append(_row(effect, (metric.name, COMPLIER, sums.arms[arm]), 0.0))
+    return rows
+
+
+def _row(effect: ArmEffect, names: tuple[str, str, str], saved: float) -> MetricReadout:
+    figures = {key: float(value) for key, value in vars(effect).items() if key in MetricReadout.__dataclass_fields__}
+    metric, role, arm = names
+    return MetricReadout(metric, role, arm, **figures, p_adjusted=math.nan, saved=saved, status="open")
+
+
+def _adjusted(rows: list[MetricReadout], p_values: np.ndarray, multiplicity: str) -> list[MetricReadout]:
+    """Adjust p-values: the primary's arms are one family, secondary metrics and their arms another; guardrails must all
+    hold, so none of them may raise the level of the others."""
+    adjusted = p_values.copy()
+    roles = np.array([row.role for row in rows])
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {"holm": holm, "bh": false_discovery, "none": np.copy}
+    adjusted[roles == PRIMARY] = holm(p_values[roles == PRIMARY])
+    adjusted[roles == SECONDARY] = ways[multiplicity](p_values[roles == SECONDARY])
+    adjusted[roles == COMPLIER] = holm(p_values[roles == COMPLIER])
+    return [
+        replace(row, p_value=float(p), p_adjusted=float(a)) for row, p, a in zip(rows, p_values, adjusted, strict=True)
+    ]
+
+
+def _status(row: MetricReadout, metric: ReadoutMetric, alpha: float) -> str:
+    if row.role != GUARDRAIL:
+        if not row.p_adjusted <= alpha:
+            return "open"
+        return "better" if row.effect * metric.sign > 0 else "worse"
+    absolute = metric.margin_of == "absolute"
+    low, high = (row.lower, row.upper) if absolute else (row.relative_lower, row.relative_upper)
+    worst, best = (low, high) if metric.sign > 0 else (-high, -low)
+    margin = metric.margin or 0.0
+    if worst > -margin:
+        return "safe"
+    return "harmed" if best < -margin else "open"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The verdict.
+
+
+def _verdict(rows: Sequence[MetricReadout], facts: TrialFacts, design: ReadoutDesign) -> ReadoutVerdict:
+    """Ship the best arm that gains and harms nothing; else go on while an arm is open and the trial not over."""
+    primary = {row.arm: row for row in rows if row.role == PRIMARY}
+    guards = {arm: [row for row in rows if row.role == GUARDRAIL and row.arm == arm] for arm in primary}
+    harmed = {arm for arm in primary if any(row.status == "harmed" for row in guards[arm])}
+    unsure = {arm for arm in primary if any(row.status == "open" for row in guards[arm])}
+    gains = [arm for arm, row in primary.items() if row.status == "better" and arm not in harmed]
+    safe = [arm for arm in gains if arm not in unsure]
+    if safe:
+        best = max(safe, key=lambda arm: abs(primary[arm].effect))
+        others = sorted(set(gains) - {best})
+        beside = f"; {', '.join(others)} also gain" if others else ""
+        return ReadoutVerdict(SHIP, _shown(primary[best]) + beside, best)
+    out = [arm for arm in primary if arm in harmed or primary[arm].status == "worse"]
+    reasons = [_out(primary[arm], [row for row in guards[arm] if row.status == "harmed"]) for arm in out]
+    if len(out) == len(primary):
+        return ReadoutVerdict(ROLL_BACK, "; ".join(reasons))
+    over = _is_over(facts, design)
+    still = [
+        _open(row, [guard for guard in guards[arm] if guard.status == "open"], over)
+        for arm, row in primary.items()
+        if arm not in out
+    ]
+    days = None if over else _days_left(facts, design)
+    return ReadoutVerdict(ROLL_BACK if over else KEEP_GOING, "; ".join([*still, *reasons]), days_left=days)
+
+
+def _shown(row: MetricReadout) -> str:
+    share = f" ({row.relative:+.2%})" if math.isfinite(row.relative) else ""
+    return (
+        f"{row.metric} {row.effect:+.5g}{share}, between {row.lower:+.5g} and {row.upper:+.5g}, p = "
+        f"{row.p_adjusted:.2g}"
+    )
+
+
+def _out(row: MetricReadout, harmed: Sequence[MetricReadout]) -> str:
+    if not harmed:
+        return f"arm {row.arm} makes it worse: {_shown(row)}"
+    return f"arm {row.arm} harms guardrail {_shown(harmed[0])}, beyond its margin"
+
+
+def _open(row: MetricReadout, unsure: Sequence[MetricReadout], over: bool) -> str:
+    if row.status == "better" and unsure:
+        return f"arm {row.arm} gains, but guardrail {_shown(unsure[0])} is not shown to hold its margin"
+    return f"arm {row.arm} shows no gain{'' if over else ' yet'}: {_shown(row)}"
+
+
+def _is_over(facts: TrialFacts, design: ReadoutDesign) -> bool:
+    if facts.at_end or design.stopping.kind == "fixed":
+        return True
+    if facts.fractions is not None and facts.fractions[-1] >= 1:
+        return True
+    return facts.total >= (design.planned_units or math.inf)
+
+
+def _days_left(facts: TrialFacts, design: ReadoutDesign) -> int | None:
+    """Days until the planned units, at the traffic so far."""
+    if not facts.days or not design.planned_units:
+        return None
+    return max(1, math.ceil((design.planned_units - facts.total) * facts.days / facts.total))

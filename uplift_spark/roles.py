@@ -27,6 +27,9 @@ MATURITY_WEIGHT = "maturity_weight"
 DELIVERED = "delivered"
 
 
+SCHEMAS = ("bronze", "silver", "gold")
+"""Of a lakehouse: events as they came, what is made of them, results."""
+
 RUN_ID = "run_id"
 
 

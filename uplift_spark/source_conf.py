@@ -82,7 +82,7 @@ class TableSource:
     table        in its place a table: `schema.table` of the lakehouse, or `catalog.schema.table`
     version      of a Delta table; the newest by default
     rename       {name in the source: name}; all other keys use the new names
-    where        SQL over the columns: only rows for which it holds count
+    where        SQL over the columns of a row, see `sql_gate.checked_expression`: only rows for which it holds count
     unit         column of the unit's id; by default the number of the row, for files alone
     treatment    column of the level that a unit was assigned
     arms         {value of the treatment column: name of the level}; by default values are names, others are rejected
@@ -128,6 +128,10 @@ class TableSource:
         parts = [*([self.unit] if self.unit else []), self.treatment, *self.outcomes, *self.attributes]
         if twice := sorted({name for name in parts if parts.count(name) > 1}):
             raise ConfigError(f"source names {twice} twice among unit, treatment, outcomes and attributes: remove one")
+        if self.where is not None:
+            from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+            checked_expression("source.where", self.where)
         if isinstance(self.assigned_at, str):
             with suppress(ValueError):  # else it is the name of a column
                 object.__setattr__(self, "assigned_at", datetime.fromisoformat(self.assigned_at))

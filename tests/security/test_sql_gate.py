@@ -153,7 +153,7 @@ def test_a_random_text_that_passes_holds_nothing_that_is_not_listed() -> None:
     parts = [re.findall(r"\w+|'[^']*'|`[^`]*`|\S", text) for text in (*texts, *legal.QUERIES)]
     chance = random.Random(7)
     passed = 0
-    for _ in range(4_000):
+    for _ in range(1_500):
         one, other = chance.choice(parts) or ["1"], chance.choice(parts) or ["1"]
         cut, at = chance.randrange(len(one) + 1), chance.randrange(len(other) + 1)
         text = " ".join([*one[:cut], *other[at:][: chance.randrange(1, 12)], *one[cut + chance.randrange(3) :]])
@@ -166,7 +166,7 @@ def test_a_random_text_that_passes_holds_nothing_that_is_not_listed() -> None:
         plain = re.sub(r"'(?:[^'\\]|\\.)*'|`[^`]*`", " ", checked)
         assert {name.lower() for name in re.findall(r"(\w+)\s*\(", plain)} <= allowed | keywords, checked
         assert not re.search(r"[;{}$#@]|/\*|--", plain), checked
-    assert passed > 100
+    assert passed > 50
 
 
 _IDS = re.compile(r"#\d+L?|\bplan_id=\d+|@[0-9a-f]+")

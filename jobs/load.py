@@ -25,10 +25,15 @@ def options(
     known_at: Annotated[str | None, typer.Option(help="Column saying when a row was known; else its arrival.")] = None,
     historic: Annotated[bool, typer.Option("--historic", help="Rows were known when they happened.")] = False,
     new_column: Annotated[list[str] | None, typer.Option(help="Column the table gets; repeatable.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the source's earlier rows.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of rows of the same content.")] = False,
+    replaced: Annotated[list[str] | None, typer.Option(help="Source whose rows go, too; repeatable.")] = None,
 ) -> dict[str, Any]:
     """What to load, into which table, and whether an earlier load of it was wrong."""
-    return {"load": Load(table, source, format_, known_at, historic, tuple(new_column or ()), replace)}
+    return {
+        "load": Load(
+            table, source, format_, known_at, historic, tuple(new_column or ()), replace, tuple(replaced or ())
+        )
+    }
 
 
 def run(
@@ -45,7 +50,7 @@ def run(
     if new.rejected is not None:
         written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
     if new.good is None:  # a commit without rows would make a new version of the table, of which nothing is new
-        progress("no row is new")
+        progress("no row is added")
         return JobResult.of("load", new.run_id, *written, **new.details, good=0, rejected=new.refused)
     added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
     written.append(added)

@@ -119,8 +119,8 @@ def replayed(replay: Replay, lake: Lake, run_id: str | None, progress: ProgressC
     new = _not_replayed(lake, replay.table, repaired, run_id)
     whole = stamped(replay.load, new, wanted, F.current_timestamp())
     whole, contract = with_known_keys(replay.load, lake, whole, run_id), with_columns(replay.load.contract, wanted)
-    good, _ = check(whole, contract)
     counts = count_checked(whole, contract)
+    good, _ = check(whole, contract, counts)
     broken = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
     for rule, n in broken.items():
         progress(f"{n:,} rows still break rule {rule}")

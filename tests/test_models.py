@@ -83,6 +83,10 @@ def test_what_cannot_be_measured_is_refused(fitted: Any) -> None:
         model.lift(rest.assign(level=np.where(np.arange(3000) < 1000, 7, rest["level"])))
     with pytest.raises(DataError, match="'spend'"):
         model.lift(rest.drop(columns="spend"), "spend")
+    with pytest.raises(DataError, match="column 'customer' repeats in 10 rows of the frame: keep one row of each unit"):
+        model.lift(pd.concat([rest, rest[:10]]))
+    with pytest.raises(DataError, match="the frame has no row: give"):
+        model.metrics(rest[:0])
     with pytest.raises(ConfigError, match="no outcome 'visits'"):
         model.qini(rest, "visits")
     with pytest.raises(DataError, match="'city'"):

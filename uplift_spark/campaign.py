@@ -37,7 +37,7 @@ from uplift_spark.events.quickstart import (
     frame_table,
     prepare_conf,
     python_options,
-    save_frame,
+    stage_frame,
 )
 from uplift_spark.lake.contracts import EXACT_TIME
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
@@ -130,8 +130,8 @@ class Campaign:
         try:
             checked_name(name, "campaign")
             check_columns_of(answers, frame_table(frame).column_names)
-            path = save_frame(frame, home, name, progress)
-            conf, _ = prepare_conf(str(path), answers, home, name, lambda line: progress(python_options(line)))
+            rows = stage_frame(frame, home, name, progress)
+            conf, _ = prepare_conf(rows, answers, home, name, lambda line: progress(python_options(line)))
         except (ConfigError, DataError) as error:
             raise type(error)(python_options(str(error))) from error
         progress(f"wrote {conf}")

@@ -133,22 +133,21 @@ def quickstart(
         is_table,
         parsed_costs,
         prepare_conf,
-        save_stream,
+        stage_stream,
     )
 
     answers = Answers(
         treatment, tuple(outcome), control, unit, lower, value, parsed_costs(cost), budget, propensity,
         tuple(feature or ()), tuple(drop or ()), randomised,
     )  # fmt: skip
-    if file == "-":
-        file = str(save_stream(sys.stdin.buffer, Path(), name or "stdin"))
+    source = stage_stream(sys.stdin.buffer, Path(), name or "stdin") if file == "-" else file
     with ExitStack() as stack:
         lake = None
-        if catalog or is_table(file):  # else nothing needs Spark before the jobs do
+        if catalog or (source == file and is_table(file)):  # else nothing needs Spark before the jobs do
             check_header(file, answers)
             err().print("starting Spark")
             lake = stack.enter_context(console.open_lake(Lakehouse(LAKEHOUSE, catalog)))
-        conf, _ = prepare_conf(file, answers, Path(), name, lambda line: err().print(line, soft_wrap=True), lake)
+        conf, _ = prepare_conf(source, answers, Path(), name, lambda line: err().print(line, soft_wrap=True), lake)
         err().print(f"wrote {conf}")
         if conf_only:
             return

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from uplift_spark.config import Config, Economics, LearnerConf
 from uplift_spark.errors import ConfigError, DataError
@@ -347,6 +348,7 @@ class UpliftModel:
         extra |= {roles.cluster: None} if roles.cluster else {}
         columns = dict.fromkeys([*roles.columns, *extra])
         table = frame_rows(frame).in_memory(tuple(columns))
+        _check_units(table, roles.unit)
         rows, codes = table.to_pandas(), encode_treatment(table, roles.treatment).coded_by(self.levels.names)
         if strangers := int((codes < 0).sum()):
             names = ", ".join(self.levels.names)
@@ -486,6 +488,14 @@ class UpliftModel:
 
     def _of(self, outcome: str | None) -> AnyModel:
         return self.model.of(self.roles.outcome if outcome is None else outcome)
+
+
+def _check_units(table: pa.Table, unit: str) -> None:
+    """Raise DataError for a frame without rows or with a unit in several."""
+    if not table.num_rows:
+        raise DataError("the frame has no row: give the rows of units that training did not see")
+    if repeated := table.num_rows - pc.count_distinct(table.column(unit), mode="all").as_py():
+        raise DataError(f"column {unit!r} repeats in {repeated:,} rows of the frame: keep one row of each unit")
 
 
 @dataclass(frozen=True)

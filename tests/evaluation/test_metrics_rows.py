@@ -90,3 +90,12 @@ def test_buckets_of_numbers_are_quarters_and_a_crossing_joins_them() -> None:
     assert pd.Series(quarters).value_counts().tolist() == [25, 25, 25, 25, 1]
     assert quarters[0].startswith("1: <= 25.") and quarters[99].startswith("4: > 75.")
     assert crossing[0] == f"{quarters[0]} x a" and crossing[-1] == "missing x b"
+    few = [0.0005, -1.25e-4, 0.001, 0.1, 2.5e7 + 0.5, 3e8, -7.0]
+    (texts,) = row_buckets(pd.DataFrame({"x": few}), ("x",), "t")
+    assert texts.tolist() == ["5.0E-4", "-1.25E-4", "0.001", "0.1", "2.50000005E7", "300000000", "-7"]  # as Spark does
+
+
+def test_every_level_has_predicted_effects() -> None:
+    holdout, scores, _ = campaign(varying=False)
+    with pytest.raises(DataError, match=f"no predicted effect of level '{LEVELS[0]}': score it, too"):
+        evaluate_rows(holdout, scores[scores["treatment"] != LEVELS[0]], SPEC)

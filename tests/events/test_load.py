@@ -51,6 +51,7 @@ def test_columns_that_do_not_fit_are_spelled_out(
         ({"new_columns": ("Item",)}, "--new-column 'Item' is taken"),
         ({"new_columns": ("_x",)}, "is taken: choose a name that bronze.event has not"),
         ({"table": "bronze.assignment", "historic": True}, "rows of bronze.assignment have no known_at"),
+        ({"replace": True, "replaced": ("first.csv",)}, "must be as the column source has it: NAME#KEY"),
     ],
 )
 def test_a_load_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ from uplift_spark.events.quickstart import (
     is_table,
     prepare_conf,
     python_options,
-    save_stream,
+    stage_stream,
 )
 from uplift_spark.jobs import DEMO_JOBS, whole_line
 
@@ -109,8 +109,28 @@ def test_a_configuration_that_was_edited_is_kept(tmp_path: Path) -> None:
     from_frame(tmp_path, shop(seed=4))
     conf = tmp_path / "conf" / "campaign.yaml"
     conf.write_text(conf.read_text() + "seed: 3\n")
-    with pytest.raises(ConfigError, match=r"was edited: .* or choose another name="):
+    with pytest.raises(ConfigError, match=r"was edited: use that file as it is, or choose another name=$"):
         from_frame(tmp_path)
+
+
+@pytest.mark.parametrize("mistake", ["column", "level", "edited"])
+def test_a_mistake_costs_no_rows_of_before(tmp_path: Path, mistake: str) -> None:
+    from_frame(tmp_path)
+    conf, inputs = tmp_path / "conf" / "campaign.yaml", tmp_path / "lakehouse" / "inputs"
+    if mistake == "edited":
+        conf.write_text(conf.read_text() + "seed: 3\n")
+    before = {path: path.read_bytes() for path in (conf, *inputs.iterdir())}
+    wrong: dict[str, Any] = {"column": {"outcome": "bouhgt"}, "level": {"control": "Mial"}, "edited": {}}[mistake]
+    with pytest.raises(ConfigError):
+        from_frame(tmp_path, shop(seed=4), **wrong)
+    assert {path: path.read_bytes() for path in (conf, *inputs.iterdir())} == before
+
+
+def test_messages_name_what_came_in_not_the_file_it_is_in(tmp_path: Path) -> None:
+    staged = stage_stream(io.BytesIO(b'a,b\n1,2\n"3,4\n'), tmp_path, "stdin")
+    with pytest.raises(DataError, match="standard input") as caught:
+        prepare_conf(staged, Answers("a", ("b",)), tmp_path, "stdin", lambda line: None)
+    assert ".part" not in str(caught.value) and not list(staged.part.parent.iterdir())
 
 
 def test_options_in_words_of_python() -> None:
@@ -155,10 +175,11 @@ def test_data_of_no_trial_are_called_so(tmp_path: Path) -> None:
 
 
 def test_what_is_piped_in_is_kept_where_the_line_finds_it(tmp_path: Path) -> None:
-    path = save_stream(io.BytesIO(b"a,b\n1,2\n"), tmp_path, "stdin")
-    assert path == tmp_path / "lakehouse" / "inputs" / "stdin.csv" and path.read_bytes() == b"a,b\n1,2\n"
+    staged = stage_stream(io.BytesIO(b"a,b\n1,2\n"), tmp_path, "stdin")
+    assert staged.path == tmp_path / "lakehouse" / "inputs" / "stdin.csv" and not staged.path.exists()
+    assert staged.part.read_bytes() == b"a,b\n1,2\n"
     with pytest.raises(DataError, match="nothing came in on standard input"):
-        save_stream(io.BytesIO(b"\n"), tmp_path, "stdin")
+        stage_stream(io.BytesIO(b"\n"), tmp_path, "stdin")
 
 
 def delta_folder(folder: Path, *columns: str) -> Path:

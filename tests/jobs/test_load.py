@@ -444,6 +444,19 @@ def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="leave --run-id out"):
         loaded(lake, first, replace=True, run_id="mine")
     assert len(events_in(lake)) == 3
+    put(first, HEADER + line("a", 1) + line("b", 5) + line("c", 2))  # the line that was rejected is mended in the file
+    with pytest.raises(
+        DataError, match=r"bronze\.event has 2 rows of first\.csv#\w+, which had the name but not"
+    ) as error:
+        loaded(lake, first, replace=True)
+    (source,) = {row["source"] for row in lake.read("bronze.event").collect() if row["source"].startswith("first")}
+    assert f"--replaced {source} (repeatable)" in str(error.value)
+    mended = loaded(lake, first, replace=True, replaced=(source,))
+    assert mended.details["good"] == 3 and not mended.details["rejected"]
+    assert sorted(row["unit_id"] for row in events_in(lake)) == ["a", "b", "c", "z"]
+    assert lake.read("bronze.quarantine").count() == 0
+    with pytest.raises(ConfigError, match="--replaced needs --replace"):
+        loaded(lake, first, replaced=(source,))
 
 
 def test_profiles_that_came_too_late_end_features_with_the_remedy(lake: Lake, tmp_path: Path) -> None:

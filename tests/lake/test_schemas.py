@@ -121,6 +121,23 @@ def test_equal_rows_are_one_row_and_contradictions_none(spark: SparkSession) -> 
     assert (counts.good, counts.copies, counts.rejected) == (4, 4, {"repeated": 2, "treatment_present": 2})
 
 
+def test_a_copy_that_breaks_a_rule_costs_its_twin_nothing(spark: SparkSession) -> None:
+    late, early = NOW + timedelta(days=1), NOW - timedelta(days=1)
+    known = {"one": [NOW], "late": [NOW, late, early], "both": [early, early], "two": [late, NOW]}
+    usual = {"observed_at": NOW, "source": "file", "age": 3.0}
+    rows = [{**usual, "unit_id": unit, "known_at": at} for unit, times in known.items() for at in times]
+    frame, profile = frame_of(spark, "bronze.profile_demo", rows, age="double"), contract("bronze.profile_demo")
+    counts = count_checked(frame, profile)
+    assert (counts.good, counts.copies, counts.rejected) == (3, 2, {"known_at_order": 3})
+    for good, rejected in (check(frame, profile), check(frame, profile, counts)):
+        first = good.select("unit_id", (F.unix_micros("known_at") - F.unix_micros("observed_at")).alias("after"))
+        assert sorted(map(tuple, first.collect())) == [("late", 0), ("one", 0), ("two", 0)]
+        assert rejected.count() == 3
+    alone = frame.where("known_at >= observed_at").dropDuplicates(["unit_id"])
+    plain, _ = check(alone, profile, count_checked(alone, profile))
+    assert plain.count() == check(alone, profile)[0].count() == 3
+
+
 def test_outcomes_may_be_unknown_but_not_endless(spark: SparkSession) -> None:
     usual = {"campaign": "demo", "outcome": "visit", "occurred_at": NOW, "known_at": NOW, "source": "file"}
     values = {"known": 1.0, "unknown": None, "nan": float("nan"), "endless": INF, "minus": -INF}

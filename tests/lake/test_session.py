@@ -124,3 +124,23 @@ def test_classes_are_archived_once_and_used(tmp_path: Path, monkeypatch: pytest.
     blank.mkdir()
     monkeypatch.setattr(session, "state_folder", lambda: blank)
     assert session.archive_classes() is None
+
+
+@pytest.mark.slow
+def test_java_makes_an_archive_and_takes_it(tmp_path: Path) -> None:
+    """In processes of their own: Java writes it when it ends; with -Xshare:on it starts with a fitting one or not."""
+    here = f"from pathlib import Path\nfrom uplift_spark.lake import session\nfolder = Path({str(tmp_path)!r})\n"
+    here += "session.state_folder = lambda: folder\n"
+    make = here + "print(session.archive_classes())"
+    use = here + (
+        "from uplift_spark.config import Lakehouse\n"
+        "conf = session.local_conf(Lakehouse(str(folder)), 'x')\n"
+        "conf['spark.driver.extraJavaOptions'] += ' -Xshare:on'\n"
+        "print(session.local_session(conf).range(3).count())"
+    )
+    lines = []
+    for script in (make, use):
+        run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        lines.append(run.stdout.strip())
+    (archive,) = tmp_path.glob("classes-*.jsa")
+    assert lines == [str(archive), "3"] and archive.stat().st_size > 10_000_000

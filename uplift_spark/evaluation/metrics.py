@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -94,13 +95,25 @@ def _feature_buckets(values: pd.Series, table: str) -> pd.Series:
     number = values.astype("float64").where(np.isfinite(values.astype("float64")))
     present = number.dropna()
     if present.nunique() <= FEW_VALUES:
-        texts = number.map(lambda one: str(int(one)) if one == math.floor(one) else str(one), na_action="ignore")
+        texts = number.map(_number_text, na_action="ignore")
         return texts.where(number.notna(), MISSING_BUCKET).astype(object)
     low, high = float(present.min()), float(present.max())
     keys = np.ceil((present.to_numpy() - low) / ((high - low) / SEGMENT_STEPS))
     cuts = grid_cuts(np.percentile(keys, (25, 50, 75)), low, high)
     labels = np.array(quarter_labels(cuts), dtype=object)
     return pd.Series(labels[np.searchsorted(cuts, number)], values.index).where(number.notna(), MISSING_BUCKET)
+
+
+def _number_text(number: float) -> str:
+    """The text that Spark's cast gives: whole numbers as such, others as Java writes them."""
+    if number == math.floor(number):
+        return str(int(number))
+    if 1e-3 <= abs(number) < 1e7:
+        return repr(number)
+    sign, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
+    assert isinstance(exponent, int)  # the number is finite
+    figures = "".join(map(str, digits))
+    return f"{'-' * sign}{figures[0]}.{figures[1:] or '0'}E{exponent + len(figures) - 1}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -337,6 +350,8 @@ def evaluate_rows(holdout: pd.DataFrame, scores: pd.DataFrame, spec: EvaluationS
     if bad := int((~np.isfinite(uplift["uplift"].astype("float64"))).sum()):
         raise DataError(f"{bad} predicted effects of {spec.table} are missing or not finite: leave these units out")
     ranges = uplift.groupby("level")["uplift"].agg(["min", "max"]).astype("float64")
+    if without := [level for level in levels if level not in ranges.index]:
+        raise DataError(f"units of {spec.table} have no predicted effect of level {without[0]!r}: score it, too")
     grid = Grid.of(ranges.loc[list(levels), "min"], ranges.loc[list(levels), "max"], len(holdout))
     largest = (*arms.largest_outcomes, max(map(abs, (*grid.lowest, *grid.highest))))
     points = tuple(FixedPoint.of(arms.largest_weight, y) for y in largest)

@@ -436,8 +436,8 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
     progress(f"{rows.num_rows:,} rows read from {path.name}")
     named = pseudonymised(named_rows(spread_rows(rows, spark), source, config.campaign), key_of(config))
     contract = _contract(levels, source)
-    good, rejected = check(named, contract)
     checked = count_checked(named, contract)
+    good, rejected = check(named, contract, checked)
     refused = dict(checked.rejected)
     counts = [row.asDict() for row in tally(good, source).collect()]
     units = {row["treatment"]: row["n"] for row in sorted(counts, key=lambda row: str(row["treatment"]))}

@@ -315,6 +315,7 @@ class Load:
     historic  rows were known when they happened
     new_columns  columns of the source that the table gets if it has them not; rows need not have them
     replace   rows that earlier loads of the same files, or of the same Delta table, brought go first
+    replaced  so do rows of these sources, as the table's column `source` names them: files that were edited since
 
     Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
     """
@@ -326,6 +327,7 @@ class Load:
     historic: bool = False
     new_columns: tuple[str, ...] = ()
     replace: bool = False
+    replaced: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)
@@ -343,6 +345,11 @@ class Load:
             raise ConfigError("--known-at and --historic contradict each other: give one of the two")
         if (self.known_at is not None or self.historic) and _KNOWN_AT not in contract.columns.fieldNames():
             raise ConfigError(f"rows of {self.table} have no known_at: leave --known-at and --historic out")
+        if self.replaced and (not self.replace or self.format == "delta"):
+            raise ConfigError("--replaced needs --replace and files: a Delta table is known by its id")
+        for source in self.replaced:
+            if not re.fullmatch(f".*#[0-9a-f]{{{_KEY}}}", source):
+                raise ConfigError(f"--replaced {source!r} must be as the column source has it: NAME#KEY")
         taken = {name.lower() for name in (*contract.columns.fieldNames(), self.known_at or "")}
         for name in self.new_columns:
             # Delta and the checks here keep names that begin with an underscore for themselves.
@@ -408,11 +415,12 @@ def arrivals(
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
     rows, contract = with_known_keys(load, lake, rows, run_id, replaced), with_columns(load.contract, wanted)
     counts = count_checked(rows, contract)
-    good, rejected = check(rows, contract)
+    good, rejected = check(rows, contract, counts)
     rejected = rejected.where(F.col("rule") != ALREADY)
-    if not replaced:
-        rejected = _not_yet_quarantined(load, lake, rejected, run_id)
     refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
+    if refused and not replaced and lake.exists(QUARANTINE):
+        rejected = _not_yet_quarantined(load, lake, rejected, run_id)
+        refused = count_by_rule(rejected)
     for rule, n in refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
     for what, n in (("equal_rows", counts.copies), (ALREADY, counts.rejected.get(ALREADY, 0))):
@@ -453,10 +461,28 @@ def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts,
         parts, keys, details = [(load.source, read_delta(lake, table, None))], [table.key], {"version": table.version}
     else:
         files = find_files(lake.spark, load.source, load.format)
-        parts, keys = read_files(lake.spark, files, load.format), sorted(file.key for file in files)
-        details = {"files": len(files)}
+        keys = sorted({*(file.key for file in files), *(source.rpartition("#")[2] for source in load.replaced)})
+        if version >= 0:
+            _refuse_edited_files(load, lake, files, keys)
+        parts, details = read_files(lake.spark, files, load.format), {"files": len(files)}
     run = derive_run_id("load", {"table": load.table, "replaces": version}, source=keys)
     return run, parts, {**details, "keys": keys}
+
+
+def _refuse_edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Collection[str]) -> None:
+    """Raise DataError when the table has rows of a file of the same name whose content was another: they may be the
+    rows to go, or those of another day's file."""
+    names = {file.path.rsplit("/", 1)[-1] for file in files}
+    name = F.regexp_extract("source", f"^(.*)#[0-9a-f]{{{_KEY}}}$", 1)
+    rows = lake.read(load.table).where(name.isin(*names) & ~F.expr(_KEY_OF_SOURCE).isin(*keys))
+    found = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").limit(6).collect()
+    if found:
+        some = ", ".join(f"{row['n']:,} rows of {row['source']}" for row in found[:5])
+        more = " and of other files" if len(found) > 5 else ""
+        raise DataError(
+            f"{load.table} has {some}{more}, which had the name but not the content of a file of {load.source}: name "
+            f"those to go with --replaced {found[0]['source']} (repeatable), or rename the new file"
+        )
 
 
 def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
@@ -497,7 +523,11 @@ def _inferred_types(
     for _, frame in parts:
         fields = [f for f in _source_schema(frame) if f.name not in taken and (names is None or f.name in names)]
         for field in fields:
-            checked_name(field.name, f"column of table {load.table}")
+            if checked_name(field.name, f"column of table {load.table}").startswith("_"):
+                raise DataError(
+                    f"column {field.name} of {load.source} begins with an underscore, as columns of the checks do: "
+                    "rename or drop it in the source"
+                )
         if load.format in TEXTS:
             kinds = numbers_or_text(frame, [field.name for field in fields])
         else:
@@ -606,8 +636,6 @@ def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str, replac
 
 def _not_yet_quarantined(load: Load, lake: Lake, rejected: DataFrame, run_id: str) -> DataFrame:
     """Without rows of files that other runs have rejected rows of: such a run was killed before it added good rows."""
-    if not lake.exists(QUARANTINE):
-        return rejected
     others = lake.read(QUARANTINE).where((F.col("source_table") == load.table) & (F.col(RUN_ID) != run_id))
     return rejected.join(F.broadcast(others.select("source").distinct()), "source", "left_anti").select(
         *rejected.columns

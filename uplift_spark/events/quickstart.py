@@ -3,7 +3,8 @@
 Spark is needed for Delta tables alone.
 
 `prepare_conf` reads a file, a Delta table or what was piped in, guesses (`events.guesses`), and writes the
-configuration that follows; `save_frame` and `save_stream` first put rows that have no file into the lakehouse's folder.
+configuration that follows; `stage_frame` and `stage_stream` first put rows that have no file into the lakehouse's
+folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
@@ -138,33 +139,40 @@ def frame_table(frame: Any) -> pa.Table:
     return table
 
 
-def save_frame(frame: Any, home: Path, name: str, progress: ProgressCallback) -> Path:
-    """Write a frame's rows into the lakehouse's folder below `home` and return the file. Raises like `frame_table`."""
+@dataclass(frozen=True)
+class Staged:
+    """Rows that had no file of their own, in a hidden file beside the one they are to become: `prepare_conf` renames
+    it once all is well, so that a mistake costs no earlier rows. Messages call them `name`."""
+
+    part: Path
+    path: Path
+    name: str
+
+
+def stage_frame(frame: Any, home: Path, name: str, progress: ProgressCallback) -> Staged:
+    """Write a frame's rows into the lakehouse's folder below `home`. Raises like `frame_table`."""
     notes: list[str] = []
     table = plain_table(frame_table(frame), "the frame", notes)
     for note in notes:
         progress(note)
-    path = home / LAKEHOUSE / _INPUTS / f"{plain_name(name)}.parquet"
-    return _kept(path, lambda part: pq.write_table(table, part))
+    return _staged(home, f"{plain_name(name)}.parquet", "the frame", lambda part: pq.write_table(table, part))
 
 
-def save_stream(stream: BinaryIO, home: Path, name: str) -> Path:
-    """Write what was piped in into the lakehouse's folder below `home` and return the file. Raises DataError without
-    any."""
+def stage_stream(stream: BinaryIO, home: Path, name: str) -> Staged:
+    """Write what was piped in into the lakehouse's folder below `home`. Raises DataError without any."""
     content = stream.read()
     if not content.strip():
         raise DataError("nothing came in on standard input: pipe a file into `uplift quickstart -`, or name it")
     suffix = "parquet" if content.startswith(b"PAR1") else "csv"
-    path = home / LAKEHOUSE / _INPUTS / f"{plain_name(name)}.{suffix}"
-    return _kept(path, lambda part: Path(part).write_bytes(content))
+    return _staged(home, f"{plain_name(name)}.{suffix}", "standard input", lambda part: part.write_bytes(content))
 
 
-def _kept(path: Path, write: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # a killed run leaves no half file under the name
-    write(part)
-    part.replace(path)
-    return path
+def _staged(home: Path, file: str, name: str, write: Callable[[Path], Any]) -> Staged:
+    folder = home / LAKEHOUSE / _INPUTS
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = Staged(folder / f".part.{file}", folder / file, name)  # the suffix says how to read it
+    write(staged.part)
+    return staged
 
 
 def is_table(source: str) -> bool:
@@ -185,11 +193,8 @@ class OwnData:
     numbered: bool = True  # whether rows have numbers, so that the unit needs no column
 
 
-def read_source(source: str, answers: Answers, lake: Lake | None) -> OwnData:
-    """Read rows. Columns are looked up before any row is read where that costs nothing.
-
-    Raises ConfigError for a column that is not there, DataError for what cannot be read.
-    """
+def read_source(source: str, lake: Lake | None) -> OwnData:
+    """Read the rows to guess from. Raises ConfigError for a table without `lake`, DataError for what cannot be read."""
     if not is_table(source):
         read = read_typed(source)
         notes = (*read.notes, f"{read.table.num_rows:,} rows, {read.table.num_columns} columns")
@@ -310,7 +315,7 @@ def campaign_name(source: str) -> str:
 
 
 def prepare_conf(
-    source: str,
+    source: str | Staged,
     answers: Answers,
     home: Path,
     name: str | None,
@@ -320,7 +325,8 @@ def prepare_conf(
     """Read a source, guess, and write the configuration that follows.
 
     Args:
-        source: a file, a folder of files, a pattern, the folder of a Delta table, or the name of a table.
+        source: a file, a folder of files, a pattern, the folder of a Delta table, the name of a table, or staged rows,
+            which take the place of earlier ones only when the guesses succeed.
         answers: what the user said.
         home: folder of conf/ and of the lakehouse.
         name: of the campaign; by default the source's.
@@ -334,10 +340,32 @@ def prepare_conf(
         ConfigError: a column is not there, or the configuration was edited and would be overwritten.
         DataError: the source cannot be read, or its rows are no campaign's.
     """
-    name = name or campaign_name(source)
+    staged = source if isinstance(source, Staged) else None
+    where = str(source) if staged is None else str(staged.path)
+    name = name or campaign_name(where)
     conf = home / "conf" / f"{name}.yaml"
-    _refuse_edited(conf)
-    data = read_source(source, answers, lake)
+    try:
+        _refuse_edited(conf)
+        data = read_source(where if staged is None else str(staged.part), lake)
+        guesses = _guessed(data, answers, progress)
+        if staged is not None:
+            staged.part.replace(staged.path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(staged.part), staged.name) if staged else str(error)) from error
+    finally:
+        if staged is not None:
+            staged.part.unlink(missing_ok=True)
+    catalog = lake.lakehouse.catalog if lake is not None else None
+    lakehouse = {"catalog": catalog} if catalog else {"path": str(home / LAKEHOUSE)}
+    read = data.source if staged is None else {**data.source, "path": where}
+    body = conf_text(guesses, name, read, lakehouse)
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    conf.write_text(f"{_WRITTEN}{_mark(body)}\n{body}")
+    load_config(conf)
+    return conf, guesses
+
+
+def _guessed(data: OwnData, answers: Answers, progress: ProgressCallback) -> Guesses:
     for note in data.notes:
         progress(note)
     guesses = guess_roles(data.table, answers)
@@ -346,13 +374,7 @@ def prepare_conf(
     guesses = without_leaks(data.table, guesses, answers)
     for line in guesses.report():
         progress(line)
-    catalog = lake.lakehouse.catalog if lake is not None else None
-    lakehouse = {"catalog": catalog} if catalog else {"path": str(home / LAKEHOUSE)}
-    body = conf_text(guesses, name, data.source, lakehouse)
-    conf.parent.mkdir(parents=True, exist_ok=True)
-    conf.write_text(f"{_WRITTEN}{_mark(body)}\n{body}")
-    load_config(conf)
-    return conf, guesses
+    return guesses
 
 
 def _refuse_edited(conf: Path) -> None:
@@ -360,7 +382,7 @@ def _refuse_edited(conf: Path) -> None:
     if conf.exists():
         first, _, rest = conf.read_text().partition("\n")
         if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
-            raise ConfigError(f"{conf} was edited: run its jobs with --conf {conf}, or choose another --name")
+            raise ConfigError(f"{conf} was edited: use that file as it is, or choose another --name")
 
 
 def _mark(body: str) -> str:

@@ -320,8 +320,8 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     _refuse_texts(kept, source, where)
     named = pseudonymised(_typed(config, source, kept, where), key_of(config))
     contract = _contract(levels, source)
-    good, rejected = check(named, contract)
     checked = count_checked(named, contract)
+    good, rejected = check(named, contract, checked)
     equal, refused = checked.copies, dict(checked.rejected)
     if equal:
         progress(f"{equal:,} rows are equal to another row of their unit: each counts once")

@@ -238,7 +238,8 @@ def _arrivals(
 
 
 def _arrived(table: str, frame: DataFrame, campaign: str) -> DataFrame:
-    """Rows of the campaign, and of those whose names differ by case or a blank."""
+    """Rows of the campaign, and of those whose names differ by case (lower, upper, a first capital or one in each word)
+    or by a blank before or after."""
     outcome = F.col("outcome") if "outcome" in frame.columns else F.lit(None).cast("string").alias("outcome")
     named = F.lit(campaign)
     if CAMPAIGN in frame.columns:

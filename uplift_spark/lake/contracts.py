@@ -111,29 +111,6 @@ class Contract:
         return {rule.name: rule.sql for rule in self.rules if rule.constraint}
 
 
-def check(frame: DataFrame, contract: Contract) -> tuple[DataFrame, DataFrame]:
-    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two, or is another's copy.
-
-    good      the rows that meet every rule, with `frame`'s columns
-    rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
-
-    Good rows of one key that are equal are one row, known since the first of them; `count_checked` counts the copies.
-    Rows of one key that contradict each other are all rejected: nothing tells which one is right. Rows that bring
-    FAULTS are rejected for these alone; these and RAW_ROW are no columns of the results. Both results are lazy; each
-    evaluates `frame` anew, so it must give the same rows again. Raises DataError for a missing column or one of
-    another type.
-    """
-    marked, columns = _marked(frame, contract)
-    fine = F.size(_BROKEN) == 0
-    good = marked.where(fine & F.col(_REPEATED).isNull()).select(*columns)
-    if contract.unique:
-        content = content_of(columns)
-        first = {name: F.min(name).alias(name) for name in columns if name not in content}
-        alike = marked.where(fine & F.col(_REPEATED).isNotNull()).groupBy(*content).agg(F.lit(1), *first.values())
-        good = good.unionByName(alike.select(*columns))
-    return good, _quarantine(marked.where(~fine), columns, contract.table)
-
-
 @dataclass(frozen=True)
 class RowCounts:
     """What `check` makes of rows: how many are good, how many are `rejected` by each rule, and how many are left out as
@@ -144,18 +121,43 @@ class RowCounts:
     copies: int
 
 
+def check(frame: DataFrame, contract: Contract, counts: RowCounts | None = None) -> tuple[DataFrame, DataFrame]:
+    """Split rows into (good, rejected); every row of `frame` is in exactly one of the two, or is another's copy.
+
+    good      the rows that meet every rule, with `frame`'s columns
+    rejected  the others in the shape of bronze.quarantine: the first broken rule, every reason, the row as JSON
+
+    Good rows of one key that are equal are one row, known since the first of them; `count_checked` counts the copies,
+    and its `counts` spare looking for them where there are none.
+    Rows of one key that contradict each other are all rejected: nothing tells which one is right. Rows that bring
+    FAULTS are rejected for these alone; these and RAW_ROW are no columns of the results. Both results are lazy; each
+    evaluates `frame` anew, so it must give the same rows again. Raises DataError for a missing column or one of
+    another type.
+    """
+    marked, columns = _marked(frame, contract)
+    fine = F.size(_BROKEN) == 0
+    rejected = _quarantine(marked.where(~fine), columns, contract.table)
+    if not contract.unique or (counts is not None and not counts.copies):
+        return marked.where(fine).select(*columns), rejected
+    good = marked.where(fine & F.col(_REPEATED).isNull()).select(*columns)
+    content = content_of(columns)
+    first = {name: F.min(name).alias(name) for name in columns if name not in content}
+    alike = marked.where(fine & F.col(_REPEATED).isNotNull()).groupBy(*content).agg(F.lit(1), *first.values())
+    return good.unionByName(alike.select(*columns)), rejected
+
+
 def count_checked(frame: DataFrame, contract: Contract) -> RowCounts:
     """Count what `check` makes of the rows, in one pass."""
     marked, _ = _marked(frame, contract)
     rule = F.get(_BROKEN, F.lit(0))["rule"].alias("rule")
-    counts = marked.groupBy(rule, _REPEATED).agg(F.count(F.lit(1)).alias("n")).collect()
-    fine = [(row["n"], row[_REPEATED] or 1) for row in counts if row["rule"] is None]
-    good = sum(n // times for n, times in fine)
-    rejected: dict[str, int] = {}
-    for row in counts:
-        if row["rule"] is not None:
-            rejected[row["rule"]] = rejected.get(row["rule"], 0) + row["n"]
-    return RowCounts(good, dict(sorted(rejected.items())), sum(n for n, _ in fine) - good)
+    # Of rows whose key occurs once, all keys are the same here: null. Others may be copies, of which some break a rule.
+    key = F.when(F.col(_REPEATED).isNotNull(), F.struct(*contract.unique)) if contract.unique else F.lit(None)
+    sums = F.count(F.lit(1)).alias("n"), F.count(_REPEATED).alias("repeated"), F.count_distinct(key).alias("keys")
+    counts = marked.groupBy(rule).agg(*sums).collect()
+    rejected = {row["rule"]: row["n"] for row in counts if row["rule"] is not None}
+    copies = sum(row["repeated"] - row["keys"] for row in counts if row["rule"] is None)
+    good = sum(row["n"] for row in counts if row["rule"] is None) - copies
+    return RowCounts(good, dict(sorted(rejected.items())), copies)
 
 
 def content_of(columns: Iterable[str]) -> list[str]:

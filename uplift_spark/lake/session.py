@@ -328,6 +328,7 @@ def plus_hours(start: Column, hours: Column) -> Column:
 
 if __name__ == "__main__":
     try:
-        archive_classes()
+        if archive_classes() is None:
+            print(f"no archive of Java's classes: this Java makes none at {class_archive()}", file=sys.stderr)
     except EnvironmentProblem as problem:  # sessions start without it, too
         print(f"no archive of Java's classes: {problem}", file=sys.stderr)

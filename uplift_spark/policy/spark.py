@@ -118,14 +118,14 @@ def barred(rows: DataFrame, rules: Mapping[str, Column]) -> DataFrame:
 
 
 def contacted(rows: DataFrame, deliveries: DataFrame, policy: Policy) -> DataFrame:
-    """`rows` with `_contacts`: the unit's deliveries in the `contact_days` before the last one known of any unit."""
+    """`rows` with `_contacts`, the unit's deliveries in the `contact_days` before the last one known; null for none."""
     went = deliveries.where(F.col("status").isin("sent", "delivered"))
     last = deliveries.agg(F.max("known_at").alias("_last"))
     recent = went.crossJoin(F.broadcast(last)).where(
         F.unix_micros("delivered_at") > F.unix_micros("_last") - F.lit(int(policy.contact_days * 86_400_000_000))
     )
     counts = recent.groupBy(UNIT).agg(F.count_distinct("delivery_id").alias("_contacts"))
-    return rows.join(counts, UNIT, "left").fillna(0, ["_contacts"])
+    return rows.join(counts, UNIT, "left")
 
 
 def in_global_holdout(seed: int, share: float) -> Column:

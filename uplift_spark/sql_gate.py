@@ -369,6 +369,12 @@ class _Generator(SparkGenerator):
         for kind in (exp.RegexpLike, exp.IntDiv, exp.Union, exp.Except, exp.Intersect)
     }
 
+    def not_sql(self, expression: exp.Not) -> str:
+        """NOT before what it denies, but IS NOT NULL, which a column without an alias is called by."""
+        if isinstance(expression.this, exp.Is):
+            return f"{self.sql(expression.this, 'this')} IS NOT {self.sql(expression.this, 'expression')}"
+        return str(super().not_sql(expression))
+
     def literal_sql(self, expression: exp.Literal) -> str:
         """A constant, as `_pieces` wrote it."""
         return str(expression.this)

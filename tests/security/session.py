@@ -63,8 +63,8 @@ def texts(target: Target) -> dict[str, tuple[str, str]]:
         f"SELECT (SELECT max(_c0) FROM csv.`{target.file}`) AS c": ("leaked", NO_TABLE),
         f"INSERT OVERWRITE DIRECTORY '{target.out}' USING csv SELECT * FROM gold.toy": ("changed", START),
         "FROM gold.toy INSERT INTO gold.toy SELECT *": ("changed", START),
-        "WITH x AS (SELECT 'a' AS arm) DELETE FROM gold.toy": ("changed", "delete is not allowed"),
         f"INSERT INTO delta.`{toy}` SELECT * FROM delta.`{toy}`": ("changed", START),
+        "WITH x AS (SELECT 'a' AS arm) DELETE FROM gold.toy": ("changed", "delete is not allowed"),
         f"CREATE TEMPORARY VIEW attacked USING text OPTIONS (path '{target.file}')": ("changed", START),
         "SET spark.attacked = yes": ("changed", START),
         "DROP TABLE IF EXISTS gold.toy": ("nothing", START),  # of a folder's table Spark forgets the name alone
@@ -74,7 +74,7 @@ def texts(target: Target) -> dict[str, tuple[str, str]]:
 def attacks(target: Target) -> list[Attack]:
     """Each of the texts, through the gate."""
     return [
-        Attack("session", text, partial(query_rows, target.lake, text), "ConfigError", expected)
+        Attack("on a session", text, partial(query_rows, target.lake, text), "ConfigError", expected)
         for text, (_, expected) in texts(target).items()
     ]
 

@@ -261,7 +261,7 @@ _EXPRESSIONS: dict[str, str] = {
 
 def attacks() -> list[Attack]:
     """Every text on `uplift sql`; every expression on one of the keys in turn, the first of them on all."""
-    found = [
+    listed = [
         Attack(kind, f"uplift sql {text}", partial(checked_query, text), "ConfigError", expected)
         for kind, texts in _QUERIES.items()
         for text, expected in texts.items()
@@ -269,5 +269,5 @@ def attacks() -> list[Attack]:
     doors = list(_DOORS.items())
     for number, (text, expected) in enumerate(_EXPRESSIONS.items()):
         for key, door in doors if number < 3 else doors[number % len(doors) :][:1]:
-            found.append(Attack("expression", f"{key}={text}", partial(door, text), "ConfigError", expected))
-    return found
+            listed.append(Attack("expression", f"{key}={text}", partial(door, text), "ConfigError", expected))
+    return listed

@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults matrix lint notebooks house bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults security matrix lint notebooks house bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -98,6 +98,9 @@ simulations: $(READY) ## the statistical claims with many replications (minutes)
 
 faults: java $(READY) ## crash every writing job, lose replies and executors, feed bad input (ARGS="--jobs load --kills 3")
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+security: java $(READY) ## attack the platform's doors, on a session, too (ARGS="--parts sql" needs no Spark)
+	@$(BIN)/python -m tests.security $(ARGS)
 
 matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0, 4.1 and 4.2 (ARGS="--only 4.0.1")
 	@$(BIN)/python -m tests.versions $(ARGS)

@@ -165,17 +165,20 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 50,
     format_: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
 ) -> None:
-    """Print the rows of a query over the tables.
+    """Print the rows of a query that only reads tables of the lakehouse.
 
     In CSV an empty cell is NULL, "" an empty text and NaN no number; times are in UTC, bytes in hexadecimal digits,
     nested values in JSON.
     """
     if format_ not in ("table", "csv"):
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
-    from uplift_spark.campaign import check_reads, query_rows
+    from uplift_spark.sql_gate import checked_query
 
-    check_reads(query)
-    with console.open_lake(_lakehouse(conf, set_)) as lake:
+    lakehouse = _lakehouse(conf, set_)
+    checked_query(query, lakehouse.catalog)  # before Spark is started
+    from uplift_spark.campaign import query_rows
+
+    with console.open_lake(lakehouse) as lake:
         rows = query_rows(lake, query, limit + 1, texts_only=True)
     shown = rows.slice(0, limit)
     if format_ == "csv":

@@ -526,7 +526,8 @@ class Policy:
     limits     further limits, see `Limit`
     objective  profit: value of the outcome times uplift, less the cost of treating; outcome: uplift alone
     bound      expected: the predicted uplift counts; lower: the lower end of its 95 % interval
-    cost       {level: SQL over the training set's columns}, where a cost is not the same for every unit
+    cost       {level: SQL over the training set's columns}, where a cost is not the same for every unit; SQL in a
+               configuration is an expression over the columns of one row, see `sql_gate.checked_expression`
     cost_most  {level: SQL}, where a cost is uncertain: its upper end, which a plan by the lower bound reckons with, so
                that it keeps its budget even then
     exclude    {rule: SQL condition}: units for which it holds get nothing, nor do those for which it is not known,
@@ -556,6 +557,12 @@ class Policy:
             raise ConfigError(
                 "policy.cost_most is what a plan by the lower bound reckons with: set policy.bound to lower"
             )
+        keys = ("cost", "cost_most", "exclude")
+        if texts := {f"policy.{key}.{name}": sql for key in keys for name, sql in getattr(self, key).items()}:
+            from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+            for key, text in texts.items():
+                checked_expression(key, text)
 
     @property
     def costs_by_unit(self) -> dict[str, tuple[str, str]]:

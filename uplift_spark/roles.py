@@ -31,6 +31,8 @@ DELIVERED = "delivered"
 LEFT = "_left"
 """Outcome of an instrumental forest: the outcome less what deliveries bring on average."""
 
+SCHEMAS = ("bronze", "silver", "gold")
+"""Of a lakehouse: events as they came, what is made of them, results."""
 
 RUN_ID = "run_id"
 

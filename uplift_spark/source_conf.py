@@ -83,7 +83,7 @@ class TableSource:
     table        in its place a table: `schema.table` of the lakehouse, or `catalog.schema.table`
     version      of a Delta table; the newest by default
     rename       {name in the source: name}; all other keys use the new names
-    where        SQL over the columns: only rows for which it holds count
+    where        SQL over the columns of a row, see `sql_gate.checked_expression`: only rows for which it holds count
     unit         column of the unit's id; by default the number of the row, for files alone
     treatment    column of the level that a unit was assigned
     arms         {value of the treatment column: name of the level}; by default values are names, others are rejected
@@ -129,6 +129,10 @@ class TableSource:
         parts = [*([self.unit] if self.unit else []), self.treatment, *self.outcomes, *self.attributes]
         if twice := sorted({name for name in parts if parts.count(name) > 1}):
             raise ConfigError(f"source names {twice} twice among unit, treatment, outcomes and attributes: remove one")
+        if self.where is not None:
+            from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+            checked_expression("source.where", self.where)
         if isinstance(self.assigned_at, str):
             with suppress(ValueError):  # else it is the name of a column
                 object.__setattr__(self, "assigned_at", datetime.fromisoformat(self.assigned_at))
@@ -157,7 +161,8 @@ class EventTable:
     table        in its place a table: `schema.table` of the lakehouse, or `catalog.schema.table`
     format       csv, json, parquet or delta; by default that of the file's ending, delta for tables and other folders
     rename       {name in the source: name in the raw table}; the other keys use the new names
-    columns      {column of the raw table: SQL over the source's columns}, as in {outcome: "'purchase'"}
+    columns      {column of the raw table: SQL over a row's columns, see `sql_gate.checked_expression`}, as in
+                 {outcome: "'purchase'"}
     where        SQL over the columns: only rows for which it holds are loaded, none for which it is unknown
     attributes   of a profile: the columns to keep; by default all
     historic     rows were known when they happened, not when they were loaded; a column known_at says it for each row
@@ -219,6 +224,13 @@ class EventsSource:
         for name, table in self.tables.items():
             if table.attributes is not None and name != "profile":
                 raise ConfigError(f"source.{name}.attributes: only a profile has attributes, remove the key")
+            texts = {f"source.{name}.columns.{column}": text for column, text in table.columns.items()}
+            texts |= {f"source.{name}.where": table.where} if table.where is not None else {}
+            if texts:
+                from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+                for key, text in texts.items():
+                    checked_expression(key, text)
 
     @property
     def tables(self) -> dict[str, EventTable]:

@@ -55,7 +55,7 @@ def test_streams_replays_and_new_columns_add_each_row_once(connect_server: str, 
     assert report["first"] == {"good": 1, "rejected": {"unit_present": 1}}
     assert report["second"] == report["after_loss"] == {"good": 1, "rejected": {}}
     assert report["wrong"].startswith(
-        "ConfigError: --repair unit_id='max(event)' is no expression over the row's fields"
+        "ConfigError: --repair unit_id='max(event)' must be an expression over the row's own columns"
     )
     assert (report["replayed"], report["again"]) == (1, 0)
     assert report["rows"] == [["a", None], ["b", None], ["c", None], ["d", 2.5], ["x", None]]

@@ -108,20 +108,9 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
             "assignment",
             {"rename": {"costumer": "unit_id"}},
             ConfigError,
-            r"source\.assignment\.rename: .* has no column 'costumer': did you mean 'customer'|did you mean customer",
+            r"rename: .* has no column 'costumer', did you",
         ),
-        (
-            "assignment",
-            {"where": "wav = 2"},
-            ConfigError,
-            r"source\.assignment\.where='wav = 2' is no SQL over the columns",
-        ),
-        (
-            "outcome",
-            {"columns": {"outcome": "nope(1)"}},
-            ConfigError,
-            r"source\.outcome\.columns\.outcome='nope\(1\)' is no SQL",
-        ),
+        ("assignment", {"where": "wav = 2"}, ConfigError, r"source\.assignment\.where=.*there is no column 'wav'"),
         ("outcome", {"columns": {}}, DataError, r"does not have the columns of bronze\.outcome: it lacks outcome"),
         (
             "assignment",
@@ -156,5 +145,7 @@ def test_declarations_that_contradict_themselves() -> None:
         EventTable("sends", rename={"variant": "treatment"}, columns={"treatment": "'mail'"})
     with pytest.raises(ConfigError, match=r"source\.outcome\.attributes: only a profile has attributes"):
         EventsSource("events", EventTable("a"), EventTable("b", attributes=("x",)))
+    with pytest.raises(ConfigError, match=r"source\.outcome\.columns\.outcome='nope\(1\)' .* nope is not allowed"):
+        EventsSource("events", EventTable("a"), EventTable("b", columns={"outcome": "nope(1)"}))
     formats = {"a.csv": "csv", "a.csv.gz": "csv", "x/b.parquet": "parquet", "folder": "delta", "a.json": "json"}
     assert {path: EventTable(path).read_as for path in formats} == formats

@@ -152,7 +152,7 @@ def test_a_delta_table_at_a_version(lake: Lake, tmp_path: Path) -> None:
     [
         ({"outcomes": ("boughtt",)}, DataError, r"no column 'boughtt', .* did you mean 'bought'"),
         ({"outcomes": ("zip",), "attributes": ("ads",)}, DataError, r"'zip' must hold numbers, but 1 rows .*'a'"),
-        ({"where": "stop IS"}, ConfigError, r"source.where='stop IS' is no SQL condition"),
+        ({"where": "stop IS"}, ConfigError, r"source.where='stop IS' must be an expression over"),
         ({"arms": {"Ja": "a", "Nein": "b"}}, ConfigError, "none of the source's levels"),
         ({"assigned_at": "zip"}, DataError, r"'zip' is string, not a time: .*source.types: \{zip: '%d.%m.%Y'\}"),
         ({"propensity": "p"}, DataError, r"'p' is not the probability .* 0.50 times in mail, 1.50 times in none"),

@@ -233,9 +233,15 @@ def test_a_scenario_whose_limits_cannot_be_kept_writes_nothing_to_gold(lake, pla
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exclude": {"old": "agee > 3"}}, "policy.exclude.old='agee > 3' is no SQL over the columns"),
+        (
+            {"exclude": {"old": "agee > 3"}},
+            "policy.exclude.old='agee > 3' must be an expr.*: there is no column 'agee'",
+        ),
         ({"exclude": {"old": "age"}}, "policy.exclude.old='age' is a double, neither true nor false"),
-        ({"bound": "lower", "cost_most": {"5%": "agee"}}, "policy.cost_most.5%='agee' is no SQL over the columns"),
+        (
+            {"bound": "lower", "cost_most": {"5%": "agee"}},
+            "policy.cost_most.5%='agee' must be an expr.*: there is no column 'agee'",
+        ),
     ],
 )
 def test_sql_over_no_columns_is_refused_before_anything_is_written(lake, inputs, changes, message):

@@ -105,12 +105,15 @@ class EventShape:
 
 
 def _sql(rows: DataFrame, key: str, text: str) -> Column:
+    from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+    value = F.expr(checked_expression(key, text, [name for name in rows.columns if name not in (SOURCE, UNREAD)]))
     try:
-        rows.select(F.expr(text)).schema  # noqa: B018 - over Connect nothing is looked up before this
+        rows.select(value).schema  # noqa: B018 - over Connect nothing is looked up before this
     except PySparkException as error:
         message = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"{key}={text!r} is no SQL over the columns: {message}") from error
-    return F.expr(text)
+        raise ConfigError(f"{key}={text!r} does not fit the columns: {message}") from error
+    return value
 
 
 def event_loads(config: Config, source: EventsSource, replace: bool) -> dict[str, Load]:

@@ -164,7 +164,7 @@ def find_delta(lake: Lake, location: str) -> DeltaVersion:
     Raises DataError when it is no Delta table.
     """
     if not _TABLE.fullmatch(location):
-        reference = f"delta.`{absolute(location)}`"
+        reference = "delta.`" + absolute(location).replace("`", "``") + "`"
     elif location.count(".") == 1:
         reference = lake.reference(location)
     else:

@@ -347,10 +347,14 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
 def _filtered(rows: DataFrame, source: TableSource, progress: ProgressCallback) -> tuple[DataFrame, int]:
     if source.where is None:
         return rows, 0
+    from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+    known = [name for name in rows.columns if name != "_row"]
+    condition = F.expr(checked_expression("source.where", source.where, known))
     try:
-        kept = rows.where(F.expr(source.where))
+        kept = rows.where(condition)
         kept.schema  # noqa: B018 - over Connect nothing is looked up before this
-        counts = rows.select(F.count_if(F.expr(source.where)).alias("kept"), F.count("*").alias("n")).collect()[0]
+        counts = rows.select(F.count_if(condition).alias("kept"), F.count("*").alias("n")).collect()[0]
     except PySparkException as error:
         message = str(error).strip().splitlines()[0][:200]
         raise ConfigError(f"source.where={source.where!r} is no SQL condition over the columns: {message}") from error

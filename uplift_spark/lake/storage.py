@@ -22,10 +22,9 @@ from pyspark.sql.types import StructType
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
-from uplift_spark.roles import checked_name
+from uplift_spark.roles import SCHEMAS, checked_name
 from uplift_spark.spark_versions import delta_package, on_this_machine
 
-SCHEMAS = ("bronze", "silver", "gold")
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
 LOG_RETENTION = "interval 400 days"
 PROPERTIES = {

@@ -208,13 +208,15 @@ def _condition(inputs: PolicyInputs, key: str, text: str) -> Column:
 
 
 def _expression(inputs: PolicyInputs, key: str, text: str) -> Column:
+    from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+    value = F.expr(checked_expression(key, text, inputs.training.columns))
     try:
-        # Beside other columns neither aggregates nor generators are allowed.
-        inputs.training.select("*", F.struct(F.expr(text).alias("value"))).schema  # noqa: B018
+        inputs.training.select(value.alias("value")).schema  # noqa: B018
     except PySparkException as error:
         message = str(error).strip().splitlines()[0][:200]
         raise ConfigError(f"{key}={text!r} is no SQL over the columns of the training set: {message}") from error
-    return F.expr(text)
+    return value
 
 
 @dataclass(frozen=True)

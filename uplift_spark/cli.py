@@ -165,7 +165,7 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 50,
     format_: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
 ) -> None:
-    """Print the rows of a query that only reads tables of the lakehouse.
+    """Print the rows of a query, which can only read.
 
     In CSV an empty cell is NULL, "" an empty text and NaN no number; times are in UTC, bytes in hexadecimal digits,
     nested values in JSON.

@@ -791,6 +791,8 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "string_type" and first["input"] is None:
         return f'{where}: YAML reads nothing, ~ and an unquoted null as no value: put the text in quotes, as in "null"'
+    if first["type"] == "tuple_type" and isinstance(first["input"], str):
+        return f"{where}: a list is needed, as in [{first['input']}]"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {where!r}: remove it or check its spelling"
     return f"{where}: {first['msg']}" if where else first["msg"]

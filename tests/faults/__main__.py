@@ -11,44 +11,56 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import cluster, interruptions, matrix, table
+from tests.faults import cluster, inputs, interruptions, matrix, table
 from tests.faults.campaign import JOBS, lakehouse
 from uplift_spark.config import Lakehouse
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 
-PARTS = ("crash", "interrupt", "cluster", "input")
+PARTS = ("crash", "interrupt", "cluster", "input", "files")
 
 
 def main() -> int:
     """Run the parts asked for and print their tables; 1 if anything is not as it should be."""
     arguments = parsed()
-    started = time.monotonic()
+    started, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         where = Path(folder)
-        spark = spark_session(lakehouse(where), "faults", "local[2]")
-        stage = matrix.Stage.of(where, Lake(spark, lakehouse(where)))
-        rows: list[matrix.Row] = []
-        cases: list[interruptions.Case] = []
-        for name, job in stage.prepared(arguments.jobs):
-            if "crash" in arguments.parts:
-                rows.append(matrix.crash(name, job, stage, arguments.kills, arguments.first))
-            if "interrupt" in arguments.parts:
-                cases += interruptions.interrupted(name, job, stage)
-            if "cluster" in arguments.parts and name in cluster.TABLES:
-                cases += cluster.disturbed(name, job, stage)
-        failed = sum(len(one.wrong) for one in (*rows, *cases))
-        if rows:
-            print(f"\nDriver and JVM killed while a job writes\n\n{matrix.shown(rows)}", flush=True)
-        if cases:
-            print(f"\nOther faults of writing jobs\n\n{interruptions.shown(cases)}", flush=True)
-        if "input" in arguments.parts:
-            text, unexpected = table.checked(lambda n: Lake(spark, Lakehouse(path=str(where / f"{n}" / "lakehouse"))))
-            print(f"\nBad input\n\n{text}", flush=True)
+        if "files" in arguments.parts:
+            (where / "files").mkdir()
+            text, unexpected = inputs.checked(where / "files")
+            print(f"\nFiles, frames and configurations as users have them\n\n{text}", flush=True)
             failed += unexpected
-        spark.stop()
+        if set(arguments.parts) - {"files"}:  # the rest needs Spark
+            failed += on_spark(arguments, where)
     print(f"\n{failed} not as expected, {time.monotonic() - started:.0f} s")
     return int(failed > 0)
+
+
+def on_spark(arguments: argparse.Namespace, where: Path) -> int:
+    """Run the parts that need Spark and print their tables; how many rows are not as they should be."""
+    spark = spark_session(lakehouse(where), "faults", "local[2]")
+    stage = matrix.Stage.of(where, Lake(spark, lakehouse(where)))
+    rows: list[matrix.Row] = []
+    cases: list[interruptions.Case] = []
+    for name, job in stage.prepared(arguments.jobs):
+        if "crash" in arguments.parts:
+            rows.append(matrix.crash(name, job, stage, arguments.kills, arguments.first))
+        if "interrupt" in arguments.parts:
+            cases += interruptions.interrupted(name, job, stage)
+        if "cluster" in arguments.parts and name in cluster.TABLES:
+            cases += cluster.disturbed(name, job, stage)
+    failed = sum(len(one.wrong) for one in (*rows, *cases))
+    if rows:
+        print(f"\nDriver and JVM killed while a job writes\n\n{matrix.shown(rows)}", flush=True)
+    if cases:
+        print(f"\nOther faults of writing jobs\n\n{interruptions.shown(cases)}", flush=True)
+    if "input" in arguments.parts:
+        text, unexpected = table.checked(lambda n: Lake(spark, Lakehouse(path=str(where / f"{n}" / "lakehouse"))))
+        print(f"\nBad input\n\n{text}", flush=True)
+        failed += unexpected
+    spark.stop()
+    return failed
 
 
 def parsed() -> argparse.Namespace:

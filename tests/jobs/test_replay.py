@@ -96,11 +96,11 @@ def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> 
         replayed(lake)
     assert replayed(lake, "known_at=replace(seen, 'tomorrow', '2024-01-03')")["replayed"] == 1
     for wrong, message in {
-        "max(value)": "no expression over the row's fields",
-        "explode(array(1, 2))": "no expression",
-        "nothing": "no expression over the row's fields event, occurred_at, seen, unit_id",
-        "a, b": "no expression",
-        "(1": "no expression",
+        "max(value)": "must be an expression over the row's own columns: .* function max is not allowed",
+        "explode(array(1, 2))": "function explode is not allowed",
+        "nothing": "there is no column 'nothing'",
+        "a, b": "must be an expression",
+        "(1": "must be an expression",
     }.items():
         with pytest.raises(ConfigError, match=message) as caught:
             replayed(lake, f"value={wrong}")
@@ -115,7 +115,7 @@ def test_a_repair_that_fails_on_a_row_is_one_sentence_and_nothing_is_written(lak
     for wrong, said in {
         "cast(replace(value, ',', '.') AS double)": "'x'",
         "1 / (length(value) - 1)": "DIVIDE_BY_ZERO",
-        "raise_error(value)": "x",
+        "1 / (length(value) - length('x'))": "DIVIDE_BY_ZERO",
     }.items():
         with pytest.raises(
             ConfigError, match=r"--repair value=.* fails on rows of bronze\.quarantine.*Leave casts out"

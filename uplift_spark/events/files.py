@@ -15,12 +15,14 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +46,8 @@ _NUMBER_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d*([eE][+-]?\d+)?$|^[+-]?\d+$"
 _TRUTH = r"^(?i:true|false)$"
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?$"
+_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})*(\.\d*)?$|^[+-]?\d+(\.\d*)?$"
+_TOO_LONG = r"^[+-]?\d{17,}(\.\d*)?$"  # a double would round it
 _ZONE = r"(Z|[+-]\d{2}(:?\d{2})?)$"
 YES_NO = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
@@ -115,10 +119,21 @@ def read_typed(path: str | Path, form: FileFormat | None = None) -> TypedFiles:
 
 def matching_files(path: str | Path) -> tuple[Path, ...]:
     """Files that a path names: itself, those in a folder, or those a pattern matches. Raises DataError if none."""
-    one = Path(path)
+    try:
+        files = _matched(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; ask for the right to read it") from error
+    for file in files:
+        if delta := next((folder for folder in file.parents if (folder / "_delta_log").is_dir()), None):
+            raise DataError(f"{delta} is a Delta table, whose files hold removed rows, too: name that folder in full")
+    return files
+
+
+def _matched(path: str | Path) -> tuple[Path, ...]:
+    one = Path(os.path.expanduser(path))
     if one.is_file():
         return (one,)
-    matched = list(one.iterdir() if one.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
+    matched = list(one.iterdir() if one.is_dir() else map(Path, glob.glob(str(one), recursive=True)))
     files = sorted(file for file in matched if file.is_file() and file.name[0] not in "._")
     below = sorted(folder.name for folder in matched if folder.is_dir() and folder.name[0] not in "._")
     if one.is_dir() and below:
@@ -129,7 +144,11 @@ def matching_files(path: str | Path) -> tuple[Path, ...]:
     if not files:
         folder = one.parent if one.parent.is_dir() else Path()
         near = hint(one.name, [other.name for other in folder.iterdir() if other.is_file()])
-        why = "holds no file" if one.is_dir() else f"is not there: {folder.resolve()} has no such file, {near}"
+        why = (
+            "holds no file: name the folder that does"
+            if one.is_dir()
+            else f"is not there: {folder.resolve()} has no such file, {near}"
+        )
         raise DataError(f"{path} {why}")
     return tuple(files)
 
@@ -151,7 +170,7 @@ def _kind(file: Path) -> str:
         return "stata"
     if file.suffix.lower() in (".xlsx", ".xls", ".ods") or head.startswith(b"\xd0\xcf\x11\xe0"):
         raise DataError(f"{file} is a workbook: save the sheet as CSV, or as Parquet with pandas")
-    if head.startswith((b"ARROW1", b"ORC", b"\x89HDF", b"$FL2", b"SQLite")):
+    if head.startswith((b"ARROW1", b"ORC", b"\x89HDF", b"$FL2", b"SQLite", b"%PDF", b"\x28\xb5\x2f\xfd")):
         raise DataError(f"{file} is neither CSV nor Parquet: write it as Parquet with pandas")
     return "text"
 
@@ -183,6 +202,7 @@ def read_texts(file: Path, form: FileFormat | None = None) -> tuple[pa.Table, li
     """
     form = form or FileFormat()
     text, notes = _text(file, form.encoding)
+    _refuse_other_text(file, text)
     first, _, rest = text.partition("\n")
     declared = form.separator
     if match := re.fullmatch(r"(?i)\"?sep=(.)\"?\r?", first):  # Excel's own line
@@ -192,7 +212,10 @@ def read_texts(file: Path, form: FileFormat | None = None) -> tuple[pa.Table, li
     separator = declared or _separator(text)
     if declared is None and separator != ",":
         notes.append(f"{file.name}: cells end at {_shown(separator)} (--set source.separator=… says otherwise)")
-    width = len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), []))
+    text, quoted = _with_doubled_quotes(file, text, separator)
+    notes += quoted
+    width = len(next(_records(text, separator), []))
+    text = text if text.endswith(("\n", "\r")) else text + "\n"
     try:
         table = pcsv.read_csv(
             io.BytesIO(text.encode("utf-8", "surrogatepass")),
@@ -208,8 +231,58 @@ def read_texts(file: Path, form: FileFormat | None = None) -> tuple[pa.Table, li
         raise DataError(f"{file} is not a readable CSV ({_why_unreadable(text, separator, error)})") from error
     _refuse_open_quote(file, text, table)
     header = [str(column[0].as_py()).strip() for column in table.columns]
-    _refuse_no_header(file, header)
-    return table.slice(1).rename_columns(header), notes
+    rows = table.slice(1).rename_columns(header)
+    _refuse_no_header(file, header, rows)
+    if width == 1 and re.search(r"[^\w-]", header[0]):
+        notes.append(
+            f"{file.name}: one column, {header[0]!r}: if it holds several, say what is between them under "
+            "source.separator"
+        )
+    return rows, notes
+
+
+def _records(text: str, separator: str, strict: bool = False) -> Any:
+    """Records of a CSV text; `line_num` of the reader is the line it has come to."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # else a long cell ends the reading
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
+
+
+def _refuse_other_text(file: Path, text: str) -> None:
+    if re.match(r'\s*(\{\s*"|\[\s*[\[{])', text):
+        raise DataError(f"{file} is JSON, not CSV: write it as Parquet, as pandas.read_json(...).to_parquet(...) does")
+    if re.match(r"\s*<(!doctype|html|\?xml)", text, re.IGNORECASE):
+        raise DataError(f"{file} is a web page or XML, not a table: fetch the file that it links to")
+
+
+def _with_doubled_quotes(file: Path, text: str, separator: str) -> tuple[str, list[str]]:
+    """The text with each quote inside a cell doubled; Spark and MySQL write \\" in its place.
+
+    Raises DataError where text follows the quote that ends a cell: a quote that was left open takes lines with it up to
+    the next one, and no row would be missed.
+    """
+    line = _stray_quote(text, separator)
+    if line is None:
+        return text, []
+    doubled = text.replace('\\"', '""')
+    if doubled != text and _stray_quote(doubled, separator) is None:
+        return doubled, [f'{file.name}: \\" inside a cell is read as a quote']
+    raise DataError(
+        f"{file}: text follows the quote that ends a cell in line {line}: double quotes inside cells, and end the one "
+        "that is open there or before"
+    )
+
+
+def _stray_quote(text: str, separator: str) -> int | None:
+    """Line in which text follows the quote that ends a cell, if there is one."""
+    if '"' not in text:
+        return None
+    reader = _records(text, separator, strict=True)
+    try:
+        for _ in reader:
+            pass
+    except csv.Error as error:
+        return None if "unexpected end" in str(error) else int(reader.line_num)
+    return None
 
 
 def _text(file: Path, encoding: str | None) -> tuple[str, list[str]]:
@@ -279,7 +352,7 @@ def _separator(text: str) -> str:
     sample = text[:2_000_000]
     best, most = ",", (0.0, 0)
     for separator in SEPARATORS:
-        reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+        reader = _records(sample, separator)
         lengths: list[int] = []
         try:
             for record in reader:
@@ -301,7 +374,7 @@ def _separator(text: str) -> str:
 
 def _why_unreadable(text: str, separator: str, error: Exception) -> str:
     """The first line with another number of cells than the header; else Arrow's words."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = _records(text, separator)
     width = None
     try:
         for record in reader:
@@ -327,9 +400,21 @@ def _refuse_open_quote(file: Path, text: str, table: pa.Table) -> None:
     raise DataError(f"{file}: the quote in line {line} never ends, and takes the lines after it into one cell: end it")
 
 
-def _refuse_no_header(file: Path, header: Sequence[str]) -> None:
+def _refuse_no_header(file: Path, header: Sequence[str], rows: pa.Table) -> None:
+    """Raise DataError where the first line is a row: wherever the rows below hold numbers or times, it does, too."""
     if header and all(re.match(_NUMBER, name) for name in header if name) and any(header):
         raise DataError(f"{file}: the first line holds numbers, not the names of columns: add a line of names")
+    data = f"{_NUMBER}|{_DATE}|{_TIME}"
+    cells = [_without_blanks(column, NO_VALUE).drop_null() for column in rows.slice(0, _PROBED).columns]
+    names = [name for name, some in zip(header, cells, strict=True) if len(some) and _all(some, data)]
+    counted = len(names) > 1 and all(name.isdecimal() for name in names)  # 0, 1, 2 of an array, or 2023, 2024
+    if counted and [int(name) - int(names[0]) for name in names] == [*range(len(names))]:
+        return
+    if names and all(re.search(data, name) for name in names):
+        raise DataError(
+            f"{file}: the first line ({', '.join(header[:5])}) is like the rows below it, which hold numbers or times "
+            "in the same places: add a line with the names of columns"
+        )
 
 
 def _shown(separator: str) -> str:
@@ -478,7 +563,9 @@ def _named(table: pa.Table, form: FileFormat, file: Path) -> tuple[pa.Table, lis
     index = [name for name in names if _INDEX.fullmatch(name) and name not in form.kept]
     if not index or len(index) == len(names):
         return table, []
-    return table.drop_columns(index), [f"{', '.join(index)} not kept: a number of the line, not data"]
+    return table.drop_columns(index), [
+        f"{', '.join(index)} not kept, as such columns number the lines (source.rename gives one a name and keeps it)"
+    ]
 
 
 def _typed_table(table: pa.Table, form: FileFormat, file: Path) -> tuple[pa.Table, list[str]]:
@@ -565,10 +652,14 @@ def typed_texts(column: pa.ChunkedArray, decimal: str = ".") -> pa.ChunkedArray:
             return pc.replace_substring_regex(texts, r"^\+", "").cast(pa.int64())
         except pa.ArrowInvalid:  # an id of twenty digits
             return texts
+    if _any(present, _TOO_LONG):
+        return texts
     if decimal == "," and _all(present, _NUMBER_COMMA):
         return _numbers(texts, ",")
     if decimal == "." and _all(present, _NUMBER):
         return _numbers(texts, ".")
+    if decimal == "." and _all(present, _THOUSANDS) and _any(present, r",\d{3}\."):
+        return _numbers(pc.replace_substring(texts, ",", ""), ".")
     return _times(texts) if _all(present, f"{_DATE}|{_TIME}") else texts
 
 
@@ -581,6 +672,7 @@ def _numbers(texts: pa.ChunkedArray, decimal: str) -> pa.ChunkedArray:
 def _times(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """ISO dates, or times; where one names a zone all are UTC. Dates that no calendar has stay texts."""
     present = texts.drop_null()
+    texts = pc.replace_substring_regex(texts, r"(\.\d{6})\d+", r"\1")  # times are kept to the microsecond
     try:
         if _all(present, _DATE):
             return texts.cast(pa.date32())
@@ -646,8 +738,9 @@ def number_column(column: pa.ChunkedArray, what: str, decimal: str = ".") -> pa.
     if pc.all(known.filter(pc.is_valid(column))).as_py():
         yes = pc.is_in(words, pa.array([word for word, number in YES_NO.items() if number]))
         return pc.if_else(pc.is_valid(column), yes.cast(pa.float64()), pa.scalar(None, pa.float64()))
-    stray = texts.filter(pc.invert(pc.match_substring_regex(texts, _NUMBER_COMMA if decimal == "," else _NUMBER)))
+    stray = pc.invert(pc.match_substring_regex(column, _NUMBER_COMMA if decimal == "," else _NUMBER))
+    first = pc.index(stray, True).as_py()
     raise DataError(
-        f"{what} must hold numbers but {len(stray):,} rows hold text such as {stray[0].as_py()!r}: correct them, or "
-        "say what they mean under source.values"
+        f"{what} must hold numbers but {pc.sum(stray).as_py():,} rows hold text such as {column[first].as_py()!r} in "
+        f"row {first + 1:,}: correct them, or say what they mean under source.values"
     )

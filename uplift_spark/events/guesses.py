@@ -106,7 +106,8 @@ class Guesses:
     def names(self) -> dict[str, str]:
         """{column: name that tables can have} of outcomes and features."""
         names = {column: name for name, column in self.outcomes.items()}
-        taken = {name.lower() for name in names.values()}
+        parts = (self.treatment, self.unit, self.propensity)  # Spark tells columns apart regardless of case
+        taken = {name.lower() for name in (*names.values(), *filter(None, parts))}
         for column in self.features:
             names[column] = plain_name(column, taken)
             taken.add(names[column].lower())
@@ -179,6 +180,7 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     """
     columns = table.column_names
     check_columns_of(answers, columns)
+    _check_money(answers)
     outcome_columns = [_split(one)[0] for one in answers.outcomes]
     lines: list[str] = []
     texts = id_text(table.column(answers.treatment)).to_pandas().str.strip()
@@ -227,6 +229,18 @@ def check_columns_of(answers: Answers, columns: Sequence[str]) -> None:
         raise ConfigError(f"column {twice[0]!r} cannot be two of treatment, outcome, unit, propensity and feature")
 
 
+def _check_money(answers: Answers) -> None:
+    """Raise ConfigError for money that cannot be."""
+    costs = {f"--cost {level}{'=' if level else ''}": cost for level, cost in answers.cost.items()}
+    for option, amount in {"--budget ": answers.budget, **costs}.items():
+        if amount is not None and not amount >= 0:
+            raise ConfigError(f"{option}{amount:g} is no amount of money: give 0 or more")
+    if answers.value is not None and not np.isfinite(answers.value):
+        raise ConfigError(
+            f"--value {answers.value:g} is no amount of money: give the money that one unit of the outcome is worth"
+        )
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
@@ -253,6 +267,8 @@ def _levels(texts: pd.Series, answers: Answers, lines: list[str]) -> tuple[dict[
     listed = ", ".join(f"{text} ({n:,})" for text, n in counts.items())
     if (empty := int(texts.isna().sum())) > 0:
         lines.append(f"treatment: {empty:,} rows without a level are rejected")
+    if twins := sorted(str(text) for text in counts.index if sum(counts.index.str.lower() == str(text).lower()) > 1):
+        lines.append(f"warning: levels {_some(twins)} differ by their case alone (edit source.arms to make them one)")
     control, sure = _control([str(text) for text in counts.index], answers.control, where)
     others = sorted((str(text) for text in counts.index if text != control), key=_natural)
     names = {control: control, **{text: text for text in others}}
@@ -322,6 +338,7 @@ def _outcomes(
     for position, one in enumerate(answers.outcomes):
         column, wanted = _split(one)
         numbers, meaning = _outcome_numbers(table.column(column), column, wanted)
+        _refuse_no_outcome(numbers, column)
         present = numbers[~np.isnan(numbers)]
         binary = bool(np.isin(present, (0.0, 1.0)).all())
         name = plain_name(column, [other.lower() for other in outcomes])
@@ -334,6 +351,16 @@ def _outcomes(
         if position == 0:
             first = numbers
     return outcomes, values, first
+
+
+def _refuse_no_outcome(numbers: np.ndarray, column: str) -> None:
+    """Raise DataError for an outcome on which no effect can show, or that is infinite somewhere."""
+    present = numbers[~np.isnan(numbers)]
+    if infinite := int(np.isinf(present).sum()):
+        raise DataError(f"column {column!r} is infinite in {infinite:,} rows: correct them, or leave them empty")
+    if len(np.unique(present)) < 2:
+        what = f"{present[0]:g} in all {len(present):,} rows that have a value" if len(present) else "empty in all rows"
+        raise DataError(f"column {column!r} is {what}: no effect can show on it, name another with --outcome")
 
 
 def _direction(column: str, answers: Answers, lines: list[str]) -> Direction:
@@ -368,7 +395,7 @@ def _outcome_numbers(
 
 def _unit(table: pa.Table, answers: Answers, lines: list[str]) -> str | None:
     if answers.unit is not None:
-        lines.append(f"unit: {answers.unit}")
+        lines.append(f"unit: {answers.unit}{_unfit_units(table.column(answers.unit), answers.unit)}")
         return answers.unit
     for name in table.column_names:
         if name in (answers.treatment, *answers.keep) or not _ID.search(name):
@@ -380,6 +407,22 @@ def _unit(table: pa.Table, answers: Answers, lines: list[str]) -> str | None:
         lines.append(f"unit: not {name}, which repeats; if its rows are one unit, put them together first")
     lines.append("unit: the number of the row (--unit names a column)")
     return None
+
+
+def _unfit_units(column: pa.ChunkedArray, name: str) -> str:
+    """What is to be said of ids that are empty or repeat. Raises DataError for ids that were rounded."""
+    if pa.types.is_floating(column.type):
+        rounded = int((column.to_pandas().abs() >= 2.0**53).sum())
+        if rounded:
+            raise DataError(
+                f"column {name!r} holds {rounded:,} ids that doubles round, so that units become one: save ids as text "
+                "or as whole numbers"
+            )
+    ids = id_text(column).to_pandas().str.strip()
+    empty, repeated = int((ids.isna() | (ids == "")).sum()), int(ids.dropna().duplicated(keep=False).sum())
+    said = [f"{empty:,} rows without one are rejected"] if empty else []
+    said += [f"{repeated:,} rows share one and are rejected unless they are equal"] if repeated else []
+    return "".join(f", {one}" for one in said)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -619,7 +662,9 @@ def _segments(table: pa.Table, features: Sequence[str], cells: Mapping[str, pd.S
 
 
 def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
-    treated = list(levels.items())[1:]
+    (control_text, control), *treated = levels.items()
+    if any(answers.cost.get(name) for name in (control, control_text)):
+        raise ConfigError(f"--cost {control}: the control is not treated and costs nothing, leave it out")
     known = {*levels.values(), *levels, ""}
     if strangers := sorted(set(answers.cost) - known):
         raise ConfigError(

@@ -309,7 +309,7 @@ _LEFT_OUT = {"equal_rows": "the source has an equal row", ALREADY: "the table ha
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
 
-class Shape(Protocol):
+class SourceShape(Protocol):
     """How rows of a source become rows of a raw table; see `events.event_source`."""
 
     @property
@@ -345,7 +345,7 @@ class Load:
     new_columns: tuple[str, ...] = ()
     replace: bool = False
     replaced: tuple[str, ...] = ()
-    shape: Shape | None = None
+    shape: SourceShape | None = None
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)

@@ -138,9 +138,17 @@ def frame_table(frame: Any) -> pa.Table:
             table = pa.Table.from_pandas(rows.rename(columns=str), preserve_index=False)
         else:
             table = pa.table(frame)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"a column has a type that tables do not ({'; '.join(map(str, error.args))}): cast it to number or text"
+        ) from error
+    except pa.ArrowException as error:
         raise DataError(f"a column mixes types ({'; '.join(map(str, error.args))}): cast it to one type") from error
     except TypeError as error:
+        if isinstance(frame, pd.DataFrame):
+            raise DataError(
+                f"a column has a type that tables do not ({error}): cast it to number, text or time"
+            ) from error
         raise ConfigError(f"from_frame takes a pandas or Arrow frame, not a {type(frame).__name__}") from error
     if not table.num_rows or not table.num_columns:
         raise DataError(f"the frame has {table.num_rows} rows and {table.num_columns} columns: it needs some of each")
@@ -437,11 +445,11 @@ def leaks_of(table: pa.Table, guesses: Guesses, randomised: bool = True) -> dict
     if table.num_rows > LEAK_ROWS:  # a file may be sorted by level, so its first rows may lack one
         hashes = unit_hashes(pa.array(range(table.num_rows)).cast(pa.string()), "row")
         rows = table.take(np.sort(np.argsort(hashes, kind="stable")[:LEAK_ROWS]))
-    name, column = next(iter(guesses.outcomes.items()))
+    column = next(iter(guesses.outcomes.values()))
     values = guesses.values.get(column)
     numbers = rows.column(column) if values is None else id_text(rows.column(column))
     outcome = (
-        number_column(numbers, name)
+        number_column(numbers, f"column {column!r}")
         if values is None
         else pa.array([values.get(one) for one in numbers.to_pylist()], pa.float64())
     )
@@ -449,9 +457,9 @@ def leaks_of(table: pa.Table, guesses: Guesses, randomised: bool = True) -> dict
     columns: dict[str, Any] = {"_unit": pa.array(range(rows.num_rows)), "_arm": arms, "_outcome": outcome}
     for feature in guesses.features:
         cells = rows.column(feature)
-        columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, feature)
+        columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, f"column {feature!r}")
     if guesses.propensity:
-        columns[guesses.propensity] = number_column(rows.column(guesses.propensity), guesses.propensity)
+        columns[guesses.propensity] = number_column(rows.column(guesses.propensity), f"column {guesses.propensity!r}")
     sample = pa.table(columns)
     sample = sample.filter(pc.is_valid(sample.column("_arm")))
     control = next(iter(guesses.levels))

@@ -113,7 +113,7 @@ def open_source(config: Config, lake: Lake, progress: ProgressCallback) -> OpenS
 
 def check_names(source: TableSource) -> None:
     """Raise ConfigError when outcomes or attributes have names that the tables use, or differ by their case alone."""
-    known: dict[str, str] = {}
+    known = {name.lower(): name for name in source.columns if name not in (*source.outcomes, *source.attributes)}
     for name in (*source.outcomes, *source.attributes):
         way_out = f"give it another name, as in `source.rename: {{{name}: {name.strip('_')}_1}}`"
         try:

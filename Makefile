@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults lint notebooks house bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz lint notebooks house bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -98,6 +98,9 @@ simulations: $(READY) ## the statistical claims with many replications (minutes)
 
 faults: java $(READY) ## crash every writing job, lose replies and executors, feed bad input (ARGS="--jobs load --kills 3")
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+fuzz: $(READY) ## 100,000 mutations of model files, in worker processes with bounds (ARGS="--mutations 2000 --seed 3")
+	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -289,6 +289,26 @@ class ForestConf:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Signature:
+    """`registry.signature`: versions are signed with a secret key, and what it has not signed is not loaded.
+
+    key_env, key_file, key_secret  where the key is, one of them: environment variable, file, SCOPE/KEY of a secret
+    required  False: versions without any signature, of times before there was a key, are loaded, too
+    """
+
+    key_env: str | None = None
+    key_file: str | None = None
+    key_secret: str | None = None
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        if [self.key_env, self.key_file, self.key_secret].count(None) != 2:
+            raise ConfigError("registry.signature: name one of key_env, key_file and key_secret")
+        if self.key_secret is not None and not all(self.key_secret.partition("/")):
+            raise ConfigError(f"registry.signature.key_secret {self.key_secret!r} must look like SCOPE/KEY")
+
+
+@dataclass(frozen=True, config=STRICT)
 class RegistryConf:
     """`registry`: where MLflow keeps models, under which name, and which of them is used.
 
@@ -296,6 +316,7 @@ class RegistryConf:
     name          of the model; by default the campaign's
     champion      whether a trained version becomes the champion
     version       the version that units are scored with; by default the champion
+    signature     whose signature a version must have to be used; by default none is looked for
     """
 
     RUNS: ClassVar = {"score": "campaign roles registry.name"}
@@ -303,6 +324,7 @@ class RegistryConf:
     name: str | None = None
     champion: bool = True
     version: Annotated[int, Field(ge=1)] | None = None
+    signature: Signature | None = None
 
 
 _TRIED: dict[str, list[Any]] = {

@@ -1,0 +1,36 @@
+"""Inputs that once failed, kept as regression tests: `test_findings.py` holds every one of them to today's rules."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.fuzz.pool import Result
+from tests.fuzz.targets import TARGETS, generator
+
+FOLDER = Path(__file__).with_name("findings")
+
+
+def keep(target: str, seed: int, failed: Iterable[Result], folder: Path) -> None:
+    """Write the smallest input of each kind of mutation and failure to a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    smallest: dict[tuple[str, str], tuple[int, bytes, Result]] = {}
+    for result in failed:
+        kind, content = TARGETS[target].mutated(generator(seed, result.number))
+        key = (kind, result.verdict)
+        if key not in smallest or len(content) < len(smallest[key][1]):
+            smallest[key] = (result.number, content, result)
+    for (kind, verdict), (number, content, result) in smallest.items():
+        name = "-".join([target, *kind.split(), *verdict.split()]).replace("/", "-")
+        parts = {"target": target, "kind": kind, "was": verdict, "detail": result.detail, "mutation": [seed, number]}
+        packed = base64.b85encode(zlib.compress(content, 9)).decode()
+        (folder / f"{name}.json").write_text(json.dumps({**parts, "content": packed}, indent=1) + "\n")
+
+
+def kept(path: Path) -> tuple[str, str, bytes]:
+    """(target, kind, input) of a file."""
+    parts = json.loads(path.read_text())
+    return parts["target"], parts["kind"], zlib.decompress(base64.b85decode(parts["content"]))

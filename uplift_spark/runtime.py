@@ -72,14 +72,14 @@ def secret_key(section: str, place: KeyPlace) -> bytes:
     """
     file = getattr(place, "key_file", None)
     if place.key_secret is not None:
-        found, key = f"key_secret names {place.key_secret}", _databricks_secret(section, place.key_secret).encode()
+        where, key = f"key_secret names {place.key_secret}", _databricks_secret(section, place.key_secret).encode()
     elif file is not None:
-        found, key = f"key_file names {file}", _file_bytes(section, file)
+        where, key = f"key_file names {file}", _file_bytes(section, file)
     else:
-        found, key = f"key_env names ${place.key_env}", os.environ.get(str(place.key_env), "").encode()
+        where, key = f"key_env names ${place.key_env}", os.environ.get(str(place.key_env), "").encode()
     if len(key) < LEAST_KEY:
         have = f"has {len(key)} bytes" if key else "is not set"
-        raise ConfigError(f"{section}.{found}, which {have}: set it to a secret of at least {LEAST_KEY} bytes")
+        raise ConfigError(f"{section}.{where}, which {have}: set it to a secret of at least {LEAST_KEY} bytes")
     return key
 
 

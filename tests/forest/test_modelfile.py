@@ -15,7 +15,7 @@ import pytest
 from uplift_spark import load_model
 from uplift_spark.errors import ModelFileError
 from uplift_spark.forest.modelfile import packed_file, read_file
-from uplift_spark.forest.trees import CATEGORICAL, FAULTS, LEAF, MISSING_RIGHT, first_fault, frozen
+from uplift_spark.forest.trees import CATEGORICAL, LEAF, MISSING_RIGHT, TREE_FAULTS, first_fault, frozen
 
 MODELS = Path(__file__).resolve().parents[1] / "golden" / "last_release" / "models"
 Parts = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -55,7 +55,7 @@ def fault(nodes: list[int], sets: int = 1, leaves: int | None = None) -> str:
         np.array([0, n], np.int64) for n in (len(nodes), sets, (len(nodes) + 1) // 2 if leaves is None else leaves)
     ]
     arrays = (np.array(nodes, np.uint64), starts[0], np.zeros((sets + 1, 4), np.uint64), starts[1], starts[2])
-    return FAULTS[first_fault(*frozen((*arrays, N_BINS, BY_SET)))[1]]
+    return TREE_FAULTS[first_fault(*frozen((*arrays, N_BINS, BY_SET)))[1]]
 
 
 def test_a_tree_passes_and_so_does_a_leaf_alone() -> None:

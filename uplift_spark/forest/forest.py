@@ -34,8 +34,8 @@ from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
 from uplift_spark.forest.modelfile import (
     FORMAT,
+    check_array_names,
     check_manifest,
-    check_names,
     check_plan,
     checked_baseline,
     checked_shrinkage,
@@ -420,7 +420,7 @@ def forest_of_parts(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         return baseline, shrinkage
 
     first, *more = map(part, _marks(plan))
-    check_names(arrays, names | set(Structure._fields))
+    check_array_names(arrays, names | set(Structure._fields))
     return Forest(plan, structure, sums, facts, *first, tuple(more))
 
 

@@ -24,7 +24,7 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.encode import TypedRows, encode
 from uplift_spark.forest.forest import Forest, forest_of_parts, model_line
-from uplift_spark.forest.modelfile import FORMAT, check_manifest, check_names, packed_file, read_file
+from uplift_spark.forest.modelfile import FORMAT, check_array_names, check_manifest, packed_file, read_file
 from uplift_spark.forest.training import Params, fit_rows
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -93,7 +93,7 @@ class Instrumental:
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Instrumental:
         """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
         check_manifest("instrument", manifest)
-        check_names(arrays, {"forest"})
+        check_array_names(arrays, {"forest"})
         inner, parts = read_file(arrays["forest"].tobytes()), manifest["instrument"]
         forest = forest_of_parts(*inner)
         if inner[0] != manifest["forest"] or forest.roles.outcomes != (LEFT, parts["delivered"]):

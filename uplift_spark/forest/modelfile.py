@@ -26,7 +26,7 @@ from uplift_spark.errors import ModelFileError
 from uplift_spark.forest.binning import MAX_CATEGORIES, FeatureBins
 from uplift_spark.forest.effects import CRITERIA, contrast_matrix, dose_matrix
 from uplift_spark.forest.encode import MONOTONE, ForestPlan
-from uplift_spark.forest.trees import FAULTS, Structure, first_fault, frozen
+from uplift_spark.forest.trees import TREE_FAULTS, Structure, first_fault, frozen
 from uplift_spark.roles import Levels
 
 FORMAT = 3
@@ -379,9 +379,9 @@ def check_bins(bins: Sequence[FeatureBins], features: Sequence[str]) -> None:
 def check_plan(plan: ForestPlan, facts: Mapping[str, Any]) -> None:
     """Raise ValueError unless the parts of a plan fit each other and what training found."""
     check_bins(plan.bins, plan.roles.features)
-    check_levels(plan.levels)
+    check_model_levels(plan.levels)
     if plan.reported is not None:
-        check_levels(plan.reported)
+        check_model_levels(plan.reported)
     trees, bag, buckets = plan.n_trees, plan.bag_size, plan.n_buckets
     if not (0 < bag <= trees and trees % bag == 0 and 0 < plan.growth_buckets <= buckets == len(facts["buckets"])):
         raise ValueError(f"its {trees} trees are not of whole bags of {bag} trees and of {buckets} buckets")
@@ -400,7 +400,7 @@ def check_plan(plan: ForestPlan, facts: Mapping[str, Any]) -> None:
             raise ValueError("its doses lie at one place or at infinity")
 
 
-def check_levels(levels: Levels) -> None:
+def check_model_levels(levels: Levels) -> None:
     """Raise ValueError unless levels are at least two, of different names, each of as many doses as the others."""
     names, doses = levels.names, levels.doses
     widths = {len(one) if isinstance(one, tuple) else 0 for one in doses or ()}
@@ -433,7 +433,7 @@ def checked_structure(arrays: Mapping[str, np.ndarray], prefix: str, plan: Fores
     categorical = np.array([one.categorical for one in plan.bins], bool)
     tree, fault = first_fault(*frozen((*structure, bins, categorical)))
     if fault:
-        raise ValueError(f"tree {tree} of its array {prefix}nodes {FAULTS[fault]}")
+        raise ValueError(f"tree {tree} of its array {prefix}nodes {TREE_FAULTS[fault]}")
     return structure
 
 
@@ -486,7 +486,7 @@ def checked_shrinkage(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[
     return values.reshape(shape)
 
 
-def check_names(arrays: Mapping[str, np.ndarray], names: set[str]) -> None:
+def check_array_names(arrays: Mapping[str, np.ndarray], names: set[str]) -> None:
     """Raise ValueError where a file has other arrays than these."""
     if others := sorted(set(arrays) ^ names):
         raise ValueError(f"its arrays are not those of its manifest: {', '.join(others)[:120]}")

@@ -357,7 +357,7 @@ class Structure(NamedTuple):
         return Routes(*frozen((words, leaf, self.node_start, rounds, self.sets, self.set_start)))
 
 
-FAULTS = (
+TREE_FAULTS = (
     "",
     "has nodes and no leaves, or leaves and no nodes",
     "has a leaf that is not its own, or is there twice",
@@ -370,7 +370,7 @@ FAULTS = (
 
 @nb.njit(cache=True, nogil=True)
 def first_fault(nodes, node_start, sets, set_start, leaf_start, n_bins, categorical):
-    """(tree, number in `FAULTS`) of the first tree that is none, (0, 0) if all are; starts must lie within the arrays.
+    """(tree, number in `TREE_FAULTS`) of the first tree that is none, (0, 0) if all are; starts lie within the arrays.
 
     A tree is what `routes_of` and the walk take without looking: children come after their parents, side by side, and
     have one each; every leaf is there once; features, thresholds and sets are those of the bins.

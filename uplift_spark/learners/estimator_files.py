@@ -135,14 +135,14 @@ def _boosted(value: Any) -> list[Any]:
     """Every model of boosted trees within a value, wherever it stands."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    found, known, stack = [], set(), [value]
+    models, known, stack = [], set(), [value]
     while stack:
         value = stack.pop()
         if id(value) in known:
             continue
         known.add(id(value))
         if isinstance(value, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
-            found.append(value)
+            models.append(value)
         elif isinstance(value, dict):
             stack.extend(value.values())
         elif isinstance(value, list | tuple):
@@ -151,7 +151,7 @@ def _boosted(value: Any) -> list[Any]:
             stack.extend(value.ravel().tolist() if value.dtype == object else ())
         elif hasattr(value, "__dict__") and not isinstance(value, type):
             stack.extend(vars(value).values())
-    return found
+    return models
 
 
 def _check_boosted(model: Any) -> None:

@@ -21,10 +21,10 @@ from uplift_spark.forest.forest import Forest, forest_of_parts, model_kind, mode
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.modelfile import (
     FORMAT,
+    check_array_names,
     check_bins,
-    check_levels,
     check_manifest,
-    check_names,
+    check_model_levels,
     packed_file,
     read_file,
     reading,
@@ -421,10 +421,10 @@ class Learned:
         bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
         params, roles, levels = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"]), manifest["levels"]
         check_bins(bins, roles.features)
-        check_names(arrays, {f"fit_{r}" for r in range(1 + min(params.replicates, len(arrays)))})
+        check_array_names(arrays, {f"fit_{r}" for r in range(1 + min(params.replicates, len(arrays)))})
         fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(len(arrays)))
         model = cls(params, roles, _levels_of(levels), bins, fits, manifest["facts"])
-        check_levels(model.levels)
+        check_model_levels(model.levels)
         model._check_fits()
         return model
 
@@ -506,8 +506,8 @@ class PerLevel:
         """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
         check_manifest("per_level", manifest)
         levels = _levels_of(manifest["levels"])
-        check_levels(levels)
-        check_names(arrays, {f"forest_{k}" for k in range(len(levels) - 1)})
+        check_model_levels(levels)
+        check_array_names(arrays, {f"forest_{k}" for k in range(len(levels) - 1)})
         inner = [read_file(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))]
         model = cls(tuple(forest_of_parts(*one) for one in inner), levels)
         if {level: own for level, (own, _) in zip(levels.treated, inner, strict=True)} != manifest["per_level"]:

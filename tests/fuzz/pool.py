@@ -57,9 +57,9 @@ def run(work: Work, workers: int, progress: Callable[[str], None]) -> list[Resul
             driver.start(selector)
         while any(driver.alive for driver in drivers):
             for key, _ in selector.select(timeout=0.5):
-                before = len(results) // 250
+                before = len(results) // 2000
                 results += key.data.take(selector)
-                if len(results) // 250 > before:
+                if len(results) // 2000 > before:
                     bad = sum(result.verdict in FAILURES for result in results)
                     progress(f"  {len(results):,} of {work.count:,}, {bad} failures")
             for driver in drivers:
@@ -74,7 +74,7 @@ class _Driver:
         self.work, self.next, self.high, self.alive = work, low, high, True
 
     def start(self, selector: selectors.BaseSelector) -> None:
-        arguments = [self.work.target, str(self.work.seed), str(self.next), str(self.high)]
+        arguments = [self.work.target, *map(str, (self.work.seed, self.next, self.high, SECONDS))]
         command = [sys.executable, "-m", "tests.fuzz.worker", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self.process.stdout is not None
@@ -120,9 +120,9 @@ class _Driver:
             self.alive = False
 
 
-def bound_time() -> None:
-    """Let the kernel end this process unless it comes here again within SECONDS of computing."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+def bound_time(seconds: float) -> None:
+    """Let the kernel end this process unless it comes here again within so many seconds of computing."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def bound_memory() -> None:

@@ -18,20 +18,20 @@ class Target:
     """One kind of input.
 
     prepared  what a worker does first, without bounds: imports, kernels
-    mutated   (generator) -> (kind of mutation, input)
+    mutated   (seed, number) -> (kind of mutation, input)
     judged    (kind, input) -> (verdict, detail); whatever it raises counts as an untyped error
     mutations  how many a whole run takes
     """
 
     prepared: Callable[[], object]
-    mutated: Callable[[np.random.Generator], tuple[str, Any]]
+    mutated: Callable[[int, int], tuple[str, Any]]
     judged: Callable[[str, Any], Judgement]
     mutations: int
 
 
-TARGETS = {"model_files": Target(model_files.known, model_files.mutated, model_files.judged, 100_000)}
+def drawn(mutated: Callable[[np.random.Generator], tuple[str, Any]]) -> Callable[[int, int], tuple[str, Any]]:
+    """The mutation of a seed and a number, whatever ran before it."""
+    return lambda seed, number: mutated(np.random.default_rng([seed, number]))
 
 
-def generator(seed: int, number: int) -> np.random.Generator:
-    """The draws of one mutation, whatever ran before it."""
-    return np.random.default_rng([seed, number])
+TARGETS = {"model_files": Target(model_files.known, drawn(model_files.mutated), model_files.judged, 100_000)}

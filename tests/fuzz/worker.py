@@ -1,4 +1,4 @@
-"""A worker process of `tests.fuzz.pool`: TARGET SEED LOW HIGH; writes [number] before a mutation, its result after."""
+"""A worker process of `tests.fuzz.pool`: TARGET SEED LOW HIGH SECONDS; writes [number], then what became of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import warnings
 
 from tests.fuzz import pool
-from tests.fuzz.targets import TARGETS, generator
+from tests.fuzz.findings import DEATHS, FINDINGS
+from tests.fuzz.targets import TARGETS
 
 
 def main() -> None:
@@ -17,14 +18,14 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     warnings.simplefilter("ignore")
-    name, (seed, low, high) = sys.argv[1], map(int, sys.argv[2:])
-    target = TARGETS[name]
+    name, (seed, low, high), seconds = sys.argv[1], map(int, sys.argv[2:5]), float(sys.argv[5])
+    target = {**TARGETS, "findings": FINDINGS, "deaths": DEATHS}[name]
     target.prepared()
     pool.bound_memory()
     for number in range(low, high):
         out.write(json.dumps([number]).encode() + b"\n")
-        pool.bound_time()
-        kind, content = target.mutated(generator(seed, number))
+        pool.bound_time(seconds)
+        kind, content = target.mutated(seed, number)
         try:
             verdict, detail = target.judged(kind, content)
         except MemoryError as error:

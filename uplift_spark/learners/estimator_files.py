@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -61,9 +62,13 @@ def restored(content: bytes) -> Any:
     raises, for an archive that is none of them.
     """
     import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
 
     _check_archive(content)
-    parts = skops.io.loads(content, trusted=_TRUSTED)
+    try:
+        parts = skops.io.loads(content, trusted=_TRUSTED)
+    except UntrustedTypesFoundException as error:
+        raise _not_loaded([str(error).splitlines()[0].partition(": ")[2].strip("[].")]) from error
     for boosted in _boosted(parts):
         _check_boosted(boosted)
     return parts
@@ -92,26 +97,37 @@ def _check_archive(content: bytes) -> None:
             if "file" in node:
                 read += entries[node["file"]].file_size
     if strangers:
-        raise ModelFileError(
-            f"the model's file holds {', '.join(sorted(strangers))[:200]}, which is not loaded: train it again"
-        )
+        raise _not_loaded(strangers)
     if read > most:  # an entry may be read once for every place that names it
         raise ValueError("an archive of its estimators unpacks to far more than any does")
+
+
+def _not_loaded(types: Iterable[str]) -> ModelFileError:
+    names = ", ".join(sorted(types))[:200]
+    return ModelFileError(f"the model's file holds {names}, which is not loaded: train it again")
 
 
 def _check_array(archive: ZipFile, name: str, size: int) -> None:
     """The header of an array says how much memory to take: no more than there is to read."""
     with archive.open(name) as entry:
-        version = np.lib.format.read_magic(entry)
-        if version != (1, 0):
-            raise ValueError(f"its array {name[:80]} is of version {version}")
-        shape, _, kind = np.lib.format.read_array_header_1_0(entry)
-        values = size - entry.tell()
+        start = entry.read(10)
+        if start[:8] != np.lib.format.magic(1, 0):
+            raise ValueError(f"its array {name[:80]} is of another format")
+        header = entry.read(int.from_bytes(start[8:], "little"))
+    shape, kind = _header(start[8:] + header)
+    values = size - len(start) - len(header)
     count = 1
     for length in shape:
         count *= length
     if kind.hasobject or min(shape, default=0) < 0 or count * kind.itemsize != values:
         raise ValueError(f"its array {name[:80]} is not of the size that it says")
+
+
+@lru_cache(1024)
+def _header(text: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that a header says; those of many trees are the same, and numpy takes long to read one."""
+    shape, _, kind = np.lib.format.read_array_header_1_0(io.BytesIO(text))
+    return shape, kind
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:

@@ -189,9 +189,11 @@ def _record_batch(meta: memoryview, room: int) -> tuple[int, list[tuple[int, int
         numbers = _read(f"<{2 * count}q", meta, at + 4)
         pairs.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
     nodes, buffers = pairs
+    end = 0
     for offset, size in buffers:
-        if offset < 0 or size < 0 or offset + size > room or offset % _ALIGNED:
-            raise ValueError("its arrays do not lie within the file")
+        if offset < end or size < 0 or offset + size > room or offset % _ALIGNED:
+            raise ValueError("its arrays do not lie one behind the other within the file")
+        end = offset + size
     if any(length < 0 for length, _ in nodes):
         raise ValueError("its arrays have no length")
     return _read("<q", meta, batch[0])[0], nodes, buffers

@@ -62,12 +62,13 @@ def restored(content: bytes) -> Any:
     raises, for an archive that is none of them.
     """
     import skops.io
-    from skops.io.exceptions import UntrustedTypesFoundException
 
     _check_archive(content)
     try:
         parts = skops.io.loads(content, trusted=_TRUSTED)
-    except UntrustedTypesFoundException as error:
+    except TypeError as error:
+        if not str(error).startswith("Untrusted types"):
+            raise
         raise _not_loaded([str(error).splitlines()[0].partition(": ")[2].strip("[].")]) from error
     for boosted in _boosted(parts):
         _check_boosted(boosted)

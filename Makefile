@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults security matrix lint notebooks house bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks house bench wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -104,6 +104,9 @@ security: java $(READY) ## attack the platform's doors, on a session, too (ARGS=
 
 matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0, 4.1 and 4.2 (ARGS="--only 4.0.1")
 	@$(BIN)/python -m tests.versions $(ARGS)
+
+fuzz: $(READY) ## 100,000 mutations of model files, in worker processes with bounds (ARGS="--mutations 2000 --seed 3")
+	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

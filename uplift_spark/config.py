@@ -2,8 +2,8 @@
 
 Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
 unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
-which unit, and what holds where a key is left out. `Config`, at the end, names the sections; those of `source` stand in
-`source_conf`.
+which unit, and what holds where a key is left out. `Config`, at the end, names the sections; `lakehouse`, `pseudonyms`
+and those of `source` stand in `source_conf`.
 
 A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
 and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
@@ -32,46 +32,17 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
-from uplift_spark.source_conf import STRICT, EventsSource, Simulation, TableSource, TrialConf
+from uplift_spark.source_conf import (
+    STRICT,
+    EventsSource,
+    Lakehouse,
+    Pseudonyms,
+    Simulation,
+    TableSource,
+    TrialConf,
+)
 
 Days = Annotated[float, Field(gt=0, le=3650)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class Lakehouse:
-    """`lakehouse`: where tables, models and reports live; no part of any run's identity.
-
-    path         folder of the tables, `lakehouse` by default; not used with a catalog
-    catalog      a catalog in its place (Unity Catalog: tables are `catalog.schema.table`)
-    checkpoints  folder in which streams keep how far they are; by default `_checkpoints` beside a folder's tables
-    reports      folder of pictures and reports; by default `reports` in a folder's lakehouse, of a catalog
-                 `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
-                 folder on a volume there
-    """
-
-    path: str = "lakehouse"
-    catalog: str | None = None
-    checkpoints: str | None = None
-    reports: str | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class Pseudonyms:
-    """`pseudonyms`: unit ids are replaced at ingest by a hash with a secret key; without the section ids stay as they
-    are.
-
-    key_env     the environment variable that holds the key
-    key_secret  in its place, where there are none (Databricks): SCOPE/KEY of a secret
-    """
-
-    key_env: str | None = None
-    key_secret: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.key_env is None) == (self.key_secret is None):
-            raise ConfigError("pseudonyms: name either key_env, an environment variable, or key_secret, SCOPE/KEY")
-        if self.key_secret is not None and not all(self.key_secret.partition("/")):
-            raise ConfigError(f"pseudonyms.key_secret {self.key_secret!r} must look like SCOPE/KEY")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -298,6 +269,26 @@ class ForestConf:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Signature:
+    """`registry.signature`: versions are signed with a secret key, and what it has not signed is not loaded.
+
+    key_env, key_file, key_secret  where the key is, one of them: environment variable, file, SCOPE/KEY of a secret
+    required  False: versions without any signature, of times before there was a key, are loaded, too
+    """
+
+    key_env: str | None = None
+    key_file: str | None = None
+    key_secret: str | None = None
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        if [self.key_env, self.key_file, self.key_secret].count(None) != 2:
+            raise ConfigError("registry.signature: name one of key_env, key_file and key_secret")
+        if self.key_secret is not None and not all(self.key_secret.partition("/")):
+            raise ConfigError(f"registry.signature.key_secret {self.key_secret!r} must look like SCOPE/KEY")
+
+
+@dataclass(frozen=True, config=STRICT)
 class RegistryConf:
     """`registry`: where MLflow keeps models, under which name, and which of them is used.
 
@@ -305,6 +296,7 @@ class RegistryConf:
     name          of the model; by default the campaign's
     champion      whether a trained version becomes the champion
     version       the version that units are scored with; by default the champion
+    signature     whose signature a version must have to be used; by default none is looked for
     """
 
     RUNS: ClassVar = {"score": "campaign roles registry.name"}
@@ -312,6 +304,7 @@ class RegistryConf:
     name: str | None = None
     champion: bool = True
     version: Annotated[int, Field(ge=1)] | None = None
+    signature: Signature | None = None
 
 
 _TRIED: dict[str, list[Any]] = {

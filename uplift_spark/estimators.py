@@ -33,8 +33,9 @@ from uplift_spark.evaluation.metrics import Evaluation, EvaluationSpec, curve_ta
 from uplift_spark.evaluation.pictures import calibration_picture, decile_picture, qini_picture
 from uplift_spark.forest.encode import encode_treatment
 from uplift_spark.forest.explain import heterogeneity_table, projection_table, variable_importance
-from uplift_spark.forest.forest import Forest, model_line, save_file
+from uplift_spark.forest.forest import Forest, model_line
 from uplift_spark.forest.instrument import Instrumental
+from uplift_spark.forest.modelfile import save_file
 from uplift_spark.forest.onnx import export_onnx
 from uplift_spark.forest.shapley import shapley_values
 from uplift_spark.forest.training import Params, fit_table

@@ -50,6 +50,63 @@ def keep_kernels() -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Secret keys: configurations say where they are, never what they are.
+
+LEAST_KEY = 16  # bytes
+
+
+class KeyPlace(Protocol):
+    """A section that says where its key is: in an environment variable, or as SCOPE/KEY among Databricks' secrets."""
+
+    @property
+    def key_env(self) -> str | None: ...
+
+    @property
+    def key_secret(self) -> str | None: ...
+
+
+def secret_key(section: str, place: KeyPlace) -> bytes:
+    """Read the key that a section such as `pseudonyms` names; where it has `key_file`, that may name a file, too.
+
+    Raises ConfigError when variable, file or secret is not there or holds less than LEAST_KEY bytes.
+    """
+    file = getattr(place, "key_file", None)
+    if place.key_secret is not None:
+        where, key = f"key_secret names {place.key_secret}", _databricks_secret(section, place.key_secret).encode()
+    elif file is not None:
+        where, key = f"key_file names {file}", _file_bytes(section, file)
+    else:
+        where, key = f"key_env names ${place.key_env}", os.environ.get(str(place.key_env), "").encode()
+    if len(key) < LEAST_KEY:
+        have = f"has {len(key)} bytes" if key else "is not set"
+        raise ConfigError(f"{section}.{where}, which {have}: set it to a secret of at least {LEAST_KEY} bytes")
+    return key
+
+
+def _file_bytes(section: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{section}.key_file {file} cannot be read: {error.strerror or error}") from error
+
+
+def _databricks_secret(section: str, name: str) -> str:
+    """A secret of Databricks, SCOPE/KEY: serverless compute has no environment variables."""
+    scope, _, key = name.partition("/")
+    try:
+        from databricks.sdk.runtime import dbutils
+
+        return str(dbutils.secrets.get(scope, key))
+    except ImportError as error:
+        raise ConfigError(
+            f"{section}.key_secret needs Databricks' client: install uplift-spark[databricks], or name key_env"
+        ) from error
+    except Exception as error:  # the client has classes of its own for each kind of refusal
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{section}.key_secret {name} cannot be read: {reason}") from error
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # What a run is: its identity, its result, the code it ran.
 # A run id is derived from what the run depends on, so doing the same thing again is the same run and adds no row.
 

@@ -1,4 +1,5 @@
-"""Sections of `source`: where the events of a campaign come from. `config` names them; see there."""
+"""Sections of a configuration that say where events come from (`source`) and where they are kept (`lakehouse`,
+`pseudonyms`). `config` names them; see there."""
 
 from __future__ import annotations
 
@@ -16,6 +17,43 @@ from uplift_spark.errors import ConfigError
 STRICT = ConfigDict(extra="forbid")
 LONG_AGO = datetime(2000, 1, 1)
 """When a treatment counts as assigned whose date nobody named: windows and labels of later dates are closed."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Lakehouse:
+    """`lakehouse`: where tables, models and reports live; no part of any run's identity.
+
+    path         folder of the tables, `lakehouse` by default; not used with a catalog
+    catalog      a catalog in its place (Unity Catalog: tables are `catalog.schema.table`)
+    checkpoints  folder in which streams keep how far they are; by default `_checkpoints` beside a folder's tables
+    reports      folder of pictures and reports; by default `reports` in a folder's lakehouse, of a catalog
+                 `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
+                 folder on a volume there
+    """
+
+    path: str = "lakehouse"
+    catalog: str | None = None
+    checkpoints: str | None = None
+    reports: str | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pseudonyms:
+    """`pseudonyms`: unit ids are replaced at ingest by a hash with a secret key; without the section ids stay as they
+    are.
+
+    key_env     the environment variable that holds the key
+    key_secret  in its place, where there are none (Databricks): SCOPE/KEY of a secret
+    """
+
+    key_env: str | None = None
+    key_secret: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.key_env is None) == (self.key_secret is None):
+            raise ConfigError("pseudonyms: name either key_env, an environment variable, or key_secret, SCOPE/KEY")
+        if self.key_secret is not None and not all(self.key_secret.partition("/")):
+            raise ConfigError(f"pseudonyms.key_secret {self.key_secret!r} must look like SCOPE/KEY")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -8,7 +8,8 @@ import pytest
 
 from uplift_spark import CausalForest, MetaLearner, Roles, load_model
 from uplift_spark.errors import ConfigError, DataError, ModelFileError
-from uplift_spark.forest.forest import packed_file, restored
+from uplift_spark.forest.modelfile import packed_file
+from uplift_spark.learners.estimator_files import restored
 from uplift_spark.learners.metalearners import LEARNERS, Learned
 
 FEATURES = ("x0", "x1", "city")

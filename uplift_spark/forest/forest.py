@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.errors import ConfigError, ModelFileError
+from uplift_spark.errors import ConfigError
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, apply_bins
 from uplift_spark.forest.effects import (
     CORRECTED_VARIANCE,
@@ -34,26 +32,28 @@ from uplift_spark.forest.effects import (
 from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
-from uplift_spark.forest.overlap import Overlap, thin_errors
+from uplift_spark.forest.modelfile import (
+    FORMAT,
+    check_array_names,
+    check_manifest,
+    check_plan,
+    checked_baseline,
+    checked_overlap,
+    checked_shrinkage,
+    checked_structure,
+    checked_sums,
+    packed_file,
+    read_file,
+    reading,
+)
+from uplift_spark.forest.overlap import thin_errors
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
 
 # --------------------------------------------------------------------------------------------------------------------
-# What a model of effects is, whatever it learnt from: its effects, their table, its file.
-# A file is one Arrow record of arrays with a manifest and a SHA-256 at its end; nothing in it is ever executed.
+# What a model of effects is, whatever it learnt from: its effects, their table, its file (`forest.modelfile`).
 
-FORMAT = 3
-DIGEST = 32  # bytes of SHA-256 that end the file
-# What files of boosted trees and nuisances may hold beside numpy's and scikit-learn's plain parts.
-_TRUSTED = [
-    "functools.partial",
-    "numpy.dtype",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.utils.validation.check_array",
-    "uplift_spark.learners.nuisances.Blend",
-    "uplift_spark.learners.nuisances.NuisanceModels",
-]
 # What a manifest of each kind of forest has that the others lack. Files do not name the kind in any other way: a name
 # beside it would change the bytes of every forest, and a version that is registered could not be rebuilt any more.
 _SECTION_OF_KIND = {"forest": "plan", "forest_per_level": "per_level", "instrumental_forest": "instrument"}
@@ -128,88 +128,6 @@ def effect_table(model: Model, batch: ArrowRows, threads: int = 1) -> pa.Table:
         "low_support": low.ravel(),
     }
     return pa.table(columns)
-
-
-def packed_file(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The content of a model file; equal parts give equal bytes."""
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    columns = [_packed(array) for array in arrays.values()]
-    fields = [pa.field(n, c.type) for n, c in zip(arrays, columns, strict=True)]
-    schema = pa.schema(fields, metadata={"uplift_manifest": text})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    content = sink.getvalue().to_pybytes()
-    return content + hashlib.sha256(content).digest()
-
-
-def _packed(array: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(array).ravel())
-    return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
-
-
-def named(source: str | Path | bytes) -> str:
-    """What errors call a model file."""
-    return "model bytes" if isinstance(source, bytes) else f"model file {source}"
-
-
-def read_file(source: str | Path | bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Manifest and flat arrays of a model file (memory-mapped) or its bytes.
-
-    Raises ModelFileError if it is missing, truncated, edited, of another format, or no model at all.
-    """
-    name = named(source)
-    try:
-        buffer = pa.py_buffer(source) if isinstance(source, bytes) else pa.memory_map(str(source)).read_buffer()
-    except (OSError, pa.ArrowException) as error:
-        raise ModelFileError(f"{name} cannot be read ({str(error).splitlines()[0]}): check its path") from error
-    content = buffer.slice(0, max(buffer.size - DIGEST, 0))
-    # Before parsing: Arrow's reader ends the whole process on some damaged files.
-    if hashlib.sha256(content).digest() != buffer.slice(content.size).to_pybytes():
-        raise ModelFileError(f"{name} is damaged, edited or no model: train or download it again")
-    try:
-        table = pa.ipc.open_file(content).read_all()
-        table.validate(full=True)
-        manifest = json.loads(table.schema.metadata[b"uplift_manifest"])
-        arrays = {n: table.column(n).chunk(0).flatten().to_numpy() for n in table.column_names}
-    except (pa.ArrowException, KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-        raise unreadable(name, error) from error
-    if manifest.get("format") != FORMAT:
-        raise ModelFileError(f"{name} has format {manifest.get('format')}, this version reads {FORMAT}: retrain it")
-    return manifest, arrays
-
-
-def unreadable(name: str, error: Exception) -> ModelFileError:
-    """What a file whose parts do not fit together raises."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ModelFileError(f"{name} is not a readable model ({reason}): train or download it again")
-
-
-def save_file(path: str | Path, content: bytes) -> None:
-    """Write a model file; appears whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def stored(parts: Any) -> np.ndarray:
-    """scikit-learn's estimators, and lists and mappings of them, as skops writes them: uint8. Equal estimators do not
-    have equal bytes: these tell when they were written."""
-    from zipfile import ZIP_DEFLATED
-
-    import skops.io
-
-    return np.frombuffer(skops.io.dumps(parts, compression=ZIP_DEFLATED), np.uint8)
-
-
-def restored(content: bytes) -> Any:
-    """The inverse of `stored`; raises ModelFileError before anything is loaded that those estimators do not need."""
-    import skops.io
-
-    if strangers := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
-        raise ModelFileError(f"the model's file holds {', '.join(strangers)}, which is not loaded: train it again")
-    return skops.io.loads(content, trusted=_TRUSTED)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -497,42 +415,43 @@ def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, vari
 
 
 def load_forest(source: str | Path | bytes) -> Forest:
-    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `forest.read_file`."""
+    """Read a forest's file (memory-mapped) or its bytes; raises ModelFileError as `modelfile.read_file`, and for parts
+    that do not fit together."""
     manifest, arrays = read_file(source)
-    try:
-        return _rebuilt(manifest, arrays)
-    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-        raise unreadable(named(source), error) from error
+    with reading(source):
+        return forest_of_parts(manifest, arrays)
 
 
-def _rebuilt(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Forest:
-    overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
-    plan = replace(ForestPlan.from_dict(manifest["plan"]), overlap=overlap)
-    k, marks = len(plan.levels), _marks(plan)
-    outcomes = arrays["outcomes"].reshape(-1, k, 2 * len(marks))
-    sums = np.concatenate([arrays["weights"].reshape(-1, k, 1), outcomes], axis=2).astype(np.int64, copy=False)
-
+def forest_of_parts(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Forest:
+    """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
+    check_manifest("forest", manifest)
+    plan, facts = ForestPlan.from_dict(manifest["plan"]), manifest["facts"]
+    check_plan(plan, facts)
+    structure = checked_structure(arrays, "", plan.bins)
+    sums = checked_sums(arrays, structure, plan, facts)
     width = 0 if plan.reported is None else len(CRITERIA[plan.criterion].basis(plan.levels))
+    shape, names = (6, len(plan.levels)) if plan.reported is None else (1 + width, width), {"weights", "outcomes"}
 
     def part(mark: str) -> tuple[Baseline | None, np.ndarray | None]:
-        values, shrinkage = arrays.get(f"baseline{mark}_values"), arrays.get(f"mix{mark}")
-        baseline = None if values is None else Baseline(_structure(arrays, f"baseline{mark}_"), values)
-        return baseline, None if shrinkage is None else shrinkage.reshape(
-            (6, k) if plan.reported is None else (-1, width)
-        )
+        baseline = shrinkage = None
+        if f"mix{mark}" in arrays:
+            names.add(f"mix{mark}")
+            shrinkage = checked_shrinkage(arrays, f"mix{mark}", shape)
+        if f"baseline{mark}_values" in arrays:
+            names.update(f"baseline{mark}_{name}" for name in ("values", *Structure._fields))
+            trees = checked_structure(arrays, f"baseline{mark}_", plan.bins)
+            baseline = Baseline(trees, checked_baseline(arrays, f"baseline{mark}_values", trees))
+        return baseline, shrinkage
 
-    first, *more = map(part, marks)
-    return Forest(plan, _structure(arrays, ""), sums, manifest["facts"], *first, tuple(more))
+    first, *more = map(part, _marks(plan))
+    overlap, theirs = checked_overlap(arrays, facts, plan.bins, plan.levels.names)
+    check_array_names(arrays, names | theirs | set(Structure._fields))
+    return Forest(replace(plan, overlap=overlap), structure, sums, facts, *first, tuple(more))
 
 
 def _marks(plan: ForestPlan) -> list[str]:
     """What tells the outcomes' arrays apart in the file; nothing marks the first."""
     return ["", *map(str, range(1, len(plan.roles.outcomes)))]
-
-
-def _structure(arrays: Mapping[str, np.ndarray], prefix: str) -> Structure:
-    parts = {name: arrays[prefix + name] for name in Structure._fields}
-    return Structure(**{**parts, "sets": parts["sets"].reshape(-1, 4)})
 
 
 def average_effect(forest: Forest) -> dict[str, float]:

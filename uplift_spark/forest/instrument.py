@@ -23,7 +23,8 @@ import pyarrow as pa
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, encode_features
 from uplift_spark.forest.encode import TypedRows, encode
-from uplift_spark.forest.forest import FORMAT, Forest, load_forest, model_line, packed_file
+from uplift_spark.forest.forest import Forest, forest_of_parts, model_line
+from uplift_spark.forest.modelfile import FORMAT, check_array_names, check_manifest, packed_file, read_file
 from uplift_spark.forest.training import Params, fit_rows
 from uplift_spark.roles import LEFT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -89,8 +90,13 @@ class Instrumental:
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Instrumental:
-        """From what `forest.read_file` gives of its file."""
-        forest, parts = load_forest(arrays["forest"].tobytes()), manifest["instrument"]
+        """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
+        check_manifest("instrument", manifest)
+        check_array_names(arrays, {"forest"})
+        inner, parts = read_file(arrays["forest"].tobytes()), manifest["instrument"]
+        forest = forest_of_parts(*inner)
+        if inner[0] != manifest["forest"] or forest.roles.outcomes != (LEFT, parts["delivered"]):
+            raise ValueError("its forest is not that of its manifest")
         roles = replace(forest.roles, outcome=parts["outcome"], more_outcomes=())
         return cls(forest, roles, parts["overall"], parts["delivered"])
 

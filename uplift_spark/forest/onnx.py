@@ -25,7 +25,8 @@ import numpy as np
 
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, hint
 from uplift_spark.forest.binning import OTHER, FeatureBins
-from uplift_spark.forest.forest import LOW_SUPPORT, Forest, save_file
+from uplift_spark.forest.forest import LOW_SUPPORT, Forest
+from uplift_spark.forest.modelfile import save_file
 from uplift_spark.forest.shapley import leaf_moments
 from uplift_spark.forest.trees import LEAF, MAX_FEATURES, MISSING_RIGHT
 from uplift_spark.roles import LEFT

@@ -13,7 +13,7 @@ import scipy.stats
 
 from uplift_spark.errors import DataError
 from uplift_spark.forest.grow import Baseline, CrossfitLimits, crossfit_trees
-from uplift_spark.forest.trees import BLOCK, Structure, frozen, leaves_of
+from uplift_spark.forest.trees import BLOCK, frozen, leaves_of
 from uplift_spark.stats.moments import MIN_UNITS, normal_quantile
 from uplift_spark.stats.sampling import folds_of
 
@@ -117,22 +117,6 @@ class Overlap:
                 parts |= {f"overlap{k}_{name}": array for name, array in one.structure._asdict().items()}
                 parts[f"overlap{k}_values"] = one.values
         return parts
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Overlap | None:
-        """The inverse of `arrays` and `facts`; None if there are none."""
-        if "overlap_shares" not in arrays:
-            return None
-        shares = arrays["overlap_shares"]
-        trees = tuple(_level_trees(arrays, f"overlap{k}_") for k in range(shares.size))
-        return cls(trees, shares, facts["log_e_value"], tuple(facts["lacking"].values()))
-
-
-def _level_trees(arrays: Mapping[str, np.ndarray], prefix: str) -> Baseline | None:
-    if f"{prefix}values" not in arrays:
-        return None
-    parts = {name: arrays[prefix + name] for name in Structure._fields}
-    return Baseline(Structure(**{**parts, "sets": parts["sets"].reshape(-1, 4)}), arrays[f"{prefix}values"])
 
 
 def _averaged(trees: Baseline, bins: np.ndarray, threads: int) -> np.ndarray:

@@ -357,6 +357,55 @@ class Structure(NamedTuple):
         return Routes(*frozen((words, leaf, self.node_start, rounds, self.sets, self.set_start)))
 
 
+TREE_FAULTS = (
+    "",
+    "has nodes and no leaves, or leaves and no nodes",
+    "has a leaf that is not its own, or is there twice",
+    "has a child that is not its own, comes before its parent or has two",
+    "splits by a feature that is not there",
+    "splits a feature in another way than its bins allow",
+    "splits by a set that is not its own",
+)
+
+
+@nb.njit(cache=True, nogil=True)
+def first_fault(nodes, node_start, sets, set_start, leaf_start, n_bins, categorical):
+    """(tree, number in `TREE_FAULTS`) of the first tree that is none, (0, 0) if all are; starts lie within the arrays.
+
+    A tree is what `routes_of` and the walk take without looking: children come after their parents, side by side, and
+    have one each; every leaf is there once; features, thresholds and sets are those of the bins.
+    """
+    n_trees, features = node_start.size - 1, n_bins.size
+    parents, known = np.zeros(nodes.size, np.bool_), np.zeros(leaf_start[n_trees], np.bool_)
+    for t in range(n_trees):
+        base, first = node_start[t], leaf_start[t]
+        size, leaves, own_sets = node_start[t + 1] - base, leaf_start[t + 1] - first, set_start[t + 1] - set_start[t]
+        if size != max(2 * leaves - 1, 0):
+            return t, 1
+        for v in range(size):
+            word = nodes[base + v]
+            child, feature, threshold = node_child(word), node_feature(word), node_set(word)
+            if word & np.uint64(LEAF):
+                if leaf_word(child) != word or child >= leaves or known[first + child]:
+                    return t, 2
+                known[first + child] = True
+                continue
+            if child <= v or child + 1 >= size or parents[base + child] or parents[base + child + 1]:
+                return t, 3
+            parents[base + child] = parents[base + child + 1] = True
+            if feature >= features:
+                return t, 4
+            by_set = word & np.uint64(CATEGORICAL) != 0
+            missing_right = np.int64(word & np.uint64(MISSING_RIGHT) != 0)
+            if by_set != categorical[feature] or (by_set and missing_right):
+                return t, 5
+            if not by_set and threshold + missing_right >= n_bins[feature]:
+                return t, 5
+            if by_set and threshold >= own_sets:
+                return t, 6
+    return 0, 0
+
+
 class Tree(NamedTuple):
     """One grown tree before it joins the forest."""
 

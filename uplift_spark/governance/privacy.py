@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,49 +13,22 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
-from uplift_spark.errors import ConfigError
 from uplift_spark.roles import UNIT
+from uplift_spark.runtime import secret_key
 
 # --------------------------------------------------------------------------------------------------------------------
 # Keyed hashes in place of unit ids, before anything is written.
 # The key travels to the workers inside their function's closure: no plan, log or table shows it.
 
-LEAST_KEY = 16  # bytes
 _DIGITS = 32  # hexadecimal, 128 bits
 
 
 def key_of(config: Config) -> bytes | None:
     """Find the key of the campaign's pseudonyms; None when ids stay as they are.
 
-    Raises ConfigError when the environment variable or the secret is not there or holds less than LEAST_KEY bytes.
+    Raises ConfigError when the environment variable or the secret is not there, or too short to be one.
     """
-    pseudonyms = config.pseudonyms
-    if pseudonyms is None:
-        return None
-    if pseudonyms.key_secret is not None:
-        named, key = f"key_secret names {pseudonyms.key_secret}", _secret(pseudonyms.key_secret).encode()
-    else:
-        named, key = f"key_env names ${pseudonyms.key_env}", os.environ.get(str(pseudonyms.key_env), "").encode()
-    if len(key) < LEAST_KEY:
-        have = f"has {len(key)} bytes" if key else "is not set"
-        raise ConfigError(f"pseudonyms.{named}, which {have}: set it to a secret of at least {LEAST_KEY} bytes")
-    return key
-
-
-def _secret(name: str) -> str:
-    """A secret of Databricks, SCOPE/KEY: serverless compute has no environment variables."""
-    scope, _, key = name.partition("/")
-    try:
-        from databricks.sdk.runtime import dbutils
-
-        return str(dbutils.secrets.get(scope, key))
-    except ImportError as error:
-        raise ConfigError(
-            "pseudonyms.key_secret needs Databricks' client: install uplift-spark[databricks], or name key_env"
-        ) from error
-    except Exception as error:  # the client has classes of its own for each kind of refusal
-        said = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"pseudonyms.key_secret {name} cannot be read: {said}") from error
+    return None if config.pseudonyms is None else secret_key("pseudonyms", config.pseudonyms)
 
 
 def pseudonym(key: bytes, unit: str) -> str:

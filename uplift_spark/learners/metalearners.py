@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,21 +25,21 @@ from uplift_spark.forest.binning import (
     encode_features,
 )
 from uplift_spark.forest.defaults import bins_of
-from uplift_spark.forest.forest import (
+from uplift_spark.forest.forest import Forest, forest_of_parts, model_kind, model_line
+from uplift_spark.forest.instrument import Instrumental
+from uplift_spark.forest.modelfile import (
     FORMAT,
-    Forest,
-    load_forest,
-    model_kind,
-    model_line,
-    named,
+    check_array_names,
+    check_bins,
+    check_manifest,
+    check_model_levels,
+    checked_overlap,
     packed_file,
     read_file,
-    restored,
-    stored,
-    unreadable,
+    reading,
 )
-from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.overlap import Overlap, fit_overlap, thin_errors, thin_sentence
+from uplift_spark.learners.estimator_files import restored, stored
 from uplift_spark.learners.nuisances import NuisanceSpec, Sample, crossfit, features_of, fit_trees, sample_table
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -434,13 +435,37 @@ class Learned:
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Learned:
-        """From what `forest.read_file` gives of its file."""
-        count = sum(name.startswith("fit_") for name in arrays)
-        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(count))
-        overlap = Overlap.from_arrays(arrays, manifest["facts"].get("overlap", {}))
+        """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
+        check_manifest("learner", manifest)
         bins = tuple(FeatureBins.from_dict(one) for one in manifest["bins"])
-        params, roles = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"])
-        return cls(params, roles, _levels_of(manifest["levels"]), bins, fits, manifest["facts"], overlap)
+        params, roles, levels = LearnerParams(**manifest["learner"]), Roles(**manifest["roles"]), manifest["levels"]
+        check_bins(bins, roles.features)
+        overlap, theirs = checked_overlap(arrays, manifest["facts"], bins, levels["names"])
+        count = len(arrays) - len(theirs)
+        check_array_names(arrays, theirs | {f"fit_{r}" for r in range(1 + min(params.replicates, count))})
+        fits = tuple(fit_of(restored(arrays[f"fit_{r}"].tobytes())) for r in range(count))
+        model = cls(params, roles, _levels_of(levels), bins, fits, manifest["facts"], overlap)
+        check_model_levels(model.levels)
+        model._check_fits()
+        return model
+
+    def _check_fits(self) -> None:
+        """Raise ValueError unless every fit predicts the effects of every level from the features."""
+        for fit in self.fits:
+            same = False
+            if isinstance(fit, Contrast):
+                same = fit.levels == len(self.levels) and len(fit.models) in (1, fit.levels)
+            elif isinstance(fit, Direct):
+                counts = [list(map(len, part)) for part in (fit.models, fit.shares)]
+                numbers = [fit.shift, *(share for shares in fit.shares for share in shares)]
+                same = counts[0] == counts[1] and len(counts[0]) == len(self.levels) - 1 and min(counts[0]) > 0
+                same = same and all(isinstance(one, float) and math.isfinite(one) for one in numbers)
+            if not same:
+                raise ValueError("its estimators are not those of its levels")
+            # Whether an estimator's parts fit each other shows when it is used: on a row of zeros and one of unknowns.
+            effects = fit.effects(np.array([[0.0], [np.nan]]).repeat(len(self.bins), 1))
+            if effects.shape != (2, len(self.levels) - 1) or not np.isfinite(effects).all():
+                raise ValueError("its estimators do not predict an effect for every level")
 
     def to_bytes(self) -> bytes:
         """The model file's content: scikit-learn's models as skops writes them. Equal models have equal effects, but
@@ -500,9 +525,19 @@ class PerLevel:
 
     @classmethod
     def from_parts(cls, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> PerLevel:
-        """From what `forest.read_file` gives of its file."""
-        forests = tuple(load_forest(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays)))
-        return cls(forests, _levels_of(manifest["levels"]))
+        """From what `modelfile.read_file` gives of its file; raises ValueError for parts that do not fit together."""
+        check_manifest("per_level", manifest)
+        levels = _levels_of(manifest["levels"])
+        check_model_levels(levels)
+        check_array_names(arrays, {f"forest_{k}" for k in range(len(levels) - 1)})
+        inner = [read_file(arrays[f"forest_{k}"].tobytes()) for k in range(len(arrays))]
+        model = cls(tuple(forest_of_parts(*one) for one in inner), levels)
+        if {level: own for level, (own, _) in zip(levels.treated, inner, strict=True)} != manifest["per_level"]:
+            raise ValueError("its forests are not those of its manifest")
+        for level, forest in model.pairs:
+            if forest.levels.names != (levels.control, level) or forest.roles.features != model.roles.features:
+                raise ValueError(f"its forest of {level!r:.80} is not of that level and the control")
+        return model
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""
@@ -514,19 +549,15 @@ AnyModel: TypeAlias = Forest | Learned | PerLevel | Instrumental
 
 
 def load_any(source: str | Path | bytes) -> AnyModel:
-    """Read the file of any model; raises ModelFileError as `forest.read_file`, also for a part that is not known to be
-    harmless."""
+    """Read the file of any model; raises ModelFileError as `modelfile.read_file`, and for parts that do not fit
+    together or are not known to be harmless."""
     manifest, arrays = read_file(source)
-    try:
-        kind = model_kind(manifest)
-        if kind == "forest":
-            return load_forest(source)
-        return _READERS.get(kind, Learned.from_parts)(manifest, arrays)
-    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-        raise unreadable(named(source), error) from error
+    with reading(source):
+        return _READERS.get(model_kind(manifest), Learned.from_parts)(manifest, arrays)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], AnyModel]] = {
+    "forest": forest_of_parts,
     "forest_per_level": PerLevel.from_parts,
     "instrumental_forest": Instrumental.from_parts,
 }

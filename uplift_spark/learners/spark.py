@@ -18,7 +18,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.forest.binning import FeatureBins, apply_bins
 from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.encode import check_columns, encode, encode_numbers, encode_treatment, keys_of, make_levels
-from uplift_spark.forest.forest import Forest, Model, restored, stored
+from uplift_spark.forest.forest import Forest, Model
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.spark import (
     estimate_frame,
@@ -33,6 +33,7 @@ from uplift_spark.forest.spark import (
     unpacked_bins,
 )
 from uplift_spark.forest.training import Params
+from uplift_spark.learners.estimator_files import restored, stored
 from uplift_spark.learners.metalearners import (
     Learned,
     LearnerParams,
@@ -113,7 +114,7 @@ def fit_learned_frame(
 
 def fit_parts(spark: SparkSession, key: np.ndarray, numbers: np.ndarray, membership: np.ndarray, fit: Fit) -> list[Any]:
     """What `fit` makes of each part of the rows, a task for every part: key uint64 [n], numbers float64 [n, q], and
-    which parts draw a row, bool [n, R] -> R results, of the kinds that `forest.stored` takes."""
+    which parts draw a row, bool [n, R] -> R results, of the kinds that `estimator_files.stored` takes."""
 
     def some(low: int) -> pa.RecordBatch:
         high = min(low + _ROWS_PER_BATCH, len(key))

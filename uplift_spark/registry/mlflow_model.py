@@ -1,27 +1,30 @@
-"""The script MLflow runs to build a registered forest ("models from code"): the artifact holds arrays, never pickles.
+"""What MLflow calls to read a registered model's file: `mlflow.pyfunc.load_model` imports this module by its name.
 
-Not imported by the package: `registry` hands this file's path to MLflow, which copies it beside the forest's file.
+The model's folder holds arrays and the name of this module, no code. The name is part of the folder, though, and MLflow
+imports whatever it names: who may write to the folder decides what `mlflow.pyfunc.load_model` runs. `Registry.load`
+reads the file alone, and looks at its signature.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
-import pandas as pd
-from mlflow.pyfunc import PythonModel
+from uplift_spark.estimators import UpliftModel, load_model
 
-from uplift_spark import load_model
-
-
-class MlflowUpliftModel(PythonModel):
-    """`predict`: one row per unit in, one row per unit and treated level out (see `MlflowUpliftModel.effect`)."""
-
-    def load_context(self, context: Any) -> None:
-        self.forest = load_model(context.artifacts["forest"])
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        return self.forest.effect(model_input)
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-mlflow.models.set_model(MlflowUpliftModel())
+class MlflowUpliftModel:
+    """`predict`: one row per unit in, one row per unit and treated level out (see `UpliftModel.effect`)."""
+
+    def __init__(self, model: UpliftModel) -> None:
+        self.model = model
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Effects of the units of a frame; `params` are MLflow's, and none is known."""
+        return self.model.effect(model_input)
+
+
+def _load_pyfunc(path: str) -> MlflowUpliftModel:
+    return MlflowUpliftModel(load_model(path))

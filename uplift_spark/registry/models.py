@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from uplift_spark.config import DAY, Config, Lakehouse
+from uplift_spark import __version__
+from uplift_spark.config import DAY, Config, Lakehouse, Signature
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
 from uplift_spark.estimators import UpliftModel, train_model
 from uplift_spark.forest.forest import Forest, average_effect
@@ -28,7 +30,7 @@ from uplift_spark.forest.training import describe
 from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import AnyModel, Learned, PerLevel, load_any
 from uplift_spark.roles import TREATMENT, Roles, checked_name
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress, secret_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -262,13 +264,17 @@ def _quiet() -> Iterator[None]:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Registered models: log with all that a retrain needs, find by version, alias or run, load only if unchanged.
-# A registered model is one file of arrays plus the script `mlflow_model.py`; this package reads only that file back, so
-# nothing stored with a model is ever executed here. Models missing mandatory metadata are refused.
+# A registered model is one file of arrays and no code; this package reads only that file back, so nothing stored with a
+# model is ever executed here. Models missing mandatory metadata are refused, and with `registry.signature` those that
+# were not signed with its key.
 
 CHAMPION = "champion"
-_PACKAGE = Path(__file__).resolve().parents[1]
 _FILE = "forest.uplift"
-# What the registered script imports beside MLflow, which adds itself. Pinned as installed: inference is slow.
+_PLACES = ("data", "artifacts")  # folders of the file within the model's: today's, and that of 0.1.0
+_SIGNATURE = "uplift_signature"
+# What a signature is of: every tag of ours but itself and the versions of tables, which an erasure moves on.
+_UNSIGNED = (_SIGNATURE, "uplift_data_versions")
+# What scoring imports beside MLflow, which adds itself. Pinned as installed: other versions may compute differently.
 _REQUIREMENTS = ("numpy", "numba", "pandas", "pyarrow", "pydantic", "PyYAML", "scikit-learn", "skops")
 
 
@@ -315,15 +321,19 @@ class Registered:
 
 
 class Registry:
-    """Models of one MLflow store. Opening it proves that the store answers, else raises EnvironmentProblem."""
+    """Models of one MLflow store. Opening it proves that the store answers, else raises EnvironmentProblem.
 
-    def __init__(self, store: Store):
-        self.store = store
+    With a `signature` versions are signed when they are registered, and one that was not signed with its key is not
+    loaded.
+    """
+
+    def __init__(self, store: Store, signature: Signature | None = None):
+        self.store, self.signature = store, signature
         self._client: MlflowClient = store.client()
 
     @classmethod
     def of(cls, config: Config) -> Registry:
-        return cls(open_store(config.lakehouse, config.registry.tracking_uri))
+        return cls(open_store(config.lakehouse, config.registry.tracking_uri), config.registry.signature)
 
     def log_model(
         self, name: str, model: bytes, origin: Origin, params: Mapping[str, Any], metrics: Mapping[str, float]
@@ -335,15 +345,19 @@ class Registry:
         """
         checked_name(name, "model name")
         _check_origin(name, origin)
-        tags = _tags(origin, hashlib.sha256(model).hexdigest())
+        tags, full = _tags(origin, hashlib.sha256(model).hexdigest()), self.store.model(name)
+        self._signed(full, "", tags)  # a key that is not there shows before anything is written
         with self.store.calls(), self._run(name, origin.run_id, tags) as run:
             self._client.log_batch(run.info.run_id, _metrics(metrics), _params(params))
             with tempfile.TemporaryDirectory() as folder:
                 _save(Path(folder), model, origin, run.info.run_id)
                 self._client.log_artifacts(run.info.run_id, f"{folder}/model", "model")
-            self._create_model(self.store.model(name))
+            self._create_model(full)
             created = self._client.create_model_version(
-                self.store.model(name), f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+                full,
+                f"{run.info.artifact_uri}/model",
+                run.info.run_id,
+                tags=tags | self._signed(full, run.info.run_id, tags),
             )
         return self._first_of_run(name, _registered(created))
 
@@ -410,21 +424,75 @@ class Registry:
             self._client.set_registered_model_alias(model.name, checked_name(alias, "alias"), str(model.version))
 
     def load(self, model: Registered) -> AnyModel:
-        """The model, after its bytes matched the checksum taken when it was registered.
+        """The model, after its signature and its bytes matched what was taken of them when it was registered.
 
-        Raises ModelFileError for a file that is missing, truncated, edited or replaced; none of it is executed.
+        Raises ModelFileError for a file that is missing, truncated, edited or replaced, or a version that was not
+        signed as `registry.signature` says; none of it is executed. Raises ConfigError where the key is not there.
         """
-        where = f"model {model.name!r} version {model.version}"
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                with self.store.calls():
-                    path = Path(self._client.download_artifacts(model.source_run, f"model/artifacts/{_FILE}", folder))
-            except EnvironmentProblem as error:
-                raise ModelFileError(f"{where} cannot be read: {error}") from error
-            content = path.read_bytes() if path.is_file() else b""
+        if self.signature is not None:
+            self._check_signature(model, self.signature.required)
+        return self._load(model)
+
+    def sign(self, model: Registered) -> None:
+        """Sign a version that was registered without a key, or with another one, as it is now.
+
+        Raises ModelFileError as `load`, and ConfigError without `registry.signature`.
+        """
+        if self.signature is None:
+            raise ConfigError("registry.signature is not set: name the key that versions are signed with")
+        self._load(model)
+        with self.store.calls():
+            version = self._client.get_model_version(model.name, str(model.version))
+            signed = self._signed(model.name, model.source_run, {**version.tags, "uplift_sha256": model.sha256})
+            self._client.set_model_version_tag(model.name, str(model.version), _SIGNATURE, signed[_SIGNATURE])
+
+    def _load(self, model: Registered) -> AnyModel:
+        content = self._content(model)
         if hashlib.sha256(content).hexdigest() != model.sha256:
-            raise ModelFileError(f"{where} is not the file that was registered: restore it or train again")
-        return load_any(content)
+            raise ModelFileError(f"{_version(model)} is not the file that was registered: restore it or train again")
+        try:
+            return load_any(content)
+        except ModelFileError as error:
+            raise ModelFileError(f"{_version(model)}: {error}") from error
+
+    def _content(self, model: Registered) -> bytes:
+        missing = None
+        for place in _PLACES:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    with self.store.calls():
+                        where = f"model/{place}/{_FILE}"
+                        return Path(self._client.download_artifacts(model.source_run, where, folder)).read_bytes()
+                except EnvironmentProblem as error:
+                    missing = missing or error
+        raise ModelFileError(f"{_version(model)} cannot be read: {missing}") from missing
+
+    def _signed(self, full: str, source_run: str, tags: Mapping[str, str]) -> dict[str, str]:
+        """The tag that signs a version: HMAC-SHA256 of its name, its run and its tags; none without a key."""
+        if self.signature is None:
+            return {}
+        ours = {tag: text for tag, text in tags.items() if tag.startswith("uplift_") and tag not in _UNSIGNED}
+        text = json.dumps([full, source_run, ours], sort_keys=True, separators=(",", ":")).encode()
+        return {_SIGNATURE: hmac.digest(secret_key("registry.signature", self.signature), text, "sha256").hex()}
+
+    def _check_signature(self, model: Registered, required: bool) -> None:
+        with self.store.calls():
+            version = self._client.get_model_version(model.name, str(model.version))
+        known = version.tags.get(_SIGNATURE)
+        if known is None and not required:
+            return
+        if known is None:
+            raise ModelFileError(
+                f"{_version(model)} has no signature, and registry.signature requires one: train again, or have "
+                "Registry.sign sign it"
+            )
+        now = self._signed(model.name, str(version.run_id), version.tags)[_SIGNATURE]
+        same = version.tags.get("uplift_sha256") == model.sha256 and version.run_id == model.source_run
+        if not (same and hmac.compare_digest(known.encode(), now.encode())):
+            raise ModelFileError(
+                f"{_version(model)} was not signed with the key of registry.signature: its tags or its file were "
+                "changed, or another key signed it; restore it, or train again"
+            )
 
     def log_evaluation(
         self, name: str, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
@@ -529,6 +597,10 @@ def _tags(origin: Origin, sha256: str) -> dict[str, str]:
     }
 
 
+def _version(model: Registered) -> str:
+    return f"model {model.name!r} version {model.version}"
+
+
 def _version_tag(versions: Mapping[str, int]) -> str:
     return json.dumps(dict(versions), sort_keys=True)
 
@@ -558,7 +630,7 @@ def _named_kind(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
-    """Write MLflow's model folder `folder/model`: MLmodel, the script, this package's source, the forest's file."""
+    """Write MLflow's model folder `folder/model`: MLmodel, requirements, the model's file; no code."""
     from mlflow.models import Model as MlflowModel
     from mlflow.pyfunc import save_model
 
@@ -566,11 +638,13 @@ def _save(folder: Path, model: bytes, origin: Origin, run_id: str) -> None:
     file.write_bytes(model)
     save_model(
         str(folder / "model"),
-        python_model=str(_PACKAGE / "registry" / "mlflow_model.py"),
-        artifacts={"forest": str(file)},
-        code_paths=[str(_PACKAGE)],
+        loader_module="uplift_spark.registry.mlflow_model",
+        data_path=str(file),
         signature=_signature(origin),
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
+        pip_requirements=[
+            f"uplift-spark=={__version__}",
+            *(f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS),
+        ],
         mlflow_model=MlflowModel(artifact_path="model", run_id=run_id),
     )
 

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from uplift_spark import load_model
+from tests.forest.test_overlap import MAIL, always_mailed
+from uplift_spark import CausalForest, load_model
 from uplift_spark.errors import ModelFileError
 from uplift_spark.forest.modelfile import packed_file, read_file
 from uplift_spark.forest.trees import CATEGORICAL, LEAF, MISSING_RIGHT, TREE_FAULTS, first_fault, frozen
@@ -152,6 +153,40 @@ def test_values_that_no_training_gives_are_refused(name: str, value: float, said
     manifest, arrays = parts_of("forest_binary")
     arrays[name][0] = value
     assert said in refusal(manifest, arrays)
+
+
+@pytest.fixture(scope="module")
+def overlapping() -> bytes:
+    """A forest with propensities of its levels, for features tell them."""
+    return CausalForest(n_trees=8, min_leaf=20, n_buckets=4).fit(always_mailed(3000, 5), MAIL).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["overlap_shares", "overlap0_nodes", "overlap0_node_start", "overlap0_values", "overlap1_leaf_start"]
+)
+def test_propensities_are_held_to_the_same(overlapping: bytes, name: str) -> None:
+    manifest, arrays = read_file(overlapping)
+    assert load_model(packed_file(manifest, arrays)).to_bytes() == overlapping
+    array = arrays[name]
+    for changed in (array[:-1], np.append(array, array[-1:]), np.zeros(array.size, np.uint8), ~array.view(np.int64)):
+        refusal(manifest, {**arrays, name: changed.view(array.dtype) if changed.dtype == np.int64 else changed})
+    refusal(manifest, {other: a for other, a in arrays.items() if other != name})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "both tell of propensities"),
+        ({"log_e_value": 20.0}, "lacking"),
+        ({"log_e_value": "x", "lacking": {"mail": 0.1}}, "log_e_value"),
+        ({"log_e_value": 20.0, "lacking": {"mail": 7.0}}, "lack"),
+        ({"log_e_value": 20.0, "lacking": {}}, ""),
+    ],
+)
+def test_facts_of_propensities_are_theirs(overlapping: bytes, value: Any, said: str) -> None:
+    manifest, arrays = read_file(overlapping)
+    facts = {name: fact for name, fact in manifest["facts"].items() if name != "overlap"}
+    assert said in refusal({**manifest, "facts": facts if value is None else {**facts, "overlap": value}}, arrays)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -525,7 +525,10 @@ def checked_overlap(
         if f"{prefix}values" in arrays:
             mine |= {f"{prefix}{name}" for name in ("values", *Structure._fields)}
             structure = checked_structure(arrays, prefix, bins)
-            trees.append(Baseline(structure, checked_baseline(arrays, f"{prefix}values", structure)))
+            values = checked_baseline(arrays, f"{prefix}values", structure)
+            if not ((values > 0) & (values < 1)).all():
+                raise ValueError(f"its array {prefix}values holds what is no propensity")
+            trees.append(Baseline(structure, values))
         else:
             trees.append(None)
     return Overlap(tuple(trees), shares, stated["log_e_value"], tuple(lacking)), mine

@@ -179,10 +179,15 @@ def _check_boosted(model: Any) -> None:
     width = model._preprocess_X(np.zeros((1, features)), reset=False).shape
     if width != (1, features) or categorical.shape != (features,) or getattr(model, "_in_fit", False):
         raise ValueError(f"boosted trees of {features} features are given {width[1]}")
-    if len(model._predictors) > 100_000 or model.n_trees_per_iteration_ != 1:
-        raise ValueError("boosted trees are more than one an iteration")
-    for (tree,) in model._predictors:
-        _check_tree(tree, categorical)
+    classes = getattr(model, "classes_", None)
+    each = len(classes) if isinstance(classes, np.ndarray) and len(classes) > 2 else 1
+    if len(model._predictors) > 100_000 or model.n_trees_per_iteration_ != each:
+        raise ValueError(f"boosted trees are not {each} an iteration")
+    for trees in model._predictors:
+        if not isinstance(trees, list | tuple) or len(trees) != each:
+            raise ValueError(f"boosted trees are not {each} an iteration")
+        for tree in trees:
+            _check_tree(tree, categorical)
 
 
 def _check_tree(tree: Any, categorical: np.ndarray) -> None:

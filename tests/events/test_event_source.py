@@ -102,6 +102,22 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
     )
 
 
+def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, shop: Path) -> None:
+    first, second = config(source(shop)), replace(config(source(shop)), campaign="other")
+    for one in (first, second):
+        assert counts(ingest.run(Campaign(one, lake))) == {"profile": 50, "outcome": 14, "assignment": 40}
+    before = lake.read("bronze.outcome").where("campaign = 'own'").toPandas()
+    orders = shop / "orders" / "1.csv"
+    orders.write_text(orders.read_text().rsplit("\n", 2)[0] + "\n")  # the file is edited: its last line goes
+    again = ingest.run(Campaign(second, lake), replace=True)
+    assert counts(again) == {"profile": 50, "outcome": 13, "assignment": 40}
+    rows = lake.read("bronze.outcome").groupBy("campaign").count().collect()
+    assert {row["campaign"]: row["count"] for row in rows} == {"own": 14, "other": 13}
+    assert set(before["run_id"]) == {
+        row["run_id"] for row in lake.read("bronze.outcome").where("campaign = 'own'").collect()
+    }
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "error", "message"),
     [

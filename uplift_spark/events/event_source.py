@@ -48,6 +48,11 @@ class EventShape:
         table = self.declared
         return [table.rename, table.columns, table.where, table.attributes, table.historic]
 
+    @property
+    def owner(self) -> str | None:
+        """The campaign, but for behaviour and consent, which all campaigns share."""
+        return self.campaign if CAMPAIGN in self._wanted or self.name == "profile" else None
+
     def apply(self, rows: DataFrame) -> DataFrame:
         """Rename, compute, filter, and keep the columns of the raw table. A line that could not be read is kept.
 

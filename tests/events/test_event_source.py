@@ -17,13 +17,18 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult
 from uplift_spark.source_conf import EventsSource, EventTable
 
-SENDS = {"customer": "unit_id", "variant": "treatment", "sent": "assigned_at"}
+SENDS = {"customer": "unit_id", "sent": "assigned_at"}
 ORDERS = {"customer": "unit_id", "total": "value", "at": "occurred_at"}
 
 
 def source(folder: Path, **changes: Any) -> EventsSource:
     tables = {
-        "assignment": EventTable(str(folder / "sends"), rename=SENDS, where="wave = 2"),
+        "assignment": EventTable(
+            str(folder / "sends"),
+            rename=SENDS,
+            where="wave = 2 AND treatment <> 'both'",
+            columns={"treatment": "if(treatment = 'none', 'none', 'both')"},
+        ),
         "outcome": EventTable(
             str(folder / "orders"), format="csv", rename=ORDERS, columns={"outcome": "'spend'"}, historic=True
         ),
@@ -47,9 +52,9 @@ def sent(spark: SparkSession, folder: Path, units: range, mode: str = "append") 
     rows = [(i, "mail" if i % 2 else "none", "2024-02-01 10:00:00", 2, f"note {i}") for i in units]
     frame = spark.createDataFrame(
         [*rows, (-1, "mail", "2023-02-01 10:00:00", 1, "")],
-        "customer bigint, variant string, sent string, wave int, note string",
+        "customer bigint, treatment string, sent string, wave int, note string",
     )
-    frame.selectExpr("customer", "variant", "cast(sent AS timestamp) AS sent", "wave", "note").write.format(
+    frame.selectExpr("customer", "treatment", "cast(sent AS timestamp) AS sent", "wave", "note").write.format(
         "delta"
     ).mode(mode).save(str(folder / "sends"))
 
@@ -102,6 +107,22 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
     )
 
 
+def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, shop: Path) -> None:
+    first, second = config(source(shop)), replace(config(source(shop)), campaign="other")
+    for one in (first, second):
+        assert counts(ingest.run(Campaign(one, lake))) == {"profile": 50, "outcome": 14, "assignment": 40}
+    before = lake.read("bronze.outcome").where("campaign = 'own'").toPandas()
+    orders = shop / "orders" / "1.csv"
+    orders.write_text(orders.read_text().rsplit("\n", 2)[0] + "\n")  # the file is edited: its last line goes
+    again = ingest.run(Campaign(second, lake), replace=True)
+    assert counts(again) == {"profile": 50, "outcome": 13, "assignment": 40}
+    rows = lake.read("bronze.outcome").groupBy("campaign").count().collect()
+    assert {row["campaign"]: row["count"] for row in rows} == {"own": 14, "other": 13}
+    assert set(before["run_id"]) == {
+        row["run_id"] for row in lake.read("bronze.outcome").where("campaign = 'own'").collect()
+    }
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "error", "message"),
     [
@@ -112,6 +133,18 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
             r"rename: .* has no column 'costumer', did you",
         ),
         ("assignment", {"where": "wav = 2"}, ConfigError, r"source\.assignment\.where=.*there is no column 'wav'"),
+        (
+            "assignment",
+            {"rename": {**SENDS, "note": "Propensity"}},
+            ConfigError,
+            "raw table's 'propensity'",
+        ),
+        (
+            "profile",
+            {"rename": {"id": "unit_id", "phone": "Source"}},
+            ConfigError,
+            "raw table's 'source': rename",
+        ),
         ("outcome", {"columns": {}}, DataError, r"does not have the columns of bronze\.outcome: it lacks outcome"),
         (
             "assignment",
@@ -143,7 +176,7 @@ def test_declarations_that_contradict_themselves() -> None:
     with pytest.raises(ConfigError, match="read as delta: leave out `format: csv`"):
         EventTable(table="main.crm.sends", format="csv")
     with pytest.raises(ConfigError, match="'treatment' is both renamed and computed"):
-        EventTable("sends", rename={"variant": "treatment"}, columns={"treatment": "'mail'"})
+        EventTable("sends", rename={"treatment": "treatment"}, columns={"treatment": "'mail'"})
     with pytest.raises(ConfigError, match=r"source\.outcome\.attributes: only a profile has attributes"):
         EventsSource("events", EventTable("a"), EventTable("b", attributes=("x",)))
     with pytest.raises(ConfigError, match=r"source\.outcome\.columns\.outcome='nope\(1\)' .* nope is not allowed"):

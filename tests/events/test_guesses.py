@@ -113,6 +113,19 @@ def test_the_direction_by_the_outcomes_name(name: str, direction: str) -> None:
     assert guess_roles(shop(**{name: amounts}), Answers("group", (name,))).direction == direction
 
 
+@pytest.mark.parametrize("outcome", ["churn=No", "cancellation=kept", "no_churn", "status=not cancelled"])
+def test_a_name_that_may_mean_either_end_is_asked_about(outcome: str) -> None:
+    column, _, value = outcome.partition("=")
+    cells = [(value, "Yes")[i % 2] for i in range(N)] if value else [float(i % 2) for i in range(N)]
+    with pytest.raises(ConfigError, match=r"does not show from its name: say --direction increase or --direction"):
+        guess_roles(shop(**{column: cells}), Answers("group", (outcome,)))
+    said = guess_roles(shop(**{column: cells}), Answers("group", (outcome,), direction="decrease"))
+    assert said.direction == "decrease"
+    for column, bad in (("churn", "Yes"), ("status", "cancelled")):
+        cells = [(bad, "other")[i % 2] for i in range(N)]
+        assert guess_roles(shop(**{column: cells}), Answers("group", (f"{column}={bad}",))).direction == "decrease"
+
+
 def test_an_outcome_that_is_a_value_of_a_column() -> None:
     state = [("Left", "Stays")[i % 3 > 0] for i in range(N)]
     guesses = guess_roles(shop(state=state), Answers("group", ("state=Left",)))

@@ -185,3 +185,31 @@ def test_frames_that_do_not_fit() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(frames).failed == 0 and doctest.testmod(frames).attempted > 0
+
+
+def test_counts_of_units_and_columns_do_not_meet() -> None:
+    frame = trial().assign(**{"1": 2.0})
+    with pytest.raises(ConfigError, match="a column '1' has the name that counts of units have"):
+        readout(frame, [SPEND, ReadoutMetric("one", "1")], DESIGN, COLUMNS)
+
+
+def households(count: int, each: int = 20) -> pd.DataFrame:
+    """Users in households that were randomised, on days 1 to `each`, the last row first."""
+    rng, users = np.random.default_rng(1), count * each
+    house = np.arange(users) // each
+    days = pd.Timestamp("2024-03-01") + pd.to_timedelta(each - np.arange(users) % each, "D")
+    columns = {"unit_id": np.arange(users), "house": house, "treatment": np.where(house % 2, "on", "off"), "at": days}
+    return pd.DataFrame({**columns, "spend": rng.normal(size=users), "p": 0.5})
+
+
+def test_a_cluster_is_one_unit_with_one_propensity_from_its_first_day() -> None:
+    design = ReadoutDesign({"off": 0.5, "on": 0.5}, randomised="house")
+    columns = ReadoutColumns(day="at", propensity="p")
+    metrics = [ReadoutMetric("spend", "spend", role="primary")]
+    _, facts = trial_sums(households(40), metrics, design, columns)
+    assert facts.by_day is not None and next(sum(day) for day in zip(*facts.by_day.values(), strict=True)) == 40
+    mixed = households(40).assign(p=lambda rows: np.where(rows.unit_id % 2, 0.5, 0.01))
+    with pytest.raises(DataError, match="units of one house have different propensities"):
+        trial_sums(mixed, metrics, design, columns)
+    with pytest.raises(DataError, match="arm off has 2 clusters, of at least 10: from fewer no error follows"):
+        readout(households(4), metrics, design, time=ReadingTime(at_end=True, days=21), override="a test")

@@ -162,7 +162,15 @@ def test_balance_test_keeps_its_level_and_bears_useless_columns() -> None:
     flat = CrossMoments.of(np.column_stack([np.ones(100), np.arange(100) % 7]), np.arange(100) % 2, (2,))
     joint, single = balance_test(flat)
     assert 0 < joint <= 1 and np.isnan(single[0]) and standardised_gaps(flat)[0] == 0.0
-    assert balance_test(CrossMoments.of(np.ones((50, 1)), np.arange(50) % 2, (2,)))[0] == 1.0
+    for constant in (1.0, 0.1, 1e9 / 3):
+        sums = CrossMoments.of(np.full((50, 1), constant), np.arange(50) % 2, (2,))
+        assert balance_test(sums)[0] == 1.0 and standardised_gaps(sums)[0] == 0.0
+    # The worst imbalance: the same within an arm, another between them.
+    apart = CrossMoments.of(np.column_stack([np.arange(50) % 2, np.arange(50) % 7]), np.arange(50) % 2, (2,))
+    joint, single = balance_test(apart)
+    assert joint == single[0] == 0.0 and standardised_gaps(apart)[0] == np.inf
+    found = finding(replace(CLEAN, covariates=apart, names=("segment", "age")), "covariate_balance")
+    assert found is not None and found.severity == REFUSE and "segment" in found.sentence
 
 
 # ---------------------------------------------------------------- what happened to them
@@ -219,7 +227,7 @@ def test_maturity_and_length() -> None:
 def test_looks_that_were_not_planned() -> None:
     planned = replace(HALVES, planned_units=40_000, planned_days=28)
     one = found_in(replace(CLEAN, days=7), "unplanned_look", planned)
-    assert one.severity == REFUSE and "7 of 28 days, 10,020 of 40,000 planned units" in one.sentence
+    assert one.severity == REFUSE and "7 of 28 planned days and 10,020 of 40,000 planned units" in one.sentence
     assert health_findings(replace(CLEAN, days=28), replace(planned, planned_units=10_100)) == []
     anytime = replace(planned, stopping=StoppingRule("anytime"))
     assert health_findings(replace(CLEAN, days=8), anytime) == []

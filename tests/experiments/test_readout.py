@@ -44,6 +44,8 @@ def read(
     **facts: Any,
 ) -> TrialReadout:
     units = {arm: round(share * n * len(design.shares)) for arm, share in design.shares.items()}
+    if design.stopping.kind == "fixed":  # without a plan it ends when somebody says so
+        facts.setdefault("at_end", True)
     options = {key: facts.pop(key) for key in ("override",) if key in facts}
     return read_sums(sums_of(effects, n, sd), metrics, design, TrialFacts(units, **facts), **options)
 
@@ -68,6 +70,8 @@ def test_both_directions() -> None:
 def test_no_gain_at_the_end_is_rolled_back_and_before_it_goes_on() -> None:
     end = read({"on": (0.02, 0, 0)})
     assert end.verdict.word == "roll back" and "arm on shows no gain: spend +0.02" in end.verdict.reason
+    unplanned = read({"on": (0.02, 0, 0)}, at_end=False, days=8)
+    assert unplanned.verdict.word == "keep going"
     running = replace(HALVES, planned_units=8000, stopping=LOOKS)
     going = read({"on": (0.02, 0, 0)}, design=running, days=10)
     assert (going.verdict.word, going.verdict.days_left) == ("keep going", 30)

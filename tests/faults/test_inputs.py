@@ -15,7 +15,7 @@ def test_an_input_arrives_whole_or_is_refused_in_a_sentence(one: Input, tmp_path
 
 
 def test_the_table_has_inputs_of_every_kind_each_once() -> None:
-    assert len(INPUTS) >= 65 and len({(one.kind, one.words) for one in INPUTS}) == len(INPUTS)
+    assert len(INPUTS) >= 140 and len({(one.kind, one.words) for one in INPUTS}) == len(INPUTS)
     assert all(one.before and one.words for one in INPUTS)
 
 

@@ -450,7 +450,7 @@ def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) ->
     ) as error:
         loaded(lake, first, replace=True)
     (source,) = {row["source"] for row in lake.read("bronze.event").collect() if row["source"].startswith("first")}
-    assert f"--replaced {source} (repeatable)" in str(error.value)
+    assert f"--replaced {source}` (repeatable)" in str(error.value)
     mended = loaded(lake, first, replace=True, replaced=(source,))
     assert mended.details["good"] == 3 and not mended.details["rejected"]
     assert sorted(row["unit_id"] for row in events_in(lake)) == ["a", "b", "c", "z"]

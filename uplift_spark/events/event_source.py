@@ -48,6 +48,11 @@ class EventShape:
         table = self.declared
         return [table.rename, table.columns, table.where, table.attributes, table.historic]
 
+    @property
+    def owner(self) -> str | None:
+        """The campaign, but for behaviour and consent, which all campaigns share."""
+        return self.campaign if CAMPAIGN in self._wanted or self.name == "profile" else None
+
     def apply(self, rows: DataFrame) -> DataFrame:
         """Rename, compute, filter, and keep the columns of the raw table. A line that could not be read is kept.
 
@@ -66,16 +71,27 @@ class EventShape:
                 f"source.{self.name}: {declared.location} has several columns {twice[0]!r} after renaming: rename the "
                 "others, too"
             )
-        computed = {
-            name: _sql(named, f"source.{self.name}.columns.{name}", text) for name, text in declared.columns.items()
-        }
-        shaped = named.withColumns(computed)
+        self._refuse_other_case(named)
+        if declared.where is not None:  # of the source's columns, before others of their names are computed
+            named = named.where(self._kept(named))
+        key = f"source.{self.name}.columns"
+        computed = {name: _sql(named, f"{key}.{name}", text) for name, text in declared.columns.items()}
+        shaped = named.withColumns({name: _of_rows(named, value) for name, value in computed.items()})
         for name, value in ((CAMPAIGN, F.lit(self.campaign)), (PROPENSITY, F.lit(None).cast("double"))):
             if name in self._wanted and name not in shaped.columns:
                 shaped = shaped.withColumn(name, value)
-        if declared.where is not None:
-            shaped = shaped.where(self._kept(named))
         return shaped.select(*(f"`{name}`" for name in self._columns(shaped)))
+
+    def _refuse_other_case(self, named: DataFrame) -> None:
+        """Raise ConfigError for a column that Spark takes for one of the raw table's though it is spelled otherwise."""
+        wanted = {name.lower(): name for name in (*self._wanted, *(_SET_BY_LOAD if self.name == "profile" else ()))}
+        for name in named.columns:
+            meant = wanted.get(name.lower())
+            if meant in _SET_BY_LOAD or (meant is not None and name != meant):
+                raise ConfigError(
+                    f"source.{self.name}: column {name!r} of {self.declared.location} has the name of the raw table's "
+                    f"{meant!r}: rename it"
+                )
 
     @property
     def _wanted(self) -> list[str]:
@@ -85,7 +101,8 @@ class EventShape:
 
     def _kept(self, named: DataFrame) -> Column:
         text = str(self.declared.where)
-        holds = F.coalesce(_sql(named, f"source.{self.name}.where", text).cast("boolean"), F.lit(False))
+        holds = _of_rows(named, _sql(named, f"source.{self.name}.where", text).cast("boolean"))
+        holds = F.coalesce(holds, F.lit(False))
         return holds | F.col(UNREAD).isNotNull() if UNREAD in named.columns else holds
 
     def _columns(self, shaped: DataFrame) -> list[str]:
@@ -102,6 +119,11 @@ class EventShape:
             return [name for name in shaped.columns if name not in _SET_BY_LOAD]
         wanted = {*self._wanted, *(attributes or ()), SOURCE, UNREAD}
         return [name for name in shaped.columns if name in wanted]
+
+
+def _of_rows(named: DataFrame, value: Column) -> Column:
+    """The value, of lines that could be read: in others any text may stand in any column, and a cast would fail."""
+    return F.when(F.col(UNREAD).isNull(), value) if UNREAD in named.columns else value
 
 
 def _sql(rows: DataFrame, key: str, text: str) -> Column:

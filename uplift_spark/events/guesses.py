@@ -16,7 +16,7 @@ import pyarrow as pa
 import scipy.stats
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.files import id_text, number_column
+from uplift_spark.events.files import YES_NO, id_text, number_column
 from uplift_spark.roles import RESERVED_NAMES, Direction
 
 MOST_LEVELS = 20
@@ -37,9 +37,10 @@ _OUTCOMES = re.compile(
 )
 _WORSE = re.compile(
     r"churn|cancel|attrit|unsubscri|opt_?out|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse|refund|"
-    r"(^|_)return(s|ed)?$",
+    r"(^|_)return(s|ed)$",
     re.I,
 )
+_NOT = re.compile(r"(^|[^a-z])(no|not|non|without|un|anti|never)([^a-z]|$)", re.I)
 _DOSE = re.compile(
     r"(^|[^a-z])(dose|dosage|ratio|rate|percent|pct|discount|price|amount|times|frequency|freq|intensity|strength|days|"
     r"hours|count|number|num)([^a-z]|$)",
@@ -187,7 +188,7 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     levels, dose = _levels(texts, answers, lines)
     arm = texts.map({text: code for code, text in enumerate(levels)}).fillna(-1).astype(int).to_numpy()
     outcomes, values, first = _outcomes(table, answers, lines)
-    direction = _direction(outcome_columns[0], answers, lines)
+    direction = _direction(answers.outcomes[0], answers, lines)
     unit = _unit(table, answers, lines)
     special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
     rest = [name for name in columns if name not in special]
@@ -363,13 +364,24 @@ def _refuse_no_outcome(numbers: np.ndarray, column: str) -> None:
         raise DataError(f"column {column!r} is {what}: no effect can show on it, name another with --outcome")
 
 
-def _direction(column: str, answers: Answers, lines: list[str]) -> Direction:
-    """Which way the first outcome should go: as said, else by its name."""
-    by_name: Direction = "decrease" if _WORSE.search(column) else "increase"
-    chosen = answers.direction or by_name
+def _direction(outcome: str, answers: Answers, lines: list[str]) -> Direction:
+    """Which way the first outcome should go: as said, else by its name.
+
+    Raises ConfigError where the name may mean either end, as `churn=No` and `no_churn` do.
+    """
+    column, counted = _split(outcome)
+    worse = counted is not None and bool(_WORSE.search(counted))
+    bad = worse or bool(_WORSE.search(column))
+    plain = counted is None or worse or YES_NO.get(counted.lower()) == 1.0
+    if answers.direction is None and bad and (not plain or _NOT.search(outcome)):
+        raise ConfigError(
+            f"whether more or less of {outcome!r} is better does not show from its name: say --direction increase or "
+            "--direction decrease"
+        )
+    chosen: Direction = answers.direction or ("decrease" if bad else "increase")
     other = "increase" if chosen == "decrease" else "decrease"
     how = "" if answers.direction else f", by its name (--direction {other} says otherwise)"
-    lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} of {column} is better{how}")
+    lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} of {outcome} is better{how}")
     return chosen
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
@@ -55,7 +55,7 @@ from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, c
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.storage import absolute, globless
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -317,6 +317,11 @@ class SourceShape(Protocol):
         """What it does, as values that a run's id can depend on."""
         ...
 
+    @property
+    def owner(self) -> str | None:
+        """The campaign that the rows are of; None where campaigns share them."""
+        ...
+
     def apply(self, rows: DataFrame) -> DataFrame:
         """The rows with the table's columns; SOURCE and UNREAD stay. Raises ConfigError for a missing column."""
         ...
@@ -378,6 +383,11 @@ class Load:
     def params(self) -> dict[str, Any]:
         """What the id of a run depends on beside the source's content."""
         return {"table": self.table, **({"shape": self.shape.identity} if self.shape else {})}
+
+    def own_key(self, key: str) -> str:
+        """Identity of a source's rows in the table: campaigns that read one source each have rows of their own."""
+        owner = self.shape.owner if self.shape else None
+        return key if owner is None else _digest(f"{key}|{owner}")
 
     def shaped(self, rows: DataFrame) -> DataFrame:
         """Rows of the source with the columns of the table."""
@@ -480,7 +490,7 @@ def count_by_rule(rejected: DataFrame) -> dict[str, int]:
 
 def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
     """(run id, rows, what to tell) of the files that no other run has added."""
-    files = find_files(lake.spark, load.source, load.format)
+    files = _own_files(load, lake)
     run = run_id or derive_run_id("load", load.params, source=sorted(file.key for file in files))
     known = known_files(lake, load.table, files, run)
     new = [file for file in files if file.key not in known]
@@ -490,6 +500,15 @@ def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, d
     if known and run_id is None:
         run = derive_run_id("load", load.params, source=sorted(file.key for file in new))
     return run, _shaped_files(load, lake, new), details
+
+
+def _own_files(load: Load, lake: Lake) -> list[File]:
+    return [replace(file, key=load.own_key(file.key)) for file in find_files(lake.spark, load.source, load.format)]
+
+
+def _own_table(load: Load, lake: Lake) -> DeltaVersion:
+    table = find_delta(lake, load.source)
+    return replace(table, key=load.own_key(table.key))
 
 
 def _shaped_files(load: Load, lake: Lake, files: Sequence[File]) -> Parts:
@@ -503,38 +522,45 @@ def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts,
     """
     version = lake.version(load.table) if lake.exists(load.table) else -1
     if load.format == "delta":
-        table = find_delta(lake, load.source)
+        table = _own_table(load, lake)
         rows = read_delta(lake, table, None, load.shaped)
         parts, keys, details = [(load.source, rows)], [table.key], {"version": table.version}
     else:
-        files = find_files(lake.spark, load.source, load.format)
+        files = _own_files(load, lake)
         keys = sorted({*(file.key for file in files), *(source.rpartition("#")[2] for source in load.replaced)})
         if version >= 0:
-            _refuse_edited_files(load, lake, files, keys)
+            keys = sorted({*keys, *_edited_files(load, lake, files, keys)})
         parts, details = _shaped_files(load, lake, files), {"files": len(files)}
     run = derive_run_id("load", {**load.params, "replaces": version}, source=keys)
     return run, parts, {**details, "keys": keys}
 
 
-def _refuse_edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Collection[str]) -> None:
-    """Raise DataError when the table has rows of a file of the same name whose content was another: they may be the
-    rows to go, or those of another day's file."""
+def _edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Collection[str]) -> list[str]:
+    """Find the keys of rows that a campaign has from files of these names, when their content was another.
+
+    Raises DataError when the table belongs to no campaign and has such rows: they may be the rows to go, or those of
+    another day's file.
+    """
     names = {file.path.rsplit("/", 1)[-1] for file in files}
     name = F.regexp_extract("source", f"^(.*)#[0-9a-f]{{{_KEY}}}$", 1)
     rows = lake.read(load.table).where(name.isin(*names) & ~F.expr(_KEY_OF_SOURCE).isin(*keys))
-    others = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").limit(6).collect()
-    if others:
+    owner = load.shape.owner if load.shape else None
+    if owner is not None and CAMPAIGN in rows.columns:
+        rows = rows.where(F.col(CAMPAIGN) == owner)
+    others = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").collect()
+    if others and owner is None:
         some = ", ".join(f"{row['n']:,} rows of {row['source']}" for row in others[:5])
-        more = " and of other files" if len(others) > 5 else ""
+        more = f" and of {len(others) - 5} other files" if len(others) > 5 else ""
         raise DataError(
             f"{load.table} has {some}{more}, which had the name but not the content of a file of {load.source}: name "
-            f"those to go with --replaced {others[0]['source']} (repeatable), or rename the new file"
+            f"those to go with `uplift load --replaced {others[0]['source']}` (repeatable), or rename the new file"
         )
+    return [row["source"].rpartition("#")[2] for row in others]
 
 
 def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
     """(run id, rows, what to tell) of a Delta table's newest version, without the rows of the version added last."""
-    table = find_delta(lake, load.source)
+    table = _own_table(load, lake)
     run = run_id or derive_run_id("load", load.params, source=[table.key, table.version])
     before = known_version(lake, load.table, table, run)
     details: dict[str, Any] = {"version": table.version}

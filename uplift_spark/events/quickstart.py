@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
 from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, guess_roles, plain_name
-from uplift_spark.roles import DIRECTIONS, Direction, Roles
+from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
 
@@ -186,7 +187,7 @@ def stage_stream(stream: BinaryIO, home: Path, name: str) -> Staged:
 def _staged(home: Path, file: str, name: str, write: Callable[[Path], Any]) -> Staged:
     folder = home / LAKEHOUSE / _INPUTS
     folder.mkdir(parents=True, exist_ok=True)
-    staged = Staged(folder / f".part.{file}", folder / file, name)  # the suffix says how to read it
+    staged = Staged(folder / f".part.{os.getpid()}.{file}", folder / file, name)  # the suffix says how to read it
     write(staged.part)
     return staged
 
@@ -362,6 +363,7 @@ def prepare_conf(
     staged = source if isinstance(source, Staged) else None
     where = str(source) if staged is None else str(staged.path)
     name = name or campaign_name(where)
+    checked_name(name, "campaign")
     conf = home / "conf" / f"{name}.yaml"
     try:
         _refuse_edited(conf)

@@ -186,8 +186,9 @@ class TrialDesign:
     shares        share of each arm, control first
     alpha         probability of any false alarm over all arms, as `multiplicity` controls it
     two_sided     whether effects of both signs count
-    multiplicity  'dunnett' (all arms share the control, the sharpest), 'bonferroni', 'holm' (power of its first step,
-                  which is Bonferroni's; later steps only add), or 'none' (alpha for each arm)
+    multiplicity  'holm' as readouts use it (power of its first step, which is Bonferroni's; later steps only add),
+                  'bonferroni', 'dunnett' (all arms share the control; sharper, but no readout here tests by it), or
+                  'none' (alpha for each arm)
     method        of conversions: 'score' (pooled variance under no effect, as R and Stata) or 'arcsine' (Cohen's h)
     cluster_size  mean units a cluster, where clusters are assigned; None where units are
     cluster_cv    standard deviation of the cluster sizes over their mean
@@ -197,7 +198,7 @@ class TrialDesign:
     shares: tuple[float, ...] = (0.5, 0.5)
     alpha: float = 0.05
     two_sided: bool = True
-    multiplicity: str = "dunnett"
+    multiplicity: str = "holm"
     method: str = "score"
     cluster_size: float | None = None
     cluster_cv: float = 0.0

@@ -48,10 +48,11 @@ class ReadoutColumns:
 class ReadingTime:
     """When a trial is read.
 
-    days      days from the first assignment to the last complete outcome; from the column `day` by default
+    days      days that the trial has run; by default those on which the column `day` has units, so name it where all
+              were assigned at once
     earlier   share of the planned units at each look before this one
     at_end    whether assignment has ended
-    immature  units in the frame whose outcome is not complete
+    immature  randomised units whose outcome is not complete
     """
 
     days: int | None = None
@@ -153,7 +154,9 @@ def _checked_rows(
         raise DataError(f"column {columns.unit!r} repeats {repeated} units in one arm: keep one row a unit")
     for code, name in enumerate(design.open_arms):
         if not (arm == code).any():
-            raise DataError(f"arm {name!r} has no unit: the frame has arms {', '.join(units)}")
+            raise DataError(
+                f"arm {name!r} has no unit: the frame has arms {', '.join(one for one, n in units.items() if n)}"
+            )
     strata: tuple[str, ...] = ("all",)
     stratum = np.zeros(len(part), np.int64)
     if columns.stratum:
@@ -173,6 +176,8 @@ def _check_columns(frame: pd.DataFrame, names: Sequence[str], design: ReadoutDes
         )
     keys = [columns.unit, design.randomised, columns.treatment, columns.stratum, columns.day]
     present = [key for key in dict.fromkeys(keys) if key]
+    if ONES in names:
+        raise ConfigError(f"a column {ONES!r} has the name that counts of units have in sums: rename it")
     for name in [*present, *([columns.propensity] if columns.propensity else []), *names]:
         if name not in frame.columns:
             raise ConfigError(f"column {name!r} is not in the frame: {hint(name, map(str, frame.columns))}")
@@ -239,14 +244,20 @@ def _by_cluster(rows: _Rows, cluster: np.ndarray, name: str) -> _Rows:
     place = np.searchsorted(code, cluster)
     if (rows.stratum != rows.stratum[first][place]).any():
         raise DataError(f"some units of one {name} lie in two strata: stratify by what all units of a {name} share")
+    if rows.propensity is not None and (rows.propensity != rows.propensity[first][place]).any():
+        raise DataError(f"units of one {name} have different propensities: log that of the {name}, which is assigned")
     values = np.column_stack([*(np.bincount(place, column) for column in rows.values.T), size])
+    day = None
+    if rows.day is not None:
+        day = np.full(len(code), rows.day.max())
+        np.minimum.at(day, place, rows.day)  # a cluster came when its first unit did
     return replace(
         rows,
         arm=rows.arm[first],
         stratum=rows.stratum[first],
         values=values,
         names=(*rows.names, ONES),
-        day=None if rows.day is None else rows.day[first],
+        day=day,
         propensity=None if rows.propensity is None else rows.propensity[first],
     )
 
@@ -269,7 +280,7 @@ def _facts(
     if rows.day is not None:
         days = int(rows.day.max()) + 1
         by_day = {arm: np.bincount(rows.day[rows.arm == k], minlength=days).tolist() for k, arm in enumerate(sums.arms)}
-        facts = replace(facts, by_day=by_day, days=time.days or days)
+        facts = replace(facts, by_day=by_day, days=days if time.days is None else time.days)
     if rows.propensity is not None:
         inverse = {arm: 1 / rows.propensity[rows.arm == k] for k, arm in enumerate(sums.arms)}
         facts = replace(

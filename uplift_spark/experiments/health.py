@@ -294,12 +294,14 @@ def balance_test(sums: CrossMoments) -> tuple[float, np.ndarray]:
     within = sums.products.sum(axis=0)
     freedom = float(pooled.n) - arms
     total, inside = np.diagonal(pooled.products), np.diagonal(within)
-    varies = inside > 1e-12 * np.maximum(total, np.abs(pooled.mean) * 1e-300)
-    single = np.full(len(varies), np.nan)
+    noise = 1e-20 * float(pooled.n) * pooled.mean**2  # of sums of a constant
+    varies = inside > np.maximum(1e-12 * total, noise)
+    split = ~varies & (total > noise)  # constant within every arm, and not the same in all
+    single = np.where(split, 0.0, np.nan)
     between = (total - inside)[varies] / (arms - 1)
     single[varies] = f.sf(np.maximum(between, 0) / (inside[varies] / freedom), arms - 1, freedom)
-    if not varies.any():
-        return 1.0, single
+    if split.any() or not varies.any():
+        return (0.0 if split.any() else 1.0), single
     scale = np.sqrt(inside[varies])
     e = within[np.ix_(varies, varies)] / np.outer(scale, scale)
     h = pooled.products[np.ix_(varies, varies)] / np.outer(scale, scale) - e
@@ -324,18 +326,19 @@ def _wilks_p(log_wilks: float, p: int, q: int, freedom: float) -> float:
 
 
 def standardised_gaps(sums: CrossMoments) -> np.ndarray:
-    """Largest difference of each covariate's means between two arms, in standard deviations, [V]; 0 if it is constant.
+    """Largest difference of each covariate's means between two arms, in standard deviations, [V].
 
     Args:
         sums: Moments of V covariates, [arms].
 
     Returns:
-        Differences, [V].
+        Differences, [V]; 0 of a constant, infinite of what is constant within every arm and differs between them.
     """
     freedom = max(1.0, float(sums.n.sum()) - len(sums.n))
     spread = np.sqrt(np.diagonal(sums.products.sum(axis=0)) / freedom)
     gap = sums.mean.max(axis=0) - sums.mean.min(axis=0)
-    return np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0)
+    noise = 1e-10 * np.abs(sums.mean).max(axis=0)
+    return np.divide(gap, spread, out=np.where(gap > noise, np.inf, 0.0), where=spread > noise)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -437,13 +440,15 @@ def _unplanned(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits) -
     if rule.kind == "fixed":
         # An arm or a day may bring a few units less than planned: that is no look before the end.
         early = design.planned_units is not None and share < 0.95 and not facts.at_end
-        early |= design.planned_days is not None and facts.days is not None and facts.days < design.planned_days
-        if early and not facts.at_end:
-            days = f"{facts.days or 0} of {design.planned_days or 0} days, " if design.planned_days else ""
+        days, planned_days = facts.days or 0, design.planned_days
+        early |= planned_days is not None and facts.days is not None and days < planned_days and not facts.at_end
+        if early:
+            has = [f"{days} of {planned_days} planned days"] if planned_days else []
+            has += [f"{facts.total:,.0f} of {design.planned_units:,.0f} planned units"] if design.planned_units else []
             yield HealthFinding(
-                *("unplanned_look", REFUSE, share, 1.0),
-                f"the trial has {days}{facts.total:,.0f} of {design.planned_units or math.nan:,.0f} planned units, and "
-                "its design has no look before the end: wait, or declare stopping group_sequential or anytime first",
+                *("unplanned_look", REFUSE, days / (planned_days or 1) if math.isnan(share) else share, 1.0),
+                f"the trial has {' and '.join(has)}, and its design has no look before the end: wait, or declare "
+                "stopping group_sequential or anytime first",
             )
         return
     fractions = facts.fractions or (share,)

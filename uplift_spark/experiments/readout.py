@@ -31,6 +31,7 @@ from uplift_spark.experiments.health import (
     TrialFacts,
     health_findings,
 )
+from uplift_spark.stats.intervals import MIN_CLUSTERS
 from uplift_spark.stats.moments import CrossMoments
 from uplift_spark.stats.tests import false_discovery, holm
 
@@ -313,6 +314,13 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
             f"arm {sums.arms[arm]} has {sums.moments.n[arm, stratum]:.0f} units in stratum {sums.strata[stratum]} and "
             f"fewer than 2 in {len(few)} strata: merge small strata"
         )
+    by_arm = sums.moments.n.sum(axis=1)
+    if ONES in sums.columns and by_arm.min() < MIN_CLUSTERS:
+        arm = int(by_arm.argmin())
+        raise DataError(
+            f"arm {sums.arms[arm]} has {by_arm[arm]:.0f} clusters, of at least {MIN_CLUSTERS}: from fewer no error "
+            "follows; randomise more of them"
+        )
     whole = sums.moments.sum(1).sum(0)
     for metric in metrics:
         place = sums.placed(metric)
@@ -437,11 +445,16 @@ def _open(row: MetricReadout, unsure: Sequence[MetricReadout], over: bool) -> st
 
 
 def _is_over(facts: TrialFacts, design: ReadoutDesign) -> bool:
-    if facts.at_end or design.stopping.kind == "fixed":
+    """Whether the trial has ended, or has all that was planned; a fixed trial without a plan has no other end."""
+    if facts.at_end or (facts.fractions is not None and facts.fractions[-1] >= 1):
         return True
-    if facts.fractions is not None and facts.fractions[-1] >= 1:
-        return True
-    return facts.total >= (design.planned_units or math.inf)
+    units, days = design.planned_units, design.planned_days
+    if design.stopping.kind != "fixed":
+        return facts.total >= (units or math.inf)
+    # As in `health`: an arm or a day may bring a few units less than planned.
+    reached = [facts.total >= 0.95 * units] if units else []
+    reached += [(facts.days or 0) >= days] if days else []
+    return bool(reached) and all(reached)
 
 
 def _days_left(facts: TrialFacts, design: ReadoutDesign) -> int | None:

@@ -25,7 +25,8 @@ PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
-    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "config"),
+    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "governance_conf"),
+    "config",
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
@@ -38,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "experiments": set(),
     "serving": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
-    "console": {"campaign", "lake"},
+    "console": {"campaign", "lake", "governance"},
     "jobs": {"lake", "registry", "events", "policy", "experiments", "governance", "campaign", "console"},
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
@@ -59,6 +60,7 @@ SPARKLESS_MODULES = {
     *("uplift_spark.evaluation.metrics", "uplift_spark.evaluation.sums", "uplift_spark.evaluation.lift_tables"),
     "uplift_spark.evaluation.pictures",
     *("uplift_spark.policy.allocation", "uplift_spark.policy.trees"),
+    *("uplift_spark.governance.audit", "uplift_spark.governance.bias", "uplift_spark.governance.permissions"),
 }
 
 # Absent on Spark Connect and Databricks serverless.

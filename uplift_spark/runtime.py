@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import math
@@ -153,7 +154,7 @@ def derive_run_id(job: str, config: Any, **inputs: Any) -> str:
     Raises TypeError for values without a canonical form.
     """
     conf = config.run_identity(job) if hasattr(config, "run_identity") else config
-    text = json.dumps(_canonical([job, conf, inputs]), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(plain_values([job, conf, inputs]), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{job}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -163,6 +164,18 @@ def code_version() -> str:
     # An installed package may lie inside some other project's checkout (its .venv): that one's version is not ours.
     tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
     return (tracked and _git(package, "describe", "--always", "--dirty")) or uplift_spark.__version__
+
+
+def os_user() -> str:
+    """Name of the user that this process runs as, by the system: not what $USER or $LOGNAME say."""
+    try:
+        import pwd
+    except ImportError:  # Windows
+        return getpass.getuser()
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -175,8 +188,8 @@ def _git(folder: Path, *arguments: str) -> str:
     return process.stdout.strip() if process.returncode == 0 else ""
 
 
-def _canonical(value: Any) -> Any:
-    """JSON values only; refuses what has no stable form rather than hashing an address."""
+def plain_values(value: Any) -> Any:
+    """Turn settings into JSON values; refuses what has no stable form rather than hashing an address."""
     if value is None or isinstance(value, bool | int | float | str):
         return "unlimited" if value == math.inf else value
     if is_dataclass(value) and not isinstance(value, type):
@@ -184,20 +197,22 @@ def _canonical(value: Any) -> Any:
         first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}
         apart = getattr(value, "NO_IDENTITY", ())
         return {
-            first.get(f.name, f.name): _canonical(getattr(value, f.name)) for f in fields(value) if f.name not in apart
+            first.get(f.name, f.name): plain_values(getattr(value, f.name))
+            for f in fields(value)
+            if f.name not in apart
         }
     if isinstance(value, Mapping):
-        return {str(k): _canonical(v) for k, v in value.items()}
+        return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
+        return [plain_values(v) for v in value]
     if isinstance(value, set | frozenset):
-        return sorted((_canonical(v) for v in value), key=str)
+        return sorted((plain_values(v) for v in value), key=str)
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, PurePath):
         return value.as_posix()
     if hasattr(value, "item"):  # a numpy scalar
-        return _canonical(value.item())
+        return plain_values(value.item())
     raise TypeError(f"{type(value).__name__} cannot be part of a run id: pass its identity (a digest, a version)")
 
 

@@ -6,6 +6,7 @@ silver.trained_<model>_<version>.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +22,10 @@ def options(
     unit: Annotated[list[str] | None, typer.Option("--unit", help="Id of a unit; repeatable.")] = None,
     units: Annotated[Path | None, typer.Option("--units", help="File with one id a line.")] = None,
     purge: Annotated[bool, typer.Option("--purge", help="Remove what deleted rows left in files and logs.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "not stated",
 ) -> dict[str, Any]:
     """Whom to erase, and whether nothing may be left in old files."""
-    return {"erasure": Erasure.from_options(unit, units, purge)}
+    return {"erasure": replace(Erasure.from_options(unit, units, purge), reason=reason)}
 
 
 def run(

@@ -20,7 +20,9 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
+from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
@@ -33,6 +35,7 @@ class Export:
     """Where rows go: a folder of files that is not there yet, `csv` or `parquet`; purpose None: `consent.purpose`.
 
     plan  the plan's units that get a treatment, with their level, in place of scores of all units
+    reason  why, for the audit log
     Raises ConfigError when the folder is there, or the format is another.
     """
 
@@ -40,6 +43,7 @@ class Export:
     format: str = "parquet"
     purpose: str | None = None
     plan: bool = False
+    reason: str = "not stated"
 
     def __post_init__(self) -> None:
         if self.format not in EXPORT_FORMATS:
@@ -168,16 +172,26 @@ def options(
     format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "parquet",
     purpose: Annotated[str | None, typer.Option(help="Purpose of consent; default: consent.purpose.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Units to treat by `uplift policy`, not scores.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "not stated",
 ) -> dict[str, Any]:
     """Where files go, for which purpose, and whether they hold the plan."""
-    return {"export": Export(to, format_, purpose, plan)}
+    return {"export": Export(to, format_, purpose, plan, reason)}
 
 
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
     """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
-    return (export_plan if export.plan else export_scores)(campaign, export, progress)
+    result = (export_plan if export.plan else export_scores)(campaign, export, progress)
+    versions = {
+        name: result.details[name] for name in ("model", "version", "plan", "consent_version") if name in result.details
+    }
+    facts = {
+        name: result.details[name] for name in ("units", "held_back", "levels", "purpose") if name in result.details
+    }
+    event = AuditEvent("", "export", export.to, export.reason, "", result.run_id, versions, facts)
+    record_event(campaign.config, campaign.lake, event, once=False)
+    return result
 
 
 if __name__ == "__main__":

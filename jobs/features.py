@@ -20,6 +20,8 @@ from uplift_spark.events.features import TrainingSetFacts, described, freshness,
 from uplift_spark.events.labels import label_table, late_and_missing
 from uplift_spark.events.leakage import guard_training, leakage_sample
 from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import LABEL_TABLE, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -99,6 +101,11 @@ def run(
     progress(", ".join(f"{name} {n:,}" for name, n in counts.items()))
     details = {**counts, **late_and_missing(config, history, sends, progress), "leakage": guarded}
     details |= {"unmatched": events.unmatched} if events.unmatched else {}
+    for leak in guarded["allowed"]:
+        event = AuditEvent(
+            "", "allow", f"leak of {leak['feature']}", leak["reason"], "", run_id, {table: trained.version}, leak
+        )
+        record_event(config, lake, event)
     written = (*registered, labelled, trained, recorded)
     return JobResult.of("features", run_id, *written, inputs=events.versions, **details)
 

@@ -14,6 +14,8 @@ from uplift_spark.console import main_job
 from uplift_spark.events.event_source import load_events
 from uplift_spark.events.ingest import prepare, refuse_second_load
 from uplift_spark.events.table_source import Replacement, open_source, table_batch
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.spark import record_event
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.source_conf import EventsSource
 
@@ -38,7 +40,8 @@ def run(
     """
     config, lake = campaign.config, campaign.lake
     if isinstance(config.source, EventsSource):
-        return load_events(config, config.source, lake, progress, run_id, replace)
+        result = load_events(config, config.source, lake, progress, run_id, replace)
+        return _on_record(campaign, result, ()) if replace else result
     opened = open_source(config, lake, progress)
     earlier = Replacement.of(lake, config.campaign, replace)
     earlier = earlier.but(run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity))
@@ -54,7 +57,17 @@ def run(
     for table, frame in batch.tables.items():
         progress(f"writing {table}")
         written.append(earlier.write(lake, table, frame, run_id))
-    return JobResult.of("ingest", run_id, *written, **batch.details)
+    result = JobResult.of("ingest", run_id, *written, **batch.details)
+    return _on_record(campaign, result, earlier.runs) if earlier.runs else result
+
+
+def _on_record(campaign: Campaign, result: JobResult, runs: tuple[str, ...]) -> JobResult:
+    """Have the audit log say that rows of earlier runs went."""
+    versions = {table: written["version"] for table, written in result.tables.items()}
+    subject, facts = f"events of campaign {campaign.name}", {"runs": list(runs)} if runs else {}
+    event = AuditEvent("", "replace", subject, "--replace", "", result.run_id, versions, facts)
+    record_event(campaign.config, campaign.lake, event)
+    return result
 
 
 if __name__ == "__main__":

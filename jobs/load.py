@@ -12,7 +12,9 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.events.load import Load, add_arrivals, arrivals
+from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of
+from uplift_spark.governance.spark import record_event
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
@@ -44,6 +46,9 @@ def run(
     config, lake = campaign.config, campaign.lake
     new = arrivals(load, lake, run_id, progress, key_of(config))
     written, good = add_arrivals(load, lake, new, progress)
+    if load.replace:
+        versions, facts = {one.table: one.version for one in written}, {"source": load.source}
+        record_event(config, lake, AuditEvent("", "replace", load.table, "--replace", "", new.run_id, versions, facts))
     return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
 
 

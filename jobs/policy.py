@@ -12,6 +12,7 @@ from dataclasses import replace
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.governance.spark import record_plan
 from uplift_spark.lake.schemas import DECISIONS_TABLE, gold_table, silver_table
 from uplift_spark.policy.planning import IN_SUMMARY, candidates_of, decide, picture, policy_inputs, policy_summary
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -28,6 +29,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     details = result.details(lake.read(DECISIONS_TABLE, written[0].version), run_id)
     tables = result.tables(lake.spark, details)
     written += [lake.write(gold_table(name), frame, run_id) for name, frame in tables.items()]
+    record_plan(campaign.config, lake, run_id, inputs.sources, result.on_record(details))
     try:
         details["picture"] = picture(result, details, campaign.reports(run_id))
     except (EnvironmentProblem, OSError) as error:

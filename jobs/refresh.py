@@ -19,6 +19,7 @@ from uplift_spark.estimators import UpliftModel
 from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.refresh import LEVEL, forest_residuals, staleness
+from uplift_spark.governance.approvals import settle
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Origin, Registered, log_facts, refresh_model, still_there
 from uplift_spark.roles import UNIT
@@ -123,8 +124,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         model = refresh(campaign, base, version, run_id, progress)
     else:
         progress(f"{model.name} version {model.version} is registered already")
-    if config.registry.champion:
-        registry.set_champion(model)
+    settle(config, campaign.lake, registry, model, run_id, progress)
     regrow = due(registry.logged_metrics(model.name, run_id) or {})
     details = {"model": model.name, "version": model.version, "trees_of": base.version, "regrow": regrow}
     return JobResult.of("refresh", run_id, **details)

@@ -14,6 +14,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import params_of, train_model
+from uplift_spark.governance.approvals import settle
 from uplift_spark.registry.models import Origin, Registered, log_facts, rebuild
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
@@ -54,9 +55,8 @@ def run(
         )
     else:
         progress(f"{model.name} version {model.version} is registered already")
-    if config.registry.champion:
-        registry.set_champion(model)
-    return JobResult.of("train", run_id, model=model.name, version=model.version, champion=config.registry.champion)
+    champion = settle(config, campaign.lake, registry, model, run_id, progress)
+    return JobResult.of("train", run_id, model=model.name, version=model.version, champion=champion)
 
 
 def _train(campaign: Campaign, version: int, run_id: str, progress: ProgressCallback) -> Registered:

@@ -36,13 +36,22 @@ def test_pages_that_texts_name_exist() -> None:
             assert (ROOT / page).is_file(), f"{text.name} names {page}"
 
 
-def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
+def examples_of(page: str) -> int:
+    """Run a page's examples; every line that ends with its value in a comment has that value. Returns their number."""
     names: dict[str, object] = {}
     shown = 0
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(), re.S):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
         exec(block, names)
         for expression, value in re.findall(r"^(\S.*?)  # (.+)$", block, re.M):
             assert str(eval(expression, names)) == value, expression
             shown += 1
-    assert shown >= 7
+    return shown
+
+
+def test_the_page_on_governance_runs_and_shows_what_comes_out() -> None:
+    assert examples_of("governance.md") == 10
+
+
+def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert examples_of("experiments.md") >= 7
     assert "primary spend, arm on: +" in capsys.readouterr().out

@@ -109,6 +109,10 @@ def run_jobs(
 ) -> None:
     """Run jobs one after another in one session; what is printed at the end is `after`'s, else the last result."""
     config = read_config(conf, overrides)
+    from uplift_spark.governance.permissions import check_permitted
+
+    for verb in jobs:
+        check_permitted(config, verb)
     from uplift_spark.campaign import Campaign
 
     reporter = Progress(err())

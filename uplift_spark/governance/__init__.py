@@ -1,1 +1,1 @@
-"""Erasure of units, pseudonyms and consent."""
+"""Erasure of units, pseudonyms and consent; audit log, approvals, bias audit, roles."""

@@ -16,7 +16,10 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
+from uplift_spark.governance.approvals import promote
+from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of, pseudonym
+from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
@@ -117,13 +120,14 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Erasure:
-    """The units to erase, and whether to remove the old files and logs of all tables.
+    """The units to erase, whether to remove the old files and logs of all tables, and why, for the audit log.
 
     Raises ConfigError for a blank id, and when there is nothing to do.
     """
 
     units: tuple[str, ...] = ()
     purge: bool = False
+    reason: str = "not stated"
 
     def __post_init__(self) -> None:
         blank = sum(not unit.strip() for unit in self.units)
@@ -161,12 +165,12 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
     if erasure.units:
         units = lake.spark.createDataFrame([(unit,) for unit in erasure.units], f"{UNIT} string")
         new_versions = {}
-        for base in models_in_use(config, registry):
+        for base in models_in_use(config, lake, registry):
             kept = _erase_from_model(config, lake, registry, base, (erasure.units, units), progress)
             if kept is not None:
                 written.append(kept)
                 new_versions[f"version {base.version}"] = f"is now version {registry.current(base).version}"
-        models_in_use(config, registry)  # moves the alias
+        models_in_use(config, lake, registry)  # moves the alias
         removed = {}
         for table in lake.tables():
             if gone := erase_units(lake, table, units):
@@ -175,10 +179,13 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
         details |= {"removed": removed or "0 rows", "model": new_versions or "no version in use was trained on them"}
     if erasure.purge:
         details["purged"] = _purge_all(config, lake, registry, progress)
+    versions = {one.table: one.version for one in written} | {"code": code_version()}
+    subject = f"units of run {run_id}" if erasure.units else "old files and logs"
+    record_event(config, lake, AuditEvent("", "erase", subject, erasure.reason, "", run_id, versions, details))
     return JobResult.of("erase", run_id, *written, **details)
 
 
-def models_in_use(config: Config, registry: Registry) -> list[Registered]:
+def models_in_use(config: Config, lake: Lake, registry: Registry) -> list[Registered]:
     """The champion, and the version that the configuration names if it is another one.
 
     Of a version that units were erased from what came of it; the alias champion moves there, if it was not yet.
@@ -186,7 +193,7 @@ def models_in_use(config: Config, registry: Registry) -> list[Registered]:
     champion, named = registry.known(config.model_name), config.registry.version
     models = [] if champion is None else [registry.current(champion)]
     if champion is not None and champion.version != models[0].version:
-        registry.set_champion(models[0])
+        promote(config, lake, registry, models[0], f"units were erased from version {champion.version}")
     other = registry.known(config.model_name, named) if named else None
     models += [] if other is None else [registry.current(other)]
     return list({model.version: model for model in models}.values())
@@ -239,7 +246,7 @@ def _register(
 
 
 def _purge_all(config: Config, lake: Lake, registry: Registry, progress: ProgressCallback) -> str:
-    for base in models_in_use(config, registry):
+    for base in models_in_use(config, lake, registry):
         _keep_rows(config, lake, registry, base)
     tables = lake.tables()
     for table in tables:

@@ -14,6 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    BinaryType,
     BooleanType,
     DataType,
     DateType,
@@ -49,6 +50,7 @@ _TYPES: dict[str, DataType] = {
     "bigint": LongType(),
     "boolean": BooleanType(),
     "timestamp": TimestampType(),
+    "binary": BinaryType(),
     "array<double>": ArrayType(DoubleType()),
     "map<string,double>": MapType(StringType(), DoubleType()),
 }

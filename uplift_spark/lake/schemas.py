@@ -290,10 +290,74 @@ _SENSITIVITY = Contract(
     renamed=_OF_A_CAMPAIGN,
 )
 
+_AUDIT_LOG = Contract(
+    table="gold.audit_log",
+    job="train",
+    columns=declared(
+        "seq bigint: number of the entry, from 1",
+        "at string: when it was written (UTC)",
+        f"{CAMPAIGN} string",
+        "actor string: who did it",
+        "action string: register, promote, decide, allow, replace, erase, export, approve, reject",
+        "subject string: on what",
+        "reason string: why",
+        "job_run string: run of the job that did it; empty where none ran",
+        "entry string: all of it as canonical JSON (RFC 8785), with versions, figures and the hash of the one before",
+        "hash string: SHA-256 of the entry",
+        *RUN,
+    ),
+    append_only=True,
+    cluster_by=("seq",),
+    skip_by=("seq", CAMPAIGN, "action", "subject", "job_run"),
+)
+
+_AUDIT_TREES = Contract(
+    table="gold.audit_trees",
+    job="policy",
+    columns=declared(
+        f"{CAMPAIGN} string",
+        "bucket bigint: number of the bucket, by hash of the unit",
+        "buckets bigint: that the plan's decisions fall into",
+        "units bigint: decisions in the bucket",
+        "root string: of the bucket's Merkle tree (RFC 6962)",
+        "leaves binary: hash of each decision, 32 bytes each, sorted",
+        *RUN,
+    ),
+    append_only=True,
+    cluster_by=("bucket",),
+    skip_by=(RUN_ID, "bucket"),
+)
+
+_BIAS = Contract(
+    table="gold.bias_audit",
+    job="audit",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "model_version string",
+        "cut string: attribute, or crossing of some",
+        "bucket string: group of it",
+        "measure string: treated, cost, predicted and realised gain of the plan; without a plan of each level",
+        "units bigint: of the hold-out",
+        "mean double: of the group",
+        "lower double: 95 % interval",
+        "upper double: 95 % interval",
+        "difference double: from all other units",
+        "difference_lower double: 95 % interval",
+        "difference_upper double: 95 % interval",
+        "p_value double: of no difference that matters; null for groups with too few units",
+        "adjusted_p double: holding the level over the whole audit (Holm)",
+        "flag string: difference, explained by need, harm, or empty",
+        "within double: difference between units of the same need; null where none is configured",
+        "harm_p double: adjusted p-value of a mean not below nought; null where that is no harm",
+    ),
+)
+
 GOLD = (
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
+    *(_AUDIT_LOG, _AUDIT_TREES, _BIAS),
 )
 
 
@@ -664,6 +728,7 @@ ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.t
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
 SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
+AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = _AUDIT_LOG.table, _AUDIT_TREES.table, _BIAS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""
 

@@ -100,6 +100,12 @@ class PolicyInputs:
         return self.campaign.outcome_value
 
     @property
+    def sources(self) -> dict[str, int | str]:
+        """What the plan rests on, for the audit log: versions of tables and of the model, the run that scored."""
+        scored = self.scored
+        return {**self.versions, "model": f"{scored.model_name} {scored.model_version}", "scores": scored.run_id}
+
+    @property
     def net(self) -> bool:
         return self.config.policy.objective == "profit"
 
@@ -238,6 +244,12 @@ class PolicyResult:
         decisions = decided(self.rows, self.inputs.levels, config.roles.control, self.problem, self.plan)
         model = F.lit(self.inputs.scored.model_version)
         return decisions.withColumns({CAMPAIGN: F.lit(config.campaign), "model_version": model})
+
+    def on_record(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures of the plan for the audit log; `details` are those of its decisions."""
+        names = ("candidates", "excluded", "gain", "cost", "gap")
+        prices = dict(zip((limit.name for limit in self.problem.limits), self.plan.prices.tolist(), strict=True))
+        return {**{name: details[name] for name in names}, "prices": prices, "treated": details["units"]}
 
     def tables(self, spark: SparkSession, details: Mapping[str, Any]) -> dict[str, DataFrame]:
         """What to write to gold beside the decisions, whose `details` these are."""

@@ -413,10 +413,13 @@ class Registry:
 
     def set_data_versions(self, model: Registered, versions: Mapping[str, int]) -> None:
         """The version's training rows lie elsewhere from now on; what the MLflow run recorded stays."""
+        self.set_tags(model, {"uplift_data_versions": _version_tag(versions)})
+
+    def set_tags(self, model: Registered, tags: Mapping[str, str]) -> None:
+        """Tag a version."""
         with self.store.calls():
-            self._client.set_model_version_tag(
-                model.name, str(model.version), "uplift_data_versions", _version_tag(versions)
-            )
+            for name, text in tags.items():
+                self._client.set_model_version_tag(model.name, str(model.version), name, text)
 
     def set_champion(self, model: Registered, alias: str = CHAMPION) -> None:
         """Point the alias at this version."""

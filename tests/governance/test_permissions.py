@@ -1,0 +1,113 @@
+"""Who may run what, by the system's user or a token, and the GRANTs of the same roles. No Spark."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from uplift_spark.cli import verbs
+from uplift_spark.config import Config, Lakehouse, RolesConf
+from uplift_spark.errors import ConfigError
+from uplift_spark.governance import permissions
+from uplift_spark.governance.permissions import TOKEN_ENV, VERBS_OF, acting_user, check_permitted, grants
+from uplift_spark.governance_conf import AccessConf, Governance
+from uplift_spark.lake.schemas import all_contracts
+from uplift_spark.runtime import os_user
+
+ROLES = {"operator": ("olga", "etl`s"), "approver": ("ann",), "viewer": ("vic", "ann"), "privacy_officer": ("pia",)}
+SHA = hashlib.sha256(b"a token of ann's").hexdigest()
+
+
+def conf(**lakehouse) -> Config:
+    access = AccessConf(ROLES, {"ann": SHA.upper()})
+    roles = RolesConf("visit", "none", ("age",))
+    return Config(
+        "spring", {"kind": "simulation"}, roles, lakehouse=Lakehouse(**lakehouse), governance=Governance(access=access)
+    )
+
+
+def test_each_verb_has_a_role_and_no_role_a_verb_that_is_not_there() -> None:
+    listed = {verb.partition(" ")[0] for role in VERBS_OF.values() for verb in role}
+    assert set(verbs()) | {"demo", "quickstart"} == listed
+
+
+@pytest.mark.parametrize(
+    ("user", "may", "may_not"),
+    [
+        ("vic", ("report", "audit", "audit show"), ("train", "audit explain", "erase", "approve")),
+        ("olga", ("train", "policy", "export", "audit bias"), ("approve", "erase", "audit explain")),
+        ("ann", ("approve", "reject", "audit verify"), ("train", "erase", "export")),
+        ("pia", ("erase", "audit explain"), ("train", "export", "approve")),
+        ("nobody", (), ("report", "audit")),
+    ],
+)
+def test_a_user_may_what_a_role_may(user: str, may: tuple, may_not: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permissions, "os_user", lambda: user)
+    for action in may:
+        check_permitted(conf(), action)
+    for action in may_not:
+        with pytest.raises(ConfigError, match=f"{user} (is|has no role).*may not run `uplift {action}`"):
+            check_permitted(conf(), action)
+        check_permitted(replace(conf(), governance=Governance()), action)  # without the section everybody may
+
+
+def test_a_token_is_its_users_and_a_wrong_one_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permissions, "os_user", lambda: "vic")
+    assert acting_user(conf()) == "vic"
+    monkeypatch.setenv(TOKEN_ENV, "a token of ann's")
+    assert acting_user(conf()) == "ann"
+    check_permitted(conf(), "approve")
+    monkeypatch.setenv(TOKEN_ENV, "guessed")
+    with pytest.raises(ConfigError, match="nobody's token"):
+        check_permitted(conf(), "report")
+    with pytest.raises(Exception, match="pattern"):
+        AccessConf(ROLES, {"ann": "a token of ann's"})
+
+
+def test_the_systems_user_is_not_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = os_user()
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    assert os_user() == mine != "somebody-else"
+
+
+def test_grants_are_least_privilege() -> None:
+    statements = grants(conf(catalog="main"))
+    assert len(statements) == len(set(statements))
+    to = {
+        name: [s for s in statements if s.endswith(f"TO `{name}`;")] for name in ("vic", "olga", "ann", "pia", "etl``s")
+    }
+    assert sum(map(len, to.values())) == len(statements) and len(to["olga"]) == len(to["etl``s"])
+    assert not [s for s in to["vic"] if "MODIFY" in s or "silver" in s or "bronze" in s]
+    assert "GRANT MODIFY ON TABLE `main`.`gold`.`audit_log` TO `ann`;" in to["ann"]
+    assert [s for s in to["ann"] if "MODIFY" in s] == ["GRANT MODIFY ON TABLE `main`.`gold`.`audit_log` TO `ann`;"]
+    assert "GRANT EXECUTE, CREATE MODEL VERSION ON FUNCTION `main`.`gold`.`spring` TO `olga`;" in to["olga"]
+    # A viewer reads every gold table without units, and none with them.
+    gold = [one for one in all_contracts() if one.table.startswith("gold.")]
+    figures = {one.table.split(".")[1] for one in gold if not {"unit_id", "leaves"} & set(one.columns.fieldNames())}
+    readable = {s.split("`")[5] for s in to["vic"] if s.startswith("GRANT SELECT ON TABLE")}
+    assert readable == figures
+    for wrong in (conf(), replace(conf(catalog="main"), governance=Governance())):
+        with pytest.raises(ConfigError, match=r"GRANTs need governance\.access"):
+            grants(wrong)
+
+
+def test_the_command_line_refuses_before_spark_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from uplift_spark import cli
+
+    text = "campaign: spring\nsource: {kind: simulation}\nroles: {outcome: visit, control: none, features: [age]}\n"
+    text += "lakehouse: {catalog: main}\ngovernance: {access: {roles: {viewer: [vic], approver: [ann]}}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    monkeypatch.setattr(permissions, "os_user", lambda: "vic")
+    for line in (("train",), ("grants",)):
+        monkeypatch.setattr("sys.argv", ["uplift", *line, "--conf", str(tmp_path / "c.yaml")])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert f"vic is viewer and may not run `uplift {line[0]}`" in capsys.readouterr().err
+    monkeypatch.setattr(permissions, "os_user", lambda: "ann")
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code and "GRANT USE CATALOG ON CATALOG `main` TO `vic`;" in capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""Approvals end to end: a version that waits, what its checklist lacks, verdicts, promotion; all of it in the log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.jobs.test_train_score import TABLE, conf, training_rows
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Lakehouse, Lift
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.governance.approvals import VersionVerdict
+from uplift_spark.governance.spark import AuditLog
+from uplift_spark.governance_conf import ApprovalConf, AuditConf, BiasConf, Governance
+from uplift_spark.jobs import approve, audit, lift, reject, score, train
+from uplift_spark.lake.tables import Lake
+from uplift_spark.runtime import os_user
+
+
+def governed(config, **approval):
+    """The campaign's configuration with approvals; whoever runs the tests trains, so approvers go by --by alone."""
+    bias = BiasConf(attributes=("zip",), min_units=30)
+    return replace(config, governance=Governance(AuditConf(), ApprovalConf(**approval), bias))
+
+
+@pytest.fixture(scope="module")
+def campaign(spark, tmp_path_factory):
+    lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("approve"))))
+    rows = training_rows(1200)
+    lake.write(TABLE, spark.createDataFrame(rows.assign(size=np.arange(1200) % 3)), "features-1", mode="overwrite")
+    return Campaign(governed(conf(lake), owner="crm", purpose="spring", legal_basis="consent"), lake)
+
+
+def actions(campaign):
+    return list(AuditLog(campaign.config, campaign.lake).show(50).to_pandas()["action"])[::-1]
+
+
+def test_a_version_waits_until_it_is_approved_and_the_log_says_all_of_it(campaign, monkeypatch):
+    lines = []
+    result = train.run(campaign, lines.append)
+    assert not result.details["champion"] and "waits for approval: uplift approve 1 --by NAME" in "".join(lines)
+    train.run(campaign)  # a rerun says nothing new
+    assert actions(campaign) == ["register"] and campaign.registry.known("spring") is None
+    yes = VersionVerdict(1, "bob", "better than nothing")
+    with pytest.raises(DataError) as refused:
+        approve.run(campaign, verdict=yes)
+    for words in (
+        "model spring version 1 cannot be approved",
+        "an evaluation",
+        "a bias audit",
+        "an approver other than",
+    ):
+        assert words in str(refused.value)
+    # Another user of the system approves, with a checklist of what this quick test has.
+    monkeypatch.setattr("uplift_spark.governance.permissions.os_user", lambda: "bob")
+    lenient = campaign.changed(governed(campaign.config, needs=("other_approver", "metadata"), owner="crm"))
+    with pytest.raises(
+        DataError, match=r"it lacks metadata: purpose, legal_basis \(set governance\.approval\.purpose\)"
+    ):
+        approve.run(lenient, verdict=yes)
+    named = {"owner": "crm", "purpose": "spring", "legal_basis": "consent"}
+    lenient = campaign.changed(governed(campaign.config, needs=("other_approver", "metadata"), **named))
+    with pytest.raises(DataError, match=f"an approver other than {os_user()}, who trained it"):
+        approve.run(lenient, verdict=VersionVerdict(1, os_user(), "my own"))
+    assert (
+        reject.run(lenient, verdict=VersionVerdict(1, "bob", "not yet", approves=False)).details["verdict"]
+        == "Rejected"
+    )
+    assert not train.run(lenient).details["champion"]
+    details = approve.run(lenient, verdict=yes).details
+    assert details["champion"] and campaign.champion.version == 1
+    assert train.run(lenient).details["champion"]  # approved once, it may be promoted again
+    assert actions(campaign) == ["register", "reject", "approve", "promote"]
+    tags = campaign.registry._client.get_model_version("spring", "1").tags
+    assert (tags["approval"], tags["approval_by"], tags["owner"]) == ("Approved", "bob", "crm")
+    assert AuditLog(campaign.config, campaign.lake).verify().holds
+    with pytest.raises(ConfigError, match=r"governance\.approval is not set"):
+        approve.run(campaign.changed(conf(campaign.lake)), verdict=yes)
+
+
+@pytest.mark.slow
+def test_the_whole_checklist_from_training_to_promotion(campaign, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = replace(campaign.config, lift=Lift(segments=("zip",), replicates=50))
+    whole = campaign.changed(replace(config, registry=replace(config.registry, version=1)))
+    train.run(whole)
+    score.run(whole)
+    lift.run(whole)
+    result = audit.run(whole, question=audit.AuditQuestion("bias"))
+    rows = whole.lake.read("gold.bias_audit").toPandas()
+    assert set(rows["bucket"]) == {"z0", "z1", "z2"} and set(rows["measure"]) == {
+        "predicted 5%", "realised 5%", "predicted 10%", "realised 10%",
+    }  # fmt: skip
+    assert result.details["groups"] == 3 and "groups were compared" in result.details["summary"]
+    assert audit.run(whole, question=audit.AuditQuestion("bias")).tables["gold.bias_audit"]["skipped"]
+    monkeypatch.setattr("uplift_spark.governance.permissions.os_user", lambda: "bob")
+    if result.details["findings"]:
+        with pytest.raises(DataError, match="a bias audit without findings"):
+            approve.run(whole, verdict=VersionVerdict(1, "bob", "good"))
+    else:
+        assert approve.run(whole, verdict=VersionVerdict(1, "bob", "good")).details["verdict"] == "Approved"

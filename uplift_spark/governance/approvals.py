@@ -1,0 +1,211 @@
+"""Which version of a model may become the champion: registration, approval and promotion, all on record.
+
+Without `governance.approval` a trained version is promoted as `registry.champion` says. With it a version waits until
+someone approves it, and nobody can while a part of the checklist is missing. What counts is the audit log; the tags in
+MLflow are a copy of it, which deployment jobs of Databricks read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.spark import actor_of, newest_entry, record_event
+from uplift_spark.governance_conf import ApprovalConf
+from uplift_spark.lake.tables import Lake
+from uplift_spark.registry.models import Registered, Registry
+from uplift_spark.runtime import ProgressCallback
+
+APPROVED, REJECTED, PENDING = "Approved", "Rejected", "Pending"
+"""Values of the tag: a deployment job of Databricks goes on when its approval task's tag says Approved."""
+
+
+def version_name(model: Registered) -> str:
+    """Name a version as the audit log does."""
+    return f"model {model.name} version {model.version}"
+
+
+def settle(
+    config: Config, lake: Lake, registry: Registry, model: Registered, run_id: str, progress: ProgressCallback
+) -> bool:
+    """Put a registered version on record, and make it the champion where `registry.champion` says so and nothing is
+    missing.
+
+    Returns:
+        Whether it is the champion now.
+    """
+    facts = {"sha256": model.sha256, "params": dict(model.params)}
+    event = AuditEvent("", "register", version_name(model), "trained", "", run_id, _versions(model), facts)
+    record_event(config, lake, event)
+    if not config.registry.champion:
+        return False
+    conf = config.governance.approval
+    if conf is not None and not is_approved(lake, model):
+        progress(f"{version_name(model)} waits for approval: uplift approve {model.version} --by NAME --reason WHY")
+        if newest_entry(lake, ("reject",), version_name(model)) is None:
+            registry.set_tags(model, {conf.tag: PENDING})
+        return False
+    promote(config, lake, registry, model, "registry.champion of the configuration", run_id)
+    return True
+
+
+def promote(config: Config, lake: Lake, registry: Registry, model: Registered, reason: str, run_id: str = "") -> None:
+    """Point the alias champion at a version, on record; the entry comes first, so that no promotion is without one."""
+    before = registry.known(config.model_name)
+    if before is None or before.version != model.version:
+        facts = {"version": model.version, "sha256": model.sha256}
+        facts["instead_of"] = None if before is None else before.version
+        subject = f"champion of {model.name}"
+        record_event(config, lake, AuditEvent("", "promote", subject, reason, "", run_id, _versions(model), facts))
+    registry.set_champion(model)
+
+
+def is_approved(lake: Lake, model: Registered) -> bool:
+    """Whether the newest verdict on record about a version is an approval."""
+    verdict = newest_entry(lake, ("approve", "reject"), version_name(model))
+    return verdict is not None and verdict.fields["action"] == "approve"
+
+
+def _versions(model: Registered) -> dict[str, int | str]:
+    return {"model": model.version, "code": model.git_version, **model.data_versions}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The checklist.
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """What is known about a version when someone wants to approve it.
+
+    trained_by   who registered it; None where that is not on record
+    evaluations  {level: lower end of the interval of the checklist's metric}; empty where it was not evaluated
+    bias         (groups compared, findings that need an answer); None without a bias audit of the version
+    metadata     {owner, purpose, legal_basis, data, code, ...: value}; empty ones are missing
+    """
+
+    trained_by: str | None = None
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    bias: tuple[int, int] | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+def missing_parts(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> list[str]:
+    """Say what of the checklist is missing, each with its remedy; approvers: names of who approves.
+
+    An evaluation passes where the lower end of the metric's interval is above `least` for some level.
+    """
+    checks = {
+        "evaluation": _evaluation_faults,
+        "bias": _bias_faults,
+        "other_approver": _approver_faults,
+        "metadata": _metadata_faults,
+    }
+    return [fault for need in conf.needs for fault in checks[need](conf, facts, approvers)]
+
+
+def _evaluation_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
+    if not facts.evaluations:
+        yield f"an evaluation with {conf.metric} (run `uplift score` and `uplift lift` with this version)"
+    elif not max(facts.evaluations.values()) > conf.least:
+        best = max(facts.evaluations, key=facts.evaluations.__getitem__)
+        yield (
+            f"an evaluation that passed ({conf.metric} must be above {conf.least:g} by the lower end of its interval, "
+            f"which is {facts.evaluations[best]:.4g} for {best})"
+        )
+
+
+def _bias_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
+    if facts.bias is None:
+        yield "a bias audit (run `uplift audit bias` with this version)"
+    elif facts.bias[1]:
+        yield f"a bias audit without findings (it has {facts.bias[1]}, see gold.bias_audit)"
+
+
+def _approver_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
+    if facts.trained_by is None:
+        yield "an entry of who trained it (train it with governance.audit)"
+    elif facts.trained_by in approvers:
+        yield f"an approver other than {facts.trained_by}, who trained it"
+
+
+def _metadata_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
+    if empty := [name for name, value in facts.metadata.items() if not value]:
+        yield f"metadata: {', '.join(empty)} (set governance.approval.{empty[0]})"
+
+
+def facts_of(
+    config: Config, lake: Lake, registry: Registry, version: int, evaluations: Mapping[str, float]
+) -> VersionFacts:
+    """Collect what is on record about a version; feature schema and environment are refused at registration if missing.
+
+    Raises ConfigError without such a version, or without `governance.approval`.
+    """
+    conf = _approval(config)
+    model = registry.find(config.model_name, version)
+    name = version_name(model)
+    trained, audited = (newest_entry(lake, (action,), name) for action in ("register", "bias"))
+    named = {key: getattr(conf, key) for key in ("owner", "purpose", "legal_basis")}
+    metadata = {**named, "data versions": dict(model.data_versions), "code version": model.git_version}
+    details = None if audited is None else audited.fields["details"]
+    bias = None if details is None else (details["groups"], details["findings"])
+    return VersionFacts(None if trained is None else trained.fields["actor"], evaluations, bias, metadata)
+
+
+def _approval(config: Config) -> ApprovalConf:
+    if config.governance.approval is None:
+        raise ConfigError("governance.approval is not set: versions need no approval; set it in the configuration")
+    return config.governance.approval
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verdicts.
+
+
+@dataclass(frozen=True)
+class VersionVerdict:
+    """A verdict about a version: who gives it, and why. Raises ConfigError where either is blank."""
+
+    version: int
+    by: str
+    reason: str
+    approves: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("by", "reason"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"--{name} is blank: say {'who decides' if name == 'by' else 'why'}")
+
+
+def decide_version(
+    config: Config, lake: Lake, registry: Registry, verdict: VersionVerdict, facts: VersionFacts
+) -> dict[str, object]:
+    """Approve or reject a version on record; an approved one becomes the champion where `registry.champion` says so.
+
+    Raises:
+        ConfigError: `governance.approval` is not set, or there is no such version.
+        DataError: Something of the checklist is missing; the sentence names all of it.
+    """
+    conf = _approval(config)
+    model, actor = registry.find(config.model_name, verdict.version), actor_of(config, lake)
+    if config.governance.access is not None and verdict.by != actor:
+        raise ConfigError(f"--by {verdict.by} is not {actor}, who runs this: decide in your own name")
+    name, action = version_name(model), "approve" if verdict.approves else "reject"
+    if verdict.approves and (missing := missing_parts(conf, facts, (verdict.by, actor))):
+        raise DataError(f"{name} cannot be approved, it lacks {'; '.join(missing)}")
+    details = {"by": verdict.by, "needs": list(conf.needs), "metadata": dict(facts.metadata), "bias": facts.bias}
+    details["evaluations"] = dict(facts.evaluations)
+    entry = record_event(
+        config, lake, AuditEvent(actor, action, name, verdict.reason, "", "", _versions(model), details)
+    )
+    tags = {conf.tag: APPROVED if verdict.approves else REJECTED, f"{conf.tag}_by": verdict.by}
+    tags |= {f"{conf.tag}_reason": verdict.reason, f"{conf.tag}_entry": entry.hash if entry else ""}
+    named = {key: str(facts.metadata[key]) for key in ("owner", "purpose", "legal_basis") if facts.metadata.get(key)}
+    registry.set_tags(model, {**tags, **named})
+    champion = verdict.approves and config.registry.champion
+    if champion:
+        promote(config, lake, registry, model, f"approved by {verdict.by}: {verdict.reason}")
+    return {"model": model.name, "version": model.version, "verdict": tags[conf.tag], "champion": champion}

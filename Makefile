@@ -86,10 +86,10 @@ java:
 demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF=conf/X.yaml SET="key=value ...")
 	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
 
-test: java $(READY) ## run the tests that are not slow (ARGS="tests/stats -x" for some)
+test: java $(READY) ## a short test of everything (ARGS="tests/stats -x" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not simulation and not slow" $(ARGS)
 
-slow: java $(READY) ## run the tests that need minutes: Spark Connect, spark-submit, streams, killed drivers, purges
+slow: java $(READY) ## the long tests: whole jobs, Spark Connect, spark-submit, streams, killed drivers (ARGS=tests/jobs)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant

@@ -105,7 +105,7 @@ security: java $(READY) ## attack the platform's doors, on a session, too (ARGS=
 matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0, 4.1 and 4.2 (ARGS="--only 4.0.1")
 	@$(BIN)/python -m tests.versions $(ARGS)
 
-fuzz: $(READY) ## 100,000 mutations of model files, in worker processes with bounds (ARGS="--mutations 2000 --seed 3")
+fuzz: $(READY) ## 140,000 mutations of model files, configurations and input files (ARGS="--mutations 2000 --seed 3")
 	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)
 
 lint: $(READY) ## ruff and mypy

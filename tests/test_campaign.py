@@ -129,6 +129,7 @@ def test_pictures_are_drawn_from_the_tables(written: Campaign) -> None:
     assert "Lift of 5% on visit, by decile" in str(written.report())
 
 
+@pytest.mark.slow
 def test_queries_read_and_nothing_else(written: Campaign) -> None:
     assert written.sql("SELECT count(*) AS n FROM gold.uplift_scores")["n"].tolist() == [2400]
     with pytest.raises(ConfigError, match="only reads"):
@@ -137,6 +138,7 @@ def test_queries_read_and_nothing_else(written: Campaign) -> None:
         written.sql("SELECT nothing FROM gold.uplift_scores")
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_named_with_the_verb_to_run(written: Campaign, lake: Lake) -> None:
     empty = Campaign(CONFIG, lake)
     with pytest.raises(DataError, match="run `uplift score` first"):

@@ -73,7 +73,7 @@ def test_units_without_comparable_ones_are_flagged_on_spark_too(spark):
     "roles",
     [
         pytest.param(Roles("unit", "spend", "y", ("age", "region"), "0", grid=(1.0, 2.0)), marks=pytest.mark.slow),
-        Roles("unit", "package", "y", ("age", "spend"), "none/0", dose=PACKAGES),
+        pytest.param(Roles("unit", "package", "y", ("age", "spend"), "none/0", dose=PACKAGES), marks=pytest.mark.slow),
     ],
 )
 def test_forests_of_doses_agree_too(frame, on_spark, roles):

@@ -95,10 +95,10 @@ def written(spark: SparkSession, folder: Path, format_: str) -> Path:
 @pytest.mark.parametrize(
     ("format_", "twice"),
     [
-        ("csv", True),
+        pytest.param("csv", True, marks=pytest.mark.slow),
         ("json", False),
         ("parquet", False),
-        ("delta", True),
+        pytest.param("delta", True, marks=pytest.mark.slow),
         pytest.param("json", True, marks=pytest.mark.slow),
         pytest.param("parquet", True, marks=pytest.mark.slow),
     ],

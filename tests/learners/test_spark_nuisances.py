@@ -94,6 +94,7 @@ def test_logged_propensities_count_where_they_are_trusted(units):
     assert with_scores(logged, folds_of(logged, logged=True)).where("propensity != 0.25").isEmpty()
 
 
+@pytest.mark.slow
 def test_averages_overlap_and_balance(scored):
     rows, kept = scored.toPandas(), scored.where(F.col("split") != TRIMMED)
     inside = rows[rows.split != TRIMMED]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from tests.jobs.test_train_score import TABLE, conf, training_rows
@@ -28,8 +27,7 @@ def governed(config, **approval):
 @pytest.fixture(scope="module")
 def campaign(spark, tmp_path_factory):
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("approve"))))
-    rows = training_rows(1200)
-    lake.write(TABLE, spark.createDataFrame(rows.assign(size=np.arange(1200) % 3)), "features-1", mode="overwrite")
+    lake.write(TABLE, spark.createDataFrame(training_rows(1200)), "features-1", mode="overwrite")
     return Campaign(governed(conf(lake), owner="crm", purpose="spring", legal_basis="consent"), lake)
 
 
@@ -73,6 +71,10 @@ def test_a_version_waits_until_it_is_approved_and_the_log_says_all_of_it(campaig
     assert details["champion"] and campaign.champion.version == 1
     assert train.run(lenient).details["champion"]  # approved once, it may be promoted again
     assert actions(campaign) == ["register", "reject", "approve", "promote"]
+    # A verdict that is taken back and given again counts anew.
+    reject.run(lenient, verdict=VersionVerdict(1, "bob", "not yet", approves=False))
+    assert not train.run(lenient).details["champion"]
+    assert approve.run(lenient, verdict=yes).details["verdict"] == "Approved" and train.run(lenient).details["champion"]
     tags = campaign.registry._client.get_model_version("spring", "1").tags
     assert (tags["approval"], tags["approval_by"], tags["owner"]) == ("Approved", "bob", "crm")
     assert AuditLog(campaign.config, campaign.lake).verify().holds

@@ -35,7 +35,7 @@ def settle(
     missing.
 
     Returns:
-        Whether it is the champion now.
+        Whether this made it the champion.
     """
     facts = {"sha256": model.sha256, "params": dict(model.params)}
     event = AuditEvent("", "register", version_name(model), "trained", "", run_id, _versions(model), facts)
@@ -198,9 +198,8 @@ def decide_version(
         raise DataError(f"{name} cannot be approved, it lacks {'; '.join(missing)}")
     details = {"by": verdict.by, "needs": list(conf.needs), "metadata": dict(facts.metadata), "bias": facts.bias}
     details["evaluations"] = dict(facts.evaluations)
-    entry = record_event(
-        config, lake, AuditEvent(actor, action, name, verdict.reason, "", "", _versions(model), details)
-    )
+    event = AuditEvent(actor, action, name, verdict.reason, "", "", _versions(model), details)
+    entry = record_event(config, lake, event, once=False)  # a verdict may be given, taken back and given again
     tags = {conf.tag: APPROVED if verdict.approves else REJECTED, f"{conf.tag}_by": verdict.by}
     tags |= {f"{conf.tag}_reason": verdict.reason, f"{conf.tag}_entry": entry.hash if entry else ""}
     named = {key: str(facts.metadata[key]) for key in ("owner", "purpose", "legal_basis") if facts.metadata.get(key)}

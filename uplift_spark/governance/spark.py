@@ -49,11 +49,12 @@ from uplift_spark.lake.schemas import (
     SCORES_TABLE,
     gold_table,
 )
-from uplift_spark.lake.tables import ATTEMPTS, Lake
+from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import code_version, plain_values
 
 _LEAF_BYTES = 32
+_TRIES = 30  # each one that is lost means that another writer's entry is there
 _PART = 200_000  # entries that a verification reads at a time
 _DECISION = (RUN_ID, CAMPAIGN, UNIT, TREATMENT, "reason", "gain", "cost", "value", "model_version")
 """Columns of a decision that its hash is of."""
@@ -90,12 +91,11 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
     conf = config.governance.audit
     if conf is None:
         return None
-    signer = (
-        None if conf.key is None else signer_of(conf.key)
-    )  # a key that is not there shows before anything is written
+    # A key that is not there shows before anything is written.
+    signer = None if conf.key is None else signer_of(conf.key)
     actor, details = event.actor or actor_of(config, lake), finite_values(event.details)
     event = replace(event, actor=actor, campaign=event.campaign or config.campaign, details=details)
-    for _ in range(ATTEMPTS):
+    for _ in range(_TRIES):
         first, last, same = _newest(lake, event)
         if once and same is not None and _says(same, event):
             return same
@@ -109,7 +109,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
             mark = Checkpoint(log, entry.seq, entry.hash, entry.fields["at"])
             CheckpointFolder(conf.checkpoints).add(mark.signed(signer))
         return entry
-    raise ConflictError(f"other writers won {AUDIT_TABLE} {ATTEMPTS} times in a row: run it again when they are done")
+    raise ConflictError(f"other writers won {AUDIT_TABLE} {_TRIES} times in a row: run it again when they are done")
 
 
 def finite_values(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +180,8 @@ def record_plan(
     conf = config.governance.audit
     if conf is None:
         return None
+    if (known := newest_entry(lake, ("decide",), f"plan {run_id}")) is not None:
+        return known  # the job is run again; units may have been erased since
     sections = {name: asdict(getattr(config, name)) for name in ("policy", "economics", "consent")}
     details: dict[str, Any] = {**facts, **sections}
     if conf.decisions:
@@ -191,11 +193,13 @@ def record_plan(
 
 def _write_trees(config: Config, lake: Lake, run_id: str) -> dict[str, Any]:
     mine = (F.col(RUN_ID) == run_id) & (F.col(CAMPAIGN) == config.campaign)
-    decisions = lake.read(DECISIONS_TABLE).where(mine)
-    n = decisions.count()
-    frame = decision_trees(decisions, bucket_count(n)).withColumn(CAMPAIGN, F.lit(config.campaign))
-    written = lake.write(AUDIT_TREES, frame, run_id)
-    roots = _bucket_roots(lake.read(AUDIT_TREES, written.version).where(mine))
+    roots = _bucket_roots(lake.read(AUDIT_TREES).where(mine)) if lake.exists(AUDIT_TREES) else []
+    if not roots:  # else a run that was killed wrote them, whatever was erased since
+        decisions = lake.read(DECISIONS_TABLE).where(mine)
+        frame = decision_trees(decisions, bucket_count(decisions.count()))
+        written = lake.write(AUDIT_TREES, frame.withColumn(CAMPAIGN, F.lit(config.campaign)), run_id)
+        roots = _bucket_roots(lake.read(AUDIT_TREES, written.version).where(mine))
+    n = sum(one.units for one in roots)
     return {"units": n, "buckets": bucket_count(n), "root": batch_root(roots)}
 
 

@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from uplift_spark.governance_conf import Governance
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()
@@ -50,6 +54,12 @@ def examples_of(page: str) -> int:
 
 def test_the_page_on_governance_runs_and_shows_what_comes_out() -> None:
     assert examples_of("governance.md") == 10
+
+
+def test_configurations_on_the_page_on_governance_are_read() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "governance.md").read_text(), re.S)
+    sections = [TypeAdapter(Governance).validate_python(yaml.safe_load(block)["governance"]) for block in blocks]
+    assert len(sections) == 2 and sections[0].approval is not None and sections[1].access is not None
 
 
 def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:

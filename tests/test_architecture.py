@@ -37,13 +37,14 @@ ROOMS: dict[str, set[str]] = {
     "governance": {"lake", "registry"},
     "experiments": set(),
     "serving": set(),
+    "monitoring": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake"},
-    "jobs": {"lake", "registry", "events", "policy", "experiments", "governance", "campaign", "console"},
+    "jobs": {"lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "campaign", "console"},
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.
-FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments"}
+FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments", "monitoring"}
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
 SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
 SPARK_EDGES = {
@@ -565,7 +566,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_cores_load_no_spark() -> None:
-    core = {"stats", "forest", "learners", "experiments", "serving"}
+    core = {"stats", "forest", "learners", "experiments", "serving", "monitoring"}
     every = [m.name for m in modules(ROOT) if m.room in core or m.name in SPARKLESS_MODULES]
     names = [name for name in every if name not in SPARK_EDGES]
     loaded = loaded_by(f"import {', '.join(names)}")

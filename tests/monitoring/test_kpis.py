@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, Kpi, kpi_named, with_thresholds
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
+from uplift_spark.monitoring_conf import Monitoring
 
 NAN = math.nan
 
@@ -94,3 +97,38 @@ def test_thresholds_are_replaced_one_by_one() -> None:
     )
     assert kpi_named("uplift_roi", kpis).target is None
     assert [kpi.name for kpi in kpis] == [kpi.name for kpi in FOUNDING_KPIS]
+
+
+def test_users_add_kpis_and_thresholds() -> None:
+    section = TypeAdapter(Monitoring).validate_python(
+        {
+            "kpis": {
+                "error_rate": {"alert": "0.05"},
+                "uplift_roi": {"target": None, "alert": None},
+                "refunds": {
+                    **{"table": "bronze.outcome", "time": "occurred_at", "value": "if(outcome = 'refund', 1, 0)"},
+                    **{"better": "below", "alert": 0.1, "unit": "share", "definition": "Share of refunds."},
+                },
+            }
+        }
+    )
+    kpis = {kpi.name: kpi for kpi in campaign_kpis(section)}
+    assert (kpis["error_rate"].target, kpis["error_rate"].alert) == (0.01, 0.05)
+    assert (kpis["uplift_roi"].target, kpis["uplift_roi"].alert) == (None, None)
+    assert kpis["refunds"].alert == 0.1 and kpis["refunds"].definition == "Share of refunds."
+
+
+@pytest.mark.parametrize(
+    ("kpis", "sentence"),
+    [
+        ({"eror_rate": {"alert": 0.1}}, r"kpis.eror_rate is no KPI: did you mean 'error_rate'"),
+        ({"error_rate": {"alert": 0.001}}, r"wrong way round"),
+        ({"mine": {"value": "1"}}, r"kpis.mine has value and no table"),
+        ({"mine": {"table": "gold.x", "value": "1"}}, r"kpis.mine is a KPI of your own and lacks time, better"),
+        ({"error_rate": {"table": "gold.x", "time": "t", "value": "1", "better": "below"}}, r"give your own another"),
+        ({"mine": {"table": "gold.x", "time": "t", "value": "(select 1)", "better": "below"}}, r"kpis.mine.value"),
+    ],
+)
+def test_kpis_of_a_configuration_that_are_wrong(kpis: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        campaign_kpis(TypeAdapter(Monitoring).validate_python({"kpis": kpis}))

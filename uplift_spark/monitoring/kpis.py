@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from uplift_spark.errors import ConfigError, hint
+from uplift_spark.monitoring_conf import KpiConf, Monitoring
 from uplift_spark.roles import checked_name
 
 Better = Literal["below", "above"]
@@ -189,6 +190,66 @@ def kpi_named(name: str, kpis: Iterable[Kpi] = FOUNDING_KPIS) -> Kpi:
     if name not in known:
         raise ConfigError(f"KPI {name!r} is unknown: {hint(name, known)}")
     return known[name]
+
+
+LIFT_FIGURES: tuple[Kpi, ...] = (
+    Kpi(
+        *("expected_lift", "outcome", "above", None, None, 1000),
+        "Uplift per unit that the window's covariates let expect, before labels ripen; effects given them stay.",
+        *("mean", "ticket", "units"),
+    ),
+    Kpi(
+        *("expected_qini", "outcome", "above", None, None, 1000),
+        "Area between the gain of treating the best first and that of treating at random, expected likewise.",
+        *("mean", "ticket", "units"),
+    ),
+    Kpi(
+        *("observed_lift", "outcome", "above", None, None, 1000),
+        "Uplift per unit by the window's labels that are mature.",
+        *("mean", "ticket", "units"),
+    ),
+)
+"""Figures without thresholds: what the others are read beside."""
+
+
+def campaign_kpis(monitoring: Monitoring) -> tuple[Kpi, ...]:
+    """Declare the KPIs of a campaign: the platform's with its thresholds, then its own.
+
+    Args:
+        monitoring: The section of the configuration.
+
+    Returns:
+        The declarations.
+
+    Raises:
+        ConfigError: A KPI is unknown, or a threshold lies the wrong way round.
+    """
+    platform = (*FOUNDING_KPIS, *LIFT_FIGURES)
+    names = {kpi.name for kpi in platform}
+    for name, conf in monitoring.kpis.items():
+        if name not in names and not conf.own:
+            raise ConfigError(
+                f"monitoring.kpis.{name} is no KPI: {hint(name, names)}; one of your own needs table, time, value and "
+                "better"
+            )
+        if name in names and conf.own:
+            raise ConfigError(f"monitoring.kpis.{name} is a KPI of the platform: give your own another name")
+    changed = with_thresholds(platform, {n: c.changes for n, c in monitoring.kpis.items() if not c.own})
+    own = (
+        Kpi(
+            *(name, conf.unit, conf.better or "below", *_own_thresholds(conf), conf.min_n or 1),
+            conf.definition or f"{conf.value} per {conf.per} of {conf.table}",
+            *("ratio", conf.severity or "ticket", "rows"),
+        )
+        for name, conf in monitoring.kpis.items()
+        if conf.own
+    )
+    return (*changed, *own)
+
+
+def _own_thresholds(conf: KpiConf) -> tuple[float | None, float | None]:
+    target, alert = (None if value == "default" else value for value in (conf.target, conf.alert))
+    return target, alert
 
 
 def with_thresholds(kpis: Iterable[Kpi], changes: Mapping[str, Mapping[str, object]]) -> tuple[Kpi, ...]:

@@ -25,7 +25,7 @@ from uplift_spark.monitoring.alerts import (
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-PLAIN = AlertRule("delivery_rate", "page", runbook="docs/monitoring.md")
+PLAIN = AlertRule("delivery_rate", "page", runbook="docs/alerts.md")
 SLOW = AlertRule("drift_score", hold=10 * MINUTE, clear=10 * MINUTE)
 
 
@@ -207,7 +207,7 @@ def test_notifications_are_grouped_by_campaign_and_severity() -> None:
         ("ticket", "b", 2),
     ]
     assert groups[0].title == "[page] a: 2 firing"
-    assert groups[0].lines()[0] == "firing delivery_rate (feature x): at minute 0 [docs/monitoring.md]"
+    assert groups[0].lines()[0] == "firing delivery_rate (feature x): at minute 0 [docs/alerts.md]"
     (over,) = notifications(
         book.observe([said(1, False, PLAIN, "a", feature="x"), said(1, True, PLAIN, "a", feature="z")])
     )

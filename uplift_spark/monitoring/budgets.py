@@ -193,10 +193,26 @@ def least_errors(window: BurnWindow, objective: float, a_year: float = FALSE_ALA
     Returns:
         A number of errors, 2 at least: one error says nothing.
     """
-    share = window.factor * (1 - objective)
     for least in range(2, 400):
-        # The bound grows with n as long as the same number of errors suffices: its peaks are where one more is needed.
-        peaks = {max(1, math.ceil(needed / share) - 1) for needed in range(least, least + 30)}
-        if all(false_alarms_a_year(window, objective, n, least) <= a_year for n in peaks):
+        if most_false_alarms(window, objective, least) <= a_year:
             return least
     raise ConfigError(f"an objective of {objective:.4%} has no alert that noise leaves alone: aim higher")
+
+
+def most_false_alarms(window: BurnWindow, objective: float, least: int) -> float:
+    """Bound the false alarms a year at the traffic that has most of them.
+
+    Args:
+        window: The burn rate.
+        objective: Share of good events aimed at.
+        least: Errors that the long window needs.
+
+    Returns:
+        The largest of `false_alarms_a_year`.
+    """
+    share = window.factor * (1 - objective)
+    # The bound grows with n as long as the same number of errors suffices: its peaks are where one more is needed, give
+    # or take the rounding of the division.
+    edges = (math.ceil(needed / share) for needed in range(least, least + 30))
+    peaks = {max(1, edge - step) for edge in edges for step in (0, 1, 2)}
+    return max(false_alarms_a_year(window, objective, n, least) for n in peaks)

@@ -1,8 +1,9 @@
 """What Prometheus and Alertmanager need, derived from the KPIs' declarations: names, text file, rules, routes.
 
 A monitor's figures reach Prometheus by a text file that the node exporter serves (`write_kpis`); a service is scraped
-itself. `monitor_rules` and `service_rules` make the rules, `rule_files` and the other functions their YAML. Every rule says of which kind it
-is, so that `monitoring.scenarios` can prove that it fires, holds, resets and stays quiet without traffic or data.
+itself. `monitor_rules` and `service_rules` make the rules, `rule_files` and the other functions their YAML. Every rule
+says of which kind it is, so that `monitoring.scenarios` can prove that it fires, holds, resets and stays quiet without
+traffic or data.
 
 No measured value is a label: alerts are known by rule and campaign, so that Alertmanager can tell repeats.
 """
@@ -35,7 +36,7 @@ SERVED_PATHS = 'path=~"/v1/.*"'
 """Requests that count: health checks and scrapes would thin out the errors."""
 NODE_JOB, SERVING_JOB = "uplift-node", "uplift-serving"
 OOM_KILLS = "node_vmstat_oom_kill"
-RUNBOOK = "docs/monitoring.md"
+RUNBOOK = "docs/alerts.md"
 
 RuleKind = Literal["threshold", "absent", "stale", "burn", "latency", "down", "memory", "node_down"]
 SERVICE_KINDS: tuple[RuleKind, ...] = ("burn", "latency", "down")

@@ -273,7 +273,10 @@ def _burn_cases(rule: PromRule) -> list[RuleCase]:
     objective = objective_of(kpi)
     step = 1 if window.long <= 60 else 5 if window.long <= 6 * 60 else 10
     limit = window.factor * (1 - objective)
-    share = 1.0 if window.long <= 60 else min(1.0, 1.5 * limit)
+    # Whole numbers: a counter whose sums are rounded seems to fall, which Prometheus takes for a restart.
+    per_step = PER_MINUTE * step
+    failed = per_step if window.long <= 60 else min(per_step, math.ceil(1.5 * limit * per_step))
+    share, fine = failed / per_step, per_step - failed
     least = least_errors(window, objective)
     outage = minutes_to_alert(window, objective, share, PER_MINUTE, least)
     start = window.long
@@ -283,12 +286,11 @@ def _burn_cases(rule: PromRule) -> list[RuleCase]:
 
     def case(of: Case, bad: float, checks: Checks) -> RuleCase:
         """Errors begin at `start` and last `bad` minutes: before, there is no counter of errors."""
-        per_step, n, ok = PER_MINUTE * step, at(bad) // step, start // step
+        n, ok = at(bad) // step, start // step
         rest = at(window.short + 4 * step) // step + at(outage) // step
-        failed, fine = per_step * share, per_step * (1 - share)
-        errors = f"{_missing(ok)} 0+{failed!r}x{n} {failed * n!r}+0x{rest}"
+        errors = f"{_missing(ok)} 0+{failed}x{n} {failed * n}+0x{rest}"
         good = per_step * ok
-        served = f"0+{per_step}x{ok} {good + fine!r}+{fine!r}x{n - 1} {good + fine * n + per_step!r}+{per_step}x{rest}"
+        served = f"0+{per_step}x{ok} {good + fine}+{fine}x{n - 1} {good + fine * n + per_step}+{per_step}x{rest}"
         return RuleCase(rule, of, _requests(rule, errors, served), checks, step)
 
     fires = at(start + outage + 1.5 * step)

@@ -25,7 +25,8 @@ PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
-    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "governance_conf"),
+    *("errors", "roles", "runtime", "spark_versions", "sql_gate"),
+    *("source_conf", "governance_conf", "monitoring_conf", "alert_conf"),
     "config",
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
@@ -38,13 +39,14 @@ ROOMS: dict[str, set[str]] = {
     "governance": {"lake", "registry"},
     "experiments": set(),
     "serving": set(),
+    "monitoring": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake", "governance"},
-    "jobs": {"lake", "registry", "events", "policy", "experiments", "governance", "campaign", "console"},
+    "jobs": {"lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "campaign", "console"},
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.
-FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments"}
+FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments", "monitoring"}
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
 SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
 SPARK_EDGES = {
@@ -567,7 +569,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_cores_load_no_spark() -> None:
-    core = {"stats", "forest", "learners", "experiments", "serving"}
+    core = {"stats", "forest", "learners", "experiments", "serving", "monitoring"}
     every = [m.name for m in modules(ROOT) if m.room in core or m.name in SPARKLESS_MODULES]
     names = [name for name in every if name not in SPARK_EDGES]
     loaded = loaded_by(f"import {', '.join(names)}")

@@ -27,7 +27,7 @@ from uplift_spark.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = yaml.safe_load((ROOT / "databricks.yml").read_text(encoding="utf-8"))
 KNOWN = ("bundle.name", "bundle.target", "workspace.file_path")
-NOT_A_TASK = {"contract", "grants", "power"}  # answer from their options alone: nothing of a platform is needed
+NOT_A_TASK = {"contract", "grants", "power", "monitoring_files"}  # answer from their options alone
 
 Fields = tuple[tuple[str, int, int, str], ...]
 QUARTZ: Fields = (

@@ -81,7 +81,7 @@ def _add_verb(verb: str, summary: str) -> None:
 
     # What stands behind the verb, --help included, is the job's own.
     everything = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
-    app.command(verb, short_help=summary, add_help_option=False, context_settings=everything)(call)
+    app.command(verb.replace("_", "-"), short_help=summary, add_help_option=False, context_settings=everything)(call)
 
 
 for _verb, _summary in verbs().items():

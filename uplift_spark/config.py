@@ -3,7 +3,7 @@
 Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
 unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
 which unit, and what holds where a key is left out. `Config`, at the end, names the sections; `lakehouse`, `pseudonyms`
-and those of `source` stand in `source_conf`, `governance` in `governance_conf`.
+and those of `source` stand in `source_conf`, the others named `X_conf` hold the section X each.
 
 A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
 and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
@@ -29,8 +29,10 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from uplift_spark.alert_conf import Alerts
 from uplift_spark.errors import ConfigError
 from uplift_spark.governance_conf import Governance
+from uplift_spark.monitoring_conf import Monitoring
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.source_conf import (
@@ -641,6 +643,8 @@ class Config:
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
     governance: Governance = Field(default_factory=Governance)
     tree: TreeConf = Field(default_factory=TreeConf)
+    monitoring: Monitoring = Field(default_factory=Monitoring)
+    alerts: Alerts = Field(default_factory=Alerts)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

@@ -17,6 +17,7 @@ from scipy.stats import chi2, f, norm
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.experiments.sequential import StoppingRule, sequential_ratio_p
 from uplift_spark.roles import UNIT
+from uplift_spark.stats.findings import Finding
 from uplift_spark.stats.moments import CrossMoments
 from uplift_spark.stats.tests import false_discovery, unreached_arms
 
@@ -160,24 +161,8 @@ class TrialFacts:
         return float(sum(self.units.values()))
 
 
-@dataclass(frozen=True)
-class HealthFinding:
-    """One thing that is wrong with a trial.
-
-    check      name of the check
-    severity   'refuse' or 'warn'
-    figure     what was measured
-    threshold  from where on it is a finding
-    sentence   what is wrong, and the remedy
-    p_value    of the test, where there is one
-    """
-
-    check: str
-    severity: str
-    figure: float
-    threshold: float
-    sentence: str
-    p_value: float | None = None
+class HealthFinding(Finding):
+    """One thing that is wrong with a trial; its severity is 'refuse' or 'warn'."""
 
 
 def health_findings(

@@ -353,7 +353,38 @@ _BIAS = Contract(
     ),
 )
 
+_ALERTS = Contract(
+    table="gold.alerts",
+    job="monitor",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "alert string: fingerprint of rule, campaign and labels; no measured value is part of it",
+        "rule string",
+        "severity string: page or ticket",
+        "labels string: what the alert is about, as JSON",
+        "sequence bigint: 1, 2, 3 ... of the alert's events",
+        "episode bigint: raised each time it is breached anew after it was resolved",
+        "event string: pending, cancelled, fired, clearing (well, not yet for long), broken_again, resolved, notified "
+        "(what kept it quiet is over), reminded, acknowledged, closed (resolved by hand)",
+        "at timestamp: end of the window that was evaluated, or when somebody acted",
+        "notify boolean: people were to be notified",
+        "quiet string: why they were not; empty where nothing was kept quiet",
+        "value double: measured",
+        "threshold double",
+        "summary string",
+        "runbook string: page that says what to do",
+        "by string: who acknowledged or closed it",
+        "note string",
+    ),
+    unique=("alert", "sequence"),
+    append_only=True,
+    cluster_by=(CAMPAIGN, "at"),
+    skip_by=(CAMPAIGN, "at", "alert"),
+)
+
 GOLD = (
+    _ALERTS,
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
@@ -727,6 +758,7 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
+ALERTS_TABLE = _ALERTS.table
 SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
 AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = _AUDIT_LOG.table, _AUDIT_TREES.table, _BIAS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"

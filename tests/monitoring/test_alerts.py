@@ -1,0 +1,314 @@
+"""The life of an alert, by examples and by all histories that hypothesis thinks of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.lake.schemas import ALERTS_TABLE, contract_of
+from uplift_spark.monitoring.alerts import (
+    AlertBook,
+    AlertEvent,
+    AlertRule,
+    Condition,
+    SuppressionWindow,
+    alert_fingerprint,
+    notifications,
+)
+
+START = datetime(2026, 3, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+PLAIN = AlertRule("delivery_rate", "page", runbook="docs/alerts.md")
+SLOW = AlertRule("drift_score", hold=10 * MINUTE, clear=10 * MINUTE)
+
+
+def said(
+    minute: float, breached: bool | None, rule: AlertRule = PLAIN, campaign: str = "demo", **labels: str
+) -> Condition:
+    return Condition(rule, campaign, START + minute * MINUTE, breached, f"at minute {minute}", minute, 0.99, labels)
+
+
+def history(conditions: list[Condition], book: AlertBook | None = None) -> list[tuple[str, bool]]:
+    """(event, whether people are notified) of one condition after another."""
+    book = book or AlertBook()
+    return [(event.event, event.notify) for one in conditions for event in book.observe([one])]
+
+
+def test_fires_once_resolves_and_fires_again() -> None:
+    conditions = [said(minute, minute not in (3, 4, 5)) for minute in range(0, 60)]
+    book = AlertBook(settle=timedelta(0))
+    events = [event for one in conditions for event in book.observe([one])]
+    assert [(e.event, e.episode, e.at) for e in events] == [
+        ("fired", 1, START),
+        ("resolved", 1, START + 3 * MINUTE),
+        ("fired", 2, START + 6 * MINUTE),
+    ]
+    assert all(event.notify for event in events)
+    assert len({event.alert for event in events}) == 1
+    assert [event.sequence for event in events] == [1, 2, 3]
+
+
+def test_a_breach_must_hold_and_wellness_must_hold() -> None:
+    minutes = [0, 5, 6, 7, 16, 17, 20, 25, 26, 30, 40]
+    breached = [True, True, False, True, True, True, False, True, False, False, False]
+    events = history([said(m, b, SLOW) for m, b in zip(minutes, breached, strict=True)])
+    assert events == [
+        ("pending", False),
+        ("cancelled", False),
+        ("pending", False),
+        ("fired", True),
+        ("clearing", False),
+        ("broken_again", False),
+        ("clearing", False),
+        ("resolved", True),
+    ]
+
+
+def test_silence_resolves_nothing() -> None:
+    assert history([said(0, True), *(said(minute, None) for minute in range(1, 50))]) == [("fired", True)]
+    assert history([said(minute, None) for minute in range(5)]) == []
+
+
+def test_the_fingerprint_holds_no_value() -> None:
+    assert said(0, True, feature="age").fingerprint == said(7, False, feature="age").fingerprint
+    assert said(0, True, feature="age").fingerprint != said(0, True, feature="recency").fingerprint
+    assert alert_fingerprint("r", "c", {"a": "1", "b": "2"}) == alert_fingerprint("r", "c", {"b": "2", "a": "1"})
+    assert alert_fingerprint("r", "c", {}) != alert_fingerprint("r", "d", {}) != alert_fingerprint("s", "c", {})
+    with pytest.raises(ConfigError, match="rule delivery_rate has the measured value among its labels"):
+        said(0, True, value=".97")
+    with pytest.raises(ConfigError, match="a label severity"):
+        said(0, True, severity="page")
+
+
+def test_an_alert_that_flaps_notifies_once_in_a_quarter_of_an_hour() -> None:
+    conditions = [said(minute, minute % 2 == 0) for minute in range(0, 31)]
+    told_of = [event for event, notify in history(conditions) if notify]
+    assert told_of == ["fired", "resolved"]  # later ones fire within 15 minutes of the last resolution
+    steady = [said(0, True), said(1, False), said(2, True), *(said(minute, True) for minute in range(3, 30))]
+    assert history(steady) == [("fired", True), ("resolved", True), ("fired", False), ("notified", True)]
+
+
+def test_a_suppression_window_keeps_people_quiet_not_the_history() -> None:
+    window = SuppressionWindow(START, START + 30 * MINUTE, "load test", ("demo",), ("delivery_*",))
+    goes_on = [said(minute, True) for minute in (5, 29, 30, 31)]
+    assert history(goes_on, AlertBook([window])) == [("fired", False), ("notified", True)]
+    book = AlertBook([window])
+    (event,) = book.observe([said(5, True)])
+    assert event.quiet == "load test"
+    assert history([said(6, False)], book) == [("resolved", False)]
+    assert history([said(5, True, campaign="other")], AlertBook([window])) == [("fired", True)]
+    assert history([said(5, True, SLOW), said(16, True, SLOW)], AlertBook([window])) == [
+        ("pending", False),
+        ("fired", True),
+    ]
+    # Whoever read that it fires reads that it is over.
+    later = SuppressionWindow(START + MINUTE, START + 30 * MINUTE, "load test")
+    assert history([said(0, True), said(5, False)], AlertBook([later])) == [("fired", True), ("resolved", True)]
+    with pytest.raises(ConfigError, match="not after it starts"):
+        SuppressionWindow(START, START, "nothing")
+    with pytest.raises(ConfigError, match="no time zone"):
+        SuppressionWindow(datetime(2026, 1, 1), START, "local")
+
+
+def test_acknowledged_alerts_remind_nobody() -> None:
+    rule = AlertRule("errors", "page", remind=10 * MINUTE)
+    conditions = [said(minute, True, rule) for minute in range(0, 31)]
+    assert history(conditions) == [("fired", True), ("reminded", True), ("reminded", True), ("reminded", True)]
+    book = AlertBook()
+    (fired,) = book.observe(conditions[:1])
+    event = book.acknowledge(fired.alert[:6], "ann", START + MINUTE, "looking into it")
+    assert (event.event, event.by, event.note, event.notify) == ("acknowledged", "ann", "looking into it", False)
+    assert history(conditions[2:], book) == []
+    assert history([said(40, False, rule), said(60, True, rule), said(70, True, rule)], book) == [
+        ("resolved", True),
+        ("fired", True),
+        ("reminded", True),  # the next episode is acknowledged by nobody yet
+    ]
+
+
+def test_an_alert_of_what_is_measured_no_more_is_closed_by_hand() -> None:
+    book = AlertBook()
+    (fired,) = book.observe([said(0, True, feature="gone")])
+    closed = book.close(fired.alert, "ben", START + 90 * MINUTE, "the feature was removed")
+    assert closed.notify and book.active() == []
+    for act in (book.close, book.acknowledge):
+        with pytest.raises(DataError, match="is no alert that fires"):
+            act(fired.alert, "ben", START + 91 * MINUTE)
+    # Rules are evaluated at the end of their window, which may lie before the moment somebody acted.
+    (again,) = book.observe([said(60, True, feature="gone")])
+    assert (again.event, again.episode, again.sequence) == ("fired", 2, 3)
+    assert AlertBook.replay([again, closed, fired]).states == book.states
+
+
+def test_what_people_may_not_do() -> None:
+    book = AlertBook()
+    (fired,) = book.observe([said(5, True)])
+    book.observe([said(5, True, campaign="other")])
+    with pytest.raises(DataError, match="by nobody"):
+        book.acknowledge(fired.alert, " ", START + 6 * MINUTE)
+    with pytest.raises(DataError, match="before its newest event"):
+        book.acknowledge(fired.alert, "ann", START)
+    with pytest.raises(DataError, match="is no alert that fires"):
+        book.acknowledge("", "ann", START + 6 * MINUTE)
+    with pytest.raises(ConfigError, match="use page or ticket"):
+        AlertRule("errors", "phone")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="hold is negative"):
+        AlertRule("errors", hold=-MINUTE)
+    with pytest.raises(ConfigError, match="remind must be above 0"):
+        AlertRule("errors", remind=0 * MINUTE)
+
+
+def test_a_clock_that_goes_back_is_refused_and_changes_nothing() -> None:
+    book = AlertBook()
+    events = book.observe([said(10, True)])
+    before = dict(book.states)
+    with pytest.raises(
+        DataError, match=r"campaign demo was evaluated at .*00:09.*, before the last evaluation at .*00:10"
+    ):
+        book.observe([said(11, True, SLOW, "third"), said(9, False)])
+    assert book.states == before
+    again = AlertBook.replay(events, evaluated={"demo": START + 20 * MINUTE})
+    with pytest.raises(DataError, match="the clock went back"):
+        again.observe([said(15, False)])
+    assert book.observe([said(9, True, campaign="other")])  # has a clock of its own
+    with pytest.raises(DataError, match="of no time zone"):
+        Condition(PLAIN, "demo", datetime(2026, 1, 1), True)
+
+
+def test_two_conditions_about_one_alert_are_refused() -> None:
+    with pytest.raises(DataError, match=r"\(feature age\) occurs twice in one evaluation"):
+        AlertBook().observe([said(0, True, feature="age"), said(0, False, feature="age")])
+
+
+def test_two_monitors_at_once_show_in_the_history() -> None:
+    first, second = AlertBook().observe([said(0, True)]), AlertBook().observe([said(0, True)])
+    with pytest.raises(DataError, match=r"1 of alert .* occurs twice: two monitors ran at once"):
+        AlertBook.replay(first + second)
+    with pytest.raises(DataError, match=r"2 of alert .* comes without 1"):
+        AlertBook.replay([replace(first[0], sequence=2)])
+
+
+def test_notifications_are_grouped_by_campaign_and_severity() -> None:
+    book = AlertBook()
+    ticket = AlertRule("wide_intervals")
+    conditions = [said(0, True, c, n, feature=f) for n in ("b", "a") for c in (ticket, PLAIN) for f in ("x", "y")]
+    groups = notifications(book.observe(conditions))
+    assert [(one.severity, one.campaign, len(one.events)) for one in groups] == [
+        ("page", "a", 2),
+        ("page", "b", 2),
+        ("ticket", "a", 2),
+        ("ticket", "b", 2),
+    ]
+    assert groups[0].title == "[page] a: 2 firing"
+    assert groups[0].lines()[0] == "firing delivery_rate (feature x): at minute 0 [docs/alerts.md]"
+    (over,) = notifications(
+        book.observe([said(1, False, PLAIN, "a", feature="x"), said(1, True, PLAIN, "a", feature="z")])
+    )
+    assert over.title == "[page] a: 1 firing, 1 resolved"
+    assert over.lines()[0] == "resolved delivery_rate (feature x): at minute 1"
+    assert len({one.key for one in [*groups, over]}) == 5
+    assert [state.last.severity for state in book.active()] == ["page"] * 4 + ["ticket"] * 4
+
+
+def test_the_table_has_a_column_for_each_part_of_an_event() -> None:
+    contract = contract_of(ALERTS_TABLE)
+    assert contract is not None
+    assert contract.columns.fieldNames() == ["run_id", *(one.name for one in fields(AlertEvent))]
+    (event,) = AlertBook().observe([said(0, True, feature="age")])
+    assert AlertEvent.from_row({"run_id": "monitor-1", **asdict(event)}) == event
+    assert event.label_map == {"feature": "age"}
+
+
+# ---------------------------------------------------------------- all histories
+
+STEPS = st.lists(st.tuples(st.integers(1, 20), st.sampled_from([True, False, None])), min_size=1, max_size=25)
+RULES = st.builds(
+    AlertRule,
+    st.just("r"),
+    st.sampled_from(["page", "ticket"]),
+    hold=st.sampled_from([0, 5, 12]).map(lambda minutes: minutes * MINUTE),
+    clear=st.sampled_from([0, 5, 12]).map(lambda minutes: minutes * MINUTE),
+    remind=st.sampled_from([None, 30 * MINUTE]),
+)
+SETTLES = st.sampled_from([0, 15]).map(lambda minutes: minutes * MINUTE)
+WINDOWS = st.lists(
+    st.tuples(st.integers(0, 200), st.integers(1, 100)).map(
+        lambda pair: SuppressionWindow(START + pair[0] * MINUTE, START + sum(pair) * MINUTE, "quiet")
+    ),
+    max_size=2,
+)
+
+
+def conditions_of(rule: AlertRule, steps: list[tuple[int, bool | None]]) -> list[Condition]:
+    minute, conditions = 0, []
+    for gap, breached in steps:
+        minute += gap
+        conditions.append(said(minute, breached, rule))
+    return conditions
+
+
+@settings(deadline=None, max_examples=60)
+@given(RULES, STEPS, SETTLES, WINDOWS)
+def test_every_history_keeps_the_promises(
+    rule: AlertRule, steps: list[tuple[int, bool | None]], settle: timedelta, windows: list[SuppressionWindow]
+) -> None:
+    book = AlertBook(windows, settle)
+    conditions = conditions_of(rule, steps)
+    events: list[AlertEvent] = []
+    for one in conditions:
+        fresh = book.observe([one])
+        assert len(fresh) <= 1
+        assert book.observe([one]) == []  # a rerun adds nothing
+        events += fresh
+        if fresh or one is conditions[-1]:
+            rebuilt = AlertBook.replay(events, windows, settle, {"demo": one.at})
+            assert rebuilt.states == book.states and rebuilt.observe([one]) == []
+        for event in fresh:
+            assert (
+                not (event.notify and any(w.covers("demo", "r", event.at) for w in windows))
+                or event.event == "resolved"
+            )
+    for _, episode in groupby(events, key=lambda event: event.episode):
+        own = list(episode)
+        counts = Counter(event.event for event in own)
+        assert counts["fired"] <= 1 and counts["resolved"] <= counts["fired"]
+        assert sum(event.notify for event in own if event.event in ("fired", "notified")) <= 1
+        assert not counts["resolved"] or own[-1].event == "resolved"
+        started = next(event.at for event in own)
+        for event in own:
+            if event.event == "fired":
+                assert event.at - started >= rule.hold
+            if event.event == "resolved":
+                assert event.notify == any(other.notify for other in own[:-1])
+                well = (
+                    next(other.at for other in reversed(own) if other.event == "clearing") if rule.clear else event.at
+                )
+                assert event.at - well >= rule.clear
+                between = [one.breached for one in conditions if well <= one.at <= event.at]
+                assert True not in between
+    for notification in notifications(events):
+        assert all(event.notify for event in notification.events)
+
+
+@settings(deadline=None, max_examples=25)
+@given(RULES, STEPS, st.data())
+def test_no_order_of_campaigns_and_no_split_changes_what_happens(
+    rule: AlertRule, steps: list[tuple[int, bool | None]], data: st.DataObject
+) -> None:
+    conditions = conditions_of(rule, steps)
+    others = [replace(one, campaign="other", breached=not one.breached) for one in conditions]
+    apart, together = AlertBook(), AlertBook()
+    expected = sorted(str(event) for one in [*conditions, *others] for event in apart.observe([one]))
+    observed = []
+    for pair in zip(conditions, others, strict=True):
+        swapped = data.draw(st.booleans())
+        observed += [str(event) for event in together.observe(pair[::-1] if swapped else pair)]
+    assert sorted(observed) == expected
+    assert together.states == apart.states

@@ -1,0 +1,522 @@
+"""The life of an alert: when it fires, who is notified, when it resolves, and the history that `gold.alerts` keeps.
+
+Rules say what is wrong (`Condition`), an `AlertBook` says what that changes (`AlertEvent`), `notifications` groups what
+people are to read. The book holds nothing but the events so far: `AlertBook.replay` rebuilds it from the table's rows.
+An alert is known by its rule, its campaign and its labels, never by a measured value: the same fault is the same alert,
+however large it is at the moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.monitoring.kpis import Severity
+
+Happening = Literal[
+    "pending", "cancelled", "fired", "clearing", "broken_again", "resolved", "notified", "reminded", "acknowledged",
+    "closed",
+]  # fmt: skip
+"""What an event says. `clearing`: well again, not yet for long enough; `notified`: what kept people from being notified
+is over; `closed`: resolved by hand."""
+
+BY_HAND = ("acknowledged", "closed")
+
+Phase = Literal["inactive", "pending", "firing", "clearing"]
+
+SETTLE = timedelta(minutes=15)
+"""An alert that fires again this soon after it resolved notifies nobody until this time is over."""
+
+# Measured values as labels would make every measurement another alert.
+_MEASURED = {"value", "threshold", "n", "lower", "upper", "p", "p_value", "error", "at", "window", "target", "run_id"}
+_RESERVED = {"campaign", "rule", "severity", "alertname"}
+
+
+@dataclass(frozen=True)
+class AlertRule:
+    """What makes an alert of a measurement.
+
+    name      of the rule, as `delivery_rate`
+    severity  page or ticket
+    hold      how long it must be breached before it fires
+    clear     how long it must be well before it resolves
+    remind    time after which nobody's acknowledgement makes it notify again; None: once is enough
+    runbook   the page of the guide that says what to do
+    """
+
+    name: str
+    severity: Severity = "ticket"
+    hold: timedelta = timedelta(0)
+    clear: timedelta = timedelta(0)
+    remind: timedelta | None = None
+    runbook: str = ""
+
+    def __post_init__(self) -> None:
+        if self.severity not in ("page", "ticket"):
+            raise ConfigError(f"rule {self.name} has severity {self.severity!r}: use page or ticket")
+        for name in ("hold", "clear"):
+            if getattr(self, name) < timedelta(0):
+                raise ConfigError(f"rule {self.name}: {name} is negative, give a time from 0 on")
+        if self.remind is not None and self.remind <= timedelta(0):
+            raise ConfigError(f"rule {self.name}: remind must be above 0, or left out")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one rule says about one thing at one time.
+
+    breached  None where nothing could be measured: the alert then stays as it is, silence resolves nothing
+    labels    what the thing is, as {"feature": "recency"}; never what was measured
+    """
+
+    rule: AlertRule
+    campaign: str
+    at: datetime
+    breached: bool | None
+    summary: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.at.tzinfo is None:
+            raise DataError(f"rule {self.rule.name} was evaluated at {self.at} of no time zone: give the time in UTC")
+        if measured := sorted(set(self.labels) & _MEASURED):
+            raise ConfigError(
+                f"rule {self.rule.name} has the measured {', '.join(measured)} among its labels, so that every value "
+                "would be another alert: put it into the summary"
+            )
+        if taken := sorted(set(self.labels) & _RESERVED):
+            raise ConfigError(f"rule {self.rule.name} has a label {taken[0]}, a name of the alert's own: rename it")
+
+    @property
+    def fingerprint(self) -> str:
+        """What the alert is known by."""
+        return alert_fingerprint(self.rule.name, self.campaign, self.labels)
+
+
+def alert_fingerprint(rule: str, campaign: str, labels: Mapping[str, str]) -> str:
+    """Give the 16 hex digits that an alert is known by, whatever was measured.
+
+    Args:
+        rule: Name of the rule.
+        campaign: Name of the campaign.
+        labels: What the alert is about, in any order.
+
+    Returns:
+        The beginning of the SHA-256 of all of them.
+    """
+    text = json.dumps([rule, campaign, dict(labels)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SuppressionWindow:
+    """A time in which alerts notify nobody; they fire and resolve all the same. Names may be patterns, as `drift_*`."""
+
+    start: datetime
+    end: datetime
+    reason: str
+    campaigns: tuple[str, ...] = ("*",)
+    rules: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ConfigError(f"suppression window {self.reason!r} has times of no time zone: give them in UTC")
+        if self.end <= self.start:
+            raise ConfigError(f"suppression window {self.reason!r} ends at {self.end}, not after it starts: swap them")
+
+    def covers(self, campaign: str, rule: str, at: datetime) -> bool:
+        """Say whether the window keeps such an alert quiet at this time; its end is no part of it."""
+        named = any(fnmatchcase(campaign, one) for one in self.campaigns)
+        return self.start <= at < self.end and named and any(fnmatchcase(rule, one) for one in self.rules)
+
+
+@dataclass(frozen=True)
+class AlertEvent:
+    """One change of one alert: a row of `gold.alerts`.
+
+    notify    whether people are to be notified of it
+    quiet     why they are not; empty where there is nothing to keep quiet
+    sequence  1, 2, 3 ... of the alert's events, the order in which they happened to it
+    episode   1 from the alert's first breach on, 2 from its next one after it resolved
+    by        who acknowledged or closed it, and `note` why
+    """
+
+    campaign: str
+    alert: str
+    rule: str
+    severity: Severity
+    labels: str
+    sequence: int
+    episode: int
+    event: Happening
+    at: datetime
+    notify: bool = False
+    quiet: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    summary: str = ""
+    runbook: str = ""
+    by: str = ""
+    note: str = ""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> AlertEvent:
+        """Make an event of a row of `gold.alerts`; further columns, as run_id, are left out."""
+        return cls(**{one.name: row[one.name] for one in fields(cls)})
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """What the alert is about."""
+        return dict(json.loads(self.labels))
+
+
+@dataclass(frozen=True)
+class AlertState:
+    """Where an alert stands: all of it follows from its events.
+
+    since           start of the present phase            fired_at     when this episode fired
+    resolved_at     end of the last episode               notified_at  when people last read of this episode
+    acknowledged_by who took it on in this episode        last         its newest event
+    """
+
+    phase: Phase
+    since: datetime
+    episode: int
+    last: AlertEvent
+    fired_at: datetime | None = None
+    resolved_at: datetime | None = None
+    notified_at: datetime | None = None
+    acknowledged_by: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether the alert has fired and is not resolved."""
+        return self.phase in ("firing", "clearing")
+
+
+_PHASE_AFTER: dict[Happening, Phase] = {
+    "pending": "pending",
+    "cancelled": "inactive",
+    "fired": "firing",
+    "clearing": "clearing",
+    "broken_again": "firing",
+    "resolved": "inactive",
+    "closed": "inactive",
+}
+
+
+def applied(state: AlertState | None, event: AlertEvent) -> AlertState:
+    """Give the state after an event: the one place where states change.
+
+    Args:
+        state: Before it; None for an alert's first event.
+        event: What happened.
+
+    Returns:
+        The state afterwards.
+    """
+    phase: Phase = _PHASE_AFTER.get(event.event, state.phase if state else "inactive")
+    if state is None or event.episode > state.episode:
+        resolved = state.resolved_at if state else None
+        state = AlertState(phase, event.at, event.episode, event, resolved_at=resolved)
+    since = state.since if phase == state.phase else event.at
+    state = replace(state, phase=phase, since=since, last=event)
+    if event.event == "fired":
+        state = replace(state, fired_at=event.at)
+    if event.event in ("resolved", "closed"):
+        state = replace(state, resolved_at=event.at)
+    if event.event == "acknowledged":
+        state = replace(state, acknowledged_by=event.by)
+    return replace(state, notified_at=event.at) if event.notify else state
+
+
+def _next_step(state: AlertState | None, condition: Condition) -> Happening | None:
+    """What the condition changes of an alert's phase; None where it stays in it."""
+    phase, rule, at = (state.phase if state else "inactive"), condition.rule, condition.at
+    if condition.breached is None:
+        return None
+    if condition.breached:
+        if phase == "inactive":
+            return "pending" if rule.hold else "fired"
+        if phase == "pending" and state is not None:
+            return "fired" if at - state.since >= rule.hold else None
+        return "broken_again" if phase == "clearing" else None
+    if phase == "pending":
+        return "cancelled"
+    if phase == "firing":
+        return "clearing" if rule.clear else "resolved"
+    if phase == "clearing" and state is not None:
+        return "resolved" if at - state.since >= rule.clear else None
+    return None
+
+
+class AlertBook:
+    """All alerts, and what new conditions change of them.
+
+    Args:
+        windows: Times in which alerts notify nobody.
+        settle: See `SETTLE`.
+    """
+
+    def __init__(self, windows: Sequence[SuppressionWindow] = (), settle: timedelta = SETTLE) -> None:
+        self.windows, self.settle = tuple(windows), settle
+        self.states: dict[str, AlertState] = {}
+        self._evaluated: dict[str, datetime] = {}  # by campaign
+
+    @classmethod
+    def replay(
+        cls,
+        events: Iterable[AlertEvent],
+        windows: Sequence[SuppressionWindow] = (),
+        settle: timedelta = SETTLE,
+        evaluated: Mapping[str, datetime] | None = None,
+    ) -> AlertBook:
+        """Rebuild the book from its history.
+
+        Args:
+            events: Rows of `gold.alerts`, in any order.
+            windows: As of the constructor.
+            settle: As of the constructor.
+            evaluated: {campaign: when its rules were last evaluated}, where that is later than its newest event.
+
+        Returns:
+            The book as it was after the newest event.
+
+        Raises:
+            DataError: Two events of an alert have one sequence, or one between them is not there.
+        """
+        book = cls(windows, settle)
+        for event in sorted(events, key=lambda one: (one.alert, one.sequence)):
+            state = book.states.get(event.alert)
+            due = state.last.sequence + 1 if state else 1
+            if event.sequence != due:
+                wrong = "occurs twice: two monitors ran at once" if event.sequence < due else f"comes without {due}"
+                raise DataError(
+                    f"column sequence of the alerts' table: {event.sequence} of alert {event.alert} ({event.rule}) "
+                    f"{wrong}; remove the run that is too much, or restore the table's version before it"
+                )
+            book.states[event.alert] = applied(state, event)
+            if event.event not in BY_HAND:  # people act now, rules are evaluated at the end of their window
+                book._evaluated[event.campaign] = max(event.at, book._evaluated.get(event.campaign, event.at))
+        for campaign, at in (evaluated or {}).items():
+            book._evaluated[campaign] = max(at, book._evaluated.get(campaign, at))
+        return book
+
+    def observe(self, conditions: Sequence[Condition]) -> list[AlertEvent]:
+        """Take in what the rules say; conditions of a campaign have one time each, and times never go back.
+
+        Args:
+            conditions: Of one evaluation. Conditions of the time that was evaluated last, seen before, change nothing.
+
+        Returns:
+            What changed, to be added to `gold.alerts`; `notifications` groups those that people are to read.
+
+        Raises:
+            DataError: A condition is older than the campaign's last evaluation, or two are about one alert.
+        """
+        self._check(conditions)
+        events: list[AlertEvent] = []
+        for condition in conditions:
+            events += self._observe_one(condition)
+            self._evaluated[condition.campaign] = condition.at
+        return events
+
+    def _check(self, conditions: Sequence[Condition]) -> None:
+        newest, known = dict(self._evaluated), set()
+        for one in conditions:
+            last = newest.get(one.campaign)
+            if last is not None and one.at < last:
+                raise DataError(
+                    f"rule {one.rule.name} of campaign {one.campaign} was evaluated at {one.at}, before the last "
+                    f"evaluation at {last}: the clock went back, so nothing was changed; correct it and run again"
+                )
+            if one.fingerprint in known:
+                about = f" ({_shown(one.labels)})" if one.labels else ""
+                raise DataError(
+                    f"rule {one.rule.name} of campaign {one.campaign}{about} occurs twice in one evaluation: give what "
+                    "it is about as labels that differ"
+                )
+            known.add(one.fingerprint)
+            newest[one.campaign] = one.at
+
+    def _observe_one(self, condition: Condition) -> list[AlertEvent]:
+        state = self.states.get(condition.fingerprint)
+        if state is not None and condition.at == state.last.at and state.last.event not in BY_HAND:
+            return []  # a rerun of the evaluation that wrote the event
+        happening = _next_step(state, condition)
+        if happening is None:
+            happening = self._message_due(state, condition)
+        if happening is None:
+            return []
+        event = self._event(state, condition, happening)
+        self.states[event.alert] = applied(state, event)
+        return [event]
+
+    def _message_due(self, state: AlertState | None, condition: Condition) -> Happening | None:
+        """A message about an alert that stays as it is: the first one, if it was kept quiet, or a reminder."""
+        if state is None or state.phase != "firing" or self._quiet(state, condition):
+            return None
+        if state.notified_at is None:
+            return "notified"
+        remind = condition.rule.remind
+        due = remind is not None and condition.at - state.notified_at >= remind
+        return "reminded" if due and not state.acknowledged_by else None
+
+    def _quiet(self, state: AlertState | None, condition: Condition) -> str:
+        """Why nobody is to be notified now; empty if somebody is."""
+        for window in self.windows:
+            if window.covers(condition.campaign, condition.rule.name, condition.at):
+                return window.reason
+        resolved = state.resolved_at if state else None
+        if resolved is not None and condition.at - resolved < self.settle:
+            return f"it resolved less than {self.settle.total_seconds() / 60:g} minutes before"
+        return ""
+
+    def _event(self, state: AlertState | None, condition: Condition, happening: Happening) -> AlertEvent:
+        fresh = state is None or state.phase == "inactive"
+        episode = (state.episode if state else 0) + fresh
+        notify, quiet = happening in ("notified", "reminded"), ""
+        if happening == "fired":
+            quiet = self._quiet(state, condition)
+            notify = not quiet
+        elif happening == "resolved":  # whoever read that it fired reads that it is over, in a quiet time, too
+            notify = state is not None and state.notified_at is not None
+            quiet = "" if notify else "nobody was notified that it fired"
+        rule = condition.rule
+        return AlertEvent(
+            condition.campaign,
+            condition.fingerprint,
+            rule.name,
+            rule.severity,
+            json.dumps(dict(condition.labels), sort_keys=True, ensure_ascii=False),
+            state.last.sequence + 1 if state else 1,
+            episode,
+            happening,
+            condition.at,
+            notify,
+            quiet,
+            condition.value,
+            condition.threshold,
+            condition.summary,
+            rule.runbook,
+        )
+
+    def acknowledge(self, alert: str, by: str, at: datetime, note: str = "") -> AlertEvent:
+        """Put on record who takes care of an alert: it reminds nobody any more until it resolves.
+
+        Args:
+            alert: Fingerprint, or the beginning of one.
+            by: Who.
+            at: When, not before the alert's newest event.
+            note: Why, or what is to be done.
+
+        Returns:
+            The event, to be added to `gold.alerts`.
+
+        Raises:
+            DataError: No such alert fires, or the time is before its newest event.
+        """
+        return self._by_hand(alert, "acknowledged", by, at, note)
+
+    def close(self, alert: str, by: str, at: datetime, note: str = "") -> AlertEvent:
+        """Resolve by hand an alert of what is measured no more; arguments and errors as of `acknowledge`."""
+        return self._by_hand(alert, "closed", by, at, note)
+
+    def _by_hand(self, alert: str, happening: Happening, by: str, at: datetime, note: str) -> AlertEvent:
+        active = {key: state for key, state in self.states.items() if state.active}
+        matching = [key for key in active if alert and key.startswith(alert)]
+        if len(matching) != 1:
+            why = f"{len(matching)} alerts that fire begin so" if matching else hint(alert, active)
+            raise DataError(f"{alert!r} is no alert that fires: {why}")
+        if not by.strip():
+            raise DataError(f"alert {alert} cannot be {happening} by nobody: give a name")
+        state = active[matching[0]]
+        if at < state.last.at:
+            raise DataError(
+                f"alert {alert} cannot be {happening} at {at}, before its newest event at {state.last.at}: correct "
+                "the time"
+            )
+        quiet = "" if happening == "acknowledged" or state.notified_at else "nobody was notified that it fired"
+        notify = happening == "closed" and not quiet
+        last, sequence = state.last, state.last.sequence + 1
+        event = replace(last, sequence=sequence, event=happening, at=at, notify=notify, quiet=quiet, by=by, note=note)
+        self.states[event.alert] = applied(state, event)
+        return event
+
+    def active(self) -> list[AlertState]:
+        """List the alerts that fire, pages first, then the oldest."""
+        firing = [state for state in self.states.values() if state.active]
+        return sorted(firing, key=lambda one: (one.last.severity, one.fired_at or one.since, one.last.alert))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What people read.
+
+
+@dataclass(frozen=True)
+class Notification:
+    """Everything of one campaign and one severity that people are to read at one time."""
+
+    campaign: str
+    severity: Severity
+    at: datetime
+    events: tuple[AlertEvent, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the notification: the same events have the same one, so that a repeated delivery can be known."""
+        parts = [[one.alert, one.sequence, one.at.isoformat()] for one in self.events]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """How many alerts fire and are resolved, in a line."""
+        over = sum(one.event in ("resolved", "closed") for one in self.events)
+        fire = len(self.events) - over
+        counts = [f"{fire} firing"] * (fire > 0) + [f"{over} resolved"] * (over > 0)
+        return f"[{self.severity}] {self.campaign}: {', '.join(counts)}"
+
+    def lines(self) -> list[str]:
+        """One line for each alert: what happened, what is wrong, where to read what to do."""
+        return [_line(one) for one in self.events]
+
+
+def notifications(events: Iterable[AlertEvent]) -> list[Notification]:
+    """Group what people are to read by campaign and severity.
+
+    Args:
+        events: As `AlertBook.observe` returns them.
+
+    Returns:
+        One notification for each campaign and severity, pages first; none where nobody is to be notified.
+    """
+    groups: dict[tuple[str, Severity], list[AlertEvent]] = defaultdict(list)
+    for event in events:
+        if event.notify:
+            groups[event.campaign, event.severity].append(event)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
+    return [Notification(name, kind, max(one.at for one in own), tuple(own)) for (name, kind), own in ordered]
+
+
+_WORDS: dict[Happening, str] = {"resolved": "resolved", "closed": "closed", "reminded": "still firing"}
+
+
+def _line(event: AlertEvent) -> str:
+    about = f" ({_shown(event.label_map)})" if event.label_map else ""
+    by = f" by {event.by}" if event.event == "closed" else ""
+    summary = f": {event.summary}" if event.summary else ""
+    runbook = f" [{event.runbook}]" if event.runbook and event.event not in ("resolved", "closed") else ""
+    return f"{_WORDS.get(event.event, 'firing')}{by} {event.rule}{about}{summary}{runbook}"
+
+
+def _shown(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in sorted(labels.items()))

@@ -290,7 +290,96 @@ _SENSITIVITY = Contract(
     renamed=_OF_A_CAMPAIGN,
 )
 
+_OF_A_WINDOW = (
+    *RUN,
+    f"{CAMPAIGN} string",
+    "window_start timestamp",
+    "window_end timestamp: the first moment after the window",
+    "as_of timestamp: what was known by then counts; of runs of one window the last counts",
+    "model_version string",
+)
+
+_KPI = Contract(
+    table="gold.kpi",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "kpi string",
+        "cut string: all, or the level, outcome or source that the value is of",
+        "value double: null where nothing was measured",
+        "lower double: end of its interval of level 1 - monitoring.alpha; null where there is none",
+        "upper double",
+        "unit string",
+        "n double: observations behind the value",
+        "target double",
+        "alert double: from where on somebody is called",
+        "state string: ok, missed (worse than the target), alert (the whole interval is beyond), unsure (the value is, "
+        "the interval is not), too_few, no_data",
+        "n_needed double: observations that would tell a value beyond the alert from it",
+        "severity string: page or ticket",
+        "note string",
+    ),
+)
+
+_DRIFT = Contract(
+    table="gold.drift",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "column string: a feature, uplift:<level>, or propensity:<arm> (missing for units of other arms)",
+        "state string: steady, season (differs from the training set as in this season), unmatched (there is no window "
+        "of the season), drift, trigger (drift that persists)",
+        "n bigint: values in the window",
+        "n_reference bigint",
+        "distance double: Kolmogorov-Smirnov; of categories half the sum of the shares' differences",
+        "distance_most double: that it can be at most",
+        "p_value double",
+        "adjusted_p double: for all columns of the window",
+        "season_distance double",
+        "season_p double: adjusted",
+        "wasserstein double: in standard deviations of the reference",
+        "stability double: population stability index",
+        "missing double: share of missing values less that of the reference",
+        "new double: share of unknown categories less that of the reference",
+    ),
+)
+
+_FINDINGS = Contract(
+    table="gold.findings",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "check string: treatment_leakage, label_lag, confounding, drift, low_sample, over_targeting, "
+        "deployment_mismatch or non_compliance",
+        "severity string: page or ticket",
+        "where string: column, arm, level or outcome",
+        "figure double",
+        "threshold double",
+        "p_value double",
+        "sentence string: what is wrong",
+        "action string: what to do",
+    ),
+)
+
+_WINDOW_SUMS = Contract(
+    table="gold.window_sums",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "reference string: run of the reference whose bins these are; its own rows have no window",
+        "part string: count, missing, new, score, arm, width, sends, delays; bins and score_bins of a reference",
+        "arm string: arm or level",
+        "column string",
+        "bins array<bigint>",
+        "n array<bigint>: units",
+        "totals array<double>: sums of values",
+        "edges array<double>: upper ends of bins",
+        "categories array<string>",
+    ),
+)
+
 GOLD = (
+    *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),

@@ -7,7 +7,7 @@ gold.kpi, gold.drift, gold.findings and gold.window_sums. A window is counted in
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -39,10 +39,11 @@ from uplift_spark.monitoring.spark import (
     ratio_sums,
     reference_plan,
     request_sums,
+    send_counts,
     window_sums,
 )
 from uplift_spark.registry.models import Registered, still_there
-from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, UNIT
+from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
 KPI_TABLE, DRIFT_TABLE, SUMS_TABLE = gold_table("kpi"), gold_table("drift"), gold_table("window_sums")
@@ -114,16 +115,12 @@ def run(
     sums = [*windows.kept_sums(windows.sum_rows(facts)), *windows.kept_delays(facts)]
     written = [
         _write(it, run_id, SUMS_TABLE, [{"reference": it.reference_run, **row} for row in sums]),
-        _write(it, run_id, DRIFT_TABLE, [asdict(one) for one in drift]),
-        _write(it, run_id, FINDINGS_TABLE, [asdict(one) for one in findings]),
+        _write(it, run_id, DRIFT_TABLE, [figures.drift_row(one) for one in drift]),
+        _write(it, run_id, FINDINGS_TABLE, [figures.finding_row(one) for one in findings]),
         _write(it, run_id, KPI_TABLE, [value.row for value in values]),  # last: a run that has KPIs is complete
     ]
     details = {"window": chosen.words, "units": facts.units, "kpis": len(values), "findings": len(findings)}
     return JobResult.of("monitor", run_id, *written, **details, summary=figures.window_summary(values, drift, findings))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The window's units, and the reference.
 
 
 def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
@@ -139,13 +136,16 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
         progress(f"counting the reference, {table} version {version}")
         with still_there(table, version, "train the model anew, or name another version under registry.version"):
             holdout = campaign.lake.read(table, version).where(F.col("split") == "holdout")
-            counted = counted_rows(holdout, features, F.col(it.model.roles.outcome))
+            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome))
             share = min(1.0, conf.rows / max(1, holdout.count()))
             plan = reference_plan(counted, it.model, share, conf.bins)
             sums = windows.kept_sums(window_sums(counted, plan, it.model))
         last = holdout.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
-        delays = _delays(it, it.events.assignments.where(F.unix_micros("assigned_at") <= last), moment(last))
-        known = replace(windows.facts_of(plan, windows.read_kept_sums(sums)), **delays)
+        mine = it.events.assignments.where(F.unix_micros("assigned_at") <= last)
+        # Deliveries and delays are those of all units so far: they need no unit that the model has not seen.
+        sends = send_counts(_labels(it, mine)) if it.events.deliveries is not None else {}
+        known = WindowFacts(plan.control, plan.bins, sends=sends, **_delays(it, mine, moment(last)))
+        sums += windows.kept_sums(windows.sum_rows(known))
         kept = [*windows.kept_plan(plan), *sums, *windows.kept_delays(known)]
         _write(it, run_id, SUMS_TABLE, [{"reference": run_id, **row} for row in kept], dated=False)
         rows = _rows_of(campaign, SUMS_TABLE, run_id)
@@ -167,11 +167,9 @@ def _facts(it: Monitored) -> WindowFacts:
             "configuration has not under roles.features: add them, or name another version under registry.version"
         )
     mine = events.assignments.where(inside("assigned_at", it.window.start, it.window.end))
-    history = (events.outcomes, events.names, config.labels, events.as_of, events.deliveries)
-    labels = label_table(mine, *history).drop(CAMPAIGN, "as_of")
     features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
     outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
-    rows = labels.join(features, UNIT)
+    rows = _labels(it, mine).join(features, UNIT)
     if config.nuisances is not None:
         fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
@@ -192,6 +190,12 @@ def _facts(it: Monitored) -> WindowFacts:
     }
     delays = _delays(it, mine, it.window.end)
     return replace(facts, margins=margins, version=str(it.registered.version), **delays)
+
+
+def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
+    events = it.events
+    history = (events.outcomes, events.names, it.campaign.config.labels, events.as_of, events.deliveries)
+    return label_table(assignments, *history).drop(CAMPAIGN, "as_of")
 
 
 def _delays(it: Monitored, assignments: DataFrame, end: datetime) -> dict[str, Any]:
@@ -221,8 +225,8 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     if before:
         mine = (F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin([known[start] for start in before])
         states = campaign.lake.read(DRIFT_TABLE).where(mine & F.col("state").isin("drift", "trigger"))
-        for row in states.select(F.unix_micros("window_start").alias("at"), "column").collect():
-            flagged[moment(row["at"])].append(row["column"])
+        for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():
+            flagged[moment(row["at"])].append(row["name"])
     return with_triggers(drift, [flagged[start] for start in before], limits)
 
 

@@ -100,7 +100,7 @@ def test_a_window_is_monitored_once(campaign: Campaign) -> None:
     assert by.loc["outcome_completeness", "state"] == "ok"
     assert by.loc["prediction_latency", "state"] == "no_data" and np.isnan(by.loc["prediction_latency", "value"])
     assert set(result.tables) == {"gold.kpi", "gold.drift", "gold.findings", "gold.window_sums"}
-    drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("column")
+    drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("name")
     assert set(drift.index) == {"age", "city", "uplift:mail", "propensity:none", "propensity:mail"}
     assert drift.loc["city", "n"] == len(today)
     assert "estimated_lift of mail" in result.details["summary"]
@@ -130,9 +130,9 @@ def test_a_shift_is_drift_in_its_first_window_and_a_trigger_in_the_next(campaign
     states = {}
     for number in DAYS:
         result = monitor.run(campaign, window=day(number))
-        drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("column")
+        drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("name")
         states[number] = drift["state"].to_dict()
-        checks = set(rows_of(campaign.lake, "gold.findings", run_id=result.run_id)["check"])
+        checks = set(rows_of(campaign.lake, "gold.findings", run_id=result.run_id)["finding"])
         assert checks <= set(DETECTORS)
         assert ("drift" in checks) == (number == 15)
     assert [states[number]["age"] for number in (7, 8)] == ["season", "season"]  # the training set has the shift

@@ -207,7 +207,7 @@ def test_detector_finds_the_fault_and_says_what_to_do(
     for one in results:
         assert one is not None
         assert one.check == name and one.severity in ("page", "ticket")
-        assert one.where == where or not where
+        assert one.about == where or not where
         assert one.action and one.sentence and math.isfinite(one.figure)
         assert one.p_value is None or one.p_value <= LIMITS.alpha
 

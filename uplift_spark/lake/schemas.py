@@ -326,7 +326,7 @@ _DRIFT = Contract(
     job="monitor",
     columns=declared(
         *_OF_A_WINDOW,
-        "column string: a feature, uplift:<level>, or propensity:<arm> (missing for units of other arms)",
+        "name string: a feature, uplift:<level>, or propensity:<arm> (missing for units of other arms)",
         "state string: steady, season (differs from the training set as in this season), unmatched (there is no window "
         "of the season), drift, trigger (drift that persists)",
         "n bigint: values in the window",
@@ -349,10 +349,10 @@ _FINDINGS = Contract(
     job="monitor",
     columns=declared(
         *_OF_A_WINDOW,
-        "check string: treatment_leakage, label_lag, confounding, drift, low_sample, over_targeting, "
+        "finding string: treatment_leakage, label_lag, confounding, drift, low_sample, over_targeting, "
         "deployment_mismatch or non_compliance",
         "severity string: page or ticket",
-        "where string: column, arm, level or outcome",
+        "about string: column, arm, level or outcome",
         "figure double",
         "threshold double",
         "p_value double",
@@ -369,7 +369,7 @@ _WINDOW_SUMS = Contract(
         "reference string: run of the reference whose bins these are; its own rows have no window",
         "part string: count, missing, new, score, arm, width, sends, delays; bins and score_bins of a reference",
         "arm string: arm or level",
-        "column string",
+        "name string: column or outcome",
         "bins array<bigint>",
         "n array<bigint>: units",
         "totals array<double>: sums of values",

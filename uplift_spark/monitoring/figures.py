@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,9 +62,9 @@ class KpiValue:
     @property
     def row(self) -> dict[str, Any]:
         """A row of gold.kpi."""
-        figures = {name: getattr(self, name) for name in ("cut", "value", "lower", "upper", "n", "note")}
+        figures = {name: float(getattr(self, name)) for name in ("value", "lower", "upper", "n", "n_needed")}
         declared = {name: getattr(self.kpi, name) for name in ("unit", "target", "alert", "severity")}
-        return {"kpi": self.kpi.name, **figures, **declared, "state": self.state, "n_needed": self.n_needed}
+        return {"kpi": self.kpi.name, "cut": self.cut, **figures, **declared, "state": self.state, "note": self.note}
 
     @property
     def sentence(self) -> str:
@@ -340,6 +340,30 @@ def window_summary(values: Iterable[KpiValue], drift: Iterable[ColumnDrift], fin
             season = "" if math.isnan(one.season_distance) else f", to its season {one.season_distance:.3f}"
             lines.append(f"{one.column}: {one.state}, distance to the training set {size:.3f}{season}")
     return "\n".join([*lines, *(value.sentence for value in values)])
+
+
+def finding_row(finding: Finding) -> dict[str, Any]:
+    """A row of gold.findings.
+
+    Args:
+        finding: The finding.
+
+    Returns:
+        {column: value}.
+    """
+    return {**asdict(finding), "finding": finding.check}
+
+
+def drift_row(drift: ColumnDrift) -> dict[str, Any]:
+    """A row of gold.drift.
+
+    Args:
+        drift: of a column.
+
+    Returns:
+        {column: value}.
+    """
+    return {**asdict(drift), "name": drift.column}
 
 
 def table_cells(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

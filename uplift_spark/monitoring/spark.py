@@ -77,6 +77,20 @@ def window_sums(rows: DataFrame, plan: WindowPlan, model: Model) -> pa.Table:
     return parts.groupBy(*SUM_KEYS).agg(F.sum("n").alias("n"), F.sum("total").alias("total")).toArrow()
 
 
+def send_counts(labels: DataFrame) -> dict[str, tuple[int, int]]:
+    """Deliveries by arm.
+
+    Args:
+        labels: with `treatment` and `delivered`, null where none was logged.
+
+    Returns:
+        {arm: (units reached, units assigned)}, of arms with any.
+    """
+    logged = labels.where(F.col(DELIVERED).isNotNull()).groupBy(TREATMENT)
+    rows = logged.agg(F.count_if(F.col(DELIVERED).cast("boolean")).alias("reached"), F.count(F.lit(1)).alias("n"))
+    return {row[TREATMENT]: (row["reached"], row["n"]) for row in rows.collect()}
+
+
 def inside(time: str, start: datetime, end: datetime) -> Column:
     """Whether a row's time lies in a window; the end does not.
 

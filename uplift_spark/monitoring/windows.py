@@ -337,7 +337,7 @@ def kept_delays(facts: WindowFacts) -> list[dict[str, Any]]:
         A row for each outcome: `n` are events by delay, `totals` the units behind them.
     """
     return [
-        {"part": _DELAYS, "arm": "", "column": outcome, "bins": list(range(len(n))), "n": [int(one) for one in n],
+        {"part": _DELAYS, "arm": "", "name": outcome, "bins": list(range(len(n))), "n": [int(one) for one in n],
          "totals": [float(facts.labelled or 0)]}
         for outcome, n in facts.delays.items()
     ]  # fmt: skip
@@ -353,7 +353,7 @@ def read_delays(kept: Iterable[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray
         ({outcome: events by delay}, units behind them).
     """
     rows = [row for row in kept if row["part"] == _DELAYS]
-    delays = {str(row["column"]): np.array(row["n"], np.int64) for row in rows}
+    delays = {str(row["name"]): np.array(row["n"], np.int64) for row in rows}
     return delays, int(rows[0]["totals"][0]) if rows else 0
 
 
@@ -364,7 +364,7 @@ def kept_sums(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
         rows: in SUM_SCHEMA.
 
     Returns:
-        Rows with `part`, `arm`, `column`, `bins`, `n` and `totals`, in an order of their own.
+        Rows with `part`, `arm`, `name`, `bins`, `n` and `totals`, in an order of their own.
     """
     together: dict[tuple[str, str, str], list[tuple[int, int, float]]] = defaultdict(list)
     for part, arm, column, *sums in zip(*(rows.column(c).to_pylist() for c in rows.schema.names), strict=True):
@@ -374,7 +374,7 @@ def kept_sums(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
         bins, n, totals = (list(values) for values in zip(*sorted(sums), strict=True))
         # In ten digits the order in which partitions were added does not show.
         totals = [float(f"{value:.10g}") for value in totals] if part in (_SCORE, _ARM, _WIDTH) else totals
-        kept.append({"part": part, "arm": arm, "column": column, "bins": bins, "n": n, "totals": totals})
+        kept.append({"part": part, "arm": arm, "name": column, "bins": bins, "n": n, "totals": totals})
     return kept
 
 
@@ -385,20 +385,20 @@ def kept_plan(plan: WindowPlan) -> list[dict[str, Any]]:
         plan: The plan.
 
     Returns:
-        Rows with `part`, `column`, `arm`, `edges` and `categories`.
+        Rows with `part`, `arm`, `name`, `edges` and `categories`.
     """
     rows: list[dict[str, Any]] = [
         {
             "part": _BINS,
             "arm": f"{i:06d}",
-            "column": name,
+            "name": name,
             "edges": None if name in plan.bins.categories else plan.bins.edges[name].tolist(),
             "categories": list(plan.bins.categories[name]) if name in plan.bins.categories else None,
         }
         for i, name in enumerate(plan.bins.names)
     ]
     scores = plan.scores.items()
-    return rows + [{"part": _SCORE_BINS, "arm": level, "column": "", "edges": e.tolist()} for level, e in scores]
+    return rows + [{"part": _SCORE_BINS, "arm": level, "name": "", "edges": e.tolist()} for level, e in scores]
 
 
 def read_plan(kept: Iterable[Mapping[str, Any]], levels: tuple[str, ...], features: tuple[str, ...]) -> WindowPlan:
@@ -413,10 +413,10 @@ def read_plan(kept: Iterable[Mapping[str, Any]], levels: tuple[str, ...], featur
         The plan.
     """
     rows = sorted((row for row in kept if row["part"] == _BINS), key=lambda row: str(row["arm"]))
-    edges = {str(row["column"]): np.array(row["edges"], float) for row in rows if row["edges"] is not None}
-    categories = {str(row["column"]): tuple(row["categories"]) for row in rows if row["categories"] is not None}
+    edges = {str(row["name"]): np.array(row["edges"], float) for row in rows if row["edges"] is not None}
+    categories = {str(row["name"]): tuple(row["categories"]) for row in rows if row["categories"] is not None}
     scores = {str(row["arm"]): np.array(row["edges"], float) for row in kept if row["part"] == _SCORE_BINS}
-    bins = ColumnBins(tuple(str(row["column"]) for row in rows), edges, categories)
+    bins = ColumnBins(tuple(str(row["name"]) for row in rows), edges, categories)
     return WindowPlan(levels[0], levels, features, bins, scores)
 
 
@@ -431,7 +431,7 @@ def read_kept_sums(kept: Iterable[Mapping[str, Any]]) -> pa.Table:
     """
     parts = {_COUNT, _MISSING, _NEW, _SCORE, _ARM, _WIDTH, _SENDS}
     rows = [
-        (row["part"], row["arm"], row["column"], *sums)
+        (row["part"], row["arm"], row["name"], *sums)
         for row in kept
         if row["part"] in parts
         for sums in zip(row["bins"], row["n"], row["totals"], strict=True)

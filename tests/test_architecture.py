@@ -54,6 +54,7 @@ SPARK_EDGES = {
     "uplift_spark.forest.spark",
     "uplift_spark.learners.spark",
     "uplift_spark.experiments.spark",
+    "uplift_spark.monitoring.spark",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

@@ -52,6 +52,8 @@ _TYPES: dict[str, DataType] = {
     "timestamp": TimestampType(),
     "binary": BinaryType(),
     "array<double>": ArrayType(DoubleType()),
+    "array<bigint>": ArrayType(LongType()),
+    "array<string>": ArrayType(StringType()),
     "map<string,double>": MapType(StringType(), DoubleType()),
 }
 # Casts that lose nothing (a bigint beyond 2^53 as double aside) and so need no decision; `void` is an untyped null.

@@ -1,4 +1,4 @@
-"""The tables: name, columns, comments and rules of each, declared once.
+"""The tables: name, columns, comments and rules of each, declared once: those of bronze and silver here, gold in `gold`.
 
 `contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
 `lake.contracts`.
@@ -12,385 +12,8 @@ from dataclasses import replace
 from pyspark.sql.types import StructType
 
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
+from uplift_spark.lake.gold import GOLD, OF_A_CAMPAIGN, RUN
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
-
-# --------------------------------------------------------------------------------------------------------------------
-# Gold: results, the tables that people query by SQL.
-
-RUN = (f"{RUN_ID} string: run that wrote the row",)
-# Tables that version 0.1 made have this column under another name. They stay readable for one version.
-_OF_A_CAMPAIGN = {CAMPAIGN: "experiment"}
-
-_SCORES = Contract(
-    table="gold.uplift_scores",
-    job="score",
-    columns=declared(
-        f"{UNIT} string",
-        f"{TREATMENT} string: level compared with control",
-        "uplift double: predicted effect on the outcome",
-        "uplift_se double",
-        "uplift_lower double: 95 % interval",
-        "uplift_upper double: 95 % interval",
-        "low_support boolean: too few units like this one to rely on the number",
-        "model_name string",
-        "model_version string",
-        "feature_version bigint: Delta version of the training table scored",
-        *RUN,
-        "scored_at timestamp",
-    ),
-    cluster_by=(UNIT,),
-    skip_by=(UNIT, RUN_ID),
-)
-
-_LIFT_TABLE = Contract(
-    table="gold.lift_table",
-    job="lift",
-    columns=declared(
-        *RUN,
-        "model_version string",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control",
-        "cut string: all, decile, segment:<feature> or segment:<feature> x <feature>",
-        "bucket string: decile (1 has the best predicted uplift: lowest where less is better) or value of the segment",
-        "n bigint: hold-out units of both arms",
-        "n_treated bigint",
-        "n_control bigint",
-        "mean_treated double",
-        "mean_control double",
-        "predicted_uplift double",
-        "uplift double: observed",
-        "uplift_lower double: 95 % interval",
-        "uplift_upper double: 95 % interval",
-        "incremental_outcomes double",
-        "revenue double",
-        "cost double",
-        "roi double",
-        "cost_per_incremental double",
-        "roi_lower double: 95 % interval",
-        "roi_upper double: 95 % interval",
-        "cost_per_incremental_lower double: 95 % interval",
-        "cost_per_incremental_upper double: 95 % interval",
-        "low_sample boolean: too few units or events for the interval to be more than rough",
-        "shrunk_uplift double: of segments, drawn to the mean of the buckets where the bucket itself says little",
-        "different_p double: of segments, p-value of a difference from the other buckets, adjusted for their number",
-    ),
-)
-
-_CURVE = Contract(
-    table="gold.uplift_curve",
-    job="lift",
-    columns=declared(
-        *RUN,
-        "outcome string",
-        f"{TREATMENT} string",
-        "fraction double: share of units targeted, best predicted uplift first",
-        "gain double: per unit of the population; what the outcome falls by where less is better",
-        "gain_lower double: 95 % interval",
-        "gain_upper double: 95 % interval",
-        "random_gain double",
-    ),
-)
-
-_METRICS = Contract(
-    table="gold.uplift_metrics",
-    job="lift",
-    columns=declared(
-        *RUN,
-        "model_version string: of the registered model, or the learner it was compared with",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control; any for rules that choose one",
-        "metric string",
-        "value double",
-        "lower double: 95 % interval",
-        "upper double: 95 % interval",
-    ),
-)
-
-_DECISIONS = Contract(
-    table="gold.policy_decisions",
-    job="policy",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        f"{UNIT} string",
-        f"{TREATMENT} string: level the unit is to get, the control for none",
-        "reason string: why, or the rule that bars the unit",
-        "gain double: what the treatment is predicted to bring",
-        "cost double: what treating the unit costs",
-        "value double: most that any level gains the unit at the limits' prices; the certificate adds these up",
-        "model_version string",
-    ),
-    cluster_by=(UNIT,),
-    skip_by=(UNIT, RUN_ID),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_LIMITS = Contract(
-    table="gold.policy_limits",
-    job="policy",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "name string: the limit",
-        "most double: what may be used; null for a floor",
-        "least double: what must be used; null but for a floor",
-        "used double: what the plan uses",
-        "price double: gain per unit more of what may be used, or that must",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_POLICY_CURVE = Contract(
-    table="gold.policy_curve",
-    job="policy",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "budget double",
-        "treated double: units treated",
-        "cost double: money spent",
-        "gain double: predicted",
-        "observed double: gain of such a plan by the outcomes of the hold-out; null where too few units tell",
-        "observed_lower double: 95 % interval",
-        "observed_upper double: 95 % interval",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_SCENARIOS = Contract(
-    table="gold.policy_scenarios",
-    job="simulate",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "scenario string: plan is the policy as it is configured",
-        f"{TREATMENT} string: level given; any for all of them together",
-        "units bigint: that get it",
-        "cost double: of treating them",
-        "gain double: predicted",
-        "true_gain double: by the true effects of a simulated campaign; null elsewhere",
-        "gap double: how far from the best plan at most, as a share of it; only for any",
-        "observed double: gain by the outcomes of the hold-out; only for any, null where too few units tell",
-        "observed_lower double: 95 % interval",
-        "observed_upper double: 95 % interval",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_COST_CURVE = Contract(
-    table="gold.cost_curve",
-    job="compare",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "model string: version of the registered model, or the learner",
-        "outcome string",
-        "cost double: of treating, per unit of the population",
-        "gain double: in the outcome (what it falls by where less is better), per unit, by doubly robust scores",
-        "gain_lower double: 95 % interval",
-        "gain_upper double: 95 % interval",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_POLICY_TREE = Contract(
-    table="gold.policy_tree",
-    job="tree",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "node bigint: 0 is the first question",
-        "depth bigint",
-        "feature string: null where the tree gives a level",
-        "operator string: <=, is, or is missing",
-        "threshold double",
-        "category string",
-        "question string: in words",
-        "yes bigint: node that the answer leads to",
-        "no bigint",
-        "action string: level that units here get; null at a question",
-        "units bigint: that the tree was grown from",
-        "value double: mean gain over the control of these units, which the tree was chosen for",
-    ),
-    renamed={**_OF_A_CAMPAIGN, "question": "asks"},
-)
-
-_AVERAGES = Contract(
-    table="gold.average_effects",
-    job="nuisances",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control",
-        "estimand string: ate of all units, att of those who received the level, overlap of those who might have "
-        "received either, naive difference of means",
-        "cut string: all, or segment:<feature>",
-        "bucket string: value of the segment",
-        "n_treated bigint",
-        "n_control bigint",
-        "value double",
-        "error double: standard error",
-        "lower double: 95 % interval",
-        "upper double: 95 % interval",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_OVERLAP = Contract(
-    table="gold.overlap",
-    job="nuisances",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        f"{TREATMENT} string: level received",
-        "units bigint: that received it",
-        "trimmed bigint: of those who received it, because units like them hardly ever receive some level",
-        "lowest double: probability of the level among those who received it",
-        "low double: 5 % have less",
-        "median double",
-        "effective_units double: that would say as much if all counted alike",
-    ),
-    renamed={**_OF_A_CAMPAIGN, "trimmed": "set_aside"},
-)
-
-_BALANCE = Contract(
-    table="gold.balance",
-    job="nuisances",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        f"{TREATMENT} string: level compared with control",
-        "feature string",
-        "category string: of text; missing; null for numbers",
-        "difference double: of means, in standard deviations",
-        "difference_weighted double: by the inverse of each unit's propensity",
-        "variance_ratio double: of numbers",
-        "variance_ratio_weighted double",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_SENSITIVITY = Contract(
-    table="gold.sensitivity",
-    job="nuisances",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        f"{TREATMENT} string: level compared with control",
-        "check string: permuted treatment, placebo outcome (both: an effect that must be nought), hidden confounder "
-        "(of which the ate is between lower and upper, 95 %), robustness (share of outcome and treatment that would "
-        "bring the ate, or its interval, to nought), e-value (risk ratio that would)",
-        "setting string: draw, feature, share, or estimate and interval",
-        "value double",
-        "lower double",
-        "upper double",
-        "p_value double",
-    ),
-    renamed=_OF_A_CAMPAIGN,
-)
-
-_AUDIT_LOG = Contract(
-    table="gold.audit_log",
-    job="train",
-    columns=declared(
-        "seq bigint: number of the entry, from 1",
-        "at string: when it was written (UTC)",
-        f"{CAMPAIGN} string",
-        "actor string: who did it",
-        "action string: register, promote, decide, allow, replace, erase, export, approve, reject",
-        "subject string: on what",
-        "reason string: why",
-        "job_run string: run of the job that did it; empty where none ran",
-        "entry string: all of it as canonical JSON (RFC 8785), with versions, figures and the hash of the one before",
-        "hash string: SHA-256 of the entry",
-        *RUN,
-    ),
-    append_only=True,
-    cluster_by=("seq",),
-    skip_by=("seq", CAMPAIGN, "action", "subject", "job_run"),
-)
-
-_AUDIT_TREES = Contract(
-    table="gold.audit_trees",
-    job="policy",
-    columns=declared(
-        f"{CAMPAIGN} string",
-        "bucket bigint: number of the bucket, by hash of the unit",
-        "buckets bigint: that the plan's decisions fall into",
-        "units bigint: decisions in the bucket",
-        "root string: of the bucket's Merkle tree (RFC 6962)",
-        "leaves binary: hash of each decision, 32 bytes each, sorted",
-        *RUN,
-    ),
-    append_only=True,
-    cluster_by=("bucket",),
-    skip_by=(RUN_ID, "bucket"),
-)
-
-_BIAS = Contract(
-    table="gold.bias_audit",
-    job="audit",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "model_version string",
-        "cut string: attribute, or crossing of some",
-        "bucket string: group of it",
-        "measure string: treated, cost, predicted and realised gain of the plan; without a plan of each level",
-        "units bigint: of the hold-out",
-        "mean double: of the group",
-        "lower double: 95 % interval",
-        "upper double: 95 % interval",
-        "difference double: from all other units",
-        "difference_lower double: 95 % interval",
-        "difference_upper double: 95 % interval",
-        "p_value double: of no difference that matters; null for groups with too few units",
-        "adjusted_p double: holding the level over the whole audit (Holm)",
-        "flag string: difference, explained by need, harm, or empty",
-        "within double: difference between units of the same need; null where none is configured",
-        "harm_p double: adjusted p-value of a mean not below nought; null where that is no harm",
-    ),
-)
-
-_ALERTS = Contract(
-    table="gold.alerts",
-    job="monitor",
-    columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "alert string: fingerprint of rule, campaign and labels; no measured value is part of it",
-        "rule string",
-        "severity string: page or ticket",
-        "labels string: what the alert is about, as JSON",
-        "sequence bigint: 1, 2, 3 ... of the alert's events",
-        "episode bigint: raised each time it is breached anew after it was resolved",
-        "event string: pending, cancelled, fired, clearing (well, not yet for long), broken_again, resolved, notified "
-        "(what kept it quiet is over), reminded, acknowledged, closed (resolved by hand)",
-        "at timestamp: end of the window that was evaluated, or when somebody acted",
-        "notify boolean: people were to be notified",
-        "quiet string: why they were not; empty where nothing was kept quiet",
-        "value double: measured",
-        "threshold double",
-        "summary string",
-        "runbook string: page that says what to do",
-        "by string: who acknowledged or closed it",
-        "note string",
-    ),
-    unique=("alert", "sequence"),
-    append_only=True,
-    cluster_by=(CAMPAIGN, "at"),
-    skip_by=(CAMPAIGN, "at", "alert"),
-)
-
-GOLD = (
-    _ALERTS,
-    *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
-    *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
-    *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
-    *(_AUDIT_LOG, _AUDIT_TREES, _BIAS),
-)
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Bronze: raw events. Silver: labels, features and what models are trained on.
@@ -496,7 +119,7 @@ _ASSIGNMENT = Contract(
     unique=(CAMPAIGN, UNIT),
     append_only=True,
     cluster_by=(CAMPAIGN, "assigned_at"),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
 )
 
 # What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
@@ -529,7 +152,7 @@ _DELIVERY = Contract(
     ),
     append_only=True,
     cluster_by=(CAMPAIGN, "delivered_at"),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
 )
 
 # Of what happened to a unit and has an amount.
@@ -555,7 +178,7 @@ _OUTCOME = Contract(
     ),
     append_only=True,
     cluster_by=(CAMPAIGN, "occurred_at"),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
 )
 
 _BEHAVIOUR = Contract(
@@ -624,7 +247,7 @@ _QUARANTINE = Contract(
         *RUN,
         f"{INGESTED_AT} timestamp",
     ),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
     reworded={
         "rule": {"experiment_present": _CAMPAIGN_PRESENT.name},
         "reason": {"experiment is missing": "campaign is missing", "experiment and unit_id": "campaign and unit_id"},
@@ -642,7 +265,7 @@ _TRUTH = Contract(
         "effect double: true individual effect against control",
         *RUN,
     ),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
 )
 
 _LABEL = Contract(
@@ -660,7 +283,7 @@ _LABEL = Contract(
         "as_of timestamp: only what was known by then counts",
         *RUN,
     ),
-    renamed=_OF_A_CAMPAIGN,
+    renamed=OF_A_CAMPAIGN,
 )
 
 _TRAINING = Contract(
@@ -758,9 +381,6 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
-ALERTS_TABLE = _ALERTS.table
-SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
-AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = _AUDIT_LOG.table, _AUDIT_TREES.table, _BIAS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""
 
@@ -783,6 +403,11 @@ def silver_table(kind: str, campaign: str) -> str:
 def gold_table(name: str) -> str:
     """Name of a table of results."""
     return f"gold.{name}"
+
+
+SCORES_TABLE, DECISIONS_TABLE = gold_table("uplift_scores"), gold_table("policy_decisions")
+SCENARIOS_TABLE, ALERTS_TABLE = gold_table("policy_scenarios"), gold_table("alerts")
+AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = gold_table("audit_log"), gold_table("audit_trees"), gold_table("bias_audit")
 
 
 def columns_to_fill(table: str) -> StructType:

@@ -25,7 +25,7 @@ PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
-    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "config"),
+    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "serving_conf", "config"),
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
@@ -36,10 +36,10 @@ ROOMS: dict[str, set[str]] = {
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
     "experiments": set(),
-    "serving": set(),
+    "serving": {"experiments"},
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake"},
-    "jobs": {"lake", "registry", "events", "policy", "experiments", "governance", "campaign", "console"},
+    "jobs": {"lake", "registry", "events", "policy", "experiments", "governance", "serving", "campaign", "console"},
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.

@@ -3,7 +3,7 @@
 Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
 unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
 which unit, and what holds where a key is left out. `Config`, at the end, names the sections; `lakehouse`, `pseudonyms`
-and those of `source` stand in `source_conf`.
+and those of `source` stand in `source_conf`, `serving` in `serving_conf`.
 
 A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
 and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
@@ -32,6 +32,7 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
+from uplift_spark.serving_conf import Serving
 from uplift_spark.source_conf import (
     STRICT,
     EventsSource,
@@ -639,6 +640,7 @@ class Config:
     policy: Policy = Field(default_factory=Policy)
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
     tree: TreeConf = Field(default_factory=TreeConf)
+    serving: Serving = Field(default_factory=Serving)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

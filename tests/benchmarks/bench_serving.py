@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_serving.py
 
-One thread, the least of several rounds over 100 units. The forest gives the effects of two levels with their errors;
-the others one number without an error, from an array. LightGBM and ONNX Runtime run where they are installed.
+One thread, the least of several rounds over 100 units, ten at a time. The forest gives the effects of two levels with
+their errors; the others one number without an error, from an array. LightGBM and ONNX Runtime run where they are
+installed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.serving.scorer import Scorer
 
 FEATURES = tuple(f"x{j}" for j in range(20))
-UNITS = 100
+UNITS, GROUP = 100, 10
 
 console = Console(width=120, highlight=False)
 
@@ -89,13 +90,13 @@ def portable(forest: Any, rows: np.ndarray) -> Callable[[int], object]:
 
 
 def least(call: Callable[[int], object], rounds: int) -> float:
-    """Microseconds of a call, in the round that took least."""
+    """Microseconds of a call, in the ten that took least: others have the processor, too."""
     best = float("inf")
-    for _ in range(rounds):
+    for low in list(range(0, UNITS, GROUP)) * rounds:
         start = perf_counter()
-        for i in range(UNITS):
+        for i in range(low, low + GROUP):
             call(i)
-        best = min(best, (perf_counter() - start) / UNITS)
+        best = min(best, (perf_counter() - start) / GROUP)
     return best * 1e6
 
 

@@ -220,6 +220,14 @@ def test_a_newer_version_is_served_and_a_damaged_one_is_not(tmp_path, trained):
         assert one["source"] == "model" and one["degraded"] == ["version_kept"]
         facts = json.loads(service.get("/health/ready")[1])
         assert facts["status"] == "ready" and "is not the one that was published" in facts["problem"]
+        (folder / CURRENT).unlink()
+        (folder / CURRENT).mkdir()  # what nobody thought of: a folder in place of the file
+        waited_for(lambda: "IsADirectoryError" in json.loads(service.get("/health/ready")[1])["problem"])
+        assert answers(service, {"unit_id": "u000012"})[0]["source"] == "model"
+        (folder / CURRENT).rmdir()
+        publish(config, *trained, 5, version="v4")
+        waited_for(lambda: answers(service, {"unit_id": "u000012"})[0]["source"] == "average_effects")
+        assert answers(service, {"unit_id": "u000001"})[0]["degraded"] == []
 
 
 def test_old_features_are_flagged(tmp_path, trained):

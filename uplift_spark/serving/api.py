@@ -179,20 +179,24 @@ class Served:
 
     def newer(self) -> _Open | None:
         """Open and warm the version that is published now; None where it is served already, or is refused."""
-        name = current_version(self.folder)
-        if self.now is not None and name in (self.now.version.manifest.version, None):
-            self.problem = None
-            return None
+        name = None
         try:
-            version = open_version(self.folder, self.conf.redis)
-            scorer = Scorer(load_any(version.model))
-            scorer.warm()
-        except UpliftError as error:
-            self.problem = str(error)
+            name = current_version(self.folder)
+            return self._opened(name)
+        except Exception as error:  # whatever a damaged version or disk raises, the version at hand goes on
+            self.problem = str(error) if isinstance(error, UpliftError) else f"{type(error).__name__} on opening {name}"
             if self._refused != name:
                 REQUEST_LOG.error(json.dumps({"event": "version refused", "version": name, "reason": self.problem}))
             self._refused = name
             return None
+
+    def _opened(self, name: str | None) -> _Open | None:
+        if self.now is not None and name in (self.now.version.manifest.version, None):
+            self.problem = None
+            return None
+        version = open_version(self.folder, self.conf.redis)
+        scorer = Scorer(load_any(version.model))
+        scorer.warm()
         return _Open(version, scorer, DecisionPolicy(version.manifest, self.conf))
 
     def turn_to(self, version: _Open | None) -> None:

@@ -8,7 +8,7 @@ PYTHON ?= python3
 CONF ?= conf/demo.yaml
 # Overrides of the configuration, as in: make demo SET="source.units=20000 seed=3"
 SET ?=
-EXTRAS := local,dev,plots,notebooks
+EXTRAS := local,dev,plots,notebooks,serving
 # What pytest is given, as in: make test ARGS="tests/stats -x"
 ARGS ?=
 
@@ -37,7 +37,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks house bench wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks house bench load wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -126,6 +126,9 @@ house: ## measure the house: files, lines, importers, names, banned words (ARGS=
 
 bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (tests/benchmarks)
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+load: $(READY) ## a bounded load on `uplift serve` on loopback: latencies, requests a second (ARGS="--seconds 30 --clients 64")
+	@$(BIN)/python -m tests.benchmarks.load_serving $(ARGS)
 
 wheel: $(READY) ## build the wheel into build/dist
 	@rm -rf build/lib build/dist && $(BIN)/uv build --quiet --wheel --out-dir build/dist --python $(BIN)/python .

@@ -26,7 +26,7 @@ PACKAGE = "uplift_spark"
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
     *("errors", "roles", "runtime", "spark_versions", "sql_gate"),
-    *("source_conf", "governance_conf", "monitoring_conf", "alert_conf"),
+    *("source_conf", "governance_conf", "monitoring_conf", "alert_conf", "serving_conf"),
     "config",
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
@@ -38,11 +38,14 @@ ROOMS: dict[str, set[str]] = {
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
     "experiments": set(),
-    "serving": set(),
+    "serving": {"experiments"},
     "monitoring": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake", "governance"},
-    "jobs": {"lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "campaign", "console"},
+    "jobs": {
+        *("lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "serving"),
+        *("campaign", "console"),
+    },
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.

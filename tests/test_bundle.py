@@ -27,7 +27,8 @@ from uplift_spark.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = yaml.safe_load((ROOT / "databricks.yml").read_text(encoding="utf-8"))
 KNOWN = ("bundle.name", "bundle.target", "workspace.file_path")
-NOT_A_TASK = {"contract", "grants", "power", "monitoring_files"}  # answer from their options alone
+# These answer from their options alone; `serve` runs where requests come in.
+NOT_A_TASK = {"contract", "grants", "power", "monitoring_files", "serve"}
 
 Fields = tuple[tuple[str, int, int, str], ...]
 QUARTZ: Fields = (

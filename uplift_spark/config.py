@@ -35,6 +35,7 @@ from uplift_spark.governance_conf import Governance
 from uplift_spark.monitoring_conf import Monitoring
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
+from uplift_spark.serving_conf import Serving
 from uplift_spark.source_conf import (
     STRICT,
     EventsSource,
@@ -645,6 +646,7 @@ class Config:
     tree: TreeConf = Field(default_factory=TreeConf)
     monitoring: Monitoring = Field(default_factory=Monitoring)
     alerts: Alerts = Field(default_factory=Alerts)
+    serving: Serving = Field(default_factory=Serving)
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numba as nb
 import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest import effects, kernels
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, apply_bins
 from uplift_spark.forest.effects import (
     CORRECTED_VARIANCE,
@@ -47,7 +49,17 @@ from uplift_spark.forest.modelfile import (
     reading,
 )
 from uplift_spark.forest.overlap import thin_errors
-from uplift_spark.forest.trees import Routes, Structure, frozen
+from uplift_spark.forest.trees import (
+    CATEGORICAL,
+    Routes,
+    Structure,
+    frozen,
+    goes_right,
+    node_child,
+    node_feature,
+    node_set,
+    outside,
+)
 from uplift_spark.roles import EFFECT_COLUMNS, TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
 
@@ -312,20 +324,56 @@ class Forest:
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some_rows, range(0, len(bins), step)))
-        variance *= variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
+        return self._finished(bins, (effect, variance, support), shrinkage, threads, plain=requested is None)
+
+    def unit_effects(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`effects_of` of one unit, bins uint8 [1, p], to the same bits and without the buffers of blocks."""
+        contrasts, shrinkage = self._unit_parts
+        shape = (1, len(contrasts) or len(self.levels) - 1)
+        out = (np.empty(shape), np.empty(shape), np.empty(shape))
+        (row,) = frozen((bins[0],))
+        if len(contrasts):
+            predict_unit_responses(self._routes, self._shares, self._design, row, contrasts, out)
+        else:
+            predict_unit_effects(self._routes, self._shares, self._design, row, shrinkage, out)
+        return self._finished(bins, out, shrinkage, 1, plain=True)
+
+    @cached_property
+    def _unit_parts(self) -> tuple[np.ndarray, ...]:
+        contrasts = self._contrasts
+        return frozen([contrasts, self._shrinkage(contrasts)])
+
+    def _finished(
+        self,
+        bins: np.ndarray,
+        sums: tuple[np.ndarray, np.ndarray, np.ndarray],
+        shrinkage: np.ndarray,
+        threads: int,
+        plain: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(effect, standard error, low support) from what kernels give: effect, variance, support, [n, L] each.
+
+        plain  effects are the plan's own, not those of other contrasts
+        """
+        effect, variance, support = sums
+        variance *= self._variance_factor
         _stand_in(shrinkage[4:, 1:], support, effect, variance)
         low = support < LOW_SUPPORT
         if self.plan.overlap is not None:
             lacks = self.plan.overlap.lacks(bins, threads)
             low |= lacks
             variance += np.where(lacks & np.isfinite(shrinkage[5, 1:]), shrinkage[5, 1:], 0.0)
-        if requested is None and not self.plan.partial:
+        if plain and not self.plan.partial:
             least, thin = self._thin
             low |= thin
             variance = np.maximum(variance, least**2)
-        if self.plan.monotone and requested is None and not self.plan.partial:
+        if self.plan.monotone and plain and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
         return effect, np.sqrt(variance), low
+
+    @cached_property
+    def _variance_factor(self) -> float:
+        return variance_factor(self.plan, self.facts.get("corrected_variance", CORRECTED_VARIANCE))
 
     def _shrinkage(self, contrasts: np.ndarray) -> np.ndarray:
         """The mix of these effects, float64 [6, 1 + L]."""
@@ -338,7 +386,7 @@ class Forest:
         )
         return shrinkage
 
-    @property
+    @cached_property
     def _thin(self) -> tuple[np.ndarray, np.ndarray]:
         """See `overlap.thin_errors`."""
         return thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
@@ -422,6 +470,124 @@ def _stand_in(average: np.ndarray, support: np.ndarray, effect: np.ndarray, vari
     mean, spread = average[0, at[1]], average[1, at[1]]
     effect[at] = mean + own * (np.where(own > 0.0, effect[at], mean) - mean)
     variance[at] = own * np.where(own > 0.0, variance[at], 0.0) + (1.0 - own) * spread
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Effects of one unit: the arithmetic of `kernels.predict_effects` and `effects.predict_responses`, to the same bits.
+# Those take rows in blocks, whose buffers alone cost more than one row, and by vectors of rows. Here a row walks down
+# the trees by itself, what is solved for a block is solved for a block of one, and errors are added up level by level.
+# The operations on each number, and their order, are the same.
+
+_solve_levels, _debiased = kernels._solve, kernels.debiased_variance
+_solve_response, _spread_response = effects._solve, effects._spread
+
+
+@nb.njit(cache=True, nogil=True)
+def _leaf_of(routes, t, bins):
+    """Global leaf index of a row, bins uint8 [p], in tree t."""
+    first, at = routes.root[t], np.int64(0)
+    while routes.leaf[first + at] < 0:
+        word = routes.words[first + at]
+        bin_ = np.int64(bins[node_feature(word)])
+        if word & np.uint64(CATEGORICAL):
+            right = outside(routes.sets, routes.set_start[t] + node_set(word), bin_)
+        else:
+            right = goes_right(word, bin_)
+        at = node_child(word) + right
+    return routes.leaf[first + at]
+
+
+@nb.njit(cache=True, nogil=True)
+def _sum_row(routes, values, bins, leaves, totals, counts):
+    """`kernels.sum_shares` of one row whose trees all speak: leaves [T, .], totals [B, 1, .], counts [B, .]."""
+    flat, n_buckets = values.reshape(values.shape[0], -1), totals.shape[0]
+    for t in range(leaves.shape[0]):
+        if routes.root[t] == routes.root[t + 1]:
+            continue
+        leaf = _leaf_of(routes, t, bins)
+        if flat[leaf, 0] < 0.0:
+            continue
+        leaves[t, 0] = leaf
+        b = t % n_buckets
+        counts[b, 0] += 1.0
+        for column in range(flat.shape[1]):
+            totals[b, 0, column] += flat[leaf, column]
+
+
+@nb.njit(cache=True, nogil=True)
+def _spread_row(leaves, values, design, shrinkage, block, variance):
+    """`kernels._spread` of one row: see there, and `kernels._influence` and `kernels._add_influence`."""
+    stretch, measure, centre, theta = block
+    bag, n_buckets, _ = design
+    levels, groups, learns = values.shape[1], 0.0, shrinkage[2].any()
+    influence, sums, squares = np.empty(levels), np.empty(levels), np.empty(levels)
+    between, within = np.zeros(levels), np.zeros(levels)
+    for first in range(0, leaves.shape[0], bag):
+        trees = 0.0
+        sums[:], squares[:] = 0.0, 0.0
+        for t in range(first, first + bag):
+            leaf, b = leaves[t, 0], t % n_buckets
+            if leaf < 0:
+                continue
+            trees += 1.0
+            for k in range(levels):
+                value = values[leaf, k, 1] - measure[1, k, 0] * values[leaf, k, 0]
+                influence[k] = value * measure[0, k, 0] - centre[b, k, 0]
+            common = 0.0
+            for k in range(1, levels):
+                influence[k] -= influence[0]
+                if learns and measure[2, k, 0] != 0.0:
+                    common += measure[2, k, 0] * influence[k]
+            for k in range(1, levels):
+                part = (shrinkage[1, k] * influence[k] + shrinkage[2, k] * common) * stretch[b, 0]
+                sums[k] += part
+                squares[k] += part * part
+        if trees < 2.0:
+            continue
+        groups += 1.0
+        for k in range(1, levels):
+            mean = sums[k] / trees
+            between[k] += mean * mean
+            within[k] += (squares[k] / trees - mean * mean) / (trees - 1.0)
+    for k in range(1, levels):
+        debiased = np.nan
+        if groups >= 2.0:
+            debiased = _debiased(between[k] / groups, within[k] / groups, groups)
+        variance[0, k - 1] = debiased + shrinkage[3, k] * theta[0] * theta[0]
+
+
+@nb.njit(cache=True, nogil=True)
+def predict_unit_effects(routes, values, design, bins, shrinkage, out):
+    """`kernels.predict_effects` with errors of one row, bins uint8 [p]; out are three arrays [1, K - 1]."""
+    effect, variance, support = out
+    levels, n_buckets = values.shape[1], min(design[1], len(routes.rounds))
+    design = (design[0], n_buckets, design[2])
+    leaves = np.full((len(routes.rounds), 1), -1, np.int32)
+    totals, counts = np.zeros((n_buckets, 1, levels * 3)), np.zeros((n_buckets, 1))
+    measure, centre, theta = np.zeros((3, levels, 1)), np.zeros((n_buckets, levels, 1)), np.zeros(1)
+    _sum_row(routes, values, bins, leaves, totals, counts)
+    _solve_levels(totals, counts, shrinkage, (measure, centre), effect, support, theta)
+    _spread_row(leaves, values, design, shrinkage, (counts, measure, centre, theta), variance)
+
+
+@nb.njit(cache=True, nogil=True)
+def predict_unit_responses(routes, values, design, bins, contrasts, out):
+    """`effects.predict_responses` with errors of one row, bins uint8 [p]; out are three arrays [1, L]."""
+    effect, variance, support = out
+    (width, q), n_buckets = contrasts.shape, min(design[1], len(routes.rounds))
+    design = (design[0], n_buckets, design[2])
+    leaves = np.full((len(routes.rounds), 1), -1, np.int32)
+    totals, counts = np.zeros((n_buckets, 1, values.shape[1])), np.zeros((n_buckets, 1))
+    state = np.zeros((1, 1 + 2 * q)), np.zeros((1, width, q)), np.empty((n_buckets, 1, width))
+    _sum_row(routes, values, bins, leaves, totals, counts)
+    _solve_response(totals, counts, contrasts, state, effect, support)
+    _spread_response(leaves, values, design, (counts, *state), variance)
+    if np.isnan(effect[0, 0]):
+        variance[0] = np.nan
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Its file.
 
 
 def load_forest(source: str | Path | bytes) -> Forest:

@@ -1,6 +1,5 @@
 """The tables: name, columns, comments and rules of each, declared once. Those of gold are in `gold`.
 
-
 `contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
 `lake.contracts`.
 """

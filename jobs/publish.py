@@ -1,0 +1,206 @@
+"""Publish units and the model in use to the online store that `uplift serve` answers from.
+
+Reads the training table as it was scored, gold.uplift_scores and, where they are there, the newest plan of
+gold.policy_decisions and bronze.consent; writes the campaign's serving folder, or Redis, and no table. Units that were
+erased, or may not be contacted, are gone from the store within the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.campaign import Campaign, Scored
+from uplift_spark.console import main_job
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.forest.forest import Model
+from uplift_spark.governance.privacy import GATE, MAY, gated
+from uplift_spark.lake.schemas import CONSENT_TABLE, DECISIONS_TABLE, SCORES_TABLE, gold_table
+from uplift_spark.policy.spark import CHOSEN, NOT_WORTH
+from uplift_spark.registry.models import Registered
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.serving.store import Manifest, StoredUnit, publish_version, redis_client, serving_folder
+
+_PREFIX = "_level_"  # of the columns with a level's effect
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a version is made from: the model in use, its last scores, the newest plan by it (None: there is none), and
+    the versions of the tables read."""
+
+    model: Registered
+    scored: Scored
+    plan: str | None
+    versions: Mapping[str, int]
+
+
+def _sources(campaign: Campaign) -> _Sources:
+    """Raises DataError when the model in use has not scored, or consent is required and there is no table of it."""
+    lake, model = campaign.lake, campaign.model_in_use
+    scored = campaign.last_scored(model.version)
+    tables = [SCORES_TABLE]
+    plan = None
+    if lake.exists(DECISIONS_TABLE):
+        try:
+            plan = campaign.plan_run(model.version)
+            tables.append(DECISIONS_TABLE)
+        except DataError:  # other campaigns, or other versions, have planned
+            plan = None
+    if lake.exists(CONSENT_TABLE):
+        tables.append(CONSENT_TABLE)
+    elif campaign.config.consent.required:
+        raise DataError(
+            f"table {CONSENT_TABLE} does not exist, and consent.required is true: run `uplift load {CONSENT_TABLE}`, "
+            "or set consent.required to false where no consent is needed"
+        )
+    versions = {table: lake.version(table) for table in tables}
+    return _Sources(model, scored, plan, {campaign.training_table: scored.feature_version, **versions})
+
+
+def _rows(campaign: Campaign, sources: _Sources, model: Model) -> DataFrame:
+    """One row per unit that has a score and may be contacted: features, assigned_at, effects, level and reason.
+
+    The training table is read as it was scored, and may hold units that were erased since; scores hold none of them.
+    """
+    lake, versions, conf = campaign.lake, sources.versions, campaign.config.consent
+    mine = (F.col("model_name") == sources.scored.model_name) & (F.col(RUN_ID) == sources.scored.run_id)
+    scores = lake.read(SCORES_TABLE, versions[SCORES_TABLE]).where(mine)
+    effect = F.struct("uplift", "uplift_se", "low_support")
+    each = [
+        F.max(F.when(F.col(TREATMENT) == level, effect)).alias(f"{_PREFIX}{k}")
+        for k, level in enumerate(model.levels.treated)
+    ]
+    training = campaign.training_set(sources.scored.feature_version)
+    rows = training.select(UNIT, "assigned_at", *model.roles.features).join(scores.groupBy(UNIT).agg(*each), UNIT)
+    consent = lake.read(CONSENT_TABLE, versions[CONSENT_TABLE]) if CONSENT_TABLE in versions else None
+    rows = gated(rows, consent, conf.purpose, conf.required).where(F.col(GATE) == MAY).drop(GATE)
+    if sources.plan is None:
+        nothing = F.lit(None).cast("string")
+        return rows.withColumns({"_planned": nothing, "_reason": nothing})
+    plan = lake.read(DECISIONS_TABLE, versions[DECISIONS_TABLE]).where(
+        (F.col(CAMPAIGN) == campaign.name) & (F.col(RUN_ID) == sources.plan)
+    )
+    decided = plan.select(UNIT, F.col(TREATMENT).alias("_planned"), F.col("reason").alias("_reason"))
+    return rows.join(decided, UNIT, "left")
+
+
+def _units(table: pa.Table, model: Model) -> Iterator[tuple[str, StoredUnit]]:
+    """Units of a collected frame; NaN is not known, as null is."""
+    levels = [f"{_PREFIX}{k}" for k in range(len(model.levels.treated))]
+    for batch in table.to_batches(max_chunksize=10_000):
+        features = [batch.column(name).to_pylist() for name in model.roles.features]
+        at = batch.column("assigned_at").cast(pa.timestamp("us")).cast(pa.int64()).to_pylist()
+        effects = [batch.column(name).to_pylist() for name in levels]
+        plan = zip(batch.column("_planned").to_pylist(), batch.column("_reason").to_pylist(), strict=True)
+        units = batch.column(UNIT).to_pylist()
+        columns = zip(units, zip(*features, strict=True), at, zip(*effects, strict=True), plan, strict=True)
+        for unit, values, moment, by_level, (level, reason) in columns:
+            scores = tuple(
+                (_known(one["uplift"]), _known(one["uplift_se"]), bool(one["low_support"])) for one in by_level if one
+            )
+            yield (
+                str(unit),
+                StoredUnit(
+                    tuple(map(_feature, values)),
+                    0 if moment is None else moment,
+                    scores if len(scores) == len(levels) else None,
+                    None if level is None else (level, reason),
+                ),
+            )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _feature(value: Any) -> float | str | None:
+    return value if value is None or isinstance(value, str) else _known(float(value))
+
+
+def _averages(table: pa.Table, levels: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """{level: [mean effect, error about it of a unit of which nothing is known]}; levels nobody has are left out."""
+    averages = {}
+    for k, level in enumerate(levels):
+        column = table.column(f"{_PREFIX}{k}")  # null where a unit lacks the level
+        parts = (pc.struct_field(column, name).to_numpy() for name in ("uplift", "uplift_se"))
+        effect, error = (np.asarray(part, np.float64) for part in parts)
+        known = np.isfinite(effect) & np.isfinite(error)
+        if known.any():
+            spread = math.sqrt(float(np.mean(error[known] ** 2) + np.var(effect[known])))
+            averages[level] = (float(effect[known].mean()), spread)
+    return averages
+
+
+def _policy(campaign: Campaign, sources: _Sources, levels: tuple[str, ...]) -> dict[str, Any]:
+    """What a decision on fresh features reckons with; without `price` the plan's own decisions stand.
+
+    price  what a unit of money is worth at the plan's limits. Known where all limits are of money and every level
+           costs the same for all units, or where there is no limit at all.
+    """
+    config = campaign.config
+    facts: dict[str, Any] = {"purpose": config.consent.purpose, "planned": sources.plan is not None}
+    try:
+        value = campaign.outcome_value
+    except ConfigError:
+        return facts
+    limits, costs = config.policy.all_limits, config.economics.cost
+    plain = all(one.spend is not None and one.level is None and one.segment is None for one in limits)
+    if not plain or config.policy.costs_by_unit or config.policy.bound != "expected" or not set(levels) <= set(costs):
+        return facts
+    if limits and sources.plan is None:
+        return facts
+    price = 0.0
+    if limits and sources.plan is not None:
+        prices = campaign.lake.read(gold_table("policy_limits")).where(F.col(RUN_ID) == sources.plan)
+        price = float(sum(row["price"] for row in prices.select("price").collect()))
+    net = config.policy.objective == "profit"
+    return {**facts, "value": value, "cost": {level: costs[level] for level in levels}, "net": net, "price": price}
+
+
+def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
+    """Make a version of the online store and switch to it; with the same inputs as the served one nothing happens."""
+    folder, conf = serving_folder(campaign.config), campaign.config.serving
+    sources = _sources(campaign)
+    model = campaign.registry.load(sources.model)
+    content, levels = model.to_bytes(), model.levels.treated
+    inputs = {"versions": dict(sources.versions), "scores": sources.scored.run_id, "plan": sources.plan}
+    facts = {"campaign": campaign.name, "purpose": campaign.config.consent.purpose, "redis": conf.redis is not None}
+    run_id = run_id or derive_run_id("publish", facts, model=sources.model.sha256, **inputs)
+    progress(f"reading units scored by {sources.model.name} version {sources.model.version}")
+    table = _rows(campaign, sources, model).toArrow()
+    reasons = {reason for reason in table.column("_reason").unique().to_pylist() if reason is not None}
+    manifest = Manifest(
+        campaign.name,
+        run_id.replace("-", "_"),
+        model.roles.outcome,
+        tuple((one.name, "text" if one.categorical else "number") for one in model.bins),
+        model.levels.names,
+        {"name": sources.model.name, "version": sources.model.version, "sha256": hashlib.sha256(content).hexdigest()},
+        _averages(table, levels),
+        tuple(sorted(reasons - {CHOSEN, NOT_WORTH})),
+        _policy(campaign, sources, levels),
+        {**inputs, "model": sources.model.sha256},
+    )
+    redis = None if conf.redis is None else redis_client(conf.redis)
+    progress(f"publishing {len(table):,} units")
+    result = publish_version(folder, manifest, content, _units(table, model), redis)
+    details = {"model": sources.model.name, "version": sources.model.version, "plan": sources.plan or "none"}
+    if result.skipped:
+        return JobResult.of("publish", run_id, **details, published=f"already, as {result.version}", folder=str(folder))
+    counts = {"written": result.written, "unchanged": result.unchanged, "removed": result.removed}
+    return JobResult.of("publish", run_id, **details, **counts, folder=str(folder))
+
+
+if __name__ == "__main__":
+    main_job(run)

@@ -1,0 +1,468 @@
+"""The service over real connections: answers, degraded answers, decisions, feedback, the door, and the client."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from tests.serving.published import BARRED, config_of, features_of, manifest_of, publish, running
+from uplift_spark.errors import DataError, EnvironmentProblem
+from uplift_spark.serving.client import UNREACHABLE, ServingClient
+from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, DecisionPolicy
+from uplift_spark.serving.guard import new_key
+from uplift_spark.serving.store import CURRENT, MODEL, UNITS, decision_log_file, redis_client, serving_folder
+
+N = 50
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return config_of(tmp_path_factory.mktemp("served"), exploration=0.2, max_units=60)
+
+
+@pytest.fixture(scope="module")
+def service(config, trained):
+    publish(config, *trained, N)
+    with running(config) as service:
+        yield service
+
+
+def answers(service, *units):
+    status, body = service.post("/v1/effects", {"units": list(units)})
+    assert status == 200, body
+    return body["answers"]
+
+
+def waited_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert condition()
+
+
+# ---------------------------------------------------------------- effects
+
+
+def test_published_units_have_their_batch_scores_to_the_bit(service, trained):
+    frame, model = trained
+    rows = model.effect(frame[:N])
+    effects = [e for one in answers(service, *({"unit_id": f"u{i:06d}"} for i in range(N))) for e in one["effects"]]
+    assert [one["level"] for one in effects] == rows["treatment"].tolist()
+    for column, name in (("uplift",) * 2, ("uplift_se",) * 2, ("uplift_lower", "lower"), ("uplift_upper", "upper")):
+        assert np.array([one[name] for one in effects]).tobytes() == rows[column].to_numpy().tobytes(), column
+    one = service.post("/v1/effects", {"unit_id": "u000003"})[1]
+    assert one["model"] == {"name": "spring", "version": 1, "published": "v1"} and one["outcome"] == "y"
+    assert (one["answers"][0]["source"], one["answers"][0]["degraded"]) == ("model", [])
+    assert 0 <= one["answers"][0]["feature_age_seconds"] < 3600
+
+
+def test_features_alone_and_features_beside_an_id(service, trained):
+    frame = trained[0]
+    alone, by_id, older = answers(
+        service,
+        {"features": features_of(frame, 4)},
+        {"unit_id": "u000004"},
+        {"unit_id": "u000004", "features": {"age": 79}},
+    )
+    assert alone["effects"] == by_id["effects"] and alone["unit_id"] is None and alone["feature_age_seconds"] == 0
+    assert older["effects"] == answers(service, {"features": {**features_of(frame, 4), "age": 79}})[0]["effects"]
+    new = answers(service, {"features": {**features_of(frame, 4), "region": "moon"}})[0]
+    assert new["new_categories"] == ["region"]
+
+
+def test_a_unit_that_nobody_knows_gets_the_average_and_says_so(service):
+    one = answers(service, {"unit_id": "nobody"})[0]
+    assert (one["source"], one["degraded"]) == ("average_effects", ["unit_unknown", "average_effects"])
+    assert [e["uplift"] for e in one["effects"]] == [0.5, 0.5] and all(e["low_support"] for e in one["effects"])
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"features": {"age": 30}, "unit_id": "u000001", "extra": 1}, "extra: Extra inputs are not permitted"),
+        ({}, "name one unit by unit_id or features, or several under units"),
+        ({"units": [{"unit_id": "u000001"}], "unit_id": "u000001"}, "name one unit by unit_id or features"),
+        ({"units": [{}]}, r"units[0] has neither unit_id nor features"),
+        ({"unit_id": "u000001", "features": {"age": "old"}}, "feature 'age' is a text but the model was trained with"),
+        (
+            {"units": [{"unit_id": "u000001"}, {"unit_id": "u000002", "features": {"aeg": 1}}]},
+            "units[1]: feature 'aeg'",
+        ),
+        ({"units": [{"unit_id": "a"}] * 61}, "the request has 61 units, 60 at most"),
+        ({"unit_id": ""}, "String should have at least 1 character"),
+        ({"unit_id": 7}, "Input should be a valid string"),
+        (b"{not json", "JSON decode error"),
+        (rb'{"unit_id": "\ud800"}', "unit_id"),
+        (rb'{"features": {"\ud800": 1}}', "was it renamed?"),
+        (b'{"features": {"age": 1e999}}', "features.age"),
+    ],
+)
+def test_a_request_that_does_not_fit_gets_one_sentence(service, body, sentence):
+    status, answer = service.post("/v1/effects", body)
+    assert status == 422 and sentence in answer["error"] and set(answer) == {"error", "request_id"}
+
+
+# ---------------------------------------------------------------- decisions and feedback
+
+
+def decide(service, *requests):
+    status, body = service.post("/v1/decisions", {"requests": list(requests)})
+    assert status == 200, body
+    return body["decisions"]
+
+
+def test_decisions_follow_plan_and_exploration_and_are_logged_before_they_are_answered(service, config, trained):
+    requests = [{"request_key": f"plan-{i}", "unit_id": f"u{i:06d}"} for i in range(N)]
+    made = decide(service, *requests)
+    policy = DecisionPolicy(manifest_of(trained[1]), config.serving)
+    stored = service.app.state.served.stored([one["unit_id"] for one in requests])[0]
+    for one in made:
+        wanted = policy.decide(one["unit_id"], stored[one["unit_id"]], None)
+        assert (one["level"], one["reason"], one["propensity"]) == (wanted.level, wanted.reason, wanted.propensity)
+    assert {one["level"] for i, one in enumerate(made) if i % 7 == 0} == {"none"}
+    assert made[0]["reason"] == BARRED and made[0]["logged"] and made[0]["campaign"] == "spring"
+    span = datetime.fromisoformat(made[0]["expires_at"]) - datetime.fromisoformat(made[0]["decided_at"])
+    assert abs(span - timedelta(minutes=30)) < timedelta(seconds=1)
+    log = DecisionLog(decision_log_file(config))
+    logged = {body["request_key"]: body for _, body in log.entries(DECISION)}
+    assert all({**logged[one["request_key"]], "logged": True} == one for one in made)
+
+
+def test_the_same_request_key_gets_the_same_answer_however_often(service):
+    query = {"request_key": "again", "unit_id": "u000001"}
+    first = decide(service, query)[0]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(one == first for one in pool.map(lambda _: decide(service, query)[0], range(24)))
+    status, body = service.post("/v1/decisions", {"requests": [{**query, "unit_id": "u000002"}]})
+    assert status == 409 and "was used for another unit before" in body["error"]
+
+
+def test_a_unit_that_is_not_published_gets_the_control_whatever_it_sends(service, trained):
+    features = features_of(trained[0], 1)
+    made = decide(service, {"request_key": "stranger", "unit_id": "opted-out", "features": features})[0]
+    assert (made["level"], made["reason"], made["propensity"]) == ("none", "unit not published", 1.0)
+
+
+def test_fresh_features_decide_at_the_limits_prices(service, config, trained):
+    folder = serving_folder(config)
+    made = decide(
+        service,
+        *(
+            {"request_key": f"f{i}", "unit_id": f"u{i:06d}", "features": features_of(trained[0], i)}
+            for i in range(1, 7)
+        ),
+    )
+    for i, one in enumerate(made, 1):
+        effects = {e["level"]: e["uplift"] for e in answers(service, {"unit_id": f"u{i:06d}"})[0]["effects"]}
+        nets = {"none": 0.0, "5%": 10 * effects["5%"] - 0.75, "10%": 10 * effects["10%"] - 1.5}
+        assert one["explored"] or one["level"] == max(nets, key=nets.get)
+    assert folder.exists()
+
+
+def test_feedback_counts_once(service, config):
+    now = datetime.now(UTC).isoformat()
+    sends = [{"delivery_id": "d1", "unit_id": "u1", "status": s, "delivered_at": now} for s in ("sent", "delivered")]
+    orders = [{"event_id": "o1", "unit_id": "u1", "outcome": "y", "value": 2.5, "occurred_at": now}]
+    for _ in range(2):
+        assert service.post("/v1/deliveries", {"deliveries": sends}) == (202, {"accepted": 2})
+        assert service.post("/v1/outcomes", {"outcomes": orders}) == (202, {"accepted": 1})
+    log = DecisionLog(decision_log_file(config))
+    assert [body["status"] for _, body in log.entries(DELIVERY)] == ["sent", "delivered"]
+    ((_, order),) = log.entries(OUTCOME)
+    assert order["value"] == 2.5 and order["campaign"] == "spring" and order["known_at"] >= now[:19]
+    for wrong in ({"value": "NaN"}, {"occurred_at": now[:19]}, {"event_id": ""}):
+        assert service.post("/v1/outcomes", {"outcomes": [{**orders[0], **wrong}]})[0] == 422
+    assert service.post("/v1/deliveries", {"deliveries": [{**sends[0], "status": "lost"}]})[0] == 422
+
+
+def test_a_log_that_cannot_be_written_gives_the_control_and_says_so(service, monkeypatch):
+    def full(*_):
+        raise EnvironmentProblem("the log cannot be written: disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecisionLog, "append", full)
+        made = decide(service, {"request_key": "lost", "unit_id": "u000003"})[0]
+        assert (made["level"], made["logged"], made["propensity"]) == ("none", False, None)
+        assert "log_unavailable" in made["degraded"]
+        now = datetime.now(UTC).isoformat()
+        order = {"event_id": "o2", "unit_id": "u1", "outcome": "y", "value": 1.0, "occurred_at": now}
+        assert service.post("/v1/outcomes", {"outcomes": [order]})[0] == 503  # it was not taken in
+    assert decide(service, {"request_key": "lost", "unit_id": "u000003"})[0]["logged"]
+
+
+# ---------------------------------------------------------------- versions, and what is not to be had
+
+
+def test_a_newer_version_is_served_and_a_damaged_one_is_not(tmp_path, trained):
+    config = config_of(tmp_path)
+    folder = serving_folder(config)
+    publish(config, *trained, 10)
+    with running(config) as service:
+        assert answers(service, {"unit_id": "u000012"})[0]["source"] == "average_effects"
+        publish(config, *trained, 20, version="v2")
+        waited_for(lambda: answers(service, {"unit_id": "u000012"})[0]["source"] == "model")
+        assert json.loads(service.get("/health/ready")[1])["model"]["published"] == "v2"
+        shutil.copytree(folder / "v2", folder / "v3")
+        text = (folder / "v3" / "manifest.json").read_text().replace('"v2"', '"v3"')
+        (folder / "v3" / "manifest.json").write_text(text)
+        (folder / "v3" / MODEL).write_bytes(b"no model")
+        (folder / CURRENT).write_text("v3")
+        waited_for(lambda: "version_kept" in answers(service, {"unit_id": "u000012"})[0]["degraded"])
+        one = answers(service, {"unit_id": "u000012"})[0]
+        assert one["source"] == "model" and one["degraded"] == ["version_kept"]
+        facts = json.loads(service.get("/health/ready")[1])
+        assert facts["status"] == "ready" and "is not the one that was published" in facts["problem"]
+        (folder / CURRENT).unlink()
+        (folder / CURRENT).mkdir()  # what nobody thought of: a folder in place of the file
+        waited_for(lambda: "IsADirectoryError" in json.loads(service.get("/health/ready")[1])["problem"])
+        assert answers(service, {"unit_id": "u000012"})[0]["source"] == "model"
+        (folder / CURRENT).rmdir()
+        publish(config, *trained, 5, version="v4")
+        waited_for(lambda: answers(service, {"unit_id": "u000012"})[0]["source"] == "average_effects")
+        assert answers(service, {"unit_id": "u000001"})[0]["degraded"] == []
+
+
+def test_old_features_are_flagged(tmp_path, trained):
+    config = config_of(tmp_path, ttl_minutes=30)
+    publish(config, *trained, 5, at=time.time() - 1801)
+    with running(config) as service:
+        one, fresh = answers(
+            service, {"unit_id": "u000001"}, {"unit_id": "u000001", "features": features_of(trained[0], 1)}
+        )
+    assert one["degraded"] == ["features_stale"] and 1801 <= one["feature_age_seconds"] < 3000
+    assert fresh["degraded"] == [] and fresh["effects"] == one["effects"]
+
+
+def test_units_that_cannot_be_read_never_become_an_error(tmp_path, trained):
+    config = config_of(tmp_path)
+    publish(config, *trained, 5)
+    with running(config) as service:
+
+        def damaged(_):
+            raise EnvironmentProblem("gone")
+
+        service.app.state.served.now.version.units.get = damaged
+        one, sent, some = answers(
+            service,
+            {"unit_id": "u000001"},
+            {"unit_id": "u000001", "features": features_of(trained[0], 1)},
+            {"unit_id": "u000001", "features": {"age": 30}},
+        )
+        made = decide(service, {"request_key": "k", "unit_id": "u000001"})[0]
+    assert one["degraded"] == ["store_unavailable", "average_effects"]
+    assert sent["degraded"] == ["store_unavailable"] and sent["source"] == "model"
+    assert some["degraded"] == ["store_unavailable", "features_incomplete", "average_effects"]
+    assert (made["level"], made["degraded"]) == ("none", ["store_unavailable", "average_effects"])
+
+
+def test_redis_gives_the_answers_of_the_file(tmp_path, trained, redis_url):
+    client = redis_client(redis_url)
+    client.flushall()
+    every = [{"unit_id": f"u{i:06d}"} for i in range(10)] + [{"unit_id": "nobody"}]
+    seen = []
+    for config in (config_of(tmp_path / "file"), config_of(tmp_path / "redis", redis=redis_url)):
+        publish(config, *trained, 10, redis=client if config.serving.redis else None)
+        with running(config) as service:
+            made = decide(service, *({"request_key": f"k{i}", **one} for i, one in enumerate(every)))
+            effects = [{**one, "feature_age_seconds": None} for one in answers(service, *every)]
+            seen.append((effects, [(one["level"], one["reason"], one["propensity"]) for one in made]))
+            if config.serving.redis:
+                client.flushall()
+                assert answers(service, every[0])[0]["degraded"] == ["unit_unknown", "average_effects"]
+    assert seen[0] == seen[1] and not (serving_folder(config) / "v1" / UNITS).exists()
+
+
+def test_before_anything_is_published_the_service_lives_and_is_not_ready(tmp_path, trained):
+    config = config_of(tmp_path)
+    with running(config) as service:
+        assert service.get("/health/live")[0] == 200 and service.get("/health/ready")[0] == 503
+        status, body = service.post("/v1/effects", {"unit_id": "u"})
+        assert status == 503 and "run `uplift publish`" in body["error"]
+        publish(config, *trained, 3)
+        waited_for(lambda: service.get("/health/ready")[0] == 200)
+
+
+# ---------------------------------------------------------------- the door
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory, trained):
+    """A service with keys and small limits: (service, {scope: key})."""
+    folder = tmp_path_factory.mktemp("guarded")
+    keys = {scope: new_key(folder / "keys", scope, (scope,)) for scope in ("effects", "decide", "metrics")}
+    keys["few"] = new_key(folder / "keys", "few", ("effects",))
+    config = config_of(folder, keys=str(folder / "keys"), max_bytes=4096, timeout_seconds=0.5, rate=5)
+    publish(config, *trained, 3)
+    with running(config) as service:
+        yield service, {scope: {"authorization": f"Bearer {key}"} for scope, key in keys.items()}
+
+
+def test_a_key_opens_its_own_paths_only(guarded):
+    service, keys = guarded
+    body = {"unit_id": "u000001"}
+    assert service.post("/v1/effects", body)[0] == 401
+    assert service.post("/v1/effects", body, {"authorization": "Bearer guess"})[0] == 401
+    status, answer = service.post("/v1/effects", body, keys["decide"])
+    assert (
+        status == 403 and answer["error"] == "the key of decide does not open /v1/effects: it needs the scope effects"
+    )
+    assert service.post("/v1/effects", body, keys["effects"])[0] == 200
+    assert service.get("/metrics")[0] == 401 and service.get("/metrics", keys["metrics"])[0] == 200
+    assert service.get("/health/live")[0] == service.get("/health/ready")[0] == service.get("/openapi.json")[0] == 200
+
+
+def raw(service, parts, pause=0.0):
+    """What comes back for bytes that are sent as they are."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        except OSError:
+            pass  # it was closed at the other end
+        answer = b""
+        try:
+            while chunk := connection.recv(65536):
+                answer += chunk
+                if b"\r\n\r\n" in answer and b"request_id" in answer:
+                    break
+        except OSError:
+            pass
+        return answer.decode()
+
+
+def head(key, extra):
+    lines = ["POST /v1/effects HTTP/1.1", "host: x", f"authorization: {key['authorization']}", *extra]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_a_body_that_is_too_large_is_refused_chunked_or_not(guarded):
+    service, keys = guarded
+    announced = raw(service, [head(keys["effects"], ["content-length: 5000"])])
+    chunks = [head(keys["effects"], ["transfer-encoding: chunked"]), *[b"400\r\n" + b"x" * 1024 + b"\r\n"] * 6]
+    for answer in (announced, raw(service, chunks)):
+        assert answer.startswith("HTTP/1.1 413 ") and "the body is larger than 4096 bytes" in answer
+
+
+def test_a_body_that_never_comes_is_not_waited_for(guarded):
+    service, keys = guarded
+    answer = raw(service, [head(keys["effects"], ["content-length: 100"]), b'{"unit_id"'])
+    assert answer.startswith("HTTP/1.1 408 ") and "did not arrive within 0.5 seconds" in answer
+
+
+def test_a_caller_above_its_rate_learns_when_to_come_back(guarded):
+    service, keys = guarded
+    seen = [
+        service._pool.request("POST", f"{service.url}/v1/effects", body=b"{}", headers=keys["few"]) for _ in range(40)
+    ]
+    assert {one.status for one in seen} == {422, 429}
+    assert all(1 <= int(one.headers["retry-after"]) <= 3 for one in seen if one.status == 429)
+
+
+def test_requests_have_ids_and_the_log_holds_nobody(guarded, caplog):
+    service, keys = guarded
+    time.sleep(0.2)
+    with caplog.at_level(logging.INFO, "uplift_spark.serving"):
+        body = json.dumps({"unit_id": "secret-person", "features": {"region": "secret-place"}}).encode()
+        sent = {**keys["effects"], "content-type": "application/json", "x-request-id": "trace-7"}
+        answer = service._pool.request("POST", f"{service.url}/v1/effects", body=body, headers=sent)
+        bad = service._pool.request(
+            "POST", f"{service.url}/v1/effects", body=body, headers={**keys["effects"], "x-request-id": "no id\u00e9"}
+        )
+    assert answer.headers["x-request-id"] == "trace-7" and len(bad.headers["x-request-id"]) == 32
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "uplift_spark.serving"]
+    mine = next(line for line in lines if line.get("request_id") == "trace-7")
+    assert (mine["path"], mine["status"], mine["caller"]) == ("/v1/effects", answer.status, "effects") and mine[
+        "ms"
+    ] > 0
+    assert "secret" not in json.dumps(lines)
+
+
+def test_an_error_of_ours_shows_no_stack(guarded, caplog, monkeypatch):
+    service, keys = guarded
+
+    def broken(_):
+        raise RuntimeError("secret-person has no row")
+
+    monkeypatch.setattr(service.app.state.served, "stored", broken)
+    with caplog.at_level(logging.INFO, "uplift_spark.serving"):
+        status, body = service.post("/v1/effects", {"unit_id": "secret-person"}, keys["effects"])
+    assert status == 500 and set(body) == {"error", "request_id"} and "Traceback" not in json.dumps(body)
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "uplift_spark.serving"]
+    error = next(line for line in lines if line["event"] == "error")
+    assert error["error"] == "RuntimeError" and any("broken" in place for place in error["where"])
+    assert error["request_id"] == body["request_id"] and "secret" not in json.dumps(lines)
+
+
+def test_too_many_at_once_are_refused_and_the_others_are_answered(tmp_path, trained, monkeypatch):
+    config = config_of(tmp_path, max_running=4)
+    publish(config, *trained, 3)
+    append = DecisionLog.append
+
+    def slow(self, entries):
+        time.sleep(0.3)
+        return append(self, entries)
+
+    monkeypatch.setattr(DecisionLog, "append", slow)
+    with running(config) as service, ThreadPoolExecutor(24) as pool:
+
+        def one(i):
+            return service.post("/v1/decisions", {"requests": [{"request_key": f"k{i}", "unit_id": "u000001"}]})[0]
+
+        seen = list(pool.map(one, range(24)))
+    assert set(seen) == {200, 503} and seen.count(200) >= 4
+
+
+def test_counters_count_every_request(service):
+    def count():
+        lines = service.get("/metrics")[1].splitlines()
+        named = [line for line in lines if line.startswith('uplift_requests_total{path="/v1/effects",status="200"}')]
+        return float(named[0].split()[-1]) if named else 0.0
+
+    before = count()
+    answers(service, {"unit_id": "nobody"})
+    answers(service, {"unit_id": "u000001"})
+    assert count() == before + 2
+    assert 'uplift_degraded_total{why="unit_unknown"}' in service.get("/metrics")[1]
+
+
+def test_the_description_of_the_api_names_paths_and_examples(service):
+    page = json.loads(service.get("/openapi.json")[1])
+    assert {"/v1/effects", "/v1/decisions", "/v1/deliveries", "/v1/outcomes"} <= set(page["paths"])
+    assert page["components"]["schemas"]["DecisionsRequest"]["examples"]
+
+
+# ---------------------------------------------------------------- the client
+
+
+def test_the_client_asks_decides_and_reports(service, trained):
+    client = ServingClient(service.url, "none", timeout=30)
+    one = client.effects([{"unit_id": "u000001"}, {"features": features_of(trained[0], 1)}])
+    assert one[0]["effects"] == one[1]["effects"]
+    made = client.decide("u000001", "by-client")
+    assert made == client.decide("u000001", "by-client") and made["logged"]
+    assert client.decide("u000001")["request_key"] != client.decide("u000001")["request_key"]
+    now = datetime.now(UTC).isoformat()
+    order = {"event_id": "o9", "unit_id": "u000001", "outcome": "y", "value": 1.0, "occurred_at": now}
+    assert client.report("outcomes", [order]) == 1
+    with pytest.raises(DataError, match="the service refused the request: feature 'aeg' is none"):
+        client.effects([{"unit_id": "u000001", "features": {"aeg": 1}}])
+
+
+def test_the_client_falls_back_to_the_control():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    client = ServingClient(f"http://127.0.0.1:{port}", "none", timeout=0.2, retries=1)
+    made = client.decide("u1", "k1")
+    assert (made["level"], made["logged"], made["degraded"]) == ("none", False, [UNREACHABLE])
+    with pytest.raises(EnvironmentProblem, match="does not answer"):
+        client.effects([{"unit_id": "u1"}])

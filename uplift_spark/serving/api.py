@@ -1,0 +1,586 @@
+"""The service: effects and decisions over HTTP, feedback, health and metrics (`uplift serve`).
+
+A worker holds one published version in memory, looks for a newer one every second, and goes on with the one it has when
+the newer one is refused. What could not be had, an answer says in `degraded`; it never becomes an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat
+
+from uplift_spark import __version__
+from uplift_spark.config import Config, load_config
+from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem, UpliftError
+from uplift_spark.learners.metalearners import load_any
+from uplift_spark.serving.decisions import (
+    DECISION,
+    DELIVERY,
+    NOT_LOGGED,
+    OUTCOME,
+    DecisionLog,
+    DecisionPolicy,
+    LogEntry,
+    check_same_request,
+    stored_effects,
+)
+from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
+from uplift_spark.serving.scorer import EncodedUnit, LevelEffect, Scorer
+from uplift_spark.serving.store import (
+    ServedVersion,
+    StoredUnit,
+    current_version,
+    decision_log_file,
+    open_version,
+    serving_folder,
+)
+from uplift_spark.serving_conf import Serving
+
+SETTINGS = "UPLIFT_SERVING"
+"""Environment variable by which `uplift serve` tells its workers the configuration, as JSON [file, overrides]."""
+
+_REFRESH = 1.0  # seconds between looks for a newer version
+_LONGEST = 512  # characters of an id
+
+STORE_DOWN, UNKNOWN, STALE = "store_unavailable", "unit_unknown", "features_stale"
+NOT_COMPLETE, BATCH, AVERAGE, KEPT = "features_incomplete", "batch_effects", "average_effects", "version_kept"
+"""What `degraded` may say."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What comes in. Unknown fields are refused: a misspelt one would be silently ignored.
+
+Id = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
+Value = bool | FiniteFloat | Annotated[str, Field(max_length=_LONGEST)] | None
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class UnitQuery(_Body):
+    """A unit: its id, its features, or both; features that are sent count in place of those that were published."""
+
+    unit_id: Id | None = None
+    features: dict[str, Value] | None = None
+
+
+class EffectsRequest(UnitQuery):
+    """One unit, or several under `units`."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"unit_id": "u1"}, {"units": [{"unit_id": "u1"}]}]}
+    )
+    units: list[UnitQuery] | None = None
+
+
+class DecisionQuery(_Body):
+    """A unit that something is to be decided for; the same `request_key` gets the same answer for ever."""
+
+    request_key: Id
+    unit_id: Id
+    features: dict[str, Value] | None = None
+
+
+class DecisionsRequest(_Body):
+    """Decisions that are wanted."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"requests": [{"request_key": "visit-17", "unit_id": "u1"}]}]},
+    )
+    requests: Annotated[list[DecisionQuery], Field(min_length=1)]
+
+
+class DeliveryEvent(_Body):
+    """What became of a send."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
+    delivery_id: Id
+    unit_id: Id
+    status: Literal["sent", "delivered", "bounced", "failed", "suppressed"]
+    delivered_at: AwareDatetime
+
+
+class DeliveriesRequest(_Body):
+    """Deliveries that happened; each delivery and status counts once."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
+    deliveries: Annotated[list[DeliveryEvent], Field(min_length=1)]
+
+
+class OutcomeEvent(_Body):
+    """Something that a unit did, with its amount."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
+    event_id: Id
+    unit_id: Id
+    outcome: Id
+    value: FiniteFloat
+    occurred_at: AwareDatetime
+
+
+class OutcomesRequest(_Body):
+    """Outcomes that happened; each event counts once."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
+    outcomes: Annotated[list[OutcomeEvent], Field(min_length=1)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is served.
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A version with all that answers come from."""
+
+    version: ServedVersion
+    scorer: Scorer
+    policy: DecisionPolicy
+
+    @property
+    def model(self) -> dict[str, Any]:
+        facts, manifest = self.version.manifest.model, self.version.manifest
+        return {"name": facts["name"], "version": facts["version"], "published": manifest.version}
+
+
+class Served:
+    """The version that a worker answers from, and the newer one it turns to.
+
+    Args:
+        config: The campaign's configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.conf = config, config.serving
+        self.folder = serving_folder(config)
+        self.now: _Open | None = None
+        self.problem: str | None = None
+        self._refused: str | None = None
+
+    def newer(self) -> _Open | None:
+        """Open and warm the version that is published now; None where it is served already, or is refused."""
+        name = None
+        try:
+            name = current_version(self.folder)
+            return self._opened(name)
+        except Exception as error:  # whatever a damaged version or disk raises, the version at hand goes on
+            self.problem = str(error) if isinstance(error, UpliftError) else f"{type(error).__name__} on opening {name}"
+            if self._refused != name:
+                REQUEST_LOG.error(json.dumps({"event": "version refused", "version": name, "reason": self.problem}))
+            self._refused = name
+            return None
+
+    def _opened(self, name: str | None) -> _Open | None:
+        if self.now is not None and name in (self.now.version.manifest.version, None):
+            self.problem = None
+            return None
+        version = open_version(self.folder, self.conf.redis)
+        scorer = Scorer(load_any(version.model))
+        scorer.warm()
+        return _Open(version, scorer, DecisionPolicy(version.manifest, self.conf))
+
+    def turn_to(self, version: _Open | None) -> None:
+        """Answer from this version, if any, from now on; between two requests, so that an answer comes from one."""
+        if version is None:
+            return
+        before, self.now = self.now, version
+        self.problem = self._refused = None
+        if before is not None:
+            before.version.units.close()
+
+    def stored(self, units: Sequence[str]) -> tuple[dict[str, StoredUnit], bool]:
+        """What is published of the units, and whether the store answered."""
+        if self.now is None or not units:
+            return {}, True
+        try:
+            return self.now.version.units.get(units), True
+        except EnvironmentProblem:
+            return {}, False
+
+
+@dataclass(frozen=True)
+class UnitAnswer:
+    """Effects on one unit: where they come from, how old its features are, and what could not be had."""
+
+    unit_id: str | None
+    effects: tuple[LevelEffect, ...]
+    source: str
+    age: float | None
+    degraded: tuple[str, ...]
+    new_categories: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON values."""
+        return {
+            "unit_id": self.unit_id,
+            "effects": [_effect(one) for one in self.effects],
+            "source": self.source,
+            "feature_age_seconds": None if self.age is None else round(self.age, 3),
+            "degraded": list(self.degraded),
+            "new_categories": list(self.new_categories),
+        }
+
+
+def _effect(one: LevelEffect) -> dict[str, Any]:
+    numbers = {"uplift": one.uplift, "uplift_se": one.uplift_se, "lower": one.lower, "upper": one.upper}
+    shown = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"level": one.level, **shown, "low_support": one.low_support}
+
+
+def answer_units(
+    served: Served, queries: Sequence[tuple[str | None, Mapping[str, Any] | None]]
+) -> tuple[list[UnitAnswer], dict[str, StoredUnit]]:
+    """Effects on units, each by the best that can be had: the model, the last batch run, the average.
+
+    Args:
+        served: With a version.
+        queries: (id, features) of each unit; either may be None.
+
+    Returns:
+        The answers in the order of the queries, and what the store has of the units.
+
+    Raises:
+        DataError: Features are not those of the model.
+    """
+    now = served.now
+    assert now is not None
+    stored, answered = served.stored(list(dict.fromkeys(unit for unit, _ in queries if unit is not None)))
+    encoded, judged = [], []
+    for place, (unit, features) in enumerate(queries):
+        try:
+            one, why, age = _features_of(served, unit, stored.get(unit or ""), features)
+        except DataError as error:
+            raise DataError(f"units[{place}]: {error}" if len(queries) > 1 else str(error)) from error
+        if unit is not None and unit not in stored:
+            why = (STORE_DOWN if not answered else UNKNOWN, *why)
+        if one is not None:
+            encoded.append(one)
+        judged.append((unit, one, why, age))
+    scores = iter(now.scorer.effects(encoded))
+    answers = []
+    for unit, one, why, age in judged:
+        known = stored.get(unit or "")
+        kept = (KEPT,) if served.problem else ()
+        if one is not None:
+            answers.append(UnitAnswer(unit, next(scores), "model", age, (*why, *kept), one.new_categories))
+            continue
+        effects, source = None if known is None else stored_effects(now.version.manifest, known), BATCH
+        if effects is None:
+            effects, source = _averages(now), AVERAGE
+        answers.append(UnitAnswer(unit, effects, source, age, (*why, *kept, source)))
+    return answers, stored
+
+
+def _features_of(
+    served: Served, unit: str | None, stored: StoredUnit | None, sent: Mapping[str, Any] | None
+) -> tuple[EncodedUnit | None, tuple[str, ...], float | None]:
+    """A unit's features as the model takes them, None where they are not complete; what is degraded; their age."""
+    assert served.now is not None
+    encoder = served.now.scorer.encoder
+    if stored is None:
+        if sent is None:
+            return None, (), None
+        if unit is not None and set(sent) < set(encoder.names):
+            return None, (NOT_COMPLETE,), None
+        return encoder.encode(sent), (), 0.0
+    names = (name for name, _ in served.now.version.manifest.features)
+    features = dict(zip(names, stored.features, strict=True))
+    if sent is not None:
+        features.update(sent)
+    complete = sent is not None and set(encoder.names) <= set(sent)
+    age = 0.0 if complete else max(time.time() - stored.at / 1e6, 0.0)
+    why = (STALE,) if age > served.conf.ttl_minutes * 60 else ()
+    try:
+        return encoder.encode(features), why, age
+    except DataError:
+        if sent is not None:
+            raise
+        return None, why, age  # what was published does not fit, which the caller cannot mend
+
+
+def _averages(now: _Open) -> tuple[LevelEffect, ...]:
+    """Effects of a unit of which nothing is known: the mean over all, with the spread of units in its error."""
+    means, nan = now.version.manifest.averages, (float("nan"), float("nan"))
+    levels = now.version.manifest.levels[1:]
+    return tuple(LevelEffect(level, *means.get(level, nan), True) for level in levels)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The log, written by one thread: whatever requests wait for it go to disk together.
+
+
+class LogWriter:
+    """Writes entries of many requests in one transaction.
+
+    Args:
+        log: The log of decisions.
+    """
+
+    def __init__(self, log: DecisionLog) -> None:
+        self._log, self._pool = log, ThreadPoolExecutor(1, "decision-log")
+        self._waiting: list[tuple[list[LogEntry], asyncio.Future[list[dict[str, Any]]]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def write(self, entries: list[LogEntry]) -> list[dict[str, Any]]:
+        """`DecisionLog.append`, together with what other requests write now."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[dict[str, Any]]] = loop.create_future()
+        self._waiting.append((entries, future))
+        if self._task is None:
+            self._task = loop.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        # Nothing awaits between the last check of the list and the end: no request can be left waiting.
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            every = [entry for entries, _ in batch for entry in entries]
+            try:
+                logged = iter(await loop.run_in_executor(self._pool, self._log.append, every))
+            except Exception as error:
+                for _, future in batch:
+                    if not future.cancelled():
+                        future.set_exception(error)
+                continue
+            for entries, future in batch:
+                mine = [next(logged) for _ in entries]
+                if not future.cancelled():
+                    future.set_result(mine)
+        self._task = None
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of the file."""
+        self._pool.shutdown()
+        self._log.close()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The application.
+
+
+class _Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        paths = ("path",)
+        self.requests = Counter("uplift_requests", "Requests answered", ("path", "status"), registry=self.registry)
+        self.seconds = Histogram(
+            "uplift_request_seconds", "Seconds until a request was answered", paths, registry=self.registry,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2.5),
+        )  # fmt: skip
+        self.degraded = Counter("uplift_degraded", "Answers that lack something", ("why",), registry=self.registry)
+        self.decisions = Counter("uplift_decisions", "Decisions made", ("level", "explored"), registry=self.registry)
+        self.published = Gauge(
+            "uplift_published_seconds", "When the version was published", registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )  # fmt: skip
+
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        path = path if path in NEEDS or path in ("/health/live", "/health/ready") else "other"
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+
+    def text(self) -> bytes:
+        """Of all workers, where they share a folder of counters."""
+        registry = self.registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return bytes(generate_latest(registry))
+
+
+def serving_app(config: Config) -> FastAPI:
+    """Make the service of one campaign.
+
+    Args:
+        config: Its configuration.
+
+    Returns:
+        The application; its start loads and warms the published version, so that it is ready when it answers.
+    """
+    served, metrics = Served(config), _Metrics()
+    log = LogWriter(DecisionLog(decision_log_file(config)))
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        served.turn_to(await asyncio.to_thread(served.newer))
+        task = asyncio.create_task(_keep_fresh(served, metrics))
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        log.close()
+
+    app = FastAPI(title=f"Uplift of {config.campaign}", version=__version__, lifespan=life, redoc_url=None)
+    app.state.served = served
+    app.add_middleware(Guard, conf=config.serving, observe=metrics.observe)
+    _add_errors(app)
+    _add_health(app, served, metrics)
+    _add_effects(app, served, metrics)
+    _add_decisions(app, served, log, metrics)
+    _add_feedback(app, served, log)
+    return app
+
+
+def app_from_environment() -> FastAPI:
+    """The service that `uplift serve` starts its workers with."""
+    file, overrides = json.loads(os.environ[SETTINGS])
+    return serving_app(load_config(Path(file), tuple(overrides)))
+
+
+async def _keep_fresh(served: Served, metrics: _Metrics) -> None:
+    while True:
+        if served.now is not None:
+            metrics.published.set(served.now.version.manifest.published_at / 1e6)
+        await asyncio.sleep(_REFRESH)
+        served.turn_to(await asyncio.to_thread(served.newer))
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(UpliftError)
+    async def refused(request: Request, error: UpliftError) -> JSONResponse:
+        status = 409 if isinstance(error, ConflictError) else 503 if isinstance(error, EnvironmentProblem) else 422
+        headers = {"retry-after": "1"} if status == 503 else None
+        return JSONResponse(_error(request, str(error)), status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+        return JSONResponse(_error(request, f"{where or 'body'}: {first['msg']}"), 422)
+
+
+def _error(request: Request, sentence: str) -> dict[str, Any]:
+    text = sentence.encode("utf-8", "replace").decode()  # half a character of what was sent has no JSON
+    return {"error": text, "request_id": request.state.request_id}
+
+
+def _add_health(app: FastAPI, served: Served, metrics: _Metrics) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Whether the worker runs."""
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """Whether a version is loaded and warm; `problem` says why a newer one is not used."""
+        facts: dict[str, Any] = {"status": "ready" if served.now else "not ready", "problem": served.problem}
+        facts |= {"model": served.now.model} if served.now else {}
+        return JSONResponse(facts, 200 if served.now else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def counters() -> Response:
+        """Counters of all workers, for Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _now(served: Served) -> _Open:
+    if served.now is None:
+        raise EnvironmentProblem("no version is loaded yet: run `uplift publish`, or try again in a moment")
+    return served.now
+
+
+def _check_number(n: int, conf: Serving) -> None:
+    if n > conf.max_units:
+        raise DataError(f"the request has {n} units, {conf.max_units} at most: send them in parts")
+
+
+def _add_effects(app: FastAPI, served: Served, metrics: _Metrics) -> None:
+    @app.post("/v1/effects")
+    async def effects(body: EffectsRequest) -> JSONResponse:
+        """Effect of every level on one unit or several, with 95 % intervals."""
+        now, one = _now(served), (body.unit_id, body.features)
+        if (body.units is not None) == (one != (None, None)):
+            raise DataError("name one unit by unit_id or features, or several under units")
+        queries = [one] if body.units is None else [(unit.unit_id, unit.features) for unit in body.units]
+        _check_number(len(queries), served.conf)
+        for place, query in enumerate(queries):
+            if query == (None, None):
+                raise DataError(f"units[{place}] has neither unit_id nor features: give one of them")
+        answers, _ = answer_units(served, queries)
+        for answer in answers:
+            for why in answer.degraded:
+                metrics.degraded.labels(why).inc()
+        shown = [answer.to_dict() for answer in answers]
+        return JSONResponse({"outcome": now.version.manifest.outcome, "model": now.model, "answers": shown})
+
+
+def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metrics) -> None:
+    @app.post("/v1/decisions")
+    async def decisions(body: DecisionsRequest) -> JSONResponse:
+        """The level to give each unit now; an answer is on disk before it is sent."""
+        now = _now(served)
+        _check_number(len(body.requests), served.conf)
+        answers, stored = answer_units(served, [(one.unit_id, one.features) for one in body.requests])
+        entries = []
+        for query, answer in zip(body.requests, answers, strict=True):
+            fresh = answer.effects if query.features is not None and answer.source == "model" else None
+            decision = now.policy.decide(query.unit_id, stored.get(query.unit_id), fresh)
+            at = time.time()
+            facts = {
+                "request_key": query.request_key, "unit_id": query.unit_id, "campaign": now.version.manifest.campaign,
+                "level": decision.level, "reason": decision.reason, "propensity": decision.propensity,
+                "explored": decision.explored,
+                "decided_at": _moment(at), "expires_at": _moment(at + served.conf.decision_minutes * 60),
+                "model": now.model, "degraded": list(answer.degraded),
+            }  # fmt: skip
+            entries.append(LogEntry(DECISION, query.request_key, facts))
+        try:
+            logged = await log.write(entries)
+        except EnvironmentProblem:
+            return JSONResponse({"decisions": [_unlogged(one.body, now.policy.control) for one in entries]})
+        for entry, known in zip(entries, logged, strict=True):
+            check_same_request(known, entry.body, entry.key)
+            metrics.decisions.labels(known["level"], str(known["explored"]).lower()).inc()
+        return JSONResponse({"decisions": [{**one, "logged": True} for one in logged]})
+
+
+def _unlogged(facts: Mapping[str, Any], control: str) -> dict[str, Any]:
+    """The control in place of a decision that nobody would know of afterwards."""
+    said = {"level": control, "reason": NOT_LOGGED, "propensity": None, "explored": False, "logged": False}
+    return {**facts, **said, "degraded": [*facts["degraded"], "log_unavailable"]}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+
+
+def _add_feedback(app: FastAPI, served: Served, log: LogWriter) -> None:
+    @app.post("/v1/deliveries")
+    async def deliveries(body: DeliveriesRequest) -> JSONResponse:
+        """Take in what became of sends."""
+        _check_number(len(body.deliveries), served.conf)
+        rows = [(f"{one.delivery_id}/{one.status}", one.model_dump(mode="json")) for one in body.deliveries]
+        return await _logged(DELIVERY, rows)
+
+    @app.post("/v1/outcomes")
+    async def outcomes(body: OutcomesRequest) -> JSONResponse:
+        """Take in what units did."""
+        _check_number(len(body.outcomes), served.conf)
+        return await _logged(OUTCOME, [(one.event_id, one.model_dump(mode="json")) for one in body.outcomes])
+
+    async def _logged(kind: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> JSONResponse:
+        known_at = _moment(time.time())
+        facts = {"campaign": served.config.campaign, "known_at": known_at}
+        await log.write([LogEntry(kind, key, {**row, **facts}) for key, row in rows])
+        return JSONResponse({"accepted": len(rows)}, 202)

@@ -1,0 +1,259 @@
+"""Decisions in life: the level a unit gets now, how likely it was to get it, and the log that forgets none.
+
+Holdout and exploration are dealt by the hashes of `experiments.assignment`, so a unit's part in them is the same in
+every process and after every restart, and `assignment.assign` gives the same arms in Python and in SQL.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uplift_spark.errors import ConflictError, EnvironmentProblem
+from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
+from uplift_spark.serving.scorer import LevelEffect
+from uplift_spark.serving.store import Manifest, StoredUnit
+from uplift_spark.serving_conf import Serving
+
+OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
+NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"
+NOT_LOGGED = "log unavailable"
+"""Reasons that are not the plan's own."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a unit gets.
+
+    level       treatment level, the control for nothing
+    reason      why
+    propensity  probability by design of this level for this unit, given what was known of it
+    explored    whether the level is random
+    """
+
+    level: str
+    reason: str
+    propensity: float
+    explored: bool = False
+
+
+class DecisionPolicy:
+    """The campaign's policy as it is published, with the shares that `serving` sets aside for learning.
+
+    Args:
+        manifest: The version that is served.
+        conf: Section `serving` of the configuration.
+    """
+
+    def __init__(self, manifest: Manifest, conf: Serving) -> None:
+        self.manifest, self.conf = manifest, conf
+        self._barred = frozenset(manifest.barred)
+
+    @property
+    def control(self) -> str:
+        """The level that means nothing is done."""
+        return self.manifest.levels[0]
+
+    @cached_property
+    def experiment(self) -> Experiment | None:
+        """The design of holdout and exploration, as `assignment.assign` takes it; None without exploration."""
+        if not self.conf.exploration:
+            return None
+        levels = self.manifest.levels
+        programme = ProgrammeHoldout(self._holdout_salt, self.conf.holdout) if self.conf.holdout else None
+        arms = dict.fromkeys(levels, 1.0 / len(levels))
+        return Experiment(self._salt, arms, exploration=self.conf.exploration, programme=programme)
+
+    @property
+    def _salt(self) -> str:
+        return f"serving-{self.manifest.campaign}"
+
+    @property
+    def _holdout_salt(self) -> str:
+        return f"serving-{self.manifest.campaign}-holdout"
+
+    def decide(self, unit: str, stored: StoredUnit | None, fresh: Sequence[LevelEffect] | None) -> Decision:
+        """Decide what a unit gets now.
+
+        Args:
+            unit: Its id.
+            stored: What is published of it. None: it is not published, so that nobody knows whether it may be
+                contacted, and it gets the control.
+            fresh: Effects by features that came with the request; None: the plan's decision stands.
+
+        Returns:
+            The decision.
+        """
+        if not self.conf.enabled:
+            return Decision(self.control, OFF, 1.0)
+        if stored is None:
+            return Decision(self.control, NOT_PUBLISHED, 1.0)
+        if stored.decision is not None and stored.decision[1] in self._barred:
+            return Decision(self.control, stored.decision[1], 1.0)
+        if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
+            return Decision(self.control, HELD_OUT, 1.0)
+        level, reason = self._by_policy(stored, fresh)
+        return self._with_exploration(unit, level, reason)
+
+    def _by_policy(self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None) -> tuple[str, str]:
+        facts = self.manifest.policy
+        if "price" in facts and (fresh is not None or stored.decision is None):
+            effects = stored_effects(self.manifest, stored) if fresh is None else fresh
+            return self._by_price(effects or ())
+        if stored.decision is not None:
+            return stored.decision
+        return self.control, NO_PLAN
+
+    def _by_price(self, effects: Sequence[LevelEffect]) -> tuple[str, str]:
+        """The level whose gain exceeds what it costs, at the price of money, by most."""
+        facts, best = self.manifest.policy, (0.0, self.control, NONE_WORTH)
+        for one in effects:
+            cost = facts["cost"][one.level]
+            net = one.uplift * facts["value"] - cost * (float(facts["net"]) + facts["price"])
+            if net > best[0]:
+                best = (net, one.level, BEST_NOW)
+        return best[1:]
+
+    def _with_exploration(self, unit: str, level: str, reason: str) -> Decision:
+        design, share = self.experiment, self.conf.exploration
+        if design is None:
+            return Decision(level, reason, 1.0)
+        arms = self.manifest.levels
+        own = share / len(arms)
+        if _draw(unit, self._salt, "explore") >= round(share * GRID):
+            return Decision(level, reason, own + (1.0 - share))
+        arm = arms[int(np.searchsorted(design.cuts, _draw(unit, self._salt, "arm"), side="right"))]
+        return Decision(arm, EXPLORATION, own + (1.0 - share if arm == level else 0.0), True)
+
+
+def _draw(unit: str, salt: str, what: str) -> int:
+    return int(uniform([unit], salt, what)[0])
+
+
+def stored_effects(manifest: Manifest, stored: StoredUnit) -> tuple[LevelEffect, ...] | None:
+    """Batch effects of a published unit; None where it was not scored."""
+    if stored.effects is None:
+        return None
+    nan = float("nan")
+    return tuple(
+        LevelEffect(level, nan if uplift is None else uplift, nan if error is None else error, low)
+        for level, (uplift, error, low) in zip(manifest.levels[1:], stored.effects, strict=True)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The log. A decision counts once it is on disk: every batch of entries is one transaction that ends with fsync, before
+# any of them is answered. A request key stands in the log once, whichever process writes it, so that a request that is
+# repeated gets the answer it got before.
+
+DECISION, DELIVERY, OUTCOME = "decision", "delivery", "outcome"
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """An entry of the log: its kind, the request key that makes it unique, and its content as JSON values."""
+
+    kind: str
+    key: str
+    body: Mapping[str, Any]
+
+
+class DecisionLog:
+    """An append-only log in one SQLite file, shared by all workers.
+
+    Args:
+        file: The file; made where it is not there.
+
+    Raises:
+        EnvironmentProblem: The file cannot be opened.
+    """
+
+    WAIT = 2.0  # seconds that a worker waits for the others
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._connection: sqlite3.Connection | None = None
+        with closing(self._open()):
+            pass
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self._file, timeout=self.WAIT, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # each commit waits until it is on disk
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
+                "key TEXT NOT NULL, body TEXT NOT NULL, logged_at INTEGER NOT NULL, UNIQUE (kind, key))"
+            )
+            return db
+        except (OSError, sqlite3.Error) as error:
+            raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
+
+    def append(self, entries: Sequence[LogEntry]) -> list[dict[str, Any]]:
+        """Write entries, and wait until they are on disk.
+
+        Args:
+            entries: New ones, or some that were written before.
+
+        Returns:
+            For each the content that the log holds under its key: its own, or that of the first with this key.
+
+        Raises:
+            EnvironmentProblem: The disk is full, or the file cannot be written: none of the entries is logged.
+        """
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return self._append(self._connection, entries)
+        except sqlite3.Error as error:
+            self.close()  # a connection that failed may hold a transaction
+            raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
+
+    def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[dict[str, Any]]:
+        now, result = time.time_ns() // 1000, []
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for one in entries:
+                body = json.dumps(one.body, separators=(",", ":"), ensure_ascii=False)
+                new = db.execute(
+                    "INSERT OR IGNORE INTO entry (kind, key, body, logged_at) VALUES (?, ?, ?, ?)",
+                    (one.kind, one.key, body, now),
+                ).rowcount
+                if not new:
+                    query = "SELECT body FROM entry WHERE kind = ? AND key = ?"
+                    body = db.execute(query, (one.kind, one.key)).fetchone()[0]
+                result.append(json.loads(body))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        return result
+
+    def entries(self, kind: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
+        """Entries of a kind in their order, (number, content) each, from the first behind number `after`."""
+        query = "SELECT number, body FROM entry WHERE kind = ? AND number > ? ORDER BY number LIMIT ?"
+        with closing(self._open()) as db:
+            return [(number, json.loads(body)) for number, body in db.execute(query, (kind, after, limit))]
+
+    def close(self) -> None:
+        """Let go of the file; the next `append` opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def check_same_request(logged: Mapping[str, Any], now: Mapping[str, Any], key: str) -> None:
+    """Refuse a request key that was used for another unit. Raises ConflictError."""
+    if logged.get("unit_id") != now.get("unit_id"):
+        raise ConflictError(f"request key {key!r} was used for another unit before: give each request a key of its own")

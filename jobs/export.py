@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
-from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.audit import AuditEvent, signing_key
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE
@@ -182,6 +182,7 @@ def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
     """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
+    signing_key(campaign.config.governance.audit)  # no file leaves without an entry
     result = (export_plan if export.plan else export_scores)(campaign, export, progress)
     versions = {
         name: result.details[name] for name in ("model", "version", "plan", "consent_version") if name in result.details

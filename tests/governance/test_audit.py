@@ -35,6 +35,7 @@ from uplift_spark.governance.audit import (
     merkle_root,
     root_of_path,
     signer_of,
+    signing_key,
     unit_proof,
 )
 from uplift_spark.governance_conf import AuditConf, CheckpointKey
@@ -238,6 +239,11 @@ def test_keys_come_from_environment_and_files(tmp_path, monkeypatch) -> None:
         signer_of(CheckpointKey(public_key_file=str(tmp_path / "public.pem")))
     with pytest.raises(ConfigError, match="cannot be read"):
         signer_of(CheckpointKey(public_key_file=str(tmp_path / "nowhere")))
+    assert signing_key(None) is None and signing_key(AuditConf()) is None
+    with pytest.raises(ConfigError, match="a public key alone"):
+        signing_key(AuditConf("elsewhere", CheckpointKey(public_key_file="p.pem")))
+    with pytest.raises(ConfigError, match=r"\$NO_SUCH_KEY, which is not set"):
+        signing_key(AuditConf("elsewhere", CheckpointKey(kind="hmac", key_env="NO_SUCH_KEY")))
     for wrong in ({}, {"key_env": "A", "key_file": "b"}, {"kind": "hmac", "public_key_file": "p", "key_env": "A"}):
         with pytest.raises(ConfigError, match=r"governance\.audit\.key"):
             CheckpointKey(**wrong)

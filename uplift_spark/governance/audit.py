@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import rfc8785
 
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
-from uplift_spark.governance_conf import CheckpointKey
+from uplift_spark.governance_conf import AuditConf, CheckpointKey
 from uplift_spark.runtime import secret_key
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -389,6 +389,21 @@ def signer_of(conf: CheckpointKey) -> Signer:
                 f"governance.audit.key.public_key_file {conf.public_key_file} cannot be read: {error.strerror}"
             ) from error
     return Ed25519Signer(private, public)
+
+
+def signing_key(conf: AuditConf | None) -> Signer | None:
+    """Read what signs entries, before anything is done that needs one; None where the configuration has no key.
+
+    Raises ConfigError when the key is not there, or is a public one alone.
+    """
+    if conf is None or conf.key is None:
+        return None
+    if not conf.key.signs:
+        raise ConfigError(
+            "governance.audit.key names a public key alone, which verifies and does not sign: name key_env, "
+            "key_file or key_secret, too"
+        )
+    return signer_of(conf.key)
 
 
 # --------------------------------------------------------------------------------------------------------------------

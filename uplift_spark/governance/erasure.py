@@ -17,7 +17,7 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.approvals import promote
-from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.audit import AuditEvent, signing_key
 from uplift_spark.governance.privacy import key_of, pseudonym
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD
@@ -155,6 +155,7 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
     `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
     still can, and be erased from: their training rows are kept in silver.trained_<model>_<version>.
     """
+    signing_key(config.governance.audit)  # no row goes without an entry
     key = key_of(config)
     if key is not None:
         erasure = replace(erasure, units=tuple(pseudonym(key, unit) for unit in erasure.units))

@@ -37,6 +37,7 @@ from uplift_spark.governance.audit import (
     decision_leaf,
     merkle_root,
     signer_of,
+    signing_key,
     unit_proof,
 )
 from uplift_spark.governance.permissions import acting_user
@@ -91,8 +92,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
     conf = config.governance.audit
     if conf is None:
         return None
-    # A key that is not there shows before anything is written.
-    signer = None if conf.key is None else signer_of(conf.key)
+    signer = signing_key(conf)  # one that is not there shows before anything is written
     actor, details = event.actor or actor_of(config, lake), finite_values(event.details)
     event = replace(event, actor=actor, campaign=event.campaign or config.campaign, details=details)
     for _ in range(_TRIES):

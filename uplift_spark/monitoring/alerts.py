@@ -529,8 +529,8 @@ def _shown(labels: Mapping[str, str]) -> str:
 def kpi_conditions(rows: Iterable[Mapping[str, Any]], runbook: str = "") -> list[Condition]:
     """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
 
-    A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between the
-    two, and with too few observations or none, nobody can say, and its alert stays as it is.
+    A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
+    the two, and with too few observations or none, nobody can say, and its alert stays as it is.
 
     Args:
         rows: Of one window of each campaign; KPIs without an alert threshold are left out.

@@ -86,10 +86,10 @@ java:
 demo: java $(READY) ## a whole campaign, from raw events to the lift table (CONF=conf/X.yaml SET="key=value ...")
 	@$(BIN)/uplift demo --conf $(CONF) $(SETS)
 
-test: java $(READY) ## run the tests that are not slow (ARGS="tests/stats -x" for some)
+test: java $(READY) ## a short test of everything (ARGS="tests/stats -x" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not simulation and not slow" $(ARGS)
 
-slow: java $(READY) ## run the tests that need minutes: Spark Connect, spark-submit, streams, killed drivers, purges
+slow: java $(READY) ## the long tests: whole jobs, Spark Connect, spark-submit, streams, killed drivers (ARGS=tests/jobs)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 simulations: $(READY) ## the statistical claims with many replications (minutes); make test runs a quick variant
@@ -105,7 +105,7 @@ security: java $(READY) ## attack the platform's doors, on a session, too (ARGS=
 matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0, 4.1 and 4.2 (ARGS="--only 4.0.1")
 	@$(BIN)/python -m tests.versions $(ARGS)
 
-fuzz: $(READY) ## 100,000 mutations of model files, in worker processes with bounds (ARGS="--mutations 2000 --seed 3")
+fuzz: $(READY) ## 140,000 mutations of model files, configurations and input files (ARGS="--mutations 2000 --seed 3")
 	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)
 
 lint: $(READY) ## ruff and mypy

@@ -30,7 +30,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     names = {"frame": trial()}
     exec(example, names)
-    effects = names["effects"].merge(names["frame"], on="user_id")
+    effects = names["beside"]
     promised = re.search(r"# unit, (.*)", example)
     assert promised is not None
     assert list(names["effects"].columns) == ["user_id", *promised.group(1).split(", ")]

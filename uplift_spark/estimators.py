@@ -104,21 +104,25 @@ class UpliftModel:
         """Plan and training facts as plain JSON values."""
         return self.model.manifest
 
-    def effect(self, frame: Frame, outcome: str | None = None) -> Any:
+    def effect(self, frame: Frame, outcome: str | None = None, keep: bool = False) -> Any:
         """Predict the effect of every treated level against control for every unit, with a 95 % interval.
 
         Args:
             frame: pandas or Spark frame with the unit's column and the features.
             outcome: `roles.outcome` (None) or one of `roles.more_outcomes`, whose effects come from the same trees.
+            keep: whether the frame's own columns come along, each row beside its effects. Nothing needs to be joined
+                then, which goes wrong where ids are made anew at each reading (`monotonically_increasing_id`).
 
         Returns:
             A frame of the same kind, of Spark a lazy one, with one row per unit and treated level: the unit's column,
             `treatment` (text), `uplift`, `uplift_se`, `uplift_lower`, `uplift_upper` (float64, outcome units) and
             `low_support` (bool): too few units like this one have the level or the control, these are as good as never
             received near it, or they have fewer than 30 rows or 10 events in all (see `facts` of the manifest).
+            With `keep`, all columns of the frame, then these; a pandas frame keeps its index.
 
         Raises:
-            DataError: a column is missing, has another type or is infinite.
+            DataError: a column is missing, has another type or is infinite; with `keep`, the frame has a column named
+                as one of these.
             ConfigError: the model was not trained for the outcome.
 
         References:
@@ -130,8 +134,10 @@ class UpliftModel:
             ['unit', 'treatment', 'uplift', 'uplift_se', 'uplift_lower', 'uplift_upper', 'low_support']
             >>> (effects["uplift"].groupby(rest["recency"].to_numpy() < 6).mean() > 2).tolist()
             [False, True]
+            >>> model.effect(rest, keep=True)[["unit", "recency", "treatment", "uplift"]].shape
+            (500, 4)
         """
-        return frame_rows(frame).effects(self._of(outcome))
+        return frame_rows(frame).effects(self._of(outcome), keep)
 
     def explain(self, frame: Frame, outcome: str | None = None) -> Any:
         """Tell what each feature has to do with every unit's effect: Shapley values that add up to it.

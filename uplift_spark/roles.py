@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 from uplift_spark.errors import ConfigError
@@ -106,6 +108,16 @@ def crossed(segment: str) -> tuple[str, ...]:
     return tuple(segment.split(CROSSING))
 
 
+def level_text(level: object) -> str:
+    """A treatment level as frames' columns show it: False is "false", and 1, 1.0 and Decimal("1.00") are "1"."""
+    if type(level).__name__ in ("bool", "bool_"):  # those of Python and of NumPy
+        return str(level).lower()
+    if isinstance(level, numbers.Integral) or not isinstance(level, numbers.Real | Decimal):
+        return str(level)
+    value = float(level)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
 @dataclass(frozen=True)
 class Levels:
     """Treatment levels in canonical order, control first.
@@ -129,6 +141,11 @@ class Levels:
         return len(self.names)
 
 
+def _columns(names: Iterable[object]) -> tuple[str, ...]:
+    """Names of columns: pandas lets them be numbers, and one alone may be given as text."""
+    return (names,) if isinstance(names, str) else tuple(map(str, names))
+
+
 @dataclass(frozen=True)
 class Roles:
     """Which column plays which part in a frame of one row per unit.
@@ -136,8 +153,8 @@ class Roles:
     unit        string or integer id, unique in the frame
     treatment   the level each unit was assigned; compared as text
     outcome     numeric (or boolean) outcome; the trees are grown to tell its effects apart
-    features    numeric, boolean or string columns; strings are categorical
-    control     the level every other level is compared with
+    features    numeric, boolean or string columns; strings are categorical. One may be given without a list
+    control     the level every other level is compared with: text, or a number or a boolean as the column holds it
     dose        {level: number} for ordered levels, naming every level; {level: [number, ...]} for treatments of several
                 dimensions, such as discount and frequency; None for arms without order
     direction   `decrease` where less of `outcome` is better (churn): effects stay those on the outcome, but units
@@ -174,9 +191,12 @@ class Roles:
     direction: Direction = "increase"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", tuple(self.features))
-        object.__setattr__(self, "more_outcomes", tuple(self.more_outcomes))
-        object.__setattr__(self, "control", str(self.control))
+        object.__setattr__(self, "features", _columns(self.features))
+        object.__setattr__(self, "more_outcomes", _columns(self.more_outcomes))
+        object.__setattr__(self, "control", level_text(self.control))
+        for part in ("unit", "treatment", "outcome", "propensity", "weight", "cluster", "scores"):
+            if getattr(self, part) is not None:
+                object.__setattr__(self, part, str(getattr(self, part)))
         if self.direction not in DIRECTIONS:
             raise ConfigError(f"roles.direction {self.direction!r} is neither increase nor decrease: choose one")
         if not self.features:
@@ -198,7 +218,7 @@ class Roles:
         object.__setattr__(self, "grid", self._grid() if self.grid else ())
 
     def _doses(self, dose: Mapping[str, float | Sequence[float]]) -> dict[str, float | tuple[float, ...]]:
-        doses = {str(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in dose.items()}
+        doses = {level_text(k): tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in dose.items()}
         sizes = {len(v) if isinstance(v, tuple) else 1 for v in doses.values()}
         if self.control not in doses:
             raise ConfigError(f"roles.dose does not name the control level {self.control!r}: add it")

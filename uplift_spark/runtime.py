@@ -231,7 +231,7 @@ _PlainText.yaml_implicit_resolvers = {
     first: [(tag, shape) for tag, shape in resolvers if tag in _READ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainText.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\.inf|\.nan", re.I), list("-+."))
+_PlainText.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"(?:[-+]?\.inf|\.nan)$", re.I), list("-+."))
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -194,7 +194,30 @@ def spark_type(kind: pa.DataType) -> T.DataType:
 # Groups of rows as Arrow tables, which 3.5 does not have: there, rows of a group are brought together and sorted, and a
 # map over the partition cuts them at the keys.
 
+Batches = Iterator[pa.RecordBatch]
 GroupWorker = Callable[..., pa.Table]
+
+
+def quoted(column: str) -> str:
+    """A column's name as Spark's functions and expressions take it whole, whatever letters it has."""
+    return "`" + column.replace("`", "``") + "`"
+
+
+def map_batches(frame: DataFrame, worker: Callable[[Batches], Batches], schema: str | T.StructType) -> DataFrame:
+    """`frame.mapInArrow` for columns of any name: Spark looks for the part `b` of a column named `a.b`.
+
+    The worker sees the frame's own names.
+    """
+    names = frame.columns
+    if not any(letter in name for name in names for letter in ".`"):
+        return frame.mapInArrow(worker, schema)
+    renamed = frame.toDF(*(f"column_{place}" for place in range(len(names))))
+    return renamed.mapInArrow(partial(with_names, names, worker), schema)
+
+
+def with_names(names: Sequence[str], worker: Callable[[Batches], Batches], batches: Batches) -> Batches:
+    """Worker: another one on columns under these names."""
+    return worker(batch.rename_columns(list(names)) for batch in batches)
 
 
 def map_groups(

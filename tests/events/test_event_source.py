@@ -77,6 +77,7 @@ def counts(result: JobResult) -> dict[str, int]:
     return dict(result.details["rows"])
 
 
+@pytest.mark.slow
 def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSession, shop: Path) -> None:
     campaign, said = Campaign(config(source(shop)), lake), list[str]()
     first = ingest.run(campaign, progress=said.append)
@@ -107,6 +108,7 @@ def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSe
     )
 
 
+@pytest.mark.slow
 def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, shop: Path) -> None:
     first, second = config(source(shop)), replace(config(source(shop)), campaign="other")
     for one in (first, second):
@@ -133,30 +135,34 @@ def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, sho
             r"rename: .* has no column 'costumer', did you",
         ),
         ("assignment", {"where": "wav = 2"}, ConfigError, r"source\.assignment\.where=.*there is no column 'wav'"),
-        (
+        pytest.param(
             "assignment",
             {"rename": {**SENDS, "note": "Propensity"}},
             ConfigError,
             "raw table's 'propensity'",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "profile",
             {"rename": {"id": "unit_id", "phone": "Source"}},
             ConfigError,
             "raw table's 'source': rename",
+            marks=pytest.mark.slow,
         ),
         ("outcome", {"columns": {}}, DataError, r"does not have the columns of bronze\.outcome: it lacks outcome"),
-        (
+        pytest.param(
             "assignment",
             {"rename": {**SENDS, "note": "Unit_Id"}},
             ConfigError,
             "several columns 'unit_id' after renaming",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "profile",
             {"attributes": ("age", "town")},
             ConfigError,
             r"source\.profile\.attributes: .* has no column 'town'",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -19,12 +19,15 @@ from uplift_spark.config import (
     Labels,
     Lakehouse,
     Lift,
+    NuisancesConf,
     Policy,
     Refresh,
     RegistryConf,
     RolesConf,
     Scenario,
     Simulation,
+    TreeConf,
+    Tune,
 )
 from uplift_spark.events.load import Load
 from uplift_spark.governance.erasure import Erasure
@@ -51,6 +54,9 @@ CAMPAIGN = Config(
     economics=Economics(value={"conversion": 40.0}, cost={"5%": 0.5, "10%": 1.0}),
     policy=Policy(budget=5.0),
     scenarios={"half": Scenario(budget=2.5)},
+    tree=TreeConf(depth=1, min_units=30),
+    tune=Tune(trials=2, space={"min_leaf": [5, 10]}),
+    nuisances=NuisancesConf(folds=2, permuted=0),
 )
 
 Run = Callable[[Lake], object]
@@ -161,6 +167,9 @@ JOBS: dict[str, Job] = {
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
+    "tree": _runs("tree", tree=TreeConf(depth=2, min_units=30)),
+    "tune": _runs("tune", seed=8),
+    "nuisances": _runs("nuisances", seed=8),
     # The first run finds no new row, the second has them fade.
     "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),
     "stream": Job(_feed_and_stream, _stream),

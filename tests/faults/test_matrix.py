@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.campaign import JOBS
 from tests.faults.matrix import Stage, crash
 from uplift_spark.lake.tables import Lake
+
+# These write no table: contract, doctor and power print, report and export write files beside the lakehouse.
+WRITE_NO_TABLE = {"contract", "doctor", "power", "report", "export"}
+
+
+def test_every_job_that_writes_is_killed_by_make_faults() -> None:
+    jobs = {path.stem for path in Path(__file__).parents[2].joinpath("jobs").glob("[a-z]*.py")}
+    assert jobs - WRITE_NO_TABLE <= set(JOBS)
+    assert jobs >= WRITE_NO_TABLE
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def test_an_intact_file_loads(model_bytes, tmp_path):
     assert read_all([path]) == {path: "loaded"}
 
 
+@pytest.mark.slow
 def test_truncated_and_padded_files_are_refused(model_bytes, tmp_path):
     size = len(model_bytes)
     ends = sorted({0, 1, 6, 8, 40, 64, size // 3, size // 2, size - 64, size - 33, size - 32, size - 8, size - 1})
@@ -110,6 +111,7 @@ def test_a_file_with_one_changed_bit_is_refused_wherever_it_is(model_bytes, tmp_
     check_refused(read_all(files))
 
 
+@pytest.mark.slow
 def test_files_that_were_never_a_model_are_refused(model_bytes, tmp_path):
     table = pa.table({"nodes": [1, 2], "sums": [3, 4]})
     named = table.replace_schema_metadata({"uplift_manifest": '{"format": 1}', "uplift_checksum": "0" * 64})

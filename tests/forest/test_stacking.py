@@ -122,6 +122,7 @@ def print_errors(name, n, draws):
     return mean
 
 
+@pytest.mark.slow
 def test_scores_take_confounding_out():
     trial, scores = print_errors("nie_wager_c", 2000, 3)
     # Without scores rows weigh by learnt propensities (`forest.overlap`), which takes out most of it already.

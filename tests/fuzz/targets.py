@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz import model_files
+from tests.fuzz import inputs, model_files
 
 Judgement = tuple[str, str]
 
@@ -34,4 +34,8 @@ def drawn(mutated: Callable[[np.random.Generator], tuple[str, Any]]) -> Callable
     return lambda seed, number: mutated(np.random.default_rng([seed, number]))
 
 
-TARGETS = {"model_files": Target(model_files.known, drawn(model_files.mutated), model_files.judged, 100_000)}
+TARGETS = {
+    "model_files": Target(model_files.known, drawn(model_files.mutated), model_files.judged, 100_000),
+    "configurations": Target(inputs.prepared, drawn(inputs.mutated_configuration), inputs.judged_configuration, 20_000),
+    "input_files": Target(inputs.prepared, drawn(inputs.mutated_input), inputs.judged_input, 20_000),
+}

@@ -23,6 +23,7 @@ def test_what_once_failed_fails_no_more() -> None:
     assert failed == {}
 
 
+@pytest.mark.slow
 def test_a_crash_and_a_hang_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above can fail: the pool goes on behind a mutation that kills its worker."""
     monkeypatch.setattr(pool, "SECONDS", 1.0)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.lake.schemas import ALERTS_TABLE, contract_of
+from uplift_spark.lake.schemas import contract_of, gold_table
 from uplift_spark.monitoring.alerts import (
     AlertBook,
     AlertEvent,
@@ -219,7 +219,7 @@ def test_notifications_are_grouped_by_campaign_and_severity() -> None:
 
 
 def test_the_table_has_a_column_for_each_part_of_an_event() -> None:
-    contract = contract_of(ALERTS_TABLE)
+    contract = contract_of(gold_table("alerts"))
     assert contract is not None
     assert contract.columns.fieldNames() == ["run_id", *(one.name for one in fields(AlertEvent))]
     (event,) = AlertBook().observe([said(0, True, feature="age")])

@@ -9,9 +9,9 @@ import pytest
 
 from uplift_spark.errors import DataError
 from uplift_spark.monitoring.lift import (
-    Lift,
+    LiftEstimate,
     ScoreSums,
-    expected_lift,
+    estimated_lift,
     lift_drop,
     losing_units,
     observed_lift,
@@ -65,7 +65,7 @@ def test_truth_is_inside_the_interval_of_the_lift_expected_from_covariates_alone
     for _ in range(replications):
         reference, _ = units(rng, 10_000, 0.0, 1.0)
         window, truth = units(rng, 5_000, mean, spread)
-        lift = expected_lift(reference, window).lift
+        lift = estimated_lift(reference, window).lift
         inside += lift.lower <= truth <= lift.upper
         errors.append(lift.value - truth)
     assert inside / replications >= 0.93 - 0.015  # a binomial error below
@@ -79,12 +79,12 @@ def test_truth_is_inside_in_93_of_100_windows() -> None:
     for _ in range(2000):
         reference, _ = units(rng, 10_000, 0.0, 1.0)
         window, truth = units(rng, 5_000, rng.uniform(-0.8, 0.8), rng.uniform(0.8, 1.3))
-        lift = expected_lift(reference, window).lift
+        lift = estimated_lift(reference, window).lift
         inside.append(lift.lower <= truth <= lift.upper)
     assert np.mean(inside) >= 0.93
 
 
-def test_expected_qini_is_that_of_the_true_effects() -> None:
+def test_estimated_qini_is_that_of_the_true_effects() -> None:
     rng = np.random.default_rng(9)
     x = rng.normal(size=200_000)
     order = np.argsort(-predicted_of(x))
@@ -94,10 +94,10 @@ def test_expected_qini_is_that_of_the_true_effects() -> None:
     for _ in range(20):
         reference, _ = units(rng, 60_000, 0.0, 1.0)
         window, _ = units(rng, 20_000, 0.0, 1.0)
-        estimates.append(expected_lift(reference, window).qini)
+        estimates.append(estimated_lift(reference, window).qini)
     assert np.mean([q.value for q in estimates]) == pytest.approx(truth, abs=0.0008)
     assert 0.6 < np.std([q.value for q in estimates]) / np.mean([q.error for q in estimates]) < 1.5
-    turned = expected_lift(reference, window, "decrease").qini
+    turned = estimated_lift(reference, window, "decrease").qini
     assert turned.value == pytest.approx(estimates[-1].value)  # the least uplift first, counted as what falls
 
 
@@ -105,24 +105,24 @@ def test_units_that_the_reference_does_not_know_are_reported() -> None:
     rng = np.random.default_rng(10)
     reference, _ = units(rng, 20_000, -3.0, 0.1)
     window, _ = units(rng, 20_000, 3.0, 0.1)
-    assert expected_lift(reference, window).lift.outside > 0.99
+    assert estimated_lift(reference, window).lift.outside > 0.99
     empty = ScoreSums.of(EDGES, *[np.zeros(0)] * 5)
     with pytest.raises(DataError, match="the window has no unit"):
-        expected_lift(reference, empty)
+        estimated_lift(reference, empty)
     with pytest.raises(DataError, match="no reference for the lift"):
-        expected_lift(empty, window)
+        estimated_lift(empty, window)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Drops, as Lift draws: 5 % conversion and half a point of lift.
+# Drops, as drawn: 5 % conversion and half a point of lift.
 
 BASE, LIFT = 0.05, 0.005
 
 
-def lift_drawn(rng: np.random.Generator, n: int, lift: float) -> Lift:
+def lift_drawn(rng: np.random.Generator, n: int, lift: float) -> LiftEstimate:
     rates = rng.binomial(n, BASE + lift) / n, rng.binomial(n, BASE) / n
     error = math.sqrt(sum(rate * (1 - rate) / n for rate in rates))
-    return Lift(rates[0] - rates[1], error, n)
+    return LiftEstimate(rates[0] - rates[1], error, n)
 
 
 @pytest.mark.parametrize("n", [100_000, 850_000])
@@ -142,20 +142,20 @@ def test_a_drop_of_30_percent_at_850_000_an_arm_is_found() -> None:
 
 
 def test_the_units_needed_find_a_drop_of_the_limit_four_times_in_five() -> None:
-    expected = Lift(LIFT, 1e-5, 10**8)
+    expected = LiftEstimate(LIFT, 1e-5, 10**8)
     rng, error = np.random.default_rng(13), math.sqrt((0.055 * 0.945 + 0.05 * 0.95) / 850_000)
-    needed = lift_drop(expected, Lift(LIFT, error, 850_000), limit=0.3).n_needed
+    needed = lift_drop(expected, LiftEstimate(LIFT, error, 850_000), limit=0.3).n_needed
     small = error * math.sqrt(850_000 / needed)
     values = LIFT * 0.7 + small * rng.normal(size=3000)
-    p_values = [lift_drop(expected, Lift(v, small, int(needed))).p_value for v in values]
+    p_values = [lift_drop(expected, LiftEstimate(v, small, int(needed))).p_value for v in values]
     assert np.mean(np.array(p_values) < 0.01) == pytest.approx(0.8, abs=0.02)
-    assert lift_drop(Lift(LIFT, 2e-3, 1000), Lift(LIFT, 1e-3, 1000)).n_needed == math.inf
+    assert lift_drop(LiftEstimate(LIFT, 2e-3, 1000), LiftEstimate(LIFT, 1e-3, 1000)).n_needed == math.inf
 
 
 def test_a_lift_that_was_nothing_cannot_drop() -> None:
-    drop = lift_drop(Lift(0.001, 0.001, 1000), Lift(-0.001, 0.001, 1000))
+    drop = lift_drop(LiftEstimate(0.001, 0.001, 1000), LiftEstimate(-0.001, 0.001, 1000))
     assert math.isnan(drop.drop) and not drop.sure
-    less = lift_drop(Lift(-0.005, 1e-4, 1000), Lift(-0.002, 1e-4, 1000), "decrease")
+    less = lift_drop(LiftEstimate(-0.005, 1e-4, 1000), LiftEstimate(-0.002, 1e-4, 1000), "decrease")
     assert less.sure and less.drop == pytest.approx(0.6)
 
 

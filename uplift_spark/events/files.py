@@ -334,7 +334,9 @@ def _bytes(file: Path) -> bytes:
             return lzma.decompress(raw)
         if raw.startswith(b"PK\x03\x04"):
             return _only_member(file, raw)
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what is not there any more shows in as many ways as there are formats
         raise DataError(f"{file} is damaged or cut off ({error}): fetch it again") from error
     return raw
 
@@ -461,8 +463,8 @@ def _read_parquet_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Tab
     for file in files:
         try:
             table = pq.read_table(file, coerce_int96_timestamp_unit="us", partitioning=None)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file} is no readable Parquet ({str(error).splitlines()[0]}): write it again") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file} is no readable Parquet ({_first_line(error)}): write it again") from error
         tables.append(plain_table(_unique_names(table, file, notes), file.name, notes))
     return _concatenated(tables, files), list(dict.fromkeys(notes))
 
@@ -475,10 +477,14 @@ def _read_stata_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Table
     for file in files:
         try:
             frame = pd.read_stata(file, convert_categoricals=False)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{file} is no readable Stata file ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # the reader takes what it finds in the file for granted
+            raise DataError(f"{file} is no readable Stata file ({_first_line(error)}): write it again") from error
         tables.append(plain_table(pa.Table.from_pandas(frame, preserve_index=False), file.name, notes))
     return _concatenated(tables, files), notes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _concatenated(tables: list[pa.Table], files: Sequence[Path]) -> pa.Table:

@@ -621,7 +621,7 @@ def _mean_of_outcome(values: pd.Series, outcome: np.ndarray, arm: np.ndarray) ->
     known = ~np.isnan(outcome) & values.notna().to_numpy() & (arm >= 0)
     rows = pd.DataFrame({"at": values[known].to_numpy(), "y": outcome[known], "arm": np.minimum(arm[known], 1)})
     spread = rows["y"].var()
-    if not spread > 0:
+    if not 0 < spread < np.inf:
         return False
     each = rows.groupby(["arm", "at"])["y"].agg(["mean", "size"]).unstack("arm")
     mean, size = each["mean"], each["size"]

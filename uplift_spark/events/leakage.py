@@ -161,7 +161,7 @@ PILOT = 50  # draws that scale the chi-squares of clustered features, apart from
 
 
 @dataclass(frozen=True)
-class Finding:
+class LeakFinding:
     """One leak.
 
     feature    the guilty column; of several that predict the treatment only together the one that counts most
@@ -182,7 +182,7 @@ class Finding:
 class Leaks:
     """Findings in `rows` rows, and the number of them in which arms were `compared` (0: in none)."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[LeakFinding, ...]
     rows: int
     compared: int
 
@@ -253,7 +253,7 @@ def _normal(chi2: np.ndarray, df: np.ndarray) -> np.ndarray:
     return np.where(df > 0, z, -np.inf)
 
 
-def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.random.Generator) -> list[Finding]:
+def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.random.Generator) -> list[LeakFinding]:
     """Features that predict the treatment by themselves."""
     bins = _binned(rows, features, COARSE_BINS)
     usual = _usual(bins, rows, rng)
@@ -270,7 +270,7 @@ def _alone(rows: TrialRows, features: tuple[str, ...], alpha: float, rng: np.ran
         how = ", mostly by where it is missing" if missing > chi2 / 2 else ""
         test = f"chi-square {chi2:.4g} on {df[j]} degrees of freedom in {rows.level.size:,} rows, p <= {p[j]:.2g}"
         sentence = f"feature {features[j]!r} predicts the treatment{how} ({test}), {_AFTERWARDS}"
-        findings.append(Finding(features[j], "predicts_treatment", chi2, float(p[j]), sentence))
+        findings.append(LeakFinding(features[j], "predicts_treatment", chi2, float(p[j]), sentence))
     return findings
 
 
@@ -292,7 +292,7 @@ _AFTERWARDS = (
 )
 
 
-def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random.Generator) -> list[Finding]:
+def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random.Generator) -> list[LeakFinding]:
     """Features that predict the treatment only with others: classifier two-sample test (Lopez-Paz & Oquab 2017).
 
     Boosted trees learn the arm on one half of the clusters; on the other the log-likelihood of the arms received is
@@ -300,7 +300,7 @@ def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random
     would not be: their statistics are nearly the same number, which a reference with fixed classifiers does not know.
     The feature whose shuffling costs most is named, left out, and the rest is tested again.
     """
-    findings: list[Finding] = []
+    findings: list[LeakFinding] = []
     half = rows.halves(rng)
     fit, validation = rows.keep(half), rows.keep(~half)
     while features and fit.n_levels > 1 and validation.n_levels > 1:
@@ -315,7 +315,7 @@ def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random
         ]
         test = f"{size:.3g} nats per row in {validation.level.size:,} rows, p <= {p:.2g}"
         sentence = f"feature {name!r} predicts the treatment together with others ({test}), {_AFTERWARDS}"
-        findings.append(Finding(name, "predicts_treatment_jointly", size, p, sentence))
+        findings.append(LeakFinding(name, "predicts_treatment_jointly", size, p, sentence))
         features = [other for other in features if other != name]
     return findings
 
@@ -363,7 +363,7 @@ def _shuffled(gains: _Gains, codes: np.ndarray, j: int, level: np.ndarray, rng: 
 # ---------------------------------------------------------------- outcome
 
 
-def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Generator) -> list[Finding]:
+def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Generator) -> list[LeakFinding]:
     """Features that order units by an outcome as only the outcome itself can."""
     half = rows.halves(rng)
     codes = _binned(rows, roles.features, FINE_BINS)
@@ -384,7 +384,7 @@ def _outcome_like(rows: TrialRows, roles: Roles, alpha: float, rng: np.random.Ge
                     f"feature {name!r} orders units by outcome {outcome!r} as only the outcome itself can ({test}): it "
                     "was computed from it or after it; take its values as of the assignment, or remove the feature"
                 )
-                findings.append(Finding(name, "outcome_like", d, min(p / certain * alpha, 1.0), sentence))
+                findings.append(LeakFinding(name, "outcome_like", d, min(p / certain * alpha, 1.0), sentence))
     return findings
 
 
@@ -456,7 +456,7 @@ def guard_training(sample: DataFrame, config: Config, progress: ProgressCallback
     return {"rows": leaks.rows, "compared": leaks.compared, "allowed": allowed}
 
 
-def _refuse(findings: list[Finding], config: Config) -> None:
+def _refuse(findings: list[LeakFinding], config: Config) -> None:
     if findings:
         names = sorted({one.feature for one in findings})
         raise DataError(
@@ -466,6 +466,6 @@ def _refuse(findings: list[Finding], config: Config) -> None:
         )
 
 
-def _record(one: Finding, reason: str) -> dict[str, Any]:
+def _record(one: LeakFinding, reason: str) -> dict[str, Any]:
     figures = {"statistic": round(one.statistic, 6), "p_value": round(one.p_value, 6)}
     return {"feature": one.feature, "rule": one.rule, **figures, "reason": reason}

@@ -50,6 +50,7 @@ from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RESERVED_NAMES, RUN_ID, TREATMENT, UNIT, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.source_conf import TableSource, TrialConf
+from uplift_spark.spark_versions import quoted
 
 _TIMES = T.DateType | T.TimestampType | T.TimestampNTZType
 _ROW, _AT = "_row", "assigned_at"
@@ -193,7 +194,7 @@ def delta_sample(lake: Lake, where: str, most: int) -> tuple[pa.Table, int]:
 
 
 def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
+    return F.col(quoted(name))
 
 
 def _text(name: str, kind: T.DataType) -> Column:

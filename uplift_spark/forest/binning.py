@@ -174,6 +174,10 @@ def _encode_feature(name: str, column: Any) -> TypedColumn:
 
 def check_feature(name: str, kind: pa.DataType) -> None:
     """Raise DataError unless a feature of this Arrow type is numeric or text."""
+    if pa.types.is_dictionary(kind) and is_number(kind.value_type):
+        raise DataError(
+            f"feature {name!r} has categories that are numbers: cast it to text if they are names, else to a number"
+        )
     if not (is_text(kind) or is_number(kind)):
         raise DataError(f"feature {name!r} has type {kind}: cast it to a number or text")
 

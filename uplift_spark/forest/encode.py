@@ -320,8 +320,10 @@ def check_parts(kinds: Mapping[str, pa.DataType], roles: Roles) -> None:
 
 
 def _as_levels(treatment: pa.ChunkedArray | pa.Array) -> TextColumn:
-    """Treatment as text, missing where null or NaN; whole floats read like integers (1.0 is "1")."""
+    """Treatment as text, missing where null or NaN; whole floats and decimals read like integers (1.0 is "1")."""
     array = flat(treatment)
+    if pa.types.is_decimal(array.type):
+        array = pc.cast(array, pa.float64())
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
     return as_text(array)
@@ -510,6 +512,17 @@ def make_levels(summary: Summary, roles: Roles) -> tuple[Levels, Levels | None, 
     doses = {name: dose if isinstance(dose, float) else tuple(dose) for name, dose in roles.dose.items()}
     names = sorted(level_rows, key=lambda name: (name != roles.control, doses[name]))
     return Levels(tuple(names), tuple(doses[name] for name in names)), None, ()
+
+
+def check_repeated(rows: int, unit: str) -> None:
+    """Raise DataError if there are rows of a unit beside its first."""
+    if rows:
+        raise DataError(f"column {unit!r} repeats a unit in {rows:,} rows: keep one row per unit")
+
+
+def repeated_rows(units: np.ndarray) -> int:
+    """Rows of a unit beside its first, from hashes of units [n]."""
+    return int(units.size - np.unique(units).size)
 
 
 def check_any_rows(rows: int) -> None:

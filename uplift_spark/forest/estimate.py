@@ -23,8 +23,10 @@ from uplift_spark.forest.encode import (
     bin_rows,
     check_any_rows,
     check_columns,
+    check_repeated,
     check_summary,
     encode,
+    repeated_rows,
     summarise,
 )
 from uplift_spark.forest.forest import Forest
@@ -303,8 +305,7 @@ def training_facts(
 ) -> dict[str, Any]:
     """What training found; DataError if units repeat or no bucket could grow a tree."""
     duplicates = sum(status.get("duplicates", 0) for status in statuses)
-    if duplicates:
-        raise DataError(f"column {plan.roles.unit!r} repeats a unit in {duplicates} rows: keep one row per unit")
+    check_repeated(duplicates, plan.roles.unit)
     if structure.nodes.size == 0:
         raise DataError(
             f"no bucket could grow a tree: {statuses[0]['status']} in {len(statuses)} of {plan.n_buckets} buckets"
@@ -376,6 +377,7 @@ def estimate_table(table: pa.Table, forest: Forest) -> Forest:
     summary = summarise(typed)
     facts = facts_anew(forest, summary)
     planning = sample_bins(sample_of(typed, summary.rows, plan.seed), plan, threads)
+    check_repeated(repeated_rows(typed.unit), plan.roles.unit)
     rows = bin_rows(typed, plan, baselines, threads)
     del typed  # before the leaves are summed: it is as large as the frame
     return estimate(rows, parts, facts, planning, threads)

@@ -17,7 +17,7 @@ import scipy.linalg
 import scipy.stats
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.forest.encode import encode, encode_numbers
+from uplift_spark.forest.encode import check_repeated, encode, encode_numbers, repeated_rows
 from uplift_spark.forest.forest import Forest, Model
 from uplift_spark.forest.trees import LEAF, node_child, node_feature
 from uplift_spark.stats.moments import ratio
@@ -448,6 +448,7 @@ def unit_scores(model: Model, rows: pa.Table) -> tuple[np.ndarray, np.ndarray | 
     if roles.grid or model.kind == "instrumental_forest":
         raise ConfigError(f"a {model.kind} of doses or of compliers has no scores of levels: train a CausalForest")
     typed = encode(rows, roles)
+    check_repeated(repeated_rows(typed.unit), roles.unit)
     if roles.scores:
         units = [dict(one) for one in rows.column(roles.scores).to_pylist()]
         values = np.array([[one[name] for name in levels.names] for one in units], np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import ArrowRows, FeatureBins, Features, apply_bins
 from uplift_spark.forest.effects import (
     CORRECTED_VARIANCE,
@@ -48,7 +48,7 @@ from uplift_spark.forest.modelfile import (
 )
 from uplift_spark.forest.overlap import thin_errors
 from uplift_spark.forest.trees import Routes, Structure, frozen
-from uplift_spark.roles import TREATMENT, Levels, Roles
+from uplift_spark.roles import EFFECT_COLUMNS, TREATMENT, Levels, Roles
 from uplift_spark.stats.sampling import halves_of
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -128,6 +128,16 @@ def effect_table(model: Model, batch: ArrowRows, threads: int = 1) -> pa.Table:
         "low_support": low.ravel(),
     }
     return pa.table(columns)
+
+
+def check_beside(columns: Iterable[str]) -> None:
+    """Raise DataError where a frame's own columns have names of the effects' columns that are to stand beside them."""
+    names = {name.lower(): name for name in (TREATMENT, *EFFECT_COLUMNS)}
+    for column in columns:
+        if (name := names.get(column.lower())) is not None:
+            raise DataError(
+                f"the frame has a column {column!r}, and effects come with one named {name!r}: rename or drop yours"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ from uplift_spark.forest.encode import (
     TypedRows,
     bin_rows,
     check_columns,
+    check_repeated,
     check_summary,
     encode,
+    repeated_rows,
     room,
     summarise,
     weights_of,
@@ -233,9 +235,7 @@ def _counted(base: Forest, typed: TypedRows, day: int) -> Tally:
     level_rows = _checked(typed, base)
     threads, (plan, structure, baselines) = os.cpu_count() or 1, grown_parts(base)
     rows, sums = bin_rows(typed, plan, baselines, threads), empty_sums(structure, plan)
-    repeated = rows.unit.size - np.unique(rows.unit).size
-    if repeated:
-        raise DataError(f"column {plan.roles.unit!r} repeats a unit in {repeated} rows: keep one row per unit")
+    check_repeated(repeated_rows(rows.unit), plan.roles.unit)
     add_to_leaves(sums, rows, structure.routes, plan, threads)
     return Tally(base, level_rows, {day: plain(sums)}, *sampled_bins(rows, base))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from py4j.protocol import Py4JError
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DoubleType, StringType, StructField, StructType
 
@@ -31,6 +31,7 @@ from uplift_spark.forest.encode import (
     bin_rows,
     check_columns,
     check_parts,
+    check_repeated,
     check_summary,
     encode,
     summarise,
@@ -53,7 +54,7 @@ from uplift_spark.forest.estimate import (
     training_facts,
     with_roles,
 )
-from uplift_spark.forest.forest import Forest, Model, effect_table
+from uplift_spark.forest.forest import Forest, Model, check_beside, effect_table
 from uplift_spark.forest.instrument import Instrumental, left_roles, two_stage
 from uplift_spark.forest.overlap import thin_sentence
 from uplift_spark.forest.refresh import (
@@ -72,7 +73,7 @@ from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_s
 from uplift_spark.forest.trees import Structure, Tree, assemble
 from uplift_spark.roles import LEFT, TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import arrow_kinds, map_groups
+from uplift_spark.spark_versions import arrow_kinds, map_batches, map_groups, quoted
 from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -185,6 +186,7 @@ def estimate_frame(frame: DataFrame, forest: Forest, progress: ProgressCallback 
         inner = with_roles(forest, stacked_roles(forest.roles))
         return with_roles(estimate_frame(stacked_frame(frame, forest.roles), inner, progress), forest.roles)
     with kept(checked(frame, forest.roles)) as rows:
+        _check_units(rows, forest.roles)
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
         sample = encode(planning_sample(rows, forest.roles, forest.plan.seed, summary.rows), forest.roles)
@@ -194,10 +196,10 @@ def estimate_frame(frame: DataFrame, forest: Forest, progress: ProgressCallback 
 def stacked_frame(frame: DataFrame, roles: Roles) -> DataFrame:
     """`forest.estimate.stacked` on Spark, lazy; a unit without scores becomes a row without treatment: refused."""
     check_columns(dict.fromkeys(frame.columns, pa.null()), roles.columns, ())
-    unit, scores = F.col(f"`{roles.unit}`").cast("string"), F.col(f"`{roles.scores}`")
+    unit, scores = F.col(quoted(roles.unit)).cast("string"), F.col(quoted(str(roles.scores)))
     kept = [name for name in stacked_roles(roles).columns if name in frame.columns]
     rows = frame.select(
-        *(f"`{name}`" for name in kept), unit.alias(WHOLE), F.explode_outer(scores).alias("_level", "_score")
+        *(quoted(name) for name in kept), unit.alias(WHOLE), F.explode_outer(scores).alias("_level", "_score")
     )
     row = F.concat_ws(BETWEEN, WHOLE, "_level")
     return rows.withColumns({roles.unit: row, roles.treatment: F.col("_level"), roles.outcome: F.col("_score")})
@@ -207,8 +209,32 @@ def checked(frame: DataFrame, roles: Roles, *more: str) -> DataFrame:
     """The columns of the roles, and more; DataError where the roles' are missing or of a kind that they cannot have."""
     kinds = arrow_kinds(frame)
     check_columns(kinds, (*roles.columns, *more), roles.features)
+    check_spelling(frame, (*roles.columns, *more))
     check_parts(kinds, roles)
-    return frame.select(*(f"`{column}`" for column in (*roles.columns, *more)))
+    return frame.select(*(quoted(column) for column in (*roles.columns, *more)))
+
+
+def check_spelling(frame: DataFrame, columns: Iterable[str]) -> None:
+    """Raise DataError where Spark would not know which column a name means: it is there twice, or in another case."""
+    spelled: dict[str, list[str]] = {}
+    for name in frame.columns:
+        spelled.setdefault(name.lower(), []).append(name)
+    for column in columns:
+        same = spelled.get(column.lower(), [])
+        apart = len(set(same)) == len(same) and frame.sparkSession.conf.get("spark.sql.caseSensitive") == "true"
+        if len(same) > 1 and not apart:
+            names = ", ".join(map(repr, dict.fromkeys(same)))
+            raise DataError(f"the frame has several columns {names}: rename or drop all but one")
+
+
+def level_column(frame: DataFrame, treatment: str) -> Column:
+    """The levels of a frame's rows as text, lazy; see `encode.encode_treatment`."""
+    column, kind = F.col(quoted(treatment)), arrow_kinds(frame)[treatment]
+    if not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return column.cast("string")
+    number = column.cast("double")
+    whole = F.when(number == F.floor(number), number.cast("bigint").cast("string"))
+    return whole.when(~F.isnan(number), number.cast("string"))
 
 
 @contextmanager
@@ -247,7 +273,7 @@ def _estimate(
 
 def summary_of(rows: DataFrame, roles: Roles) -> Summary:
     """Counts and bounds of all rows, one map-only pass."""
-    parts = rows.mapInArrow(partial(summarise_batches, roles), "summary string").toArrow()
+    parts = map_batches(rows, partial(summarise_batches, roles), "summary string").toArrow()
     summaries = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
     return sum(summaries, Summary())
 
@@ -255,12 +281,12 @@ def summary_of(rows: DataFrame, roles: Roles) -> Summary:
 def planning_sample(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
     """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
     limit = sample_limit(total, len(roles.features))
-    return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
+    return map_batches(rows, partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
 
 
 def binned_frame(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
     """The fields of `BinnedRows` as columns, see `binned_columns`."""
-    return rows.mapInArrow(partial(bin_batches, plan, baselines), binned_columns(plan))
+    return map_batches(rows, partial(bin_batches, plan, baselines), binned_columns(plan))
 
 
 def binned_columns(plan: ForestPlan) -> str:
@@ -404,14 +430,19 @@ def _tree_from_row(row: dict) -> Tree:
 # Scoring on Spark: every unit, every treated level, map only.
 
 
-def score(frame: DataFrame, model: Model) -> DataFrame:
+def score(frame: DataFrame, model: Model, keep: bool = False) -> DataFrame:
     """Effects as a lazy frame: unit, treatment, uplift, uplift_se, uplift_lower, uplift_upper, low_support.
 
-    `frame` needs the unit and the model's features under their training names and kinds, else DataError.
+    With `keep` all columns of the frame come before these. `frame` needs the unit and the model's features under their
+    training names and kinds, and with `keep` no column that is named as one of effects, else DataError.
     """
     model = model.of(model.roles.outcome)  # no sums of further outcomes travel to the workers
-    needed = _needed(frame, model)
-    return needed.mapInArrow(partial(score_batches, model), _schema(frame, model.roles.unit))
+    needed, effects = _needed(frame, model), _schema(frame, model.roles.unit)
+    if not keep:
+        return map_batches(needed, partial(score_batches, model), effects)
+    check_beside(frame.columns)
+    fields = [*frame.schema.fields, *effects.fields[1:]]
+    return map_batches(frame, partial(score_beside, model), StructType(fields))
 
 
 def explain(frame: DataFrame, forest: Forest) -> DataFrame:
@@ -423,7 +454,7 @@ def explain(frame: DataFrame, forest: Forest) -> DataFrame:
     forest = forest.of(forest.roles.outcome)
     head = _schema(frame, forest.roles.unit).fields[:3]
     tail = [StructField("base", DoubleType()), StructField("values", ArrayType(DoubleType()))]
-    return _needed(frame, forest).mapInArrow(partial(explain_batches, forest), StructType([*head, *tail]))
+    return map_batches(_needed(frame, forest), partial(explain_batches, forest), StructType([*head, *tail]))
 
 
 def _needed(frame: DataFrame, model: Model) -> DataFrame:
@@ -431,9 +462,10 @@ def _needed(frame: DataFrame, model: Model) -> DataFrame:
     unit = model.roles.unit
     kinds = arrow_kinds(frame)
     check_columns(kinds, (unit, *model.roles.features), model.roles.features)
+    check_spelling(frame, (unit, *model.roles.features))
     for one in model.bins:
         check_kind(one, kinds[one.name])
-    return frame.select(*(f"`{column}`" for column in (unit, *model.roles.features)))
+    return frame.select(*(quoted(column) for column in (unit, *model.roles.features)))
 
 
 def _schema(frame: DataFrame, unit: str) -> StructType:
@@ -446,6 +478,15 @@ def score_batches(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[p
     """Worker: effects of one partition's rows."""
     for batch in batches:
         yield from effect_table(model, batch).to_batches()
+
+
+def score_beside(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: the columns of one partition's rows, and the effects beside them."""
+    for batch in batches:
+        effects = effect_table(model, batch).drop_columns([model.roles.unit]).combine_chunks()
+        own = batch.take(np.repeat(np.arange(batch.num_rows), len(model.levels.treated)))
+        columns = [*own.columns, *(column.combine_chunks() for column in effects.columns)]
+        yield pa.RecordBatch.from_arrays(columns, [*own.schema.names, *effects.schema.names])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -468,7 +509,7 @@ def refreshed_frame(
     with a half-life. Raises as `refresh.counted`, `refresh.forest_of` and `refresh.check_refresh`."""
     check_refresh(base, half_life, day)
     rows = checked(frame, base.roles, *([] if day is None else [day]))
-    dated = rows.withColumn(_DAY, (F.lit(0) if day is None else F.col(f"`{day}`")).cast("bigint"))
+    dated = rows.withColumn(_DAY, (F.lit(0) if day is None else F.col(quoted(day))).cast("bigint"))
     plan, structure, baselines = grown_parts(base)
     with kept(dated) as rows:
         _check_units(rows, base.roles)
@@ -484,15 +525,14 @@ def refreshed_frame(
 
 
 def _check_units(rows: DataFrame, roles: Roles) -> None:
-    repeated = rows.groupBy(f"`{roles.unit}`").count().where("count > 1").agg(F.sum(F.col("count") - 1)).first()
-    if repeated is not None and repeated[0]:
-        raise DataError(f"column {roles.unit!r} repeats a unit in {repeated[0]} rows: keep one row per unit")
+    repeated = rows.groupBy(quoted(roles.unit)).count().where("count > 1").agg(F.sum(F.col("count") - 1)).first()
+    check_repeated((repeated and repeated[0]) or 0, roles.unit)
 
 
 def _check_rows(rows: DataFrame, base: Forest, day: str | None) -> tuple[np.ndarray, dict[int, int], np.ndarray]:
     """(rows of each level, int64 [K], rows of each day, bins of the rows that levels learn from each other at, uint8
     [s, p], by unit) in one map-only pass."""
-    table = rows.mapInArrow(partial(check_batches, base), "summary string, unit bigint, bins binary").toArrow()
+    table = map_batches(rows, partial(check_batches, base), "summary string, unit bigint, bins binary").toArrow()
     texts = table.column("summary").drop_null().to_pylist()
     parts = [json.loads(text) for text in texts]
     summary = sum((Summary.from_dict(part["summary"]) for part in parts), Summary())
@@ -516,7 +556,7 @@ def _faded_sums(rows: DataFrame, base: Forest, half_life: float, days: dict[int,
     # A day with many rows goes to several workers.
     shares = {day: -(-WORKERS * n // sum(days.values())) for day, n in days.items()}
     columns = f"{binned_columns(plan)}, {_DAY} bigint, _share int"
-    encoded = rows.mapInArrow(partial(bin_days, plan, baselines, shares), columns)
+    encoded = map_batches(rows, partial(bin_days, plan, baselines, shares), columns)
     of_days = map_groups(encoded, (_DAY, "_share"), sum_day, (plan, structure), _DAY_SUMS_SCHEMA)
     fading = (1 + len(plan.roles.outcomes), max(days), half_life, finer_bits(base))
     merged = map_groups(of_days, ("tree",), merge_days, (fading,), _DAY_SUMS_SCHEMA).toArrow()
@@ -593,14 +633,14 @@ def fit_instrumental_frame(
     for name in (delivered, roles.outcome):
         if name not in frame.columns:
             raise DataError(f"column {name!r} is missing from the frame: complier effects need it")
-    y, d = (F.col(f"`{name}`").cast("double") for name in (roles.outcome, delivered))
-    weight = F.lit(1.0) if roles.weight is None else F.col(f"`{roles.weight}`").cast("double")
+    y, d = (F.col(quoted(name)).cast("double") for name in (roles.outcome, delivered))
+    weight = F.lit(1.0) if roles.weight is None else F.col(quoted(roles.weight)).cast("double")
     if roles.propensity:
-        weight = weight / F.col(f"`{roles.propensity}`")
+        weight = weight / F.col(quoted(roles.propensity))
     bad = d.isNull() | F.isnan(d) | (F.abs(d) == float("inf"))
     finite = F.when(F.isnan(y) | (F.abs(y) == float("inf")), 0.0).otherwise(F.coalesce(y, F.lit(0.0)))
     parts = (weight, weight * d, weight * finite, weight * d * d)
-    sums = frame.groupBy(F.col(f"`{roles.treatment}`").cast("string").alias("level")).agg(
+    sums = frame.groupBy(F.col(quoted(roles.treatment)).cast("string").alias("level")).agg(
         F.count("*").alias("n"),
         F.count_if(bad).alias("bad"),
         *(F.sum(part).alias(f"s{i}") for i, part in enumerate(parts)),

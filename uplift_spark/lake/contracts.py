@@ -50,6 +50,8 @@ _TYPES: dict[str, DataType] = {
     "boolean": BooleanType(),
     "timestamp": TimestampType(),
     "array<double>": ArrayType(DoubleType()),
+    "array<bigint>": ArrayType(LongType()),
+    "array<string>": ArrayType(StringType()),
     "map<string,double>": MapType(StringType(), DoubleType()),
 }
 # Casts that lose nothing (a bigint beyond 2^53 as double aside) and so need no decision; `void` is an untyped null.

@@ -294,34 +294,106 @@ _ALERTS = Contract(
     table="gold.alerts",
     job="monitor",
     columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "alert string: fingerprint of rule, campaign and labels; no measured value is part of it",
-        "rule string",
+        *(*RUN, f"{CAMPAIGN} string", "alert string: fingerprint of rule, campaign and labels", "rule string"),
+        *("severity string: page or ticket", "labels string: as JSON", "sequence bigint: of the alert's events"),
+        *("episode bigint: raised when it is breached anew", "event string: fired, resolved ... see docs/alerts.md"),
+        *("at timestamp: of the evaluation, or when somebody acted", "notify boolean: people were to be notified"),
+        *("quiet string: why they were not", "value double: measured", "threshold double", "summary string"),
+        *("runbook string: page that says what to do", "by string: who acknowledged or closed it", "note string"),
+    ),
+    append_only=True,
+)
+
+_OF_A_WINDOW = (
+    *RUN,
+    f"{CAMPAIGN} string",
+    "window_start timestamp",
+    "window_end timestamp: the first moment after the window",
+    "as_of timestamp: what was known by then counts; of runs of one window the last counts",
+    "model_version string",
+)
+
+_KPI = Contract(
+    table="gold.kpi",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "kpi string",
+        "cut string: all, or the level, outcome or source that the value is of",
+        "value double: null where nothing was measured",
+        "lower double: end of its interval of level 1 - monitoring.alpha; null where there is none",
+        "upper double",
+        "unit string",
+        "n double: observations behind the value",
+        "target double",
+        "alert double: from where on somebody is called",
+        "state string: ok, missed (worse than the target), alert (the whole interval is beyond), unsure (the value is, "
+        "the interval is not), too_few, no_data",
+        "n_needed double: observations that would tell a value beyond the alert from it",
         "severity string: page or ticket",
-        "labels string: what the alert is about, as JSON",
-        "sequence bigint: 1, 2, 3 ... of the alert's events",
-        "episode bigint: raised each time it is breached anew after it was resolved",
-        "event string: pending, cancelled, fired, clearing (well, not yet for long), broken_again, resolved, notified "
-        "(what kept it quiet is over), reminded, acknowledged, closed (resolved by hand)",
-        "at timestamp: end of the window that was evaluated, or when somebody acted",
-        "notify boolean: people were to be notified",
-        "quiet string: why they were not; empty where nothing was kept quiet",
-        "value double: measured",
-        "threshold double",
-        "summary string",
-        "runbook string: page that says what to do",
-        "by string: who acknowledged or closed it",
         "note string",
     ),
-    unique=("alert", "sequence"),
-    append_only=True,
-    cluster_by=(CAMPAIGN, "at"),
-    skip_by=(CAMPAIGN, "at", "alert"),
+)
+
+_DRIFT = Contract(
+    table="gold.drift",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "name string: a feature, uplift:<level>, or propensity:<arm> (missing for units of other arms)",
+        "state string: steady, season (differs from the training set as in this season), unmatched (there is no window "
+        "of the season), drift, trigger (drift that persists)",
+        "n bigint: values in the window",
+        "n_reference bigint",
+        "distance double: Kolmogorov-Smirnov; of categories half the sum of the shares' differences",
+        "distance_most double: that it can be at most",
+        "p_value double",
+        "adjusted_p double: for all columns of the window",
+        "season_distance double",
+        "season_p double: adjusted",
+        "wasserstein double: in standard deviations of the reference",
+        "stability double: population stability index",
+        "missing double: share of missing values less that of the reference",
+        "new double: share of unknown categories less that of the reference",
+    ),
+)
+
+_FINDINGS = Contract(
+    table="gold.findings",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "finding string: treatment_leakage, label_lag, confounding, drift, low_sample, over_targeting, "
+        "deployment_mismatch or non_compliance",
+        "severity string: page or ticket",
+        "about string: column, arm, level or outcome",
+        "figure double",
+        "threshold double",
+        "p_value double",
+        "sentence string: what is wrong",
+        "action string: what to do",
+    ),
+)
+
+_WINDOW_SUMS = Contract(
+    table="gold.window_sums",
+    job="monitor",
+    columns=declared(
+        *_OF_A_WINDOW,
+        "reference string: run of the reference whose bins these are; its own rows have no window",
+        "part string: count, missing, new, score, arm, width, sends, delays; bins and score_bins of a reference",
+        "arm string: arm or level",
+        "name string: column or outcome",
+        "bins array<bigint>",
+        "n array<bigint>: units",
+        "totals array<double>: sums of values",
+        "edges array<double>: upper ends of bins",
+        "categories array<string>",
+    ),
 )
 
 GOLD = (
-    _ALERTS,
+    *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
@@ -694,7 +766,6 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
-ALERTS_TABLE = _ALERTS.table
 SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import DataError
 from uplift_spark.forest.encode import check_columns, encode, encode_treatment, make_levels, summarise
 from uplift_spark.forest.estimate import estimate_table
-from uplift_spark.forest.forest import Forest, Model, effect_table
+from uplift_spark.forest.forest import Forest, Model, check_beside, effect_table
 from uplift_spark.forest.instrument import Instrumental, fit_instrumental
 from uplift_spark.forest.refresh import refreshed_table
 from uplift_spark.forest.shapley import shapley_table
@@ -53,8 +54,11 @@ class FrameRows(Protocol):
         """Fill the forest's trees with the sums of these rows, without correcting for bias anew."""
         ...
 
-    def effects(self, model: Model) -> Any:
-        """Apply a model: a frame of the kind of this one, with a row per unit and treated level."""
+    def effects(self, model: Model, keep: bool = False) -> Any:
+        """Apply a model: a frame of the kind of this one, with a row per unit and treated level.
+
+        With `keep` the frame's own columns come before the effects.
+        """
         ...
 
     def shapley(self, forest: Forest) -> Any:
@@ -80,9 +84,13 @@ class FrameRows(Protocol):
 
 @dataclass(frozen=True)
 class PandasRows:
-    """Rows of a pandas frame; see `FrameRows`."""
+    """Rows of a pandas frame; see `FrameRows`. Names of columns that are no text are made text."""
 
     frame: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        if any(not isinstance(name, str) for name in self.frame.columns):
+            object.__setattr__(self, "frame", self.frame.set_axis(list(map(str, self.frame.columns)), axis=1))
 
     def fit_forest(self, roles: Roles, params: Params, progress: ProgressCallback) -> Forest:
         """See `forest.training.fit_table`."""
@@ -108,10 +116,16 @@ class PandasRows:
         columns = (*forest.roles.columns, *([] if day is None else [day]))
         return refreshed_table(self.in_memory(columns), forest, half_life, day)
 
-    def effects(self, model: Model) -> pd.DataFrame:
+    def effects(self, model: Model, keep: bool = False) -> pd.DataFrame:
         """See `forest.forest.effect_table`."""
+        if keep:
+            check_beside(self.frame.columns)
         columns = (model.roles.unit, *model.roles.features)
-        return effect_table(model, self.in_memory(columns), os.cpu_count() or 1).to_pandas()
+        effects = effect_table(model, self.in_memory(columns), os.cpu_count() or 1).to_pandas()
+        if not keep:
+            return effects
+        own = self.frame.take(np.repeat(np.arange(len(self.frame)), len(model.levels.treated)))
+        return own.assign(**{name: effects[name].to_numpy() for name in effects.columns if name != model.roles.unit})
 
     def shapley(self, forest: Forest) -> pd.DataFrame:
         """See `forest.shapley.shapley_table`."""
@@ -141,10 +155,22 @@ class PandasRows:
         return PandasRows(kept)
 
     def in_memory(self, columns: Sequence[str]) -> pa.Table:
-        """The columns as Arrow. Raises DataError for columns that are missing or mix types."""
-        check_columns(dict.fromkeys(map(str, self.frame.columns), pa.null()), tuple(columns), ())
+        """The columns as Arrow. Raises DataError for columns that are missing, there twice, or mix types."""
+        if lost := [name for name in columns if name in self.frame.index.names and name not in self.frame.columns]:
+            raise DataError(f"{lost[0]!r} is the frame's index, not a column: call frame.reset_index()")
+        check_columns(dict.fromkeys(self.frame.columns, pa.null()), tuple(columns), ())
+        some = self.frame[list(columns)]
+        if twice := sorted({name for name in some.columns if list(some.columns).count(name) > 1}):
+            raise DataError(f"the frame has several columns {', '.join(map(repr, twice))}: rename or drop all but one")
+        sparse = {
+            name: kind.subtype
+            for name, kind in some.dtypes.items()
+            if hasattr(kind, "subtype") and hasattr(kind, "fill_value")
+        }
         try:
-            return pa.Table.from_pandas(self.frame[list(columns)], preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            return pa.Table.from_pandas(some.astype(sparse), preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             reason = "; ".join(map(str, error.args))
+            if isinstance(error, pa.ArrowNotImplementedError):
+                raise DataError(f"a column holds neither numbers nor text ({reason}): cast or drop it") from error
             raise DataError(f"a column mixes types ({reason}): cast it to one type") from error

@@ -23,7 +23,16 @@ from uplift_spark.forest.binning import (
     encode_features,
     fit_bins,
 )
-from uplift_spark.forest.encode import Summary, TypedRows, check_summary, encode, make_levels, summarise
+from uplift_spark.forest.encode import (
+    Summary,
+    TypedRows,
+    check_repeated,
+    check_summary,
+    encode,
+    make_levels,
+    repeated_rows,
+    summarise,
+)
 from uplift_spark.forest.estimate import sample_of, thin_outcomes
 from uplift_spark.forest.forest import Model
 from uplift_spark.forest.overlap import check_level_rows
@@ -551,6 +560,7 @@ class Sample:
     def of(cls, table: pa.Table, coding: Coding) -> Sample:
         """From all batches of `code_rows`."""
         table = table.sort_by("unit_hash")
+        check_repeated(repeated_rows(table["unit_hash"].to_numpy()), coding.roles.unit)
         level_code, outcome, key, weight = (
             table[name].to_numpy() for name in ("level_code", "outcome", "key", "weight")
         )

@@ -21,10 +21,12 @@ from uplift_spark.forest.encode import check_columns, encode, encode_numbers, en
 from uplift_spark.forest.forest import Forest, Model
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.spark import (
+    check_spelling,
     estimate_frame,
     explain,
     fit_frame,
     fit_instrumental_frame,
+    level_column,
     packed_bins,
     planning_sample,
     refreshed_frame,
@@ -71,7 +73,7 @@ from uplift_spark.learners.nuisances import (
 )
 from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import local_frame, map_groups
+from uplift_spark.spark_versions import local_frame, map_batches, map_groups, quoted
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
@@ -87,12 +89,12 @@ Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's num
 
 def sampled_rows(train: DataFrame, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Sample:
     """At most about `rows` training rows of each arm, by hash; `folds_and_seed` are both. Raises as `coding_of`."""
-    some = train.select(*(f"`{column}`" for column in roles.columns))
+    some = train.select(*(quoted(column) for column in roles.columns))
     summary = summary_of(some, roles)
     coding = coding_of(
         summary, planning_sample(some, roles, folds_and_seed[1], summary.rows), roles, folds_and_seed, rows
     )
-    return Sample.of(some.mapInArrow(partial(coded_batches, coding), _CODED).toArrow(), coding)
+    return Sample.of(map_batches(some, partial(coded_batches, coding), _CODED).toArrow(), coding)
 
 
 def fit_learned_frame(
@@ -235,10 +237,10 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
     """The frame with, map only, `fold` bigint, `outcome_mean` and `propensities` array<double> [K] under every level,
     `scores` map<string,double>, `propensity` of the level received; `split` of units without overlap is `trimmed`."""
     kept = [name for name in frame.columns if name not in (PROPENSITY, SPLIT)]
-    head = [f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in kept]
+    head = [f"{quoted(name)} {frame.schema[name].dataType.simpleString()}" for name in kept]
     added = "fold bigint, outcome_mean array<double>, propensities array<double>, scores map<string,double>"
     columns = f"{', '.join(head)}, {added}, {PROPENSITY} double, {SPLIT} string"
-    return frame.select(*(f"`{n}`" for n in kept), PROPENSITY, SPLIT).mapInArrow(partial(_scored, folds, kept), columns)
+    return map_batches(frame.select(*map(quoted, kept), PROPENSITY, SPLIT), partial(_scored, folds, kept), columns)
 
 
 # Workers: Arrow in, Arrow out, no Spark.
@@ -309,18 +311,20 @@ def fit_outcome_model(
 
     Raises DataError when a level has no row.
     """
-    arm, outcome = F.col(f"`{roles.treatment}`").cast("string"), F.col(f"`{roles.outcome}`").cast("double")
+    arm, outcome = F.col(quoted(roles.treatment)).cast("string"), F.col(quoted(roles.outcome)).cast("double")
     counted = frame.groupBy(arm.alias("arm")).agg(F.count("*"), F.min(outcome), F.max(outcome)).collect()
     by_level = {row[0]: row[1:] for row in counted}
     if missing := [level for level in levels.names if level not in by_level]:
         raise DataError(f"no training row received {', '.join(missing)}: train on a table that has every level")
     chosen = thin_arms(frame, roles, {level: by_level[level][0] for level in levels.names}, seed, ARM_ROWS).select(
         (F.array_position(F.lit(list(levels.names)), arm).cast("int") - 1).alias("level_code"),
-        F.xxhash64(f"`{roles.unit}`").alias("unit_hash"),
+        F.xxhash64(quoted(roles.unit)).alias("unit_hash"),
         outcome.alias("outcome"),
-        *(f"`{name}`" for name in roles.features),
+        *(quoted(name) for name in roles.features),
     )
-    binned = chosen.mapInArrow(partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary")
+    binned = map_batches(
+        chosen, partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary"
+    )
     table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
     level_codes, outcomes = (table[name].to_numpy() for name in ("level_code", "outcome"))
     coded = unpacked_bins(table["bins"], len(bins))
@@ -333,10 +337,10 @@ def fit_outcome_model(
 
 def thin_arms(frame: DataFrame, roles: Roles, counts: Mapping[str, int], seed: int, most: int) -> DataFrame:
     """At most about `most` rows of each arm, chosen by hash of the unit, given how many rows every arm has."""
-    arm, keep = F.col(f"`{roles.treatment}`").cast("string"), F.lit(False)
+    arm, keep = F.col(quoted(roles.treatment)).cast("string"), F.lit(False)
     for level, count in counts.items():
         limit = round(_DRAWS * min(1.0, most / max(count, 1)))
-        in_sample = F.pmod(F.xxhash64(f"`{roles.unit}`", F.lit(seed)), F.lit(_DRAWS)) < limit
+        in_sample = F.pmod(F.xxhash64(quoted(roles.unit), F.lit(seed)), F.lit(_DRAWS)) < limit
         keep = F.when(arm == level, in_sample).otherwise(keep)
     return frame.where(keep)
 
@@ -351,11 +355,9 @@ def predict_frame(frame: DataFrame, unit: str, nuisance: OutcomeModel, learners:
     learner, under `effects_<its number>`; map only."""
     names = [OUTCOME_MEAN, *map(effects_column, range(len(learners)))]
     kind = frame.schema[unit].dataType.simpleString()
-    columns = ", ".join([f"`{unit}` {kind}", *(f"{name} array<double>" for name in names)])
+    columns = ", ".join([f"{quoted(unit)} {kind}", *(f"{name} array<double>" for name in names)])
     needed = [unit, *(one.name for one in nuisance.bins)]
-    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(
-        partial(_predict, unit, names, nuisance, learners), columns
-    )
+    return map_batches(frame.select(*map(quoted, needed)), partial(_predict, unit, names, nuisance, learners), columns)
 
 
 def reward_frame(
@@ -372,10 +374,10 @@ def reward_frame(
     features  some of the outcome model's
     worth     value of one unit of the outcome, and cost of every level [K]
     """
-    kept = ", ".join(f"`{name}` {frame.schema[name].dataType.simpleString()}" for name in keep)
+    kept = ", ".join(f"{quoted(name)} {frame.schema[name].dataType.simpleString()}" for name in keep)
     columns = f"{kept}, bins binary, rewards array<double>"
     feature_index = [nuisance.bins.index(one) for one in features]
-    return frame.mapInArrow(partial(_reward, keep, nuisance, feature_index, worth), columns)
+    return map_batches(frame, partial(_reward, keep, nuisance, feature_index, worth), columns)
 
 
 def _reward(
@@ -447,9 +449,9 @@ class SparkRows:
         """See `forest.spark.refreshed_frame`."""
         return refreshed_frame(self.frame, forest, half_life, day, progress)
 
-    def effects(self, model: Model) -> DataFrame:
+    def effects(self, model: Model, keep: bool = False) -> DataFrame:
         """See `forest.spark.score`."""
-        return score(self.frame, model)
+        return score(self.frame, model, keep)
 
     def shapley(self, forest: Forest) -> DataFrame:
         """See `forest.spark.explain`."""
@@ -465,7 +467,7 @@ class SparkRows:
         if roles.scores:
             kept = F.map_filter(roles.scores, lambda name, _: name.isin(*names))
             return SparkRows(self.frame.withColumn(roles.scores, kept))
-        return SparkRows(self.frame.where(F.col(f"`{roles.treatment}`").cast("string").isin(*names)))
+        return SparkRows(self.frame.where(level_column(self.frame, roles.treatment).isin(*names)))
 
     def without_delivery(self, model: Instrumental) -> SparkRows:
         """See `FrameRows.without_delivery`."""
@@ -480,4 +482,5 @@ class SparkRows:
 
     def _checked(self, columns: Sequence[str]) -> DataFrame:
         check_columns(dict.fromkeys(self.frame.columns, pa.null()), tuple(columns), ())
-        return self.frame.select(*(f"`{column}`" for column in columns))
+        check_spelling(self.frame, columns)
+        return self.frame.select(*(quoted(column) for column in columns))

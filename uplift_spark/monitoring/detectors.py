@@ -226,9 +226,9 @@ def _lag_of(
         return None
     days = len(usual) if current.age_days is None else min(len(usual), current.age_days + 1)
     usual, now = usual[:days].astype(float), now[:days].astype(float)
-    expected = usual.sum() / units[0] * units[1]
-    lost = 1 - now.sum() / expected if expected else 0.0
-    p_lost = min(1.0, 2 * tests * float(poisson.cdf(now.sum(), (1 - limits.lost) * expected)))
+    usual_by_now = usual.sum() / units[0] * units[1]
+    lost = 1 - now.sum() / usual_by_now if usual_by_now else 0.0
+    p_lost = min(1.0, 2 * tests * float(poisson.cdf(now.sum(), (1 - limits.lost) * usual_by_now)))
     action = (
         "ask the source of the events what is held up; wait with labels, readouts and retraining until it is mended"
     )
@@ -236,7 +236,7 @@ def _lag_of(
         return Finding(
             *("label_lag", PAGE, lost, limits.lost),
             f"outcome {name}: {lost:.0%} of the events usual by now are missing ({now.sum():,.0f} in place of "
-            f"{expected:,.0f})",
+            f"{usual_by_now:,.0f})",
             *(p_lost, name, action),
         )
     if not now.sum() or not usual.sum():

@@ -28,7 +28,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.stats.moments import ratio
 from uplift_spark.stats.tests import false_discovery
 
-MOST_BINS = 256
+DRIFT_BINS = 256
 """Bins of a column: between two quantiles this far apart distributions that differ smoothly cross no sooner."""
 
 SMALL_SHARE = 0.5  # of one unit: what an empty group counts in a population stability index
@@ -58,7 +58,7 @@ class ColumnBins:
         return len(self.categories[name]) if name in self.categories else len(self.edges[name]) + 1
 
     @classmethod
-    def of_sample(cls, sample: pa.Table, most: int = MOST_BINS) -> ColumnBins:
+    def of_sample(cls, sample: pa.Table, most: int = DRIFT_BINS) -> ColumnBins:
         """Bins with about as many values of a sample each; of a column with few distinct values, one for each.
 
         Args:

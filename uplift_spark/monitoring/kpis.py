@@ -19,7 +19,7 @@ from uplift_spark.roles import checked_name
 
 Better = Literal["below", "above"]
 Severity = Literal["page", "ticket"]
-Measure = Literal["share", "mean", "ratio", "quantile", "distance", "age"]
+KpiMeasure = Literal["share", "mean", "ratio", "quantile", "distance", "age"]
 KpiState = Literal["ok", "missed", "unsure", "alert", "too_few", "no_data"]
 
 BEYOND_ALERT: tuple[KpiState, ...] = ("alert", "unsure")
@@ -51,7 +51,7 @@ class Kpi:
     alert: float | None
     min_n: int
     definition: str
-    measure: Measure = "mean"
+    measure: KpiMeasure = "mean"
     severity: Severity = "ticket"
     n_of: str = "units"
 
@@ -194,12 +194,12 @@ def kpi_named(name: str, kpis: Iterable[Kpi] = FOUNDING_KPIS) -> Kpi:
 
 LIFT_FIGURES: tuple[Kpi, ...] = (
     Kpi(
-        *("expected_lift", "outcome", "above", None, None, 1000),
+        *("estimated_lift", "outcome", "above", None, None, 1000),
         "Uplift per unit that the window's covariates let expect, before labels ripen; effects given them stay.",
         *("mean", "ticket", "units"),
     ),
     Kpi(
-        *("expected_qini", "outcome", "above", None, None, 1000),
+        *("estimated_qini", "outcome", "above", None, None, 1000),
         "Area between the gain of treating the best first and that of treating at random, expected likewise.",
         *("mean", "ticket", "units"),
     ),

@@ -107,7 +107,7 @@ class ScoreSums:
 
 
 @dataclass(frozen=True)
-class Lift:
+class LiftEstimate:
     """A mean uplift of one level per unit, with its standard error and 95 % interval.
 
     n        units of the smaller arm behind it
@@ -131,14 +131,14 @@ class Lift:
 
 
 @dataclass(frozen=True)
-class ExpectedLift:
+class EstimatedLift:
     """What a window's lift and Qini are expected to be before labels ripen, under `ASSUMPTION`."""
 
-    lift: Lift
-    qini: Lift
+    lift: LiftEstimate
+    qini: LiftEstimate
 
 
-def observed_lift(sums: ScoreSums) -> Lift:
+def observed_lift(sums: ScoreSums) -> LiftEstimate:
     """Lift of a window with labels: the bins' observed effects in the mix of all its units.
 
     Args:
@@ -151,10 +151,10 @@ def observed_lift(sums: ScoreSums) -> Lift:
         sums.units.sum(keepdims=True), sums.predicted.sum(keepdims=True), sums.width, sums.arms.sum(axis=0)[None]
     )
     effect, square = whole.effects()
-    return Lift(float(effect[0]), math.sqrt(square[0]) if square[0] >= 0 else math.nan, sums.n)
+    return LiftEstimate(float(effect[0]), math.sqrt(square[0]) if square[0] >= 0 else math.nan, sums.n)
 
 
-def expected_lift(reference: ScoreSums, window: ScoreSums, direction: Direction = "increase") -> ExpectedLift:
+def estimated_lift(reference: ScoreSums, window: ScoreSums, direction: Direction = "increase") -> EstimatedLift:
     """Lift and Qini of a window from its covariates alone.
 
     Args:
@@ -179,22 +179,24 @@ def expected_lift(reference: ScoreSums, window: ScoreSums, direction: Direction 
     usual = float((np.where(is_known, correction, 0.0) * weight).sum() / weight.sum())
     share = window.units / window.units.sum()
     mean = ratio(window.predicted, window.units.astype(float))
-    expected = np.where(window.units > 0, mean + np.where(is_known, correction, usual), 0.0)
+    estimated = np.where(window.units > 0, mean + np.where(is_known, correction, usual), 0.0)
     variance = np.where(is_known, square, square[is_known].max())
     outside = float(share[~is_known].sum())
     order = np.argsort(-benefit(np.nan_to_num(mean), direction), kind="stable")
     middle = np.empty(len(share))
     middle[order] = np.cumsum(share[order]) - share[order] / 2
     weights = (share, share * (0.5 - middle) * benefit(1.0, direction))
-    lift, qini = (Lift(float(w @ expected), math.sqrt(float(w**2 @ variance)), reference.n, outside) for w in weights)
-    return ExpectedLift(lift, qini)
+    lift, qini = (
+        LiftEstimate(float(w @ estimated), math.sqrt(float(w**2 @ variance)), reference.n, outside) for w in weights
+    )
+    return EstimatedLift(lift, qini)
 
 
 @dataclass(frozen=True)
 class LiftDrop:
     """How much of the expected benefit is gone.
 
-    drop     share; negative where there is more; NaN where the expected benefit cannot be told from nought
+    drop     share; negative where there is more; NaN where the expected benefit cannot be distinguished from nought
     lower    one-sided bound, of level 1 - alpha: at least so much is gone
     p_value  of nothing gone
     sure     whether more than the limit is gone, and that something is cannot be chance
@@ -210,7 +212,11 @@ class LiftDrop:
 
 
 def lift_drop(
-    expected: Lift, observed: Lift, direction: Direction = "increase", limit: float = 0.05, alpha: float = 0.01
+    estimated: LiftEstimate,
+    observed: LiftEstimate,
+    direction: Direction = "increase",
+    limit: float = 0.05,
+    alpha: float = 0.01,
 ) -> LiftDrop:
     """Test whether a window's lift has dropped below the expected one.
 
@@ -219,7 +225,7 @@ def lift_drop(
     that there is none.
 
     Args:
-        expected: From covariates and the reference.
+        estimated: From covariates and the reference.
         observed: From the window's labels.
         direction: Which way the outcome should go.
         limit: Share of the lift that may be lost.
@@ -228,14 +234,14 @@ def lift_drop(
     Returns:
         The drop.
     """
-    was, now = benefit(expected.value, direction), benefit(observed.value, direction)
-    error = math.hypot(expected.error, observed.error)
+    was, now = benefit(estimated.value, direction), benefit(observed.value, direction)
+    error = math.hypot(estimated.error, observed.error)
     quantile = float(norm.isf(alpha))
-    if not (was > 2 * expected.error and error > 0 and math.isfinite(now)):
+    if not (was > 2 * estimated.error and error > 0 and math.isfinite(now)):
         return LiftDrop(math.nan, math.nan, math.nan, False, observed.n, math.nan)
     p_value = float(norm.sf((was - now) / error))
     drop = 1 - now / was
-    tolerated = (limit * was / (quantile + float(norm.ppf(0.8)))) ** 2 - expected.error**2
+    tolerated = (limit * was / (quantile + float(norm.ppf(0.8)))) ** 2 - estimated.error**2
     needed = math.ceil(observed.n * observed.error**2 / tolerated) if tolerated > 0 else math.inf
     lower = drop - quantile * error / was
     return LiftDrop(drop, lower, p_value, bool(drop > limit and p_value < alpha), observed.n, needed)

@@ -15,7 +15,7 @@ class Finding:
     threshold  from where on it is a finding
     sentence   what is wrong, where, and the remedy
     p_value    of the test that there is nothing, where there is one
-    where      column, arm or level that it is about
+    about      column, arm, level or outcome
     action     what to do, as a clause of its own, where the sentence does not say it
     """
 
@@ -25,5 +25,5 @@ class Finding:
     threshold: float
     sentence: str
     p_value: float | None = None
-    where: str = ""
+    about: str = ""
     action: str = ""

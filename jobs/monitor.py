@@ -1,0 +1,299 @@
+"""Monitor a window of a running campaign: KPIs, drift, estimated and observed lift, and what goes wrong.
+
+Reads bronze.assignment, bronze.outcome, bronze.delivery, bronze.profile_<campaign> and bronze.event as the features job
+does, at one Delta version each, and for the reference the hold-out that the model in use was trained beside; appends to
+gold.kpi, gold.drift, gold.findings and gold.window_sums. A window is counted in one pass over its units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+import uplift_spark.monitoring.figures as figures
+import uplift_spark.monitoring.windows as windows
+from uplift_spark.campaign import Campaign
+from uplift_spark.console import main_job
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.features import features_as_of
+from uplift_spark.events.labels import event_days, label_table
+from uplift_spark.events.training_set import Events, events_of
+from uplift_spark.forest.forest import Model
+from uplift_spark.lake.schemas import columns_to_fill, gold_table
+from uplift_spark.lake.session import instant, moment, utc
+from uplift_spark.lake.tables import Written
+from uplift_spark.monitoring.detectors import DetectorLimits, Margin, WindowFacts, window_findings
+from uplift_spark.monitoring.drift import ColumnDrift, DriftLimits, season_windows, window_drift, with_triggers
+from uplift_spark.monitoring.figures import FigureSpec, KpiValue
+from uplift_spark.monitoring.kpis import campaign_kpis
+from uplift_spark.monitoring.spark import (
+    counted_rows,
+    inside,
+    last_runs,
+    newest_row,
+    ratio_sums,
+    reference_plan,
+    request_sums,
+    send_counts,
+    window_sums,
+)
+from uplift_spark.registry.models import Registered, still_there
+from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+
+KPI_TABLE, DRIFT_TABLE, SUMS_TABLE = gold_table("kpi"), gold_table("drift"), gold_table("window_sums")
+FINDINGS_TABLE = gold_table("findings")
+
+
+def options(
+    window: Annotated[
+        str | None, typer.Option(help="A moment in the window, as in 2025-01-31; by default the last one over.")
+    ] = None,
+) -> dict[str, Any]:
+    """Which window is monitored."""
+    if window is None:
+        return {}
+    try:
+        return {"window": datetime.fromisoformat(window)}
+    except ValueError:
+        raise ConfigError(f"--window {window!r} is no moment: write it as in 2025-01-31 or 2025-01-31T06:00") from None
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What a run works with: the campaign, its model, its events, the window and the reference."""
+
+    campaign: Campaign
+    registered: Registered
+    model: Model
+    events: Events
+    window: windows.TimeWindow
+    reference_run: str = ""
+    plan: windows.WindowPlan | None = None
+    reference: WindowFacts | None = None
+
+
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    window: datetime | None = None,
+    now: datetime | None = None,
+) -> JobResult:
+    """Write the four gold tables for a window; a run that was done adds nothing.
+
+    An empty window, a window that is not over, a model without a reference, and a clock that is behind the last window
+    are refused before any write.
+    """
+    config, lake = campaign.config, campaign.lake
+    kpis = campaign_kpis(config.monitoring)
+    chosen = windows.window_to_monitor(now or datetime.now(UTC), config.monitoring.hours, _newest(campaign), window)
+    registered = campaign.model_in_use
+    events = events_of(config, lake, progress)
+    identity = [registered.name, registered.version, registered.sha256]
+    upstream = [events.run_ids, events.as_of]
+    run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
+    if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
+        progress(f"the window from {chosen.words} was monitored by this run already")
+        return JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
+    progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
+    model = campaign.registry.load(registered)
+    it = _with_reference(Monitored(campaign, registered, model, events, chosen), progress)
+    facts = _facts(it)
+    drift = _drift(it, facts)
+    facts = replace(facts, drift=tuple(drift))
+    limits = DetectorLimits(alpha=config.monitoring.alpha)
+    findings = window_findings(it.reference, facts, limits)  # type: ignore[arg-type]
+    spec = FigureSpec(kpis, config.roles.direction, config.monitoring.alpha)
+    values = _values(it, spec, facts, drift)
+    sums = [*windows.kept_sums(windows.sum_rows(facts)), *windows.kept_delays(facts)]
+    written = [
+        _write(it, run_id, SUMS_TABLE, [{"reference": it.reference_run, **row} for row in sums]),
+        _write(it, run_id, DRIFT_TABLE, [figures.drift_row(one) for one in drift]),
+        _write(it, run_id, FINDINGS_TABLE, [figures.finding_row(one) for one in findings]),
+        _write(it, run_id, KPI_TABLE, [value.row for value in values]),  # last: a run that has KPIs is complete
+    ]
+    details = {"window": chosen.words, "units": facts.units, "kpis": len(values), "findings": len(findings)}
+    return JobResult.of("monitor", run_id, *written, **details, summary=figures.window_summary(values, drift, findings))
+
+
+def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
+    """The hold-out of the model's training set, counted once for a model version."""
+    campaign, conf = it.campaign, it.campaign.config.monitoring.drift
+    ((table, version),) = it.registered.data_versions.items()
+    # Not of the thresholds: with other ones the windows counted so far still count.
+    conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows}
+    run_id = derive_run_id("reference", conf_part, model=it.registered.sha256, data={table: version})
+    levels, features = tuple(it.model.levels.names), tuple(it.model.roles.features)
+    rows = _rows_of(campaign, SUMS_TABLE, run_id)
+    if rows is None:
+        progress(f"counting the reference, {table} version {version}")
+        with still_there(table, version, "train the model anew, or name another version under registry.version"):
+            holdout = campaign.lake.read(table, version).where(F.col("split") == "holdout")
+            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome))
+            share = min(1.0, conf.rows / max(1, holdout.count()))
+            plan = reference_plan(counted, it.model, share, conf.bins)
+            sums = windows.kept_sums(window_sums(counted, plan, it.model))
+        last = holdout.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
+        mine = it.events.assignments.where(F.unix_micros("assigned_at") <= last)
+        # Deliveries and delays are those of all units so far: they need no unit that the model has not seen.
+        sends = send_counts(_labels(it, mine)) if it.events.deliveries is not None else {}
+        known = WindowFacts(plan.control, plan.bins, sends=sends, **_delays(it, mine, moment(last)))
+        sums += windows.kept_sums(windows.sum_rows(known))
+        kept = [*windows.kept_plan(plan), *sums, *windows.kept_delays(known)]
+        _write(it, run_id, SUMS_TABLE, [{"reference": run_id, **row} for row in kept], dated=False)
+        rows = _rows_of(campaign, SUMS_TABLE, run_id)
+    kept = [row.asDict() for row in rows.collect()]  # type: ignore[union-attr]
+    plan = windows.read_plan(kept, levels, features)
+    delays, labelled = windows.read_delays(kept)
+    reference = windows.facts_of(plan, windows.read_kept_sums(kept))
+    reference = replace(reference, delays=delays, labelled=labelled)
+    return replace(it, reference_run=run_id, plan=plan, reference=reference)
+
+
+def _facts(it: Monitored) -> WindowFacts:
+    """Sums of the window. Raises DataError when nobody was assigned in it."""
+    config, events, plan = it.campaign.config, it.events, it.plan
+    assert plan is not None
+    if lacking := sorted(set(plan.features) - set(events.columns)):
+        raise ConfigError(
+            f"model {it.registered.name} version {it.registered.version} reads {', '.join(lacking)}, which the "
+            "configuration has not under roles.features: add them, or name another version under registry.version"
+        )
+    mine = events.assignments.where(inside("assigned_at", it.window.start, it.window.end))
+    features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
+    outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
+    rows = _labels(it, mine).join(features, UNIT)
+    if config.nuisances is not None:
+        fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
+        rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
+    sums = window_sums(counted_rows(rows, plan.features, outcome), plan, it.model)
+    facts = windows.facts_of(plan, sums)
+    if not facts.units:
+        last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
+        raise DataError(
+            f"the window from {it.window.words} is empty: table bronze.assignment has no unit of campaign "
+            f"{it.campaign.name} in it, the newest was assigned {moment(last):%Y-%m-%d %H:%M} UTC; load what is "
+            "missing, or name another window with --window"
+        )
+    economics, outcome_name = config.economics, it.model.roles.outcome
+    margins = {
+        level: Margin(it.campaign.outcome_value, economics.cost[level])
+        for level in plan.levels[1:]
+        if level in economics.cost and outcome_name in economics.value and config.policy.objective == "profit"
+    }
+    delays = _delays(it, mine, it.window.end)
+    return replace(facts, margins=margins, version=str(it.registered.version), **delays)
+
+
+def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
+    events = it.events
+    history = (events.outcomes, events.names, it.campaign.config.labels, events.as_of, events.deliveries)
+    return label_table(assignments, *history).drop(CAMPAIGN, "as_of")
+
+
+def _delays(it: Monitored, assignments: DataFrame, end: datetime) -> dict[str, Any]:
+    labels, events = it.campaign.config.labels, it.events
+    longest = max(labels.days(name) for name in events.names)
+    days = event_days(assignments, events.outcomes, events.names, labels, events.as_of).toPandas()
+    return windows.label_delays(days, events.names, (events.as_of - utc(end)) / timedelta(days=1) - longest)
+
+
+def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
+    """Every column against the training set and the windows of its season, which are read as sums."""
+    campaign, conf, plan = it.campaign, it.campaign.config.monitoring.drift, it.plan
+    assert plan is not None and it.reference is not None
+    limits = DriftLimits(conf.size, conf.alpha, conf.windows, conf.needed)
+    of_reference = (F.col(CAMPAIGN) == campaign.name) & (F.col("reference") == it.reference_run)
+    earlier = of_reference & (F.col("window_start") < instant(it.window.start))
+    known = last_runs(campaign.lake.read(SUMS_TABLE).where(earlier & (F.col("part") == "count")))
+    matched = season_windows(it.window.start, known, conf.holidays, conf.weeks)
+    season = None
+    if matched:
+        mine = F.col(RUN_ID).isin([known[start] for start in matched])
+        rows = campaign.lake.read(SUMS_TABLE).where(mine & F.col("part").isin("count", "missing", "new")).collect()
+        season = windows.facts_of(plan, windows.read_kept_sums(row.asDict() for row in rows)).all_arms
+    drift = window_drift(plan.bins, it.reference.all_arms, season, facts.all_arms, limits)
+    before = sorted(known)[-limits.windows :]
+    flagged: dict[datetime, list[str]] = {start: [] for start in before}
+    if before:
+        mine = (F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin([known[start] for start in before])
+        states = campaign.lake.read(DRIFT_TABLE).where(mine & F.col("state").isin("drift", "trigger"))
+        for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():
+            flagged[moment(row["at"])].append(row["name"])
+    return with_triggers(drift, [flagged[start] for start in before], limits)
+
+
+def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[ColumnDrift]) -> list[KpiValue]:
+    """Every KPI that is declared; one that nothing was measured of is there without a value."""
+    assert it.reference is not None
+    ages = {it.events.read[name][0]: newest_row(rows, it.window.end) for name, rows in it.events.sources.items()}
+    values = [
+        figures.drift_value(spec, drift, facts.features),
+        figures.delivery_value(spec, facts),
+        *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
+        *figures.lift_values(spec, it.reference, facts),
+        figures.freshness_value(spec, ages, it.window.end),
+        *_requests(it, spec),
+        *_own(it, spec),
+    ]
+    measured = {value.kpi.name for value in values}
+    return values + [KpiValue.nothing(kpi) for kpi in spec.kpis if kpi.name not in measured]
+
+
+def _requests(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
+    conf = it.campaign.config.monitoring.requests
+    if conf is None:
+        return []
+    rows = it.campaign.lake.read(conf.table).where(inside(conf.time, it.window.start, it.window.end))
+    ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
+    return [
+        figures.latency_value(spec, ends, counts),
+        figures.share_value(spec, "error_rate", figures.WHOLE_WINDOW, failed, n),
+    ]
+
+
+def _own(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
+    values = []
+    for name, conf in it.campaign.config.monitoring.kpis.items():
+        if conf.own:
+            within = inside(str(conf.time), it.window.start, it.window.end)
+            rows = it.campaign.lake.read(str(conf.table)).where(within).where(conf.where or "true")
+            values.append(
+                figures.ratio_value(spec.named(name), ratio_sums(rows, name, str(conf.value), conf.per), spec.z)
+            )
+    return values
+
+
+def _newest(campaign: Campaign) -> datetime | None:
+    if not campaign.lake.exists(KPI_TABLE):
+        return None
+    mine = campaign.lake.read(KPI_TABLE).where(F.col(CAMPAIGN) == campaign.name)
+    last = mine.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
+    return None if last is None else moment(last)
+
+
+def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
+    """Rows that a run wrote; None where it wrote none."""
+    if not campaign.lake.exists(table):
+        return None
+    rows = campaign.lake.read(table).where(F.col(RUN_ID) == run_id)
+    return None if rows.isEmpty() else rows
+
+
+def _write(it: Monitored, run_id: str, table: str, rows: list[dict[str, Any]], dated: bool = True) -> Written:
+    shared = {CAMPAIGN: it.campaign.name, "model_version": str(it.registered.version), "as_of": it.events.as_of}
+    shared |= {"window_start": it.window.start, "window_end": it.window.end} if dated else {}
+    schema = columns_to_fill(table)
+    cells = figures.table_cells(schema.fieldNames(), [{**shared, **row} for row in rows])
+    return it.campaign.lake.write(table, it.campaign.lake.spark.createDataFrame(cells, schema), run_id)
+
+
+if __name__ == "__main__":
+    main_job(run, options)

@@ -1,0 +1,157 @@
+"""`uplift monitor`: a campaign that assigns units day by day, from its reference to triggers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import TypeAdapter
+from pyspark.sql import functions as F
+
+from tests.jobs.conftest import rows_of
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, Lakehouse
+from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.jobs import features, ingest, monitor, train
+from uplift_spark.lake.tables import Lake
+from uplift_spark.monitoring.detectors import DETECTORS
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS
+
+START, DAYS, UNITS = datetime(2025, 1, 6, tzinfo=UTC), (0, 1, 7, 8, 14, 15), 700
+SHIFTED = (14, 15)
+
+
+def assigned() -> pd.DataFrame:
+    """Units of each day; `age` is shifted from the third week on."""
+    rng = np.random.default_rng(5)
+    n = UNITS * len(DAYS)
+    day = np.repeat(DAYS, UNITS)
+    age = rng.normal(40, 10, n) + 12 * np.isin(day, SHIFTED)
+    arm = rng.choice(["none", "mail"], n)
+    bought = rng.random(n) < 0.2 + (arm == "mail") * (0.25 + 0.1 * (age > 40))
+    when = pd.Timestamp(START.replace(tzinfo=None)) + pd.to_timedelta(day * 24 + rng.uniform(0, 24, n), unit="h")
+    city = rng.choice(["Rome", "Oslo"], n)
+    columns = {
+        "unit": [f"u{i}" for i in range(n)],
+        "arm": arm,
+        "bought": bought.astype(float),
+        "age": age,
+        "city": city,
+    }
+    return pd.DataFrame({**columns, "at": when})
+
+
+def conf(folder, lake: Lake, **monitoring) -> Config:
+    return TypeAdapter(Config).validate_python(
+        {
+            "campaign": "daily",
+            "source": {
+                **{"kind": "table", "path": str(folder / "units.parquet"), "unit": "unit", "treatment": "arm"},
+                **{"outcomes": ["bought"], "attributes": ["age", "city"], "assigned_at": "at"},
+            },
+            "roles": {"outcome": "bought", "control": "none", "features": ["age", "city"]},
+            "labels": {"window_days": 2},
+            "forest": {"n_trees": 8, "min_leaf": 20, "n_buckets": 2},
+            "economics": {"value": {"bought": 10}, "cost": {"mail": 0.5}},
+            "lakehouse": {"path": lake.lakehouse.path},
+            "monitoring": {
+                "kpis": {
+                    "buyers": {
+                        **{"table": "bronze.outcome", "time": "occurred_at", "value": "value"},
+                        **{"better": "above", "alert": 0.1, "unit": "share"},
+                    }
+                },
+                **monitoring,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def campaign(spark, tmp_path_factory) -> Campaign:
+    folder = tmp_path_factory.mktemp("daily")
+    assigned().to_parquet(folder / "units.parquet")
+    lake = Lake(spark, Lakehouse(path=str(folder / "lakehouse")))
+    campaign = Campaign(conf(folder, lake), lake)
+    for job in (ingest, features, train):
+        job.run(campaign)
+    return campaign
+
+
+def day(number: int) -> datetime:
+    return START + timedelta(days=number, hours=9)
+
+
+def test_a_window_is_monitored_once(campaign: Campaign) -> None:
+    result = monitor.run(campaign, window=day(0))
+    kpis = rows_of(campaign.lake, "gold.kpi", run_id=result.run_id)
+    assert set(kpis["kpi"]) >= {kpi.name for kpi in FOUNDING_KPIS} | {"buyers", "estimated_lift", "observed_lift"}
+    assert set(kpis["campaign"]) == {"daily"} and set(kpis["model_version"]) == {"1"}
+    by = kpis.set_index("kpi")
+    truth = assigned()
+    today = truth[truth["at"].dt.day == 6]
+    means = today.groupby("arm")["bought"].mean()
+    assert by.loc["observed_lift", "value"] == pytest.approx(means["mail"] - means["none"], abs=1e-9)
+    assert by.loc["estimated_lift", "lower"] < 0.3 < by.loc["estimated_lift", "upper"]
+    assert by.loc["uplift_roi", "value"] == pytest.approx(10 * by.loc["observed_lift", "value"] / 0.5 - 1)
+    assert by.loc["outcome_completeness", "state"] == "ok"
+    assert by.loc["prediction_latency", "state"] == "no_data" and np.isnan(by.loc["prediction_latency", "value"])
+    assert set(result.tables) == {"gold.kpi", "gold.drift", "gold.findings", "gold.window_sums"}
+    drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("name")
+    assert set(drift.index) == {"age", "city", "uplift:mail", "propensity:none", "propensity:mail"}
+    assert drift.loc["city", "n"] == len(today)
+    assert "estimated_lift of mail" in result.details["summary"]
+
+    again = monitor.run(campaign, window=day(0))
+    assert again.run_id == result.run_id and not again.tables
+    assert len(rows_of(campaign.lake, "gold.kpi", run_id=result.run_id)) == len(kpis)
+
+
+def test_what_cannot_be_monitored_is_one_sentence(campaign: Campaign) -> None:
+    with pytest.raises(DataError, match=r"2025-01-09 .* is empty: table bronze.assignment has no unit .* 2025-01-21"):
+        monitor.run(campaign, window=day(3))
+    with pytest.raises(ConfigError, match="is not over"):
+        monitor.run(campaign, window=day(3), now=day(2))
+    monitor.run(campaign, window=day(1))
+    with pytest.raises(ConfigError, match="the clock goes back"):
+        monitor.run(campaign, now=day(1))
+    with pytest.raises(ConfigError, match=r"--window 'soon' is no moment"):
+        monitor.options("soon")
+    config = replace(campaign.config, registry=replace(campaign.config.registry, version=9))
+    with pytest.raises(ConfigError, match="9"):
+        monitor.run(campaign.changed(config), window=day(0))
+
+
+@pytest.mark.slow
+def test_a_shift_is_drift_in_its_first_window_and_a_trigger_in_the_next(campaign: Campaign) -> None:
+    states = {}
+    for number in DAYS:
+        result = monitor.run(campaign, window=day(number))
+        drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("name")
+        states[number] = drift["state"].to_dict()
+        checks = set(rows_of(campaign.lake, "gold.findings", run_id=result.run_id)["finding"])
+        assert checks <= set(DETECTORS)
+        assert ("drift" in checks) == (number == 15)
+    assert [states[number]["age"] for number in (7, 8)] == ["season", "season"]  # the training set has the shift
+    assert [states[number]["age"] for number in SHIFTED] == ["drift", "trigger"]
+    assert {states[number]["city"] for number in DAYS} == {"steady"}
+
+
+@pytest.mark.slow
+def test_requests_that_were_served(campaign: Campaign) -> None:
+    times = campaign.lake.spark.range(1000).select(
+        F.timestamp_seconds(F.lit(int(START.timestamp())) + F.col("id") * 80).alias("at"),
+        (F.col("id") % 100 + 1.0).alias("took"),
+        (F.when(F.col("id") % 20 == 0, 500).otherwise(200)).alias("status"),
+    )
+    campaign.lake.write("bronze.requests", times, "log")
+    section = {"table": "bronze.requests", "time": "at", "ms": "took * 10", "failed": "status >= 500"}
+    monitoring = replace(campaign.config.monitoring, requests=section)
+    result = monitor.run(campaign.changed(replace(campaign.config, monitoring=monitoring)), window=day(0))
+    by = rows_of(campaign.lake, "gold.kpi", run_id=result.run_id).set_index("kpi")
+    assert by.loc["prediction_latency", "value"] == pytest.approx(950, rel=0.07)
+    assert by.loc["prediction_latency", "state"] == "alert"
+    assert by.loc["error_rate", ["value", "state"]].to_list() == [0.05, "alert"]

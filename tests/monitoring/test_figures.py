@@ -1,0 +1,143 @@
+"""KPIs of a window: intervals that hold, and what a reader learns."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from uplift_spark.monitoring.detectors import Margin, WindowFacts
+from uplift_spark.monitoring.drift import ColumnBins, ColumnDrift
+from uplift_spark.monitoring.figures import (
+    FigureSpec,
+    KpiValue,
+    completeness_value,
+    delivery_value,
+    drift_value,
+    freshness_value,
+    latency_value,
+    lift_values,
+    ratio_value,
+    share_interval,
+    share_value,
+    table_cells,
+    window_summary,
+)
+from uplift_spark.monitoring.kpis import campaign_kpis, kpi_named
+from uplift_spark.monitoring.lift import ScoreSums
+from uplift_spark.monitoring_conf import Monitoring
+from uplift_spark.roles import Direction
+from uplift_spark.stats.findings import Finding
+
+SPEC = FigureSpec(campaign_kpis(TypeAdapter(Monitoring).validate_python({})))
+BINS = ColumnBins(("x",), {"x": np.zeros(1)})
+
+
+def lift_facts(seed: int, n: int, base: float, lift: float, value: float = 10.0, real: float = 1.0) -> WindowFacts:
+    rng = np.random.default_rng(seed)
+    low, high = sorted((0.0, 2 * lift))
+    arm, uplift = rng.integers(0, 2, n), rng.uniform(low, high, n)
+    outcome = (rng.random(n) < base + arm * lift * real).astype(float)
+    sums = ScoreSums.of(np.linspace(low, high, 5)[1:-1], uplift, np.full(n, 0.1), arm, outcome, np.full(n, 2.0))
+    return WindowFacts("none", BINS, scores={"mail": sums}, margins={"mail": Margin(value, 0.5)})
+
+
+def by_name(values: object) -> dict[str, KpiValue]:
+    return {one.kpi.name: one for one in values}  # type: ignore[attr-defined]
+
+
+def test_shares_have_wilsons_interval() -> None:
+    assert share_interval(8, 10, 1.96) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert share_interval(0, 50, 1.96)[0] == pytest.approx(0.0, abs=1e-12)
+    assert all(map(math.isnan, share_interval(0, 0, 2)))
+    assert share_value(SPEC, "error_rate", "all", 1, 1).state == "too_few"  # one error of one request
+    assert share_value(SPEC, "error_rate", "all", 50, 1000).state == "alert"
+
+
+def test_latency_is_a_quantile_with_an_interval_that_holds() -> None:
+    rng, ends = np.random.default_rng(1), 10 ** (np.arange(0, 160) / 40)
+    truth = 100 * math.exp(1.6449 * 0.4)
+    inside = 0
+    for _ in range(200):
+        counts = np.bincount(np.searchsorted(ends, rng.lognormal(math.log(100), 0.4, 500)), minlength=160)
+        value = latency_value(SPEC, ends, counts)
+        inside += value.lower * 0.94 <= truth <= value.upper * 1.06
+    assert inside >= 198
+    assert latency_value(SPEC, ends, np.zeros(160)).state == "no_data"
+
+
+def test_lift_of_a_level_is_expected_observed_and_worth_something() -> None:
+    reference, current = lift_facts(1, 40_000, 0.2, 0.1), lift_facts(2, 10_000, 0.2, 0.1)
+    by = by_name(lift_values(SPEC, reference, current))
+    assert by["estimated_lift"].value == pytest.approx(0.1, abs=0.02)
+    assert by["observed_lift"].lower < 0.1 < by["observed_lift"].upper
+    assert by["lift_degradation"].state in ("ok", "missed", "unsure") and "units an arm" in by["lift_degradation"].note
+    assert by["uplift_interval_width"].value == pytest.approx(1.0)
+    assert by["uplift_roi"].value == pytest.approx(10 * by["observed_lift"].value / 0.5 - 1)
+    cost = by["cost_per_incremental"]
+    assert cost.value == pytest.approx(0.5 / by["observed_lift"].value) and cost.lower < cost.value < cost.upper
+    gone = by_name(lift_values(SPEC, reference, lift_facts(3, 40_000, 0.2, 0.1, real=0.3)))
+    assert gone["lift_degradation"].state == "alert"
+
+
+def test_less_of_the_outcome_can_be_the_benefit() -> None:
+    direction: Direction = "decrease"
+    spec = FigureSpec(SPEC.kpis, direction)
+    by = by_name(lift_values(spec, lift_facts(4, 40_000, 0.4, -0.1, -10.0), lift_facts(5, 40_000, 0.4, -0.1, -10.0)))
+    assert by["observed_lift"].value < 0 < by["uplift_roi"].lower
+    assert by["cost_per_incremental"].value == pytest.approx(5, abs=1)
+    assert by["lift_degradation"].state != "alert"
+
+
+def test_without_labels_only_what_covariates_say_is_known() -> None:
+    reference, current = lift_facts(1, 40_000, 0.2, 0.1), lift_facts(2, 10_000, 0.2, 0.1)
+    sums = current.scores["mail"]
+    blind = ScoreSums(sums.units, sums.predicted, sums.width, np.zeros_like(sums.arms))
+    by = by_name(lift_values(SPEC, reference, WindowFacts("none", BINS, scores={"mail": blind})))
+    assert by["estimated_lift"].value == pytest.approx(0.1, abs=0.02)
+    assert by["observed_lift"].state == by["lift_degradation"].state == "no_data"
+    assert "no label" in by["lift_degradation"].sentence
+
+
+def test_a_ratio_of_sums_has_the_interval_of_the_delta_method() -> None:
+    rng, inside, kpi = np.random.default_rng(6), 0, kpi_named("uplift_roi")
+    for _ in range(400):
+        p = rng.exponential(1, 300)
+        v = 2 * p + rng.normal(size=300)
+        sums = {"n": 300, "v": v.sum(), "p": p.sum(), "vv": v @ v, "vp": v @ p, "pp": p @ p}
+        value = ratio_value(kpi, sums, 1.96)
+        inside += value.lower <= 2 <= value.upper
+    assert 0.92 <= inside / 400 <= 0.98
+    assert ratio_value(kpi, dict.fromkeys(("n", "v", "p", "vv", "vp", "pp"), 0.0), 2).state == "no_data"
+
+
+def test_drift_freshness_delivery_and_completeness() -> None:
+    column = ColumnDrift("x", "season", 5000, 5000, 0.3, 0.31, 0.0, 0.0, 0.02, 0.5, 0.1, 0.1, 0.0, 0.0)
+    assert drift_value(SPEC, [column], ["x"]).value == pytest.approx(0.02)  # nearer to its season
+    assert drift_value(SPEC, [column], ["y"]).state == "no_data"
+    end = datetime(2025, 1, 2, tzinfo=UTC)
+    newest = {"a": (datetime(2025, 1, 1, 23, 50, tzinfo=UTC), 3), "b": (datetime(2025, 1, 1, 23, tzinfo=UTC), 4)}
+    fresh = freshness_value(SPEC, {**newest, "c": (None, 0)}, end)
+    assert (fresh.value, fresh.note, fresh.state) == (60.0, "b", "alert")
+    assert freshness_value(SPEC, {}, end).state == "no_data"
+    sends = {"none": (0, 100), "mail": (900, 1000)}
+    assert delivery_value(SPEC, WindowFacts("none", BINS, sends=sends)).value == pytest.approx(0.9)
+    assert completeness_value(SPEC, "buy", 0.9, 9000).state == "alert"
+    assert completeness_value(SPEC, "buy", math.nan, 0).state == "no_data"
+
+
+def test_words_and_cells() -> None:
+    value = share_value(SPEC, "error_rate", "all", 30, 1000)
+    assert "alert at 0.02: unsure" in value.sentence and "requests would tell" in value.sentence
+    assert SimpleNamespace(**value.row).state == "unsure" and value.n_needed > 1000
+    found = Finding("drift", "ticket", 0.2, 0.05, "x drifts", action="look")
+    column = ColumnDrift("x", "trigger", 5, 5, 0.3, 0.3, 0.0, 0.0, math.nan, 0.5, 0.1, 0.1, 0.0, 0.0)
+    assert window_summary([value], [column], [found]).splitlines()[:2] == [
+        "ticket: x drifts; look",
+        "x: trigger, distance to the training set 0.300",
+    ]
+    assert table_cells(["a", "b", "c"], [{"a": math.nan, "c": 1 / 3}]) == [(None, None, 0.3333333333)]

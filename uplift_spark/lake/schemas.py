@@ -297,9 +297,19 @@ _ALERTS = Contract(
         *(*RUN, f"{CAMPAIGN} string", "alert string: fingerprint of rule, campaign and labels", "rule string"),
         *("severity string: page or ticket", "labels string: as JSON", "sequence bigint: of the alert's events"),
         *("episode bigint: raised when it is breached anew", "event string: fired, resolved ... see docs/alerts.md"),
-        *("at timestamp: of the evaluation, or when somebody acted", "notify boolean: people were to be notified"),
-        *("quiet string: why they were not", "value double: measured", "threshold double", "summary string"),
-        *("runbook string: page that says what to do", "by string: who acknowledged or closed it", "note string"),
+        *(
+            "at timestamp: of the evaluation, or the act",
+            "notify boolean: people were to read it",
+            "quiet string: why not",
+        ),
+        *(
+            "value double",
+            "threshold double",
+            "summary string",
+            "runbook string",
+            "by string: who acted",
+            "note string",
+        ),
     ),
     append_only=True,
 )

@@ -297,23 +297,12 @@ _ALERTS = Contract(
         *(*RUN, f"{CAMPAIGN} string", "alert string: fingerprint of rule, campaign and labels", "rule string"),
         *("severity string: page or ticket", "labels string: as JSON", "sequence bigint: of the alert's events"),
         *("episode bigint: raised when it is breached anew", "event string: fired, resolved ... see docs/alerts.md"),
-        *(
-            "at timestamp: of the evaluation, or the act",
-            "notify boolean: people were to read it",
-            "quiet string: why not",
-        ),
-        *(
-            "value double",
-            "threshold double",
-            "summary string",
-            "runbook string",
-            "by string: who acted",
-            "note string",
-        ),
+        *("at timestamp: of the evaluation, or the act", "notify boolean: people read it", "quiet string: why not"),
+        *("value double", "threshold double", "summary string", "runbook string", "by string: who acted"),
+        "note string",
     ),
     append_only=True,
 )
-
 _OF_A_WINDOW = (
     *RUN,
     f"{CAMPAIGN} string",

@@ -222,7 +222,7 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     drift = window_drift(plan.bins, it.reference.all_arms, season, facts.all_arms, limits)
     before = sorted(known)[-limits.windows :]
     flagged: dict[datetime, list[str]] = {start: [] for start in before}
-    if before:
+    if before and campaign.lake.exists(DRIFT_TABLE):  # a run may have been killed before it wrote drift
         mine = (F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin([known[start] for start in before])
         states = campaign.lake.read(DRIFT_TABLE).where(mine & F.col("state").isin("drift", "trigger"))
         for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():

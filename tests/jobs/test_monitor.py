@@ -41,7 +41,7 @@ def assigned() -> pd.DataFrame:
         "age": age,
         "city": city,
     }
-    return pd.DataFrame({**columns, "at": when})
+    return pd.DataFrame({**columns, "at": when.astype("datetime64[us]")})
 
 
 def conf(folder, lake: Lake, **monitoring) -> Config:

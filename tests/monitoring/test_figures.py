@@ -75,7 +75,7 @@ def test_lift_of_a_level_is_expected_observed_and_worth_something() -> None:
     by = by_name(lift_values(SPEC, reference, current))
     assert by["estimated_lift"].value == pytest.approx(0.1, abs=0.02)
     assert by["observed_lift"].lower < 0.1 < by["observed_lift"].upper
-    assert by["lift_degradation"].state in ("ok", "missed", "unsure") and "units an arm" in by["lift_degradation"].note
+    assert by["lift_degradation"].state in ("ok", "missed", "unsure") and "a drop of 5%" in by["lift_degradation"].note
     assert by["uplift_interval_width"].value == pytest.approx(1.0)
     assert by["uplift_roi"].value == pytest.approx(10 * by["observed_lift"].value / 0.5 - 1)
     cost = by["cost_per_incremental"]

@@ -61,15 +61,15 @@ def test_observed_lift_is_the_difference_of_means() -> None:
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (0.8, 1.0), (-0.6, 1.3)])
 def test_truth_is_inside_the_interval_of_the_lift_expected_from_covariates_alone(mean: float, spread: float) -> None:
     rng = np.random.default_rng(7)
-    inside, errors, replications = 0, [], 300
+    inside, errors, replications = 0, [], 100
     for _ in range(replications):
         reference, _ = units(rng, 10_000, 0.0, 1.0)
         window, truth = units(rng, 5_000, mean, spread)
         lift = estimated_lift(reference, window).lift
         inside += lift.lower <= truth <= lift.upper
         errors.append(lift.value - truth)
-    assert inside / replications >= 0.93 - 0.015  # a binomial error below
-    assert abs(np.mean(errors)) < 0.004
+    assert inside / replications >= 0.93 - 0.04  # below by what chance makes of 100; the simulation holds the claim
+    assert abs(np.mean(errors)) < 0.005
 
 
 @pytest.mark.simulation
@@ -91,7 +91,7 @@ def test_estimated_qini_is_that_of_the_true_effects() -> None:
     gain = np.cumsum(effect_of(x)[order]) / len(x)
     truth = gain.mean() - gain[-1] / 2
     estimates = []
-    for _ in range(20):
+    for _ in range(12):
         reference, _ = units(rng, 60_000, 0.0, 1.0)
         window, _ = units(rng, 20_000, 0.0, 1.0)
         estimates.append(estimated_lift(reference, window).qini)
@@ -125,18 +125,32 @@ def lift_drawn(rng: np.random.Generator, n: int, lift: float) -> LiftEstimate:
     return LiftEstimate(rates[0] - rates[1], error, n)
 
 
+def false_drops(n: int, replications: int) -> tuple[float, float]:
+    """Share of windows without a change that are a drop: by the test, and by reading the point alone."""
+    rng = np.random.default_rng(11)
+    pairs = ((lift_drawn(rng, 3 * n, LIFT), lift_drawn(rng, n, LIFT)) for _ in range(replications))
+    drops = [lift_drop(*pair) for pair in pairs]
+    return float(np.mean([one.sure for one in drops])), float(np.mean([one.drop > 0.05 for one in drops]))
+
+
 @pytest.mark.parametrize("n", [100_000, 850_000])
-def test_windows_in_which_nothing_changed_are_a_drop_in_one_of_a_hundred_at_most(n: int) -> None:
-    rng, replications = np.random.default_rng(11), 4000
-    pairs = [(lift_drawn(rng, 3 * n, LIFT), lift_drawn(rng, n, LIFT)) for _ in range(replications)]
-    assert np.mean([lift_drop(*pair).sure for pair in pairs]) <= 0.01 + 0.004
-    plain = np.mean([lift_drop(*pair).drop > 0.05 for pair in pairs])
+def test_windows_in_which_nothing_changed_are_hardly_ever_a_drop(n: int) -> None:
+    tested, plain = false_drops(n, 800)
+    assert tested <= 0.01 + 0.01
     assert plain > (0.25 if n == 850_000 else 0.35)  # what reading the point alone would call drops
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("n", [100_000, 850_000])
+def test_false_drops_are_one_of_a_hundred_at_most(n: int) -> None:
+    tested, plain = false_drops(n, 8000)
+    print(f"{n:,} an arm: {tested:.2%} false drops, {plain:.0%} by the point alone")
+    assert tested <= 0.01 + 3 * math.sqrt(0.01 / 8000)
 
 
 def test_a_drop_of_30_percent_at_850_000_an_arm_is_found() -> None:
     rng = np.random.default_rng(12)
-    drops = [lift_drop(lift_drawn(rng, 2_550_000, LIFT), lift_drawn(rng, 850_000, 0.7 * LIFT)) for _ in range(1000)]
+    drops = [lift_drop(lift_drawn(rng, 2_550_000, LIFT), lift_drawn(rng, 850_000, 0.7 * LIFT)) for _ in range(500)]
     assert np.mean([one.sure for one in drops]) >= 0.80
     assert np.mean([one.drop for one in drops]) == pytest.approx(0.3, abs=0.02)
 
@@ -146,9 +160,9 @@ def test_the_units_needed_find_a_drop_of_the_limit_four_times_in_five() -> None:
     rng, error = np.random.default_rng(13), math.sqrt((0.055 * 0.945 + 0.05 * 0.95) / 850_000)
     needed = lift_drop(expected, LiftEstimate(LIFT, error, 850_000), limit=0.3).n_needed
     small = error * math.sqrt(850_000 / needed)
-    values = LIFT * 0.7 + small * rng.normal(size=3000)
+    values = LIFT * 0.7 + small * rng.normal(size=1500)
     p_values = [lift_drop(expected, LiftEstimate(v, small, int(needed))).p_value for v in values]
-    assert np.mean(np.array(p_values) < 0.01) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(np.array(p_values) < 0.01) == pytest.approx(0.8, abs=0.04)
     assert lift_drop(LiftEstimate(LIFT, 2e-3, 1000), LiftEstimate(LIFT, 1e-3, 1000)).n_needed == math.inf
 
 

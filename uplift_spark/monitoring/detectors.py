@@ -278,7 +278,7 @@ def drift_trigger(reference: WindowFacts, current: WindowFacts, limits: Detector
     worst = lasting[0]
     return Finding(
         *("drift", TICKET, max(worst.distance, abs(worst.missing)), 0.05),
-        f"{len(lasting)} columns have drifted from the training set for at least two windows: {shown}{more}",
+        f"{len(lasting)} {'column has' if len(lasting) == 1 else 'columns have'} drifted lastingly: {shown}{more}",
         *(worst.adjusted_p, worst.column, "check what changed at the source; if it is real, retrain"),
     )
 

@@ -264,8 +264,12 @@ def _degradation(spec: FigureSpec, level: str, estimated: LiftEstimate, now: Lif
         note = NO_LABELS if not now.n else "the expected lift cannot be distinguished from nought"
         return KpiValue.nothing(kpi, level, note)
     error = math.hypot(estimated.error, now.error) / benefit(estimated.value, spec.direction)
-    needed = "more than the reference allows" if math.isinf(drop.n_needed) else f"{drop.n_needed:,.0f}"
-    note = f"to see a drop of {limit:.0%} four times in five takes {needed} units an arm (p of none {drop.p_value:.2g})"
+    takes = (
+        f"the reference is too small to see a drop of {limit:.0%}"
+        if math.isinf(drop.n_needed)
+        else f"to see a drop of {limit:.0%} four times in five takes {drop.n_needed:,.0f} units an arm"
+    )
+    note = f"{takes} (p of no drop {drop.p_value:.2g})"
     return KpiValue(kpi, level, drop.drop, drop.drop - spec.z * error, drop.drop + spec.z * error, now.n, note)
 
 

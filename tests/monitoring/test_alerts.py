@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.lake.schemas import ALERTS_TABLE, contract_of
+from uplift_spark.lake.schemas import contract_of, gold_table
 from uplift_spark.monitoring.alerts import (
     AlertBook,
     AlertEvent,
@@ -20,6 +20,7 @@ from uplift_spark.monitoring.alerts import (
     Condition,
     SuppressionWindow,
     alert_fingerprint,
+    kpi_conditions,
     notifications,
 )
 
@@ -218,12 +219,33 @@ def test_notifications_are_grouped_by_campaign_and_severity() -> None:
 
 
 def test_the_table_has_a_column_for_each_part_of_an_event() -> None:
-    contract = contract_of(ALERTS_TABLE)
+    contract = contract_of(gold_table("alerts"))
     assert contract is not None
     assert contract.columns.fieldNames() == ["run_id", *(one.name for one in fields(AlertEvent))]
     (event,) = AlertBook().observe([said(0, True, feature="age")])
     assert AlertEvent.from_row({"run_id": "monitor-1", **asdict(event)}) == event
     assert event.label_map == {"feature": "age"}
+
+
+def test_kpis_become_alerts_by_their_state() -> None:
+    row = {
+        "campaign": "demo", "kpi": "delivery_rate", "cut": "mail", "value": 0.97, "lower": 0.96, "upper": 0.98,
+        "n": 5000.0, "n_needed": 1200.0, "alert": 0.99, "unit": "share", "severity": "page", "state": "alert",
+    }  # fmt: skip
+    book, states = AlertBook(settle=0 * MINUTE), ["unsure", "alert", "no_data", "too_few", "unsure", "alert", "missed"]
+    events = []
+    for day, state in enumerate(states):
+        rows = [{**row, "state": state, "window_end": START + timedelta(days=day)}]
+        events += book.observe(kpi_conditions(rows, "docs/alerts.md"))
+    assert [(event.event, event.at.day) for event in events] == [("fired", 3), ("resolved", 8)]
+    assert notifications(events[:1])[0].lines() == [
+        "firing delivery_rate (cut mail, kpi delivery_rate): 0.97 (0.96 to 0.98) share of 5,000, alert at 0.99; 1,200 "
+        "would tell it from the threshold [docs/alerts.md]"
+    ]
+    end = {"window_end": START}
+    assert kpi_conditions([{**row, **end, "alert": None}, {**row, **end, "alert": float("nan")}]) == []
+    (nothing,) = kpi_conditions([{**row, **end, "value": float("nan"), "state": "no_data"}])
+    assert (nothing.breached, nothing.value, nothing.summary) == (None, None, "delivery_rate was not measured")
 
 
 # ---------------------------------------------------------------- all histories

@@ -46,9 +46,11 @@ def kpi_row(kpi: str, value: float | None, **cells: Any) -> dict[str, Any]:
 
 
 def values_of(path: Path) -> Mapping[tuple[str, str], float]:
-    """{(metric, campaign): value}, of the metrics without further labels."""
+    """{(metric, campaign): value} of what is not cut, {(metric, campaign:cut): value} of cuts."""
     samples = [one for family in text_string_to_metric_families(path.read_text()) for one in family.samples]
-    return {(one.name, one.labels["campaign"]): one.value for one in samples if set(one.labels) == {"campaign"}}
+    cuts = [one for one in samples if "cut" in one.labels]
+    names = [one.labels["campaign"] + f":{one.labels['cut']}".removesuffix(":all") for one in cuts]
+    return {(one.name, name): one.value for one, name in zip(cuts, names, strict=True)}
 
 
 def test_the_newest_window_of_each_kpi_is_written(tmp_path: Path) -> None:
@@ -58,7 +60,8 @@ def test_the_newest_window_of_each_kpi_is_written(tmp_path: Path) -> None:
         kpi_row("delivery_rate", 0.5, window_end=END - timedelta(days=1)),
         kpi_row("delivery_rate", 0.99, campaign="autumn", n=20),
         kpi_row("drift_score", 0.2),
-        kpi_row("uplift_roi", None, n=0),
+        kpi_row("uplift_roi", None, n=0, cut="mail"),
+        kpi_row("drift_score", 0.9, cut="a feature of yesterday", window_end=END - timedelta(days=1)),
     ]
     assert write_kpis(rows, FOUNDING_KPIS, path) == 4
     assert values_of(path) == {
@@ -74,7 +77,7 @@ def test_the_newest_window_of_each_kpi_is_written(tmp_path: Path) -> None:
         ("uplift_drift_score_lower", "spring"): 0.2,
         ("uplift_drift_score_upper", "spring"): 0.2,
         ("uplift_drift_score_n", "spring"): 500,
-        ("uplift_uplift_roi_n", "spring"): 0,  # measured, and nothing there
+        ("uplift_uplift_roi_n", "spring:mail"): 0,  # measured, and nothing there
     }
     text = path.read_text()
     assert f'uplift_kpi_window_end_seconds{{campaign="spring",kpi="uplift_roi"}} {END.timestamp():.9e}'[:60] in text
@@ -88,7 +91,9 @@ def test_rows_that_cannot_be_right_are_refused_and_the_file_stays(tmp_path: Path
     path = tmp_path / "uplift.prom"
     write_kpis([kpi_row("drift_score", 0.2)], FOUNDING_KPIS, path)
     before = path.read_text()
-    with pytest.raises(DataError, match="KPI drift_score of campaign spring has two rows of the window that ends at"):
+    with pytest.raises(
+        DataError, match=r"KPI drift_score of campaign spring \(cut all\) has two rows of the window that ends at"
+    ):
         write_kpis([kpi_row("drift_score", 0.2), kpi_row("drift_score", 0.3)], FOUNDING_KPIS, path)
     with pytest.raises(ConfigError, match="KPI 'drift_scor' is unknown: did you mean 'drift_score'"):
         write_kpis([kpi_row("drift_scor", 0.2)], FOUNDING_KPIS, path)
@@ -131,11 +136,8 @@ def test_a_rule_that_cannot_fire_is_refused() -> None:
     with pytest.raises(ConfigError, match="a share is never below that"):
         monitor_rules("spring", [replace(kpi_named("delivery_rate"), alert=0.0)], 24)
     # A burn rate that even a total outage does not reach has no rule.
-    loose = [replace(kpi, target=0.1) if kpi.name == "error_rate" else kpi for kpi in FOUNDING_KPIS]
-    names = [
-        rule.name
-        for rule in service_rules("spring", [replace(k, alert=None) if k.name == "error_rate" else k for k in loose])
-    ]
+    loose = [replace(kpi, target=0.1, alert=None) if kpi.name == "error_rate" else kpi for kpi in FOUNDING_KPIS]
+    names = [rule.name for rule in service_rules("spring", loose)]
     assert "UpliftErrorRateBurn1h" not in names and "UpliftErrorRateBurn6h" in names
 
 

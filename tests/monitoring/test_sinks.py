@@ -20,7 +20,7 @@ from uplift_spark.alert_conf import Alerts, SinkConf, SuppressConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.monitoring.alerts import AlertBook, AlertRule, Condition, Notification, notifications
 from uplift_spark.monitoring.prometheus import alertmanager_file
-from uplift_spark.monitoring.sinks import Outbox, SinkFailure, deliver, sink_secret
+from uplift_spark.monitoring.sinks import Outbox, SinkFailure, alert_book, deliver, send_alerts, sink_secret
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
 PAGE, TICKET = AlertRule("delivery_rate", "page", runbook="docs/alerts.md"), AlertRule("drift_score")
@@ -295,6 +295,32 @@ def test_only_alerts_that_people_read_of_are_renewed(server: Receiver, tmp_path:
     server.status = 503
     (sentence,) = box.renew(book.active(), NOW)
     assert sentence == "sink am (alertmanager) at 127.0.0.1 answers 503: 1 alerts are not renewed there"
+
+
+def test_what_follows_a_monitors_run(server: Receiver, tmp_path: Path) -> None:
+    """Notified once, renewed while it fires, quiet in a suppression window; a run that died is made up for."""
+    quiet = SuppressConf(datetime(2026, 3, 3), datetime(2026, 3, 4), "holiday", ("drift_*",))
+    sinks = {"am": SinkConf("alertmanager", url=server.address, tries=1)}
+    conf = Alerts(sinks, (quiet,), outbox=str(tmp_path))
+    book = alert_book(conf, [])
+    events = book.observe(conditions(NOW, True))
+    server.status = 503
+    report = send_alerts(conf, "spring", book, events, NOW)  # down: nothing is lost
+    assert (report.sent, report.waiting) == (0, 2) and len(report.sentences) == 1
+    server.status, server.came = 200, []
+    later = alert_book(conf, events)  # the next run, which knows the table alone
+    assert later.states == book.states
+    report = send_alerts(conf, "spring", later, [], NOW + timedelta(minutes=5))
+    assert (report.sent, report.waiting, report.sentences) == (2, 0, ())
+    server.came.clear()
+    report = send_alerts(conf, "spring", later, later.observe(conditions(NOW + timedelta(hours=1), True)), NOW)
+    ((_, _, renewed),) = server.came
+    assert report.sent == 0 and {one["labels"]["alertname"] for one in renewed} == {"delivery_rate", "drift_score"}
+    fresh = alert_book(conf, []).observe(conditions(datetime(2026, 3, 3, 12, tzinfo=UTC), True))
+    assert [(event.rule, event.notify, event.quiet) for event in fresh] == [
+        ("delivery_rate", True, ""),
+        ("drift_score", False, "holiday"),
+    ]
 
 
 # ---------------------------------------------------------------- a real Alertmanager

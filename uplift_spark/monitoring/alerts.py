@@ -520,3 +520,45 @@ def _line(event: AlertEvent) -> str:
 
 def _shown(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {text}" for name, text in sorted(labels.items()))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Alerts of KPIs.
+
+
+def kpi_conditions(rows: Iterable[Mapping[str, Any]], runbook: str = "") -> list[Condition]:
+    """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
+
+    A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
+    the two, and with too few observations or none, nobody can say, and its alert stays as it is.
+
+    Args:
+        rows: Of one window of each campaign; KPIs without an alert threshold are left out.
+        runbook: Page that says what to do.
+
+    Returns:
+        One condition for each KPI and cut, at the end of its window. Its summary says how many observations would tell.
+    """
+    conditions = []
+    for row in rows:
+        if row["alert"] is None or row["alert"] != row["alert"]:
+            continue
+        state, end = str(row["state"]), row["window_end"]
+        breached = {"alert": True, "ok": False, "missed": False}.get(state)
+        labels = {"kpi": str(row["kpi"]), "cut": str(row["cut"])}
+        rule = AlertRule(str(row["kpi"]), row["severity"], runbook=runbook)
+        value = None if row["value"] is None or row["value"] != row["value"] else float(row["value"])
+        figures = value, float(row["alert"])
+        conditions.append(Condition(rule, row["campaign"], end, breached, _kpi_summary(row, value), *figures, labels))
+    return conditions
+
+
+def _kpi_summary(row: Mapping[str, Any], value: float | None) -> str:
+    if value is None:
+        return f"{row['kpi']} was not measured"
+    ends = [row[name] for name in ("lower", "upper")]
+    interval = "" if any(end is None or end != end for end in ends) else f" ({ends[0]:.4g} to {ends[1]:.4g})"
+    needed = row["n_needed"]
+    known = needed is not None and needed == needed and needed != float("inf")
+    tells = f"; {needed:,.0f} would tell it from the threshold" if known else ""
+    return f"{value:.4g}{interval} {row['unit']} of {row['n']:,.0f}, alert at {row['alert']:.4g}{tells}"

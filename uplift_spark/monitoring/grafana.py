@@ -101,7 +101,7 @@ def kpi_panel(kpi: Kpi) -> DashboardPanel:
     aim = f" Target: {kpi.target:g} {kpi.unit}." if kpi.target is not None else ""
     return DashboardPanel(
         kpi.name.replace("_", " "),
-        {kpi_metric(kpi.name, part) + _OF: "{{campaign}} " + name for part, name in parts.items()},
+        {kpi_metric(kpi.name, part) + _OF: "{{campaign}} {{cut}} " + name for part, name in parts.items()},
         f"{kpi.definition}{aim}{called}",
         kpi.unit,
         lines=tuple(lines),

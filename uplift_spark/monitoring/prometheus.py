@@ -67,16 +67,16 @@ def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str
     no value there, but its window and its n.
 
     Args:
-        rows: Of `gold.kpi`: campaign, kpi, value, lower, upper, n, window_end, model_version.
+        rows: Of `gold.kpi`: campaign, kpi, cut, value, lower, upper, n, window_end, model_version.
         kpis: Their declarations.
         path: A file that ends in `.prom`.
 
     Returns:
-        KPIs written.
+        Values written, one for each KPI and cut.
 
     Raises:
         ConfigError: The file's name ends otherwise, or a row's KPI is not declared.
-        DataError: Two rows are of one KPI and window.
+        DataError: Two rows are of one KPI, cut and window.
         EnvironmentProblem: The file cannot be written.
     """
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
@@ -92,11 +92,11 @@ def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str
             gauges[metric] = Gauge(metric, text, list(labels), registry=registry)
         gauges[metric].labels(**labels).set(value)
 
-    for (campaign, name), row in sorted(newest.items()):
-        kpi, own = kpi_named(name, kpis), {"campaign": campaign}
-        put(WINDOW_END, "End of the newest window, seconds since 1970.", {**own, "kpi": name}, _seconds(row))
+    for (campaign, name, cut), row in sorted(newest.items()):
+        kpi, of, own = kpi_named(name, kpis), {"campaign": campaign}, {"campaign": campaign, "cut": cut}
+        put(WINDOW_END, "End of the newest window, seconds since 1970.", {**of, "kpi": name}, _seconds(row))
         about = {"model_version": str(row.get("model_version") or ""), "unit": kpi.unit}
-        put(KPI_INFO, "What a KPI's newest value is of.", {**own, "kpi": name, **about}, 1)
+        put(KPI_INFO, "What a KPI's newest value is of.", {**of, "kpi": name, **about}, 1)
         put(kpi_metric(name, "n"), f"How many {kpi.n_of} are behind uplift_{name}.", own, float(row["n"] or 0))
         value = _number(row["value"])
         if not math.isnan(value):
@@ -112,17 +112,24 @@ def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str
     return len(newest)
 
 
-def _newest(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in rows:
+def _newest(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+    """{(campaign, KPI, cut): row} of the newest window of each KPI; a cut that it has no more is left out."""
+    every = list(rows)
+    ends: dict[tuple[str, str], float] = {}
+    for row in every:
         key = row["campaign"], row["kpi"]
-        if key in newest and _seconds(newest[key]) == _seconds(row):
+        ends[key] = max(_seconds(row), ends.get(key, -math.inf))
+    newest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for row in every:
+        of = row["campaign"], row["kpi"], str(row.get("cut") or "all")
+        if _seconds(row) < ends[of[:2]]:
+            continue
+        if of in newest:
             raise DataError(
-                f"KPI {row['kpi']} of campaign {row['campaign']} has two rows of the window that ends at "
+                f"KPI {of[1]} of campaign {of[0]} (cut {of[2]}) has two rows of the window that ends at "
                 f"{row['window_end']}: give those of the newest run alone"
             )
-        if key not in newest or _seconds(row) > _seconds(newest[key]):
-            newest[key] = row
+        newest[of] = row
     return newest
 
 
@@ -242,13 +249,13 @@ def _is(label: str, value: str) -> str:
 def _threshold_rule(campaign: str, kpi: Kpi) -> PromRule:
     assert kpi.alert is not None
     end, fold, sign, word = ("lower", "max", ">", "above") if kpi.better == "below" else ("upper", "min", "<", "below")
-    near = f"{fold} by (campaign) ({_of(kpi_metric(kpi.name, end), campaign)})"
-    enough = f"max by (campaign) ({_of(kpi_metric(kpi.name, 'n'), campaign)}) >= {kpi.min_n}"
-    value = kpi_metric(kpi.name) + f'{{campaign=\\"{campaign}\\"}}'
+    near = f"{fold} by (campaign, cut) ({_of(kpi_metric(kpi.name, end), campaign)})"
+    enough = f"max by (campaign, cut) ({_of(kpi_metric(kpi.name, 'n'), campaign)}) >= {kpi.min_n}"
+    value = kpi_metric(kpi.name) + f'{{campaign=\\"{campaign}\\", cut=\\"%s\\"}}'
     summary = (
-        f'{kpi.name} of {campaign} is {{{{ with query "{value}" }}}}{{{{ . | first | value | printf "%.4g" }}}}'
-        f'{{{{ end }}}} {kpi.unit}, its whole interval (to {{{{ $value | printf "%.4g" }}}}) {word} {kpi.alert:g}. '
-        f"{kpi.definition}"
+        f'{kpi.name} of {campaign} ({{{{ $labels.cut }}}}) is {{{{ with printf "{value}" $labels.cut | query }}}}'
+        f'{{{{ . | first | value | printf "%.4g" }}}}{{{{ end }}}} {kpi.unit}, '
+        f'its whole interval (to {{{{ $value | printf "%.4g" }}}}) {word} {kpi.alert:g}. {kpi.definition}'
     )
     hold = 5 if kpi.severity == "page" else 30
     expr = f"{near} {sign} {kpi.alert!r} and {enough}"

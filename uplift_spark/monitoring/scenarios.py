@@ -7,6 +7,7 @@ with other thresholds has other tests. Times are minutes.
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,13 +137,11 @@ def proven_cases(folder: Path, rules: Sequence[PromRule], names: Sequence[str]) 
     Raises:
         EnvironmentProblem: promtool is not there, or does not take the files.
     """
-    command = ["promtool", "test", "rules", *names]
-    try:
-        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
-    except FileNotFoundError:
-        raise EnvironmentProblem(
-            "promtool is not there: install Prometheus (Debian: apt-get install prometheus)"
-        ) from None
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        raise EnvironmentProblem("promtool is not there: install Prometheus (Debian: apt-get install prometheus)")
+    command = [promtool, "test", "rules", *names]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     output = process.stdout + process.stderr
     proven = {(rule.campaign, rule.name, case): True for rule in rules for case in CASES}
     for key in proven:
@@ -178,12 +177,12 @@ def _metric(name: str, **labels: str) -> str:
 
 def _kpi_series(rule: PromRule, values: str, n: int, minutes: int) -> tuple[tuple[str, str], ...]:
     assert rule.kpi is not None
-    name, at = rule.kpi.name, rule.campaign
-    ends = [(_metric(kpi_metric(name, part), campaign=at), values) for part in ("", "lower", "upper")]
+    name, at = rule.kpi.name, {"campaign": rule.campaign, "cut": "all"}
+    ends = [(_metric(kpi_metric(name, part), **at), values) for part in ("", "lower", "upper")]
     return (
         *ends,
-        (_metric(kpi_metric(name, "n"), campaign=at), _steady(n, minutes)),
-        (_metric(WINDOW_END, campaign=at, kpi=name), _steady(0, minutes)),
+        (_metric(kpi_metric(name, "n"), **at), _steady(n, minutes)),
+        (_metric(WINDOW_END, campaign=rule.campaign, kpi=name), _steady(0, minutes)),
     )
 
 
@@ -198,7 +197,13 @@ def _threshold_cases(rule: PromRule) -> list[RuleCase]:
 
     return [
         case("fires", kpi.min_n, ((hold - 1, False), (hold + 1, True)), (bad, hold * 4)),
-        case("holds", kpi.min_n, ((hold + 1, False), (hold + 9, False)), (bad, hold - 2), (well, hold * 3)),
+        case(
+            "holds",
+            kpi.min_n,
+            ((hold - 3, False), (hold + 1, False), (hold + 9, False)),
+            (bad, hold - 2),
+            (well, hold * 3),
+        ),
         case("resets", kpi.min_n, ((hold + 3, True), (hold + 6, False)), (bad, hold + 5), (well, hold * 3)),
         case("low traffic", kpi.min_n - 1, ((hold * 3, False),), (bad, hold * 4)),
         RuleCase(rule, "absent", (), ((hold * 3, False),)),
@@ -209,7 +214,7 @@ def _absent_cases(rule: PromRule) -> list[RuleCase]:
     kpi, hold = rule.kpi, rule.hold
     assert kpi is not None
     name, other = _metric(WINDOW_END, campaign=rule.campaign, kpi=kpi.name), f"not-{rule.campaign}"
-    n = (_metric(kpi_metric(kpi.name, "n"), campaign=rule.campaign), _steady(0, hold * 4))
+    n = (_metric(kpi_metric(kpi.name, "n"), campaign=rule.campaign, cut="all"), _steady(0, hold * 4))
     return [
         RuleCase(rule, "fires", (), ((hold - 1, False), (hold + 1, True))),
         # Prometheus looks back five minutes for a value, so a series counts as missing from then on.
@@ -243,7 +248,7 @@ def _on_off(
 
     end = before + long + lag
     return [
-        RuleCase(rule, "holds", values(short), ((before + hold + 1, False), (before + hold + 9, False))),
+        RuleCase(rule, "holds", values(short), tuple((before + at, False) for at in (short - 1, hold + 1, hold + 9))),
         RuleCase(rule, "resets", values(long), ((before + hold + 3, True), (end + 2, False))),
     ]
 
@@ -252,14 +257,14 @@ def _stale_cases(rule: PromRule) -> list[RuleCase]:
     hold, late = rule.hold, 2.5 * rule.hours * 3600
     name = _metric(WINDOW_END, campaign=rule.campaign, kpi="delivery_rate")
     old, fresh = 600 - late, 3600.0  # promtool's clock starts at 0: the window is too old from minute 10 on
-    n = (_metric(kpi_metric("delivery_rate", "n"), campaign=rule.campaign), _steady(0, 60))
+    n = (_metric(kpi_metric("delivery_rate", "n"), campaign=rule.campaign, cut="all"), _steady(0, 60))
 
     def case(of: Case, checks: Checks, *parts: tuple[float | None, int]) -> RuleCase:
         return RuleCase(rule, of, ((name, _phases(*parts)),), checks)
 
     return [
         case("fires", ((10 + hold - 1, False), (10 + hold + 2, True)), (old, 60)),
-        case("holds", ((10 + hold + 2, False), (55, False)), (old, 10 + hold - 2), (fresh, 60)),
+        case("holds", ((10 + hold - 3, False), (10 + hold + 2, False), (55, False)), (old, 10 + hold - 2), (fresh, 60)),
         case("resets", ((10 + hold + 3, True), (10 + hold + 7, False)), (old, 10 + hold + 5), (fresh, 60)),
         RuleCase(rule, "low traffic", ((name, _steady(fresh, 60)), n), ((40, False),)),
         RuleCase(rule, "absent", (), ((40, False),)),
@@ -293,7 +298,7 @@ def _burn_cases(rule: PromRule) -> list[RuleCase]:
         served = f"0+{per_step}x{ok} {good + fine}+{fine}x{n - 1} {good + fine * n + per_step}+{per_step}x{rest}"
         return RuleCase(rule, of, _requests(rule, errors, served), checks, step)
 
-    fires = at(start + outage + 1.5 * step)
+    fires = at(start + outage) + step
     end = at(outage + 3 * step)
     one = _requests(rule, "0 1+0x200", "0+0x200")
     return [
@@ -335,7 +340,7 @@ def _latency_cases(rule: PromRule) -> list[RuleCase]:
     ]
     return [
         RuleCase(rule, "fires", series(30, 0), ((start + hold - 1, False), (start + hold + 3, True))),
-        RuleCase(rule, "holds", series(2, 40), ((start + hold + 2, False), (start + 30, False))),
+        RuleCase(rule, "holds", series(2, 40), ((start + 4, False), (start + hold + 2, False), (start + 30, False))),
         RuleCase(rule, "resets", series(20, 40), ((start + 18, True), (start + 20 + 8, False))),
         RuleCase(
             rule, "low traffic", (*few, (_metric(f"{LATENCY}_count", **labels), "0 1+0x98")), ((3, False), (30, False))

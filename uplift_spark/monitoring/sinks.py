@@ -15,18 +15,26 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from uplift_spark.alert_conf import Secrets, SinkConf, checked_address
+from uplift_spark.alert_conf import Alerts, Secrets, SinkConf, checked_address
 from uplift_spark.errors import ConfigError, DataError, UpliftError
-from uplift_spark.monitoring.alerts import AlertEvent, AlertState, Notification
+from uplift_spark.monitoring.alerts import (
+    AlertBook,
+    AlertEvent,
+    AlertState,
+    Notification,
+    SuppressionWindow,
+    notifications,
+)
+from uplift_spark.runtime import state_folder
 
 _OVER = ("resolved", "closed")
 # The message itself is refused: later ones may be taken.
@@ -403,3 +411,67 @@ def _sink_of(path: Path) -> str:
 
 def _counted(files: Sequence[Path]) -> str:
     return f"{len(files)} notification{'s wait' if len(files) > 1 else ' waits'}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What follows a monitor's run.
+
+
+def alert_book(
+    conf: Alerts, history: Iterable[AlertEvent], evaluated: Mapping[str, datetime] | None = None
+) -> AlertBook:
+    """Rebuild the alerts with the suppression windows of a configuration.
+
+    Args:
+        conf: The section `alerts`.
+        history: Rows of `gold.alerts` as events.
+        evaluated: See `AlertBook.replay`.
+
+    Returns:
+        The book.
+    """
+    windows = [SuppressionWindow(_utc(one.start), _utc(one.end), one.reason, rules=one.rules) for one in conf.suppress]
+    return AlertBook.replay(history, windows, timedelta(minutes=conf.settle_minutes), evaluated)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def campaign_outbox(conf: Alerts, campaign: str) -> Outbox:
+    """Open the outbox of a campaign.
+
+    Args:
+        conf: The section `alerts`.
+        campaign: Its name.
+
+    Returns:
+        The outbox in the folder that the section names, or below this machine's state folder.
+    """
+    folder = Path(conf.outbox) if conf.outbox is not None else state_folder() / "outbox"
+    return Outbox(folder / campaign, conf.sinks)
+
+
+def send_alerts(
+    conf: Alerts, campaign: str, book: AlertBook, events: Sequence[AlertEvent], now: datetime
+) -> DeliveryReport:
+    """Notify people of what changed, after the events were written to `gold.alerts`.
+
+    Called again after a crash it delivers what waits. Alerts that still fire are renewed at Alertmanager.
+
+    Args:
+        conf: The section `alerts`.
+        campaign: Its name.
+        book: After `AlertBook.observe`.
+        events: That it returned.
+        now: The present time.
+
+    Returns:
+        What was sent, what waits, and a sentence for each sink that has a problem.
+    """
+    box = campaign_outbox(conf, campaign)
+    box.put(notifications(events))
+    report = box.flush(now)
+    fresh = {event.alert for event in events if event.notify}
+    still = [state for state in book.active() if state.last.campaign == campaign and state.last.alert not in fresh]
+    return replace(report, sentences=(*report.sentences, *box.renew(still, now)))

@@ -13,7 +13,7 @@ import sys
 import tokenize
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 PACKAGE = "uplift_spark"
@@ -50,6 +50,11 @@ class Module:
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree, walked once for all rules."""
+        return list(ast.walk(self.tree))
+
     @property
     def room(self) -> str:
         """`forest` of `uplift_spark.forest.grow`, `cli` of `uplift_spark.cli`, '' of the package itself."""
@@ -74,6 +79,7 @@ class Module:
         return [name for name in names if not name.startswith("_")]
 
 
+@cache
 def modules(root: Path) -> list[Module]:
     """Every module of the package and of jobs/, by dotted name."""
     files = [(path, path.relative_to(root)) for path in sorted((root / PACKAGE).rglob("*.py"))]
@@ -87,7 +93,7 @@ def importers(every: list[Module]) -> dict[str, set[str]]:
     known = {module.name for module in every}
     found: dict[str, set[str]] = {name: set() for name in known}
     for module in every:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 targets = [f"{node.module}.{alias.name}" for alias in node.names]
                 for target in [node.module, *targets]:

@@ -96,7 +96,7 @@ def of(name: str, text: str) -> Module:
 
 def imported(module: Module) -> Iterator[str]:
     """Dotted names a module imports anywhere, lazily or for types too; names from this package as their full path."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -157,7 +157,7 @@ def imports_by_computed_name(module: Module) -> list[str]:
         return []
     return [
         f"{module.name}:{node.lineno} imports a module by a computed name: only cli does"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__")
         if not (node.args and isinstance(node.args[0], ast.Constant))
     ]
@@ -167,7 +167,7 @@ def spark_in_sparkless_modules(module: Module) -> list[str]:
     """Cores run on machines without Spark: it is imported by Spark rooms and by the edges of forest and learners."""
     if (module.room in SPARK_ROOMS and module.name not in SPARKLESS_MODULES) or module.name in SPARK_EDGES:
         return []
-    nodes = module.tree.body if module.room == "cli" else list(ast.walk(module.tree))  # commands import when they run
+    nodes = module.tree.body if module.room == "cli" else module.nodes  # commands import when they run
     names = [name for node in nodes for name in _names_imported_by(node)]
     return [
         f"{module.name} imports {name}: this module runs without Spark"
@@ -195,7 +195,7 @@ def not_over_connect(module: Module) -> list[str]:
 
 
 def _names(module: Module) -> Iterator[tuple[ast.expr | ast.alias, str]]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Attribute):
             yield node, node.attr
         elif isinstance(node, ast.Name):
@@ -210,13 +210,13 @@ def caching(module: Module) -> list[str]:
     """Serverless refuses cache and persist, so frames are kept in one place, which goes on without."""
     kept = {
         call
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.FunctionDef) and (module.name, node.name) == KEEPER
         for call in ast.walk(node)
     }
     return [
         f"{module.name}:{node.lineno} calls .{node.func.attr}(): only {'.'.join(KEEPER)} keeps frames"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CACHING
         if node not in kept
     ]
@@ -229,7 +229,7 @@ def unpickling(module: Module) -> list[str]:
         for name in imported(module)
         if name.split(".")[0] in UNSAFE_MODULES or name.startswith("joblib")
     ]
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and _is_not_false(node.value):
             broken.append(f"{module.name}:{node.value.lineno} sets allow_pickle: files are arrays, never pickles")
     return broken
@@ -243,9 +243,9 @@ def table_access_outside_lake(module: Module) -> list[str]:
     """Rooms map frames to frames: `spark.read.…`, `frame.write.…` and tables by name belong to `lake`."""
     if module.room not in FRAMES_ONLY:
         return []
-    called = {id(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)}
+    called = {id(node.func) for node in module.nodes if isinstance(node, ast.Call)}
     broken = []
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.Attribute):
             continue
         # `file.read()` is a call of `read`; Spark's readers and writers are attributes that something is called on.
@@ -266,7 +266,7 @@ def closures_as_workers(module: Module) -> list[str]:
     }
     return [
         f"{module.name}:{node.lineno} gives {_called(node)} a closure: use a module-level function and partial"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call) and _called(node) in WORKER_CALLS and node.args
         if any(_is_closure(part, nested) for part in ast.walk(node.args[0]))
     ]
@@ -280,7 +280,7 @@ def _is_closure(node: ast.AST, nested: set[str]) -> bool:
 
 
 def _functions(module: Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [n for n in module.nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def too_long(module: Module) -> list[str]:
@@ -315,7 +315,7 @@ def draws_by_partition(module: Module) -> list[str]:
     """Draws that depend on how rows lie in partitions give other rows after a retry."""
     return [
         f"{module.name}:{node.lineno} calls {_called(node)}: draw by the hash of the unit (`stats.sampling`)"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in DRAWING_BY_PARTITION
@@ -357,10 +357,10 @@ def tables_named_twice(module: Module) -> list[str]:
     """Names of tables in code that does not declare them; docstrings and messages, which have blanks, may name them."""
     if module.name in ("uplift_spark.lake.schemas", "uplift_spark.config"):  # config is below the lake
         return []
-    prose = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+    prose = {id(node.value) for node in module.nodes if isinstance(node, ast.Expr)}
     return [
         f"{module.name}:{node.lineno} names table {node.value!r}: take the name from lake.schemas"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
         if " " not in node.value and _TABLE_NAME.match(node.value)
     ]
@@ -409,7 +409,7 @@ def lost_references(every: list[Module]) -> list[str]:
         *_, room, stem = ["", *module.name.split(".")]
         names.setdefault(room, set()).add(stem)
         here = names.setdefault(stem, set())
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             known = (getattr(node, field, None) for field in ("name", "asname", "id", "attr", "arg"))
             here |= {name.rsplit(".", 1)[-1] for name in known if isinstance(name, str)}
     sections = {field.name for field in fields(Config)}  # `policy.exclude` is a key

@@ -84,6 +84,7 @@ def written(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return mine
 
 
+@pytest.mark.slow
 def test_results_come_as_frames_in_a_reader_s_order(written: Campaign) -> None:
     table = written.lift_table()
     assert table["outcome"].drop_duplicates().tolist() == ["visit", "spend"]
@@ -97,6 +98,7 @@ def test_results_come_as_frames_in_a_reader_s_order(written: Campaign) -> None:
     assert len(curve) == 21 and curve["fraction"].is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_frames_of_all_units_stay_in_spark(written: Campaign) -> None:
     assert written.scores().limit(3).toPandas().shape[0] == 3
     assert written.scores().count() == 2 * 1200
@@ -107,6 +109,7 @@ def test_frames_of_all_units_stay_in_spark(written: Campaign) -> None:
     assert first.count() == written.decisions().count() == 1200
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_from_the_tables(written: Campaign) -> None:
     figures = [written.plot.qini(), written.plot.deciles("spend"), written.plot.calibration(), written.plot.doses()]
     titles = [

@@ -128,6 +128,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_pandas_estimators_work_without_spark() -> None:
     code = """
 import numpy as np, pandas as pd

@@ -209,7 +209,7 @@ def lines(binary, noisy):
     return LogisticRegression() if binary else LinearRegression()
 
 
-@pytest.mark.parametrize("name", ["t_learner", "dr_learner"])
+@pytest.mark.parametrize("name", ["t_learner", pytest.param("dr_learner", marks=pytest.mark.slow)])
 def test_errors_are_how_far_other_units_would_have_moved_effects(name):
     spec, features, effects, errors = replace(PLAIN, make=lines), new(50), [], []
     for seed in range(16):

@@ -178,6 +178,7 @@ def village_coverage(trials, replicates, cluster):
     return {name: float(np.mean(result)) for name, result in held.items()}
 
 
+@pytest.mark.slow
 def test_intervals_of_clusters_hold_the_truth_and_those_of_units_do_not():
     clustered, naive = (village_coverage(120, 60, cluster) for cluster in ("village", None))
     held = {name: share for name, share in clustered.items() if name[-8:] not in ("rejected", "ld apart")}

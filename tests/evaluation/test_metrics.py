@@ -121,6 +121,7 @@ def test_evaluation_does_not_depend_on_partitions(spark, evaluated):
     assert metric_table(again).equals(metric_table(evaluation))
 
 
+@pytest.mark.slow
 def test_calibration_of_perfect_and_of_doubled_predictions(spark):
     holdout, _, truth = campaign(n=4000, seed=5)
     slopes = []
@@ -174,6 +175,7 @@ def test_features_of_crossings_must_be_there(spark):
         evaluate(spark.createDataFrame(holdout), spark.createDataFrame(scores), crossed)
 
 
+@pytest.mark.slow
 def test_units_in_clusters_say_no_more_than_their_clusters(spark):
     """Every unit three times: by cluster, the figures and intervals of the units themselves; one by one, too narrow."""
     holdout, scores, _ = campaign(2400)

@@ -77,6 +77,7 @@ def counts(result: JobResult) -> dict[str, int]:
     return dict(result.details["rows"])
 
 
+@pytest.mark.slow
 def test_own_tables_arrive_and_each_night_what_is_new(lake: Lake, spark: SparkSession, shop: Path) -> None:
     campaign, said = Campaign(config(source(shop)), lake), list[str]()
     first = ingest.run(campaign, progress=said.append)

@@ -152,6 +152,7 @@ def test_an_event_counts_once_as_it_was_first_known(spark: SparkSession) -> None
     assert (counts["visit"]["counted"], counts["visit"]["duplicates"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_what_arrives_later_changes_later_labels_only(spark: SparkSession) -> None:
     units = units_frame(spark, [("a", ASSIGNED), ("b", ASSIGNED)])
     early = [("a", "spend", 1.0, SECOND, "e1", "2024-03-03 00:00:00")]
@@ -176,6 +177,7 @@ def test_what_arrives_later_changes_later_labels_only(spark: SparkSession) -> No
     assert event_counts(units, after, ("visit",), WINDOW, as_of).collect() == []
 
 
+@pytest.mark.slow
 def test_delivered_as_known_then(spark: SparkSession) -> None:
     names = ("in", "sent", "outside", "late", "failed first", "none")
     units, none = units_frame(spark, [(unit, ASSIGNED) for unit in names]), events_frame(spark, [])

@@ -32,6 +32,11 @@ DESIGNS = {
 }
 
 
+def of_designs(*quick, among=tuple(DESIGNS)):
+    """The designs, of which all but the quick ones are left to `make slow`."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in among]
+
+
 def trial(seed, n=400, shares=((0.5, 0.5),), members=1, whole=False):
     """A trial without leaks; its stratum is a feature, features of a cluster's members are alike."""
     rng = np.random.default_rng(seed)
@@ -79,7 +84,7 @@ def rate(design, reps, alpha, **more):
     return share
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", of_designs("units", "clusters in strata"))
 def test_without_leaks_the_level_is_held(design):
     reps, alpha = 40, 0.2
     most = scipy.stats.binom.isf(1e-4, reps, alpha) / reps
@@ -178,7 +183,7 @@ def _status(frame, rng):
 TREATMENT, JOINT, OUTCOME = "predicts_treatment", "predicts_treatment_jointly", "outcome_like"
 
 
-@pytest.mark.parametrize("design", ["units", "strata of 3 arms", "whole clusters"])
+@pytest.mark.parametrize("design", of_designs("units", among=("units", "strata of 3 arms", "whole clusters")))
 @pytest.mark.parametrize(
     ("leak", "rule"),
     [(_after, TREATMENT), (_missing, TREATMENT), (_text, TREATMENT), (_copy, OUTCOME), (_status, OUTCOME)],

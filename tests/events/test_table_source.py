@@ -61,6 +61,7 @@ def rows(lake: Lake, table: str) -> pd.DataFrame:
     return frame[frame["campaign"] == "own"] if "campaign" in frame else frame
 
 
+@pytest.mark.slow
 def test_a_file_as_users_have_them_arrives_whole(lake: Lake, tmp_path: Path) -> None:
     path = tmp_path / "customers.csv"
     path.write_text(CSV, encoding="cp1252")
@@ -96,6 +97,7 @@ def test_a_file_as_users_have_them_arrives_whole(lake: Lake, tmp_path: Path) -> 
     assert features.run(Campaign(config(source(path), holdout=1e-6), lake)).details["labelled"] == 5
 
 
+@pytest.mark.slow
 def test_another_try_takes_the_place_of_the_first(lake: Lake, tmp_path: Path) -> None:
     path = tmp_path / "customers.csv"
     path.write_text("id,arm,y,x\n" + "".join(f"{i},{i % 2},{i % 3},{i % 5}\n" for i in range(20)))
@@ -122,6 +124,7 @@ def test_another_try_takes_the_place_of_the_first(lake: Lake, tmp_path: Path) ->
     assert back.run_id not in (one.run_id, two.run_id) and len(rows(lake, "bronze.assignment")) == 20
 
 
+@pytest.mark.slow
 def test_a_delta_table_at_a_version(lake: Lake, tmp_path: Path) -> None:
     path = str(tmp_path / "crm")
     at = "timestamp'2024-03-01 10:00:00Z'"

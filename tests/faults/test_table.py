@@ -16,6 +16,7 @@ def test_a_fault_is_detected_and_reported(lake: Lake, name: str) -> None:
     assert BY_NAME[name].holds(result), result
 
 
+@pytest.mark.slow
 def test_an_outage_and_an_arm_that_is_not_reached_are_reported_in_one_campaign(lake: Lake) -> None:
     outage, unreached = BY_NAME["label outage"], BY_NAME["delivery failure in one arm"]
     warnings = warned(lake, lost=(2, 3, 4), bounced="10%")

@@ -292,6 +292,7 @@ def high_step(x):
     return 4.0 * (x[:, 0] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5])
 def test_without_an_effect_tests_hold_their_level(size):
     rates = rejections(150, none, size=size)
@@ -300,6 +301,7 @@ def test_without_an_effect_tests_hold_their_level(size):
     assert 0.025 < np.mean([rates[name] for name in FEATURES]) < 0.075
 
 
+@pytest.mark.slow
 def test_misuse_breaks_the_level():
     assert rejections(40, none, own=True)["calibration"] > 0.3  # a forest's own rows agree with it
     assert rejections(40, none, size=5, cluster=False)["joint"] > 0.3  # households taken for strangers

@@ -12,6 +12,7 @@ from uplift_spark import CausalForest
 pytestmark = pytest.mark.spark
 
 
+@pytest.mark.slow
 def test_a_thousand_buckets_each_report_and_none_loses_the_job(spark):
     frame, expected = thousand_buckets()
     forest, roles = CausalForest(n_trees=200, n_buckets=1000), plain_roles(frame)
@@ -26,6 +27,7 @@ def test_a_thousand_buckets_each_report_and_none_loses_the_job(spark):
     assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
 
 
+@pytest.mark.slow
 def test_skew_and_scale_give_the_bytes_of_pandas(spark):
     rng = np.random.default_rng(0)
     frame = plain_frame(6000, 1)

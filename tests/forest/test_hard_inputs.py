@@ -97,6 +97,7 @@ def peak() -> Iterator[list[int]]:
 # Buckets
 
 
+@pytest.mark.slow
 def test_a_thousand_buckets_each_report_and_all_rows_estimate():
     frame, expected = thousand_buckets()
     model, effects = fitted(frame, n_trees=200, n_buckets=1000)
@@ -268,6 +269,7 @@ def test_a_hundred_thousand_categories_split_where_they_matter_and_cost_little()
     assert np.isfinite(scored(model, test.assign(x9=None))["uplift"]).all()
 
 
+@pytest.mark.slow
 def test_two_of_five_hundred_features_are_detected():
     frame = plain_frame(5000, 1, p=500)
     frame["tau"] += 1.0 * (frame["x321"] > 0.5)
@@ -347,6 +349,7 @@ def test_a_giant_cluster_never_grows_and_estimates_the_same_tree():
     assert reshaped >= 1 and moved >= 4
 
 
+@pytest.mark.slow
 def test_a_giant_cluster_does_not_shrink_errors():
     points = plain_frame(100, 99, p=3)
     roles = plain_roles(points, cluster="house")

@@ -338,7 +338,9 @@ def check_turned(reps, n, **options):
     assert results["forgetful"][0] < 0.5 * results["refreshed"][0] < 0.4 * results["base"][0]
 
 
-@pytest.mark.parametrize("scenario", [linear, null, dose])
+@pytest.mark.parametrize(
+    "scenario", [linear, pytest.param(null, marks=pytest.mark.slow), pytest.param(dose, marks=pytest.mark.slow)]
+)
 def test_refreshed_forests_err_little_more_than_those_estimated_afresh(scenario):
     check(scenario, 15, 1500, 0.02, n_trees=60)
 

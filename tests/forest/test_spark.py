@@ -45,7 +45,9 @@ def fail_once(marker: str, batches):
             raise RuntimeError("task lost on purpose")
 
 
-@pytest.mark.parametrize(("growth_buckets", "more"), [(1, ()), (2, ("spent", "tau"))])
+@pytest.mark.parametrize(
+    ("growth_buckets", "more"), [pytest.param(1, (), marks=pytest.mark.slow), (2, ("spent", "tau"))]
+)
 def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets, more):
     forest = CausalForest(**SMALL, n_buckets=4, growth_buckets=growth_buckets)
     roles = ordered_roles(more_outcomes=more)
@@ -54,6 +56,7 @@ def test_bytes_equal_pandas_for_any_partitioning(frame, on_spark, growth_buckets
         assert forest.fit(on_spark.repartition(partitions), roles).to_bytes() == expected
 
 
+@pytest.mark.slow
 def test_units_without_comparable_ones_are_flagged_on_spark_too(spark):
     frame = always_mailed(4000, 6)
     on_spark = spark.createDataFrame(frame).repartition(3)
@@ -69,7 +72,7 @@ def test_units_without_comparable_ones_are_flagged_on_spark_too(spark):
 @pytest.mark.parametrize(
     "roles",
     [
-        Roles("unit", "spend", "y", ("age", "region"), "0", grid=(1.0, 2.0)),
+        pytest.param(Roles("unit", "spend", "y", ("age", "region"), "0", grid=(1.0, 2.0)), marks=pytest.mark.slow),
         Roles("unit", "package", "y", ("age", "spend"), "none/0", dose=PACKAGES),
     ],
 )
@@ -84,6 +87,7 @@ def test_forests_of_doses_agree_too(frame, on_spark, roles):
     pd.testing.assert_frame_equal(result, expected, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_bytes_equal_when_a_task_is_retried(frame, on_spark, tmp_path):
     forest = CausalForest(**SMALL, n_buckets=4)
     marker = tmp_path / "failed"
@@ -118,6 +122,7 @@ def test_weights_and_clusters_agree_too(spark, frame):
     assert forest.fit(spark.createDataFrame(extra), roles).to_bytes() == forest.fit(extra, roles).to_bytes()
 
 
+@pytest.mark.slow
 def test_forests_on_scores_agree_too(frame, on_spark):
     levels = {"none": "y", "5%": "spent", "10%": "tau"}  # any numbers will do
     named = [dict(zip(levels, map(float, row), strict=True)) for row in frame[list(levels.values())].to_numpy()]
@@ -147,6 +152,7 @@ def test_estimating_without_units_gives_the_bytes_of_pandas(frame, on_spark):
         model.estimate(on_spark.where("arm <> '5%'"))
 
 
+@pytest.mark.slow
 def test_explanations_on_spark_equal_those_on_pandas_and_add_up(frame, on_spark):
     model = CausalForest(**SMALL, n_buckets=4).fit(frame, ordered_roles())
     keys = ["unit", "treatment"]

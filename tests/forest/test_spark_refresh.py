@@ -35,7 +35,7 @@ def base(frame):
     return CausalForest(n_trees=16, min_leaf=10, n_buckets=4).fit(frame[:OLD], ROLES)
 
 
-@pytest.mark.parametrize("half_life", [None, 2.5])
+@pytest.mark.parametrize("half_life", [pytest.param(None, marks=pytest.mark.slow), 2.5])
 def test_bytes_equal_pandas_for_any_partitioning(base, frame, on_spark, half_life):
     expected = base.refresh(frame, half_life, "day").to_bytes()
     assert expected != base.to_bytes()

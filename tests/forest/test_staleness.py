@@ -43,7 +43,7 @@ def rejected(effect, reps, n, low=0.0):
     return changed, stale, max(set(named), key=named.count)
 
 
-@pytest.mark.parametrize("n", [500, 4000])
+@pytest.mark.parametrize("n", [pytest.param(500, marks=pytest.mark.slow), 4000])
 def test_without_change_little_is_rejected(n):
     changed, stale, _ = rejected(SAME, 40, n)
     assert changed < 0.15 and stale < 0.1

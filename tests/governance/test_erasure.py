@@ -71,6 +71,7 @@ def test_rows_go_from_an_append_only_table_that_stays_one(lake: Lake) -> None:
     assert ids(lake) == ["b", "d"]
 
 
+@pytest.mark.slow
 def test_an_erasure_killed_before_the_lock_was_set_again_is_completed(lake: Lake, monkeypatch) -> None:
     consents(lake, "r1", "a", "b")
 

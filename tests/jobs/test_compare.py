@@ -30,6 +30,8 @@ from uplift_spark.jobs import compare, train, tree
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 TABLE, STAGED = "silver.training_spring", "silver.compared_spring"
 DOSE = {"none": 0, "5%": 5, "10%": 10}
 N = 4_000

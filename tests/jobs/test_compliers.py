@@ -14,7 +14,7 @@ from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.jobs import features, score, train
 from uplift_spark.registry.models import Registry, rebuild
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]  # runs whole jobs, tens of seconds each
 N = 4000
 
 

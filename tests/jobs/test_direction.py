@@ -17,6 +17,8 @@ from uplift_spark.config import Config, Economics, Lift, Limit, Policy, RolesCon
 from uplift_spark.jobs import lift, policy, simulate
 from uplift_spark.lake.tables import Lake
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 N = 2400
 COSTS = {"5%": 0.1, "10%": 0.2}
 NAMES = {"decrease": "leavers", "increase": "stayers"}

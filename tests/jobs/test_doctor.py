@@ -43,6 +43,7 @@ def test_without_spark_it_exits_with_1_and_says_what_to_install(monkeypatch: pyt
     assert (last.name, last.state) == ("Spark", "BROKEN") and "pip install 'uplift-spark[local]'" in last.text
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_where_java_is_missing(tmp_path: Path) -> None:
     code = "from uplift_spark.jobs import doctor\ndoctor.compiled = lambda: ''\ndoctor.command(no_spark=True)"
     process = subprocess.run(

@@ -20,6 +20,8 @@ from uplift_spark.jobs import erase, lift, score, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry, rebuild
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 KEPT, SCORES = "silver.trained_spring_1", "gold.uplift_scores"
 FIRST, HELD_OUT, SECOND = "to-erase-5-train", "to-erase-4-holdout", "to-erase-7-train"
 

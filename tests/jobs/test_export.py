@@ -18,6 +18,8 @@ from uplift_spark.jobs import export as steps
 from uplift_spark.jobs.export import Export
 from uplift_spark.lake.tables import Lake
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 UNITS = [f"u{i}" for i in range(40)]
 
 

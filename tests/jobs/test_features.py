@@ -15,6 +15,8 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events import features as registry
 from uplift_spark.jobs import features, ingest
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 ORDERS = Feature("orders_30d", aggregate="count", source="event", event="order", window_days=30, owner="crm")
 SPENT = Feature("spent", aggregate="sum", source="event", event="order", ttl_minutes=1e9)
 DEFINED = (ORDERS, SPENT, Feature("basket", aggregate="ratio", of=("spent", "orders_30d")), Feature("age", owner="hr"))

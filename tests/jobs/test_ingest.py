@@ -63,6 +63,7 @@ def shop(published):
     return lambda text=ROWS, **changes: replace(TRIAL, source=published(text, TRIAL.source, **changes))
 
 
+@pytest.mark.slow
 def test_simulated_campaign_from_source_to_training_set(lake):
     first = ingest.run(Campaign(SIMULATED, lake))
     truth = CampaignSimulator("ordered", 3, seed=SIMULATED.seed, prefix="toy-").units(UNITS).to_pandas()
@@ -116,6 +117,7 @@ def test_units_of_a_cluster_are_split_together(lake, shop):
         features.run(Campaign(replace(config, roles=replace(config.roles, features=("age", "city"))), lake))
 
 
+@pytest.mark.slow
 def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
     with pytest.raises(DataError, match="ingest"):
         features.run(Campaign(TRIAL, lake))
@@ -170,6 +172,7 @@ def test_a_trial_from_file_to_training_set_without_its_badrows_of(lake, shop):
         features.run(Campaign(early, lake))
 
 
+@pytest.mark.slow
 def test_deliveries_and_late_events_are_counted(lake, shop):
     config = shop()
     ingest.run(Campaign(config, lake))
@@ -228,6 +231,7 @@ def test_levels_of_the_simulation_must_be_those_of_the_roles(lake):
         ingest.run(Campaign(wrong, lake))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get(DATA_FOLDER), reason="UPLIFT_DATA is not set: the trials' files are not here")
 def test_karlan_and_list_arrive_whole(lake):
     config = load_config(CONF / "karlan_list.yaml")

@@ -15,6 +15,8 @@ from uplift_spark.events.features import hash_sample, hash_split
 from uplift_spark.events.leakage import guard_training
 from uplift_spark.jobs import features, ingest
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 TABLE = "silver.training_shop"
 UNITS = 1_200
 

@@ -15,7 +15,7 @@ from uplift_spark.lake.tables import Lake
 from uplift_spark.learners.metalearners import PerLevel
 from uplift_spark.registry.models import Registry, rebuild
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]  # runs whole jobs, tens of seconds each
 
 
 def conf_of(lake, kind, **registry):

@@ -15,6 +15,8 @@ from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 TRAINING, SCORES = "silver.training_spring", "gold.uplift_scores"
 GOLD = ("gold.lift_table", "gold.uplift_curve", "gold.uplift_metrics")
 ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})

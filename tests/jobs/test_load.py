@@ -134,6 +134,7 @@ TIMES = {
 }
 
 
+@pytest.mark.slow
 def test_times_are_iso_8601_and_nothing_else(lake: Lake, tmp_path: Path, new_york: None) -> None:
     lines = "".join(f"u,{number},login,{text}\n" for number, text in enumerate(TIMES))
     result = loaded(lake, put(tmp_path / "t.csv", f"unit_id,item,event,occurred_at\n{lines}"))
@@ -142,6 +143,7 @@ def test_times_are_iso_8601_and_nothing_else(lake: Lake, tmp_path: Path, new_yor
     assert result.details["rejected"] == {"occurred_at_readable": len(TIMES) - len(good)}
 
 
+@pytest.mark.slow
 def test_unzoned_times_of_parquet_are_utc(lake: Lake, spark: SparkSession, tmp_path: Path, new_york: None) -> None:
     row = "SELECT 'a' AS unit_id, 'login' AS event, timestamp_ntz'2024-03-10 02:30:00.5' AS occurred_at"
     spark.sql(row).write.parquet(str(tmp_path / "in"))
@@ -181,6 +183,7 @@ def test_bad_rows_are_kept_with_their_reason_and_counted(lake: Lake, tmp_path: P
     assert lake.read("bronze.quarantine").count() == len(BAD)
 
 
+@pytest.mark.slow
 def test_bad_rows_of_json_and_parquet(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
     lines = ['{"unit_id": "a", "event": "login", "occurred_at": "2024-01-02", "value": "much"}', '{"unit_id": ']
     lines += ['{"unit_id": 7, "event": "login", "occurred_at": "2024-01-02T00:00Z", "value": 2}']
@@ -192,6 +195,7 @@ def test_bad_rows_of_json_and_parquet(lake: Lake, spark: SparkSession, tmp_path:
     assert events(lake) == {("7", None, 2.0, "2024-01-02 00:00:00", None)}
 
 
+@pytest.mark.slow
 def test_known_at_is_a_column_or_the_event_s_time_or_the_arrival(lake: Lake, tmp_path: Path) -> None:
     def rows(name: str, columns: str, line: str) -> Path:
         return put(tmp_path / name, f"unit_id,event,occurred_at{columns}\n{line}\n")
@@ -228,6 +232,7 @@ def test_a_folder_that_grows_adds_its_new_files_only(lake: Lake, tmp_path: Path)
         loaded(lake, folder / "empty.csv")
 
 
+@pytest.mark.slow
 def test_a_killed_run_completes_though_it_runs_later_and_beside_another_file(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +262,7 @@ def test_a_killed_run_completes_though_it_runs_later_and_beside_another_file(
     assert events_in(lake)[0]["known_at"] == "2024-01-03 00:00:00"
 
 
+@pytest.mark.slow
 def test_a_delta_table_adds_the_rows_of_its_new_versions(lake: Lake, spark: SparkSession, tmp_path: Path) -> None:
     row = "SELECT '{}' AS unit_id, 'login' AS event, timestamp'2024-01-02 00:00:00Z' AS occurred_at"
     lake.write("silver.visits", spark.sql(row.format("a")).drop("run_id"), "r0")
@@ -293,6 +299,7 @@ def test_assignments_and_profiles_are_there_once(lake: Lake, tmp_path: Path) -> 
         loaded(lake, other, table="bronze.profile_shop")
 
 
+@pytest.mark.slow
 def test_equal_lines_are_one_row_and_a_source_exported_whole_each_night_adds_what_is_new(
     lake: Lake, tmp_path: Path
 ) -> None:
@@ -313,6 +320,7 @@ def test_equal_lines_are_one_row_and_a_source_exported_whole_each_night_adds_wha
     assert lake.version("bronze.profile_shop") == version
 
 
+@pytest.mark.slow
 def test_a_commit_without_new_rows_at_the_source_makes_none_here(
     lake: Lake, spark: SparkSession, tmp_path: Path
 ) -> None:
@@ -326,6 +334,7 @@ def test_a_commit_without_new_rows_at_the_source_makes_none_here(
     assert (again.details["good"], again.tables, lake.version("bronze.event")) == (0, {}, version)
 
 
+@pytest.mark.slow
 def test_a_header_of_the_last_release_is_loaded_with_a_warning(lake: Lake, tmp_path: Path) -> None:
     lines: list[str] = []
     header = "unit_id,experiment,treatment,assigned_at,propensity\n"
@@ -340,6 +349,7 @@ def test_a_header_of_the_last_release_is_loaded_with_a_warning(lake: Lake, tmp_p
         loaded(lake, both, table="bronze.assignment")
 
 
+@pytest.mark.slow
 def test_a_new_column_comes_on_record_and_is_optional_from_then_on(
     lake: Lake, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +401,7 @@ def own_columns() -> list[str]:
     return loading.Load("bronze.event", "x", "csv").contract.columns.fieldNames()
 
 
+@pytest.mark.slow
 def test_a_profile_gets_an_attribute(lake: Lake, tmp_path: Path) -> None:
     first = put(tmp_path / "1.csv", "unit_id,observed_at,age\na,2024-01-01,31\n")
     second = put(tmp_path / "2.csv", "unit_id,observed_at,age,city\nb,2024-01-01,32,Rome\n")
@@ -422,6 +433,7 @@ def test_typed_columns_of_another_type_are_refused(lake: Lake, spark: SparkSessi
     assert lake.tables() == []
 
 
+@pytest.mark.slow
 def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) -> None:
     line = "{},order,,{},2024-01-02,\n".format
     first, other = tmp_path / "first.csv", tmp_path / "other.csv"
@@ -459,6 +471,7 @@ def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) ->
         loaded(lake, first, replaced=(source,))
 
 
+@pytest.mark.slow
 def test_profiles_that_came_too_late_end_features_with_the_remedy(lake: Lake, tmp_path: Path) -> None:
     units = [f"u{i}" for i in range(40)]
     config = Config(

@@ -14,7 +14,7 @@ from uplift_spark.forest.forest import average_effect
 from uplift_spark.jobs import features, train
 from uplift_spark.registry.models import Registry
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]  # runs whole jobs, tens of seconds each
 N = 6000
 
 

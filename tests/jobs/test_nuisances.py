@@ -17,6 +17,8 @@ from uplift_spark.jobs import nuisances, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 ROLES = RolesConf("bought", "none", ("age", "city"))
 
 

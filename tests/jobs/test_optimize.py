@@ -12,6 +12,8 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import optimize
 from uplift_spark.lake.tables import Digest, Lake, digest
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 CONF = Config(campaign="shop", source=Simulation(units=1000), roles=RolesConf("conversion", "none", ("age",)))
 
 

@@ -18,6 +18,8 @@ from uplift_spark.policy.allocation import Candidates, Constraint, Problem, allo
 from uplift_spark.policy.planning import candidates_of, decide, policy_inputs
 from uplift_spark.runtime import no_progress
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 N = 3_000
 ROLES = RolesConf(outcome="visit", control="none", features=("age", "city"), dose={"none": 0, "5%": 5, "10%": 10})
 BUDGET, CAPACITY = 150.0, 400

@@ -17,6 +17,8 @@ from uplift_spark.governance.erasure import Erasure
 from uplift_spark.jobs import erase, ingest, load
 from uplift_spark.lake.tables import Lake
 
+pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
+
 KEY = "a secret of the shop's own"
 CONF = Config(
     "shop", Simulation(units=1000), RolesConf("conversion", "none", ("age",)), pseudonyms=Pseudonyms("SHOP_KEY")

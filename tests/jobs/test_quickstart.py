@@ -50,6 +50,7 @@ def test_one_file_to_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "gold.policy_decisions" in printed.out and "assigned from" not in page  # nobody said when
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spark")
 def test_a_delta_table_by_its_folder(
     tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

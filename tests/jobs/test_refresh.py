@@ -20,7 +20,7 @@ from uplift_spark.jobs.refresh import due
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry, rebuild
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]  # runs whole jobs, tens of seconds each
 OLD, ALL = 1600, 2400
 
 

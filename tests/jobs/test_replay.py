@@ -64,6 +64,7 @@ def test_each_row_is_replayed_once_and_quarantine_stays(lake: Lake, tmp_path: Pa
     assert (lake.version("bronze.quarantine"), digest(kept, kept.columns)) == (0, before)
 
 
+@pytest.mark.slow
 def test_keys_that_are_there_already_stay_where_they_are(lake: Lake, tmp_path: Path) -> None:
     header = "unit_id,campaign,treatment,assigned_at,propensity\n"
     bad = "a,shop,,2024-01-01,\nb,shop,,2024-01-01,\n,shop,mail,2024-01-01,\n"
@@ -73,6 +74,7 @@ def test_keys_that_are_there_already_stay_where_they_are(lake: Lake, tmp_path: P
     assert result == {"replayed": 1, "still_broken": {"repeated": 1}, "already_replayed": 0}
 
 
+@pytest.mark.slow
 def test_rows_that_the_last_release_rejected_are_replayed(lake: Lake, tmp_path: Path) -> None:
     cells = {"unit_id": "a", "experiment": " ", "treatment": "mail", "assigned_at": "2024-01-01", "propensity": None}
     table, kind = "bronze.assignment", "source_table string, rule string, reason string, row string, source string"
@@ -89,6 +91,7 @@ def test_rows_that_the_last_release_rejected_are_replayed(lake: Lake, tmp_path: 
     assert {tuple(row) for row in rows} == {("a", "shop"), ("b", "shop")}
 
 
+@pytest.mark.slow
 def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> None:
     lines = "unit_id,event,occurred_at,seen\na,order,2024-01-02,tomorrow\n"
     loaded(lake, tmp_path / "events.csv", lines, known_at="seen")
@@ -109,6 +112,7 @@ def test_fields_that_are_no_columns_must_be_used(lake: Lake, tmp_path: Path) -> 
         replayed(lake, "value=1.5BD", "known_at=seen")
 
 
+@pytest.mark.slow
 def test_a_repair_that_fails_on_a_row_is_one_sentence_and_nothing_is_written(lake: Lake, tmp_path: Path) -> None:
     lines = 'unit_id,event,value,occurred_at\na,order,"1,5",2024-01-02\nb,order,x,2024-01-02\n'
     loaded(lake, tmp_path / "events.csv", lines)
@@ -126,6 +130,7 @@ def test_a_repair_that_fails_on_a_row_is_one_sentence_and_nothing_is_written(lak
     assert without == {"replayed": 1, "still_broken": {"value_readable": 1}, "already_replayed": 0}
 
 
+@pytest.mark.slow
 def test_digits_that_are_no_times_stay_in_quarantine(lake: Lake, tmp_path: Path) -> None:
     times = {
         "seconds": "1704187800", "millis": "1704187800000", "few": "12", "day": "20240102", "old": "02.01.1970 09:30",

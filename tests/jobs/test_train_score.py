@@ -107,6 +107,7 @@ def test_a_run_id_used_for_other_data_is_refused(campaign, trained, monkeypatch)
         train.run(Campaign(conf(campaign), campaign), run_id=trained.run_id)
 
 
+@pytest.mark.slow
 def test_a_run_is_rebuilt_to_the_byte_after_its_table_moved_on(spark, tmp_path):
     lake = Lake(spark, Lakehouse(path=str(tmp_path)))
     lake.write(TABLE, spark.createDataFrame(training_rows()), "features-1", mode="overwrite")
@@ -207,6 +208,7 @@ def test_features_unlike_the_models_are_refused_before_any_write(campaign, train
         score.run(Campaign(conf(campaign, version=trained.details["version"]), campaign))
 
 
+@pytest.mark.slow
 def test_a_new_training_set_makes_new_runs(campaign, trained, scored):
     """Last, because the training table moves on."""
     rows = training_rows(300)

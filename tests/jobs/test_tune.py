@@ -14,7 +14,7 @@ from uplift_spark.jobs import tune as tuning
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]  # runs whole jobs, tens of seconds each
 
 
 def clear(n=4000):

@@ -82,6 +82,7 @@ def test_a_rerun_adds_nothing_and_other_data_is_a_conflict(lake: Lake) -> None:
     assert (lake.version("bronze.demo"), lake.read("bronze.demo").count()) == (1, 9)
 
 
+@pytest.mark.slow
 def test_overwriting_keeps_the_version_of_each_run(lake: Lake) -> None:
     first, second = rows(lake.spark, 4), rows(lake.spark, 2).withColumn("more", F.lit("x"))
     lake.write("silver.demo", first, "r1", mode="overwrite", partition_by=["unit_id"])
@@ -224,6 +225,7 @@ def test_a_run_needs_a_name(lake: Lake) -> None:
         lake.write("gold.demo", rows(lake.spark, 1), "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("catalog", [None, "spark_catalog"])
 def test_delta_itself_refuses_to_change_raw_events(lake: Lake, catalog: str | None) -> None:
     # The session's own catalog keeps its tables where the last lakehouse is: a name of its own for each.
@@ -273,6 +275,7 @@ def test_the_log_read_here_is_the_one_that_spark_describes(lake: Lake, monkeypat
     assert elsewhere.tables() == lake.tables() == ["gold.demo"]
 
 
+@pytest.mark.slow
 def test_a_catalog_gives_three_level_names(spark: SparkSession) -> None:
     lake = Lake(spark, Lakehouse(catalog="spark_catalog"))
     assert lake.name("gold.on_catalog") == "`spark_catalog`.`gold`.`on_catalog`"

@@ -50,6 +50,7 @@ def stored(lake: Lake, table: str) -> list[str]:
     return lake.spark.read.format("delta").load(f"{lake.lakehouse.path}/{table.replace('.', '/')}").columns
 
 
+@pytest.mark.slow
 def test_rows_are_read_appended_and_compared_by_todays_names(lake: Lake) -> None:
     table = "bronze.assignment"
     made_by_last_release(lake, table, assigned(lake, "a", "b").withColumn("ingested_at", F.current_timestamp()), "r1")
@@ -70,6 +71,7 @@ def test_rows_are_read_appended_and_compared_by_todays_names(lake: Lake) -> None
     assert lake.read(table).count() == 3
 
 
+@pytest.mark.slow
 def test_units_are_erased_from_an_old_table_and_it_is_purged(lake: Lake) -> None:
     table = "bronze.assignment"
     made_by_last_release(lake, table, assigned(lake, "a", "b").withColumn("ingested_at", F.current_timestamp()), "r1")
@@ -79,6 +81,7 @@ def test_units_are_erased_from_an_old_table_and_it_is_purged(lake: Lake) -> None
     assert lake.write(table, assigned(lake, "c"), "r2").rows == 1
 
 
+@pytest.mark.slow
 def test_a_stream_goes_into_an_old_table(lake: Lake, tmp_path: Path) -> None:
     table = "bronze.assignment"
     made_by_last_release(lake, table, assigned(lake, "a").withColumn("ingested_at", F.current_timestamp()), "r1")
@@ -96,6 +99,7 @@ def test_texts_of_the_last_release_are_read_as_todays(lake: Lake) -> None:
     assert (read["rule"], read["reason"]) == ("campaign_present", "campaign is missing; unit_id is missing")
 
 
+@pytest.mark.slow
 def test_overwriting_an_old_table_gives_it_todays_names(lake: Lake) -> None:
     table = "silver.adjusted_shop"
     made_by_last_release(lake, table, adjusted(lake, "set aside").drop("odds"), "r1")
@@ -108,6 +112,7 @@ def test_overwriting_an_old_table_gives_it_todays_names(lake: Lake) -> None:
     assert lake.read(table).columns == stored(lake, table) and lake.read(table).collect()[0]["odds"] == 7.0
 
 
+@pytest.mark.slow
 def test_a_table_on_a_catalog_keeps_its_names(lake: Lake) -> None:
     catalog, table = Lake(lake.spark, Lakehouse(catalog="spark_catalog")), "silver.adjusted_of_last_release"
     lake.spark.sql(f"DROP TABLE IF EXISTS {catalog.name(table)}")

@@ -218,6 +218,7 @@ def test_without_cross_fitting_errors_are_too_small():
     assert np.mean(errors) < 0.75 * np.std(estimates, ddof=1)
 
 
+@pytest.mark.slow
 def test_clusters_taken_for_strangers_are_too_sure():
     spec = NuisanceSpec(("0", "1"), outcome=lines, propensity=lines)
     draw, truth = partial(smooth, 1600, size=8), {"ate": truths(2)["ate"]}

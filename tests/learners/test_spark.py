@@ -17,7 +17,13 @@ def sparked(spark, frame, parts):
     return spark.createDataFrame(frame.astype({"x0": object}).where(frame.notna(), None)).repartition(parts)
 
 
-@pytest.mark.parametrize("learner", [MetaLearner("dr_learner", 2, 400, 2), CausalForest(n_trees=8, per_level=True)])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        MetaLearner("dr_learner", 2, 400, 2),
+        pytest.param(CausalForest(n_trees=8, per_level=True), marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_as_in_one_process(spark, learner):
     frame, new = rows(), rows(60, 1)
     here = learner.fit(frame, ROLES).effect(new)
@@ -30,6 +36,7 @@ def test_the_same_as_in_one_process(spark, learner):
         )
 
 
+@pytest.mark.slow
 def test_complier_effects_are_those_of_one_process(spark):
     frame, learner = trial(1500), InstrumentalForest(n_trees=8)
     here = learner.fit(frame, roles(), "w")

@@ -63,6 +63,7 @@ def arrays(table):
     return [np.array(table[name].tolist()) for name in ("outcome_mean", "propensities")]
 
 
+@pytest.mark.slow
 def test_the_same_for_any_partitioning(units, scored):
     one = scored.toPandas().sort_values("unit_id", ignore_index=True)
     shuffled = units.repartition(5)
@@ -87,6 +88,7 @@ def test_scores_are_doubly_robust_and_units_without_overlap_are_trimmed(scored):
     assert set(rows.split[~trimmed]) == {"train", "holdout"}
 
 
+@pytest.mark.slow
 def test_logged_propensities_count_where_they_are_trusted(units):
     logged = units.withColumn("propensity", F.lit(0.25))
     assert with_scores(logged, folds_of(logged, logged=True)).where("propensity != 0.25").isEmpty()
@@ -130,6 +132,7 @@ def test_averages_overlap_and_balance(scored):
     assert row.variance_ratio == pytest.approx(ratio, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_checks_find_nothing_where_nothing_is_and_bounds_are_those_of_the_rows(scored, units):
     kept = scored.where(F.col("split") != TRIMMED)
     rows = kept.toPandas()

@@ -46,7 +46,7 @@ def coverage(replications, spec, known, n=1000):
     return bias, covered
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_average_is_that_of_those_outside(known):
     bias, covered = coverage(60, QUICK, known)
     assert (np.abs(bias) < 0.06).all() and (covered >= 0.85).all()

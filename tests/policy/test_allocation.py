@@ -114,6 +114,7 @@ def compare(seed, count):
     return impossible
 
 
+@pytest.mark.slow
 def test_plans_equal_the_solver_within_the_gap():
     assert compare(1, 80) < 20
 
@@ -123,6 +124,7 @@ def test_a_thousand_plans_equal_the_solver_within_the_gap():
     assert compare(2, 1000) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [False, True])
 def test_many_units_leave_a_small_gap_in_few_scans(alike):
     rng = np.random.default_rng(3)

@@ -23,7 +23,8 @@ class Serving:
     redis        URL of a Redis that keeps the units in place of a file, such as redis://127.0.0.1:6379/0
     enabled      False: every decision is the control
     holdout      share of the units that get the control from the service, by hash, to read its effect off later
-    exploration  share of the decisions that are random, each level as likely as the others; the rest follow the policy
+    exploration  share of the other units, by hash, whose level is random, each as likely as the others; the rest follow
+                 the policy
     ttl_minutes  age of a unit's features from which an answer says that they are stale
     decision_minutes  time for which a decision holds
     keys         file of hashed API keys, made by `uplift serve --new-key`; without it only loopback is served

@@ -34,7 +34,10 @@ def model():
 def rows() -> pd.DataFrame:
     frame = ordered_frame(800, seed=1)[:N].rename(columns={"unit": "unit_id", "arm": "treatment"})
     return frame[["unit_id", "treatment", *FEATURES]].assign(
-        propensity=0.3, split="train", assigned_at=pd.Timestamp("2025-01-06 12:00:00.000001")
+        member=frame["member"].astype(float),
+        propensity=0.3,
+        split="train",
+        assigned_at=pd.Timestamp("2025-01-06 12:00:00.000001"),
     )
 
 
@@ -170,7 +173,7 @@ def test_without_scores_or_needed_consent_nothing_is_published(house, spark, tmp
     empty.__dict__["registry"] = campaign.registry
     with pytest.raises(DataError, match="run `uplift score`"):
         publish.run(empty)
-    scores = lake.read("gold.uplift_scores", 0).drop("run_id")
+    scores = lake.read("gold.uplift_scores").drop("run_id")
     other.write("gold.uplift_scores", scores, "score-1")
     with pytest.raises(DataError, match=r"table bronze\.consent does not exist, and consent\.required is true"):
         publish.run(empty)

@@ -191,6 +191,58 @@ def spark_type(kind: pa.DataType) -> T.DataType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Few rows: `lake.session.planned_for_few_rows` notes in a session that rows are few. They are then collected once, and
+# the workers' functions run in this process: starting Python workers would take longer than their work. As the
+# functions take any partition of rows, what they make is the same to the last bit.
+
+FEW_ROWS = "uplift.few_rows"
+"""Setting of a session: "true" while rows are few."""
+
+Worker = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+
+def few_rows(session: SparkSession) -> bool:
+    """Say whether rows are few; never where the session runs elsewhere, which costs no call."""
+    return on_this_machine(session) and session.conf.get(FEW_ROWS, "false") == "true"
+
+
+def held(frame: DataFrame) -> DataFrame | pa.Table:
+    """Collect the rows if they are few, for several passes over them; else give the frame as it is."""
+    return frame.toArrow() if few_rows(frame.sparkSession) else frame
+
+
+def mapped(rows: DataFrame | pa.Table, worker: Worker, schema: str | T.StructType) -> pa.Table:
+    """Collect what a worker makes of rows: `frame.mapInArrow(worker, schema).toArrow()`, or the same in this process.
+
+    Args:
+        rows: a frame, or what `held` collected.
+        worker: from the batches of a partition to batches.
+        schema: columns of what the worker makes; where the rows are a table, its batches have them.
+
+    Returns:
+        The worker's rows, of all partitions.
+    """
+    held_rows = rows if isinstance(rows, pa.Table) else held(rows)
+    if not isinstance(held_rows, pa.Table):
+        return held_rows.mapInArrow(worker, schema).toArrow()
+    batches = list(worker(iter(held_rows.combine_chunks().to_batches())))
+    if batches:
+        return pa.Table.from_batches(batches)
+    return pa.schema([]).empty_table() if isinstance(rows, pa.Table) else rows.mapInArrow(worker, schema).toArrow()
+
+
+def mapped_frame(frame: DataFrame, worker: Worker, schema: str | T.StructType) -> DataFrame:
+    """Make a frame of what a worker makes of a frame's rows: `frame.mapInArrow(worker, schema)`, or at once the same in
+    this process."""
+    lazy = frame.mapInArrow(worker, schema)
+    if not few_rows(frame.sparkSession):
+        return lazy
+    rows = mapped(frame, worker, schema)
+    wanted = pa.schema([(field.name, arrow_type(field.dataType)) for field in lazy.schema])
+    return local_frame(frame.sparkSession, rows.select(wanted.names).cast(wanted))
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Groups of rows as Arrow tables, which 3.5 does not have: there, rows of a group are brought together and sorted, and a
 # map over the partition cuts them at the keys.
 

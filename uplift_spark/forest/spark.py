@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,11 +69,11 @@ from uplift_spark.forest.refresh import (
     unfit,
 )
 from uplift_spark.forest.shapley import explain_batches
-from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_statuses
+from uplift_spark.forest.training import Params, fit_table, grow_bucket, make_plan, merge_statuses
 from uplift_spark.forest.trees import Structure, Tree, assemble
 from uplift_spark.roles import LEFT, TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import arrow_kinds, map_groups
+from uplift_spark.spark_versions import arrow_kinds, few_rows, map_groups, mapped, mapped_frame
 from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -157,6 +158,8 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
     if roles.scores:
         return with_roles(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, progress), roles)
+    if few_rows(frame.sparkSession):
+        return fit_table(checked(frame, roles).toArrow(), roles, params, progress)
     with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
@@ -245,17 +248,17 @@ def _estimate(
     return finished(plan, structure, sums, facts, baselines, bins)
 
 
-def summary_of(rows: DataFrame, roles: Roles) -> Summary:
+def summary_of(rows: DataFrame | pa.Table, roles: Roles) -> Summary:
     """Counts and bounds of all rows, one map-only pass."""
-    parts = rows.mapInArrow(partial(summarise_batches, roles), "summary string").toArrow()
+    parts = mapped(rows, partial(summarise_batches, roles), "summary string")
     summaries = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
     return sum(summaries, Summary())
 
 
-def planning_sample(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
+def planning_sample(rows: DataFrame | pa.Table, roles: Roles, seed: int, total: int) -> pa.Table:
     """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
     limit = sample_limit(total, len(roles.features))
-    return rows.mapInArrow(partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
+    return mapped(rows, partial(sample_batches, roles.unit, seed, limit), rows.schema)
 
 
 def binned_frame(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
@@ -411,7 +414,8 @@ def score(frame: DataFrame, model: Model) -> DataFrame:
     """
     model = model.of(model.roles.outcome)  # no sums of further outcomes travel to the workers
     needed = _needed(frame, model)
-    return needed.mapInArrow(partial(score_batches, model), _schema(frame, model.roles.unit))
+    threads = (os.cpu_count() or 1) if few_rows(frame.sparkSession) else 1
+    return mapped_frame(needed, partial(score_batches, model, threads=threads), _schema(frame, model.roles.unit))
 
 
 def explain(frame: DataFrame, forest: Forest) -> DataFrame:
@@ -442,10 +446,10 @@ def _schema(frame: DataFrame, unit: str) -> StructType:
     return StructType([*head, *doubles, StructField("low_support", BooleanType())])
 
 
-def score_batches(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def score_batches(model: Model, batches: Iterator[pa.RecordBatch], threads: int = 1) -> Iterator[pa.RecordBatch]:
     """Worker: effects of one partition's rows."""
     for batch in batches:
-        yield from effect_table(model, batch).to_batches()
+        yield from effect_table(model, batch, threads).to_batches()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> 
     plan, report = of_job.get("policy"), of_job["report"].details
     place = lakehouse.catalog or Path(lakehouse.path).resolve()
     lines = [f"Tables: {len(campaign.lake.tables())} in {place}, listed by `{program()} tables{where}`"]
-    for query in campaign.queries_to_try(of_job["lift"].run_id, plan and plan.run_id):
+    for query in campaign.queries_to_try(of_job["lift"].run_id, plan.run_id if plan else None):
         lines += ["", f'{program()} sql{where} "{query}"']
     lines += ["", str(plan.details["summary"])] if plan else []
     lines += ["", "The decision", str(report["summary"]), "", f"Report: {report['latest']}"]

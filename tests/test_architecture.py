@@ -84,7 +84,7 @@ KEEPER = ("uplift_spark.forest.spark", "kept")  # goes on without where a cluste
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 TABLE_ACCESS = {"read", "write", "readStream", "writeStream"}
 TABLE_CALLS = {"table", "sql", "saveAsTable", "insertInto", "writeTo", "forPath", "forName", "toTable", "createTable"}
-WORKER_CALLS = {"mapInArrow", "mapInPandas", "applyInArrow", "applyInPandas", "map_batches"}
+WORKER_CALLS = {"mapInArrow", "mapInPandas", "applyInArrow", "applyInPandas", "map_batches", "mapped", "mapped_frame"}
 
 # Rows are drawn by the hash of their unit (`stats.sampling`), so that a rerun on other partitions draws the same ones.
 DRAWING_BY_PARTITION = {"rand", "randn", "sample", "sampleBy", "randomSplit", "monotonically_increasing_id"}
@@ -276,7 +276,7 @@ def closures_as_workers(module: Module) -> list[str]:
         f"{module.name}:{node.lineno} gives {_called(node)} a closure: use a module-level function and partial"
         for node in module.nodes
         if isinstance(node, ast.Call) and _called(node) in WORKER_CALLS and node.args
-        if any(_is_closure(part, nested) for worker in node.args[:2] for part in ast.walk(worker))
+        if any(_is_closure(part, nested) for argument in node.args[:2] for part in ast.walk(argument))
     ]
 
 

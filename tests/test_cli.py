@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -71,8 +71,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     @contextmanager
-    def no_lake(lakehouse: Lakehouse) -> Iterator[Any]:
-        yield SimpleNamespace(lakehouse=lakehouse)
+    def no_lake(lakehouse: Lakehouse, meanwhile: Any = None) -> Iterator[Any]:
+        yield SimpleNamespace(lakehouse=lakehouse, planned=lambda coming=0.0: nullcontext(False))
 
     monkeypatch.setattr(console, "open_lake", no_lake)
     return recorded

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -82,12 +84,23 @@ PINNED = {
 }  # fmt: skip
 
 
+# Of a configuration that has changed since.
+AS_IT_WAS = {"demo": ("source.max_lift=0.03", "economics.cost={5%: 0.1, 10%: 0.2}", "policy.budget=1000")}
+
+
 @pytest.mark.parametrize("campaign", PINNED)
 def test_ids_are_those_of_earlier_versions(campaign: str) -> None:
     """Another id would write the rows of every lakehouse a second time."""
-    config = load_config(Path(__file__).resolve().parents[1] / "conf" / f"{campaign}.yaml")
+    conf = Path(__file__).resolve().parents[1] / "conf" / f"{campaign}.yaml"
+    config = load_config(conf, AS_IT_WAS.get(campaign, ()))
     ids = {job: derive_run_id(job, config, data={"t": 3}) for job in PINNED[campaign]}
     assert ids == {job: f"{job}-{digits}" for job, digits in PINNED[campaign].items()}
+
+
+def test_a_key_that_came_later_makes_no_new_run_until_it_is_used() -> None:
+    later = replace(CONFIG, source=Simulation(max_lift=0.05))
+    usual = replace(CONFIG, source=Simulation(max_lift=0.03))
+    assert derive_run_id("ingest", usual) == derive_run_id("ingest", CONFIG) != derive_run_id("ingest", later)
 
 
 def test_inputs_and_job_are_part_of_the_id() -> None:
@@ -181,3 +194,32 @@ def test_queries_to_try_can_stand_in_double_quotes() -> None:
     assert len(queries) == 3
     assert not [q for q in queries if set(q) & set('"$`\\!\n')]
     assert [q for q in queries if "lift-abc" in q] == queries[:2]
+    plan, *others = Campaign(CONFIG).queries_to_try("lift-abc", "policy-abc")
+    assert others == queries and "policy-abc" in plan and not set(plan) & set('"$`\\!\n')
+
+
+def test_a_store_begins_as_a_copy_of_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "state_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+    runs.begin_store(first)
+    assert not first.exists()  # none is kept
+    with closing(sqlite3.connect(first)) as store:
+        store.execute("CREATE TABLE experiments (name, artifact_location, creation_time, last_update_time)")
+        store.executescript("CREATE TABLE runs (x); CREATE TABLE registered_models (x)")
+        store.execute("INSERT INTO experiments VALUES ('Default', '/elsewhere/mlruns/0', 1, 1)")
+        store.execute("INSERT INTO runs VALUES (1)")
+        store.commit()
+        runs.keep_empty_store(first)
+        runs.begin_store(second)
+        assert not second.exists()  # a store with a run is not kept
+        store.execute("DELETE FROM runs")
+        store.commit()
+    runs.keep_empty_store(first)
+    runs.begin_store(second)
+    with closing(sqlite3.connect(second)) as store:
+        ((name, place, created, _),) = store.execute("SELECT * FROM experiments").fetchall()
+    assert (name, place) == ("Default", str(tmp_path / "mlruns" / "0")) and created > 1
+    second.write_bytes(b"somebody's")
+    runs.begin_store(second)
+    assert second.read_bytes() == b"somebody's" and not list(tmp_path.glob("*.part"))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_type
 
 from uplift_spark.forest.spark import kept
+from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.spark_versions import (
     arrow_type,
     batches_to_bytes,
     bytes_to_batches,
     cut_groups,
     delta_artefact,
+    few_rows,
+    held,
     local_frame,
+    mapped,
+    mapped_frame,
     spark_type,
     try_settings,
 )
@@ -205,3 +213,43 @@ def test_where_nothing_can_be_kept_every_pass_reads_anew() -> None:
     rows = Refusing()
     with kept(rows) as same:  # type: ignore[arg-type]
         assert same is rows
+
+
+def doubled(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Lists of each row's number and twice it."""
+    for batch in batches:
+        pairs = [[float(one), 2.0 * one] for one in batch.column("id").to_pylist()]
+        yield pa.record_batch({"id": batch.column("id"), "pair": pa.array(pairs, pa.list_(pa.float64()))})
+
+
+def where_it_runs(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The process that does the work, a row for each partition."""
+    rows = sum(map(len, batches))
+    yield pa.record_batch({"process": [os.getpid()], "rows": [rows]})
+
+
+def test_few_rows_are_mapped_here_and_many_by_spark(spark: SparkSession) -> None:
+    frame, columns = spark.range(0, 10, 1, 2), "id bigint, pair array<double>"
+    assert not few_rows(spark) and held(frame) is frame
+    many = mapped(frame, where_it_runs, "process bigint, rows bigint").to_pylist()
+    assert sum(one["rows"] for one in many) == 10 and os.getpid() not in {one["process"] for one in many}
+    spread = mapped_frame(frame, doubled, columns)
+    with planned_for_few_rows(spark):
+        assert few_rows(spark) and held(frame).num_rows == 10
+        for rows in (frame, held(frame)):
+            assert mapped(rows, where_it_runs, "").to_pylist() == [{"process": os.getpid(), "rows": 10}]
+        here = mapped_frame(frame, doubled, columns)
+        assert here.schema == spread.schema
+        none = mapped_frame(frame.where("id < 0"), doubled, columns)
+        assert none.schema == spread.schema and none.count() == 0
+        assert mapped(frame.where("id < 0"), where_it_runs, "").to_pylist() == [{"process": os.getpid(), "rows": 0}]
+    assert not few_rows(spark)
+    assert sorted(here.collect()) == sorted(spread.collect())
+
+
+def test_a_session_elsewhere_is_never_asked_whether_rows_are_few() -> None:
+    class Session:
+        """A session of Connect to any server."""
+
+    Session.__module__ = "pyspark.sql.connect.session"
+    assert not few_rows(Session())  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -50,6 +51,8 @@ from uplift_spark.source_conf import LONG_AGO, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_SIMULATED_BYTES = 100  # of raw events per unit
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,16 @@ class Campaign:
         if unknown := [verb for verb in verbs if verb not in jobs]:
             raise ConfigError(f"the line has no job {unknown[0]!r}: {hint(unknown[0], jobs)}")
         for verb in verbs or whole_line(self.config):
-            jobs[verb](self, partial(_with_verb, progress, verb))
+            with self.planned(verb):
+                jobs[verb](self, partial(_with_verb, progress, verb))
         return self
+
+    def planned(self, verb: str) -> AbstractContextManager[bool]:
+        """Within the body Spark plans for the size of the campaign's data, see `Lake.planned`; `verb` is what runs."""
+        if verb != "ingest":
+            return self.lake.planned()
+        source = self.config.source
+        return self.lake.planned(source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
 
     @property
     def name(self) -> str:
@@ -505,12 +516,16 @@ class Campaign:
             f"{table} has no run of campaign {self.name}{by} in its history: run `uplift {job}` with its conf"
         )
 
-    def queries_to_try(self, lift_run: str) -> list[str]:
-        """Three questions of an analyst to the tables of a lift run; each stands between double quotes in a shell."""
+    def queries_to_try(self, lift_run: str, plan_run: str | None = None) -> list[str]:
+        """Questions of an analyst to the tables of a lift run and of a plan; each stands between double quotes in a
+        shell."""
         of_run = f"run_id = '{lift_run}' AND outcome = '{self.config.roles.outcome}'"
         falls = self.config.roles.direction == "decrease"
         helps, order = ("uplift_upper < 0", "") if falls else ("uplift_lower > 0", " DESC")
+        chosen = f"run_id = '{plan_run}' AND treatment <> '{self.config.roles.control}'"
+        plan = "SELECT unit_id, treatment, gain, cost FROM gold.policy_decisions WHERE"
         return [
+            *([f"{plan} {chosen} ORDER BY gain DESC LIMIT 10"] if plan_run else []),
             "SELECT treatment, bucket AS decile, n, uplift, uplift_lower, uplift_upper, roi FROM gold.lift_table "
             f"WHERE {of_run} AND cut = 'decile' ORDER BY treatment, int(bucket)",
             "SELECT treatment, cut, bucket, n, uplift, uplift_lower, uplift_upper FROM gold.lift_table "

@@ -1,4 +1,4 @@
-"""The command line: the verbs in jobs/, `demo` for six of them, `sql` and `tables` to read what they wrote.
+"""The command line: the verbs in jobs/, `demo` for a whole campaign, `sql` and `tables` to read what they wrote.
 
 A job is imported when it is called: `uplift --help` reads the first line of each file and answers at once.
 """
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,6 @@ from uplift_spark.console import (
     csv_text,
     err,
     out,
-    print_details,
     print_tables,
     program,
     rows_table,
@@ -90,8 +89,8 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run a campaign from ingest to its report; print results."""
-    jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
+    """Run a campaign from ingest to its report; print whom to treat."""
+    jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, set_))}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
 
@@ -152,7 +151,7 @@ def quickstart(
         err().print(f"wrote {conf}")
         if conf_only:
             return
-        jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in whole_line(console.read_config(conf, None))}
+        jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, None))}
         jobs["ingest"] = partial(jobs["ingest"], replace=True)
         console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
 
@@ -213,19 +212,24 @@ def _common(version: Annotated[bool, typer.Option("--version", callback=_version
     """From raw campaign events in a Delta lakehouse to scored users and lift tables."""
 
 
-def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
-    """What to do, where the report and every table are, and what to ask next."""
-    from uplift_spark.campaign import table_sizes
+def _run_verb(verb: str, *arguments: Any, **options: Any) -> JobResult:
+    """A job, imported when its turn comes: Spark starts meanwhile."""
+    result: JobResult = import_module(f"{PACKAGE}.{verb}").run(*arguments, **options)
+    return result
 
-    lakehouse = campaign.config.lakehouse
-    lift_run = next(result.run_id for result in reversed(results) if result.job == "lift")
-    out().print(f"\nTables in {lakehouse.catalog or Path(lakehouse.path).resolve()}", soft_wrap=True)
-    print_tables(table_sizes(campaign.lake), "rows")
-    out().print("\nThree queries to try")
-    for query in campaign.queries_to_try(lift_run):
-        out().print(f'{program()} sql{where} "{query}"', soft_wrap=True)
-    out().print("\nThe decision")
-    print_details(results[-1].details)
+
+def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
+    """Where to look further, whom to treat within the budget, what to do and why, and where the report is."""
+    lakehouse, of_job = campaign.config.lakehouse, {result.job: result for result in results}
+    plan, report = of_job.get("policy"), of_job["report"].details
+    place = lakehouse.catalog or Path(lakehouse.path).resolve()
+    lines = [f"Tables: {len(campaign.lake.tables())} in {place}, listed by `{program()} tables{where}`"]
+    for query in campaign.queries_to_try(of_job["lift"].run_id, plan.run_id if plan else None):
+        lines += ["", f'{program()} sql{where} "{query}"']
+    lines += ["", str(plan.details["summary"])] if plan else []
+    lines += ["", "The decision", str(report["summary"]), "", f"Report: {report['latest']}"]
+    for line in lines:
+        out().print(line, soft_wrap=True)
 
 
 def _lakehouse(conf: Path | None, overrides: Sequence[str] | None) -> Lakehouse:

@@ -14,6 +14,7 @@ RUNS     {job: dotted keys that the identity of its runs depends on}. What is do
          another forest does not ingest the events a second time; where tables are kept is no part of any run.
 RENAMED  {old key: new key}: an old key is read for one version, with a warning
 NO_IDENTITY  keys that are no part of the section where it identifies a run: jobs that depend on one name it in `RUNS`
+LATER    keys that came after a release: at their default they are no part of it either, so that runs keep their ids
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -113,15 +114,16 @@ def run_jobs(
 
     for verb in jobs:
         check_permitted(config, verb)
-    from uplift_spark.campaign import Campaign
-
     reporter = Progress(err())
     reporter.report("starting Spark")
-    with open_lake(config.lakehouse) as lake:
+    with open_lake(config.lakehouse, import_libraries) as lake:
+        from uplift_spark.campaign import Campaign
+
         campaign, results = Campaign(config, lake), []
         for verb, run in jobs.items():
             progress = reporter.within(verb)
-            results.append(run(campaign, progress, run_id))
+            with campaign.planned(verb):
+                results.append(run(campaign, progress, run_id))
             for line in written_lines(results[-1]):
                 progress(line)
         after(campaign, results) if after else print_result(results[-1])
@@ -142,8 +144,9 @@ def read_config(conf: Path, overrides: Sequence[str] | None) -> Config:
 
 
 @contextmanager
-def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
-    """The lakehouse in a session that is stopped at the end if this command started it."""
+def open_lake(lakehouse: Lakehouse, meanwhile: Callable[[], None] | None = None) -> Iterator[Lake]:
+    """The lakehouse in a session that is stopped at the end if this command started it; `meanwhile` runs in a thread
+    while it starts."""
     from pyspark.sql import SparkSession
 
     from uplift_spark.lake.session import spark_session
@@ -151,6 +154,8 @@ def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
     from uplift_spark.spark_versions import quiet_queries
 
     quiet_queries()
+    if meanwhile is not None:
+        Thread(target=meanwhile, daemon=True).start()
     provided = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
     spark = spark_session(lakehouse)
     try:
@@ -158,6 +163,19 @@ def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
     finally:
         if not provided:
             spark.stop()
+
+
+def import_libraries() -> None:
+    """Import what takes jobs seconds to import; none of it knows Spark, which another thread imports."""
+    from uplift_spark.runtime import keep_kernels
+
+    keep_kernels()
+    with suppress(ImportError):  # the job that needs it says so
+        import mlflow  # noqa: F401
+        import numba  # noqa: F401
+        import pandas  # noqa: F401
+        import scipy.stats  # noqa: F401
+        import sklearn.ensemble  # noqa: F401
 
 
 # --------------------------------------------------------------------------------------------------------------------

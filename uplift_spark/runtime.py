@@ -1,4 +1,5 @@
-"""Where this runs and what a run is: state folder, kernel cache, code version, run id, result, files of settings."""
+"""Where this runs and what a run is: state folder with kernels and an empty store, code version, run id, result,
+files of settings."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ import json
 import math
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import date, datetime
+from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -48,6 +54,56 @@ def keep_kernels() -> str:
     folder = Path(os.environ["NUMBA_CACHE_DIR"])
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# An empty MLflow store, to begin new ones with: MLflow makes one by all its migrations, which takes seconds.
+
+
+def _empty_store() -> Path | None:
+    """Where it is kept, one for each version of MLflow; None without MLflow."""
+    try:
+        return state_folder() / f"mlflow-{metadata.version('mlflow-skinny')}.db"
+    except ImportError:
+        return None
+
+
+def begin_store(file: Path) -> None:
+    """Put an empty MLflow store where there is none, if one is kept; else MLflow makes it."""
+    empty = _empty_store()
+    if file.exists() or empty is None or not empty.exists():
+        return
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(empty, part)
+        with closing(sqlite3.connect(part)) as store:
+            now = int(time.time() * 1000)  # MLflow's own experiment is as if MLflow had made it here
+            statement = "UPDATE experiments SET artifact_location = ?, creation_time = ?, last_update_time = ?"
+            store.execute(statement, (str(Path("mlruns", "0").absolute()), now, now))
+            store.commit()
+        os.link(part, file)  # fails where another process was faster
+    except (OSError, sqlite3.Error):
+        return
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep_empty_store(file: Path) -> None:
+    """Keep a copy of an MLflow store for `begin_store`, if it is empty and none is kept."""
+    empty = _empty_store()
+    if empty is None or empty.exists():
+        return
+    part = empty.with_suffix(f".{os.getpid()}.part")
+    rows = " + ".join(f"(SELECT count(*) FROM {table})" for table in ("experiments", "runs", "registered_models"))
+    try:
+        with closing(sqlite3.connect(file)) as store, closing(sqlite3.connect(part)) as copy:
+            if store.execute(f"SELECT {rows}").fetchone()[0] == 1:  # MLflow's own experiment
+                store.backup(copy)
+                os.replace(part, empty)
+    except (OSError, sqlite3.Error):
+        return
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -195,7 +251,10 @@ def plain_values(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # A key that was renamed counts under its first name, so that a new name makes no new run.
         first = {new: old for old, new in getattr(value, "RENAMED", {}).items()}
-        apart = getattr(value, "NO_IDENTITY", ())
+        # A key that came later counts once it is used: runs of before keep their ids.
+        later = getattr(value, "LATER", ())
+        unused = (f.name for f in fields(value) if f.name in later and getattr(value, f.name) == f.default)
+        apart = (*getattr(value, "NO_IDENTITY", ()), *unused)
         return {
             first.get(f.name, f.name): plain_values(getattr(value, f.name))
             for f in fields(value)

@@ -29,12 +29,15 @@ class Lakehouse:
     reports      folder of pictures and reports; by default `reports` in a folder's lakehouse, of a catalog
                  `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
                  folder on a volume there
+    few_mb       a session on this machine interprets its queries while the raw events hold at most so many megabytes,
+                 because compiling them would take longer; 0 never. Results are the same to the last bit
     """
 
     path: str = "lakehouse"
     catalog: str | None = None
     checkpoints: str | None = None
     reports: str | None = None
+    few_mb: Annotated[float, Field(ge=0)] = 24.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -65,15 +68,18 @@ class Simulation:
     arms         levels, the control among them
     confounding  0: a trial; towards 1 likely buyers are given more and more
     noise        how much outcomes vary for no reason, 1 as in the benchmarks
+    max_lift     the largest effect on the buying rate, 0.03 by default; the rate without treatment is 5 %
     assigned_at  when the treatment was assigned (UTC)
     """
 
+    LATER: ClassVar = ("max_lift",)
     kind: Literal["simulation"] = "simulation"
     units: Annotated[int, Field(ge=1)] = 200_000
     design: Literal["binary", "ordered", "unordered"] = "ordered"
     arms: Annotated[int, Field(ge=2, le=20)] = 3
     confounding: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise: Annotated[float, Field(ge=0)] = 1.0
+    max_lift: Annotated[float, Field(ge=0, le=0.1)] = 0.03
     assigned_at: datetime = datetime(2025, 1, 6)
 
 

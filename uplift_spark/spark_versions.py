@@ -191,11 +191,10 @@ def spark_type(kind: pa.DataType) -> T.DataType:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Groups of rows as Arrow tables, which 3.5 does not have: there, rows of a group are brought together and sorted, and a
-# map over the partition cuts them at the keys.
+# Workers on frames whose columns have any name.
 
 Batches = Iterator[pa.RecordBatch]
-GroupWorker = Callable[..., pa.Table]
+Worker = Callable[[Batches], Batches]
 
 
 def quoted(column: str) -> str:
@@ -203,7 +202,7 @@ def quoted(column: str) -> str:
     return "`" + column.replace("`", "``") + "`"
 
 
-def map_batches(frame: DataFrame, worker: Callable[[Batches], Batches], schema: str | T.StructType) -> DataFrame:
+def map_batches(frame: DataFrame, worker: Worker, schema: str | T.StructType) -> DataFrame:
     """`frame.mapInArrow` for columns of any name: Spark looks for the part `b` of a column named `a.b`.
 
     The worker sees the frame's own names.
@@ -215,9 +214,66 @@ def map_batches(frame: DataFrame, worker: Callable[[Batches], Batches], schema: 
     return renamed.mapInArrow(partial(with_names, names, worker), schema)
 
 
-def with_names(names: Sequence[str], worker: Callable[[Batches], Batches], batches: Batches) -> Batches:
+def with_names(names: Sequence[str], worker: Worker, batches: Batches) -> Batches:
     """Worker: another one on columns under these names."""
     return worker(batch.rename_columns(list(names)) for batch in batches)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Few rows: `lake.session.planned_for_few_rows` notes in a session that rows are few. They are then collected once, and
+# the workers' functions run in this process: starting Python workers would take longer than their work. As the
+# functions take any partition of rows, what they make is the same to the last bit.
+
+FEW_ROWS = "uplift.few_rows"
+"""Setting of a session: "true" while rows are few."""
+
+
+def few_rows(session: SparkSession) -> bool:
+    """Say whether rows are few; never where the session runs elsewhere, which costs no call."""
+    return on_this_machine(session) and session.conf.get(FEW_ROWS, "false") == "true"
+
+
+def held(frame: DataFrame) -> DataFrame | pa.Table:
+    """Collect the rows if they are few, for several passes over them; else give the frame as it is."""
+    return frame.toArrow() if few_rows(frame.sparkSession) else frame
+
+
+def mapped(rows: DataFrame | pa.Table, worker: Worker, schema: str | T.StructType) -> pa.Table:
+    """Collect what a worker makes of rows: `frame.mapInArrow(worker, schema).toArrow()`, or the same in this process.
+
+    Args:
+        rows: a frame, or what `held` collected.
+        worker: from the batches of a partition to batches.
+        schema: columns of what the worker makes; where the rows are a table, its batches have them.
+
+    Returns:
+        The worker's rows, of all partitions.
+    """
+    held_rows = rows if isinstance(rows, pa.Table) else held(rows)
+    if not isinstance(held_rows, pa.Table):
+        return map_batches(held_rows, worker, schema).toArrow()
+    batches = list(worker(iter(held_rows.combine_chunks().to_batches())))
+    if batches:
+        return pa.Table.from_batches(batches)
+    return pa.schema([]).empty_table() if isinstance(rows, pa.Table) else map_batches(rows, worker, schema).toArrow()
+
+
+def mapped_frame(frame: DataFrame, worker: Worker, schema: str | T.StructType) -> DataFrame:
+    """Make a frame of what a worker makes of a frame's rows: `frame.mapInArrow(worker, schema)`, or at once the same in
+    this process."""
+    lazy = map_batches(frame, worker, schema)
+    if not few_rows(frame.sparkSession):
+        return lazy
+    rows = mapped(frame, worker, schema)
+    wanted = pa.schema([(field.name, arrow_type(field.dataType)) for field in lazy.schema])
+    return local_frame(frame.sparkSession, rows.select(wanted.names).cast(wanted))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Groups of rows as Arrow tables, which 3.5 does not have: there, rows of a group are brought together and sorted, and a
+# map over the partition cuts them at the keys.
+
+GroupWorker = Callable[..., pa.Table]
 
 
 def map_groups(

@@ -120,6 +120,17 @@ def test_ordered_response_is_concave_in_the_dose():
     assert (first > second - first).all() and (second - first > third - second).all() and (third > second).all()
 
 
+@pytest.mark.parametrize("design", ["ordered", "unordered"])
+def test_effects_grow_with_the_largest_and_nothing_else_changes(design):
+    small, large = (CampaignSimulator(design, 3, max_lift=lift).units(500).to_pandas() for lift in (0.03, 0.09))
+    for level in CampaignSimulator(design, 3).levels.treated:
+        name = effect_column("conversion", level)
+        np.testing.assert_allclose(large[name], 3 * small[name])
+    assert (small[list(ATTRIBUTES)].fillna(-1) == large[list(ATTRIBUTES)].fillna(-1)).all(axis=None)
+    with pytest.raises(ConfigError, match=r"max_lift must be in \[0, 0.1\], not 0.2"):
+        CampaignSimulator(max_lift=0.2)
+
+
 def test_packages_move_different_customers():
     frame = CampaignSimulator("unordered", 5).units(CHUNK).to_pandas()
     effects = [frame[effect_column("conversion", f"package_{c}")] for c in "abcd"]

@@ -95,6 +95,8 @@ CAMPAIGNS = {
         (
             *_SMALL,
             "source.units=4000",
+            "source.max_lift=0.03",
+            "economics.cost={5%: 0.1, 10%: 0.2}",
             "labels.as_of=2025-03-01",
             "lift.segments=[region, region x device]",
             "policy.budget=100",
@@ -170,10 +172,11 @@ def mails(rows: int = 4000, seed: int = 20080306) -> str:
 
 @dataclass
 class Run:
-    """A campaign below a folder."""
+    """A campaign below a folder; with `few` the command's own process does what Spark's workers do else."""
 
     name: str
     folder: Path
+    few: bool = False
 
     @property
     def campaign(self) -> Campaign:
@@ -190,6 +193,7 @@ class Run:
         """What every command is given."""
         conf = ROOT / "conf" / self.campaign.conf
         changes = [*self.campaign.changes, f"lakehouse.path={self.lakehouse}"]
+        changes += [] if self.few else ["lakehouse.few_mb=0"]
         if self.campaign.file:
             source = yaml.safe_load(conf.read_text())["source"]
             digest = hashlib.sha256(mails().encode()).hexdigest()

@@ -77,9 +77,9 @@ def estimators(started: float) -> dict[str, Any]:
     return found
 
 
-def campaign(name: str, spark: SparkSession, folder: Path, started: float) -> dict[str, Any]:
-    """Digests of what a campaign leaves, and of what is left when units are erased from the first."""
-    run = Run(name, folder)
+def campaign(name: str, spark: SparkSession, folder: Path, started: float, few: bool = False) -> dict[str, Any]:
+    """Digests of what a campaign leaves, and of what is left when units are erased from the first; `few` as `Run`."""
+    run = Run(name, folder, few)
     for verb in run.run_all():
         say(started, f"{name}: {verb}")
     found: dict[str, Any] = {name: run.digests(spark), f"{name} run ids": run.run_ids(spark)}
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--master", default="local[2]")
     parser.add_argument("--partitions", type=int, default=2)
+    parser.add_argument("--few", action="store_true", help="work in this process, as for few rows")
     asked = parser.parse_args()
     parts = asked.parts or ["estimators", *CAMPAIGNS]
     started = time.monotonic()
@@ -118,7 +119,7 @@ def main() -> None:
             spark = session(Path(folder), asked.master, asked.partitions)
             say(started, "Spark")
             for name in wanted:
-                found |= campaign(name, spark, Path(folder), started)
+                found |= campaign(name, spark, Path(folder), started, asked.few)
             spark.stop()
     asked.out.write_text(written(found) + "\n")
 

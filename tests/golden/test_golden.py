@@ -95,12 +95,17 @@ def test_every_case_is_written_down(golden: dict[str, Any]) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CAMPAIGNS]
+    scope="module",
+    params=[
+        pytest.param((name, few), marks=[] if name in QUICK and few else pytest.mark.slow, id=f"{name}-{where}")
+        for name in CAMPAIGNS
+        for few, where in ((True, "here"), (False, "by workers"))
+    ],
 )
 def ran(request: pytest.FixtureRequest, spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A campaign's name and what it leaves."""
-    name = request.param
-    yield name, campaign(name, spark, tmp_path_factory.mktemp(name), time.monotonic())
+    """A campaign's name and what it leaves: the same whether this process or Spark's workers do the work."""
+    name, few = request.param
+    yield name, campaign(name, spark, tmp_path_factory.mktemp(name), time.monotonic(), few)
 
 
 def test_a_campaign_leaves_the_same_tables(ran: Any, golden: dict[str, Any]) -> None:

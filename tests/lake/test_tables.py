@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,35 @@ def test_a_session_without_delta_is_named(lake: Lake, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Folder, "load", load)
     with pytest.raises(EnvironmentProblem, match=r"no Delta Lake: start it with `--packages io.delta:delta-spark_"):
         lake.exists("gold.demo")
+
+
+def test_queries_are_planned_for_the_size_of_the_raw_events(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    spark, setting = lake.spark, "spark.sql.adaptive.enabled"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, "true")
+    try:
+        with Lake(spark, replace(lake.lakehouse, few_mb=0)).planned() as planned:
+            assert not planned  # though there is nothing yet
+        lake.write("bronze.demo", rows(spark, 100), "r1")
+        size = sum(file.stat().st_size for file in Path(lake.lakehouse.path).glob("bronze/demo/*.parquet"))
+        for megabytes, coming, few in ((size / 1e6, 0, True), (size / 1e6, 1, False), (0, 0, False)):
+            planner = Lake(spark, replace(lake.lakehouse, few_mb=megabytes))
+            with planner.planned(coming) as planned:
+                assert (planned, spark.conf.get(setting)) == (few, "false" if few else "true")
+            assert spark.conf.get(setting) == "true"
+        monkeypatch.setattr(storage, "on_this_machine", lambda session: False)
+        with Lake(spark, lake.lakehouse).planned() as planned:
+            assert not planned and spark.conf.get(setting) == "true"
+    finally:
+        spark.conf.set(setting, before)
+
+
+def test_a_table_is_there_by_its_files(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.write("gold.demo", rows(lake.spark, 1), "r1")
+    expected = {"gold.demo": True, "gold.other": False}
+    assert {table: lake.exists(table) for table in expected} == expected
+    monkeypatch.setattr(storage, "on_this_machine", lambda session: False)
+    assert {table: Lake(lake.spark, lake.lakehouse).exists(table) for table in expected} == expected
 
 
 def test_every_commit_says_its_run_and_feeds_changes(lake: Lake) -> None:

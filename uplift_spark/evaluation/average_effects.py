@@ -20,6 +20,7 @@ from uplift_spark.evaluation.metrics import EvaluationSpec
 from uplift_spark.evaluation.spark import resampling_hash, segment_buckets
 from uplift_spark.learners.spark import OUTCOME_MEAN, PROPENSITIES
 from uplift_spark.roles import PROPENSITY, TREATMENT
+from uplift_spark.spark_versions import mapped
 from uplift_spark.stats.aipw import ESTIMANDS, Scale, averages, confounder_terms, e_values, sensitivity, terms
 from uplift_spark.stats.intervals import Draws, poisson_weights, resampled_sums
 
@@ -44,7 +45,7 @@ def average_table(rows: DataFrame, spec: EvaluationSpec, levels: Sequence[str], 
     inputs = rows.select(*_unit_columns(spec, levels), OUTCOME_MEAN, PROPENSITIES, *cuts)
     added = partial(_add, (ALL, *spec.segments), scale, spec.cluster_draws)
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
-    for row in inputs.mapInArrow(added, _CELLS).toArrow().to_pylist():
+    for row in mapped(inputs, added, _CELLS).to_pylist():
         parts = [np.frombuffer(row[name], np.int64) for name in ("sums", "bootstrap")]
         cell = (row["cut"], row["bucket"])
         sums[cell] = [a + b for a, b in zip(sums[cell], parts, strict=True)] if cell in sums else parts

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.evaluation.metrics import METRICS, Evaluation, curve_figures
 from uplift_spark.evaluation.spark import sums_by_key
-from uplift_spark.evaluation.sums import KEYED, keyed
+from uplift_spark.evaluation.sums import keyed
 from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column
 from uplift_spark.roles import UNIT, Direction, benefit
 from uplift_spark.stats.intervals import bootstrap_interval, poisson_weights
@@ -93,7 +93,7 @@ def all_values(frame: DataFrame, rules: Rules) -> list[Values]:
     frame  unit_hash bigint, level_code int, outcome and weight (1 / probability of the level received) double,
            outcome_mean array<double> [K], effects_0, effects_1, ... array<double> [L]
     """
-    sums = sums_by_key(frame.mapInArrow(partial(add_values, rules), KEYED))
+    sums = sums_by_key(frame, partial(add_values, rules))
     return [Values.of(sums[m], rules, m) for m in range(len(rules.prices))]
 
 

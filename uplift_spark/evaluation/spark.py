@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
@@ -50,6 +51,7 @@ from uplift_spark.evaluation.sums import (
     unpacked,
 )
 from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
+from uplift_spark.spark_versions import Worker, few_rows, mapped
 from uplift_spark.stats.moments import LARGEST, FixedPoint
 
 _CELLS = "cut int, cell int, bucket string, sums binary"
@@ -81,15 +83,20 @@ def all_sums(frame: DataFrame, ranking: Ranking, plan: SumsPlan) -> Sums:
     """
     level = by_level(F.col("level"), plan.levels, range(len(plan.levels))).cast("int").alias("level")
     rows = frame.select(level, "treated", "key", "unit_hash", "weight", *plan.values, *plan.cut_names)
-    cells = rows.mapInArrow(partial(add_cells, ranking=ranking, plan=plan), _CELLS)
-    merged = cells.repartition("cut", "cell", "bucket").mapInArrow(merge_cells, _CELLS).toArrow()
+    add = partial(add_cells, ranking=ranking, plan=plan)
+    if few_rows(rows.sparkSession):
+        merged = mapped(rows, add, _CELLS)  # of one partition
+    else:
+        cells = rows.mapInArrow(add, _CELLS).repartition("cut", "cell", "bucket")
+        merged = cells.mapInArrow(merge_cells, _CELLS).toArrow()
     return unpacked(merged, ranking.bins, plan)
 
 
-def sums_by_key(parts: DataFrame) -> dict[int, np.ndarray]:
-    """Partial sums (KEYED) added up, each key's in one task: {key: int64, flat}."""
-    merged = parts.repartition("key").mapInArrow(merge_keys, KEYED).toArrow()
-    return added_sums([merged])
+def sums_by_key(rows: DataFrame | pa.Table, worker: Worker) -> dict[int, np.ndarray]:
+    """Partial sums (KEYED) that a worker makes of rows added up, each key's in one task: {key: int64, flat}."""
+    if isinstance(rows, pa.Table) or few_rows(rows.sparkSession):
+        return added_sums([mapped(rows, worker, KEYED)])
+    return added_sums([rows.mapInArrow(worker, KEYED).repartition("key").mapInArrow(merge_keys, KEYED).toArrow()])
 
 
 # --------------------------------------------------------------------------------------------------------------------

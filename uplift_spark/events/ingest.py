@@ -46,7 +46,7 @@ from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
-from uplift_spark.spark_versions import local_frame
+from uplift_spark.spark_versions import local_frame, mapped_frame
 
 # --------------------------------------------------------------------------------------------------------------------
 # Public data sets: from $UPLIFT_DATA, else downloaded once. A file is used only when its checksum is the declared one.
@@ -248,10 +248,10 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
     """Make the bronze tables of a simulated campaign on the workers that hold `chunks` (column id: chunk index).
 
     Keys: profile, truth, outcome, assignment. Each frame makes its chunks anew when it is written, so that no table
-    passes through the driver or a cache. The profile is observed a day before the assignment.
+    passes through the driver or a cache, unless rows are few. The profile is observed a day before the assignment.
     """
     tables = {
-        name: chunks.mapInArrow(partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
+        name: mapped_frame(chunks, partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
         for name, (slice_, schema) in _SLICES.items()
     }
     assigned_at = instant(stamp.assigned_at)
@@ -416,9 +416,8 @@ def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
 def _simulated(
     config: Config, source: Simulation, spark: SparkSession, run_id: str, progress: ProgressCallback
 ) -> Batch:
-    simulator = CampaignSimulator(
-        source.design, source.arms, source.confounding, source.noise, config.seed, f"{config.campaign}-"
-    )
+    shape = (source.design, source.arms, source.confounding, source.noise)
+    simulator = CampaignSimulator(*shape, config.seed, f"{config.campaign}-", source.max_lift)
     check_levels(config.roles, simulator.levels.names)
     n_chunks = -(-source.units // CHUNK)
     chunks = spark.range(0, n_chunks, 1, -(-n_chunks // CHUNKS_PER_TASK))

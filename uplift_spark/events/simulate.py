@@ -295,7 +295,6 @@ def _categories(rng: np.random.Generator, activity: np.ndarray) -> Columns:
 CHUNK = 20_000
 OUTCOMES = ("conversion", "revenue")
 MAX_DELAY_HOURS = 240.0
-MAX_LIFT = 0.03
 BASE_RATE = 0.05
 FLOOR = 0.05
 
@@ -328,8 +327,9 @@ class CampaignSimulator:
     noise        multiplies what no attribute explains: spread of the buying rate between equal customers, and of money
     seed         same seed, same campaign
     prefix       unit ids are prefix and a ten-digit number
+    max_lift     the largest effect on the buying rate, at most 0.1: with it the largest rate, 0.9, is 1
 
-    Outcomes: `conversion` (0/1; base rate 5 % on average, lift 0 to 3 points) and `revenue` (money, 0 without
+    Outcomes: `conversion` (0/1; base rate 5 % on average, lift 0 to `max_lift`) and `revenue` (money, 0 without
     conversion, lognormal tail; a discount also lowers it, so its effect can be negative). Both fall within ten days.
     Every confounder is among the attributes and never missing, so assignment is ignorable given them.
     """
@@ -340,6 +340,7 @@ class CampaignSimulator:
     noise: float = 1.0
     seed: int = 7
     prefix: str = "u"
+    max_lift: float = 0.03
 
     def __post_init__(self) -> None:
         if self.design not in ("binary", "ordered", "unordered"):
@@ -349,6 +350,8 @@ class CampaignSimulator:
             raise ConfigError(f"a simulated {self.design} campaign has {allowed} arms, not {self.arms}")
         if not 0 <= self.confounding <= 1 or not self.noise >= 0:
             raise ConfigError("simulation confounding must be in [0, 1] and noise must be >= 0")
+        if not 0 <= self.max_lift <= 0.1:
+            raise ConfigError(f"simulation max_lift must be in [0, 0.1], not {self.max_lift}")
 
     @property
     def levels(self) -> Levels:
@@ -394,10 +397,11 @@ class CampaignSimulator:
         if self.design == "unordered":
             treated = [_RESPONSES[k % len(_RESPONSES)](customers) for k in range(self.arms - 1)]
             fade = [1.0 / (1.0 + 0.5 * (k // len(_RESPONSES))) for k in range(self.arms - 1)]
-            return MAX_LIFT * np.column_stack([np.zeros(CHUNK), *(f * r for f, r in zip(fade, treated, strict=True))])
+            shares = (f * r for f, r in zip(fade, treated, strict=True))
+            return self.max_lift * np.column_stack([np.zeros(CHUNK), *shares])
         doses = np.array(self.levels.doses)
         strength = (1.0 - np.exp(-doses / 10.0)) / (1.0 - np.exp(-doses[-1] / 10.0))
-        return MAX_LIFT * np.outer(_bargain(customers), strength)
+        return self.max_lift * np.outer(_bargain(customers), strength)
 
     def _outcomes(
         self, rng: np.random.Generator, customers: Columns, score: np.ndarray, level_code: np.ndarray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -69,11 +70,11 @@ from uplift_spark.forest.refresh import (
     unfit,
 )
 from uplift_spark.forest.shapley import explain_batches
-from uplift_spark.forest.training import Params, grow_bucket, make_plan, merge_statuses
+from uplift_spark.forest.training import Params, fit_table, grow_bucket, make_plan, merge_statuses
 from uplift_spark.forest.trees import Structure, Tree, assemble
 from uplift_spark.roles import LEFT, TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import arrow_kinds, map_batches, map_groups, quoted
+from uplift_spark.spark_versions import arrow_kinds, few_rows, map_batches, map_groups, mapped, mapped_frame, quoted
 from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -158,6 +159,8 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
     """Train on a Spark frame of one row per unit; raises DataError before any tree is grown if rows break the rules."""
     if roles.scores:
         return with_roles(fit_frame(stacked_frame(frame, roles), stacked_roles(roles), params, progress), roles)
+    if few_rows(frame.sparkSession):
+        return fit_table(checked(frame, roles).toArrow(), roles, params, progress)
     with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
@@ -271,17 +274,17 @@ def _estimate(
     return finished(plan, structure, sums, facts, baselines, bins)
 
 
-def summary_of(rows: DataFrame, roles: Roles) -> Summary:
+def summary_of(rows: DataFrame | pa.Table, roles: Roles) -> Summary:
     """Counts and bounds of all rows, one map-only pass."""
-    parts = map_batches(rows, partial(summarise_batches, roles), "summary string").toArrow()
+    parts = mapped(rows, partial(summarise_batches, roles), "summary string")
     summaries = [Summary.from_dict(json.loads(text)) for text in parts.column("summary").to_pylist()]
     return sum(summaries, Summary())
 
 
-def planning_sample(rows: DataFrame, roles: Roles, seed: int, total: int) -> pa.Table:
+def planning_sample(rows: DataFrame | pa.Table, roles: Roles, seed: int, total: int) -> pa.Table:
     """The rows that fix bins and leaf size, chosen by hash: bounded by `defaults.sample_rows`."""
     limit = sample_limit(total, len(roles.features))
-    return map_batches(rows, partial(sample_batches, roles.unit, seed, limit), rows.schema).toArrow()
+    return mapped(rows, partial(sample_batches, roles.unit, seed, limit), rows.schema)
 
 
 def binned_frame(rows: DataFrame, plan: ForestPlan, baselines: Baselines) -> DataFrame:
@@ -438,11 +441,12 @@ def score(frame: DataFrame, model: Model, keep: bool = False) -> DataFrame:
     """
     model = model.of(model.roles.outcome)  # no sums of further outcomes travel to the workers
     needed, effects = _needed(frame, model), _schema(frame, model.roles.unit)
-    if not keep:
-        return map_batches(needed, partial(score_batches, model), effects)
-    check_beside(frame.columns)
-    fields = [*frame.schema.fields, *effects.fields[1:]]
-    return map_batches(frame, partial(score_beside, model), StructType(fields))
+    if keep:
+        check_beside(frame.columns)
+        fields = [*frame.schema.fields, *effects.fields[1:]]
+        return map_batches(frame, partial(score_beside, model), StructType(fields))
+    threads = (os.cpu_count() or 1) if few_rows(frame.sparkSession) else 1
+    return mapped_frame(needed, partial(score_batches, model, threads=threads), effects)
 
 
 def explain(frame: DataFrame, forest: Forest) -> DataFrame:
@@ -474,10 +478,10 @@ def _schema(frame: DataFrame, unit: str) -> StructType:
     return StructType([*head, *doubles, StructField("low_support", BooleanType())])
 
 
-def score_batches(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def score_batches(model: Model, batches: Iterator[pa.RecordBatch], threads: int = 1) -> Iterator[pa.RecordBatch]:
     """Worker: effects of one partition's rows."""
     for batch in batches:
-        yield from effect_table(model, batch).to_batches()
+        yield from effect_table(model, batch, threads).to_batches()
 
 
 def score_beside(model: Model, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
 from uplift_spark.evaluation.spark import by_level, describe_arms, score_columns, segment_buckets, sums_by_key
-from uplift_spark.evaluation.sums import KEYED, keyed
+from uplift_spark.evaluation.sums import keyed
 from uplift_spark.forest.forest import Model
 from uplift_spark.forest.spark import unpacked_bins
 from uplift_spark.governance.bias import (
@@ -121,7 +121,7 @@ def audit_of(inputs: BiasInputs, progress: ProgressCallback) -> BiasAudit:
     effect = 2 * arms.largest_outcomes[0] * (1 + 2 * arms.largest_weight)
     plan = _sums_plan(inputs, marked, (largest, effect), attributes)
     progress(f"{len(attributes)} attributes and crossings, {len(plan.measures)} measures")
-    sums = sums_by_key(joined.mapInArrow(partial(bias_batches, plan), KEYED))
+    sums = sums_by_key(joined, partial(bias_batches, plan))
     groups = [
         GroupSums(name, buckets, sums[j].reshape(*plan.shape(j), -1)) for j, (name, buckets) in enumerate(plan.cuts)
     ]

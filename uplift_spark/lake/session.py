@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.runtime import keep_kernels, state_folder
-from uplift_spark.spark_versions import delta_package, oldest_java, spark_version, try_settings
+from uplift_spark.spark_versions import FEW_ROWS, delta_package, oldest_java, spark_version, try_settings
 
 # --------------------------------------------------------------------------------------------------------------------
 # The session that runs already, else a quiet local one with Delta.
@@ -49,6 +49,17 @@ _EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "t
 # keeps only 48 MB of compiled code by default: some thousand jobs fill that, and half of the time goes into throwing
 # code out and compiling it again.
 _JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseParallelGC"
+
+# With few rows, to compile a query and to plan it anew after each of its stages takes longer than to interpret it.
+_FEW_ROWS = {
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    FEW_ROWS: "true",
+}
+
+# The process that Python workers are forked from, see there.
+_DAEMON = {"spark.python.daemon.module": "uplift_spark.lake.daemon"}
 
 # Spark ships these itself; leaving them out makes the first start download 25 MB instead of 170.
 _SHIPPED_WITH_SPARK = (
@@ -105,6 +116,7 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
         **_DELTA,
         **_EVERYWHERE,
         **_small(master),
+        **_DAEMON,
         **_jars(),
         "spark.app.name": app,
         "spark.master": master,
@@ -115,6 +127,7 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
         "spark.sql.warehouse.dir": os.path.abspath(lakehouse.path),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.debug.maxToStringFields": "200",
+        "spark.sql.ui.explainMode": "simple",  # of the user interface, which is off: Spark writes it for every query
         # Else a path or a level's name that holds ${env:KEY} gets what the environment has in its place.
         "spark.sql.variable.substitute": "false",
         "spark.executorEnv.NUMBA_CACHE_DIR": keep_kernels(),
@@ -127,6 +140,21 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
         shared = f" -XX:SharedArchiveFile={archive} -Xlog:cds=off" if archive.exists() else ""
         conf["spark.driver.extraJavaOptions"] = _JVM + shared
     return conf
+
+
+@contextmanager
+def planned_for_few_rows(session: SparkSession) -> Iterator[None]:
+    """Within the body let Spark interpret queries as they were planned first, and let this process do what Python
+    workers do else (`spark_versions.mapped`): results are the same to the last bit."""
+    before = {key: session.conf.get(key, None) for key in _FEW_ROWS}
+    try_settings(session, _FEW_ROWS)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                session.conf.unset(key)
+        try_settings(session, {key: value for key, value in before.items() if value is not None})
 
 
 def class_archive() -> Path:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -77,6 +77,12 @@ class Storage(Protocol):
     def tables(self) -> list[str]:
         """Every table, sorted."""
 
+    def exists(self, table: str) -> bool | None:
+        """Whether there is such a table; None where only Spark can tell."""
+
+    def holds(self, schema: str, most: float) -> bool:
+        """Whether a schema's tables have at most so many bytes, of all versions; False where only Spark can tell."""
+
     def register(self, tables: Sequence[str]) -> None:
         """Make `tables` known by name to this session's SQL."""
 
@@ -127,10 +133,12 @@ def storage_of(spark: SparkSession, lakehouse: Lakehouse) -> Storage:
     return Folder(spark, lakehouse.path)
 
 
-def schema_or_none(storage: Storage, reader: DataFrameReader, table: str) -> StructType | None:
-    """Read a table's schema; None when there is no such table, EnvironmentProblem when the session has no Delta."""
+def frame_or_none(storage: Storage, reader: DataFrameReader, table: str) -> DataFrame | None:
+    """Read a table as it is now; None when there is no such table, EnvironmentProblem when the session has no Delta."""
     try:
-        return storage.load(reader.format("delta"), table).schema
+        frame = storage.load(reader.format("delta"), table)
+        frame.schema  # noqa: B018 - over Connect nothing is looked up before this
+        return frame
     except Exception as error:  # a missing class reaches Python untyped
         if isinstance(error, AnalysisException) and (error.getCondition() or "").split(".")[0] in _ABSENT:
             return None
@@ -216,6 +224,17 @@ class Folder:
             raise
         return sorted({row["table"].replace("/", ".") for row in commits})
 
+    def exists(self, table: str) -> bool | None:
+        if not self._local:
+            return None
+        log = self._here(self._location(table), "_delta_log")
+        # A log without a commit may be one that a writer begins, or that Delta has cleaned up to a checkpoint.
+        return False if log is None else any(log.glob("*.json")) or None
+
+    def holds(self, schema: str, most: float) -> bool:
+        sizes = (file.stat().st_size for file in Path(self.path, schema).glob("**/*.parquet"))
+        return self._local and all(total <= most for total in accumulate(sizes, initial=0))  # stops at the first above
+
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):
             location = _quoted(f"{self.path}/{schema}")
@@ -244,7 +263,11 @@ class Folder:
     def _here(self, *parts: str) -> Path | None:
         """The folder, if this process sees it as Spark does: a plain path may be one of a cluster's file system."""
         folder = Path(*parts)
-        return folder if on_this_machine(self._spark) and ":/" not in self.path and folder.is_dir() else None
+        return folder if self._local and folder.is_dir() else None
+
+    @property
+    def _local(self) -> bool:
+        return ":/" not in self.path and on_this_machine(self._spark)
 
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"
@@ -308,6 +331,12 @@ class Catalog:
             rows = self._spark.sql(f"SHOW TABLES IN `{self._catalog}`.`{schema}`").collect()
             names += [f"{schema}.{row['tableName']}" for row in rows if not row["isTemporary"]]
         return sorted(names)
+
+    def exists(self, table: str) -> bool | None:
+        return None
+
+    def holds(self, schema: str, most: float) -> bool:
+        return False
 
     def register(self, tables: Sequence[str]) -> None:
         return None  # a catalog knows its tables

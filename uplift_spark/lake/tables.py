@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -26,7 +26,8 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
 from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
-from uplift_spark.lake.storage import Commit, Layout, Save, schema_or_none, storage_of
+from uplift_spark.lake.session import planned_for_few_rows
+from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -151,6 +152,7 @@ class Lake:
         self.lakehouse = lakehouse
         self._storage = storage_of(spark, lakehouse)
         self._unlocked: set[str] = set()
+        self._has_delta = False
 
     def name(self, table: str) -> str:
         """Backquoted name for SQL text. Raises ConfigError unless `table` is two plain names and a dot."""
@@ -161,7 +163,8 @@ class Lake:
         return self._storage.reference(_checked(table))
 
     def exists(self, table: str) -> bool:
-        return self._schema(table) is not None
+        there = self._there(table)
+        return self._frame(table) is not None if there is None else there
 
     def tables(self) -> list[str]:
         """Every table of the lakehouse as `schema.table`, sorted."""
@@ -172,10 +175,13 @@ class Lake:
 
         Raises DataError when there is no such table or version.
         """
-        if self._schema(table) is None:
-            raise DataError(self._absent(table))
         if version is None:
-            return current(self._storage.load(self.spark.read.format("delta"), table), contract_of(table))
+            newest = self._frame(table)
+            if newest is None:
+                raise DataError(self._absent(table))
+            return current(newest, contract_of(table))
+        if not self.exists(table):
+            raise DataError(self._absent(table))
         reader = self.spark.read.format("delta").option("versionAsOf", version)
         try:
             frame = self._storage.load(reader, table)
@@ -189,9 +195,21 @@ class Lake:
 
     def version(self, table: str) -> int:
         """Newest Delta version. Raises DataError when the table does not exist."""
-        if self._schema(table) is None:
+        if not self.exists(table):
             raise DataError(self._absent(table))
         return self.history(table, 1)[0].version
+
+    @contextmanager
+    def planned(self, coming: float = 0.0) -> Iterator[bool]:
+        """Within the body queries are planned for the size of the data; whether for few rows.
+
+        Rows are few where the raw events and `coming` bytes more of them have at most `lakehouse.few_mb`; where the
+        session does not run on this machine, nothing changes.
+        """
+        most = self.lakehouse.few_mb * 1e6
+        few = most > 0 and self._storage.holds("bronze", most - coming)
+        with planned_for_few_rows(self.spark) if few else nullcontext():
+            yield few
 
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
         """The commits of a table that its log still holds, newest first; at most `limit`."""
@@ -429,8 +447,19 @@ class Lake:
                     return commit.version, int(commit.metrics.get("numOutputRows", 0))
         return None
 
+    def _there(self, table: str) -> bool | None:
+        """Whether the table exists, by its files; None where Spark is to tell, as of the first table: a session
+        without Delta is then refused in a sentence."""
+        return self._storage.exists(_checked(table)) if self._has_delta else None
+
+    def _frame(self, table: str) -> DataFrame | None:
+        frame = frame_or_none(self._storage, self.spark.read, _checked(table))
+        self._has_delta = True
+        return frame
+
     def _schema(self, table: str) -> StructType | None:
-        return schema_or_none(self._storage, self.spark.read, _checked(table))
+        frame = None if self._there(table) is False else self._frame(table)
+        return None if frame is None else frame.schema
 
     def _absent(self, table: str) -> str:
         contract = contract_of(table)

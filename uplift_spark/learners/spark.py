@@ -41,6 +41,7 @@ from uplift_spark.learners.metalearners import (
     LearnerParams,
     LearnerRows,
     LearnerSpec,
+    fit_learned,
     fit_of,
     fit_replicate,
     learned,
@@ -73,7 +74,7 @@ from uplift_spark.learners.nuisances import (
 )
 from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import local_frame, map_batches, map_groups, quoted
+from uplift_spark.spark_versions import few_rows, held, local_frame, map_groups, mapped, mapped_frame, quoted
 from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
@@ -89,12 +90,12 @@ Fit: TypeAlias = Callable[[int, np.ndarray, np.ndarray], Any]  # of a part's num
 
 def sampled_rows(train: DataFrame, roles: Roles, folds_and_seed: tuple[int, int], rows: int) -> Sample:
     """At most about `rows` training rows of each arm, by hash; `folds_and_seed` are both. Raises as `coding_of`."""
-    some = train.select(*(quoted(column) for column in roles.columns))
-    summary = summary_of(some, roles)
+    needed = held(train.select(*(quoted(column) for column in roles.columns)))
+    summary = summary_of(needed, roles)
     coding = coding_of(
-        summary, planning_sample(some, roles, folds_and_seed[1], summary.rows), roles, folds_and_seed, rows
+        summary, planning_sample(needed, roles, folds_and_seed[1], summary.rows), roles, folds_and_seed, rows
     )
-    return Sample.of(map_batches(some, partial(coded_batches, coding), _CODED).toArrow(), coding)
+    return Sample.of(mapped(needed, partial(coded_batches, coding), _CODED), coding)
 
 
 def fit_learned_frame(
@@ -102,6 +103,9 @@ def fit_learned_frame(
 ) -> Learned:
     """Train on a Spark frame of one row per unit: the same effects as `learners.metalearners.fit_learned`."""
     plain, confounded = trial_roles(roles)
+    if few_rows(frame.sparkSession):
+        needed = dict.fromkeys((*plain.columns, *roles.columns))
+        return fit_learned(frame.select(*(quoted(column) for column in needed)).toArrow(), roles, params, progress)
     sample = sampled_rows(frame, plain, (params.folds, params.seed), params.rows)
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
     overlap, compared = sample_overlap(sample, progress)
@@ -240,7 +244,8 @@ def with_scores(frame: DataFrame, folds: Folds) -> DataFrame:
     head = [f"{quoted(name)} {frame.schema[name].dataType.simpleString()}" for name in kept]
     added = "fold bigint, outcome_mean array<double>, propensities array<double>, scores map<string,double>"
     columns = f"{', '.join(head)}, {added}, {PROPENSITY} double, {SPLIT} string"
-    return map_batches(frame.select(*map(quoted, kept), PROPENSITY, SPLIT), partial(_scored, folds, kept), columns)
+    rows = frame.select(*(quoted(n) for n in kept), PROPENSITY, SPLIT)
+    return mapped_frame(rows, partial(_scored, folds, kept), columns)
 
 
 # Workers: Arrow in, Arrow out, no Spark.
@@ -322,10 +327,8 @@ def fit_outcome_model(
         outcome.alias("outcome"),
         *(quoted(name) for name in roles.features),
     )
-    binned = map_batches(
-        chosen, partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary"
-    )
-    table = binned.toArrow().sort_by("unit_hash")  # the same models for any partitioning
+    binned = mapped(chosen, partial(_binned, bins), "level_code int, unit_hash bigint, outcome double, bins binary")
+    table = binned.sort_by("unit_hash")  # the same models for any partitioning
     level_codes, outcomes = (table[name].to_numpy() for name in ("level_code", "outcome"))
     coded = unpacked_bins(table["bins"], len(bins))
     mine = [level_codes == code for code in range(len(levels))]
@@ -357,7 +360,8 @@ def predict_frame(frame: DataFrame, unit: str, nuisance: OutcomeModel, learners:
     kind = frame.schema[unit].dataType.simpleString()
     columns = ", ".join([f"{quoted(unit)} {kind}", *(f"{name} array<double>" for name in names)])
     needed = [unit, *(one.name for one in nuisance.bins)]
-    return map_batches(frame.select(*map(quoted, needed)), partial(_predict, unit, names, nuisance, learners), columns)
+    rows = frame.select(*(quoted(name) for name in needed))
+    return mapped_frame(rows, partial(_predict, unit, names, nuisance, learners), columns)
 
 
 def reward_frame(
@@ -377,7 +381,7 @@ def reward_frame(
     kept = ", ".join(f"{quoted(name)} {frame.schema[name].dataType.simpleString()}" for name in keep)
     columns = f"{kept}, bins binary, rewards array<double>"
     feature_index = [nuisance.bins.index(one) for one in features]
-    return map_batches(frame, partial(_reward, keep, nuisance, feature_index, worth), columns)
+    return mapped_frame(frame, partial(_reward, keep, nuisance, feature_index, worth), columns)
 
 
 def _reward(

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Limit, Policy
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.spark import sums_by_key
-from uplift_spark.evaluation.sums import KEYED, keyed
+from uplift_spark.evaluation.sums import keyed
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.policy.allocation import (
     NONE,
@@ -53,6 +53,7 @@ from uplift_spark.policy.trees import (
     value_sums,
 )
 from uplift_spark.roles import TREATMENT, UNIT
+from uplift_spark.spark_versions import held, mapped, mapped_frame
 from uplift_spark.stats.intervals import Draws, cluster_effects, resampled_error, resampled_sums
 from uplift_spark.stats.moments import (
     FIELDS,
@@ -216,11 +217,15 @@ def code_buckets(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> Dat
 
 def spark_scanner(rows: DataFrame, problem: Problem) -> PriceScanner:
     """Looks at a frame of `code_buckets` candidates that are not excluded, each one pass over it."""
-    rows = rows.where(F.col("excluded").isNull()).select("key", "gain", "cost", "buckets")
+    free = held(rows.where(F.col("excluded").isNull()).select("key", "gain", "cost", "buckets"))
 
     def scan(prices: np.ndarray, widths: np.ndarray, most: int) -> PriceScan:
-        partials = rows.mapInArrow(partial(scan_batches, problem, prices, widths, most), _SCAN_SCHEMA)
-        merged = partials.repartition(_PARTS).mapInArrow(partial(merge_batches, problem, most), _SCAN_SCHEMA).toArrow()
+        worker = partial(scan_batches, problem, prices, widths, most)
+        if isinstance(free, pa.Table):
+            merged = mapped(free, worker, _SCAN_SCHEMA)
+        else:
+            partials = free.mapInArrow(worker, _SCAN_SCHEMA).repartition(_PARTS)
+            merged = partials.mapInArrow(partial(merge_batches, problem, most), _SCAN_SCHEMA).toArrow()
         return reduce(PriceScan.__add__, _unpacked(merged, problem)).smallest(most)
 
     return scan
@@ -230,7 +235,7 @@ def decided(rows: DataFrame, levels: Sequence[str], control: str, problem: Probl
     """What each candidate of `code_buckets` gets and why, with its gain and cost; excluded ones get the control."""
     schema = "unit_id string, treatment string, reason string, gain double, cost double, value double"
     worker = partial(decide_batches, tuple(levels), control, problem, plan)
-    return rows.mapInArrow(worker, schema)
+    return mapped_frame(rows, worker, schema)
 
 
 # Workers: Arrow in, Arrow out, no Spark.
@@ -377,7 +382,7 @@ def observed(rows: DataFrame, wanted: Pass, worth: tuple[float, bool], units: in
     worth  value of one unit of the outcome, and whether costs are taken off
     units  candidates that the hold-out stands for
     """
-    return observed_from_sums(rows.mapInArrow(partial(add_observed, wanted), _SUMS).toArrow(), wanted, worth, units)
+    return observed_from_sums(mapped(rows, partial(add_observed, wanted), _SUMS), wanted, worth, units)
 
 
 def observed_from_sums(partials: pa.Table, wanted: Pass, worth: tuple[float, bool], units: int) -> Observed:
@@ -501,7 +506,7 @@ def tree_of(
 
     Raises DataError and ConfigError as `tree_search_plan` and `best_tree`.
     """
-    rows = frame.select("bins", "rewards")
+    rows = held(frame.select("bins", "rewards"))
     plan = tree_search_plan(_overview_of(rows, len(features), len(levels)), features, levels, groups)
     return best_tree(partial(_pair_sums, rows, plan), plan, depth, min_units)
 
@@ -511,9 +516,9 @@ def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) ->
 
     draws  of clusters, where units come in some; the frame then has `unit_hash` bigint, of the unit's cluster
     """
-    rows = frame.select("bins", "rewards", *(["unit_hash"] if draws else []))
+    rows = held(frame.select("bins", "rewards", *(["unit_hash"] if draws else [])))
     point = difference_point(_overview_of(rows, len(tree.features), len(tree.levels)).checked())
-    partials = rows.mapInArrow(partial(value_batches, tree, point, draws), _VALUES).toArrow()
+    partials = mapped(rows, partial(value_batches, tree, point, draws), _VALUES)
     sums, bootstrap = (
         np.sum([np.frombuffer(part.as_buffer(), np.int64) for part in partials.column(name)], axis=0)
         for name in ("sums", "bootstrap")
@@ -522,15 +527,15 @@ def values_of(frame: DataFrame, tree: PolicyTree, draws: Draws | None = None) ->
     return policy_values(tree, sums.reshape(levels, -1), point, bootstrap.reshape(-1, 1 + levels) if draws else None)
 
 
-def _overview_of(rows: DataFrame, p: int, k: int) -> Overview:
-    partials = rows.mapInArrow(partial(overview_batches, p, k), _OVERVIEW).toArrow().to_pylist()
+def _overview_of(rows: DataFrame | pa.Table, p: int, k: int) -> Overview:
+    partials = mapped(rows, partial(overview_batches, p, k), _OVERVIEW).to_pylist()
     each = (Overview(np.frombuffer(r["counts"], np.int64).reshape(p, 256), r["largest"], r["wrong"]) for r in partials)
     return reduce(Overview.__add__, each, Overview.empty(p))
 
 
-def _pair_sums(rows: DataFrame, plan: TreeSearchPlan, path: AnswerPath) -> np.ndarray:
+def _pair_sums(rows: DataFrame | pa.Table, plan: TreeSearchPlan, path: AnswerPath) -> np.ndarray:
     total = empty_pairs(plan)
-    for first, part in sums_by_key(rows.mapInArrow(partial(pair_batches, plan, path), KEYED)).items():
+    for first, part in sums_by_key(rows, partial(pair_batches, plan, path)).items():
         total[first] = part.reshape(total[first].shape)
     return total
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from uplift_spark import __version__
+from uplift_spark import __version__, runtime
 from uplift_spark.config import DAY, Config, Lakehouse, Signature
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, ModelFileError
 from uplift_spark.estimators import UpliftModel, train_model
@@ -107,6 +107,8 @@ class Store:
                 requests.get(f"{self.uri.rstrip('/')}/health", timeout=_PROBE)
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
             client.search_experiments(max_results=1)
+        if self.uri.startswith("sqlite"):
+            runtime.keep_empty_store(_sqlite_file(self.uri))
         return client
 
     @contextmanager
@@ -160,6 +162,7 @@ def _check_sqlite(uri: str) -> None:
         raise EnvironmentProblem(f"MLflow store {uri} is out of reach: its path must not contain '?' or '%'")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        runtime.begin_store(file)
         with closing(sqlite3.connect(file, timeout=4, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             _bring_home(connection, file.parent / _ARTIFACTS)

@@ -260,14 +260,14 @@ class Campaign:
         columns = ("model_name", "model_version", RUN_ID, "feature_version")
         names = sorted({name, self.registry.store.model(name)})
         of_version = "" if version is None else f" AND model_version = {_text(str(version))}"
-        found = self._without_spark(
+        local_rows = self._without_spark(
             f"SELECT {', '.join(columns)}, max(scored_at) AS at FROM {SCORES_TABLE} "
             f"WHERE model_name IN ({', '.join(map(_text, names))}){of_version} "
             f"GROUP BY {', '.join(columns)} ORDER BY at DESC, {RUN_ID} LIMIT 1",
             SCORES_TABLE,
         )
-        if found is not None:
-            runs: Any = next(iter(found.to_pylist()), None)
+        if local_rows is not None:
+            runs: Any = next(iter(local_rows.to_pylist()), None)
         else:
             mine = self.lake.read(SCORES_TABLE).where(F.col("model_name").isin(names))
             if version is not None:
@@ -455,15 +455,15 @@ class Campaign:
         columns, direction = self.config.unit_columns, self.config.roles.direction
         listed = ", ".join(f"h.`{name}` AS `{name}`" for name in columns)
         sign = "-" if benefit(1.0, direction) < 0 else ""
-        found = self._without_spark(
+        local_rows = self._without_spark(
             f"SELECT {listed}, {sign}s.uplift AS benefit FROM {self.training_table} VERSION AS OF "
             f"{scored.feature_version} h JOIN {SCORES_TABLE} s ON h.{UNIT} = s.{UNIT} WHERE h.split = 'holdout' "
             f"AND s.{TREATMENT} = {_text(level)} AND s.model_name = {_text(scored.model_name)} "
             f"AND s.model_version = {_text(scored.model_version)} AND s.{RUN_ID} = {_text(scored.run_id)}",
-            SCORES_TABLE,
+            *(SCORES_TABLE, self.training_table),
         )
-        if found is not None:
-            return profile_of_frame(found.to_pandas(), level, columns)
+        if local_rows is not None:
+            return profile_of_frame(local_rows.to_pandas(), level, columns)
         return profile_of(self.holdout(scored), self.scores(scored), level, columns, direction)
 
     def _page_counts(self, scored: Scored, outcomes: Sequence[str]) -> Row | dict[str, Any]:
@@ -472,13 +472,14 @@ class Campaign:
             f", bool_and(CASE WHEN split = 'holdout' THEN `{c}` IN (0, 1) END) AS rate_{i}"
             for i, c in enumerate(outcomes)
         )
-        found = self._without_spark(
+        local_rows = self._without_spark(
             "SELECT count(*) AS units, count_if(split = 'holdout') AS n, "
             f"min(CASE WHEN split = 'holdout' THEN assigned_at END) AS day{rates} "
-            f"FROM {self.training_table} VERSION AS OF {scored.feature_version}"
+            f"FROM {self.training_table} VERSION AS OF {scored.feature_version}",
+            self.training_table,
         )
-        if found is not None:
-            facts: dict[str, Any] = found.to_pylist()[0]
+        if local_rows is not None:
+            facts: dict[str, Any] = local_rows.to_pylist()[0]
             return {**facts, "day": facts["day"] and f"{facts['day']:%Y-%m-%d}"}
         held = F.col("split") == "holdout"
         checks = [F.every(F.when(held, F.col(c).isin(0, 1))).alias(f"rate_{i}") for i, c in enumerate(outcomes)]
@@ -565,10 +566,10 @@ class Campaign:
         """The campaign's run that wrote last, by the table's history; with `model_version` of this version's runs."""
         of_version = "" if model_version is None else f" AND model_version = {_text(model_version)}"
         mine = f"{CAMPAIGN} = {_text(self.name)}{of_version}"
-        found = self._without_spark(f"SELECT DISTINCT {RUN_ID} FROM {table} WHERE {mine}", table)
+        local_rows = self._without_spark(f"SELECT DISTINCT {RUN_ID} FROM {table} WHERE {mine}", table)
         local = local_tables(self.config.lakehouse)
-        if found is not None and local is not None:
-            runs, history = set(found[RUN_ID].to_pylist()), local.history(table)
+        if local_rows is not None and local is not None:
+            runs, history = set(local_rows[RUN_ID].to_pylist()), local.history(table)
         else:
             rows = self.lake.read(table).where(mine).select(RUN_ID).distinct().collect()
             runs, history = {row[RUN_ID] for row in rows}, [dict(commit.notes) for commit in self.lake.history(table)]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uplift_spark.lake.tables import Lake
     from uplift_spark.runtime import Job, JobResult
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # --------------------------------------------------------------------------------------------------------------------
 # A job as a command. `jobs/<verb>.py` has `run`, and `options` where its command line has more than --conf, --set and
@@ -183,7 +183,7 @@ def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
 ENGINES = ("auto", "duckdb", "spark")
 
 
-def without_spark(lakehouse: Lakehouse, engine: str, read: Callable[[LocalTables], T]) -> T | None:
+def without_spark(lakehouse: Lakehouse, engine: str, read: Callable[[LocalTables], _T]) -> _T | None:
     """What `read` reads of a folder on this machine; None where Spark is to do it, in a line that says why.
 
     Args:

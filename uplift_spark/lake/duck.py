@@ -28,9 +28,9 @@ from uplift_spark.lake.duck_functions import (
     DuckValue,
     as_compared,
     as_double,
-    as_numbers,
     converted,
     in_common_type,
+    in_number_type,
     not_the_same,
     put_together,
 )
@@ -434,8 +434,8 @@ class _Writer:
 
     def _same(self, name: str, left: list[_Source], right: _Source, side: str, kind: str, scope: _Scope) -> str:
         """The condition of one column of USING, which is listed once, first."""
-        own = self._found(name, left) if name.lower() not in scope.merged else scope.merged[name.lower()]
-        other = self._found(name, [right])
+        own = self._column_of(name, left) if name.lower() not in scope.merged else scope.merged[name.lower()]
+        other = self._column_of(name, [right])
         if own is None or other is None or own.kind != other.kind:
             not_the_same("USING of these columns")
         self._noted(own), self._noted(other)
@@ -446,11 +446,11 @@ class _Writer:
                 source.hidden |= {name.lower()}
         return f"{own.sql} = {other.sql}"
 
-    def _found(self, name: str, sources: Sequence[_Source]) -> DuckValue | None:
-        found = [value for source in sources for own, value in source.columns if own.lower() == name.lower()]
-        if len(found) > 1:
+    def _column_of(self, name: str, sources: Sequence[_Source]) -> DuckValue | None:
+        columns = [value for source in sources for own, value in source.columns if own.lower() == name.lower()]
+        if len(columns) > 1:
             not_the_same(f"column {name} of two tables")
-        return found[0] if found else None
+        return columns[0] if columns else None
 
     # ------------------------------------------------------------------------------------------------------------
     # Expressions.
@@ -478,11 +478,11 @@ class _Writer:
             if table is None and name.lower() in place.merged:
                 return self._noted(place.merged[name.lower()])
             sources = [one for one in place.sources if table is None or one.alias == table.name.lower()]
-            found = self._found(name, sources)
-            if found is None and table is None:
-                found = place.items.get(name.lower())
-            if found is not None:
-                return self._noted(found)
+            value = self._column_of(name, sources)
+            if value is None and table is None:
+                value = place.items.get(name.lower())
+            if value is not None:
+                return self._noted(value)
             place = place.outer
         return self._unknown(name, table, scope)
 
@@ -582,7 +582,7 @@ class _Writer:
     def _calculated(self, node: exp.Expr, scope: _Scope) -> DuckValue:
         sign = "+" if isinstance(node, exp.Add) else "-" if isinstance(node, exp.Sub) else "*"
         values = [self.value(node.this, scope), self.value(node.expression, scope)]
-        (a, b), kind = as_numbers(values, "a calculation")
+        (a, b), kind = in_number_type(values, "a calculation")
         return DuckValue(f"({a} {sign} {b})", kind)
 
     def _divided(self, node: exp.Div, scope: _Scope) -> DuckValue:
@@ -593,7 +593,7 @@ class _Writer:
         return DuckValue(f"divided({as_double(left)}, {as_double(right)})", "double")
 
     def _modulo(self, node: exp.Mod, scope: _Scope) -> DuckValue:
-        (a, b), kind = as_numbers([self.value(node.this, scope), self.value(node.expression, scope)], "%")
+        (a, b), kind = in_number_type([self.value(node.this, scope), self.value(node.expression, scope)], "%")
         if kind == "double":
             not_the_same("% of fractional numbers")
         return DuckValue(f"modulo({a}, {b})", kind)

@@ -55,7 +55,7 @@ def as_double(value: DuckValue) -> str:
     return value.sql if value.kind in ("double", "decimal") else f"CAST({value.sql} AS DOUBLE)"
 
 
-def as_numbers(values: Sequence[DuckValue], what: str) -> tuple[list[str], str]:
+def in_number_type(values: Sequence[DuckValue], what: str) -> tuple[list[str], str]:
     """Cast numbers to their common type.
 
     Args:
@@ -78,7 +78,7 @@ def as_numbers(values: Sequence[DuckValue], what: str) -> tuple[list[str], str]:
 
 
 def in_common_type(values: Sequence[DuckValue], what: str) -> tuple[list[str], str]:
-    """Values of one type as they are, numbers of several like `as_numbers`, which says what is taken and raised."""
+    """Values of one type as they are, numbers of several like `in_number_type`, which says what is taken and raised."""
     kinds = {value.kind for value in values} - {"null"}
     if not kinds:
         return [value.sql for value in values], "null"
@@ -86,7 +86,7 @@ def in_common_type(values: Sequence[DuckValue], what: str) -> tuple[list[str], s
         return [value.sql for value in values], kinds.pop()
     if kinds == {"decimal"} and all(value.constant is None for value in values):
         return [value.sql for value in values], "decimal"
-    return as_numbers(values, what)
+    return in_number_type(values, what)
 
 
 def as_compared(left: DuckValue, right: DuckValue) -> tuple[str, str]:

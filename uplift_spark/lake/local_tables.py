@@ -135,11 +135,6 @@ class LocalTable:
         schema = pa.schema([(column.name, column.arrow_type) for column in wanted])
         try:
             parts = [self._part(file, wanted, schema) for file in sorted(self._files, key=lambda one: one["path"])]
-        except FileNotFoundError as error:
-            raise DataError(
-                f"a file of table {self.name} version {self.version} is gone ({Path(str(error.filename)).name}): name "
-                "a newer version"
-            ) from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise NotLocal(f"a file of {self.name} cannot be read ({str(error).splitlines()[0]})") from error
         return pa.concat_tables(parts) if parts else schema.empty_table()
@@ -149,6 +144,11 @@ class LocalTable:
         import pyarrow.parquet as pq
 
         path = self._path(file)
+        if not os.path.exists(path):
+            raise DataError(
+                f"a file of table {self.name} version {self.version} is gone ({os.path.basename(path)}): name a newer "
+                "version"
+            )
         source = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
         held = set(source.schema_arrow.names)
         table = source.read([column.stored for column in wanted if column.stored in held])

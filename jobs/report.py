@@ -12,6 +12,8 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
+READS_RESULTS = True  # so Spark starts only where DuckDB cannot read them
+
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Write the page of the newest lift run. Raises DataError when nothing was evaluated."""

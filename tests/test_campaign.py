@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 import uplift_spark
+import uplift_spark.campaign as module
 from tests.evaluation.scored import LEVELS, campaign
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Lift, Policy, RegistryConf, RolesConf, Simulation
@@ -18,6 +20,12 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift, policy
 from uplift_spark.lake.tables import Lake
 
+A_QUERY = (
+    "SELECT treatment, count(*) AS n, max(uplift) AS most, max(scored_at) AS at FROM gold.uplift_scores "
+    "GROUP BY treatment ORDER BY treatment"
+)
+ORDER = ["bucket", "feature", "category"]
+DIGITS = r'(?<=value=")[^"]*'
 ROLES = RolesConf("visit", "none", ("age", "city"), {"none": 0.0, "5%": 5.0, "10%": 10.0})
 CONFIG = Config(
     "spring",
@@ -127,6 +135,42 @@ def test_pictures_are_drawn_from_the_tables(written: Campaign) -> None:
     spent = written.decisions().toPandas()[["cost", "gain"]].sum()
     assert plan.tolist() == pytest.approx(spent.tolist())
     assert "Lift of 5% on visit, by decile" in str(written.report())
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not started Spark, and must not."""
+    monkeypatch.setattr(module.SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(module, "spark_session", lambda *_: pytest.fail("Spark was started"))
+
+
+@pytest.mark.slow
+def test_results_are_the_same_without_spark(written: Campaign, no_session: None) -> None:
+    here = Campaign(written.config)
+    assert here.last_scored() == written.last_scored()
+    for mine, theirs in (
+        (here.lift_table(), written.lift_table()),
+        (here.metrics("visit"), written.metrics("visit")),
+        (here.curve(), written.curve()),
+        (here.sql(A_QUERY), written.sql(A_QUERY)),
+    ):
+        pd.testing.assert_frame_equal(mine, theirs)
+    scored = written.last_scored()
+    mine, theirs = (one._page_profile(scored, "10%").sort_values(ORDER, ignore_index=True) for one in (here, written))
+    pd.testing.assert_frame_equal(mine, theirs, rtol=1e-12)
+    plain = [one.report() for one in (here, written)]
+    assert plain[0].tables == plain[1].tables and plain[0].decision == plain[1].decision
+    assert re.sub(DIGITS, "", plain[0].html) == re.sub(DIGITS, "", plain[1].html)  # but for the last digit of sums
+
+
+def test_without_spark_what_is_not_there_is_named_alike(tmp_path: Path, no_session: None) -> None:
+    empty = at(Lakehouse(str(tmp_path)))
+    with pytest.raises(
+        DataError, match=f"table gold.uplift_scores does not exist in lakehouse {tmp_path}: run `uplift"
+    ):
+        empty.lift_table()
+    with pytest.raises(ConfigError, match="only reads"):
+        empty.sql("DROP TABLE gold.uplift_scores")
 
 
 @pytest.mark.slow

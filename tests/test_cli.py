@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 import uplift_spark
 from uplift_spark import cli, console
@@ -449,3 +450,59 @@ def test_the_installed_command_fails_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (process.returncode, process.stdout) == (1, "")
     assert process.stderr == "error: configuration none.yaml cannot be read: No such file or directory\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration whose lakehouse has one table; Spark must not start."""
+    write_deltalake(tmp_path / "lake" / "gold" / "toy", pa.table({"arm": ["a", None], "uplift": [1.5, float("nan")]}))
+
+    @contextmanager
+    def no_spark(lakehouse: Lakehouse) -> Iterator[Any]:
+        raise DataError("Spark was started")
+        yield
+
+    monkeypatch.setattr(console, "open_lake", no_spark)
+    path = tmp_path / "spring.yaml"
+    path.write_text(SMALL + f"lakehouse: {{path: {tmp_path / 'lake'}}}\n")
+    return path
+
+
+def test_a_folder_is_read_without_spark(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "SELECT arm, uplift FROM gold.toy ORDER BY arm"
+    assert uplift(monkeypatch, "sql", query, "--conf", folder, "--format", "csv", "--limit", "1") == 0
+    assert capsys.readouterr() == ("arm,uplift\n,NaN\n", "only the first 1 rows are shown: use --limit for more\n")
+    assert uplift(monkeypatch, "tables", "--conf", folder) == 0
+    assert capsys.readouterr().out.split() == ["table", "rows", "version", "gold.toy", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "sentences"),
+    [
+        ("auto", ["starting Spark, because function percentile is not", "error: Spark was started"]),
+        ("spark", ["error: Spark was started"]),
+        ("duckdb", ["DuckDB does not read this, because function percentile is not", "use --engine spark"]),
+        ("dukdb", ["--engine 'dukdb' is unknown: use auto, duckdb or spark"]),
+    ],
+)
+def test_what_is_left_to_spark_is_said(
+    folder: Path, engine: str, sentences: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "SELECT percentile(uplift, 0.5) AS p FROM gold.toy"
+    assert uplift(monkeypatch, "sql", query, "--conf", folder, "--engine", engine) == 1
+    said = capsys.readouterr().err
+    assert all(sentence in said for sentence in sentences) and len(said.splitlines()) == len(sentences) - (
+        engine == "duckdb"
+    )
+
+
+def test_catalogs_are_spark_s(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = ["--conf", folder, "--set", "lakehouse.catalog=main"]
+    assert uplift(monkeypatch, "tables", *of) == 1
+    assert capsys.readouterr().err == "error: Spark was started\n"
+    assert uplift(monkeypatch, "tables", *of, "--engine", "duckdb") == 1
+    assert "main is no folder of this machine" in capsys.readouterr().err

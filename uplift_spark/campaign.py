@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 import pyarrow as pa
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -29,7 +29,7 @@ from uplift_spark.evaluation.pictures import (
     dose_picture,
     qini_picture,
 )
-from uplift_spark.evaluation.report import PageData, page_text, profile_of, render_page
+from uplift_spark.evaluation.report import PageData, page_text, profile_of, profile_of_frame, render_page
 from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (
@@ -41,9 +41,10 @@ from uplift_spark.events.quickstart import (
     stage_frame,
 )
 from uplift_spark.lake.contracts import EXACT_TIME
+from uplift_spark.lake.local_tables import NotLocal, local_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
-from uplift_spark.lake.tables import Lake
+from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
@@ -190,6 +191,32 @@ class Campaign:
             self._lake = Lake(spark_session(self.config.lakehouse), self.config.lakehouse)
         return self._lake
 
+    @contextmanager
+    def closing(self) -> Iterator[Campaign]:
+        """This campaign; a Spark session that it starts in the body is stopped at its end."""
+        provided = SparkSession.getActiveSession() is not None
+        try:
+            yield self
+        finally:
+            if self._lake is not None and not provided:
+                self._lake.spark.stop()
+                self._lake = None
+
+    def _without_spark(self, query: str, *tables: str) -> pa.Table | None:
+        """Rows of a query by DuckDB; None where a session is there already, the lakehouse is no folder of this machine,
+        or Spark is to do it. Raises DataError where one of the `tables` is not there."""
+        local = local_tables(self.config.lakehouse)
+        if local is None or self._lake is not None or SparkSession.getActiveSession() is not None:
+            return None
+        if absent := [table for table in tables if not local.exists(table)]:
+            raise DataError(absence(absent[0], self.config.lakehouse))
+        from uplift_spark.lake.duck import local_query  # its parser takes half a second to load
+
+        try:
+            return local_query(local, query)
+        except NotLocal:
+            return None
+
     @cached_property
     def registry(self) -> Registry:
         """Where the campaign's models are kept."""
@@ -242,10 +269,21 @@ class Campaign:
         version = version or self.config.registry.version
         name = self.config.model_name
         columns = ("model_name", "model_version", RUN_ID, "feature_version")
-        mine = self.lake.read(SCORES_TABLE).where(F.col("model_name").isin(name, self.registry.store.model(name)))
-        if version is not None:
-            mine = mine.where(F.col("model_version") == str(version))
-        runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
+        names = sorted({name, self.registry.store.model(name)})
+        of_version = "" if version is None else f" AND model_version = {_text(str(version))}"
+        local_rows = self._without_spark(
+            f"SELECT {', '.join(columns)}, max(scored_at) AS at FROM {SCORES_TABLE} "
+            f"WHERE model_name IN ({', '.join(map(_text, names))}){of_version} "
+            f"GROUP BY {', '.join(columns)} ORDER BY at DESC, {RUN_ID} LIMIT 1",
+            SCORES_TABLE,
+        )
+        if local_rows is not None:
+            runs: Any = next(iter(local_rows.to_pylist()), None)
+        else:
+            mine = self.lake.read(SCORES_TABLE).where(F.col("model_name").isin(names))
+            if version is not None:
+                mine = mine.where(F.col("model_version") == str(version))
+            runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
         if runs is None:
             which = f"model {name!r}" + ("" if version is None else f" version {version}")
             raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
@@ -418,17 +456,42 @@ class Campaign:
             caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
         )  # fmt: skip
         if data.best is not None:
-            columns = self.config.unit_columns
-            data = replace(
-                data,
-                profile=profile_of(self.holdout(scored), self.scores(scored), data.best.level, columns, data.direction),
-            )
+            data = replace(data, profile=self._page_profile(scored, data.best.level))
         reading = direction_words(data.outcome, data.direction)
         tables = "\n".join([lift_summary(lift, metrics), *reading])
         return CampaignReport(render_page(data), tables, page_text(data))
 
-    def _page_counts(self, scored: Scored, outcomes: Sequence[str]) -> Row:
+    def _page_profile(self, scored: Scored, level: str) -> pd.DataFrame:
+        """What the best and the worst tenth of a level's ranking are like."""
+        columns, direction = self.config.unit_columns, self.config.roles.direction
+        listed = ", ".join(f"h.`{name}` AS `{name}`" for name in columns)
+        sign = "-" if benefit(1.0, direction) < 0 else ""
+        local_rows = self._without_spark(
+            f"SELECT {listed}, {sign}s.uplift AS benefit FROM {self.training_table} VERSION AS OF "
+            f"{scored.feature_version} h JOIN {SCORES_TABLE} s ON h.{UNIT} = s.{UNIT} WHERE h.split = 'holdout' "
+            f"AND s.{TREATMENT} = {_text(level)} AND s.model_name = {_text(scored.model_name)} "
+            f"AND s.model_version = {_text(scored.model_version)} AND s.{RUN_ID} = {_text(scored.run_id)}",
+            *(SCORES_TABLE, self.training_table),
+        )
+        if local_rows is not None:
+            return profile_of_frame(local_rows.to_pandas(), level, columns)
+        return profile_of(self.holdout(scored), self.scores(scored), level, columns, direction)
+
+    def _page_counts(self, scored: Scored, outcomes: Sequence[str]) -> Row | dict[str, Any]:
         """In one pass: all units; of the hold-out its units `n`, first day, and whether an outcome is 0 or 1 only."""
+        rates = "".join(
+            f", bool_and(CASE WHEN split = 'holdout' THEN `{c}` IN (0, 1) END) AS rate_{i}"
+            for i, c in enumerate(outcomes)
+        )
+        local_rows = self._without_spark(
+            "SELECT count(*) AS units, count_if(split = 'holdout') AS n, "
+            f"min(CASE WHEN split = 'holdout' THEN assigned_at END) AS day{rates} "
+            f"FROM {self.training_table} VERSION AS OF {scored.feature_version}",
+            self.training_table,
+        )
+        if local_rows is not None:
+            facts: dict[str, Any] = local_rows.to_pylist()[0]
+            return {**facts, "day": facts["day"] and f"{facts['day']:%Y-%m-%d}"}
         held = F.col("split") == "holdout"
         checks = [F.every(F.when(held, F.col(c).isin(0, 1))).alias(f"rate_{i}") for i, c in enumerate(outcomes)]
         day = F.date_format(F.min(F.when(held, F.col("assigned_at"))), "yyyy-MM-dd").alias("day")
@@ -438,8 +501,11 @@ class Campaign:
     def _plan_curve(self, scored: Scored) -> pd.DataFrame:
         """Rows of gold.policy_curve of the model's newest plan; none where it made no plan with a budget."""
         try:
-            run_id = self.plan_run(scored.model_version)
-            return self.lake.read(gold_table("policy_curve")).where(F.col(RUN_ID) == run_id).toPandas()
+            run_id, curve = self.plan_run(scored.model_version), gold_table("policy_curve")
+            rows = self._without_spark(f"SELECT * FROM {curve} WHERE {RUN_ID} = {_text(run_id)}", curve)
+            if rows is not None:
+                return rows.to_pandas()
+            return self.lake.read(curve).where(F.col(RUN_ID) == run_id).toPandas()
         except DataError:
             return pd.DataFrame()
 
@@ -467,12 +533,18 @@ class Campaign:
         return CampaignPlots(self)
 
     def sql(self, query: str) -> pd.DataFrame:
-        """All rows of a query that only reads. Raises ConfigError for another one, and for one that does not run."""
-        return arrow_frame(query_rows(self.lake, query))
+        """All rows of a query that only reads, without Spark where DuckDB gives the same and no session is there yet.
+
+        Raises ConfigError for a query that does more, and for one that does not run.
+        """
+        rows = self._without_spark(query)
+        return arrow_frame(query_rows(self.lake, query) if rows is None else rows)
 
     def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
         run_id = run_id or self.lift_run
-        frame = self.lake.read(table).where(F.col(RUN_ID) == run_id).toPandas()
+        rows = self._without_spark(f"SELECT * FROM {table} WHERE {RUN_ID} = {_text(run_id)}", table)
+        mine = self.lake.read(table).where(F.col(RUN_ID) == run_id).toPandas if rows is None else rows.to_pandas
+        frame = mine()
         if frame.empty:
             raise DataError(f"{table} has no row of run {run_id}: run `uplift lift` with the conf of {self.name}")
         for column, value in wanted.items():
@@ -503,13 +575,17 @@ class Campaign:
 
     def _newest_run(self, table: str, job: str, model_version: str | None = None) -> str:
         """The campaign's run that wrote last, by the table's history; with `model_version` of this version's runs."""
-        rows = self.lake.read(table).where(F.col(CAMPAIGN) == self.name)
-        if model_version is not None:
-            rows = rows.where(F.col("model_version") == model_version)
-        mine = rows.select(RUN_ID).distinct().collect()
-        runs = {row[RUN_ID] for row in mine}
-        for commit in self.lake.history(table):
-            if (run := commit.notes.get("run_id")) in runs:
+        of_version = "" if model_version is None else f" AND model_version = {_text(model_version)}"
+        mine = f"{CAMPAIGN} = {_text(self.name)}{of_version}"
+        local_rows = self._without_spark(f"SELECT DISTINCT {RUN_ID} FROM {table} WHERE {mine}", table)
+        local = local_tables(self.config.lakehouse)
+        if local_rows is not None and local is not None:
+            runs, history = set(local_rows[RUN_ID].to_pylist()), local.history(table)
+        else:
+            rows = self.lake.read(table).where(mine).select(RUN_ID).distinct().collect()
+            runs, history = {row[RUN_ID] for row in rows}, [dict(commit.notes) for commit in self.lake.history(table)]
+        for notes in history:
+            if (run := notes.get("run_id")) in runs:
                 return str(run)
         by = "" if model_version is None else f" by model version {model_version}"
         raise DataError(
@@ -570,6 +646,11 @@ class CampaignReport:
             part.write_text(self.html, encoding="utf-8")
             part.replace(target)
         return path, latest
+
+
+def _text(value: str) -> str:
+    """A text in SQL."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _with_verb(progress: ProgressCallback, verb: str, message: str) -> None:

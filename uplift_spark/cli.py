@@ -34,12 +34,23 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import DEMO_JOBS, whole_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from uplift_spark.campaign import Campaign
     from uplift_spark.config import Lakehouse
+    from uplift_spark.lake.local_tables import LocalTables
     from uplift_spark.runtime import JobResult
 
 PACKAGE = "uplift_spark.jobs"
 
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="auto, duckdb or spark. auto reads folders of this machine by DuckDB, without Java, and leaves to Spark "
+        "catalogs, big scans and what DuckDB would answer otherwise.",
+    ),
+]
 LakeConfOption = Annotated[Path | None, typer.Option("--conf", help="YAML naming the lakehouse (`lakehouse`).")]
 
 app = typer.Typer(
@@ -163,6 +174,7 @@ def sql(
     set_: SetOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 50,
     format_: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+    engine: EngineOption = "auto",
 ) -> None:
     """Print the rows of a query, which can only read.
 
@@ -174,11 +186,13 @@ def sql(
     from uplift_spark.sql_gate import checked_query
 
     lakehouse = _lakehouse(conf, set_)
-    checked_query(query, lakehouse.catalog)  # before Spark is started
-    from uplift_spark.campaign import query_rows
+    checked_query(query, lakehouse.catalog)  # before anything is started
+    rows = console.without_spark(lakehouse, engine, lambda tables: _local_rows(tables, query, limit + 1))
+    if rows is None:
+        from uplift_spark.campaign import query_rows
 
-    with console.open_lake(lakehouse) as lake:
-        rows = query_rows(lake, query, limit + 1, texts_only=True)
+        with console.open_lake(lakehouse) as lake:
+            rows = query_rows(lake, query, limit + 1, texts_only=True)
     shown = rows.slice(0, limit)
     if format_ == "csv":
         sys.stdout.write(csv_text(shown))
@@ -188,14 +202,22 @@ def sql(
         err().print(f"only the first {limit} rows are shown: use --limit for more")
 
 
-@app.command()
-def tables(conf: LakeConfOption = None, set_: SetOption = None) -> None:
-    """List the tables with their rows and versions."""
-    from uplift_spark.campaign import table_sizes
+def _local_rows(tables: LocalTables, query: str, limit: int) -> pa.Table:
+    from uplift_spark.lake.duck import as_texts, local_query
 
+    return as_texts(local_query(tables, query, limit))
+
+
+@app.command()
+def tables(conf: LakeConfOption = None, set_: SetOption = None, engine: EngineOption = "auto") -> None:
+    """List the tables with their rows and versions."""
     lakehouse = _lakehouse(conf, set_)
-    with console.open_lake(lakehouse) as lake:
-        sizes = table_sizes(lake)
+    sizes = console.without_spark(lakehouse, engine, lambda tables: tables.sizes())
+    if sizes is None:
+        from uplift_spark.campaign import table_sizes
+
+        with console.open_lake(lakehouse) as lake:
+            sizes = table_sizes(lake)
     if not sizes:
         raise DataError(f"lakehouse {lakehouse.catalog or lakehouse.path} has no tables yet: run `uplift ingest` first")
     print_tables(sizes, "rows")

@@ -12,19 +12,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from uplift_spark.errors import NO_SPARK, SPARK_PACKAGES, UpliftError
+from uplift_spark.errors import NO_SPARK, SPARK_PACKAGES, ConfigError, UpliftError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
     from uplift_spark.campaign import Campaign
     from uplift_spark.config import Config, Lakehouse
+    from uplift_spark.lake.local_tables import LocalTables
     from uplift_spark.lake.tables import Lake
     from uplift_spark.runtime import Job, JobResult
+
+_T = TypeVar("_T")
 
 # --------------------------------------------------------------------------------------------------------------------
 # A job as a command. `jobs/<verb>.py` has `run`, and `options` where its command line has more than --conf, --set and
@@ -89,7 +92,8 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
 
     def command(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **chosen: Any) -> None:
         named = {"run_id": run_id} if "run_id" in [parameter.name for parameter in own] else {}
-        run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id)
+        lazily = getattr(sys.modules[run.__module__], "READS_RESULTS", False)
+        run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id, lazily=lazily)
 
     usual = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "chosen"]
     parameters = [*(one for one in own if one.name != "run_id"), *usual]
@@ -106,23 +110,32 @@ def own_command(verb: str, command: Callable[..., None], text: str | None) -> Ca
 
 
 def run_jobs(
-    jobs: Mapping[str, Job], conf: Path, overrides: Sequence[str] | None, run_id: str | None, after: After | None = None
+    jobs: Mapping[str, Job],
+    conf: Path,
+    overrides: Sequence[str] | None,
+    run_id: str | None,
+    after: After | None = None,
+    lazily: bool = False,
 ) -> None:
-    """Run jobs one after another in one session; what is printed at the end is `after`'s, else the last result."""
+    """Run jobs one after another in one session; what is printed at the end is `after`'s, else the last result.
+
+    `lazily` starts Spark when a job first needs it, which on a folder of this machine may be never.
+    """
     config = read_config(conf, overrides)
     from uplift_spark.governance.permissions import check_permitted
+    from uplift_spark.lake.local_tables import local_tables
 
     for verb in jobs:
         check_permitted(config, verb)
     reporter = Progress(err())
-    reporter.report("starting Spark")
-    with open_lake(config.lakehouse, import_libraries) as lake:
-        from uplift_spark.campaign import Campaign
-
-        campaign, results = Campaign(config, lake), []
+    lazily = lazily and local_tables(config.lakehouse) is not None
+    if not lazily:
+        reporter.report("starting Spark")
+    with lazy_campaign(config) if lazily else open_campaign(config) as campaign:
+        results = []
         for verb, run in jobs.items():
             progress = reporter.within(verb)
-            with campaign.planned(verb):
+            with nullcontext() if lazily else campaign.planned(verb):
                 results.append(run(campaign, progress, run_id))
             for line in written_lines(results[-1]):
                 progress(line)
@@ -141,6 +154,24 @@ def read_config(conf: Path, overrides: Sequence[str] | None) -> Config:
     for warning in caught:
         err().print(f"warning: {warning.message}", soft_wrap=True)
     return config
+
+
+@contextmanager
+def lazy_campaign(config: Config) -> Iterator[Campaign]:
+    """The campaign, which starts Spark when it first needs it."""
+    from uplift_spark.campaign import Campaign
+
+    with Campaign(config).closing() as campaign:
+        yield campaign
+
+
+@contextmanager
+def open_campaign(config: Config) -> Iterator[Campaign]:
+    """The campaign, its lakehouse as by `open_lake`; libraries are imported while Spark starts."""
+    with open_lake(config.lakehouse, import_libraries) as lake:
+        from uplift_spark.campaign import Campaign
+
+        yield Campaign(config, lake)
 
 
 @contextmanager
@@ -176,6 +207,43 @@ def import_libraries() -> None:
         import pandas  # noqa: F401
         import scipy.stats  # noqa: F401
         import sklearn.ensemble  # noqa: F401
+
+
+ENGINES = ("auto", "duckdb", "spark")
+
+
+def without_spark(lakehouse: Lakehouse, engine: str, read: Callable[[LocalTables], _T]) -> _T | None:
+    """What `read` reads of a folder on this machine; None where Spark is to do it, in a line that says why.
+
+    Args:
+        lakehouse: Where the tables are.
+        engine: One of ENGINES; `auto` leaves catalogs and remote folders to Spark without a word.
+        read: Reads, or raises NotLocal.
+
+    Returns:
+        The result of `read`, or None.
+
+    Raises:
+        ConfigError: There is no such engine, or `duckdb` cannot do it.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine!r} is unknown: use {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    if engine == "spark":
+        return None
+    from uplift_spark.lake.local_tables import NotLocal, local_tables
+
+    tables = local_tables(lakehouse)
+    try:
+        if tables is not None:
+            return read(tables)
+        if engine == "auto":
+            return None
+        raise NotLocal(f"{lakehouse.catalog or lakehouse.path} is no folder of this machine")
+    except NotLocal as reason:
+        if engine == "duckdb":
+            raise ConfigError(f"DuckDB does not read this, because {reason}: use --engine spark") from reason
+        err().print(f"starting Spark, because {reason}", soft_wrap=True)
+        return None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -603,12 +603,35 @@ def _query(pieces: list[_Piece], catalog: str | None) -> str:
         return _described(pieces, catalog)
     if first not in ("SELECT", "WITH", "VALUES"):
         raise _Refusal("start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN")
+    return _selecting(pieces, catalog).text(catalog)
+
+
+def _selecting(pieces: list[_Piece], catalog: str | None) -> _Tree:
     tree = _Tree(pieces)
     check = _Check(tree, _SCALARS | _AGGREGATES | _CHANGING | _TABLE_FUNCTIONS, catalog)
     check.nodes(_VALUES | _QUERIES)
     check.columns(_IDENTITY_WORDS, None)
     check.tables()
-    return tree.text(catalog)
+    return tree
+
+
+def checked_tree(query: str) -> exp.Expr | None:
+    """Check a query over a folder's tables like `checked_query`; for engines that write it anew.
+
+    Args:
+        query: As `checked_query` takes it.
+
+    Returns:
+        Its tree, in which every function is a name with its arguments and every constant is as Spark's SQL writes it;
+        None for DESCRIBE, SHOW and EXPLAIN.
+
+    Raises:
+        ConfigError: As `checked_query`.
+    """
+    checked_query(query)
+    pieces = _pieces(re.sub(r"\s*;\s*\Z", "", query))
+    first = next((piece.text.upper() for piece in pieces if piece.text != "("), "")
+    return _selecting(pieces, None).root if first in ("SELECT", "WITH", "VALUES") else None
 
 
 _TABLE_PARTS = r"(`?\w+`?(?: \. `?\w+`?)+)"

@@ -9,7 +9,16 @@ import pytest
 from tests.evaluation.test_lift_tables import MONEY, evaluation
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table
-from uplift_spark.evaluation.report import PROFILE_COLUMNS, PageData, page_text, plan_rows, render_page, short, traits
+from uplift_spark.evaluation.report import (
+    PROFILE_COLUMNS,
+    PageData,
+    page_text,
+    plan_rows,
+    profile_of_frame,
+    render_page,
+    short,
+    traits,
+)
 from uplift_spark.evaluation.svg import ticks
 
 
@@ -92,3 +101,21 @@ def test_ticks_and_numbers_are_round():
     assert ticks(-0.3, 4.1) == [-1, 0, 1, 2, 3, 4, 5]
     assert ticks(0, 0) == [0, 1] == ticks(np.nan, 1)
     assert [short(v) for v in (0.012345, 1234.6, 99.96, 0.0, float("nan"))] == ["0.0123", "1,235", "100", "0", "-"]
+
+
+def test_profiles_of_frames_by_hand() -> None:
+    rows = pd.DataFrame(
+        {
+            "benefit": np.arange(21.0),  # cuts at 2 and 18: three units in each tenth
+            "age": [np.nan, 10.0, 20.0, *[50.0] * 15, 1.0, 2.0, 6.0],
+            "city": ["a", "a", None, *["b"] * 15, "a", "b", "b"],
+            "new": [True] * 3 + [False] * 18,
+        }
+    )
+    table = profile_of_frame(rows, "5%", ["age", "city", "new"]).set_index(["feature", "category", "bucket"])["value"]
+    ages = table["age"].droplevel(0)
+    assert (ages["1"], ages["10"], ages["rest"]) == (3.0, 15.0, 50.0)
+    assert table["city", "a"].to_dict() == {"1": 1 / 3, "10": 2 / 3, "rest": 0.0, "all": 3 / 21}
+    assert table["new", "true"]["10"] == 1.0
+    assert profile_of_frame(rows.assign(benefit=1.0), "5%", ["age"]).empty
+    assert profile_of_frame(rows.head(0), "5%", ["age"]).empty

@@ -376,12 +376,55 @@ def profile_of(
         for kind, one in (("n", F.count(finite[name])), ("s", F.sum(finite[name])), ("q", F.sum(finite[name] ** 2)))
     ]
     counts = rows.groupBy("_bucket").agg(F.count("*").alias("n"), *sums).toPandas().set_index("_bucket")
-    parts = [_number_rows(counts, i, name) for i, name in enumerate(numbers)]
     words = [name for name in features if name not in numbers]
+    long = None
     if words:
         pairs = F.array(*(F.struct(F.lit(c).alias("f"), F.col(c).cast("string").alias("c")) for c in words))
         long = rows.select("_bucket", F.explode(pairs).alias("p")).groupBy("_bucket", "p.f", "p.c").count().toPandas()
-        parts += [_share_rows(counts["n"], group, str(name)) for name, group in long.dropna().groupby("f")]
+    return _profile(counts, numbers, long, level)
+
+
+def profile_of_frame(rows: pd.DataFrame, level: str, features: Sequence[str]) -> pd.DataFrame:
+    """The same as `profile_of` gives, of a pandas frame.
+
+    Args:
+        rows: One a unit, with the features and the column `benefit`, by which units rank: see `roles.benefit`.
+        level: The level whose ranking it is.
+        features: Columns of numbers, truth values and texts.
+
+    Returns:
+        Rows of PROFILE_COLUMNS.
+    """
+    ranks = rows["benefit"].to_numpy(np.float64)
+    cuts = np.percentile(ranks, [10, 90]) if len(ranks) else (0.0, 0.0)
+    if cuts[0] == cuts[1]:
+        return pd.DataFrame(columns=list(PROFILE_COLUMNS))
+    bucket = pd.Series(np.where(ranks >= cuts[1], "1", np.where(ranks <= cuts[0], "10", "rest")), rows.index)
+    numbers = [name for name in features if rows[name].dtype.kind in "iuf"]
+    sums: dict[str, Any] = {"n": rows.groupby(bucket).size()}
+    for i, name in enumerate(numbers):
+        values = rows[name].astype(np.float64)
+        for kind, column in (("n", values.notna()), ("s", values), ("q", values**2)):
+            sums[f"{kind}{i}"] = column.groupby(bucket).sum()
+    parts = [
+        pd.DataFrame({"_bucket": bucket, "f": name, "c": rows[name].map(_as_word)})
+        for name in features
+        if name not in numbers
+    ]
+    keys = ["_bucket", "f", "c"]
+    long = pd.concat(parts).dropna().groupby(keys).size().rename("count").reset_index() if parts else None
+    return _profile(pd.DataFrame(sums), numbers, long, level)
+
+
+def _as_word(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _profile(counts: pd.DataFrame, numbers: Sequence[str], words: pd.DataFrame | None, level: str) -> pd.DataFrame:
+    """Rows of PROFILE_COLUMNS from the sums of numbers and the counts (`_bucket`, `f`, `c`, `count`) of words."""
+    parts = [_number_rows(counts, i, name) for i, name in enumerate(numbers)]
+    if words is not None:
+        parts += [_share_rows(counts["n"], group, str(name)) for name, group in words.dropna().groupby("f")]
     return pd.concat(parts, ignore_index=True).assign(treatment=level)[list(PROFILE_COLUMNS)]
 
 

@@ -462,12 +462,14 @@ class Lake:
         return None if frame is None else frame.schema
 
     def _absent(self, table: str) -> str:
-        contract = contract_of(table)
-        fix = "check its name with `uplift tables`"
-        if contract is not None:
-            fix = f"run `uplift {contract.job}` first"
-        where = self.lakehouse.catalog or self.lakehouse.path
-        return f"table {table} does not exist in lakehouse {where}: {fix}"
+        return absence(table, self.lakehouse)
+
+
+def absence(table: str, lakehouse: Lakehouse) -> str:
+    """What to say of a table that does not exist."""
+    contract = contract_of(table)
+    fix = "check its name with `uplift tables`" if contract is None else f"run `uplift {contract.job}` first"
+    return f"table {table} does not exist in lakehouse {lakehouse.catalog or lakehouse.path}: {fix}"
 
 
 def _checked(table: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Annotated, Any
 import typer
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.governance.audit import AuditEvent, signing_key
-from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated
+from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated, of_purpose
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
@@ -136,7 +138,32 @@ class _Gate:
         return cls(consent, version, export.purpose or conf.purpose, conf.required)
 
     def judged(self, rows: DataFrame) -> DataFrame:
+        """The rows with the column GATE. Raises DataError when no statement is of any of their units."""
+        self._refuse_strangers(rows)
         return gated(rows, self.consent, self.purpose, self.required)
+
+    def _refuse_strangers(self, rows: DataFrame) -> None:
+        """Ids or purposes that are written otherwise would let withdrawals through, or hold everybody back."""
+        if self.consent is None:
+            return
+        said = of_purpose(self.consent, self.purpose)
+        if rows.isEmpty() or not said.join(rows, UNIT, "left_semi").isEmpty():
+            return
+        purposes = self.consent.groupBy("purpose").agg(F.count("*").alias("n")).collect()
+        if not purposes:
+            return
+        example = said.select(F.min(UNIT)).collect()[0][0]
+        if example is None:
+            raise DataError(
+                f"{CONSENT_TABLE} has {sum(row['n'] for row in purposes):,} rows, none of them of purpose "
+                f"{self.purpose!r} but of {', '.join(sorted(str(row['purpose']) for row in purposes)[:10])}: correct "
+                "consent.purpose or --purpose, or load the rows with this purpose"
+            )
+        raise DataError(
+            f"none of the rows of {CONSENT_TABLE} of purpose {self.purpose!r} is of a unit to export: unit ids there "
+            f"look like {example!r}, here like {rows.select(F.min(UNIT)).collect()[0][0]!r}; write the ids alike and "
+            "load the rows again"
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -151,20 +178,44 @@ def _write(rows: DataFrame, export: Export) -> None:
     target = export.local
     if target is None:
         return _save(rows, export.format, export.to, "errorifexists")
-    partial = target.with_name(f".{target.name}.partial")
-    _save(rows, export.format, str(partial), "overwrite")
-    if not partial.exists():
-        raise EnvironmentProblem(f"--to {export.to} is a folder of Spark's server, not of this machine: give a URI")
+    # A name that nobody else has: what is removed when this fails was made here.
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
+        _save(rows, export.format, str(partial), "errorifexists")
+        if not partial.exists():
+            raise EnvironmentProblem(f"--to {export.to} is a folder of Spark's server, not of this machine: give a URI")
+        if target.exists():
+            raise ConfigError(f"--to {export.to!r} came to be meanwhile: name a folder that is not there")
         partial.rename(target)
     except OSError as error:
-        shutil.rmtree(partial)
         raise EnvironmentProblem(f"--to {export.to} cannot be made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+# RFC 4180, as other programs read it: quotes are doubled, lines end alike, blanks stay.
+_CSV = {
+    **{"header": "true", "escape": '"', "lineSep": "\r\n", "emptyValue": ""},
+    **{"ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false"},
+}
+# Spreadsheets compute cells that begin so, whatever stands in them; numbers stay numbers.
+_FORMULA = r"^\s*[=+\-@\t\r]"
+_PLAIN_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+def without_formulas(rows: DataFrame) -> DataFrame:
+    """The rows with an apostrophe before each text that a spreadsheet would take for a formula."""
+    cells = {}
+    for name in (field.name for field in rows.schema.fields if isinstance(field.dataType, StringType)):
+        text = F.col(name)
+        formula = text.rlike(_FORMULA) & ~text.rlike(_PLAIN_NUMBER)
+        cells[name] = F.when(formula, F.concat(F.lit("'"), text)).otherwise(text)
+    return rows.withColumns(cells)
 
 
 def _save(rows: DataFrame, format_: str, to: str, mode: str) -> None:
-    writer = rows.write.format(format_).mode(mode)
-    (writer.option("header", "true") if format_ == "csv" else writer).save(to)
+    rows = without_formulas(rows) if format_ == "csv" else rows
+    rows.write.format(format_).mode(mode).options(**(_CSV if format_ == "csv" else {})).save(to)
 
 
 def options(

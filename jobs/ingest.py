@@ -13,7 +13,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.events.event_source import load_events
 from uplift_spark.events.ingest import prepare, refuse_second_load
-from uplift_spark.events.table_source import Replacement, open_source, table_batch
+from uplift_spark.events.table_source import Replacement, open_source, refuse_unfinished, table_batch
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -36,6 +36,8 @@ def run(
 ) -> JobResult:
     """Write the campaign's events, the assignment last; an unfit source is refused before any write.
 
+    Of two at once the first to write goes on, and the other is refused before it has written anything.
+
     With `replace` rows of earlier runs go first, once the new ones are checked; older versions of the tables keep them.
     """
     config, lake = campaign.config, campaign.lake
@@ -43,11 +45,15 @@ def run(
         result = load_events(config, config.source, lake, progress, run_id, replace)
         return _on_record(campaign, result, ()) if replace else result
     opened = open_source(config, lake, progress)
-    earlier = Replacement.of(lake, config.campaign, replace)
-    earlier = earlier.but(run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity))
-    run_id = run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity)
+
+    def named(earlier: Replacement) -> str:
+        return run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity)
+
+    earlier = Replacement.begun(lake, config.campaign, replace, named)
+    run_id = named(earlier)
     if not replace:
         refuse_second_load(lake, config.campaign, run_id)
+        refuse_unfinished(lake, config.campaign, run_id)
     if opened.rows is None:
         batch = prepare(config, lake, run_id, progress)
     else:

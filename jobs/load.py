@@ -11,7 +11,7 @@ import typer
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.events.load import Load, add_arrivals, arrivals
+from uplift_spark.events.load import Added, Load, add_arrivals, arrivals, until_first
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.governance.spark import record_event
@@ -44,12 +44,20 @@ def run(
     With `load.replace` the rows that earlier loads of the same files, or of the same Delta table, brought go first.
     """
     config, lake = campaign.config, campaign.lake
-    new = arrivals(load, lake, run_id, progress, key_of(config))
-    written, good = add_arrivals(load, lake, new, progress)
+    key, added = key_of(config), Added()
+
+    def attempt() -> JobResult:
+        new = arrivals(load, lake, run_id, progress, key)
+        add_arrivals(load, lake, new, progress, added)
+        counts = {"good": added.rows(load.table), "rejected": added.rejected(load.table)}
+        return JobResult.of("load", new.run_id, *added.written, **new.details, **counts)
+
+    result = until_first(attempt, progress)
     if load.replace:
-        versions, facts = {one.table: one.version for one in written}, {"source": load.source}
-        record_event(config, lake, AuditEvent("", "replace", load.table, "--replace", "", new.run_id, versions, facts))
-    return JobResult.of("load", new.run_id, *written, **new.details, good=good, rejected=new.refused)
+        versions, facts = {one.table: one.version for one in added.written}, {"source": load.source}
+        event = AuditEvent("", "replace", load.table, "--replace", "", result.run_id, versions, facts)
+        record_event(config, lake, event)
+    return result
 
 
 if __name__ == "__main__":

@@ -17,30 +17,31 @@ from typing import Annotated, Any
 
 import typer
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType, TimestampType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.earlier import of_others, quarantined, replayed_before
 from uplift_spark.events.load import (
     ALREADY,
-    ARRIVED,
-    SOURCE,
     Load,
     refuse_misfits,
     stamped,
+    until_first,
     wanted_columns,
     with_known_keys,
 )
+from uplift_spark.events.load_source import ARRIVED, SOURCE
 from uplift_spark.lake.contracts import INGESTED_AT, UNREAD, as_json, count_checked, time_text, with_columns
 from uplift_spark.lake.schemas import QUARANTINE, check, contract_of, rule_of
 from uplift_spark.lake.tables import Lake, digest
-from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.roles import checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-_FIELDS, _NUMBER, _TEXTS = "__fields", "__number", "__texts"
+_FIELDS, _TEXTS = "__fields", "__texts"
 _KNOWN_AT = "known_at"
 _OF_TRIALS = "_row"  # only lines of a trial's file, rejected by `uplift ingest`, have their number
 
@@ -133,15 +134,11 @@ def _quarantined(replay: Replay, lake: Lake, progress: ProgressCallback) -> Data
 
     Raises DataError when all of them are lines of a trial's file, which a campaign takes as a whole.
     """
-    rows = lake.read(QUARANTINE).where(F.col("source_table") == replay.table)
-    key = ("source_table", "row", "source", RUN_ID)
-    # Rows that are alike in everything are rows nonetheless.
-    numbered = rows.withColumn(_NUMBER, F.row_number().over(Window.partitionBy(*key).orderBy(INGESTED_AT)))
-    name = F.concat(F.lit("quarantine#"), F.substring(F.sha2(as_json([*key, _NUMBER]), 256), 1, 16))
+    rows = quarantined(lake, replay.table)
     parsed = F.from_json("row", "map<string,string>")
     for new, old in replay.load.contract.renamed.items():
         parsed = _with_key(parsed, old, new)
-    rows = numbered.withColumns({SOURCE: name, _FIELDS: parsed, ARRIVED: F.col(INGESTED_AT)})
+    rows = rows.withColumns({SOURCE: F.col("name"), _FIELDS: parsed, ARRIVED: F.col(INGESTED_AT)})
     if replay.rule is not None:
         rows = rows.where(F.col("rule") == replay.rule)
     of_trials = F.coalesce(F.map_contains_key(_FIELDS, F.lit(_OF_TRIALS)), F.lit(False))
@@ -255,8 +252,8 @@ def _why_failed(replay: Replay, lake: Lake, error: PySparkException) -> Exceptio
 def _not_replayed(lake: Lake, table: str, rows: DataFrame, run_id: str) -> DataFrame:
     if not lake.exists(table):
         return rows
-    mine: Column = F.col("source").startswith("quarantine#") & (F.col(RUN_ID) != run_id)
-    have = lake.read(table).where(mine).select(F.col("source").alias(SOURCE)).distinct()
+    others = replayed_before(of_others(lake, table, run_id))
+    have = others.select(F.col("source").alias(SOURCE)).distinct()
     return rows.join(have, SOURCE, "left_anti")
 
 
@@ -277,17 +274,18 @@ def run(
 ) -> JobResult:
     """Add each repaired row that meets the contract now and that no replay has added."""
     try:
-        return _replay(campaign.lake, progress, run_id, replay)
+        return until_first(lambda: _replay(campaign.lake, progress, run_id, replay), progress)
     except PySparkException as error:
         raise _why_failed(replay, campaign.lake, error) from error
 
 
 def _replay(lake: Lake, progress: ProgressCallback, run_id: str | None, replay: Replay) -> JobResult:
+    claim = lake.claim(replay.table, f"replay {replay.table}")
     new = replayed(replay, lake, run_id, progress)
     if new.good is None:
         progress("no row to add")
         return JobResult.of("replay", new.run_id, replayed=0, still_broken=new.broken, already_replayed=new.already)
-    written = lake.write(replay.table, new.good, new.run_id)
+    written = lake.write(replay.table, new.good, new.run_id, claim=claim)
     already = new.already + new.rows - written.rows
     return JobResult.of(
         "replay", new.run_id, written, replayed=written.rows, still_broken=new.broken, already_replayed=already

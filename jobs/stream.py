@@ -15,21 +15,16 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.earlier import version_of
 from uplift_spark.events.load import (
-    ARRIVED,
-    SOURCE,
-    AnyReader,
-    DeltaVersion,
     Load,
     count_by_rule,
-    find_delta,
-    open_delta,
     refuse_misfits,
     stamped,
     tell_old_names,
-    version_of,
     wanted_columns,
 )
+from uplift_spark.events.load_source import ARRIVED, SOURCE, AnyReader, DeltaVersion, find_delta, open_delta
 from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.contracts import RAW_ROW, UNREAD, with_columns
 from uplift_spark.lake.schemas import QUARANTINE, check
@@ -119,7 +114,7 @@ def refused(lake: Lake, load: Load, plan: Streams) -> dict[str, int]:
     if not lake.exists(QUARANTINE):
         return {}
     mine = lake.read(QUARANTINE).where(F.col("source_table") == load.table)
-    return count_by_rule(mine.where(version_of(plan.source) > plan.since))
+    return count_by_rule(mine.where(version_of(plan.source.key) > plan.since))
 
 
 def _newest(lake: Lake, sink: str, meant_for: str, table: DeltaVersion) -> int:
@@ -128,7 +123,7 @@ def _newest(lake: Lake, sink: str, meant_for: str, table: DeltaVersion) -> int:
         return -1
     rows = lake.read(sink)
     rows = rows.where(F.col("source_table") == meant_for) if sink == QUARANTINE else rows
-    version = rows.agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
+    version = rows.agg(F.max(version_of(table.key)).alias("version")).collect()[0]["version"]
     return -1 if version is None else int(version)
 
 

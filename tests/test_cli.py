@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -506,3 +507,15 @@ def test_catalogs_are_spark_s(
     assert capsys.readouterr().err == "error: Spark was started\n"
     assert uplift(monkeypatch, "tables", *of, "--engine", "duckdb") == 1
     assert "main is no folder of this machine" in capsys.readouterr().err
+
+
+def test_files_that_a_command_makes_are_the_user_s_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with console.one_sentence():
+            (tmp_path / "private").touch()
+        (tmp_path / "usual").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"private": 0o600, "usual": 0o644}

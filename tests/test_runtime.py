@@ -150,6 +150,16 @@ def test_a_result_lists_what_was_written() -> None:
     assert result.details == {"model": "spring"}
 
 
+def test_a_table_that_was_written_several_times_has_the_sum_of_its_rows() -> None:
+    kept, event = "bronze.quarantine", WrittenStub("bronze.event", 0, 9, True)
+    parts = [WrittenStub(kept, 1, 3, False), event, WrittenStub(kept, 0, 0, True), WrittenStub(kept, 2, 4, False)]
+    result = JobResult.of("ingest", "r", *parts)
+    assert result.tables == {
+        kept: {"version": 2, "rows": 7, "skipped": False},
+        "bronze.event": {"version": 0, "rows": 9, "skipped": True},
+    }
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout in which this package seems to lie, nothing committed yet."""

@@ -414,8 +414,12 @@ def _console(stderr: bool) -> Console:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Errors meant for the user lose their traceback, all others keep it; libraries' chatter is off."""
+    """Errors meant for the user lose their traceback, all others keep it; libraries' chatter is off.
+
+    Files that come to be in the body are the user's alone: tables, models and reports are about people.
+    """
     _quiet()
+    umask = os.umask(0o077)
     try:
         yield
     except ImportError as error:
@@ -426,6 +430,8 @@ def one_sentence() -> Iterator[None]:
     except UpliftError as error:
         err().print(f"error: {error}", soft_wrap=True)
         sys.exit(1)
+    finally:
+        os.umask(umask)
 
 
 def _quiet() -> None:

@@ -26,6 +26,10 @@ class ConflictError(UpliftError):
     """A run wrote this table before with other data, or another writer won the race."""
 
 
+class OvertakenError(ConflictError):
+    """Another run wrote what this one was about to write; nothing of this one's was added to that table."""
+
+
 class EnvironmentProblem(UpliftError):
     """Java, a registry or a store this machine needs is missing or out of reach."""
 

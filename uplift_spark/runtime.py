@@ -187,9 +187,15 @@ class JobResult:
 
     @classmethod
     def of(cls, job: str, run_id: str, *written: Any, **details: Any) -> JobResult:
-        """Result of a run from what `Lake.write` returned."""
-        rows = {w.table: {k: v for k, v in asdict(w).items() if k != "table"} for w in written}
-        return cls(job, run_id, rows, details)
+        """Result of a run from what `Lake.write` returned; of a table that it wrote several times their sum."""
+        tables: dict[str, dict[str, Any]] = {}
+        for one in written:
+            new = {k: v for k, v in asdict(one).items() if k != "table"}
+            if (before := tables.get(one.table)) is not None:
+                rows, skipped = before["rows"] + new["rows"], before["skipped"] and new["skipped"]
+                new = {"version": max(before["version"], new["version"]), "rows": rows, "skipped": skipped}
+            tables[one.table] = new
+        return cls(job, run_id, tables, details)
 
 
 class Job(Protocol):

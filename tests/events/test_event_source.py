@@ -12,7 +12,9 @@ from pyspark.sql import SparkSession
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.jobs import features, ingest
+from uplift_spark.events.load import Load
+from uplift_spark.jobs import features, ingest, load, replay
+from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult
 from uplift_spark.source_conf import EventsSource, EventTable
@@ -123,6 +125,115 @@ def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, sho
     assert set(before["run_id"]) == {
         row["run_id"] for row in lake.read("bronze.outcome").where("campaign = 'own'").collect()
     }
+
+
+def test_replaced_tables_hold_what_the_source_holds_now(lake: Lake, shop: Path) -> None:
+    """Rows of a file that is gone go, and what was replayed goes with the row it came from; other campaigns' stay, and
+    what `uplift load` brought."""
+    put(
+        shop / "orders" / "2.csv",
+        'customer,total,at,channel\n2,7,2024-02-03T00:00:00Z,\n4,"1,5",2024-02-03T00:00:00Z,\n',
+    )
+    mine, other = Campaign(config(source(shop)), lake), Campaign(replace(config(source(shop)), campaign="other"), lake)
+    for campaign in (mine, other):
+        assert ingest.run(campaign).details["rejected"] == {"outcome": {"value_readable": 1}}
+    comma = Replay.of("bronze.outcome", None, ["value=replace(value, ',', '.')"])
+    assert replay.run(mine, replay=comma).details["replayed"] == 2
+    header = "unit_id,campaign,outcome,value,occurred_at\n"
+    put(shop / "late.csv", header + "6,own,spend,3,2024-02-04\n")
+    load.run(mine, load=Load("bronze.outcome", str(shop / "late.csv"), "csv", historic=True))
+    (shop / "orders" / "1.csv").rename(shop / "gone.csv")
+    put(
+        shop / "orders" / "2.csv", "customer,total,at,channel\n2,7,2024-02-03T00:00:00Z,\n4,1.5,2024-02-03T00:00:00Z,\n"
+    )
+    said: list[str] = []
+    assert counts(ingest.run(mine, said.append, replace=True)) == {"profile": 50, "outcome": 2, "assignment": 40}
+    assert "outcome: bronze.outcome: 1 replayed rows of earlier loads removed, older versions have them" in said
+
+    def outcomes(campaign: str) -> list[tuple[str, float]]:
+        rows = lake.read("bronze.outcome").where(f"campaign = '{campaign}'").collect()
+        return sorted((row["unit_id"], row["value"]) for row in rows)
+
+    assert outcomes("own") == [("2", 7.0), ("4", 1.5), ("6", 3.0)]
+    assert len(outcomes("other")) == 14 + 1 + 1  # of both files, and the row that was replayed
+    assert {row["campaign"] for row in lake.read("bronze.quarantine").collect()} == {"other"}
+    again = ingest.run(mine)
+    assert set(counts(again).values()) == {0} and again.tables == {}
+    with pytest.raises(ConfigError, match="leave --run-id out"):
+        ingest.run(mine, run_id="mine", replace=True)
+
+
+def test_rows_of_named_runs_are_replaced_too(lake: Lake, shop: Path) -> None:
+    campaign = Campaign(config(source(shop)), lake)
+    ingest.run(campaign, run_id="monday")
+    assert {row["run_id"] for row in lake.read("bronze.outcome").collect()} == {"monday-outcome"}
+    (shop / "orders" / "1.csv").unlink()
+    put(shop / "orders" / "9.csv", "customer,total,at\n2,7,2024-02-03T00:00:00Z\n")
+    assert counts(ingest.run(campaign, replace=True))["outcome"] == 1
+    assert lake.read("bronze.outcome").count() == 1
+
+
+def test_rows_of_gone_files_stay_in_a_table_that_campaigns_share_and_are_named(lake: Lake, shop: Path) -> None:
+    events = EventTable(
+        str(shop / "visits"), format="csv", rename={"customer": "unit_id"}, columns={"event": "'visit'"}, historic=True
+    )
+    campaign = Campaign(config(source(shop, event=events)), lake)
+    put(shop / "visits" / "1.csv", "customer,occurred_at\n1,2024-01-02\n2,2024-01-02\n")
+    ingest.run(campaign)
+    (shop / "visits" / "1.csv").unlink()
+    put(shop / "visits" / "2.csv", "customer,occurred_at\n3,2024-01-02\n")
+    said: list[str] = []
+    ingest.run(campaign, said.append, replace=True)
+    assert sorted(row["unit_id"] for row in lake.read("bronze.event").collect()) == ["1", "2", "3"]
+    (warning,) = [line for line in said if "stay in bronze.event" in line]
+    assert "2 rows of 1.csv#" in warning and "uplift load bronze.event --replace --replaced 1.csv#" in warning
+
+
+def test_a_cast_that_fails_is_named_and_nothing_is_written(lake: Lake, shop: Path) -> None:
+    put(shop / "orders" / "2.csv", "customer,total,at,channel\n2,much,2024-02-03T00:00:00Z,shop\n")
+    good = source(shop)
+    computed = replace(
+        good.outcome,
+        rename={**ORDERS, "total": "paid"},
+        columns={"outcome": "'spend'", "value": "CAST(paid AS double)"},
+    )
+    filtered = replace(good.outcome, where="CAST(value AS double) > 1")
+    for table, key in ((computed, "columns.value='CAST"), (filtered, "where='CAST")):
+        with pytest.raises(
+            ConfigError, match=rf"^source\.outcome\.{key}.* fails on rows .*'much'.* as try_cast\("
+        ) as error:
+            ingest.run(Campaign(config(source(shop, outcome=table)), lake))
+        assert "\n" not in str(error.value) and lake.tables() == []
+
+
+def test_a_column_that_came_later_may_be_renamed(lake: Lake, spark: SparkSession, shop: Path) -> None:
+    people = spark.createDataFrame([(1, 30), (2, 40)], "id bigint, age int")
+    people.write.format("delta").save(str(shop / "people"))
+    table = EventTable(
+        str(shop / "people"), rename={"id": "unit_id"}, columns={"observed_at": "timestamp'2024-01-01'"}, historic=True
+    )
+    first = config(source(shop, profile=replace(table, columns={**table.columns, "city": "CAST(NULL AS string)"})))
+    assert counts(ingest.run(Campaign(first, lake)))["profile"] == 2
+    more = spark.createDataFrame([(3, 50, "Rome")], "id bigint, age int, town string")
+    more.write.format("delta").mode("append").option("mergeSchema", "true").save(str(shop / "people"))
+    second = config(source(shop, profile=replace(table, rename={"id": "unit_id", "town": "city"})))
+    assert counts(ingest.run(Campaign(second, lake)))["profile"] == 1
+    rows = lake.read("bronze.profile_own").collect()
+    assert sorted((row["unit_id"], row["age"], row["city"]) for row in rows) == [
+        ("1", 30.0, None), ("2", 40.0, None), ("3", 50.0, "Rome"),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_read_as_another_format_names_the_key_to_correct(lake: Lake, shop: Path) -> None:
+    orders = source(shop).outcome
+    for changes, message in (
+        ({"format": None}, r"is no Delta table: correct source\.outcome\.path or .*, or source\.outcome\.format if"),
+        ({"path": str(shop / "nowhere")}, r"nothing is at .*nowhere: correct source\.outcome\.path"),
+        ({"format": "parquet"}, r"does not read as parquet: correct source\.outcome\.format or the file"),
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            ingest.run(Campaign(config(source(shop, outcome=replace(orders, **changes))), lake))
+        assert "--" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ def test_columns_that_do_not_fit_are_spelled_out(
         ({"new_columns": ("_x",)}, "is taken: choose a name that bronze.event has not"),
         ({"table": "bronze.assignment", "historic": True}, "rows of bronze.assignment have no known_at"),
         ({"replace": True, "replaced": ("first.csv",)}, "must be as the column source has it: NAME#KEY"),
+        (
+            {"replace": True, "replaced": ("shop.visits@5#0123456789abcdef",)},
+            "is no file: rows of a Delta table go with",
+        ),
+        ({"replace": True, "replaced": ("quarantine#0123456789abcdef",)}, "goes with the file whose rows it was"),
     ],
 )
 def test_a_load_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:

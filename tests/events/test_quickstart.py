@@ -190,6 +190,19 @@ def test_data_of_no_trial_are_called_so(tmp_path: Path) -> None:
     assert "loyal" in logged.config.roles.features and not [line for line in said if line.startswith("warning")]
 
 
+def test_a_propensity_of_the_treatment_is_refused_before_a_configuration_is_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    p = rng.uniform(0.2, 0.6, N)
+    frame = shop().assign(group=np.where(rng.random(N) < p, "mail", "none"), p=p)
+    with pytest.raises(DataError, match=r"column 'p' is not the probability of the level .* [\d.]+ times in none, and"):
+        from_frame(tmp_path, frame, name="wrong", propensity="p")
+    assert not (tmp_path / "conf").exists()
+    right = frame.assign(p=np.where(frame["group"] == "mail", p, 1 - p))
+    right.loc[5, "p"] = np.nan  # is rejected, and counted, when it is ingested
+    campaign, _ = from_frame(tmp_path, right, name="right", propensity="p")
+    assert campaign.config.source.propensity == "p"
+
+
 def test_what_is_piped_in_is_kept_where_the_line_finds_it(tmp_path: Path) -> None:
     staged = stage_stream(io.BytesIO(b"a,b\n1,2\n"), tmp_path, "stdin")
     assert staged.path == tmp_path / "lakehouse" / "inputs" / "stdin.csv" and not staged.path.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -31,9 +32,10 @@ from uplift_spark.config import (
 )
 from uplift_spark.events.load import Load
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.jobs import erase, load, optimize, replay, stream
+from uplift_spark.jobs import erase, ingest, load, optimize, replay, stream
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
+from uplift_spark.source_conf import EventsSource, EventTable, TableSource
 
 UNITS = 400
 
@@ -153,12 +155,62 @@ def _erase(units: tuple[str, ...], purge: bool, lake: Lake) -> object:
     return erase.run(Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake), erasure=Erasure(units, purge))
 
 
+def _sources(lake: Lake) -> Path:
+    return Path(lake.lakehouse.path).parent / "sources"
+
+
+def _own(lake: Lake, name: str, source: TableSource | EventsSource) -> Campaign:
+    config = Config(name, source, RolesConf("bought", "none", ("age",)), lakehouse=lake.lakehouse)
+    return Campaign(config, lake)
+
+
+def shelf(units: int, lake: Lake, replaces: bool = False) -> object:
+    """Ingest a campaign of that many units from a file of its own; one row of it is rejected."""
+    path = _sources(lake) / f"shelf_{units}.csv"
+    path.parent.mkdir(exist_ok=True)
+    lines = [f"u{i},{'mail' if i % 2 else 'none'},{i % 3 % 2},{20 + i % 50}" for i in range(units)]
+    path.write_text("\n".join(["unit,arm,bought,age", *lines, ",mail,1,30", ""]))
+    source = TableSource(
+        kind="table", path=str(path), unit="unit", treatment="arm", outcomes=("bought",), attributes=("age",),
+        assigned_at=datetime(2025, 1, 6, tzinfo=UTC),
+    )  # fmt: skip
+    return ingest.run(_own(lake, "shelf", source), replace=replaces)
+
+
+def nights(count: int, lake: Lake, replaces: bool = False, first: int = 1) -> object:
+    """Ingest tables of events as they are after so many nights: files of 40 units each, one row of each rejected."""
+    folder = _sources(lake) / f"nights_{first}_{count}"
+    for night in range(first, count + 1):
+        units = range(40 * night, 40 * night + 40)
+        rows = {
+            "sends": [f"u{i},{'mail' if i % 2 else 'none'},2025-01-06T00:00Z,.5" for i in units],
+            "orders": [f"u{i},1,2025-01-07T00:00Z" for i in units if i % 3] + [",1,2025-01-07T00:00Z"],
+            "people": [f"u{i},{20 + i % 50},2025-01-01T00:00Z" for i in units],
+        }
+        heads = {
+            "sends": "unit_id,treatment,assigned_at,propensity",
+            "orders": "unit_id,value,occurred_at",
+            "people": "unit_id,age,observed_at",
+        }
+        for table, lines in rows.items():
+            (folder / table).mkdir(parents=True, exist_ok=True)
+            (folder / table / f"{night}.csv").write_text("\n".join([heads[table], *lines, ""]))
+    source = EventsSource(
+        "events",
+        assignment=EventTable(str(folder / "sends"), format="csv"),
+        outcome=EventTable(str(folder / "orders"), format="csv", columns={"outcome": "'bought'"}, historic=True),
+        profile=EventTable(str(folder / "people"), format="csv", historic=True),
+    )
+    return ingest.run(_own(lake, "nights", source), replace=replaces)
+
+
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
 
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
 JOBS: dict[str, Job] = {
     "load": Job(_first_loads, partial(_orders, "odd.csv", 1)),
     "ingest": _runs("ingest", campaign="autumn"),
+    "events": Job(partial(nights, 1), partial(nights, 3)),
     "features": _runs("features", holdout=0.4),
     "train": _runs("train", seed=8),
     # The first run scores with the first model, the second with the champion.
@@ -180,6 +232,15 @@ JOBS: dict[str, Job] = {
     "optimize": Job(partial(_optimize, ("bronze.event",)), partial(_optimize, _SOME_TABLES)),
     "erase": Job(partial(_erase, (_unit(2),), False), partial(_erase, (_unit(1), _unit(4)), False)),
     "purge": Job(partial(_erase, (_unit(5),), False), partial(_erase, (), True)),
+}
+
+
+# Two runs that must not both add their rows, for two processes at once; the tests know what must be there afterwards.
+AT_ONCE: dict[str, Job] = {
+    "shelf": Job(partial(shelf, 500), partial(shelf, 600)),
+    "shelf again": Job(partial(shelf, 500, replaces=True), partial(shelf, 600, replaces=True)),
+    "nights": Job(partial(nights, 1), partial(nights, 2)),
+    "nights again": Job(partial(nights, 2, replaces=True), partial(nights, 3, replaces=True, first=2)),
 }
 
 

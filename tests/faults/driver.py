@@ -1,8 +1,8 @@
 """A driver in a process of its own that runs one job when it is told to; who started it may kill it with its JVM.
 
 Run as `python -m tests.faults.driver FOLDER JOB MASTER [KEY=VALUE ...]` with Spark's settings at the end. Prints
-`ready` when its session runs, waits for a line on standard input, runs the job's second run, and prints `done` or the
-named error that ended it.
+`ready` when its session runs, waits for a line on standard input, runs the job's second run (of `JOB:first` the first),
+and prints `done` or the named error that ended it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tests.conftest import ROOT, end_group
-from tests.faults.campaign import JOBS, lakehouse
-from tests.faults.workers import slowed
+from tests.faults.campaign import AT_ONCE, JOBS, lakehouse
+from tests.faults.workers import met, slowed
 from uplift_spark.errors import UpliftError
 from uplift_spark.lake.session import local_conf, local_session
 from uplift_spark.lake.tables import Lake
 
 READY = "ready"
 SLOWED = "faults.slowed"  # a setting for `tests.faults.workers.slowed`, not for Spark
+MET = "faults.met"  # a folder in which this driver waits for another one before its first write
 
 
 class Driver:
@@ -83,12 +84,14 @@ def main(folder: str, job: str, master: str, *settings: str) -> None:
     where = lakehouse(Path(folder))
     conf = local_conf(where, f"faults {job}", master) | dict(setting.split("=", 1) for setting in settings)
     held_up = slowed(*conf.pop(SLOWED).split(",")) if SLOWED in conf else nullcontext()
+    waiting = met(conf.pop(MET)) if MET in conf else nullcontext()
     lake = Lake(local_session(conf), where)
     print(READY, flush=True)
     sys.stdin.readline()
     try:
-        with held_up:
-            JOBS[job].second(lake)
+        name, _, which = job.partition(":")
+        with held_up, waiting:
+            getattr({**JOBS, **AT_ONCE}[name], which or "second")(lake)
         print("done", flush=True)
     except UpliftError as error:
         print(f"{type(error).__name__}: {error}", flush=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -75,17 +77,22 @@ def interrupted(name: str, job: Job, stage: Stage) -> list[Case]:
     cases = [_lost(name, job.second, stage, replies.commits, error, expected) for error in (NETWORK, RACE)]
     twice: dict[str, Callable[[], list[object]]] = {
         "threads": lambda: _at_once([job.second] * 2, stage.lake),
-        "drivers": lambda: _drivers(name, stage),
+        "drivers": lambda: drivers_at_once(stage.folder, [name, name]),
     }
     for kind, run_both in twice.items():
         stage.reset(name)
         cases.append(_case(name, f"the same run twice, two {kind}", run_both()))
         cases[-1].wrong += different(stage.reader.state(), expected)
-    stage.reset(f"{name}-0")
-    cases.append(_case(name, "two runs, two threads", _at_once([job.first, job.second], stage.lake)))
-    for run in (job.first, job.second):  # who lost a race runs again, who won adds nothing
-        run(stage.lake)
-    cases[-1].wrong += _different_in_any_order(stage.reader.state(), old, expected)
+    apart: dict[str, Callable[[], list[object]]] = {
+        "threads": lambda: _at_once([job.first, job.second], stage.lake),
+        "drivers": lambda: drivers_at_once(stage.folder, [f"{name}:first", name]),
+    }
+    for kind, run_both in apart.items():
+        stage.reset(f"{name}-0")
+        cases.append(_case(name, f"two runs, two {kind}", run_both()))
+        for run in (job.first, job.second):  # who lost a race runs again, who won adds nothing
+            run(stage.lake)
+        cases[-1].wrong += _different_in_any_order(stage.reader.state(), old, expected)
     print_cases(cases)
     return cases
 
@@ -120,18 +127,17 @@ def _at_once(runs: list[Run], lake: Lake) -> list[object]:
         return list(pool.map(attempt, runs))
 
 
-def _drivers(name: str, stage: Stage) -> list[object]:
-    drivers = [Driver(stage.folder, name) for _ in range(2)]
+def drivers_at_once(folder: Path, jobs: Sequence[str], *settings: str) -> list[object]:
+    """What drivers said that ran these jobs at once, each in a process of its own; conflicts as errors."""
+    drivers = [Driver(folder, job, "local[2]", *settings) for job in jobs]
     try:
         for driver in drivers:
             driver.ready()
         for driver in drivers:
             driver.go()
         wait(lambda: all(driver.ended() for driver in drivers), "two drivers at once did not end")
-        return [
-            ConflictError(output) if output.startswith("ConflictError") else output
-            for output in (d.next_line() for d in drivers)
-        ]
+        outputs = [driver.next_line() for driver in drivers]
+        return [ConflictError(one) if re.match("(Conflict|Overtaken)Error", one) else one for one in outputs]
     finally:
         for driver in drivers:
             driver.kill()

@@ -56,6 +56,21 @@ def hang(folder: str, batches: Batches) -> Batches:
             wait(lambda: Path(folder, GO).exists(), "nobody let the task go on")
 
 
+@contextmanager
+def met(folder: str) -> Iterator[None]:
+    """The first write in the body waits until another process is at its first, too: both have read the same state."""
+    real, here = Lake.write, Path(folder, f"at-{os.getpid()}")
+
+    def write(self: Lake, name: str, frame: DataFrame, run_id: str, **how: object) -> Written:
+        if not here.exists():
+            here.touch()
+            wait(lambda: len(list(Path(folder).glob("at-*"))) > 1, "no other process came to its first write")
+        return real(self, name, frame, run_id, **how)  # type: ignore[arg-type]
+
+    with patch.object(Lake, "write", write):
+        yield
+
+
 WORKERS = {"hold": hold, "hang": hang}
 
 

@@ -142,3 +142,40 @@ def test_no_byte_of_the_id_outlives_a_purge_and_the_one_of_the_next_day(lake: La
     assert ids(lake) == ["a", "b", "c", "z"]  # Delta still knows the runs
     consents(lake, "r3", "d")
     assert ids(lake) == ["a", "b", "c", "d", "z"]
+
+
+def test_an_id_that_holds_what_separates_cells_goes_from_unread_lines_too(lake: Lake) -> None:
+    lines = {
+        "with a comma": "x,Doe; Jane ,5",
+        "with a line break": 'y,"two\nlines",5',
+        "another's": "x,Doe;Janet,5",
+        "parts of other cells": "y,two,x,lines",
+    }
+    frame = lake.spark.createDataFrame(list(lines.items()), "reason string, line string")
+    empty = ("source_table", "rule", "source", "campaign")
+    row = "to_json(struct(line AS __unread)) AS row"
+    lake.write(QUARANTINE, frame.selectExpr("reason", row, *(f"CAST(null AS STRING) AS {n}" for n in empty)), "r1")
+    assert erase_units(lake, QUARANTINE, units(lake, "Doe, Jane", "two\nlines", "nobody")) == 2
+    left = {row["reason"] for row in lake.read(QUARANTINE).collect()}
+    assert left == {"another's", "parts of other cells"}
+
+
+def test_rows_of_an_earlier_release_go_though_blanks_stand_around_the_id(lake: Lake) -> None:
+    consents(lake, "r1", " a", "a\n", "a", "a b", "b")
+    assert erase_units(lake, CONSENT, units(lake, "a")) == 3
+    assert ids(lake) == ["a b", "b"]
+
+
+def test_two_erasures_at_once_both_complete(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one ends, and locks the table, after this one has unlocked it."""
+    consents(lake, "r1", "a", "b", "c")
+    real = erasure._delete
+
+    def beside(lake: Lake, table: str, held: DataFrame) -> int:
+        monkeypatch.setattr(erasure, "_delete", real)
+        assert erase_units(lake, CONSENT, units(lake, "b")) == 1
+        return real(lake, table, held)
+
+    monkeypatch.setattr(erasure, "_delete", beside)
+    assert erase_units(lake, CONSENT, units(lake, "a")) == 1
+    assert ids(lake) == ["c"] and lake.properties(CONSENT)["delta.appendOnly"] == "true"

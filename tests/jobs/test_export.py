@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,20 @@ def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
     assert {"unit_id", "treatment", "uplift", "model_version"} <= set(rows) and "run_id" not in rows
     assert (second["units"], second["held_back"]) == (27, {"withdrew": 4, "no consent": 9})
     assert exported(scored, tmp_path / "most", required=False)["held_back"] == {"withdrew": 4}
-    assert exported(scored, tmp_path / "other", purpose="profiling")["held_back"] == {"no consent": 40}
+    assert exported(scored, tmp_path / "case", purpose=" Marketing")["units"] == 27
+    with pytest.raises(
+        DataError, match=r"bronze\.consent has 34 rows, none of them of purpose 'mail' but of marketing"
+    ):
+        exported(scored, tmp_path / "other", required=False, purpose="mail")
+    says(scored, "c9", False, ["U1", "U2"], purpose="profiling")
+    message = (
+        r"none of the rows of bronze\.consent of purpose 'profiling' is of a unit .* look like 'U1', here like 'u0'"
+    )
+    with pytest.raises(DataError, match=message):
+        exported(scored, tmp_path / "other", required=False, purpose="profiling", plan=True)
+    assert not (tmp_path / "other").exists()
+    says(scored, "c10", False, [" u9\n"], purpose="calls")
+    assert exported(scored, tmp_path / "calls", required=False, purpose="calls")["held_back"] == {"withdrew": 1}
     erase.run(Campaign(conf(scored), scored), erasure=Erasure((UNITS[5],)))  # the forest is another one now
     with pytest.raises(DataError, match="no row of model 'spring' version 2: run `uplift score`"):
         exported(scored, tmp_path / "late")
@@ -111,13 +125,37 @@ def test_files_come_whole_or_not_at_all(tmp_path, spark, monkeypatch):
         with pytest.raises(EnvironmentProblem, match="cannot be made: No space left"):
             steps._write(rows, Export(str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".out.partial").mkdir()  # of a killed run
+    (tmp_path / ".out.partial").mkdir()  # somebody else's
+    (tmp_path / ".out.partial" / "kept").touch()
     steps._write(rows, Export(str(tmp_path / "out")))
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == [".out.partial", "out"]
+    assert (tmp_path / ".out.partial" / "kept").exists()
+    late = Export(str(tmp_path / "late"))
+    (tmp_path / "late").mkdir()
+    with pytest.raises(ConfigError, match="came to be meanwhile"):
+        steps._write(rows, late)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "late", "out"]
     assert spark.read.parquet(str(tmp_path / "out")).count() == 5
     uri = (tmp_path / "uri").as_uri()
     steps._write(rows, Export(uri))
     assert (tmp_path / "uri" / "_SUCCESS").exists()
+
+
+def test_csv_is_read_alike_by_other_programs_and_computes_nothing(tmp_path, spark):
+    texts = ["plain", ' a "b", c ', "=1+2", "@x", "-2+3", "-5", "+1.5e3", "\t=x", None, "", "a-b"]
+    rows = spark.createDataFrame(
+        [(i, text, -0.5) for i, text in enumerate(texts)], "i int, unit_id string, gain double"
+    )
+    steps._write(rows.coalesce(1), Export(str(tmp_path / "out"), "csv"))
+    (file,) = (tmp_path / "out").glob("*.csv")
+    with file.open(newline="", encoding="utf-8") as stream:
+        header, *cells = list(csv.reader(stream))
+    assert header == ["i", "unit_id", "gain"] and {gain for _, _, gain in cells} == {"-0.5"}
+    formulas = {"=1+2": "'=1+2", "@x": "'@x", "-2+3": "'-2+3", "\t=x": "'\t=x"}
+    assert [text for _, text, _ in cells] == [formulas.get(text, text or "") for text in texts]
+    assert file.read_bytes().count(b"\r\n") == len(texts) + 1
+    steps._write(rows, Export(str(tmp_path / "kept")))
+    assert {row["unit_id"] for row in spark.read.parquet(str(tmp_path / "kept")).collect()} == set(texts)
 
 
 def test_an_export_that_makes_no_sense_is_refused(tmp_path):

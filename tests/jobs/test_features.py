@@ -102,6 +102,20 @@ def test_a_definition_changes_only_with_its_version(lake, monkeypatch):
     assert sorted(map(tuple, known.to_numpy())) == [("age", 1), ("age", 2), ("orders_30d", 1)]
 
 
+def test_units_that_are_there_twice_are_refused_with_the_remedy(lake, published):
+    config = replace(TRIAL, source=published(ROWS, TRIAL.source))
+    ingest.run(Campaign(config, lake))
+    rows = lake.read("bronze.assignment").where("unit_id IN ('a', 'b')").drop("run_id", "ingested_at")
+    lake.write("bronze.assignment", rows.withColumn("source", F.lit("crm.csv#0123456789abcdef")), "load-2")
+    message = (
+        r"bronze\.assignment has 2 units of campaign 'shop' more than once, such as 'a' by ingest-\w+ and load-2: run "
+        r"`uplift ingest` with --replace, .* with `uplift load --replace --replaced crm\.csv#0123456789abcdef`"
+    )
+    with pytest.raises(DataError, match=message):
+        features.run(Campaign(config, lake))
+    assert not [table for table in lake.tables() if table.startswith("silver")]
+
+
 def test_keys_that_join_nothing_are_counted_and_refused(lake, published):
     config = replace(TRIAL, source=published(ROWS, TRIAL.source))
     ingest.run(Campaign(config, lake))

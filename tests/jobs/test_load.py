@@ -17,7 +17,8 @@ from uplift_spark.config import Config, Labels, Leakage, RolesConf, Simulation
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events import load as loading
 from uplift_spark.events.load import Load
-from uplift_spark.jobs import features, load
+from uplift_spark.jobs import features, load, replay
+from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult
 
@@ -462,13 +463,146 @@ def test_a_load_is_replaced_whole_and_others_stay(lake: Lake, tmp_path: Path) ->
     ) as error:
         loaded(lake, first, replace=True)
     (source,) = {row["source"] for row in lake.read("bronze.event").collect() if row["source"].startswith("first")}
-    assert f"--replaced {source}` (repeatable)" in str(error.value)
+    assert f"--replace --replaced {source}` (repeatable)" in str(error.value)
     mended = loaded(lake, first, replace=True, replaced=(source,))
     assert mended.details["good"] == 3 and not mended.details["rejected"]
     assert sorted(row["unit_id"] for row in events_in(lake)) == ["a", "b", "c", "z"]
     assert lake.read("bronze.quarantine").count() == 0
     with pytest.raises(ConfigError, match="--replaced needs --replace"):
         loaded(lake, first, replaced=(source,))
+
+
+def rejected_in(lake: Lake) -> list[tuple[str, str]]:
+    """(unit, rule) of the rows in quarantine, sorted."""
+    rows = lake.read("bronze.quarantine").collect()
+    return sorted((json.loads(row["row"]).get("unit_id") or "", row["rule"]) for row in rows)
+
+
+def test_rows_that_a_corrected_load_rejects_otherwise_are_kept_and_equal_ones_are_there_once(
+    lake: Lake, tmp_path: Path
+) -> None:
+    """A file without a good row is read again by every run: quarantine has its rows as often as the file."""
+    bad = put(tmp_path / "in" / "bad.csv", HEADER + "a,order,,x,2024-01-02,\n" * 2 + "b,order,,1,2999-01-01,\n")
+    loaded(lake, bad)
+    twice = [("a", "value_readable"), ("a", "value_readable"), ("b", "known_at_order")]
+    assert rejected_in(lake) == twice
+    put(tmp_path / "in" / "more.csv", HEADER + "c,order,,1,2024-01-02,\na,order,,x,2024-01-02,\n")
+    said: list[str] = []
+    grown = load.run(Campaign(CONF, lake), said.append, load=Load("bronze.event", str(bad.parent), "csv"))
+    # The third `a` is another file's.
+    assert grown.details["rejected"] == {"value_readable": 1} and grown.details["already_quarantined"] == 3
+    assert rejected_in(lake) == sorted([*twice, twice[0]])
+    assert any("3 rows left out: an earlier run rejected them, too" in line for line in said)
+    other = load.run(
+        Campaign(CONF, lake), said.append, "other", load=Load("bronze.event", str(bad), "csv", historic=True)
+    )
+    assert other.details["good"] == 1 and other.details["already_quarantined"] == 2  # `b` is no fault any more
+    assert other.details["decided_anew"] == 1 and rejected_in(lake) == sorted([*twice, twice[0]])
+    assert any("1 rows of bronze.quarantine, which earlier runs rejected, are accepted now" in line for line in said)
+
+
+def test_rejected_rows_of_a_delta_table_are_in_quarantine_once_whatever_the_night(
+    lake: Lake, spark: SparkSession, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "visits")
+
+    def add(*units: str) -> None:
+        rows = [(unit, "login" if unit else None) for unit in units]
+        frame = spark.createDataFrame(rows, "unit_id string, event string")
+        frame = frame.selectExpr("nullif(unit_id, '') AS unit_id", "event", "timestamp'2024-01-02' AS occurred_at")
+        frame.write.format("delta").mode("append").save(folder)
+
+    add("a", "")
+    assert loaded(lake, folder, "delta").details["rejected"] == {"unit_present": 1}
+    for night in range(2):  # nothing but a row that is rejected
+        add("")
+        result = loaded(lake, folder, "delta")
+        assert (result.details["good"], result.details["rejected"]) == (0, {"unit_present": 1})
+        assert result.details.get("already_quarantined", 0) == night
+    add("b")
+    result = loaded(lake, folder, "delta")
+    assert (result.details["good"], result.details["rejected"]) == (1, {})
+    assert result.details["already_quarantined"] == 2 and len(rejected_in(lake)) == 3
+    add("")  # equal to the others, and a row of its own
+    assert loaded(lake, folder, "delta").details["rejected"] == {"unit_present": 1}
+    assert len(rejected_in(lake)) == 4
+
+
+def test_what_goes_with_replaced_is_named_whole_and_what_is_nowhere_is_said(lake: Lake, tmp_path: Path) -> None:
+    line = "{},order,,{},2024-01-02,\n".format
+    first, other = tmp_path / "first.csv", tmp_path / "other.csv"
+    loaded(lake, put(first, HEADER + line("a", 1)))
+    loaded(lake, put(other, HEADER + line("z", 9)))
+    sources = {row["unit_id"]: row["source"] for row in events_in(lake)}
+    put(first, HEADER + line("b", 2))
+    typed = f"frist.csv#{sources['a'].partition('#')[2]}"  # the key is right, the name is not
+    with pytest.raises(DataError, match=r"bronze\.event has 1 rows of first\.csv#"):
+        loaded(lake, first, replace=True, replaced=(typed,))
+    assert len(events_in(lake)) == 2
+    said: list[str] = []
+    both = Load("bronze.event", str(first), "csv", replace=True, replaced=(sources["a"], typed))
+    load.run(Campaign(CONF, lake), said.append, load=both)
+    assert {row["unit_id"] for row in events_in(lake)} == {"b", "z"}
+    (warning,) = [line for line in said if "--replaced" in line]
+    assert f"neither bronze.event nor bronze.quarantine has rows of --replaced {typed}" in warning
+    bad = put(tmp_path / "bad.csv", HEADER + line("", 1))
+    for _ in range(2):  # of a file without a good row, too
+        assert loaded(lake, bad, replace=True).details["rejected"] == {"unit_present": 1}
+    assert lake.read("bronze.quarantine").count() == 1
+    said.clear()
+    load.run(Campaign(CONF, lake), said.append, load=both)  # a repetition finds neither, and works
+    assert sum("--replaced" in line for line in said) == 2 and len(events_in(lake)) == 2
+
+
+def test_what_was_replayed_goes_with_the_file_that_is_replaced(lake: Lake, tmp_path: Path) -> None:
+    line = "{},order,,{},2024-01-02,\n".format
+    first, other = tmp_path / "first.csv", tmp_path / "other.csv"
+    loaded(lake, put(first, HEADER + line("a", '"1,5"') + line("b", 2)))
+    loaded(lake, put(other, HEADER + line("z", '"3,5"')))
+    comma = Replay.of("bronze.event", None, ["value=replace(value, ',', '.')"])
+    assert replay.run(Campaign(CONF, lake), replay=comma).details["replayed"] == 2
+    said: list[str] = []
+    load.run(Campaign(CONF, lake), said.append, load=Load("bronze.event", str(first), "csv", replace=True))
+    assert "bronze.event: 1 replayed rows of earlier loads removed, older versions have them" in said
+    assert sorted(row["unit_id"] for row in events_in(lake)) == ["b", "z"]
+    again = replay.run(Campaign(CONF, lake), replay=comma)
+    assert (again.details["replayed"], again.details["already_replayed"]) == (1, 1)
+    assert sorted((row["unit_id"], row["value"]) for row in events_in(lake)) == [("a", 1.5), ("b", 2.0), ("z", 3.5)]
+
+
+def test_ids_are_one_thing_and_quoted_line_breaks_end_no_row(lake: Lake, tmp_path: Path) -> None:
+    text = (
+        HEADER + ' a,order,,1,2024-01-02,\n"b\n",order,"two\nlines",2,2024-01-02,\n\ufeffc\u00a0,order,,3,2024-01-02,\n'
+    )
+    result = loaded(lake, put(tmp_path / "ids.csv", text + '"d\n",order,,4\n"e\n",order,,x,2024-01-02,\n'))
+    rows = {row["unit_id"]: (row["item"], row["value"]) for row in events_in(lake)}
+    assert rows == {"a": (None, 1.0), "b": ("two\nlines", 2.0), "c": (None, 3.0)}
+    assert result.details["rejected"] == {"row_readable": 1, "value_readable": 1}
+    kept = [json.loads(row["row"]) for row in lake.read("bronze.quarantine").collect()]
+    assert any('"d' in row.get("__unread", "") for row in kept) and any(row.get("unit_id") == "e\n" for row in kept)
+    inch = HEADER + 'f,order,5" disk,1,2024-01-02,\ng,order,x,1,2024-01-02,\nh,order,7" disk,1,2024-01-02,\n'
+    assert loaded(lake, put(tmp_path / "inch.csv", inch)).details["good"] == 3
+    assert {row["item"] for row in events_in(lake) if row["unit_id"] in "fgh"} == {'5" disk', "x", '7" disk'}
+
+
+def test_loads_at_once_add_each_row_once(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another load of the same folder, which has one file more, commits after this one has looked."""
+    folder = tmp_path / "in"
+    put(folder / "1.csv", HEADER + "a,order,,1,2024-01-02,\n,order,,1,2024-01-02,\n")
+    real, said = loading.add_arrivals, list[str]()
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(load, "add_arrivals", real)
+        put(folder / "2.csv", HEADER + "b,order,,1,2024-01-02,\n")
+        loaded(lake, folder)
+        return real(*arguments)
+
+    monkeypatch.setattr(load, "add_arrivals", overtaken)
+    result = load.run(Campaign(CONF, lake), said.append, load=Load("bronze.event", str(folder), "csv"))
+    assert result.details["good"] == 0 and result.details["files_known"] == 2
+    assert sorted(row["unit_id"] for row in events_in(lake)) == ["a", "b"]
+    assert lake.read("bronze.quarantine").count() == 1
+    assert any("another run wrote bronze.quarantine while run load-" in line for line in said)
 
 
 @pytest.mark.slow

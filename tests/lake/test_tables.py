@@ -16,10 +16,10 @@ from pyspark.sql import functions as F
 
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
-from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, OvertakenError
 from uplift_spark.lake import storage, tables
 from uplift_spark.lake.storage import Folder, Save
-from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.lake.tables import Claim, Lake, Written
 
 HOSTILE = [
     "gold.x`",
@@ -323,3 +323,56 @@ def test_a_catalog_gives_three_level_names(spark: SparkSession) -> None:
     with pytest.raises(DataError, match=r"gold.lift_table does not exist in lakehouse spark_catalog"):
         lake.read("gold.lift_table")
     spark.sql("DROP TABLE spark_catalog.gold.on_catalog")
+
+
+def test_files_of_tables_are_the_user_s_alone(lake: Lake, spark: SparkSession) -> None:
+    lake.write("gold.demo", rows(spark, 3), "r1")
+    modes = {path: path.stat().st_mode & 0o077 for path in Path(lake.lakehouse.path, "gold").rglob("*")}
+    assert len(modes) > 4 and set(modes.values()) == {0}, modes
+
+
+def claimed(lake: Lake, run: str, n: int, claim: Claim) -> Written:
+    return lake.write("gold.demo", rows(lake.spark, n), run, claim=claim)
+
+
+def test_of_runs_that_claimed_a_table_at_once_the_first_writes(lake: Lake) -> None:
+    first, second = (lake.claim("gold.demo", "loads") for _ in range(2))
+    assert first == second == Claim("loads", 1)
+    assert claimed(lake, "r1", 3, first).rows == 3
+    with pytest.raises(OvertakenError, match=r"another run wrote gold\.demo while run r2 read what was there"):
+        claimed(lake, "r2", 2, second)
+    assert claimed(lake, "r1", 3, second).skipped  # the run again, or twice at once
+    lake.write("gold.demo", rows(lake.spark, 1), "r3")  # of others no claim is overtaken
+    other, third, fourth = lake.claim("gold.demo", "others"), *(lake.claim("gold.demo", "loads") for _ in range(2))
+    assert claimed(lake, "r4", 1, other).rows == claimed(lake, "r5", 1, third).rows == 1
+    with pytest.raises(OvertakenError):
+        claimed(lake, "r6", 1, fourth)
+    assert claimed(lake, "r6", 1, lake.claim("gold.demo", "loads")).rows == 1
+    assert lake.read("gold.demo").groupBy("run_id").count().count() == 5
+    assert lake.runs_of("gold.demo", "loads") == {"r1", "r5", "r6"}
+
+
+def test_a_claim_outlives_the_log_and_a_lost_reply(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed(lake, "r1", 3, lake.claim("gold.demo", "loads"))
+    late = lake.claim("gold.demo", "loads")
+    real = type(lake._storage).save
+
+    def reply_lost(*arguments: object) -> None:
+        real(*arguments)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        raise RuntimeError("[DELTA_CONCURRENT_WRITE] the reply was lost")
+
+    monkeypatch.setattr(type(lake._storage), "save", reply_lost)
+    assert claimed(lake, "r2", 2, lake.claim("gold.demo", "loads")).rows == 2
+    with pytest.raises(OvertakenError):
+        claimed(lake, "r3", 1, late)
+    lake.take_over("gold.demo", "loads")
+    with monkeypatch.context() as patched:  # a log that was cleaned: the commits with notes are gone
+        history = lake.history
+        patched.setattr(lake, "history", lambda table, limit=None: [one for one in history(table) if one.version > 2])
+        lake.write("gold.demo", rows(lake.spark, 1), "r4")
+        both = [lake.claim("gold.demo", "loads") for _ in range(2)]
+        assert claimed(lake, "r5", 1, both[0]).rows == 1
+        with pytest.raises(OvertakenError):
+            claimed(lake, "r6", 1, both[1])
+        assert claimed(lake, "r5", 1, lake.claim("gold.demo", "loads")).skipped

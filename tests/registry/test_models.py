@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -395,6 +396,24 @@ def test_a_failed_registration_leaves_a_failed_run_and_no_version(registry, fore
     assert [run.info.status for run in runs] == ["FAILED"]
     assert registry.version_for_run("unlucky", "train-1") is None
     assert logged(registry, forest, "unlucky").version == 1
+
+
+def test_what_a_killed_process_left_running_is_ended_by_the_next_run(registry, forest):
+    client = registry.store.client()
+    experiment = registry._experiment("killed")
+
+    def left(run_id, hours, source="uplift train"):
+        tags = {"uplift_run_id": run_id, "mlflow.source.name": source}
+        began = int((time.time() - 3600 * hours) * 1000)
+        return client.create_run(experiment, start_time=began, tags=tags).info.run_id
+
+    ended = left("train-1", 0), left("train-1", 30), left("train-2", 30)
+    alive = left("train-2", 1), left("train-2", 30, "somebody")  # another process; another program
+    registry.log_model("killed", forest.to_bytes(), ORIGIN, {}, {})
+    status = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
+    assert [status[run] for run in ended] == ["KILLED"] * 3
+    assert [status[run] for run in alive] == ["RUNNING"] * 2
+    assert sorted(status.values()) == ["FINISHED", *["KILLED"] * 3, *["RUNNING"] * 2]
 
 
 def test_a_version_by_someone_else_is_refused(registry):

@@ -6,7 +6,7 @@ values that the raw table has. All tables are checked before the first is writte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, hint
-from uplift_spark.events.load import SOURCE, Arrivals, Load, add_arrivals, arrivals
+from uplift_spark.events.load import Added, Arrivals, Load, add_arrivals, arrivals, source_rows, until_first
+from uplift_spark.events.load_source import SOURCE
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.lake.contracts import UNREAD
 from uplift_spark.lake.schemas import bronze_table, contract_of, profile_table
@@ -82,6 +83,21 @@ class EventShape:
                 shaped = shaped.withColumn(name, value)
         return shaped.select(*(f"`{name}`" for name in self._columns(shaped)))
 
+    def failure(self, rows: DataFrame) -> ConfigError | None:
+        """Say which expression fails on these rows of the source, such as a cast of a text that is no number."""
+        declared = self.declared
+        named = rows.withColumnsRenamed(declared.rename)
+        if declared.where is not None:
+            kept = self._kept(named)
+            if (reason := failing(named, f"source.{self.name}.where", declared.where, kept)) is not None:
+                return reason
+            named = named.where(kept)
+        for name, text in declared.columns.items():
+            key = f"source.{self.name}.columns.{name}"
+            if (reason := failing(named, key, text, _of_rows(named, _sql(named, key, text)))) is not None:
+                return reason
+        return None
+
     def _refuse_other_case(self, named: DataFrame) -> None:
         """Raise ConfigError for a column that Spark takes for one of the raw table's though it is spelled otherwise."""
         wanted = {name.lower(): name for name in (*self._wanted, *(_SET_BY_LOAD if self.name == "profile" else ()))}
@@ -126,6 +142,19 @@ def _of_rows(named: DataFrame, value: Column) -> Column:
     return F.when(F.col(UNREAD).isNull(), value) if UNREAD in named.columns else value
 
 
+def failing(rows: DataFrame, key: str, text: str, value: Column) -> ConfigError | None:
+    """Compute a value of all rows; where that fails, the error in one sentence."""
+    try:
+        rows.select(F.count(value)).collect()
+    except PySparkException as error:
+        said = str(error).strip().splitlines()[0].partition(" SQLSTATE")[0]
+        return ConfigError(
+            f"{key}={text!r} fails on rows of the source, and nothing was written: {said} Write a cast that may fail "
+            "as try_cast(x AS double), and the rows it does not fit are null"
+        )
+    return None
+
+
 def _sql(rows: DataFrame, key: str, text: str) -> Column:
     from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
 
@@ -153,23 +182,43 @@ def load_events(
 ) -> JobResult:
     """Add to the raw tables what is new in the user's own, once all of it is checked.
 
-    Raises ConfigError for a declaration that does not fit the tables, DataError for what cannot be read.
+    With `replace` the campaign's tables hold afterwards what the source holds now: rows of files that are gone and rows
+    that were replayed go, too. Raises ConfigError for a declaration that does not fit the tables, DataError for what
+    cannot be read.
     """
     loads = event_loads(config, source, replace)
     key = key_of(config)
-    ready: dict[str, Arrivals] = {}
-    for name, load in loads.items():  # each with a run of its own, for all may have rows in quarantine
-        ready[name] = arrivals(load, lake, None if run_id is None else f"{run_id}-{name}", _of(name, progress), key)
-    written, rows, rejected = [], {}, {}
-    for name, load in loads.items():
-        commits, rows[name] = add_arrivals(load, lake, ready[name], _of(name, progress))
-        written += commits
-        if ready[name].refused:
-            rejected[name] = ready[name].refused
-    whole = run_id or derive_run_id(
-        "ingest", {"campaign": config.campaign}, source=[one.run_id for one in ready.values()]
-    )
-    return JobResult.of("ingest", whole, *written, rows=rows, rejected=rejected)
+    added = Added()
+
+    def attempt() -> JobResult:
+        ready: dict[str, Arrivals] = {}
+        for name, load in loads.items():  # each with a run of its own, for all may have rows in quarantine
+            own = None if run_id is None else f"{run_id}-{name}"
+            ready[name] = arrivals(load, lake, own, _of(name, progress), key)
+        for name, load in loads.items():
+            add_arrivals(load, lake, ready[name], _of(name, progress), added)
+        whole = run_id or derive_run_id(
+            "ingest", {"campaign": config.campaign}, source=[one.run_id for one in ready.values()]
+        )
+        rows = {name: added.rows(load.table) for name, load in loads.items()}
+        rejected = {name: added.rejected(load.table) for name, load in loads.items()}
+        rejected = {name: counts for name, counts in rejected.items() if counts}
+        return JobResult.of("ingest", whole, *added.written, rows=rows, rejected=rejected)
+
+    try:
+        return until_first(attempt, progress)
+    except PySparkException as error:
+        raise why_failed(loads, lake, error) from error
+
+
+def why_failed(loads: Mapping[str, Load], lake: Lake, error: PySparkException) -> Exception:
+    """Find the SQL of the configuration that fails on rows, as an error of one sentence; else `error` itself."""
+    for load in loads.values():
+        assert isinstance(load.shape, EventShape)
+        for rows in source_rows(load, lake):
+            if (reason := load.shape.failure(rows)) is not None:
+                return reason
+    return error
 
 
 def _of(name: str, progress: ProgressCallback) -> Callable[[str], None]:

@@ -684,3 +684,56 @@ def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
         )
     costs = {name: answers.cost.get(name, answers.cost.get(text, answers.cost.get(""))) for text, name in treated}
     return {name: cost for name, cost in costs.items() if cost is not None}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Probabilities of the levels that units received.
+
+# They are refused when the sum of their inverses over an arm is this far from the number of units, and further than
+# chance explains.
+LEAST_GAP, STANDARD_ERRORS = 0.05, 5.0
+
+
+def inverse_shares(sums: Iterable[tuple[str, float, float]], units: int) -> list[str]:
+    """Say of which levels the inverse propensities do not add up to about the number of all units.
+
+    They do when each is the probability of the level received (Horvitz & Thompson 1952); a column that is P(treated) on
+    all rows is far from it in the control.
+
+    Args:
+        sums: of each level its name, the sum of 1/p over its units, and that of (1-p)/p².
+        units: of all levels.
+
+    Returns:
+        Parts of a sentence, such as ".55 times in none".
+    """
+    wrong = []
+    for level, inverse, spread in sums:
+        share, error = inverse / units, spread**0.5 / units
+        if abs(share - 1.0) > max(LEAST_GAP, STANDARD_ERRORS * error):
+            wrong.append(f"{share:.2f} times in {level}")
+    return wrong
+
+
+def check_propensity(table: pa.Table, guesses: Guesses) -> None:
+    """Raise DataError when the column of the propensity is not the probability of the level that each unit received.
+
+    Rows of other levels and without a probability are left to `uplift ingest`, which counts them.
+    """
+    if guesses.propensity is None:
+        return
+    name = guesses.propensity
+    p = number_column(table.column(name), f"column {name!r}").to_numpy(zero_copy_only=False).astype(float)
+    texts = id_text(table.column(guesses.treatment)).to_pandas().str.strip()
+    levels = texts.map(dict(guesses.levels))
+    usable = levels.notna().to_numpy() & (p > 0.0) & (p <= 1.0)
+    p, levels = p[usable], levels[usable]
+    frame = pd.DataFrame({"level": levels.to_numpy(), "inverse": 1.0 / p, "spread": (1.0 - p) / (p * p)})
+    sums = frame.groupby("level").sum()
+    each = [(str(level), float(row["inverse"]), float(row["spread"])) for level, row in sums.iterrows()]
+    if wrong := inverse_shares(each, len(frame)):
+        raise DataError(
+            f"column {name!r} is not the probability of the level that each unit received: its inverses add up to the "
+            f"{len(frame):,} units {', '.join(wrong)}, and must once in every level; if it is the probability of the "
+            "treatment on all rows, give a column that has 1 less it in the control; or leave out --propensity COLUMN"
+        )

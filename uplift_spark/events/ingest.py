@@ -450,7 +450,9 @@ def _trial(config: Config, source: TrialConf, spark: SparkSession, run_id: str, 
         progress(f"{checked.copies:,} rows are equal to another row of their unit: each counts once")
     report_counts(details, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
-    return Batch(bronze_tables({**quarantine, **frames}, config.campaign), details)
+    # The profile first: of two runs at once one ends there, and has written nothing.
+    frames = {"profile": frames["profile"], **quarantine, **frames}
+    return Batch(bronze_tables(frames, config.campaign), details)
 
 
 def spread_rows(rows: pa.Table, spark: SparkSession) -> DataFrame:

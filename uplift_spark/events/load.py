@@ -1,25 +1,22 @@
 """Users' own events, from files and Delta tables to a raw table of bronze: the work of `uplift load`.
 
-`find_files` and `find_delta` find the source, `arrivals` gives the rows to write. `uplift stream` and `uplift replay`
-use the same checks (`refuse_misfits`, `stamped`).
+`events.load_source` finds and reads the source, `events.earlier` tells what earlier runs left, `arrivals` gives the
+rows to write: checked, stamped with their source and times, each added once. `uplift stream` and `uplift replay` use
+the same checks (`refuse_misfits`, `stamped`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import reduce
-from pathlib import Path
 from typing import Any, Protocol
 
-from pyspark.errors import AnalysisException, PySparkException
-from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.streaming import DataStreamReader
 from pyspark.sql.types import (
     BooleanType,
     DataType,
@@ -31,8 +28,31 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.ingest import sha256
+from uplift_spark.errors import ConfigError, DataError, OvertakenError
+from uplift_spark.events.earlier import (
+    KEY_DIGITS,
+    NAME_OF_SOURCE,
+    OF_INGEST,
+    Outgoing,
+    Rejected,
+    known_keys,
+    known_version,
+    not_yet_quarantined,
+    of_others,
+)
+from uplift_spark.events.load_source import (
+    ARRIVED,
+    SOURCE,
+    TEXTS,
+    DeltaVersion,
+    File,
+    Settings,
+    find_delta,
+    find_files,
+    read_delta,
+    read_files,
+    short_digest,
+)
 from uplift_spark.governance.privacy import pseudonymised
 from uplift_spark.lake.contracts import (
     ADDED,
@@ -40,6 +60,7 @@ from uplift_spark.lake.contracts import (
     INGESTED_AT,
     RAW_ROW,
     UNREAD,
+    RowCounts,
     added_columns,
     content_of,
     count_checked,
@@ -53,248 +74,9 @@ from uplift_spark.lake.contracts import (
 )
 from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of, optional_columns
 from uplift_spark.lake.session import instant, moment
-from uplift_spark.lake.storage import absolute, globless
-from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
-from uplift_spark.runtime import ProgressCallback, derive_run_id
-
-# --------------------------------------------------------------------------------------------------------------------
-# The source of a load: files, identified by their content, or a Delta table at a version.
-# Each row carries the identity of its file or table version in the column SOURCE. So the target table itself shows
-# which files it holds: a file's rows are added once, whatever the file's name and whatever lies beside it.
-
-# What rows bring beside their cells: it becomes the column source; when they arrived.
-SOURCE, ARRIVED = "__source", "__arrived"
-TEXTS = ("csv", "json")
-
-AnyReader = DataFrameReader | DataStreamReader
-
-_KEY = 16  # hexadecimal digits of an identity
-_KEY_OF_SOURCE = f"regexp_extract(source, '#([0-9a-f]{{{_KEY}}})$', 1)"
-_FILE = "__file"
-_TABLE = re.compile(r"\w+(\.\w+){1,2}")
-_OPTIONS = {
-    # With pruned columns Spark does not see that a line has too few or too many cells.
-    "csv": {
-        **{"header": "true", "escape": '"', "columnPruning": "false"},
-        **{"mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREAD},
-    },
-    "json": {"primitivesAsString": "true", "mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREAD},
-    "parquet": {"mergeSchema": "true"},
-}
-
-
-@dataclass(frozen=True)
-class File:
-    """A file with rows. `uri` is the name that Spark gives the file of a row, `key` identifies the content."""
-
-    path: str
-    uri: str
-    key: str
-
-    @property
-    def source(self) -> str:
-        """What its rows carry in SOURCE."""
-        return f"{self.path.rsplit('/', 1)[-1]}#{self.key}"
-
-
-@dataclass(frozen=True)
-class DeltaVersion:
-    """A Delta table at its newest version. `reference` is its name in SQL, `key` identifies it wherever it lies.
-
-    feed  whether it keeps a change data feed
-    """
-
-    location: str
-    reference: str
-    version: int
-    key: str
-    feed: bool = False
-
-    @property
-    def source(self) -> str:
-        """What its rows carry in SOURCE."""
-        return f"{self.location}@{self.version}#{self.key}"
-
-
-def find_files(spark: SparkSession, path: str, kind: str) -> list[File]:
-    """The files at `path`, a file or a folder with all below it, one of each content; empty ones count for nothing.
-
-    The content is identified by SHA-256 where this process can read the file, else by path, size and modification time.
-    Raises DataError when there is none, or the folder is a Delta table, whose files may hold rows it has no more.
-    """
-    there = absolute(path)
-    if kind == "parquet" and _is_delta(spark, there):
-        raise DataError(f"{there} is a Delta table: use --format delta")
-    reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
-    changed = F.unix_micros("modificationTime").alias("changed")
-    try:
-        listed = reader.load(globless(there) if os.path.exists(there) else there)
-        metadata = listed.select("path", "length", changed, F.col("_metadata.file_path").alias("uri"))
-        rows = metadata.where("length > 0").collect()
-    except AnalysisException as error:
-        if error.getCondition() != "PATH_NOT_FOUND":
-            raise
-        raise DataError(f"nothing is at {there}: correct --from") from error
-    if not rows:
-        raise DataError(f"{there} holds no file with rows: correct --from")
-    files = [File(r["path"], r["uri"], _content(r["path"], r["length"], r["changed"])) for r in rows]
-    once: dict[str, File] = {}
-    for file in sorted(files, key=lambda file: file.path):
-        once.setdefault(file.key, file)
-    return list(once.values())
-
-
-def read_files(spark: SparkSession, files: Sequence[File], kind: str) -> list[tuple[str, DataFrame]]:
-    """(a file's path, rows with SOURCE) of each set of files with the same columns; cells of TEXTS are texts.
-
-    Lines that are no row are in a column UNREAD. Raises DataError when the files are not of this kind.
-    """
-    try:
-        return [(part[0].path, _rows(spark, part, kind)) for part in _alike(spark, files, kind)]
-    except Exception as error:  # what fails in a worker reaches Python untyped
-        raise DataError(
-            f"{files[0].path} does not read as {kind}: correct --format or the file ({_reason(error)})"
-        ) from error
-
-
-def find_delta(lake: Lake, location: str) -> DeltaVersion:
-    """The table or path `location`: `schema.table` of the lakehouse, `catalog.schema.table`, else a folder.
-
-    Raises DataError when it is no Delta table.
-    """
-    if not _TABLE.fullmatch(location):
-        reference = "delta.`" + absolute(location).replace("`", "``") + "`"
-    elif location.count(".") == 1:
-        reference = lake.reference(location)
-    else:
-        reference = ".".join(f"`{part}`" for part in location.split("."))
-    no_delta = f"{location} is no Delta table: correct --from, or --format if it holds other files"
-    try:
-        detail = lake.spark.sql(f"DESCRIBE DETAIL {reference}").select("id", "properties").collect()[0]
-        newest = lake.spark.sql(f"DESCRIBE HISTORY {reference} LIMIT 1").select("version").collect()[0]["version"]
-    except AnalysisException as error:
-        raise DataError(no_delta) from error
-    if detail["id"] is None:  # a folder of other files
-        raise DataError(no_delta)
-    feed = (detail["properties"] or {}).get("delta.enableChangeDataFeed") == "true"
-    return DeltaVersion(location, reference, int(newest), _digest(detail["id"]), feed)
-
-
-def read_delta(
-    lake: Lake, table: DeltaVersion, before: int | None, shaped: Callable[[DataFrame], DataFrame] = lambda rows: rows
-) -> DataFrame:
-    """Rows of the table's version with SOURCE; without the rows it had at version `before`, if one is given.
-
-    Versions are compared as `shaped`: rows that differ elsewhere alone are no new ones. Raises DataError when that
-    version is gone.
-    """
-    rows = shaped(_at(lake, table, table.version))
-    if before is not None:
-        try:
-            old = shaped(_at(lake, table, before))
-            had = set(old.columns)
-        except PySparkException as error:
-            raise DataError(
-                f"{table.location} was loaded at version {before}, which is gone, so nothing shows which rows are new: "
-                "load a table or files that hold only these"
-            ) from error
-        kept = (F.col(c.name) if c.name in had else F.lit(None).cast(c.dataType).alias(c.name) for c in rows.schema)
-        rows = rows.exceptAll(old.select(*kept))
-    return rows.withColumn(SOURCE, F.lit(table.source))
-
-
-def open_delta(reader: AnyReader, table: DeltaVersion) -> DataFrame:
-    """The table through a reader, or a reader of streams, that carries options."""
-    path = re.fullmatch(r"delta\.`(.*)`", table.reference)
-    return reader.format("delta").load(path.group(1).replace("``", "`")) if path else reader.table(table.reference)
-
-
-def known_files(lake: Lake, table: str, files: Sequence[File], run_id: str) -> set[str]:
-    """Find the keys of those files whose rows other runs have added to `table`."""
-    if not lake.exists(table):
-        return set()
-    keys = _of_others(lake, table, run_id).select(F.expr(_KEY_OF_SOURCE).alias("key")).distinct()
-    return {row["key"] for row in keys.where(F.col("key").isin([file.key for file in files])).collect()}
-
-
-def known_version(lake: Lake, target: str, table: DeltaVersion, run_id: str) -> int | None:
-    """Find the newest version of a Delta table whose rows other runs have added to `target`."""
-    if not lake.exists(target):
-        return None
-    version = _of_others(lake, target, run_id).agg(F.max(version_of(table)).alias("version")).collect()[0]["version"]
-    return None if version is None else int(version)
-
-
-def version_of(table: DeltaVersion) -> Column:
-    """The version of `table` that a row's source names; null of rows from elsewhere."""
-    return F.regexp_extract("source", f"@([0-9]+)#{table.key}$", 1).try_cast("bigint")
-
-
-def _of_others(lake: Lake, table: str, run_id: str, replaced: Collection[str] = ()) -> DataFrame:
-    """Rows of other runs, but for those of sources that are replaced."""
-    rows = lake.read(table).where(F.col("run_id") != run_id)
-    return rows.where(~F.expr(_KEY_OF_SOURCE).isin(*replaced)) if replaced else rows
-
-
-def _is_delta(spark: SparkSession, path: str) -> bool:
-    try:
-        return bool(spark.read.format("binaryFile").load(f"{globless(path)}/_delta_log/*.json").select("path").head())
-    except AnalysisException:
-        return False
-
-
-def _content(path: str, size: int, changed: int) -> str:
-    local = Path(re.sub(r"^file:(//)?", "", path))
-    try:
-        if local.is_file() and local.stat().st_size == size:
-            return sha256(local)[:_KEY]
-    except OSError:
-        pass  # another machine's file, as far as this process can tell
-    return _digest(f"{path}|{size}|{changed}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_KEY]
-
-
-def _alike(spark: SparkSession, files: Sequence[File], kind: str) -> list[list[File]]:
-    """Files by their columns. Spark takes the first file's header for all files, and reads by position."""
-    if kind != "csv":
-        return [list(files)]
-    groups: dict[tuple[str, ...], list[File]] = {}
-    for file in files:
-        header = spark.read.format(kind).options(**_OPTIONS[kind]).load(globless(file.path)).columns
-        groups.setdefault(tuple(header), []).append(file)
-    return list(groups.values())
-
-
-def _rows(spark: SparkSession, files: Sequence[File], kind: str) -> DataFrame:
-    paths = [globless(file.path) for file in files]
-    reader = spark.read.format(kind).options(**_OPTIONS[kind])
-    schema = reader.load(paths).schema
-    if kind in TEXTS:
-        schema = StructType([field for field in schema if field.name != UNREAD]).add(UNREAD, StringType())
-        reader = spark.read.format(kind).options(**_OPTIONS[kind]).schema(schema)
-    rows = reader.load(paths)
-    by_file = spark.createDataFrame([(file.uri, file.source) for file in files], f"{_FILE} string, {SOURCE} string")
-    with_path = rows.select("*", F.col("_metadata.file_path").alias(_FILE))
-    return with_path.join(F.broadcast(by_file), _FILE, "left").drop(_FILE)
-
-
-def _at(lake: Lake, table: DeltaVersion, version: int) -> DataFrame:
-    return lake.spark.sql(f"SELECT * FROM {table.reference} VERSION AS OF {version}")
-
-
-def _reason(error: Exception) -> str:
-    """The deepest cause that Spark names, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    causes = [line.split(": ", 2)[-1] for line in lines if line.startswith("Caused by: ")]
-    return (causes or lines[:1])[-1][:300]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# One load: rows are checked, stamped with their source and times, and each is added once.
+from uplift_spark.lake.tables import ATTEMPTS, Claim, Lake, Written
+from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
 
 LOAD_FORMATS = ("csv", "parquet", "json", "delta")
 
@@ -304,7 +86,12 @@ _STAMPS = ("source", RUN_ID, INGESTED_AT)
 
 # The rule that a row breaks if the table has it: it is left out, not rejected.
 ALREADY = "already_there"
-_LEFT_OUT = {"equal_rows": "the source has an equal row", ALREADY: "the table has an equal row"}
+IN_QUARANTINE = "already_quarantined"
+_LEFT_OUT = {
+    "equal_rows": "the source has an equal row",
+    ALREADY: "the table has an equal row",
+    IN_QUARANTINE: f"an earlier run rejected them, too, and {QUARANTINE} has them",
+}
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
 
@@ -315,6 +102,11 @@ class SourceShape(Protocol):
     @property
     def identity(self) -> Any:
         """What it does, as values that a run's id can depend on."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The table's key under `source` in the configuration."""
         ...
 
     @property
@@ -335,7 +127,8 @@ class Load:
     known_at  the source's column that says when a row was known; None: its column known_at, else the arrival
     historic  rows were known when they happened
     new_columns  columns of the source that the table gets if it has them not; rows need not have them
-    replace   rows that earlier loads of the same files, or of the same Delta table, brought go first
+    replace   rows that earlier loads of the same files, or of the same Delta table, brought go first, and what was
+              replayed of those rejected; with a shape that has an owner all rows that `uplift ingest` has brought
     shape     how the source's columns become those of the table; as they are by default
     replaced  so do rows of these sources, as the table's column `source` names them: files that were edited since
 
@@ -371,8 +164,13 @@ class Load:
         if self.replaced and (not self.replace or self.format == "delta"):
             raise ConfigError("--replaced needs --replace and files: a Delta table is known by its id")
         for source in self.replaced:
-            if not re.fullmatch(f".*#[0-9a-f]{{{_KEY}}}", source):
+            if not re.fullmatch(f".*#[0-9a-f]{{{KEY_DIGITS}}}", source):
                 raise ConfigError(f"--replaced {source!r} must be as the column source has it: NAME#KEY")
+            if re.search(r"@\d+#[^#]*$", source) or source.startswith("quarantine#"):
+                raise ConfigError(
+                    f"--replaced {source!r} is no file: rows of a Delta table go with `--replace --format delta`, and "
+                    "what was replayed goes with the file whose rows it was"
+                )
         taken = {name.lower() for name in (*contract.columns.fieldNames(), self.known_at or "")}
         for name in self.new_columns:
             # Delta and the checks here keep names that begin with an underscore for themselves.
@@ -384,10 +182,32 @@ class Load:
         """What the id of a run depends on beside the source's content."""
         return {"table": self.table, **({"shape": self.shape.identity} if self.shape else {})}
 
+    @property
+    def owner(self) -> str | None:
+        """The campaign whose rows these are alone; None where campaigns share them."""
+        return self.shape.owner if self.shape else None
+
+    @property
+    def verb(self) -> str:
+        """How the ids of its runs begin."""
+        return OF_INGEST if self.shape else "load"
+
+    @property
+    def claim(self) -> str:
+        """Name of the claim that runs make which must not add the same rows at once; see `Lake.claim`."""
+        return f"load {self.table}" if self.owner is None else ingest_claim(self.owner)
+
+    @property
+    def settings(self) -> Settings:
+        """What the user may correct."""
+        if self.shape is None:
+            return Settings()
+        key = f"source.{self.shape.name}"
+        return Settings(f"{key}.path or {key}.table", f"{key}.format")
+
     def own_key(self, key: str) -> str:
         """Identity of a source's rows in the table: campaigns that read one source each have rows of their own."""
-        owner = self.shape.owner if self.shape else None
-        return key if owner is None else _digest(f"{key}|{owner}")
+        return key if self.owner is None else short_digest(f"{key}|{self.owner}")
 
     def shaped(self, rows: DataFrame) -> DataFrame:
         """Rows of the source with the columns of the table."""
@@ -407,6 +227,8 @@ class Arrivals:
 
     refused   {rule: rejected rows}
     details   of the source, for the job's result
+    outgoing  what goes first; None: nothing is replaced
+    claims    {table: what it was when the rows were chosen}: no other run may have added to it meanwhile
     A frame without rows is None.
     """
 
@@ -415,17 +237,25 @@ class Arrivals:
     rejected: DataFrame | None
     refused: dict[str, int]
     details: dict[str, Any]
-    replaced: tuple[str, ...] = ()
+    outgoing: Outgoing | None = None
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
-    def make_room(self, lake: Lake, table: str, progress: ProgressCallback) -> None:
-        """Delete the rows that earlier loads of the sources brought, if they are replaced; older versions have them."""
-        if not self.replaced:
-            return
-        keys = ", ".join(f"'{key}'" for key in self.replaced)
-        mine = f"{_KEY_OF_SOURCE} IN ({keys})"
-        for name, condition in ((table, mine), (QUARANTINE, f"{mine} AND source_table = '{table}'")):
-            if lake.exists(name) and (gone := lake.delete_rows(name, condition)):
-                progress(f"{name}: {gone:,} rows of earlier loads removed, older versions have them")
+
+@dataclass(frozen=True)
+class _Selected:
+    """What a load reads: parts of rows, the identities of their sources, and of a Delta table the version known."""
+
+    run_id: str
+    parts: Parts
+    details: dict[str, Any]
+    keys: tuple[str, ...] = ()
+    since: int | None = None
+    outgoing: Outgoing | None = None
+
+
+def ingest_claim(campaign: str) -> str:
+    """Name of the claim of all `uplift ingest` of a campaign."""
+    return f"{OF_INGEST} {campaign}"
 
 
 def arrivals(
@@ -437,49 +267,104 @@ def arrivals(
     """
     if load.replace and run_id is not None:
         raise ConfigError("--replace makes a run of its own: leave --run-id out")
-    find = _to_replace if load.replace else _of_table if load.format == "delta" else _of_files
-    run_id, parts, details = find(load, lake, run_id)
-    replaced = tuple(details.pop("keys", ()))
+    claims = {load.table: lake.claim(load.table, load.claim)}
+    claims[QUARANTINE] = lake.claim(QUARANTINE, f"{load.claim} of {load.table}")
+    selected = (_to_replace if load.replace else _of_table if load.format == "delta" else _of_files)(load, lake, run_id)
+    run_id, details, outgoing = selected.run_id, selected.details, selected.outgoing
     progress(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
-    if not parts:
-        return Arrivals(run_id, None, None, {}, details)
-    wanted = wanted_columns(load, lake, parts)
-    for where, frame in parts:
+    if outgoing is not None:
+        outgoing.tell_absent(lake, progress)
+        if load.shape is not None and load.owner is None:
+            outgoing.tell_left(lake, progress)
+    if not selected.parts:
+        return Arrivals(run_id, None, None, {}, details, outgoing, claims)
+    wanted = wanted_columns(load, lake, selected.parts)
+    for where, frame in selected.parts:
         refuse_misfits(load, where, frame, wanted)
         tell_old_names(load, where, frame, progress)
     arrived = instant(_arrival(lake, load.table, run_id))
-    read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in parts]
+    read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in selected.parts]
     rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
-    rows, contract = with_known_keys(load, lake, rows, run_id, replaced), with_columns(load.contract, wanted)
+    rows, contract = with_known_keys(load, lake, rows, run_id, outgoing), with_columns(load.contract, wanted)
     counts = count_checked(rows, contract)
-    good, rejected = check(rows, contract, counts)
-    rejected = rejected.where(F.col("rule") != ALREADY)
+    good, bad = check(rows, contract, counts)
     refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
-    if refused and not replaced and lake.exists(QUARANTINE):
-        rejected = _not_yet_quarantined(load, lake, rejected, run_id)
-        refused = count_by_rule(rejected)
-    for rule, n in refused.items():
+    rejected = Rejected(bad.where(F.col("rule") != ALREADY), refused)
+    if outgoing is None and lake.exists(QUARANTINE):
+        rejected = not_yet_quarantined(lake, load.table, rejected, run_id, selected.keys, selected.since)
+    _tell_left_out(rejected, counts, details, progress)
+    unfit = rejected.rows if rejected.refused else None
+    return Arrivals(run_id, good if counts.good else None, unfit, rejected.refused, details, outgoing, claims)
+
+
+def _tell_left_out(rejected: Rejected, counts: RowCounts, details: dict[str, Any], progress: ProgressCallback) -> None:
+    """Say what becomes of rows that are not added, and count it in `details`."""
+    for rule, n in rejected.refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
-    for what, n in (("equal_rows", counts.copies), (ALREADY, counts.rejected.get(ALREADY, 0))):
+    left_out = {"equal_rows": counts.copies, ALREADY: counts.rejected.get(ALREADY, 0), IN_QUARANTINE: rejected.already}
+    for what, n in left_out.items():
         if n:
             details[what] = n
             progress(f"{n:,} rows left out: {_LEFT_OUT[what]}")
-    return Arrivals(run_id, good if counts.good else None, rejected if refused else None, refused, details, replaced)
+    if rejected.decided:
+        details["decided_anew"] = rejected.decided
+        progress(
+            f"warning: {rejected.decided:,} rows of {QUARANTINE}, which earlier runs rejected, are accepted now or "
+            "rejected by another rule: to replay these would add them twice; run this again with --replace, which "
+            "removes them"
+        )
 
 
-def add_arrivals(load: Load, lake: Lake, new: Arrivals, progress: ProgressCallback) -> tuple[list[Written], int]:
-    """Write what `arrivals` gave; (what was written, how many rows the table got by this run)."""
-    new.make_room(lake, load.table, progress)
-    written = []
+@dataclass
+class Added:
+    """What a run has written, by (table, id of the run): one that was overtaken goes on under another id."""
+
+    written: list[Written] = field(default_factory=list)
+    good: dict[tuple[str, str], int] = field(default_factory=dict)
+    refused: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+
+    def rows(self, table: str) -> int:
+        """How many rows the table has of it."""
+        return sum(n for (name, _), n in self.good.items() if name == table)
+
+    def rejected(self, table: str) -> dict[str, int]:
+        """{rule: rows} that quarantine has of it."""
+        total: Counter[str] = Counter()
+        for (name, _), counts in self.refused.items():
+            total.update(counts if name == table else {})
+        return dict(sorted(total.items()))
+
+
+def add_arrivals(load: Load, lake: Lake, new: Arrivals, progress: ProgressCallback, added: Added) -> None:
+    """Write what `arrivals` gave, and note it in `added`.
+
+    Raises OvertakenError when another run has added rows since `arrivals` looked.
+    """
+    if new.outgoing is not None:
+        new.outgoing.remove(lake, progress)
+    this = load.table, new.run_id
     if new.rejected is not None:
-        written.append(lake.write(QUARANTINE, new.rejected, new.run_id))
+        added.written.append(lake.write(QUARANTINE, new.rejected, new.run_id, claim=new.claims[QUARANTINE]))
+        added.refused[this] = new.refused
     if new.good is None:  # a commit without rows would make a new version of the table, of which nothing is new
         progress(f"{load.table}: no row is added")
-        return written, 0
-    added = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns)
+        return
+    claim = new.claims[load.table]
+    landed = lake.write(load.table, new.good, new.run_id, new_columns=load.new_columns, claim=claim)
+    added.written.append(landed)
     # A commit tells the rows it added; those of an earlier one are counted, for units may have been erased since.
-    good = lake.read(load.table).where(F.col(RUN_ID) == new.run_id).count() if added.skipped else added.rows
-    return [*written, added], good
+    mine = lake.read(load.table).where(F.col(RUN_ID) == new.run_id)
+    added.good[this] = mine.count() if landed.skipped else landed.rows
+
+
+def until_first(attempt: Callable[[], JobResult], progress: ProgressCallback) -> JobResult:
+    """Read and write anew when another run was first; raises its OvertakenError after ATTEMPTS."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return attempt()
+        except OvertakenError as error:
+            progress(f"{str(error).partition(',')[0]}: reading again what is left to add")
+    return attempt()
 
 
 def count_by_rule(rejected: DataFrame) -> dict[str, int]:
@@ -488,85 +373,97 @@ def count_by_rule(rejected: DataFrame) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _of_files(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
-    """(run id, rows, what to tell) of the files that no other run has added."""
+def _of_files(load: Load, lake: Lake, run_id: str | None) -> _Selected:
+    """The files that no other run has added."""
     files = _own_files(load, lake)
-    run = run_id or derive_run_id("load", load.params, source=sorted(file.key for file in files))
-    known = known_files(lake, load.table, files, run)
+    run = run_id or derive_run_id(load.verb, load.params, source=sorted(file.key for file in files))
+    known = known_keys(lake, load.table, [file.key for file in files], run)
     new = [file for file in files if file.key not in known]
     details: dict[str, Any] = {"files": len(files), "files_known": len(known)}
     if not new:
-        return run, [], details
+        return _Selected(run, [], details)
+    keys = tuple(sorted(file.key for file in new))
     if known and run_id is None:
-        run = derive_run_id("load", load.params, source=sorted(file.key for file in new))
-    return run, _shaped_files(load, lake, new), details
+        run = derive_run_id(load.verb, load.params, source=list(keys))
+    return _Selected(run, _shaped_files(load, lake, new), details, keys)
 
 
 def _own_files(load: Load, lake: Lake) -> list[File]:
-    return [replace(file, key=load.own_key(file.key)) for file in find_files(lake.spark, load.source, load.format)]
+    files = find_files(lake.spark, load.source, load.format, load.settings)
+    return [replace(file, key=load.own_key(file.key)) for file in files]
 
 
 def _own_table(load: Load, lake: Lake) -> DeltaVersion:
-    table = find_delta(lake, load.source)
+    table = find_delta(lake, load.source, load.settings)
     return replace(table, key=load.own_key(table.key))
 
 
 def _shaped_files(load: Load, lake: Lake, files: Sequence[File]) -> Parts:
-    return [(where, load.shaped(rows)) for where, rows in read_files(lake.spark, files, load.format)]
+    parts = read_files(lake.spark, files, load.format, load.settings.format)
+    return [(where, load.shaped(rows)) for where, rows in parts]
 
 
-def _to_replace(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
-    """As `_of_files` and `_of_table`, but of all rows, with the `keys` of the sources whose earlier rows are to go.
+def source_rows(load: Load, lake: Lake) -> list[DataFrame]:
+    """All rows of the source as they are."""
+    if load.format == "delta":
+        return [read_delta(lake, find_delta(lake, load.source, load.settings), None)]
+    files = find_files(lake.spark, load.source, load.format, load.settings)
+    return [rows for _, rows in read_files(lake.spark, files, load.format, load.settings.format)]
 
-    The run's id depends on the table's version: what was replaced once can be replaced again.
+
+def _of_table(load: Load, lake: Lake, run_id: str | None) -> _Selected:
+    """A Delta table's newest version, without the rows of the version added last."""
+    table = _own_table(load, lake)
+    run = run_id or derive_run_id(load.verb, load.params, source=[table.key, table.version])
+    before = known_version(lake, load.table, table.key, run)
+    details: dict[str, Any] = {"version": table.version}
+    if before is not None:
+        details["version_known"] = before
+    parts: Parts = [(load.source, read_delta(lake, table, before, load.shaped))]
+    return _Selected(run, parts, details, (table.key,), before)
+
+
+def _to_replace(load: Load, lake: Lake, run_id: str | None) -> _Selected:
+    """As `_of_files` and `_of_table`, but of all rows, with the earlier ones that go.
+
+    The run's id depends on the versions of the tables: what was replaced once can be replaced again.
     """
-    version = lake.version(load.table) if lake.exists(load.table) else -1
+    version, kept = (lake.version(table) if lake.exists(table) else -1 for table in (load.table, QUARANTINE))
+    sources = tuple(dict.fromkeys(load.replaced))
     if load.format == "delta":
         table = _own_table(load, lake)
-        rows = read_delta(lake, table, None, load.shaped)
-        parts, keys, details = [(load.source, rows)], [table.key], {"version": table.version}
+        keys: tuple[str, ...] = (table.key,)
+        parts, details = [(load.source, read_delta(lake, table, None, load.shaped))], {"version": table.version}
     else:
         files = _own_files(load, lake)
-        keys = sorted({*(file.key for file in files), *(source.rpartition("#")[2] for source in load.replaced)})
-        if version >= 0:
-            keys = sorted({*keys, *_edited_files(load, lake, files, keys)})
+        keys = tuple(sorted(file.key for file in files))
         parts, details = _shaped_files(load, lake, files), {"files": len(files)}
-    run = derive_run_id("load", {**load.params, "replaces": version}, source=keys)
-    return run, parts, {**details, "keys": keys}
+    if load.owner is None:
+        outgoing = Outgoing(load.table, keys, sources)
+        if version >= 0 and load.format != "delta":
+            _refuse_edited(load, lake, {file.path.rsplit("/", 1)[-1] for file in files}, outgoing)
+    else:
+        runs = lake.runs_of(load.table, load.claim) | lake.runs_of(QUARANTINE, f"{load.claim} of {load.table}")
+        outgoing = Outgoing(load.table, keys, sources, load.owner, tuple(sorted(runs)))
+    identity = {**load.params, "replaces": [version, kept]}
+    run = derive_run_id(load.verb, identity, source=[*keys, *sorted(source.rpartition("#")[2] for source in sources)])
+    return _Selected(run, parts, details, keys, outgoing=outgoing)
 
 
-def _edited_files(load: Load, lake: Lake, files: Sequence[File], keys: Collection[str]) -> list[str]:
-    """Find the keys of rows that a campaign has from files of these names, when their content was another.
-
-    Raises DataError when the table belongs to no campaign and has such rows: they may be the rows to go, or those of
-    another day's file.
-    """
-    names = {file.path.rsplit("/", 1)[-1] for file in files}
-    name = F.regexp_extract("source", f"^(.*)#[0-9a-f]{{{_KEY}}}$", 1)
-    rows = lake.read(load.table).where(name.isin(*names) & ~F.expr(_KEY_OF_SOURCE).isin(*keys))
-    owner = load.shape.owner if load.shape else None
-    if owner is not None and CAMPAIGN in rows.columns:
-        rows = rows.where(F.col(CAMPAIGN) == owner)
+def _refuse_edited(load: Load, lake: Lake, names: Collection[str], outgoing: Outgoing) -> None:
+    """Raise DataError when a table that belongs to no campaign has rows of files of these names whose content was
+    another and that do not go: they may be the rows to go, or those of another day's file."""
+    rows = lake.read(load.table)
+    rows = rows.where(F.expr(NAME_OF_SOURCE).isin(*names)).where(f"NOT {outgoing.condition(rows.columns)}")
     others = rows.groupBy("source").agg(F.count(F.lit(1)).alias("n")).orderBy("source").collect()
-    if others and owner is None:
+    if others:
         some = ", ".join(f"{row['n']:,} rows of {row['source']}" for row in others[:5])
         more = f" and of {len(others) - 5} other files" if len(others) > 5 else ""
         raise DataError(
             f"{load.table} has {some}{more}, which had the name but not the content of a file of {load.source}: name "
-            f"those to go with `uplift load --replaced {others[0]['source']}` (repeatable), or rename the new file"
+            f"those to go with `uplift load --replace --replaced {others[0]['source']}` (repeatable), or rename the "
+            "new file"
         )
-    return [row["source"].rpartition("#")[2] for row in others]
-
-
-def _of_table(load: Load, lake: Lake, run_id: str | None) -> tuple[str, Parts, dict[str, Any]]:
-    """(run id, rows, what to tell) of a Delta table's newest version, without the rows of the version added last."""
-    table = _own_table(load, lake)
-    run = run_id or derive_run_id("load", load.params, source=[table.key, table.version])
-    before = known_version(lake, load.table, table, run)
-    details: dict[str, Any] = {"version": table.version}
-    if before is not None:
-        details["version_known"] = before
-    return run, [(load.source, read_delta(lake, table, before, load.shaped))], details
 
 
 def wanted_columns(load: Load, lake: Lake, parts: Parts) -> StructType:
@@ -595,10 +492,10 @@ def _inferred_types(
     types: dict[str, DataType] = {}
     for _, frame in parts:
         fields = [f for f in _source_schema(frame) if f.name not in taken and (names is None or f.name in names)]
-        for field in fields:
-            if checked_name(field.name, f"column of table {load.table}").startswith("_"):
+        for column in fields:
+            if checked_name(column.name, f"column of table {load.table}").startswith("_"):
                 raise DataError(
-                    f"column {field.name} of {load.source} begins with an underscore, as columns of the checks do: "
+                    f"column {column.name} of {load.source} begins with an underscore, as columns of the checks do: "
                     "rename or drop it in the source"
                 )
         if load.format in TEXTS:
@@ -687,7 +584,9 @@ def _arrival(lake: Lake, table: str, run_id: str) -> datetime:
     return datetime.now(UTC)
 
 
-def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str, replaced: Collection[str] = ()) -> DataFrame:
+def with_known_keys(
+    load: Load, lake: Lake, rows: DataFrame, run_id: str, outgoing: Outgoing | None = None
+) -> DataFrame:
     """Give rows a fault whose key other runs have added: ALREADY if the table has an equal row, else `repeated`.
 
     A unit is assigned once per campaign, and a source that is exported whole every night brings it every night.
@@ -696,7 +595,7 @@ def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str, replac
     if not key or not lake.exists(load.table):
         return rows
     content = [name for name in content_of(rows.columns) if name not in (FAULTS, RAW_ROW)]
-    stored = _of_others(lake, load.table, run_id, replaced)
+    stored = of_others(lake, load.table, run_id, outgoing)
     absent = {name: F.lit(None).cast(rows.schema[name].dataType) for name in content if name not in stored.columns}
     stored = stored.withColumns(absent).groupBy(*key).agg(F.collect_set(row_hash(content)).alias("__known"))
     differs = entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already, with other values"))
@@ -705,11 +604,3 @@ def with_known_keys(load: Load, lake: Lake, rows: DataFrame, run_id: str, replac
     joined = rows.join(stored, list(key), "left")
     faults = F.when(F.col("__known").isNotNull() & (F.size(FAULTS) == 0), F.array(fault)).otherwise(F.col(FAULTS))
     return joined.withColumn(FAULTS, faults).select(*rows.columns)
-
-
-def _not_yet_quarantined(load: Load, lake: Lake, rejected: DataFrame, run_id: str) -> DataFrame:
-    """Without rows of files that other runs have rejected rows of: such a run was killed before it added good rows."""
-    others = lake.read(QUARANTINE).where((F.col("source_table") == load.table) & (F.col(RUN_ID) != run_id))
-    return rejected.join(F.broadcast(others.select("source").distinct()), "source", "left_anti").select(
-        *rejected.columns
-    )

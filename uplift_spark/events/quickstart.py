@@ -28,7 +28,7 @@ import yaml
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
-from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, guess_roles, plain_name
+from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, check_propensity, guess_roles, plain_name
 from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
@@ -392,6 +392,7 @@ def _guessed(data: OwnData, answers: Answers, progress: ProgressCallback) -> Gue
     guesses = guess_roles(data.table, answers)
     if guesses.unit is None and not data.numbered:
         raise ConfigError("rows of a table have no numbers: name the column of the unit's id with --unit COLUMN")
+    check_propensity(data.table, guesses)
     guesses = without_leaks(data.table, guesses, answers)
     for line in guesses.report():
         progress(line)

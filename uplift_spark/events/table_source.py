@@ -6,22 +6,23 @@ read by `events.files`, Delta tables by Spark; from there on both go the same wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from uplift_spark.config import Config
-from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
 from uplift_spark.events.files import NO_VALUE, YES_NO, FileFormat, content_digest, read_typed
+from uplift_spark.events.guesses import inverse_shares
 from uplift_spark.events.ingest import (
     Batch,
     Stamp,
@@ -34,9 +35,10 @@ from uplift_spark.events.ingest import (
     spread_rows,
     stamped_rejects,
 )
-from uplift_spark.events.load import find_delta
+from uplift_spark.events.load import ingest_claim
+from uplift_spark.events.load_source import find_delta
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.contracts import Contract, Rule, check, count_checked
+from uplift_spark.lake.contracts import Contract, Rule, check, count_checked, trimmed_id
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
     OUTCOME_TABLE,
@@ -46,7 +48,7 @@ from uplift_spark.lake.schemas import (
     with_levels,
 )
 from uplift_spark.lake.session import instant, plus_hours
-from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.lake.tables import Claim, Lake, Written
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RESERVED_NAMES, RUN_ID, TREATMENT, UNIT, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.source_conf import TableSource, TrialConf
@@ -56,9 +58,6 @@ _TIMES = T.DateType | T.TimestampType | T.TimestampNTZType
 _ROW, _AT = "_row", "assigned_at"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _EXACT = 2.0**53  # from here on doubles skip whole numbers
-# Propensities are refused when the sum of their inverses over an arm is this far from the number of units, and further
-# than chance explains.
-LEAST_GAP, STANDARD_ERRORS = 0.05, 5.0
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,11 @@ def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> 
     level = _text(source.treatment, kinds[source.treatment])
     if source.arms is not None:
         level = F.coalesce(looked_up(source.arms, level), level)
-    unit = _text(source.unit, kinds[source.unit]) if source.unit else F.format_string(f"{config.campaign}-%06d", _ROW)
+    unit = (
+        trimmed_id(_text(source.unit, kinds[source.unit]))
+        if source.unit
+        else F.format_string(f"{config.campaign}-%06d", _ROW)
+    )
     rows = rows.withColumn(TREATMENT, level)
     probability = _probability(source, kinds, declared_levels(config, source))
     return rows.select(
@@ -342,7 +345,10 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     details |= {"equal_rows": equal} if equal else {}
     report_counts(details, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
-    return Batch(bronze_tables({**quarantine, **_tables(good, source, stamp)}, config.campaign), details)
+    frames = _tables(good, source, stamp)
+    # The profile first: of two runs at once one ends there, and has written nothing.
+    frames = {"profile": frames["profile"], **quarantine, **frames}
+    return Batch(bronze_tables(frames, config.campaign), details)
 
 
 def _filtered(rows: DataFrame, source: TableSource, progress: ProgressCallback) -> tuple[DataFrame, int]:
@@ -357,8 +363,12 @@ def _filtered(rows: DataFrame, source: TableSource, progress: ProgressCallback) 
         kept.schema  # noqa: B018 - over Connect nothing is looked up before this
         counts = rows.select(F.count_if(condition).alias("kept"), F.count("*").alias("n")).collect()[0]
     except PySparkException as error:
-        message = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"source.where={source.where!r} is no SQL condition over the columns: {message}") from error
+        message = str(error).strip().splitlines()[0].partition(" SQLSTATE")[0][:300]
+        if isinstance(error, AnalysisException):
+            message = f"is no SQL condition over the columns: {message}"
+        else:
+            message = f"fails on rows of the source: {message} Write a cast that may fail as try_cast(x AS double)"
+        raise ConfigError(f"source.where={source.where!r} {message}") from error
     progress(f"{counts['kept']:,} of {counts['n']:,} rows meet source.where, the others are left out")
     return kept, int(counts["n"] - counts["kept"])
 
@@ -421,17 +431,9 @@ def _arms(good: DataFrame, source: TableSource) -> list[dict[str, Any]]:
 
 
 def refuse_wrong_propensities(counts: list[dict[str, Any]], source: TableSource, where: str) -> None:
-    """Raise DataError unless 1/p adds up, over the units of each level, to about the number of all units.
-
-    It does when p is the probability of the level received (Horvitz & Thompson 1952); a column that is P(treated) on
-    all rows is far from it in the control.
-    """
+    """Raise DataError unless 1/p adds up, over the units of each level, to about the number of all units."""
     units = sum(row["n"] for row in counts)
-    wrong = []
-    for row in counts:
-        share, error = row["_inverse"] / units, row["_spread"] ** 0.5 / units
-        if abs(share - 1.0) > max(LEAST_GAP, STANDARD_ERRORS * error):
-            wrong.append(f"{share:.2f} times in {row[TREATMENT]}")
+    wrong = inverse_shares(((str(row[TREATMENT]), row["_inverse"], row["_spread"]) for row in counts), units)
     if wrong:
         columns = ", ".join(map(repr, source.propensity_columns))
         raise DataError(
@@ -464,31 +466,91 @@ _REPLACED = (
 )
 
 
+def _tables_of(campaign: str) -> tuple[str, ...]:
+    """The raw tables that `uplift ingest` writes for a campaign, the assignment last."""
+    return (profile_table(campaign), OUTCOME_TABLE, TRUTH_TABLE, QUARANTINE, ASSIGNMENT_TABLE)
+
+
+def claims_of(lake: Lake, campaign: str) -> dict[str, Claim]:
+    """Claim to be the next who loads a campaign, by table; see `Lake.claim`."""
+    return {table: lake.claim(table, ingest_claim(campaign)) for table in _tables_of(campaign)}
+
+
+def take_over(lake: Lake, campaign: str) -> None:
+    """Have every run that is loading a campaign now end at the next table it would write."""
+    for table in filter(lake.exists, _tables_of(campaign)):
+        lake.take_over(table, ingest_claim(campaign))
+
+
+def unfinished_runs(lake: Lake, tables: Sequence[str], campaign: str) -> set[str]:
+    """Find the runs of `uplift ingest` that left rows of a campaign in these tables, among them those that were killed
+    before they wrote the assignment."""
+    runs: set[str] = set()
+    for table in filter(lake.exists, tables):
+        known = lake.runs_of(table, ingest_claim(campaign)) - runs
+        if known:
+            rows = lake.read(table).where(F.col(RUN_ID).isin(*known))
+            runs |= {row[RUN_ID] for row in rows.select(RUN_ID).distinct().collect()}
+    return runs
+
+
+def refuse_unfinished(lake: Lake, campaign: str, run_id: str) -> None:
+    """Raise ConflictError when another run has begun to load a campaign: its rows would be there beside these."""
+    # Rows in quarantine alone are those of a run that was refused in favour of another.
+    tables = (profile_table(campaign), OUTCOME_TABLE, TRUTH_TABLE)
+    if others := sorted(unfinished_runs(lake, tables, campaign) - {run_id}):
+        raise ConflictError(
+            f"run {others[0]} is loading campaign {campaign!r} from another source, or was ended before it was done: "
+            "wait for it, run that one again to complete it, or `uplift ingest` with --replace to take its place"
+        )
+
+
 @dataclass(frozen=True)
 class Replacement:
     """Runs of a campaign that a new one takes the place of, and those that were taken the place of before it.
 
     runs    that are in the tables now and go; empty: nothing is replaced
     before  what the id of the new run depends on, so that a return to an older source is a new run
+    claims  {table: what it was when the runs were looked for}
     """
 
     campaign: str
     runs: tuple[str, ...]
     before: str
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+
+    @classmethod
+    def begun(cls, lake: Lake, campaign: str, wanted: bool, named: Callable[[Replacement], str]) -> Replacement:
+        """Find what a new run takes the place of, and claim its tables; `named` gives the run's id.
+
+        Where there are runs to take the place of, those of them that still write are ended first.
+        """
+        claims = claims_of(lake, campaign)
+        earlier = cls.of(lake, campaign, wanted)
+        earlier = earlier.but(named(earlier))
+        if earlier.runs:
+            take_over(lake, campaign)
+            claims = claims_of(lake, campaign)
+            earlier = cls.of(lake, campaign, wanted)
+            earlier = earlier.but(named(earlier))
+        return replace(earlier, claims=claims)
 
     @classmethod
     def of(cls, lake: Lake, campaign: str, wanted: bool) -> Replacement:
-        """Find the runs of a campaign that have loaded it; none goes unless this is `wanted`."""
+        """Find the runs of a campaign that have loaded it, or began to; none goes unless this is `wanted`."""
+        runs = unfinished_runs(lake, _tables_of(campaign)[:-1], campaign) if wanted else set()
         if not lake.exists(ASSIGNMENT_TABLE):
-            return cls(campaign, (), "")
+            return cls(campaign, tuple(sorted(runs)), "")
         before = lake.properties(ASSIGNMENT_TABLE).get(_REPLACED + campaign, "")
-        mine = lake.read(ASSIGNMENT_TABLE).where(F.col(CAMPAIGN) == campaign).select(RUN_ID).distinct()
-        return cls(campaign, tuple(sorted(row[0] for row in mine.collect())) if wanted else (), before)
+        if wanted:
+            mine = lake.read(ASSIGNMENT_TABLE).where(F.col(CAMPAIGN) == campaign).select(RUN_ID).distinct()
+            runs |= {row[0] for row in mine.collect()}
+        return cls(campaign, tuple(sorted(runs)), before)
 
     def but(self, run_id: str) -> Replacement:
         """The same without a run that stays: with these rows, nothing is to be replaced."""
         rest = tuple(run for run in self.runs if run != run_id)
-        return Replacement(self.campaign, rest, ",".join(rest) if rest else self.before)
+        return Replacement(self.campaign, rest, ",".join(rest) if rest else self.before, self.claims)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -499,16 +561,16 @@ class Replacement:
         """Delete the runs' rows, the assignment last: until it is gone a repetition finds what is left to do."""
         if not self.runs:
             return
-        lake.set_properties(ASSIGNMENT_TABLE, {_REPLACED + self.campaign: self.before})
-        tables = (profile_table(self.campaign), OUTCOME_TABLE, TRUTH_TABLE, QUARANTINE, ASSIGNMENT_TABLE)
-        for table in filter(lake.exists, tables):
+        if lake.exists(ASSIGNMENT_TABLE):
+            lake.set_properties(ASSIGNMENT_TABLE, {_REPLACED + self.campaign: self.before})
+        for table in filter(lake.exists, _tables_of(self.campaign)):
             if gone := lake.delete_runs(table, self.runs, self.campaign):
                 progress(f"{table}: {gone:,} rows of {', '.join(self.runs)} removed, older versions have them")
 
     def write(self, lake: Lake, table: str, rows: DataFrame, run_id: str) -> Written:
         """Append rows; a profile table that holds none any more takes the columns of these."""
-        profile = table == profile_table(self.campaign)
+        profile, claim = table == profile_table(self.campaign), self.claims[table]
         if profile and self.before and lake.exists(table) and lake.read(table).isEmpty():
             with lake.unlocked(table):
-                return lake.write(table, rows, run_id, mode="overwrite")
-        return lake.write(table, rows, run_id)
+                return lake.write(table, rows, run_id, mode="overwrite", claim=claim)
+        return lake.write(table, rows, run_id, claim=claim)

@@ -32,7 +32,7 @@ from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
-from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, UNIT, Roles
+from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, RUN_ID, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
 from uplift_spark.source_conf import TableSource, TrialConf
 
@@ -264,6 +264,7 @@ def _unmatched(tables: Mapping[str, DataFrame], config: Config, progress: Progre
     than `alarms.without_profile` have no profile that was known by then.
     """
     counts = _joined(tables, F.col(UNIT))
+    _refuse_repeated(tables[ASSIGNMENT_TABLE], config.campaign, counts)
     profile, unmatched = profile_table(config.campaign), {}
     for i, table in enumerate(tables):
         rows, strays, limit = counts[f"rows_{i}"], counts[f"strays_{i}"], config.alarms.unmatched
@@ -297,10 +298,26 @@ def _unmatched(tables: Mapping[str, DataFrame], config: Config, progress: Progre
     return unmatched
 
 
+def _refuse_repeated(assignments: DataFrame, campaign: str, counts: Row) -> None:
+    """Raise DataError when units of a campaign were assigned more than once: each would count as several."""
+    if not counts["twice"]:
+        return
+    rows = assignments.where(F.col(UNIT) == counts["twin"]).select(RUN_ID, "source").collect()
+    runs = sorted({row[RUN_ID] for row in rows})
+    files = sorted(row["source"] for row in rows if "#" in str(row["source"]))
+    loaded = f", or take out what a load brought with `uplift load --replace --replaced {files[0]}`" if files else ""
+    raise DataError(
+        f"{ASSIGNMENT_TABLE} has {counts['twice']:,} units of campaign {campaign!r} more than once, such as "
+        f"{counts['twin']!r} by {' and '.join(runs)}: run `uplift ingest` with --replace, which takes the place of all "
+        f"of them{loaded}"
+    )
+
+
 def _joined(tables: Mapping[str, DataFrame], unit: Column) -> Row:
     """In one shuffle of ids, table i of `tables` being assignments or another:
 
     units, unit          how many were assigned, and one of them
+    twice, twin          how many of these more than once, and one of them
     in_time, late        of these, those whose first profile was known when they were assigned, or only afterwards
     rows_i, strays_i, stray_i   the table's rows, those of units that were never assigned, and one such unit
     """
@@ -321,7 +338,10 @@ def _joined(tables: Mapping[str, DataFrame], unit: Column) -> Row:
         *(F.count_if(F.col("part") == i).alias(f"n_{i}") for i in range(len(tables))),
     )
     assigned, known = F.col("assigned"), F.col("known")
+    repeated = F.col(f"n_{list(tables).index(ASSIGNMENT_TABLE)}") > 1
     counts = [
+        F.count_if(repeated).alias("twice"),
+        F.min(F.when(repeated, F.col(UNIT))).alias("twin"),
         F.count(assigned).alias("units"),
         F.min(F.when(assigned.isNotNull(), F.col(UNIT))).alias("unit"),
         F.count_if(known <= assigned).alias("in_time"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
@@ -18,9 +18,9 @@ from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.approvals import promote
 from uplift_spark.governance.audit import AuditEvent, signing_key
-from uplift_spark.governance.privacy import key_of, pseudonym
+from uplift_spark.governance.privacy import key_of, plain_id, pseudonym
 from uplift_spark.governance.spark import record_event
-from uplift_spark.lake.contracts import UNREAD
+from uplift_spark.lake.contracts import UNREAD, trimmed_id
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, retried
@@ -33,7 +33,7 @@ from uplift_spark.runtime import JobResult, ProgressCallback, code_version, deri
 # No id becomes part of a plan or of a commit: units come as a frame, and Delta logs only the condition of a join.
 
 _APPEND_ONLY = "delta.appendOnly"
-_DELIMITERS = r"[,;\t|\"']"  # of cells in a line that is no row of its file
+_DELIMITERS = r"[,;\t\r\n|\"']"  # of cells in a line that is no row of its file
 _NO_FILES_KEPT = {"delta.deletedFileRetentionDuration": "interval 0 hours"}
 # A commit that checkpoints has Delta delete the log files of days gone by; all of them, as none is kept.
 _NO_LOG_KEPT = {"delta.logRetentionDuration": "interval 0 hours", "delta.checkpointInterval": "1"}
@@ -57,9 +57,14 @@ def erase_units(lake: Lake, table: str, units: DataFrame) -> int:
     try:
         if held.isEmpty():
             return 0
-        if locked:
-            _set(lake, table, {_APPEND_ONLY: "false"})
-        return retried(lambda: _delete(lake, table, held), table, "an erasure")
+
+        def unlock() -> None:
+            if locked:
+                _set(lake, table, {_APPEND_ONLY: "false"})
+
+        unlock()
+        # Another erasure that ends meanwhile locks the table again.
+        return retried(lambda: _delete(lake, table, held), table, "an erasure", unlock)
     finally:
         if locked and lake.properties(table).get(_APPEND_ONLY) != "true":
             _set(lake, table, {_APPEND_ONLY: "true", ERASED: str(lake.version(table))})
@@ -70,10 +75,23 @@ def _held(lake: Lake, table: str, units: DataFrame) -> DataFrame | None:
     rows = lake.read(table)
     if table == QUARANTINE:
         cells = F.from_json("row", "map<string,string>")
-        unread = F.transform(F.split(F.coalesce(cells[UNREAD], F.lit("")), _DELIMITERS), lambda cell: F.trim(cell))
-        values = rows.select("row", F.explode(F.concat(F.map_values(cells), unread)).alias(UNIT))
-        return values.join(F.broadcast(units), UNIT, "left_semi").select("row").distinct()
-    return units.join(rows, UNIT, "left_semi") if UNIT in rows.columns else None
+        values = rows.select("row", F.explode(F.map_values(cells)).alias("value"))
+        values = values.withColumn(UNIT, trimmed_id(F.col("value"))).join(F.broadcast(units), UNIT, "left_semi")
+        # An id may hold what separates cells, so it is looked for in the whole line.
+        lines = rows.select("row", cells[UNREAD].alias("text")).where("text IS NOT NULL")
+        wanted = F.broadcast(units.select(_in_line(F.col(UNIT)).alias("id")))
+        lines = lines.join(wanted, F.contains(_in_line(F.col("text")), F.col("id")), "left_semi")
+        return values.select("row").unionByName(lines.select("row")).distinct()
+    if UNIT not in rows.columns:
+        return None
+    # Rows of earlier releases may have blanks around an id.
+    ids = rows.select(UNIT).distinct().withColumn("plain", trimmed_id(F.col(UNIT)))
+    return ids.join(F.broadcast(units.withColumnRenamed(UNIT, "plain")), "plain", "left_semi").select(UNIT)
+
+
+def _in_line(text: Column) -> Column:
+    """A text between separators, with one separator in place of any."""
+    return F.concat(F.lit(","), F.regexp_replace(F.trim(text), rf"\s*{_DELIMITERS}+\s*", ","), F.lit(","))
 
 
 def _delete(lake: Lake, table: str, held: DataFrame) -> int:
@@ -157,8 +175,8 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
     """
     signing_key(config.governance.audit)  # no row goes without an entry
     key = key_of(config)
-    if key is not None:
-        erasure = replace(erasure, units=tuple(pseudonym(key, unit) for unit in erasure.units))
+    named = (plain_id(unit) if key is None else pseudonym(key, unit) for unit in erasure.units)
+    erasure = replace(erasure, units=tuple(dict.fromkeys(named)))
     registry = Registry.of(config)
     run_id = derive_run_id("erase", {"units": sorted(erasure.units)})
     written: list[Written] = []

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
+from uplift_spark.lake.contracts import trimmed_id
 from uplift_spark.roles import UNIT
 from uplift_spark.runtime import secret_key
 
@@ -32,8 +33,13 @@ def key_of(config: Config) -> bytes | None:
 
 
 def pseudonym(key: bytes, unit: str) -> str:
-    """Compute a pseudonym: the first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text."""
-    return hmac.digest(key, unit.encode(), hashlib.sha256).hex()[:_DIGITS]
+    """Compute a pseudonym: the first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text, as `plain_id`."""
+    return hmac.digest(key, plain_id(unit).encode(), hashlib.sha256).hex()[:_DIGITS]
+
+
+def plain_id(unit: str) -> str:
+    """Strip blanks, line breaks and byte order marks around an id, as the tables have it."""
+    return unit.strip().strip("\ufeff").strip()
 
 
 def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:
@@ -96,8 +102,14 @@ def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bo
     silence = F.lit(NO_GRANT if required else MAY)
     if consent is None:
         return rows.withColumn(GATE, silence)
-    statements = consent.where((F.col("purpose") == purpose) & (~F.col("granted") | F.expr("changed_at <= now()")))
+    statements = of_purpose(consent, purpose).where(~F.col("granted") | F.expr("changed_at <= now()"))
     latest = F.max(F.struct("changed_at", "known_at", (~F.col("granted")).alias("withdrawn")))["withdrawn"]
     units = statements.groupBy(UNIT).agg(latest.alias("__withdrawn"))
     gate = F.when(F.col("__withdrawn"), F.lit(WITHDREW)).when(F.col("__withdrawn").isNull(), silence)
     return rows.join(units, UNIT, "left").withColumn(GATE, gate.otherwise(F.lit(MAY))).drop("__withdrawn")
+
+
+def of_purpose(consent: DataFrame, purpose: str) -> DataFrame:
+    """The statements on a purpose, whatever its case and blanks, with ids as the tables have them."""
+    same = F.lower(F.trim("purpose")) == purpose.strip().lower()
+    return consent.where(same).withColumn(UNIT, trimmed_id(F.col(UNIT)))

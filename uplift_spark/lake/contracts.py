@@ -30,7 +30,7 @@ from pyspark.sql.types import (
 )
 
 from uplift_spark.errors import DataError
-from uplift_spark.roles import CAMPAIGN, RUN_ID
+from uplift_spark.roles import CAMPAIGN, RUN_ID, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rules and contracts, the split of good rows from rejected ones, and frames made to fit a table.
@@ -371,6 +371,7 @@ _KINDS = {
     "boolean": "true or false",
 }
 _YEARS = ("1971", "2199")  # of campaigns; as texts, as all years between have four digits
+_AROUND = r"[\s\p{Z}\x{FEFF}]"
 _SHOWN = 100  # characters of a bad value that its reason repeats
 
 
@@ -393,6 +394,7 @@ def read_cells(frame: DataFrame, wanted: StructType, renamed: Mapping[str, str],
         name = renamed.get(want.name, want.name)
         if name in raw:
             value = _value(F.col(name), frame.schema[name].dataType, want.dataType)
+            value = trimmed_id(value) if want.name == UNIT else value
             cells.append(value.alias(want.name))
             faults.append(_fault(name, frame.schema[name].dataType, want.dataType, value))
     row = as_json(raw)
@@ -466,6 +468,11 @@ def _fault(name: str, have: DataType, want: DataType, value: Column) -> Column:
     kind = _KINDS.get(want.simpleString(), want.simpleString())
     reason = F.concat(F.lit(f"{name} '"), F.substring(cell, 1, _SHOWN), F.lit(f"' is not {kind}"))
     return F.when(~_blank(cell) & value.isNull(), entry(f"{name}_readable", reason))
+
+
+def trimmed_id(unit: Column) -> Column:
+    """A unit's id without blanks, line breaks and byte order marks around it: one id everywhere."""
+    return F.regexp_replace(unit, f"^{_AROUND}+|{_AROUND}+$", "")
 
 
 def _blank(cell: Column) -> Column:

@@ -128,6 +128,8 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.debug.maxToStringFields": "200",
         "spark.sql.ui.explainMode": "simple",  # of the user interface, which is off: Spark writes it for every query
+        # Files of tables are the user's alone.
+        "spark.hadoop.fs.permissions.umask-mode": "077",
         # Else a path or a level's name that holds ${env:KEY} gets what the environment has in its place.
         "spark.sql.variable.substitute": "false",
         "spark.executorEnv.NUMBA_CACHE_DIR": keep_kernels(),

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.errors import ConfigError, ConflictError, DataError, OvertakenError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
 from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
@@ -92,11 +92,13 @@ ERASED = "uplift.erased"  # property of a raw table: its version when units were
 ATTEMPTS = 6
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # texts in a query
 _RECENT = 20  # commits looked at before the whole history is
+_CLAIM = "claim"  # key in a commit's notes
 
 _LOST_RACE = re.compile(
     r"DELTA_CONCURRENT|DELTA_METADATA_CHANGED|DELTA_PROTOCOL_CHANGED|DELTA_TABLE_ALREADY_EXISTS"
     r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
     r"|CONCURRENT_STREAM_LOG_UPDATE|CONCURRENT_QUERY"
+    r"|DELTA_CANNOT_MODIFY_APPEND_ONLY"  # another one who deletes has just locked the table again
 )
 
 
@@ -111,6 +113,18 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a run read of a table before it decided what to add; see `Lake.claim`.
+
+    name    of the writers that must not decide at once, such as all ingests of one campaign
+    number  larger than those of all commits under this name that there were, equal for all who saw the same ones
+    """
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True)
 class _Write:
     """One call of `Lake.write`; `token` tells its commit from those of other calls with the same run id."""
 
@@ -119,18 +133,22 @@ class _Write:
     mode: Mode = "append"
     partition_by: tuple[str, ...] = ()
     new_columns: tuple[str, ...] = ()
+    claim: Claim | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def options(self) -> dict[str, str]:
-        options = {"txnAppId": f"{self.table}:{self.run_id}", "txnVersion": "1", "userMetadata": self.metadata()}
+        # Delta adds no second commit of a name with this number or a smaller one.
+        name, number = (self.run_id, 1) if self.claim is None else (f"claim:{self.claim.name}", self.claim.number)
+        options = {"txnAppId": f"{self.table}:{name}", "txnVersion": str(number), "userMetadata": self.metadata()}
         if self.new_columns:
             options["mergeSchema"] = "true"
         return {**options, "overwriteSchema": "true"} if self.mode == "overwrite" else options
 
     def metadata(self) -> str:
-        """Metadata of the commit as JSON: run id, token, added columns."""
-        added = {"new_columns": self.new_columns} if self.new_columns else {}
-        return json.dumps({"run_id": self.run_id, "write": self.token, **added})
+        """Metadata of the commit as JSON: run id, token, added columns, name of the claim."""
+        added: dict[str, object] = {"new_columns": self.new_columns} if self.new_columns else {}
+        claimed = {} if self.claim is None else {_CLAIM: self.claim.name}
+        return json.dumps({"run_id": self.run_id, "write": self.token, **added, **claimed})
 
 
 @dataclass(frozen=True)
@@ -256,14 +274,39 @@ class Lake:
 
     def delete_rows(self, table: str, condition: str) -> int:
         """Delete the rows for which the SQL `condition` holds, as `delete_runs` does. Returns how many there were."""
-        return self._delete(table, condition, self.read(table).where(condition).count())
+        n = self.read(table).where(condition).count()
+        stored = (self._schema(table) or StructType()).fieldNames()
+        for new, old in old_names(contract_of(table), stored).items():
+            condition = _renamed_in(condition, new, old)
+        return self._delete(table, condition, n)
+
+    def delete_matching(self, table: str, values: DataFrame) -> int:
+        """Delete the rows whose value of a column is among `values`, which have this column alone; no value becomes
+        part of a plan or of a commit. Returns how many there were."""
+        (column,) = values.columns
+        if self.read(table).join(values, column, "left_semi").isEmpty():
+            return 0
+        with self.unlocked(table):
+            merge = f"MERGE INTO {self.reference(table)} AS t USING {{values}} AS s ON t.{column} = s.{column}"
+            statement = f"{merge} WHEN MATCHED THEN DELETE"
+            rows = retried(
+                lambda: self.spark.sql(statement, values=values).collect(), table, "a deletion", self._unlock(table)
+            )
+        return int(rows[0]["num_deleted_rows"])
 
     def _delete(self, table: str, condition: str, n: int) -> int:
         if n:
             with self.unlocked(table):
                 statement = f"DELETE FROM {self.reference(table)} WHERE {condition}"
-                retried(lambda: self.spark.sql(statement).collect(), table, "a deletion")
+                retried(lambda: self.spark.sql(statement).collect(), table, "a deletion", self._unlock(table))
         return n
+
+    def _unlock(self, table: str) -> Callable[[], None]:
+        """What lets rows of a raw table be deleted though another one, who has done so, has locked it meanwhile."""
+        contract = contract_of(table)
+        if contract is None or not contract.append_only:
+            return lambda: None
+        return lambda: self.set_properties(table, {_APPEND_ONLY: "false"})
 
     def sql(self, query: str) -> DataFrame:
         """Run a query in which every table of the lakehouse is known by its name.
@@ -293,16 +336,19 @@ class Lake:
         mode: Mode = "append",
         partition_by: Sequence[str] = (),
         new_columns: Sequence[str] = (),
+        claim: Claim | None = None,
     ) -> Written:
         """Write `frame` in one commit, exactly once per (run, table), however often and by whomever it is repeated.
 
         Sets the column run_id, and ingested_at where the contract has it. A repeated run with equal rows (but for
         CLOCKS and units erased since, in any order) is skipped. `mode` overwrite replaces rows and schema; older
         versions stay readable. The table gets those `new_columns` of the frame it has not, in the same commit; rows
-        without them have nulls.
+        without them have nulls. With a `claim` nothing is written when another run has written under its name since it
+        was made.
 
-        Raises ConflictError when the run wrote other rows before, or other writers won every race; DataError when
-        the frame does not fit the table or breaks one of its constraints, or would overwrite raw events.
+        Raises ConflictError when the run wrote other rows before, or other writers won every race; OvertakenError when
+        another run was first with the claim; DataError when the frame does not fit the table or breaks one of its
+        constraints, or would overwrite raw events.
         """
         contract = contract_of(table)
         if mode == "overwrite" and contract is not None and contract.append_only and table not in self._unlocked:
@@ -314,12 +360,61 @@ class Lake:
         if stored is not None and mode == "append":
             as_stored = _with_stored_names(table, frame, stored)
             _same_columns(table, as_stored.schema, [*stored, *(frame.schema[name] for name in new)])
-        call = _Write(table, run_id, mode, tuple(partition_by), new)
-        self._commit(call, as_stored, new=stored is None)
-        mine = self._commit_of(table, "write", call.token)
-        if mine is not None:
-            return Written(table, *mine, skipped=False)
+        call = _Write(table, run_id, mode, tuple(partition_by), new, claim)
+        if claim is None or stored is None or not self._has_written(table, run_id):
+            self._commit(call, as_stored, new=stored is None)
+            mine = self._commit_of(table, "write", call.token)
+            if mine is not None:
+                return Written(table, *mine, skipped=False)
+        if claim is not None and not self._has_written(table, run_id):
+            raise OvertakenError(
+                f"another run wrote {table} while run {run_id} read what was there, so this one added nothing to it: "
+                "run it again"
+            )
         return self._repeated(call, frame)
+
+    def claim(self, table: str, name: str) -> Claim:
+        """Claim to be the next who writes `table` under `name`; what the run reads afterwards decides what it writes.
+
+        Of runs that claim at the same time the first to commit wins, and `write` refuses the others, whatever process
+        or machine they are in: Delta compares the number with that of the last commit under this name. It is taken
+        from the versions of those commits, or of the oldest that the log still has, so it grows with each of them.
+        """
+        if not self.exists(table):
+            return Claim(name, 1)
+        for limit in (_RECENT, None):
+            commits = self.history(table, limit)
+            last = next((commit.version for commit in commits if commit.notes.get(_CLAIM) == name), None)
+            if last is not None:
+                return Claim(name, last + 2)
+        return Claim(name, commits[-1].version + 1)
+
+    def take_over(self, table: str, name: str) -> None:
+        """Have the writes fail of all who claimed `table` under `name` before; a commit without rows."""
+        rows = self.read(table).drop(RUN_ID).limit(0)
+
+        def overtake() -> Written:
+            return self.write(table, rows, f"takes-over-{uuid.uuid4().hex}", claim=self.claim(table, name))
+
+        for _ in range(ATTEMPTS - 1):
+            try:
+                overtake()
+                return
+            except OvertakenError:
+                continue
+        overtake()
+
+    def runs_of(self, table: str, name: str) -> set[str]:
+        """Find the runs that wrote a table under the name of a claim, as far back as its history goes."""
+        commits = self.history(table) if self.exists(table) else []
+        return {str(commit.notes.get("run_id")) for commit in commits if commit.notes.get(_CLAIM) == name}
+
+    def _has_written(self, table: str, run_id: str) -> bool:
+        commits = self.history(table)
+        if any(commit.notes.get("run_id") == run_id for commit in commits):
+            return True
+        # A log that was cleaned may have lost the commit.
+        return commits[-1].version > 0 and not self.read(table).where(F.col(RUN_ID) == run_id).isEmpty()
 
     def stream(self, table: str, frame: DataFrame, run_id: str, checkpoint: str) -> Written:
         """Append the rows that a streaming frame has now; each of its batches once per checkpoint, whoever repeats it.
@@ -514,8 +609,13 @@ def _with_other_name(query: str, column: str) -> str:
         FutureWarning,
         stacklevel=3,
     )
-    parts = _QUOTED.split(query)
-    return "".join(part if i % 2 else re.sub(rf"\b{column}\b", other, part) for i, part in enumerate(parts))
+    return _renamed_in(query, column, other)
+
+
+def _renamed_in(text: str, name: str, other: str) -> str:
+    """SQL with another name for a column, texts in quotes as they are."""
+    parts = _QUOTED.split(text)
+    return "".join(part if i % 2 else re.sub(rf"\b{name}\b", other, part) for i, part in enumerate(parts))
 
 
 def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
@@ -525,8 +625,10 @@ def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
     )
 
 
-def retried(change: Callable[[], T], table: str, who: str) -> T:
+def retried(change: Callable[[], T], table: str, who: str, before_next: Callable[[], object] = lambda: None) -> T:
     """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost.
+
+    before_next  what to do before each further attempt
 
     Raises ConflictError after ATTEMPTS, DataError when a row breaks a constraint.
     """
@@ -540,6 +642,7 @@ def retried(change: Callable[[], T], table: str, who: str) -> T:
             if not _LOST_RACE.search(text):
                 raise
             time.sleep(0.2 * 2**attempt * random.uniform(0.5, 1.5))
+            before_next()
     raise ConflictError(
         f"other writers won table {table} {ATTEMPTS} times in a row against {who}: run it again when they are done"
     )

@@ -381,13 +381,12 @@ class Registry:
 
     def find(self, name: str, version: int | str = CHAMPION) -> Registered:
         """A version by number or alias; ConfigError when there is none, ModelFileError when it is not a forest."""
-        full = self.store.model(checked_name(name, "model name"))
         registered = self.known(name, version)
         if registered is None:
             wanted = f"version {version}" if isinstance(version, int) else f"alias {version!r}"
             raise ConfigError(
-                f"model {full!r} has no {wanted} in {self.store.shown}: run `uplift train` with registry.champion, "
-                "or set registry.version to a version that exists"
+                f"model {self.store.model(name)!r} has no {wanted} in {self.store.shown}: run `uplift train` with "
+                "registry.champion, or set registry.version to a version that exists"
             )
         return registered
 
@@ -522,7 +521,8 @@ class Registry:
     def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:
         """An MLflow run that ends FINISHED, or FAILED when the body raises."""
         named = {"mlflow.runName": run_id, "mlflow.source.name": "uplift train", **tags}
-        run = self._client.create_run(self._experiment(name), tags=named)
+        self._end_killed(experiment := self._experiment(name), run_id)
+        run = self._client.create_run(experiment, tags=named)
         try:
             yield run
         except BaseException:
@@ -530,12 +530,17 @@ class Registry:
             raise
         self._client.set_terminated(run.info.run_id, "FINISHED")
 
+    def _end_killed(self, experiment: str, run_id: str) -> None:
+        """End what killed processes left RUNNING: earlier runs of this id, and of any that began a day ago."""
+        ours = "attributes.status = 'RUNNING' and tags.mlflow.source.name = 'uplift train' and"
+        for which in (f"tags.uplift_run_id = '{run_id}'", f"start_time < {int((time.time() - 86_400) * 1000)}"):
+            for run in self._client.search_runs([experiment], f"{ours} {which}"):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
     def _experiment(self, name: str) -> str:
         title = self.store.experiment(name)
-        experiment = self._client.get_experiment_by_name(title)
-        return (
-            experiment.experiment_id if experiment else self._client.create_experiment(title, self.store.artifact_root)
-        )
+        known = self._client.get_experiment_by_name(title)
+        return known.experiment_id if known else self._client.create_experiment(title, self.store.artifact_root)
 
     def _create_model(self, full: str) -> None:
         from mlflow.exceptions import MlflowException

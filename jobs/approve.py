@@ -12,7 +12,7 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.governance.approvals import VersionVerdict, decide_version, facts_of
+from uplift_spark.governance.approvals import VersionVerdict, decide_version, promotion_facts
 from uplift_spark.roles import TREATMENT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -47,7 +47,7 @@ def run(
 ) -> JobResult:
     """Check the checklist, record the verdict, tag the version and promote it."""
     config, lake, registry = campaign.config, campaign.lake, campaign.registry
-    facts = facts_of(config, lake, registry, verdict.version, evaluations(campaign, verdict.version))
+    facts = promotion_facts(config, lake, registry, verdict.version, evaluations(campaign, verdict.version))
     details = decide_version(config, lake, registry, verdict, facts)
     return JobResult("approve", "", details=details)
 

@@ -131,7 +131,7 @@ def writable(lakehouse: Lakehouse) -> str:
 
 def store(lakehouse: Lakehouse, config: Config | None) -> str:
     """Put one question to the model store; a lakehouse that does not exist yet gets none."""
-    from uplift_spark.registry.models import open_store
+    from uplift_spark.registry.store import open_store
 
     opened = open_store(lakehouse, None if config is None else config.registry.tracking_uri)
     if opened.uri.startswith("sqlite") and not Path(opened.uri.partition(":///")[2]).exists():

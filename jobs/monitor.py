@@ -152,7 +152,7 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     kept = [row.asDict() for row in rows.collect()]  # type: ignore[union-attr]
     plan = windows.read_plan(kept, levels, features)
     delays, labelled = windows.read_delays(kept)
-    reference = windows.facts_of(plan, windows.read_kept_sums(kept))
+    reference = windows.window_facts(plan, windows.read_kept_sums(kept))
     reference = replace(reference, delays=delays, labelled=labelled)
     return replace(it, reference_run=run_id, plan=plan, reference=reference)
 
@@ -174,7 +174,7 @@ def _facts(it: Monitored) -> WindowFacts:
         fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
     sums = window_sums(counted_rows(rows, plan.features, outcome), plan, it.model)
-    facts = windows.facts_of(plan, sums)
+    facts = windows.window_facts(plan, sums)
     if not facts.units:
         last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
         raise DataError(
@@ -218,7 +218,7 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     if matched:
         mine = F.col(RUN_ID).isin([known[start] for start in matched])
         rows = campaign.lake.read(SUMS_TABLE).where(mine & F.col("part").isin("count", "missing", "new")).collect()
-        season = windows.facts_of(plan, windows.read_kept_sums(row.asDict() for row in rows)).all_arms
+        season = windows.window_facts(plan, windows.read_kept_sums(row.asDict() for row in rows)).all_arms
     drift = window_drift(plan.bins, it.reference.all_arms, season, facts.all_arms, limits)
     before = sorted(known)[-limits.windows :]
     flagged: dict[datetime, list[str]] = {start: [] for start in before}

@@ -20,12 +20,12 @@ from deltalake import write_deltalake
 
 import uplift_spark
 from uplift_spark import cli, console
-from uplift_spark.campaign import arrow_frame, query_rows
 from uplift_spark.config import Lakehouse
 from uplift_spark.console import cell, csv_text, main_job, print_result, rich_table, rows_table
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import erase, export, features, train
 from uplift_spark.jobs import load as load_job
+from uplift_spark.lake.queries import arrow_frame, query_rows
 from uplift_spark.runtime import JobResult
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -189,7 +189,7 @@ def sql(
     checked_query(query, lakehouse.catalog)  # before anything is started
     rows = console.without_spark(lakehouse, engine, lambda tables: _local_rows(tables, query, limit + 1))
     if rows is None:
-        from uplift_spark.campaign import query_rows
+        from uplift_spark.lake.queries import query_rows
 
         with console.open_lake(lakehouse) as lake:
             rows = query_rows(lake, query, limit + 1, texts_only=True)
@@ -214,7 +214,7 @@ def tables(conf: LakeConfOption = None, set_: SetOption = None, engine: EngineOp
     lakehouse = _lakehouse(conf, set_)
     sizes = console.without_spark(lakehouse, engine, lambda tables: tables.sizes())
     if sizes is None:
-        from uplift_spark.campaign import table_sizes
+        from uplift_spark.lake.queries import table_sizes
 
         with console.open_lake(lakehouse) as lake:
             sizes = table_sizes(lake)

@@ -9,21 +9,21 @@ import pytest
 
 from uplift_spark.config import Lakehouse, TrialConf
 from uplift_spark.events.ingest import DATA_FOLDER
-from uplift_spark.registry import models
+from uplift_spark.registry import store
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """File of an MLflow store in which nothing was kept yet."""
     folder = tmp_path_factory.mktemp("store")
-    models.open_store(Lakehouse(path=str(folder))).client()
+    store.open_store(Lakehouse(path=str(folder))).client()
     return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stores_begin_as_copies(empty_store):
     """New stores of a module's lakehouses are copies of one: MLflow works for two seconds to make its tables."""
-    check = models._check_sqlite
+    check = store._check_sqlite
 
     def copied(uri):
         file = Path(uri.removeprefix("sqlite:///"))
@@ -32,7 +32,7 @@ def stores_begin_as_copies(empty_store):
         check(uri)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_check_sqlite", copied)
+        patch.setattr(store, "_check_sqlite", copied)
         yield
 
 

@@ -11,11 +11,11 @@ import pytest
 from deltalake import write_deltalake
 
 from tests.security import sql_attacks
-from uplift_spark.campaign import query_rows
 from uplift_spark.console import csv_text
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.lake.duck import as_texts, local_query
 from uplift_spark.lake.local_tables import LocalTables, NotLocal
+from uplift_spark.lake.queries import query_rows
 from uplift_spark.lake.tables import Lake
 
 # Of both engines: every row in an order that leaves nothing open.

@@ -13,12 +13,11 @@ import pytest
 
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.monitoring.windows import (
-    OUTCOME,
+    WINDOW_OUTCOME,
     WindowPlan,
     add_facts,
     batch_facts,
     count_batches,
-    facts_of,
     kept_plan,
     kept_sums,
     label_delays,
@@ -28,6 +27,7 @@ from uplift_spark.monitoring.windows import (
     read_plan,
     sum_rows,
     uplift_column,
+    window_facts,
     window_of,
     window_to_monitor,
 )
@@ -59,7 +59,7 @@ def rows(n: int, seed: int) -> pa.Table:
             TREATMENT: pa.array(rng.choice(["none", "mail", "call"], n)),
             PROPENSITY: pa.array([None if i % 7 == 0 else 0.25 for i in range(n)], pa.float64()),
             DELIVERED: pa.array([None if i % 2 else float(i % 3 > 0) for i in range(n)], pa.float64()),
-            OUTCOME: pa.array([None if i % 5 == 0 else float(i % 4 == 0) for i in range(n)], pa.float64()),
+            WINDOW_OUTCOME: pa.array([None if i % 5 == 0 else float(i % 4 == 0) for i in range(n)], pa.float64()),
         }
     )
 
@@ -78,7 +78,7 @@ def test_columns_are_features_scores_by_level_and_propensities_by_arm(plan: Wind
     assert missing == (table[TREATMENT] != "mail").sum()
     logged = table[table[DELIVERED].notna() & (table[TREATMENT] == "mail")]
     assert facts.sends["mail"] == (logged[DELIVERED].sum(), len(logged))
-    mail = table[table[OUTCOME].notna() & (table[TREATMENT] == "mail")]
+    mail = table[table[WINDOW_OUTCOME].notna() & (table[TREATMENT] == "mail")]
     assert facts.scores["mail"].arms[:, 1, 0].sum() == len(mail)
     weight = (1 / mail[PROPENSITY].fillna(1.0)).sum()
     assert facts.scores["mail"].arms[:, 1, 1].sum() == pytest.approx(weight)
@@ -91,10 +91,10 @@ def test_batches_partitions_and_kept_rows_add_to_the_same(plan: WindowPlan) -> N
         pa.Table.from_batches(count_batches(plan, MODEL, table.slice(at, 1000).to_batches(max_chunksize=300)))  # type: ignore[arg-type]
         for at in (2000, 0, 1000)
     ]
-    travelled = facts_of(plan, pa.concat_tables(parts))
+    travelled = window_facts(plan, pa.concat_tables(parts))
     kept = kept_sums(pa.Table.from_batches([sum_rows(travelled)]))
     again_plan = read_plan(kept_plan(plan), plan.levels, plan.features)
-    again = facts_of(again_plan, read_kept_sums(kept))
+    again = window_facts(again_plan, read_kept_sums(kept))
     for facts in (travelled, again):
         assert facts.units == 3000 and facts.sends == whole.sends
         assert facts.treated == whole.sends["none"][0]
@@ -119,7 +119,7 @@ def test_windows_add(plan: WindowPlan) -> None:
 
 def test_no_rows_are_no_sums_and_no_reference(plan: WindowPlan) -> None:
     assert list(count_batches(plan, MODEL, [])) == []  # type: ignore[arg-type]
-    assert facts_of(plan, read_kept_sums([])).units == 0
+    assert window_facts(plan, read_kept_sums([])).units == 0
     with pytest.raises(DataError, match=r"no reference: the hold-out of the model's training set has no row"):
         plan_of(MODEL, rows(0, 1), 32)  # type: ignore[arg-type]
 

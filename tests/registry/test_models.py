@@ -24,7 +24,8 @@ from uplift_spark.errors import ConfigError, EnvironmentProblem, ModelFileError
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.registry import models as mlflow_store
 from uplift_spark.registry import models as registry_module
-from uplift_spark.registry.models import Origin, Registered, Registry, Store, log_facts, open_store
+from uplift_spark.registry.models import Origin, Registered, Registry, log_facts
+from uplift_spark.registry.store import Store, open_store
 from uplift_spark.roles import EFFECT_COLUMNS, Roles
 
 ROLES = Roles("unit_id", "treatment", "visit", ("recency", "zip"), control="none")

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from tests.security.attack import Attack
-from uplift_spark.campaign import query_rows
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import UpliftError
+from uplift_spark.lake.queries import query_rows
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 

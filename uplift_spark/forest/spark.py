@@ -74,7 +74,16 @@ from uplift_spark.forest.training import Params, fit_table, grow_bucket, make_pl
 from uplift_spark.forest.trees import Structure, Tree, assemble
 from uplift_spark.roles import LEFT, TREATMENT, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.spark_versions import arrow_kinds, few_rows, map_batches, map_groups, mapped, mapped_frame, quoted
+from uplift_spark.spark_versions import (
+    Batches,
+    arrow_kinds,
+    few_rows,
+    map_batches,
+    map_groups,
+    mapped,
+    mapped_frame,
+    quoted,
+)
 from uplift_spark.stats.sampling import unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -332,8 +341,6 @@ def leaf_sums(
 
 
 # Workers: Arrow in, Arrow out, no Spark.
-
-Batches = Iterator[pa.RecordBatch]
 
 
 def summarise_batches(roles: Roles, batches: Batches) -> Batches:

@@ -137,7 +137,7 @@ def _metadata_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[s
         yield f"metadata: {', '.join(empty)} (set governance.approval.{empty[0]})"
 
 
-def facts_of(
+def promotion_facts(
     config: Config, lake: Lake, registry: Registry, version: int, evaluations: Mapping[str, float]
 ) -> VersionFacts:
     """Collect what is on record about a version; feature schema and environment are refused at registration if missing.

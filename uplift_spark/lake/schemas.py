@@ -1,4 +1,4 @@
-"""The tables: name, columns, comments and rules of each, declared once. Those of gold are in `gold`.
+"""The tables: name, columns, comments and rules of each, declared once. Those of gold are in `gold_tables`.
 
 `contract_of` finds the contract of a table by its name. The code that checks rows against contracts is in
 `lake.contracts`.
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pyspark.sql.types import StructType
 
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
-from uplift_spark.lake.gold import GOLD, OF_A_CAMPAIGN, RUN
+from uplift_spark.lake.gold_tables import GOLD, OF_A_CAMPAIGN, RUN
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 # --------------------------------------------------------------------------------------------------------------------

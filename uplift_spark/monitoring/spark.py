@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.monitoring.windows import OUTCOME, SUM_KEYS, WindowPlan, count_batches, plan_of
+from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, WindowPlan, count_batches, plan_of
 from uplift_spark.roles import DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
 
 _SUMS = "part string, arm string, column string, bin int, n bigint, total double"
@@ -40,7 +40,7 @@ def counted_rows(rows: DataFrame, features: Sequence[str], outcome: Column) -> D
         TREATMENT,
         propensity.cast("double").alias(PROPENSITY),
         delivered.cast("double").alias(DELIVERED),
-        outcome.cast("double").alias(OUTCOME),
+        outcome.cast("double").alias(WINDOW_OUTCOME),
         *(f"`{name}`" for name in features),
     )
 

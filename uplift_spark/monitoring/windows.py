@@ -84,7 +84,7 @@ def window_to_monitor(now: datetime, hours: int, newest: datetime | None, start:
     return chosen
 
 
-OUTCOME = "_outcome"
+WINDOW_OUTCOME = "_outcome"
 """Column of the units' outcome in the frames that are counted; null where it is not known or must not be used."""
 
 SUM_SCHEMA = pa.schema(
@@ -177,7 +177,7 @@ def _columns(
 def count_batches(plan: WindowPlan, model: Model, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: sums of one partition's rows, in SUM_SCHEMA.
 
-    Rows have the model's features, `treatment`, `propensity`, `delivered` (null: not logged) and OUTCOME.
+    Rows have the model's features, `treatment`, `propensity`, `delivered` (null: not logged) and WINDOW_OUTCOME.
     """
     total: WindowFacts | None = None
     for batch in batches:
@@ -203,7 +203,7 @@ def batch_facts(plan: WindowPlan, model: Model, batch: pa.RecordBatch | pa.Table
     columns = _columns(plan.levels, plan.features, batch, uplift)
     arm = np.asarray(batch.column(TREATMENT).to_pylist(), object)
     outcome, propensity = (
-        batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (OUTCOME, PROPENSITY)
+        batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (WINDOW_OUTCOME, PROPENSITY)
     )
     weight = 1 / np.where(np.isnan(propensity), 1.0, propensity)
     reached = np.array([np.nan if one is None else float(one) for one in batch.column(DELIVERED).to_pylist()])
@@ -272,7 +272,7 @@ def sum_rows(facts: WindowFacts) -> pa.RecordBatch:
     )
 
 
-def facts_of(plan: WindowPlan, rows: pa.Table | pa.RecordBatch) -> WindowFacts:
+def window_facts(plan: WindowPlan, rows: pa.Table | pa.RecordBatch) -> WindowFacts:
     """Read sums back; rows of several windows or partitions add.
 
     Args:

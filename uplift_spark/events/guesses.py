@@ -718,7 +718,7 @@ def inverse_shares(sums: Iterable[tuple[str, float, float]], units: int) -> list
 def check_propensity(table: pa.Table, guesses: Guesses) -> None:
     """Raise DataError when the column of the propensity is not the probability of the level that each unit received.
 
-    Rows of other levels and without a probability are left to `uplift ingest`, which counts them.
+    Rows of other levels and without a probability are left to the checks that follow.
     """
     if guesses.propensity is None:
         return

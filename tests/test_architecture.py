@@ -25,7 +25,7 @@ PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
-    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "config"),
+    *("errors", "roles", "runtime", "spark_versions", "sql_gate", "source_conf", "experiment_conf", "config"),
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "events": {"lake", "governance"},
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
-    "experiments": set(),
+    "experiments": {"lake", "campaign", "events"},
     "serving": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake"},
@@ -51,6 +51,7 @@ SPARK_EDGES = {
     "uplift_spark.forest.spark",
     "uplift_spark.learners.spark",
     "uplift_spark.experiments.spark",
+    "uplift_spark.experiments.protocol",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

@@ -14,6 +14,7 @@ from uplift_spark.console import main_job
 from uplift_spark.events.event_source import load_events
 from uplift_spark.events.ingest import prepare, refuse_second_load
 from uplift_spark.events.table_source import Replacement, open_source, table_batch
+from uplift_spark.experiments.protocol import simulated_trial
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.source_conf import EventsSource
 
@@ -40,13 +41,15 @@ def run(
     if isinstance(config.source, EventsSource):
         return load_events(config, config.source, lake, progress, run_id, replace)
     opened = open_source(config, lake, progress)
+    trial, dealt = simulated_trial(config)
+    identity = {**opened.identity, **dealt}
     earlier = Replacement.of(lake, config.campaign, replace)
-    earlier = earlier.but(run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity))
-    run_id = run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity)
+    earlier = earlier.but(run_id or campaign.run_id("ingest", **identity, **earlier.identity))
+    run_id = run_id or campaign.run_id("ingest", **identity, **earlier.identity)
     if not replace:
         refuse_second_load(lake, config.campaign, run_id)
     if opened.rows is None:
-        batch = prepare(config, lake, run_id, progress)
+        batch = prepare(config, lake, run_id, progress, trial)
     else:
         batch = table_batch(config, lake, opened, run_id, progress)
     earlier.remove(lake, progress)

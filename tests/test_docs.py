@@ -36,7 +36,11 @@ def test_pages_that_texts_name_exist() -> None:
             assert (ROOT / page).is_file(), f"{text.name} names {page}"
 
 
-def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_on_experiments_runs_and_shows_what_comes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its commands print is tested with Spark, in tests/jobs/test_experiment.py."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     shown = 0
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(), re.S):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from uplift_spark.campaign import Campaign
@@ -27,8 +29,10 @@ from uplift_spark.config import (
     Simulation,
 )
 from uplift_spark.events.load import Load
+from uplift_spark.experiment_conf import ExperimentConf, ExperimentMetric
+from uplift_spark.experiments.protocol import ReadingOptions
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.jobs import erase, load, optimize, replay, stream
+from uplift_spark.jobs import assign, check, erase, load, optimize, readout, replay, stream
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
 
@@ -51,6 +55,13 @@ CAMPAIGN = Config(
     economics=Economics(value={"conversion": 40.0}, cost={"5%": 0.5, "10%": 1.0}),
     policy=Policy(budget=5.0),
     scenarios={"half": Scenario(budget=2.5)},
+)
+
+_THIRD = 1 / 3
+TRIAL = ExperimentConf(
+    "winter-2025",
+    {"none": _THIRD, "5%": _THIRD, "10%": 1 - 2 * _THIRD},
+    (ExperimentMetric("conversion", "conversion", "primary"),),
 )
 
 Run = Callable[[Lake], object]
@@ -147,6 +158,22 @@ def _erase(units: tuple[str, ...], purge: bool, lake: Lake) -> object:
     return erase.run(Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake), erasure=Erasure(units, purge))
 
 
+def _assign(ramp: float, lake: Lake) -> object:
+    """Arms for units of a file, which lies beside the lakehouse."""
+    path = Path(lake.lakehouse.path).parent / "sources" / "crm.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["unit_id", *map(_unit, range(UNITS))]) + "\n")
+    trial = replace(TRIAL, ramp=ramp)
+    campaign = Campaign(replace(CAMPAIGN, campaign="winter", lakehouse=lake.lakehouse, experiment=trial), lake)
+    return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
+
+
+def _read(job: ModuleType, why: str, lake: Lake) -> object:
+    """The training set of the simulated campaign; so few units may be refused for any reason."""
+    campaign = Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse, experiment=TRIAL), lake)
+    return job.run(campaign, reading=ReadingOptions(final=True, override=why))
+
+
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
 
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
@@ -160,6 +187,10 @@ JOBS: dict[str, Job] = {
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
+    # The first run assigns half of the units, the second the others.
+    "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0)),
+    "check": Job(partial(_read, check, "a rehearsal"), partial(_read, check, "another")),
+    "readout": Job(partial(_read, readout, "a rehearsal"), partial(_read, readout, "another")),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     # The first run finds no new row, the second has them fade.
     "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),

@@ -290,7 +290,78 @@ _SENSITIVITY = Contract(
     renamed=_OF_A_CAMPAIGN,
 )
 
+_EXPERIMENT = Contract(
+    table="gold.experiment",
+    job="assign",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "job string: assign where units were assigned, readout where the trial was read",
+        "name string",
+        "salt string",
+        "fingerprint string: of all that decides arms; ramp and stopped arms are no part of it",
+        "design string: how arms are assigned, as JSON",
+        "starts timestamp: of the first day of assignment, where it is planned",
+        "ends timestamp: of the last day, where it is planned",
+        "as_of timestamp: when units were assigned; until when outcomes were read",
+        "units bigint: assigned by this run, or read",
+        "share double: of the planned units that were read",
+        "level double: of this reading's intervals",
+        "verdict string: ship, roll back, keep going or broken",
+        "arm string: to ship",
+        "reason string: of the verdict",
+        "days_left bigint: until the planned units are there",
+        "override string: why a broken trial was read all the same",
+    ),
+)
+
+_READOUT = Contract(
+    table="gold.readout",
+    job="readout",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "as_of timestamp: until when outcomes were read",
+        "metric string",
+        "role string: primary, secondary, guardrail, or complier: the effect on those who take the treatment",
+        f"{TREATMENT} string: level compared with control",
+        "control double: mean, less what covariates explain; of a complier the share that received the treatment",
+        "treated double",
+        "effect double: treated less control",
+        "error double: standard error",
+        "lower double: interval that holds at this reading and at all others of the design",
+        "upper double",
+        "p_value double: holds at every reading, too",
+        "p_adjusted double: for several arms and metrics",
+        "relative double: effect over the mean of the control",
+        "relative_lower double",
+        "relative_upper double",
+        "saved double: share of the variance that covariates and strata take off",
+        "status string: better, worse or open; of a guardrail safe, harmed or open",
+        "override string: why a broken trial was read all the same",
+    ),
+)
+
+_EXPERIMENT_HEALTH = Contract(
+    table="gold.experiment_health",
+    job="check",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "as_of timestamp: until when outcomes were read",
+        "check string: all where nothing is wrong",
+        "severity string: refuse, warn or ok",
+        "figure double: what was measured",
+        "threshold double: from where on it is a finding",
+        "p_value double",
+        "sentence string: what is wrong, and the remedy",
+        "override string: why a broken trial was read all the same",
+        "override_by string: who says so",
+    ),
+)
+
 GOLD = (
+    *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
@@ -663,6 +734,7 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
+EXPERIMENT_TABLE, READOUT_TABLE, HEALTH_TABLE = _EXPERIMENT.table, _READOUT.table, _EXPERIMENT_HEALTH.table
 SCORES_TABLE, DECISIONS_TABLE, SCENARIOS_TABLE = _SCORES.table, _DECISIONS.table, _SCENARIOS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""

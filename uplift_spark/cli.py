@@ -92,6 +92,12 @@ for _verb, _summary in verbs().items():
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
     """Run a campaign from ingest to its report; print results."""
     jobs = {verb: import_module(f"{PACKAGE}.{verb}").run for verb in DEMO_JOBS}
+    config = console.read_config(conf, set_)
+    if config.experiment is not None:  # it is read once its rows are there, as planned
+        readings = import_module(f"{PACKAGE}.readout").planned_jobs(config)
+        place = DEMO_JOBS.index("features") + 1
+        verbs = (*DEMO_JOBS[:place], *readings, *DEMO_JOBS[place:])
+        jobs = {verb: {**jobs, **readings}[verb] for verb in verbs}
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
 
@@ -216,11 +222,15 @@ def _common(version: Annotated[bool, typer.Option("--version", callback=_version
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
     """What to do, where the report and every table are, and what to ask next."""
     from uplift_spark.campaign import table_sizes
+    from uplift_spark.source_conf import Simulation
 
     lakehouse = campaign.config.lakehouse
     lift_run = next(result.run_id for result in reversed(results) if result.job == "lift")
     out().print(f"\nTables in {lakehouse.catalog or Path(lakehouse.path).resolve()}", soft_wrap=True)
     print_tables(table_sizes(campaign.lake), "rows")
+    if campaign.config.experiment is not None and isinstance(campaign.config.source, Simulation):
+        out().print("\nThe trial, reading by reading, beside the truth")
+        out().print(console.rich_table(import_module(f"{PACKAGE}.readout").readings_beside_truth(campaign, results)))
     out().print("\nThree queries to try")
     for query in campaign.queries_to_try(lift_run):
         out().print(f'{program()} sql{where} "{query}"', soft_wrap=True)

@@ -14,6 +14,7 @@ from uplift_spark.console import main_job
 from uplift_spark.events.event_source import load_events
 from uplift_spark.events.ingest import prepare, refuse_second_load
 from uplift_spark.events.table_source import Replacement, open_source, refuse_unfinished, table_batch
+from uplift_spark.experiments.protocol import simulated_trial
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -45,9 +46,11 @@ def run(
         result = load_events(config, config.source, lake, progress, run_id, replace)
         return _on_record(campaign, result, ()) if replace else result
     opened = open_source(config, lake, progress)
+    trial, dealt = simulated_trial(config)
+    identity = {**opened.identity, **dealt}
 
     def named(earlier: Replacement) -> str:
-        return run_id or campaign.run_id("ingest", **opened.identity, **earlier.identity)
+        return run_id or campaign.run_id("ingest", **identity, **earlier.identity)
 
     earlier = Replacement.begun(lake, config.campaign, replace, named)
     run_id = named(earlier)
@@ -55,7 +58,7 @@ def run(
         refuse_second_load(lake, config.campaign, run_id)
         refuse_unfinished(lake, config.campaign, run_id)
     if opened.rows is None:
-        batch = prepare(config, lake, run_id, progress)
+        batch = prepare(config, lake, run_id, progress, trial)
     else:
         batch = table_batch(config, lake, opened, run_id, progress)
     earlier.remove(lake, progress)

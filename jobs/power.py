@@ -23,8 +23,9 @@ from uplift_spark.experiments.design import (
     sample_size_for_gap,
 )
 
-METRIC_KEYS = {"dispersion", "correlation", "icc"}
-TEXT_KEYS = {"multiplicity", "method"}
+_OPTIONS = ("kind", "mean", "sd")  # of a metric, which have options of their own
+METRIC_KEYS = {field.name for field in fields(PlannedMetric)} - {*_OPTIONS}
+TEXT_KEYS = {field.name for field in fields(TrialDesign) if field.type == "str"}
 KEYS = {field.name for field in fields(TrialDesign)} | METRIC_KEYS
 
 
@@ -58,8 +59,8 @@ def power_keys(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def power_rows(metric: PlannedMetric, trial: TrialDesign, lift: float, target: float) -> list[list[str]]:
-    """(what, figure) of the trial that a relative lift needs."""
+def power_rows(metric: PlannedMetric, trial: TrialDesign, lift: float, target: float) -> tuple[list[list[str]], int]:
+    """(what, figure) of the trial that a relative lift needs, and its units."""
     effect = metric.lift(lift)
     size = sample_size(metric, trial, effect, target)
     gap = sample_size_for_gap(metric, trial, effect, target=target)
@@ -68,7 +69,7 @@ def power_rows(metric: PlannedMetric, trial: TrialDesign, lift: float, target: f
         rows.append(["clusters, control first", ", ".join(f"{n:,}" for n in size.clusters)])
     rows.append(["units of the trial", f"{size.total:,}"])
     rows.append(["units to tell apart two halves whose effects differ by as much", f"{gap.total:,}"])
-    return rows
+    return rows, size.total
 
 
 def shown_rows(metric: PlannedMetric, trial: TrialDesign, lift: float, target: float, units: int) -> list[list[str]]:
@@ -100,8 +101,7 @@ def command(
     if metric.mean == 0:
         raise ConfigError("--mean is 0, of which no lift is a share: give the control's mean")
     if units is None:
-        rows = power_rows(metric, trial, lift, target)
-        needed = sample_size(metric, trial, metric.lift(lift), target).total
+        rows, needed = power_rows(metric, trial, lift, target)
     else:
         rows, needed = shown_rows(metric, trial, lift, target, units), units
     if per_day is not None:

@@ -26,7 +26,7 @@ PACKAGE = "uplift_spark"
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
     *("errors", "roles", "runtime", "spark_versions", "sql_gate"),
-    *("source_conf", "governance_conf", "monitoring_conf", "alert_conf", "serving_conf"),
+    *("source_conf", "experiment_conf", "governance_conf", "monitoring_conf", "alert_conf", "serving_conf"),
     "config",
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "events": {"lake", "governance"},
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
-    "experiments": set(),
+    "experiments": {"lake", "campaign", "events"},
     "serving": {"experiments"},
     "monitoring": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
@@ -58,6 +58,7 @@ SPARK_EDGES = {
     "uplift_spark.learners.spark",
     "uplift_spark.experiments.spark",
     "uplift_spark.monitoring.spark",
+    "uplift_spark.experiments.protocol",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

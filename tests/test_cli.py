@@ -25,6 +25,7 @@ from uplift_spark.console import cell, csv_text, main_job, print_result, rich_ta
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import erase, export, features, train
 from uplift_spark.jobs import load as load_job
+from uplift_spark.jobs import readout as readout_job
 from uplift_spark.lake.queries import arrow_frame, query_rows
 from uplift_spark.runtime import JobResult
 
@@ -313,6 +314,37 @@ def test_demo_runs_all_jobs_in_order_in_one_lake(
     assert [result.job for result in results] == list(cli.DEMO_JOBS)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if " s  " not in line] == []
+
+
+TRIAL = """
+experiment:
+  salt: spring-2026
+  arms: {none: 0.5, 5%: 0.5}
+  metrics: [{name: visit, kind: conversion, role: primary}]
+  start: 2026-03-02
+  end: 2026-03-29
+  units: 1000
+  plan: obf
+  analyses: [0.5, 1]
+"""
+
+
+def test_demo_reads_a_trial_as_planned_once_its_rows_are_there(
+    conf: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(campaign: Any, progress: Any, run_id: str | None = None, *, reading: Any) -> JobResult:
+        calls.append({"verb": "readout", "as_of": f"{reading.as_of:%Y-%m-%d}"})
+        return JobResult("readout", "r")
+
+    monkeypatch.setattr(readout_job, "run", read)
+    monkeypatch.setattr(cli, "_print_summary", lambda *_: None)
+    conf.write_text(conf.read_text() + TRIAL)
+    assert uplift(monkeypatch, "demo", "--conf", conf) == 0
+    assert [call["verb"] for call in calls] == [
+        *("ingest", "features", "readout", "readout", "train", "score", "lift", "report"),
+    ]
+    # Half of the units came in two weeks, all in four; their outcomes are complete two weeks later.
+    assert [call["as_of"] for call in calls if call["verb"] == "readout"] == ["2026-03-30", "2026-04-13"]
 
 
 def test_sql_needs_no_options_for_the_default_lakehouse(tmp_path: Path) -> None:

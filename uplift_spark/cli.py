@@ -101,7 +101,12 @@ for _verb, _summary in verbs().items():
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
     """Run a campaign from ingest to its report; print whom to treat."""
-    jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, set_))}
+    config = console.read_config(conf, set_)
+    jobs: dict[str, Any] = {}
+    for verb in whole_line(config):
+        jobs[verb] = partial(_run_verb, verb)
+        if verb == "features" and config.experiment is not None:  # it is read once its rows are there, as planned
+            jobs |= import_module(f"{PACKAGE}.readout").planned_jobs(config)
     console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
 
 
@@ -242,9 +247,14 @@ def _run_verb(verb: str, *arguments: Any, **options: Any) -> JobResult:
 
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
     """Where to look further, whom to treat within the budget, what to do and why, and where the report is."""
-    lakehouse, of_job = campaign.config.lakehouse, {result.job: result for result in results}
+    from uplift_spark.source_conf import Simulation
+
+    config, of_job = campaign.config, {result.job: result for result in results}
     plan, report = of_job.get("policy"), of_job["report"].details
-    place = lakehouse.catalog or Path(lakehouse.path).resolve()
+    place = config.lakehouse.catalog or Path(config.lakehouse.path).resolve()
+    if config.experiment is not None and isinstance(config.source, Simulation):
+        out().print("The trial, reading by reading, beside the truth")
+        out().print(console.rich_table(import_module(f"{PACKAGE}.readout").readings_beside_truth(campaign, results)))
     lines = [f"Tables: {len(campaign.lake.tables())} in {place}, listed by `{program()} tables{where}`"]
     for query in campaign.queries_to_try(of_job["lift"].run_id, plan.run_id if plan else None):
         lines += ["", f'{program()} sql{where} "{query}"']

@@ -32,20 +32,13 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.alert_conf import Alerts
 from uplift_spark.errors import ConfigError
+from uplift_spark.experiment_conf import ExperimentConf
 from uplift_spark.governance_conf import Governance
 from uplift_spark.monitoring_conf import Monitoring
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.serving_conf import Serving
-from uplift_spark.source_conf import (
-    STRICT,
-    EventsSource,
-    Lakehouse,
-    Pseudonyms,
-    Simulation,
-    TableSource,
-    TrialConf,
-)
+from uplift_spark.source_conf import STRICT, EventsSource, Lakehouse, Pseudonyms, Simulation, TableSource, TrialConf
 
 Days = Annotated[float, Field(gt=0, le=3650)]
 
@@ -75,7 +68,7 @@ class RolesConf:
     direction: Direction = "increase"
 
 
-_CAME_LATER = {"roles.direction": "increase"}
+_CAME_LATER: dict[str, object] = {"roles.direction": "increase", "trial_outcomes": ()}
 """Keys that runs were made without, and what held then: with this value they make no new run."""
 
 
@@ -158,7 +151,9 @@ class Labels:
                       that they stand for all that were assigned; figures of the hold-out stay those of mature units
     """
 
-    RUNS: ClassVar = {"features": "campaign labels roles seed holdout lift.columns lift.outcomes feature_definitions"}
+    RUNS: ClassVar = {
+        "features": "campaign labels roles seed holdout lift.columns lift.outcomes feature_definitions trial_outcomes"
+    }
     window_days: Days = 14.0
     as_of: datetime | None = None
     windows: dict[str, Days] = Field(default_factory=dict)
@@ -627,6 +622,7 @@ class Config:
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5
     lakehouse: Lakehouse = Field(default_factory=Lakehouse)
     features: tuple[Feature, ...] = ()
+    experiment: ExperimentConf | None = None
     pseudonyms: Pseudonyms | None = None
     labels: Labels = Field(default_factory=Labels)
     alarms: Alarms = Field(default_factory=Alarms)
@@ -651,12 +647,14 @@ class Config:
 
     def __post_init__(self) -> None:
         checked_name(self.campaign, "campaign")
+        if self.experiment is not None:
+            self.experiment.check_roles(self.roles.control, self.roles.cluster, self.roles.dose)
         self._check_features()
         if self.lakehouse.catalog is not None:
             checked_name(self.lakehouse.catalog, "lakehouse.catalog")
         for column in self.roles.features:
             checked_name(column, "roles.features entry")
-        outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes)
+        outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes, *self.trial_outcomes)
         for column in outcomes:
             checked_name(column, "outcome")
         if self.roles.cluster is not None:
@@ -718,7 +716,13 @@ class Config:
     def unit_columns(self) -> tuple[str, ...]:
         """What the training set says of units: features, segments' columns and the cluster, each once."""
         cluster = [self.roles.cluster] if self.roles.cluster else []
-        return tuple(dict.fromkeys([*self.roles.features, *self.lift.columns, *cluster]))
+        trial = self.experiment.unit_columns if self.experiment and self.experiment.table is None else ()
+        return tuple(dict.fromkeys([*self.roles.features, *self.lift.columns, *cluster, *trial]))
+
+    @property
+    def trial_outcomes(self) -> tuple[str, ...]:
+        """Outcomes that the experiment reads from the training set."""
+        return self.experiment.outcome_columns if self.experiment and self.experiment.table is None else ()
 
     @property
     def model_name(self) -> str:
@@ -728,7 +732,7 @@ class Config:
     @property
     def outcomes(self) -> tuple[str, ...]:
         """Outcomes to label, the trained one first; refused like `training_roles`."""
-        return tuple(dict.fromkeys([*self.training_roles.outcomes, *self.lift.outcomes]))
+        return tuple(dict.fromkeys([*self.training_roles.outcomes, *self.lift.outcomes, *self.trial_outcomes]))
 
     @property
     def unit_roles(self) -> Roles:

@@ -68,6 +68,47 @@ def checked_name(name: str, what: str = "name") -> str:
     return name
 
 
+_SALT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{2,63}")
+
+
+def checked_salt(salt: str, what: str) -> str:
+    """Return a salt of hashes if it may stand in SQL and in a path, else raise ConfigError."""
+    if not isinstance(salt, str) or not _SALT.fullmatch(salt):
+        raise ConfigError(f"{what} {salt!r} is no salt: use 3 to 64 letters, digits, underscores, dots and dashes")
+    return salt
+
+
+LEAST_SHARE = 1e-6
+"""Of the units, for an arm that shall get any."""
+
+
+def checked_shares(arms: Mapping[str, float], what: str, least: float = LEAST_SHARE) -> dict[str, float]:
+    """Check the shares by which a trial's units fall into its arms.
+
+    Args:
+        arms: {arm: share}, control first.
+        what: The trial, in messages.
+        least: Smallest share that an arm may have.
+
+    Returns:
+        The same, arms as text and shares as numbers.
+
+    Raises:
+        ConfigError: There are fewer than two arms, a share is too small or no number, or they do not add up to 1.
+    """
+    shares = {str(arm): float(share) for arm, share in arms.items()}
+    if len(shares) < 2:
+        raise ConfigError(f"{what} has {len(shares)} arm: name the control and at least one other arm")
+    for arm, share in shares.items():
+        if not least <= share <= 1:
+            fix = f"give each arm at least {least:g}, or drop it" if least else "give each arm a share from 0 to 1"
+            raise ConfigError(f"arm {arm} of {what} has share {share:g}: {fix}")
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-9:
+        raise ConfigError(f"shares of {what} add up to {total:.9g}: make them add up to 1")
+    return shares
+
+
 Direction = Literal["increase", "decrease"]
 """Which way an outcome should go: `decrease` where less of it is better, as of churn."""
 

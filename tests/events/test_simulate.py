@@ -167,3 +167,21 @@ def test_noise_widens_money_but_not_the_truth():
 def test_impossible_campaigns_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         CampaignSimulator(**arguments)
+
+
+def alternate(levels: tuple[str, ...], ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Every third unit takes no part, the others get the levels in turn."""
+    codes = np.arange(len(ids)) % 3 - 1
+    return codes, np.where(codes < 0, np.nan, 1 / len(levels))
+
+
+def test_a_designed_trial_has_its_own_arms_and_days_and_the_same_customers():
+    drawn, designed = CampaignSimulator("binary", 2), CampaignSimulator("binary", 2, arms_of=alternate, days=28)
+    own, other = designed.units(3000).to_pandas(), drawn.units(3000).to_pandas()
+    assert own["treatment"].tolist() == [None, "none", "5%"] * 1000
+    assert own["propensity"].isna().sum() == 1000 and set(own["propensity"].dropna()) == {0.5}
+    assert set(own["day"]) == set(range(28)) and "day" not in other
+    same = ["unit_id", "recency_days", "region", "effect:conversion:5%"]
+    assert own[same].equals(other[same])
+    both = own["treatment"] == other["treatment"]
+    assert own.loc[both, "conversion"].equals(other.loc[both, "conversion"])

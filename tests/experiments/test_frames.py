@@ -187,10 +187,14 @@ def test_examples() -> None:
     assert doctest.testmod(frames).failed == 0 and doctest.testmod(frames).attempted > 0
 
 
-def test_counts_of_units_and_columns_do_not_meet() -> None:
-    frame = trial().assign(**{"1": 2.0})
-    with pytest.raises(ConfigError, match="a column '1' has the name that counts of units have"):
-        readout(frame, [SPEND, ReadoutMetric("one", "1")], DESIGN, COLUMNS)
+def test_a_column_may_have_any_name() -> None:
+    """What counts the units of a cluster has a place and no name, so no column of a user's can be taken for it."""
+    frame = trial()
+    frame["treatment"] = np.where(frame["household"] % 2 == 0, "off", "on")
+    by_household = ReadoutDesign({"off": 0.5, "on": 0.5}, randomised="household")
+    metrics = [SPEND, ReadoutMetric("visits", "1")]
+    one = readout(frame.assign(**{"1": frame["visits"]}), metrics, by_household).metrics[1]
+    assert one.control == pytest.approx(frame["visits"][frame["treatment"] == "off"].mean())
 
 
 def households(count: int, each: int = 20) -> pd.DataFrame:

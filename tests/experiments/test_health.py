@@ -233,12 +233,12 @@ def test_looks_that_were_not_planned() -> None:
     assert health_findings(replace(CLEAN, days=8), anytime) == []
     looks = replace(planned, stopping=StoppingRule("group_sequential", analyses=(0.25, 0.5, 1.0)))
     assert health_findings(CLEAN, looks) == []
-    off = found_in(replace(CLEAN, fractions=(0.25, 0.9)), "unplanned_look", looks)
+    off = found_in(replace(CLEAN, earlier=(0.25,)), "unplanned_look", replace(looks, planned_units=11_133))
     assert "look 2 comes at 90% of the units and is planned at 50%" in off.sentence
     with pytest.raises(ConfigError, match="this is look 4 of 3 planned"):
-        health_findings(replace(CLEAN, fractions=(0.25, 0.5, 0.9, 1.0)), looks)
+        health_findings(replace(CLEAN, earlier=(0.25, 0.5, 0.9)), looks)
     with pytest.raises(ConfigError, match="the trial's last look has been"):
-        health_findings(replace(CLEAN, fractions=(0.25, 1.0, 1.0)), looks)
+        health_findings(replace(CLEAN, earlier=(0.25, 1.0)), looks)
 
 
 def test_carry_over_from_other_trials() -> None:
@@ -270,7 +270,7 @@ def test_what_refuses_comes_first() -> None:
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
-        ({"shares": {"off": 0.5, "on": 0.4}}, r"shares add up to 0.9: make them add up to 1"),
+        ({"shares": {"off": 0.5, "on": 0.4}}, r"shares of the trial add up to 0.9: make them add up to 1"),
         ({"shares": {"off": 1.0}}, "at least one other arm"),
         ({"shares": {"off": 0.0, "on": 1.0}}, "a control with a share"),
         ({"shares": {"off": 1.5, "on": -0.5}}, "give each arm a share from 0 to 1"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from uplift_spark.campaign import Campaign
@@ -31,8 +32,10 @@ from uplift_spark.config import (
     Tune,
 )
 from uplift_spark.events.load import Load
+from uplift_spark.experiment_conf import ExperimentConf, ExperimentMetric
+from uplift_spark.experiments.protocol import ReadingOptions
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.jobs import erase, ingest, load, optimize, replay, stream
+from uplift_spark.jobs import assign, check, erase, ingest, load, optimize, readout, replay, stream
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
 from uplift_spark.source_conf import EventsSource, EventTable, TableSource
@@ -59,6 +62,13 @@ CAMPAIGN = Config(
     tree=TreeConf(depth=1, min_units=30),
     tune=Tune(trials=2, space={"min_leaf": [5, 10]}),
     nuisances=NuisancesConf(folds=2, permuted=0),
+)
+
+_THIRD = 1 / 3
+TRIAL = ExperimentConf(
+    "winter-2025",
+    {"none": _THIRD, "5%": _THIRD, "10%": 1 - 2 * _THIRD},
+    (ExperimentMetric("conversion", "conversion", "primary"),),
 )
 
 Run = Callable[[Lake], object]
@@ -204,6 +214,22 @@ def nights(count: int, lake: Lake, replaces: bool = False, first: int = 1) -> ob
     return ingest.run(_own(lake, "nights", source), replace=replaces)
 
 
+def _assign(ramp: float, lake: Lake) -> object:
+    """Arms for units of a file, which lies beside the lakehouse."""
+    path = Path(lake.lakehouse.path).parent / "sources" / "crm.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["unit_id", *map(_unit, range(UNITS))]) + "\n")
+    trial = replace(TRIAL, ramp=ramp)
+    campaign = Campaign(replace(CAMPAIGN, campaign="winter", lakehouse=lake.lakehouse, experiment=trial), lake)
+    return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
+
+
+def _read(job: ModuleType, why: str, lake: Lake) -> object:
+    """The training set of the simulated campaign; so few units may be refused for any reason."""
+    campaign = Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse, experiment=TRIAL), lake)
+    return job.run(campaign, reading=ReadingOptions(final=True, override=why))
+
+
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
 
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
@@ -218,6 +244,10 @@ JOBS: dict[str, Job] = {
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
+    # The first run assigns half of the units, the second the others.
+    "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0)),
+    "check": Job(partial(_read, check, "a rehearsal"), partial(_read, check, "another")),
+    "readout": Job(partial(_read, readout, "a rehearsal"), partial(_read, readout, "another")),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "tree": _runs("tree", tree=TreeConf(depth=2, min_units=30)),
     "tune": _runs("tune", seed=8),

@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from uplift_spark.stats.curves import rank_bins, uplift_curve
-from uplift_spark.stats.intervals import bootstrap_interval, cluster_effects, effective_clusters, poisson_weights
+from uplift_spark.stats.intervals import (
+    bootstrap_interval,
+    cluster_effects,
+    effective_clusters,
+    poisson_weights,
+    wilson_interval,
+)
 from uplift_spark.stats.moments import Moments
 
 HASHES = np.random.default_rng(0).integers(-(2**63), 2**63, 200_000, dtype=np.int64)
@@ -129,3 +135,10 @@ def test_effects_of_clusters_have_the_error_of_their_means(clusters):
         assert np.isnan([result.difference.error.item(), result.difference.lower.item()]).all()
     else:
         assert result.difference.error.item() == pytest.approx(expected, rel=0.1)
+
+
+def test_wilson_s_interval_of_a_share() -> None:
+    """Statsmodels' `proportion_confint(…, method="wilson")`: 7 of 20 is .1812 to .5671; none of 10 is 0 to .2775."""
+    assert wilson_interval(7 / 20, 20) == pytest.approx((0.18119, 0.56715), abs=1e-5)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)

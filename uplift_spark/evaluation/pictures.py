@@ -286,6 +286,32 @@ def budget_picture(curve: pd.DataFrame, unit: str, spent: float, gain: float) ->
     return figure
 
 
+def effect_picture(days: pd.DataFrame, metric: str) -> Figure:
+    """Effect of each arm over the days of a trial, with the intervals of its design and those of a single reading.
+
+    days  day, arm, effect, lower, upper, plain_lower, plain_upper    metric  its name
+    """
+    figure = empty_figure(7.6, 5.0)
+    axes = figure.add_subplot()
+    for (arm, rows), colour in zip(days.groupby("arm", sort=False), COLOURS * len(days), strict=False):
+        axes.fill_between(rows["day"], rows["plain_lower"], rows["plain_upper"], color=colour, alpha=0.25, lw=0)
+        for bound in ("lower", "upper"):
+            axes.plot(rows["day"], rows[bound], color=colour, lw=1, ls=(0, (4, 3)))
+        axes.plot(rows["day"], rows["effect"], color=colour, lw=2, marker="o", ms=3, label=str(arm))
+    clean(axes, f"Effect on {metric} over time")
+    axes.axhline(0, color=MUTED, lw=0.8)
+    # The first days' intervals are as wide as all others together.
+    near = days[days["day"] >= days["day"].max() / 4]
+    ends = near[["plain_lower", "plain_upper", "lower", "upper"]].replace([np.inf, -np.inf], np.nan)
+    reach = 1.1 * float(np.nanmax(np.abs(ends.to_numpy()), initial=0.0))
+    if reach > 0:
+        axes.set_ylim(-reach, reach)
+    axes.set_xlabel("day of the trial; dashed: the interval of the design, shaded: of a single reading")
+    axes.set_ylabel("effect against the control")
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
 def units_of(rate: bool) -> tuple[float, str]:
     """What values are multiplied by to be shown, and the unit in words: percentage points for rates."""
     return (100.0, " (percentage points)") if rate else (1.0, "")

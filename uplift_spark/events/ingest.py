@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +30,15 @@ from pyspark.sql.types import StringType, StructType
 from uplift_spark.config import Config, RolesConf, Simulation, TrialConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, hint
 from uplift_spark.events.files import read_texts
-from uplift_spark.events.simulate import ATTRIBUTES, CATEGORIES, CHUNK, OUTCOMES, CampaignSimulator, effect_column
+from uplift_spark.events.simulate import (
+    ATTRIBUTES,
+    CATEGORIES,
+    CHUNK,
+    OUTCOMES,
+    ArmsOf,
+    CampaignSimulator,
+    effect_column,
+)
 from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.contracts import count_checked
 from uplift_spark.lake.schemas import (
@@ -262,7 +271,9 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
         "outcome": tables["outcome"]
         .withColumns(stamp.occurred(plus_hours(assigned_at, F.col("delay_hours"))))
         .drop("delay_hours"),
-        "assignment": tables["assignment"].withColumns({**campaign, "assigned_at": assigned_at, **stamp.origin()}),
+        "assignment": tables["assignment"]
+        .withColumns({**campaign, "assigned_at": plus_hours(assigned_at, F.col("hours")), **stamp.origin()})
+        .drop("hours"),
     }
 
 
@@ -274,7 +285,16 @@ def _make(batches: _Batches, slice_: Slice, simulator: CampaignSimulator, units:
 
 
 def _assignment_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
-    yield chunk.select(["unit_id", "treatment", "propensity"])
+    assigned = chunk.filter(pc.is_valid(chunk.column("treatment")))
+    columns = assigned.select(["unit_id", "treatment", "propensity"]).columns
+    yield pa.RecordBatch.from_arrays([*columns, _hours_of(assigned)], ["unit_id", "treatment", "propensity", "hours"])
+
+
+def _hours_of(chunk: pa.RecordBatch) -> pa.Array:
+    """Hours from the campaign's start to each unit's assignment."""
+    if "day" not in chunk.schema.names:
+        return pa.array(np.zeros(len(chunk)))
+    return pc.multiply(chunk.column("day"), 24.0)
 
 
 def _profile_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batches:
@@ -289,7 +309,7 @@ def _outcome_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batc
                 "unit_id": happened.column("unit_id"),
                 "outcome": pa.repeat(outcome, happened.num_rows),
                 "value": happened.column(outcome),
-                "delay_hours": happened.column("delay_hours"),
+                "delay_hours": pc.add(happened.column("delay_hours"), _hours_of(happened)),
             }
         )
 
@@ -308,7 +328,7 @@ def _truth_slice(chunk: pa.RecordBatch, simulator: CampaignSimulator) -> _Batche
 
 
 _SLICES: dict[str, tuple[Slice, str]] = {
-    "assignment": (_assignment_slice, "unit_id string, treatment string, propensity double"),
+    "assignment": (_assignment_slice, "unit_id string, treatment string, propensity double, hours double"),
     "outcome": (_outcome_slice, "unit_id string, outcome string, value double, delay_hours double"),
     "profile": (
         _profile_slice,
@@ -390,11 +410,26 @@ class Batch:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def prepare(config: Config, lake: Lake, run_id: str, progress: ProgressCallback) -> Batch:
-    """Prepare the frames of a simulation or a trial, lazily; an unfit source raises a named error before any write."""
+@dataclass(frozen=True)
+class SimulatedTrial:
+    """A designed trial that a simulation plays: who gets which arm, from when on, on how many days; see
+    `simulate.CampaignSimulator`."""
+
+    arms_of: ArmsOf
+    start: datetime
+    days: int
+
+
+def prepare(
+    config: Config, lake: Lake, run_id: str, progress: ProgressCallback, trial: SimulatedTrial | None = None
+) -> Batch:
+    """Prepare the frames of a simulation or a trial, lazily; an unfit source raises a named error before any write.
+
+    A simulation draws its arms itself, unless it plays a designed `trial`.
+    """
     key = key_of(config)
     if isinstance(config.source, Simulation):
-        batch = _simulated(config, config.source, lake.spark, run_id, progress)
+        batch = _simulated(config, config.source, lake.spark, (run_id, trial), progress)
         return replace(batch, tables={table: pseudonymised(rows, key) for table, rows in batch.tables.items()})
     assert isinstance(config.source, TrialConf)  # tables are those of `events.table_source`
     return _trial(config, config.source, lake.spark, run_id, progress)
@@ -414,15 +449,23 @@ def refuse_second_load(lake: Lake, campaign: str, run_id: str) -> None:
 
 
 def _simulated(
-    config: Config, source: Simulation, spark: SparkSession, run_id: str, progress: ProgressCallback
+    config: Config,
+    source: Simulation,
+    spark: SparkSession,
+    run: tuple[str, SimulatedTrial | None],
+    progress: ProgressCallback,
 ) -> Batch:
+    run_id, trial = run
     shape = (source.design, source.arms, source.confounding, source.noise)
     simulator = CampaignSimulator(*shape, config.seed, f"{config.campaign}-", source.max_lift)
     check_levels(config.roles, simulator.levels.names)
+    start = source.assigned_at
+    if trial is not None:
+        simulator, start = replace(simulator, arms_of=trial.arms_of, days=trial.days), trial.start
     n_chunks = -(-source.units // CHUNK)
     chunks = spark.range(0, n_chunks, 1, -(-n_chunks // CHUNKS_PER_TASK))
     progress(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
-    stamp = Stamp(config.campaign, "simulation", run_id, source.assigned_at, datetime.now(UTC))
+    stamp = Stamp(config.campaign, "simulation", run_id, start, datetime.now(UTC))
     frames = simulated_tables(chunks, simulator, source.units, stamp)
     return Batch(bronze_tables(frames, config.campaign), {"units": source.units})
 

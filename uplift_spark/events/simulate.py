@@ -316,6 +316,9 @@ def effect_column(outcome: str, level: str) -> str:
     return f"effect:{outcome}:{level}"
 
 
+ArmsOf = Callable[[tuple[str, ...], list[str]], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class CampaignSimulator:
     """A campaign's data-generating process.
@@ -328,6 +331,8 @@ class CampaignSimulator:
     seed         same seed, same campaign
     prefix       unit ids are prefix and a ten-digit number
     max_lift     the largest effect on the buying rate, at most 0.1: with it the largest rate, 0.9, is 1
+    arms_of      of a designed trial: from level names and unit ids to level codes (-1 takes no part) and propensities
+    days         on which units come, each on a random one
 
     Outcomes: `conversion` (0/1; base rate 5 % on average, lift 0 to `max_lift`) and `revenue` (money, 0 without
     conversion, lognormal tail; a discount also lowers it, so its effect can be negative). Both fall within ten days.
@@ -341,6 +346,8 @@ class CampaignSimulator:
     seed: int = 7
     prefix: str = "u"
     max_lift: float = 0.03
+    arms_of: ArmsOf | None = None
+    days: int = 1
 
     def __post_init__(self) -> None:
         if self.design not in ("binary", "ordered", "unordered"):
@@ -366,20 +373,26 @@ class CampaignSimulator:
 
         Columns: unit_id, treatment, propensity (of the level received), the attributes (float64 | string, null when
         missing), conversion, revenue, delay_hours (from assignment to outcome) and one `effect_column` per outcome and
-        treated level: the expected effect given the attributes.
+        treated level: the expected effect given the attributes; where units come on several days, the day (from 0). The
+        treatment of a unit that takes no part in a designed trial is null.
         """
         rng = np.random.default_rng([self.seed % 2**64, index])
         customers = draw_customers(rng, CHUNK)
         score = _score(customers)
         propensity = self._propensity(score)
         level_code = (np.cumsum(propensity, axis=1)[:, :-1] < rng.random(CHUNK)[:, None]).sum(axis=1)
+        logged, ids = propensity[np.arange(CHUNK), level_code], _unit_ids(self.prefix, index * CHUNK)
+        if self.arms_of is not None:
+            level_code, logged = self.arms_of(self.levels.names, ids.to_pylist())
         columns = {
-            "unit_id": _unit_ids(self.prefix, index * CHUNK),
+            "unit_id": ids,
             "treatment": _text(level_code, self.levels.names),
-            "propensity": pa.array(propensity[np.arange(CHUNK), level_code]),
+            "propensity": pa.array(logged, from_pandas=True),
             **_attribute_arrays(customers),
-            **self._outcomes(rng, customers, score, level_code),
+            **self._outcomes(rng, customers, score, np.maximum(level_code, 0)),
         }
+        if self.days > 1:
+            columns["day"] = rng.integers(0, self.days, CHUNK).astype(np.float64)
         return pa.RecordBatch.from_pydict(columns).slice(0, size)
 
     def units(self, n: int) -> pa.Table:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -23,12 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.roles import PROPENSITY, TREATMENT, UNIT, checked_name
+from uplift_spark.roles import PROPENSITY, TREATMENT, UNIT, checked_name, checked_salt, checked_shares
 
 GRID = 1 << 32
 """Thresholds are whole numbers on this grid: the first eight hexadecimal digits of a hash."""
 
-LEAST_SHARE = 1e-6
 LEFT_OUT, EXPLORED, PARTICIPATION = "left_out", "explored", "participation"
 PROGRAMME_REASON, SLOT_REASON, RAMP_REASON, STOPPED_REASON = (
     *("programme holdout", "slot of another experiment", "ramp not reached", "arm stopped"),
@@ -36,14 +34,7 @@ PROGRAMME_REASON, SLOT_REASON, RAMP_REASON, STOPPED_REASON = (
 MISSING_REASON, DECISION_REASON = "id, stratum or decision missing", "decision is no arm"
 """Reasons of SQL alone: `assign` refuses such rows."""
 
-_SALT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{2,63}")
 _MOST_UNITS = 1 << 31  # a rank times the grid stays below 2⁶³, in Python and in every warehouse
-
-
-def _checked_salt(salt: str, what: str) -> str:
-    if not isinstance(salt, str) or not _SALT.fullmatch(salt):
-        raise ConfigError(f"{what} {salt!r} is no salt: use 3 to 64 letters, digits, underscores, dots and dashes")
-    return salt
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Slot:
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        _checked_salt(self.namespace, "slot.namespace")
+        checked_salt(self.namespace, "slot.namespace")
         if not 0 <= self.start < self.stop <= 1:
             raise ConfigError(
                 f"slot of {self.namespace} goes from {self.start} to {self.stop}: use 0 <= start < stop <= 1"
@@ -83,7 +74,7 @@ class ProgrammeHoldout:
     clustered: bool = False
 
     def __post_init__(self) -> None:
-        _checked_salt(self.salt, "programme.salt")
+        checked_salt(self.salt, "programme.salt")
         if not 0 < self.share < 1:
             raise ConfigError(f"programme.share is {self.share}: use a share between 0 and 1, such as .05")
 
@@ -116,8 +107,8 @@ class Experiment:
     stratified: bool = False
 
     def __post_init__(self) -> None:
-        _checked_salt(self.salt, "salt")
-        object.__setattr__(self, "arms", {str(arm): float(share) for arm, share in self.arms.items()})
+        checked_salt(self.salt, "salt")
+        object.__setattr__(self, "arms", checked_shares(self.arms, self.salt))
         object.__setattr__(self, "stopped", tuple(self.stopped))
         self._check_arms()
         if not 0 < self.ramp <= 1:
@@ -136,18 +127,9 @@ class Experiment:
             )
 
     def _check_arms(self) -> None:
-        if len(self.arms) < 2:
-            raise ConfigError(f"{self.salt} has {len(self.arms)} arm: name the control and at least one other")
-        for arm, share in self.arms.items():
+        for arm in self.arms:
             if not arm.strip() or any(c in arm for c in "'\"\\\n\r\0"):
                 raise ConfigError(f"arm {arm!r} of {self.salt} reaches SQL: name it without quotes and backslashes")
-            if not share >= LEAST_SHARE:
-                raise ConfigError(
-                    f"arm {arm} of {self.salt} has share {share:g}: give each arm at least {LEAST_SHARE:g}, or drop it"
-                )
-        total = sum(self.arms.values())
-        if not abs(total - 1) <= 1e-9:
-            raise ConfigError(f"shares of {self.salt} add up to {total:.9g}: make them add up to 1")
         unknown = sorted(set(self.stopped) - set(self.arms))
         if unknown:
             raise ConfigError(f"{self.salt} stops arm {unknown[0]!r}, which it has not: {hint(unknown[0], self.arms)}")
@@ -169,6 +151,19 @@ class Experiment:
         """Upper thresholds of the arms on the grid, the last being the grid's end."""
         shares = np.cumsum(list(self.arms.values()))
         return (*(round(float(share) * GRID) for share in shares[:-1]), GRID)
+
+    @property
+    def text(self) -> str:
+        """The design as JSON, for `of_text`."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def of_text(cls, text: str) -> Experiment:
+        """The design that `text` wrote."""
+        facts = json.loads(text)
+        slot, programme = facts.pop("slot"), facts.pop("programme")
+        held = ProgrammeHoldout(**programme) if programme else None
+        return cls(**facts, slot=Slot(**slot) if slot else None, programme=held)
 
     @property
     def fingerprint(self) -> str:
@@ -365,6 +360,21 @@ def assign(
     )
 
 
+def arm_codes(experiment: Experiment, levels: tuple[str, ...], ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Arms as a simulation takes them: level codes [n], -1 where a unit takes no part, and propensities [n].
+
+    Args:
+        experiment: A design that assigns by ids alone.
+        levels: Names of the levels, control first.
+        ids: Unit ids, [n].
+
+    Returns:
+        (int64 codes, float64 propensities).
+    """
+    rows = assign(ids, experiment)
+    return np.asarray(pd.Index(levels).get_indexer(pd.Index(rows[TREATMENT]))), rows[PROPENSITY].to_numpy()
+
+
 def participation(experiment: Experiment) -> float:
     """Share of all units that holdout, slot and ramp let take part; stopped arms take theirs off it."""
     held = experiment.programme.share if experiment.programme else 0.0
@@ -512,6 +522,7 @@ class AssignmentSql:
     left_out: str
     explored: str
     propensity: str
+    participation: str
 
     def select(self, table: str) -> str:
         """A query that gives the table's rows with arm, reason, exploration and propensity."""
@@ -533,9 +544,14 @@ class AssignmentColumns:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strata", tuple(self.strata))
-        for name in (self.unit, self.cluster, *self.strata, self.decision):
-            if name is not None:
-                checked_name(name, "column")
+        for name in self.names:
+            checked_name(name, "column")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns without which a unit gets no arm, each once."""
+        parts = (self.unit, self.cluster, *self.strata, self.decision)
+        return tuple(dict.fromkeys(name for name in parts if name))
 
 
 def assignment_sql(
@@ -560,6 +576,20 @@ def assignment_sql(
     columns = columns or AssignmentColumns()
     _check_columns(experiment, columns)
     return _SqlWriter(experiment, columns, DIALECTS[dialect]).all_parts()
+
+
+def exploration_sql(experiment: Experiment, columns: AssignmentColumns, dialect: str = "spark") -> str:
+    """SQL that says whether a unit's arm is random: true of all units without an exploration share.
+
+    Args:
+        experiment: The design.
+        columns: Names of the columns of unit and cluster.
+        dialect: One of `DIALECTS`.
+
+    Returns:
+        An expression; that a unit takes part is no part of it.
+    """
+    return _SqlWriter(experiment, columns, DIALECTS[dialect]).explores()
 
 
 def _check_columns(experiment: Experiment, columns: AssignmentColumns) -> None:
@@ -587,16 +617,12 @@ class _SqlWriter:
         self.experiment, self.columns, self.dialect = experiment, columns, dialect
         self.key = columns.cluster if experiment.clustered and columns.cluster else columns.unit
 
-    def used(self) -> list[str]:
-        """Columns without which a unit gets no arm."""
-        one = self.columns
-        return list(dict.fromkeys(c for c in (one.unit, self.key, *one.strata, one.decision) if c))
-
     def text(self, column: str) -> str:
         return f"CAST({column} AS {self.dialect.text})"
 
     def all_parts(self) -> AssignmentSql:
-        return AssignmentSql(self.treatment(), self.left_out(), self.explored(), self.propensity())
+        own = (self.treatment(), self.left_out(), self.explored(), self.propensity())
+        return AssignmentSql(*own, self.participation())
 
     def hash(self, text: str, salt: str, draw: str) -> str:
         return self.dialect.md5.format(f"'{salt}/{draw}:' || {text}")
@@ -611,12 +637,11 @@ class _SqlWriter:
     def reasons(self, with_ramp: bool) -> list[tuple[str, str]]:
         """(condition, reason) in order of precedence."""
         one = self.experiment
-        pairs = [
-            (" OR ".join(f"{column} IS NULL OR {self.text(column)} = ''" for column in self.used()), MISSING_REASON)
-        ]
+        missing = (f"{column} IS NULL OR {self.text(column)} = ''" for column in self.columns.names)
+        pairs = [(" OR ".join(missing), MISSING_REASON)]
         if self.columns.decision:
-            arms = ", ".join(f"'{arm}'" for arm in one.arms)
-            pairs.append((f"NOT {self.text(self.columns.decision)} IN ({arms})", DECISION_REASON))
+            decided = f"{self.text(self.columns.decision)} IN ({self.named(tuple(one.arms))})"
+            pairs.append((f"NOT {decided}", DECISION_REASON))
         if one.programme:
             column = self.key if one.programme.clustered else self.columns.unit
             held = self.draw(column, one.programme.salt, "holdout")
@@ -674,23 +699,35 @@ class _SqlWriter:
         draw = self.draw(self.key, self.experiment.salt, "explore")
         return "TRUE" if share is None else self.below(draw, round(share * GRID))
 
+    def named(self, arms: Sequence[str]) -> str:
+        return ", ".join(f"'{arm}'" for arm in arms)
+
     def treatment(self) -> str:
         pairs = [(condition, "NULL") for condition, _ in self.reasons(with_ramp=True)]
         arm = self.any_arm()
         if self.experiment.stopped:
-            names = ", ".join(f"'{name}'" for name in self.experiment.stopped)
-            pairs.append((f"{arm} IN ({names})", "NULL"))
+            pairs.append((f"{arm} IN ({self.named(self.experiment.stopped)})", "NULL"))
         return self.cases(pairs, arm)
 
     def left_out(self) -> str:
         pairs = [(condition, f"'{reason}'") for condition, reason in self.reasons(with_ramp=True)]
         if self.experiment.stopped:
-            names = ", ".join(f"'{name}'" for name in self.experiment.stopped)
-            pairs.append((f"{self.any_arm()} IN ({names})", f"'{STOPPED_REASON}'"))
+            pairs.append((f"{self.any_arm()} IN ({self.named(self.experiment.stopped)})", f"'{STOPPED_REASON}'"))
         return self.cases(pairs, f"CAST(NULL AS {self.dialect.text})")
 
     def explored(self) -> str:
         return f"({TREATMENT} IS NOT NULL AND {self.explores()})"
+
+    def participation(self) -> str:
+        """Where arms are stopped it depends on the policy's decision."""
+        one = self.experiment
+        share, explores = participation(one), 1.0 if one.exploration is None else one.exploration
+        still_open = explores * sum(one.arms[arm] for arm in one.open_arms)
+        if one.exploration is None or not one.stopped:
+            return _double(share * (still_open + 1 - explores))
+        stopped = self.named(one.stopped)
+        pairs = [(f"{self.text(str(self.columns.decision))} IN ({stopped})", _double(share * still_open))]
+        return self.cases(pairs, _double(share * (still_open + 1 - explores)))
 
     def propensity(self) -> str:
         one = self.experiment
@@ -706,6 +743,6 @@ class _SqlWriter:
         chosen = self.cases([(f"{TREATMENT} IS NULL", "NULL"), same], _double(0))
         if not one.stopped:
             return f"{random} + {chosen}"
-        names = ", ".join(f"'{name}'" for name in one.stopped)
-        still = self.cases([(f"{decision} IN ({names})", _double(open_share))], _double(open_share + 1 - share))
+        stopped = f"{decision} IN ({self.named(one.stopped)})"
+        still = self.cases([(stopped, _double(open_share))], _double(open_share + 1 - share))
         return f"({random} + {chosen}) / ({still})"

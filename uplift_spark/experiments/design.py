@@ -22,6 +22,8 @@ from scipy.optimize import brentq
 from scipy.stats import nct, norm, t
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.roles import checked_shares
+from uplift_spark.stats.intervals import wilson_interval
 
 KINDS = ("conversion", "count", "revenue")
 MULTIPLICITY = ("none", "bonferroni", "holm", "dunnett")
@@ -205,11 +207,8 @@ class TrialDesign:
     inflation: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shares", tuple(float(share) for share in self.shares))
-        _check(len(self.shares) >= 2, "a trial has a control and at least one other arm: give two shares or more")
-        _check(min(self.shares) > 0, f"a share is {min(self.shares):g}: each arm needs units; drop the arm")
-        total = sum(self.shares)
-        _check(abs(total - 1) <= 1e-9, f"shares add up to {total:.9g}: make them add up to 1")
+        shares = checked_shares({str(k): share for k, share in enumerate(self.shares)}, "the trial")
+        object.__setattr__(self, "shares", tuple(shares.values()))
         _check(0 < self.alpha < 0.5, f"alpha is {self.alpha:g}: use a level such as .05")
         _check(
             self.multiplicity in MULTIPLICITY,
@@ -530,17 +529,11 @@ def ranking_power(
         if not np.isfinite(quality).all():
             raise DataError(f"{(~np.isfinite(quality)).sum()} simulated trials of {units} units have no finite quality")
         reached = float((quality >= target).mean())
-        lower, upper = _wilson(reached, replications)
+        lower, upper = wilson_interval(reached, replications)
         error = float(quality.std(ddof=1)) / math.sqrt(replications)
         rows.append((int(units), float(quality.mean()), error, reached, lower, upper))
     names = ["units", "quality", "quality_se", "power", "power_lower", "power_upper"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    z2 = float(norm.isf(0.025)) ** 2
-    middle, half = share + z2 / (2 * count), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
-    return max(0.0, (middle - half) / (1 + z2 / count)), min(1.0, (middle + half) / (1 + z2 / count))
 
 
 def power_curve(

@@ -11,7 +11,6 @@ import pandas as pd
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.health import HealthLimits, PropensitySums, ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import (
-    ONES,
     ReadoutMetric,
     TrialReadout,
     TrialSums,
@@ -20,6 +19,8 @@ from uplift_spark.experiments.readout import (
 )
 from uplift_spark.roles import TREATMENT, UNIT
 from uplift_spark.stats.moments import CrossMoments
+
+NO_ROW = "the frame has no row: check the campaign's name and the days that are read"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class _Rows:
     propensity: np.ndarray | None
     units: dict[str, float]
     twice: int
+    counted: int | None = None
 
 
 def trial_sums(
@@ -136,16 +138,20 @@ def trial_sums(
     arms = design.open_arms
     shape = (len(arms), len(rows.strata))
     moments = CrossMoments.of(rows.values, rows.arm * shape[1] + rows.stratum, shape)
-    sums = TrialSums(arms, rows.strata, rows.names, moments, columns.taken)
-    return sums, _facts(rows, sums, metrics, design, (columns, time))
+    by_day = None
+    if rows.day is not None:
+        days = int(rows.day.max()) + 1
+        by_day = CrossMoments.of(rows.values, rows.arm * days + rows.day, (len(arms), days))
+    sums = TrialSums(arms, rows.strata, rows.names, moments, columns.taken, rows.counted, by_day)
+    return sums, trial_facts(sums, _counts(rows, sums, columns), metrics, design, (columns, time))
 
 
 def _checked_rows(
     frame: pd.DataFrame, metrics: Sequence[ReadoutMetric], design: ReadoutDesign, columns: ReadoutColumns
 ) -> _Rows:
-    names = [*(name for one in metrics for name in one.columns_used), *columns.balance]
-    names = list(dict.fromkeys([*names, *([columns.taken] if columns.taken else [])]))
-    _check_columns(frame, names, design, columns)
+    names = value_columns(metrics, columns)
+    check_columns_there(list(map(str, frame.columns)), names, design, columns)
+    _check_keys(frame, design, columns)
     unit, arm, units, twice = _arms_of(frame, design, columns)
     keep = arm >= 0
     part = frame.loc[keep]
@@ -168,22 +174,42 @@ def _checked_rows(
     return _by_cluster(rows, unit[keep], design.randomised) if design.randomised != columns.unit else rows
 
 
-def _check_columns(frame: pd.DataFrame, names: Sequence[str], design: ReadoutDesign, columns: ReadoutColumns) -> None:
-    if design.randomised not in frame.columns and design.randomised != columns.unit:
+def value_columns(metrics: Sequence[ReadoutMetric], columns: ReadoutColumns) -> list[str]:
+    """Columns of numbers that a readout adds up, each once."""
+    names = [*(name for one in metrics for name in one.columns_used), *columns.balance]
+    return list(dict.fromkeys([*names, *([columns.taken] if columns.taken else [])]))
+
+
+def check_columns_there(
+    there: Sequence[str], names: Sequence[str], design: ReadoutDesign, columns: ReadoutColumns
+) -> None:
+    """Refuse a frame without what was randomised, or without a column that is read; ConfigError names it.
+
+    Args:
+        there: The frame's columns.
+        names: Columns of numbers.
+        design: What was laid down.
+        columns: Names of the other columns.
+    """
+    if design.randomised not in there and design.randomised != columns.unit:
         raise ConfigError(
             f"{design.randomised} was randomised, but rows are of {columns.unit} and have no column "
             f"{design.randomised!r}: add it, so that errors follow from what was randomised"
         )
+    for name in [*_keys(design, columns), *([columns.propensity] if columns.propensity else []), *names]:
+        if name not in there:
+            raise ConfigError(f"column {name!r} is not in the frame: {hint(name, there)}")
+
+
+def _keys(design: ReadoutDesign, columns: ReadoutColumns) -> list[str]:
     keys = [columns.unit, design.randomised, columns.treatment, columns.stratum, columns.day]
-    present = [key for key in dict.fromkeys(keys) if key]
-    if ONES in names:
-        raise ConfigError(f"a column {ONES!r} has the name that counts of units have in sums: rename it")
-    for name in [*present, *([columns.propensity] if columns.propensity else []), *names]:
-        if name not in frame.columns:
-            raise ConfigError(f"column {name!r} is not in the frame: {hint(name, map(str, frame.columns))}")
+    return [key for key in dict.fromkeys(keys) if key]
+
+
+def _check_keys(frame: pd.DataFrame, design: ReadoutDesign, columns: ReadoutColumns) -> None:
     if frame.empty:
-        raise DataError("the frame has no row: check the campaign's name and the days that are read")
-    for key in present:
+        raise DataError(NO_ROW)
+    for key in _keys(design, columns):
         missing = int(frame[key].isna().sum())
         if missing:
             raise DataError(f"column {key!r} is missing in {missing} rows: every row needs one; drop or fill them")
@@ -256,42 +282,80 @@ def _by_cluster(rows: _Rows, cluster: np.ndarray, name: str) -> _Rows:
         arm=rows.arm[first],
         stratum=rows.stratum[first],
         values=values,
-        names=(*rows.names, ONES),
+        counted=rows.values.shape[1],
         day=day,
         propensity=None if rows.propensity is None else rows.propensity[first],
     )
 
 
-def _facts(
-    rows: _Rows,
+@dataclass(frozen=True)
+class TrialCounts:
+    """What is counted of a trial's rows beside their sums, for `trial_facts`; None was not measured.
+
+    units         {arm: randomised units}, without those in two arms; arms outside the design included
+    twice         units in two arms
+    by_day        new units of each arm on each day, [arms, days]
+    reached       units of each arm that received a treatment, [arms]
+    propensities  sums of each arm, [arms]
+    """
+
+    units: dict[str, float]
+    twice: int
+    by_day: np.ndarray | None = None
+    reached: np.ndarray | None = None
+    propensities: tuple[PropensitySums, ...] | None = None
+
+
+def _counts(rows: _Rows, sums: TrialSums, columns: ReadoutColumns) -> TrialCounts:
+    counts = TrialCounts(rows.units, rows.twice)
+    arms = [rows.arm == k for k in range(len(sums.arms))]
+    if rows.day is not None:
+        days = int(rows.day.max()) + 1
+        counts = replace(counts, by_day=np.stack([np.bincount(rows.day[arm], minlength=days) for arm in arms]))
+    if rows.propensity is not None:
+        inverse = [1 / rows.propensity[arm] for arm in arms]
+        counts = replace(counts, propensities=tuple(PropensitySums(p.size, p.sum(), (p**2).sum()) for p in inverse))
+    if columns.taken is not None:
+        took = rows.values[:, rows.names.index(columns.taken)] > 0
+        counts = replace(counts, reached=np.array([took[arm].sum() for arm in arms]))
+    return counts
+
+
+def trial_facts(
     sums: TrialSums,
+    counts: TrialCounts,
     metrics: Sequence[ReadoutMetric],
     design: ReadoutDesign,
     how: tuple[ReadoutColumns, ReadingTime],
 ) -> TrialFacts:
+    """Facts for the checks, whatever engine counted.
+
+    Args:
+        sums: Of the rows.
+        counts: Of the rows.
+        metrics: Their covariates must be alike in all arms.
+        design: What was laid down.
+        how: Names of the columns, and when the trial is read.
+
+    Returns:
+        The facts.
+    """
     columns, time = how
     covariates = [one if isinstance(one, str) else one[0] for metric in metrics for one in metric.covariates]
     names = tuple(dict.fromkeys([*covariates, *columns.balance]))
-    index = [rows.names.index(name) for name in names]
-    facts = TrialFacts(rows.units, twice=rows.twice, immature=time.immature, days=time.days, at_end=time.at_end)
-    facts = replace(facts, analysed=design.randomised)
+    facts = TrialFacts(counts.units, twice=counts.twice, immature=time.immature, days=time.days, at_end=time.at_end)
+    facts = replace(facts, analysed=design.randomised, earlier=time.earlier)
     if names:
+        index = [sums.columns.index(name) for name in names]
         facts = replace(facts, covariates=sums.moments.sum(1).columns(index), names=names)
-    if rows.day is not None:
-        days = int(rows.day.max()) + 1
-        by_day = {arm: np.bincount(rows.day[rows.arm == k], minlength=days).tolist() for k, arm in enumerate(sums.arms)}
-        facts = replace(facts, by_day=by_day, days=days if time.days is None else time.days)
-    if rows.propensity is not None:
-        inverse = {arm: 1 / rows.propensity[rows.arm == k] for k, arm in enumerate(sums.arms)}
-        facts = replace(
-            facts, propensities={arm: PropensitySums(p.size, p.sum(), (p**2).sum()) for arm, p in inverse.items()}
-        )
-    if columns.taken is not None:
-        took = rows.values[:, rows.names.index(columns.taken)] > 0
-        reached = {arm: (int(took[rows.arm == k].sum()), int((rows.arm == k).sum())) for k, arm in enumerate(sums.arms)}
+    if counts.by_day is not None:
+        by_day = dict(zip(sums.arms, counts.by_day.tolist(), strict=True))
+        facts = replace(facts, by_day=by_day, days=counts.by_day.shape[1] if time.days is None else time.days)
+    if counts.propensities is not None:
+        facts = replace(facts, propensities=dict(zip(sums.arms, counts.propensities, strict=True)))
+    if counts.reached is not None:
+        units = sums.moments.sum(1).n
+        reached = {arm: (int(k), int(n)) for arm, k, n in zip(sums.arms, counts.reached, units, strict=True)}
         treated, _ = reached.pop(design.control)
         facts = replace(facts, delivered=reached, treated=treated)
-    if design.stopping.kind == "group_sequential":
-        share = 1.0 if time.at_end else min(1.0, facts.total / (design.planned_units or np.nan))
-        facts = replace(facts, fractions=(*time.earlier, share))
     return facts

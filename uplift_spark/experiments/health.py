@@ -16,7 +16,7 @@ from scipy.stats import chi2, f, norm
 
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.experiments.sequential import StoppingRule, sequential_ratio_p
-from uplift_spark.roles import UNIT
+from uplift_spark.roles import UNIT, checked_shares
 from uplift_spark.stats.findings import Finding
 from uplift_spark.stats.moments import CrossMoments
 from uplift_spark.stats.tests import false_discovery, unreached_arms
@@ -83,12 +83,7 @@ class ReadoutDesign:
     multiplicity: str = "bh"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shares", {str(arm): float(share) for arm, share in self.shares.items()})
-        if min(self.shares.values(), default=0.0) < 0 or not all(map(math.isfinite, self.shares.values())):
-            raise ConfigError(f"shares are {dict(self.shares)}: give each arm a share from 0 to 1")
-        total = sum(self.shares.values())
-        if abs(total - 1) > 1e-9:
-            raise ConfigError(f"shares add up to {total:.9g}: make them add up to 1")
+        object.__setattr__(self, "shares", checked_shares(self.shares, "the trial", least=0.0))
         if len(self.open_arms) < 2 or self.shares[next(iter(self.shares))] == 0:
             raise ConfigError("a trial has a control with a share and at least one other arm with one: give both")
         if self.multiplicity not in ("holm", "bh", "none"):
@@ -107,6 +102,11 @@ class ReadoutDesign:
     def open_arms(self) -> tuple[str, ...]:
         """Arms that have a share."""
         return tuple(arm for arm, share in self.shares.items() if share > 0)
+
+    def fractions(self, facts: TrialFacts) -> tuple[float, ...]:
+        """Share of the planned units at each look so far, this one last; the last of all has the whole."""
+        whole = facts.at_end or not self.planned_units
+        return (*facts.earlier, 1.0 if whole else min(1.0, facts.total / (self.planned_units or 1.0)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class TrialFacts:
     propensities  {arm: sums}
     immature      units whose outcome is not complete
     days          days from the first assignment to the last complete outcome
-    fractions     share of the planned units at each look so far, this one last
+    earlier       share of the planned units at each look before this one
     at_end        whether assignment has ended
     crossings     {other trial: units by arm of this trial and of that one, [arms, arms]}
     same_salt     earlier trials with the same salt
@@ -149,7 +149,7 @@ class TrialFacts:
     propensities: Mapping[str, PropensitySums] | None = None
     immature: int | None = None
     days: int | None = None
-    fractions: tuple[float, ...] | None = None
+    earlier: tuple[float, ...] = ()
     at_end: bool = False
     crossings: Mapping[str, np.ndarray] = field(default_factory=dict)
     same_salt: tuple[str, ...] = ()
@@ -418,8 +418,8 @@ def _length(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits) -> I
 
 def _unplanned(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits) -> Iterator[HealthFinding]:
     """A fixed trial is read once, at its end; a group-sequential one at about the planned shares of its units."""
-    rule = design.stopping
-    share = min(1.0, facts.total / design.planned_units) if design.planned_units else math.nan
+    rule, fractions = design.stopping, design.fractions(facts)
+    share = fractions[-1]
     if rule.kind == "anytime":
         return
     if rule.kind == "fixed":
@@ -431,12 +431,11 @@ def _unplanned(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits) -
             has = [f"{days} of {planned_days} planned days"] if planned_days else []
             has += [f"{facts.total:,.0f} of {design.planned_units:,.0f} planned units"] if design.planned_units else []
             yield HealthFinding(
-                *("unplanned_look", REFUSE, days / (planned_days or 1) if math.isnan(share) else share, 1.0),
+                *("unplanned_look", REFUSE, share if design.planned_units else days / (planned_days or 1), 1.0),
                 f"the trial has {' and '.join(has)}, and its design has no look before the end: wait, or declare "
                 "stopping group_sequential or anytime first",
             )
         return
-    fractions = facts.fractions or (share,)
     if len(fractions) > len(rule.analyses):
         raise ConfigError(
             f"this is look {len(fractions)} of {len(rule.analyses)} planned: the trial ended with the last; keep its "

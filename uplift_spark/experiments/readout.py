@@ -16,7 +16,6 @@ import pandas as pd
 
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.estimates import (
-    RELATIVE,
     ArmEffect,
     MetricColumns,
     arm_effect,
@@ -37,8 +36,6 @@ from uplift_spark.stats.tests import false_discovery, holm
 
 PRIMARY, SECONDARY, GUARDRAIL, COMPLIER = "primary", "secondary", "guardrail", "complier"
 SHIP, ROLL_BACK, KEEP_GOING, BROKEN = "ship", "roll back", "keep going", "broken"
-ONES = "1"
-"""Name of the column that counts units, where a row of the sums holds several."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -117,8 +114,10 @@ class TrialSums:
 
     arms      the arms with a share, control first
     strata    names of the strata, one without strata
-    columns   names of the columns; `1` counts units where a row holds several
+    columns   names of the columns
     moments   [arms, strata], of the columns
+    counted   place among the moments' columns, behind the named ones, of the units that a row holds; None: one each
+    by_day    the same moments [arms, days] by the day of the assignment, from the first to the last
     taken     column that says whether, or how often, the treatment was received
     """
 
@@ -127,6 +126,8 @@ class TrialSums:
     columns: tuple[str, ...]
     moments: CrossMoments
     taken: str | None = None
+    counted: int | None = None
+    by_day: CrossMoments | None = None
 
     def placed(self, metric: ReadoutMetric) -> MetricColumns:
         """Where the metric's columns lie, or ConfigError where one is missing."""
@@ -134,9 +135,8 @@ class TrialSums:
             if name not in self.columns:
                 raise ConfigError(f"column {name!r} of metric {metric.name} is not there: {hint(name, self.columns)}")
         place = self.columns.index
-        ones = place(ONES) if ONES in self.columns else None
-        bottom = ones if metric.denominator is None else place(metric.denominator)
-        pairs = [(place(one), ones) if isinstance(one, str) else (place(one[0]), place(one[1])) for one in
+        bottom = self.counted if metric.denominator is None else place(metric.denominator)
+        pairs = [(place(one), self.counted) if isinstance(one, str) else (place(one[0]), place(one[1])) for one in
                  metric.covariates]  # fmt: skip
         return MetricColumns(place(metric.column), bottom, tuple(pairs))
 
@@ -245,7 +245,6 @@ def read_sums(
     *,
     limits: HealthLimits | None = None,
     override: str | None = None,
-    relative: str = "fieller",
 ) -> TrialReadout:
     """Read a trial from its sums.
 
@@ -256,7 +255,6 @@ def read_sums(
         facts: Counts for the checks.
         limits: From where on a check refuses.
         override: Why a broken trial is read all the same; stays on the readout.
-        relative: Interval of relative effects, as in `estimates.arm_effect`.
 
     Returns:
         The readout; without figures where a finding refuses it and nothing overrides that.
@@ -276,34 +274,23 @@ def read_sums(
         ship on: spend +0.4 (+4.00%), between +0.15153 and +0.64847, p = 0.0016
     """
     metrics = checked_metrics(metrics)
-    if relative not in RELATIVE:
-        raise ConfigError(f"relative interval {relative!r} is unknown: {hint(relative, RELATIVE)}")
     if override is not None and not override.strip():
         raise ConfigError("the override has no reason: say why this trial is read all the same")
-    facts = _with_fraction(facts, design)
     findings = tuple(health_findings(facts, design, limits))
     refused = [one for one in findings if one.severity == REFUSE]
     if refused and override is None:
         verdict = ReadoutVerdict(BROKEN, "; ".join(one.sentence for one in refused))
         return TrialReadout(verdict, findings, (), facts.units, math.nan)
     _check_sums(sums, metrics)
-    planned, fractions = design.planned_units or facts.total, facts.fractions or (1.0,)
+    planned, fractions = design.planned_units or facts.total, design.fractions(facts)
     level = design.stopping.level(fractions, facts.total, planned)
-    rows = _metric_rows(sums, metrics, level, relative)
+    rows = _metric_rows(sums, metrics, level)
     p_values = design.stopping.valid_p(np.array([row.p_value for row in rows]), fractions, facts.total, planned)
     by_name = {metric.name: metric for metric in metrics}
     rows = _adjusted(rows, p_values, design.multiplicity)
     rows = [replace(row, status=_status(row, by_name[row.metric], design.stopping.alpha)) for row in rows]
     verdict = _verdict(rows, facts, design)
     return TrialReadout(verdict, findings, tuple(rows), facts.units, level, override)
-
-
-def _with_fraction(facts: TrialFacts, design: ReadoutDesign) -> TrialFacts:
-    """Add this look's share of the planned units, where the caller did not; the last look has all."""
-    if design.stopping.kind != "group_sequential" or facts.fractions is not None:
-        return facts
-    planned = design.planned_units or math.nan
-    return replace(facts, fractions=(1.0 if facts.at_end else min(1.0, facts.total / planned),))
 
 
 def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
@@ -315,7 +302,7 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
             f"fewer than 2 in {len(few)} strata: merge small strata"
         )
     by_arm = sums.moments.n.sum(axis=1)
-    if ONES in sums.columns and by_arm.min() < MIN_CLUSTERS:
+    if sums.counted is not None and by_arm.min() < MIN_CLUSTERS:
         arm = int(by_arm.argmin())
         raise DataError(
             f"arm {sums.arms[arm]} has {by_arm[arm]:.0f} clusters, of at least {MIN_CLUSTERS}: from fewer no error "
@@ -341,13 +328,13 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
                 raise DataError(f"guardrail {metric.name} has control mean {control:g}: give its margin as absolute")
 
 
-def _metric_rows(sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float, relative: str) -> list[MetricReadout]:
+def _metric_rows(sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float) -> list[MetricReadout]:
     rows = []
     for metric in metrics:
         place = sums.placed(metric)
         for arm in range(1, len(sums.arms)):
             pair = sums.pair(arm)
-            effect = arm_effect(pair, place, level, relative)
+            effect = arm_effect(pair, place, level)
             saved = float(variance_saved(pair, place)) if place.covariates or len(sums.strata) > 1 else 0.0
             rows.append(_row(effect, (metric.name, metric.role, sums.arms[arm]), saved))
     for metric in metrics:
@@ -391,6 +378,43 @@ def _status(row: MetricReadout, metric: ReadoutMetric, alpha: float) -> str:
     if worst > -margin:
         return "safe"
     return "harmed" if best < -margin else "open"
+
+
+def effects_by_day(sums: TrialSums, metric: ReadoutMetric, design: ReadoutDesign) -> pd.DataFrame:
+    """Effect of each arm by the units that had come by each day, as a trial that is read daily would show it.
+
+    Args:
+        sums: With moments by day.
+        metric: Which one.
+        design: Its rule sets the intervals: at each day those of a reading that day, after the planned ones before it.
+
+    Returns:
+        Rows of day (from 1), arm, effect, lower, upper, plain_lower, plain_upper (of a single reading at alpha); days
+        on which an arm has fewer than two units or nothing varies are left out.
+
+    Raises:
+        ConfigError: There are no moments by day, or a column is missing.
+    """
+    if sums.by_day is None:
+        raise ConfigError("the sums have no days: name the column of the day")
+    place, rule, days = sums.placed(metric), design.stopping, sums.by_day.n.shape[1]
+    rows = []
+    for day in range(1, days + 1):
+        so_far = sums.by_day[:, :day].sum(1)
+        units = float(so_far.n.sum())
+        planned = design.planned_units or float(sums.by_day.n.sum())
+        fraction = min(1.0, units / planned)
+        fractions = (*(one for one in rule.analyses if one < fraction), fraction)
+        if so_far.n.min() < 2:
+            continue
+        level = rule.level(fractions, units, planned)
+        for arm in range(1, len(sums.arms)):
+            pair = so_far[[0, arm]][:, None]
+            wide, plain = arm_effect(pair, place, max(level, 1e-300)), arm_effect(pair, place, rule.alpha)
+            ends = (wide.lower, wide.upper, plain.lower, plain.upper)
+            rows.append((day, sums.arms[arm], float(plain.effect), *map(float, ends)))
+    names = ["day", "arm", "effect", "lower", "upper", "plain_lower", "plain_upper"]
+    return pd.DataFrame(rows, columns=names).dropna(subset=["plain_lower"])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -446,7 +470,7 @@ def _open(row: MetricReadout, unsure: Sequence[MetricReadout], over: bool) -> st
 
 def _is_over(facts: TrialFacts, design: ReadoutDesign) -> bool:
     """Whether the trial has ended, or has all that was planned; a fixed trial without a plan has no other end."""
-    if facts.at_end or (facts.fractions is not None and facts.fractions[-1] >= 1):
+    if facts.at_end:
         return True
     units, days = design.planned_units, design.planned_days
     if design.stopping.kind != "fixed":

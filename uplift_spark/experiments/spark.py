@@ -1,12 +1,31 @@
-"""Assignment on Spark frames: the SQL of `assignment`, after the checks that SQL cannot make."""
+"""Trials on Spark frames: assignment by the SQL of `assignment`, after the checks that SQL cannot make, and the sums
+and counts that a readout needs."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DecimalType, IntegralType, StringType
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DateType,
+    DecimalType,
+    IntegralType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
 
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.assignment import (
     EXPLORED,
     LEFT_OUT,
@@ -14,16 +33,30 @@ from uplift_spark.experiments.assignment import (
     AssignmentColumns,
     Experiment,
     assignment_sql,
-    participation,
 )
+from uplift_spark.experiments.frames import (
+    NO_ROW,
+    ReadingTime,
+    ReadoutColumns,
+    TrialCounts,
+    check_columns_there,
+    trial_facts,
+    value_columns,
+)
+from uplift_spark.experiments.health import PropensitySums, ReadoutDesign, TrialFacts
+from uplift_spark.experiments.readout import ReadoutMetric, TrialSums, checked_metrics
 from uplift_spark.roles import PROPENSITY, TREATMENT
+from uplift_spark.stats.moments import CrossMoments
+
+_DAY = 86_400_000_000  # microseconds
 
 
 def with_arms(frame: DataFrame, experiment: Experiment, columns: AssignmentColumns | None = None) -> DataFrame:
     """Add the arm of each unit, equal to that of `assignment.assign`.
 
     Args:
-        frame: One row a unit; one pass over it checks ids, strata and decisions.
+        frame: One row a unit; it is read once to check ids, strata and decisions, and once more where clusters have
+            strata.
         experiment: The design.
         columns: Names of its columns; `unit_id` alone by default.
 
@@ -41,35 +74,19 @@ def with_arms(frame: DataFrame, experiment: Experiment, columns: AssignmentColum
     _check_types(frame, columns)
     _check_rows(frame, experiment, columns)
     arms = frame.withColumns({TREATMENT: F.expr(sql.treatment), LEFT_OUT: F.expr(sql.left_out)})
-    arms = arms.withColumns({EXPLORED: F.expr(sql.explored), PROPENSITY: F.expr(sql.propensity)})
-    return arms.withColumn(PARTICIPATION, _participation(experiment, columns))
-
-
-def _participation(experiment: Experiment, columns: AssignmentColumns) -> Column:
-    """Probability by design that a unit takes part: where arms are stopped it depends on the policy's decision."""
-    explores = 1.0 if experiment.exploration is None else experiment.exploration
-    still_open = explores * sum(experiment.arms[arm] for arm in experiment.open_arms)
-    share = participation(experiment)
-    if experiment.exploration is None or columns.decision is None:
-        return F.lit(share * still_open)
-    stopped = F.col(columns.decision).isin(list(experiment.stopped))
-    return F.when(stopped, share * still_open).otherwise(share * (still_open + 1 - explores))
-
-
-def _named(columns: AssignmentColumns) -> list[str]:
-    parts = (columns.unit, columns.cluster, *columns.strata, columns.decision)
-    return list(dict.fromkeys(name for name in parts if name))
+    later = {EXPLORED: sql.explored, PROPENSITY: sql.propensity, PARTICIPATION: sql.participation}
+    return arms.withColumns({name: F.expr(text) for name, text in later.items()})
 
 
 def _check_types(frame: DataFrame, columns: AssignmentColumns) -> None:
-    there = {name.lower() for name in frame.columns}
-    clashes = sorted(there & {TREATMENT, LEFT_OUT, EXPLORED, PROPENSITY, PARTICIPATION})
+    types = {field.name.lower(): field.dataType for field in frame.schema}  # Spark's names have no case
+    clashes = sorted(types.keys() & {TREATMENT, LEFT_OUT, EXPLORED, PROPENSITY, PARTICIPATION})
     if clashes:
         raise DataError(f"column {clashes[0]!r} is there already: drop it, or leave assigned units as they are")
-    for name in _named(columns):
-        if name.lower() not in there:
-            raise ConfigError(f"column {name!r} is not in the table: it has {', '.join(frame.columns[:30])}")
-        kind = frame.schema[name].dataType
+    for name in columns.names:
+        if name.lower() not in types:
+            raise ConfigError(f"column {name!r} is not in the table: {hint(name, frame.columns)}")
+        kind = types[name.lower()]
         whole = isinstance(kind, StringType | IntegralType) or (isinstance(kind, DecimalType) and kind.scale == 0)
         if not whole:
             kind_name = kind.simpleString()
@@ -79,7 +96,7 @@ def _check_types(frame: DataFrame, columns: AssignmentColumns) -> None:
 def _check_rows(frame: DataFrame, experiment: Experiment, columns: AssignmentColumns) -> None:
     """Refuse rows that get no arm or a wrong one, named with their count."""
     unit = F.col(columns.unit)
-    empty = {name: F.col(name).isNull() | (F.col(name).cast("string") == "") for name in _named(columns)}
+    empty = {name: F.col(name).isNull() | (F.col(name).cast("string") == "") for name in columns.names}
     counts = [F.count_if(condition).alias(f"empty:{name}") for name, condition in empty.items()]
     counts.append((F.count(F.lit(1)) - F.count_distinct(unit)).alias("repeated"))
     if columns.decision:
@@ -100,3 +117,288 @@ def _check_rows(frame: DataFrame, experiment: Experiment, columns: AssignmentCol
         split = by_cluster.where("strata > 1").count()
         if split:
             raise DataError(f"{split} clusters lie in two strata: stratify by what all units of a cluster share")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sums of a trial.
+# Rows are added up to the randomised unit, which also shows who is in two arms; then each worker adds the units that it
+# has to moments by arm and stratum, and by arm and day, and sends these. Moments merge (`CrossMoments`), so one reading
+# of the rows is enough, however many metrics there are.
+
+_SUMS = "family string, arm string, bucket string, n double, mean binary, products binary"
+_BY_STRATUM, _BY_DAY, _UNITS, _FAULT, _VALUE = "stratum", "day", "units", "fault", "value"
+_MISSING = ("rows", "no_unit", "no_randomised", "no_arm", "no_stratum", "no_day")
+_ROWS, _NO_UNIT, _NO_RANDOMISED, _NO_ARM, _NO_STRATUM, _NO_DAY = _MISSING
+_KEPT, _REPEATED, _NO_PROPENSITY, _WRONG_PROPENSITY = "kept", "repeated", "no_propensity", "wrong_propensity"
+_TWICE, _TORN_STRATUM, _TORN_PROPENSITY = "twice", "torn_stratum", "torn_propensity"
+
+
+@dataclass(frozen=True)
+class TrialLayout:
+    """Where a worker finds what in a row of a randomised unit.
+
+    arms        arms with a share
+    width       columns of numbers: the row has `v0`, `v1`, ...
+    clustered   whether a row may hold several units
+    taken       place among them of the treatment that was received, if that is known
+    day, propensity  whether they are there
+    """
+
+    arms: tuple[str, ...]
+    width: int
+    clustered: bool
+    taken: int | None
+    day: bool
+    propensity: bool
+
+
+def unit_sums(
+    frame: DataFrame,
+    metrics: Sequence[ReadoutMetric],
+    design: ReadoutDesign,
+    columns: ReadoutColumns | None = None,
+    time: ReadingTime | None = None,
+) -> tuple[TrialSums, TrialFacts]:
+    """Sums and counts of a Spark frame, as `frames.trial_sums` has them of a pandas frame, in one pass over the rows.
+
+    Args:
+        frame: One row a unit.
+        metrics: One of them primary.
+        design: What was laid down.
+        columns: Names of the frame's columns; a propensity that is null in all rows was not logged.
+        time: When it is read.
+
+    Returns:
+        (sums by arm and stratum, and by arm and day; counts for the checks).
+
+    Raises:
+        ConfigError: There is not one primary metric, or a column is missing.
+        DataError: Values are missing, not finite or of a wrong type, units repeat, an arm is empty.
+    """
+    columns, time = columns or ReadoutColumns(), time or ReadingTime()
+    metrics = checked_metrics(metrics)
+    names = value_columns(metrics, columns)
+    check_columns_there(frame.columns, names, design, columns)
+    layout = TrialLayout(
+        *(design.open_arms, len(names), design.randomised != columns.unit),
+        *(names.index(columns.taken) if columns.taken else None, columns.day is not None),
+        columns.propensity is not None,
+    )
+    units = _randomised_units(frame, names, design, columns)
+    merged = _Merged(units.mapInArrow(partial(add_units, layout), _SUMS).toArrow(), layout)
+    _check_faults(merged, design, columns)
+    _check_values(merged, names)
+    own = list(range(layout.width + layout.clustered))
+    strata = merged.buckets(_BY_STRATUM)
+    sums = TrialSums(
+        *(layout.arms, tuple(strata), tuple(names), merged.cells(_BY_STRATUM, strata).columns(own), columns.taken),
+        counted=layout.width if layout.clustered else None,
+    )
+    if layout.day:
+        sums = replace(sums, by_day=merged.by_day().columns(own))
+    return sums, trial_facts(sums, merged.counted(), metrics, design, (columns, time))
+
+
+def _randomised_units(
+    frame: DataFrame, names: Sequence[str], design: ReadoutDesign, columns: ReadoutColumns
+) -> DataFrame:
+    """A row for each randomised unit: `v0`, `v1`, ... summed over its rows (NaN where one is missing), the ends of what
+    must be the same in all of them, and counts of rows by what is wrong with them."""
+    types = {field.name.lower(): field.dataType for field in frame.schema}
+    for name in (*names, *([columns.propensity] if columns.propensity else [])):
+        if not isinstance(types[name.lower()], NumericType | BooleanType):
+            raise DataError(f"column {name!r} is no number in some rows: cast it, or name another column")
+    unit, one = F.col(columns.unit), F.lit(1)
+    arm = F.col(columns.treatment).cast("string")
+    stratum = F.col(columns.stratum).cast("string") if columns.stratum else F.lit("all")
+    repeated = F.count(one) - (F.count_distinct(unit) if design.randomised != columns.unit else one)
+    counts = {_ROWS: F.count(one), _NO_UNIT: F.count_if(unit.isNull()), _NO_ARM: F.count_if(arm.isNull())}
+    counts |= {_NO_STRATUM: F.count_if(stratum.isNull()), _REPEATED: repeated}
+    ends = {"arm": arm, "stratum": stratum}
+    if columns.day:
+        day = _day_of(columns.day, types[columns.day.lower()])
+        counts[_NO_DAY] = F.count_if(day.isNull())
+        ends["day"] = day
+    if columns.propensity:
+        p = F.col(columns.propensity).cast("double")
+        counts |= {_NO_PROPENSITY: F.count_if(p.isNull()), _WRONG_PROPENSITY: F.count_if(~((p > 0) & (p <= 1)))}
+        ends["propensity"] = p
+    figures = [F.count_if(F.col(design.randomised).isNull()).alias(_NO_RANDOMISED)]
+    figures += [value.cast("bigint").alias(name) for name, value in counts.items()]
+    figures += [end(value).alias(f"{side}_{name}") for name, value in ends.items() for side, end in _ENDS]
+    values = [F.coalesce(F.col(name).cast("double"), F.lit(float("nan"))) for name in names]
+    figures += [F.sum(value).alias(f"v{place}") for place, value in enumerate(values)]
+    return frame.groupBy(F.col(design.randomised).alias("__unit")).agg(*figures).drop("__unit")
+
+
+_ENDS = (("low", F.min), ("high", F.max))
+
+
+def _day_of(name: str, kind: DataType) -> Column:
+    """Days since 1970 of a date, or of a time in UTC."""
+    if isinstance(kind, TimestampType):
+        return F.floor(F.unix_micros(name) / _DAY)
+    if not isinstance(kind, DateType | TimestampNTZType):
+        raise DataError(f"column {name!r} is no date in some rows: cast it to dates")
+    return F.unix_date(F.to_date(name))
+
+
+def add_units(layout: TrialLayout, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: moments of its units by arm and stratum, and by arm and day; counts of what is left out or wrong.
+
+    Args:
+        layout: Where a row has what.
+        batches: Rows of `_randomised_units`.
+
+    Yields:
+        One batch with a row for each cell and count: family, arm, bucket, n, mean and products as float64 bytes.
+    """
+    cells: dict[tuple[str, str, str], CrossMoments] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in filter(len, batches):
+        kept, x = _checked_units(batch, layout, counts)
+        arm = pc.index_in(kept["low_arm"], pa.array(layout.arms)).to_numpy()
+        families = [(_BY_STRATUM, "low_stratum"), *([(_BY_DAY, "low_day")] if layout.day else [])]
+        for family, name in families if len(x) else ():
+            bucket = pc.fill_null(kept[name].cast(pa.string()), "").dictionary_encode()
+            texts = bucket.dictionary.to_pylist()
+            shape = (len(layout.arms), len(texts))
+            moments = CrossMoments.of(x, arm * shape[1] + bucket.indices.to_numpy(), shape)
+            for k, b in np.argwhere(moments.n > 0):
+                cell = (family, layout.arms[k], texts[b])
+                cells[cell] = cells[cell] + moments[k, b] if cell in cells else moments[k, b]
+    rows = [(*cell, float(one.n), one.mean.tobytes(), one.products.tobytes()) for cell, one in cells.items()]
+    rows += [(family, name, "", float(n), b"", b"") for (family, name), n in counts.items()]
+    types = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.binary(), pa.binary())
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(types)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+    yield pa.RecordBatch.from_arrays(arrays, ["family", "arm", "bucket", "n", "mean", "products"])
+
+
+def _checked_units(
+    batch: pa.RecordBatch, layout: TrialLayout, counts: Counter[tuple[str, str]]
+) -> tuple[pa.Table, np.ndarray]:
+    """Units in one arm that has a share, and their columns: values, units of a cluster, whether the treatment was
+    received, 1/p. All others are counted and left out."""
+    names = set(batch.schema.names)
+    for fault in names & {*_MISSING}:
+        counts[_FAULT, fault] += pc.sum(batch[fault]).as_py() or 0
+    torn = pc.fill_null(pc.not_equal(batch["low_arm"], batch["high_arm"]), False)
+    counts[_FAULT, _TWICE] += pc.sum(torn).as_py() or 0
+    for one in pc.value_counts(batch.filter(pc.invert(torn))["low_arm"].drop_null()).to_pylist():
+        counts[_UNITS, one["values"]] += one["counts"]
+    inside = pc.is_in(batch["low_arm"], pa.array(layout.arms))
+    kept = batch.filter(pc.and_(inside, pc.invert(torn)))
+    counts[_FAULT, _KEPT] += pc.sum(kept[_ROWS]).as_py() or 0
+    for fault in names & {_REPEATED, _NO_PROPENSITY, _WRONG_PROPENSITY}:
+        counts[_FAULT, fault] += pc.sum(kept[fault]).as_py() or 0
+    for fault, name in ((_TORN_STRATUM, "stratum"), (_TORN_PROPENSITY, "propensity")):
+        if f"low_{name}" in names:
+            counts[_FAULT, fault] += pc.sum(pc.not_equal(kept[f"low_{name}"], kept[f"high_{name}"])).as_py() or 0
+    x = [kept[f"v{place}"].to_numpy(zero_copy_only=False) for place in range(layout.width)]
+    for place, value in enumerate(x):
+        counts[_VALUE, str(place)] += int((~np.isfinite(value)).sum())
+    x += [kept[_ROWS].to_numpy(zero_copy_only=False)] if layout.clustered else []
+    x += [] if layout.taken is None else [x[layout.taken] > 0]
+    if layout.propensity:
+        p = pc.fill_null(kept["low_propensity"], np.nan).to_numpy(zero_copy_only=False)
+        x.append(1 / np.where(p > 0, p, np.nan))
+    # What is not finite is refused when all is counted; here it must not spoil the other columns' sums.
+    return kept, np.nan_to_num(np.column_stack(x).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class _Merged:
+    """Cells and counts of all workers together."""
+
+    def __init__(self, parts: pa.Table, layout: TrialLayout) -> None:
+        self.layout = layout
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._cells: dict[tuple[str, str, str], CrossMoments] = {}
+        width = layout.width + layout.clustered + (layout.taken is not None) + layout.propensity
+        self._empty = CrossMoments(np.zeros(()), np.zeros(width), np.zeros((width, width)))
+        for row in parts.to_pylist():
+            if not row["mean"]:
+                self.counts[row["family"], row["arm"]] += int(row["n"])
+                continue
+            mean, products = (np.frombuffer(row[name], np.float64) for name in ("mean", "products"))
+            moments = CrossMoments(np.array(row["n"]), mean, products.reshape(width, width))
+            cell = (row["family"], row["arm"], row["bucket"])
+            self._cells[cell] = self._cells.get(cell, self._empty) + moments
+
+    def fault(self, name: str) -> int:
+        return self.counts[_FAULT, name]
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Units by arm, those with a share first."""
+        counted = {name: float(n) for (family, name), n in sorted(self.counts.items()) if family == _UNITS}
+        return {arm: 0.0 for arm in self.layout.arms} | counted
+
+    def buckets(self, family: str) -> list[str]:
+        return sorted({bucket for one, _, bucket in self._cells if one == family})
+
+    def cells(self, family: str, buckets: Sequence[str]) -> CrossMoments:
+        """Moments [arms, buckets] of all columns."""
+        every = [[self._cells.get((family, arm, b), self._empty) for b in buckets] for arm in self.layout.arms]
+        return CrossMoments(*(np.array([[getattr(one, part) for one in row] for row in every]) for part in _PARTS))
+
+    def by_day(self) -> CrossMoments:
+        """Moments [arms, days] of all days from the first to the last."""
+        days = [int(bucket) for bucket in self.buckets(_BY_DAY)]
+        return self.cells(_BY_DAY, [str(day) for day in range(min(days), max(days) + 1)])
+
+    def counted(self) -> TrialCounts:
+        """Counts for `trial_facts`."""
+        layout, by_arm = self.layout, self.cells(_BY_STRATUM, self.buckets(_BY_STRATUM)).sum(1)
+        place = layout.width + layout.clustered
+        reached = None
+        if layout.taken is not None:
+            reached, place = np.rint(by_arm.n * by_arm.mean[:, place]), place + 1
+        propensities = None
+        if layout.propensity and self.fault(_NO_PROPENSITY) < self.fault(_KEPT):
+            inverse = by_arm.n * by_arm.mean[:, place]
+            square = by_arm.products[:, place, place] + by_arm.n * by_arm.mean[:, place] ** 2
+            propensities = tuple(
+                PropensitySums(*map(float, one)) for one in zip(by_arm.n, inverse, square, strict=True)
+            )
+        return TrialCounts(
+            self.units, self.fault(_TWICE), self.by_day().n if layout.day else None, reached, propensities
+        )
+
+
+_PARTS = ("n", "mean", "products")
+
+
+def _check_faults(merged: _Merged, design: ReadoutDesign, columns: ReadoutColumns) -> None:
+    if not merged.fault(_ROWS):
+        raise DataError(NO_ROW)
+    missing = {columns.unit: _NO_UNIT, design.randomised: _NO_RANDOMISED, columns.treatment: _NO_ARM}
+    missing |= {name: fault for name, fault in ((columns.stratum, _NO_STRATUM), (columns.day, _NO_DAY)) if name}
+    for name, fault in missing.items():
+        if n := merged.fault(fault):
+            raise DataError(f"column {name!r} is missing in {n} rows: every row needs one; drop or fill them")
+    if n := merged.fault(_REPEATED):
+        raise DataError(f"column {columns.unit!r} repeats {n} units in one arm: keep one row a unit")
+    for arm in merged.layout.arms:
+        if not merged.units[arm]:
+            there = ", ".join(name for name, n in merged.units.items() if n)
+            raise DataError(f"arm {arm!r} has no unit: the frame has arms {there}")
+    if merged.fault(_TORN_STRATUM):
+        one = design.randomised
+        raise DataError(f"some units of one {one} lie in two strata: stratify by what all units of a {one} share")
+    absent, rows = merged.fault(_NO_PROPENSITY), merged.fault(_KEPT)
+    if 0 < absent < rows:
+        raise DataError(f"column {columns.propensity!r} is missing or not finite in {absent} rows: fill or drop them")
+    if n := merged.fault(_WRONG_PROPENSITY):
+        raise DataError(
+            f"column {columns.propensity!r} is outside (0, 1] in {n} rows: log the probability of the unit's arm"
+        )
+    if merged.fault(_TORN_PROPENSITY):
+        one = design.randomised
+        raise DataError(f"units of one {one} have different propensities: log that of the {one}, which is assigned")
+
+
+def _check_values(merged: _Merged, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        if n := merged.counts[_VALUE, str(place)]:
+            raise DataError(f"column {name!r} is missing or not finite in {n} units: fill or drop them")

@@ -14,6 +14,7 @@ import scipy.stats
 from uplift_spark.errors import DataError
 from uplift_spark.forest.grow import Baseline, CrossfitLimits, crossfit_trees
 from uplift_spark.forest.trees import BLOCK, frozen, leaves_of
+from uplift_spark.stats.intervals import wilson_interval
 from uplift_spark.stats.moments import MIN_UNITS, normal_quantile
 from uplift_spark.stats.sampling import folds_of
 
@@ -247,7 +248,7 @@ def thin_levels(
     low, high = bounds
     size = high - low if high > low else abs(high) or 1.0
     events = {name: rows[name] - max(ends[name]) for name in names}
-    least = {name: size / _Z95 * _wilson_reach(events[name], rows[name]) for name in names}
+    least = {name: size / _Z95 * _most_off(events[name], rows[name]) for name in names}
     few = {name for name in names if rows[name] < MIN_UNITS or events[name] < FEW_EVENTS}
     thin, control = {}, names[0]
     for name in names[1:] if control in few else [name for name in names[1:] if name in few]:
@@ -260,12 +261,11 @@ def thin_levels(
     return thin
 
 
-def _wilson_reach(events: int, rows: int) -> float:
+def _most_off(events: int, rows: int) -> float:
     """How far Wilson's 95 % interval of a rate reaches from it at most."""
-    rate, z = events / rows, _Z95**2 / rows
-    middle = (rate + z / 2) / (1 + z)
-    half = np.sqrt(rate * (1 - rate) * z + z**2 / 4) / (1 + z)
-    return float(max(middle + half - rate, rate - middle + half))
+    rate = events / rows
+    lower, upper = wilson_interval(rate, rows)
+    return max(upper - rate, rate - lower)
 
 
 def thin_sentence(thin: Mapping[str, Mapping[str, Any]]) -> str:

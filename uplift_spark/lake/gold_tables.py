@@ -462,7 +462,78 @@ _WINDOW_SUMS = Contract(
     ),
 )
 
+_EXPERIMENT = Contract(
+    table="gold.experiment",
+    job="assign",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "job string: assign where units were assigned, readout where the trial was read",
+        "name string",
+        "salt string",
+        "fingerprint string: of all that decides arms; ramp and stopped arms are no part of it",
+        "design string: how arms are assigned, as JSON",
+        "starts timestamp: of the first day of assignment, where it is planned",
+        "ends timestamp: of the last day, where it is planned",
+        "as_of timestamp: when units were assigned; until when outcomes were read",
+        "units bigint: assigned by this run, or read",
+        "share double: of the planned units that were read",
+        "level double: of this reading's intervals",
+        "verdict string: ship, roll back, keep going or broken",
+        "arm string: to ship",
+        "reason string: of the verdict",
+        "days_left bigint: until the planned units are there",
+        "override string: why a broken trial was read all the same",
+    ),
+)
+
+_READOUT = Contract(
+    table="gold.readout",
+    job="readout",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "as_of timestamp: until when outcomes were read",
+        "metric string",
+        "role string: primary, secondary, guardrail, or complier: the effect on those who take the treatment",
+        f"{TREATMENT} string: level compared with control",
+        "control double: mean, less what covariates explain; of a complier the share that received the treatment",
+        "treated double",
+        "effect double: treated less control",
+        "error double: standard error",
+        "lower double: interval that holds at this reading and at all others of the design",
+        "upper double",
+        "p_value double: holds at every reading, too",
+        "p_adjusted double: for several arms and metrics",
+        "relative double: effect over the mean of the control",
+        "relative_lower double",
+        "relative_upper double",
+        "saved double: share of the variance that covariates and strata take off",
+        "status string: better, worse or open; of a guardrail safe, harmed or open",
+        "override string: why a broken trial was read all the same",
+    ),
+)
+
+_EXPERIMENT_HEALTH = Contract(
+    table="gold.experiment_health",
+    job="check",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "as_of timestamp: until when outcomes were read",
+        "check string: all where nothing is wrong",
+        "severity string: refuse, warn or ok",
+        "figure double: what was measured",
+        "threshold double: from where on it is a finding",
+        "p_value double",
+        "sentence string: what is wrong, and the remedy",
+        "override string: why a broken trial was read all the same",
+        "override_by string: who says so",
+    ),
+)
+
 GOLD = (
+    *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
     *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),

@@ -407,6 +407,8 @@ def gold_table(name: str) -> str:
 
 SCORES_TABLE, DECISIONS_TABLE = gold_table("uplift_scores"), gold_table("policy_decisions")
 SCENARIOS_TABLE, ALERTS_TABLE = gold_table("policy_scenarios"), gold_table("alerts")
+EXPERIMENT_TABLE, READOUT_TABLE = gold_table("experiment"), gold_table("readout")
+HEALTH_TABLE = gold_table("experiment_health")
 AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = gold_table("audit_log"), gold_table("audit_trees"), gold_table("bias_audit")
 
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from uplift_spark.stats.moments import Difference, Moments, difference, normal_quantile, ratio
+from uplift_spark.stats.tests import holm
 
 # --------------------------------------------------------------------------------------------------------------------
 # Bootstrap weights that depend on the unit alone, and intervals from resampled figures.
@@ -181,6 +182,14 @@ def shrunk(estimate: np.ndarray, error: np.ndarray) -> np.ndarray:
     return trust * np.where(known, estimate, 0.0) + (1 - trust) * mean
 
 
+def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a probability from the share of `count` draws in which it came true (Wilson 1927)."""
+    z = normal_quantile(level) ** 2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = float(np.sqrt(share * (1 - share) * z + z**2 / 4) / (1 + z))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def different(estimate: np.ndarray, error: np.ndarray, resampled: np.ndarray | None = None) -> np.ndarray:
     """p-values, adjusted by Holm (1979), of "this group's effect is that of the others", [groups].
 
@@ -202,8 +211,5 @@ def different(estimate: np.ndarray, error: np.ndarray, resampled: np.ndarray | N
     if resampled is not None:
         apart_error = resampled_error(apart(resampled[:, known]))
     z = apart(y) / apart_error
-    p = np.array([2 * NormalDist().cdf(-abs(x)) for x in z])
-    order = np.argsort(p)
-    adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    out[known[order]] = np.minimum(adjusted, 1.0)
+    out[known] = holm(np.array([2 * NormalDist().cdf(-abs(x)) for x in z]))
     return out

@@ -1,0 +1,156 @@
+"""Assign arms to the units of a table or file, by a salted hash of their ids; --sql prints it for any warehouse.
+
+Reads the source and gold.experiment; appends units that have no arm yet, with their propensity by design, to
+bronze.assignment, and a design that is not on record to gold.experiment. The same source and design add nothing; a
+raised ramp adds units and moves none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.campaign import Campaign
+from uplift_spark.console import ConfOption, RunOption, SetOption, main_command, read_config, run_jobs
+from uplift_spark.errors import ConfigError
+from uplift_spark.experiment_conf import ExperimentConf
+from uplift_spark.experiments.assignment import LEFT_OUT, AssignmentColumns, assignment_sql
+from uplift_spark.experiments.protocol import (
+    ASSIGNED,
+    assignment_columns,
+    check_record,
+    check_trial_columns,
+    designed,
+    parsed_time,
+    record_row,
+    roles_of_columns,
+    source_rows,
+    trial_of,
+)
+from uplift_spark.experiments.spark import with_arms
+from uplift_spark.governance.privacy import key_of, pseudonymised
+from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, EXPERIMENT_TABLE
+from uplift_spark.lake.session import instant
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT, UNIT
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+_DECISION = "__decision"  # a policy's arms often stand in a column `treatment`, which assignment fills itself
+
+
+@dataclass(frozen=True)
+class UnitsToAssign:
+    """A file, folder or table with a row a unit; and when its units are assigned, by default now."""
+
+    source: str
+    at: datetime | None = None
+
+
+def run(
+    campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, units: UnitsToAssign
+) -> JobResult:
+    """Add the units that have no arm yet; a salt that was used otherwise is refused before any write."""
+    lake, trial, experiment = campaign.lake, trial_of(campaign.config), designed(campaign.config)
+    at = units.at or datetime.now(UTC)
+    on_record = check_record(campaign, experiment, at)
+    rows, identity = source_rows(lake, units.source, "--from")
+    check_trial_columns(rows, roles_of_columns(trial), units.source)
+    source = f"{units.source.rstrip('/').rsplit('/', 1)[-1]}#{identity[:64]}"
+    selected, columns = _selected(rows, trial)
+    progress(f"assigning units of {source}")
+    dealt = with_arms(selected, experiment, columns)
+    named = pseudonymised(
+        dealt.where(F.col(TREATMENT).isNotNull()).select(
+            F.col(trial.unit).cast("string").alias(UNIT), TREATMENT, PROPENSITY
+        ),
+        key_of(campaign.config),
+    )
+    new = _without_assigned(campaign, trial, named, source)
+    counts = dealt.groupBy(TREATMENT, LEFT_OUT).count().collect()
+    details = _counts(trial, [(row[TREATMENT], row[LEFT_OUT], row["count"]) for row in counts])
+    run_id = run_id or campaign.run_id("assign", source=identity)
+    written = []
+    if not new.isEmpty():
+        common = {CAMPAIGN: F.lit(campaign.name), "assigned_at": instant(at), "source": F.lit(source)}
+        # The design goes on record first: units without one could be assigned again by another.
+        written += [] if on_record else [lake.write(EXPERIMENT_TABLE, record_row(campaign, ASSIGNED, at), run_id)]
+        written.append(lake.write(ASSIGNMENT_TABLE, new.withColumns(common), run_id))
+    else:
+        progress("every unit of the source that takes part has its arm already: nothing is added")
+    return JobResult.of("assign", run_id, *written, salt=experiment.salt, **details)
+
+
+def _selected(rows: DataFrame, trial: ExperimentConf) -> tuple[DataFrame, AssignmentColumns]:
+    """The columns that assignment reads, the decision under a name that no column of arms has."""
+    names = [trial.unit, *([trial.cluster] if trial.cluster else []), *trial.strata]
+    picked: list[Column] = [F.col(name).alias(name) for name in dict.fromkeys(names)]
+    if trial.decision is None:
+        return rows.select(*picked), assignment_columns(trial)
+    columns = AssignmentColumns(trial.unit, trial.cluster, trial.strata, _DECISION)
+    return rows.select(*picked, F.col(trial.decision).alias(_DECISION)), columns
+
+
+def _without_assigned(campaign: Campaign, trial: ExperimentConf, rows: DataFrame, source: str) -> DataFrame:
+    """Rows of units that have no arm in this campaign yet."""
+    lake: Lake = campaign.lake
+    if not lake.exists(ASSIGNMENT_TABLE):
+        return rows
+    assigned = lake.read(ASSIGNMENT_TABLE).where(F.col(CAMPAIGN) == campaign.name).select(UNIT, "source")
+    if trial.strata:
+        others = rows.join(assigned.where(F.col("source") != source), UNIT).count()
+        if others:
+            raise ConfigError(
+                f"{others:,} units of {source} have their arm from another list: arms within strata follow from the "
+                "whole list, so assign new units as a list of their own"
+            )
+    return rows.join(assigned.select(UNIT), UNIT, "left_anti")
+
+
+def _counts(trial: ExperimentConf, rows: list[tuple[str | None, str | None, int]]) -> dict[str, dict[str, str]]:
+    """Units of the source by arm, and those that take no part by reason, for printing."""
+    arms, reasons = Counter[str](), Counter[str]()
+    for arm, reason, count in rows:
+        if arm is None:
+            reasons[str(reason)] += count
+        else:
+            arms[arm] += count
+    details = {"units": {arm: f"{arms[arm]:,}" for arm in trial.arms}}
+    return details | ({"left_out": {name: f"{n:,}" for name, n in reasons.items()}} if reasons else {})
+
+
+def command(
+    conf: ConfOption,
+    source: Annotated[str | None, typer.Option("--from", help="File, folder or table with a row a unit.")] = None,
+    at: Annotated[str | None, typer.Option("--at", help="When units are assigned, in UTC; by default now.")] = None,
+    sql: Annotated[
+        str | None, typer.Option("--sql", metavar="DIALECT", help="Print the query for a warehouse and stop.")
+    ] = None,
+    set_: SetOption = None,
+    run_id: RunOption = None,
+) -> None:
+    """Assign units, or print the SQL that does."""
+    if sql is not None:
+        typer.echo(warehouse_query(conf, set_ or [], source or "units", sql))
+        return
+    if source is None:
+        raise ConfigError("name the units with --from FILE or TABLE, or print the query with --sql DIALECT")
+    units = UnitsToAssign(source, None if at is None else parsed_time(at, "--at"))
+    run_jobs({"assign": partial(run, units=units)}, conf, set_, run_id)
+
+
+def warehouse_query(conf: Path, overrides: list[str], table: str, dialect: str) -> str:
+    """The query that assigns a table's units in a warehouse as `run` does. Raises ConfigError for another dialect."""
+    config = read_config(conf, overrides)
+    return assignment_sql(designed(config), assignment_columns(trial_of(config)), dialect).select(table)
+
+
+if __name__ == "__main__":
+    main_command(command, __doc__)

@@ -1,0 +1,136 @@
+"""Read a trial: check it, then each metric's effect and a verdict: ship, roll back, keep going, or broken.
+
+Reads the training set, or the table that `experiment.table` names, and gold.experiment; appends to
+gold.experiment_health, gold.readout and gold.experiment, and draws the effect over time. Ends with exit code 1 and the
+reasons where the trial is broken and nobody overrides that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from pyspark.sql import functions as F
+
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config
+from uplift_spark.console import main_job
+from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.evaluation.pictures import effect_picture, save
+from uplift_spark.experiments.protocol import (
+    READ,
+    ReadingOptions,
+    TrialReading,
+    filled,
+    finding_rows,
+    planned_readings,
+    read_trial_rows,
+    readout_design,
+    readout_metrics,
+    readout_rows,
+    record_row,
+    refuse_broken,
+    trial_of,
+)
+from uplift_spark.experiments.readout import PRIMARY, TrialReadout, effects_by_day, read_sums
+from uplift_spark.lake.schemas import EXPERIMENT_TABLE, HEALTH_TABLE, READOUT_TABLE, TRUTH_TABLE
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+
+def options(
+    as_of: Annotated[str | None, typer.Option(help="Read outcomes until then, in UTC, such as 2026-03-09.")] = None,
+    final: Annotated[bool, typer.Option("--final", help="Assignment has ended: this reading is the last.")] = False,
+    override: Annotated[str | None, typer.Option(help="Why a broken trial is read; stays on every figure.")] = None,
+) -> dict[str, Any]:
+    """How the trial is read."""
+    return {"reading": ReadingOptions.of_texts(as_of, final, override)}
+
+
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    reading: ReadingOptions | None = None,
+) -> JobResult:
+    """Write findings, figures and verdict; a broken trial has no figures and is a DataError once that is written."""
+    how, lake = reading or ReadingOptions(), campaign.lake
+    trial, design = trial_of(campaign.config), readout_design(campaign.config)
+    read = read_trial_rows(campaign, how)
+    result = read_sums(read.sums, readout_metrics(trial), design, read.facts, override=how.override)
+    identity = {"as_of": read.as_of, "rows": read.identity, "override": how.override, "final": how.final}
+    run_id = run_id or campaign.run_id("readout", **identity, earlier=read.facts.earlier)
+    by = F.when(F.col("override").isNotNull(), F.expr("current_user()"))
+    health = filled(lake, HEALTH_TABLE, finding_rows(campaign, read, result.findings, how.override))
+    written = [lake.write(HEALTH_TABLE, health.withColumn("override_by", by), run_id)]
+    if result.metrics:
+        rows = filled(lake, READOUT_TABLE, readout_rows(campaign, read, result))
+        written.append(lake.write(READOUT_TABLE, rows, run_id))
+    verdict = result.verdict
+    figures = {
+        "units": int(read.facts.total), "share": design.fractions(read.facts)[-1], "level": result.level,
+        "verdict": verdict.word, "arm": verdict.arm, "reason": verdict.reason, "days_left": verdict.days_left,
+        "override": result.override,
+    }  # fmt: skip
+    written.append(lake.write(EXPERIMENT_TABLE, record_row(campaign, READ, read.as_of, **figures), run_id))
+    refuse_broken(campaign, result.findings, how.override)
+    details: dict[str, Any] = {"as_of": f"{read.as_of:%Y-%m-%d %H:%M} UTC"}
+    details |= {"not_complete_yet": f"{read.waiting:,} units"} if read.waiting else {}
+    picture = _picture(campaign, read, progress, run_id)
+    details |= {"picture": picture} if picture else {}
+    return JobResult.of("readout", run_id, *written, **details, readout=_text(result))
+
+
+def planned_jobs(config: Config) -> dict[str, Callable[..., JobResult]]:
+    """{readout and share of the units: the job} of each reading that is planned; `uplift demo` runs them."""
+    return {f"readout {share}": partial(run, reading=how) for share, how in planned_readings(config).items()}
+
+
+def readings_beside_truth(campaign: Campaign, results: Sequence[JobResult]) -> pd.DataFrame:
+    """What each reading of a simulated trial showed of the primary metric, beside the true effect.
+
+    Args:
+        campaign: Simulated.
+        results: Of jobs; those of `readout` count.
+
+    Returns:
+        A row for each reading and arm: as_of, share of the units, arm, effect, its interval, the true mean effect on
+        all units, verdict.
+    """
+    lake, runs = campaign.lake, [one.run_id for one in results if one.job == "readout"]
+    primary = next(one for one in trial_of(campaign.config).metrics if one.role == PRIMARY)
+    truth = lake.read(TRUTH_TABLE).where((F.col(CAMPAIGN) == campaign.name) & (F.col("outcome") == primary.outcome))
+    truth = truth.groupBy(TREATMENT).agg(F.mean("effect").alias("true_effect"))
+    figures = lake.read(READOUT_TABLE).where(F.col(RUN_ID).isin(runs) & (F.col("role") == PRIMARY))
+    verdicts = lake.read(EXPERIMENT_TABLE).where(F.col(RUN_ID).isin(runs)).select(RUN_ID, "share", "verdict")
+    rows = figures.join(verdicts, RUN_ID).join(F.broadcast(truth), TREATMENT, "left").orderBy("as_of", TREATMENT)
+    columns = ("share", TREATMENT, "effect", "lower", "upper", "true_effect", "verdict")
+    return rows.select(F.date_format("as_of", "yyyy-MM-dd").alias("as_of"), *columns).toPandas()
+
+
+def _text(result: TrialReadout) -> str:
+    """The readout's lines, the verdict last, where it is read."""
+    verdict, *lines = result.text().splitlines()
+    return "\n".join([*lines, "", verdict])
+
+
+def _picture(campaign: Campaign, read: TrialReading, progress: ProgressCallback, run_id: str) -> str:
+    """Draw the primary metric's effect over time; returns the path, nothing without days or matplotlib."""
+    primary = next(one for one in readout_metrics(trial_of(campaign.config)) if one.role == PRIMARY)
+    if read.sums.by_day is None:
+        return ""
+    try:
+        days = effects_by_day(read.sums, primary, readout_design(campaign.config))
+        figure = effect_picture(days, primary.name)
+        return str(save(figure, campaign.reports(run_id) / "effect_over_time.png"))
+    except (EnvironmentProblem, OSError) as error:
+        progress(f"no picture: {error}")
+        return ""
+
+
+if __name__ == "__main__":
+    main_job(run, options)

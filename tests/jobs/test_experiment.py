@@ -1,0 +1,309 @@
+"""`uplift assign`, `check` and `readout`: what they write, add once, refuse, and print; figures are those of pandas."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.experiments.test_frames import trial as simulated_trial
+from uplift_spark import cli
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, RolesConf
+from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.experiment_conf import ExperimentConf, ExperimentMetric
+from uplift_spark.experiments.assignment import DIALECTS, Experiment, assign
+from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, readout
+from uplift_spark.experiments.health import ReadoutDesign
+from uplift_spark.experiments.protocol import (
+    ReadingOptions,
+    designed,
+    parsed_time,
+    readout_design,
+    readout_metrics,
+)
+from uplift_spark.jobs import assign as assign_job
+from uplift_spark.jobs import check as check_job
+from uplift_spark.jobs import readout as readout_job
+from uplift_spark.jobs.assign import UnitsToAssign, warehouse_query
+
+METRICS = (
+    ExperimentMetric("spend", "revenue", "primary", covariates=("before",)),
+    ExperimentMetric("spend a visit", "ratio", column="spend", denominator="visits"),
+)
+TRIAL = ExperimentConf("spring-2026", {"off": 0.5, "on": 0.5}, METRICS, strata=("region",), balance=("age",))
+CONFIG = Config("spring", None, RolesConf("spend", "off", ("age",)), experiment=TRIAL)
+AT = datetime(2026, 3, 2, tzinfo=UTC)
+LATER = ReadingOptions(datetime(2026, 5, 1, tzinfo=UTC), final=True)
+
+
+def with_trial(**changes: Any) -> Config:
+    return replace(CONFIG, experiment=replace(TRIAL, **changes))
+
+
+# ---------------------------------------------------------------- without Spark
+
+
+def test_the_configuration_becomes_the_design() -> None:
+    config = with_trial(plan="hsd", analyses=(0.5, 1.0), gamma=-2.0, units=4000.0, stopped=(), alpha=0.1)
+    rule = readout_design(config).stopping
+    assert (rule.kind, rule.spending, rule.analyses, rule.gamma, rule.alpha) == (
+        *("group_sequential", "hwang_shih_decani", (0.5, 1.0), -2.0, 0.1),
+    )
+    assert readout_design(CONFIG).stopping.kind == "fixed"
+    assert readout_design(with_trial(plan="anytime", units=100.0)).stopping.kind == "anytime"
+    assert [(one.name, one.column, one.role) for one in readout_metrics(TRIAL)] == [
+        ("spend", "spend", "primary"), ("spend a visit", "spend", "secondary"),
+    ]  # fmt: skip
+    assert designed(CONFIG) == Experiment("spring-2026", {"off": 0.5, "on": 0.5}, stratified=True)
+    dated = with_trial(start=AT.date(), end=datetime(2026, 3, 29, tzinfo=UTC).date())
+    assert readout_design(dated).planned_days == 28 + 14  # four weeks, and the window of the last day's outcomes
+
+
+def test_arms_that_were_stopped_are_no_part_of_a_reading() -> None:
+    three = with_trial(arms={"off": 0.5, "on": 0.25, "more": 0.25}, stopped=("more",))
+    assert readout_design(three).shares == pytest.approx({"off": 2 / 3, "on": 1 / 3})
+
+
+def test_a_design_is_what_its_text_says() -> None:
+    from uplift_spark.experiments.assignment import ProgrammeHoldout, Slot
+
+    one = Experiment(
+        *("a-1", {"off": 0.4, "10 % Zoë": 0.6}, 0.2, ()),
+        *(Slot("shop", 0, 0.5), ProgrammeHoldout("all", 0.1)),
+    )
+    assert Experiment.of_text(one.text) == one and Experiment.of_text(one.text).fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_query_for_a_warehouse(tmp_path: Path, dialect: str) -> None:
+    path = tmp_path / "spring.yaml"
+    path.write_text(
+        "campaign: spring\nroles: {outcome: spend, control: off, features: [age]}\n"
+        "experiment:\n  salt: spring-2026\n  arms: {off: 0.5, on: 0.5}\n"
+        "  metrics: [{name: spend, kind: revenue, role: primary}]\n"
+    )
+    query = warehouse_query(path, ["experiment.ramp=0.5"], "crm.users", dialect)
+    assert "FROM crm.users AS units" in query and "spring-2026/ramp:" in query
+    with pytest.raises(ConfigError, match="SQL dialect 'oracle' is unknown"):
+        warehouse_query(path, [], "crm.users", "oracle")
+
+
+def test_options_that_make_no_sense() -> None:
+    with pytest.raises(ConfigError, match="--override has no reason"):
+        ReadingOptions.of_texts(None, False, " ")
+    with pytest.raises(ConfigError, match="--as-of 'monday' is no time"):
+        check_job.options(as_of="monday")
+    assert parsed_time("2026-03-02T06:00+02:00", "--at") == datetime(2026, 3, 2, 4, tzinfo=UTC)
+    with pytest.raises(ConfigError, match="campaign spring has no section `experiment`"):
+        designed(replace(CONFIG, experiment=None))
+
+
+# ---------------------------------------------------------------- assign
+
+
+def units_file(folder: Path, ids: list[str], name: str = "users.csv") -> str:
+    path = folder / name
+    lines = [f"{unit},{('north', 'south')[k % 2]}" for k, unit in enumerate(ids)]
+    path.write_text("\n".join(["unit_id,region", *lines]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def assigned(lake: Any, campaign: str) -> pd.DataFrame:
+    rows = lake.read("bronze.assignment").where(f"campaign = '{campaign}'").toPandas()
+    return rows.sort_values("unit_id", ignore_index=True)
+
+
+def test_units_get_their_arm_once(lake, tmp_path: Path) -> None:
+    ids = [f"{k:05d}" for k in range(300)] + ["Zoë", "9223372036854775807"]
+    units = UnitsToAssign(units_file(tmp_path, ids), AT)
+    small = with_trial(ramp=0.3, strata=())
+    first = assign_job.run(Campaign(small, lake), units=units)
+    before = assigned(lake, "spring")
+    experiment = designed(small)
+    wanted = assign(ids, experiment).dropna(subset=["treatment"]).sort_values("unit_id", ignore_index=True)
+    columns = ["unit_id", "treatment", "propensity"]
+    pd.testing.assert_frame_equal(before[columns], wanted[columns])
+    assert (
+        set(before["assigned_at"]) == {pd.Timestamp("2026-03-02")}
+        and before["source"].str.startswith("users.csv#").all()
+    )
+    again = assign_job.run(Campaign(small, lake), units=UnitsToAssign(units.source))
+    assert again.tables == {} and len(assigned(lake, "spring")) == len(before)
+    assert again.details["units"] == first.details["units"]
+    assert sum(int(n) for n in again.details["left_out"].values()) == len(ids) - len(before)
+    assign_job.run(Campaign(with_trial(ramp=1.0, strata=()), lake), units=UnitsToAssign(units.source, AT))
+    after = assigned(lake, "spring").set_index("unit_id")
+    assert len(after) == len(ids)
+    assert (after.loc[before["unit_id"], "treatment"].to_numpy() == before["treatment"].to_numpy()).all()
+    record = lake.read("gold.experiment").toPandas()
+    assert record["job"].tolist() == ["assign", "assign"] and set(record["salt"]) == {"spring-2026"}
+
+    new = replace(with_trial(salt="new-1", strata=("regio",)), campaign="new")
+    refusals = [
+        (
+            with_trial(arms={"off": 0.4, "on": 0.6}, strata=()),
+            "spring-2026 has other arms than units were assig",
+        ),
+        (with_trial(ramp=0.1, strata=()), "ramp of spring-2026 falls from .* to 0.1"),
+        (with_trial(salt="spring-2027", strata=()), "campaign spring was assigned with salt spring-2026"),
+        (replace(with_trial(strata=()), campaign="autumn"), "salt spring-2026 was used by campaign spring"),
+        (new, "stratum 'regio' is no column of .*users.csv: did you mean 'region'"),
+    ]
+    for config, sentence in refusals:
+        with pytest.raises(ConfigError, match=sentence):
+            assign_job.run(Campaign(replace(config, lakehouse=lake.lakehouse), lake), units=units)
+    assert len(assigned(lake, "spring")) == len(ids) and assigned(lake, "autumn").empty
+
+
+# ---------------------------------------------------------------- check and readout
+
+
+def trial_file(folder: Path, rows: pd.DataFrame) -> str:
+    path = folder / "units.parquet"
+    rows.rename(columns={"day": "assigned_at", "took": "delivered"}).assign(
+        unit_id=rows["unit_id"].astype(str),
+        delivered=rows["took"].astype(int),
+        assigned_at=rows["day"].astype("datetime64[us]"),
+    ).to_parquet(path)
+    return str(path)
+
+
+def test_a_readout_says_what_pandas_says(lake, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = simulated_trial(2000)
+    config = with_trial(table=trial_file(tmp_path, rows), start=AT.date())
+    result = readout_job.run(Campaign(config, lake), reading=LATER)
+    ours = lake.read("gold.readout").toPandas().set_index(["metric", "role"])
+    design = ReadoutDesign({"off": 0.5, "on": 0.5})
+    columns = ReadoutColumns(stratum="region", day="day", taken="took", propensity="propensity", balance=("age",))
+    wanted = readout(rows, readout_metrics(TRIAL), design, columns, time=ReadingTime(60, at_end=True))
+    theirs = wanted.table().set_index(["metric", "role"])
+    ends = ("lower", "upper", "relative", "relative_lower", "relative_upper")
+    for name in ("control", "treated", "effect", "error", *ends, "p_value", "p_adjusted", "saved"):
+        np.testing.assert_allclose(
+            ours[name].astype(float), theirs.loc[ours.index, name], rtol=1e-9, atol=1e-12, err_msg=name
+        )
+    (record,) = lake.read("gold.experiment").collect()
+    assert (record["verdict"], record["arm"], record["units"], record["share"]) == ("ship", "on", 2000, 1.0)
+    assert record["reason"] == wanted.verdict.reason and "ship on" in result.details["readout"]
+    health = lake.read("gold.experiment_health").toPandas()
+    assert health["check"].tolist() == [one.check for one in wanted.findings] == ["whole_weeks"]
+    assert Path(result.details["picture"]).stat().st_size > 10_000
+    again = readout_job.run(Campaign(config, lake), reading=LATER)
+    assert all(one["skipped"] for one in again.tables.values())
+
+
+def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> None:
+    rows = simulated_trial(2000)
+    lost = rows[(rows["treatment"] == "off") | (rows["before"] > 9)]
+    campaign = Campaign(with_trial(table=trial_file(tmp_path, lost)), lake)
+    for job in (check_job, readout_job):
+        with pytest.raises(DataError, match=r"experiment of campaign spring is broken: arm off has \+.* --override"):
+            job.run(campaign, reading=LATER)
+    health = lake.read("gold.experiment_health").toPandas()
+    assert {"sample_ratio", "covariate_balance"} <= set(health["check"]) and health["override"].isna().all()
+    assert not lake.exists("gold.readout")
+    assert [row["verdict"] for row in lake.read("gold.experiment").collect()] == ["broken"]
+    result = readout_job.run(campaign, reading=replace(LATER, override="a rehearsal"))
+    figures = lake.read("gold.readout").toPandas()
+    assert set(figures["override"]) == {"a rehearsal"} and "override: a rehearsal" in result.details["readout"]
+    signed = lake.read("gold.experiment_health").where("override IS NOT NULL").toPandas()
+    assert signed["override_by"].notna().all() and len(signed) >= 2
+
+
+def test_readings_before_the_end(lake, tmp_path: Path) -> None:
+    """Units that came lately wait for their outcomes; looks are on record, and none follows the last."""
+    table = trial_file(tmp_path, simulated_trial(2000))
+    plan = {"plan": "obf", "analyses": (0.5, 1.0), "units": 2000.0, "table": table, "start": AT.date()}
+    campaign = Campaign(with_trial(**plan), lake)
+    half = readout_job.run(campaign, reading=ReadingOptions(datetime(2026, 3, 30, tzinfo=UTC)))
+    assert half.details["not_complete_yet"] == f"{(simulated_trial(2000)['day'] > '2026-03-16').sum():,} units"
+    with pytest.raises(DataError, match=r"look 2 comes at 6\d%.* planned at 100%"):
+        readout_job.run(campaign, reading=ReadingOptions(datetime(2026, 4, 1, tzinfo=UTC)))
+    readout_job.run(campaign, reading=LATER)
+    rows = lake.read("gold.experiment").where("verdict <> 'broken'").orderBy("as_of").toPandas()
+    assert rows["share"].round(1).tolist() == [0.5, 1.0] and rows["level"][0] < 0.01 < 0.04 < rows["level"][1]
+    with pytest.raises(ConfigError, match="this is look 3 of 2 planned: the trial ended with the last"):
+        readout_job.run(campaign, reading=ReadingOptions(datetime(2026, 6, 1, tzinfo=UTC), final=True))
+
+
+def test_rows_that_do_not_fit(lake, tmp_path: Path) -> None:
+    rows = simulated_trial(200)
+    table = trial_file(tmp_path, rows)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"strata": ("regio",)}, ConfigError, "stratum 'regio' is no column of .*: did you mean 'region'"),
+        ({"metrics": (ExperimentMetric("spent", "revenue", "primary"),)}, ConfigError, "metric 'spent' is no column"),
+        (
+            {"table": str(tmp_path / "none.parquet")},
+            DataError,
+            "nothing is at .*none.parquet: correct experiment.",
+        ),
+    ]
+    for changes, error, sentence in cases:
+        with pytest.raises(error, match=sentence):
+            check_job.run(Campaign(with_trial(**{"table": table, **changes}), lake), reading=LATER)
+    by_shop = replace(
+        CONFIG, roles=replace(CONFIG.roles, cluster="shop"), experiment=replace(TRIAL, table=table, cluster="shop")
+    )
+    with pytest.raises(ConfigError, match=r"shop was randomised, but .* has a row a unit_id and no column 'shop'"):
+        check_job.run(Campaign(by_shop, lake), reading=LATER)
+    early = ReadingOptions(datetime(2026, 3, 9, tzinfo=UTC))
+    with pytest.raises(DataError, match="no outcome of the 200 units is complete by 2026-03-09 00:00 UTC"):
+        check_job.run(Campaign(with_trial(table=table), lake), reading=early)
+    flat = trial_file(tmp_path, rows.assign(spend=3.0))
+    with pytest.raises(DataError, match="metric spend is 3 in all 200 units: it tells no arms apart"):
+        readout_job.run(Campaign(with_trial(table=flat), lake), reading=replace(LATER, override="to see"))
+
+
+@pytest.mark.slow
+def test_the_life_of_a_trial_beside_the_truth(lake, tmp_path: Path) -> None:
+    """The campaign of conf/experiment.yaml, smaller: arms are those of the salt, the last reading covers the truth."""
+    from uplift_spark.config import load_config
+    from uplift_spark.jobs import features, ingest
+    from uplift_spark.jobs.readout import planned_jobs, readings_beside_truth
+
+    smaller = ("source.units=16000", "experiment.units=16000", f"lakehouse.path={lake.lakehouse.path}")
+    campaign = Campaign(load_config(Path(__file__).resolve().parents[2] / "conf/experiment.yaml", smaller), lake)
+    results = [ingest.run(campaign), features.run(campaign)]
+    rows = assigned(lake, "autumn")
+    wanted = assign(rows["unit_id"].tolist(), designed(campaign.config))
+    assert (rows["treatment"] == wanted["treatment"]).all() and len(rows) == 16000
+    assert rows["assigned_at"].dt.date.nunique() == 28
+    results += [job(campaign) for job in planned_jobs(campaign.config).values()]
+    table = readings_beside_truth(campaign, results)
+    assert table["share"].tolist() == sorted(table["share"]) and table["share"].iloc[-1] == 1.0 and len(table) == 4
+    last = table.iloc[-1]
+    assert last["lower"] < last["true_effect"] < last["upper"] and 0.001 < last["true_effect"] < 0.03
+    other = replace(campaign.config, experiment=replace(campaign.config.experiment, salt="autumn-2026"))
+    with pytest.raises(ConflictError, match="already holds campaign 'autumn'"):
+        ingest.run(Campaign(other, lake))
+
+
+def test_the_page_shows_what_the_commands_print(spark, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Every line below a command of docs/experiments.md is among what the command prints."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "experiments.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, names)
+    for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, re.S):
+        Path(name).write_text(text)
+    capsys.readouterr()
+    commands = re.findall(r"^\$ uplift (.*)\n((?:(?!\$|```).*\n)*)", page, re.M)
+    assert len(commands) >= 4
+    for arguments, lines in commands:
+        monkeypatch.setattr(sys, "argv", ["uplift", *shlex.split(arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr().out
+        assert not stop.value.code
+        assert [line for line in lines.splitlines() if line not in printed] == [], printed

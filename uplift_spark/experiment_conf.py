@@ -1,0 +1,247 @@
+"""The section of a configuration that lays a trial down (`experiment`): arms, units, metrics, and when it is read.
+`config` names it; see there. `experiments` assigns, checks and reads by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from uplift_spark.errors import ConfigError, hint
+from uplift_spark.roles import UNIT, checked_name, checked_salt, checked_shares
+from uplift_spark.source_conf import STRICT
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PLANS = ("obf", "pocock", "hsd")
+"""Plans whose looks are laid down beforehand: spending by O'Brien and Fleming, Pocock, Hwang, Shih and DeCani."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class NamespaceConf:
+    """`experiment.namespace`: the part of the units that this trial shares with no other trial of the namespace.
+
+    name         salt of the namespace, the same in all its trials
+    start, stop  from here up to there, as shares of all units: 0 and .25 are the first quarter
+    """
+
+    name: str
+    start: Share = 0.0
+    stop: Share = 1.0
+
+    def __post_init__(self) -> None:
+        checked_salt(self.name, "experiment.namespace.name")
+        if not self.start < self.stop:
+            raise ConfigError(
+                f"experiment.namespace goes from {self.start:g} to {self.stop:g}: give a start below its stop"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProgrammeConf:
+    """`experiment.holdout`: units that no campaign treats, the same in all campaigns with this salt.
+
+    salt   of the programme
+    share  of the units
+    """
+
+    salt: str
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+    def __post_init__(self) -> None:
+        checked_salt(self.salt, "experiment.holdout.salt")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExperimentMetric:
+    """An entry of `experiment.metrics`: the mean of a column, or the ratio of two columns' means.
+
+    name         its name
+    kind         conversion (0 or 1), count (0, 1, 2, ...), revenue (any number) or ratio (of two sums)
+    role         primary (one, which decides), secondary, or guardrail (must not get worse by its margin)
+    column       of the table, or outcome of the campaign; the name by default
+    denominator  of a ratio: the column below it, such as sessions of revenue a session
+    covariates   columns measured before the treatment, which take variance off; of a ratio pairs of columns
+    better       up, or down where less is better
+    margin       of a guardrail: how much worse is still accepted, above 0
+    margin_of    relative (.01 is 1 % of the control's mean) or absolute
+    """
+
+    name: str
+    kind: Literal["conversion", "count", "revenue", "ratio"]
+    role: Literal["primary", "secondary", "guardrail"] = "secondary"
+    column: str | None = None
+    denominator: str | None = None
+    covariates: tuple[str | tuple[str, str], ...] = ()
+    better: Literal["up", "down"] = "up"
+    margin: Annotated[float, Field(gt=0)] | None = None
+    margin_of: Literal["relative", "absolute"] = "relative"
+
+    def __post_init__(self) -> None:
+        for column in (self.outcome, *self.below, *self.covariate_columns):
+            checked_name(column, f"column of metric {self.name}")
+        if (self.kind == "ratio") != (self.denominator is not None):
+            raise ConfigError(f"metric {self.name}: kind ratio goes with a denominator and nothing else does")
+        if (self.role == "guardrail") != (self.margin is not None):
+            raise ConfigError(
+                f"metric {self.name}: a margin goes with role guardrail: say how much worse is accepted, such as .01, "
+                "or drop the margin"
+            )
+
+    @property
+    def outcome(self) -> str:
+        """Column of its values."""
+        return self.column or self.name
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Column of its denominator, if it has one."""
+        return (self.denominator,) if self.denominator else ()
+
+    @property
+    def covariate_columns(self) -> tuple[str, ...]:
+        """Columns of its covariates."""
+        return tuple(part for one in self.covariates for part in ((one,) if isinstance(one, str) else one))
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExperimentConf:
+    """`experiment`: a trial that `uplift assign` assigns, `uplift check` checks and `uplift readout` reads.
+
+    salt         decides with a unit's id its arm; another trial, or a changed design, needs another salt
+    arms         {level: share of the units}, control first
+    metrics      what is read, one of them primary
+    name         of the trial, for readers; the campaign's by default
+    table        that is read, with a row a unit: `schema.table` of the lakehouse or `catalog.schema.table`; by default
+                 the campaign's training set, with all outcomes, covariates, strata and the cluster in it
+    unit         column of the unit's id, where a table is read or assigned
+    cluster      column of what is randomised where that is no single unit (households); the same as `roles.cluster`
+    strata       columns within which arms are balanced exactly, and by which effects are weighted
+    ramp         share of the units that take part so far; raising it moves nobody between arms
+    stopped      arms that get no more units
+    namespace    trials that exclude each other
+    holdout      units that no campaign treats
+    exploration  share of the units whose arm is random, where the others get what a policy decided
+    decision     column of the arm that the policy decided on, in what is assigned
+    start, end   days of the first and of the last assignment
+    units        planned units of all arms; clusters, where clusters are randomised
+    plan         when it is read: none (once, at its end), obf, pocock or hsd (at `analyses`), anytime
+    analyses     shares of the planned units at which it is read, rising to 1
+    alpha        level of the whole trial, two-sided
+    gamma        of hsd
+    multiplicity of secondary metrics and their arms: bh, holm or none
+    balance      further columns, measured before the treatment, that must be alike in all arms
+    """
+
+    RUNS: ClassVar = {
+        "assign": "campaign experiment",
+        "check": "campaign experiment labels",
+        "readout": "campaign experiment labels",
+    }
+    NO_IDENTITY: ClassVar = ("name",)
+    salt: str
+    arms: dict[str, float]
+    metrics: tuple[ExperimentMetric, ...]
+    name: str | None = None
+    table: str | None = None
+    unit: str = UNIT
+    cluster: str | None = None
+    strata: tuple[str, ...] = ()
+    ramp: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stopped: tuple[str, ...] = ()
+    namespace: NamespaceConf | None = None
+    holdout: ProgrammeConf | None = None
+    exploration: Annotated[float, Field(gt=0, le=1)] | None = None
+    decision: str | None = None
+    start: date | None = None
+    end: date | None = None
+    units: Annotated[float, Field(gt=0)] | None = None
+    plan: Literal["none", "obf", "pocock", "hsd", "anytime"] = "none"
+    analyses: tuple[float, ...] = ()
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    gamma: float = -4.0
+    multiplicity: Literal["bh", "holm", "none"] = "bh"
+    balance: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked_salt(self.salt, "experiment.salt")
+        checked_shares(self.arms, "experiment.arms")
+        for column in (self.unit, *self.unit_columns, *([self.decision] if self.decision else [])):
+            checked_name(column, "experiment column")
+        self._check_metrics()
+        self._check_time()
+        if (self.exploration is None) != (self.decision is None):
+            raise ConfigError("experiment.exploration goes with experiment.decision, the column of the policy's arm")
+
+    def _check_metrics(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"experiment.metrics has {twice[0]} twice: give metrics names of their own")
+        primary = [metric.name for metric in self.metrics if metric.role == "primary"]
+        if len(primary) != 1:
+            has = f"{', '.join(primary)} are" if primary else "none is"
+            raise ConfigError(f"of experiment.metrics {has} primary: give `role: primary` to the one that decides")
+        before = set(self.unit_columns)
+        for metric in self.metrics:
+            if after := sorted(before & {metric.outcome, *metric.below}):
+                raise ConfigError(
+                    f"{after[0]} is a metric of the experiment and a stratum, cluster, covariate or balance column, "
+                    "which are measured before the treatment: name another column"
+                )
+
+    def _check_time(self) -> None:
+        if self.start and self.end and not self.start < self.end:
+            raise ConfigError(f"experiment.end {self.end} is not after its start {self.start}: change one of them")
+        if (self.plan in PLANS) != bool(self.analyses):
+            raise ConfigError(f"experiment.analyses go with plan {', '.join(PLANS)}, not with {self.plan}: see `plan`")
+        late = [share for share in self.analyses if share > 1]
+        if late:
+            raise ConfigError(
+                f"experiment.analyses has a look at {late[0]:g} of the units, after the end of the trial: end with 1"
+            )
+        rising = all(a < b for a, b in pairwise((0.0, *self.analyses)))
+        if self.analyses and not (rising and self.analyses[-1] == 1):
+            shown = ", ".join(f"{share:g}" for share in self.analyses)
+            raise ConfigError(f"experiment.analyses are {shown}: let them rise to 1, as in [.25, .5, .75, 1]")
+        if self.plan != "none" and self.units is None:
+            raise ConfigError(
+                f"experiment.plan {self.plan} reads at shares of the planned units: set experiment.units, which "
+                "`uplift power` tells"
+            )
+
+    @property
+    def control(self) -> str:
+        """The first arm."""
+        return next(iter(self.arms))
+
+    @property
+    def outcome_columns(self) -> tuple[str, ...]:
+        """What is measured after the treatment, each once."""
+        return tuple(dict.fromkeys(column for one in self.metrics for column in (one.outcome, *one.below)))
+
+    @property
+    def unit_columns(self) -> tuple[str, ...]:
+        """What is known of units before the treatment, each once: strata, cluster, covariates, balance."""
+        covariates = [column for one in self.metrics for column in one.covariate_columns]
+        cluster = [self.cluster] if self.cluster else []
+        return tuple(dict.fromkeys([*self.strata, *cluster, *covariates, *self.balance]))
+
+    def check_roles(self, control: str, cluster: str | None, doses: Mapping[str, object] | None) -> None:
+        """Refuse a trial that is not that of the campaign's `roles`: another control or level, another unit."""
+        if self.control != control:
+            raise ConfigError(
+                f"experiment.arms begins with {self.control!r}, but roles.control is {control!r}: name the control "
+                "first, and the same"
+            )
+        if unknown := sorted(set(self.arms) - set(doses or self.arms)):
+            raise ConfigError(
+                f"experiment.arms has {unknown[0]!r}, no level of roles.dose: {hint(unknown[0], doses or {})}"
+            )
+        if self.cluster != cluster:
+            raise ConfigError(
+                f"experiment.cluster is {self.cluster}, but roles.cluster is {cluster}: the unit of analysis must be "
+                "the unit of randomisation, so name what was randomised in both"
+            )

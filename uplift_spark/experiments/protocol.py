@@ -1,0 +1,521 @@
+"""One trial of a campaign in its lakehouse: the design that the configuration lays down, the rows that are read, and
+what is on record of it. The work of the jobs `assign`, `check` and `readout`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config
+from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.ingest import SimulatedTrial
+from uplift_spark.events.load import SOURCE, TEXTS, find_delta, find_files, read_delta, read_files
+from uplift_spark.events.simulate import CampaignSimulator
+from uplift_spark.experiment_conf import PLANS, ExperimentConf
+from uplift_spark.experiments.assignment import (
+    AssignmentColumns,
+    Experiment,
+    ProgrammeHoldout,
+    Slot,
+    arm_codes,
+    check_change,
+    check_together,
+    exploration_sql,
+)
+from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
+from uplift_spark.experiments.health import REFUSE, HealthFinding, ReadoutDesign, TrialFacts
+from uplift_spark.experiments.readout import BROKEN, ReadoutMetric, TrialReadout, TrialSums
+from uplift_spark.experiments.sequential import StoppingRule
+from uplift_spark.experiments.spark import unit_sums
+from uplift_spark.lake.contracts import UNREAD
+from uplift_spark.lake.schemas import EXPERIMENT_TABLE, LABEL_TABLE, columns_to_fill
+from uplift_spark.lake.session import instant, moment, plus_hours, utc
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.source_conf import EventTable, Simulation
+
+_SPENDING = dict(zip(PLANS, ("obrien_fleming", "pocock", "hwang_shih_decani"), strict=True))
+ASSIGNED, READ = "assign", "readout"
+"""Jobs that leave a row in the record of a trial."""
+_STRATUM, _ALL_STRATA = "stratum", "__stratum"
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the configuration lays down.
+
+
+def trial_of(config: Config) -> ExperimentConf:
+    """The section `experiment`, or ConfigError where the configuration has none."""
+    if config.experiment is None:
+        raise ConfigError(
+            f"campaign {config.campaign} has no section `experiment`: add one with salt, arms and metrics"
+        )
+    return config.experiment
+
+
+def designed(config: Config) -> Experiment:
+    """How arms are assigned. Raises ConfigError as `assignment.Experiment` and `trial_of`."""
+    trial = trial_of(config)
+    clustered, place, holdout = trial.cluster is not None, trial.namespace, trial.holdout
+    return Experiment(
+        trial.salt,
+        trial.arms,
+        ramp=trial.ramp,
+        stopped=trial.stopped,
+        slot=Slot(place.name, place.start, place.stop) if place else None,
+        programme=ProgrammeHoldout(holdout.salt, holdout.share, clustered) if holdout else None,
+        exploration=trial.exploration,
+        clustered=clustered,
+        stratified=bool(trial.strata),
+    )
+
+
+def assignment_columns(trial: ExperimentConf) -> AssignmentColumns:
+    """Columns of what is assigned."""
+    return AssignmentColumns(trial.unit, trial.cluster, trial.strata, trial.decision)
+
+
+def readout_metrics(trial: ExperimentConf) -> tuple[ReadoutMetric, ...]:
+    """What is read."""
+    return tuple(
+        ReadoutMetric(
+            *(one.name, one.outcome, one.denominator, one.covariates, one.role, one.better, one.margin, one.margin_of)
+        )
+        for one in trial.metrics
+    )
+
+
+def readout_design(config: Config) -> ReadoutDesign:
+    """What a reading is held to: shares of the arms that are not stopped, planned units and days, when it is read."""
+    trial = trial_of(config)
+    shares = {arm: share for arm, share in trial.arms.items() if arm not in trial.stopped}
+    total = sum(shares.values())
+    kind = {"none": "fixed", "anytime": "anytime"}.get(trial.plan, "group_sequential")
+    rule = StoppingRule(*(kind, trial.alpha, trial.analyses, _SPENDING.get(trial.plan, "obrien_fleming"), trial.gamma))
+    days = None
+    if trial.start and trial.end:
+        days = (trial.end - trial.start).days + 1 + math.ceil(outcome_days(config))
+    return ReadoutDesign(
+        {arm: share / total for arm, share in shares.items()},
+        *(trial.units, days, rule, trial.cluster or _unit(trial), trial.multiplicity),
+    )
+
+
+def simulated_trial(config: Config) -> tuple[SimulatedTrial | None, dict[str, Any]]:
+    """The trial that a simulated source plays, and what it adds to the identity of the source's run.
+
+    Args:
+        config: Of the campaign.
+
+    Returns:
+        (the trial, {"trial": what decides arms and days}); nothing where the source is no simulation, or has no trial.
+
+    Raises:
+        ConfigError: The trial assigns by more than ids, or names a level that the simulation has not.
+    """
+    trial, source = config.experiment, config.source
+    if trial is None or not isinstance(source, Simulation):
+        return None, {}
+    if trial.strata or trial.cluster or trial.decision:
+        raise ConfigError(
+            "a simulation assigns arms by ids alone: leave strata, cluster and decision out of `experiment`, or name a "
+            "source of your own"
+        )
+    levels = CampaignSimulator(source.design, source.arms).levels.names
+    if unknown := sorted(set(trial.arms) - set(levels)):
+        raise ConfigError(f"experiment.arms has {unknown[0]!r}, no level of the simulation: {hint(unknown[0], levels)}")
+    experiment = designed(config)
+    start = datetime.combine(trial.start, time(), UTC) if trial.start else utc(source.assigned_at)
+    days = (trial.end - start.date()).days + 1 if trial.end else 1
+    identity = [experiment.text, start, days]
+    return SimulatedTrial(partial(arm_codes, experiment), start, max(1, days)), {"trial": identity}
+
+
+def planned_readings(config: Config) -> dict[str, ReadingOptions]:
+    """Readings of a trial as its configuration plans them, for a trial with start and end.
+
+    Args:
+        config: Of the campaign.
+
+    Returns:
+        {share of the units, in words: how it is read}: at each planned share, as if units came evenly, or at the end.
+
+    Raises:
+        ConfigError: The trial has no start or no end.
+    """
+    trial = trial_of(config)
+    if trial.start is None or trial.end is None:
+        raise ConfigError("experiment.start and experiment.end are not set: without them no reading has a day")
+    start, days = datetime.combine(trial.start, time(), UTC), (trial.end - trial.start).days + 1
+    complete = timedelta(days=outcome_days(config))
+    at = {share: start + timedelta(days=math.ceil(share * days)) + complete for share in trial.analyses or (1.0,)}
+    return {f"{share:.0%}": ReadingOptions(day) for share, day in at.items()}
+
+
+def outcome_days(config: Config) -> float:
+    """Days from a unit's assignment until all its outcomes are complete."""
+    labels, trial = config.labels, trial_of(config)
+    return max(labels.days(column) for column in trial.outcome_columns) + labels.wait_days
+
+
+def _unit(trial: ExperimentConf) -> str:
+    return trial.unit if trial.table else UNIT
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows: users' own tables and files, or the campaign's training set.
+
+
+def source_rows(lake: Lake, location: str, key: str) -> tuple[DataFrame, str]:
+    """Rows of a user's file, folder or table, and the identity of its content.
+
+    Args:
+        lake: Where it is read.
+        location: A file or folder (CSV, JSON, Parquet, Delta), `schema.table` or `catalog.schema.table`.
+        key: The option or key that names it, for messages.
+
+    Returns:
+        (rows, identity); cells of CSV and JSON files are texts.
+
+    Raises:
+        DataError: Nothing is there, or it cannot be read.
+    """
+    kind = EventTable(path=location).read_as
+    try:
+        if kind == "delta":
+            table = find_delta(lake, location)
+            return read_delta(lake, table, None).drop(SOURCE), f"{table.key}@{table.version}"
+        files = find_files(lake.spark, location, kind)
+        parts = [rows for _, rows in read_files(lake.spark, files, kind)]
+    except DataError as error:
+        reason = re.split(r": (?:correct|use) ", str(error))[0]
+        raise DataError(
+            f"{reason}: correct {key}; a file ends in .csv, .json or .parquet, all else is a Delta table"
+        ) from error
+    rows = reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), parts)
+    return rows.drop(SOURCE, UNREAD), "+".join(sorted(file.key for file in files))
+
+
+def check_trial_columns(rows: DataFrame, names: Mapping[str, str], location: str) -> None:
+    """Refuse rows without a column; `names` are {column: what it is}. Raises ConfigError."""
+    there = {name.lower() for name in rows.columns}
+    for name, what in names.items():
+        if name.lower() not in there:
+            raise ConfigError(f"{what} {name!r} is no column of {location}: {hint(name, rows.columns)}")
+
+
+def roles_of_columns(trial: ExperimentConf) -> dict[str, str]:
+    """{column that assignment reads: what it is}, for messages."""
+    parts = {trial.unit: "unit", **({trial.cluster: "cluster"} if trial.cluster else {})}
+    parts |= dict.fromkeys(trial.strata, _STRATUM)
+    return parts | ({trial.decision: "decision"} if trial.decision else {})
+
+
+@dataclass(frozen=True)
+class TrialReading:
+    """Sums and counts of a trial as of a moment.
+
+    sums, facts  for the checks and the readout
+    as_of        units whose outcomes were complete by then are read
+    waiting      units whose outcomes were not
+    identity     of the rows that were read
+    """
+
+    sums: TrialSums
+    facts: TrialFacts
+    as_of: datetime
+    waiting: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a trial is read.
+
+    as_of     until when outcomes count; by default the training set's moment, of another table the start of this day
+    final     whether assignment has ended
+    override  why a trial that a check refuses is read all the same
+
+    Raises ConfigError for a moment that is none and for an empty reason.
+    """
+
+    as_of: datetime | None = None
+    final: bool = False
+    override: str | None = None
+
+    @classmethod
+    def of_texts(cls, as_of: str | None, final: bool, override: str | None) -> ReadingOptions:
+        """Options of a command line."""
+        if override is not None and not override.strip():
+            raise ConfigError("--override has no reason: say why this trial is read all the same")
+        return cls(None if as_of is None else parsed_time(as_of, "--as-of"), final, override)
+
+
+def parsed_time(text: str, option: str) -> datetime:
+    """A moment in UTC from text such as 2026-03-09 or 2026-03-09T06:00."""
+    try:
+        return utc(datetime.fromisoformat(text))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} is no time: use such as 2026-03-09 or 2026-03-09T06:00") from error
+
+
+def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading:
+    """Add up a trial's rows: those whose outcomes were complete, of arms that are not stopped, with random arms.
+
+    Args:
+        campaign: With a section `experiment`.
+        options: How it is read.
+
+    Returns:
+        The reading.
+
+    Raises:
+        ConfigError: The configuration has no trial, or a column is missing.
+        DataError: There are no rows, or they do not fit; as `spark.unit_sums`.
+    """
+    config, trial = campaign.config, trial_of(campaign.config)
+    metrics, design = readout_metrics(trial), readout_design(config)
+    rows, identity, moment_of = _rows(campaign, trial)
+    as_of = utc(options.as_of) if options.as_of else moment_of
+    rows, columns = _with_columns(rows, trial, metrics)
+    unstopped = ~F.col(TREATMENT).cast("string").isin(list(trial.stopped)) if trial.stopped else F.lit(True)
+    rows = rows.where(F.coalesce(unstopped, F.lit(True)))
+    if trial.exploration is not None:
+        rows = rows.where(F.expr(exploration_sql(designed(config), AssignmentColumns(columns.unit, trial.cluster))))
+    first, waiting = None, 0
+    if columns.day:
+        complete = plus_hours(F.col(columns.day), F.lit(24.0 * outcome_days(config))) <= instant(as_of)
+        counted = rows.agg(F.min(F.unix_micros(columns.day)), F.count_if(~complete)).first()
+        first = None if counted is None or counted[0] is None else moment(counted[0])
+        waiting = 0 if counted is None else counted[1]
+        rows = rows.where(complete | F.col(columns.day).isNull())
+    if waiting and rows.isEmpty():
+        raise DataError(
+            f"no outcome of the {waiting:,} units is complete by {as_of:%Y-%m-%d %H:%M} UTC: an outcome takes "
+            f"{outcome_days(config):g} days; wait, or read a later --as-of"
+        )
+    when = _reading_time(config, (first, as_of), options.final)
+    if design.stopping.kind == "group_sequential":
+        when = replace(when, earlier=earlier_shares(campaign, as_of))
+    sums, facts = unit_sums(rows, metrics, design, columns, when)
+    return TrialReading(sums, replace(facts, same_salt=_same_salt(campaign)), as_of, waiting, identity)
+
+
+def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, datetime]:
+    """Rows, the identity of their content, and the moment as of which they are read by default."""
+    lake, table = campaign.lake, campaign.training_table
+    if trial.table is not None:
+        rows, identity = source_rows(lake, trial.table, "experiment.table")
+        return rows, identity, datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    version = lake.version(table)
+    rows = lake.read(table, version)
+    run = rows.select(RUN_ID).first()
+    if run is None:
+        raise DataError(
+            f"{table} has no row: no label is mature yet; wait until the windows of its outcomes have closed"
+        )
+    labels = lake.read(LABEL_TABLE).where((F.col(CAMPAIGN) == campaign.name) & (F.col(RUN_ID) == run[RUN_ID]))
+    known = labels.agg(F.max(F.unix_micros("as_of"))).first()
+    as_of = moment(known[0]) if known is not None and known[0] is not None else datetime.now(UTC)
+    return rows, f"{table}@{version}", as_of
+
+
+def _with_columns(
+    rows: DataFrame, trial: ExperimentConf, metrics: Sequence[ReadoutMetric]
+) -> tuple[DataFrame, ReadoutColumns]:
+    """Rows with numbers as numbers and one column of strata, and the names of the columns."""
+    location, there = trial.table or "the training set", set(rows.columns)
+    needed = {_unit(trial): "unit", TREATMENT: "arm", **dict.fromkeys(trial.strata, _STRATUM)}
+    needed |= dict.fromkeys(trial.outcome_columns, "metric") | dict.fromkeys(trial.balance, "balance")
+    needed |= {column: "covariate" for one in trial.metrics for column in one.covariate_columns}
+    check_trial_columns(rows, needed, location)
+    if trial.cluster and trial.cluster not in there:
+        raise ConfigError(
+            f"{trial.cluster} was randomised, but {location} has a row a {_unit(trial)} and no column "
+            f"{trial.cluster!r}: the unit of analysis must be the unit of randomisation, so add the column"
+        )
+    columns = ReadoutColumns(
+        unit=_unit(trial),
+        stratum=(trial.strata[0] if len(trial.strata) == 1 else _ALL_STRATA) if trial.strata else None,
+        day="assigned_at" if "assigned_at" in there else None,
+        taken=DELIVERED if DELIVERED in there else None,
+        propensity=PROPENSITY if PROPENSITY in there and trial.exploration is None else None,
+        balance=trial.balance,
+    )
+    if len(trial.strata) > 1:
+        parts = [part for name in trial.strata for part in (F.lit("|"), F.col(name).cast("string"))]
+        rows = rows.withColumn(_ALL_STRATA, F.concat(*parts[1:]))
+    if trial.table is None:
+        return rows, columns
+    kinds = {columns.day: "timestamp"} if columns.day else {}
+    if EventTable(path=trial.table).read_as in TEXTS:
+        numbers = [*value_columns(metrics, columns), *([PROPENSITY] if columns.propensity else [])]
+        kinds |= dict.fromkeys(numbers, "double")
+    # A cell that is no number or time becomes null, which is refused with the count.
+    rows = rows.withColumns({name: F.expr(f"try_cast(`{name}` AS {kind})") for name, kind in kinds.items()})
+    return rows, columns
+
+
+def _reading_time(config: Config, between: tuple[datetime | None, datetime], final: bool) -> ReadingTime:
+    """Days since the start, and whether the trial has ended."""
+    trial, (first, as_of) = trial_of(config), between
+    start = datetime.combine(trial.start, time(), UTC) if trial.start else first
+    days = None if start is None else max(0, (as_of - start).days)
+    over = trial.end is not None and as_of >= _midnight_after(trial.end) + timedelta(days=outcome_days(config))
+    return ReadingTime(days=days, at_end=final or over)
+
+
+def _midnight_after(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(), UTC)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The record of a trial: rows of gold.experiment.
+
+
+_OF_RECORD = (CAMPAIGN, "job", "salt", "design", "share", "verdict")
+
+
+def _record(campaign: Campaign) -> pd.DataFrame:
+    """All rows of the record, oldest first; none before the first. Times are microseconds since 1970."""
+    times = ("as_of", "ends")
+    if not campaign.lake.exists(EXPERIMENT_TABLE):
+        return pd.DataFrame(columns=[*_OF_RECORD, *times])
+    micros = [F.unix_micros(name).cast("double").alias(name) for name in times]
+    return campaign.lake.read(EXPERIMENT_TABLE).select(*_OF_RECORD, *micros).orderBy("as_of").toPandas()
+
+
+def _micros(at: datetime) -> float:
+    return utc(at).timestamp() * 1e6
+
+
+def check_record(campaign: Campaign, experiment: Experiment, at: datetime) -> bool:
+    """Refuse a design that the trials on record forbid.
+
+    Args:
+        campaign: With a section `experiment`.
+        experiment: Its design.
+        at: When units are to be assigned.
+
+    Returns:
+        Whether this design is on record already.
+
+    Raises:
+        ConfigError: The salt was used by another campaign, or with another design; the campaign was assigned with
+            another salt; its namespace overlaps another trial that is not over.
+    """
+    record = _record(campaign)
+    designs = record[record["job"] == ASSIGNED]
+    mine = designs[designs[CAMPAIGN] == campaign.name]
+    others = designs[designs[CAMPAIGN] != campaign.name].groupby([CAMPAIGN, "salt"], sort=False).tail(1)
+    if used := sorted(others.loc[others["salt"] == experiment.salt, CAMPAIGN]):
+        raise ConfigError(
+            f"salt {experiment.salt} was used by campaign {used[0]}, so arms of both would go together: give this "
+            "trial a salt of its own"
+        )
+    for row in mine.itertuples():
+        if row.salt != experiment.salt:
+            raise ConfigError(
+                f"campaign {campaign.name} was assigned with salt {row.salt}, and a unit has one arm in a campaign: "
+                f"keep the salt, or give the trial with salt {experiment.salt} a campaign of its own"
+            )
+        check_change(Experiment.of_text(str(row.design)), experiment)
+    running = others[others["ends"].isna() | (others["ends"] >= _micros(at))]
+    check_together([*map(Experiment.of_text, running["design"]), experiment])
+    return experiment.text in set(mine["design"])
+
+
+def _same_salt(campaign: Campaign) -> tuple[str, ...]:
+    """Other campaigns that were assigned with this trial's salt."""
+    record, salt = _record(campaign), trial_of(campaign.config).salt
+    same = record[(record["job"] == ASSIGNED) & (record["salt"] == salt) & (record[CAMPAIGN] != campaign.name)]
+    return tuple(sorted(set(same[CAMPAIGN])))
+
+
+def earlier_shares(campaign: Campaign, as_of: datetime) -> tuple[float, ...]:
+    """Share of the planned units at each reading on record before this moment; refused ones showed nothing."""
+    record = _record(campaign)
+    mine = (record[CAMPAIGN] == campaign.name) & (record["job"] == READ) & (record["verdict"] != BROKEN)
+    before = record["as_of"] < _micros(as_of) - 0.5  # doubles hold microseconds to the quarter
+    rows = record[mine & before & (record["salt"] == trial_of(campaign.config).salt)]
+    return tuple(rows.drop_duplicates("as_of", keep="last")["share"].astype(float))
+
+
+def record_row(campaign: Campaign, job: str, at: datetime, **figures: Any) -> DataFrame:
+    """A row of gold.experiment.
+
+    Args:
+        campaign: With a section `experiment`.
+        job: ASSIGNED or READ.
+        at: As of when.
+        **figures: Other columns; those that are left out are null.
+
+    Returns:
+        A frame of one row.
+    """
+    trial, experiment = trial_of(campaign.config), designed(campaign.config)
+    row = {
+        CAMPAIGN: campaign.name,
+        "job": job,
+        "name": trial.name or campaign.name,
+        "salt": trial.salt,
+        "fingerprint": experiment.fingerprint,
+        "design": experiment.text,
+        "starts": datetime.combine(trial.start, time(), UTC) if trial.start else None,
+        "ends": _midnight_after(trial.end) if trial.end else None,
+        "as_of": at,
+        **figures,
+    }
+    return filled(campaign.lake, EXPERIMENT_TABLE, [row])
+
+
+def filled(lake: Lake, table: str, rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    """Rows of a declared table: columns that a row lacks, and figures that are no number, are null."""
+    schema = columns_to_fill(table)
+    lines = [[_known(row.get(name)) for name in schema.fieldNames()] for row in rows]
+    return lake.spark.createDataFrame(lines, schema)
+
+
+def _known(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value  # Spark takes Python's numbers alone
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Findings and figures as rows, and the sentence with which a broken trial ends.
+
+
+def finding_rows(
+    campaign: Campaign, reading: TrialReading, findings: Sequence[HealthFinding], override: str | None
+) -> list[dict[str, Any]]:
+    """Rows of gold.experiment_health; one that says so where nothing is wrong."""
+    common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, "override": override}
+    if not findings:
+        return [{**common, "check": "all", "severity": "ok", "sentence": "nothing is wrong"}]
+    return [{**common, **vars(one)} for one in findings]
+
+
+def readout_rows(campaign: Campaign, reading: TrialReading, result: TrialReadout) -> list[dict[str, Any]]:
+    """Rows of gold.readout."""
+    common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, "override": result.override}
+    return [{**common, **vars(one), TREATMENT: one.arm} for one in result.metrics]
+
+
+def refuse_broken(campaign: Campaign, findings: Sequence[HealthFinding], override: str | None) -> None:
+    """Raise DataError with all reasons why a trial must not be read, unless someone overrides them."""
+    reasons = [one.sentence for one in findings if one.severity == REFUSE]
+    if reasons and override is None:
+        raise DataError(
+            f"the experiment of campaign {campaign.name} is broken: {'; '.join(reasons)}. Read it all the same with "
+            '--override "why", which stays on record'
+        )

@@ -21,7 +21,6 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import ConfOption, RunOption, SetOption, main_command, read_config, run_jobs
 from uplift_spark.errors import ConfigError
-from uplift_spark.experiment_conf import ExperimentConf
 from uplift_spark.experiments.assignment import LEFT_OUT, AssignmentColumns, assignment_sql
 from uplift_spark.experiments.protocol import (
     ASSIGNED,
@@ -32,7 +31,7 @@ from uplift_spark.experiments.protocol import (
     parsed_time,
     record_row,
     roles_of_columns,
-    source_rows,
+    rows_at,
     trial_of,
 )
 from uplift_spark.experiments.spark import with_arms
@@ -42,6 +41,7 @@ from uplift_spark.lake.session import instant
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.sections.experiment import ExperimentConf
 
 _DECISION = "__decision"  # a policy's arms often stand in a column `treatment`, which assignment fills itself
 
@@ -61,7 +61,7 @@ def run(
     lake, trial, experiment = campaign.lake, trial_of(campaign.config), designed(campaign.config)
     at = units.at or datetime.now(UTC)
     on_record = check_record(campaign, experiment, at)
-    rows, identity = source_rows(lake, units.source, "--from")
+    rows, identity = rows_at(lake, units.source, "--from")
     check_trial_columns(rows, roles_of_columns(trial), units.source)
     source = f"{units.source.rstrip('/').rsplit('/', 1)[-1]}#{identity[:64]}"
     selected, columns = _selected(rows, trial)

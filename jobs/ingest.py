@@ -18,7 +18,7 @@ from uplift_spark.experiments.protocol import simulated_trial
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
-from uplift_spark.source_conf import EventsSource
+from uplift_spark.sections.source import EventsSource
 
 
 def options(

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from uplift_spark.alert_conf import SinkConf
 from uplift_spark.config import Config
 from uplift_spark.console import SetOption, main_command, out, read_config, words_table
 from uplift_spark.errors import ConfigError, EnvironmentProblem
@@ -41,6 +40,7 @@ from uplift_spark.monitoring.prometheus import (
     serving_records,
 )
 from uplift_spark.monitoring.scenarios import CASES, Case, case_files, proven_cases
+from uplift_spark.sections.alerts import SinkConf
 
 NAMES = RuleFileNames()
 DASHBOARDS = "dashboards"

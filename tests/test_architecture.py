@@ -26,8 +26,7 @@ PACKAGE = "uplift_spark"
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
     *("errors", "roles", "runtime", "spark_versions", "sql_gate"),
-    *("source_conf", "experiment_conf", "governance_conf", "monitoring_conf", "alert_conf", "serving_conf"),
-    "config",
+    *("sections", "config"),
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.

@@ -46,7 +46,7 @@ from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
-from uplift_spark.source_conf import LONG_AGO, Simulation
+from uplift_spark.sections.source import LONG_AGO, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

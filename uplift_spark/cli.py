@@ -247,7 +247,7 @@ def _run_verb(verb: str, *arguments: Any, **options: Any) -> JobResult:
 
 def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
     """Where to look further, whom to treat within the budget, what to do and why, and where the report is."""
-    from uplift_spark.source_conf import Simulation
+    from uplift_spark.sections.source import Simulation
 
     config, of_job = campaign.config, {result.job: result for result in results}
     plan, report = of_job.get("policy"), of_job["report"].details

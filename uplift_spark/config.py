@@ -2,8 +2,8 @@
 
 Sections stand in the order in which a campaign meets them: where tables live and events come from; what describes a
 unit and counts as its outcome; what is trained; how it is evaluated; who is treated. Each says what its keys mean, in
-which unit, and what holds where a key is left out. `Config`, at the end, names the sections; `lakehouse`, `pseudonyms`
-and those of `source` stand in `source_conf`, the others named `X_conf` hold the section X each.
+which unit, and what holds where a key is left out. `Config`, at the end, names the sections; those in `sections` stand
+in modules of their own, `lakehouse` and `pseudonyms` in `sections.source`.
 
 A value without quotes is the text that stands there; its key says whether it is a number, a time, true or false (yes
 and no, too), so levels may be called no or 010. Only `null`, `~` and nothing are no value.
@@ -30,15 +30,15 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from uplift_spark.alert_conf import Alerts
 from uplift_spark.errors import ConfigError
-from uplift_spark.experiment_conf import ExperimentConf
-from uplift_spark.governance_conf import Governance
-from uplift_spark.monitoring_conf import Monitoring
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
-from uplift_spark.serving_conf import Serving
-from uplift_spark.source_conf import STRICT, EventsSource, Lakehouse, Pseudonyms, Simulation, TableSource, TrialConf
+from uplift_spark.sections.alerts import Alerts
+from uplift_spark.sections.experiment import ExperimentConf
+from uplift_spark.sections.governance import Governance
+from uplift_spark.sections.monitoring import Monitoring
+from uplift_spark.sections.serving import Serving
+from uplift_spark.sections.source import STRICT, EventsSource, Lakehouse, Pseudonyms, Simulation, TableSource, TrialConf
 
 Days = Annotated[float, Field(gt=0, le=3650)]
 
@@ -646,22 +646,18 @@ class Config:
     serving: Serving = Field(default_factory=Serving)
 
     def __post_init__(self) -> None:
-        checked_name(self.campaign, "campaign")
+        outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes, *self.trial_outcomes)
+        named: Any = (
+            *(("campaign", [self.campaign]), ("lakehouse.catalog", [self.lakehouse.catalog])),
+            *(("roles.features entry", self.roles.features), ("outcome", outcomes), ("scenario", self.scenarios)),
+            *(("roles.cluster", [self.roles.cluster]), ("registry.name", [self.model_name])),
+        )
+        for what, names in named:
+            for name in filter(None, names):
+                checked_name(name, what)
         if self.experiment is not None:
             self.experiment.check_roles(self.roles.control, self.roles.cluster, self.roles.dose)
         self._check_features()
-        if self.lakehouse.catalog is not None:
-            checked_name(self.lakehouse.catalog, "lakehouse.catalog")
-        for column in self.roles.features:
-            checked_name(column, "roles.features entry")
-        outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes, *self.trial_outcomes)
-        for column in outcomes:
-            checked_name(column, "outcome")
-        if self.roles.cluster is not None:
-            checked_name(self.roles.cluster, "roles.cluster")
-        checked_name(self.model_name, "registry.name")
-        for name in self.scenarios:
-            checked_name(name, "scenario")
         if strangers := sorted(set(self.labels.windows) - set(outcomes)):
             raise ConfigError(
                 f"labels.windows names {strangers}, none of the outcomes {', '.join(dict.fromkeys(outcomes))}: remove "

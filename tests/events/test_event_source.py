@@ -17,7 +17,7 @@ from uplift_spark.jobs import features, ingest, load, replay
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult
-from uplift_spark.source_conf import EventsSource, EventTable
+from uplift_spark.sections.source import EventsSource, EventTable
 
 SENDS = {"customer": "unit_id", "sent": "assigned_at"}
 ORDERS = {"customer": "unit_id", "total": "value", "at": "occurred_at"}

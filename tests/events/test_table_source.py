@@ -16,7 +16,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.events.table_source import check_names, refuse_wrong_propensities
 from uplift_spark.jobs import features, ingest
 from uplift_spark.lake.tables import Lake
-from uplift_spark.source_conf import LONG_AGO, TableSource
+from uplift_spark.sections.source import LONG_AGO, TableSource
 
 CSV = """Kunde;Source;arm;bought;total ads;zip;since;stop
 1001;web;Ja;Yes;1,5;01234;2024-01-03;

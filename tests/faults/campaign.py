@@ -32,13 +32,13 @@ from uplift_spark.config import (
     Tune,
 )
 from uplift_spark.events.load import Load
-from uplift_spark.experiment_conf import ExperimentConf, ExperimentMetric
 from uplift_spark.experiments.protocol import ReadingOptions
 from uplift_spark.governance.erasure import Erasure
 from uplift_spark.jobs import assign, check, erase, ingest, load, optimize, readout, replay, stream
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.tables import Lake
-from uplift_spark.source_conf import EventsSource, EventTable, TableSource
+from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
+from uplift_spark.sections.source import EventsSource, EventTable, TableSource
 
 UNITS = 400
 

@@ -34,7 +34,7 @@ from uplift_spark.errors import UpliftError
 from uplift_spark.events.files import FileFormat, read_typed
 from uplift_spark.events.guesses import Answers, Guesses, guess_roles
 from uplift_spark.events.table_source import check_names, refuse_wrong_propensities
-from uplift_spark.source_conf import TableSource
+from uplift_spark.sections.source import TableSource
 
 N = 600  # units of a campaign
 

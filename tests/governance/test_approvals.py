@@ -6,7 +6,7 @@ import pytest
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.governance.approvals import VersionFacts, VersionVerdict, missing_parts
-from uplift_spark.governance_conf import ApprovalConf, AuditConf, BiasConf, Governance
+from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
 
 METADATA = {"owner": "crm", "purpose": "marketing", "legal_basis": "consent", "data versions": {"t": 1}}
 GOOD = VersionFacts("ann", {"5%": -0.1, "10%": 0.2}, (6, 0), METADATA)

@@ -38,7 +38,7 @@ from uplift_spark.governance.audit import (
     signing_key,
     unit_proof,
 )
-from uplift_spark.governance_conf import AuditConf, CheckpointKey
+from uplift_spark.sections.governance import AuditConf, CheckpointKey
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 # The leaves and roots that Certificate Transparency's own tests use for RFC 6962.

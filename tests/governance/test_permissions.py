@@ -13,9 +13,9 @@ from uplift_spark.config import Config, Lakehouse, RolesConf
 from uplift_spark.errors import ConfigError
 from uplift_spark.governance import permissions
 from uplift_spark.governance.permissions import TOKEN_ENV, VERBS_OF, acting_user, check_permitted, grants
-from uplift_spark.governance_conf import AccessConf, Governance
 from uplift_spark.lake.schemas import all_contracts
 from uplift_spark.runtime import os_user
+from uplift_spark.sections.governance import AccessConf, Governance
 
 ROLES = {"operator": ("olga", "etl`s"), "approver": ("ann",), "viewer": ("vic", "ann"), "privacy_officer": ("pia",)}
 SHA = hashlib.sha256(b"a token of ann's").hexdigest()

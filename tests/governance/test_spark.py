@@ -25,9 +25,9 @@ from uplift_spark.governance.spark import (
     record_event,
     tree_batches,
 )
-from uplift_spark.governance_conf import AuditConf, CheckpointKey, Governance
 from uplift_spark.jobs import audit, policy
 from uplift_spark.lake.tables import Lake
+from uplift_spark.sections.governance import AuditConf, CheckpointKey, Governance
 
 
 def on_record(config: Config, folder: Path) -> Config:

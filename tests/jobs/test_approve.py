@@ -12,10 +12,10 @@ from uplift_spark.config import Lakehouse, Lift
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance.approvals import VersionVerdict
 from uplift_spark.governance.spark import AuditLog
-from uplift_spark.governance_conf import ApprovalConf, AuditConf, BiasConf, Governance
 from uplift_spark.jobs import approve, audit, lift, reject, score, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import os_user
+from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
 
 
 def governed(config, **approval):

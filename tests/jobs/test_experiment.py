@@ -19,7 +19,6 @@ from uplift_spark import cli
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError
-from uplift_spark.experiment_conf import ExperimentConf, ExperimentMetric
 from uplift_spark.experiments.assignment import DIALECTS, Experiment, assign
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, readout
 from uplift_spark.experiments.health import ReadoutDesign
@@ -34,6 +33,7 @@ from uplift_spark.jobs import assign as assign_job
 from uplift_spark.jobs import check as check_job
 from uplift_spark.jobs import readout as readout_job
 from uplift_spark.jobs.assign import UnitsToAssign, warehouse_query
+from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
 
 METRICS = (
     ExperimentMetric("spend", "revenue", "primary", covariates=("before",)),

@@ -29,8 +29,8 @@ from uplift_spark.monitoring.figures import (
 )
 from uplift_spark.monitoring.kpis import campaign_kpis, kpi_named
 from uplift_spark.monitoring.lift import ScoreSums
-from uplift_spark.monitoring_conf import Monitoring
 from uplift_spark.roles import Direction
+from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.stats.findings import Finding
 
 SPEC = FigureSpec(campaign_kpis(TypeAdapter(Monitoring).validate_python({})))

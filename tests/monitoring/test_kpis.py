@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.monitoring.kpis import FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
-from uplift_spark.monitoring_conf import Monitoring
+from uplift_spark.sections.monitoring import Monitoring
 
 NAN = math.nan
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.monitoring.services import Receiver, alertmanager, fetched, program, receiver, waited_for
-from uplift_spark.alert_conf import Alerts, SinkConf, SuppressConf
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.monitoring.alerts import AlertBook, AlertRule, Condition, Notification, notifications
 from uplift_spark.monitoring.prometheus import alertmanager_file
 from uplift_spark.monitoring.sinks import Outbox, SinkFailure, alert_book, deliver, send_alerts, sink_secret
+from uplift_spark.sections.alerts import Alerts, SinkConf, SuppressConf
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
 PAGE, TICKET = AlertRule("delivery_rate", "page", runbook="docs/alerts.md"), AlertRule("drift_score")

@@ -8,7 +8,7 @@ from functools import partial
 from tests.security.attack import Attack
 from uplift_spark.config import Policy
 from uplift_spark.jobs.replay import Replay
-from uplift_spark.source_conf import TableSource
+from uplift_spark.sections.source import TableSource
 from uplift_spark.sql_gate import checked_query
 
 START = "only reads: start the query with SELECT or WITH, DESCRIBE, SHOW, EXPLAIN"

@@ -16,6 +16,7 @@ import pytest
 
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import assign
+from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     BEST_NOW,
     DECISION,
@@ -34,7 +35,6 @@ from uplift_spark.serving.decisions import (
 )
 from uplift_spark.serving.scorer import LevelEffect
 from uplift_spark.serving.store import Manifest, StoredUnit
-from uplift_spark.serving_conf import Serving
 
 LEVELS = ("none", "5%", "10%")
 PRICED = {"planned": True, "value": 10.0, "cost": {"5%": 1.0, "10%": 2.0}, "net": True, "price": 0.5}

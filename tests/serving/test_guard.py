@@ -7,8 +7,8 @@ import stat
 import pytest
 
 from uplift_spark.errors import ConfigError
+from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.guard import KeyRing, RateLimit, new_key
-from uplift_spark.serving_conf import Serving
 
 
 def test_a_key_opens_what_it_was_made_for_and_is_kept_nowhere(tmp_path):

@@ -24,7 +24,7 @@ from uplift_spark.lake.schemas import bronze_table, contract_of, profile_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
-from uplift_spark.source_conf import EventsSource, EventTable
+from uplift_spark.sections.source import EventsSource, EventTable
 
 _SET_BY_LOAD = ("source", RUN_ID, "ingested_at")
 

@@ -51,7 +51,7 @@ from uplift_spark.lake.session import instant, plus_hours
 from uplift_spark.lake.tables import Claim, Lake, Written
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RESERVED_NAMES, RUN_ID, TREATMENT, UNIT, checked_name
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.source_conf import TableSource, TrialConf
+from uplift_spark.sections.source import TableSource, TrialConf
 from uplift_spark.spark_versions import quoted
 
 _TIMES = T.DateType | T.TimestampType | T.TimestampNTZType

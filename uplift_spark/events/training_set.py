@@ -34,7 +34,7 @@ from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
 from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, RUN_ID, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
-from uplift_spark.source_conf import TableSource, TrialConf
+from uplift_spark.sections.source import TableSource, TrialConf
 
 # --------------------------------------------------------------------------------------------------------------------
 # Weights of maturity.

@@ -22,7 +22,6 @@ from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.ingest import SimulatedTrial
 from uplift_spark.events.load import SOURCE, TEXTS, find_delta, find_files, read_delta, read_files
 from uplift_spark.events.simulate import CampaignSimulator
-from uplift_spark.experiment_conf import PLANS, ExperimentConf
 from uplift_spark.experiments.assignment import (
     AssignmentColumns,
     Experiment,
@@ -43,7 +42,8 @@ from uplift_spark.lake.schemas import EXPERIMENT_TABLE, LABEL_TABLE, columns_to_
 from uplift_spark.lake.session import instant, moment, plus_hours, utc
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
-from uplift_spark.source_conf import EventTable, Simulation
+from uplift_spark.sections.experiment import PLANS, ExperimentConf
+from uplift_spark.sections.source import EventTable, Simulation
 
 _SPENDING = dict(zip(PLANS, ("obrien_fleming", "pocock", "hwang_shih_decani"), strict=True))
 ASSIGNED, READ = "assign", "readout"
@@ -176,7 +176,7 @@ def _unit(trial: ExperimentConf) -> str:
 # Rows: users' own tables and files, or the campaign's training set.
 
 
-def source_rows(lake: Lake, location: str, key: str) -> tuple[DataFrame, str]:
+def rows_at(lake: Lake, location: str, key: str) -> tuple[DataFrame, str]:
     """Rows of a user's file, folder or table, and the identity of its content.
 
     Args:
@@ -315,7 +315,7 @@ def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, da
     """Rows, the identity of their content, and the moment as of which they are read by default."""
     lake, table = campaign.lake, campaign.training_table
     if trial.table is not None:
-        rows, identity = source_rows(lake, trial.table, "experiment.table")
+        rows, identity = rows_at(lake, trial.table, "experiment.table")
         return rows, identity, datetime.combine(datetime.now(UTC).date(), time(), UTC)
     version = lake.version(table)
     rows = lake.read(table, version)

@@ -14,10 +14,10 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import actor_of, newest_entry, record_event
-from uplift_spark.governance_conf import ApprovalConf
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
 from uplift_spark.runtime import ProgressCallback
+from uplift_spark.sections.governance import ApprovalConf
 
 APPROVED, REJECTED, PENDING = "Approved", "Rejected", "Pending"
 """Values of the tag: a deployment job of Databricks goes on when its approval task's tag says Approved."""

@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import rfc8785
 
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
-from uplift_spark.governance_conf import AuditConf, CheckpointKey
 from uplift_spark.runtime import secret_key
+from uplift_spark.sections.governance import AuditConf, CheckpointKey
 
 # --------------------------------------------------------------------------------------------------------------------
 # Entries and their chain.

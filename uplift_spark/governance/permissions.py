@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError
-from uplift_spark.governance_conf import AccessConf, RoleName
 from uplift_spark.runtime import os_user
+from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
 _READERS = ("report", "contract", "power", "doctor", "audit verify", "audit show")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from uplift_spark.errors import ConfigError, hint
-from uplift_spark.monitoring_conf import KpiConf, Monitoring
 from uplift_spark.roles import checked_name
+from uplift_spark.sections.monitoring import KpiConf, Monitoring
 
 Better = Literal["below", "above"]
 Severity = Literal["page", "ticket"]

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from uplift_spark.alert_conf import Alerts, Secrets, SinkConf, checked_address
 from uplift_spark.errors import ConfigError, DataError, UpliftError
 from uplift_spark.monitoring.alerts import (
     AlertBook,
@@ -35,6 +34,7 @@ from uplift_spark.monitoring.alerts import (
     notifications,
 )
 from uplift_spark.runtime import state_folder
+from uplift_spark.sections.alerts import Alerts, Secrets, SinkConf, checked_address
 
 _OVER = ("resolved", "closed")
 # The message itself is refused: later ones may be taken.

@@ -30,6 +30,7 @@ from uplift_spark import __version__
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem, UpliftError
 from uplift_spark.learners.metalearners import load_any
+from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     DECISION,
     DELIVERY,
@@ -51,7 +52,6 @@ from uplift_spark.serving.store import (
     open_version,
     serving_folder,
 )
-from uplift_spark.serving_conf import Serving
 
 SETTINGS = "UPLIFT_SERVING"
 """Environment variable by which `uplift serve` tells its workers the configuration, as JSON [file, overrides]."""

@@ -20,9 +20,9 @@ import numpy as np
 
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
+from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.scorer import LevelEffect
 from uplift_spark.serving.store import Manifest, StoredUnit
-from uplift_spark.serving_conf import Serving
 
 OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
 NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"

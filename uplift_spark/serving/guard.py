@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import checked_name
-from uplift_spark.serving_conf import Serving
+from uplift_spark.sections.serving import Serving
 
 SCOPES = ("effects", "decide", "metrics")
 NEEDS = {

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.source_conf import STRICT
+from uplift_spark.sections.source import STRICT
 
 Words = Annotated[str, Field(min_length=1)]
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import checked_name
-from uplift_spark.source_conf import STRICT
+from uplift_spark.sections.source import STRICT
 
 Threshold = float | Literal["default"] | None
 """A number; null: none; left out: the KPI's own."""

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import checked_name
-from uplift_spark.source_conf import STRICT
+from uplift_spark.sections.source import STRICT
 
 Secrets = Literal["url", "token", "password"]
 _NEEDS = {"alertmanager": ("url",), "webhook": ("url",), "mail": ("host", "sender", "to"), "file": ("path",)}

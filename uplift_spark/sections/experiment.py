@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError, hint
 from uplift_spark.roles import UNIT, checked_name, checked_salt, checked_shares
-from uplift_spark.source_conf import STRICT
+from uplift_spark.sections.source import STRICT
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PLANS = ("obf", "pocock", "hsd")

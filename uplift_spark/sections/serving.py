@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.source_conf import STRICT
+from uplift_spark.sections.source import STRICT
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

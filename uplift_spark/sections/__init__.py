@@ -1,0 +1,1 @@
+"""Sections of the configuration that stand apart from `config`, one module each."""

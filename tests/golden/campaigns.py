@@ -193,7 +193,7 @@ class Run:
         """What every command is given."""
         conf = ROOT / "conf" / self.campaign.conf
         changes = [*self.campaign.changes, f"lakehouse.path={self.lakehouse}"]
-        changes += [] if self.few else ["lakehouse.few_mb=0"]
+        changes.append(f"lakehouse.few_mb={24 if self.few else 0}")
         if self.campaign.file:
             source = yaml.safe_load(conf.read_text())["source"]
             digest = hashlib.sha256(mails().encode()).hexdigest()

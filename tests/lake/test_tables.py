@@ -228,7 +228,7 @@ def test_queries_are_planned_for_the_size_of_the_raw_events(lake: Lake, monkeypa
                 assert (planned, spark.conf.get(setting)) == (few, "false" if few else "true")
             assert spark.conf.get(setting) == "true"
         monkeypatch.setattr(storage, "on_this_machine", lambda session: False)
-        with Lake(spark, lake.lakehouse).planned() as planned:
+        with Lake(spark, replace(lake.lakehouse, few_mb=1000)).planned() as planned:
             assert not planned and spark.conf.get(setting) == "true"
     finally:
         spark.conf.set(setting, before)

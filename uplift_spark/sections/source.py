@@ -30,14 +30,14 @@ class Lakehouse:
                  `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
                  folder on a volume there
     few_mb       a session on this machine interprets its queries while the raw events hold at most so many megabytes,
-                 because compiling them would take longer; 0 never. Results are the same to the last bit
+                 because compiling them would take longer; 0, the default, never. Results are the same to the last bit
     """
 
     path: str = "lakehouse"
     catalog: str | None = None
     checkpoints: str | None = None
     reports: str | None = None
-    few_mb: Annotated[float, Field(ge=0)] = 24.0
+    few_mb: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -594,7 +594,7 @@ def test_loads_at_once_add_each_row_once(lake: Lake, tmp_path: Path, monkeypatch
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.setattr(load, "add_arrivals", real)
         put(folder / "2.csv", HEADER + "b,order,,1,2024-01-02,\n")
-        loaded(lake, folder)
+        loaded(lake, folder, run_id="other")
         return real(*arguments)
 
     monkeypatch.setattr(load, "add_arrivals", overtaken)

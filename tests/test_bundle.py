@@ -226,5 +226,5 @@ def test_every_verb_is_a_task() -> None:
 
 def test_the_wheel_brings_no_spark() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert not [one for one in project["dependencies"] if re.match("pyspark|delta|databricks", one)]
+    assert not [one for one in project["dependencies"] if re.match("pyspark|delta-spark|databricks", one)]
     assert "--no-deps" in BUNDLE["artifacts"]["wheel"]["build"]

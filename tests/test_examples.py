@@ -72,5 +72,6 @@ def test_a_model_prints_on_one_line(shared):
 
 
 def test_pandas_frames_need_no_spark():
-    code = "import sys, uplift_spark.estimators as e; e.frame_rows(1); sys.exit('pyspark' in sys.modules)"
+    code = "import sys, pandas, uplift_spark.estimators as e; e.frame_rows(pandas.DataFrame())"
+    code += "; sys.exit('pyspark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -28,7 +28,8 @@ def test_a_job_has_its_own_options_and_the_usual_ones() -> None:
     assert "--from" not in options_of("lift") and "--from-run" in options_of("train")
 
 
-BEFORE_A_SESSION = {"doctor", "contract", "grants", "power", "monitoring_files", "serve"}  # `command` takes no campaign
+# Their `command` takes no campaign, or not always.
+BEFORE_A_SESSION = {"doctor", "contract", "grants", "power", "monitoring_files", "serve", "assign"}
 JOB_FILES = [path for path in sorted((ROOT / "jobs").glob("[a-z]*.py")) if path.stem not in BEFORE_A_SESSION]
 
 

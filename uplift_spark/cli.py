@@ -100,7 +100,7 @@ for _verb, _summary in verbs().items():
 
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
-    """Run a campaign from ingest to its report; print whom to treat."""
+    """Run a whole campaign; print whom to treat."""
     config = console.read_config(conf, set_)
     jobs: dict[str, Any] = {}
     for verb in whole_line(config):

@@ -19,13 +19,14 @@ from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
 _READERS = ("report", "contract", "power", "doctor", "audit verify", "audit show")
-_ANALYSES = ("lift", "compare", "simulate", "tree", "audit bias")
+_ANALYSES = ("lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
     "analyst": (*_READERS, *_ANALYSES),
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
-        *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart"),
+        *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
+        *("monitor", "monitoring_files", "publish", "serve"),
     ),
     "approver": (*_READERS, "audit bias", "approve", "reject", "grants"),
     "privacy_officer": (*_READERS, "audit explain", "erase"),
@@ -84,6 +85,7 @@ def roles_of(access: AccessConf, user: str) -> tuple[RoleName, ...]:
 _AGGREGATES = (
     *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_limits", "policy_curve", "policy_tree"),
     *("policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
+    *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts"),
 )
 """Gold tables in which nobody is a row: what a viewer may read."""
 _AUDIT = ("audit_log", "audit_trees")

@@ -76,7 +76,7 @@ class ColumnBins:
         edges, categories = {}, {}
         for name in sample.column_names:
             column = sample.column(name)
-            if _is_text(column.type):
+            if _categorical(column.type):
                 counted = pc.value_counts(column.cast(pa.string()).drop_null()).to_pylist()
                 often = sorted(counted, key=lambda one: (-one["counts"], one["values"]))[:most]
                 categories[name] = tuple(one["values"] for one in often)
@@ -129,7 +129,7 @@ class ColumnBins:
         return counts
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _categorical(kind: pa.DataType) -> bool:
     return not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
@@ -219,22 +219,22 @@ def distances(bins: ColumnBins, reference: WindowCounts, current: WindowCounts) 
     for which, counts in (("the reference", reference), ("the window", current)):
         if not counts.rows:
             raise DataError(f"{which} has no row: drift compares rows of a window with those of a reference")
-    is_text = np.array([name in bins.categories for name in bins.names])
+    categorical = np.array([name in bins.categories for name in bins.names])
     below, above = (ratio(c.counts.cumsum(axis=1).astype(float), c.known[:, None]) for c in (reference, current))
     distance = np.abs(below - above).max(axis=1)
     before = [np.hstack([np.zeros((len(c), 1)), c[:, :-1]]) for c in (below, above)]
     most = np.maximum(below - before[1], above - before[0]).max(axis=1)
     size = ratio(reference.known * current.known.astype(float), (reference.known + current.known).astype(float))
     p_values = kstwobign.sf(np.sqrt(size) * distance)
-    for i in np.flatnonzero(is_text):
+    for i in np.flatnonzero(categorical):
         distance[i], p_values[i] = _categories(*(np.append(c.counts[i], c.new[i]) for c in (reference, current)))
     gaps, unequal = _shares(reference.missing, reference.rows, current.missing, current.rows)
     p_both = np.minimum(1.0, 2 * np.fmin(p_values, unequal))
     return Distances(
         distance,
-        np.where(is_text, distance, most),
+        np.where(categorical, distance, most),
         p_both,
-        np.where(is_text, np.nan, _wasserstein(bins, reference, current, below, above)),
+        np.where(categorical, np.nan, _wasserstein(bins, reference, current, below, above)),
         np.array([_stability(r, c) for r, c in zip(reference.counts, current.counts, strict=True)]),
         gaps,
         current.new / current.rows - reference.new / reference.rows,

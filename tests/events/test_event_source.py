@@ -127,6 +127,7 @@ def test_campaigns_that_read_the_same_tables_keep_their_own_rows(lake: Lake, sho
     }
 
 
+@pytest.mark.slow
 def test_replaced_tables_hold_what_the_source_holds_now(lake: Lake, shop: Path) -> None:
     """Rows of a file that is gone go, and what was replayed goes with the row it came from; other campaigns' stay, and
     what `uplift load` brought."""
@@ -163,6 +164,7 @@ def test_replaced_tables_hold_what_the_source_holds_now(lake: Lake, shop: Path) 
         ingest.run(mine, run_id="mine", replace=True)
 
 
+@pytest.mark.slow
 def test_rows_of_named_runs_are_replaced_too(lake: Lake, shop: Path) -> None:
     campaign = Campaign(config(source(shop)), lake)
     ingest.run(campaign, run_id="monday")
@@ -173,6 +175,7 @@ def test_rows_of_named_runs_are_replaced_too(lake: Lake, shop: Path) -> None:
     assert lake.read("bronze.outcome").count() == 1
 
 
+@pytest.mark.slow
 def test_rows_of_gone_files_stay_in_a_table_that_campaigns_share_and_are_named(lake: Lake, shop: Path) -> None:
     events = EventTable(
         str(shop / "visits"), format="csv", rename={"customer": "unit_id"}, columns={"event": "'visit'"}, historic=True
@@ -206,6 +209,7 @@ def test_a_cast_that_fails_is_named_and_nothing_is_written(lake: Lake, shop: Pat
         assert "\n" not in str(error.value) and lake.tables() == []
 
 
+@pytest.mark.slow
 def test_a_column_that_came_later_may_be_renamed(lake: Lake, spark: SparkSession, shop: Path) -> None:
     people = spark.createDataFrame([(1, 30), (2, 40)], "id bigint, age int")
     people.write.format("delta").save(str(shop / "people"))

@@ -166,6 +166,7 @@ def test_rows_of_an_earlier_release_go_though_blanks_stand_around_the_id(lake: L
     assert ids(lake) == ["a b", "b"]
 
 
+@pytest.mark.slow
 def test_two_erasures_at_once_both_complete(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one ends, and locks the table, after this one has unlocked it."""
     consents(lake, "r1", "a", "b", "c")

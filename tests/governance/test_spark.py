@@ -59,6 +59,7 @@ def planned(spark, tmp_path_factory) -> Campaign:
     return campaign
 
 
+@pytest.mark.slow
 def test_writers_at_once_make_one_chain(lake: Lake, tmp_path: Path) -> None:
     config = on_record(test_policy.conf(lake), tmp_path / "elsewhere")
     assert record_event(replace(config, governance=Governance()), lake, AuditEvent("", "erase", "x", "y", "")) is None
@@ -117,6 +118,7 @@ def test_a_plan_is_on_record_and_each_decision_is_proven(planned: Campaign) -> N
         log.explain("u1", "policy-x")
 
 
+@pytest.mark.slow
 def test_edited_decisions_and_hashes_are_found(planned: Campaign) -> None:
     lake, log = planned.lake, AuditLog(planned.config, planned.lake)
     decisions, trees = lake.reference("gold.policy_decisions"), lake.reference("gold.audit_trees")

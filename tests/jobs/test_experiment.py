@@ -202,6 +202,7 @@ def test_a_readout_says_what_pandas_says(lake, tmp_path: Path) -> None:
     assert all(one["skipped"] for one in again.tables.values())
 
 
+@pytest.mark.slow
 def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> None:
     rows = simulated_trial(2000)
     lost = rows[(rows["treatment"] == "off") | (rows["before"] > 9)]
@@ -220,6 +221,7 @@ def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> Non
     assert signed["override_by"].notna().all() and len(signed) >= 2
 
 
+@pytest.mark.slow
 def test_readings_before_the_end(lake, tmp_path: Path) -> None:
     """Units that came lately wait for their outcomes; looks are on record, and none follows the last."""
     table = trial_file(tmp_path, simulated_trial(2000))
@@ -288,6 +290,7 @@ def test_the_life_of_a_trial_beside_the_truth(lake, tmp_path: Path) -> None:
         ingest.run(Campaign(other, lake))
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_the_commands_print(spark, tmp_path: Path, monkeypatch, capsys) -> None:
     """Every line below a command of docs/experiments.md is among what the command prints."""
     monkeypatch.chdir(tmp_path)

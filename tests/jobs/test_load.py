@@ -501,6 +501,7 @@ def test_rows_that_a_corrected_load_rejects_otherwise_are_kept_and_equal_ones_ar
     assert any("1 rows of bronze.quarantine, which earlier runs rejected, are accepted now" in line for line in said)
 
 
+@pytest.mark.slow
 def test_rejected_rows_of_a_delta_table_are_in_quarantine_once_whatever_the_night(
     lake: Lake, spark: SparkSession, tmp_path: Path
 ) -> None:
@@ -528,6 +529,7 @@ def test_rejected_rows_of_a_delta_table_are_in_quarantine_once_whatever_the_nigh
     assert len(rejected_in(lake)) == 4
 
 
+@pytest.mark.slow
 def test_what_goes_with_replaced_is_named_whole_and_what_is_nowhere_is_said(lake: Lake, tmp_path: Path) -> None:
     line = "{},order,,{},2024-01-02,\n".format
     first, other = tmp_path / "first.csv", tmp_path / "other.csv"
@@ -554,6 +556,7 @@ def test_what_goes_with_replaced_is_named_whole_and_what_is_nowhere_is_said(lake
     assert sum("--replaced" in line for line in said) == 2 and len(events_in(lake)) == 2
 
 
+@pytest.mark.slow
 def test_what_was_replayed_goes_with_the_file_that_is_replaced(lake: Lake, tmp_path: Path) -> None:
     line = "{},order,,{},2024-01-02,\n".format
     first, other = tmp_path / "first.csv", tmp_path / "other.csv"

@@ -110,6 +110,7 @@ def test_a_window_is_monitored_once(campaign: Campaign) -> None:
     assert len(rows_of(campaign.lake, "gold.kpi", run_id=result.run_id)) == len(kpis)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_monitored_is_one_sentence(campaign: Campaign) -> None:
     with pytest.raises(DataError, match=r"2025-01-09 .* is empty: table bronze.assignment has no unit .* 2025-01-21"):
         monitor.run(campaign, window=day(3))

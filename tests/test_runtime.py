@@ -233,3 +233,11 @@ def test_a_store_begins_as_a_copy_of_an_empty_one(tmp_path: Path, monkeypatch: p
     second.write_bytes(b"somebody's")
     runs.begin_store(second)
     assert second.read_bytes() == b"somebody's" and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("module", ["estimators", "events.leakage", "policy.trees"])
+def test_kernels_are_kept_in_one_place_whoever_needs_them_first(module: str) -> None:
+    """Else `make setup` compiles them for a folder that no job looks into, and the first job compiles them again."""
+    code = f"import uplift_spark.{module}, numba; print(numba.config.CACHE_DIR)"
+    folder = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert folder and folder == runs.keep_kernels()

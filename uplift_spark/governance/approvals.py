@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance.audit import AuditEvent
-from uplift_spark.governance.spark import actor_of, newest_entry, record_event
+from uplift_spark.governance.permissions import acting_user
+from uplift_spark.governance.spark import newest_entry, record_event
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
 from uplift_spark.runtime import ProgressCallback
@@ -190,7 +191,7 @@ def decide_version(
         DataError: Something of the checklist is missing; the sentence names all of it.
     """
     conf = _approval(config)
-    model, actor = registry.find(config.model_name, verdict.version), actor_of(config, lake)
+    model, actor = registry.find(config.model_name, verdict.version), acting_user(config)
     if config.governance.access is not None and verdict.by != actor:
         raise ConfigError(f"--by {verdict.by} is not {actor}, who runs this: decide in your own name")
     name, action = version_name(model), "approve" if verdict.approves else "reject"

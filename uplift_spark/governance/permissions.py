@@ -35,10 +35,15 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
 
 
 def acting_user(config: Config) -> str:
-    """Name who runs this: by the token in $UPLIFT_TOKEN where one is set, else the system's user.
+    """Name who runs this: on Databricks the user that Spark knows; elsewhere whose token $UPLIFT_TOKEN is, or without
+    one the system's user.
 
     Raises ConfigError for a token that is nobody's.
     """
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # a session is there, and the system's user is root for everybody
+        from uplift_spark.lake.session import spark_session
+
+        return str(spark_session(config.lakehouse).sql("SELECT current_user()").collect()[0][0])
     access, token = config.governance.access, os.environ.get(TOKEN_ENV, "")
     if access is None or not token:
         return os_user()

@@ -7,7 +7,6 @@ shows them and explains a unit's decision. The chain itself, proofs and signatur
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -66,13 +65,6 @@ _DECISION = (RUN_ID, CAMPAIGN, UNIT, TREATMENT, "reason", "gain", "cost", "value
 # both saw entry 10 as the last, one writes entry 11 and the other reads the log again.
 
 
-def actor_of(config: Config, lake: Lake) -> str:
-    """Name who acts: on Databricks the user that Spark knows, else the token's or the system's user."""
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        return str(lake.spark.sql("SELECT current_user()").collect()[0][0])
-    return acting_user(config)
-
-
 def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = True) -> AuditEntry | None:
     """Add an entry to gold.audit_log, and sign a checkpoint of it where the configuration names a place.
 
@@ -93,7 +85,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
     if conf is None:
         return None
     signer = signing_key(conf)  # one that is not there shows before anything is written
-    actor, details = event.actor or actor_of(config, lake), finite_values(event.details)
+    actor, details = event.actor or acting_user(config), finite_values(event.details)
     event = replace(event, actor=actor, campaign=event.campaign or config.campaign, details=details)
     for _ in range(_TRIES):
         first, last, same = _newest(lake, event)

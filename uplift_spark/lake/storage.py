@@ -23,6 +23,7 @@ from pyspark.sql.types import StructType
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.roles import SCHEMAS, checked_name
+from uplift_spark.runtime import session_provided
 from uplift_spark.spark_versions import delta_package, on_this_machine
 
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
@@ -267,7 +268,8 @@ class Folder:
 
     @property
     def _local(self) -> bool:
-        return ":/" not in self.path and on_this_machine(self._spark)
+        # A session of somebody else may take the path for one of another file system, such as HDFS.
+        return ":/" not in self.path and on_this_machine(self._spark) and not session_provided()
 
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"

@@ -29,6 +29,7 @@ from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
+from uplift_spark.spark_versions import sql_text
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fingerprints of frames: the same rows in any order have the same digest.
@@ -263,7 +264,7 @@ class Lake:
     def delete_runs(self, table: str, runs: Sequence[str], campaign: str) -> int:
         """Delete the rows that runs of a campaign wrote from the newest version, of raw tables, too; older versions
         keep them. Returns how many there were."""
-        texts = ", ".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
+        texts = ", ".join(map(sql_text, runs))
         condition = f"{RUN_ID} IN ({texts})"
         rows = self.read(table).where(condition)
         if CAMPAIGN in rows.columns:

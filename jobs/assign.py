@@ -168,7 +168,7 @@ def command(
 
 def warehouse_query(conf: Path, overrides: list[str], table: str, dialect: str) -> str:
     """The query that assigns a table's units in a warehouse as `run` does. Raises ConfigError for another dialect."""
-    config = read_config(conf, overrides)
+    config = read_config(conf, overrides, "assign")
     return assignment_sql(designed(config), assignment_columns(trial_of(config)), dialect).select(table)
 
 

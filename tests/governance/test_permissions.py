@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from uplift_spark.cli import verbs
+from uplift_spark import cli, console, jobs
+from uplift_spark.cli import app, verbs
 from uplift_spark.config import Config, Lakehouse, RolesConf
 from uplift_spark.errors import ConfigError
 from uplift_spark.governance import permissions
@@ -31,13 +33,15 @@ def conf(**lakehouse) -> Config:
 
 def test_each_verb_has_a_role_and_no_role_a_verb_that_is_not_there() -> None:
     listed = {verb.partition(" ")[0] for role in VERBS_OF.values() for verb in role}
-    assert set(verbs()) | {"demo", "quickstart"} == listed
+    assert {command.name.replace("-", "_") for command in app.registered_commands if command.name} == set(verbs())
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback and not command.name}
+    assert set(verbs()) | own == listed and own == {"demo", "quickstart", "sql", "tables"}
 
 
 @pytest.mark.parametrize(
     ("user", "may", "may_not"),
     [
-        ("vic", ("report", "audit", "audit show"), ("train", "audit explain", "erase", "approve")),
+        ("vic", ("report", "tables", "audit", "audit show"), ("train", "sql", "audit explain", "erase", "approve")),
         ("olga", ("train", "policy", "export", "audit bias"), ("approve", "erase", "audit explain")),
         ("ann", ("approve", "reject", "audit verify"), ("train", "erase", "export")),
         ("pia", ("erase", "audit explain"), ("train", "export", "approve")),
@@ -96,18 +100,51 @@ def test_grants_are_least_privilege() -> None:
 
 
 def test_the_command_line_refuses_before_spark_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    from uplift_spark import cli
-
     text = "campaign: spring\nsource: {kind: simulation}\nroles: {outcome: visit, control: none, features: [age]}\n"
     text += "lakehouse: {catalog: main}\ngovernance: {access: {roles: {viewer: [vic], approver: [ann]}}}\n"
     (tmp_path / "c.yaml").write_text(text)
     monkeypatch.setattr(permissions, "os_user", lambda: "vic")
-    for line in (("train",), ("grants",)):
+    units = {"assign": ("--sql", "spark"), "sql": ("SELECT 1",), "monitoring-files": ("--to", str(tmp_path / "out"))}
+    for verb in ("train", "demo", "serve", *units, "grants"):
+        line = (verb, *units.get(verb, ()))
         monkeypatch.setattr("sys.argv", ["uplift", *line, "--conf", str(tmp_path / "c.yaml")])
         with pytest.raises(SystemExit):
             cli.main()
-        assert f"vic is viewer and may not run `uplift {line[0]}`" in capsys.readouterr().err
+        assert f"vic is viewer and may not run `uplift {verb}`" in capsys.readouterr().err
     monkeypatch.setattr(permissions, "os_user", lambda: "ann")
     with pytest.raises(SystemExit) as done:
         cli.main()
     assert not done.value.code and "GRANT USE CATALOG ON CATALOG `main` TO `vic`;" in capsys.readouterr().out
+
+
+def test_every_command_that_reads_a_configuration_names_its_verb() -> None:
+    """`read_config` checks who may run a verb, so a call without one would run for everybody."""
+    calls = [
+        ast.unparse(node)
+        for path in (*Path(jobs.__path__[0]).glob("*.py"), Path(cli.__file__), Path(console.__file__))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "read_config"
+    ]
+    assert len(calls) >= 9 and [call for call in calls if call.count(", ") < 2] == []
+
+
+def test_readings_of_the_demo_are_readouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        """Spark would start now."""
+
+    def started(*_: object) -> None:
+        raise Started
+
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    example = (folder / "experiment.yaml").read_text().replace("features/", f"{folder}/features/")
+    (tmp_path / "c.yaml").write_text(example + "governance: {access: {roles: {operator: [olga], viewer: [vic]}}}\n")
+    monkeypatch.setattr(console, "open_campaign", started)
+    monkeypatch.setattr("sys.argv", ["uplift", "demo", "--conf", str(tmp_path / "c.yaml")])
+    monkeypatch.setattr(permissions, "os_user", lambda: "olga")
+    with pytest.raises(Started):
+        cli.main()
+    monkeypatch.setattr(permissions, "os_user", lambda: "vic")
+    with pytest.raises(
+        ConfigError, match="vic is viewer and may not run `uplift readout`, which analyst or operator may"
+    ):
+        console.run_jobs({"readout 25%": started}, tmp_path / "c.yaml", None, None)  # type: ignore[dict-item]

@@ -85,12 +85,14 @@ class VersionFacts:
     trained_by   who registered it; None where that is not on record
     evaluations  {level: lower end of the interval of the checklist's metric}; empty where it was not evaluated
     bias         (groups compared, findings that need an answer); None without a bias audit of the version
+    uncompared   attributes of that audit of which no group was compared
     metadata     {owner, purpose, legal_basis, data, code, ...: value}; empty ones are missing
     """
 
     trained_by: str | None = None
     evaluations: Mapping[str, float] = field(default_factory=dict)
     bias: tuple[int, int] | None = None
+    uncompared: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -124,6 +126,11 @@ def _bias_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, 
         yield "a bias audit (run `uplift audit bias` with this version)"
     elif facts.bias[1]:
         yield f"a bias audit without findings (it has {facts.bias[1]}, see gold.bias_audit)"
+    elif facts.uncompared or not facts.bias[0]:
+        yield (
+            f"a bias audit that compared groups of {', '.join(facts.uncompared) or 'any attribute'} (none has enough "
+            "units: audit a larger hold-out, lower governance.bias.min_units or change governance.bias.attributes)"
+        )
 
 
 def _approver_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
@@ -153,7 +160,9 @@ def promotion_facts(
     metadata = {**named, "data versions": dict(model.data_versions), "code version": model.git_version}
     details = None if audited is None else audited.fields["details"]
     bias = None if details is None else (details["groups"], details["findings"])
-    return VersionFacts(None if trained is None else trained.fields["actor"], evaluations, bias, metadata)
+    uncompared = () if details is None else tuple(details.get("uncompared", ()))
+    by = None if trained is None else trained.fields["actor"]
+    return VersionFacts(by, evaluations, bias, uncompared, metadata)
 
 
 def _approval(config: Config) -> ApprovalConf:

@@ -18,8 +18,8 @@ from uplift_spark.runtime import os_user
 from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
-_READERS = ("report", "contract", "power", "doctor", "audit verify", "audit show")
-_ANALYSES = ("lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
+_READERS = ("report", "tables", "contract", "power", "doctor", "audit verify", "audit show")
+_ANALYSES = ("sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
     "analyst": (*_READERS, *_ANALYSES),
@@ -29,7 +29,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
         *("monitor", "monitoring_files", "publish", "serve"),
     ),
     "approver": (*_READERS, "audit bias", "approve", "reject", "grants"),
-    "privacy_officer": (*_READERS, "audit explain", "erase"),
+    "privacy_officer": (*_READERS, "sql", "audit explain", "erase"),
 }
 """What each role may do; nobody may do what no role of theirs has."""
 
@@ -67,6 +67,7 @@ def check_permitted(config: Config, action: str) -> None:
     if any(_covers(VERBS_OF[role], action) for role in mine):
         return
     may = [role for role, verbs in VERBS_OF.items() if _covers(verbs, action)]
+    action = action.replace("_", "-")  # as it is typed
     have = f"is {' and '.join(mine)}" if mine else "has no role"
     raise ConfigError(
         f"{user} {have} and may not run `uplift {action}`, which {' or '.join(may)} may: ask whoever keeps "

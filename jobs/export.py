@@ -29,6 +29,8 @@ from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
+NAMES_ITS_RUN = True  # its name is of what was exported
+
 EXPORT_FORMATS = ("csv", "parquet")
 
 

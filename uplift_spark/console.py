@@ -91,7 +91,10 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
 
     def command(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **chosen: Any) -> None:
         named = {"run_id": run_id} if "run_id" in [parameter.name for parameter in own] else {}
-        lazily = getattr(sys.modules[run.__module__], "READS_RESULTS", False)
+        job = sys.modules[run.__module__]
+        if run_id is not None and getattr(job, "NAMES_ITS_RUN", False):
+            raise ConfigError(f"`uplift {verb}` names its run itself: leave --run-id out")
+        lazily = getattr(job, "READS_RESULTS", False)
         run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id, lazily=lazily)
 
     usual = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "chosen"]

@@ -203,5 +203,3 @@ def test_questions_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     for wrong in (("verfy",), ("explain",), ("show", "u1")):
         with pytest.raises(ConfigError):
             audit.AuditQuestion(*wrong)
-    with pytest.raises(ConfigError, match="leave --run-id out"):
-        audit.options("show", run_id="r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,36 @@ def test_a_token_is_its_users_and_a_wrong_one_nobodys(monkeypatch: pytest.Monkey
         check_permitted(conf(), "report")
     with pytest.raises(Exception, match="pattern"):
         AccessConf(ROLES, {"ann": "a token of ann's"})
+
+
+def test_on_databricks_the_user_is_the_one_that_spark_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's user is root there for everybody, and a token must not make one user two in checks and log."""
+
+    class Session:
+        def sql(self, query: str) -> Session:
+            assert query == "SELECT current_user()"
+            return self
+
+        def collect(self) -> list[tuple[str]]:
+            return [("vic",)]
+
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "16.4")
+    monkeypatch.setattr("uplift_spark.lake.session.spark_session", lambda _: Session())
+    monkeypatch.setenv(TOKEN_ENV, "a token of ann's")
+    assert acting_user(conf()) == "vic"
+    check_permitted(conf(), "doctor")
+    with pytest.raises(ConfigError, match="vic is viewer and may not run `uplift approve`"):
+        check_permitted(conf(), "approve")
+
+
+def test_the_page_has_every_verb_of_every_role() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "governance.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (?:an? (\w+)'s, and )?(.*) \|$", page, re.M)
+    documented: dict[str, set[str]] = {}
+    for role, base, verbs_ in rows:
+        if role in VERBS_OF:
+            documented[role] = documented.get(base, set()) | set(verbs_.replace("-", "_").split(", "))
+    assert documented == {role: set(verbs_) for role, verbs_ in VERBS_OF.items()}
 
 
 def test_the_systems_user_is_not_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Roles: who may run which verb here, and the same as GRANTs of Unity Catalog. No Spark.
+"""Roles: who may run which verb here, and the same as GRANTs of Unity Catalog.
+
+No Spark, except on Databricks, where it knows the user.
 
 On a laptop or a shared machine the command line checks who runs it and what that role may do. That is a guard rail
 against mistakes: whoever may write the lakehouse's files can pass it by. What protects tables and models are the

@@ -148,8 +148,9 @@ def audit_bias(campaign: Campaign, progress: ProgressCallback) -> JobResult:
     constants = {CAMPAIGN: campaign.name, "model_version": str(model.version)}
     written = lake.write(BIAS_TABLE, lake.spark.createDataFrame(as_arrow(rows, **constants)), run_id)
     summary = "\n".join(result.sentences())
-    groups, facts = len(result.compared), {"text": result.sentences(), "plan": plan}
-    facts |= {"groups": groups, "findings": len(result.flags), "uncompared": list(result.uncompared)}
+    groups = len(result.compared)
+    facts: dict[str, Any] = {"groups": groups, "findings": len(result.flags), "uncompared": list(result.uncompared)}
+    facts |= {"text": result.sentences(), "plan": plan}
     versions = {"model": model.version, "scores": scored.run_id, BIAS_TABLE: written.version}
     name, why = version_name(model), "governance.bias of the configuration"
     record_event(config, lake, AuditEvent("", "bias", name, why, "", run_id, versions, facts))

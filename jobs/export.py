@@ -233,8 +233,9 @@ def run(
     cannot be renamed, as in object stores, files count once `_SUCCESS` lies beside them.
     """
     rows, run_id, details = (plan_to_export if export.plan else scores_to_export)(campaign, export)
-    versions = {name: details[name] for name in ("model", "version", "plan", "consent_version") if name in details}
-    facts = {name: details[name] for name in ("units", "held_back", "levels", "purpose") if name in details}
+    rests_on = {"model", "version", "plan", "consent_version"}
+    versions = {name: value for name, value in details.items() if name in rests_on}
+    facts = {name: details[name] for name in details if name in {"units", "held_back", "levels", "purpose"}}
     event = AuditEvent("", "export", export.to, export.reason, "", run_id, versions, facts)
     record_event(campaign.config, campaign.lake, event, once=False)
     _write(rows, export)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated, Any
 
 import pandas as pd
+import typer
 from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
@@ -35,10 +37,18 @@ from uplift_spark.experiments.protocol import (
     write_findings,
 )
 from uplift_spark.experiments.readout import PRIMARY, TrialReadout, effects_by_day, read_sums
-from uplift_spark.jobs.check import options
 from uplift_spark.lake.schemas import EXPERIMENT_TABLE, READOUT_TABLE, TRUTH_TABLE
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+
+def options(
+    as_of: Annotated[str | None, typer.Option(help="Read outcomes until then, in UTC, such as 2026-03-09.")] = None,
+    final: Annotated[bool, typer.Option("--final", help="Assignment has ended: this reading is the last.")] = False,
+    override: Annotated[str | None, typer.Option(help="Why a broken trial is read; stays on every figure.")] = None,
+) -> dict[str, Any]:
+    """How the trial is read."""
+    return {"reading": ReadingOptions.of_texts(as_of, final, override)}
 
 
 def run(

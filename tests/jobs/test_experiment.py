@@ -94,13 +94,15 @@ def test_random_arms_are_not_found_again_from_pseudonyms() -> None:
 def test_a_run_is_named_by_all_that_its_rows_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = TrialFacts({"off": 1.0, "on": 1.0})
     reading = TrialReading(None, facts, AT, 0, "units@1")  # type: ignore[arg-type]
-    told = replace(LATER, override="a rehearsal")
-    identities = [reading_identity(Campaign(CONFIG), reading, how) for how in (LATER, told, replace(told, final=False))]
+    signed = replace(LATER, override="a rehearsal")
+    identities = [
+        reading_identity(Campaign(CONFIG), reading, how) for how in (LATER, signed, replace(signed, final=False))
+    ]
     for changes in ({"earlier": (0.5,)}, {"same_salt": ("autumn",)}):
         other = replace(reading, facts=replace(facts, **changes))
         identities.append(reading_identity(Campaign(CONFIG), other, LATER))
     monkeypatch.setattr("uplift_spark.governance.permissions.os_user", lambda: "somebody else")
-    identities.append(reading_identity(Campaign(CONFIG), reading, told))
+    identities.append(reading_identity(Campaign(CONFIG), reading, signed))
     assert len({Campaign(CONFIG).run_id("check", **one) for one in identities}) == len(identities) == 6
 
 
@@ -328,8 +330,8 @@ def test_rows_that_do_not_fit(lake, tmp_path: Path) -> None:
     pd.read_parquet(table).drop(columns="assigned_at").to_parquet(undated)
     with pytest.raises(ConfigError, match=r"--as-of needs the column assigned_at, and .*undated.parquet has none"):
         check_job.run(Campaign(with_trial(table=str(undated)), lake), reading=LATER)
-    told = check_job.run(Campaign(with_trial(table=str(undated)), lake), reading=ReadingOptions(final=True)).details
-    assert told["complete"] == "not checked: rows have no column assigned_at, so every outcome counts"
+    undone = check_job.run(Campaign(with_trial(table=str(undated)), lake), reading=ReadingOptions(final=True)).details
+    assert undone["complete"] == "not checked: rows have no column assigned_at, so every outcome counts"
     flat = trial_file(tmp_path, rows.assign(spend=3.0))
     with pytest.raises(DataError, match="metric spend is 3 in all 200 units: it tells no arms apart"):
         readout_job.run(Campaign(with_trial(table=flat), lake), reading=replace(LATER, override="to see"))

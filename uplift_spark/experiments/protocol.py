@@ -301,8 +301,8 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
         The reading.
 
     Raises:
-        ConfigError: The configuration has no trial, a column is missing, or random arms cannot be told from the
-            others.
+        ConfigError: The configuration has no trial, a column is missing, or random arms cannot be found
+            again.
         DataError: There are no rows, or they do not fit; as `spark.unit_sums`.
     """
     config, trial = campaign.config, trial_of(campaign.config)

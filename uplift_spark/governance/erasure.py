@@ -18,14 +18,14 @@ from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.approvals import promote
 from uplift_spark.governance.audit import AuditEvent, signing_key
-from uplift_spark.governance.privacy import key_of, plain_id, pseudonym
+from uplift_spark.governance.privacy import key_of, pseudonym
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD, trimmed_id
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
-from uplift_spark.roles import RUN_ID, UNIT
+from uplift_spark.roles import RUN_ID, UNIT, plain_id
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------

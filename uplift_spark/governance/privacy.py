@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
 from uplift_spark.lake.contracts import trimmed_id
-from uplift_spark.roles import UNIT
+from uplift_spark.roles import UNIT, plain_id
 from uplift_spark.runtime import secret_key
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -35,11 +35,6 @@ def key_of(config: Config) -> bytes | None:
 def pseudonym(key: bytes, unit: str) -> str:
     """Compute a pseudonym: the first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text, as `plain_id`."""
     return hmac.digest(key, plain_id(unit).encode(), hashlib.sha256).hex()[:_DIGITS]
-
-
-def plain_id(unit: str) -> str:
-    """Strip blanks, line breaks and byte order marks around an id, as the tables have it."""
-    return unit.strip().strip("\ufeff").strip()
 
 
 def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:

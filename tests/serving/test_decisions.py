@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.serving.published import config_of
+from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import assign
+from uplift_spark.jobs.erase import logs_beside
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     BEST_NOW,
@@ -37,7 +40,7 @@ from uplift_spark.serving.decisions import (
     stored_effects,
 )
 from uplift_spark.serving.scorer import LevelEffect
-from uplift_spark.serving.store import Manifest, StoredUnit
+from uplift_spark.serving.store import Manifest, StoredUnit, decision_log_file
 
 LEVELS = ("none", "5%", "10%")
 PRICED = {"planned": True, "value": 10.0, "cost": {"5%": 1.0, "10%": 2.0}, "net": True, "price": 0.5}
@@ -205,6 +208,19 @@ def test_units_that_are_erased_are_in_no_file_of_the_log(log):
     assert not [path for path in log._file.parent.iterdir() if b"secret-person" in path.read_bytes()]
     assert log.erase(["secret-person"]) == 0
     assert log.append([entry("k1", "u2")])[0].new
+
+
+def test_the_verb_that_erases_finds_the_log_where_it_lies(tmp_path):
+    config = config_of(tmp_path)
+    assert logs_beside(config) == {} and not decision_log_file(config).exists()  # nothing was served here
+    for one in (config, config_of(tmp_path, log=str(tmp_path / "elsewhere" / "log.sqlite"))):
+        log = DecisionLog(decision_log_file(one))
+        log.append([entry("k1"), entry("k2", "u2")])
+        ((name, erase),) = logs_beside(one).items()
+        assert (name, erase(["u1"]), erase(["u1"])) == ("log of decisions", 1, 0)
+        assert [body["unit_id"] for _, body in log.entries(DECISION)] == ["u2"]
+        log.close()
+    assert logs_beside(replace(config, lakehouse=Lakehouse(path="s3://bucket/house"))) == {}
 
 
 def test_processes_that_write_at_once_agree_on_one_answer_for_each_key(tmp_path):

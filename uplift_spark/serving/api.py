@@ -422,6 +422,7 @@ class _Metrics:
             buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2.5),
         )  # fmt: skip
         self.degraded = Counter("uplift_degraded", "Answers that lack something", ("why",), registry=self.registry)
+        self.degraded.labels(LOG_DOWN)  # 0 from the start: alerts see the first one
         self.decisions = Counter("uplift_decisions", "Decisions made", ("level", "explored"), registry=self.registry)
         self.published = Gauge(
             "uplift_published_seconds", "When the version was published", registry=self.registry,

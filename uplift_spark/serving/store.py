@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,8 +79,9 @@ class Manifest:
     model          name, version and SHA-256 of the file
     averages       {level: [mean uplift, error of one unit's about it]} over the units
     barred         reasons of the plan with which a unit gets nothing, not even at random
-    policy         value of the outcome and costs, prices of the limits, purpose of consent
+    policy         value of the outcome and costs, prices of the limits, whether there are rules that bar units, consent
     inputs         versions of tables and identities of runs; the same inputs make the same version
+    held_back      {why: units that may not be contacted, and are not in the version}
     units          number of units
     redis          whether they lie in Redis
     units_sha256   SHA-256 of their file; empty with Redis
@@ -97,6 +98,7 @@ class Manifest:
     barred: tuple[str, ...]
     policy: Mapping[str, Any]
     inputs: Mapping[str, Any]
+    held_back: Mapping[str, int] = field(default_factory=dict)
     units: int = 0
     redis: bool = False
     units_sha256: str = ""
@@ -280,11 +282,11 @@ def read_manifest(folder: Path, version: str) -> Manifest:
 
 
 def published_already(folder: Path, manifest: Manifest, redis: Any = None) -> str | None:
-    """Find out whether a version is served already.
+    """Find out whether a version is served already; then what a killed run left beside it is removed.
 
     Args:
         folder: The campaign's serving folder.
-        manifest: What the version would be; what its units tell (`averages`, `barred`) does not count.
+        manifest: What the version would be; what its units tell does not count.
         redis: Client of the Redis that keeps the units; None: a file does.
 
     Returns:
@@ -297,7 +299,10 @@ def published_already(folder: Path, manifest: Manifest, redis: Any = None) -> st
     served = _readable(folder, name)
     if name is None or served is None or not _same(served, manifest, redis):
         return None
-    return name if _intact(folder / name, served, redis) else None
+    if not _intact(folder / name, served, redis):
+        return None
+    _remove_others(folder, name, served.campaign, redis)
+    return name
 
 
 def publish_version(
@@ -325,7 +330,6 @@ def publish_version(
     """
     version, before = checked_name(manifest.version, "version"), current_version(folder)
     if known := published_already(folder, manifest, redis):
-        _remove_others(folder, known, manifest.campaign, redis)
         return Published(known, skipped=True)
     if version == before:
         served = _readable(folder, before)

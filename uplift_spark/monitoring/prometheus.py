@@ -36,7 +36,7 @@ SERVED_PATHS = 'path=~"/v1/.*"'
 """Requests that count: health checks and scrapes would thin out the errors."""
 NODE_JOB, SERVING_JOB = "uplift-node", "uplift-serving"
 OOM_KILLS = "node_vmstat_oom_kill"
-DEGRADED, NOT_LOGGED = "uplift_degraded_total", 'why="log_unavailable"'
+DEGRADED, UNLOGGED = "uplift_degraded_total", 'why="log_unavailable"'
 """What a service's answers lack, and that they lack a place in the log of decisions."""
 RUNBOOK = "docs/alerts.md"
 
@@ -355,7 +355,7 @@ def service_rules(campaign: str, kpis: Sequence[Kpi]) -> list[PromRule]:
         name = f"Uplift{camel(latency.name)}Served"
         rules.append(PromRule(name, "latency", campaign, expr, 10, latency.severity, summary, latency))
     # Such answers are no errors to the caller: every unit gets the control, and nothing else tells of it.
-    expr = f"sum by (campaign) (increase({_of(DEGRADED, campaign, NOT_LOGGED)}[15m])) > 0"
+    expr = f"sum by (campaign) (increase({_of(DEGRADED, campaign, UNLOGGED)}[15m])) > 0"
     summary = f"The log of decisions of {campaign} cannot be written: every unit gets the control. Is the disk full?"
     rules.append(PromRule("UpliftDecisionsNotLogged", "unlogged", campaign, expr, 1, "page", summary))
     answers = _of("up", campaign, _is("job", SERVING_JOB))

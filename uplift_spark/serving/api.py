@@ -161,7 +161,7 @@ class OutcomesRequest(_Body):
 # --------------------------------------------------------------------------------------------------------------------
 # What is served.
 
-Found: TypeAlias = tuple[Mapping[str, StoredUnit], bool]
+StoreAnswer: TypeAlias = tuple[Mapping[str, StoredUnit], bool]
 """What is published of the units of a request, and whether the store answered."""
 
 
@@ -229,7 +229,7 @@ class Served:
         """What `degraded` says while a newer version is refused."""
         return (KEPT,) if self.problem else ()
 
-    def stored(self, units: Iterable[str | None]) -> Found:
+    def stored(self, units: Iterable[str | None]) -> StoreAnswer:
         """What is published of the units, and whether the store answered."""
         ids = list(dict.fromkeys(unit for unit in units if unit is not None))
         if self.now is None or not ids:
@@ -272,14 +272,14 @@ def _effect(one: LevelEffect) -> dict[str, Any]:
 def answer_units(
     served: Served,
     queries: Mapping[str, tuple[str | None, Mapping[str, Any] | None]],
-    found: Found,
+    published: StoreAnswer,
 ) -> list[UnitAnswer]:
     """Effects on units, each by the best that can be had: the model, the last batch run, the average.
 
     Args:
         served: With a version.
         queries: {place in the request: (id, features)} of each unit; either may be None.
-        found: What `Served.stored` says of the units.
+        published: What `Served.stored` says of the units.
 
     Returns:
         The answers in the order of the queries.
@@ -287,7 +287,7 @@ def answer_units(
     Raises:
         DataError: Features are not those of the model.
     """
-    now, (stored, answered) = served.now, found
+    now, (stored, answered) = served.now, published
     assert now is not None
     encoded, judged = [], []
     for place, (unit, features) in queries.items():
@@ -561,8 +561,8 @@ def _add_effects(app: FastAPI, served: Served, metrics: _Metrics) -> None:
             if query == (None, None):
                 raise DataError(f"units[{place}] has neither unit_id nor features: give one of them")
         places = [""] if len(queries) == 1 else [f"units[{place}]" for place in range(len(queries))]
-        found = served.stored(unit for unit, _ in queries)
-        answers = answer_units(served, dict(zip(places, queries, strict=True)), found)
+        published = served.stored(unit for unit, _ in queries)
+        answers = answer_units(served, dict(zip(places, queries, strict=True)), published)
         metrics.lacks(why for answer in answers for why in answer.degraded)
         shown = [answer.to_dict() for answer in answers]
         return JSONResponse({"outcome": now.version.manifest.outcome, "model": now.model, "answers": shown})
@@ -574,18 +574,18 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
         """The level to give each unit now; an answer is on disk before it is sent."""
         now = _now(served)
         _check_number(len(body.requests), served.conf)
-        found = served.stored(one.unit_id for one in body.requests)
+        published = served.stored(one.unit_id for one in body.requests)
         entries = []
-        for query, fresh in zip(body.requests, _fresh_effects(served, body.requests, found), strict=True):
+        for query, fresh in zip(body.requests, _fresh_effects(served, body.requests, published), strict=True):
             effects = fresh.effects if fresh is not None and fresh.source == MODEL_SOURCE else None
-            decision = now.policy.decide(query.unit_id, found[0].get(query.unit_id), effects, found[1])
+            decision = now.policy.decide(query.unit_id, published[0].get(query.unit_id), effects, published[1])
             at = time.time()
             facts = {
                 "request_key": query.request_key, "unit_id": query.unit_id, "campaign": now.version.manifest.campaign,
                 "level": decision.level, "reason": decision.reason, "propensity": decision.propensity,
                 "explored": decision.explored,
                 "decided_at": _moment(at), "expires_at": _moment(at + served.conf.decision_minutes * 60),
-                "model": now.model, "degraded": _lacking(served, query.unit_id, fresh, found),
+                "model": now.model, "degraded": _lacking(served, query.unit_id, fresh, published),
             }  # fmt: skip
             entries.append(LogEntry(DECISION, query.request_key, facts))
         try:
@@ -600,22 +600,24 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
         return JSONResponse({"decisions": [{**one.body, "logged": True} for one in logged]})
 
 
-def _fresh_effects(served: Served, requests: Sequence[DecisionQuery], found: Found) -> list[UnitAnswer | None]:
+def _fresh_effects(
+    served: Served, requests: Sequence[DecisionQuery], published: StoreAnswer
+) -> list[UnitAnswer | None]:
     """Effects by the features that requests bring; None for requests without, whose plan needs no model."""
     queries = {
         f"requests[{place}]": (one.unit_id, one.features)
         for place, one in enumerate(requests)
         if one.features is not None
     }
-    answers = iter(answer_units(served, queries, found))
+    answers = iter(answer_units(served, queries, published))
     return [None if one.features is None else next(answers) for one in requests]
 
 
-def _lacking(served: Served, unit: str, fresh: UnitAnswer | None, found: Found) -> list[str]:
+def _lacking(served: Served, unit: str, fresh: UnitAnswer | None, published: StoreAnswer) -> list[str]:
     """What a decision could not rest on; where effects come from in place of the model is nothing to a decision."""
     if fresh is not None:
         return [why for why in fresh.degraded if why not in (BATCH, AVERAGE)]
-    stored, answered = found
+    stored, answered = published
     missing = () if unit in stored else (UNKNOWN if answered else STORE_DOWN,)
     return [*missing, *served.kept]
 

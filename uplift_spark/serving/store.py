@@ -191,8 +191,8 @@ class RedisUnits:
         if whole is None:
             raise EnvironmentProblem("the units are gone from Redis: run `uplift publish` again")
         try:
-            found = zip(units, texts, strict=True)
-            return {unit: StoredUnit.from_json(text) for unit, text in found if text is not None}
+            pairs = zip(units, texts, strict=True)
+            return {unit: StoredUnit.from_json(text) for unit, text in pairs if text is not None}
         except (ValueError, KeyError, TypeError) as error:
             raise EnvironmentProblem("Redis holds something else in place of units") from error
 
@@ -480,7 +480,6 @@ def _write_redis(
         for low in range(0, len(gone), _CHUNK):
             redis.hdel(key, *gone[low : low + _CHUNK])
         redis.hset(key, _WHOLE, str(len(present)))
-        redis.persist(key)
     return Published(version, written, unchanged, len(gone))
 
 

@@ -1,11 +1,12 @@
 """Erase units from the models in use and from every table; with --purge also from old files and logs.
 
 Registers a model version without the units where one in use was trained on them, and writes its training rows to
-silver.trained_<model>_<version>.
+silver.trained_<model>_<version>. The log of decisions is erased, too, where it lies on this machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config
 from uplift_spark.console import main_job
+from uplift_spark.errors import ConfigError
 from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.serving.decisions import DecisionLog
+from uplift_spark.serving.store import decision_log_file
 
 NAMES_ITS_RUN = True  # its name must say nothing about the units
 
@@ -34,7 +39,16 @@ def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, erasure: Erasure
 ) -> JobResult:
     """Erase what `erasure` names; a rerun completes a killed run and otherwise finds nothing left."""
-    return run_erasure(campaign.config, campaign.lake, erasure, progress)
+    return run_erasure(campaign.config, campaign.lake, erasure, progress, logs_beside(campaign.config))
+
+
+def logs_beside(config: Config) -> dict[str, Callable[[Sequence[str]], int]]:
+    """What erases units from the campaign's log of decisions, if it is on this machine."""
+    try:
+        file = decision_log_file(config)
+    except ConfigError:  # nothing can be served from a lakehouse elsewhere that names no folder here
+        return {}
+    return {"log of decisions": lambda units: DecisionLog(file).erase(units)} if file.exists() else {}
 
 
 if __name__ == "__main__":

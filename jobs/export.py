@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +20,10 @@ from pyspark.sql.types import StringType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.governance.audit import AuditEvent
-from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated, of_purpose
+from uplift_spark.governance.privacy import GATE, MAY, ConsentGate, held_back, units_by_gate
 from uplift_spark.governance.spark import record_event
-from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
@@ -71,13 +69,12 @@ def scores_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str
     """
     model = campaign.model_in_use
     scored = campaign.last_scored(model.version)
-    gate = _Gate.of(campaign, export)
+    gate = ConsentGate.of(campaign.lake, campaign.config.consent, export.purpose)
     rows = gate.judged(campaign.scores(scored).drop(RUN_ID, "scored_at"))
-    counted = rows.groupBy(GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
-    counts = {row[GATE]: row["n"] for row in counted}
-    run_id = derive_run_id("export", {"to": export.to}, scores=scored, **gate.identity)
-    details = {"model": model.name, "version": model.version, **gate.details}
-    details |= {"units": counts.get(MAY, 0), "held_back": _held(counts) or 0}
+    counts = units_by_gate(rows)
+    run_id = derive_run_id("export", {"to": export.to}, scores=scored, consent=gate.version, purpose=gate.purpose)
+    details = {"model": model.name, "version": model.version, **_facts(gate)}
+    details |= {"units": counts.get(MAY, 0), "held_back": held_back(counts) or 0}
     return rows.where(F.col(GATE) == MAY).drop(GATE), run_id, details
 
 
@@ -90,7 +87,7 @@ def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, 
     """
     model, control = campaign.model_in_use, campaign.config.roles.control
     plan = campaign.plan_run(model.version)
-    gate = _Gate.of(campaign, export)
+    gate = ConsentGate.of(campaign.lake, campaign.config.consent, export.purpose)
     rows = gate.judged(campaign.decisions(plan).drop(RUN_ID, "value"))
     counted = rows.groupBy(TREATMENT, GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
     levels = {row[TREATMENT]: row["n"] for row in sorted(counted) if row[GATE] == MAY and row[TREATMENT] != control}
@@ -99,74 +96,15 @@ def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, 
         if row[TREATMENT] != control:
             counts[row[GATE]] = counts.get(row[GATE], 0) + row["n"]
     untreated = sum(row["n"] for row in counted if row[TREATMENT] == control)
-    run_id = derive_run_id("export", {"to": export.to}, plan=plan, **gate.identity)
-    details = {"model": model.name, "version": model.version, "plan": plan, **gate.details}
+    run_id = derive_run_id("export", {"to": export.to}, plan=plan, consent=gate.version, purpose=gate.purpose)
+    details = {"model": model.name, "version": model.version, "plan": plan, **_facts(gate)}
     details |= {"units": counts.get(MAY, 0), "levels": levels or "none", "untreated": untreated}
     treated = rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE)
-    return treated, run_id, details | {"held_back": _held(counts) or 0}
+    return treated, run_id, details | {"held_back": held_back(counts) or 0}
 
 
-def _held(counts: Mapping[str, int]) -> dict[str, int]:
-    return {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """Who may be contacted, by bronze.consent at one version; None: there is no such table, and none is needed."""
-
-    consent: DataFrame | None
-    version: int | None
-    purpose: str
-    required: bool
-
-    @classmethod
-    def of(cls, campaign: Campaign, export: Export) -> _Gate:
-        conf, lake = campaign.config.consent, campaign.lake
-        there = lake.exists(CONSENT_TABLE)
-        if conf.required and not there:
-            raise DataError(
-                f"table {CONSENT_TABLE} does not exist, and consent.required is true: run `uplift load "
-                f"{CONSENT_TABLE}`, or set consent.required to false where no consent is needed"
-            )
-        version = lake.version(CONSENT_TABLE) if there else None
-        consent = lake.read(CONSENT_TABLE, version) if there else None
-        return cls(consent, version, export.purpose or conf.purpose, conf.required)
-
-    def judged(self, rows: DataFrame) -> DataFrame:
-        """The rows with the column GATE. Raises DataError when no statement is of any of their units."""
-        self._refuse_strangers(rows)
-        return gated(rows, self.consent, self.purpose, self.required)
-
-    def _refuse_strangers(self, rows: DataFrame) -> None:
-        """Ids or purposes that are written otherwise would let withdrawals through, or hold everybody back."""
-        if self.consent is None:
-            return
-        said = of_purpose(self.consent, self.purpose)
-        if rows.isEmpty() or not said.join(rows, UNIT, "left_semi").isEmpty():
-            return
-        purposes = self.consent.groupBy("purpose").agg(F.count("*").alias("n")).collect()
-        if not purposes:
-            return
-        example = said.select(F.min(UNIT)).collect()[0][0]
-        if example is None:
-            raise DataError(
-                f"{CONSENT_TABLE} has {sum(row['n'] for row in purposes):,} rows, none of them of purpose "
-                f"{self.purpose!r} but of {', '.join(sorted(str(row['purpose']) for row in purposes)[:10])}: correct "
-                "consent.purpose or --purpose, or load the rows with this purpose"
-            )
-        raise DataError(
-            f"none of the rows of {CONSENT_TABLE} of purpose {self.purpose!r} is of a unit to export: unit ids there "
-            f"look like {example!r}, here like {rows.select(F.min(UNIT)).collect()[0][0]!r}; write the ids alike and "
-            "load the rows again"
-        )
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"consent": self.version, "purpose": self.purpose}
-
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"purpose": self.purpose, "consent_version": self.version}
+def _facts(gate: ConsentGate) -> dict[str, Any]:
+    return {"purpose": gate.purpose, "consent_version": gate.version}
 
 
 def _write(rows: DataFrame, export: Export) -> None:

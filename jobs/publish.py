@@ -2,7 +2,7 @@
 
 Reads the training table as it was scored, gold.uplift_scores and, where they are there, the newest plan of
 gold.policy_decisions and bronze.consent; writes the campaign's serving folder, or Redis, and no table. Units that were
-erased, or may not be contacted, are gone from the store within the run.
+erased, or may not be contacted, are gone from the store within the run, and from Redis within a minute after it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,37 @@ from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.governance.privacy import GATE, MAY, gated
+from uplift_spark.governance.audit import AuditEvent, signing_key
+from uplift_spark.governance.privacy import GATE, MAY, ConsentGate, held_back, units_by_gate
+from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE, DECISIONS_TABLE, SCORES_TABLE, gold_table
 from uplift_spark.policy.spark import CHOSEN, NOT_WORTH
 from uplift_spark.registry.models import Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
-from uplift_spark.serving.store import Manifest, StoredUnit, publish_version, redis_client, serving_folder
+from uplift_spark.serving.store import (
+    Manifest,
+    StoredUnit,
+    check_plain_ids,
+    publish_version,
+    published_already,
+    read_manifest,
+    redis_client,
+    serving_folder,
+)
 
 _PREFIX = "_level_"  # of the columns with a level's effect
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a version is made from: the model in use, its last scores, the newest plan by it (None: there is none), and
-    the versions of the tables read."""
+    """What a version is made from: the model in use, its last scores, the newest plan by it (None: there is none), who
+    may be contacted, and the versions of the tables read."""
 
     model: Registered
     scored: Scored
     plan: str | None
+    gate: ConsentGate
     versions: Mapping[str, int]
 
 
@@ -57,23 +69,19 @@ def _sources(campaign: Campaign) -> _Sources:
             tables.append(DECISIONS_TABLE)
         except DataError:  # other campaigns, or other versions, have planned
             plan = None
-    if lake.exists(CONSENT_TABLE):
-        tables.append(CONSENT_TABLE)
-    elif campaign.config.consent.required:
-        raise DataError(
-            f"table {CONSENT_TABLE} does not exist, and consent.required is true: run `uplift load {CONSENT_TABLE}`, "
-            "or set consent.required to false where no consent is needed"
-        )
-    versions = {table: lake.version(table) for table in tables}
-    return _Sources(model, scored, plan, {campaign.training_table: scored.feature_version, **versions})
+    gate = ConsentGate.of(lake, campaign.config.consent)
+    versions = {campaign.training_table: scored.feature_version} | {table: lake.version(table) for table in tables}
+    if gate.version is not None:
+        versions[CONSENT_TABLE] = gate.version
+    return _Sources(model, scored, plan, gate, versions)
 
 
 def _rows(campaign: Campaign, sources: _Sources, model: Model) -> DataFrame:
-    """One row per unit that has a score and may be contacted: features, assigned_at, effects, level and reason.
+    """One row per unit that has a score: features, assigned_at, effects, gate of consent, level and reason.
 
     The training table is read as it was scored, and may hold units that were erased since; scores hold none of them.
     """
-    lake, versions, conf = campaign.lake, sources.versions, campaign.config.consent
+    lake, versions = campaign.lake, sources.versions
     mine = (F.col("model_name") == sources.scored.model_name) & (F.col(RUN_ID) == sources.scored.run_id)
     scores = lake.read(SCORES_TABLE, versions[SCORES_TABLE]).where(mine)
     effect = F.struct("uplift", "uplift_se", "low_support")
@@ -83,8 +91,7 @@ def _rows(campaign: Campaign, sources: _Sources, model: Model) -> DataFrame:
     ]
     training = campaign.training_set(sources.scored.feature_version)
     rows = training.select(UNIT, "assigned_at", *model.roles.features).join(scores.groupBy(UNIT).agg(*each), UNIT)
-    consent = lake.read(CONSENT_TABLE, versions[CONSENT_TABLE]) if CONSENT_TABLE in versions else None
-    rows = gated(rows, consent, conf.purpose, conf.required).where(F.col(GATE) == MAY).drop(GATE)
+    rows = sources.gate.judged(rows)
     if sources.plan is None:
         nothing = F.lit(None).cast("string")
         return rows.withColumns({"_planned": nothing, "_reason": nothing})
@@ -145,11 +152,14 @@ def _averages(table: pa.Table, levels: tuple[str, ...]) -> dict[str, tuple[float
 def _policy(campaign: Campaign, sources: _Sources, levels: tuple[str, ...]) -> dict[str, Any]:
     """What a decision on fresh features reckons with; without `price` the plan's own decisions stand.
 
+    rules  whether the plan has rules that bar units, which nobody has applied to a unit without a plan
     price  what a unit of money is worth at the plan's limits. Known where all limits are of money and every level
            costs the same for all units, or where there is no limit at all.
     """
     config = campaign.config
-    facts: dict[str, Any] = {"purpose": config.consent.purpose, "planned": sources.plan is not None}
+    facts: dict[str, Any] = {"purpose": sources.gate.purpose, "required": sources.gate.required}
+    rules = config.policy.exclude or config.policy.contacts is not None or config.policy.global_holdout
+    facts |= {"planned": sources.plan is not None, "rules": bool(rules)}
     try:
         value = campaign.outcome_value
     except ConfigError:
@@ -170,16 +180,16 @@ def _policy(campaign: Campaign, sources: _Sources, levels: tuple[str, ...]) -> d
 
 def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
     """Make a version of the online store and switch to it; with the same inputs as the served one nothing happens."""
-    folder, conf = serving_folder(campaign.config), campaign.config.serving
+    config = campaign.config
+    check_plain_ids(config)
+    signing_key(config.governance.audit)  # no unit leaves without an entry
+    folder, url = serving_folder(config), config.serving.redis
     sources = _sources(campaign)
     model = campaign.registry.load(sources.model)
-    content, levels = model.to_bytes(), model.levels.treated
+    content, policy = model.to_bytes(), _policy(campaign, sources, model.levels.treated)
     inputs = {"versions": dict(sources.versions), "scores": sources.scored.run_id, "plan": sources.plan}
-    facts = {"campaign": campaign.name, "purpose": campaign.config.consent.purpose, "redis": conf.redis is not None}
+    facts = {"campaign": campaign.name, "redis": url is not None, "policy": policy}
     run_id = run_id or derive_run_id("publish", facts, model=sources.model.sha256, **inputs)
-    progress(f"reading units scored by {sources.model.name} version {sources.model.version}")
-    table = _rows(campaign, sources, model).toArrow()
-    reasons = {reason for reason in table.column("_reason").unique().to_pylist() if reason is not None}
     manifest = Manifest(
         campaign.name,
         run_id.replace("-", "_"),
@@ -187,19 +197,40 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         tuple((one.name, "text" if one.categorical else "number") for one in model.bins),
         model.levels.names,
         {"name": sources.model.name, "version": sources.model.version, "sha256": hashlib.sha256(content).hexdigest()},
-        _averages(table, levels),
-        tuple(sorted(reasons - {CHOSEN, NOT_WORTH})),
-        _policy(campaign, sources, levels),
+        {},
+        (),
+        policy,
         {**inputs, "model": sources.model.sha256},
     )
-    redis = None if conf.redis is None else redis_client(conf.redis)
-    progress(f"publishing {len(table):,} units")
-    result = publish_version(folder, manifest, content, _units(table, model), redis)
-    details = {"model": sources.model.name, "version": sources.model.version, "plan": sources.plan or "none"}
-    if result.skipped:
-        return JobResult.of("publish", run_id, **details, published=f"already, as {result.version}", folder=str(folder))
-    counts = {"written": result.written, "unchanged": result.unchanged, "removed": result.removed}
-    return JobResult.of("publish", run_id, **details, **counts, folder=str(folder))
+    redis = None if url is None else redis_client(url)
+    served = published_already(folder, manifest, redis)
+    if served is not None:
+        did: dict[str, Any] = {"published": f"already, as {served}"}
+    else:
+        progress(f"reading units scored by {sources.model.name} version {sources.model.version}")
+        rows = _rows(campaign, sources, model)
+        table = rows.where(F.col(GATE) == MAY).drop(GATE).toArrow()
+        manifest = _of_units(manifest, table, held_back(units_by_gate(rows)))
+        progress(f"publishing {len(table):,} units")
+        result = publish_version(folder, manifest, content, _units(table, model), redis)
+        served = result.version
+        did = {"written": result.written, "unchanged": result.unchanged, "removed": result.removed}
+    manifest = read_manifest(folder, served)
+    versions = {"model": sources.model.name, "version": sources.model.version, "plan": sources.plan or "none"}
+    left = {"held_back": dict(manifest.held_back) or 0, "purpose": sources.gate.purpose}
+    details = {"units": manifest.units, **left}
+    # A run that was killed before this left no entry: the next one, which publishes nothing, adds it.
+    versions_read = {**versions, "consent_version": sources.gate.version}
+    event = AuditEvent("", "publish", str(folder), "not stated", "", run_id, versions_read, details)
+    record_event(config, campaign.lake, event)
+    return JobResult.of("publish", run_id, **versions, **details, **did, folder=str(folder))
+
+
+def _of_units(manifest: Manifest, table: pa.Table, held: Mapping[str, int]) -> Manifest:
+    """The manifest with what the units tell."""
+    reasons = {reason for reason in table.column("_reason").unique().to_pylist() if reason is not None}
+    barred = tuple(sorted(reasons - {CHOSEN, NOT_WORTH}))
+    return replace(manifest, averages=_averages(table, manifest.levels[1:]), barred=barred, held_back=held)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,16 @@ RESERVED_NAMES = frozenset({*PROFILE_KEYS, *TRAINING_KEYS, *LABEL_KEYS, MATURITY
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+# Blanks and line breaks of Java's \s, Unicode's separators, and the byte order mark: what tables trim around an id.
+_AROUND = "".join(map(chr, (*range(9, 14), 32, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F)))
+_AROUND += "\u205f\u3000\ufeff"
+
+
+def plain_id(unit: str) -> str:
+    """Strip blanks, line breaks and byte order marks around an id, as the tables have it."""
+    return unit.strip(_AROUND)
+
+
 def checked_name(name: str, what: str = "name") -> str:
     """Return `name` if it is a plain SQL identifier, else raise ConfigError.
 

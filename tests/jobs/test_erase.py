@@ -19,6 +19,8 @@ from uplift_spark.governance.privacy import pseudonym
 from uplift_spark.jobs import erase, lift, score, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registry, rebuild
+from uplift_spark.serving.decisions import DECISION, DecisionLog, LogEntry
+from uplift_spark.serving.store import decision_log_file
 
 pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
 
@@ -62,7 +64,12 @@ def story(spark, tmp_path_factory):
     state.trained = train.run(Campaign(conf(lake), lake))
     score.run(Campaign(conf(lake), lake))
     state.before = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
+    decided = [LogEntry(DECISION, unit, {"unit_id": unit}) for unit in (FIRST, HELD_OUT, "u1")]
+    log = DecisionLog(decision_log_file(conf(lake)))
+    log.append(decided)
     state.first = erased(lake, FIRST, HELD_OUT, "nobody")
+    state.logged = [body["unit_id"] for _, body in log.entries(DECISION)]
+    log.close()
     state.after = {unit: holding(lake, unit) for unit in (FIRST, HELD_OUT)}
     state.versions = {table: lake.version(table) for table in lake.tables()}
     state.again = erased(lake, FIRST, HELD_OUT, "nobody")
@@ -76,7 +83,7 @@ def story(spark, tmp_path_factory):
 def test_the_units_leave_every_table_and_the_result_counts_them(story):
     assert story.before == {FIRST: {SCORES: 2, TABLE: 1}, HELD_OUT: {SCORES: 2, TABLE: 1}}
     assert story.after == {FIRST: {}, HELD_OUT: {}}
-    assert story.first.details["removed"] == {SCORES: 4, TABLE: 2}
+    assert story.first.details["removed"] == {SCORES: 4, TABLE: 2, "log of decisions": 2} and story.logged == ["u1"]
     assert story.first.details["units"] == 3
     assert story.lake.read(SCORES).count() == 2 * 397
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
@@ -15,12 +16,14 @@ import pytest
 from tests.forest.frames import FEATURES, arm_roles, ordered_frame
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign
-from uplift_spark.config import Config, Lakehouse
-from uplift_spark.errors import DataError
+from uplift_spark.config import Config, Consent, Economics, Lakehouse, Policy
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import publish
 from uplift_spark.lake.tables import Lake
+from uplift_spark.sections.governance import AuditConf, Governance
+from uplift_spark.sections.source import Pseudonyms
 from uplift_spark.serving.scorer import Scorer
-from uplift_spark.serving.store import StoredUnit, open_version, serving_folder
+from uplift_spark.serving.store import UNITS, StoredUnit, open_version, serving_folder
 
 N = 120
 
@@ -69,6 +72,7 @@ def house(spark, tmp_path_factory, model, rows):
         campaign="spring", source=None, lakehouse=lake.lakehouse,
         roles={"outcome": "y", "control": "none", "features": list(FEATURES)},
         economics={"value": {"y": 2.0}, "cost": {"5%": 0.5, "10%": 1.0}}, policy={"budget": 20.0},
+        governance=Governance(audit=AuditConf()),
     )  # fmt: skip
     lake.write("silver.training_spring", spark.createDataFrame(rows), "features-1", mode="overwrite")
     scores = model.effect(rows.rename(columns={"unit_id": "unit"})).rename(columns={"unit": "unit_id"})
@@ -91,8 +95,8 @@ def house(spark, tmp_path_factory, model, rows):
     return campaign, lake
 
 
-def consent(lake, units, granted, run, day="2025-01-01"):
-    frame = pd.DataFrame({"unit_id": list(units), "purpose": "marketing", "granted": granted, "source": "crm"})
+def consent(lake, units, granted, run, day="2025-01-01", purpose="marketing"):
+    frame = pd.DataFrame({"unit_id": list(units), "purpose": purpose, "granted": granted, "source": "crm"})
     when = pd.Timestamp(day)
     lake.write("bronze.consent", lake.spark.createDataFrame(frame.assign(changed_at=when, known_at=when)), run)
 
@@ -130,14 +134,27 @@ def test_units_of_a_collected_frame_keep_their_bits_and_say_what_is_not_known(mo
     assert averages[first] == pytest.approx((0.1 + 0.2, 1 / 3)) and averages[second] == pytest.approx((0.3, 1 / 3))
 
 
+def test_a_campaign_with_pseudonyms_is_not_published():
+    config = Config(campaign="spring", source=None, roles={"outcome": "y", "control": "none", "features": ["x"]})
+    campaign = SimpleNamespace(config=replace(config, pseudonyms=Pseudonyms(key_env="KEY")))
+    with pytest.raises(ConfigError, match="campaign spring has pseudonyms in place of unit ids"):
+        publish.run(campaign)
+
+
+def entries(lake):
+    rows = lake.read("gold.audit_log").where("action = 'publish'").orderBy("seq").collect()
+    return [json.loads(row["entry"])["details"] for row in rows]
+
+
 @pytest.mark.slow
-def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, model, rows):
+def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, model, rows, monkeypatch):
     campaign, lake = house
     first = publish.run(campaign)
     assert first.details["written"] == N and first.details["plan"] == "policy-1"
     version = open_version(serving_folder(campaign.config))
     manifest, ids = version.manifest, rows["unit_id"].tolist()
     assert manifest.barred == ("age below 18",) and manifest.policy["price"] == 0.25 and manifest.policy["net"]
+    assert manifest.policy["required"] and not manifest.policy["rules"]
     stored = version.units.get(ids)
     batch = model.effect(rows.rename(columns={"unit_id": "unit"}))
     assert [e for u in ids for e, _, _ in stored[u].effects] == batch["uplift"].tolist()
@@ -151,8 +168,15 @@ def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, mod
     assert manifest.averages["5%"][0] == pytest.approx(mean, rel=1e-12)
     version.units.close()
 
-    again = publish.run(campaign)
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_rows", None)  # no row is read to find out that there is nothing to do
+        again = publish.run(campaign)
     assert again.run_id == first.run_id and "already" in str(again.details["published"])
+    assert (again.details["units"], again.details["held_back"]) == (N, 0)
+    file = serving_folder(campaign.config) / str(version.manifest.version) / UNITS
+    file.write_bytes(file.read_bytes()[:-1])
+    mended = publish.run(campaign)
+    assert mended.details["written"] == N and mended.run_id == first.run_id
 
     consent(lake, ids[:2], False, "load-2", "2025-03-01")  # two withdraw
     lake.delete_rows("gold.uplift_scores", f"unit_id = '{ids[2]}'")  # one is erased
@@ -162,6 +186,47 @@ def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, mod
     version = open_version(serving_folder(campaign.config))
     assert set(version.units.get(ids)) == set(ids[3:])
     version.units.close()
+    assert third.details["held_back"] == {"withdrew": 2} and third.details["units"] == N - 3
+    # Published three times, one of them anew after damage: two entries, and none of a run that found nothing to do.
+    assert [one["held_back"] for one in entries(lake)] == [0, {"withdrew": 2}]
+
+
+@pytest.mark.slow
+def test_another_consent_value_or_policy_is_another_version(house):
+    campaign, _ = house
+    dear = Economics(value={"y": 3.0}, cost={"5%": 0.5, "10%": 1.0})
+    rules = [{"exclude": {"minors": "age < 18"}}, {"contacts": 3}, {"global_holdout": 0.1}]
+    changes = [{}, {"economics": dear}, {"policy": Policy(budget=20.0, objective="outcome")}]
+    changes += [{"consent": Consent("mail")}, {"policy": Policy(budget=20.0, **rules[0])}]
+    seen = [policy_facts(campaign, change) for change in changes]
+    assert len({json.dumps(one, sort_keys=True) for one in seen}) == len(changes)
+    assert [policy_facts(campaign, {"policy": Policy(**rule)})["rules"] for rule in rules] == [True] * 3
+
+    first = publish.run(campaign)
+    other = with_conf(campaign, {"consent": Consent(required=False)})
+    second = publish.run(other)
+    assert second.run_id != first.run_id and "published" not in second.details
+
+
+def with_conf(campaign, changes):
+    other = Campaign(replace(campaign.config, **changes), campaign.lake)
+    other.__dict__["registry"] = campaign.registry
+    return other
+
+
+def policy_facts(campaign, changes):
+    other = with_conf(campaign, changes)
+    return publish._policy(other, publish._sources(other), ("5%", "10%"))
+
+
+@pytest.mark.slow
+def test_consent_of_strangers_publishes_nothing(house):
+    """Ids that are written otherwise would let withdrawals through."""
+    campaign, lake = house
+    consent(lake, ["U-1"], False, "load-3", purpose="mail")
+    other = with_conf(campaign, {"consent": Consent("mail", required=False)})
+    with pytest.raises(DataError, match=r"none of the rows of bronze\.consent of purpose 'mail' is of a unit that was"):
+        publish.run(other)
 
 
 @pytest.mark.slow

@@ -6,15 +6,21 @@ import json
 import logging
 import shutil
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from tests.serving.published import BARRED, config_of, features_of, manifest_of, publish, running
-from uplift_spark.errors import DataError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.sections.source import Pseudonyms
+from uplift_spark.serving.api import serving_app
 from uplift_spark.serving.client import UNREACHABLE, ServingClient
 from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, DecisionPolicy
 from uplift_spark.serving.guard import new_key
@@ -141,8 +147,55 @@ def test_the_same_request_key_gets_the_same_answer_however_often(service):
     first = decide(service, query)[0]
     with ThreadPoolExecutor(8) as pool:
         assert all(one == first for one in pool.map(lambda _: decide(service, query)[0], range(24)))
-    status, body = service.post("/v1/decisions", {"requests": [{**query, "unit_id": "u000002"}]})
-    assert status == 409 and "was used for another unit before" in body["error"]
+
+
+def test_a_used_key_is_refused_alone_and_nothing_of_its_request_is_logged(service, config):
+    decide(service, {"request_key": "used", "unit_id": "u000001"})
+    wrong = [{"request_key": "beside", "unit_id": "u000003"}, {"request_key": "used", "unit_id": "u000002"}]
+
+    def one(i):
+        if i % 4 == 0:
+            return service.post("/v1/decisions", {"requests": wrong})
+        return service.post("/v1/decisions", {"requests": [{"request_key": f"good-{i}", "unit_id": "u000003"}]})
+
+    with ThreadPoolExecutor(8) as pool:  # many go to disk together
+        seen = list(pool.map(one, range(32)))
+    assert [status for status, _ in seen] == [409 if i % 4 == 0 else 200 for i in range(32)]
+    assert "request key 'used' was used for another unit before" in seen[0][1]["error"]
+    logged = {body["request_key"] for _, body in DecisionLog(decision_log_file(config)).entries(DECISION)}
+    assert "beside" not in logged and {f"good-{i}" for i in range(32) if i % 4} <= logged
+
+
+def test_decisions_by_the_plan_need_no_model_and_lack_nothing(service, monkeypatch):
+    def unused(_):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(service.app.state.served.now.scorer, "effects", lambda units: unused(units) if units else [])
+    made = decide(service, {"request_key": "by-plan", "unit_id": "u000003"}, {"request_key": "of-none", "unit_id": "x"})
+    assert [one["degraded"] for one in made] == [[], ["unit_unknown"]]
+
+
+def test_features_of_a_decision_that_do_not_fit_are_named_by_their_request(service):
+    body = [
+        {"request_key": "a", "unit_id": "u000001"},
+        {"request_key": "b", "unit_id": "u000001", "features": {"x": 1}},
+    ]
+    status, answer = service.post("/v1/decisions", {"requests": body})
+    assert status == 422 and answer["error"].startswith("requests[1]: feature 'x' is none of the model's")
+
+
+def test_ids_are_trimmed_as_tables_trim_them(service, config):
+    made = decide(service, {"request_key": "trimmed", "unit_id": "\ufeff u000003\u00a0\n"})[0]
+    assert made["unit_id"] == "u000003" and made["reason"] != "unit not published"
+    assert answers(service, {"unit_id": " u000003 "})[0]["source"] == "model"
+    status, body = service.post("/v1/effects", {"unit_id": " \ufeff "})
+    assert status == 422 and "the id is blank" in body["error"]
+
+
+def test_a_campaign_with_pseudonyms_is_not_served(config):
+    hashed = replace(config, pseudonyms=Pseudonyms(key_env="KEY"))
+    with pytest.raises(ConfigError, match="campaign spring has pseudonyms in place of unit ids"):
+        serving_app(hashed)
 
 
 def test_a_unit_that_is_not_published_gets_the_control_whatever_it_sends(service, trained):
@@ -171,23 +224,36 @@ def test_feedback_counts_once(service, config):
     now = datetime.now(UTC).isoformat()
     sends = [{"delivery_id": "d1", "unit_id": "u1", "status": s, "delivered_at": now} for s in ("sent", "delivered")]
     orders = [{"event_id": "o1", "unit_id": "u1", "outcome": "y", "value": 2.5, "occurred_at": now}]
-    for _ in range(2):
-        assert service.post("/v1/deliveries", {"deliveries": sends}) == (202, {"accepted": 2})
-        assert service.post("/v1/outcomes", {"outcomes": orders}) == (202, {"accepted": 1})
+    for new, known in ((1, 0), (0, 1)):
+        assert service.post("/v1/deliveries", {"deliveries": sends}) == (202, {"accepted": 2 * new, "known": 2 * known})
+        assert service.post("/v1/outcomes", {"outcomes": orders}) == (202, {"accepted": new, "known": known})
     log = DecisionLog(decision_log_file(config))
     assert [body["status"] for _, body in log.entries(DELIVERY)] == ["sent", "delivered"]
     ((_, order),) = log.entries(OUTCOME)
+    # The same number of an order, of another unit or another outcome, is another event.
+    others = [*orders, {**orders[0], "unit_id": "u2"}, {**orders[0], "outcome": "visits"}]
+    assert service.post("/v1/outcomes", {"outcomes": others}) == (202, {"accepted": 2, "known": 1})
+    assert service.post("/v1/deliveries", {"deliveries": [{**sends[0], "unit_id": "u2"}]})[1]["accepted"] == 1
+    assert len(log.entries(OUTCOME)) == len(log.entries(DELIVERY)) == 3
     assert order["value"] == 2.5 and order["campaign"] == "spring" and order["known_at"] >= now[:19]
     for wrong in ({"value": "NaN"}, {"occurred_at": now[:19]}, {"event_id": ""}):
         assert service.post("/v1/outcomes", {"outcomes": [{**orders[0], **wrong}]})[0] == 422
     assert service.post("/v1/deliveries", {"deliveries": [{**sends[0], "status": "lost"}]})[0] == 422
 
 
-def test_a_log_that_cannot_be_written_gives_the_control_and_says_so(service, monkeypatch):
+def counter(service, name):
+    """Value of a counter with its labels."""
+    values = [line.split()[-1] for line in service.get("/metrics")[1].splitlines() if line.startswith(name + " ")]
+    return float(values[0]) if values else 0.0
+
+
+def test_a_log_that_cannot_be_written_gives_the_control_and_says_so(service, monkeypatch, caplog):
     def full(*_):
         raise EnvironmentProblem("the log cannot be written: disk full")
 
-    with monkeypatch.context() as patch:
+    alarm = 'uplift_degraded_total{why="log_unavailable"}'
+    before = counter(service, alarm)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "uplift_spark.serving"):
         patch.setattr(DecisionLog, "append", full)
         made = decide(service, {"request_key": "lost", "unit_id": "u000003"})[0]
         assert (made["level"], made["logged"], made["propensity"]) == ("none", False, None)
@@ -195,6 +261,9 @@ def test_a_log_that_cannot_be_written_gives_the_control_and_says_so(service, mon
         now = datetime.now(UTC).isoformat()
         order = {"event_id": "o2", "unit_id": "u1", "outcome": "y", "value": 1.0, "occurred_at": now}
         assert service.post("/v1/outcomes", {"outcomes": [order]})[0] == 503  # it was not taken in
+    assert counter(service, alarm) == before + 2
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "uplift_spark.serving"]
+    assert [line["event"] for line in lines] == ["log not written"] * 2 and "disk full" in lines[0]["reason"]
     assert decide(service, {"request_key": "lost", "unit_id": "u000003"})[0]["logged"]
 
 
@@ -260,7 +329,8 @@ def test_units_that_cannot_be_read_never_become_an_error(tmp_path, trained):
     assert one["degraded"] == ["store_unavailable", "average_effects"]
     assert sent["degraded"] == ["store_unavailable"] and sent["source"] == "model"
     assert some["degraded"] == ["store_unavailable", "features_incomplete", "average_effects"]
-    assert (made["level"], made["degraded"]) == ("none", ["store_unavailable", "average_effects"])
+    assert (made["level"], made["degraded"]) == ("none", ["store_unavailable"])
+    assert (made["reason"], made["propensity"], made["logged"]) == ("store unavailable", None, True)
 
 
 def test_redis_gives_the_answers_of_the_file(tmp_path, trained, redis_url):
@@ -276,7 +346,7 @@ def test_redis_gives_the_answers_of_the_file(tmp_path, trained, redis_url):
             seen.append((effects, [(one["level"], one["reason"], one["propensity"]) for one in made]))
             if config.serving.redis:
                 client.flushall()
-                assert answers(service, every[0])[0]["degraded"] == ["unit_unknown", "average_effects"]
+                assert answers(service, every[0])[0]["degraded"] == ["store_unavailable", "average_effects"]
     assert seen[0] == seen[1] and not (serving_folder(config) / "v1" / UNITS).exists()
 
 
@@ -319,20 +389,19 @@ def test_a_key_opens_its_own_paths_only(guarded):
     assert service.get("/health/live")[0] == service.get("/health/ready")[0] == service.get("/openapi.json")[0] == 200
 
 
-def raw(service, parts, pause=0.0):
+def raw(service, parts, until=b"request_id"):
     """What comes back for bytes that are sent as they are."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         try:
             for part in parts:
                 connection.sendall(part)
-                time.sleep(pause)
         except OSError:
             pass  # it was closed at the other end
         answer = b""
         try:
             while chunk := connection.recv(65536):
                 answer += chunk
-                if b"\r\n\r\n" in answer and b"request_id" in answer:
+                if b"\r\n\r\n" in answer and until in answer:
                     break
         except OSError:
             pass
@@ -356,6 +425,19 @@ def test_a_body_that_never_comes_is_not_waited_for(guarded):
     service, keys = guarded
     answer = raw(service, [head(keys["effects"], ["content-length: 100"]), b'{"unit_id"'])
     assert answer.startswith("HTTP/1.1 408 ") and "did not arrive within 0.5 seconds" in answer
+
+
+def test_callers_without_a_key_hold_up_nobody(guarded):
+    """They are refused before their bodies come, and wait in nobody's place; paths without a key take no body."""
+    service, _ = guarded
+    waiting = "content-length: 100"
+    for path, answer in (("/v1/effects", "401"), ("/v1/nothing", "404"), ("/", "404"), ("/health/live", "405")):
+        lines = f"POST {path} HTTP/1.1\r\nhost: x\r\n{waiting}\r\n\r\n"
+        start = time.monotonic()
+        assert raw(service, [lines.encode()], until=b"\r\n\r\n").startswith(f"HTTP/1.1 {answer} ")
+        assert time.monotonic() - start < 0.45  # not the half second that bodies are waited for
+    live = f"GET /health/live HTTP/1.1\r\nhost: x\r\n{waiting}\r\n\r\n"
+    assert raw(service, [live.encode()], until=b"live").startswith("HTTP/1.1 200 ")
 
 
 def test_a_caller_above_its_rate_learns_when_to_come_back(guarded):
@@ -421,16 +503,17 @@ def test_too_many_at_once_are_refused_and_the_others_are_answered(tmp_path, trai
     assert set(seen) == {200, 503} and seen.count(200) >= 4
 
 
-def test_counters_count_every_request(service):
-    def count():
-        lines = service.get("/metrics")[1].splitlines()
-        named = [line for line in lines if line.startswith('uplift_requests_total{path="/v1/effects",status="200"}')]
-        return float(named[0].split()[-1]) if named else 0.0
-
-    before = count()
+def test_counters_count_every_request_and_each_decision_once(service):
+    requests = 'uplift_requests_total{path="/v1/effects",status="200"}'
+    before = counter(service, requests)
     answers(service, {"unit_id": "nobody"})
     answers(service, {"unit_id": "u000001"})
-    assert count() == before + 2
+    assert counter(service, requests) == before + 2
+    barred = 'uplift_decisions_total{explored="false",level="none"}'
+    before = counter(service, barred)
+    for _ in range(3):
+        decide(service, {"request_key": "counted", "unit_id": "u000007"})
+    assert counter(service, barred) == before + 1
     assert 'uplift_degraded_total{why="unit_unknown"}' in service.get("/metrics")[1]
 
 
@@ -455,6 +538,49 @@ def test_the_client_asks_decides_and_reports(service, trained):
     assert client.report("outcomes", [order]) == 1
     with pytest.raises(DataError, match="the service refused the request: feature 'aeg' is none"):
         client.effects([{"unit_id": "u000001", "features": {"aeg": 1}}])
+
+
+@contextmanager
+def something_else(*answers):
+    """URL of a server that gives these answers, (status, body), one after the other, the last one for ever."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            status, body = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("answer", [(200, b"<html>sign in</html>"), (404, b"nothing here"), (200, b"[]"), (200, b"{}")])
+def test_what_is_not_the_service_is_taken_for_none(answer):
+    with something_else(answer) as url:
+        client = ServingClient(url, "none", timeout=30)
+        made = client.decide("u1", "k1")
+        assert (made["level"], made["logged"], made["degraded"]) == ("none", False, [UNREACHABLE])
+        with pytest.raises(EnvironmentProblem, match=rf"is not the service: status {answer[0]}"):
+            client.effects([{"unit_id": "u1"}])
+
+
+def test_a_body_that_came_too_late_is_sent_again():
+    with something_else((408, b"{}"), (200, b'{"answers": []}')) as url:
+        assert ServingClient(url, "none", timeout=30).effects([]) == []
 
 
 def test_the_client_falls_back_to_the_control():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -14,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.serving.published import config_of
+from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import assign
+from uplift_spark.jobs.erase import logs_beside
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     BEST_NOW,
@@ -25,16 +29,18 @@ from uplift_spark.serving.decisions import (
     NO_PLAN,
     NONE_WORTH,
     NOT_PUBLISHED,
+    NOT_READ,
     OFF,
     OUTCOME,
+    Decision,
     DecisionLog,
     DecisionPolicy,
     LogEntry,
-    check_same_request,
+    Logged,
     stored_effects,
 )
 from uplift_spark.serving.scorer import LevelEffect
-from uplift_spark.serving.store import Manifest, StoredUnit
+from uplift_spark.serving.store import Manifest, StoredUnit, decision_log_file
 
 LEVELS = ("none", "5%", "10%")
 PRICED = {"planned": True, "value": 10.0, "cost": {"5%": 1.0, "10%": 2.0}, "net": True, "price": 0.5}
@@ -80,9 +86,25 @@ def test_the_plan_stands_unless_fresh_features_say_otherwise():
     assert policy().decide("u", planned(), effects(math.nan, math.nan)).reason == NONE_WORTH
     # Limits that have no price in money: the plan knows of them, fresh effects do not.
     assert policy({"planned": True}).decide("u", planned(), effects(9.0, 9.0)).reason == "best within the limits"
-    unplanned = StoredUnit((1.0,), 0, ((0.5, 0.1, False), (0.6, 0.1, False)))
-    assert policy().decide("u", unplanned, None).level == "5%"
-    assert policy({"planned": False}).decide("u", unplanned, None).reason == NO_PLAN
+
+
+def test_a_unit_without_a_plan_is_treated_only_where_no_rule_could_bar_it():
+    """Rules of the policy are applied when it plans, and versions of old do not say whether there are any."""
+    unplanned, wanted = StoredUnit((1.0,), 0, ((0.5, 0.1, False), (0.6, 0.1, False))), Decision("none", NO_PLAN, 1.0)
+    for facts in ({**PRICED, "rules": True}, PRICED):
+        for live in (policy(facts), policy(facts, exploration=0.999), policy(facts, holdout=0.9)):
+            made = {live.decide(unit, unplanned, fresh) for unit in IDS[:50] for fresh in (None, effects(9.0, 9.0))}
+            assert made == {wanted}
+    free = {**PRICED, "rules": False}
+    assert policy(free).decide("u", unplanned, None) == Decision("5%", BEST_NOW, 1.0)
+    assert policy(free).decide("u", unplanned, effects(0.5, 0.9)).level == "10%"
+    assert policy({"planned": False, "rules": False}).decide("u", unplanned, None) == wanted
+
+
+def test_nobody_knows_how_likely_a_decision_was_that_a_store_without_an_answer_made():
+    live = policy(exploration=0.999, holdout=0.9)
+    assert {live.decide(unit, None, None, False) for unit in IDS[:50]} == {Decision("none", NOT_READ, None)}
+    assert policy(enabled=False).decide("u", None, None, False).reason == OFF
 
 
 def test_batch_effects_that_are_not_known_are_nan():
@@ -158,14 +180,47 @@ def log(tmp_path):
 
 
 def test_a_request_that_is_repeated_gets_the_first_answer(log):
-    assert log.append([entry("k1"), entry("k2")]) == [{"unit_id": "u1", "level": "5%"}] * 2
-    assert log.append([entry("k1", level="10%"), entry("k3", level="10%")])[0]["level"] == "5%"
-    assert log.append([entry("k1", kind=OUTCOME, level="10%")])[0]["level"] == "10%"  # another kind of key
+    first = {"unit_id": "u1", "level": "5%"}
+    assert log.append([entry("k1"), entry("k2")]) == [Logged(first, True)] * 2
+    again = log.append([entry("k1", level="10%"), entry("k3", level="10%")])
+    assert again == [Logged(first, False), Logged({**first, "level": "10%"}, True)]
+    assert log.append([entry("k1", kind=OUTCOME, level="10%")])[0].new  # another kind of key
     assert [body["level"] for _, body in log.entries(DECISION)] == ["5%", "5%", "10%"]
     numbers = [number for number, _ in log.entries(DECISION)]
     assert [number for number, _ in log.entries(DECISION, after=numbers[0])] == numbers[1:]
-    with pytest.raises(ConflictError, match="request key 'k1' was used for another unit before"):
-        check_same_request({"unit_id": "u1"}, {"unit_id": "u2"}, "k1")
+
+
+def test_a_key_of_another_unit_leaves_nothing_of_the_batch_in_the_log(log):
+    log.append([entry("k1")])
+    for batch in ([entry("k2"), entry("k1", "u2")], [entry("k2"), entry("k3"), entry("k3", "u2")]):
+        with pytest.raises(ConflictError, match=r"request key 'k\d' was used for another unit before"):
+            log.append(batch)
+    assert len(log.entries(DECISION)) == 1
+    assert log.append([entry("k2")])[0].new
+
+
+def test_units_that_are_erased_are_in_no_file_of_the_log(log):
+    log.append([entry("k1", "secret-person"), entry("k2", "ü"), entry("k3", "secret-person", OUTCOME), entry("k4")])
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in log._file.parent.iterdir()}
+    assert set(modes.values()) == {0o600} and len(modes) == 3  # the file, and what SQLite writes beside it
+    assert log.erase(["secret-person", "ü", "nobody"]) == 3
+    assert [body["unit_id"] for _, body in log.entries(DECISION)] == ["u1"] and not log.entries(OUTCOME)
+    assert not [path for path in log._file.parent.iterdir() if b"secret-person" in path.read_bytes()]
+    assert log.erase(["secret-person"]) == 0
+    assert log.append([entry("k1", "u2")])[0].new
+
+
+def test_the_verb_that_erases_finds_the_log_where_it_lies(tmp_path):
+    config = config_of(tmp_path)
+    assert logs_beside(config) == {} and not decision_log_file(config).exists()  # nothing was served here
+    for one in (config, config_of(tmp_path, log=str(tmp_path / "elsewhere" / "log.sqlite"))):
+        log = DecisionLog(decision_log_file(one))
+        log.append([entry("k1"), entry("k2", "u2")])
+        ((name, erase),) = logs_beside(one).items()
+        assert (name, erase(["u1"]), erase(["u1"])) == ("log of decisions", 1, 0)
+        assert [body["unit_id"] for _, body in log.entries(DECISION)] == ["u2"]
+        log.close()
+    assert logs_beside(replace(config, lakehouse=Lakehouse(path="s3://bucket/house"))) == {}
 
 
 def test_processes_that_write_at_once_agree_on_one_answer_for_each_key(tmp_path):
@@ -175,7 +230,7 @@ def test_processes_that_write_at_once_agree_on_one_answer_for_each_key(tmp_path)
         log.WAIT = 30.0
 
     def work(n):
-        return [logs[n].append([entry(f"k{i}", level=f"by {n}")])[0]["level"] for i in range(50)]
+        return [logs[n].append([entry(f"k{i}", level=f"by {n}")])[0].body["level"] for i in range(50)]
 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(work, range(4)))
@@ -219,6 +274,6 @@ def test_a_log_that_cannot_be_written_says_so_and_works_again(log, monkeypatch):
         with pytest.raises(EnvironmentProblem, match="cannot be written: database or disk is full"):
             log.append([entry("k1")])
     assert log.entries(DECISION) == []
-    assert log.append([entry("k1")])[0]["level"] == "5%"
+    assert log.append([entry("k1")])[0].new
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
         DecisionLog(log._file / "below a file" / "log")

@@ -86,6 +86,39 @@ def test_the_same_inputs_are_published_once(place):
     assert not publish(manifest("v9", inputs={"made": "v1"}, policy={"price": 1}), {"a": unit(2.0)}.items()).skipped
 
 
+def test_a_served_version_that_is_damaged_is_made_anew(place, request):
+    publish, opened, folder = place
+    client = redis_client(request.getfixturevalue("redis_url")) if "redis" in request.node.name else None
+    units = {"a": unit(1.0), "b": unit(2.0)}
+
+    def units_gone(home):
+        (home / store.UNITS).unlink() if client is None else client.flushall()
+
+    def unit_changed(home):
+        if client is not None:
+            client.hdel(unit_key("spring", home.name), "a")
+        else:
+            text = (home / store.UNITS).read_bytes()
+            (home / store.UNITS).write_bytes(text[:-1] + b"x")
+
+    def no_database(home):
+        client.flushall() if client is not None else (home / store.UNITS).write_bytes(b"no database" * 999)
+
+    publish(manifest("v1"), units.items())
+    damages = [units_gone, unit_changed, no_database, lambda home: (home / store.MODEL).unlink()]
+    damages += [lambda home: (home / store.MODEL).write_bytes(b"x"), lambda home: (home / store.MANIFEST).unlink()]
+    for damage in damages:
+        name = current_version(folder)
+        damage(folder / name)
+        done = publish(manifest("v1"), units.items())
+        assert not done.skipped and done.version == current_version(folder) != name  # workers turn to it
+        version = opened()
+        assert version.units.get(["a", "b"]) == units and version.manifest.version == done.version
+        version.units.close()
+        assert publish(manifest("v1"), units.items()).skipped
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == [done.version]
+
+
 def test_an_id_that_is_there_twice_is_refused_and_the_version_before_stays(place):
     publish, opened, _ = place
     publish(manifest("v1"), {"a": unit(1.0)}.items())
@@ -107,8 +140,19 @@ def test_redis_keeps_no_removed_unit(tmp_path, redis_url):
     client = redis_client(redis_url)
     client.flushall()
     publish_version(tmp_path, manifest("v1"), MODEL, {"a": unit(1.0), "b": unit(2.0)}.items(), client)
+    version = open_version(tmp_path, redis_url)
     publish_version(tmp_path, manifest("v2"), MODEL, {"b": unit(2.0)}.items(), client)
-    assert client.keys() == [unit_key("spring", "v2")] and client.hkeys(unit_key("spring", "v2")) == ["b"]
+    before, now = (unit_key("spring", name) for name in ("v1", "v2"))
+    assert set(client.hkeys(now)) == {"b", ""} and client.ttl(now) == -1
+    # Requests that are under way, and workers that look for a newer version once a second, still read the one before.
+    assert version.units.get(["a"]) == {"a": unit(1.0)} and 0 < client.ttl(before) <= 60
+    client.expire(before, 5)
+    publish_version(tmp_path, manifest("v3"), MODEL, {"b": unit(2.0)}.items(), client)
+    assert 0 < client.ttl(before) <= 5 and 0 < client.ttl(now) <= 60 and client.ttl(unit_key("spring", "v3")) == -1
+    client.delete(before)
+    with pytest.raises(EnvironmentProblem, match="the units are gone from Redis"):
+        version.units.get(["a"])
+    version.units.close()
 
 
 def test_a_name_of_the_served_version_is_not_taken_for_other_inputs(place):
@@ -137,8 +181,9 @@ def test_a_killed_run_leaves_a_whole_version_and_the_next_one_mends_it(tmp_path,
     assert served.manifest.version == ("v1" if step == "_write_file" else "v2")
     assert set(served.units.get(["a", "b"])) == ({"a"} if step == "_write_file" else {"b"})
     served.units.close()
-    publish_version(tmp_path, manifest("v3"), MODEL, {"c": unit(3.0)}.items())
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["v3"]
+    # With the same inputs, too: a version before may hold who was taken out.
+    assert publish_version(tmp_path, manifest("v2"), MODEL, {"b": unit(2.0)}.items()).skipped == (step != "_write_file")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["v2"]
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -43,7 +43,7 @@ class AuditEvent:
     """What happened, to be written as an entry.
 
     actor     who did it: a user's name
-    action    promote, decide, allow, erase, export, approve, reject, ...
+    action    promote, decide, allow, erase, export, publish, approve, reject, ...
     subject   on what: a model's version, a plan, a table
     reason    why, in the words of whoever wanted it or of the configuration
     campaign  name of the campaign

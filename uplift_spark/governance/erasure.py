@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.approvals import promote
 from uplift_spark.governance.audit import AuditEvent
-from uplift_spark.governance.privacy import key_of, plain_id, pseudonym
+from uplift_spark.governance.privacy import key_of, pseudonym
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD, trimmed_id
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import ERASED, Lake, Written, digest, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
-from uplift_spark.roles import RUN_ID, UNIT
+from uplift_spark.roles import RUN_ID, UNIT, plain_id
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Erasure:
     reason: str = "not stated"
 
     def __post_init__(self) -> None:
-        blank = sum(not unit.strip() for unit in self.units)
+        blank = sum(not plain_id(unit) for unit in self.units)
         if blank:
             raise ConfigError(f"{blank} of {len(self.units)} units to erase are blank: correct --unit or --units")
         if not self.units and not self.purge:
@@ -166,8 +166,15 @@ class Erasure:
         return cls(tuple(dict.fromkeys([*(units or ()), *listed])), purge)
 
 
-def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: ProgressCallback = no_progress) -> JobResult:
-    """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from all tables.
+def run_erasure(
+    config: Config,
+    lake: Lake,
+    erasure: Erasure,
+    progress: ProgressCallback = no_progress,
+    beside: Mapping[str, Callable[[Sequence[str]], int]] | None = None,
+) -> JobResult:
+    """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from all tables,
+    then from the places that lie `beside` them: {name: what deletes all of the units there, and counts}.
 
     A unit that is nowhere is no error. Older versions of a model hold sums over all their units, and no id. With
     `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
@@ -177,8 +184,8 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
     that was killed.
     """
     key = key_of(config)
-    named = (plain_id(unit) if key is None else pseudonym(key, unit) for unit in erasure.units)
-    erasure = replace(erasure, units=tuple(dict.fromkeys(named)))
+    clear = tuple(dict.fromkeys(map(plain_id, erasure.units)))
+    erasure = replace(erasure, units=clear if key is None else tuple(pseudonym(key, unit) for unit in clear))
     registry = Registry.of(config)
     run_id = f"erase-{uuid.uuid4().hex[:16]}"  # a hash of the ids would say whether a unit was among them
     written: list[Written] = []
@@ -200,6 +207,10 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
             if gone := erase_units(lake, table, units):
                 progress(f"{table}: {gone:,} rows removed")
                 removed[table] = gone
+        for name, erase in (beside or {}).items():
+            if gone := erase(clear):
+                progress(f"{name}: {gone:,} entries removed")
+                removed[name] = gone
         details |= {"removed": removed or "0 rows", "model": new_versions or "no version in use was trained on them"}
     if erasure.purge:
         details["purged"] = _purge_all(config, lake, registry, progress)

@@ -1,20 +1,24 @@
-"""Pseudonyms in place of unit ids (`pseudonymised`), and consent as the last gate before scores leave (`gated`)."""
+"""Pseudonyms in place of unit ids (`pseudonymised`), and consent, the gate before units leave (`ConsentGate`)."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from uplift_spark.config import Config
+from uplift_spark.config import Config, Consent
+from uplift_spark.errors import DataError
 from uplift_spark.lake.contracts import trimmed_id
-from uplift_spark.roles import UNIT
+from uplift_spark.lake.schemas import CONSENT_TABLE
+from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import UNIT, plain_id
 from uplift_spark.runtime import secret_key
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -35,11 +39,6 @@ def key_of(config: Config) -> bytes | None:
 def pseudonym(key: bytes, unit: str) -> str:
     """Compute a pseudonym: the first 32 hexadecimal digits of HMAC-SHA256 of the id's UTF-8 text, as `plain_id`."""
     return hmac.digest(key, plain_id(unit).encode(), hashlib.sha256).hex()[:_DIGITS]
-
-
-def plain_id(unit: str) -> str:
-    """Strip blanks, line breaks and byte order marks around an id, as the tables have it."""
-    return unit.strip().strip("\ufeff").strip()
 
 
 def pseudonymised(frame: DataFrame, key: bytes | None, json_column: str | None = None, unread: str = "") -> DataFrame:
@@ -113,3 +112,73 @@ def of_purpose(consent: DataFrame, purpose: str) -> DataFrame:
     """The statements on a purpose, whatever its case and blanks, with ids as the tables have them."""
     same = F.lower(F.trim("purpose")) == purpose.strip().lower()
     return consent.where(same).withColumn(UNIT, trimmed_id(F.col(UNIT)))
+
+
+@dataclass(frozen=True)
+class ConsentGate:
+    """Who may be contacted, by bronze.consent at one version: what every job passes before units leave the lakehouse.
+
+    consent   rows of the table; None: there is none, and none is needed
+    version   of the table
+    purpose   that the units are to be contacted for
+    required  whether a unit that never said a word is held back
+    """
+
+    consent: DataFrame | None
+    version: int | None
+    purpose: str
+    required: bool
+
+    @classmethod
+    def of(cls, lake: Lake, conf: Consent, purpose: str | None = None) -> ConsentGate:
+        """The gate as it stands now; purpose None: `consent.purpose`.
+
+        Raises DataError when consent is required and there is no table of it.
+        """
+        there = lake.exists(CONSENT_TABLE)
+        if conf.required and not there:
+            raise DataError(
+                f"table {CONSENT_TABLE} does not exist, and consent.required is true: run `uplift load "
+                f"{CONSENT_TABLE}`, or set consent.required to false where no consent is needed"
+            )
+        version = lake.version(CONSENT_TABLE) if there else None
+        consent = lake.read(CONSENT_TABLE, version) if there else None
+        return cls(consent, version, purpose or conf.purpose, conf.required)
+
+    def judged(self, rows: DataFrame) -> DataFrame:
+        """The rows with the column GATE. Raises DataError when no statement is of any of their units."""
+        self._refuse_strangers(rows)
+        return gated(rows, self.consent, self.purpose, self.required)
+
+    def _refuse_strangers(self, rows: DataFrame) -> None:
+        """Ids or purposes that are written otherwise would let withdrawals through, or hold everybody back."""
+        if self.consent is None:
+            return
+        said = of_purpose(self.consent, self.purpose)
+        if rows.isEmpty() or not said.join(rows, UNIT, "left_semi").isEmpty():
+            return
+        purposes = self.consent.groupBy("purpose").agg(F.count("*").alias("n")).collect()
+        if not purposes:
+            return
+        example = said.select(F.min(UNIT)).collect()[0][0]
+        if example is None:
+            raise DataError(
+                f"{CONSENT_TABLE} has {sum(row['n'] for row in purposes):,} rows, none of them of purpose "
+                f"{self.purpose!r} but of {', '.join(sorted(str(row['purpose']) for row in purposes)[:10])}: correct "
+                "consent.purpose, or --purpose of an export, or load the rows with this purpose"
+            )
+        raise DataError(
+            f"none of the rows of {CONSENT_TABLE} of purpose {self.purpose!r} is of a unit that was scored: unit ids "
+            f"there look like {example!r}, here like {rows.select(F.min(UNIT)).collect()[0][0]!r}; write the ids alike "
+            "and load the rows again"
+        )
+
+
+def units_by_gate(judged: DataFrame) -> dict[str, int]:
+    """Count the units of each value of GATE."""
+    return {row[GATE]: row["n"] for row in judged.groupBy(GATE).agg(F.count_distinct(UNIT).alias("n")).collect()}
+
+
+def held_back(counts: Mapping[str, int]) -> dict[str, int]:
+    """Of counts by GATE those of units that may not be contacted."""
+    return {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}

@@ -36,10 +36,12 @@ SERVED_PATHS = 'path=~"/v1/.*"'
 """Requests that count: health checks and scrapes would thin out the errors."""
 NODE_JOB, SERVING_JOB = "uplift-node", "uplift-serving"
 OOM_KILLS = "node_vmstat_oom_kill"
+DEGRADED, UNLOGGED = "uplift_degraded_total", 'why="log_unavailable"'
+"""What a service's answers lack, and that they lack a place in the log of decisions."""
 RUNBOOK = "docs/alerts.md"
 
-RuleKind = Literal["threshold", "absent", "stale", "burn", "latency", "down", "memory", "node_down"]
-SERVICE_KINDS: tuple[RuleKind, ...] = ("burn", "latency", "down")
+RuleKind = Literal["threshold", "absent", "stale", "burn", "latency", "unlogged", "down", "memory", "node_down"]
+SERVICE_KINDS: tuple[RuleKind, ...] = ("burn", "latency", "unlogged", "down")
 """Rules about a service that is scraped; the others are about figures in text files, and the machine."""
 
 
@@ -324,7 +326,7 @@ def service_rules(campaign: str, kpis: Sequence[Kpi]) -> list[PromRule]:
         kpis: Declarations; of `error_rate` and `prediction_latency` the objective and the threshold.
 
     Returns:
-        Burn rates of the error budget, latency, and that nobody answers.
+        Burn rates of the error budget, latency, that the log of decisions cannot be written, and that nobody answers.
     """
     errors, latency = kpi_named("error_rate", kpis), kpi_named("prediction_latency", kpis)
     objective = objective_of(errors)
@@ -352,6 +354,10 @@ def service_rules(campaign: str, kpis: Sequence[Kpi]) -> list[PromRule]:
         )
         name = f"Uplift{camel(latency.name)}Served"
         rules.append(PromRule(name, "latency", campaign, expr, 10, latency.severity, summary, latency))
+    # Such answers are no errors to the caller: every unit gets the control, and nothing else tells of it.
+    expr = f"sum by (campaign) (increase({_of(DEGRADED, campaign, UNLOGGED)}[15m])) > 0"
+    summary = f"The log of decisions of {campaign} cannot be written: every unit gets the control. Is the disk full?"
+    rules.append(PromRule("UpliftDecisionsNotLogged", "unlogged", campaign, expr, 1, "page", summary))
     answers = _of("up", campaign, _is("job", SERVING_JOB))
     expr = f"absent({answers} == 1)"
     summary = f"No service of {campaign} answers."

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.monitoring.budgets import least_errors, minutes_to_alert, objective_of
 from uplift_spark.monitoring.prometheus import (
+    DEGRADED,
     LATENCY,
     NODE_JOB,
     OOM_KILLS,
@@ -369,13 +370,21 @@ def _node_cases(rule: PromRule) -> list[RuleCase]:
 
 
 def _memory_cases(rule: PromRule) -> list[RuleCase]:
-    """A counter of killed processes that rises by one at minute 20; the rule looks 15 minutes back."""
-    name = _metric(OOM_KILLS, job=NODE_JOB, instance="localhost:9100")
-    killed = ((name, _phases((3, 20), (4, 60))),)
+    return _count_cases(rule, _metric(OOM_KILLS, job=NODE_JOB, instance="localhost:9100"))
+
+
+def _unlogged_cases(rule: PromRule) -> list[RuleCase]:
+    labels = {"campaign": rule.campaign, "job": SERVING_JOB, "why": "log_unavailable"}
+    return _count_cases(rule, _metric(DEGRADED, **labels))
+
+
+def _count_cases(rule: PromRule, name: str) -> list[RuleCase]:
+    """A counter that rises by one at minute 20; the rule looks 15 minutes back."""
+    risen = ((name, _phases((3, 20), (4, 60))),)
     return [
-        RuleCase(rule, "fires", killed, ((19, False), (21, True))),
-        RuleCase(rule, "holds", killed, ((20, False),)),
-        RuleCase(rule, "resets", killed, ((30, True), (37, False))),
+        RuleCase(rule, "fires", risen, ((19, False), (21, True))),
+        RuleCase(rule, "holds", risen, ((20, False),)),
+        RuleCase(rule, "resets", risen, ((30, True), (37, False))),
         RuleCase(rule, "low traffic", ((name, _steady(3, 60)),), ((40, False),)),
         RuleCase(rule, "absent", (), ((40, False),)),
     ]
@@ -387,6 +396,7 @@ _MAKERS: dict[RuleKind, Callable[[PromRule], list[RuleCase]]] = {
     "stale": _stale_cases,
     "burn": _burn_cases,
     "latency": _latency_cases,
+    "unlogged": _unlogged_cases,
     "down": _down_cases,
     "memory": _memory_cases,
     "node_down": _node_cases,

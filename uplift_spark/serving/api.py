@@ -11,25 +11,26 @@ import json
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat
 
 from uplift_spark import __version__
 from uplift_spark.config import Config, load_config
 from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem, UpliftError
 from uplift_spark.learners.metalearners import load_any
+from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     DECISION,
@@ -39,7 +40,7 @@ from uplift_spark.serving.decisions import (
     DecisionLog,
     DecisionPolicy,
     LogEntry,
-    check_same_request,
+    Logged,
     stored_effects,
 )
 from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
@@ -47,6 +48,7 @@ from uplift_spark.serving.scorer import EncodedUnit, LevelEffect, Scorer
 from uplift_spark.serving.store import (
     ServedVersion,
     StoredUnit,
+    check_plain_ids,
     current_version,
     decision_log_file,
     open_version,
@@ -61,13 +63,24 @@ _LONGEST = 512  # characters of an id
 
 STORE_DOWN, UNKNOWN, STALE = "store_unavailable", "unit_unknown", "features_stale"
 NOT_COMPLETE, BATCH, AVERAGE, KEPT = "features_incomplete", "batch_effects", "average_effects", "version_kept"
+LOG_DOWN = "log_unavailable"
 """What `degraded` may say."""
+
+MODEL_SOURCE = "model"  # of effects
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # What comes in. Unknown fields are refused: a misspelt one would be silently ignored.
 
+
+def _plain_unit(unit: str) -> str:
+    if plain := plain_id(unit):
+        return plain
+    raise ValueError("the id is blank")
+
+
 Id = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
+UnitId = Annotated[Id, AfterValidator(_plain_unit)]
 Value = bool | FiniteFloat | Annotated[str, Field(max_length=_LONGEST)] | None
 
 
@@ -78,7 +91,7 @@ class _Body(BaseModel):
 class UnitQuery(_Body):
     """A unit: its id, its features, or both; features that are sent count in place of those that were published."""
 
-    unit_id: Id | None = None
+    unit_id: UnitId | None = None
     features: dict[str, Value] | None = None
 
 
@@ -95,7 +108,7 @@ class DecisionQuery(_Body):
     """A unit that something is to be decided for; the same `request_key` gets the same answer for ever."""
 
     request_key: Id
-    unit_id: Id
+    unit_id: UnitId
     features: dict[str, Value] | None = None
 
 
@@ -115,13 +128,13 @@ class DeliveryEvent(_Body):
 
     model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
     delivery_id: Id
-    unit_id: Id
+    unit_id: UnitId
     status: Literal["sent", "delivered", "bounced", "failed", "suppressed"]
     delivered_at: AwareDatetime
 
 
 class DeliveriesRequest(_Body):
-    """Deliveries that happened; each delivery and status counts once."""
+    """Deliveries that happened; each status of a unit's delivery counts once."""
 
     model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
     deliveries: Annotated[list[DeliveryEvent], Field(min_length=1)]
@@ -132,14 +145,14 @@ class OutcomeEvent(_Body):
 
     model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
     event_id: Id
-    unit_id: Id
+    unit_id: UnitId
     outcome: Id
     value: FiniteFloat
     occurred_at: AwareDatetime
 
 
 class OutcomesRequest(_Body):
-    """Outcomes that happened; each event counts once."""
+    """Outcomes that happened; each event counts once for its unit and outcome."""
 
     model_config = ConfigDict(extra="forbid", strict=False)  # times come as texts
     outcomes: Annotated[list[OutcomeEvent], Field(min_length=1)]
@@ -147,6 +160,9 @@ class OutcomesRequest(_Body):
 
 # --------------------------------------------------------------------------------------------------------------------
 # What is served.
+
+StoreAnswer: TypeAlias = tuple[Mapping[str, StoredUnit], bool]
+"""What is published of the units of a request, and whether the store answered."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +224,18 @@ class Served:
         if before is not None:
             before.version.units.close()
 
-    def stored(self, units: Sequence[str]) -> tuple[dict[str, StoredUnit], bool]:
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What `degraded` says while a newer version is refused."""
+        return (KEPT,) if self.problem else ()
+
+    def stored(self, units: Iterable[str | None]) -> StoreAnswer:
         """What is published of the units, and whether the store answered."""
-        if self.now is None or not units:
+        ids = list(dict.fromkeys(unit for unit in units if unit is not None))
+        if self.now is None or not ids:
             return {}, True
         try:
-            return self.now.version.units.get(units), True
+            return self.now.version.units.get(ids), True
         except EnvironmentProblem:
             return {}, False
 
@@ -248,47 +270,48 @@ def _effect(one: LevelEffect) -> dict[str, Any]:
 
 
 def answer_units(
-    served: Served, queries: Sequence[tuple[str | None, Mapping[str, Any] | None]]
-) -> tuple[list[UnitAnswer], dict[str, StoredUnit]]:
+    served: Served,
+    queries: Mapping[str, tuple[str | None, Mapping[str, Any] | None]],
+    published: StoreAnswer,
+) -> list[UnitAnswer]:
     """Effects on units, each by the best that can be had: the model, the last batch run, the average.
 
     Args:
         served: With a version.
-        queries: (id, features) of each unit; either may be None.
+        queries: {place in the request: (id, features)} of each unit; either may be None.
+        published: What `Served.stored` says of the units.
 
     Returns:
-        The answers in the order of the queries, and what the store has of the units.
+        The answers in the order of the queries.
 
     Raises:
         DataError: Features are not those of the model.
     """
-    now = served.now
+    now, (stored, answered) = served.now, published
     assert now is not None
-    stored, answered = served.stored(list(dict.fromkeys(unit for unit, _ in queries if unit is not None)))
     encoded, judged = [], []
-    for place, (unit, features) in enumerate(queries):
+    for place, (unit, features) in queries.items():
         try:
             one, why, age = _features_of(served, unit, stored.get(unit or ""), features)
         except DataError as error:
-            raise DataError(f"units[{place}]: {error}" if len(queries) > 1 else str(error)) from error
+            raise DataError(f"{place}: {error}" if place else str(error)) from error
         if unit is not None and unit not in stored:
             why = (STORE_DOWN if not answered else UNKNOWN, *why)
         if one is not None:
             encoded.append(one)
-        judged.append((unit, one, why, age))
+        judged.append((unit, one, (*why, *served.kept), age))
     scores = iter(now.scorer.effects(encoded))
     answers = []
     for unit, one, why, age in judged:
         known = stored.get(unit or "")
-        kept = (KEPT,) if served.problem else ()
         if one is not None:
-            answers.append(UnitAnswer(unit, next(scores), "model", age, (*why, *kept), one.new_categories))
+            answers.append(UnitAnswer(unit, next(scores), MODEL_SOURCE, age, why, one.new_categories))
             continue
         effects, source = None if known is None else stored_effects(now.version.manifest, known), BATCH
         if effects is None:
             effects, source = _averages(now), AVERAGE
-        answers.append(UnitAnswer(unit, effects, source, age, (*why, *kept, source)))
-    return answers, stored
+        answers.append(UnitAnswer(unit, effects, source, age, (*why, source)))
+    return answers
 
 
 def _features_of(
@@ -338,36 +361,46 @@ class LogWriter:
 
     def __init__(self, log: DecisionLog) -> None:
         self._log, self._pool = log, ThreadPoolExecutor(1, "decision-log")
-        self._waiting: list[tuple[list[LogEntry], asyncio.Future[list[dict[str, Any]]]]] = []
+        self._waiting: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def write(self, entries: list[LogEntry]) -> list[dict[str, Any]]:
+    async def write(self, entries: list[LogEntry]) -> list[Logged]:
         """`DecisionLog.append`, together with what other requests write now."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[dict[str, Any]]] = loop.create_future()
+        future: asyncio.Future[list[Logged]] = loop.create_future()
         self._waiting.append((entries, future))
         if self._task is None:
             self._task = loop.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
         # Nothing awaits between the last check of the list and the end: no request can be left waiting.
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            every = [entry for entries, _ in batch for entry in entries]
-            try:
-                logged = iter(await loop.run_in_executor(self._pool, self._log.append, every))
-            except Exception as error:
-                for _, future in batch:
-                    if not future.cancelled():
-                        future.set_exception(error)
-                continue
-            for entries, future in batch:
-                mine = [next(logged) for _ in entries]
-                if not future.cancelled():
-                    future.set_result(mine)
+            await self._settle(batch)
         self._task = None
+
+    async def _settle(self, batch: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]]) -> None:
+        """Write a batch and answer its requests; a request with a used key is refused alone, the others are written."""
+        every, loop = [entry for entries, _ in batch for entry in entries], asyncio.get_running_loop()
+        try:
+            logged = iter(await loop.run_in_executor(self._pool, self._log.append, every))
+        except Exception as error:
+            if isinstance(error, ConflictError) and len(batch) > 1:
+                for one in batch:
+                    await self._settle([one])
+                return
+            if not isinstance(error, ConflictError):
+                reason = str(error) if isinstance(error, EnvironmentProblem) else type(error).__name__
+                REQUEST_LOG.error(json.dumps({"event": "log not written", "entries": len(every), "reason": reason}))
+            for _, future in batch:
+                if not future.cancelled():
+                    future.set_exception(error)
+            return
+        for entries, future in batch:
+            mine = [next(logged) for _ in entries]
+            if not future.cancelled():
+                future.set_result(mine)
 
     def close(self) -> None:
         """Wait for what is being written, and let go of the file."""
@@ -389,11 +422,16 @@ class _Metrics:
             buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2.5),
         )  # fmt: skip
         self.degraded = Counter("uplift_degraded", "Answers that lack something", ("why",), registry=self.registry)
+        self.degraded.labels(LOG_DOWN)  # 0 from the start: alerts see the first one
         self.decisions = Counter("uplift_decisions", "Decisions made", ("level", "explored"), registry=self.registry)
         self.published = Gauge(
             "uplift_published_seconds", "When the version was published", registry=self.registry,
             multiprocess_mode="livemostrecent",
         )  # fmt: skip
+
+    def lacks(self, reasons: Iterable[str]) -> None:
+        for why in reasons:
+            self.degraded.labels(why).inc()
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         path = path if path in NEEDS or path in ("/health/live", "/health/ready") else "other"
@@ -417,7 +455,12 @@ def serving_app(config: Config) -> FastAPI:
 
     Returns:
         The application; its start loads and warms the published version, so that it is ready when it answers.
+
+    Raises:
+        ConfigError: Ids are pseudonyms, or the serving folder is not known.
+        EnvironmentProblem: The log of decisions cannot be written.
     """
+    check_plain_ids(config)
     served, metrics = Served(config), _Metrics()
     log = LogWriter(DecisionLog(decision_log_file(config)))
 
@@ -438,7 +481,7 @@ def serving_app(config: Config) -> FastAPI:
     _add_health(app, served, metrics)
     _add_effects(app, served, metrics)
     _add_decisions(app, served, log, metrics)
-    _add_feedback(app, served, log)
+    _add_feedback(app, served, log, metrics)
     return app
 
 
@@ -517,10 +560,10 @@ def _add_effects(app: FastAPI, served: Served, metrics: _Metrics) -> None:
         for place, query in enumerate(queries):
             if query == (None, None):
                 raise DataError(f"units[{place}] has neither unit_id nor features: give one of them")
-        answers, _ = answer_units(served, queries)
-        for answer in answers:
-            for why in answer.degraded:
-                metrics.degraded.labels(why).inc()
+        places = [""] if len(queries) == 1 else [f"units[{place}]" for place in range(len(queries))]
+        published = served.stored(unit for unit, _ in queries)
+        answers = answer_units(served, dict(zip(places, queries, strict=True)), published)
+        metrics.lacks(why for answer in answers for why in answer.degraded)
         shown = [answer.to_dict() for answer in answers]
         return JSONResponse({"outcome": now.version.manifest.outcome, "model": now.model, "answers": shown})
 
@@ -531,56 +574,83 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
         """The level to give each unit now; an answer is on disk before it is sent."""
         now = _now(served)
         _check_number(len(body.requests), served.conf)
-        answers, stored = answer_units(served, [(one.unit_id, one.features) for one in body.requests])
+        published = served.stored(one.unit_id for one in body.requests)
         entries = []
-        for query, answer in zip(body.requests, answers, strict=True):
-            fresh = answer.effects if query.features is not None and answer.source == "model" else None
-            decision = now.policy.decide(query.unit_id, stored.get(query.unit_id), fresh)
+        for query, fresh in zip(body.requests, _fresh_effects(served, body.requests, published), strict=True):
+            effects = fresh.effects if fresh is not None and fresh.source == MODEL_SOURCE else None
+            decision = now.policy.decide(query.unit_id, published[0].get(query.unit_id), effects, published[1])
             at = time.time()
             facts = {
                 "request_key": query.request_key, "unit_id": query.unit_id, "campaign": now.version.manifest.campaign,
                 "level": decision.level, "reason": decision.reason, "propensity": decision.propensity,
                 "explored": decision.explored,
                 "decided_at": _moment(at), "expires_at": _moment(at + served.conf.decision_minutes * 60),
-                "model": now.model, "degraded": list(answer.degraded),
+                "model": now.model, "degraded": _lacking(served, query.unit_id, fresh, published),
             }  # fmt: skip
             entries.append(LogEntry(DECISION, query.request_key, facts))
         try:
             logged = await log.write(entries)
         except EnvironmentProblem:
+            metrics.lacks([LOG_DOWN] * len(entries))
             return JSONResponse({"decisions": [_unlogged(one.body, now.policy.control) for one in entries]})
-        for entry, known in zip(entries, logged, strict=True):
-            check_same_request(known, entry.body, entry.key)
-            metrics.decisions.labels(known["level"], str(known["explored"]).lower()).inc()
-        return JSONResponse({"decisions": [{**one, "logged": True} for one in logged]})
+        for one in logged:
+            if one.new:
+                metrics.decisions.labels(one.body["level"], str(one.body["explored"]).lower()).inc()
+                metrics.lacks(one.body["degraded"])
+        return JSONResponse({"decisions": [{**one.body, "logged": True} for one in logged]})
+
+
+def _fresh_effects(
+    served: Served, requests: Sequence[DecisionQuery], published: StoreAnswer
+) -> list[UnitAnswer | None]:
+    """Effects by the features that requests bring; None for requests without, whose plan needs no model."""
+    queries = {
+        f"requests[{place}]": (one.unit_id, one.features)
+        for place, one in enumerate(requests)
+        if one.features is not None
+    }
+    answers = iter(answer_units(served, queries, published))
+    return [None if one.features is None else next(answers) for one in requests]
+
+
+def _lacking(served: Served, unit: str, fresh: UnitAnswer | None, published: StoreAnswer) -> list[str]:
+    """What a decision could not rest on; where effects come from in place of the model is nothing to a decision."""
+    if fresh is not None:
+        return [why for why in fresh.degraded if why not in (BATCH, AVERAGE)]
+    stored, answered = published
+    missing = () if unit in stored else (UNKNOWN if answered else STORE_DOWN,)
+    return [*missing, *served.kept]
 
 
 def _unlogged(facts: Mapping[str, Any], control: str) -> dict[str, Any]:
     """The control in place of a decision that nobody would know of afterwards."""
     said = {"level": control, "reason": NOT_LOGGED, "propensity": None, "explored": False, "logged": False}
-    return {**facts, **said, "degraded": [*facts["degraded"], "log_unavailable"]}
+    return {**facts, **said, "degraded": [*facts["degraded"], LOG_DOWN]}
 
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
-def _add_feedback(app: FastAPI, served: Served, log: LogWriter) -> None:
+def _add_feedback(app: FastAPI, served: Served, log: LogWriter, metrics: _Metrics) -> None:
     @app.post("/v1/deliveries")
     async def deliveries(body: DeliveriesRequest) -> JSONResponse:
         """Take in what became of sends."""
         _check_number(len(body.deliveries), served.conf)
-        rows = [(f"{one.delivery_id}/{one.status}", one.model_dump(mode="json")) for one in body.deliveries]
-        return await _logged(DELIVERY, rows)
+        return await _logged(DELIVERY, [((one.unit_id, one.delivery_id, one.status), one) for one in body.deliveries])
 
     @app.post("/v1/outcomes")
     async def outcomes(body: OutcomesRequest) -> JSONResponse:
         """Take in what units did."""
         _check_number(len(body.outcomes), served.conf)
-        return await _logged(OUTCOME, [(one.event_id, one.model_dump(mode="json")) for one in body.outcomes])
+        return await _logged(OUTCOME, [((one.unit_id, one.outcome, one.event_id), one) for one in body.outcomes])
 
-    async def _logged(kind: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> JSONResponse:
-        known_at = _moment(time.time())
-        facts = {"campaign": served.config.campaign, "known_at": known_at}
-        await log.write([LogEntry(kind, key, {**row, **facts}) for key, row in rows])
-        return JSONResponse({"accepted": len(rows)}, 202)
+    async def _logged(kind: str, rows: Sequence[tuple[tuple[str, ...], _Body]]) -> JSONResponse:
+        facts = {"campaign": served.config.campaign, "known_at": _moment(time.time())}
+        entries = [LogEntry(kind, json.dumps(key), {**row.model_dump(mode="json"), **facts}) for key, row in rows]
+        try:
+            new = sum(one.new for one in await log.write(entries))
+        except EnvironmentProblem:
+            metrics.lacks([LOG_DOWN])
+            raise
+        return JSONResponse({"accepted": new, "known": len(rows) - new}, 202)

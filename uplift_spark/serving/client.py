@@ -12,7 +12,7 @@ import urllib3
 from uplift_spark.errors import DataError, EnvironmentProblem
 
 UNREACHABLE = "service_unreachable"
-_AGAIN = frozenset({429, 502, 503, 504})
+_AGAIN = frozenset({408, 429, 502, 503, 504})
 
 
 class ServingClient:
@@ -53,7 +53,7 @@ class ServingClient:
             DataError: The service refused the request.
             EnvironmentProblem: The service did not answer.
         """
-        answers: list[dict[str, Any]] = self._post("effects", {"units": [dict(unit) for unit in units]})["answers"]
+        answers: list[dict[str, Any]] = self._post("effects", {"units": [dict(unit) for unit in units]}, "answers")
         return answers
 
     def decide(
@@ -77,7 +77,7 @@ class ServingClient:
         if features is not None:
             query["features"] = dict(features)
         try:
-            decision: dict[str, Any] = self._post("decisions", {"requests": [query]})["decisions"][0]
+            decision: dict[str, Any] = self._post("decisions", {"requests": [query]}, "decisions")[0]
             return decision
         except EnvironmentProblem:
             lost = {"propensity": None, "explored": False, "logged": False, "degraded": [UNREACHABLE]}
@@ -91,22 +91,28 @@ class ServingClient:
             rows: See docs/serving.md.
 
         Returns:
-            Rows that the service took.
+            Rows that are new to the service; it knows the others already.
 
         Raises:
             DataError: The service refused the request.
             EnvironmentProblem: The service did not answer: report the rows again later.
         """
-        return int(self._post(kind, {kind: [dict(row) for row in rows]})["accepted"])
+        return int(self._post(kind, {kind: [dict(row) for row in rows]}, "accepted"))
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: Mapping[str, Any], wanted: str) -> Any:
         try:
             answer = self._pool.request("POST", f"{self._url}/v1/{path}", body=json.dumps(body).encode())
         except urllib3.exceptions.HTTPError as error:
             raise EnvironmentProblem(f"the service at {self._url} does not answer: {type(error).__name__}") from error
         if answer.status in _AGAIN or answer.status >= 500:
             raise EnvironmentProblem(f"the service at {self._url} does not answer: status {answer.status}")
-        facts: dict[str, Any] = json.loads(answer.data)
+        try:
+            facts = json.loads(answer.data)
+        except ValueError:
+            facts = None
+        known = isinstance(facts, dict) and (answer.status >= 400 or wanted in facts)
+        if not known:  # a proxy, or another service
+            raise EnvironmentProblem(f"what answers at {self._url} is not the service: status {answer.status}")
         if answer.status >= 400:
             raise DataError(f"the service refused the request: {facts.get('error', answer.status)}")
-        return facts
+        return facts[wanted]

@@ -7,9 +7,10 @@ every process and after every restart, and `assignment.assign` gives the same ar
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from uplift_spark.serving.store import Manifest, StoredUnit
 
 OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
 NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"
-NOT_LOGGED = "log unavailable"
+NOT_LOGGED, NOT_READ = "log unavailable", "store unavailable"
 """Reasons that are not the plan's own."""
 
 
@@ -36,13 +37,14 @@ class Decision:
 
     level       treatment level, the control for nothing
     reason      why
-    propensity  probability by design of this level for this unit, given what was known of it
+    propensity  probability by design of this level for this unit, given what was known of it; None where no design
+                chose the level
     explored    whether the level is random
     """
 
     level: str
     reason: str
-    propensity: float
+    propensity: float | None
     explored: bool = False
 
 
@@ -81,7 +83,9 @@ class DecisionPolicy:
     def _holdout_salt(self) -> str:
         return f"serving-{self.manifest.campaign}-holdout"
 
-    def decide(self, unit: str, stored: StoredUnit | None, fresh: Sequence[LevelEffect] | None) -> Decision:
+    def decide(
+        self, unit: str, stored: StoredUnit | None, fresh: Sequence[LevelEffect] | None, answered: bool = True
+    ) -> Decision:
         """Decide what a unit gets now.
 
         Args:
@@ -89,14 +93,20 @@ class DecisionPolicy:
             stored: What is published of it. None: it is not published, so that nobody knows whether it may be
                 contacted, and it gets the control.
             fresh: Effects by features that came with the request; None: the plan's decision stands.
+            answered: Whether the store answered; where it did not, nobody knows what is published.
 
         Returns:
             The decision.
         """
         if not self.conf.enabled:
             return Decision(self.control, OFF, 1.0)
+        if not answered:
+            return Decision(self.control, NOT_READ, None)
         if stored is None:
             return Decision(self.control, NOT_PUBLISHED, 1.0)
+        # Rules of the policy are applied when it plans: nobody knows whether they bar a unit without a plan.
+        if stored.decision is None and self.manifest.policy.get("rules", True):
+            return Decision(self.control, NO_PLAN, 1.0)
         if stored.decision is not None and stored.decision[1] in self._barred:
             return Decision(self.control, stored.decision[1], 1.0)
         if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
@@ -167,11 +177,19 @@ class LogEntry:
     body: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Logged:
+    """What the log holds under a key: the content, and whether it was written now."""
+
+    body: dict[str, Any]
+    new: bool
+
+
 class DecisionLog:
     """An append-only log in one SQLite file, shared by all workers.
 
     Args:
-        file: The file; made where it is not there.
+        file: The file; made, readable by its owner alone, where it is not there.
 
     Raises:
         EnvironmentProblem: The file cannot be opened.
@@ -188,6 +206,7 @@ class DecisionLog:
     def _open(self) -> sqlite3.Connection:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files get the same rights
             db = sqlite3.connect(self._file, timeout=self.WAIT, isolation_level=None, check_same_thread=False)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # each commit waits until it is on disk
@@ -199,16 +218,17 @@ class DecisionLog:
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
 
-    def append(self, entries: Sequence[LogEntry]) -> list[dict[str, Any]]:
+    def append(self, entries: Sequence[LogEntry]) -> list[Logged]:
         """Write entries, and wait until they are on disk.
 
         Args:
             entries: New ones, or some that were written before.
 
         Returns:
-            For each the content that the log holds under its key: its own, or that of the first with this key.
+            For each what the log holds under its key: the entry itself, or the first with this key.
 
         Raises:
+            ConflictError: A key was used for another unit before: none of the entries is logged.
             EnvironmentProblem: The disk is full, or the file cannot be written: none of the entries is logged.
         """
         try:
@@ -219,8 +239,8 @@ class DecisionLog:
             self.close()  # a connection that failed may hold a transaction
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
 
-    def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[dict[str, Any]]:
-        now, result = time.time_ns() // 1000, []
+    def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[Logged]:
+        now, result = time.time_ns() // 1000, list[Logged]()
         db.execute("BEGIN IMMEDIATE")
         try:
             for one in entries:
@@ -232,7 +252,12 @@ class DecisionLog:
                 if not new:
                     query = "SELECT body FROM entry WHERE kind = ? AND key = ?"
                     body = db.execute(query, (one.kind, one.key)).fetchone()[0]
-                result.append(json.loads(body))
+                logged = Logged(json.loads(body), bool(new))
+                if logged.body.get("unit_id") != one.body.get("unit_id"):
+                    raise ConflictError(
+                        f"request key {one.key!r} was used for another unit before: give each request a key of its own"
+                    )
+                result.append(logged)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -246,14 +271,35 @@ class DecisionLog:
         with closing(self._open()) as db:
             return [(number, json.loads(body)) for number, body in db.execute(query, (kind, after, limit))]
 
+    def erase(self, units: Iterable[str]) -> int:
+        """Delete all entries of units; their bytes are overwritten, in the file and in what SQLite writes ahead of it.
+
+        Args:
+            units: Their ids.
+
+        Returns:
+            Entries that were deleted.
+
+        Raises:
+            EnvironmentProblem: The file cannot be written, or a worker reads or writes it for longer than `WAIT`: run
+                it again.
+        """
+        try:
+            with closing(self._open()) as db:
+                db.execute("PRAGMA secure_delete = ON")
+                db.execute("CREATE TEMP TABLE gone (unit_id TEXT PRIMARY KEY) WITHOUT ROWID")
+                db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", ((unit,) for unit in units))
+                ours = "json_extract(body, '$.unit_id') IN (SELECT unit_id FROM gone)"
+                n = db.execute(f"DELETE FROM entry WHERE {ours}").rowcount
+                (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
+        if busy:
+            raise EnvironmentProblem(f"the log of decisions {self._file} is in use, and holds old bytes: erase again")
+        return n
+
     def close(self) -> None:
         """Let go of the file; the next `append` opens it again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def check_same_request(logged: Mapping[str, Any], now: Mapping[str, Any], key: str) -> None:
-    """Refuse a request key that was used for another unit. Raises ConflictError."""
-    if logged.get("unit_id") != now.get("unit_id"):
-        raise ConflictError(f"request key {key!r} was used for another unit before: give each request a key of its own")

@@ -33,7 +33,9 @@ NEEDS = {
     "/v1/outcomes": "decide",
     "/metrics": "metrics",
 }
-"""Scope that a path needs; others are open: health and the description of the API."""
+"""Scope that a path needs."""
+OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+"""Paths that need no key: health and the description of the API. They take no body; there are no other paths."""
 
 REQUEST_LOG = logging.getLogger("uplift_spark.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -194,7 +196,7 @@ class Guard:
         self._rates, self._running = RateLimit(conf.rate), 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it here: 401, 403, 408, 413, 429, 503."""
+        """Let a request in, or answer it here: 401, 403, 404, 408, 413, 429, 503."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -203,38 +205,47 @@ class Guard:
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
-        start, caller = time.perf_counter(), None
-        self._running += 1
+        start, caller, path = time.perf_counter(), None, scope["path"]
         try:
-            caller = self._admit(scope["path"], headers)
-            body = await self._body(headers, receive)
-            await self._app(scope, _replay(body, receive), answer.send)
+            if path in OPEN:
+                await self._app(scope, _replay(b"", receive), answer.send)
+            else:
+                caller = self._admit(path, headers)
+                await self._run(scope, headers, receive, answer)
         except _Refused as refused:
             await answer.refuse(refused.status, refused.sentence, refused.wait)
         except Exception as error:
             _log_error(request_id, error)
             await answer.refuse(500, f"something went wrong here; the log has it under request {request_id}")
         finally:
-            self._running -= 1
             seconds = time.perf_counter() - start
-            self._observe(scope["path"], answer.status, seconds)
+            self._observe(path, answer.status, seconds)
             _log_request(scope, request_id, caller, answer.status, seconds)
 
-    def _admit(self, path: str, headers: MutableMapping[str, str]) -> Caller | None:
+    def _admit(self, path: str, headers: MutableMapping[str, str]) -> Caller:
         needed = NEEDS.get(path)
         if needed is None:
-            return None
+            raise _Refused(404, "there is no such path: /docs describes those there are")
         caller = self._keys.caller(headers)
         if caller is None:
             raise _Refused(401, "the request has no API key that is known here: send Authorization: Bearer KEY")
         if needed not in caller.scopes:
             raise _Refused(403, f"the key of {caller.name} does not open {path}: it needs the scope {needed}")
-        if self._running > self._conf.max_running and needed != "metrics":
+        if self._running >= self._conf.max_running and needed != "metrics":
             raise _Refused(503, "too many requests are under way: try again", 1.0)
         wait = self._rates.wait(caller.name)
         if wait:
             raise _Refused(429, f"the key of {caller.name} is used more often than agreed: try again later", wait)
         return caller
+
+    async def _run(self, scope: Message, headers: MutableMapping[str, str], receive: Receive, answer: _Answer) -> None:
+        """Read the body of an admitted request and hand it to the service: only these count as under way."""
+        self._running += 1
+        try:
+            body = await self._body(headers, receive)
+            await self._app(scope, _replay(body, receive), answer.send)
+        finally:
+            self._running -= 1
 
     async def _body(self, headers: MutableMapping[str, str], receive: Receive) -> bytes:
         """The whole body. It is counted while it arrives: chunked bodies do not say how long they are."""
@@ -295,7 +306,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _log_request(scope: Message, request_id: str, caller: Caller | None, status: int, seconds: float) -> None:
-    known = scope["path"] if scope["path"] in NEEDS or scope["path"].startswith("/health/") else "other"
+    known = scope["path"] if scope["path"] in NEEDS or scope["path"] in OPEN else "other"
     facts = {"event": "request", "request_id": request_id, "method": scope["method"], "path": known}
     facts |= {"status": status, "ms": round(seconds * 1000, 3), "caller": caller.name if caller else None}
     REQUEST_LOG.info(json.dumps(facts))

@@ -9,7 +9,8 @@ A version is a folder below the campaign's serving folder:
 
 A version never changes once it is whole. `publish_version` makes the next one beside it and renames CURRENT, so that
 readers see the units, the model and the policy of one version, never a mixture. Versions before it are removed in the
-same run: whoever was taken out, by an erasure or a withdrawn consent, is in no file any more.
+same run: whoever was taken out, by an erasure or a withdrawn consent, is in no file any more. Redis forgets them within
+a minute: until a worker turns to the new version, it answers from the one before.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ CURRENT, MANIFEST, MODEL, UNITS = "CURRENT", "manifest.json", "model.uplift", "u
 LOG_FILE = "decisions.sqlite"
 STORE_FORMAT = 1
 _CHUNK = 1000  # units that go to Redis at once
+_WHOLE = ""  # field of a hash in Redis with the number of its units, written last; no id is blank
+_GRACE = 60  # seconds that Redis keeps the version before
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Manifest:
     model          name, version and SHA-256 of the file
     averages       {level: [mean uplift, error of one unit's about it]} over the units
     barred         reasons of the plan with which a unit gets nothing, not even at random
-    policy         value of the outcome and costs, prices of the limits, purpose of consent
+    policy         value of the outcome and costs, prices of the limits, whether there are rules that bar units, consent
     inputs         versions of tables and identities of runs; the same inputs make the same version
+    held_back      {why: units that may not be contacted, and are not in the version}
     units          number of units
     redis          whether they lie in Redis
+    units_sha256   SHA-256 of their file; empty with Redis
     published_at   microseconds since 1970, UTC
     """
 
@@ -93,8 +98,10 @@ class Manifest:
     barred: tuple[str, ...]
     policy: Mapping[str, Any]
     inputs: Mapping[str, Any]
+    held_back: Mapping[str, int] = field(default_factory=dict)
     units: int = 0
     redis: bool = False
+    units_sha256: str = ""
     published_at: int = 0
 
     @property
@@ -155,7 +162,7 @@ class SqliteUnits:
                 if row is not None:
                     known[unit] = StoredUnit.from_json(row[0])
             return known
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             raise EnvironmentProblem(f"the file of units cannot be read: {error}") from error
 
     def close(self) -> None:
@@ -177,11 +184,17 @@ class RedisUnits:
         if time.monotonic() < self._down_until:
             raise EnvironmentProblem("Redis did not answer a moment ago")
         try:
-            texts = self._client.hmget(self._key, list(units))
+            *texts, whole = self._client.hmget(self._key, [*units, _WHOLE])
         except Exception as error:
             self._down_until = time.monotonic() + self.PAUSE
             raise EnvironmentProblem(f"Redis does not answer: {type(error).__name__}") from error
-        return {unit: StoredUnit.from_json(text) for unit, text in zip(units, texts, strict=True) if text is not None}
+        if whole is None:
+            raise EnvironmentProblem("the units are gone from Redis: run `uplift publish` again")
+        try:
+            pairs = zip(units, texts, strict=True)
+            return {unit: StoredUnit.from_json(text) for unit, text in pairs if text is not None}
+        except (ValueError, KeyError, TypeError) as error:
+            raise EnvironmentProblem("Redis holds something else in place of units") from error
 
     def close(self) -> None:
         """See `UnitStore`."""
@@ -237,6 +250,15 @@ def serving_folder(config: Config) -> Path:
     return Path(house.path) / "serving" / config.campaign
 
 
+def check_plain_ids(config: Config) -> None:
+    """Refuse a campaign whose tables hold pseudonyms: callers send plain ids. Raises ConfigError."""
+    if config.pseudonyms is not None:
+        raise ConfigError(
+            f"campaign {config.campaign} has pseudonyms in place of unit ids, which the service cannot find by the ids "
+            "that callers send: publish and serve a campaign without the section pseudonyms"
+        )
+
+
 def decision_log_file(config: Config) -> Path:
     """File of the campaign's log of decisions: `serving.log`, or decisions.sqlite in its serving folder."""
     log = config.serving.log
@@ -246,7 +268,7 @@ def decision_log_file(config: Config) -> Path:
 def current_version(folder: Path) -> str | None:
     """Name of the version that is served; None before the first."""
     file = folder / CURRENT
-    return (file.read_text().strip() or None) if file.exists() else None
+    return (file.read_text(errors="replace").strip() or None) if file.exists() else None
 
 
 def read_manifest(folder: Path, version: str) -> Manifest:
@@ -259,13 +281,37 @@ def read_manifest(folder: Path, version: str) -> Manifest:
         ) from error
 
 
+def published_already(folder: Path, manifest: Manifest, redis: Any = None) -> str | None:
+    """Find out whether a version is served already; then what a killed run left beside it is removed.
+
+    Args:
+        folder: The campaign's serving folder.
+        manifest: What the version would be; what its units tell does not count.
+        redis: Client of the Redis that keeps the units; None: a file does.
+
+    Returns:
+        Name of the served version if it was made from the same inputs and nothing of it is damaged or gone, else None.
+
+    Raises:
+        EnvironmentProblem: Redis does not answer.
+    """
+    name = current_version(folder)
+    served = _readable(folder, name)
+    if name is None or served is None or not _same(served, manifest, redis):
+        return None
+    if not _intact(folder / name, served, redis):
+        return None
+    _remove_others(folder, name, served.campaign, redis)
+    return name
+
+
 def publish_version(
     folder: Path, manifest: Manifest, model: bytes, units: Iterable[tuple[str, StoredUnit]], redis: Any = None
 ) -> Published:
     """Make a version and serve it, once: with the inputs that are served already nothing happens.
 
     A unit whose row did not change is not written again. A run that is killed leaves the version before it in place,
-    and leftovers that the next run removes.
+    and leftovers that the next run removes. A served version that is damaged is made anew, under another name.
 
     Args:
         folder: The campaign's serving folder.
@@ -283,21 +329,26 @@ def publish_version(
         EnvironmentProblem: The folder or Redis cannot be written.
     """
     version, before = checked_name(manifest.version, "version"), current_version(folder)
-    manifest = replace(manifest, redis=redis is not None, published_at=time.time_ns() // 1000)
-    if before is not None and _same(folder, before, manifest):
-        return Published(before, skipped=True)
+    if known := published_already(folder, manifest, redis):
+        return Published(known, skipped=True)
     if version == before:
-        raise ConflictError(f"version {version} was published with other inputs before: choose a new --run-id")
+        served = _readable(folder, before)
+        if served is not None and not _same(served, manifest, redis):
+            raise ConflictError(f"version {version} was published with other inputs before: choose a new --run-id")
+        version += "_again"  # workers look for another name
     partial = folder / f".{version}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         rows = _checked_units(units, manifest)
         if redis is None:
-            result = _write_sqlite(folder, before, partial, rows, version)
+            result = _write_sqlite(_basis(folder, before), partial, rows, version)
         else:
             result = _write_redis(redis, manifest.campaign, before, version, rows)
-        manifest = replace(manifest, units=result.written + result.unchanged)
+        manifest = replace(
+            manifest, version=version, units=result.written + result.unchanged, redis=redis is not None,
+            units_sha256=_sha256(partial / UNITS) or "", published_at=time.time_ns() // 1000,
+        )  # fmt: skip
         _write_file(partial / MODEL, model)
         _write_file(partial / MANIFEST, manifest.to_json().encode())
         if (folder / version).exists():  # of a run that was killed before the switch
@@ -312,13 +363,36 @@ def publish_version(
     return result
 
 
-def _same(folder: Path, version: str, manifest: Manifest) -> bool:
+def _readable(folder: Path, version: str | None) -> Manifest | None:
     try:
-        served = read_manifest(folder, version)
+        return None if version is None else read_manifest(folder, version)
     except DataError:
+        return None
+
+
+def _same(served: Manifest, manifest: Manifest, redis: Any) -> bool:
+    facts = ("inputs", "fingerprint", "policy")
+    alike = all(_plain(getattr(served, fact)) == _plain(getattr(manifest, fact)) for fact in facts)
+    return alike and served.redis == (redis is not None)
+
+
+def _intact(home: Path, served: Manifest, redis: Any) -> bool:
+    """Whether model and units are those that were published; units in Redis are counted."""
+    if _sha256(home / MODEL) != served.model["sha256"]:
         return False
-    facts = ("inputs", "fingerprint", "redis", "policy")
-    return all(_plain(getattr(served, fact)) == _plain(getattr(manifest, fact)) for fact in facts)
+    if redis is None:
+        return _sha256(home / UNITS) == served.units_sha256
+    key = unit_key(served.campaign, home.name)
+    with _of_redis():
+        return bool(redis.hget(key, _WHOLE) == str(redis.hlen(key) - 1))
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with file.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _plain(value: Any) -> Any:
@@ -335,14 +409,21 @@ def _checked_units(units: Iterable[tuple[str, StoredUnit]], manifest: Manifest) 
         yield unit, stored.to_json()
 
 
-def _write_sqlite(
-    folder: Path, before: str | None, partial: Path, rows: Iterable[tuple[str, str]], version: str
-) -> Published:
+def _basis(folder: Path, before: str | None) -> Path | None:
+    """The file of units that a version goes on from; None where there is none, or it is damaged."""
+    served = _readable(folder, before)
+    if before is None or served is None or served.redis:
+        return None
+    file = folder / before / UNITS
+    return file if _sha256(file) == served.units_sha256 else None
+
+
+def _write_sqlite(basis: Path | None, partial: Path, rows: Iterable[tuple[str, str]], version: str) -> Published:
     # A database is written here and there in its file, which volumes of a cloud refuse: it is made on a local disk.
     with tempfile.TemporaryDirectory(prefix="uplift-publish-") as local:
         file = Path(local) / UNITS
-        if before is not None and (folder / before / UNITS).exists():
-            shutil.copyfile(folder / before / UNITS, file)
+        if basis is not None:
+            shutil.copyfile(basis, file)
         counts = _change_units(file, rows)
         shutil.copyfile(file, partial / UNITS)
     with (partial / UNITS).open("rb+") as handle:
@@ -378,10 +459,11 @@ def _write_redis(
     redis: Any, campaign: str, before: str | None, version: str, rows: Iterable[tuple[str, str]]
 ) -> Published:
     key = unit_key(campaign, version)
-    try:
+    with _of_redis():
         redis.delete(key)
         if before is not None:
             redis.copy(unit_key(campaign, before), key)
+            redis.hdel(key, _WHOLE)
         present: set[str] = set()
         written = unchanged = 0
         rows = iter(rows)
@@ -397,13 +479,20 @@ def _write_redis(
         gone = [unit for unit, _ in redis.hscan_iter(key) if unit not in present]
         for low in range(0, len(gone), _CHUNK):
             redis.hdel(key, *gone[low : low + _CHUNK])
+        redis.hset(key, _WHOLE, str(len(present)))
+    return Published(version, written, unchanged, len(gone))
+
+
+@contextmanager
+def _of_redis() -> Iterator[None]:
+    try:
+        yield
     except (ConnectionError, TimeoutError) as error:
         raise EnvironmentProblem(f"Redis does not answer: {error}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] != "redis":
             raise
-        raise EnvironmentProblem(f"Redis cannot keep the units: {error}") from error
-    return Published(version, written, unchanged, len(gone))
+        raise EnvironmentProblem(f"Redis does not answer as it should: {error}") from error
 
 
 def _write_file(file: Path, content: bytes) -> None:
@@ -423,12 +512,16 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_others(folder: Path, version: str, campaign: str, redis: Any) -> None:
     for path in folder.iterdir():
-        if path.is_dir() and path.name != version and ((path / MANIFEST).exists() or path.name.endswith(".partial")):
+        ours = path.name.endswith(".partial") or any((path / file).exists() for file in (MANIFEST, MODEL, UNITS))
+        if path.is_dir() and path.name != version and ours:
             shutil.rmtree(path, ignore_errors=True)
-    if redis is not None:
+    if redis is None:
+        return
+    with _of_redis():
         for key in redis.scan_iter(f"{unit_key(campaign, '*')}"):
-            if key != unit_key(campaign, version):
-                redis.unlink(key)
+            # Workers answer from the version before for a second or two; a later run does not keep it for longer.
+            if key != unit_key(campaign, version) and redis.ttl(key) < 0:
+                redis.expire(key, _GRACE)
 
 
 # --------------------------------------------------------------------------------------------------------------------

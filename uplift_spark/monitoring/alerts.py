@@ -305,7 +305,7 @@ class AlertBook:
                     f"{wrong}; remove the run that is too much, or restore the table's version before it"
                 )
             book.states[event.alert] = applied(state, event)
-            if event.event not in BY_HAND:  # people act now, rules are evaluated at the end of their window
+            if event.event not in BY_HAND:  # people act now, rules are evaluated as of what was known
                 book._evaluated[event.campaign] = max(event.at, book._evaluated.get(event.campaign, event.at))
         for campaign, at in (evaluated or {}).items():
             book._evaluated[campaign] = max(at, book._evaluated.get(campaign, at))
@@ -315,7 +315,7 @@ class AlertBook:
         """Take in what the rules say; conditions of a campaign have one time each, and times never go back.
 
         Args:
-            conditions: Of one evaluation. Conditions of the time that was evaluated last, seen before, change nothing.
+            conditions: Of one evaluation. The same conditions again change nothing.
 
         Returns:
             What changed, to be added to `gold.alerts`; `notifications` groups those that people are to read.
@@ -350,8 +350,6 @@ class AlertBook:
 
     def _observe_one(self, condition: Condition) -> list[AlertEvent]:
         state = self.states.get(condition.fingerprint)
-        if state is not None and condition.at == state.last.at and state.last.event not in BY_HAND:
-            return []  # a rerun of the evaluation that wrote the event
         happening = _next_step(state, condition)
         if happening is None:
             happening = self._message_due(state, condition)
@@ -523,33 +521,114 @@ def _shown(labels: Mapping[str, str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Alerts of KPIs.
+# Alerts of KPIs and findings.
 
 
-def kpi_conditions(rows: Iterable[Mapping[str, Any]], runbook: str = "") -> list[Condition]:
+def newest_windows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose of each KPI and cut the row that counts: the newest window with a value, else the newest window.
+
+    A figure of labels has no value in the newest window, whose labels are not ripe: what counts is the newest one that
+    has. So an older window that is monitored again, now that its labels are ripe, raises alerts of these figures, and
+    takes nothing back of figures that a newer window has.
+
+    Args:
+        rows: Of `gold.kpi`, one for each KPI, cut and window; of several runs of a window those of the last.
+
+    Returns:
+        One row for each campaign, KPI and cut. Cuts that the newest window has no more are left out, unless older
+        windows alone can have them.
+
+    Raises:
+        DataError: Two rows are of one KPI, cut and window, or an end has no time zone.
+    """
+    newest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    seen = set()
+    for row in rows:
+        key = str(row["campaign"]), str(row["kpi"]), str(row.get("cut") or "all")
+        if row["window_end"].tzinfo is None:
+            raise DataError(
+                f"column window_end of KPI {key[1]} has a time of no time zone ({row['window_end']}): give it in UTC"
+            )
+        if (*key, row["window_end"]) in seen:
+            raise DataError(
+                f"KPI {key[1]} of campaign {key[0]} (cut {key[2]}) has two rows of the window that ends at "
+                f"{row['window_end']}: give those of the newest run alone"
+            )
+        seen.add((*key, row["window_end"]))
+        if key not in newest or _counts_before(row) > _counts_before(newest[key]):
+            newest[key] = row
+    return [row for _, row in sorted(newest.items())]
+
+
+def _counts_before(row: Mapping[str, Any]) -> tuple[bool, datetime]:
+    return _known(row["value"]) is not None, row["window_end"]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else float(value)
+
+
+def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str = "") -> list[Condition]:
     """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
 
     A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
     the two, and with too few observations or none, nobody can say, and its alert stays as it is.
 
     Args:
-        rows: Of one window of each campaign; KPIs without an alert threshold are left out.
+        rows: As `newest_windows` chooses them; KPIs without an alert threshold are left out.
+        at: When they are evaluated: as of when what they say was known.
         runbook: Page that says what to do.
 
     Returns:
-        One condition for each KPI and cut, at the end of its window. Its summary says how many observations would tell.
+        One condition for each KPI and cut. Its summary says how many observations would tell.
     """
     conditions = []
     for row in rows:
-        if row["alert"] is None or row["alert"] != row["alert"]:
+        threshold = _known(row["alert"])
+        if threshold is None:
             continue
-        state, end = str(row["state"]), row["window_end"]
-        breached = {"alert": True, "ok": False, "missed": False}.get(state)
+        breached = {"alert": True, "ok": False, "missed": False}.get(str(row["state"]))
         labels = {"kpi": str(row["kpi"]), "cut": str(row["cut"])}
         rule = AlertRule(str(row["kpi"]), row["severity"], runbook=runbook)
-        value = None if row["value"] is None or row["value"] != row["value"] else float(row["value"])
-        figures = value, float(row["alert"])
-        conditions.append(Condition(rule, row["campaign"], end, breached, _kpi_summary(row, value), *figures, labels))
+        value = _known(row["value"])
+        summary = _kpi_summary(row, value)
+        conditions.append(Condition(rule, row["campaign"], at, breached, summary, value, threshold, labels))
+    return conditions
+
+
+def finding_conditions(
+    findings: Iterable[Mapping[str, Any]],
+    measured: Iterable[str],
+    firing: Iterable[AlertState],
+    at: datetime,
+    runbook: str = "",
+) -> list[Condition]:
+    """Read rows of `gold.findings` as conditions; what a detector finds no more is well.
+
+    Args:
+        findings: The newest of each detector that still holds, of one campaign.
+        measured: Detectors that had what they need: those that found nothing are well, others say nothing.
+        firing: Alerts of the campaign, as `AlertBook.active` lists them.
+        at: When they are evaluated.
+        runbook: Page that says what to do.
+
+    Returns:
+        One condition for each finding, and for each alert of a detector that finds it no more.
+    """
+    conditions = []
+    for row in findings:
+        labels = {"about": str(row["about"])}
+        rule = AlertRule(str(row["finding"]), row["severity"], runbook=runbook)
+        summary = "; ".join(filter(None, (row["sentence"], row["action"])))
+        figures = _known(row["figure"]), _known(row["threshold"])
+        conditions.append(Condition(rule, row["campaign"], at, True, summary, *figures, labels))
+    known, well = {one.fingerprint for one in conditions}, set(measured)
+    for state in firing:
+        last = state.last
+        if "about" in last.label_map and last.rule in well and last.alert not in known:
+            rule = AlertRule(last.rule, last.severity, runbook=last.runbook)
+            text = "the detector finds it no more"
+            conditions.append(Condition(rule, last.campaign, at, False, text, labels=last.label_map))
     return conditions
 
 

@@ -52,7 +52,7 @@ $(READY): $(OTHER_PYTHON) | python
 		echo "'$(PYTHON) -m venv' failed: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@echo "installing packages"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "compiling kernels"
 	@$(BIN)/python -m uplift_spark.estimators
 	@echo "archiving Java's classes"
@@ -62,7 +62,7 @@ $(READY): $(OTHER_PYTHON) | python
 
 $(READY_BENCH): $(READY)
 	@echo "installing the peers to compare with"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS),bench]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS),bench]'
 	@touch $@
 
 python:

@@ -67,7 +67,8 @@ def run(
         progress(f"writing {table}")
         written.append(earlier.write(lake, table, frame, run_id))
     result = JobResult.of("ingest", run_id, *written, **batch.details)
-    return _on_record(campaign, result, earlier.runs) if earlier.runs else result
+    gone = tuple(filter(None, earlier.before.split(",")))  # of a run that was killed, too, whose rows are gone already
+    return _on_record(campaign, result, gone) if replace and gone else result
 
 
 def _on_record(campaign: Campaign, result: JobResult, runs: tuple[str, ...]) -> JobResult:

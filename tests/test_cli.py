@@ -74,7 +74,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     @contextmanager
-    def no_lake(lakehouse: Lakehouse, meanwhile: Any = None) -> Iterator[Any]:
+    def no_lake(lakehouse: Lakehouse) -> Iterator[Any]:
         yield SimpleNamespace(lakehouse=lakehouse, planned=lambda coming=0.0: nullcontext(False))
 
     monkeypatch.setattr(console, "open_lake", no_lake)

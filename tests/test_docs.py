@@ -40,6 +40,12 @@ def test_pages_that_texts_name_exist() -> None:
             assert (ROOT / page).is_file(), f"{text.name} names {page}"
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples write files, and none of them into the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 def examples_of(page: str) -> int:
     """Run a page's examples; every line that ends with its value in a comment has that value. Returns their number."""
     names: dict[str, object] = {}

@@ -47,6 +47,7 @@ from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_t
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
 from uplift_spark.runtime import ProgressCallback, derive_run_id
 from uplift_spark.sections.source import LONG_AGO, Simulation
+from uplift_spark.spark_versions import sql_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -268,10 +269,10 @@ class Campaign:
         name = self.config.model_name
         columns = ("model_name", "model_version", RUN_ID, "feature_version")
         names = sorted({name, self.registry.store.model(name)})
-        of_version = "" if version is None else f" AND model_version = {_text(str(version))}"
+        of_version = "" if version is None else f" AND model_version = {sql_text(str(version))}"
         local_rows = self._without_spark(
             f"SELECT {', '.join(columns)}, max(scored_at) AS at FROM {SCORES_TABLE} "
-            f"WHERE model_name IN ({', '.join(map(_text, names))}){of_version} "
+            f"WHERE model_name IN ({', '.join(map(sql_text, names))}){of_version} "
             f"GROUP BY {', '.join(columns)} ORDER BY at DESC, {RUN_ID} LIMIT 1",
             SCORES_TABLE,
         )
@@ -467,8 +468,8 @@ class Campaign:
         local_rows = self._without_spark(
             f"SELECT {listed}, {sign}s.uplift AS benefit FROM {self.training_table} VERSION AS OF "
             f"{scored.feature_version} h JOIN {SCORES_TABLE} s ON h.{UNIT} = s.{UNIT} WHERE h.split = 'holdout' "
-            f"AND s.{TREATMENT} = {_text(level)} AND s.model_name = {_text(scored.model_name)} "
-            f"AND s.model_version = {_text(scored.model_version)} AND s.{RUN_ID} = {_text(scored.run_id)}",
+            f"AND s.{TREATMENT} = {sql_text(level)} AND s.model_name = {sql_text(scored.model_name)} "
+            f"AND s.model_version = {sql_text(scored.model_version)} AND s.{RUN_ID} = {sql_text(scored.run_id)}",
             *(SCORES_TABLE, self.training_table),
         )
         if local_rows is not None:
@@ -500,7 +501,7 @@ class Campaign:
         """Rows of gold.policy_curve of the model's newest plan; none where it made no plan with a budget."""
         try:
             run_id, curve = self.plan_run(scored.model_version), gold_table("policy_curve")
-            rows = self._without_spark(f"SELECT * FROM {curve} WHERE {RUN_ID} = {_text(run_id)}", curve)
+            rows = self._without_spark(f"SELECT * FROM {curve} WHERE {RUN_ID} = {sql_text(run_id)}", curve)
             if rows is not None:
                 return rows.to_pandas()
             return self.lake.read(curve).where(F.col(RUN_ID) == run_id).toPandas()
@@ -540,7 +541,7 @@ class Campaign:
 
     def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
         run_id = run_id or self.lift_run
-        rows = self._without_spark(f"SELECT * FROM {table} WHERE {RUN_ID} = {_text(run_id)}", table)
+        rows = self._without_spark(f"SELECT * FROM {table} WHERE {RUN_ID} = {sql_text(run_id)}", table)
         mine = self.lake.read(table).where(F.col(RUN_ID) == run_id).toPandas if rows is None else rows.to_pandas
         frame = mine()
         if frame.empty:
@@ -573,8 +574,8 @@ class Campaign:
 
     def _newest_run(self, table: str, job: str, model_version: str | None = None) -> str:
         """The campaign's run that wrote last, by the table's history; with `model_version` of this version's runs."""
-        of_version = "" if model_version is None else f" AND model_version = {_text(model_version)}"
-        mine = f"{CAMPAIGN} = {_text(self.name)}{of_version}"
+        of_version = "" if model_version is None else f" AND model_version = {sql_text(model_version)}"
+        mine = f"{CAMPAIGN} = {sql_text(self.name)}{of_version}"
         local_rows = self._without_spark(f"SELECT DISTINCT {RUN_ID} FROM {table} WHERE {mine}", table)
         local = local_tables(self.config.lakehouse)
         if local_rows is not None and local is not None:
@@ -644,11 +645,6 @@ class CampaignReport:
             part.write_text(self.html, encoding="utf-8")
             part.replace(target)
         return path, latest
-
-
-def _text(value: str) -> str:
-    """A text in SQL."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _with_verb(progress: ProgressCallback, verb: str, message: str) -> None:

@@ -12,12 +12,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -167,17 +166,16 @@ def lazy_campaign(config: Config) -> Iterator[Campaign]:
 
 @contextmanager
 def open_campaign(config: Config) -> Iterator[Campaign]:
-    """The campaign, its lakehouse as by `open_lake`; libraries are imported while Spark starts."""
-    with open_lake(config.lakehouse, import_libraries) as lake:
+    """The campaign, its lakehouse as by `open_lake`."""
+    with open_lake(config.lakehouse) as lake:
         from uplift_spark.campaign import Campaign
 
         yield Campaign(config, lake)
 
 
 @contextmanager
-def open_lake(lakehouse: Lakehouse, meanwhile: Callable[[], None] | None = None) -> Iterator[Lake]:
-    """The lakehouse in a session that is stopped at the end if this command started it; `meanwhile` runs in a thread
-    while it starts."""
+def open_lake(lakehouse: Lakehouse) -> Iterator[Lake]:
+    """The lakehouse in a session that is stopped at the end if this command started it."""
     from pyspark.sql import SparkSession
 
     from uplift_spark.lake.session import spark_session
@@ -185,8 +183,6 @@ def open_lake(lakehouse: Lakehouse, meanwhile: Callable[[], None] | None = None)
     from uplift_spark.spark_versions import quiet_queries
 
     quiet_queries()
-    if meanwhile is not None:
-        Thread(target=meanwhile, daemon=True).start()
     provided = SparkSession.getActiveSession() is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
     spark = spark_session(lakehouse)
     try:
@@ -194,19 +190,6 @@ def open_lake(lakehouse: Lakehouse, meanwhile: Callable[[], None] | None = None)
     finally:
         if not provided:
             spark.stop()
-
-
-def import_libraries() -> None:
-    """Import what takes jobs seconds to import; none of it knows Spark, which another thread imports."""
-    from uplift_spark.runtime import keep_kernels
-
-    keep_kernels()
-    with suppress(ImportError):  # the job that needs it says so
-        import mlflow  # noqa: F401
-        import numba  # noqa: F401
-        import pandas  # noqa: F401
-        import scipy.stats  # noqa: F401
-        import sklearn.ensemble  # noqa: F401
 
 
 ENGINES = ("auto", "duckdb", "spark")

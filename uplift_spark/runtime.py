@@ -39,6 +39,11 @@ def state_folder() -> Path:
     return folder
 
 
+def session_provided() -> bool:
+    """Whether this process was started for a Spark session of somebody else, who says what paths mean."""
+    return any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION", "PYSPARK_GATEWAY_PORT"))
+
+
 def keep_kernels() -> str:
     """Have numba keep compiled kernels in `state_folder`; returns the folder. Only the first call before numba counts.
 

@@ -202,6 +202,12 @@ def quoted(column: str) -> str:
     return "`" + column.replace("`", "``") + "`"
 
 
+def sql_text(text: str) -> str:
+    """A text as a literal of Spark's SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def map_batches(frame: DataFrame, worker: Worker, schema: str | T.StructType) -> DataFrame:
     """`frame.mapInArrow` for columns of any name: Spark looks for the part `b` of a column named `a.b`.
 

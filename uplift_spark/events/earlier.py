@@ -17,6 +17,7 @@ from uplift_spark.lake.schemas import QUARANTINE, profile_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, RUN_ID
 from uplift_spark.runtime import ProgressCallback
+from uplift_spark.spark_versions import sql_text
 
 KEY_DIGITS = 16  # hexadecimal digits of an identity
 KEY_OF_SOURCE = f"regexp_extract(source, '#([0-9a-f]{{{KEY_DIGITS}}})$', 1)"
@@ -220,4 +221,4 @@ class Outgoing:
 
 def _texts(values: Iterable[str]) -> str:
     """SQL literals, separated by commas."""
-    return ", ".join("'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values)
+    return ", ".join(map(sql_text, values))

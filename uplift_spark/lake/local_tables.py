@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.runtime import session_provided
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -276,7 +277,6 @@ def local_tables(lakehouse: Lakehouse) -> LocalTables | None:
     """The tables of a lakehouse that this process reads without Spark; None for a catalog, for a folder that is
     elsewhere, and where a session of somebody else says what paths mean."""
     elsewhere = re.match(r"[A-Za-z][\w+.-]+:", lakehouse.path) and not lakehouse.path.startswith("file:")
-    provided = "SPARK_REMOTE" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ
-    if lakehouse.catalog is not None or elsewhere or provided:
+    if lakehouse.catalog is not None or elsewhere or session_provided():
         return None
     return LocalTables(lakehouse.path)

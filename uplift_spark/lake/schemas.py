@@ -14,6 +14,7 @@ from pyspark.sql.types import StructType
 from uplift_spark.lake.contracts import INGESTED_AT, Contract, Rule, check, conform, declared
 from uplift_spark.lake.gold_tables import GOLD, OF_A_CAMPAIGN, RUN
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.spark_versions import sql_text
 
 # --------------------------------------------------------------------------------------------------------------------
 # Bronze: raw events. Silver: labels, features and what models are trained on.
@@ -57,7 +58,7 @@ def rule_of(name: str) -> str:
 
 def with_levels(contract: Contract, levels: Sequence[str]) -> Contract:
     """Make `contract` reject treatments other than `levels`, too."""
-    known = ", ".join("'" + level.replace("\\", "\\\\").replace("'", "\\'") + "'" for level in levels)
+    known = ", ".join(map(sql_text, levels))
     rule = Rule("treatment_known", f"{TREATMENT} IN ({known})", f"treatment is none of {', '.join(levels)}")
     return replace(contract, rules=(*contract.rules, rule))
 

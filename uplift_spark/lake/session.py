@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
-from uplift_spark.runtime import keep_kernels, state_folder
+from uplift_spark.runtime import keep_kernels, session_provided, state_folder
 from uplift_spark.spark_versions import FEW_ROWS, delta_package, oldest_java, spark_version, try_settings
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -58,9 +58,6 @@ _FEW_ROWS = {
     FEW_ROWS: "true",
 }
 
-# The process that Python workers are forked from, see there.
-_DAEMON = {"spark.python.daemon.module": "uplift_spark.lake.daemon"}
-
 # Spark ships these itself; leaving them out makes the first start download 25 MB instead of 170.
 _SHIPPED_WITH_SPARK = (
     "org.apache.hadoop",
@@ -87,7 +84,7 @@ def spark_session(lakehouse: Lakehouse, app: str = "uplift", master: str = "loca
 
     Raises EnvironmentProblem when Java is missing or too old, or Spark does not start.
     """
-    if SparkSession.getActiveSession() is not None or _session_provided():
+    if SparkSession.getActiveSession() is not None or session_provided():
         return _provided_session()
     check_java()
     return local_session(local_conf(lakehouse, app, master))
@@ -116,7 +113,6 @@ def local_conf(lakehouse: Lakehouse, app: str, master: str = "local[*]") -> dict
         **_DELTA,
         **_EVERYWHERE,
         **_small(master),
-        **_DAEMON,
         **_jars(),
         "spark.app.name": app,
         "spark.master": master,
@@ -225,10 +221,6 @@ def local_session(conf: Mapping[str, str]) -> SparkSession:
         with log.open(errors="replace") as lines:
             lines.seek(start)
             raise EnvironmentProblem(_why_not_started(lines.read(), log)) from error
-
-
-def _session_provided() -> bool:
-    return any(name in os.environ for name in ("SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION", "PYSPARK_GATEWAY_PORT"))
 
 
 def _provided_session() -> SparkSession:

@@ -23,7 +23,8 @@ from pyspark.sql.types import StructType
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.roles import SCHEMAS, checked_name
-from uplift_spark.spark_versions import delta_package, on_this_machine
+from uplift_spark.runtime import session_provided
+from uplift_spark.spark_versions import delta_package, on_this_machine, sql_text
 
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
 LOG_RETENTION = "interval 400 days"
@@ -237,7 +238,7 @@ class Folder:
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):
-            location = _quoted(f"{self.path}/{schema}")
+            location = sql_text(f"{self.path}/{schema}")
             self._spark.sql(f"CREATE DATABASE IF NOT EXISTS `{schema}` LOCATION {location}")
             known = self._registered(schema)
             for table in (table for table in tables if table.startswith(f"{schema}.")):
@@ -249,7 +250,7 @@ class Folder:
             return
         if known is not None:
             self._spark.sql(f"DROP TABLE IF EXISTS {self.name(table)}")  # external: the other lakehouse keeps its files
-        location = _quoted(self._location(table))
+        location = sql_text(self._location(table))
         self._spark.sql(f"CREATE TABLE IF NOT EXISTS {self.name(table)} USING DELTA LOCATION {location}")
 
     def _registered(self, schema: str) -> dict[str, str]:
@@ -267,7 +268,8 @@ class Folder:
 
     @property
     def _local(self) -> bool:
-        return ":/" not in self.path and on_this_machine(self._spark)
+        # A session of somebody else may take the path for one of another file system, such as HDFS.
+        return ":/" not in self.path and on_this_machine(self._spark) and not session_provided()
 
     def _location(self, table: str) -> str:
         return f"{self.path}/{table.replace('.', '/')}"
@@ -345,10 +347,10 @@ class Catalog:
 def _ddl(name: str, schema: StructType, layout: Layout) -> str:
     columns = ", ".join(
         f"`{column.name}` {column.dataType.simpleString()}"
-        + (f" COMMENT {_quoted(column.metadata['comment'])}" if "comment" in column.metadata else "")
+        + (f" COMMENT {sql_text(column.metadata['comment'])}" if "comment" in column.metadata else "")
         for column in schema
     )
-    properties = ", ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in layout.properties.items())
+    properties = ", ".join(f"{sql_text(key)} = {sql_text(value)}" for key, value in layout.properties.items())
     clauses = [f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING DELTA"]
     if layout.partition_by:
         clauses.append(f"PARTITIONED BY ({', '.join(layout.partition_by)})")
@@ -356,11 +358,6 @@ def _ddl(name: str, schema: StructType, layout: Layout) -> str:
         clauses.append(f"CLUSTER BY ({', '.join(layout.cluster_by)})")
     clauses.append(f"TBLPROPERTIES ({properties})")
     return " ".join(clauses)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def absolute(path: str) -> str:

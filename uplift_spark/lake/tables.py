@@ -29,6 +29,7 @@ from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
+from uplift_spark.spark_versions import sql_text
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fingerprints of frames: the same rows in any order have the same digest.
@@ -98,8 +99,8 @@ _LOST_RACE = re.compile(
     r"DELTA_CONCURRENT|DELTA_METADATA_CHANGED|DELTA_PROTOCOL_CHANGED|DELTA_TABLE_ALREADY_EXISTS"
     r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
     r"|CONCURRENT_STREAM_LOG_UPDATE|CONCURRENT_QUERY"
-    r"|DELTA_CANNOT_MODIFY_APPEND_ONLY"  # another one who deletes has just locked the table again
 )
+_LOCKED_AGAIN = "DELTA_CANNOT_MODIFY_APPEND_ONLY"  # by another one who deletes; lost only to who unlocks the table
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ class Lake:
     def delete_runs(self, table: str, runs: Sequence[str], campaign: str) -> int:
         """Delete the rows that runs of a campaign wrote from the newest version, of raw tables, too; older versions
         keep them. Returns how many there were."""
-        texts = ", ".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
+        texts = ", ".join(map(sql_text, runs))
         condition = f"{RUN_ID} IN ({texts})"
         rows = self.read(table).where(condition)
         if CAMPAIGN in rows.columns:
@@ -301,11 +302,11 @@ class Lake:
                 retried(lambda: self.spark.sql(statement).collect(), table, "a deletion", self._unlock(table))
         return n
 
-    def _unlock(self, table: str) -> Callable[[], None]:
+    def _unlock(self, table: str) -> Callable[[], None] | None:
         """What lets rows of a raw table be deleted though another one, who has done so, has locked it meanwhile."""
         contract = contract_of(table)
         if contract is None or not contract.append_only:
-            return lambda: None
+            return None
         return lambda: self.set_properties(table, {_APPEND_ONLY: "false"})
 
     def sql(self, query: str) -> DataFrame:
@@ -499,7 +500,8 @@ class Lake:
         created = self._create(call, frame.schema) if new else {}
         partition_by = call.partition_by if new or call.mode == "overwrite" else ()
         save = Save(call.table, call.mode, {**call.options(), **created}, partition_by)
-        retried(lambda: self._storage.save(frame, save), call.table, f"run {call.run_id}")
+        unlock = self._unlock(call.table) if call.table in self._unlocked else None
+        retried(lambda: self._storage.save(frame, save), call.table, f"run {call.run_id}", unlock)
 
     def _create(self, call: _Write, schema: StructType) -> Mapping[str, str]:
         contract = contract_of(call.table)
@@ -625,10 +627,10 @@ def _cast_like(frame: DataFrame, schema: StructType) -> DataFrame:
     )
 
 
-def retried(change: Callable[[], T], table: str, who: str, before_next: Callable[[], object] = lambda: None) -> T:
+def retried(change: Callable[[], T], table: str, who: str, unlock: Callable[[], object] | None = None) -> T:
     """Try again after a lost race: Delta then sees the winner's commit, and this run's own if its reply got lost.
 
-    before_next  what to do before each further attempt
+    unlock  of a table that others lock: what lets rows be deleted, called before each further attempt
 
     Raises ConflictError after ATTEMPTS, DataError when a row breaks a constraint.
     """
@@ -639,10 +641,11 @@ def retried(change: Callable[[], T], table: str, who: str, before_next: Callable
             text = str(error)
             if "DELTA_VIOLATE_CONSTRAINT" in text or "DELTA_NOT_NULL_CONSTRAINT" in text:
                 raise DataError(_broken_constraint(table, text)) from error
-            if not _LOST_RACE.search(text):
+            if not _LOST_RACE.search(text) and not (unlock is not None and _LOCKED_AGAIN in text):
                 raise
             time.sleep(0.2 * 2**attempt * random.uniform(0.5, 1.5))
-            before_next()
+            if unlock is not None:
+                unlock()
     raise ConflictError(
         f"other writers won table {table} {ATTEMPTS} times in a row against {who}: run it again when they are done"
     )

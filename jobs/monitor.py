@@ -2,12 +2,13 @@
 
 Reads bronze.assignment, bronze.outcome, bronze.delivery, bronze.profile_<campaign> and bronze.event as the features job
 does, at one Delta version each, and for the reference the hold-out that the model in use was trained beside; appends to
-gold.kpi, gold.drift, gold.findings and gold.window_sums. A window is counted in one pass over its units.
+gold.kpi, gold.drift, gold.findings and gold.window_sums, and to gold.alerts what that changes of the alerts. A window
+is counted in one pass over its units.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -32,13 +33,19 @@ from uplift_spark.monitoring.drift import ColumnDrift, DriftLimits, season_windo
 from uplift_spark.monitoring.figures import FigureSpec, KpiValue
 from uplift_spark.monitoring.kpis import campaign_kpis
 from uplift_spark.monitoring.spark import (
+    FINDINGS_TABLE,
+    KPI_TABLE,
+    alert_on_windows,
+    arm_counts,
     counted_rows,
     inside,
     last_runs,
+    lasting,
+    log_values,
     newest_row,
-    ratio_sums,
+    newest_window,
     reference_plan,
-    request_sums,
+    rows_of_run,
     send_counts,
     window_sums,
 )
@@ -46,8 +53,7 @@ from uplift_spark.registry.models import Registered, still_there
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-KPI_TABLE, DRIFT_TABLE, SUMS_TABLE = gold_table("kpi"), gold_table("drift"), gold_table("window_sums")
-FINDINGS_TABLE = gold_table("findings")
+DRIFT_TABLE, SUMS_TABLE = gold_table("drift"), gold_table("window_sums")
 
 
 def options(
@@ -86,29 +92,33 @@ def run(
     window: datetime | None = None,
     now: datetime | None = None,
 ) -> JobResult:
-    """Write the four gold tables for a window; a run that was done adds nothing.
+    """Write the gold tables for a window, raise alerts and notify people; a run that was done adds nothing.
 
     An empty window, a window that is not over, a model without a reference, and a clock that is behind the last window
     are refused before any write.
     """
-    config, lake = campaign.config, campaign.lake
+    config, lake, now = campaign.config, campaign.lake, now or datetime.now(UTC)
     kpis = campaign_kpis(config.monitoring)
-    chosen = windows.window_to_monitor(now or datetime.now(UTC), config.monitoring.hours, _newest(campaign), window)
+    chosen = windows.window_to_monitor(
+        now, config.monitoring.hours, newest_window(lake, config.campaign, config.monitoring.hours), window
+    )
     registered = campaign.model_in_use
     events = events_of(config, lake, progress)
     identity = [registered.name, registered.version, registered.sha256]
-    upstream = [events.run_ids, events.as_of]
+    beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
+    upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside}]
     run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
-    if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
+    if (already := rows_of_run(campaign.lake, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
-        return JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
+        known = {"window": chosen.words, "kpis": already.count()}
+        return _with_alerts(campaign, JobResult("monitor", run_id, details=known), now, progress)
     progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
     model = campaign.registry.load(registered)
     it = _with_reference(Monitored(campaign, registered, model, events, chosen), progress)
-    facts = _facts(it)
+    facts = _facts(it, progress)
     drift = _drift(it, facts)
     facts = replace(facts, drift=tuple(drift))
-    limits = DetectorLimits(alpha=config.monitoring.alpha)
+    limits = DetectorLimits(alpha=config.monitoring.alpha, drifted=config.monitoring.drift.size)
     findings = window_findings(it.reference, facts, limits)  # type: ignore[arg-type]
     spec = FigureSpec(kpis, config.roles.direction, config.monitoring.alpha)
     values = _values(it, spec, facts, drift)
@@ -120,7 +130,14 @@ def run(
         _write(it, run_id, KPI_TABLE, [value.row for value in values]),  # last: a run that has KPIs is complete
     ]
     details = {"window": chosen.words, "units": facts.units, "kpis": len(values), "findings": len(findings)}
-    return JobResult.of("monitor", run_id, *written, **details, summary=figures.window_summary(values, drift, findings))
+    details["summary"] = figures.window_summary(values, drift, findings)
+    return _with_alerts(campaign, JobResult.of("monitor", run_id, *written, **details), now, progress)
+
+
+def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress: ProgressCallback) -> JobResult:
+    alerts = alert_on_windows(campaign.config, campaign.lake, now, progress)
+    tables = JobResult.of("monitor", result.run_id, *alerts.pop("written")).tables
+    return replace(result, tables={**result.tables, **tables}, details={**result.details, **alerts})
 
 
 def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
@@ -128,15 +145,17 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     campaign, conf = it.campaign, it.campaign.config.monitoring.drift
     ((table, version),) = it.registered.data_versions.items()
     # Not of the thresholds: with other ones the windows counted so far still count.
-    conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows}
+    labels = asdict(replace(campaign.config.labels, as_of=None))
+    conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows, "labels": labels}
     run_id = derive_run_id("reference", conf_part, model=it.registered.sha256, data={table: version})
     levels, features = tuple(it.model.levels.names), tuple(it.model.roles.features)
-    rows = _rows_of(campaign, SUMS_TABLE, run_id)
+    rows = rows_of_run(campaign.lake, SUMS_TABLE, run_id)
     if rows is None:
         progress(f"counting the reference, {table} version {version}")
         with still_there(table, version, "train the model anew, or name another version under registry.version"):
             holdout = campaign.lake.read(table, version).where(F.col("split") == "holdout")
-            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome))
+            logged = not holdout.where(F.col(PROPENSITY).isNotNull()).isEmpty()
+            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome), logged)
             share = min(1.0, conf.rows / max(1, holdout.count()))
             plan = reference_plan(counted, it.model, share, conf.bins)
             sums = windows.kept_sums(window_sums(counted, plan, it.model))
@@ -148,7 +167,7 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
         sums += windows.kept_sums(windows.sum_rows(known))
         kept = [*windows.kept_plan(plan), *sums, *windows.kept_delays(known)]
         _write(it, run_id, SUMS_TABLE, [{"reference": run_id, **row} for row in kept], dated=False)
-        rows = _rows_of(campaign, SUMS_TABLE, run_id)
+        rows = rows_of_run(campaign.lake, SUMS_TABLE, run_id)
     kept = [row.asDict() for row in rows.collect()]  # type: ignore[union-attr]
     plan = windows.read_plan(kept, levels, features)
     delays, labelled = windows.read_delays(kept)
@@ -157,8 +176,8 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     return replace(it, reference_run=run_id, plan=plan, reference=reference)
 
 
-def _facts(it: Monitored) -> WindowFacts:
-    """Sums of the window. Raises DataError when nobody was assigned in it."""
+def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
+    """Sums of the window. Raises DataError when nobody was assigned in it to a level that the model knows."""
     config, events, plan = it.campaign.config, it.events, it.plan
     assert plan is not None
     if lacking := sorted(set(plan.features) - set(events.columns)):
@@ -167,21 +186,21 @@ def _facts(it: Monitored) -> WindowFacts:
             "configuration has not under roles.features: add them, or name another version under registry.version"
         )
     mine = events.assignments.where(inside("assigned_at", it.window.start, it.window.end))
+    arms = arm_counts(mine)
+    unknown = {str(arm): n for arm, (n, _) in arms.items() if arm not in plan.levels}
+    if sum(unknown.values()) == sum(n for n, _ in arms.values()):
+        raise DataError(f"the window from {it.window.words} {_why_empty(it, unknown)}, or name another with --window")
     features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
     outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
     rows = _labels(it, mine).join(features, UNIT)
     if config.nuisances is not None:
         fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
-    sums = window_sums(counted_rows(rows, plan.features, outcome), plan, it.model)
-    facts = windows.window_facts(plan, sums)
-    if not facts.units:
-        last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
-        raise DataError(
-            f"the window from {it.window.words} is empty: table bronze.assignment has no unit of campaign "
-            f"{it.campaign.name} in it, the newest was assigned {moment(last):%Y-%m-%d %H:%M} UTC; load what is "
-            "missing, or name another window with --window"
-        )
+    logged = config.nuisances is not None or any(known for _, known in arms.values())
+    facts = windows.window_facts(plan, window_sums(counted_rows(rows, plan.features, outcome, logged), plan, it.model))
+    if lacking := windows.without_propensity(facts):
+        fix = "run `uplift features` and `uplift nuisances`" if config.nuisances is not None else "load it"
+        progress(f"{lacking:,} of {facts.units:,} units have no propensity, so no lift counts their outcomes: {fix}")
     economics, outcome_name = config.economics, it.model.roles.outcome
     margins = {
         level: Margin(it.campaign.outcome_value, economics.cost[level])
@@ -189,7 +208,21 @@ def _facts(it: Monitored) -> WindowFacts:
         if level in economics.cost and outcome_name in economics.value and config.policy.objective == "profit"
     }
     delays = _delays(it, mine, it.window.end)
-    return replace(facts, margins=margins, version=str(it.registered.version), **delays)
+    return replace(facts, margins=margins, unknown=unknown, **delays)
+
+
+def _why_empty(it: Monitored, unknown: dict[str, int]) -> str:
+    model = it.registered
+    if unknown:
+        return (
+            f"has units of {', '.join(sorted(unknown))} alone, which model {model.name} version {model.version} does "
+            "not know: train a model that does"
+        )
+    last = it.events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
+    return (
+        f"is empty: table bronze.assignment has no unit of campaign {it.campaign.name} in it, the newest was assigned "
+        f"{moment(last):%Y-%m-%d %H:%M} UTC; load what is missing"
+    )
 
 
 def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
@@ -211,7 +244,9 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     assert plan is not None and it.reference is not None
     limits = DriftLimits(conf.size, conf.alpha, conf.windows, conf.needed)
     of_reference = (F.col(CAMPAIGN) == campaign.name) & (F.col("reference") == it.reference_run)
-    earlier = of_reference & (F.col("window_start") < instant(it.window.start))
+    earlier = (
+        of_reference & lasting(campaign.config.monitoring.hours) & (F.col("window_start") < instant(it.window.start))
+    )
     known = last_runs(campaign.lake.read(SUMS_TABLE).where(earlier & (F.col("part") == "count")))
     matched = season_windows(it.window.start, known, conf.holidays, conf.weeks)
     season = None
@@ -240,51 +275,10 @@ def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[Col
         *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
         *figures.lift_values(spec, it.reference, facts),
         figures.freshness_value(spec, ages, it.window.end),
-        *_requests(it, spec),
-        *_own(it, spec),
+        *log_values(it.campaign.lake, it.campaign.config.monitoring, spec, it.window),
     ]
     measured = {value.kpi.name for value in values}
     return values + [KpiValue.nothing(kpi) for kpi in spec.kpis if kpi.name not in measured]
-
-
-def _requests(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
-    conf = it.campaign.config.monitoring.requests
-    if conf is None:
-        return []
-    rows = it.campaign.lake.read(conf.table).where(inside(conf.time, it.window.start, it.window.end))
-    ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
-    return [
-        figures.latency_value(spec, ends, counts),
-        figures.share_value(spec, "error_rate", figures.WHOLE_WINDOW, failed, n),
-    ]
-
-
-def _own(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
-    values = []
-    for name, conf in it.campaign.config.monitoring.kpis.items():
-        if conf.own:
-            within = inside(str(conf.time), it.window.start, it.window.end)
-            rows = it.campaign.lake.read(str(conf.table)).where(within).where(conf.where or "true")
-            values.append(
-                figures.ratio_value(spec.named(name), ratio_sums(rows, name, str(conf.value), conf.per), spec.z)
-            )
-    return values
-
-
-def _newest(campaign: Campaign) -> datetime | None:
-    if not campaign.lake.exists(KPI_TABLE):
-        return None
-    mine = campaign.lake.read(KPI_TABLE).where(F.col(CAMPAIGN) == campaign.name)
-    last = mine.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
-    return None if last is None else moment(last)
-
-
-def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
-    """Rows that a run wrote; None where it wrote none."""
-    if not campaign.lake.exists(table):
-        return None
-    rows = campaign.lake.read(table).where(F.col(RUN_ID) == run_id)
-    return None if rows.isEmpty() else rows
 
 
 def _write(it: Monitored, run_id: str, table: str, rows: list[dict[str, Any]], dated: bool = True) -> Written:

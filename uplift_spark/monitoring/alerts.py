@@ -25,7 +25,7 @@ Happening = Literal[
     "closed",
 ]  # fmt: skip
 """What an event says. `clearing`: well again, not yet for long enough; `notified`: what kept people from being notified
-is over; `closed`: resolved by hand."""
+is over, or the ticket is a page now; `closed`: resolved by hand."""
 
 BY_HAND = ("acknowledged", "closed")
 
@@ -360,10 +360,12 @@ class AlertBook:
         return [event]
 
     def _message_due(self, state: AlertState | None, condition: Condition) -> Happening | None:
-        """A message about an alert that stays as it is: the first one, if it was kept quiet, or a reminder."""
+        """A message about an alert that stays as it is: the first if it was kept quiet, a ticket's page, a reminder."""
         if state is None or state.phase != "firing" or self._quiet(state, condition):
             return None
-        if state.notified_at is None:
+        if condition.at == state.last.at and state.last.event not in BY_HAND:
+            return None  # the same evaluation again
+        if state.notified_at is None or (condition.rule.severity == "page" and state.last.severity == "ticket"):
             return "notified"
         remind = condition.rule.remind
         due = remind is not None and condition.at - state.notified_at >= remind
@@ -535,29 +537,30 @@ def newest_windows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
         rows: Of `gold.kpi`, one for each KPI, cut and window; of several runs of a window those of the last.
 
     Returns:
-        One row for each campaign, KPI and cut. Cuts that the newest window has no more are left out, unless older
-        windows alone can have them.
+        One row for each campaign, KPI and cut. A cut that is not there in the newest window with any value of the KPI
+        is left out.
 
     Raises:
         DataError: Two rows are of one KPI, cut and window, or an end has no time zone.
     """
-    newest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-    seen = set()
+    by_kpi: dict[tuple[str, str], dict[tuple[str, datetime], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
-        key = str(row["campaign"]), str(row["kpi"]), str(row.get("cut") or "all")
-        if row["window_end"].tzinfo is None:
+        campaign, kpi, cut, end = str(row["campaign"]), str(row["kpi"]), str(row.get("cut") or "all"), row["window_end"]
+        if end.tzinfo is None:
+            raise DataError(f"column window_end of KPI {kpi} has a time of no time zone ({end}): give it in UTC")
+        windows = by_kpi[campaign, kpi]
+        if (cut, end) in windows:
             raise DataError(
-                f"column window_end of KPI {key[1]} has a time of no time zone ({row['window_end']}): give it in UTC"
+                f"KPI {kpi} of campaign {campaign} (cut {cut}) has two rows of the window that ends at {end}: give "
+                "those of the newest run alone"
             )
-        if (*key, row["window_end"]) in seen:
-            raise DataError(
-                f"KPI {key[1]} of campaign {key[0]} (cut {key[2]}) has two rows of the window that ends at "
-                f"{row['window_end']}: give those of the newest run alone"
-            )
-        seen.add((*key, row["window_end"]))
-        if key not in newest or _counts_before(row) > _counts_before(newest[key]):
-            newest[key] = row
-    return [row for _, row in sorted(newest.items())]
+        windows[cut, end] = row
+    chosen = []
+    for _, windows in sorted(by_kpi.items()):
+        newest = max(windows, key=lambda key: _counts_before(windows[key]))[1]
+        for cut in sorted(cut for cut, end in windows if end == newest):
+            chosen.append(max((row for (name, _), row in windows.items() if name == cut), key=_counts_before))
+    return chosen
 
 
 def _counts_before(row: Mapping[str, Any]) -> tuple[bool, datetime]:
@@ -596,39 +599,56 @@ def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str
     return conditions
 
 
+_SEEN_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
+            "non_compliance": "delivery_rate"}  # fmt: skip
+"""{detector: KPI that has a value where the detector had what it needs}; of all others drift_score."""
+
+
 def finding_conditions(
     findings: Iterable[Mapping[str, Any]],
-    measured: Iterable[str],
-    firing: Iterable[AlertState],
+    kpis: Iterable[Mapping[str, Any]],
+    active: Iterable[AlertState],
     at: datetime,
     runbook: str = "",
 ) -> list[Condition]:
-    """Read rows of `gold.findings` as conditions; what a detector finds no more is well.
+    """Read rows of `gold.findings` of one campaign as conditions; what a detector finds no more is well.
+
+    A detector has one alert, whatever it is about at the moment. What counts is the newest window in which it found
+    something or had what it needs.
 
     Args:
-        findings: The newest of each detector that still holds, of one campaign.
-        measured: Detectors that had what they need: those that found nothing are well, others say nothing.
-        firing: Alerts of the campaign, as `AlertBook.active` lists them.
+        findings: Of the last run of each window.
+        kpis: Rows of `gold.kpi`, as `newest_windows` chooses them: they say what was measured.
+        active: Alerts of the campaign, as `AlertBook.active` lists them.
         at: When they are evaluated.
         runbook: Page that says what to do.
 
     Returns:
-        One condition for each finding, and for each alert of a detector that finds it no more.
+        One condition for each detector that finds something, or has an alert and finds nothing any more.
     """
-    conditions = []
+    measured: dict[str, datetime] = {}
+    for row in kpis:
+        if _known(row["value"]) is not None:
+            measured[row["kpi"]] = max(row["window_end"], measured.get(row["kpi"], row["window_end"]))
+    newest: dict[str, Mapping[str, Any]] = {}
     for row in findings:
-        labels = {"about": str(row["about"])}
-        rule = AlertRule(str(row["finding"]), row["severity"], runbook=runbook)
-        summary = "; ".join(filter(None, (row["sentence"], row["action"])))
-        figures = _known(row["figure"]), _known(row["threshold"])
-        conditions.append(Condition(rule, row["campaign"], at, True, summary, *figures, labels))
-    known, well = {one.fingerprint for one in conditions}, set(measured)
-    for state in firing:
-        last = state.last
-        if "about" in last.label_map and last.rule in well and last.alert not in known:
-            rule = AlertRule(last.rule, last.severity, runbook=last.runbook)
-            text = "the detector finds it no more"
-            conditions.append(Condition(rule, last.campaign, at, False, text, labels=last.label_map))
+        name = str(row["finding"])
+        if name not in newest or row["window_end"] > newest[name]["window_end"]:
+            newest[name] = row
+    firing = {state.last.rule: state.last for state in active if "finding" in state.last.label_map}
+    conditions = []
+    for name in sorted({*newest, *firing}):
+        seen, found, labels = measured.get(_SEEN_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
+        if found is not None and (seen is None or found["window_end"] >= seen):
+            rule = AlertRule(name, found["severity"], runbook=runbook)
+            summary = f"{found['sentence']}; {found['action']}"
+            figures = _known(found["figure"]), _known(found["threshold"])
+            conditions.append(Condition(rule, found["campaign"], at, True, summary, *figures, labels))
+        elif name in firing and seen is not None:
+            last = firing[name]
+            rule = AlertRule(name, last.severity, runbook=runbook)
+            text = f"not found any more in the window that ends at {seen:%Y-%m-%d %H:%M} UTC"
+            conditions.append(Condition(rule, last.campaign, at, False, text, labels=labels))
     return conditions
 
 

@@ -474,7 +474,7 @@ def alertmanager_file(campaigns: Mapping[str, Receivers]) -> str:
     routes += [{"receiver": one, "matchers": [_is("severity", one)], **times} for one, times in waits.items()]
     named += [{"name": severity, **kinds} for severity, kinds in of_all.items()]
     inhibited = {
-        "source_matchers": ['severity="page"'],
+        "source_matchers": ['severity="page"', 'kpi=~".+"'],
         "target_matchers": ['severity="ticket"'],
         "equal": ["campaign", "kpi"],
     }

@@ -160,7 +160,12 @@ def alertmanager_alert(event: AlertEvent, lease: datetime) -> dict[str, Any]:
         Labels, annotations, when it starts and ends. What was measured is in the annotations: labels are what
         Alertmanager knows the alert by, and those of a KPI's rule in Prometheus, so that both ways are one alert.
     """
-    labels = {"alertname": alert_name(event.rule), "campaign": event.campaign, "severity": event.severity, **event.label_map}
+    labels = {
+        "alertname": alert_name(event.rule),
+        "campaign": event.campaign,
+        "severity": event.severity,
+        **event.label_map,
+    }
     measured = {
         name: f"{getattr(event, name):.6g}" for name in ("value", "threshold") if getattr(event, name) is not None
     }

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import datetime
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, WindowPlan, count_batches, plan_of
-from uplift_spark.roles import DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.lake.schemas import columns_to_fill, gold_table
+from uplift_spark.lake.session import instant, moment
+from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.monitoring.alerts import AlertEvent, finding_conditions, kpi_conditions, newest_windows
+from uplift_spark.monitoring.figures import (
+    WHOLE_WINDOW,
+    FigureSpec,
+    KpiValue,
+    latency_value,
+    ratio_value,
+    share_value,
+    table_cells,
+)
+from uplift_spark.monitoring.kpis import campaign_kpis
+from uplift_spark.monitoring.prometheus import RUNBOOK, write_kpis
+from uplift_spark.monitoring.sinks import alert_book, raise_alerts
+from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
+from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.runtime import ProgressCallback, derive_run_id
+from uplift_spark.sections.monitoring import Monitoring
+
+ALERTS_TABLE, KPI_TABLE, FINDINGS_TABLE = gold_table("alerts"), gold_table("kpi"), gold_table("findings")
 
 _SUMS = "part string, arm string, column string, bin int, n bigint, total double"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FINE = 40  # bins of a latency between x and 10 x
 
 
-def counted_rows(rows: DataFrame, features: Sequence[str], outcome: Column) -> DataFrame:
+def counted_rows(rows: DataFrame, features: Sequence[str], outcome: Column, logged: bool) -> DataFrame:
     """Columns that `window_sums` counts.
 
     Args:
         rows: with unit, treatment and the features; propensity and delivered where they are known.
         features: of the model.
         outcome: of a unit; null where it is not known or must not be used.
+        logged: Whether propensities are known; without any, units of an arm count alike. Where some are, the outcomes
+            of units without one are not used.
 
     Returns:
         The frame.
     """
-    nothing = F.lit(None)
-    propensity = F.col(PROPENSITY) if PROPENSITY in rows.columns else nothing
-    delivered = F.col(DELIVERED) if DELIVERED in rows.columns else nothing
+    propensity = F.col(PROPENSITY) if logged else F.lit(1.0)
+    delivered = F.col(DELIVERED) if DELIVERED in rows.columns else F.lit(None)
     return rows.select(
         UNIT,
         TREATMENT,
@@ -77,6 +101,19 @@ def window_sums(rows: DataFrame, plan: WindowPlan, model: Model) -> pa.Table:
     return parts.groupBy(*SUM_KEYS).agg(F.sum("n").alias("n"), F.sum("total").alias("total")).toArrow()
 
 
+def arm_counts(assignments: DataFrame) -> dict[str, tuple[int, int]]:
+    """Units by arm.
+
+    Args:
+        assignments: with `treatment` and `propensity`.
+
+    Returns:
+        {arm: (units, units whose propensity is known)}.
+    """
+    rows = assignments.groupBy(TREATMENT).agg(F.count(F.lit(1)).alias("n"), F.count(PROPENSITY).alias("logged"))
+    return {row[TREATMENT]: (row["n"], row["logged"]) for row in rows.collect()}
+
+
 def send_counts(labels: DataFrame) -> dict[str, tuple[int, int]]:
     """Deliveries by arm.
 
@@ -102,12 +139,8 @@ def inside(time: str, start: datetime, end: datetime) -> Column:
     Returns:
         The condition, whatever the session's time zone.
     """
-    begin, finish = (F.timestamp_micros(F.lit(_micros(one))) for one in (start, end))
-    return (F.col(time).cast("timestamp") >= begin) & (F.col(time).cast("timestamp") < finish)
-
-
-def _micros(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    at = F.col(time).cast("timestamp")
+    return (at >= instant(start)) & (at < instant(end))
 
 
 def ratio_sums(rows: DataFrame, name: str, value: str, per: str) -> dict[str, float]:
@@ -148,14 +181,55 @@ def request_sums(rows: DataFrame, ms: str, failed: str) -> tuple[np.ndarray, np.
 
     Returns:
         (upper ends of the bins in ms, requests in each, failures, requests).
+
+    Raises:
+        DataError: Of a request it is not known how long it took or whether it failed.
     """
-    took = F.expr(ms).cast("double")
-    step = F.when(took > 0, F.ceil(F.log10(took) * _FINE)).cast("int")
-    bad = F.coalesce(F.expr(failed).cast("boolean"), F.lit(True))
-    table = rows.groupBy(step.alias("step")).agg(F.count(F.lit(1)).alias("n"), F.count_if(bad).alias("bad")).toPandas()
+    took, bad = F.expr(ms).cast("double"), F.expr(failed).cast("boolean")
+    unknown = ~F.coalesce((took >= 0) & (took < math.inf), F.lit(False)) | F.isnan(took)
+    # Less than a microsecond is as good as none.
+    step = F.when(~unknown, F.ceil(F.log10(F.greatest(took, F.lit(1e-3))) * _FINE)).cast("int")
+    counts = [F.count(F.lit(1)).alias("n"), F.count_if(bad).alias("bad"), F.count_if(bad.isNull()).alias("unclear")]
+    table = rows.groupBy(step.alias("step")).agg(*counts).toPandas()
+    n, unclear = int(table["n"].sum()), int(table["unclear"].sum())
     known = table[table["step"].notna()].sort_values("step")
+    for key, lacking, has in (("ms", n - int(known["n"].sum()), "no time from 0 on"), ("failed", unclear, "null")):
+        if lacking:
+            raise DataError(
+                f"monitoring.requests.{key} is {has} in {lacking:,} of {n:,} requests of the window: give them a value "
+                "there, as with coalesce"
+            )
     ends = 10 ** (known["step"].to_numpy(float) / _FINE)
-    return ends, known["n"].to_numpy(), int(table["bad"].sum()), int(table["n"].sum())
+    return ends, known["n"].to_numpy(), int(table["bad"].sum()), n
+
+
+def log_values(lake: Lake, monitoring: Monitoring, spec: FigureSpec, window: TimeWindow) -> list[KpiValue]:
+    """KPIs that are measured from tables beside the campaign's events: of requests, and the user's own.
+
+    Args:
+        lake: with the tables.
+        monitoring: The section of the configuration.
+        spec: Declarations.
+        window: whose rows count.
+
+    Returns:
+        The values.
+
+    Raises:
+        DataError: A value is not known.
+    """
+    values = []
+    if (conf := monitoring.requests) is not None:
+        rows = lake.read(conf.table).where(inside(conf.time, window.start, window.end))
+        ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
+        errors = share_value(spec, "error_rate", WHOLE_WINDOW, failed, n)
+        values += [latency_value(spec, ends, counts), errors]
+    for name, own in monitoring.kpis.items():
+        if own.own:
+            within = inside(str(own.time), window.start, window.end)
+            rows = lake.read(str(own.table)).where(within).where(own.where or "true")
+            values.append(ratio_value(spec.named(name), ratio_sums(rows, name, str(own.value), own.per), spec.z))
+    return values
 
 
 def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
@@ -168,20 +242,143 @@ def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
     Returns:
         (when, None without a row; rows).
     """
-    micros = F.unix_micros("known_at")
-    last, n = rows.where(micros < _micros(end)).agg(F.max(micros), F.count(F.lit(1))).collect()[0]
-    return (None if last is None else _EPOCH + timedelta(microseconds=last)), n
+    known = rows.where(F.col("known_at") < instant(end))
+    last, n = known.agg(F.max(F.unix_micros("known_at")), F.count(F.lit(1))).collect()[0]
+    return (None if last is None else moment(last)), n
+
+
+def lasting(hours: int) -> Column:
+    """Whether a row is of a window of this length: windows of another one are never compared with it.
+
+    Args:
+        hours: of a window.
+
+    Returns:
+        The condition on `window_start` and `window_end`.
+    """
+    return F.unix_micros("window_end") - F.unix_micros("window_start") == hours * 3_600_000_000
+
+
+def newest_window(lake: Lake, campaign: str, hours: int) -> datetime | None:
+    """Start of the newest window of a campaign that was monitored.
+
+    Args:
+        lake: with gold.kpi.
+        campaign: Its name.
+        hours: of a window.
+
+    Returns:
+        The start; None without one.
+    """
+    if not lake.exists(KPI_TABLE):
+        return None
+    mine = lake.read(KPI_TABLE).where((F.col(CAMPAIGN) == campaign) & lasting(hours))
+    last = mine.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
+    return None if last is None else moment(last)
+
+
+def rows_of_run(lake: Lake, table: str, run_id: str) -> DataFrame | None:
+    """Rows that a run wrote.
+
+    Args:
+        lake: with the table, or without it.
+        table: Its name.
+        run_id: of the run.
+
+    Returns:
+        The rows; None where it wrote none.
+    """
+    if not lake.exists(table):
+        return None
+    rows = lake.read(table).where(F.col(RUN_ID) == run_id)
+    return None if rows.isEmpty() else rows
 
 
 def last_runs(rows: DataFrame) -> dict[datetime, str]:
-    """Of each window the run that knew most.
+    """Of each window the run that knew most; of runs that knew the same the one that wrote last.
 
     Args:
-        rows: of a table with `window_start`, `as_of` and `run_id`.
+        rows: of a table with `window_start`, `as_of`, `ingested_at` and `run_id`, of windows of one length.
 
     Returns:
         {start: run}.
     """
-    runs = rows.groupBy("window_start", RUN_ID).agg(F.max("as_of").alias("as_of")).orderBy("as_of", RUN_ID)
+    clocks = [F.max(name).alias(name) for name in ("as_of", "ingested_at")]
+    runs = rows.groupBy("window_start", RUN_ID).agg(*clocks).orderBy("as_of", "ingested_at", RUN_ID)
     ordered = runs.select(F.unix_micros("window_start").alias("at"), RUN_ID).collect()
-    return {_EPOCH + timedelta(microseconds=row["at"]): row[RUN_ID] for row in ordered}
+    return {moment(row["at"]): row[RUN_ID] for row in ordered}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What follows a window: alerts, and the file that Prometheus reads.
+
+RIPE_DAYS = 30
+"""A figure counts so many days longer than its labels take to ripen."""
+
+
+def alert_on_windows(config: Config, lake: Lake, now: datetime, progress: ProgressCallback) -> dict[str, Any]:
+    """Open and resolve a campaign's alerts by all that was measured so far, notify people, write Prometheus' file.
+
+    It depends on the tables alone: after a crash it makes up for what is lacking, and again it changes nothing.
+
+    Args:
+        config: of the campaign.
+        lake: with gold.kpi, gold.findings and gold.alerts.
+        now: The present time.
+        progress: is called with a sentence for each sink that has a problem.
+
+    Returns:
+        `written` to gold.alerts (nothing where nothing changed), `alerts` that fire, notifications that were `sent`
+        and that are `waiting`.
+
+    Raises:
+        OvertakenError: Another run wrote alerts of the campaign in the meantime.
+        DataError: The outbox cannot be written.
+        EnvironmentProblem: The text file cannot be written.
+    """
+    name, kpis = config.campaign, campaign_kpis(config.monitoring)
+    claim = lake.claim(ALERTS_TABLE, f"alerts of {name}")
+    book = alert_book(config.alerts, _alert_history(lake, name))
+    rows, findings, at = _measured(config, lake)
+    rows = newest_windows(row for row in rows if row["kpi"] in {kpi.name for kpi in kpis})
+    conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(findings, rows, book.active(), at, RUNBOOK)
+    written: list[Written] = []
+
+    def append(events: Sequence[AlertEvent]) -> None:
+        schema = columns_to_fill(ALERTS_TABLE)
+        cells = table_cells(schema.fieldNames(), [asdict(event) for event in events])
+        changes = [[event.alert, event.sequence, event.event, event.at.isoformat()] for event in events]
+        run_id = derive_run_id("alerts", {"campaign": name}, changes=changes)
+        written.append(lake.write(ALERTS_TABLE, lake.spark.createDataFrame(cells, schema), run_id, claim=claim))
+
+    report = raise_alerts(config.alerts, name, book, conditions, append, now)
+    for sentence in report.sentences:
+        progress(sentence)
+    if config.alerts.textfile is not None:
+        write_kpis(rows, kpis, config.alerts.textfile)
+    firing = [f"{one.last.severity} {one.last.rule}" for one in book.active()]
+    return {"written": written, "alerts": firing, "sent": report.sent, "waiting": report.waiting}
+
+
+def _alert_history(lake: Lake, campaign: str) -> list[AlertEvent]:
+    if not lake.exists(ALERTS_TABLE):
+        return []
+    rows = lake.read(ALERTS_TABLE).where(F.col(CAMPAIGN) == campaign).withColumn("at", F.unix_micros("at"))
+    return [AlertEvent.from_row({**row.asDict(), "at": moment(row["at"])}) for row in rows.collect()]
+
+
+def _measured(config: Config, lake: Lake) -> tuple[list[dict[str, Any]], list[dict[str, Any]], datetime]:
+    """Rows of gold.kpi and of gold.findings by the last run of each recent window, and what time they know of."""
+    mine = (F.col(CAMPAIGN) == config.campaign) & lasting(config.monitoring.hours)
+    kpis, end = lake.read(KPI_TABLE).where(mine), F.unix_micros("window_end")
+    labels = config.labels
+    days = max(labels.days(name) for name in config.outcomes) + labels.wait_days + RIPE_DAYS
+    newest, as_of = kpis.agg(F.max(end), F.max(F.unix_micros("as_of"))).collect()[0]
+    recent = end > newest - math.ceil(days * 86_400_000_000)
+    runs = F.col(RUN_ID).isin(list(last_runs(kpis.where(recent)).values()))
+    findings = lake.read(FINDINGS_TABLE).where(mine & recent & runs)
+    read = [
+        [{**row.asDict(), "window_end": moment(row["_end"])} for row in rows.withColumn("_end", end).collect()]
+        for rows in (kpis.where(recent & runs), findings)
+    ]
+    return read[0], read[1], moment(as_of)

@@ -198,9 +198,9 @@ def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
     logged = config.nuisances is not None or any(known for _, known in arms.values())
     facts = windows.window_facts(plan, window_sums(counted_rows(rows, plan.features, outcome, logged), plan, it.model))
-    if lacking := windows.without_propensity(facts):
+    if without := windows.without_propensity(facts):
         fix = "run `uplift features` and `uplift nuisances`" if config.nuisances is not None else "load it"
-        progress(f"{lacking:,} of {facts.units:,} units have no propensity, so no lift counts their outcomes: {fix}")
+        progress(f"{without:,} of {facts.units:,} units have no propensity, so no lift counts their outcomes: {fix}")
     economics, outcome_name = config.economics, it.model.roles.outcome
     margins = {
         level: Margin(it.campaign.outcome_value, economics.cost[level])

@@ -339,8 +339,8 @@ def alert_on_windows(config: Config, lake: Lake, now: datetime, progress: Progre
     name, kpis = config.campaign, campaign_kpis(config.monitoring)
     claim = lake.claim(ALERTS_TABLE, f"alerts of {name}")
     book = alert_book(config.alerts, _alert_history(lake, name))
-    rows, findings, at = _measured(config, lake)
-    rows = newest_windows(row for row in rows if row["kpi"] in {kpi.name for kpi in kpis})
+    measured, findings, at = _measured(config, lake)
+    rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in kpis})
     conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(findings, rows, book.active(), at, RUNBOOK)
     written: list[Written] = []
 

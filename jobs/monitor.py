@@ -8,6 +8,7 @@ is counted in one pass over its units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -25,16 +26,15 @@ from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import columns_to_fill, gold_table
+from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill, gold_table
 from uplift_spark.lake.session import instant, moment, utc
-from uplift_spark.lake.tables import Written
-from uplift_spark.monitoring.detectors import DetectorLimits, Margin, WindowFacts, window_findings
+from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.monitoring.alerts import AlertEvent
+from uplift_spark.monitoring.detectors import DetectorLimits, WindowFacts, level_margins, window_findings
 from uplift_spark.monitoring.drift import ColumnDrift, DriftLimits, season_windows, window_drift, with_triggers
 from uplift_spark.monitoring.figures import FigureSpec, KpiValue
 from uplift_spark.monitoring.kpis import campaign_kpis
 from uplift_spark.monitoring.spark import (
-    FINDINGS_TABLE,
-    KPI_TABLE,
     alert_on_windows,
     arm_counts,
     counted_rows,
@@ -45,7 +45,6 @@ from uplift_spark.monitoring.spark import (
     newest_row,
     newest_window,
     reference_plan,
-    rows_of_run,
     send_counts,
     window_sums,
 )
@@ -53,7 +52,8 @@ from uplift_spark.registry.models import Registered, still_there
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
-DRIFT_TABLE, SUMS_TABLE = gold_table("drift"), gold_table("window_sums")
+KPI_TABLE, DRIFT_TABLE, SUMS_TABLE = gold_table("kpi"), gold_table("drift"), gold_table("window_sums")
+FINDINGS_TABLE = gold_table("findings")
 
 
 def options(
@@ -99,25 +99,23 @@ def run(
     """
     config, lake, now = campaign.config, campaign.lake, now or datetime.now(UTC)
     kpis = campaign_kpis(config.monitoring)
-    chosen = windows.window_to_monitor(
-        now, config.monitoring.hours, newest_window(lake, config.campaign, config.monitoring.hours), window
-    )
+    newest = newest_window(_mine(campaign, KPI_TABLE)) if lake.exists(KPI_TABLE) else None
+    chosen = windows.window_to_monitor(now, config.monitoring.hours, newest, window)
     registered = campaign.model_in_use
     events = events_of(config, lake, progress)
     identity = [registered.name, registered.version, registered.sha256]
     beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
     upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside}]
     run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
-    if (already := rows_of_run(campaign.lake, KPI_TABLE, run_id)) is not None:
+    if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
-        known = {"window": chosen.words, "kpis": already.count()}
-        return _with_alerts(campaign, JobResult("monitor", run_id, details=known), now, progress)
+        result = JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
+        return _with_alerts(campaign, result, now, progress)
     progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
-    model = campaign.registry.load(registered)
-    it = _with_reference(Monitored(campaign, registered, model, events, chosen), progress)
+    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen)
+    it = _with_reference(it, progress)
     facts = _facts(it, progress)
-    drift = _drift(it, facts)
-    facts = replace(facts, drift=tuple(drift))
+    facts = replace(facts, drift=tuple(drift := _drift(it, facts)))
     limits = DetectorLimits(alpha=config.monitoring.alpha, drifted=config.monitoring.drift.size)
     findings = window_findings(it.reference, facts, limits)  # type: ignore[arg-type]
     spec = FigureSpec(kpis, config.roles.direction, config.monitoring.alpha)
@@ -135,9 +133,22 @@ def run(
 
 
 def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress: ProgressCallback) -> JobResult:
-    alerts = alert_on_windows(campaign.config, campaign.lake, now, progress)
-    tables = JobResult.of("monitor", result.run_id, *alerts.pop("written")).tables
-    return replace(result, tables={**result.tables, **tables}, details={**result.details, **alerts})
+    lake, written = campaign.lake, list[Written]()
+    claim = lake.claim(ALERTS_TABLE, f"alerts of {campaign.name}")
+    history = lake.read(ALERTS_TABLE) if lake.exists(ALERTS_TABLE) else None
+
+    def append(events: Sequence[AlertEvent]) -> None:
+        changes = [[one.alert, one.sequence, one.event, one.at.isoformat()] for one in events]
+        run_id = derive_run_id("alerts", {"campaign": campaign.name}, changes=changes)
+        rows = _frame(lake, ALERTS_TABLE, [asdict(one) for one in events])
+        written.append(lake.write(ALERTS_TABLE, rows, run_id, claim=claim))
+
+    kpis, findings = _mine(campaign, KPI_TABLE), _mine(campaign, FINDINGS_TABLE)
+    report, firing = alert_on_windows(campaign.config, kpis, findings, history, append, now)
+    for sentence in report.sentences:
+        progress(sentence)
+    details = {**result.details, "alerts": firing, "sent": report.sent, "waiting": report.waiting}
+    return replace(result, tables={**result.tables, **JobResult.of("", "", *written).tables}, details=details)
 
 
 def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
@@ -149,15 +160,14 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows, "labels": labels}
     run_id = derive_run_id("reference", conf_part, model=it.registered.sha256, data={table: version})
     levels, features = tuple(it.model.levels.names), tuple(it.model.roles.features)
-    rows = rows_of_run(campaign.lake, SUMS_TABLE, run_id)
+    rows = _rows_of(campaign, SUMS_TABLE, run_id)
     if rows is None:
         progress(f"counting the reference, {table} version {version}")
         with still_there(table, version, "train the model anew, or name another version under registry.version"):
             holdout = campaign.lake.read(table, version).where(F.col("split") == "holdout")
             logged = not holdout.where(F.col(PROPENSITY).isNotNull()).isEmpty()
             counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome), logged)
-            share = min(1.0, conf.rows / max(1, holdout.count()))
-            plan = reference_plan(counted, it.model, share, conf.bins)
+            plan = reference_plan(counted, it.model, min(1.0, conf.rows / max(1, holdout.count())), conf.bins)
             sums = windows.kept_sums(window_sums(counted, plan, it.model))
         last = holdout.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
         mine = it.events.assignments.where(F.unix_micros("assigned_at") <= last)
@@ -167,7 +177,7 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
         sums += windows.kept_sums(windows.sum_rows(known))
         kept = [*windows.kept_plan(plan), *sums, *windows.kept_delays(known)]
         _write(it, run_id, SUMS_TABLE, [{"reference": run_id, **row} for row in kept], dated=False)
-        rows = rows_of_run(campaign.lake, SUMS_TABLE, run_id)
+        rows = _rows_of(campaign, SUMS_TABLE, run_id)
     kept = [row.asDict() for row in rows.collect()]  # type: ignore[union-attr]
     plan = windows.read_plan(kept, levels, features)
     delays, labelled = windows.read_delays(kept)
@@ -189,7 +199,9 @@ def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
     arms = arm_counts(mine)
     unknown = {str(arm): n for arm, (n, _) in arms.items() if arm not in plan.levels}
     if sum(unknown.values()) == sum(n for n, _ in arms.values()):
-        raise DataError(f"the window from {it.window.words} {_why_empty(it, unknown)}, or name another with --window")
+        last = moment(events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0])
+        why = windows.why_empty(unknown, last)
+        raise DataError(f"the window from {it.window.words} {why}, or name another with --window")
     features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
     outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
     rows = _labels(it, mine).join(features, UNIT)
@@ -201,28 +213,9 @@ def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
     if without := windows.without_propensity(facts):
         fix = "run `uplift features` and `uplift nuisances`" if config.nuisances is not None else "load it"
         progress(f"{without:,} of {facts.units:,} units have no propensity, so no lift counts their outcomes: {fix}")
-    economics, outcome_name = config.economics, it.model.roles.outcome
-    margins = {
-        level: Margin(it.campaign.outcome_value, economics.cost[level])
-        for level in plan.levels[1:]
-        if level in economics.cost and outcome_name in economics.value and config.policy.objective == "profit"
-    }
-    delays = _delays(it, mine, it.window.end)
-    return replace(facts, margins=margins, unknown=unknown, **delays)
-
-
-def _why_empty(it: Monitored, unknown: dict[str, int]) -> str:
-    model = it.registered
-    if unknown:
-        return (
-            f"has units of {', '.join(sorted(unknown))} alone, which model {model.name} version {model.version} does "
-            "not know: train a model that does"
-        )
-    last = it.events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
-    return (
-        f"is empty: table bronze.assignment has no unit of campaign {it.campaign.name} in it, the newest was assigned "
-        f"{moment(last):%Y-%m-%d %H:%M} UTC; load what is missing"
-    )
+    counts = it.model.roles.outcome in config.economics.value and config.policy.objective == "profit"
+    margins = level_margins(plan.levels[1:], it.campaign.outcome_value, config.economics.cost) if counts else {}
+    return replace(facts, margins=margins, unknown=unknown, **_delays(it, mine, it.window.end))
 
 
 def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
@@ -243,11 +236,8 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     campaign, conf, plan = it.campaign, it.campaign.config.monitoring.drift, it.plan
     assert plan is not None and it.reference is not None
     limits = DriftLimits(conf.size, conf.alpha, conf.windows, conf.needed)
-    of_reference = (F.col(CAMPAIGN) == campaign.name) & (F.col("reference") == it.reference_run)
-    earlier = (
-        of_reference & lasting(campaign.config.monitoring.hours) & (F.col("window_start") < instant(it.window.start))
-    )
-    known = last_runs(campaign.lake.read(SUMS_TABLE).where(earlier & (F.col("part") == "count")))
+    earlier = (F.col("reference") == it.reference_run) & (F.col("window_start") < instant(it.window.start))
+    known = last_runs(_mine(campaign, SUMS_TABLE).where(earlier & (F.col("part") == "count")))
     matched = season_windows(it.window.start, known, conf.holidays, conf.weeks)
     season = None
     if matched:
@@ -258,8 +248,8 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     before = sorted(known)[-limits.windows :]
     flagged: dict[datetime, list[str]] = {start: [] for start in before}
     if before and campaign.lake.exists(DRIFT_TABLE):  # a run may have been killed before it wrote drift
-        mine = (F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin([known[start] for start in before])
-        states = campaign.lake.read(DRIFT_TABLE).where(mine & F.col("state").isin("drift", "trigger"))
+        drifting = F.col(RUN_ID).isin([known[start] for start in before]) & F.col("state").isin("drift", "trigger")
+        states = _mine(campaign, DRIFT_TABLE).where(drifting)
         for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():
             flagged[moment(row["at"])].append(row["name"])
     return with_triggers(drift, [flagged[start] for start in before], limits)
@@ -275,18 +265,35 @@ def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[Col
         *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
         *figures.lift_values(spec, it.reference, facts),
         figures.freshness_value(spec, ages, it.window.end),
-        *log_values(it.campaign.lake, it.campaign.config.monitoring, spec, it.window),
+        *log_values(it.campaign.lake.read, it.campaign.config.monitoring, spec, it.window),
     ]
     measured = {value.kpi.name for value in values}
     return values + [KpiValue.nothing(kpi) for kpi in spec.kpis if kpi.name not in measured]
 
 
+def _mine(campaign: Campaign, table: str) -> DataFrame:
+    """The campaign's rows of windows of the present length."""
+    of_length = lasting(campaign.config.monitoring.hours)
+    return campaign.lake.read(table).where((F.col(CAMPAIGN) == campaign.name) & of_length)
+
+
+def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
+    """Rows that a run wrote; None where it wrote none."""
+    if not campaign.lake.exists(table):
+        return None
+    rows = campaign.lake.read(table).where(F.col(RUN_ID) == run_id)
+    return None if rows.isEmpty() else rows
+
+
 def _write(it: Monitored, run_id: str, table: str, rows: list[dict[str, Any]], dated: bool = True) -> Written:
     shared = {CAMPAIGN: it.campaign.name, "model_version": str(it.registered.version), "as_of": it.events.as_of}
     shared |= {"window_start": it.window.start, "window_end": it.window.end} if dated else {}
+    return it.campaign.lake.write(table, _frame(it.campaign.lake, table, [{**shared, **row} for row in rows]), run_id)
+
+
+def _frame(lake: Lake, table: str, rows: list[dict[str, Any]]) -> DataFrame:
     schema = columns_to_fill(table)
-    cells = figures.table_cells(schema.fieldNames(), [{**shared, **row} for row in rows])
-    return it.campaign.lake.write(table, it.campaign.lake.spark.createDataFrame(cells, schema), run_id)
+    return lake.spark.createDataFrame(figures.table_cells(schema.fieldNames(), rows), schema)
 
 
 if __name__ == "__main__":

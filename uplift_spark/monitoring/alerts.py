@@ -599,7 +599,7 @@ def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str
     return conditions
 
 
-_SEEN_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
+_MEASURED_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
             "non_compliance": "delivery_rate"}  # fmt: skip
 """{detector: KPI that has a value where the detector had what it needs}; of all others drift_score."""
 
@@ -638,16 +638,16 @@ def finding_conditions(
     firing = {state.last.rule: state.last for state in active if "finding" in state.last.label_map}
     conditions = []
     for name in sorted({*newest, *firing}):
-        seen, found, labels = measured.get(_SEEN_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
-        if found is not None and (seen is None or found["window_end"] >= seen):
-            rule = AlertRule(name, found["severity"], runbook=runbook)
-            summary = f"{found['sentence']}; {found['action']}"
-            figures = _known(found["figure"]), _known(found["threshold"])
-            conditions.append(Condition(rule, found["campaign"], at, True, summary, *figures, labels))
-        elif name in firing and seen is not None:
+        looked, there, labels = measured.get(_MEASURED_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
+        if there is not None and (looked is None or there["window_end"] >= looked):
+            rule = AlertRule(name, there["severity"], runbook=runbook)
+            summary = f"{there['sentence']}; {there['action']}"
+            figures = _known(there["figure"]), _known(there["threshold"])
+            conditions.append(Condition(rule, there["campaign"], at, True, summary, *figures, labels))
+        elif name in firing and looked is not None:
             last = firing[name]
             rule = AlertRule(name, last.severity, runbook=runbook)
-            text = f"not found any more in the window that ends at {seen:%Y-%m-%d %H:%M} UTC"
+            text = f"not found any more in the window that ends at {looked:%Y-%m-%d %H:%M} UTC"
             conditions.append(Condition(rule, last.campaign, at, False, text, labels=labels))
     return conditions
 

@@ -8,7 +8,7 @@ columns, arms and levels it looks at, so that a sound campaign has one in fewer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +57,20 @@ class Margin:
 
     value: float
     cost: float
+
+
+def level_margins(levels: Iterable[str], value: float, cost: Mapping[str, float]) -> dict[str, Margin]:
+    """What each level brings and costs.
+
+    Args:
+        levels: All but the control.
+        value: Money that one unit of the outcome is worth.
+        cost: {level: money that treating one unit costs}.
+
+    Returns:
+        {level: its margin}, of those with a cost.
+    """
+    return {level: Margin(value, cost[level]) for level in levels if level in cost}
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class LiftDrop:
 
     drop     share; negative where there is more; NaN where the expected benefit cannot be distinguished from nought
     p_value  of nothing gone
-    n_needed units of the smaller arm with which a drop as large as the limit would be told from none four times in five
+    n_needed units of the smaller arm with which a drop as large as the limit would differ from none four times in five
     """
 
     drop: float

@@ -491,7 +491,7 @@ def raise_alerts(
     campaign: str,
     book: AlertBook,
     conditions: Sequence[Condition],
-    append: Callable[[Sequence[AlertEvent]], None],
+    append: Callable[[Sequence[AlertEvent]], object],
     now: datetime,
 ) -> DeliveryReport:
     """Take in what the rules say, keep what changed, and notify people of it.

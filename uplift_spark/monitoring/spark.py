@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,6 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import columns_to_fill, gold_table
-from uplift_spark.lake.session import instant, moment
-from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.monitoring.alerts import AlertEvent, finding_conditions, kpi_conditions, newest_windows
 from uplift_spark.monitoring.figures import (
     WHOLE_WINDOW,
@@ -28,18 +24,15 @@ from uplift_spark.monitoring.figures import (
     latency_value,
     ratio_value,
     share_value,
-    table_cells,
 )
 from uplift_spark.monitoring.kpis import campaign_kpis
 from uplift_spark.monitoring.prometheus import RUNBOOK, write_kpis
-from uplift_spark.monitoring.sinks import alert_book, raise_alerts
+from uplift_spark.monitoring.sinks import DeliveryReport, alert_book, raise_alerts
 from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
-from uplift_spark.runtime import ProgressCallback, derive_run_id
 from uplift_spark.sections.monitoring import Monitoring
 
-ALERTS_TABLE, KPI_TABLE, FINDINGS_TABLE = gold_table("alerts"), gold_table("kpi"), gold_table("findings")
-
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUMS = "part string, arm string, column string, bin int, n bigint, total double"
 _FINE = 40  # bins of a latency between x and 10 x
 
@@ -140,7 +133,15 @@ def inside(time: str, start: datetime, end: datetime) -> Column:
         The condition, whatever the session's time zone.
     """
     at = F.col(time).cast("timestamp")
-    return (at >= instant(start)) & (at < instant(end))
+    return (at >= _literal(start)) & (at < _literal(end))
+
+
+def _literal(at: datetime) -> Column:
+    return F.timestamp_micros(F.lit((at - _EPOCH) // timedelta(microseconds=1)))
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 def ratio_sums(rows: DataFrame, name: str, value: str, per: str) -> dict[str, float]:
@@ -203,11 +204,13 @@ def request_sums(rows: DataFrame, ms: str, failed: str) -> tuple[np.ndarray, np.
     return ends, known["n"].to_numpy(), int(table["bad"].sum()), n
 
 
-def log_values(lake: Lake, monitoring: Monitoring, spec: FigureSpec, window: TimeWindow) -> list[KpiValue]:
+def log_values(
+    read: Callable[[str], DataFrame], monitoring: Monitoring, spec: FigureSpec, window: TimeWindow
+) -> list[KpiValue]:
     """KPIs that are measured from tables beside the campaign's events: of requests, and the user's own.
 
     Args:
-        lake: with the tables.
+        read: Gives a table by its name.
         monitoring: The section of the configuration.
         spec: Declarations.
         window: whose rows count.
@@ -220,14 +223,14 @@ def log_values(lake: Lake, monitoring: Monitoring, spec: FigureSpec, window: Tim
     """
     values = []
     if (conf := monitoring.requests) is not None:
-        rows = lake.read(conf.table).where(inside(conf.time, window.start, window.end))
+        rows = read(conf.table).where(inside(conf.time, window.start, window.end))
         ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
         errors = share_value(spec, "error_rate", WHOLE_WINDOW, failed, n)
         values += [latency_value(spec, ends, counts), errors]
     for name, own in monitoring.kpis.items():
         if own.own:
             within = inside(str(own.time), window.start, window.end)
-            rows = lake.read(str(own.table)).where(within).where(own.where or "true")
+            rows = read(str(own.table)).where(within).where(own.where or "true")
             values.append(ratio_value(spec.named(name), ratio_sums(rows, name, str(own.value), own.per), spec.z))
     return values
 
@@ -242,9 +245,9 @@ def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
     Returns:
         (when, None without a row; rows).
     """
-    known = rows.where(F.col("known_at") < instant(end))
+    known = rows.where(F.col("known_at") < _literal(end))
     last, n = known.agg(F.max(F.unix_micros("known_at")), F.count(F.lit(1))).collect()[0]
-    return (None if last is None else moment(last)), n
+    return (None if last is None else _moment(last)), n
 
 
 def lasting(hours: int) -> Column:
@@ -259,39 +262,17 @@ def lasting(hours: int) -> Column:
     return F.unix_micros("window_end") - F.unix_micros("window_start") == hours * 3_600_000_000
 
 
-def newest_window(lake: Lake, campaign: str, hours: int) -> datetime | None:
-    """Start of the newest window of a campaign that was monitored.
+def newest_window(kpis: DataFrame) -> datetime | None:
+    """Start of the newest window that was monitored.
 
     Args:
-        lake: with gold.kpi.
-        campaign: Its name.
-        hours: of a window.
+        kpis: Rows of gold.kpi of a campaign, of windows of one length.
 
     Returns:
         The start; None without one.
     """
-    if not lake.exists(KPI_TABLE):
-        return None
-    mine = lake.read(KPI_TABLE).where((F.col(CAMPAIGN) == campaign) & lasting(hours))
-    last = mine.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
-    return None if last is None else moment(last)
-
-
-def rows_of_run(lake: Lake, table: str, run_id: str) -> DataFrame | None:
-    """Rows that a run wrote.
-
-    Args:
-        lake: with the table, or without it.
-        table: Its name.
-        run_id: of the run.
-
-    Returns:
-        The rows; None where it wrote none.
-    """
-    if not lake.exists(table):
-        return None
-    rows = lake.read(table).where(F.col(RUN_ID) == run_id)
-    return None if rows.isEmpty() else rows
+    last = kpis.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
+    return None if last is None else _moment(last)
 
 
 def last_runs(rows: DataFrame) -> dict[datetime, str]:
@@ -306,7 +287,7 @@ def last_runs(rows: DataFrame) -> dict[datetime, str]:
     clocks = [F.max(name).alias(name) for name in ("as_of", "ingested_at")]
     runs = rows.groupBy("window_start", RUN_ID).agg(*clocks).orderBy("as_of", "ingested_at", RUN_ID)
     ordered = runs.select(F.unix_micros("window_start").alias("at"), RUN_ID).collect()
-    return {moment(row["at"]): row[RUN_ID] for row in ordered}
+    return {_moment(row["at"]): row[RUN_ID] for row in ordered}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -316,69 +297,59 @@ RIPE_DAYS = 30
 """A figure counts so many days longer than its labels take to ripen."""
 
 
-def alert_on_windows(config: Config, lake: Lake, now: datetime, progress: ProgressCallback) -> dict[str, Any]:
+def alert_on_windows(
+    config: Config,
+    kpis: DataFrame,
+    findings: DataFrame,
+    history: DataFrame | None,
+    append: Callable[[Sequence[AlertEvent]], object],
+    now: datetime,
+) -> tuple[DeliveryReport, list[str]]:
     """Open and resolve a campaign's alerts by all that was measured so far, notify people, write Prometheus' file.
 
     It depends on the tables alone: after a crash it makes up for what is lacking, and again it changes nothing.
 
     Args:
         config: of the campaign.
-        lake: with gold.kpi, gold.findings and gold.alerts.
+        kpis: Rows of gold.kpi of the campaign, of windows of one length.
+        findings: Rows of gold.findings, likewise.
+        history: Rows of gold.alerts; None without any.
+        append: Adds events to gold.alerts.
         now: The present time.
-        progress: is called with a sentence for each sink that has a problem.
 
     Returns:
-        `written` to gold.alerts (nothing where nothing changed), `alerts` that fire, notifications that were `sent`
-        and that are `waiting`.
+        (what became of the notifications, alerts that fire: severity and rule).
 
     Raises:
-        OvertakenError: Another run wrote alerts of the campaign in the meantime.
         DataError: The outbox cannot be written.
         EnvironmentProblem: The text file cannot be written.
     """
-    name, kpis = config.campaign, campaign_kpis(config.monitoring)
-    claim = lake.claim(ALERTS_TABLE, f"alerts of {name}")
-    book = alert_book(config.alerts, _alert_history(lake, name))
-    measured, findings, at = _measured(config, lake)
-    rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in kpis})
-    conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(findings, rows, book.active(), at, RUNBOOK)
-    written: list[Written] = []
-
-    def append(events: Sequence[AlertEvent]) -> None:
-        schema = columns_to_fill(ALERTS_TABLE)
-        cells = table_cells(schema.fieldNames(), [asdict(event) for event in events])
-        changes = [[event.alert, event.sequence, event.event, event.at.isoformat()] for event in events]
-        run_id = derive_run_id("alerts", {"campaign": name}, changes=changes)
-        written.append(lake.write(ALERTS_TABLE, lake.spark.createDataFrame(cells, schema), run_id, claim=claim))
-
-    report = raise_alerts(config.alerts, name, book, conditions, append, now)
-    for sentence in report.sentences:
-        progress(sentence)
+    declared = campaign_kpis(config.monitoring)
+    mine = F.col(CAMPAIGN) == config.campaign
+    events = [] if history is None else history.where(mine).withColumn("at", F.unix_micros("at")).collect()
+    book = alert_book(
+        config.alerts, [AlertEvent.from_row({**row.asDict(), "at": _moment(row["at"])}) for row in events]
+    )
+    measured, detected, at = _measured(config, kpis, findings)
+    rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in declared})
+    conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(detected, rows, book.active(), at, RUNBOOK)
+    report = raise_alerts(config.alerts, config.campaign, book, conditions, append, now)
     if config.alerts.textfile is not None:
-        write_kpis(rows, kpis, config.alerts.textfile)
-    firing = [f"{one.last.severity} {one.last.rule}" for one in book.active()]
-    return {"written": written, "alerts": firing, "sent": report.sent, "waiting": report.waiting}
+        write_kpis(rows, declared, config.alerts.textfile)
+    return report, [f"{one.last.severity} {one.last.rule}" for one in book.active()]
 
 
-def _alert_history(lake: Lake, campaign: str) -> list[AlertEvent]:
-    if not lake.exists(ALERTS_TABLE):
-        return []
-    rows = lake.read(ALERTS_TABLE).where(F.col(CAMPAIGN) == campaign).withColumn("at", F.unix_micros("at"))
-    return [AlertEvent.from_row({**row.asDict(), "at": moment(row["at"])}) for row in rows.collect()]
-
-
-def _measured(config: Config, lake: Lake) -> tuple[list[dict[str, Any]], list[dict[str, Any]], datetime]:
-    """Rows of gold.kpi and of gold.findings by the last run of each recent window, and what time they know of."""
-    mine = (F.col(CAMPAIGN) == config.campaign) & lasting(config.monitoring.hours)
-    kpis, end = lake.read(KPI_TABLE).where(mine), F.unix_micros("window_end")
-    labels = config.labels
+def _measured(
+    config: Config, kpis: DataFrame, findings: DataFrame
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], datetime]:
+    """Rows of both by the last run of each recent window, and what time they know of."""
+    end, labels = F.unix_micros("window_end"), config.labels
     days = max(labels.days(name) for name in config.outcomes) + labels.wait_days + RIPE_DAYS
     newest, as_of = kpis.agg(F.max(end), F.max(F.unix_micros("as_of"))).collect()[0]
     recent = end > newest - math.ceil(days * 86_400_000_000)
     runs = F.col(RUN_ID).isin(list(last_runs(kpis.where(recent)).values()))
-    findings = lake.read(FINDINGS_TABLE).where(mine & recent & runs)
     read = [
-        [{**row.asDict(), "window_end": moment(row["_end"])} for row in rows.withColumn("_end", end).collect()]
-        for rows in (kpis.where(recent & runs), findings)
+        [{**row.asDict(), "window_end": _moment(row["_end"])} for row in rows.withColumn("_end", end).collect()]
+        for rows in (kpis.where(recent & runs), findings.where(recent & runs))
     ]
-    return read[0], read[1], moment(as_of)
+    return read[0], read[1], _moment(as_of)

@@ -225,6 +225,24 @@ def batch_facts(plan: WindowPlan, model: Model, batch: pa.RecordBatch | pa.Table
     return WindowFacts(plan.control, plan.bins, plan.features, arms, batch.num_rows, scores=scores, sends=sends)
 
 
+def why_empty(unknown: Mapping[str, int], last: datetime) -> str:
+    """Say why a window has nothing to count.
+
+    Args:
+        unknown: {level that the model does not know: units assigned to it}.
+        last: When the campaign's newest unit was assigned.
+
+    Returns:
+        The end of a sentence.
+    """
+    if unknown:
+        return f"has units of {', '.join(sorted(unknown))} alone, which the model does not know: train one that does"
+    return (
+        "is empty: table bronze.assignment has no unit of the campaign in it, the newest was assigned "
+        f"{last:%Y-%m-%d %H:%M} UTC; load what is missing"
+    )
+
+
 def without_propensity(facts: WindowFacts) -> int:
     """How many units of a window have no propensity.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -152,7 +153,13 @@ def test_requests_that_were_served(campaign: Campaign) -> None:
         (F.when(F.col("id") % 20 == 0, 500).otherwise(200)).alias("status"),
     )
     ends, counts, failed, n = request_sums(times.withColumn("took", F.col("took") - 1), "took", "status >= 500")
-    assert (ends[0], counts[0], counts.sum(), failed, n) == (pytest.approx(1e-3), 10, 1000, 50, 1000)  # none took none
+    assert (ends[0], counts[0], counts.sum(), failed, n) == (
+        pytest.approx(1e-3, rel=0.07),
+        10,
+        1000,
+        50,
+        1000,
+    )  # none took none
     for ms, fails, says in (
         ("if(took > 99, null, took)", "status >= 500", "ms is no time from 0 on in 10 of 1,000 requests"),
         ("if(took > 99, double('NaN'), took)", "status >= 500", "ms is no time from 0 on in 10 of 1,000 requests"),
@@ -210,16 +217,17 @@ def test_alerts_open_reach_people_and_resolve_whoever_is_killed(campaign: Campai
         rows = rows_of(campaign.lake, "gold.alerts", rule="sales").sort_values("sequence")
         return list(zip(rows["event"], rows["severity"], rows["notify"], strict=True))
 
-    def lines(word: str) -> int:
-        return sum(f"{word} sales" in line for line in log.read_text().splitlines())
+    def lines(happening: str) -> int:
+        events = [one for line in log.read_text().splitlines() for one in json.loads(line)["events"]]
+        return sum((one["rule"], one["event"]) == ("sales", happening) for one in events)
 
     result = monitor.run(with_alert(0.01), window=day(15))
-    assert history() == [("fired", "page", True)] and lines("firing") == 1
+    assert history() == [("fired", "page", True)] and lines("fired") == 1
     assert "page sales" in result.details["alerts"] and "gold.alerts" in result.tables
     assert 'uplift_sales{campaign="daily",cut="all"}' in prom.read_text()
     assert not list((tmp_path / "outbox").glob("*/*.json"))
     again = monitor.run(with_alert(0.01), window=day(15))
-    assert again.run_id == result.run_id and not again.tables and lines("firing") == 1
+    assert again.run_id == result.run_id and not again.tables and lines("fired") == 1
 
     write = Lake.write
 

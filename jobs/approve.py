@@ -11,21 +11,20 @@ import typer
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import DataError
 from uplift_spark.governance.approvals import VersionVerdict, decide_version, promotion_facts
 from uplift_spark.roles import TREATMENT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+NAMES_ITS_RUN = True  # a verdict is no run
 
 
 def options(
     version: Annotated[int, typer.Argument(min=1, help="The version to approve.", show_default=False)],
     by: Annotated[str, typer.Option("--by", help="Who approves: not the one who trained it.", show_default=False)],
     reason: Annotated[str, typer.Option("--reason", help="Why.", show_default=False)],
-    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Which version, who, and why."""
-    if run_id is not None:
-        raise ConfigError("`uplift approve` runs no job: leave --run-id out")
     return {"verdict": VersionVerdict(version, by, reason)}
 
 

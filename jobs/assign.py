@@ -8,6 +8,7 @@ raised ramp adds units and moves none.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +22,8 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import ConfOption, RunOption, SetOption, main_command, read_config, run_jobs
 from uplift_spark.errors import ConfigError
+from uplift_spark.events.load import until_first
+from uplift_spark.events.load_source import short_digest
 from uplift_spark.experiments.assignment import LEFT_OUT, AssignmentColumns, assignment_sql
 from uplift_spark.experiments.protocol import (
     ASSIGNED,
@@ -33,6 +36,7 @@ from uplift_spark.experiments.protocol import (
     roles_of_columns,
     rows_at,
     trial_of,
+    with_trimmed_ids,
 )
 from uplift_spark.experiments.spark import with_arms
 from uplift_spark.governance.privacy import key_of, pseudonymised
@@ -43,6 +47,9 @@ from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.sections.experiment import ExperimentConf
 
+_CLAIMS = {EXPERIMENT_TABLE: "assign", ASSIGNMENT_TABLE: f"load {ASSIGNMENT_TABLE}"}
+"""Runs that must not write at once: a salt is checked over all campaigns, and `uplift load` adds assignments, too."""
+_KNOWN = "__known"
 _DECISION = "__decision"  # a policy's arms often stand in a column `treatment`, which assignment fills itself
 
 
@@ -57,34 +64,43 @@ class UnitsToAssign:
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, units: UnitsToAssign
 ) -> JobResult:
-    """Add the units that have no arm yet; a salt that was used otherwise is refused before any write."""
-    lake, trial, experiment = campaign.lake, trial_of(campaign.config), designed(campaign.config)
+    """Add the units that have no arm yet; a salt that was used otherwise is refused before any write.
+
+    Of runs at the same time the first to write wins, and the others read again what is left to add.
+    """
     at = units.at or datetime.now(UTC)
+    return until_first(lambda: _attempt(campaign, progress, run_id, units.source, at), progress)
+
+
+def _attempt(
+    campaign: Campaign, progress: ProgressCallback, run_id: str | None, location: str, at: datetime
+) -> JobResult:
+    """Assign by what is on record now. Raises OvertakenError when another run has written meanwhile."""
+    lake, trial, experiment = campaign.lake, trial_of(campaign.config), designed(campaign.config)
+    claims = {table: lake.claim(table, name) for table, name in _CLAIMS.items()}
     on_record = check_record(campaign, experiment, at)
-    rows, identity = rows_at(lake, units.source, "--from")
-    check_trial_columns(rows, roles_of_columns(trial), units.source)
-    source = f"{units.source.rstrip('/').rsplit('/', 1)[-1]}#{identity[:64]}"
-    selected, columns = _selected(rows, trial)
+    rows, identity = rows_at(lake, location, "--from")
+    check_trial_columns(rows, roles_of_columns(trial), location)
+    source = f"{location.rstrip('/').rsplit('/', 1)[-1]}#{short_digest(identity)}"
+    selected, columns = _selected(with_trimmed_ids(rows, trial.unit), trial)
     progress(f"assigning units of {source}")
     dealt = with_arms(selected, experiment, columns)
-    named = pseudonymised(
-        dealt.where(F.col(TREATMENT).isNotNull()).select(
-            F.col(trial.unit).cast("string").alias(UNIT), TREATMENT, PROPENSITY
-        ),
-        key_of(campaign.config),
-    )
-    new = _without_assigned(campaign, trial, named, source)
-    counts = dealt.groupBy(TREATMENT, LEFT_OUT).count().collect()
-    details = _counts(trial, [(row[TREATMENT], row[LEFT_OUT], row["count"]) for row in counts])
-    run_id = run_id or campaign.run_id("assign", source=identity)
-    written = []
-    if not new.isEmpty():
-        common = {CAMPAIGN: F.lit(campaign.name), "assigned_at": instant(at), "source": F.lit(source)}
-        # The design goes on record first: units without one could be assigned again by another.
-        written += [] if on_record else [lake.write(EXPERIMENT_TABLE, record_row(campaign, ASSIGNED, at), run_id)]
-        written.append(lake.write(ASSIGNMENT_TABLE, new.withColumns(common), run_id))
-    else:
+    picked = dealt.select(F.col(trial.unit).cast("string").alias(UNIT), TREATMENT, PROPENSITY, LEFT_OUT)
+    known = _with_known(campaign, pseudonymised(picked, key_of(campaign.config)))
+    kinds = known.groupBy(TREATMENT, LEFT_OUT, _KNOWN).count().collect()
+    if trial.strata:
+        _refuse_other_lists(source, {row[_KNOWN]: row["count"] for row in kinds if row[TREATMENT] is not None})
+    details = _counts(trial, [(row[TREATMENT], row[LEFT_OUT], row["count"]) for row in kinds])
+    if not any(row[TREATMENT] is not None and row[_KNOWN] is None for row in kinds):
         progress("every unit of the source that takes part has its arm already: nothing is added")
+        return JobResult.of("assign", run_id or "", salt=experiment.salt, **details)
+    run_id = run_id or campaign.run_id("assign", source=identity, at=at)
+    new = known.where(F.col(TREATMENT).isNotNull() & F.col(_KNOWN).isNull()).select(UNIT, TREATMENT, PROPENSITY)
+    common = {CAMPAIGN: F.lit(campaign.name), "assigned_at": instant(at), "source": F.lit(source)}
+    # The design goes on record first: units without one could be assigned again by another.
+    records = [] if on_record else [(EXPERIMENT_TABLE, record_row(campaign, ASSIGNED, at))]
+    tables = [*records, (ASSIGNMENT_TABLE, new.withColumns(common))]
+    written = [lake.write(table, rows, run_id, claim=claims[table]) for table, rows in tables]
     return JobResult.of("assign", run_id, *written, salt=experiment.salt, **details)
 
 
@@ -98,20 +114,24 @@ def _selected(rows: DataFrame, trial: ExperimentConf) -> tuple[DataFrame, Assign
     return rows.select(*picked, F.col(trial.decision).alias(_DECISION)), columns
 
 
-def _without_assigned(campaign: Campaign, trial: ExperimentConf, rows: DataFrame, source: str) -> DataFrame:
-    """Rows of units that have no arm in this campaign yet."""
+def _with_known(campaign: Campaign, rows: DataFrame) -> DataFrame:
+    """Rows with the source that brought the unit into this campaign; null where it has no arm yet."""
     lake: Lake = campaign.lake
     if not lake.exists(ASSIGNMENT_TABLE):
-        return rows
-    assigned = lake.read(ASSIGNMENT_TABLE).where(F.col(CAMPAIGN) == campaign.name).select(UNIT, "source")
-    if trial.strata:
-        others = rows.join(assigned.where(F.col("source") != source), UNIT).count()
-        if others:
-            raise ConfigError(
-                f"{others:,} units of {source} have their arm from another list: arms within strata follow from the "
-                "whole list, so assign new units as a list of their own"
-            )
-    return rows.join(assigned.select(UNIT), UNIT, "left_anti")
+        return rows.withColumn(_KNOWN, F.lit(None).cast("string"))
+    assigned = lake.read(ASSIGNMENT_TABLE, lake.version(ASSIGNMENT_TABLE)).where(F.col(CAMPAIGN) == campaign.name)
+    known = assigned.groupBy(UNIT).agg(F.min(F.coalesce("source", F.lit(""))).alias(_KNOWN))
+    return rows.join(known, UNIT, "left")
+
+
+def _refuse_other_lists(source: str, known: Mapping[str | None, int]) -> None:
+    """Raise ConfigError where units have their arm from another list; known: {source or None: units}."""
+    others = sum(count for name, count in known.items() if name not in (None, source))
+    if others:
+        raise ConfigError(
+            f"{others:,} units of {source} have their arm from another list: arms within strata follow from the "
+            "whole list, so assign new units as a list of their own"
+        )
 
 
 def _counts(trial: ExperimentConf, rows: list[tuple[str | None, str | None, int]]) -> dict[str, dict[str, str]]:
@@ -148,7 +168,7 @@ def command(
 
 def warehouse_query(conf: Path, overrides: list[str], table: str, dialect: str) -> str:
     """The query that assigns a table's units in a warehouse as `run` does. Raises ConfigError for another dialect."""
-    config = read_config(conf, overrides)
+    config = read_config(conf, overrides, "assign")
     return assignment_sql(designed(config), assignment_columns(trial_of(config)), dialect).select(table)
 
 

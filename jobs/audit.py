@@ -30,6 +30,7 @@ from uplift_spark.lake.schemas import BIAS_TABLE
 from uplift_spark.roles import CAMPAIGN
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
+NAMES_ITS_RUN = True  # only `bias` has one, named by what it compared
 QUESTIONS = ("verify", "show", "explain", "bias")
 
 
@@ -65,11 +66,8 @@ def options(
     decisions: Annotated[bool, typer.Option("--decisions", help="Verify every decision, too.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Most entries to show.")] = 20,
     action: Annotated[str | None, typer.Option(help="Show only entries of this action.")] = None,
-    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Which question to answer."""
-    if run_id is not None:
-        raise ConfigError("`uplift audit` names its runs itself: leave --run-id out")
     return {"question": AuditQuestion(what, unit, plan, decisions, limit, action)}
 
 
@@ -150,8 +148,9 @@ def audit_bias(campaign: Campaign, progress: ProgressCallback) -> JobResult:
     constants = {CAMPAIGN: campaign.name, "model_version": str(model.version)}
     written = lake.write(BIAS_TABLE, lake.spark.createDataFrame(as_arrow(rows, **constants)), run_id)
     summary = "\n".join(result.sentences())
-    groups = len({(row.cut, row.bucket) for row in result.rows})
-    facts = {"groups": groups, "findings": len(result.flags), "text": result.sentences(), "plan": plan}
+    groups = len(result.compared)
+    facts: dict[str, Any] = {"groups": groups, "findings": len(result.flags), "uncompared": list(result.uncompared)}
+    facts |= {"text": result.sentences(), "plan": plan}
     versions = {"model": model.version, "scores": scored.run_id, BIAS_TABLE: written.version}
     name, why = version_name(model), "governance.bias of the configuration"
     record_event(config, lake, AuditEvent("", "bias", name, why, "", run_id, versions, facts))

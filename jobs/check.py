@@ -9,27 +9,25 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.experiments.health import health_findings
 from uplift_spark.experiments.protocol import (
     ReadingOptions,
-    filled,
-    finding_rows,
     read_trial_rows,
+    reading_identity,
     readout_design,
     refuse_broken,
+    write_findings,
 )
-from uplift_spark.lake.schemas import HEALTH_TABLE
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
 def options(
     as_of: Annotated[str | None, typer.Option(help="Read outcomes until then, in UTC, such as 2026-03-09.")] = None,
     final: Annotated[bool, typer.Option("--final", help="Assignment has ended: this reading is the last.")] = False,
-    override: Annotated[str | None, typer.Option(help="Why a broken trial passes; stays on record.")] = None,
+    override: Annotated[str | None, typer.Option(help="Why a broken trial is read; stays on record.")] = None,
 ) -> dict[str, Any]:
     """How the trial is read."""
     return {"reading": ReadingOptions.of_texts(as_of, final, override)}
@@ -46,19 +44,14 @@ def run(
     how = reading or ReadingOptions()
     read = read_trial_rows(campaign, how)
     findings = health_findings(read.facts, readout_design(campaign.config))
-    identity = {"as_of": read.as_of, "rows": read.identity, "override": how.override, "final": how.final}
-    run_id = run_id or campaign.run_id("check", **identity)
-    rows = filled(campaign.lake, HEALTH_TABLE, finding_rows(campaign, read, findings, how.override))
-    by = F.when(F.col("override").isNotNull(), F.expr("current_user()"))
-    written = campaign.lake.write(HEALTH_TABLE, rows.withColumn("override_by", by), run_id)
+    run_id = run_id or campaign.run_id("check", **reading_identity(campaign, read, how))
+    written = write_findings(campaign, read, findings, how, run_id)
     for one in findings:
         progress(f"{one.severity}: {one.sentence}")
     refuse_broken(campaign, findings, how.override)
     units = {arm: f"{count:,.0f}" for arm, count in read.facts.units.items()}
     verdict = "overridden" if any(one.severity == "refuse" for one in findings) else "may be read"
-    more = {"not_complete_yet": f"{read.waiting:,}"} if read.waiting else {}
-    details = {"trial": verdict, "as_of": f"{read.as_of:%Y-%m-%d %H:%M} UTC", "units": units, **more}
-    return JobResult.of("check", run_id, written, **details)
+    return JobResult.of("check", run_id, written, trial=verdict, units=units, **read.details)
 
 
 if __name__ == "__main__":

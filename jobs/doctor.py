@@ -185,7 +185,7 @@ def command(
     no_spark: Annotated[bool, typer.Option("--no-spark", help="Start no session.")] = False,
 ) -> None:
     """Print every check; exit with 1 when something does not work."""
-    config = None if conf is None else read_config(conf, set_)
+    config = None if conf is None else read_config(conf, set_, "doctor")
     failed = 0
     for result in checks(config, not no_spark):
         failed += result.state != "ok"

@@ -17,6 +17,8 @@ from uplift_spark.console import main_job
 from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
+NAMES_ITS_RUN = True  # its name must say nothing about the units
+
 
 def options(
     unit: Annotated[list[str] | None, typer.Option("--unit", help="Id of a unit; repeatable.")] = None,

@@ -22,12 +22,14 @@ from pyspark.sql.types import StringType
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
-from uplift_spark.governance.audit import AuditEvent, signing_key
+from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import GATE, MAY, NO_GRANT, WITHDREW, gated, of_purpose
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+
+NAMES_ITS_RUN = True  # its name is of what was exported
 
 EXPORT_FORMATS = ("csv", "parquet")
 
@@ -61,40 +63,35 @@ class Export:
         return None if re.match(r"[A-Za-z][\w+.-]+:", self.to) else Path(self.to).absolute()
 
 
-def export_scores(campaign: Campaign, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
-    """Write the newest scores by the campaign's model of all units that may be contacted, and count who may not.
+def scores_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, dict[str, Any]]:
+    """The newest scores by the campaign's model of all units that may be contacted, the run, and counts of who may not.
 
-    Consent is read as it is now, at one version for rows and counts alike. A local folder appears whole or not at all;
-    where folders cannot be renamed, as in object stores, files count once `_SUCCESS` lies beside them. Raises DataError
-    when that model has not scored, or consent is required and there is no table of it.
+    Consent is read as it is now, at one version for rows and counts alike. Raises DataError when that model has not
+    scored, or consent is required and there is no table of it.
     """
     model = campaign.model_in_use
     scored = campaign.last_scored(model.version)
     gate = _Gate.of(campaign, export)
     rows = gate.judged(campaign.scores(scored).drop(RUN_ID, "scored_at"))
-    _write(rows.where(F.col(GATE) == MAY).drop(GATE), export)
     counted = rows.groupBy(GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
     counts = {row[GATE]: row["n"] for row in counted}
-    progress(f"{counts.get(MAY, 0):,} units exported to {export.to}")
     run_id = derive_run_id("export", {"to": export.to}, scores=scored, **gate.identity)
     details = {"model": model.name, "version": model.version, **gate.details}
-    return JobResult.of(
-        "export", run_id, **details, units=counts.get(MAY, 0), held_back=_held(counts) or 0, files=export.to
-    )
+    details |= {"units": counts.get(MAY, 0), "held_back": _held(counts) or 0}
+    return rows.where(F.col(GATE) == MAY).drop(GATE), run_id, details
 
 
-def export_plan(campaign: Campaign, export: Export, progress: ProgressCallback = no_progress) -> JobResult:
-    """Write the units that the newest plan by the campaign's model treats and that may be contacted, each with its
-    level; count who gets nothing and who may not.
+def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, dict[str, Any]]:
+    """The units that the newest plan by the campaign's model treats and that may be contacted, each with its level, the
+    run, and counts of who gets nothing and who may not.
 
-    Consent is read as in `export_scores`. Raises DataError when there is no plan by that model, or consent is required
-    and there is no table of it.
+    Consent is read as in `scores_to_export`. Raises DataError when there is no plan by that model, or consent is
+    required and there is no table of it.
     """
     model, control = campaign.model_in_use, campaign.config.roles.control
     plan = campaign.plan_run(model.version)
     gate = _Gate.of(campaign, export)
     rows = gate.judged(campaign.decisions(plan).drop(RUN_ID, "value"))
-    _write(rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE), export)
     counted = rows.groupBy(TREATMENT, GATE).agg(F.count_distinct(UNIT).alias("n")).collect()
     levels = {row[TREATMENT]: row["n"] for row in sorted(counted) if row[GATE] == MAY and row[TREATMENT] != control}
     counts: dict[str, int] = {}
@@ -102,13 +99,11 @@ def export_plan(campaign: Campaign, export: Export, progress: ProgressCallback =
         if row[TREATMENT] != control:
             counts[row[GATE]] = counts.get(row[GATE], 0) + row["n"]
     untreated = sum(row["n"] for row in counted if row[TREATMENT] == control)
-    progress(f"{counts.get(MAY, 0):,} units to treat exported to {export.to}; {untreated:,} get nothing by the plan")
     run_id = derive_run_id("export", {"to": export.to}, plan=plan, **gate.identity)
     details = {"model": model.name, "version": model.version, "plan": plan, **gate.details}
-    return JobResult.of(
-        "export", run_id, **details, units=counts.get(MAY, 0), levels=levels or "none", untreated=untreated,
-        held_back=_held(counts) or 0, files=export.to,
-    )  # fmt: skip
+    details |= {"units": counts.get(MAY, 0), "levels": levels or "none", "untreated": untreated}
+    treated = rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE)
+    return treated, run_id, details | {"held_back": _held(counts) or 0}
 
 
 def _held(counts: Mapping[str, int]) -> dict[str, int]:
@@ -232,18 +227,20 @@ def options(
 def run(
     campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None, *, export: Export
 ) -> JobResult:
-    """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made."""
-    signing_key(campaign.config.governance.audit)  # no file leaves without an entry
-    result = (export_plan if export.plan else export_scores)(campaign, export, progress)
-    versions = {
-        name: result.details[name] for name in ("model", "version", "plan", "consent_version") if name in result.details
-    }
-    facts = {
-        name: result.details[name] for name in ("units", "held_back", "levels", "purpose") if name in result.details
-    }
-    event = AuditEvent("", "export", export.to, export.reason, "", result.run_id, versions, facts)
+    """Write the folder `export` names; consent is read as it is now, whatever it was when scores were made.
+
+    The entry comes first, so that no file leaves without one. A local folder appears whole or not at all; where folders
+    cannot be renamed, as in object stores, files count once `_SUCCESS` lies beside them.
+    """
+    rows, run_id, details = (plan_to_export if export.plan else scores_to_export)(campaign, export)
+    rests_on = {"model", "version", "plan", "consent_version"}
+    versions = {name: value for name, value in details.items() if name in rests_on}
+    facts = {name: details[name] for name in details if name in {"units", "held_back", "levels", "purpose"}}
+    event = AuditEvent("", "export", export.to, export.reason, "", run_id, versions, facts)
     record_event(campaign.config, campaign.lake, event, once=False)
-    return result
+    _write(rows, export)
+    progress(f"{details['units']:,} units exported to {export.to}")
+    return JobResult.of("export", run_id, **details, files=export.to)
 
 
 if __name__ == "__main__":

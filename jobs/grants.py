@@ -6,14 +6,12 @@ Reads no table and starts no Spark; run the statements as an owner of the catalo
 from __future__ import annotations
 
 from uplift_spark.console import ConfOption, SetOption, main_command, out, read_config
-from uplift_spark.governance.permissions import check_permitted, grants
+from uplift_spark.governance.permissions import grants
 
 
 def command(conf: ConfOption, set_: SetOption = None) -> None:
     """Print a statement a line."""
-    config = read_config(conf, set_)
-    check_permitted(config, "grants")
-    for statement in grants(config):
+    for statement in grants(read_config(conf, set_, "grants")):
         out().print(statement, soft_wrap=True)
 
 

@@ -245,7 +245,7 @@ def command(
     ] = False,
 ) -> None:
     """Write the files, and print what they are."""
-    configs = [read_config(path, set_) for path in conf]
+    configs = [read_config(path, set_, "monitoring_files") for path in conf]
     campaigns = [config.campaign for config in configs]
     if twice := sorted({name for name in campaigns if campaigns.count(name) > 1}):
         raise ConfigError(f"--conf names campaign {twice[0]} twice: name each once")

@@ -25,18 +25,19 @@ from uplift_spark.experiments.protocol import (
     ReadingOptions,
     TrialReading,
     filled,
-    finding_rows,
     planned_readings,
     read_trial_rows,
+    reading_identity,
     readout_design,
     readout_metrics,
     readout_rows,
     record_row,
     refuse_broken,
     trial_of,
+    write_findings,
 )
 from uplift_spark.experiments.readout import PRIMARY, TrialReadout, effects_by_day, read_sums
-from uplift_spark.lake.schemas import EXPERIMENT_TABLE, HEALTH_TABLE, READOUT_TABLE, TRUTH_TABLE
+from uplift_spark.lake.schemas import EXPERIMENT_TABLE, READOUT_TABLE, TRUTH_TABLE
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -62,11 +63,8 @@ def run(
     trial, design = trial_of(campaign.config), readout_design(campaign.config)
     read = read_trial_rows(campaign, how)
     result = read_sums(read.sums, readout_metrics(trial), design, read.facts, override=how.override)
-    identity = {"as_of": read.as_of, "rows": read.identity, "override": how.override, "final": how.final}
-    run_id = run_id or campaign.run_id("readout", **identity, earlier=read.facts.earlier)
-    by = F.when(F.col("override").isNotNull(), F.expr("current_user()"))
-    health = filled(lake, HEALTH_TABLE, finding_rows(campaign, read, result.findings, how.override))
-    written = [lake.write(HEALTH_TABLE, health.withColumn("override_by", by), run_id)]
+    run_id = run_id or campaign.run_id("readout", **reading_identity(campaign, read, how))
+    written = [write_findings(campaign, read, result.findings, how, run_id)]
     if result.metrics:
         rows = filled(lake, READOUT_TABLE, readout_rows(campaign, read, result))
         written.append(lake.write(READOUT_TABLE, rows, run_id))
@@ -78,10 +76,8 @@ def run(
     }  # fmt: skip
     written.append(lake.write(EXPERIMENT_TABLE, record_row(campaign, READ, read.as_of, **figures), run_id))
     refuse_broken(campaign, result.findings, how.override)
-    details: dict[str, Any] = {"as_of": f"{read.as_of:%Y-%m-%d %H:%M} UTC"}
-    details |= {"not_complete_yet": f"{read.waiting:,} units"} if read.waiting else {}
     picture = _picture(campaign, read, progress, run_id)
-    details |= {"picture": picture} if picture else {}
+    details = read.details | ({"picture": picture} if picture else {})
     return JobResult.of("readout", run_id, *written, **details, readout=_text(result))
 
 

@@ -12,20 +12,18 @@ import typer
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError
 from uplift_spark.governance.approvals import VersionFacts, VersionVerdict, decide_version
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+
+NAMES_ITS_RUN = True  # a verdict is no run
 
 
 def options(
     version: Annotated[int, typer.Argument(min=1, help="The version to reject.", show_default=False)],
     by: Annotated[str, typer.Option("--by", help="Who rejects.", show_default=False)],
     reason: Annotated[str, typer.Option("--reason", help="Why.", show_default=False)],
-    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Which version, who, and why."""
-    if run_id is not None:
-        raise ConfigError("`uplift reject` runs no job: leave --run-id out")
     return {"verdict": VersionVerdict(version, by, reason, approves=False)}
 
 

@@ -41,7 +41,7 @@ def command(
     scopes: Annotated[str, typer.Option("--scopes", help="What the new key opens.")] = "effects,decide",
 ) -> None:
     """Serve until the process ends."""
-    config = read_config(conf, set_)
+    config = read_config(conf, set_, "serve")
     try:
         import uvicorn
 
@@ -68,7 +68,7 @@ def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     from uplift_spark.serving.guard import KeyRing
     from uplift_spark.serving.store import open_version, serving_folder
 
-    config = read_config(conf, overrides)
+    config = read_config(conf, overrides, "serve")
     serving = config.serving
     KeyRing(None if serving.keys is None else Path(serving.keys))  # what is wrong is said here, not by each worker
     open_version(serving_folder(config), serving.redis).units.close()

@@ -103,11 +103,11 @@ def importers(every: list[Module]) -> dict[str, set[str]]:
 
 
 def repeated_names(every: list[Module]) -> dict[str, list[str]]:
-    """{public name: its modules}, of names that occur twice; `run`, `options` and `command` of jobs aside."""
+    """{public name: its modules}, of names that occur twice; what every job may have aside."""
     homes: dict[str, list[str]] = defaultdict(list)
     for module in every:
         for name in dict.fromkeys(module.public_names):
-            if not (module.is_job and name in ("run", "options", "command")):
+            if not (module.is_job and name in ("run", "options", "command", "NAMES_ITS_RUN")):
                 homes[name].append(module.name)
     return {name: where for name, where in sorted(homes.items()) if len(where) > 1}
 

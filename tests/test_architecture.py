@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "events": {"lake", "governance"},
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
-    "experiments": {"lake", "campaign", "events"},
+    "experiments": {"lake", "campaign", "events", "governance"},
     "serving": {"experiments"},
     "monitoring": set(),
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called

@@ -208,6 +208,13 @@ def test_questions_to_the_feature_registry_and_rebuilding_reach_their_jobs() -> 
         (("features", "list", "age"), "or with list, describe NAME or stale"),
         (("features", "list", "--run-id", "r1"), "`uplift features list` runs no job: leave --run-id out"),
         (("train", "--from-run", "r1", "--run-id", "r2"), "--from-run names the run to rebuild"),
+        (("audit", "show", "--run-id", "r1"), "`uplift audit` names its run itself: leave --run-id out"),
+        (("erase", "--unit", "u1", "--run-id", "r1"), "`uplift erase` names its run itself: leave --run-id out"),
+        (("export", "--to", "/nowhere/x", "--run-id", "r1"), "`uplift export` names its run itself: leave --run-id"),
+        (
+            ("approve", "1", "--by", "bob", "--reason", "good", "--run-id", "r1"),
+            "`uplift approve` names its run itself: leave --run-id out",
+        ),
         (("replay", "bronze.event", "--repair", "value"), "must look like COLUMN=SQL"),
     ],
 )

@@ -240,9 +240,12 @@ def test_few_rows_are_mapped_here_and_many_by_spark(spark: SparkSession) -> None
             assert mapped(rows, where_it_runs, "").to_pylist() == [{"process": os.getpid(), "rows": 10}]
         here = mapped_frame(frame, doubled, columns)
         assert here.schema == spread.schema
-        none = mapped_frame(frame.where("id < 0"), doubled, columns)
+        empty = frame.where("id < 0")
+        for rows in (empty, held(empty)):
+            assert mapped(rows, doubled, columns).schema.names == ["id", "pair"]
+        none = mapped_frame(empty, doubled, columns)
         assert none.schema == spread.schema and none.count() == 0
-        assert mapped(frame.where("id < 0"), where_it_runs, "").to_pylist() == [{"process": os.getpid(), "rows": 0}]
+        assert mapped(empty, where_it_runs, "").to_pylist() == [{"process": os.getpid(), "rows": 0}]
     assert not few_rows(spark)
     assert sorted(here.collect()) == sorted(spread.collect())
 

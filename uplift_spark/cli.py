@@ -101,7 +101,7 @@ for _verb, _summary in verbs().items():
 @app.command()
 def demo(conf: ConfOption, set_: SetOption = None) -> None:
     """Run a whole campaign; print whom to treat."""
-    config = console.read_config(conf, set_)
+    config = console.read_config(conf, set_, "demo")
     jobs: dict[str, Any] = {}
     for verb in whole_line(config):
         jobs[verb] = partial(_run_verb, verb)
@@ -167,7 +167,7 @@ def quickstart(
         err().print(f"wrote {conf}")
         if conf_only:
             return
-        jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, None))}
+        jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, None, "quickstart"))}
         jobs["ingest"] = partial(jobs["ingest"], replace=True)
         console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
 
@@ -190,7 +190,7 @@ def sql(
         raise ConfigError(f"--format {format_!r} is unknown: use table or csv")
     from uplift_spark.sql_gate import checked_query
 
-    lakehouse = _lakehouse(conf, set_)
+    lakehouse = _lakehouse(conf, set_, "sql")
     checked_query(query, lakehouse.catalog)  # before anything is started
     rows = console.without_spark(lakehouse, engine, lambda tables: _local_rows(tables, query, limit + 1))
     if rows is None:
@@ -216,7 +216,7 @@ def _local_rows(tables: LocalTables, query: str, limit: int) -> pa.Table:
 @app.command()
 def tables(conf: LakeConfOption = None, set_: SetOption = None, engine: EngineOption = "auto") -> None:
     """List the tables with their rows and versions."""
-    lakehouse = _lakehouse(conf, set_)
+    lakehouse = _lakehouse(conf, set_, "tables")
     sizes = console.without_spark(lakehouse, engine, lambda tables: tables.sizes())
     if sizes is None:
         from uplift_spark.lake.queries import table_sizes
@@ -264,12 +264,12 @@ def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> 
         out().print(line, soft_wrap=True)
 
 
-def _lakehouse(conf: Path | None, overrides: Sequence[str] | None) -> Lakehouse:
+def _lakehouse(conf: Path | None, overrides: Sequence[str] | None, *verbs: str) -> Lakehouse:
     from uplift_spark.config import Lakehouse
 
     if conf is None and overrides:
         raise ConfigError("--set changes a configuration: name its file with --conf")
-    return Lakehouse() if conf is None else console.read_config(conf, overrides).lakehouse
+    return Lakehouse() if conf is None else console.read_config(conf, overrides, *verbs).lakehouse
 
 
 def _where(conf: Path, overrides: Sequence[str] | None) -> str:

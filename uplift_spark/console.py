@@ -91,7 +91,10 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
 
     def command(conf: ConfOption, set_: SetOption = None, run_id: RunOption = None, **chosen: Any) -> None:
         named = {"run_id": run_id} if "run_id" in [parameter.name for parameter in own] else {}
-        lazily = getattr(sys.modules[run.__module__], "READS_RESULTS", False)
+        job = sys.modules[run.__module__]
+        if run_id is not None and getattr(job, "NAMES_ITS_RUN", False):
+            raise ConfigError(f"`uplift {verb}` names its run itself: leave --run-id out")
+        lazily = getattr(job, "READS_RESULTS", False)
         run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id, lazily=lazily)
 
     usual = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "chosen"]
@@ -120,12 +123,9 @@ def run_jobs(
 
     `lazily` starts Spark when a job first needs it, which on a folder of this machine may be never.
     """
-    config = read_config(conf, overrides)
-    from uplift_spark.governance.permissions import check_permitted
+    config = read_config(conf, overrides, *(verb.partition(" ")[0] for verb in jobs))  # `readout 25%` is a readout
     from uplift_spark.lake.local_tables import local_tables
 
-    for verb in jobs:
-        check_permitted(config, verb)
     reporter = Progress(err())
     lazily = lazily and local_tables(config.lakehouse) is not None
     if not lazily:
@@ -142,9 +142,13 @@ def run_jobs(
     reporter.report("done")
 
 
-def read_config(conf: Path, overrides: Sequence[str] | None) -> Config:
-    """The configuration of a command, its warnings said on stderr. Raises ConfigError as `config.load_config`."""
+def read_config(conf: Path, overrides: Sequence[str] | None, *verbs: str) -> Config:
+    """The configuration of a command that runs these verbs, its warnings said on stderr.
+
+    Raises ConfigError as `config.load_config`, and where the user has no role that may run one of the verbs.
+    """
     from uplift_spark.config import load_config
+    from uplift_spark.governance.permissions import check_permitted
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -152,6 +156,8 @@ def read_config(conf: Path, overrides: Sequence[str] | None) -> Config:
         config = load_config(conf, tuple(overrides or ()))
     for warning in caught:
         err().print(f"warning: {warning.message}", soft_wrap=True)
+    for verb in verbs:
+        check_permitted(config, verb)
     return config
 
 

@@ -244,24 +244,28 @@ def held(frame: DataFrame) -> DataFrame | pa.Table:
     return frame.toArrow() if few_rows(frame.sparkSession) else frame
 
 
-def mapped(rows: DataFrame | pa.Table, worker: Worker, schema: str | T.StructType) -> pa.Table:
+def mapped(rows: DataFrame | pa.Table, worker: Worker, schema: str | T.StructType | pa.Schema) -> pa.Table:
     """Collect what a worker makes of rows: `frame.mapInArrow(worker, schema).toArrow()`, or the same in this process.
 
     Args:
         rows: a frame, or what `held` collected.
         worker: from the batches of a partition to batches.
-        schema: columns of what the worker makes; where the rows are a table, its batches have them.
+        schema: columns of what the worker makes; of Arrow only for what `held` collected.
 
     Returns:
         The worker's rows, of all partitions.
     """
     held_rows = rows if isinstance(rows, pa.Table) else held(rows)
     if not isinstance(held_rows, pa.Table):
+        assert not isinstance(schema, pa.Schema)
         return map_batches(held_rows, worker, schema).toArrow()
     batches = list(worker(iter(held_rows.combine_chunks().to_batches())))
     if batches:
         return pa.Table.from_batches(batches)
-    return pa.schema([]).empty_table() if isinstance(rows, pa.Table) else map_batches(rows, worker, schema).toArrow()
+    if isinstance(schema, pa.Schema):
+        return schema.empty_table()
+    session = SparkSession.active() if isinstance(rows, pa.Table) else rows.sparkSession
+    return session.createDataFrame([], schema).toArrow()
 
 
 def mapped_frame(frame: DataFrame, worker: Worker, schema: str | T.StructType) -> DataFrame:

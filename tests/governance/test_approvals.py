@@ -9,7 +9,7 @@ from uplift_spark.governance.approvals import VersionFacts, VersionVerdict, miss
 from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
 
 METADATA = {"owner": "crm", "purpose": "marketing", "legal_basis": "consent", "data versions": {"t": 1}}
-GOOD = VersionFacts("ann", {"5%": -0.1, "10%": 0.2}, (6, 0), METADATA)
+GOOD = VersionFacts("ann", {"5%": -0.1, "10%": 0.2}, (6, 0), metadata=METADATA)
 
 
 def test_a_complete_checklist_lacks_nothing() -> None:
@@ -24,6 +24,8 @@ def test_a_complete_checklist_lacks_nothing() -> None:
         ({"evaluations": {"5%": float("nan")}}, ("bob",), "an evaluation that passed"),
         ({"bias": None}, ("bob",), "a bias audit (run `uplift audit bias`"),
         ({"bias": (6, 2)}, ("bob",), "it has 2, see gold.bias_audit"),
+        ({"bias": (0, 0)}, ("bob",), "a bias audit that compared groups of any attribute (none has enough units"),
+        ({"uncompared": ("sex",)}, ("bob",), "a bias audit that compared groups of sex (none has enough units"),
         ({}, ("ann",), "an approver other than ann, who trained it"),
         ({}, ("bob", "ann"), "an approver other than ann"),
         ({"trained_by": None}, ("bob",), "an entry of who trained it"),

@@ -196,8 +196,27 @@ def test_findings_name_the_entry_and_what_happened_to_it() -> None:
     for text in ("[1]", "3", "{", '{"a":1,"a":1}'):
         log[1]["entry"] = text
         assert "entry 2 is no canonical JSON" in check_chain(log).findings
+    for text in ('{"seq": ' + "9" * 400 + "}", "[" * 100_000):
+        log[1]["entry"] = text
+        assert "entry 2 is no canonical JSON" in check_chain(log).findings
     many = check_chain([row | {"hash": "x"} for row in rows(log_of(40))])
     assert len(many.findings) == 20 and many.wrong > 40
+
+
+def test_rows_without_a_number_text_or_hash_are_found() -> None:
+    for name in ("seq", "entry", "hash"):
+        log = rows(log_of(3))
+        log.insert(1, log[1] | {name: None})
+        assert f"row 2 has no {name}: it was edited, or is none of the log's" in check_chain(log).findings
+    log = rows(log_of(3))
+    extra = dict.fromkeys(log[0])
+    assert check_chain([extra, *log]).findings == ("row 1 has no seq: it was edited, or is none of the log's",)
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "{}", '{"versions":{},"details":3}', "[" * 100_000, "9" * 5000])
+def test_an_entry_that_is_none_is_one_sentence(text: str | None) -> None:
+    with pytest.raises(DataError, match="entry 7 of the audit log was edited and is none any more"):
+        assert AuditEntry(7, text, "x").fields  # type: ignore[arg-type]
 
 
 def test_checkpoints_are_files_that_are_added_and_never_changed(tmp_path) -> None:
@@ -213,9 +232,11 @@ def test_checkpoints_are_files_that_are_added_and_never_changed(tmp_path) -> Non
         "checkpoint-000000000002.json",
         "checkpoint-000000000012.json",
     ]
-    (folder.folder / "checkpoint-000000000002.json").write_text("{}")
-    with pytest.raises(DataError, match=r"000002\.json is no checkpoint of an audit log"):
-        folder.read()
+    fields = vars(folder.read()[0])
+    for wrong in ({}, {**fields, "entries": "2"}, {**fields, "entries": 1 << 60}, {**fields, "signature": None}, [1]):
+        (folder.folder / "checkpoint-000000000002.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"000002\.json is no checkpoint of an audit log"):
+            folder.read()
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
         CheckpointFolder(str(tmp_path / "file")).add(checkpoint(entries, signer))

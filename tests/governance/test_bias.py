@@ -113,8 +113,7 @@ def test_sums_of_parts_are_the_sums_of_all_to_the_bit() -> None:
     whole = group_sums(bucket, stratum, values, (3, 2), MEASURES)
     order = draw.permutation(500)
     parts = [group_sums(bucket[p], stratum[p], values[p], (3, 2), MEASURES) for p in np.array_split(order, 7)]
-    merged = sum((GroupSums("a", AGES, p) for p in parts[1:]), GroupSums("a", AGES, parts[0]))
-    assert np.array_equal(whole, merged.sums)
+    assert np.array_equal(whole, np.sum(parts, axis=0))
 
 
 def test_few_units_and_sure_differences() -> None:
@@ -125,10 +124,32 @@ def test_few_units_and_sure_differences() -> None:
     audit = bias_audit([GroupSums("a", ("x", "y", "z"), sums)], measure)
     flags = {row.bucket: row.flag for row in audit.rows}
     assert flags == {"x": "difference", "y": "difference", "z": ""}
-    assert np.isnan(audit.rows[2].p_value) and "1 of them have too few units" in audit.sentences()[1]
+    assert np.isnan(audit.rows[2].p_value) and "1 more have too few units" in audit.sentences()[1]
     nobody = group_sums(bucket, np.zeros(1050, int), 0 * values, (3, 1), measure)
     assert bias_audit([GroupSums("a", ("x", "y", "z"), nobody)], measure).passed
-    assert bias_audit([], measure).passed
+    # What compared nothing has not passed, nor what compared no group of one of its cuts.
+    assert (
+        not bias_audit([], measure).passed
+        and "Nothing is known about any group" in bias_audit([], measure).sentences()[1]
+    )
+    small = GroupSums("b", ("p", "q"), group_sums(bucket[-50:] % 2, np.zeros(50, int), values[-50:], (2, 1), measure))
+    alone = bias_audit([small], measure)
+    assert (alone.compared, alone.uncompared, alone.flags, alone.passed) == ((), ("b",), [], False)
+    both = bias_audit([GroupSums("a", ("x", "y", "z"), nobody), small], measure)
+    assert (both.compared, both.uncompared, both.passed) == ((("a", "x"), ("a", "y")), ("b",), False)
+    assert not any("No group is treated" in one for one in (*alone.sentences(), *both.sentences()))
+
+
+def test_harm_that_all_of_a_group_get_alike_is_harm() -> None:
+    """Without variance there is no t statistic, and no doubt either."""
+    measure = (BiasMeasure("realised", 1.0, harm=True),)
+    bucket = np.repeat([0, 1], [500, 500])
+    for loss, flags in ((-0.25, ["harm", ""]), (0.0, ["", ""])):
+        values = np.where(bucket == 0, loss, 0.0)[:, None]
+        sums = group_sums(bucket, np.zeros(1000, int), values, (2, 1), measure)
+        rows = bias_audit([GroupSums("a", ("x", "y"), sums)], measure).rows
+        assert [row.flag if row.flag == "harm" else "" for row in rows] == flags
+        assert [row.harm_p for row in rows] == ([0.0, 1.0] if loss else [1.0, 1.0])
 
 
 def test_features_that_tell_an_attribute_are_named() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame
 
-from uplift_spark.errors import ConflictError
+from tests.jobs import test_policy
+from uplift_spark.config import Config
+from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.governance import erasure
-from uplift_spark.governance.erasure import erase_units, purge
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.erasure import Erasure, erase_units, purge, run_erasure
+from uplift_spark.governance.spark import AuditLog
 from uplift_spark.lake.storage import PROPERTIES
 from uplift_spark.lake.tables import Lake
+from uplift_spark.sections.governance import AuditConf, Governance
 
 CONSENT, QUARANTINE = "bronze.consent", "bronze.quarantine"
 ERASED = "unit-to-erase"
@@ -180,3 +186,28 @@ def test_two_erasures_at_once_both_complete(lake: Lake, monkeypatch: pytest.Monk
     monkeypatch.setattr(erasure, "_delete", beside)
     assert erase_units(lake, CONSENT, units(lake, "a")) == 1
     assert ids(lake) == ["c"] and lake.properties(CONSENT)["delta.appendOnly"] == "true"
+
+
+@pytest.mark.slow
+def test_an_erasure_is_on_record_before_the_first_row_goes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry before and one after; neither says who was erased, not even to those who guess."""
+    config = replace(test_policy.conf(lake), governance=Governance(audit=AuditConf()))
+    consents(lake, "r1", "a", "b")
+    written, record = list[AuditEvent](), erasure.record_event
+
+    def full(config: Config, lake: Lake, event: AuditEvent) -> None:
+        written.append(event)
+        raise EnvironmentProblem("no space for checkpoints")
+
+    monkeypatch.setattr(erasure, "record_event", full)
+    with pytest.raises(EnvironmentProblem):
+        run_erasure(config, lake, Erasure(("a",), reason="a request"))
+    assert ids(lake) == ["a", "b"] and [event.action for event in written] == ["erase"]
+    monkeypatch.setattr(erasure, "record_event", record)
+    first, again = [run_erasure(config, lake, Erasure(("a",), reason="a request")) for _ in range(2)]
+    assert ids(lake) == ["b"] and first.details["removed"] == {CONSENT: 1} and again.details["removed"] == "0 rows"
+    log = AuditLog(config, lake)
+    entries = log.show(10).to_pylist()[::-1]
+    assert [entry["action"] for entry in entries] == ["erase", "erased"] * 2 and log.verify().holds
+    assert [entry["subject"] for entry in entries[::2]] == [f"units of run {one.run_id}" for one in (first, again)]
+    assert len({written[0].subject, *(entry["subject"] for entry in entries)}) == 3  # a new name for the same unit

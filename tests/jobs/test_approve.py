@@ -11,7 +11,8 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.config import Lakehouse, Lift
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance.approvals import VersionVerdict
-from uplift_spark.governance.spark import AuditLog
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.spark import AuditLog, record_event
 from uplift_spark.jobs import approve, audit, lift, reject, score, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import os_user
@@ -85,7 +86,9 @@ def test_a_version_waits_until_it_is_approved_and_the_log_says_all_of_it(campaig
 @pytest.mark.slow
 def test_the_whole_checklist_from_training_to_promotion(campaign, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = replace(campaign.config, lift=Lift(segments=("zip",), replicates=50))
+    rare = BiasConf(attributes=("zip",), min_units=30, level=1e-12)  # nothing is flagged by chance
+    governance = replace(campaign.config.governance, bias=rare)
+    config = replace(campaign.config, lift=Lift(segments=("zip",), replicates=50), governance=governance)
     whole = campaign.changed(replace(config, registry=replace(config.registry, version=1)))
     train.run(whole)
     score.run(whole)
@@ -98,8 +101,12 @@ def test_the_whole_checklist_from_training_to_promotion(campaign, monkeypatch, t
     assert result.details["groups"] == 3 and "groups were compared" in result.details["summary"]
     assert audit.run(whole, question=audit.AuditQuestion("bias")).tables["gold.bias_audit"]["skipped"]
     monkeypatch.setattr("uplift_spark.governance.permissions.os_user", lambda: "bob")
-    if result.details["findings"]:
-        with pytest.raises(DataError, match="a bias audit without findings"):
-            approve.run(whole, verdict=VersionVerdict(1, "bob", "good"))
-    else:
-        assert approve.run(whole, verdict=VersionVerdict(1, "bob", "good")).details["verdict"] == "Approved"
+    good = VersionVerdict(1, "bob", "good")
+    assert result.details["findings"] == 0 and approve.run(whole, verdict=good).details["verdict"] == "Approved"
+    # A later audit that found something, or compared nothing, forbids another approval.
+    for groups, findings, words in ((3, 2, r"without findings \(it has 2"), (0, 0, "that compared groups of zip")):
+        facts = {"groups": groups, "findings": findings, "uncompared": [] if groups else ["zip"]}
+        event = AuditEvent("", "bias", "model spring version 1", "again", "", details=facts)
+        record_event(whole.config, whole.lake, event)
+        with pytest.raises(DataError, match=f"it lacks a bias audit {words}"):
+            approve.run(whole, verdict=good)

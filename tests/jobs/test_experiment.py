@@ -21,19 +21,26 @@ from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.experiments.assignment import DIALECTS, Experiment, assign
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, readout
-from uplift_spark.experiments.health import ReadoutDesign
+from uplift_spark.experiments.health import ReadoutDesign, TrialFacts
 from uplift_spark.experiments.protocol import (
     ReadingOptions,
+    TrialReading,
     designed,
     parsed_time,
+    read_trial_rows,
+    reading_identity,
     readout_design,
     readout_metrics,
 )
+from uplift_spark.governance.spark import AuditLog
 from uplift_spark.jobs import assign as assign_job
 from uplift_spark.jobs import check as check_job
 from uplift_spark.jobs import readout as readout_job
 from uplift_spark.jobs.assign import UnitsToAssign, warehouse_query
+from uplift_spark.runtime import os_user
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
+from uplift_spark.sections.governance import AuditConf, Governance
+from uplift_spark.sections.source import Pseudonyms
 
 METRICS = (
     ExperimentMetric("spend", "revenue", "primary", covariates=("before",)),
@@ -69,8 +76,34 @@ def test_the_configuration_becomes_the_design() -> None:
 
 
 def test_arms_that_were_stopped_are_no_part_of_a_reading() -> None:
-    three = with_trial(arms={"off": 0.5, "on": 0.25, "more": 0.25}, stopped=("more",))
+    three = with_trial(arms={"off": 0.5, "on": 0.25, "more": 0.25}, stopped=("more",), units=4000.0)
     assert readout_design(three).shares == pytest.approx({"off": 2 / 3, "on": 1 / 3})
+    # 4,000 units are planned for three arms; else the two that are read could never be all there.
+    assert readout_design(three).planned_units == pytest.approx(3000)
+    assert readout_design(with_trial(units=4000.0)).planned_units == 4000
+
+
+def test_random_arms_are_not_found_again_from_pseudonyms() -> None:
+    """The hash of a pseudonym is another draw than that of the id, so a share of the wrong units would be read."""
+    trial = {"exploration": 0.2, "decision": "wish", "strata": ()}
+    hidden = replace(with_trial(**trial), pseudonyms=Pseudonyms(key_env="UPLIFT_KEY"))
+    with pytest.raises(ConfigError, match=r"drawn from ids, .* pseudonyms .* experiment\.table"):
+        read_trial_rows(Campaign(hidden), ReadingOptions())
+
+
+def test_a_run_is_named_by_all_that_its_rows_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = TrialFacts({"off": 1.0, "on": 1.0})
+    reading = TrialReading(None, facts, AT, 0, "units@1")  # type: ignore[arg-type]
+    signed = replace(LATER, override="a rehearsal")
+    identities = [
+        reading_identity(Campaign(CONFIG), reading, how) for how in (LATER, signed, replace(signed, final=False))
+    ]
+    for changes in ({"earlier": (0.5,)}, {"same_salt": ("autumn",)}):
+        other = replace(reading, facts=replace(facts, **changes))
+        identities.append(reading_identity(Campaign(CONFIG), other, LATER))
+    monkeypatch.setattr("uplift_spark.governance.permissions.os_user", lambda: "somebody else")
+    identities.append(reading_identity(Campaign(CONFIG), reading, signed))
+    assert len({Campaign(CONFIG).run_id("check", **one) for one in identities}) == len(identities) == 6
 
 
 def test_a_design_is_what_its_text_says() -> None:
@@ -134,8 +167,10 @@ def test_units_get_their_arm_once(lake, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(before[columns], wanted[columns])
     assert (
         set(before["assigned_at"]) == {pd.Timestamp("2026-03-02")}
-        and before["source"].str.startswith("users.csv#").all()
+        and before["source"].str.fullmatch(r"users\.csv#[0-9a-f]+").all()
     )
+    blanks = UnitsToAssign(units_file(tmp_path, [f" {one}\t" for one in ids], "blanks.csv"))
+    assert assign_job.run(Campaign(small, lake), units=blanks).tables == {}  # ids are trimmed as at every other door
     again = assign_job.run(Campaign(small, lake), units=UnitsToAssign(units.source))
     assert again.tables == {} and len(assigned(lake, "spring")) == len(before)
     assert again.details["units"] == first.details["units"]
@@ -162,6 +197,30 @@ def test_units_get_their_arm_once(lake, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=sentence):
             assign_job.run(Campaign(replace(config, lakehouse=lake.lakehouse), lake), units=units)
     assert len(assigned(lake, "spring")) == len(ids) and assigned(lake, "autumn").empty
+
+
+@pytest.mark.slow
+def test_of_two_assignments_at_once_the_second_sees_the_first(lake, tmp_path: Path, monkeypatch) -> None:
+    """The other run writes between what this one reads and what it writes."""
+    units = UnitsToAssign(units_file(tmp_path, [f"u{k}" for k in range(200)]), AT)
+    check, others = assign_job.check_record, list[Config]()
+
+    def overtaken(*arguments: Any) -> bool:
+        on_record = check(*arguments)
+        if others:
+            assign_job.run(Campaign(others.pop(), lake), units=units)
+        return on_record
+
+    monkeypatch.setattr(assign_job, "check_record", overtaken)
+    spring = with_trial(strata=())
+    others.append(spring)
+    assert assign_job.run(Campaign(spring, lake), units=UnitsToAssign(units.source)).tables == {}
+    assert len(assigned(lake, "spring")) == 200 and assigned(lake, "spring")["unit_id"].is_unique
+    summer = replace(with_trial(strata=(), salt="summer-2026"), campaign="summer")
+    others.append(replace(summer, campaign="winter"))
+    with pytest.raises(ConfigError, match="salt summer-2026 was used by campaign winter"):
+        assign_job.run(Campaign(summer, lake), units=units)
+    assert assigned(lake, "summer").empty and len(assigned(lake, "winter")) == 200
 
 
 # ---------------------------------------------------------------- check and readout
@@ -206,7 +265,8 @@ def test_a_readout_says_what_pandas_says(lake, tmp_path: Path) -> None:
 def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> None:
     rows = simulated_trial(2000)
     lost = rows[(rows["treatment"] == "off") | (rows["before"] > 9)]
-    campaign = Campaign(with_trial(table=trial_file(tmp_path, lost)), lake)
+    config = replace(with_trial(table=trial_file(tmp_path, lost)), governance=Governance(audit=AuditConf()))
+    campaign = Campaign(config, lake)
     for job in (check_job, readout_job):
         with pytest.raises(DataError, match=r"experiment of campaign spring is broken: arm off has \+.* --override"):
             job.run(campaign, reading=LATER)
@@ -218,7 +278,12 @@ def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> Non
     figures = lake.read("gold.readout").toPandas()
     assert set(figures["override"]) == {"a rehearsal"} and "override: a rehearsal" in result.details["readout"]
     signed = lake.read("gold.experiment_health").where("override IS NOT NULL").toPandas()
-    assert signed["override_by"].notna().all() and len(signed) >= 2
+    assert set(signed["override_by"]) == {os_user()} and len(signed) >= 2
+    readout_job.run(campaign, reading=replace(LATER, override="a rehearsal"))  # a rerun says nothing new
+    (entry,) = AuditLog(config, lake).show(10).to_pylist()
+    assert (entry["action"], entry["subject"], entry["reason"], entry["actor"], entry["job_run"]) == (
+        *("override", "trial spring", "a rehearsal", os_user(), result.run_id),
+    )
 
 
 @pytest.mark.slow
@@ -261,6 +326,12 @@ def test_rows_that_do_not_fit(lake, tmp_path: Path) -> None:
     early = ReadingOptions(datetime(2026, 3, 9, tzinfo=UTC))
     with pytest.raises(DataError, match="no outcome of the 200 units is complete by 2026-03-09 00:00 UTC"):
         check_job.run(Campaign(with_trial(table=table), lake), reading=early)
+    undated = tmp_path / "undated.parquet"
+    pd.read_parquet(table).drop(columns="assigned_at").to_parquet(undated)
+    with pytest.raises(ConfigError, match=r"--as-of needs the column assigned_at, and .*undated.parquet has none"):
+        check_job.run(Campaign(with_trial(table=str(undated)), lake), reading=LATER)
+    undone = check_job.run(Campaign(with_trial(table=str(undated)), lake), reading=ReadingOptions(final=True)).details
+    assert undone["complete"] == "not checked: rows have no column assigned_at, so every outcome counts"
     flat = trial_file(tmp_path, rows.assign(spend=3.0))
     with pytest.raises(DataError, match="metric spend is 3 in all 200 units: it tells no arms apart"):
         readout_job.run(Campaign(with_trial(table=flat), lake), reading=replace(LATER, override="to see"))

@@ -118,6 +118,15 @@ def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
     assert units_in(tmp_path / "zero") == set()  # a folder with no row in it
 
 
+def test_the_entry_comes_before_the_files(monkeypatch):
+    order, details = [], {"model": "spring", "version": 1, "units": 3, "held_back": 0}
+    monkeypatch.setattr(steps, "scores_to_export", lambda *_: ("rows", "export-1", details))
+    monkeypatch.setattr(steps, "record_event", lambda _config, _lake, event, once: order.append((event.details, once)))
+    monkeypatch.setattr(steps, "_write", lambda rows, _export: order.append(rows))
+    result = export.run(Campaign(conf(Lake(None, Lakehouse()))), export=Export("/nowhere/x"))
+    assert order == [({"units": 3, "held_back": 0}, False), "rows"] and result.details["files"] == "/nowhere/x"
+
+
 def test_files_come_whole_or_not_at_all(tmp_path, spark, monkeypatch):
     rows = spark.range(5)
     with monkeypatch.context() as patched:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config
@@ -37,10 +38,13 @@ from uplift_spark.experiments.health import REFUSE, HealthFinding, ReadoutDesign
 from uplift_spark.experiments.readout import BROKEN, ReadoutMetric, TrialReadout, TrialSums
 from uplift_spark.experiments.sequential import StoppingRule
 from uplift_spark.experiments.spark import unit_sums
-from uplift_spark.lake.contracts import UNREAD
-from uplift_spark.lake.schemas import EXPERIMENT_TABLE, LABEL_TABLE, columns_to_fill
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.permissions import acting_user
+from uplift_spark.governance.spark import record_event
+from uplift_spark.lake.contracts import UNREAD, trimmed_id
+from uplift_spark.lake.schemas import EXPERIMENT_TABLE, HEALTH_TABLE, LABEL_TABLE, columns_to_fill
 from uplift_spark.lake.session import instant, moment, plus_hours, utc
-from uplift_spark.lake.tables import Lake
+from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.sections.experiment import PLANS, ExperimentConf
 from uplift_spark.sections.source import EventTable, Simulation
@@ -48,7 +52,7 @@ from uplift_spark.sections.source import EventTable, Simulation
 _SPENDING = dict(zip(PLANS, ("obrien_fleming", "pocock", "hwang_shih_decani"), strict=True))
 ASSIGNED, READ = "assign", "readout"
 """Jobs that leave a row in the record of a trial."""
-_STRATUM, _ALL_STRATA = "stratum", "__stratum"
+_STRATUM, _ALL_STRATA, _DAY = "stratum", "__stratum", "assigned_at"
 
 # --------------------------------------------------------------------------------------------------------------------
 # What the configuration lays down.
@@ -96,10 +100,12 @@ def readout_metrics(trial: ExperimentConf) -> tuple[ReadoutMetric, ...]:
 
 
 def readout_design(config: Config) -> ReadoutDesign:
-    """What a reading is held to: shares of the arms that are not stopped, planned units and days, when it is read."""
+    """What a reading is held to: shares and planned units of the arms that are not stopped, days, when it is read."""
     trial = trial_of(config)
     shares = {arm: share for arm, share in trial.arms.items() if arm not in trial.stopped}
     total = sum(shares.values())
+    # Units are planned for all arms; those of a stopped one are no part of a reading.
+    units = trial.units if trial.units is None or not trial.stopped else trial.units * total
     kind = {"none": "fixed", "anytime": "anytime"}.get(trial.plan, "group_sequential")
     rule = StoppingRule(*(kind, trial.alpha, trial.analyses, _SPENDING.get(trial.plan, "obrien_fleming"), trial.gamma))
     days = None
@@ -107,7 +113,7 @@ def readout_design(config: Config) -> ReadoutDesign:
         days = (trial.end - trial.start).days + 1 + math.ceil(outcome_days(config))
     return ReadoutDesign(
         {arm: share / total for arm, share in shares.items()},
-        *(trial.units, days, rule, trial.cluster or _unit(trial), trial.multiplicity),
+        *(units, days, rule, trial.cluster or _unit(trial), trial.multiplicity),
     )
 
 
@@ -214,6 +220,12 @@ def check_trial_columns(rows: DataFrame, names: Mapping[str, str], location: str
             raise ConfigError(f"{what} {name!r} is no column of {location}: {hint(name, rows.columns)}")
 
 
+def with_trimmed_ids(rows: DataFrame, unit: str) -> DataFrame:
+    """Rows of a user's own with ids as the tables have them; ids that are no texts stay as they are."""
+    texts = isinstance(rows.select(unit).schema[0].dataType, StringType)
+    return rows.withColumn(unit, trimmed_id(F.col(unit))) if texts else rows
+
+
 def roles_of_columns(trial: ExperimentConf) -> dict[str, str]:
     """{column that assignment reads: what it is}, for messages."""
     parts = {trial.unit: "unit", **({trial.cluster: "cluster"} if trial.cluster else {})}
@@ -227,15 +239,24 @@ class TrialReading:
 
     sums, facts  for the checks and the readout
     as_of        units whose outcomes were complete by then are read
-    waiting      units whose outcomes were not
+    waiting      units whose outcomes were not; None where rows do not say when they were assigned
     identity     of the rows that were read
     """
 
     sums: TrialSums
     facts: TrialFacts
     as_of: datetime
-    waiting: int
+    waiting: int | None
     identity: str
+
+    @property
+    def details(self) -> dict[str, str]:
+        """As of when it was read, and whose outcomes were not complete then, for printing."""
+        if self.waiting is None:
+            waiting = {"complete": f"not checked: rows have no column {_DAY}, so every outcome counts"}
+        else:
+            waiting = {"not_complete_yet": f"{self.waiting:,} units"} if self.waiting else {}
+        return {"as_of": f"{self.as_of:%Y-%m-%d %H:%M} UTC", **waiting}
 
 
 @dataclass(frozen=True)
@@ -280,19 +301,27 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
         The reading.
 
     Raises:
-        ConfigError: The configuration has no trial, or a column is missing.
+        ConfigError: The configuration has no trial, a column is missing, or random arms cannot be found
+            again.
         DataError: There are no rows, or they do not fit; as `spark.unit_sums`.
     """
     config, trial = campaign.config, trial_of(campaign.config)
+    _refuse_pseudonyms(config)
     metrics, design = readout_metrics(trial), readout_design(config)
     rows, identity, moment_of = _rows(campaign, trial)
     as_of = utc(options.as_of) if options.as_of else moment_of
     rows, columns = _with_columns(rows, trial, metrics)
+    if options.as_of and columns.day is None:
+        raise ConfigError(
+            f"--as-of needs the column {_DAY}, and {_location(trial)} has none, so every outcome would count: leave "
+            "--as-of out, or add the column"
+        )
     unstopped = ~F.col(TREATMENT).cast("string").isin(list(trial.stopped)) if trial.stopped else F.lit(True)
     rows = rows.where(F.coalesce(unstopped, F.lit(True)))
     if trial.exploration is not None:
         rows = rows.where(F.expr(exploration_sql(designed(config), AssignmentColumns(columns.unit, trial.cluster))))
-    first, waiting = None, 0
+    first: datetime | None = None
+    waiting: int | None = None
     if columns.day:
         complete = plus_hours(F.col(columns.day), F.lit(24.0 * outcome_days(config))) <= instant(as_of)
         counted = rows.agg(F.min(F.unix_micros(columns.day)), F.count_if(~complete)).first()
@@ -304,11 +333,25 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
             f"no outcome of the {waiting:,} units is complete by {as_of:%Y-%m-%d %H:%M} UTC: an outcome takes "
             f"{outcome_days(config):g} days; wait, or read a later --as-of"
         )
-    when = _reading_time(config, (first, as_of), options.final)
+    when, record = _reading_time(config, (first, as_of), options.final), _record(campaign)
     if design.stopping.kind == "group_sequential":
-        when = replace(when, earlier=earlier_shares(campaign, as_of))
+        when = replace(when, earlier=_earlier_shares(record, campaign, as_of))
     sums, facts = unit_sums(rows, metrics, design, columns, when)
-    return TrialReading(sums, replace(facts, same_salt=_same_salt(campaign)), as_of, waiting, identity)
+    return TrialReading(sums, replace(facts, same_salt=_same_salt(record, campaign)), as_of, waiting, identity)
+
+
+def _refuse_pseudonyms(config: Config) -> None:
+    """Random arms are found again by the hash of ids, which a training set with pseudonyms does not have."""
+    trial = trial_of(config)
+    if trial.exploration is not None and config.pseudonyms and trial.table is None and trial.cluster is None:
+        raise ConfigError(
+            "experiment.exploration is drawn from ids, and the training set has pseudonyms in their place: name a "
+            "table with the ids in experiment.table"
+        )
+
+
+def _location(trial: ExperimentConf) -> str:
+    return trial.table or "the training set"
 
 
 def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, datetime]:
@@ -334,7 +377,7 @@ def _with_columns(
     rows: DataFrame, trial: ExperimentConf, metrics: Sequence[ReadoutMetric]
 ) -> tuple[DataFrame, ReadoutColumns]:
     """Rows with numbers as numbers and one column of strata, and the names of the columns."""
-    location, there = trial.table or "the training set", set(rows.columns)
+    location, there = _location(trial), set(rows.columns)
     needed = {_unit(trial): "unit", TREATMENT: "arm", **dict.fromkeys(trial.strata, _STRATUM)}
     needed |= dict.fromkeys(trial.outcome_columns, "metric") | dict.fromkeys(trial.balance, "balance")
     needed |= {column: "covariate" for one in trial.metrics for column in one.covariate_columns}
@@ -347,7 +390,7 @@ def _with_columns(
     columns = ReadoutColumns(
         unit=_unit(trial),
         stratum=(trial.strata[0] if len(trial.strata) == 1 else _ALL_STRATA) if trial.strata else None,
-        day="assigned_at" if "assigned_at" in there else None,
+        day=_DAY if _DAY in there else None,
         taken=DELIVERED if DELIVERED in there else None,
         propensity=PROPENSITY if PROPENSITY in there and trial.exploration is None else None,
         balance=trial.balance,
@@ -357,6 +400,7 @@ def _with_columns(
         rows = rows.withColumn(_ALL_STRATA, F.concat(*parts[1:]))
     if trial.table is None:
         return rows, columns
+    rows = with_trimmed_ids(rows, columns.unit)
     kinds = {columns.day: "timestamp"} if columns.day else {}
     if EventTable(path=trial.table).read_as in TEXTS:
         numbers = [*value_columns(metrics, columns), *([PROPENSITY] if columns.propensity else [])]
@@ -435,16 +479,15 @@ def check_record(campaign: Campaign, experiment: Experiment, at: datetime) -> bo
     return experiment.text in set(mine["design"])
 
 
-def _same_salt(campaign: Campaign) -> tuple[str, ...]:
+def _same_salt(record: pd.DataFrame, campaign: Campaign) -> tuple[str, ...]:
     """Other campaigns that were assigned with this trial's salt."""
-    record, salt = _record(campaign), trial_of(campaign.config).salt
+    salt = trial_of(campaign.config).salt
     same = record[(record["job"] == ASSIGNED) & (record["salt"] == salt) & (record[CAMPAIGN] != campaign.name)]
     return tuple(sorted(set(same[CAMPAIGN])))
 
 
-def earlier_shares(campaign: Campaign, as_of: datetime) -> tuple[float, ...]:
+def _earlier_shares(record: pd.DataFrame, campaign: Campaign, as_of: datetime) -> tuple[float, ...]:
     """Share of the planned units at each reading on record before this moment; refused ones showed nothing."""
-    record = _record(campaign)
     mine = (record[CAMPAIGN] == campaign.name) & (record["job"] == READ) & (record["verdict"] != BROKEN)
     before = record["as_of"] < _micros(as_of) - 0.5  # doubles hold microseconds to the quarter
     rows = record[mine & before & (record["salt"] == trial_of(campaign.config).salt)]
@@ -495,11 +538,55 @@ def _known(value: Any) -> Any:
 # Findings and figures as rows, and the sentence with which a broken trial ends.
 
 
-def finding_rows(
-    campaign: Campaign, reading: TrialReading, findings: Sequence[HealthFinding], override: str | None
+def reading_identity(campaign: Campaign, reading: TrialReading, options: ReadingOptions) -> dict[str, Any]:
+    """Whatever the findings and figures of a reading depend on beside the configuration: what its run's id is of."""
+    return {
+        "as_of": reading.as_of,
+        "rows": reading.identity,
+        "final": options.final,
+        "earlier": reading.facts.earlier,
+        "same_salt": reading.facts.same_salt,
+        "override": _override(campaign, options),
+    }
+
+
+def _override(campaign: Campaign, options: ReadingOptions) -> dict[str, str | None]:
+    """The reason of an override and whose it is; nulls without one."""
+    by = None if options.override is None else acting_user(campaign.config)
+    return {"override": options.override, "override_by": by}
+
+
+def write_findings(
+    campaign: Campaign, reading: TrialReading, findings: Sequence[HealthFinding], options: ReadingOptions, run_id: str
+) -> Written:
+    """Put the findings of a reading into gold.experiment_health, and an override on record before that.
+
+    Args:
+        campaign: With a section `experiment`.
+        reading: What was read.
+        findings: What is wrong with it.
+        options: How it was read.
+        run_id: Of the job.
+
+    Returns:
+        What was written.
+    """
+    if options.override is not None:
+        refused = [one.check for one in findings if one.severity == REFUSE]
+        name = trial_of(campaign.config).name or campaign.name
+        facts = {"salt": trial_of(campaign.config).salt, "as_of": reading.as_of.isoformat(), "refused": refused}
+        versions = {"rows": reading.identity}
+        event = AuditEvent("", "override", f"trial {name}", options.override, "", run_id, versions, facts)
+        record_event(campaign.config, campaign.lake, event)
+    rows = _finding_rows(campaign, reading, findings, options)
+    return campaign.lake.write(HEALTH_TABLE, filled(campaign.lake, HEALTH_TABLE, rows), run_id)
+
+
+def _finding_rows(
+    campaign: Campaign, reading: TrialReading, findings: Sequence[HealthFinding], options: ReadingOptions
 ) -> list[dict[str, Any]]:
     """Rows of gold.experiment_health; one that says so where nothing is wrong."""
-    common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, "override": override}
+    common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, **_override(campaign, options)}
     if not findings:
         return [{**common, "check": "all", "severity": "ok", "sentence": "nothing is wrong"}]
     return [{**common, **vars(one)} for one in findings]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.governance.audit import AuditEvent
-from uplift_spark.governance.spark import actor_of, newest_entry, record_event
+from uplift_spark.governance.permissions import acting_user
+from uplift_spark.governance.spark import newest_entry, record_event
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
 from uplift_spark.runtime import ProgressCallback
@@ -84,12 +85,14 @@ class VersionFacts:
     trained_by   who registered it; None where that is not on record
     evaluations  {level: lower end of the interval of the checklist's metric}; empty where it was not evaluated
     bias         (groups compared, findings that need an answer); None without a bias audit of the version
+    uncompared   attributes of that audit of which no group was compared
     metadata     {owner, purpose, legal_basis, data, code, ...: value}; empty ones are missing
     """
 
     trained_by: str | None = None
     evaluations: Mapping[str, float] = field(default_factory=dict)
     bias: tuple[int, int] | None = None
+    uncompared: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -123,6 +126,11 @@ def _bias_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, 
         yield "a bias audit (run `uplift audit bias` with this version)"
     elif facts.bias[1]:
         yield f"a bias audit without findings (it has {facts.bias[1]}, see gold.bias_audit)"
+    elif facts.uncompared or not facts.bias[0]:
+        yield (
+            f"a bias audit that compared groups of {', '.join(facts.uncompared) or 'any attribute'} (none has enough "
+            "units: audit a larger hold-out, lower governance.bias.min_units or change governance.bias.attributes)"
+        )
 
 
 def _approver_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
@@ -152,7 +160,9 @@ def promotion_facts(
     metadata = {**named, "data versions": dict(model.data_versions), "code version": model.git_version}
     details = None if audited is None else audited.fields["details"]
     bias = None if details is None else (details["groups"], details["findings"])
-    return VersionFacts(None if trained is None else trained.fields["actor"], evaluations, bias, metadata)
+    uncompared = () if details is None else tuple(details.get("uncompared", ()))
+    by = None if trained is None else trained.fields["actor"]
+    return VersionFacts(by, evaluations, bias, uncompared, metadata)
 
 
 def _approval(config: Config) -> ApprovalConf:
@@ -190,7 +200,7 @@ def decide_version(
         DataError: Something of the checklist is missing; the sentence names all of it.
     """
     conf = _approval(config)
-    model, actor = registry.find(config.model_name, verdict.version), actor_of(config, lake)
+    model, actor = registry.find(config.model_name, verdict.version), acting_user(config)
     if config.governance.access is not None and verdict.by != actor:
         raise ConfigError(f"--by {verdict.by} is not {actor}, who runs this: decide in your own name")
     name, action = version_name(model), "approve" if verdict.approves else "reject"

@@ -72,8 +72,16 @@ class AuditEntry:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The entry's fields."""
-        return dict(json.loads(self.text))
+        """The entry's fields. Raises DataError where its text is no entry."""
+        try:
+            fields = dict(json.loads(self.text))
+            known = {name: fields[name] for name in (*PLAIN_FIELDS, "previous", "versions", "details")}
+            nested = {name: dict(known[name]) for name in ("versions", "details")}
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+            raise DataError(
+                f"entry {self.seq} of the audit log was edited and is none any more: see `uplift audit verify`"
+            ) from error
+        return fields | nested
 
 
 def canonical(value: Any) -> bytes:
@@ -158,10 +166,14 @@ def check_chain(
     findings, heads = _Findings(), {c.entries: "" for c in checkpoints or ()}
     n, last, previous, first = 0, 0, GENESIS, ""
     for row in rows:
-        digest = hashlib.sha256(row["entry"].encode()).hexdigest()
-        for sentence in _row_faults(row, last, previous, digest):
+        n += 1
+        if absent := [name for name in ("seq", "entry", "hash") if row[name] is None]:
+            findings.add(f"row {n} has no {absent[0]}: it was edited, or is none of the log's")
+            if row["seq"] is None:
+                continue  # it has no place in the chain
+        for sentence in _row_faults(row, last, previous) if not absent else ():
             findings.add(sentence)
-        n, last, previous, first = n + 1, row["seq"], row["hash"], first or row["hash"]
+        last, previous, first = row["seq"], row["hash"], first or row["hash"]
         if last in heads:
             heads[last] = row["hash"]
     covered = 0
@@ -170,18 +182,18 @@ def check_chain(
     return ChainCheck(n, previous, tuple(findings), findings.total, covered)
 
 
-def _row_faults(row: Mapping[str, Any], last: int, previous: str, digest: str) -> Iterator[str]:
+def _row_faults(row: Mapping[str, Any], last: int, previous: str) -> Iterator[str]:
     seq = row["seq"]
     if seq != last + 1:
         yield f"after entry {last} comes entry {seq}: entries were dropped, or one is there twice"
-    if digest != row["hash"]:
+    if hashlib.sha256(row["entry"].encode()).hexdigest() != row["hash"]:
         yield f"entry {seq} was edited: its text does not have the hash that stands beside it"
     try:
         fields = dict(json.loads(row["entry"]))
         if json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":")) != row["entry"]:
             # Python and RFC 8785 write some numbers and keys differently, so this is looked at once more.
             _check_canonical(row["entry"])
-    except (ValueError, TypeError, DataError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError, DataError):
         yield f"entry {seq} is no canonical JSON"
         return
     if fields.get("previous") != previous:
@@ -288,8 +300,12 @@ class CheckpointFolder:
 
     def _read(self, file: Path) -> Checkpoint:
         try:
-            return Checkpoint(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            one = Checkpoint(**json.loads(file.read_text(encoding="utf-8")))
+            texts = (one.log, one.head, one.at, one.signature)
+            if type(one.entries) is not int or not all(isinstance(text, str) for text in texts) or not one.statement:
+                raise TypeError
+            return one
+        except (OSError, ValueError, TypeError, RecursionError, DataError) as error:
             raise DataError(f"{file} is no checkpoint of an audit log: restore it from a backup") from error
 
     def add(self, checkpoint: Checkpoint) -> None:

@@ -54,9 +54,6 @@ class GroupSums:
     buckets: tuple[str, ...]
     sums: np.ndarray
 
-    def __add__(self, other: GroupSums) -> GroupSums:
-        return GroupSums(self.cut, self.buckets, self.sums + other.sums)
-
 
 def group_sums(
     bucket: np.ndarray, stratum: np.ndarray, values: np.ndarray, shape: tuple[int, int], measures: Sequence[BiasMeasure]
@@ -130,20 +127,36 @@ class BiasAudit:
         return [row for row in self.rows if row.flag in ("difference", "harm")]
 
     @property
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """(cut, bucket) of each group that was compared with all other units."""
+        return tuple(dict.fromkeys((row.cut, row.bucket) for row in self.rows if not math.isnan(row.p_value)))
+
+    @property
+    def uncompared(self) -> tuple[str, ...]:
+        """Cuts of which no group was compared: about them the audit says nothing."""
+        known = {cut for cut, _ in self.compared}
+        return tuple(dict.fromkeys(row.cut for row in self.rows if row.cut not in known))
+
+    @property
     def passed(self) -> bool:
-        """Whether nothing is flagged."""
-        return not self.flags
+        """Whether nothing is flagged, and groups of every cut were compared."""
+        return bool(self.compared) and not self.uncompared and not self.flags
 
     def sentences(self) -> list[str]:
         """The result in words, a line for each finding."""
-        groups = len({(row.cut, row.bucket) for row in self.rows})
-        few = len({(row.cut, row.bucket) for row in self.rows if math.isnan(row.p_value)})
+        n = len(self.compared)
+        few = len({(row.cut, row.bucket) for row in self.rows}) - n
         lines = [
-            f"{groups} groups were compared with all other units; any false alarm among all comparisons has a "
+            f"{n} groups were compared with all other units; any false alarm among all comparisons has a "
             f"probability of at most {self.level:g}."
         ]
         if few:
-            lines.append(f"{few} of them have too few units to tell.")
+            lines.append(f"{few} more have too few units to tell.")
+        if self.uncompared or not n:
+            lines.append(
+                f"Nothing is known about {', '.join(self.uncompared) or 'any group'}: no group and its rest have "
+                "governance.bias.min_units each."
+            )
         lines += [_row_words(row) for row in self.rows if row.flag]
         if self.passed:
             lines.append("No group is treated or served differently by more than chance and need; none is harmed.")
@@ -228,7 +241,7 @@ def _compared(group: GroupSums, measures: Sequence[BiasMeasure], min_units: int)
     difference = mean - other_mean
     p_value = _two_sided(np.maximum(np.abs(difference) - tolerance, 0.0), error, freedom)
     harmful = np.array([measure.harm for measure in measures])
-    harm = np.where(harmful, scipy.stats.t.cdf(ratio(mean, np.sqrt(own)), np.maximum(n - 1, 1)), np.nan)
+    harm = np.where(harmful, _below(mean, np.sqrt(own), np.maximum(n - 1, 1)), np.nan)
     with np.errstate(invalid="ignore"):
         half = scipy.stats.t.ppf(0.975, np.maximum(n - 1, 1)) * np.sqrt(own)
         apart = scipy.stats.t.ppf(0.975, freedom) * error
@@ -262,6 +275,12 @@ def _two_sided(size: np.ndarray, error: np.ndarray, freedom: np.ndarray) -> np.n
     """P-value of a size; a size without any error is sure."""
     p = 2 * scipy.stats.t.sf(np.nan_to_num(ratio(size, error)), freedom)
     return np.where(error > 0, p, np.where(size > 0, 0.0, np.where(np.isnan(error), np.nan, 1.0)))
+
+
+def _below(mean: np.ndarray, error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """P-value of a mean that is not below nought; a mean without any error is sure."""
+    p = scipy.stats.t.cdf(ratio(mean, error), freedom)
+    return np.where(error > 0, p, np.where(np.isnan(error), np.nan, np.where(mean < 0, 0.0, 1.0)))
 
 
 def _rows(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.approvals import promote
-from uplift_spark.governance.audit import AuditEvent, signing_key
+from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of, plain_id, pseudonym
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD, trimmed_id
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
-from uplift_spark.lake.tables import ERASED, Lake, Written, retried
+from uplift_spark.lake.tables import ERASED, Lake, Written, digest, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
 from uplift_spark.roles import RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
@@ -132,8 +133,7 @@ def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # Erasure from models and from all tables.
 # A rerun completes a run that was killed: forests without the units are registered before the rows go that they are
-# estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere; run ids are hashes of
-# them.
+# estimated from, and every step finds out by itself what is left to do. Ids are stored nowhere, nor hashes of them.
 
 
 @dataclass(frozen=True)
@@ -172,20 +172,25 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
     A unit that is nowhere is no error. Older versions of a model hold sums over all their units, and no id. With
     `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
     still can, and be erased from: their training rows are kept in silver.trained_<model>_<version>.
+
+    The audit log gets two entries, before the first row goes and after the last: the first without the other is a run
+    that was killed.
     """
-    signing_key(config.governance.audit)  # no row goes without an entry
     key = key_of(config)
     named = (plain_id(unit) if key is None else pseudonym(key, unit) for unit in erasure.units)
     erasure = replace(erasure, units=tuple(dict.fromkeys(named)))
     registry = Registry.of(config)
-    run_id = derive_run_id("erase", {"units": sorted(erasure.units)})
+    run_id = f"erase-{uuid.uuid4().hex[:16]}"  # a hash of the ids would say whether a unit was among them
     written: list[Written] = []
     details: dict[str, object] = {"units": len(erasure.units)}
+    subject = f"units of run {run_id}" if erasure.units else f"old files and logs, run {run_id}"
+    event = AuditEvent("", "erase", subject, erasure.reason, "", run_id, {"code": code_version()}, details)
+    record_event(config, lake, replace(event, details={**details, "purge": erasure.purge}))  # no row goes without it
     if erasure.units:
         units = lake.spark.createDataFrame([(unit,) for unit in erasure.units], f"{UNIT} string")
         new_versions = {}
         for base in models_in_use(config, lake, registry):
-            kept = _erase_from_model(config, lake, registry, base, (erasure.units, units), progress)
+            kept = _erase_from_model(config, lake, registry, base, F.broadcast(units), progress)
             if kept is not None:
                 written.append(kept)
                 new_versions[f"version {base.version}"] = f"is now version {registry.current(base).version}"
@@ -198,9 +203,8 @@ def run_erasure(config: Config, lake: Lake, erasure: Erasure, progress: Progress
         details |= {"removed": removed or "0 rows", "model": new_versions or "no version in use was trained on them"}
     if erasure.purge:
         details["purged"] = _purge_all(config, lake, registry, progress)
-    versions = {one.table: one.version for one in written} | {"code": code_version()}
-    subject = f"units of run {run_id}" if erasure.units else "old files and logs"
-    record_event(config, lake, AuditEvent("", "erase", subject, erasure.reason, "", run_id, versions, details))
+    versions = {**event.versions, **{one.table: one.version for one in written}}
+    record_event(config, lake, replace(event, action="erased", versions=versions, details=details))
     return JobResult.of("erase", run_id, *written, **details)
 
 
@@ -223,7 +227,7 @@ def _erase_from_model(
     lake: Lake,
     registry: Registry,
     base: Registered,
-    gone: tuple[tuple[str, ...], DataFrame],
+    units: DataFrame,
     progress: ProgressCallback,
 ) -> Written | None:
     """Register a version of `base` that never saw the units; None when `base` never did.
@@ -231,15 +235,15 @@ def _erase_from_model(
     Its training rows, those of `base` less the units, become the newest version of a table of their own: whatever has
     become of the campaign's training table since, the next erasure starts from there.
     """
-    ids, units = gone[0], F.broadcast(gone[1])
     table, version = _rows_of(base)
     rows = lake.read(table, version).where("split = 'train'")
     with still_there(table, version, "train the model again, then erase"):
         if rows.join(units, UNIT, "left_semi").isEmpty():
             return None
         progress(f"{base.name} version {base.version} was trained on some of the units: estimating it without them")
-        run_id = derive_run_id("erase", {"units": sorted(ids)}, **_identity(base))
-        kept = lake.write(_kept_table(config, base), rows.join(units, UNIT, "left_anti"), run_id, mode="overwrite")
+        left = rows.join(units, UNIT, "left_anti")
+        run_id = derive_run_id("erase", {}, left=digest(left, left.columns), **_identity(base))
+        kept = lake.write(_kept_table(config, base), left, run_id, mode="overwrite")
     _register(config, lake, registry, base, kept, progress)
     return kept
 

@@ -1,4 +1,6 @@
-"""Roles: who may run which verb here, and the same as GRANTs of Unity Catalog. No Spark.
+"""Roles: who may run which verb here, and the same as GRANTs of Unity Catalog.
+
+No Spark, except on Databricks, where it knows the user.
 
 On a laptop or a shared machine the command line checks who runs it and what that role may do. That is a guard rail
 against mistakes: whoever may write the lakehouse's files can pass it by. What protects tables and models are the
@@ -18,8 +20,8 @@ from uplift_spark.runtime import os_user
 from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
-_READERS = ("report", "contract", "power", "doctor", "audit verify", "audit show")
-_ANALYSES = ("lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
+_READERS = ("contract", "power", "doctor", "audit verify", "audit show")
+_ANALYSES = ("report", "tables", "sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
     "analyst": (*_READERS, *_ANALYSES),
@@ -28,17 +30,22 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
         *("monitor", "monitoring_files", "publish", "serve"),
     ),
-    "approver": (*_READERS, "audit bias", "approve", "reject", "grants"),
-    "privacy_officer": (*_READERS, "audit explain", "erase"),
+    "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),
+    "privacy_officer": (*_READERS, "report", "tables", "sql", "audit explain", "erase"),
 }
-"""What each role may do; nobody may do what no role of theirs has."""
+"""What each role may do; nobody may do what no role of theirs has. A viewer's verbs read no row of a unit."""
 
 
 def acting_user(config: Config) -> str:
-    """Name who runs this: by the token in $UPLIFT_TOKEN where one is set, else the system's user.
+    """Name who runs this: on Databricks the user that Spark knows; elsewhere whose token $UPLIFT_TOKEN is, or without
+    one the system's user.
 
     Raises ConfigError for a token that is nobody's.
     """
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # a session is there, and the system's user is root for everybody
+        from uplift_spark.lake.session import spark_session
+
+        return str(spark_session(config.lakehouse).sql("SELECT current_user()").collect()[0][0])
     access, token = config.governance.access, os.environ.get(TOKEN_ENV, "")
     if access is None or not token:
         return os_user()
@@ -62,6 +69,7 @@ def check_permitted(config: Config, action: str) -> None:
     if any(_covers(VERBS_OF[role], action) for role in mine):
         return
     may = [role for role, verbs in VERBS_OF.items() if _covers(verbs, action)]
+    action = action.replace("_", "-")  # as it is typed
     have = f"is {' and '.join(mine)}" if mine else "has no role"
     raise ConfigError(
         f"{user} {have} and may not run `uplift {action}`, which {' or '.join(may)} may: ask whoever keeps "
@@ -89,14 +97,25 @@ _AGGREGATES = (
 )
 """Gold tables in which nobody is a row: what a viewer may read."""
 _AUDIT = ("audit_log", "audit_trees")
+"""Of the audit trail: entries, and hashes of decisions, without the id of a unit."""
+_ANALYSED = (
+    *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_tree", "policy_scenarios", "bias_audit"),
+    *("experiment", "experiment_health", "readout", "audit_log"),
+)
+"""Gold tables that an analyst's verbs write; overrides and bias audits are entries of the log."""
+_STAGED = ("compared", "rewards", "simulated")
+"""Silver tables of a campaign in which an analyst's verbs put rows down between two steps."""
+_APPROVED = ("bias_audit", "audit_log")
+"""Gold tables that an approver's verbs write."""
 
 
 def grants(config: Config) -> list[str]:
     """Write the GRANTs of every role to its users and groups; a principal in backquotes.
 
-    Viewers read gold tables of figures, never of units; analysts read silver and gold; operators write; approvers read
-    figures and the log, add to the log, and manage the model; privacy officers read and delete everywhere. Raises
-    ConfigError without `governance.access` or a catalog.
+    Viewers read gold tables of figures, never of units; analysts and approvers read silver and gold, and write what
+    their verbs write; operators write everywhere; privacy officers read and delete everywhere. The model is managed by
+    approvers and privacy officers, and by operators where versions need no approval. Raises ConfigError without
+    `governance.access` or a catalog.
     """
     access, catalog = config.governance.access, config.lakehouse.catalog
     if access is None or catalog is None:
@@ -104,28 +123,52 @@ def grants(config: Config) -> list[str]:
             "GRANTs need governance.access, which says who has which role, and lakehouse.catalog: set both"
         )
     model = f"`{catalog}`.`gold`.`{config.model_name}`"
+    models = {role: [f"{right} ON FUNCTION {model}" for right in rights] for role, rights in _model_rights(config)}
     statements: list[str] = []
     for role in VERBS_OF:
         for principal in access.roles.get(role, ()):
             to = "`" + principal.replace("`", "``") + "`"
-            statements += [f"GRANT {rights} TO {to};" for rights in _rights(role, f"`{catalog}`", model)]
+            statements += [f"GRANT {rights} TO {to};" for rights in (*_rights(role, config), *models[role])]
     return list(dict.fromkeys(statements))  # of a user with two roles each once
 
 
-def _rights(role: RoleName, catalog: str, model: str) -> Iterator[str]:
+def _rights(role: RoleName, config: Config) -> Iterator[str]:
+    """Rights to tables."""
+    catalog = f"`{config.lakehouse.catalog}`"
     yield f"USE CATALOG ON CATALOG {catalog}"
     yield f"USE SCHEMA ON SCHEMA {catalog}.`gold`"
-    if role in ("viewer", "approver"):
-        yield from (f"SELECT ON TABLE {catalog}.`gold`.`{table}`" for table in (*_AGGREGATES, _AUDIT[0]))
-    if role == "approver":
-        yield f"MODIFY ON TABLE {catalog}.`gold`.`{_AUDIT[0]}`"
-        yield from (f"{right} ON FUNCTION {model}" for right in ("EXECUTE", "APPLY TAG", "MANAGE"))
-    if role == "analyst":
+    if role == "viewer":
+        yield from (f"SELECT ON TABLE {catalog}.`gold`.`{table}`" for table in (*_AGGREGATES, *_AUDIT))
+    if role in ("analyst", "approver"):
         yield f"USE SCHEMA ON SCHEMA {catalog}.`silver`"
         yield from (f"SELECT ON SCHEMA {catalog}.`{schema}`" for schema in ("silver", "gold"))
-        yield f"EXECUTE ON FUNCTION {model}"
+        yield from (f"CREATE TABLE ON SCHEMA {catalog}.`{schema}`" for schema in _CREATED_IN[role])
+        written = _ANALYSED if role == "analyst" else _APPROVED
+        yield from (f"MODIFY ON TABLE {catalog}.`gold`.`{table}`" for table in written)
+    if role == "analyst":
+        yield from (f"MODIFY ON TABLE {catalog}.`silver`.`{table}_{config.campaign}`" for table in _STAGED)
     if role in ("operator", "privacy_officer"):
         yield from (f"USE SCHEMA ON SCHEMA {catalog}.`{schema}`" for schema in ("bronze", "silver"))
-        rights = "SELECT, MODIFY, CREATE TABLE" if role == "operator" else "SELECT, MODIFY"
-        yield from (f"{rights} ON SCHEMA {catalog}.`{schema}`" for schema in ("bronze", "silver", "gold"))
-        yield f"EXECUTE, CREATE MODEL VERSION ON FUNCTION {model}"
+        yield from (f"SELECT, MODIFY ON SCHEMA {catalog}.`{schema}`" for schema in ("bronze", "silver", "gold"))
+        yield from (f"CREATE TABLE ON SCHEMA {catalog}.`{schema}`" for schema in _CREATED_IN[role])
+    if role == "operator":
+        yield f"CREATE MODEL ON SCHEMA {catalog}.`gold`"
+
+
+_CREATED_IN: Mapping[RoleName, tuple[str, ...]] = {
+    "analyst": ("silver", "gold"),
+    "operator": ("bronze", "silver", "gold"),
+    "approver": ("gold",),
+    "privacy_officer": ("silver", "gold"),  # training rows of a model that never saw the units, and the audit log
+}
+"""Schemas in which a role's verbs make the tables that are not there yet."""
+
+
+def _model_rights(config: Config) -> Iterator[tuple[RoleName, tuple[str, ...]]]:
+    """Rights to the model; aliases are moved by who may manage it."""
+    promotes = () if config.governance.approval is not None else ("MANAGE",)
+    yield "viewer", ()
+    yield "analyst", ("EXECUTE",)
+    yield "operator", ("EXECUTE", "CREATE MODEL VERSION", "APPLY TAG", *promotes)
+    yield "approver", ("EXECUTE", "APPLY TAG", "MANAGE")
+    yield "privacy_officer", ("EXECUTE", "CREATE MODEL VERSION", "APPLY TAG", "MANAGE")

@@ -7,7 +7,6 @@ shows them and explains a unit's decision. The chain itself, proofs and signatur
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -66,13 +65,6 @@ _DECISION = (RUN_ID, CAMPAIGN, UNIT, TREATMENT, "reason", "gain", "cost", "value
 # both saw entry 10 as the last, one writes entry 11 and the other reads the log again.
 
 
-def actor_of(config: Config, lake: Lake) -> str:
-    """Name who acts: on Databricks the user that Spark knows, else the token's or the system's user."""
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        return str(lake.spark.sql("SELECT current_user()").collect()[0][0])
-    return acting_user(config)
-
-
 def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = True) -> AuditEntry | None:
     """Add an entry to gold.audit_log, and sign a checkpoint of it where the configuration names a place.
 
@@ -93,7 +85,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
     if conf is None:
         return None
     signer = signing_key(conf)  # one that is not there shows before anything is written
-    actor, details = event.actor or actor_of(config, lake), finite_values(event.details)
+    actor, details = event.actor or acting_user(config), finite_values(event.details)
     event = replace(event, actor=actor, campaign=event.campaign or config.campaign, details=details)
     for _ in range(_TRIES):
         first, last, same = _newest(lake, event)
@@ -286,6 +278,9 @@ class AuditLog:
         details = fields["details"]
         if "root" not in details:
             return
+        if type(details.get("buckets")) is not int or details["buckets"] < 1:
+            yield f"entry {fields['seq']} has a root of plan {run_id} and no number of buckets: it was edited"
+            return
         mine = (F.col(RUN_ID) == run_id) & (F.col(CAMPAIGN) == fields[CAMPAIGN])
         trees = self.lake.read(AUDIT_TREES).where(mine) if self.lake.exists(AUDIT_TREES) else None
         roots = [] if trees is None else _bucket_roots(trees)
@@ -370,10 +365,12 @@ def _watched(log: DataFrame, plans: dict[str, dict[str, Any]]) -> Iterator[dict[
 
 def _parts(log: DataFrame) -> Iterator[DataFrame]:
     """The log in parts that fit into memory, by number; in one where numbers are not those of a log."""
-    low, high, n = log.agg(F.min("seq"), F.max("seq"), F.count(F.lit(1))).collect()[0]
+    low, high, n, numbered = log.agg(F.min("seq"), F.max("seq"), F.count(F.lit(1)), F.count("seq")).collect()[0]
     if low is None or high - low >= 2 * n:
         yield log
         return
+    if numbered < n:
+        yield log.where("seq IS NULL")
     for start in range(low, high + 1, _PART):
         yield log.where((F.col("seq") >= start) & (F.col("seq") < start + _PART))
 
@@ -381,7 +378,7 @@ def _parts(log: DataFrame) -> Iterator[DataFrame]:
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return AuditEntry(row["seq"], row["entry"], row["hash"]).fields
-    except (ValueError, TypeError):  # the chain's check says so
+    except DataError:  # the chain's check says so
         return {"details": {}}
 
 

@@ -289,7 +289,7 @@ _AUDIT_LOG = Contract(
         "at string: when it was written (UTC)",
         f"{CAMPAIGN} string",
         "actor string: who did it",
-        "action string: register, promote, decide, allow, replace, erase, export, approve, reject",
+        "action string: register, promote, decide, allow, override, replace, erase, erased, export, bias, approve,",
         "subject string: on what",
         "reason string: why",
         "job_run string: run of the job that did it; empty where none ran",

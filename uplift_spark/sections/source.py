@@ -29,15 +29,16 @@ class Lakehouse:
     reports      folder of pictures and reports; by default `reports` in a folder's lakehouse, of a catalog
                  `reports/<catalog>` where the job runs, which a task on serverless compute loses at its end: name a
                  folder on a volume there
-    few_mb       a session on this machine interprets its queries while the raw events hold at most so many megabytes,
-                 because compiling them would take longer; 0, the default, never. Results are the same to the last bit
+    few_mb       while the raw events hold at most so many megabytes, 24 by default, a session on this machine
+                 interprets its queries and the command's own process does what Spark's workers do else: both start
+                 sooner. Results are the same, those of nuisances up to the order of sums; 0: never
     """
 
     path: str = "lakehouse"
     catalog: str | None = None
     checkpoints: str | None = None
     reports: str | None = None
-    few_mb: Annotated[float, Field(ge=0)] = 0.0
+    few_mb: Annotated[float, Field(ge=0)] = 24.0
 
 
 @dataclass(frozen=True, config=STRICT)

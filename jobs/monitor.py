@@ -2,12 +2,14 @@
 
 Reads bronze.assignment, bronze.outcome, bronze.delivery, bronze.profile_<campaign> and bronze.event as the features job
 does, at one Delta version each, and for the reference the hold-out that the model in use was trained beside; appends to
-gold.kpi, gold.drift, gold.findings and gold.window_sums. A window is counted in one pass over its units.
+gold.kpi, gold.drift, gold.findings and gold.window_sums, and to gold.alerts what that changes of the alerts. A window
+is counted in one pass over its units.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -24,21 +26,25 @@ from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import columns_to_fill, gold_table
+from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill, gold_table
 from uplift_spark.lake.session import instant, moment, utc
-from uplift_spark.lake.tables import Written
-from uplift_spark.monitoring.detectors import DetectorLimits, Margin, WindowFacts, window_findings
+from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.monitoring.alerts import AlertEvent
+from uplift_spark.monitoring.detectors import DetectorLimits, WindowFacts, level_margins, window_findings
 from uplift_spark.monitoring.drift import ColumnDrift, DriftLimits, season_windows, window_drift, with_triggers
 from uplift_spark.monitoring.figures import FigureSpec, KpiValue
 from uplift_spark.monitoring.kpis import campaign_kpis
 from uplift_spark.monitoring.spark import (
+    alert_on_windows,
+    arm_counts,
     counted_rows,
     inside,
     last_runs,
+    lasting,
+    log_values,
     newest_row,
-    ratio_sums,
+    newest_window,
     reference_plan,
-    request_sums,
     send_counts,
     window_sums,
 )
@@ -86,29 +92,31 @@ def run(
     window: datetime | None = None,
     now: datetime | None = None,
 ) -> JobResult:
-    """Write the four gold tables for a window; a run that was done adds nothing.
+    """Write the gold tables for a window, raise alerts and notify people; a run that was done adds nothing.
 
     An empty window, a window that is not over, a model without a reference, and a clock that is behind the last window
     are refused before any write.
     """
-    config, lake = campaign.config, campaign.lake
+    config, lake, now = campaign.config, campaign.lake, now or datetime.now(UTC)
     kpis = campaign_kpis(config.monitoring)
-    chosen = windows.window_to_monitor(now or datetime.now(UTC), config.monitoring.hours, _newest(campaign), window)
+    newest = newest_window(_mine(campaign, KPI_TABLE)) if lake.exists(KPI_TABLE) else None
+    chosen = windows.window_to_monitor(now, config.monitoring.hours, newest, window)
     registered = campaign.model_in_use
     events = events_of(config, lake, progress)
     identity = [registered.name, registered.version, registered.sha256]
-    upstream = [events.run_ids, events.as_of]
+    beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
+    upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside}]
     run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
     if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
-        return JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
+        result = JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
+        return _with_alerts(campaign, result, now, progress)
     progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
-    model = campaign.registry.load(registered)
-    it = _with_reference(Monitored(campaign, registered, model, events, chosen), progress)
-    facts = _facts(it)
-    drift = _drift(it, facts)
-    facts = replace(facts, drift=tuple(drift))
-    limits = DetectorLimits(alpha=config.monitoring.alpha)
+    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen)
+    it = _with_reference(it, progress)
+    facts = _facts(it, progress)
+    facts = replace(facts, drift=tuple(drift := _drift(it, facts)))
+    limits = DetectorLimits(alpha=config.monitoring.alpha, drifted=config.monitoring.drift.size)
     findings = window_findings(it.reference, facts, limits)  # type: ignore[arg-type]
     spec = FigureSpec(kpis, config.roles.direction, config.monitoring.alpha)
     values = _values(it, spec, facts, drift)
@@ -120,7 +128,27 @@ def run(
         _write(it, run_id, KPI_TABLE, [value.row for value in values]),  # last: a run that has KPIs is complete
     ]
     details = {"window": chosen.words, "units": facts.units, "kpis": len(values), "findings": len(findings)}
-    return JobResult.of("monitor", run_id, *written, **details, summary=figures.window_summary(values, drift, findings))
+    details["summary"] = figures.window_summary(values, drift, findings)
+    return _with_alerts(campaign, JobResult.of("monitor", run_id, *written, **details), now, progress)
+
+
+def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress: ProgressCallback) -> JobResult:
+    lake, written = campaign.lake, list[Written]()
+    claim = lake.claim(ALERTS_TABLE, f"alerts of {campaign.name}")
+    history = lake.read(ALERTS_TABLE) if lake.exists(ALERTS_TABLE) else None
+
+    def append(events: Sequence[AlertEvent]) -> None:
+        changes = [[one.alert, one.sequence, one.event, one.at.isoformat()] for one in events]
+        run_id = derive_run_id("alerts", {"campaign": campaign.name}, changes=changes)
+        rows = _frame(lake, ALERTS_TABLE, [asdict(one) for one in events])
+        written.append(lake.write(ALERTS_TABLE, rows, run_id, claim=claim))
+
+    kpis, findings = _mine(campaign, KPI_TABLE), _mine(campaign, FINDINGS_TABLE)
+    report, firing = alert_on_windows(campaign.config, kpis, findings, history, append, now)
+    for sentence in report.sentences:
+        progress(sentence)
+    details = {**result.details, "alerts": firing, "sent": report.sent, "waiting": report.waiting}
+    return replace(result, tables={**result.tables, **JobResult.of("", "", *written).tables}, details=details)
 
 
 def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
@@ -128,7 +156,8 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     campaign, conf = it.campaign, it.campaign.config.monitoring.drift
     ((table, version),) = it.registered.data_versions.items()
     # Not of the thresholds: with other ones the windows counted so far still count.
-    conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows}
+    labels = asdict(replace(campaign.config.labels, as_of=None))
+    conf_part = {"campaign": campaign.name, "bins": conf.bins, "rows": conf.rows, "labels": labels}
     run_id = derive_run_id("reference", conf_part, model=it.registered.sha256, data={table: version})
     levels, features = tuple(it.model.levels.names), tuple(it.model.roles.features)
     rows = _rows_of(campaign, SUMS_TABLE, run_id)
@@ -136,9 +165,9 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
         progress(f"counting the reference, {table} version {version}")
         with still_there(table, version, "train the model anew, or name another version under registry.version"):
             holdout = campaign.lake.read(table, version).where(F.col("split") == "holdout")
-            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome))
-            share = min(1.0, conf.rows / max(1, holdout.count()))
-            plan = reference_plan(counted, it.model, share, conf.bins)
+            logged = not holdout.where(F.col(PROPENSITY).isNotNull()).isEmpty()
+            counted = counted_rows(holdout.drop(DELIVERED), features, F.col(it.model.roles.outcome), logged)
+            plan = reference_plan(counted, it.model, min(1.0, conf.rows / max(1, holdout.count())), conf.bins)
             sums = windows.kept_sums(window_sums(counted, plan, it.model))
         last = holdout.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
         mine = it.events.assignments.where(F.unix_micros("assigned_at") <= last)
@@ -157,8 +186,8 @@ def _with_reference(it: Monitored, progress: ProgressCallback) -> Monitored:
     return replace(it, reference_run=run_id, plan=plan, reference=reference)
 
 
-def _facts(it: Monitored) -> WindowFacts:
-    """Sums of the window. Raises DataError when nobody was assigned in it."""
+def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
+    """Sums of the window. Raises DataError when nobody was assigned in it to a level that the model knows."""
     config, events, plan = it.campaign.config, it.events, it.plan
     assert plan is not None
     if lacking := sorted(set(plan.features) - set(events.columns)):
@@ -167,29 +196,26 @@ def _facts(it: Monitored) -> WindowFacts:
             "configuration has not under roles.features: add them, or name another version under registry.version"
         )
     mine = events.assignments.where(inside("assigned_at", it.window.start, it.window.end))
+    arms = arm_counts(mine)
+    unknown = {str(arm): n for arm, (n, _) in arms.items() if arm not in plan.levels}
+    if sum(unknown.values()) == sum(n for n, _ in arms.values()):
+        last = moment(events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0])
+        why = windows.why_empty(unknown, last)
+        raise DataError(f"the window from {it.window.words} {why}, or name another with --window")
     features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
     outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
     rows = _labels(it, mine).join(features, UNIT)
     if config.nuisances is not None:
         fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))
-    sums = window_sums(counted_rows(rows, plan.features, outcome), plan, it.model)
-    facts = windows.window_facts(plan, sums)
-    if not facts.units:
-        last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
-        raise DataError(
-            f"the window from {it.window.words} is empty: table bronze.assignment has no unit of campaign "
-            f"{it.campaign.name} in it, the newest was assigned {moment(last):%Y-%m-%d %H:%M} UTC; load what is "
-            "missing, or name another window with --window"
-        )
-    economics, outcome_name = config.economics, it.model.roles.outcome
-    margins = {
-        level: Margin(it.campaign.outcome_value, economics.cost[level])
-        for level in plan.levels[1:]
-        if level in economics.cost and outcome_name in economics.value and config.policy.objective == "profit"
-    }
-    delays = _delays(it, mine, it.window.end)
-    return replace(facts, margins=margins, version=str(it.registered.version), **delays)
+    logged = config.nuisances is not None or any(known for _, known in arms.values())
+    facts = windows.window_facts(plan, window_sums(counted_rows(rows, plan.features, outcome, logged), plan, it.model))
+    if without := windows.without_propensity(facts):
+        fix = "run `uplift features` and `uplift nuisances`" if config.nuisances is not None else "load it"
+        progress(f"{without:,} of {facts.units:,} units have no propensity, so no lift counts their outcomes: {fix}")
+    counts = it.model.roles.outcome in config.economics.value and config.policy.objective == "profit"
+    margins = level_margins(plan.levels[1:], it.campaign.outcome_value, config.economics.cost) if counts else {}
+    return replace(facts, margins=margins, unknown=unknown, **_delays(it, mine, it.window.end))
 
 
 def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
@@ -210,9 +236,8 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     campaign, conf, plan = it.campaign, it.campaign.config.monitoring.drift, it.plan
     assert plan is not None and it.reference is not None
     limits = DriftLimits(conf.size, conf.alpha, conf.windows, conf.needed)
-    of_reference = (F.col(CAMPAIGN) == campaign.name) & (F.col("reference") == it.reference_run)
-    earlier = of_reference & (F.col("window_start") < instant(it.window.start))
-    known = last_runs(campaign.lake.read(SUMS_TABLE).where(earlier & (F.col("part") == "count")))
+    earlier = (F.col("reference") == it.reference_run) & (F.col("window_start") < instant(it.window.start))
+    known = last_runs(_mine(campaign, SUMS_TABLE).where(earlier & (F.col("part") == "count")))
     matched = season_windows(it.window.start, known, conf.holidays, conf.weeks)
     season = None
     if matched:
@@ -223,8 +248,8 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     before = sorted(known)[-limits.windows :]
     flagged: dict[datetime, list[str]] = {start: [] for start in before}
     if before and campaign.lake.exists(DRIFT_TABLE):  # a run may have been killed before it wrote drift
-        mine = (F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin([known[start] for start in before])
-        states = campaign.lake.read(DRIFT_TABLE).where(mine & F.col("state").isin("drift", "trigger"))
+        drifting = F.col(RUN_ID).isin([known[start] for start in before]) & F.col("state").isin("drift", "trigger")
+        states = _mine(campaign, DRIFT_TABLE).where(drifting)
         for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():
             flagged[moment(row["at"])].append(row["name"])
     return with_triggers(drift, [flagged[start] for start in before], limits)
@@ -240,43 +265,16 @@ def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[Col
         *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
         *figures.lift_values(spec, it.reference, facts),
         figures.freshness_value(spec, ages, it.window.end),
-        *_requests(it, spec),
-        *_own(it, spec),
+        *log_values(it.campaign.lake.read, it.campaign.config.monitoring, spec, it.window),
     ]
     measured = {value.kpi.name for value in values}
     return values + [KpiValue.nothing(kpi) for kpi in spec.kpis if kpi.name not in measured]
 
 
-def _requests(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
-    conf = it.campaign.config.monitoring.requests
-    if conf is None:
-        return []
-    rows = it.campaign.lake.read(conf.table).where(inside(conf.time, it.window.start, it.window.end))
-    ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
-    return [
-        figures.latency_value(spec, ends, counts),
-        figures.share_value(spec, "error_rate", figures.WHOLE_WINDOW, failed, n),
-    ]
-
-
-def _own(it: Monitored, spec: FigureSpec) -> list[KpiValue]:
-    values = []
-    for name, conf in it.campaign.config.monitoring.kpis.items():
-        if conf.own:
-            within = inside(str(conf.time), it.window.start, it.window.end)
-            rows = it.campaign.lake.read(str(conf.table)).where(within).where(conf.where or "true")
-            values.append(
-                figures.ratio_value(spec.named(name), ratio_sums(rows, name, str(conf.value), conf.per), spec.z)
-            )
-    return values
-
-
-def _newest(campaign: Campaign) -> datetime | None:
-    if not campaign.lake.exists(KPI_TABLE):
-        return None
-    mine = campaign.lake.read(KPI_TABLE).where(F.col(CAMPAIGN) == campaign.name)
-    last = mine.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
-    return None if last is None else moment(last)
+def _mine(campaign: Campaign, table: str) -> DataFrame:
+    """The campaign's rows of windows of the present length."""
+    of_length = lasting(campaign.config.monitoring.hours)
+    return campaign.lake.read(table).where((F.col(CAMPAIGN) == campaign.name) & of_length)
 
 
 def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
@@ -290,9 +288,12 @@ def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
 def _write(it: Monitored, run_id: str, table: str, rows: list[dict[str, Any]], dated: bool = True) -> Written:
     shared = {CAMPAIGN: it.campaign.name, "model_version": str(it.registered.version), "as_of": it.events.as_of}
     shared |= {"window_start": it.window.start, "window_end": it.window.end} if dated else {}
+    return it.campaign.lake.write(table, _frame(it.campaign.lake, table, [{**shared, **row} for row in rows]), run_id)
+
+
+def _frame(lake: Lake, table: str, rows: list[dict[str, Any]]) -> DataFrame:
     schema = columns_to_fill(table)
-    cells = figures.table_cells(schema.fieldNames(), [{**shared, **row} for row in rows])
-    return it.campaign.lake.write(table, it.campaign.lake.spark.createDataFrame(cells, schema), run_id)
+    return lake.spark.createDataFrame(figures.table_cells(schema.fieldNames(), rows), schema)
 
 
 if __name__ == "__main__":

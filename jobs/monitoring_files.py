@@ -28,6 +28,7 @@ from uplift_spark.monitoring.grafana import dashboards
 from uplift_spark.monitoring.kpis import Kpi, Severity, campaign_kpis, kpi_named
 from uplift_spark.monitoring.prometheus import (
     PromRule,
+    Receivers,
     RecordRule,
     RuleFileNames,
     ScrapeTargets,
@@ -46,6 +47,8 @@ NAMES = RuleFileNames()
 DASHBOARDS = "dashboards"
 OF_REQUESTS = ("prediction_latency", "error_rate")
 """KPIs that a monitor measures where it has a log of requests, and Prometheus itself where it scrapes the service."""
+OF_MONEY = ("uplift_roi", "cost_per_incremental")
+"""KPIs that need costs and the outcome's value."""
 
 
 def monitoring_texts(configs: Sequence[Config], targets: ScrapeTargets) -> tuple[dict[str, str], list[PromRule]]:
@@ -66,7 +69,7 @@ def monitoring_texts(configs: Sequence[Config], targets: ScrapeTargets) -> tuple
     records: list[RecordRule] = []
     for config in configs:
         name, declared = config.campaign, campaign_kpis(config.monitoring)
-        measured = [kpi for kpi in declared if config.monitoring.requests or kpi.name not in OF_REQUESTS]
+        measured = [kpi for kpi in declared if is_measured(config, kpi)]
         pages |= {kpi.name: kpi for kpi in measured}
         rules += monitor_rules(name, measured, config.monitoring.hours)
         if name in targets.services:
@@ -76,7 +79,7 @@ def monitoring_texts(configs: Sequence[Config], targets: ScrapeTargets) -> tuple
     files = rule_files(rules, records, NAMES)
     files |= {
         "prometheus.yml": prometheus_file(targets, list(files)),
-        "alertmanager.yml": alertmanager_file(receivers(configs)),
+        "alertmanager.yml": alertmanager_file({config.campaign: receivers(config) for config in configs}),
         **case_files(rules, NAMES, "test"),
     }
     for name, page in dashboards(list(pages.values()), bool(targets.services)).items():
@@ -84,11 +87,11 @@ def monitoring_texts(configs: Sequence[Config], targets: ScrapeTargets) -> tuple
     return files, rules
 
 
-def receivers(configs: Sequence[Config]) -> dict[Severity, dict[str, Any]]:
-    """Alertmanager's receivers, from the sinks of the configurations; an Alertmanager and files are none.
+def receivers(config: Config) -> Receivers:
+    """A campaign's receivers in Alertmanager, from its sinks; an Alertmanager and files are none.
 
     Args:
-        configs: Of the campaigns.
+        config: Of the campaign.
 
     Returns:
         {severity: {kind of Alertmanager's: its entries}}; secrets are named by their files.
@@ -97,8 +100,7 @@ def receivers(configs: Sequence[Config]) -> dict[Severity, dict[str, Any]]:
         ConfigError: A sink's secret is in an environment variable, which Alertmanager does not read.
     """
     entries: dict[Severity, dict[str, list[dict[str, Any]]]] = {"page": {}, "ticket": {}}
-    sinks = {(name, conf) for config in configs for name, conf in config.alerts.sinks.items()}
-    for name, conf in sorted(sinks, key=lambda pair: pair[0]):
+    for name, conf in sorted(config.alerts.sinks.items()):
         if conf.kind not in ("webhook", "mail"):
             continue
         if variable := conf.url_env or conf.token_env or conf.password_env:
@@ -109,7 +111,17 @@ def receivers(configs: Sequence[Config]) -> dict[Severity, dict[str, Any]]:
         kind, entry = _receiver(conf)
         for severity in conf.severities:
             entries[severity].setdefault(kind, []).append(entry)
-    return {severity: dict(kinds) for severity, kinds in entries.items()}
+    return entries
+
+
+def is_measured(config: Config, kpi: Kpi) -> bool:
+    """Whether a campaign's monitor can measure a KPI: of others nobody is to be called because it is absent."""
+    if kpi.name in OF_REQUESTS:
+        return config.monitoring.requests is not None
+    if kpi.name in OF_MONEY:
+        worth = config.roles.outcome in config.economics.value and bool(config.economics.cost)
+        return worth and config.policy.objective == "profit"
+    return True
 
 
 def _receiver(conf: SinkConf) -> tuple[str, dict[str, Any]]:

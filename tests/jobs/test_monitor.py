@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,8 @@ from uplift_spark.jobs import features, ingest, monitor, train
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.detectors import DETECTORS
 from uplift_spark.monitoring.kpis import FOUNDING_KPIS
+from uplift_spark.monitoring.spark import last_runs, lasting, request_sums
+from uplift_spark.sections.alerts import Alerts
 
 START, DAYS, UNITS = datetime(2025, 1, 6, tzinfo=UTC), (0, 1, 7, 8, 14, 15), 700
 SHIFTED = (14, 15)
@@ -99,7 +102,8 @@ def test_a_window_is_monitored_once(campaign: Campaign) -> None:
     assert by.loc["uplift_roi", "value"] == pytest.approx(10 * by.loc["observed_lift", "value"] / 0.5 - 1)
     assert by.loc["outcome_completeness", "state"] == "ok"
     assert by.loc["prediction_latency", "state"] == "no_data" and np.isnan(by.loc["prediction_latency", "value"])
-    assert set(result.tables) == {"gold.kpi", "gold.drift", "gold.findings", "gold.window_sums"}
+    tables = {"gold.kpi", "gold.drift", "gold.findings", "gold.window_sums"}
+    assert tables <= set(result.tables) <= tables | {"gold.alerts"}
     drift = rows_of(campaign.lake, "gold.drift", run_id=result.run_id).set_index("name")
     assert set(drift.index) == {"age", "city", "uplift:mail", "propensity:none", "propensity:mail"}
     assert drift.loc["city", "n"] == len(today)
@@ -148,6 +152,21 @@ def test_requests_that_were_served(campaign: Campaign) -> None:
         (F.col("id") % 100 + 1.0).alias("took"),
         (F.when(F.col("id") % 20 == 0, 500).otherwise(200)).alias("status"),
     )
+    ends, counts, failed, n = request_sums(times.withColumn("took", F.col("took") - 1), "took", "status >= 500")
+    assert (ends[0], counts[0], counts.sum(), failed, n) == (
+        pytest.approx(1e-3, rel=0.07),
+        10,
+        1000,
+        50,
+        1000,
+    )  # none took none
+    for ms, fails, says in (
+        ("if(took > 99, null, took)", "status >= 500", "ms is no time from 0 on in 10 of 1,000 requests"),
+        ("if(took > 99, double('NaN'), took)", "status >= 500", "ms is no time from 0 on in 10 of 1,000 requests"),
+        ("took", "if(status = 500, null, false)", "failed is null in 50 of 1,000 requests"),
+    ):
+        with pytest.raises(DataError, match=says):
+            request_sums(times, ms, fails)
     campaign.lake.write("bronze.requests", times, "log")
     section = {"table": "bronze.requests", "time": "at", "ms": "took * 10", "failed": "status >= 500"}
     monitoring = replace(campaign.config.monitoring, requests=section)
@@ -156,3 +175,72 @@ def test_requests_that_were_served(campaign: Campaign) -> None:
     assert by.loc["prediction_latency", "value"] == pytest.approx(950, rel=0.07)
     assert by.loc["prediction_latency", "state"] == "alert"
     assert by.loc["error_rate", ["value", "state"]].to_list() == [0.05, "alert"]
+
+
+@pytest.mark.slow
+def test_of_a_window_the_run_that_knew_most_counts_and_of_those_the_last(spark) -> None:
+    at = [START + timedelta(hours=hour) for hour in (0, 1, 24)]
+    rows = [
+        (at[0], at[2], at[0], at[1], "zzz"),  # knew less
+        (at[0], at[2], at[1], at[0], "yyy"),  # as much, but wrote first
+        (at[0], at[2], at[1], at[1], "aaa"),
+        (at[0], at[1], at[2], at[2], "hour"),  # of another length
+    ]
+    frame = spark.createDataFrame(
+        rows, "window_start timestamp, window_end timestamp, as_of timestamp, ingested_at timestamp, run_id string"
+    )
+    assert last_runs(frame.where(lasting(24))) == {START: "aaa"}
+    assert last_runs(frame.where(lasting(1))) == {START: "hour"}
+
+
+@pytest.mark.slow
+def test_alerts_open_reach_people_and_resolve_whoever_is_killed(campaign: Campaign, tmp_path, monkeypatch) -> None:
+    log, prom = tmp_path / "alerts.jsonl", tmp_path / "uplift.prom"
+    sinks = {"log": {"kind": "file", "path": str(log)}}
+    alerts = {"sinks": sinks, "outbox": str(tmp_path / "outbox"), "textfile": str(prom), "settle_minutes": 0}
+
+    def with_alert(threshold: float) -> Campaign:
+        """The campaign with a KPI of about .3 that must lie below the threshold."""
+        own = {
+            "table": "bronze.outcome",
+            "time": "occurred_at",
+            "value": "value",
+            "better": "below",
+            "severity": "page",
+        }
+        plain = conf(tmp_path, campaign.lake, kpis={"sales": {**own, "alert": threshold}})
+        return campaign.changed(
+            replace(plain, source=campaign.config.source, alerts=TypeAdapter(Alerts).validate_python(alerts))
+        )
+
+    def history() -> list[tuple[str, str, bool]]:
+        rows = rows_of(campaign.lake, "gold.alerts", rule="sales").sort_values("sequence")
+        return list(zip(rows["event"], rows["severity"], rows["notify"], strict=True))
+
+    def lines(happening: str) -> int:
+        events = [one for line in log.read_text().splitlines() for one in json.loads(line)["events"]]
+        return sum((one["rule"], one["event"]) == ("sales", happening) for one in events)
+
+    result = monitor.run(with_alert(0.01), window=day(15))
+    assert history() == [("fired", "page", True)] and lines("fired") == 1
+    assert "page sales" in result.details["alerts"] and "gold.alerts" in result.tables
+    assert 'uplift_sales{campaign="daily",cut="all"}' in prom.read_text()
+    assert not list((tmp_path / "outbox").glob("*/*.json"))
+    again = monitor.run(with_alert(0.01), window=day(15))
+    assert again.run_id == result.run_id and not again.tables and lines("fired") == 1
+
+    write = Lake.write
+
+    def killed(self, table, *args, **options):
+        if table == "gold.alerts":
+            raise KeyboardInterrupt
+        return write(self, table, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Lake, "write", killed)
+        monitor.run(with_alert(1000.0), window=day(15))
+    assert len(history()) == 1
+    monitor.run(with_alert(1000.0), window=day(15))  # the figures are there already; what is lacking are the alerts
+    assert history() == [("fired", "page", True), ("resolved", "page", True)] and lines("resolved") == 1
+    rules = set(rows_of(campaign.lake, "gold.alerts")["rule"])
+    assert rules <= {kpi.name for kpi in FOUNDING_KPIS} | set(DETECTORS) | {"sales", "buyers"}

@@ -37,7 +37,8 @@ def test_files_follow_from_the_configuration(tmp_path: Path, capsys: pytest.Capt
     assert "> 0.3 and" in (tmp_path / "b" / "uplift-kpis.yaml").read_text()
     assert "0.3" in json.dumps(json.loads((tmp_path / "b" / "dashboards" / "debug.json").read_text()))
     content = yaml.safe_load((tmp_path / "b" / "alertmanager.yml").read_text())
-    assert [one["slack_configs"][0]["api_url_file"] for one in content["receivers"]] == ["/run/chat"] * 2
+    assert {one["name"] for one in content["receivers"]} == {"demo-page", "demo-ticket", "page", "ticket"}
+    assert [one["slack_configs"][0]["api_url_file"] for one in content["receivers"]] == ["/run/chat"] * 4
     shown = capsys.readouterr().out
     assert "outage fires after" in shown and "8.64" in shown
     # Latency and errors are a monitor's own where it has a log of requests.

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,15 +15,20 @@ from hypothesis import strategies as st
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.lake.schemas import contract_of, gold_table
 from uplift_spark.monitoring.alerts import (
+    _MEASURED_BY,
     AlertBook,
     AlertEvent,
     AlertRule,
     Condition,
     SuppressionWindow,
     alert_fingerprint,
+    finding_conditions,
     kpi_conditions,
+    newest_windows,
     notifications,
 )
+from uplift_spark.monitoring.detectors import DETECTORS
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -235,17 +241,76 @@ def test_kpis_become_alerts_by_their_state() -> None:
     book, states = AlertBook(settle=0 * MINUTE), ["unsure", "alert", "no_data", "too_few", "unsure", "alert", "missed"]
     events = []
     for day, state in enumerate(states):
-        rows = [{**row, "state": state, "window_end": START + timedelta(days=day)}]
-        events += book.observe(kpi_conditions(rows, "docs/alerts.md"))
+        rows = [{**row, "state": state}]
+        events += book.observe(kpi_conditions(rows, START + timedelta(days=day), "docs/alerts.md"))
     assert [(event.event, event.at.day) for event in events] == [("fired", 3), ("resolved", 8)]
     assert notifications(events[:1])[0].lines() == [
         "firing delivery_rate (cut mail, kpi delivery_rate): 0.97 (0.96 to 0.98) share of 5,000, alert at 0.99; 1,200 "
         "would tell it from the threshold [docs/alerts.md]"
     ]
-    end = {"window_end": START}
-    assert kpi_conditions([{**row, **end, "alert": None}, {**row, **end, "alert": float("nan")}]) == []
-    (nothing,) = kpi_conditions([{**row, **end, "value": float("nan"), "state": "no_data"}])
+    assert kpi_conditions([{**row, "alert": None}, {**row, "alert": float("nan")}], START) == []
+    (nothing,) = kpi_conditions([{**row, "value": float("nan"), "state": "no_data"}], START)
     assert (nothing.breached, nothing.value, nothing.summary) == (None, None, "delivery_rate was not measured")
+
+
+def kpi_row(kpi: str, day: int, value: float | None, state: str = "ok", cut: str = "all") -> dict[str, Any]:
+    return {
+        "campaign": "demo", "kpi": kpi, "cut": cut, "value": value, "lower": None, "upper": None, "n": 5000.0,
+        "n_needed": None, "alert": 0.1, "unit": "share", "severity": "ticket", "state": state,
+        "window_end": START + timedelta(days=day),
+    }  # fmt: skip
+
+
+def test_a_figure_of_ripe_labels_raises_its_alert_though_newer_windows_have_no_labels() -> None:
+    newer = [kpi_row("lift_degradation", 20, None, "no_data", "mail"), kpi_row("drift_score", 20, 0.05)]
+    old = [kpi_row("lift_degradation", 6, 0.4, "alert", "mail"), kpi_row("drift_score", 6, 0.4, "alert")]
+    retired = kpi_row("lift_degradation", 5, 0.9, "alert", "call")
+    chosen = newest_windows([*newer, *old, retired])
+    assert [(row["kpi"], row["cut"], row["value"]) for row in chosen] == [
+        ("drift_score", "all", 0.05),  # the old window takes nothing back of what a newer one has
+        ("lift_degradation", "mail", 0.4),
+    ]
+    book, at = AlertBook(), START + timedelta(days=20)
+    assert book.observe(kpi_conditions(newest_windows(newer), at)) == []
+    (event,) = book.observe(kpi_conditions(chosen, at))  # of the same events, hence as of the same time
+    assert (event.event, event.rule, event.notify) == ("fired", "lift_degradation", True)
+    nothing = [kpi_row("uplift_roi", day, None, "no_data", "mail") for day in (1, 2)]
+    assert [row["window_end"].day for row in newest_windows(nothing)] == [(START + timedelta(days=2)).day]
+
+
+def found(name: str, day: int, severity: str = "ticket") -> dict[str, Any]:
+    return {
+        "campaign": "demo", "finding": name, "severity": severity, "about": "x", "figure": 0.3, "threshold": 0.05,
+        "sentence": "x drifts", "action": "look", "window_end": START + timedelta(days=day),
+    }  # fmt: skip
+
+
+def test_findings_are_alerts_until_their_detector_finds_nothing() -> None:
+    book = AlertBook(settle=timedelta(0))
+
+    def step(findings: list[dict[str, Any]], kpis: list[dict[str, Any]], day: int) -> list[tuple[str, str]]:
+        at = START + timedelta(days=day)
+        events = book.observe(finding_conditions(findings, kpis, book.active(), at))
+        assert book.observe(finding_conditions(findings, kpis, book.active(), at)) == []
+        return [(event.rule, event.event) for event in events]
+
+    drift, labels = kpi_row("drift_score", 1, 0.2), kpi_row("outcome_completeness", 1, 0.9, cut="buy")
+    both = [found("drift", 1), found("label_lag", 1)]
+    assert step(both, [drift, labels], 1) == [("drift", "fired"), ("label_lag", "fired")]
+    newer = kpi_row("drift_score", 2, 0.01)
+    assert step(both, [newer, labels], 2) == [("drift", "resolved")]  # the window has no labels: label_lag stays
+    assert step([found("label_lag", 3, "page")], [newer, labels], 3) == [("label_lag", "notified")]  # now it pages
+    assert book.active()[0].last.severity == "page"
+    assert step([], [newer, kpi_row("outcome_completeness", 4, 1.0, cut="buy")], 4) == [("label_lag", "resolved")]
+    assert notifications(book.observe(finding_conditions([found("drift", 5)], [], [], START + timedelta(days=5))))[
+        0
+    ].lines() == ["firing drift (finding drift): x drifts; look"]
+
+
+def test_every_detector_knows_what_shows_that_it_could_look() -> None:
+    assert set(_MEASURED_BY) < set(DETECTORS) and {*_MEASURED_BY.values(), "drift_score"} <= {
+        kpi.name for kpi in (*FOUNDING_KPIS, *LIFT_FIGURES)
+    }
 
 
 # ---------------------------------------------------------------- all histories

@@ -43,8 +43,7 @@ class SimulatedWindow:
     outcome: np.ndarray = field(init=False)
     reached: np.ndarray = field(init=False)
     delay: np.ndarray = field(init=False)
-    served: Mapping[str, int] = field(default_factory=dict)
-    compared: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    unknown: Mapping[str, int] = field(default_factory=dict)
     lasting: tuple[str, ...] = ()
     treated: int = 0
 
@@ -54,8 +53,6 @@ class SimulatedWindow:
         self.arm = self.rng.choice(3, self.n, p=[0.4, 0.3, 0.3])
         self.react()
         self.reached = self.rng.random(self.n) < 0.995
-        self.served = {"7": self.n}
-        self.compared = {name: (2000, int(self.rng.binomial(2000, 0.001))) for name in FEATURES}
         self.treated = int(self.rng.binomial(int((self.arm == 0).sum()), 0.002))
 
     @property
@@ -92,9 +89,7 @@ class SimulatedWindow:
                 if code
             },
             treated=self.treated,
-            compared=self.compared,
-            served=self.served,
-            version="7",
+            unknown=self.unknown,
         )
         if reference is None:
             return facts
@@ -154,12 +149,8 @@ def other_unit(window: SimulatedWindow) -> None:
     window.x[:, 4] = 100 * window.x[:, 4] + 50
 
 
-def stale_values(window: SimulatedWindow) -> None:
-    window.compared = {**window.compared, "x1": (2000, 60)}
-
-
-def old_version(window: SimulatedWindow) -> None:
-    window.served = {"7": window.n - 500, "6": 500}
+def new_level(window: SimulatedWindow) -> None:
+    window.unknown = {"sms": 12}
 
 
 def unreached(window: SimulatedWindow) -> None:
@@ -179,8 +170,7 @@ FAULTS: list[tuple[str, Callable[[SimulatedWindow], None], str]] = [
     ("low_sample", thinned, "mail"),
     ("over_targeting", wasted, ""),
     ("deployment_mismatch", other_unit, "x4"),
-    ("deployment_mismatch", stale_values, "x1"),
-    ("deployment_mismatch", old_version, "model version"),
+    ("deployment_mismatch", new_level, "treatment"),
     ("non_compliance", unreached, "call"),
     ("non_compliance", treated_control, CONTROL),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from uplift_spark.monitoring.drift import ColumnBins, ColumnDrift
 from uplift_spark.monitoring.figures import (
     FigureSpec,
     KpiValue,
+    _degradation,
     completeness_value,
     delivery_value,
     drift_value,
@@ -22,13 +24,12 @@ from uplift_spark.monitoring.figures import (
     latency_value,
     lift_values,
     ratio_value,
-    share_interval,
     share_value,
     table_cells,
     window_summary,
 )
 from uplift_spark.monitoring.kpis import campaign_kpis, kpi_named
-from uplift_spark.monitoring.lift import ScoreSums
+from uplift_spark.monitoring.lift import LiftEstimate, ScoreSums
 from uplift_spark.roles import Direction
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.stats.findings import Finding
@@ -51,9 +52,10 @@ def by_name(values: object) -> dict[str, KpiValue]:
 
 
 def test_shares_have_wilsons_interval() -> None:
-    assert share_interval(8, 10, 1.96) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert share_interval(0, 50, 1.96)[0] == pytest.approx(0.0, abs=1e-12)
-    assert all(map(math.isnan, share_interval(0, 0, 2)))
+    usual = FigureSpec(SPEC.kpis, alpha=0.05)
+    value = share_value(usual, "error_rate", "all", 8, 10)
+    assert (value.lower, value.upper) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert share_value(usual, "error_rate", "all", 0, 0).state == "no_data"
     assert share_value(SPEC, "error_rate", "all", 1, 1).state == "too_few"  # one error of one request
     assert share_value(SPEC, "error_rate", "all", 50, 1000).state == "alert"
 
@@ -82,6 +84,35 @@ def test_lift_of_a_level_is_expected_observed_and_worth_something() -> None:
     assert cost.value == pytest.approx(0.5 / by["observed_lift"].value) and cost.lower < cost.value < cost.upper
     gone = by_name(lift_values(SPEC, reference, lift_facts(3, 40_000, 0.2, 0.1, real=0.3)))
     assert gone["lift_degradation"].state == "alert"
+
+
+def test_an_alert_of_lost_lift_is_as_probable_as_the_guide_says() -> None:
+    """5 % conversion, half a point of lift, 850,000 units an arm: (how large the reference, how much is lost)."""
+    rng, cases = np.random.default_rng(12), [(3, 0.3), (1, 0.3), (3, 0.5), (1, 0.5), (3, 0.0)]
+
+    def drawn(n: int, lift: float) -> LiftEstimate:
+        rates = rng.binomial(n, 0.05 + lift) / n, rng.binomial(n, 0.05) / n
+        return LiftEstimate(rates[0] - rates[1], math.sqrt(sum(rate * (1 - rate) / n for rate in rates)), n)
+
+    def alerts(times: int, lost: float) -> float:
+        pairs = ((drawn(times * 850_000, 0.005), drawn(850_000, (1 - lost) * 0.005)) for _ in range(300))
+        return float(np.mean([_degradation(SPEC, "mail", *pair).state == "alert" for pair in pairs]))
+
+    assert [alerts(*case) for case in cases] == pytest.approx([0.21, 0.10, 0.97, 0.82, 0.0], abs=0.08)
+
+
+def test_a_level_of_which_nothing_is_known_does_not_stop_the_others() -> None:
+    reference, current = lift_facts(1, 40_000, 0.2, 0.1), lift_facts(2, 10_000, 0.2, 0.1)
+    mail = reference.scores["mail"]
+    thin = ScoreSums(mail.units, mail.predicted, mail.width, np.zeros_like(mail.arms))
+    both = [replace(one, scores={"call": other, "mail": one.scores["mail"]}) for one, other in
+            ((reference, thin), (current, current.scores["mail"]))]  # fmt: skip
+    values = {(one.kpi.name, one.cut): one for one in lift_values(SPEC, *both)}
+    assert (
+        values["estimated_lift", "call"].state == "no_data" and "too few units" in values["estimated_lift", "call"].note
+    )
+    assert values["lift_degradation", "call"].state == "no_data"
+    assert values["estimated_lift", "mail"].value == pytest.approx(0.1, abs=0.02)
 
 
 def test_less_of_the_outcome_can_be_the_benefit() -> None:

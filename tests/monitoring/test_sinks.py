@@ -17,9 +17,17 @@ import pytest
 
 from tests.monitoring.services import Receiver, alertmanager, fetched, program, receiver, waited_for
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.monitoring.alerts import AlertBook, AlertRule, Condition, Notification, notifications
+from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, AlertRule, Condition, Notification, notifications
 from uplift_spark.monitoring.prometheus import alertmanager_file
-from uplift_spark.monitoring.sinks import Outbox, SinkFailure, alert_book, deliver, send_alerts, sink_secret
+from uplift_spark.monitoring.sinks import (
+    DeliveryReport,
+    Outbox,
+    SinkFailure,
+    alert_book,
+    deliver,
+    raise_alerts,
+    sink_secret,
+)
 from uplift_spark.sections.alerts import Alerts, SinkConf, SuppressConf
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
@@ -76,7 +84,7 @@ def test_alertmanager_reads_labels_without_values(server: Receiver) -> None:
     assert path == "/api/v2/alerts"
     assert fires["labels"] == ends["labels"]
     assert fires["labels"] == {
-        "alertname": "delivery_rate", "campaign": "spring", "severity": "page", "kpi": "delivery_rate",
+        "alertname": "UpliftDeliveryRate", "campaign": "spring", "severity": "page", "kpi": "delivery_rate",
     }  # fmt: skip
     assert fires["annotations"]["value"] == "0.97" and fires["annotations"]["threshold"] == "0.99"
     assert (fires["startsAt"], fires["endsAt"]) == (NOW.isoformat(), (NOW + timedelta(hours=2)).isoformat())
@@ -240,7 +248,8 @@ class _Mail(socketserver.StreamRequestHandler):
                 server.came.append(text.decode())
                 self.wfile.write(b"250 taken\r\n")
             elif word == b"RCPT":
-                self.wfile.write(server.answer + b"\r\n")
+                answer = b"250 fine" if b"known@" in line else server.answer
+                self.wfile.write(answer + b"\r\n")
             elif word == b"QUIT":
                 self.wfile.write(b"221 bye\r\n")
                 return
@@ -266,6 +275,26 @@ def test_mail_is_a_message_that_programs_know_again() -> None:
         (text,) = server.came
     assert "Subject: [page] spring: 1 firing" in text and f"Message-ID: <{groups()[0].key}@uplift-spark>" in text
     assert "firing delivery_rate (kpi delivery_rate): 97 of 100" in text
+
+
+def test_a_mail_that_some_do_not_get_is_delivered_and_they_are_named(tmp_path: Path) -> None:
+    with mail_server(b"550 no such hush") as server:
+        port = server.server_address[1]
+        sink = SinkConf("mail", host="127.0.0.1", port=port, starttls=False, sender="a@b.example",
+                        to=("known@d.example", "gone@d.example"))  # fmt: skip
+        box = outbox(tmp_path, post=sink)
+        box.put(groups())
+        report = box.flush(NOW)
+        assert (report.sent, report.waiting, len(server.came)) == (2, 0, 2)  # once each: no try gives it to the other
+        assert len(report.sentences) == 2 and "refuses gone@d.example: correct `to`" in report.sentences[0]
+
+
+def test_a_file_of_the_outbox_that_nobody_can_read_holds_up_no_other(server: Receiver, tmp_path: Path) -> None:
+    box = outbox(tmp_path, chat=SinkConf("webhook", url=server.address))
+    box.put(groups())
+    (tmp_path / "outbox" / "00000000T000000-x.chat.json").write_text("{")
+    report = box.flush(NOW)
+    assert (report.sent, report.waiting) == (2, 1) and "is no notification and was left there" in report.sentences[0]
 
 
 def test_a_mail_server_that_refuses_is_named_without_its_text(tmp_path: Path) -> None:
@@ -302,20 +331,29 @@ def test_what_follows_a_monitors_run(server: Receiver, tmp_path: Path) -> None:
     quiet = SuppressConf(datetime(2026, 3, 3), datetime(2026, 3, 4), "holiday", ("drift_*",))
     sinks = {"am": SinkConf("alertmanager", url=server.address, tries=1)}
     conf = Alerts(sinks, (quiet,), outbox=str(tmp_path))
-    book = alert_book(conf, [])
-    events = book.observe(conditions(NOW, True))
+    table: list[AlertEvent] = []
+
+    def run(at: datetime, append: Any = table.extend) -> DeliveryReport:
+        """A run that knows the table alone."""
+        return raise_alerts(conf, "spring", alert_book(conf, table), conditions(at, True), append, at)
+
+    def killed(events: object) -> None:
+        raise KeyboardInterrupt
+
     server.status = 503
-    report = send_alerts(conf, "spring", book, events, NOW)  # down: nothing is lost
-    assert (report.sent, report.waiting) == (0, 2) and len(report.sentences) == 1
+    with pytest.raises(KeyboardInterrupt):
+        run(NOW, killed)
+    assert table == [] and len(list((tmp_path / "spring").glob("*.json"))) == 2  # kept before the table knows of them
+    report = run(NOW)  # down: nothing is lost, and nothing is there twice
+    assert (report.sent, report.waiting, len(table)) == (0, 2, 2) and len(report.sentences) == 1
     server.status, server.came = 200, []
-    later = alert_book(conf, events)  # the next run, which knows the table alone
-    assert later.states == book.states
-    report = send_alerts(conf, "spring", later, [], NOW + timedelta(minutes=5))
-    assert (report.sent, report.waiting, report.sentences) == (2, 0, ())
+    report = run(NOW)
+    assert (report.sent, report.waiting, report.sentences, len(table)) == (2, 0, (), 2)
     server.came.clear()
-    report = send_alerts(conf, "spring", later, later.observe(conditions(NOW + timedelta(hours=1), True)), NOW)
+    report = run(NOW + timedelta(hours=1))
     ((_, _, renewed),) = server.came
-    assert report.sent == 0 and {one["labels"]["alertname"] for one in renewed} == {"delivery_rate", "drift_score"}
+    rules = {one["labels"]["alertname"] for one in renewed}
+    assert (report.sent, len(table)) == (0, 2) and rules == {"UpliftDeliveryRate", "UpliftDriftScore"}
     fresh = alert_book(conf, []).observe(conditions(datetime(2026, 3, 3, 12, tzinfo=UTC), True))
     assert [(event.rule, event.notify, event.quiet) for event in fresh] == [
         ("delivery_rate", True, ""),
@@ -330,7 +368,7 @@ def test_what_follows_a_monitors_run(server: Receiver, tmp_path: Path) -> None:
 def test_a_real_alertmanager_receives_groups_silences_and_resolves(server: Receiver, tmp_path: Path) -> None:
     amtool = program("amtool")
     hook = {"webhook_configs": [{"url": server.address + "/am", "send_resolved": True}]}
-    config = alertmanager_file({"page": hook, "ticket": hook})
+    config = alertmanager_file({name: {"page": hook, "ticket": hook} for name in ("spring", "autumn")})
     for long, short in (
         ("30s", "1s"),
         ("group_wait: 5m", "group_wait: 1s"),
@@ -364,7 +402,7 @@ def test_a_real_alertmanager_receives_groups_silences_and_resolves(server: Recei
         assert sorted(came()) == [
             ("firing", campaign, rules)
             for campaign in ("autumn", "spring")
-            for rules in (["delivery_rate", "error_rate"], ["drift_score"])
+            for rules in (["UpliftDeliveryRate", "UpliftErrorRate"], ["UpliftDriftScore"])
         ]
         box.renew(book.active(), datetime.now(UTC))  # a renewal is no news
         alerts = fetched(f"{address}/api/v2/alerts")

@@ -30,6 +30,7 @@ from uplift_spark.monitoring.windows import (
     window_facts,
     window_of,
     window_to_monitor,
+    without_propensity,
 )
 from uplift_spark.roles import DELIVERED, PROPENSITY, TREATMENT, Levels
 
@@ -75,13 +76,22 @@ def test_columns_are_features_scores_by_level_and_propensities_by_arm(plan: Wind
     facts = batch_facts(plan, MODEL, rows(900, 2))  # type: ignore[arg-type]
     table = rows(900, 2).to_pandas()
     missing = facts.all_arms.missing[plan.bins.names.index("propensity:mail")]
-    assert missing == (table[TREATMENT] != "mail").sum()
+    assert missing == ((table[TREATMENT] != "mail") | table[PROPENSITY].isna()).sum()
+    assert without_propensity(facts) == table[PROPENSITY].isna().sum() > 0
     logged = table[table[DELIVERED].notna() & (table[TREATMENT] == "mail")]
     assert facts.sends["mail"] == (logged[DELIVERED].sum(), len(logged))
-    mail = table[table[WINDOW_OUTCOME].notna() & (table[TREATMENT] == "mail")]
-    assert facts.scores["mail"].arms[:, 1, 0].sum() == len(mail)
-    weight = (1 / mail[PROPENSITY].fillna(1.0)).sum()
-    assert facts.scores["mail"].arms[:, 1, 1].sum() == pytest.approx(weight)
+    mail = table[table[WINDOW_OUTCOME].notna() & table[PROPENSITY].notna() & (table[TREATMENT] == "mail")]
+    assert facts.scores["mail"].arms[:, 1, 0].sum() == len(mail)  # nobody knows how many the others stand for
+    assert facts.scores["mail"].arms[:, 1, 1].sum() == pytest.approx((1 / mail[PROPENSITY]).sum())
+
+
+def test_units_of_which_the_model_knows_nothing_spoil_no_bins() -> None:
+    table = rows(2000, 1)
+    some = np.where(np.arange(2000) % 3 == 0, np.nan, table.column("x").to_numpy())
+    edges = plan_of(MODEL, table.set_column(0, "x", pa.array(some)), 32).scores["mail"]  # type: ignore[arg-type]
+    assert np.isfinite(edges).all() and len(edges) == 19
+    nothing = table.set_column(0, "x", pa.array(np.full(2000, np.nan)))
+    assert len(plan_of(MODEL, nothing, 32).scores["mail"]) == 0  # type: ignore[arg-type]
 
 
 def test_batches_partitions_and_kept_rows_add_to_the_same(plan: WindowPlan) -> None:

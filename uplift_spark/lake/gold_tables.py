@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from uplift_spark.lake.contracts import Contract, declared
+from uplift_spark.lake.contracts import INGESTED_AT, Contract, declared
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 
 RUN = (f"{RUN_ID} string: run that wrote the row",)
@@ -289,7 +289,7 @@ _AUDIT_LOG = Contract(
         "at string: when it was written (UTC)",
         f"{CAMPAIGN} string",
         "actor string: who did it",
-        "action string: what was done: register, promote, decide, allow, override, replace, erase, export, approve and more",
+        "action string: what was done: register, promote, decide, allow, override, replace, erase, export, approve …",
         "subject string: on what",
         "reason string: why",
         "job_run string: run of the job that did it; empty where none ran",
@@ -358,7 +358,7 @@ _ALERTS = Contract(
         "episode bigint: raised each time it is breached anew after it was resolved",
         "event string: pending, cancelled, fired, clearing (well, not yet for long), broken_again, resolved, notified "
         "(what kept it quiet is over), reminded, acknowledged, closed (resolved by hand)",
-        "at timestamp: end of the window that was evaluated, or when somebody acted",
+        "at timestamp: what was known by then was evaluated, or when somebody acted",
         "notify boolean: people were to be notified",
         "quiet string: why they were not; empty where nothing was kept quiet",
         "value double: measured",
@@ -380,6 +380,7 @@ _OF_A_WINDOW = (
     "window_start timestamp",
     "window_end timestamp: the first moment after the window",
     "as_of timestamp: what was known by then counts; of runs of one window the last counts",
+    f"{INGESTED_AT} timestamp: when the row was written",
     "model_version string",
 )
 

@@ -25,7 +25,7 @@ Happening = Literal[
     "closed",
 ]  # fmt: skip
 """What an event says. `clearing`: well again, not yet for long enough; `notified`: what kept people from being notified
-is over; `closed`: resolved by hand."""
+is over, or the ticket is a page now; `closed`: resolved by hand."""
 
 BY_HAND = ("acknowledged", "closed")
 
@@ -305,7 +305,7 @@ class AlertBook:
                     f"{wrong}; remove the run that is too much, or restore the table's version before it"
                 )
             book.states[event.alert] = applied(state, event)
-            if event.event not in BY_HAND:  # people act now, rules are evaluated at the end of their window
+            if event.event not in BY_HAND:  # people act now, rules are evaluated as of what was known
                 book._evaluated[event.campaign] = max(event.at, book._evaluated.get(event.campaign, event.at))
         for campaign, at in (evaluated or {}).items():
             book._evaluated[campaign] = max(at, book._evaluated.get(campaign, at))
@@ -315,7 +315,7 @@ class AlertBook:
         """Take in what the rules say; conditions of a campaign have one time each, and times never go back.
 
         Args:
-            conditions: Of one evaluation. Conditions of the time that was evaluated last, seen before, change nothing.
+            conditions: Of one evaluation. The same conditions again change nothing.
 
         Returns:
             What changed, to be added to `gold.alerts`; `notifications` groups those that people are to read.
@@ -350,8 +350,6 @@ class AlertBook:
 
     def _observe_one(self, condition: Condition) -> list[AlertEvent]:
         state = self.states.get(condition.fingerprint)
-        if state is not None and condition.at == state.last.at and state.last.event not in BY_HAND:
-            return []  # a rerun of the evaluation that wrote the event
         happening = _next_step(state, condition)
         if happening is None:
             happening = self._message_due(state, condition)
@@ -362,10 +360,12 @@ class AlertBook:
         return [event]
 
     def _message_due(self, state: AlertState | None, condition: Condition) -> Happening | None:
-        """A message about an alert that stays as it is: the first one, if it was kept quiet, or a reminder."""
+        """A message about an alert that stays as it is: the first if it was kept quiet, a ticket's page, a reminder."""
         if state is None or state.phase != "firing" or self._quiet(state, condition):
             return None
-        if state.notified_at is None:
+        if condition.at == state.last.at and state.last.event not in BY_HAND:
+            return None  # the same evaluation again
+        if state.notified_at is None or (condition.rule.severity == "page" and state.last.severity == "ticket"):
             return "notified"
         remind = condition.rule.remind
         due = remind is not None and condition.at - state.notified_at >= remind
@@ -523,33 +523,132 @@ def _shown(labels: Mapping[str, str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Alerts of KPIs.
+# Alerts of KPIs and findings.
 
 
-def kpi_conditions(rows: Iterable[Mapping[str, Any]], runbook: str = "") -> list[Condition]:
+def newest_windows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose of each KPI and cut the row that counts: the newest window with a value, else the newest window.
+
+    A figure of labels has no value in the newest window, whose labels are not ripe: what counts is the newest one that
+    has. So an older window that is monitored again, now that its labels are ripe, raises alerts of these figures, and
+    takes nothing back of figures that a newer window has.
+
+    Args:
+        rows: Of `gold.kpi`, one for each KPI, cut and window; of several runs of a window those of the last.
+
+    Returns:
+        One row for each campaign, KPI and cut. A cut that is not there in the newest window with any value of the KPI
+        is left out.
+
+    Raises:
+        DataError: Two rows are of one KPI, cut and window, or an end has no time zone.
+    """
+    by_kpi: dict[tuple[str, str], dict[tuple[str, datetime], Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        campaign, kpi, cut, end = str(row["campaign"]), str(row["kpi"]), str(row.get("cut") or "all"), row["window_end"]
+        if end.tzinfo is None:
+            raise DataError(f"column window_end of KPI {kpi} has a time of no time zone ({end}): give it in UTC")
+        windows = by_kpi[campaign, kpi]
+        if (cut, end) in windows:
+            raise DataError(
+                f"KPI {kpi} of campaign {campaign} (cut {cut}) has two rows of the window that ends at {end}: give "
+                "those of the newest run alone"
+            )
+        windows[cut, end] = row
+    chosen = []
+    for _, windows in sorted(by_kpi.items()):
+        newest = max(windows, key=lambda key: _counts_before(windows[key]))[1]
+        for cut in sorted(cut for cut, end in windows if end == newest):
+            chosen.append(max((row for (name, _), row in windows.items() if name == cut), key=_counts_before))
+    return chosen
+
+
+def _counts_before(row: Mapping[str, Any]) -> tuple[bool, datetime]:
+    return _known(row["value"]) is not None, row["window_end"]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else float(value)
+
+
+def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str = "") -> list[Condition]:
     """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
 
     A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
     the two, and with too few observations or none, nobody can say, and its alert stays as it is.
 
     Args:
-        rows: Of one window of each campaign; KPIs without an alert threshold are left out.
+        rows: As `newest_windows` chooses them; KPIs without an alert threshold are left out.
+        at: When they are evaluated: as of when what they say was known.
         runbook: Page that says what to do.
 
     Returns:
-        One condition for each KPI and cut, at the end of its window. Its summary says how many observations would tell.
+        One condition for each KPI and cut. Its summary says how many observations would tell.
     """
     conditions = []
     for row in rows:
-        if row["alert"] is None or row["alert"] != row["alert"]:
+        threshold = _known(row["alert"])
+        if threshold is None:
             continue
-        state, end = str(row["state"]), row["window_end"]
-        breached = {"alert": True, "ok": False, "missed": False}.get(state)
+        breached = {"alert": True, "ok": False, "missed": False}.get(str(row["state"]))
         labels = {"kpi": str(row["kpi"]), "cut": str(row["cut"])}
         rule = AlertRule(str(row["kpi"]), row["severity"], runbook=runbook)
-        value = None if row["value"] is None or row["value"] != row["value"] else float(row["value"])
-        figures = value, float(row["alert"])
-        conditions.append(Condition(rule, row["campaign"], end, breached, _kpi_summary(row, value), *figures, labels))
+        value = _known(row["value"])
+        summary = _kpi_summary(row, value)
+        conditions.append(Condition(rule, row["campaign"], at, breached, summary, value, threshold, labels))
+    return conditions
+
+
+_MEASURED_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
+            "non_compliance": "delivery_rate"}  # fmt: skip
+"""{detector: KPI that has a value where the detector had what it needs}; of all others drift_score."""
+
+
+def finding_conditions(
+    findings: Iterable[Mapping[str, Any]],
+    kpis: Iterable[Mapping[str, Any]],
+    active: Iterable[AlertState],
+    at: datetime,
+    runbook: str = "",
+) -> list[Condition]:
+    """Read rows of `gold.findings` of one campaign as conditions; what a detector finds no more is well.
+
+    A detector has one alert, whatever it is about at the moment. What counts is the newest window in which it found
+    something or had what it needs.
+
+    Args:
+        findings: Of the last run of each window.
+        kpis: Rows of `gold.kpi`, as `newest_windows` chooses them: they say what was measured.
+        active: Alerts of the campaign, as `AlertBook.active` lists them.
+        at: When they are evaluated.
+        runbook: Page that says what to do.
+
+    Returns:
+        One condition for each detector that finds something, or has an alert and finds nothing any more.
+    """
+    measured: dict[str, datetime] = {}
+    for row in kpis:
+        if _known(row["value"]) is not None:
+            measured[row["kpi"]] = max(row["window_end"], measured.get(row["kpi"], row["window_end"]))
+    newest: dict[str, Mapping[str, Any]] = {}
+    for row in findings:
+        name = str(row["finding"])
+        if name not in newest or row["window_end"] > newest[name]["window_end"]:
+            newest[name] = row
+    firing = {state.last.rule: state.last for state in active if "finding" in state.last.label_map}
+    conditions = []
+    for name in sorted({*newest, *firing}):
+        looked, there, labels = measured.get(_MEASURED_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
+        if there is not None and (looked is None or there["window_end"] >= looked):
+            rule = AlertRule(name, there["severity"], runbook=runbook)
+            summary = f"{there['sentence']}; {there['action']}"
+            figures = _known(there["figure"]), _known(there["threshold"])
+            conditions.append(Condition(rule, there["campaign"], at, True, summary, *figures, labels))
+        elif name in firing and looked is not None:
+            last = firing[name]
+            rule = AlertRule(name, last.severity, runbook=runbook)
+            text = f"not found any more in the window that ends at {looked:%Y-%m-%d %H:%M} UTC"
+            conditions.append(Condition(rule, last.campaign, at, False, text, labels=labels))
     return conditions
 
 

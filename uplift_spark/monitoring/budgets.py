@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
+from scipy.stats import binom
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.monitoring.kpis import Kpi, Severity
@@ -98,34 +98,6 @@ def usable_windows(objective: float) -> tuple[BurnWindow, ...]:
     return tuple(window for window in BURN_WINDOWS if window.factor * (1 - objective) < 1)
 
 
-def burn_rate(errors: float, events: float, objective: float) -> float:
-    """How many times as fast as allowed the budget is used.
-
-    Args:
-        errors: Bad events of a window.
-        events: All events of the window.
-        objective: Share of good events aimed at.
-
-    Returns:
-        0 for no error, 1 for exactly what is allowed; NaN without events.
-    """
-    return errors / events / (1 - objective) if events > 0 else math.nan
-
-
-def budget_left(errors: float, events: float, objective: float) -> float:
-    """Share of a period's error budget that is left.
-
-    Args:
-        errors: Bad events of the period so far.
-        events: All events of the period so far.
-        objective: Share of good events aimed at.
-
-    Returns:
-        1 for an untouched budget, below 0 where more failed than was allowed; NaN without events.
-    """
-    return 1 - burn_rate(errors, events, objective)
-
-
 def minutes_to_alert(
     window: BurnWindow, objective: float, error_share: float, per_minute: float = math.inf, least: int = 1
 ) -> float:
@@ -168,18 +140,7 @@ def false_alarms_a_year(window: BurnWindow, objective: float, n: int, least: int
     rate = budget * min(1.0, window.factor / 2)
     needed = max(least, math.floor(window.factor * budget * n + 1e-9) + 1)
     windows = _MINUTES_A_YEAR / window.long
-    return windows * n * rate * _binomial_tail(n - 1, rate, needed - 1)
-
-
-def _binomial_tail(n: int, rate: float, least: int) -> float:
-    """P(X >= least) of a binomial count, summed from the largest terms on: no difference of numbers near 1."""
-    if least <= 0:
-        return 1.0
-    if least > n:
-        return 0.0
-    x = np.arange(least, min(n, least + 400) + 1)
-    log_choose = math.lgamma(n + 1) - np.array([math.lgamma(k + 1) + math.lgamma(n - k + 1) for k in x])
-    return float(np.exp(log_choose + x * math.log(rate) + (n - x) * math.log1p(-rate)).sum())
+    return windows * n * rate * float(binom.sf(needed - 2, n - 1, rate))
 
 
 def least_errors(window: BurnWindow, objective: float, a_year: float = FALSE_ALARMS_A_YEAR) -> int:

@@ -8,7 +8,7 @@ columns, arms and levels it looks at, so that a sound campaign has one in fewer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +32,7 @@ class DetectorLimits:
     lost         share of the usual labels that are missing
     waste        share of the spending that goes to units on whom it is lost
     broken       distance, or gap of missing or unknown values, that a single window of nature does not make
-    differs      share of units whose feature is served with another value than the model's table has
+    drifted      distance at which a column drifts, see `monitoring.drift.DriftLimits`
     undelivered  gap to the reference's share of units reached
     treated      share of the control that got a treatment
     power        probability that a lift as large as the reference's would show
@@ -45,7 +45,7 @@ class DetectorLimits:
     lost: float = 0.5
     waste: float = 0.05
     broken: float = 0.4
-    differs: float = 0.005
+    drifted: float = 0.05
     undelivered: float = 0.02
     treated: float = 0.01
     power: float = 0.8
@@ -57,6 +57,20 @@ class Margin:
 
     value: float
     cost: float
+
+
+def level_margins(levels: Iterable[str], value: float, cost: Mapping[str, float]) -> dict[str, Margin]:
+    """What each level brings and costs.
+
+    Args:
+        levels: All but the control.
+        value: Money that one unit of the outcome is worth.
+        cost: {level: money that treating one unit costs}.
+
+    Returns:
+        {level: its margin}, of those with a cost.
+    """
+    return {level: Margin(value, cost[level]) for level in levels if level in cost}
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,7 @@ class WindowFacts:
     margins   {level: what its outcomes are worth and cost}
     sends     {arm: (units reached, units assigned)}
     treated   units of the control that got a treatment
-    compared  {feature: (units whose served value was compared with the table's, units with another value)}
-    served    {model version: units that it served}
-    version   model version that is in use
+    unknown   {level that the model does not know: units that were assigned to it}
     """
 
     control: str
@@ -96,9 +108,7 @@ class WindowFacts:
     margins: Mapping[str, Margin] = field(default_factory=dict)
     sends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     treated: int | None = None
-    compared: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    served: Mapping[str, int] = field(default_factory=dict)
-    version: str | None = None
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def all_arms(self) -> WindowCounts:
@@ -265,7 +275,7 @@ def drift_trigger(reference: WindowFacts, current: WindowFacts, limits: Detector
     Args:
         reference: Not used: `monitoring.drift` has compared the counts.
         current: What became of each column.
-        limits: Not used.
+        limits: `drifted` is what it was compared with.
 
     Returns:
         The finding, with the columns that drift, or None.
@@ -277,7 +287,7 @@ def drift_trigger(reference: WindowFacts, current: WindowFacts, limits: Detector
     more = f" and {len(lasting) - 5} more" if len(lasting) > 5 else ""
     worst = lasting[0]
     return Finding(
-        *("drift", TICKET, max(worst.distance, abs(worst.missing)), 0.05),
+        *("drift", TICKET, max(worst.distance, abs(worst.missing)), limits.drifted),
         f"{len(lasting)} {'column has' if len(lasting) == 1 else 'columns have'} drifted lastingly: {shown}{more}",
         *(worst.adjusted_p, worst.column, "check what changed at the source; if it is real, retrain"),
     )
@@ -358,35 +368,24 @@ def over_targeting(reference: WindowFacts, current: WindowFacts, limits: Detecto
 
 
 def deployment_mismatch(reference: WindowFacts, current: WindowFacts, limits: DetectorLimits) -> Finding | None:
-    """F7: another version serves, or features are not computed as they were in training.
+    """F7: units get what the model does not know, or features are not computed as they were in training.
 
     Args:
         reference: Counts of all arms.
-        current: Counts of all arms, served versions, served values compared with those of the table.
+        current: Counts of all arms, units of unknown levels.
         limits: From where on it is a finding.
 
     Returns:
         The finding, or None. A single window is enough: nature is not that fast.
     """
-    action = "roll back to the last deployment that was sound, and do not retrain on these rows"
-    others = {v: n for v, n in current.served.items() if v != current.version and n}
-    if current.version is not None and others:
-        n, total = sum(others.values()), sum(current.served.values())
+    if strange := sum(current.unknown.values()):
+        total = strange + current.units
         return Finding(
-            *("deployment_mismatch", PAGE, n / total, 0.0),
-            f"{n:,} of {total:,} units were served by model version {', '.join(sorted(others))}, but {current.version} "
-            "is in use",
-            *(None, "model version", action),
+            *("deployment_mismatch", PAGE, strange / total, 0.0),
+            f"{strange:,} of {total:,} units were assigned to {', '.join(sorted(current.unknown))}, which the model "
+            "does not know: no figure counts them",
+            *(None, "treatment", "take the level back, or train a model that knows it"),
         )
-    tests = max(1, len(current.compared))
-    for feature, (n, different) in sorted(current.compared.items(), key=lambda one: -one[1][1] / max(1, one[1][0])):
-        p_value = min(1.0, tests * float(binom.sf(different - 1, n, limits.differs))) if n else 1.0
-        if n and different / n > limits.differs and p_value < limits.alpha:
-            return Finding(
-                *("deployment_mismatch", PAGE, different / n, limits.differs),
-                f"feature {feature} is served with another value than the table has for {different:,} of {n:,} units",
-                *(p_value, feature, action),
-            )
     usual, now = reference.all_arms, current.all_arms
     if not usual.rows or not now.rows:
         return None
@@ -403,7 +402,10 @@ def deployment_mismatch(reference: WindowFacts, current: WindowFacts, limits: De
         *("deployment_mismatch", PAGE, float(size[i]), limits.broken),
         f"feature {current.bins.names[i]} {what} than in training, by {size[i]:.2f} in a single window: its code, its "
         "unit or its source has changed",
-        *(float(p_values[i]), current.bins.names[i], action),
+        *(
+            *(float(p_values[i]), current.bins.names[i]),
+            "roll back to the last deployment that was sound, and do not retrain on these rows",
+        ),
     )
 
 

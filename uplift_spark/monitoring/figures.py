@@ -21,9 +21,11 @@ from uplift_spark.monitoring.kpis import Kpi, KpiState, kpi_named
 from uplift_spark.monitoring.lift import LiftEstimate, estimated_lift, lift_drop, observed_lift
 from uplift_spark.roles import Direction, benefit, benefit_interval
 from uplift_spark.stats.findings import Finding
+from uplift_spark.stats.intervals import wilson_interval
 
 WHOLE_WINDOW = "all"
 NO_LABELS = "no label of the window is mature"
+NO_EXPECTATION = "the model predicts nothing here, or the reference has too few units of both arms"
 
 
 @dataclass(frozen=True)
@@ -103,24 +105,6 @@ class FigureSpec:
         return float(norm.isf(self.alpha / 2))
 
 
-def share_interval(k: float, n: float, z: float) -> tuple[float, float]:
-    """Wilson's interval of a share.
-
-    Args:
-        k: Events.
-        n: of so many.
-        z: Half width in standard errors.
-
-    Returns:
-        Its ends; NaN without any.
-    """
-    if not n > 0:
-        return math.nan, math.nan
-    p, square = k / n, z * z
-    middle, half = p + square / (2 * n), z * math.sqrt(max(0.0, p * (1 - p) / n + square / (4 * n * n)))
-    return (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
-
-
 def share_value(spec: FigureSpec, name: str, cut: str, k: float, n: float) -> KpiValue:
     """A KPI that is a share.
 
@@ -134,8 +118,9 @@ def share_value(spec: FigureSpec, name: str, cut: str, k: float, n: float) -> Kp
     Returns:
         The value with Wilson's interval.
     """
-    lower, upper = share_interval(k, n, spec.z)
-    return KpiValue(spec.named(name), cut, k / n if n else math.nan, lower, upper, n)
+    if not n > 0:
+        return KpiValue.nothing(spec.named(name), cut)
+    return KpiValue(spec.named(name), cut, k / n, *wilson_interval(k / n, n, 1 - spec.alpha), n)
 
 
 def freshness_value(spec: FigureSpec, newest: Mapping[str, tuple[datetime | None, int]], end: datetime) -> KpiValue:
@@ -169,9 +154,7 @@ def completeness_value(spec: FigureSpec, outcome: str, share: float, events: int
     Returns:
         The value, with the interval of a share of the events that there must be.
     """
-    n = events / share if share > 0 else 0.0
-    lower, upper = share_interval(events, n, spec.z)
-    return KpiValue(spec.named("outcome_completeness"), outcome, share, lower, upper, n)
+    return share_value(spec, "outcome_completeness", outcome, events, events / share if share > 0 else 0.0)
 
 
 def latency_value(spec: FigureSpec, upper_ends: np.ndarray, counts: np.ndarray) -> KpiValue:
@@ -240,6 +223,8 @@ def lift_values(spec: FigureSpec, reference: WindowFacts, current: WindowFacts) 
         usual = reference.scores[level]
         estimated = estimated_lift(usual, sums, spec.direction)
         note = f"{estimated.lift.outside:.0%} of the units are unlike the reference's" if estimated.lift.outside else ""
+        if math.isnan(estimated.lift.value):
+            note = NO_EXPECTATION
         yield _of_lift(spec, "estimated_lift", level, estimated.lift, note)
         yield _of_lift(spec, "estimated_qini", level, estimated.qini, note)
         now = observed_lift(sums)
@@ -259,10 +244,10 @@ def _of_lift(spec: FigureSpec, name: str, level: str, lift: LiftEstimate, note: 
 def _degradation(spec: FigureSpec, level: str, estimated: LiftEstimate, now: LiftEstimate) -> KpiValue:
     kpi = spec.named("lift_degradation")
     limit = 0.05 if kpi.target is None else kpi.target
-    drop = lift_drop(estimated, now, spec.direction, limit)
+    drop = lift_drop(estimated, now, spec.direction, limit, spec.alpha / 2)
     if math.isnan(drop.drop):
         note = NO_LABELS if not now.n else "the expected lift cannot be distinguished from nought"
-        return KpiValue.nothing(kpi, level, note)
+        return KpiValue.nothing(kpi, level, NO_EXPECTATION if math.isnan(estimated.value) else note)
     error = math.hypot(estimated.error, now.error) / benefit(estimated.value, spec.direction)
     takes = (
         f"the reference is too small to see a drop of {limit:.0%}"

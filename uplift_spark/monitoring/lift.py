@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from uplift_spark.errors import DataError
 from uplift_spark.roles import Direction, benefit
 from uplift_spark.stats.moments import MIN_UNITS, ratio
 
@@ -163,17 +162,14 @@ def estimated_lift(reference: ScoreSums, window: ScoreSums, direction: Direction
         direction: Which way the outcome should go: whose benefit is largest is treated first.
 
     Returns:
-        The lift per unit, and the area between the gain of treating the best first and that of treating at random.
-
-    Raises:
-        DataError: The window is empty, or no bin of the reference has units of both arms.
+        The lift per unit, and the area between the gain of treating the best first and that of treating at random; NaN
+        where the window is empty, or no bin of the reference has enough units of both arms.
     """
-    if not window.units.sum():
-        raise DataError("the window has no unit: there is nothing to expect a lift of")
     effect, square = reference.effects()
     is_known = np.isfinite(effect) & np.isfinite(square)
-    if not is_known.any():
-        raise DataError("there is no reference for the lift: no bin has units of both arms with an outcome")
+    if not window.units.sum() or not is_known.any():
+        nothing = LiftEstimate(math.nan, math.nan, reference.n, 1.0)
+        return EstimatedLift(nothing, nothing)
     correction = effect - ratio(reference.predicted, reference.units.astype(float))
     weight = np.where(is_known, reference.units, 0)
     usual = float((np.where(is_known, correction, 0.0) * weight).sum() / weight.sum())
@@ -197,17 +193,12 @@ class LiftDrop:
     """How much of the expected benefit is gone.
 
     drop     share; negative where there is more; NaN where the expected benefit cannot be distinguished from nought
-    lower    one-sided bound, of level 1 - alpha: at least so much is gone
     p_value  of nothing gone
-    sure     whether more than the limit is gone, and that something is cannot be chance
-    n_needed units of the smaller arm with which a drop as large as the limit would be found four times in five
+    n_needed units of the smaller arm with which a drop as large as the limit would differ from none four times in five
     """
 
     drop: float
-    lower: float
     p_value: float
-    sure: bool
-    n: int
     n_needed: float
 
 
@@ -218,18 +209,17 @@ def lift_drop(
     limit: float = 0.05,
     alpha: float = 0.01,
 ) -> LiftDrop:
-    """Test whether a window's lift has dropped below the expected one.
+    """Hold a window's lift against the expected one.
 
     A point below 95 % of the expected lift is noise: at 5 % conversion and half a point of lift, 100,000 units an arm
-    show it in four of ten windows in which nothing changed. So the drop must exceed the limit, and a bound must exclude
-    that there is none.
+    show it in four of ten windows in which nothing changed. So whoever reads the drop reads its interval.
 
     Args:
         estimated: From covariates and the reference.
         observed: From the window's labels.
         direction: Which way the outcome should go.
         limit: Share of the lift that may be lost.
-        alpha: Probability of finding a drop where there is none.
+        alpha: Probability of a p-value that finds a drop where there is none.
 
     Returns:
         The drop.
@@ -238,13 +228,12 @@ def lift_drop(
     error = math.hypot(estimated.error, observed.error)
     quantile = float(norm.isf(alpha))
     if not (was > 2 * estimated.error and error > 0 and math.isfinite(now)):
-        return LiftDrop(math.nan, math.nan, math.nan, False, observed.n, math.nan)
+        return LiftDrop(math.nan, math.nan, math.nan)
     p_value = float(norm.sf((was - now) / error))
     drop = 1 - now / was
     tolerated = (limit * was / (quantile + float(norm.ppf(0.8)))) ** 2 - estimated.error**2
     needed = math.ceil(observed.n * observed.error**2 / tolerated) if tolerated > 0 else math.inf
-    lower = drop - quantile * error / was
-    return LiftDrop(drop, lower, p_value, bool(drop > limit and p_value < alpha), observed.n, needed)
+    return LiftDrop(drop, p_value, needed)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem
+from uplift_spark.monitoring.alerts import newest_windows
 from uplift_spark.monitoring.budgets import (
     PERIOD_DAYS,
     BurnWindow,
@@ -63,13 +64,15 @@ def kpi_metric(name: str, part: str = "") -> str:
 
 
 def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str | Path) -> int:
-    """Write the newest window of each KPI where the node exporter's text file collector reads it.
+    """Write the newest window with a value of each KPI and cut where the node exporter's text file collector reads it.
 
-    The file is replaced as a whole, so that no scrape meets half of it. A KPI without a value in its newest window has
-    no value there, but its window and its n.
+    The file is replaced as a whole, so that no scrape meets half of it. A KPI that has no value in any window has none
+    there, but an n. The end of the newest window with a value is that of the whole KPI: a figure that is measured no
+    more grows old.
 
     Args:
-        rows: Of `gold.kpi`: campaign, kpi, cut, value, lower, upper, n, window_end, model_version.
+        rows: Of `gold.kpi`: campaign, kpi, cut, value, lower, upper, n, window_end, model_version; `newest_windows`
+            chooses those that count.
         kpis: Their declarations.
         path: A file that ends in `.prom`.
 
@@ -86,7 +89,7 @@ def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str
     path = Path(path)
     if path.suffix != ".prom":
         raise ConfigError(f"the text file {path} is read by no exporter: its name must end in .prom")
-    newest = _newest(rows)
+    newest = newest_windows(rows)
     registry, gauges = CollectorRegistry(), dict[str, Gauge]()
 
     def put(metric: str, text: str, labels: dict[str, str], value: float) -> None:
@@ -94,52 +97,30 @@ def write_kpis(rows: Iterable[Mapping[str, Any]], kpis: Sequence[Kpi], path: str
             gauges[metric] = Gauge(metric, text, list(labels), registry=registry)
         gauges[metric].labels(**labels).set(value)
 
-    for (campaign, name, cut), row in sorted(newest.items()):
+    ends: dict[tuple[str, str], datetime] = {}
+    for row in newest:
+        campaign, name, cut = row["campaign"], row["kpi"], str(row.get("cut") or "all")
         kpi, of, own = kpi_named(name, kpis), {"campaign": campaign}, {"campaign": campaign, "cut": cut}
-        put(WINDOW_END, "End of the newest window, seconds since 1970.", {**of, "kpi": name}, _seconds(row))
-        about = {"model_version": str(row.get("model_version") or ""), "unit": kpi.unit}
-        put(KPI_INFO, "What a KPI's newest value is of.", {**of, "kpi": name, **about}, 1)
         put(kpi_metric(name, "n"), f"How many {kpi.n_of} are behind uplift_{name}.", own, float(row["n"] or 0))
         value = _number(row["value"])
-        if not math.isnan(value):
-            for part in ("", "lower", "upper"):
-                end = _number(row[part]) if part else value
-                text = kpi.definition if not part else f"{part.capitalize()} end of the interval of uplift_{name}."
-                put(kpi_metric(name, part), text, own, value if math.isnan(end) else end)
+        if math.isnan(value):
+            continue
+        ends[campaign, name] = max(row["window_end"], ends.get((campaign, name), row["window_end"]))
+        about = {"model_version": str(row.get("model_version") or ""), "unit": kpi.unit}
+        put(KPI_INFO, "What a KPI's newest value is of.", {**of, "kpi": name, **about}, 1)
+        for part in ("", "lower", "upper"):
+            end = _number(row[part]) if part else value
+            text = kpi.definition if not part else f"{part.capitalize()} end of the interval of uplift_{name}."
+            put(kpi_metric(name, part), text, own, value if math.isnan(end) else end)
+    for (campaign, name), newest_end in ends.items():
+        text = "End of the newest window with a value, seconds since 1970."
+        put(WINDOW_END, text, {"campaign": campaign, "kpi": name}, newest_end.timestamp())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_to_textfile(str(path), registry)
     except OSError as error:
         raise EnvironmentProblem(f"the text file {path} cannot be written: {error.strerror or error}") from error
     return len(newest)
-
-
-def _newest(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """{(campaign, KPI, cut): row} of the newest window of each KPI; a cut that it has no more is left out."""
-    every = list(rows)
-    ends: dict[tuple[str, str], float] = {}
-    for row in every:
-        key = row["campaign"], row["kpi"]
-        ends[key] = max(_seconds(row), ends.get(key, -math.inf))
-    newest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-    for row in every:
-        of = row["campaign"], row["kpi"], str(row.get("cut") or "all")
-        if _seconds(row) < ends[of[:2]]:
-            continue
-        if of in newest:
-            raise DataError(
-                f"KPI {of[1]} of campaign {of[0]} (cut {of[2]}) has two rows of the window that ends at "
-                f"{row['window_end']}: give those of the newest run alone"
-            )
-        newest[of] = row
-    return newest
-
-
-def _seconds(row: Mapping[str, Any]) -> float:
-    end: datetime = row["window_end"]
-    if end.tzinfo is None:
-        raise DataError(f"column window_end of KPI {row['kpi']} has a time of no time zone ({end}): give it in UTC")
-    return end.timestamp()
 
 
 def _number(value: float | None) -> float:
@@ -234,9 +215,9 @@ def _check_reachable(kpi: Kpi) -> None:
         )
 
 
-def camel(name: str) -> str:
-    """Name of a KPI as part of a rule's name: `DeliveryRate` of delivery_rate."""
-    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+def alert_name(rule: str) -> str:
+    """Name of a rule's alerts, by whatever way they reach Alertmanager: `UpliftDeliveryRate` of delivery_rate."""
+    return "Uplift" + "".join(part[:1].upper() + part[1:] for part in rule.split("_"))
 
 
 def _of(metric: str, campaign: str, *more: str) -> str:
@@ -261,14 +242,14 @@ def _threshold_rule(campaign: str, kpi: Kpi) -> PromRule:
     )
     hold = 5 if kpi.severity == "page" else 30
     expr = f"{near} {sign} {kpi.alert!r} and {enough}"
-    return PromRule(f"Uplift{camel(kpi.name)}", "threshold", campaign, expr, hold, kpi.severity, summary, kpi)
+    return PromRule(alert_name(kpi.name), "threshold", campaign, expr, hold, kpi.severity, summary, kpi)
 
 
 def _absent_rule(campaign: str, kpi: Kpi) -> PromRule:
     ends = _of(WINDOW_END, campaign, _is("kpi", kpi.name))
     expr = f"absent({ends})"
     summary = f"{kpi.name} of {campaign} is measured by nobody, so no alert of it can fire: look at `uplift monitor`."
-    return PromRule(f"Uplift{camel(kpi.name)}Absent", "absent", campaign, expr, 15, kpi.severity, summary, kpi)
+    return PromRule(f"{alert_name(kpi.name)}Absent", "absent", campaign, expr, 15, kpi.severity, summary, kpi)
 
 
 def _stale_rule(campaign: str, hours: float) -> PromRule:
@@ -343,7 +324,7 @@ def service_rules(campaign: str, kpis: Sequence[Kpi]) -> list[PromRule]:
             f"{{{{ $value | humanizePercentage }}}} of the requests to {campaign} failed in the last {window.name}: "
             f"{window.factor:g} times what an objective of {objective * 100:.4g} % allows."
         )
-        name = f"Uplift{camel(errors.name)}Burn{window.name}"
+        name = f"{alert_name(errors.name)}Burn{window.name}"
         rules.append(PromRule(name, "burn", campaign, " and ".join(parts), 0, window.severity, summary, errors, window))
     if latency.alert is not None:
         counted = f"sum by (campaign) (increase({_of(LATENCY + '_count', campaign, SERVED_PATHS)}[5m]))"
@@ -352,7 +333,7 @@ def service_rules(campaign: str, kpis: Sequence[Kpi]) -> list[PromRule]:
             f'One request in twenty to {campaign} takes {{{{ $value | printf "%.0f" }}}} ms or more, above '
             f"{latency.alert:g}."
         )
-        name = f"Uplift{camel(latency.name)}Served"
+        name = f"{alert_name(latency.name)}Served"
         rules.append(PromRule(name, "latency", campaign, expr, 10, latency.severity, summary, latency))
     # Such answers are no errors to the caller: every unit gets the control, and nothing else tells of it.
     expr = f"sum by (campaign) (increase({_of(DEGRADED, campaign, UNLOGGED)}[15m])) > 0"
@@ -467,27 +448,42 @@ def prometheus_file(targets: ScrapeTargets, rules: Iterable[str], interval: str 
     )
 
 
-def alertmanager_file(receivers: Mapping[Severity, Mapping[str, Any]]) -> str:
+Receivers = Mapping[Severity, Mapping[str, list[dict[str, Any]]]]
+"""{severity: a receiver's configurations, as {"slack_configs": [...]}}."""
+
+
+def alertmanager_file(campaigns: Mapping[str, Receivers]) -> str:
     """Write Alertmanager's routes: pages at once and again every four hours, tickets gathered and once a day.
 
     Args:
-        receivers: {severity: its receiver's configurations, as {"slack_configs": [...]}}; without any, alerts are in
-            Alertmanager's own pages alone.
+        campaigns: {campaign: its receivers}; without any, its alerts are in Alertmanager's own pages alone.
 
     Returns:
-        YAML. Alerts of a campaign and severity are one message; while a page of a campaign's KPI fires, its tickets are
-        quiet.
+        YAML. A campaign's alerts go to its own receivers, those of the machine to the receivers of all. Alerts of a
+        campaign and severity are one message; while a page of a campaign's KPI fires, its tickets are quiet.
     """
-    routes = [
-        {"receiver": "page", "matchers": ['severity="page"'], "group_wait": "30s", "repeat_interval": "4h"},
-        {"receiver": "ticket", "matchers": ['severity="ticket"'], "group_wait": "5m", "repeat_interval": "24h"},
-    ]
+    waits: dict[Severity, dict[str, str]] = {
+        "page": {"group_wait": "30s", "repeat_interval": "4h"},
+        "ticket": {"group_wait": "5m", "repeat_interval": "24h"},
+    }
+    of_all: dict[Severity, dict[str, list[dict[str, Any]]]] = {severity: {} for severity in waits}
+    routes, named = [], []
+    for campaign, receivers in campaigns.items():
+        for severity, times in waits.items():
+            own = receivers.get(severity, {})
+            for kind, entries in own.items():
+                shared = of_all[severity].setdefault(kind, [])
+                shared += [entry for entry in entries if entry not in shared]
+            name, of = f"{campaign}-{severity}", [_is("campaign", campaign), _is("severity", severity)]
+            routes.append({"receiver": name, "matchers": of, **times})
+            named.append({"name": name, **own})
+    routes += [{"receiver": one, "matchers": [_is("severity", one)], **times} for one, times in waits.items()]
+    named += [{"name": severity, **kinds} for severity, kinds in of_all.items()]
     inhibited = {
-        "source_matchers": ['severity="page"'],
+        "source_matchers": ['severity="page"', 'kpi=~".+"'],
         "target_matchers": ['severity="ticket"'],
         "equal": ["campaign", "kpi"],
     }
-    severities: tuple[Severity, ...] = ("page", "ticket")
     return yaml_text(
         {
             "route": {
@@ -497,6 +493,6 @@ def alertmanager_file(receivers: Mapping[Severity, Mapping[str, Any]]) -> str:
                 "routes": routes,
             },
             "inhibit_rules": [inhibited],
-            "receivers": [{"name": name, **receivers.get(name, {})} for name in severities],
+            "receivers": named,
         }
     )

@@ -29,10 +29,12 @@ from uplift_spark.monitoring.alerts import (
     AlertBook,
     AlertEvent,
     AlertState,
+    Condition,
     Notification,
     SuppressionWindow,
     notifications,
 )
+from uplift_spark.monitoring.prometheus import alert_name
 from uplift_spark.runtime import state_folder
 from uplift_spark.sections.alerts import Alerts, Secrets, SinkConf, checked_address
 
@@ -42,11 +44,14 @@ _OF_THIS_MESSAGE = {400, 413, 422}
 
 
 class SinkFailure(UpliftError):
-    """A sink did not take a notification: `reason` in words, and whether this notification alone is refused."""
+    """A sink did not take a notification: `reason` in words, and whether this notification alone is refused.
 
-    def __init__(self, reason: str, refused: bool = False, again: bool = True) -> None:
+    `taken`: somebody has it, and who has not will not get it by another try.
+    """
+
+    def __init__(self, reason: str, refused: bool = False, again: bool = True, taken: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.refused, self.again = reason, refused, again
+        self.reason, self.refused, self.again, self.taken = reason, refused, again and not taken, taken
 
 
 def sink_secret(sink: str, conf: SinkConf, name: Secrets) -> str | None:
@@ -153,9 +158,14 @@ def alertmanager_alert(event: AlertEvent, lease: datetime) -> dict[str, Any]:
 
     Returns:
         Labels, annotations, when it starts and ends. What was measured is in the annotations: labels are what
-        Alertmanager knows the alert by.
+        Alertmanager knows the alert by, and those of a KPI's rule in Prometheus, so that both ways are one alert.
     """
-    labels = {"alertname": event.rule, "campaign": event.campaign, "severity": event.severity, **event.label_map}
+    labels = {
+        "alertname": alert_name(event.rule),
+        "campaign": event.campaign,
+        "severity": event.severity,
+        **event.label_map,
+    }
     measured = {
         name: f"{getattr(event, name):.6g}" for name in ("value", "threshold") if getattr(event, name) is not None
     }
@@ -192,13 +202,19 @@ def _to_mail(sink: str, conf: SinkConf, notification: Notification, now: datetim
                 server.starttls(context=ssl.create_default_context())
             if conf.user and password:
                 server.login(conf.user, password)
-            server.send_message(message)
+            refused = server.send_message(message)
     except smtplib.SMTPResponseException as error:  # its text may repeat what was sent
         raise SinkFailure(f"at {conf.host} answers {error.smtp_code}", again=error.smtp_code < 500) from None
     except smtplib.SMTPException as error:
         raise SinkFailure(f"at {conf.host} refuses it ({type(error).__name__})", again=False) from None
     except OSError as error:
         raise SinkFailure(f"at {conf.host} cannot be reached ({_network_reason(error)})") from None
+    except UnicodeError:  # of the login; what it says is the password
+        raise SinkFailure(f"at {conf.host}: user or password has letters other than ASCII", again=False) from None
+    if refused:
+        raise SinkFailure(
+            f"at {conf.host} took it for the others, but refuses {', '.join(sorted(refused))}: correct `to`", taken=True
+        )
 
 
 def _to_file(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
@@ -286,6 +302,8 @@ class Outbox:
             DataError: The folder cannot be written.
         """
         count = 0
+        if not notifications or not self.sinks:
+            return 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for position, one in enumerate(notifications):
@@ -314,47 +332,53 @@ class Outbox:
         Returns:
             What was sent, what waits, and why.
         """
+        if not self.folder.is_dir():
+            return DeliveryReport(0, 0, ())
         with self._alone() as alone:
             if not alone:
                 return DeliveryReport(0, len(self._files()), (f"another run empties the outbox {self.folder}",))
-            sent, sentences = 0, []
+            sent, sentences = 0, list[str]()
             for sink in dict.fromkeys([*self.sinks, *(_sink_of(path) for path in self._files())]):
                 own = [path for path in self._files() if _sink_of(path) == sink]
-                taken, sentence = self._flush_sink(sink, own, now)
-                sent += taken
-                sentences += [sentence] if sentence else []
+                sent += self._flush_sink(sink, own, now, sentences)
             return DeliveryReport(sent, len(self._files()), tuple(sentences))
 
-    def _flush_sink(self, sink: str, files: Sequence[Path], now: datetime) -> tuple[int, str]:
+    def _flush_sink(self, sink: str, files: Sequence[Path], now: datetime, sentences: list[str]) -> int:
+        """Deliver a sink's files; how many it took. Adds a sentence for each problem."""
         if not files:
-            return 0, ""
+            return 0
         conf = self.sinks.get(sink)
         if conf is None:
-            return (
-                0,
-                f"{_counted(files)} in {self.folder} for the sink {sink}, which alerts.sinks does not name: name it",
+            sentences.append(
+                f"{_counted(files)} in {self.folder} for the sink {sink}, which alerts.sinks does not name: name it"
             )
-        sent, refused = 0, ""
+            return 0
+        sent, who = 0, f"sink {sink} ({conf.kind})"
         for position, path in enumerate(files):
+            notification = _read_notification(path)
+            if isinstance(notification, str):
+                sentences.append(notification)
+                continue
             try:
-                notification = _from_json(json.loads(path.read_text()))
                 self._try(sink, conf, notification, now)
             except SinkFailure as failure:
-                if not failure.refused:
-                    why = f"sink {sink} ({conf.kind}) {failure.reason}"
-                    return sent, f"{why}: {_counted(files[position:])} in {self.folder} until the next run"
-                aside = self.folder / "refused" / path.name
-                aside.parent.mkdir(exist_ok=True)
-                path.replace(aside)
-                refused = f"sink {sink} ({conf.kind}) {failure.reason} to {path.name}: it is kept in {aside.parent}"
+                if not failure.refused and not failure.taken:
+                    rest = _counted(files[position:])
+                    sentences.append(f"{who} {failure.reason}: {rest} in {self.folder} until the next run")
+                    return sent
+                if failure.refused:
+                    aside = self.folder / "refused" / path.name
+                    aside.parent.mkdir(exist_ok=True)
+                    path.replace(aside)
+                    sentences.append(f"{who} {failure.reason} to {path.name}: it is kept in {aside.parent}")
+                    continue
+                sentences.append(f"{who} {failure.reason}")
             except ConfigError as error:
-                return sent, f"{error}; {_counted(files[position:])} in {self.folder} until then"
-            except (ValueError, KeyError, TypeError, OSError):
-                refused = f"{path} is no notification and was left there: remove it"
-            else:
-                path.unlink()
-                sent += 1
-        return sent, refused
+                sentences.append(f"{error}; {_counted(files[position:])} in {self.folder} until then")
+                return sent
+            path.unlink()
+            sent += 1
+        return sent
 
     def _try(self, sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
         for number in range(1, conf.tries + 1):
@@ -405,6 +429,16 @@ class Outbox:
                 yield True
 
 
+def _read_notification(path: Path) -> Notification | str:
+    """What a file of the outbox holds, or a sentence that says why nobody can read it."""
+    try:
+        return _from_json(json.loads(path.read_text()))
+    except OSError as error:
+        return f"{path} cannot be read and was left there: {error.strerror or type(error).__name__}"
+    except (ValueError, KeyError, TypeError):
+        return f"{path} is no notification and was left there: remove it"
+
+
 def _sink_of(path: Path) -> str:
     return path.name.split(".")[-2]
 
@@ -452,25 +486,38 @@ def campaign_outbox(conf: Alerts, campaign: str) -> Outbox:
     return Outbox(folder / campaign, conf.sinks)
 
 
-def send_alerts(
-    conf: Alerts, campaign: str, book: AlertBook, events: Sequence[AlertEvent], now: datetime
+def raise_alerts(
+    conf: Alerts,
+    campaign: str,
+    book: AlertBook,
+    conditions: Sequence[Condition],
+    append: Callable[[Sequence[AlertEvent]], object],
+    now: datetime,
 ) -> DeliveryReport:
-    """Notify people of what changed, after the events were written to `gold.alerts`.
+    """Take in what the rules say, keep what changed, and notify people of it.
 
-    Called again after a crash it delivers what waits. Alerts that still fire are renewed at Alertmanager.
+    Notifications are in the outbox before their events are in the table: whoever is killed in between and runs again
+    has the same events, hence the same files, and whoever is killed afterwards delivers what waits. Alerts that still
+    fire are renewed at Alertmanager.
 
     Args:
         conf: The section `alerts`.
         campaign: Its name.
-        book: After `AlertBook.observe`.
-        events: That it returned.
+        book: As the table has it.
+        conditions: Of one evaluation.
+        append: Adds events to `gold.alerts`; raises when another run was first.
         now: The present time.
 
     Returns:
         What was sent, what waits, and a sentence for each sink that has a problem.
+
+    Raises:
+        DataError: The outbox cannot be written; nothing was added to the table then.
     """
-    box = campaign_outbox(conf, campaign)
+    events, box = book.observe(conditions), campaign_outbox(conf, campaign)
     box.put(notifications(events))
+    if events:
+        append(events)
     report = box.flush(now)
     fresh = {event.alert for event in events if event.notify}
     still = [state for state in book.active() if state.last.campaign == campaign and state.last.alert not in fresh]

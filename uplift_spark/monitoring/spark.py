@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, WindowPlan, count_batches, plan_of
-from uplift_spark.roles import DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.monitoring.alerts import AlertEvent, finding_conditions, kpi_conditions, newest_windows
+from uplift_spark.monitoring.figures import (
+    WHOLE_WINDOW,
+    FigureSpec,
+    KpiValue,
+    latency_value,
+    ratio_value,
+    share_value,
+)
+from uplift_spark.monitoring.kpis import campaign_kpis
+from uplift_spark.monitoring.prometheus import RUNBOOK, write_kpis
+from uplift_spark.monitoring.sinks import DeliveryReport, alert_book, raise_alerts
+from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
+from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.sections.monitoring import Monitoring
 
-_SUMS = "part string, arm string, column string, bin int, n bigint, total double"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SUMS = "part string, arm string, column string, bin int, n bigint, total double"
 _FINE = 40  # bins of a latency between x and 10 x
 
 
-def counted_rows(rows: DataFrame, features: Sequence[str], outcome: Column) -> DataFrame:
+def counted_rows(rows: DataFrame, features: Sequence[str], outcome: Column, logged: bool) -> DataFrame:
     """Columns that `window_sums` counts.
 
     Args:
         rows: with unit, treatment and the features; propensity and delivered where they are known.
         features: of the model.
         outcome: of a unit; null where it is not known or must not be used.
+        logged: Whether propensities are known; without any, units of an arm count alike. Where some are, the outcomes
+            of units without one are not used.
 
     Returns:
         The frame.
     """
-    nothing = F.lit(None)
-    propensity = F.col(PROPENSITY) if PROPENSITY in rows.columns else nothing
-    delivered = F.col(DELIVERED) if DELIVERED in rows.columns else nothing
+    propensity = F.col(PROPENSITY) if logged else F.lit(1.0)
+    delivered = F.col(DELIVERED) if DELIVERED in rows.columns else F.lit(None)
     return rows.select(
         UNIT,
         TREATMENT,
@@ -77,6 +94,19 @@ def window_sums(rows: DataFrame, plan: WindowPlan, model: Model) -> pa.Table:
     return parts.groupBy(*SUM_KEYS).agg(F.sum("n").alias("n"), F.sum("total").alias("total")).toArrow()
 
 
+def arm_counts(assignments: DataFrame) -> dict[str, tuple[int, int]]:
+    """Units by arm.
+
+    Args:
+        assignments: with `treatment` and `propensity`.
+
+    Returns:
+        {arm: (units, units whose propensity is known)}.
+    """
+    rows = assignments.groupBy(TREATMENT).agg(F.count(F.lit(1)).alias("n"), F.count(PROPENSITY).alias("logged"))
+    return {row[TREATMENT]: (row["n"], row["logged"]) for row in rows.collect()}
+
+
 def send_counts(labels: DataFrame) -> dict[str, tuple[int, int]]:
     """Deliveries by arm.
 
@@ -102,12 +132,16 @@ def inside(time: str, start: datetime, end: datetime) -> Column:
     Returns:
         The condition, whatever the session's time zone.
     """
-    begin, finish = (F.timestamp_micros(F.lit(_micros(one))) for one in (start, end))
-    return (F.col(time).cast("timestamp") >= begin) & (F.col(time).cast("timestamp") < finish)
+    at = F.col(time).cast("timestamp")
+    return (at >= _literal(start)) & (at < _literal(end))
 
 
-def _micros(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(microseconds=1)
+def _literal(at: datetime) -> Column:
+    return F.timestamp_micros(F.lit((at - _EPOCH) // timedelta(microseconds=1)))
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 def ratio_sums(rows: DataFrame, name: str, value: str, per: str) -> dict[str, float]:
@@ -148,14 +182,57 @@ def request_sums(rows: DataFrame, ms: str, failed: str) -> tuple[np.ndarray, np.
 
     Returns:
         (upper ends of the bins in ms, requests in each, failures, requests).
+
+    Raises:
+        DataError: Of a request it is not known how long it took or whether it failed.
     """
-    took = F.expr(ms).cast("double")
-    step = F.when(took > 0, F.ceil(F.log10(took) * _FINE)).cast("int")
-    bad = F.coalesce(F.expr(failed).cast("boolean"), F.lit(True))
-    table = rows.groupBy(step.alias("step")).agg(F.count(F.lit(1)).alias("n"), F.count_if(bad).alias("bad")).toPandas()
+    took, bad = F.expr(ms).cast("double"), F.expr(failed).cast("boolean")
+    unknown = ~F.coalesce((took >= 0) & (took < math.inf), F.lit(False)) | F.isnan(took)
+    # Less than a microsecond is as good as none.
+    step = F.when(~unknown, F.ceil(F.log10(F.greatest(took, F.lit(1e-3))) * _FINE)).cast("int")
+    counts = [F.count(F.lit(1)).alias("n"), F.count_if(bad).alias("bad"), F.count_if(bad.isNull()).alias("unclear")]
+    table = rows.groupBy(step.alias("step")).agg(*counts).toPandas()
+    n, unclear = int(table["n"].sum()), int(table["unclear"].sum())
     known = table[table["step"].notna()].sort_values("step")
+    for key, lacking, has in (("ms", n - int(known["n"].sum()), "no time from 0 on"), ("failed", unclear, "null")):
+        if lacking:
+            raise DataError(
+                f"monitoring.requests.{key} is {has} in {lacking:,} of {n:,} requests of the window: give them a value "
+                "there, as with coalesce"
+            )
     ends = 10 ** (known["step"].to_numpy(float) / _FINE)
-    return ends, known["n"].to_numpy(), int(table["bad"].sum()), int(table["n"].sum())
+    return ends, known["n"].to_numpy(), int(table["bad"].sum()), n
+
+
+def log_values(
+    read: Callable[[str], DataFrame], monitoring: Monitoring, spec: FigureSpec, window: TimeWindow
+) -> list[KpiValue]:
+    """KPIs that are measured from tables beside the campaign's events: of requests, and the user's own.
+
+    Args:
+        read: Gives a table by its name.
+        monitoring: The section of the configuration.
+        spec: Declarations.
+        window: whose rows count.
+
+    Returns:
+        The values.
+
+    Raises:
+        DataError: A value is not known.
+    """
+    values = []
+    if (conf := monitoring.requests) is not None:
+        rows = read(conf.table).where(inside(conf.time, window.start, window.end))
+        ends, counts, failed, n = request_sums(rows, conf.ms, conf.failed)
+        errors = share_value(spec, "error_rate", WHOLE_WINDOW, failed, n)
+        values += [latency_value(spec, ends, counts), errors]
+    for name, own in monitoring.kpis.items():
+        if own.own:
+            within = inside(str(own.time), window.start, window.end)
+            rows = read(str(own.table)).where(within).where(own.where or "true")
+            values.append(ratio_value(spec.named(name), ratio_sums(rows, name, str(own.value), own.per), spec.z))
+    return values
 
 
 def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
@@ -168,20 +245,111 @@ def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
     Returns:
         (when, None without a row; rows).
     """
-    micros = F.unix_micros("known_at")
-    last, n = rows.where(micros < _micros(end)).agg(F.max(micros), F.count(F.lit(1))).collect()[0]
-    return (None if last is None else _EPOCH + timedelta(microseconds=last)), n
+    known = rows.where(F.col("known_at") < _literal(end))
+    last, n = known.agg(F.max(F.unix_micros("known_at")), F.count(F.lit(1))).collect()[0]
+    return (None if last is None else _moment(last)), n
+
+
+def lasting(hours: int) -> Column:
+    """Whether a row is of a window of this length: windows of another one are never compared with it.
+
+    Args:
+        hours: of a window.
+
+    Returns:
+        The condition on `window_start` and `window_end`.
+    """
+    return F.unix_micros("window_end") - F.unix_micros("window_start") == hours * 3_600_000_000
+
+
+def newest_window(kpis: DataFrame) -> datetime | None:
+    """Start of the newest window that was monitored.
+
+    Args:
+        kpis: Rows of gold.kpi of a campaign, of windows of one length.
+
+    Returns:
+        The start; None without one.
+    """
+    last = kpis.agg(F.max(F.unix_micros("window_start"))).collect()[0][0]
+    return None if last is None else _moment(last)
 
 
 def last_runs(rows: DataFrame) -> dict[datetime, str]:
-    """Of each window the run that knew most.
+    """Of each window the run that knew most; of runs that knew the same the one that wrote last.
 
     Args:
-        rows: of a table with `window_start`, `as_of` and `run_id`.
+        rows: of a table with `window_start`, `as_of`, `ingested_at` and `run_id`, of windows of one length.
 
     Returns:
         {start: run}.
     """
-    runs = rows.groupBy("window_start", RUN_ID).agg(F.max("as_of").alias("as_of")).orderBy("as_of", RUN_ID)
+    clocks = [F.max(name).alias(name) for name in ("as_of", "ingested_at")]
+    runs = rows.groupBy("window_start", RUN_ID).agg(*clocks).orderBy("as_of", "ingested_at", RUN_ID)
     ordered = runs.select(F.unix_micros("window_start").alias("at"), RUN_ID).collect()
-    return {_EPOCH + timedelta(microseconds=row["at"]): row[RUN_ID] for row in ordered}
+    return {_moment(row["at"]): row[RUN_ID] for row in ordered}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What follows a window: alerts, and the file that Prometheus reads.
+
+RIPE_DAYS = 30
+"""A figure counts so many days longer than its labels take to ripen."""
+
+
+def alert_on_windows(
+    config: Config,
+    kpis: DataFrame,
+    findings: DataFrame,
+    history: DataFrame | None,
+    append: Callable[[Sequence[AlertEvent]], object],
+    now: datetime,
+) -> tuple[DeliveryReport, list[str]]:
+    """Open and resolve a campaign's alerts by all that was measured so far, notify people, write Prometheus' file.
+
+    It depends on the tables alone: after a crash it makes up for what is lacking, and again it changes nothing.
+
+    Args:
+        config: of the campaign.
+        kpis: Rows of gold.kpi of the campaign, of windows of one length.
+        findings: Rows of gold.findings, likewise.
+        history: Rows of gold.alerts; None without any.
+        append: Adds events to gold.alerts.
+        now: The present time.
+
+    Returns:
+        (what became of the notifications, alerts that fire: severity and rule).
+
+    Raises:
+        DataError: The outbox cannot be written.
+        EnvironmentProblem: The text file cannot be written.
+    """
+    declared = campaign_kpis(config.monitoring)
+    mine = F.col(CAMPAIGN) == config.campaign
+    events = [] if history is None else history.where(mine).withColumn("at", F.unix_micros("at")).collect()
+    book = alert_book(
+        config.alerts, [AlertEvent.from_row({**row.asDict(), "at": _moment(row["at"])}) for row in events]
+    )
+    measured, detected, at = _measured(config, kpis, findings)
+    rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in declared})
+    conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(detected, rows, book.active(), at, RUNBOOK)
+    report = raise_alerts(config.alerts, config.campaign, book, conditions, append, now)
+    if config.alerts.textfile is not None:
+        write_kpis(rows, declared, config.alerts.textfile)
+    return report, [f"{one.last.severity} {one.last.rule}" for one in book.active()]
+
+
+def _measured(
+    config: Config, kpis: DataFrame, findings: DataFrame
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], datetime]:
+    """Rows of both by the last run of each recent window, and what time they know of."""
+    end, labels = F.unix_micros("window_end"), config.labels
+    days = max(labels.days(name) for name in config.outcomes) + labels.wait_days + RIPE_DAYS
+    newest, as_of = kpis.agg(F.max(end), F.max(F.unix_micros("as_of"))).collect()[0]
+    recent = end > newest - math.ceil(days * 86_400_000_000)
+    runs = F.col(RUN_ID).isin(list(last_runs(kpis.where(recent)).values()))
+    read = [
+        [{**row.asDict(), "window_end": _moment(row["_end"])} for row in rows.withColumn("_end", end).collect()]
+        for rows in (kpis.where(recent & runs), findings.where(recent & runs))
+    ]
+    return read[0], read[1], _moment(as_of)

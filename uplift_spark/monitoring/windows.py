@@ -151,7 +151,8 @@ def plan_of(model: Model, sample: pa.Table, most: int) -> WindowPlan:
     uplift, _ = _effects(model, sample)
     columns = _columns(tuple(levels.names), model.roles.features, sample, uplift)
     inner = np.arange(1, SCORE_BINS) / SCORE_BINS
-    scores = {level: np.unique(np.quantile(uplift[:, k], inner)) for k, level in enumerate(levels.treated)}
+    known = {level: uplift[np.isfinite(uplift[:, k]), k] for k, level in enumerate(levels.treated)}
+    scores = {level: np.unique(np.quantile(of, inner)) if of.size else of for level, of in known.items()}
     bins = ColumnBins.of_sample(columns, most)
     return WindowPlan(levels.control, tuple(levels.names), tuple(model.roles.features), bins, scores)
 
@@ -169,7 +170,7 @@ def _columns(
     arm = np.asarray(rows.column(TREATMENT).to_pylist(), object)
     propensity = rows.column(PROPENSITY).cast(pa.float64()).to_numpy(zero_copy_only=False)
     for name in levels:
-        within = np.where(arm == name, np.where(np.isnan(propensity), 1.0, propensity), np.nan)
+        within = np.where(arm == name, propensity, np.nan)
         columns[propensity_column(name)] = pa.array(within, from_pandas=True)
     return pa.table(columns)
 
@@ -177,7 +178,8 @@ def _columns(
 def count_batches(plan: WindowPlan, model: Model, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Worker: sums of one partition's rows, in SUM_SCHEMA.
 
-    Rows have the model's features, `treatment`, `propensity`, `delivered` (null: not logged) and WINDOW_OUTCOME.
+    Rows have the model's features, `treatment`, `propensity` (null: the outcome is not used), `delivered` (null: not
+    logged) and WINDOW_OUTCOME.
     """
     total: WindowFacts | None = None
     for batch in batches:
@@ -205,7 +207,8 @@ def batch_facts(plan: WindowPlan, model: Model, batch: pa.RecordBatch | pa.Table
     outcome, propensity = (
         batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in (WINDOW_OUTCOME, PROPENSITY)
     )
-    weight = 1 / np.where(np.isnan(propensity), 1.0, propensity)
+    outcome = np.where(np.isnan(propensity), np.nan, outcome)  # nobody knows how many such a unit stands for
+    weight = 1 / propensity
     reached = np.array([np.nan if one is None else float(one) for one in batch.column(DELIVERED).to_pylist()])
     code = np.full(batch.num_rows, -1)
     for k, level in enumerate(plan.levels):
@@ -220,6 +223,37 @@ def batch_facts(plan: WindowPlan, model: Model, batch: pa.RecordBatch | pa.Table
         if (logged := mine & ~np.isnan(reached)).any():
             sends[level] = (int(reached[logged].sum()), int(logged.sum()))
     return WindowFacts(plan.control, plan.bins, plan.features, arms, batch.num_rows, scores=scores, sends=sends)
+
+
+def why_empty(unknown: Mapping[str, int], last: datetime) -> str:
+    """Say why a window has nothing to count.
+
+    Args:
+        unknown: {level that the model does not know: units assigned to it}.
+        last: When the campaign's newest unit was assigned.
+
+    Returns:
+        The end of a sentence.
+    """
+    if unknown:
+        return f"has units of {', '.join(sorted(unknown))} alone, which the model does not know: train one that does"
+    return (
+        "is empty: table bronze.assignment has no unit of the campaign in it, the newest was assigned "
+        f"{last:%Y-%m-%d %H:%M} UTC; load what is missing"
+    )
+
+
+def without_propensity(facts: WindowFacts) -> int:
+    """How many units of a window have no propensity.
+
+    Args:
+        facts: Its sums.
+
+    Returns:
+        A number of units of all arms.
+    """
+    place = facts.bins.names.index
+    return sum(int(counts.missing[place(propensity_column(arm))]) for arm, counts in facts.arms.items())
 
 
 def add_facts(a: WindowFacts, b: WindowFacts) -> WindowFacts:

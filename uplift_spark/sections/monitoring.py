@@ -112,20 +112,16 @@ class RequestsConf:
     time     column: when the request came
     ms       SQL over the columns of a row: milliseconds that it took
     failed   SQL: whether it failed by a fault of the service
-    version  column with the model version that answered; none by default
     """
 
     table: str
     time: str
     ms: str
     failed: str
-    version: str | None = None
 
     def __post_init__(self) -> None:
         _check_sql({"monitoring.requests.ms": self.ms, "monitoring.requests.failed": self.failed})
-        for key in ("time", "version"):
-            if (column := getattr(self, key)) is not None:
-                checked_name(column, f"monitoring.requests.{key}")
+        checked_name(self.time, "monitoring.requests.time")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -140,13 +136,20 @@ class Monitoring:
     """
 
     RUNS: ClassVar = {
-        "monitor": "campaign roles roles.direction labels economics monitoring nuisances seed holdout registry.name"
+        "monitor": "campaign roles roles.direction labels economics monitoring nuisances seed holdout registry.name "
+        "policy.objective feature_definitions outcomes"
     }
     hours: Literal[1, 2, 3, 4, 6, 8, 12, 24, 168] = 24
     alpha: Annotated[float, Field(ge=1e-6, le=0.1)] = 0.001
     kpis: dict[str, KpiConf] = Field(default_factory=dict)
     drift: DriftConf = Field(default_factory=DriftConf)
     requests: RequestsConf | None = None
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """Tables that KPIs are measured from, beside the campaign's events."""
+        own = [str(kpi.table) for kpi in self.kpis.values() if kpi.own]
+        return tuple(sorted({*own, *([self.requests.table] if self.requests else [])}))
 
     def __post_init__(self) -> None:
         for name, kpi in self.kpis.items():

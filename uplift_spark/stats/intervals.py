@@ -182,7 +182,7 @@ def shrunk(estimate: np.ndarray, error: np.ndarray) -> np.ndarray:
     return trust * np.where(known, estimate, 0.0) + (1 - trust) * mean
 
 
-def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(share: float, count: float, level: float = 0.95) -> tuple[float, float]:
     """Interval of a probability from the share of `count` draws in which it came true (Wilson 1927)."""
     z = normal_quantile(level) ** 2 / count
     middle = (share + z / 2) / (1 + z)

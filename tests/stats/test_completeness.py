@@ -16,6 +16,10 @@ def test_shares_known_by_hand():
     np.testing.assert_allclose(share, [0.5, 1, 1, 1])
     assert completeness(day, n, share) == pytest.approx(21 / 24)
     assert np.isnan(completeness(day[:0], n[:0], share))
+    # One event of each day, reported after as many days: by these delays none of the later ones could be known.
+    late = np.array([0, 3])
+    share = known_shares(late, late, np.ones(2), 4)
+    assert share.tolist() == [0, 0, 0, 1] and completeness(late, np.ones(2), share) == 1.0
     np.testing.assert_array_equal(known_shares(day[:0], delay[:0], n[:0], 2), [1, 1])
 
 

@@ -197,9 +197,13 @@ def known_shares(day: np.ndarray, delay: np.ndarray, n: np.ndarray, days: int) -
 
 
 def completeness(day: np.ndarray, n: np.ndarray, share: np.ndarray) -> float:
-    """Events known over events expected to have occurred, from `known_shares`; NaN without any event."""
-    known = n.sum()
-    return float(known / (n / share[day]).sum()) if known else float("nan")
+    """Events known over events expected to have occurred, from `known_shares`; NaN without any event.
+
+    Days whose share is 0 are left out: by the delays of few events none of theirs could be known, though one is.
+    """
+    possible = share[day] > 0
+    known = n[possible].sum()
+    return float(known / (n[possible] / share[day[possible]]).sum()) if known else float("nan")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from uplift_spark.sections.canary import CanaryConf
 from uplift_spark.sections.governance import Governance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,3 +72,11 @@ def test_configurations_on_the_page_on_governance_are_read() -> None:
 def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert examples_of("experiments.md") >= 7
     assert "primary spend, arm on: +" in capsys.readouterr().out
+
+
+def test_the_page_on_canaries_shows_the_defaults_and_every_key() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "canary.md").read_text(), re.S)
+    shown = yaml.safe_load(block)["canary"]
+    assert TypeAdapter(CanaryConf).validate_python(shown) == CanaryConf()
+    assert set(shown) == set(CanaryConf.__dataclass_fields__)
+    assert set(shown["margins"]) == set(vars(CanaryConf().margins))

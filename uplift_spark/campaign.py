@@ -45,7 +45,7 @@ from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
-from uplift_spark.runtime import ProgressCallback, derive_run_id
+from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
 from uplift_spark.sections.source import LONG_AGO, Simulation
 from uplift_spark.spark_versions import sql_text
 
@@ -178,6 +178,23 @@ class Campaign:
         source = self.config.source
         return self.lake.planned(source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
 
+    def put_in_force(self, verb: str, progress: ProgressCallback) -> JobResult:
+        """Run one of the jobs by which a model version comes into force.
+
+        Args:
+            verb: score, policy or publish.
+            progress: is called with each line of progress.
+
+        Returns:
+            Its result.
+        """
+        from uplift_spark.jobs import policy, publish, score
+
+        jobs: dict[str, Any] = {"score": score.run, "policy": policy.run, "publish": publish.run}
+        with self.planned(verb):
+            result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb))
+        return result
+
     @property
     def name(self) -> str:
         """Name of the campaign."""
@@ -264,8 +281,19 @@ class Campaign:
 
     def last_scored(self, version: int | None = None) -> Scored:
         """The last run that scored with the campaign's model: with this version, or the one that `registry.version`
-        names, or any. Raises DataError when none did."""
+        names, or the champion; where the champion has no scores, with any. Raises DataError when none did."""
         version = version or self.config.registry.version
+        champion = self.registry.known(self.config.model_name) if version is None else None
+        scored = None if champion is None else self._last_scored(champion.version)
+        if scored is None:
+            scored = self._last_scored(version)
+        if scored is None:
+            which = f"model {self.config.model_name!r}" + ("" if version is None else f" version {version}")
+            raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
+        return scored
+
+    def _last_scored(self, version: int | None) -> Scored | None:
+        """See `last_scored`; None for a version, or for any."""
         name = self.config.model_name
         columns = ("model_name", "model_version", RUN_ID, "feature_version")
         names = sorted({name, self.registry.store.model(name)})
@@ -284,8 +312,7 @@ class Campaign:
                 mine = mine.where(F.col("model_version") == str(version))
             runs = mine.groupBy(*columns).agg(F.max("scored_at").alias("at")).orderBy(F.desc("at"), RUN_ID).first()
         if runs is None:
-            which = f"model {name!r}" + ("" if version is None else f" version {version}")
-            raise DataError(f"{SCORES_TABLE} has no row of {which}: run `uplift score` with its conf")
+            return None
         return Scored(runs["model_name"], runs["model_version"], runs[RUN_ID], runs["feature_version"])
 
     def holdout(self, scored: Scored) -> DataFrame:

@@ -34,6 +34,7 @@ from uplift_spark.errors import ConfigError
 from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.sections.alerts import Alerts
+from uplift_spark.sections.canary import CanaryConf
 from uplift_spark.sections.experiment import ExperimentConf
 from uplift_spark.sections.governance import Governance
 from uplift_spark.sections.monitoring import Monitoring
@@ -70,7 +71,6 @@ class RolesConf:
 
 _CAME_LATER: dict[str, object] = {"roles.direction": "increase", "trial_outcomes": ()}
 """Keys that runs were made without, and what held then: with this value they make no new run."""
-
 
 HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold
 DAY = 86_400_000_000  # microseconds; days have 24 hours whatever clocks do
@@ -644,6 +644,7 @@ class Config:
     monitoring: Monitoring = Field(default_factory=Monitoring)
     alerts: Alerts = Field(default_factory=Alerts)
     serving: Serving = Field(default_factory=Serving)
+    canary: CanaryConf = Field(default_factory=CanaryConf)
 
     def __post_init__(self) -> None:
         outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes, *self.trial_outcomes)
@@ -652,9 +653,8 @@ class Config:
             *(("roles.features entry", self.roles.features), ("outcome", outcomes), ("scenario", self.scenarios)),
             *(("roles.cluster", [self.roles.cluster]), ("registry.name", [self.model_name])),
         )
-        for what, names in named:
-            for name in filter(None, names):
-                checked_name(name, what)
+        for what, name in [(what, name) for what, names in named for name in names if name]:
+            checked_name(name, what)
         if self.experiment is not None:
             self.experiment.check_roles(self.roles.control, self.roles.cluster, self.roles.dose)
         self._check_features()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from pyspark.sql import functions as F
 
 from tests.experiments.test_assignment import DESIGNS, THIRDS, assert_same, in_python, users
 from tests.experiments.test_frames import COLUMNS, DESIGN, PER_VISIT, SPEND, trial
+from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.experiments.assignment import AssignmentColumns
+from uplift_spark.experiments.assignment import AssignmentColumns, assign
+from uplift_spark.experiments.canary import canary_design
 from uplift_spark.experiments.frames import ReadoutColumns, trial_sums
 from uplift_spark.experiments.health import ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import ReadoutMetric, TrialSums, read_sums
@@ -185,3 +188,71 @@ def test_frames_that_spark_refuses_as_pandas_does(spark) -> None:
         unit_sums(whole, [SPEND], DESIGN, ReadoutColumns(day="region"))
     with pytest.raises(ConfigError, match="shop was randomised, but rows are of unit_id and have no column 'shop'"):
         unit_sums(whole, [SPEND], replace(HOUSEHOLDS, randomised="shop"))
+
+
+def test_slices_of_a_canary_are_added_up_from_each_table(spark):
+    """By hand: every unit of the challenger's slice fails once in two requests, is not reached and opts out."""
+    from uplift_spark.experiments.spark import CanarySlices
+
+    design, start, ripe = (
+        canary_design("trial", 0.4),
+        datetime(2025, 3, 1, tzinfo=UTC),
+        datetime(2025, 3, 20, tzinfo=UTC),
+    )
+    ids = [f"u{i}" for i in range(60)]
+    arms = dict(zip(ids, assign(ids, design)["treatment"], strict=True))
+    config = Config(
+        campaign="spring", source=None, roles={"outcome": "y", "control": "none", "features": ["age"]},
+        monitoring={"requests": {"table": "bronze.log", "time": "at", "ms": "ms", "failed": "bad", "version": "v"}},
+    )  # fmt: skip
+    frame = pd.DataFrame({"unit_id": ids, "campaign": "spring", "treatment": "5%", "run_id": "plan-1"})
+    later = frame.assign(treatment="none", run_id="plan-2")  # a later plan changes nothing of when a unit came in
+    planned = spark.createDataFrame(pd.concat([frame, later]))
+    at = pd.Timestamp("2025-03-02")
+    bad = np.array([arms[unit] == "challenger" for unit in ids])
+    outcomes = frame[["unit_id", "campaign"]].assign(
+        outcome="y", value=2.0, occurred_at=at, known_at=at, ingested_at=at, event_id=frame["unit_id"]
+    )
+    deliveries = frame[["unit_id", "campaign"]].assign(
+        status=np.where(bad, "bounced", "delivered"), delivered_at=at, known_at=at
+    )
+    early = deliveries.assign(status="bounced", delivered_at=pd.Timestamp("2025-02-01"))  # of another campaign's time
+    consent = frame[["unit_id"]][bad].assign(granted=False, changed_at=at, known_at=at)
+    served = frame[["unit_id"]].assign(at=at, ms=10.0 + 900 * bad, v=np.where(bad, "2", "1"))
+    requests = pd.concat([served.assign(bad=bad), served.assign(bad=False)])
+    strangers = requests.assign(v="7", bad=True)  # answered by another version than the slice's
+    tables = {
+        "outcomes": spark.createDataFrame(outcomes),
+        "deliveries": spark.createDataFrame(pd.concat([deliveries, early])),
+        "consent": spark.createDataFrame(consent),
+        "requests": spark.createDataFrame(pd.concat([requests, strangers])),
+    }
+    slices = CanarySlices(config, design, ("1", "2"), start, ripe)
+    plans = {"plan-1": start, "plan-2": datetime(2025, 3, 10, tzinfo=UTC)}
+    evidence = slices.evidence(planned, plans, tables)
+    n = [sum(arm == name for arm in arms.values()) for name in ("champion", "challenger")]
+    assert evidence.assigned == tuple(n) and not evidence.not_measured
+    figures = {
+        check: [(one.units, one.events, one.value, one.per, one.vp) for one in both]
+        for check, both in evidence.sums.items()
+    }
+    assert figures == {
+        "errors": [(n[0], 0, 0, 2 * n[0], 0), (n[1], n[1], n[1], 2 * n[1], 2 * n[1])],
+        "latency": [(n[0], 0, 0, 2 * n[0], 0), (n[1], n[1], 2 * n[1], 2 * n[1], 4 * n[1])],
+        "delivery": [(n[0], 0, 0, n[0], 0), (n[1], n[1], n[1], n[1], n[1])],
+        "opt_outs": [(n[0], 0, 0, n[0], 0), (n[1], n[1], n[1], n[1], n[1])],
+        "outcome": [(n[0], n[0], 2 * n[0], n[0], 2 * n[0]), (n[1], n[1], 2 * n[1], n[1], 2 * n[1])],
+    }
+    fewer = slices.evidence(planned, plans, {"requests": tables["requests"]})
+    assert set(fewer.sums) == {"errors", "latency"} and set(fewer.not_measured) == {"delivery", "opt_outs", "outcome"}
+    alone = spark.createDataFrame(requests.assign(v="1"))
+    assert (
+        "version 1 answers the requests of both slices"
+        in slices.evidence(planned, plans, {"requests": alone}).not_measured["errors"]
+    )
+    lost = spark.createDataFrame(requests.assign(v=np.where(requests["bad"], None, requests["v"])))
+    (_, failing), _ = slices.evidence(planned, plans, {"requests": lost}).sums.values()
+    assert failing.value == n[1]  # a version that could not answer is not named, and counts
+    unknown = tables["requests"].drop("unit_id")
+    with pytest.raises(ConfigError, match=r"table bronze\.log has no column 'unit_id' with the unit of a request"):
+        slices.evidence(planned, plans, {"requests": unknown})

@@ -12,14 +12,17 @@ from uplift_spark.lake.tables import Lake
 
 # These write no table: some print, the others write files beside the lakehouse.
 WRITE_NO_TABLE = {"contract", "doctor", "grants", "power", "report", "export", "monitoring_files", "publish", "serve"}
+# Killed before and after each of their deeds by tests/jobs/test_canary.py, in a campaign with two versions.
+KILLED_ELSEWHERE = {"canary", "rollback"}
 # Still to be entered in `JOBS`: one transaction each, but for monitor, which writes four tables.
 NOT_YET = {"approve", "reject", "audit", "monitor"}
 
 
 def test_every_job_that_writes_is_killed_by_make_faults() -> None:
     jobs = {path.stem for path in Path(__file__).parents[2].joinpath("jobs").glob("[a-z]*.py")}
-    assert jobs - WRITE_NO_TABLE - NOT_YET <= set(JOBS)
-    assert jobs >= WRITE_NO_TABLE | NOT_YET and not NOT_YET & set(JOBS)
+    elsewhere = NOT_YET | KILLED_ELSEWHERE
+    assert jobs - WRITE_NO_TABLE - elsewhere <= set(JOBS)
+    assert jobs >= WRITE_NO_TABLE | elsewhere and not elsewhere & set(JOBS)
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ and counts that a readout needs."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,9 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.labels import label_table
 from uplift_spark.experiments.assignment import (
     EXPLORED,
     LEFT_OUT,
@@ -33,6 +36,13 @@ from uplift_spark.experiments.assignment import (
     AssignmentColumns,
     Experiment,
     assignment_sql,
+)
+from uplift_spark.experiments.canary import (
+    CHALLENGER_SLICE,
+    CHAMPION_SLICE,
+    CanaryEvidence,
+    SliceSums,
+    sums_by_slice,
 )
 from uplift_spark.experiments.frames import (
     NO_ROW,
@@ -45,7 +55,8 @@ from uplift_spark.experiments.frames import (
 )
 from uplift_spark.experiments.health import PropensitySums, ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import ReadoutMetric, TrialSums, checked_metrics
-from uplift_spark.roles import PROPENSITY, TREATMENT
+from uplift_spark.lake.session import instant
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.stats.moments import CrossMoments
 
 _DAY = 86_400_000_000  # microseconds
@@ -402,3 +413,168 @@ def _check_values(merged: _Merged, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         if n := merged.counts[_VALUE, str(place)]:
             raise DataError(f"column {name!r} is missing or not finite in {n} units: fill or drop them")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Slices of a canary.
+
+
+def in_canary_slices(rows: DataFrame, design: Experiment, unit: str = UNIT) -> DataFrame:
+    """Add the column `slice`, champion or challenger, and leave out the rows of other units.
+
+    Args:
+        rows: with a column of the unit's id.
+        design: `canary.canary_design`.
+        unit: Name of that column.
+
+    Returns:
+        The rows in either slice.
+    """
+    arm = F.expr(assignment_sql(design, AssignmentColumns(unit=unit), "spark").treatment)
+    return rows.withColumn("slice", arm).where(F.col("slice").isin(CHAMPION_SLICE, CHALLENGER_SLICE))
+
+
+def slice_sums(units: DataFrame, value: Column, per: Column) -> tuple[SliceSums, SliceSums]:
+    """Add up both slices.
+
+    Args:
+        units: One row a unit, from `in_canary_slices`.
+        value: of a unit, such as its failed requests; units of which it is null do not count.
+        per: what the value is of, such as its requests.
+
+    Returns:
+        Sums of the champion's slice and of the challenger's.
+    """
+    v, p = value.cast("double"), per.cast("double")
+    rows = units.select("slice", v.alias("v"), p.alias("p")).where("v IS NOT NULL AND p IS NOT NULL AND p > 0")
+    v, p = F.col("v"), F.col("p")
+    totals = {"value": v, "per": p, "vv": v * v, "vp": v * p, "pp": p * p}
+    counts = (F.count(F.lit(1)).alias("units"), F.count_if(v != 0).alias("events"))
+    summed = rows.groupBy("slice").agg(*counts, *(F.sum(column).alias(name) for name, column in totals.items()))
+    return sums_by_slice(row.asDict() for row in summed.collect())
+
+
+_FINAL = ("delivered", "bounced", "failed", "suppressed")  # statuses of a send that nothing comes after
+
+
+@dataclass(frozen=True)
+class CanarySlices:
+    """Both slices of a canary, and when they are read.
+
+    config    of the campaign
+    design    `canary.canary_design`
+    versions  of the model: the champion's and the challenger's
+    started   since when requests count (UTC)
+    now       what was known by then counts (UTC)
+    """
+
+    config: Config
+    design: Experiment
+    versions: tuple[str, str]
+    started: datetime
+    now: datetime
+
+    def evidence(
+        self, planned: DataFrame, plans: Mapping[str, datetime], tables: Mapping[str, DataFrame]
+    ) -> CanaryEvidence:
+        """Add up what happened in both slices; each table is read once.
+
+        Args:
+            planned: Rows of gold.policy_decisions of the canary's plans.
+            plans: {run: since when it holds}.
+            tables: outcomes, deliveries, consent (statements on the campaign's purpose) and requests, as bronze and
+                `monitoring.requests` have them; one that is not there is not compared by.
+
+        Returns:
+            The evidence.
+
+        Raises:
+            ConfigError: Requests do not say whose they are.
+        """
+        units = self._units(planned, plans)
+        counted = {row["slice"]: row["count"] for row in units.groupBy("slice").count().collect()}
+        readers = {
+            "requests": (("errors", "latency"), self._requests),
+            "deliveries": (("delivery",), self._deliveries),
+            "consent": (("opt_outs",), self._opt_outs),
+            "outcomes": (("outcome",), self._outcomes),
+        }
+        sums: dict[str, tuple[SliceSums, SliceSums]] = {}
+        missing: dict[str, str] = {}
+        for name, (checks, read) in readers.items():
+            where = "the table of monitoring.requests" if name == "requests" else f"a table of {name}"
+            result = read(units, tables[name]) if name in tables else f"{where} is not there"
+            if isinstance(result, str):
+                missing |= dict.fromkeys(checks, result)
+            else:
+                sums |= dict(zip(checks, result, strict=True))
+        sizes = (counted.get(CHAMPION_SLICE, 0), counted.get(CHALLENGER_SLICE, 0))
+        return CanaryEvidence(sums, sizes, self.config.roles.direction == "decrease", missing)
+
+    def _units(self, planned: DataFrame, plans: Mapping[str, datetime]) -> DataFrame:
+        """Units of both slices with the level of the first plan that they were in, and since when it holds."""
+        since = F.lit(None).cast("timestamp")
+        for run, at in plans.items():
+            since = F.when(F.col(RUN_ID) == run, instant(at)).otherwise(since)
+        first = planned.groupBy(UNIT).agg(F.min(F.struct(since.alias("assigned_at"), TREATMENT)).alias("first"))
+        units = in_canary_slices(first.select(UNIT, "first.*"), self.design)
+        return units.withColumn(CAMPAIGN, F.lit(self.config.campaign))
+
+    def _outcomes(self, units: DataFrame, outcomes: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
+        """Outcomes of units whose labels are mature."""
+        config = self.config
+        mine = outcomes.where(F.col(CAMPAIGN) == config.campaign)
+        assigned = units.withColumn(PROPENSITY, F.lit(None).cast("double"))
+        labels = label_table(assigned, mine, config.outcomes, config.labels, self.now)
+        ripe = labels.where("mature").select(UNIT, F.col("outcomes")[config.roles.outcome].alias("value"))
+        return [slice_sums(units.join(ripe, UNIT), F.col("value"), F.lit(1))]
+
+    def _deliveries(self, units: DataFrame, deliveries: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
+        """Treated units whose send has ended, and those of them that it did not reach."""
+        mine = deliveries.where((F.col(CAMPAIGN) == self.config.campaign) & F.col("status").isin(*_FINAL))
+        treated = units.where(F.col(TREATMENT) != self.config.roles.control)
+        sends = treated.join(self._known(mine).select(UNIT, "status", "delivered_at"), UNIT)
+        ended = sends.where("delivered_at >= assigned_at").groupBy(UNIT, "slice")
+        each = ended.agg(F.max((F.col("status") == "delivered").cast("int")).alias("reached"))
+        return [slice_sums(each, 1 - F.col("reached"), F.lit(1))]
+
+    def _opt_outs(self, units: DataFrame, consent: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
+        """All units, and those that have withdrawn since."""
+        rows = self._known(consent).where(~F.col("granted"))
+        since = units.select(UNIT, "assigned_at").join(rows.select(UNIT, "changed_at"), UNIT)
+        gone = since.where("changed_at >= assigned_at").select(UNIT).distinct().withColumn("gone", F.lit(1))
+        return [slice_sums(units.join(gone, UNIT, "left"), F.coalesce("gone", F.lit(0)), F.lit(1))]
+
+    def _known(self, rows: DataFrame) -> DataFrame:
+        return rows.where(F.col("known_at") <= instant(self.now))
+
+    def _requests(self, units: DataFrame, requests: DataFrame) -> list[tuple[SliceSums, SliceSums]] | str:
+        """Requests of each unit since the start, of them those that failed and those that were slow.
+
+        Where the log has the version that answered, requests that another one answered do not count; one without a
+        version, as when none could answer, does. A sentence where nobody sends requests to the challenger.
+        """
+        conf, canary = self.config.monitoring.requests, self.config.canary
+        assert conf is not None
+        if canary.unit not in requests.columns:
+            raise ConfigError(
+                f"table {conf.table} has no column {canary.unit!r} with the unit of a request, by which it belongs to "
+                "a slice: name the column in canary.unit"
+            )
+        time = F.col(conf.time).cast("timestamp")
+        since = requests.where((time >= instant(self.started)) & (time <= instant(self.now)))
+        rows = in_canary_slices(since, self.design, canary.unit)
+        if conf.version is not None:
+            champion, challenger = self.versions
+            version = F.col(conf.version).cast("string")
+            own = F.when(F.col("slice") == CHALLENGER_SLICE, challenger).otherwise(champion)
+            counts = [F.count_if(version == one) for one in self.versions]
+            by_champion, by_challenger = rows.where(F.col("slice") == CHALLENGER_SLICE).agg(*counts).collect()[0]
+            if by_champion and not by_challenger:
+                return f"version {champion} answers the requests of both slices: the plan is on trial, not the service"
+            rows = rows.where(version.isNull() | (version == own))
+        failed = F.coalesce(F.expr(conf.failed).cast("boolean"), F.lit(True))
+        slow = F.coalesce(F.expr(conf.ms).cast("double") > canary.slow_ms, F.lit(False))
+        sums = (F.count(F.lit(1)).alias("n"), F.count_if(failed).alias("failed"), F.count_if(slow).alias("slow"))
+        each = rows.groupBy("slice", canary.unit).agg(*sums)
+        return [slice_sums(each, F.col(name), F.col("n")) for name in ("failed", "slow")]

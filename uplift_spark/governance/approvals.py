@@ -16,7 +16,7 @@ from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.permissions import acting_user
 from uplift_spark.governance.spark import newest_entry, record_event
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import Registered, Registry
+from uplift_spark.registry.models import CHALLENGER, Registered, Registry
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.sections.governance import ApprovalConf
 
@@ -44,8 +44,8 @@ def settle(
     if not config.registry.champion:
         return False
     conf = config.governance.approval
-    if conf is not None and not is_approved(lake, model):
-        progress(f"{version_name(model)} waits for approval: uplift approve {model.version} --by NAME --reason WHY")
+    if conf is not None and (waits := waits_for(config, lake, model)):
+        progress(waits)
         if newest_entry(lake, ("reject",), version_name(model)) is None:
             registry.set_tags(model, {conf.tag: PENDING})
         return False
@@ -62,6 +62,13 @@ def promote(config: Config, lake: Lake, registry: Registry, model: Registered, r
         subject = f"champion of {model.name}"
         record_event(config, lake, AuditEvent("", "promote", subject, reason, "", run_id, _versions(model), facts))
     registry.set_champion(model)
+
+
+def waits_for(config: Config, lake: Lake, model: Registered) -> str:
+    """Say what a version that has proved itself still lacks to become the champion; empty where nothing is missing."""
+    if config.governance.approval is None or is_approved(lake, model):
+        return ""
+    return f"{version_name(model)} waits for approval: uplift approve {model.version} --by NAME --reason WHY"
 
 
 def is_approved(lake: Lake, model: Registered) -> bool:
@@ -214,7 +221,8 @@ def decide_version(
     tags |= {f"{conf.tag}_reason": verdict.reason, f"{conf.tag}_entry": entry.hash if entry else ""}
     named = {key: str(facts.metadata[key]) for key in ("owner", "purpose", "legal_basis") if facts.metadata.get(key)}
     registry.set_tags(model, {**tags, **named})
-    champion = verdict.approves and config.registry.champion
+    on_trial = registry.known(config.model_name, CHALLENGER)  # its canary promotes it, not its approval
+    champion = verdict.approves and config.registry.champion and (on_trial is None or on_trial.version != model.version)
     if champion:
         promote(config, lake, registry, model, f"approved by {verdict.by}: {verdict.reason}")
     return {"model": model.name, "version": model.version, "verdict": tags[conf.tag], "champion": champion}

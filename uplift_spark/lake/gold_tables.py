@@ -533,7 +533,29 @@ _EXPERIMENT_HEALTH = Contract(
     ),
 )
 
+_CANARY = Contract(
+    table="gold.canary",
+    job="canary",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "canary string: name, which is the salt of its slices, too; of a rollback a name of its own",
+        "step bigint: from 1, over all canaries and rollbacks of the campaign",
+        "at timestamp: when it came to this state",
+        "started_at timestamp: of the canary",
+        "state string: running, promoting, promoted, rolling back, rolled back, ending, ended, restoring or restored",
+        "verdict string: promote, roll back, inconclusive or ended; null before the first look",
+        "reason string: why, in sentences",
+        "champion string: model version that was the champion when the canary started",
+        "challenger string: model version on trial; of a rollback the version that is restored",
+        "share double: of the units in each slice",
+        "plan string: run of the plan in which the challenger's slice has its decisions; null where none is new",
+        "evidence string: figures of each check as JSON; null without a look",
+    ),
+)
+
 GOLD = (
+    _CANARY,
     *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
     *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),

@@ -407,6 +407,7 @@ def gold_table(name: str) -> str:
 
 
 SCORES_TABLE, DECISIONS_TABLE = gold_table("uplift_scores"), gold_table("policy_decisions")
+CANARY_TABLE = gold_table("canary")
 SCENARIOS_TABLE, ALERTS_TABLE = gold_table("policy_scenarios"), gold_table("alerts")
 EXPERIMENT_TABLE, READOUT_TABLE = gold_table("experiment"), gold_table("readout")
 HEALTH_TABLE = gold_table("experiment_health")

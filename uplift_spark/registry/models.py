@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # model is ever executed here. Models missing mandatory metadata are refused, and with `registry.signature` those that
 # were not signed with its key.
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 _FILE = "forest.uplift"
 _PLACES = ("data", "artifacts")  # folders of the file within the model's: today's, and that of 0.1.0
 _SIGNATURE = "uplift_signature"
@@ -197,6 +197,11 @@ class Registry:
         """Point the alias at this version."""
         with self.store.calls():
             self._client.set_registered_model_alias(model.name, checked_name(alias, "alias"), str(model.version))
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Take an alias away; without one nothing happens."""
+        with self.store.calls():
+            self._client.delete_registered_model_alias(self.store.model(name), checked_name(alias, "alias"))
 
     def load(self, model: Registered) -> AnyModel:
         """The model, after its signature and its bytes matched what was taken of them when it was registered.

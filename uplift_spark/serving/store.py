@@ -271,6 +271,14 @@ def current_version(folder: Path) -> str | None:
     return (file.read_text(errors="replace").strip() or None) if file.exists() else None
 
 
+def is_published(config: Config) -> bool:
+    """Whether the campaign has an online store: something was published on this machine or a volume it sees."""
+    try:
+        return current_version(serving_folder(config)) is not None
+    except ConfigError:  # the lakehouse is no folder here, and serving.folder names none
+        return False
+
+
 def read_manifest(folder: Path, version: str) -> Manifest:
     """The manifest of a version. Raises DataError when it is not there or no manifest."""
     try:

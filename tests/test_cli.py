@@ -441,7 +441,7 @@ def test_sql_and_tables_show_what_is_in_the_lakehouse(
 ) -> None:
     path = tmp_path / "spring.yaml"
     path.write_text(SMALL)
-    monkeypatch.setattr(cli, "_lakehouse", lambda conf, overrides: lake.lakehouse)
+    monkeypatch.setattr(cli, "_lakehouse", lambda *_: lake.lakehouse)
     rows = lake.spark.createDataFrame([("a", 1.5), ("b", None)], "arm string, uplift double")
     lake.write("gold.toy", rows, "r1")
 

@@ -112,16 +112,20 @@ class RequestsConf:
     time     column: when the request came
     ms       SQL over the columns of a row: milliseconds that it took
     failed   SQL: whether it failed by a fault of the service
+    version  column with the model version that answered, which a canary compares; none by default
     """
 
     table: str
     time: str
     ms: str
     failed: str
+    version: str | None = None
 
     def __post_init__(self) -> None:
         _check_sql({"monitoring.requests.ms": self.ms, "monitoring.requests.failed": self.failed})
-        checked_name(self.time, "monitoring.requests.time")
+        for key in ("time", "version"):
+            if (name := getattr(self, key)) is not None:
+                checked_name(name, f"monitoring.requests.{key}")
 
 
 @dataclass(frozen=True, config=STRICT)

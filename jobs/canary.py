@@ -224,7 +224,7 @@ def status(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> Jo
     """Say how the canary stands; of one that is over, how it ended."""
     record = _begun(log)
     if record.state != "running":
-        return _result(record, f"Canary {record.canary} is {record.state}: {record.reason}")
+        return _result(record, f"{record.canary} is {record.state}: {record.reason}")
     return _result(record, read_now(_trial(campaign, log, record, progress))[1])
 
 
@@ -247,7 +247,7 @@ def decide_now(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -
             record = log.add(replace(record, state=state_after(reading.verdict), plan=None, **verdict))
     if record.state in UNFINISHED:
         record = carry_out(replace(trial, record=record))
-    return _result(record, text or f"Canary {record.canary} is {record.state}: {record.reason}")
+    return _result(record, text or f"{record.canary} is {record.state}: {record.reason}")
 
 
 def carry_out(trial: Trial) -> CanaryRecord:

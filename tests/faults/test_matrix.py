@@ -12,8 +12,9 @@ from uplift_spark.lake.tables import Lake
 
 # These write no table: some print, the others write files beside the lakehouse.
 WRITE_NO_TABLE = {"contract", "doctor", "grants", "power", "report", "export", "monitoring_files", "publish", "serve"}
-# Still to be entered in `JOBS`: one transaction each, but for monitor, which writes four tables.
-NOT_YET = {"approve", "reject", "audit", "monitor"}
+# Still to be entered in `JOBS`: one transaction each, but for monitor, which writes four tables, and retrain, which
+# runs other jobs.
+NOT_YET = {"approve", "reject", "audit", "monitor", "retrain"}
 
 
 def test_every_job_that_writes_is_killed_by_make_faults() -> None:

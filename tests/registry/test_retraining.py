@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from uplift_spark.registry.retraining import (
     drifted_columns,
     lift_by_level,
     lookbacks,
+    over_margin,
     plan_figures,
     recent_drops,
     retrain_blocks,
@@ -71,7 +73,7 @@ def windows(drops: list[float], n: int, reference: int = 2_500_000, rng: np.rand
 def test_more_new_units_than_the_volume_are_a_reason() -> None:
     at = state_of(retrain_triggers(replace(FACTS, new_units=1_000_000), CONF), "volume")
     above = state_of(retrain_triggers(replace(FACTS, new_units=1_000_001), CONF), "volume")
-    assert (at.state, above.state) == ("quiet", "fires")
+    assert (at.state, above.state) == ("quiet", "fires") and isinstance(above.figure, float)
     assert above.sentence == (
         "1,000,001 units with mature labels are new since the champion was trained, more than 1,000,000"
     )
@@ -291,6 +293,9 @@ def test_too_few_units_to_tell_do_not_pass_and_the_sentence_says_how_many_would(
 def test_two_models_that_decide_alike_are_equal() -> None:
     same = {"policy_value_dr": (value(1.0, 0.1), value(1.0, 0.1), PlanValue(0.0, math.nan, math.nan))}
     assert [one.state for one in validation_checks(same, 100, CONF, 200)] == ["passes", "passes"]
+    # Without an interval a difference is not known, and what is not known does not pass.
+    apart = {"policy_value_dr": (value(1.0, 0.1), value(1.5, 0.1), PlanValue(0.5, math.nan, math.nan))}
+    assert validation_checks(apart, 100, CONF, 200)[0].state == "not_measured"
 
 
 def test_a_floor_holds_by_the_bound_and_what_is_not_known_does_not_pass() -> None:
@@ -447,12 +452,19 @@ def validated(rng: np.random.Generator, n: int, rules: tuple[float, float]) -> b
     return all(one.state == "passes" for one in validation_checks({"policy_value_dr": parts}, n, CONF, 200))
 
 
+class PlanErrors(NamedTuple):
+    """Values and errors of many replications at once."""
+
+    value: np.ndarray
+    error: np.ndarray
+
+
 def gain(bound: float) -> float:
     """True gain of a rule of `validated`."""
     return 0.025 * (1 - bound**2)
 
 
-@pytest.mark.parametrize("n", [100, pytest.param(2000, marks=LONG)])
+@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=LONG)])
 def test_a_worse_model_does_not_become_the_challenger(n: int) -> None:
     rng = np.random.default_rng(5)
     by_margin = (0.0, math.sqrt(CONF.margin))
@@ -464,6 +476,25 @@ def test_a_worse_model_does_not_become_the_challenger(n: int) -> None:
     hits = sum(validated(rng, 20_000, (0.0, math.sqrt(0.3))) for _ in range(n // 4))
     print(f"worse by 30 %, 20,000 units: the challenger in {rate_of(hits, n // 4)}")
     assert hits == 0
+
+
+@pytest.mark.parametrize("n", [4_000, pytest.param(100_000, marks=LONG)])
+def test_of_many_models_that_are_worse_by_the_margin_one_in_a_hundred_passes(n: int) -> None:
+    """As above, from the limit law of both gains with errors of 200 resamples; the rule is the one of the checks."""
+    rng, units, rules = np.random.default_rng(13), 20_000, (0.0, math.sqrt(CONF.margin))
+    x = rng.uniform(-1, 1, 200_000)
+    treats = np.stack([np.where(x > bound, 1.0, 0.0) for bound in rules])
+    factor = np.linalg.cholesky(treats @ treats.T / x.size * 4 * 0.3**2 / units).T
+    hits = 0
+    for _ in range(0, n, 2_000):
+        draws = rng.normal(size=(2_000, 200, 2)) @ factor
+        means = rng.normal(size=(2_000, 2)) @ factor + [gain(bound) for bound in rules]
+        champion, new = (PlanErrors(means[:, i], draws[..., i].std(axis=1, ddof=1)) for i in (0, 1))
+        apart = PlanErrors(means[:, 1] - means[:, 0], (draws[..., 1] - draws[..., 0]).std(axis=1, ddof=1))
+        gap, error = over_margin(champion, new, apart, CONF.margin)
+        hits += int((gap - t.isf(CONF.error, 199) * error >= 0).sum())
+    print(f"worse by {CONF.margin:.0%}, limit law: the challenger in {rate_of(hits, n)}")
+    assert abs(hits - n * CONF.error) <= 4 * math.sqrt(n * CONF.error)
 
 
 @pytest.mark.parametrize("n", [40, pytest.param(500, marks=LONG)])

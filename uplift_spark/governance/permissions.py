@@ -26,7 +26,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
-        *("monitor", "monitoring_files", "publish", "serve"),
+        *("monitor", "monitoring_files", "publish", "serve", "retrain"),
     ),
     "approver": (*_READERS, "audit bias", "approve", "reject", "grants"),
     "privacy_officer": (*_READERS, "audit explain", "erase"),
@@ -85,7 +85,7 @@ def roles_of(access: AccessConf, user: str) -> tuple[RoleName, ...]:
 _AGGREGATES = (
     *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_limits", "policy_curve", "policy_tree"),
     *("policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
-    *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts"),
+    *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts", "retrain"),
 )
 """Gold tables in which nobody is a row: what a viewer may read."""
 _AUDIT = ("audit_log", "audit_trees")

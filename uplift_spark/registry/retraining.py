@@ -60,6 +60,10 @@ class RetrainCheck:
     n: float = math.nan
     n_needed: float = math.nan
 
+    def __post_init__(self) -> None:
+        for name in ("figure", "threshold", "n", "n_needed"):  # columns of doubles take no whole numbers
+            object.__setattr__(self, name, float(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class DriftedColumn:
@@ -477,9 +481,10 @@ class PlanValue:
 
     @property
     def error(self) -> float:
-        """Standard error: half the interval over 1.96; nought where nothing varied."""
+        """Standard error: half the interval over 1.96; nought of a figure of nought in which nothing varied, as of two
+        models that decide alike; NaN of others without an interval."""
         half = (self.upper - self.lower) / 2
-        return 0.0 if math.isnan(half) else half / float(norm.isf(0.025))
+        return 0.0 if math.isnan(half) and self.value == 0 else half / float(norm.isf(0.025))
 
 
 PlanFigures = Mapping[str, tuple[PlanValue, PlanValue, PlanValue]]
@@ -536,11 +541,12 @@ def validation_checks(figures: PlanFigures, n: int, conf: Retrain, replicates: i
 
 
 def _against_champion(figures: PlanFigures, n: int, conf: Retrain, z: float) -> RetrainCheck:
-    if conf.metric not in figures or math.isnan(figures[conf.metric][2].value):
+    known = conf.metric in figures and not any(math.isnan(one.error) for one in figures[conf.metric])
+    if not known:
         sentence = f"{conf.metric} of champion and new model is not known on the hold-out of {n:,} units"
         return RetrainCheck("champion", "not_measured", sentence, n=n)
     champion, new, apart = figures[conf.metric]
-    gap, error = _over_margin(champion, new, apart, conf.margin)
+    gap, error = (float(one) for one in over_margin(champion, new, apart, conf.margin))
     bound = gap - z * error
     share = apart.value / abs(champion.value) if champion.value else math.nan
     about = f"{conf.metric}: new {new.value:.4g}, champion {champion.value:.4g}, {apart.value:+.4g} between them"
@@ -557,12 +563,23 @@ def _against_champion(figures: PlanFigures, n: int, conf: Retrain, z: float) -> 
     return RetrainCheck("champion", "fails", f"{about}; {why}", bound, 0.0, n, math.nan if worse else needed)
 
 
-def _over_margin(champion: PlanValue, new: PlanValue, apart: PlanValue, margin: float) -> tuple[float, float]:
-    """(new less 1 - margin of the champion, its standard error): the errors of all three tell how champion and
-    difference vary together."""
+def over_margin(champion: Any, new: Any, apart: Any, margin: float) -> tuple[Any, Any]:
+    """Say by how much a new model exceeds what it must bring, 1 - margin of the champion's figure.
+
+    The errors of all three tell how champion and difference vary together.
+
+    Args:
+        champion: `value` and `error` of its figure; a `PlanValue`, or arrays of many.
+        new: Likewise.
+        apart: Of the new one less the champion, likewise.
+        margin: Share of the champion's figure that may be lost.
+
+    Returns:
+        (excess, its standard error).
+    """
     a, b, c = champion.error**2, new.error**2, apart.error**2
-    together = (b - a - c) / 2
-    return apart.value + margin * champion.value, math.sqrt(max(0.0, c + margin**2 * a + 2 * margin * together))
+    square = c + margin**2 * a + margin * (b - a - c)
+    return apart.value + margin * champion.value, np.sqrt(np.maximum(0.0, square))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -292,7 +292,8 @@ def _validated(it: Retraining, quiet: Campaign, fitted: NewVersion, progress: Pr
     mine = (F.col(RUN_ID) == result.run_id) & (F.col(TREATMENT) == ANY_LEVEL)
     rows = it.campaign.lake.read(METRICS_TABLE).where(mine).collect()
     figures = plan_figures((row.asDict() for row in rows), str(it.champion.version), str(fitted.version))
-    return validation_checks(figures, int(result.details["units"]), conf, config.lift.replicates)
+    n = sum(result.details["units"].values())
+    return validation_checks(figures, n, conf, config.lift.replicates)
 
 
 if __name__ == "__main__":

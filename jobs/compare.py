@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Any
 
@@ -38,6 +39,7 @@ from uplift_spark.evaluation.pictures import comparison_picture, save
 from uplift_spark.evaluation.spark import describe_arms, evaluate, resampling_hash, score_columns, winsorised
 from uplift_spark.evaluation.summary import cut_off, direction_words, interval, number
 from uplift_spark.lake.schemas import gold_table, silver_table
+from uplift_spark.lake.session import instant
 from uplift_spark.learners.metalearners import AnyModel
 from uplift_spark.learners.nuisances import Effects, model_effects
 from uplift_spark.learners.spark import OUTCOME_MEAN, effects_column, fit_outcome_model, predict_frame
@@ -50,7 +52,8 @@ from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 class Contenders:
     """Who is compared on what: registered models by version, the champion first, and the training table's version.
 
-    cost  of treating a unit with each treated level, [L]; 1 each where nobody gave costs
+    cost   of treating a unit with each treated level, [L]; 1 each where nobody gave costs
+    since  only units of the hold-out that were assigned after this moment count; None: all
     """
 
     campaign: Campaign
@@ -58,6 +61,7 @@ class Contenders:
     training: DataFrame
     data: Mapping[str, int]
     cost: np.ndarray
+    since: datetime | None = None
 
     @property
     def config(self) -> Config:
@@ -95,6 +99,7 @@ class Contenders:
     @cached_property
     def _winsorised(self) -> tuple[DataFrame, dict[str, Cut]]:
         rows, outcome = self.training.where(F.col("split") == "holdout"), self.config.roles.outcome
+        rows = rows if self.since is None else rows.where(F.col("assigned_at") > instant(self.since))
         shares = {name: share for name, share in self.config.lift.winsorise.items() if name == outcome}
         return winsorised(rows, shares, self.config.training_table)
 
@@ -109,7 +114,7 @@ class Contenders:
         return 1 / value if value else 0.0
 
 
-def contenders_of(campaign: Campaign) -> Contenders:
+def contenders_of(campaign: Campaign, since: datetime | None = None) -> Contenders:
     """The registered models and the table. Raises ConfigError for versions that do not exist or have other levels than
     the champion, and for costs of some levels only; DataError when a model was trained on units of the hold-out."""
     config, registry, table = campaign.config, campaign.registry, campaign.training_table
@@ -128,7 +133,7 @@ def contenders_of(campaign: Campaign) -> Contenders:
                 f"{', '.join(levels.names)}: leave it out of compare.against"
             )
     cost = np.array(campaign.fixed_costs(levels.treated)) if config.economics.cost else np.ones(len(levels.treated))
-    return Contenders(campaign, registered, campaign.training_set(version), {table: version}, cost)
+    return Contenders(campaign, registered, campaign.training_set(version), {table: version}, cost, since)
 
 
 def contender_predictions(contenders: Contenders, progress: ProgressCallback) -> tuple[DataFrame, dict[str, float]]:
@@ -211,14 +216,9 @@ def _valued(contenders: Contenders, predictions: DataFrame, arms: Arms) -> dict[
         .join(predictions, UNIT)
         .select(*columns)
     )
-    prices = prices_of(
-        predictions,
-        len(contenders.names),
-        contenders.cost,
-        contenders.price,
-        contenders.config.compare.points,
-        contenders.spec.direction,
-    )
+    conf, names = contenders.config.compare, contenders.names
+    how = (len(names), contenders.cost, contenders.price, conf.points, contenders.spec.direction)
+    prices = prices_of(predictions, *how)
     largest = max(arms.max_inverse_propensity.values()), arms.largest_outcomes[0]
     spec = contenders.spec
     rules = Rules(contenders.cost, contenders.price, prices, largest, spec.replicates, spec.seed, spec.direction)
@@ -237,9 +237,8 @@ def logged(result: Comparison, seconds: Mapping[str, float], run_id: str, progre
     except (EnvironmentProblem, OSError) as error:
         progress(f"no picture: {error}")
     known = result.metrics[np.isfinite(result.metrics["value"])]
-    suffixes = {level: level_suffix(index, level) for index, level in enumerate(result.contenders.levels)} | {
-        ANY_LEVEL: ANY_LEVEL
-    }
+    suffixes = {level: level_suffix(index, level) for index, level in enumerate(result.contenders.levels)}
+    suffixes[ANY_LEVEL] = ANY_LEVEL
     keys = known["metric"] + "." + known["treatment"].map(suffixes) + "." + known["model_version"]
     metrics = dict(zip(keys, known["value"].astype(float), strict=True))
     metrics |= {f"fit_seconds.{name}": took for name, took in seconds.items()}
@@ -277,10 +276,17 @@ def compare_summary(result: Comparison) -> str:
     return "\n".join([*lines, *reading, *cut_off(result.contenders.cuts)])
 
 
-def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    since: datetime | None = None,
+) -> JobResult:
     """Fit what is not registered, score the hold-out once with all, and write how they differ from the champion."""
-    lake, contenders = campaign.lake, contenders_of(campaign)
-    run_id = run_id or campaign.run_id("compare", data=contenders.data, models=list(contenders.registered))
+    lake, contenders = campaign.lake, contenders_of(campaign, since)
+    inputs = {"data": contenders.data, "models": list(contenders.registered)} | ({"since": since} if since else {})
+    run_id = run_id or campaign.run_id("compare", **inputs)
     predictions, seconds = contender_predictions(contenders, progress)
     staged = lake.write(contenders.staging, predictions, run_id, mode="overwrite")
     result = compared(contenders, lake.read(staged.table, staged.version), progress)

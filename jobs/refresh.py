@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Annotated, Any
 
+import typer
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -28,6 +30,7 @@ from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_p
 STALENESS_ROWS = (
     200_000  # of training and of new rows, at most about, that are looked at for splits that have become stale
 )
+DUE = "due: "  # how the text of a regrow begins that is
 TREBLED = 3  # times the rows that trees were grown on: more rows than these deserve finer trees
 
 
@@ -40,9 +43,17 @@ def grown_version(campaign: Campaign) -> Registered:
     return registry.trees_of(registry.current(campaign.model_in_use))
 
 
-def refresh(campaign: Campaign, base: Registered, version: int, run_id: str, progress: ProgressCallback) -> Registered:
+def refresh(
+    campaign: Campaign,
+    base: Registered,
+    version: int,
+    run_id: str,
+    progress: ProgressCallback,
+    unless_due: bool = False,
+) -> Registered | str:
     """Register `base` with the sums of the training rows as of this version of their table.
 
+    With `unless_due` splits are tested first, and where a regrow is due nothing is registered: the result is why.
     Raises ConfigError for a model that is no causal forest, or whose roles are not the configuration's.
     """
     config, table = campaign.config, campaign.training_table
@@ -50,14 +61,21 @@ def refresh(campaign: Campaign, base: Registered, version: int, run_id: str, pro
     _check(campaign, base, model)
     frame, started = campaign.training_set(version), time.monotonic()
     rows = frame.where("split = 'train'")
+    tested, grown_on = None, model.forest.facts["rows"]
+    if unless_due:
+        tested = _stale(campaign.lake, base, model.forest, rows, config.seed, progress)
+        why = due({"rows": rows.count(), "rows_grown_on": grown_on, **tested})
+        if why.startswith(DUE):
+            return why
     how = {"of": base.version, "half_life_days": config.refresh.half_life_days}
     refreshed_model = refresh_model(model, rows, how, progress)
     params, metrics = log_facts(refreshed_model.model, time.monotonic() - started)
-    tested = _stale(campaign.lake, base, model.forest, rows, config.seed, progress)
+    if tested is None:
+        tested = _stale(campaign.lake, base, model.forest, rows, config.seed, progress)
     roles, inputs = model.roles, dict(frame.dtypes)
     origin = Origin(run_id, roles, inputs, {table: version}, version, code_version(), base.params, refresh=how)
     params = {"campaign": config.campaign, "refresh_of": base.version, **params}
-    metrics = {**metrics, "rows_grown_on": model.forest.facts["rows"], **tested}
+    metrics = {**metrics, "rows_grown_on": grown_on, **tested}
     return campaign.registry.log_model(config.model_name, refreshed_model.to_bytes(), origin, params, metrics)
 
 
@@ -65,9 +83,9 @@ def due(metrics: Mapping[str, float]) -> str:
     """Whether trees should be grown anew, and why, from the figures of a refreshed version."""
     rows, grown_on, stale = metrics["rows"], metrics["rows_grown_on"], metrics.get("stale_p")
     if stale is not None and stale < LEVEL:
-        return f"due: the splits cannot tell apart what new rows do (p = {stale:.2g})"
+        return f"{DUE}the splits cannot tell apart what new rows do (p = {stale:.2g})"
     if rows > TREBLED * grown_on:
-        return f"due: {rows:,.0f} rows deserve finer trees than the {grown_on:,.0f} they were grown on"
+        return f"{DUE}{rows:,.0f} rows deserve finer trees than the {grown_on:,.0f} they were grown on"
     return "not due" if stale is not None else "not due by the number of rows; splits were not tested"
 
 
@@ -110,7 +128,22 @@ def _stale(
     return {"rows_new": n, "changed_p": test.changed, "stale_p": test.stale}
 
 
-def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: str | None = None) -> JobResult:
+def options(
+    unless_due: Annotated[
+        bool, typer.Option("--unless-due", help="Test the splits first, and register nothing where a regrow is due.")
+    ] = False,
+) -> dict[str, Any]:
+    """Whether splits are tested first."""
+    return {"unless_due": True} if unless_due else {}
+
+
+def run(
+    campaign: Campaign,
+    progress: ProgressCallback = no_progress,
+    run_id: str | None = None,
+    *,
+    unless_due: bool = False,
+) -> JobResult:
     """Refresh, register, point the alias champion at it when `registry.champion` asks so, say if a regrow is due."""
     config, registry, table = campaign.config, campaign.registry, campaign.training_table
     base, version = grown_version(campaign), campaign.lake.version(table)
@@ -121,7 +154,10 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         return JobResult.of("refresh", run_id, **known, regrow="not due: no row is new since these trees were grown")
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = refresh(campaign, base, version, run_id, progress)
+        refreshed = refresh(campaign, base, version, run_id, progress, unless_due)
+        if isinstance(refreshed, str):
+            return JobResult.of("refresh", run_id, model=base.name, trees_of=base.version, regrow=refreshed)
+        model = refreshed
     else:
         progress(f"{model.name} version {model.version} is registered already")
     settle(config, campaign.lake, registry, model, run_id, progress)
@@ -131,4 +167,4 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
 
 
 if __name__ == "__main__":
-    main_job(run)
+    main_job(run, options)

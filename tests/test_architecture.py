@@ -32,7 +32,7 @@ GROUND = (
 # Rooms above the ground, and the other rooms each may import. What jobs read and write, they read and write in rooms.
 ROOMS: dict[str, set[str]] = {
     "lake": set(),
-    "registry": {"lake"},
+    "registry": {"lake", "monitoring"},
     "events": {"lake", "governance"},
     "policy": {"lake", "registry", "campaign", "governance"},
     "governance": {"lake", "registry"},
@@ -66,7 +66,7 @@ SPARKLESS_MODULES = {
     *("uplift_spark.lake.duck", "uplift_spark.lake.duck_functions", "uplift_spark.lake.local_tables"),
     *("uplift_spark.evaluation.metrics", "uplift_spark.evaluation.sums", "uplift_spark.evaluation.lift_tables"),
     "uplift_spark.evaluation.pictures",
-    *("uplift_spark.policy.allocation", "uplift_spark.policy.trees"),
+    *("uplift_spark.policy.allocation", "uplift_spark.policy.trees", "uplift_spark.registry.retraining"),
     *("uplift_spark.governance.audit", "uplift_spark.governance.bias", "uplift_spark.governance.permissions"),
 }
 

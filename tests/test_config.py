@@ -58,6 +58,13 @@ def test_overrides_are_yaml_values_at_dotted_keys(conf: Path) -> None:
     assert (config.roles.features, config.lift.outcomes) == (("age",), ("spend",))
 
 
+@pytest.mark.parametrize("hours", ["24", "168"])
+def test_hours_of_a_window_may_be_written_in_a_file(conf: Path, hours: str) -> None:
+    assert load_config(conf, (f"monitoring.hours={hours}",)).monitoring.hours == int(hours)
+    with pytest.raises(ConfigError, match=r"monitoring.hours: Input should be 1, 2"):
+        load_config(conf, ("monitoring.hours=5",))
+
+
 def test_training_roles_read_the_training_set(conf: Path) -> None:
     roles = load_config(conf).training_roles
     assert (roles.unit, roles.treatment, roles.outcome, roles.propensity) == (

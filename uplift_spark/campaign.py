@@ -159,17 +159,39 @@ class Campaign:
         Raises:
             ConfigError: there is no such job in the line; else as the jobs.
         """
-        from uplift_spark.jobs import features, ingest, lift, nuisances, policy, report, score, train, whole_line
+        from uplift_spark.jobs import whole_line
 
-        ingest_rows = partial(ingest.run, replace=self._replaces)
-        modules = (features, nuisances, train, score, lift, policy, report)
-        jobs: dict[str, Any] = {"ingest": ingest_rows, **{one.__name__.rpartition(".")[2]: one.run for one in modules}}
+        jobs = self._jobs()
         if unknown := [verb for verb in verbs if verb not in jobs]:
             raise ConfigError(f"the line has no job {unknown[0]!r}: {hint(unknown[0], jobs)}")
         for verb in verbs or whole_line(self.config):
             with self.planned(verb):
                 jobs[verb](self, partial(_with_verb, progress, verb))
         return self
+
+    def job(self, verb: str, progress: ProgressCallback, **options: Any) -> JobResult:
+        """Run one job that models come from: of the line, refresh or compare.
+
+        Args:
+            verb: The job.
+            progress: is called with each line of progress.
+            **options: of the job's `run`.
+
+        Returns:
+            Its result.
+        """
+        from uplift_spark.jobs import compare, refresh
+
+        jobs = {**self._jobs(), "refresh": refresh.run, "compare": compare.run}
+        result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb), **options)
+        return result
+
+    def _jobs(self) -> dict[str, Any]:
+        from uplift_spark.jobs import features, ingest, lift, nuisances, policy, report, score, train
+
+        modules = (features, nuisances, train, score, lift, policy, report)
+        jobs: dict[str, Any] = {one.__name__.rpartition(".")[2]: one.run for one in modules}
+        return {"ingest": partial(ingest.run, replace=self._replaces), **jobs}
 
     def planned(self, verb: str) -> AbstractContextManager[bool]:
         """Within the body Spark plans for the size of the campaign's data, see `Lake.planned`; `verb` is what runs."""

@@ -38,6 +38,7 @@ from uplift_spark.sections.canary import CanaryConf
 from uplift_spark.sections.experiment import ExperimentConf
 from uplift_spark.sections.governance import Governance
 from uplift_spark.sections.monitoring import Monitoring
+from uplift_spark.sections.retraining import Refresh, Retrain
 from uplift_spark.sections.serving import Serving
 from uplift_spark.sections.source import STRICT, EventsSource, Lakehouse, Pseudonyms, Simulation, TableSource, TrialConf
 
@@ -346,17 +347,6 @@ class Tune:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Refresh:
-    """`refresh`, for `uplift refresh`: new labels into the champion's trees.
-
-    half_life_days  a row counts half as much as one assigned so many days later; None: all alike
-    """
-
-    RUNS: ClassVar = {"refresh": "campaign roles refresh registry.name"}
-    half_life_days: Annotated[float, Field(gt=0)] | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
 class Economics:
     """`economics`: what things are worth, in any one currency.
 
@@ -642,6 +632,7 @@ class Config:
     governance: Governance = Field(default_factory=Governance)
     tree: TreeConf = Field(default_factory=TreeConf)
     monitoring: Monitoring = Field(default_factory=Monitoring)
+    retrain: Retrain = Field(default_factory=Retrain)
     alerts: Alerts = Field(default_factory=Alerts)
     serving: Serving = Field(default_factory=Serving)
     canary: CanaryConf = Field(default_factory=CanaryConf)

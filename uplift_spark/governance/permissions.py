@@ -28,7 +28,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
-        *("monitor", "monitoring_files", "publish", "serve", "canary", "rollback"),
+        *("monitor", "monitoring_files", "publish", "serve", "retrain", "canary", "rollback"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),
     "privacy_officer": (*_READERS, "report", "tables", "sql", "audit explain", "erase"),
@@ -93,7 +93,8 @@ def roles_of(access: AccessConf, user: str) -> tuple[RoleName, ...]:
 _AGGREGATES = (
     *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_limits", "policy_curve", "policy_tree"),
     *("policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
-    *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts", "canary"),
+    *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts", "retrain"),
+    "canary",
 )
 """Gold tables in which nobody is a row: what a viewer may read."""
 _AUDIT = ("audit_log", "audit_trees")

@@ -463,6 +463,31 @@ _WINDOW_SUMS = Contract(
     ),
 )
 
+_RETRAIN = Contract(
+    table="gold.retrain",
+    job="retrain",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "window_end timestamp: of the newest monitored window when it was decided",
+        "decision string: not_needed, blocked (an incident forbids it), stopped (the new rows are not fit for it), "
+        "rejected (the new model did not pass) or challenger",
+        "check string: decision is the conclusion; beside it were looked at: volume, drift, lift_drop, age, by_hand; "
+        "incidents, quarantine, targeted_only; training_set, arm:<level>, trial:<finding>, fit; champion and "
+        "floor:<figure>, which the new model was held against",
+        "state string: fires or quiet of a reason; blocks, passes or fails of what must hold; not_measured; of the "
+        "decision the decision",
+        "figure double: what was measured",
+        "threshold double",
+        "n double: observations behind it",
+        "n_needed double: that would tell what these could not",
+        "sentence string: in words; of the decision its reason",
+        "champion_version string",
+        "model_version string: that was fitted; null where none was",
+        "fit string: refresh (sums of the new rows in the champion's trees) or regrow",
+    ),
+)
+
 _EXPERIMENT = Contract(
     table="gold.experiment",
     job="assign",
@@ -557,7 +582,7 @@ _CANARY = Contract(
 GOLD = (
     _CANARY,
     *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
-    *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS),
+    *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS, _RETRAIN),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
     *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
@@ -15,6 +15,11 @@ from uplift_spark.sections.source import STRICT
 
 Threshold = float | Literal["default"] | None
 """A number; null: none; left out: the KPI's own."""
+
+
+def _whole(value: Any) -> Any:
+    """A file has texts, and of numbers that are listed pydantic takes numbers alone."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _check_sql(texts: dict[str, str]) -> None:
@@ -143,7 +148,7 @@ class Monitoring:
         "monitor": "campaign roles roles.direction labels economics monitoring nuisances seed holdout registry.name "
         "policy.objective feature_definitions outcomes"
     }
-    hours: Literal[1, 2, 3, 4, 6, 8, 12, 24, 168] = 24
+    hours: Annotated[Literal[1, 2, 3, 4, 6, 8, 12, 24, 168], BeforeValidator(_whole)] = 24
     alpha: Annotated[float, Field(ge=1e-6, le=0.1)] = 0.001
     kpis: dict[str, KpiConf] = Field(default_factory=dict)
     drift: DriftConf = Field(default_factory=DriftConf)

@@ -1,0 +1,227 @@
+"""What is known about a running campaign when its model is decided on: windows, incidents, new units. Spark.
+
+All of it is read from what `uplift monitor` wrote and from raw events; nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from uplift_spark.config import Labels
+from uplift_spark.errors import DataError
+from uplift_spark.lake.schemas import (
+    ALERTS_TABLE,
+    ASSIGNMENT_TABLE,
+    CANARY_TABLE,
+    OUTCOME_TABLE,
+    QUARANTINE,
+    gold_table,
+)
+from uplift_spark.lake.session import instant, moment, plus_hours
+from uplift_spark.lake.tables import Lake
+from uplift_spark.monitoring.alerts import AlertBook, AlertEvent
+from uplift_spark.monitoring.spark import last_runs
+from uplift_spark.registry.retraining import INCIDENTS, NewArm
+from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT
+
+_KPI_TABLE = gold_table("kpi")
+_CANARY_IS_OVER = ("promoted", "rolled back", "ended", "restored")
+_REPLAYED = "quarantine#"  # how the source of rows begins that `uplift replay` added
+
+
+@dataclass(frozen=True)
+class MonitoredWindows:
+    """The windows of a campaign that were monitored.
+
+    runs        {start: run that knew most}, oldest first
+    start, end  of the newest one
+    """
+
+    lake: Lake
+    campaign: str
+    runs: Mapping[datetime, str]
+    start: datetime
+    end: datetime
+
+    @property
+    def words(self) -> str:
+        """The newest one, for a reader."""
+        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M} UTC"
+
+    def last(self, n: int) -> list[str]:
+        """Runs of the last windows.
+
+        Args:
+            n: How many windows, at most.
+
+        Returns:
+            Their runs, oldest first.
+        """
+        return list(self.runs.values())[-n:]
+
+    def rows(self, table: str, runs: Sequence[str], version: str | None = None) -> list[dict[str, Any]]:
+        """Read what runs of monitor wrote.
+
+        Args:
+            table: kpi, drift or findings.
+            runs: Of which runs.
+            version: Of this model version alone; None: of any.
+
+        Returns:
+            Rows, moments in UTC; none where the table is not there.
+        """
+        if not self.lake.exists(gold_table(table)):
+            return []
+        rows = self.lake.read(gold_table(table)).where(
+            (F.col(CAMPAIGN) == self.campaign) & F.col(RUN_ID).isin(list(runs))
+        )
+        rows = rows if version is None else rows.where(F.col("model_version") == version)
+        times = {name: F.unix_micros(name) for name in ("window_start", "window_end")}
+        collected = [row.asDict() for row in rows.withColumns(times).collect()]
+        return [{**row, **{name: moment(row[name]) for name in times}} for row in collected]
+
+    def check_newest(self, last: datetime, hours: int) -> None:
+        """Refuse to decide while whole windows wait to be monitored.
+
+        Args:
+            last: When the newest unit was assigned.
+            hours: Of a window.
+
+        Raises:
+            DataError: A whole window lies between the newest monitored one and this unit.
+        """
+        if last >= self.end + timedelta(hours=hours):
+            raise DataError(
+                f"units were assigned until {last:%Y-%m-%d %H:%M} UTC, but the newest window in {_KPI_TABLE} ends "
+                f"{self.end:%Y-%m-%d %H:%M}: run `uplift monitor` for the windows since"
+            )
+
+
+def monitored_windows(lake: Lake, campaign: str) -> MonitoredWindows:
+    """Find the windows of a campaign that were monitored.
+
+    Args:
+        lake: The lakehouse.
+        campaign: Name of the campaign.
+
+    Returns:
+        The windows.
+
+    Raises:
+        DataError: None was.
+    """
+    row = None
+    if lake.exists(_KPI_TABLE):
+        mine = lake.read(_KPI_TABLE).where(F.col(CAMPAIGN) == campaign)
+        ends = (F.unix_micros("window_start").alias("start"), F.unix_micros("window_end").alias("end"))
+        row = mine.select(*ends).orderBy(F.desc("start")).first()
+    if row is None:
+        raise DataError(
+            f"table {_KPI_TABLE} has no window of campaign {campaign}: run `uplift monitor` first, so that incidents "
+            "are known before a model is fitted"
+        )
+    runs = dict(sorted(last_runs(mine).items()))
+    return MonitoredWindows(lake, campaign, runs, moment(row["start"]), moment(row["end"]))
+
+
+def open_incidents(windows: MonitoredWindows, newest: int) -> dict[str, tuple[str, str]]:
+    """Find incidents that forbid to fit a model.
+
+    Args:
+        windows: That were monitored.
+        newest: Windows that count.
+
+    Returns:
+        {name among `INCIDENTS`: (where, sentence)}, of KPIs in state alert, findings, alerts that have fired and are
+        not resolved, and a canary that goes on.
+    """
+    runs, incidents = windows.last(newest), {}
+    for row in windows.rows("kpi", runs):
+        if row["kpi"] in INCIDENTS and row["state"] == "alert":
+            sentence = f"{row['kpi']} of {row['cut']} is {row['value']:.4g}, the threshold is {row['alert']:.4g}"
+            incidents[row["kpi"]] = (_from(row), sentence)
+    for row in windows.rows("findings", runs):
+        if row["finding"] in INCIDENTS:
+            incidents[row["finding"]] = (_from(row), row["sentence"])
+    if windows.lake.exists(ALERTS_TABLE):
+        rows = windows.lake.read(ALERTS_TABLE).where(F.col(CAMPAIGN) == windows.campaign).collect()
+        for state in AlertBook.replay(AlertEvent.from_row(row.asDict()) for row in rows).states.values():
+            if state.active and state.last.rule in INCIDENTS:
+                incidents.setdefault(state.last.rule, ("an alert is open", state.last.summary))
+    if windows.lake.exists(CANARY_TABLE):
+        rows = windows.lake.read(CANARY_TABLE).where(F.col(CAMPAIGN) == windows.campaign)
+        last = rows.orderBy(F.desc("step")).first()
+        if last is not None and last["state"] not in _CANARY_IS_OVER:
+            sentence = f"{last['canary']} of version {last['challenger']} is {last['state']}"
+            incidents["canary"] = ("a canary goes on", sentence)
+    return dict(sorted(incidents.items()))
+
+
+def _from(row: Mapping[str, Any]) -> str:
+    return f"in the window from {row['window_start']:%Y-%m-%d %H:%M}"
+
+
+def new_arms(newer: DataFrame, mature: Column, levels: Iterable[str]) -> dict[str, NewArm]:
+    """Count new units by level.
+
+    Args:
+        newer: Rows of assignments.
+        mature: Whether the labels of a row are mature.
+        levels: That must be there, with no unit if need be.
+
+    Returns:
+        {level: sums over mature rows}.
+    """
+    inverse = 1 / F.col(PROPENSITY)
+    sums = (F.count(PROPENSITY).alias("logged"), F.sum(inverse).alias("one"), F.sum(inverse * inverse).alias("two"))
+    arms = {level: NewArm(0, 0, 0.0, 0.0) for level in levels}
+    for row in newer.where(mature).groupBy(TREATMENT).agg(F.count(F.lit(1)).alias("units"), *sums).collect():
+        arms[row[TREATMENT]] = NewArm(row["units"], row["logged"], row["one"] or 0.0, row["two"] or 0.0)
+    return arms
+
+
+def matured(labels: Labels, names: Sequence[str], as_of: datetime) -> Column:
+    """Say whether the labels of an assignment are mature.
+
+    Args:
+        labels: The section of the configuration.
+        names: Outcomes.
+        as_of: When labels are read.
+
+    Returns:
+        A condition over rows of assignments.
+    """
+    longest = max(labels.days(name) for name in names) + labels.wait_days
+    return plus_hours(F.col("assigned_at"), F.lit(24.0 * longest)) <= instant(as_of)
+
+
+def quarantined_since(lake: Lake, campaign: str, newer: DataFrame) -> tuple[int, int]:
+    """Count rows in quarantine and rows taken in since the first of the new units came.
+
+    Args:
+        lake: The lakehouse.
+        campaign: Name of the campaign.
+        newer: Assignments of new units.
+
+    Returns:
+        (rows in quarantine that no replay has repaired, rows of assignments and outcomes).
+    """
+    since, runs = newer.agg(F.min(F.unix_micros("ingested_at")), F.collect_set(RUN_ID)).collect()[0]
+    if since is None:
+        return 0, 0
+    # A run writes its tables one after another, quarantine first.
+    came = (F.unix_micros("ingested_at") >= since) | F.col(RUN_ID).isin(runs)
+    mine = (F.col(CAMPAIGN) == campaign) & came
+    replayed = F.count_if(F.col("source").startswith(_REPLAYED))
+    taken = repaired = 0
+    for table in (ASSIGNMENT_TABLE, OUTCOME_TABLE):
+        n, again = lake.read(table).where(mine).agg(F.count(F.lit(1)), replayed).collect()[0]
+        taken, repaired = taken + n, repaired + again
+    rejected = lake.read(QUARANTINE).where(mine).count() if lake.exists(QUARANTINE) else 0
+    return max(0, rejected - repaired), taken

@@ -287,7 +287,7 @@ def test_too_few_units_to_tell_do_not_pass_and_the_sentence_says_how_many_would(
     error = math.sqrt(0.04**2 + (0.95 * 0.03) ** 2)
     needed = 10_000 * ((t.isf(0.01, 199) + norm.isf(0.2)) * error / 0.05) ** 2
     assert check.state == "fails" and check.n_needed == math.ceil(needed)
-    assert f"not worse by 5% is not shown; {check.n_needed:,} units of the hold-out would tell" in check.sentence
+    assert f"not worse by 5% is not shown; {check.n_needed:,.0f} units of the hold-out would tell" in check.sentence
 
 
 def test_two_models_that_decide_alike_are_equal() -> None:

@@ -193,12 +193,18 @@ class LiftDrop:
     """How much of the expected benefit is gone.
 
     drop     share; negative where there is more; NaN where the expected benefit cannot be distinguished from nought
+    lower    one-sided bound, of level 1 - alpha: at least so much is gone
     p_value  of nothing gone
+    sure     whether more than the limit is gone, and that something is cannot be chance
+    n        units that were observed
     n_needed units of the smaller arm with which a drop as large as the limit would differ from none four times in five
     """
 
     drop: float
+    lower: float
     p_value: float
+    sure: bool
+    n: int
     n_needed: float
 
 
@@ -219,7 +225,7 @@ def lift_drop(
         observed: From the window's labels.
         direction: Which way the outcome should go.
         limit: Share of the lift that may be lost.
-        alpha: Probability of a p-value that finds a drop where there is none.
+        alpha: Probability of finding a drop where there is none.
 
     Returns:
         The drop.
@@ -228,12 +234,13 @@ def lift_drop(
     error = math.hypot(estimated.error, observed.error)
     quantile = float(norm.isf(alpha))
     if not (was > 2 * estimated.error and error > 0 and math.isfinite(now)):
-        return LiftDrop(math.nan, math.nan, math.nan)
+        return LiftDrop(math.nan, math.nan, math.nan, False, observed.n, math.nan)
     p_value = float(norm.sf((was - now) / error))
     drop = 1 - now / was
     tolerated = (limit * was / (quantile + float(norm.ppf(0.8)))) ** 2 - estimated.error**2
     needed = math.ceil(observed.n * observed.error**2 / tolerated) if tolerated > 0 else math.inf
-    return LiftDrop(drop, p_value, needed)
+    lower = drop - quantile * error / was
+    return LiftDrop(drop, lower, p_value, bool(drop > limit and p_value < alpha), observed.n, needed)
 
 
 @dataclass(frozen=True)

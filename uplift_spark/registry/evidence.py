@@ -155,8 +155,8 @@ def open_incidents(windows: MonitoredWindows, newest: int) -> dict[str, tuple[st
             if state.active and state.last.rule in INCIDENTS:
                 incidents.setdefault(state.last.rule, ("an alert is open", state.last.summary))
     if windows.lake.exists(CANARY_TABLE):
-        rows = windows.lake.read(CANARY_TABLE).where(F.col(CAMPAIGN) == windows.campaign)
-        last = rows.orderBy(F.desc("step")).first()
+        canaries = windows.lake.read(CANARY_TABLE).where(F.col(CAMPAIGN) == windows.campaign)
+        last = canaries.orderBy(F.desc("step")).first()
         if last is not None and last["state"] not in _CANARY_IS_OVER:
             sentence = f"{last['canary']} of version {last['challenger']} is {last['state']}"
             incidents["canary"] = ("a canary goes on", sentence)

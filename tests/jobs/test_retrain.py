@@ -121,7 +121,7 @@ def test_the_story_of_a_campaign(campaign: Campaign, monkeypatch: pytest.MonkeyP
     new = late.training_set(split="holdout").join(trained).where(F.col("assigned_at") > F.col("max(assigned_at)"))
     assert checks.loc["champion", "n"] == new.count()
     log = rows_of(lake, "gold.audit_log", action="retrain")
-    assert list(log["job_run"]) == [blocked.run_id, result.run_id]
+    assert list(log.sort_values("seq")["job_run"]) == [blocked.run_id, result.run_id]
 
     # Killed before the alias was set, the run sets it when it runs again.
     registry._client.delete_registered_model_alias(registry.store.model("weekly"), "challenger")

@@ -24,7 +24,7 @@ from uplift_spark.lake.tables import Claim, Lake, Written
 HOSTILE = [
     "gold.x`",
     "gold.`x",
-    "gold.x; DROP TABLE gold.canary",
+    "gold.x; DROP TABLE gold.sentinel",
     "gold.x--",
     "gold.x\n",
     "gold.x/../canary",
@@ -47,7 +47,7 @@ def rows(spark: SparkSession, n: int, start: int = 0) -> DataFrame:
 
 
 def test_hostile_names_are_refused_and_touch_nothing(lake: Lake) -> None:
-    lake.write("gold.canary", rows(lake.spark, 2), "r1")
+    lake.write("gold.sentinel", rows(lake.spark, 2), "r1")
     calls: list[Callable[[str], object]] = [
         lake.name,
         lake.exists,
@@ -59,12 +59,12 @@ def test_hostile_names_are_refused_and_touch_nothing(lake: Lake) -> None:
         for call in calls:
             with pytest.raises(ConfigError, match=r"name"):
                 call(name)
-    with pytest.raises(ConfigError, match=r"column of table gold.canary"):
-        lake.write("gold.canary", rows(lake.spark, 1).withColumn("x` y", F.lit(1)), "r2")
+    with pytest.raises(ConfigError, match=r"column of table gold.sentinel"):
+        lake.write("gold.sentinel", rows(lake.spark, 1).withColumn("x` y", F.lit(1)), "r2")
     with pytest.raises(ConfigError, match=r"lakehouse.catalog"):
         Lake(lake.spark, Lakehouse(catalog="main`; DROP"))
-    assert lake.tables() == ["gold.canary"]
-    assert (lake.version("gold.canary"), lake.read("gold.canary").count()) == (0, 2)
+    assert lake.tables() == ["gold.sentinel"]
+    assert (lake.version("gold.sentinel"), lake.read("gold.sentinel").count()) == (0, 2)
 
 
 def test_a_rerun_adds_nothing_and_other_data_is_a_conflict(lake: Lake) -> None:

@@ -249,19 +249,19 @@ def registry_down(lake: Lake) -> Answer:
 def hostile_names(lake: Lake) -> Answer:
     """Names that would end a quoted name or start another statement; a table beside them must survive."""
     rows = lake.spark.range(2)
-    lake.write("gold.canary", rows, "r1")
+    lake.write("gold.sentinel", rows, "r1")
     runs: list[Callable[[], object]] = []
-    for part in ("x`", "x; DROP TABLE gold.canary", "x--", "x\n", "../canary"):
+    for part in ("x`", "x; DROP TABLE gold.sentinel", "x--", "x\n", "../sentinel"):
         runs += [
             lambda part=part: lake.write(f"gold.{part}", rows, "r2"),  # type: ignore[misc]
-            lambda part=part: lake.write("gold.canary", rows.withColumnRenamed("id", part), "r2"),  # type: ignore[misc]
+            lambda part=part: lake.write("gold.sentinel", rows.withColumnRenamed("id", part), "r2"),  # type: ignore[misc]
             lambda part=part: Lake(lake.spark, Lakehouse(catalog=part)),  # type: ignore[misc]
             lambda part=part: replace(CAMPAIGN, campaign=part),  # type: ignore[misc]
             lambda part=part: Load(f"bronze.profile_{part}", "in", "csv"),  # type: ignore[misc]
         ]
     errors = [refusal(run) for run in runs]
     missed = [one for one in errors if one.by != "ConfigError"]
-    if missed or lake.tables() != ["gold.canary"] or lake.read("gold.canary").count() != 2:
+    if missed or lake.tables() != ["gold.sentinel"] or lake.read("gold.sentinel").count() != 2:
         return Answer("nothing", f"{len(missed)} of {len(errors)} names passed, tables {lake.tables()}")
     return Answer("ConfigError", f"{len(errors)} of {len(errors)} refused, canary whole: {errors[0].message}")
 

@@ -7,6 +7,7 @@ is done; a run that was killed goes on from there. Every deed can be done twice:
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -112,8 +113,7 @@ class CanaryLog:
         schema = columns_to_fill(CANARY_TABLE)
         row = {**asdict(record), CAMPAIGN: self.config.campaign}
         frame = self.lake.spark.createDataFrame([tuple(row[name] for name in schema.fieldNames())], schema)
-        # The time makes the run id one's own: two who write at once must not pass for one.
-        run_id = f"{record.canary}-{record.step}-{(self.now - moment(0)).total_seconds():.6f}"
+        run_id = f"{record.canary}-{record.step}-{uuid.uuid4().hex[:12]}"  # two who write at once must not pass for one
         try:
             self.lake.write(CANARY_TABLE, frame, run_id, claim=self._claim)
         except OvertakenError as error:

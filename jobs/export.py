@@ -110,11 +110,11 @@ def _facts(gate: ConsentGate) -> dict[str, Any]:
 def _write(rows: DataFrame, export: Export) -> None:
     target = export.local
     if target is None:
-        return _save(rows, export.format, export.to, "errorifexists")
+        return _save(rows, export.format, export.to, "error")
     # A name that nobody else has: what is removed when this fails was made here.
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        _save(rows, export.format, str(partial), "errorifexists")
+        _save(rows, export.format, str(partial), "error")
         if not partial.exists():
             raise EnvironmentProblem(f"--to {export.to} is a folder of Spark's server, not of this machine: give a URI")
         if target.exists():

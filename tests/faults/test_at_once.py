@@ -12,7 +12,9 @@ import pytest
 from tests.faults.campaign import nights, shelf
 from tests.faults.driver import MET
 from tests.faults.interruptions import drivers_at_once
-from uplift_spark.errors import ConflictError
+from uplift_spark.errors import ConflictError, OvertakenError
+from uplift_spark.events.ingest import tables_of
+from uplift_spark.events.table_source import Replacement
 from uplift_spark.lake.tables import Lake
 
 pytestmark = pytest.mark.slow
@@ -66,6 +68,36 @@ def test_of_two_that_take_the_place_of_a_third_one_is_loaded(lake: Lake, tmp_pat
     assert "done" in outcomes and all(one == "done" or isinstance(one, ConflictError) for one in outcomes), outcomes
     shelf(600, lake, replaces=True)  # whoever lost runs again
     check_shelf(lake, 600)
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_one_of_two_that_take_over_at_once_writes_all(place: int, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins and takes over while the other is between two tables of its own taking over."""
+    shelf(400, lake)
+    real, calls, second = Lake.take_over, 0, []
+
+    def begun() -> Replacement:
+        return Replacement.begun(lake, "shelf", True, lambda _: "ingest-new")
+
+    def watched(self: Lake, table: str, name: str) -> None:
+        nonlocal calls
+        real(self, table, name)
+        calls += 1
+        if calls == place:
+            second.append(begun())
+
+    monkeypatch.setattr(Lake, "take_over", watched)
+    first = begun()
+
+    def all_written(one: Replacement, run_id: str) -> bool:
+        try:
+            for table in filter(lake.exists, tables_of("shelf")):
+                lake.write(table, lake.read(table).drop("run_id").limit(0), run_id, claim=one.claims[table])
+        except OvertakenError:
+            return False
+        return True
+
+    assert sum([all_written(second[0], "ingest-b"), all_written(first, "ingest-a")]) == 1
 
 
 def test_nights_at_once_add_each_row_once(lake: Lake, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.contracts import count_checked
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
+    OUTCOME_TABLE,
     QUARANTINE,
+    TRUTH_TABLE,
     Contract,
     Rule,
     bronze_table,
@@ -569,7 +571,13 @@ def report_counts(details: Mapping[str, Any], progress: ProgressCallback) -> Non
         progress(f"{outcome} is not known of {n:,} units: kept as events without a value")
 
 
+def tables_of(campaign: str) -> tuple[str, ...]:
+    """Raw tables that `uplift ingest` writes for a campaign, in this order: the assignment says that all are there."""
+    return (profile_table(campaign), OUTCOME_TABLE, TRUTH_TABLE, QUARANTINE, ASSIGNMENT_TABLE)
+
+
 def bronze_tables(frames: dict[str, DataFrame], campaign: str) -> dict[str, DataFrame]:
-    """Frames by the names of their tables."""
-    tables = {"profile": profile_table(campaign)}
-    return {tables.get(name, bronze_table(name)): frame for name, frame in frames.items()}
+    """Frames by the names of their tables, in the order in which these are written."""
+    names = {"profile": profile_table(campaign)}
+    named = {names.get(name, bronze_table(name)): frame for name, frame in frames.items()}
+    return {table: named[table] for table in sorted(named, key=tables_of(campaign).index)}

@@ -34,6 +34,7 @@ from uplift_spark.events.ingest import (
     require_arms,
     spread_rows,
     stamped_rejects,
+    tables_of,
 )
 from uplift_spark.events.load import ingest_claim
 from uplift_spark.events.load_source import find_delta
@@ -42,7 +43,6 @@ from uplift_spark.lake.contracts import Contract, Rule, check, count_checked, tr
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
     OUTCOME_TABLE,
-    QUARANTINE,
     TRUTH_TABLE,
     profile_table,
     with_levels,
@@ -466,19 +466,18 @@ _REPLACED = (
 )
 
 
-def _tables_of(campaign: str) -> tuple[str, ...]:
-    """The raw tables that `uplift ingest` writes for a campaign, the assignment last."""
-    return (profile_table(campaign), OUTCOME_TABLE, TRUTH_TABLE, QUARANTINE, ASSIGNMENT_TABLE)
-
-
 def claims_of(lake: Lake, campaign: str) -> dict[str, Claim]:
     """Claim to be the next who loads a campaign, by table; see `Lake.claim`."""
-    return {table: lake.claim(table, ingest_claim(campaign)) for table in _tables_of(campaign)}
+    return {table: lake.claim(table, ingest_claim(campaign)) for table in tables_of(campaign)}
 
 
 def take_over(lake: Lake, campaign: str) -> None:
-    """Have every run that is loading a campaign now end at the next table it would write."""
-    for table in filter(lake.exists, _tables_of(campaign)):
+    """Have every run that is loading a campaign now end at the next table it would write.
+
+    Last the table that is written first. So of two runs that do this at once one writes everything: who claimed that
+    table after it was taken over claimed all others after they were, too, and who claimed it before writes nothing.
+    """
+    for table in filter(lake.exists, reversed(tables_of(campaign))):
         lake.take_over(table, ingest_claim(campaign))
 
 
@@ -538,7 +537,7 @@ class Replacement:
     @classmethod
     def of(cls, lake: Lake, campaign: str, wanted: bool) -> Replacement:
         """Find the runs of a campaign that have loaded it, or began to; none goes unless this is `wanted`."""
-        runs = unfinished_runs(lake, _tables_of(campaign)[:-1], campaign) if wanted else set()
+        runs = unfinished_runs(lake, tables_of(campaign)[:-1], campaign) if wanted else set()
         if not lake.exists(ASSIGNMENT_TABLE):
             return cls(campaign, tuple(sorted(runs)), "")
         before = lake.properties(ASSIGNMENT_TABLE).get(_REPLACED + campaign, "")
@@ -563,7 +562,7 @@ class Replacement:
             return
         if lake.exists(ASSIGNMENT_TABLE):
             lake.set_properties(ASSIGNMENT_TABLE, {_REPLACED + self.campaign: self.before})
-        for table in filter(lake.exists, _tables_of(self.campaign)):
+        for table in filter(lake.exists, tables_of(self.campaign)):
             if gone := lake.delete_runs(table, self.runs, self.campaign):
                 progress(f"{table}: {gone:,} rows of {', '.join(self.runs)} removed, older versions have them")
 

@@ -23,14 +23,11 @@ from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.canary import (
     CHALLENGER_SLICE,
-    UNFINISHED,
     CanaryEvidence,
     CanaryReading,
     canary_design,
     read_canary,
     reading_text,
-    state_after,
-    state_at_end,
 )
 from uplift_spark.experiments.spark import CanarySlices, in_canary_slices
 from uplift_spark.governance.approvals import waits_for
@@ -54,6 +51,7 @@ from uplift_spark.policy.planning import candidates_of, decide, policy_inputs
 from uplift_spark.registry.models import CHALLENGER, Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.sections.canary import UNFINISHED, state_after, state_at_end
 from uplift_spark.serving.store import is_published
 
 CANARY_STEPS = ("start", "status", "decide")

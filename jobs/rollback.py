@@ -18,7 +18,6 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
-from uplift_spark.experiments.canary import state_at_end
 from uplift_spark.governance.approvals import waits_for
 from uplift_spark.governance.rollout import (
     CanaryLog,
@@ -32,9 +31,8 @@ from uplift_spark.governance.rollout import (
 )
 from uplift_spark.registry.models import Registered
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.sections.canary import ON_TRIAL, state_at_end
 from uplift_spark.serving.store import is_published
-
-_ON_TRIAL = ("running", "promoting", "rolling back", "ending")
 
 
 def options(
@@ -74,7 +72,7 @@ def _version_before(campaign: Campaign, log: CanaryLog) -> int:
         # Repeated, a rollback comes to the same end: the champion that it restored is not rolled back in its turn.
         if last.state == "restoring" or (last.state == "restored" and last.challenger == str(current.version)):
             return int(last.challenger)
-        if last.state in _ON_TRIAL:
+        if last.state in ON_TRIAL:
             return int(last.champion)
     before = earlier_champion(campaign.lake, log.records, current)
     if before is None:
@@ -119,7 +117,7 @@ def run(
         )
     record = restoring(campaign, log, target, reason)
     trial = next((one for one in reversed(log.records) if one.canary != record.canary), None)
-    if trial is not None and trial.state in _ON_TRIAL:
+    if trial is not None and trial.state in ON_TRIAL:
         end_trial(config, lake, registry, replace(record, challenger=trial.challenger))
     make_champion(config, lake, registry, target, record)
     run_job = partial(campaign.put_in_force, progress=progress)

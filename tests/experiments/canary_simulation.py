@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uplift_spark.experiments.canary import SliceSums, check_states, harm_of
+from uplift_spark.experiments.canary import SliceSums, check_states
 from uplift_spark.sections.canary import CanaryConf
 
 CONF = CanaryConf()
@@ -24,7 +24,8 @@ CONF = CanaryConf()
 class Case:
     """Truth of both slices (champion, challenger), units a slice, and in how many looks they arrive.
 
-    spiky  some looks see a hundred times as many units as others, and the slices differ in traffic
+    spiky     some looks see a hundred times as many units as others, and the slices differ in traffic
+    decrease  less of the outcome is better
     """
 
     name: str
@@ -36,6 +37,7 @@ class Case:
     opt_outs: tuple[float, float] = (0.002, 0.002)
     outcome: tuple[float, float] = (0.05, 0.05)
     spiky: bool = False
+    decrease: bool = False
 
 
 CASES = (
@@ -45,6 +47,8 @@ CASES = (
     Case("errors 1 to 3 %", 5_000, looks=50, errors=(0.01, 0.03)),
     Case("outcome 10 % worse", 150_000, outcome=(0.05, 0.045)),
     Case("outcome 20 % worse", 150_000, outcome=(0.05, 0.04)),
+    Case("outcome 20 % more, less is better", 150_000, outcome=(0.05, 0.06), decrease=True),
+    Case("no outcome at all", 10_000, outcome=(0.05, 0.0)),
 )
 _SHARES = (("errors", "errors"), ("latency", "slow"), ("delivery", "unreached"), ("opt_outs", "opt_outs"))
 
@@ -76,13 +80,8 @@ def shares_of_verdicts(case: Case, runs: int, seed: int = 1) -> dict[str, float]
             sums = [
                 SliceSums.of_share(k[:, look], n[:, look]) for k, n in zip((champion, challenger), total, strict=True)
             ]
-            outcome = check == "outcome"
             with np.errstate(invalid="ignore", divide="ignore"):
-                harm = harm_of(*sums, CONF, not outcome, not outcome)
-                margin = getattr(CONF.margins, check) * (np.abs(sums[0].ratio) if outcome else 1.0)
-                states = check_states(*sums, harm, margin, CONF)
-            if outcome:
-                states = np.where(np.minimum(sums[0].events, sums[1].events) < 10, "open", states)
+                _, _, states = check_states(check, *sums, CONF, case.decrease)
             safe, worse = safe & (states == "safe"), worse | (states == "worse")
         ends["roll back"] |= open_ & worse
         ends["promote"] |= open_ & safe & ~worse

@@ -12,7 +12,6 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.experiments.assignment import assign
 from uplift_spark.experiments.canary import (
     CANARY_CHECKS,
-    UNFINISHED,
     CanaryEvidence,
     SliceSums,
     canary_design,
@@ -20,11 +19,9 @@ from uplift_spark.experiments.canary import (
     read_canary,
     read_check,
     reading_text,
-    state_after,
-    state_at_end,
     sums_by_slice,
 )
-from uplift_spark.sections.canary import CanaryConf, CanaryMargins
+from uplift_spark.sections.canary import UNFINISHED, CanaryConf, CanaryMargins, state_after, state_at_end
 
 CONF = CanaryConf()
 
@@ -87,6 +84,9 @@ def test_all_checks_safe_promote_and_the_reasons_say_so():
         ({"opt_outs": shares(60, 800, 60_000)}, 3, "roll back", "units that withdrew their consent"),
         ({"latency": shares(600, 2500, 60_000)}, 3, "roll back", "slow requests"),
         ({"outcome": shares(600, 605, 6000)}, 3, "inconclusive", "units a slice would tell if they were alike"),
+        ({"outcome": shares(6000, 0, 60_000)}, 3, "roll back", "outcome per unit: 0.1 of the champion, 0 of the"),
+        ({"outcome": shares(0, 6000, 60_000)}, 3, "inconclusive", "not known yet"),
+        ({"outcome": shares(12, 0, 60_000)}, 3, "inconclusive", "not known yet"),
         ({"errors": (SliceSums(), SliceSums())}, 3, "inconclusive", "requests that fail: no data yet in either slice"),
         ({"errors": (SliceSums.of_share(6, 600), SliceSums())}, 3, "inconclusive", "no data yet in one slice"),
         ({"errors": shares(0, 0, 40)}, 3, "inconclusive", "40 units in the smaller slice are too few, 500 are needed"),
@@ -114,6 +114,8 @@ def test_without_the_outcome_nothing_is_promoted():
 def test_less_of_an_outcome_may_be_better():
     worse_if_less = evidence(outcome=shares(6000, 5000, 60_000))
     assert read_canary(dataclasses.replace(worse_if_less, decrease=True), 3, CONF).verdict == "promote"
+    assert read_check("outcome", *shares(6000, 0, 60_000), CONF, decrease=True).state == "open"
+    assert read_check("outcome", *shares(0, 6000, 60_000), CONF, decrease=True).state == "worse"
 
 
 def test_a_clock_that_went_back_and_a_share_above_half_are_refused():
@@ -159,6 +161,8 @@ def check_figures(runs):
     assert figures["errors 1 to 3 %"]["roll back"] >= 0.99 - slack
     assert figures["outcome 10 % worse"]["promote"] <= 0.01 + slack
     assert figures["alike, large"]["promote"] > 0.8  # a canary that promoted nothing would pass all the others
+    for case in ("outcome 20 % more, less is better", "no outcome at all"):
+        assert figures[case]["roll back"] >= 0.99 - slack
     return figures
 
 

@@ -10,7 +10,6 @@ from pyspark.sql.types import StructType
 
 from uplift_spark.config import Labels
 from uplift_spark.errors import DataError
-from uplift_spark.experiments.canary import CanaryState
 from uplift_spark.lake.schemas import columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.figures import table_cells
@@ -22,6 +21,7 @@ from uplift_spark.registry.evidence import (
     quarantined_since,
 )
 from uplift_spark.registry.retraining import NewArm
+from uplift_spark.sections.canary import CanaryState
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 DAY = timedelta(days=1)

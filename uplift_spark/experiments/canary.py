@@ -21,16 +21,16 @@ import numpy as np
 from uplift_spark.errors import DataError
 from uplift_spark.experiments.assignment import Experiment
 from uplift_spark.experiments.sequential import sequence_width, sequential_ratio_p
-from uplift_spark.sections.canary import CanaryConf
+from uplift_spark.sections.canary import CanaryConf, CanaryVerdict
 
 CHAMPION_SLICE, CHALLENGER_SLICE, REST = "champion", "challenger", "rest"
 CANARY_CHECKS = ("errors", "latency", "delivery", "opt_outs", "outcome")
 """What a challenger is compared by; the level of a canary is shared among all of them, measured or not."""
 
 CanaryCheckState = Literal["safe", "worse", "open"]
-CanaryVerdict = Literal["promote", "roll back", "inconclusive", "ended"]
 
 _FEWEST_EVENTS = 10  # in both slices together: under so many a check does not call anything worse
+_TESTS = len(CANARY_CHECKS) + 1  # the outcome has two: of its mean, and of the units that have any
 _WORDS = {
     "errors": "requests that fail",
     "latency": "slow requests",
@@ -132,8 +132,8 @@ def harm_of(
     Returns:
         The harm, float64 of the shape of the sums; NaN where a slice has no unit.
     """
-    # The level is shared among the checks; a sequence has two sides, and harm is on one of them.
-    level = 2 * conf.alpha / len(CANARY_CHECKS)
+    # The level is shared among the tests; a sequence has two sides, and harm is on one of them.
+    level = 2 * conf.alpha / _TESTS
     units = np.asarray(champion.units, np.float64) + np.asarray(challenger.units, np.float64)
     width = np.asarray(_widths(np.maximum(units, 1.0), float(conf.tuned_for), level))
     error = np.sqrt(champion.variance(width, bounded) + challenger.variance(width, bounded))
@@ -145,26 +145,38 @@ _widths = np.vectorize(sequence_width, otypes=[float])
 
 
 def check_states(
-    champion: SliceSums, challenger: SliceSums, harm: Harm, margin: np.ndarray | float, conf: CanaryConf
-) -> np.ndarray:
-    """Read a check: `safe`, `worse` or `open`, of each canary.
+    check: str, champion: SliceSums, challenger: SliceSums, conf: CanaryConf, decrease: bool = False
+) -> tuple[Harm, np.ndarray, np.ndarray]:
+    """Read a check of one canary, or of many at once.
 
     Args:
+        check: One of CANARY_CHECKS; `delivery` counts units that were not reached.
         champion: Its sums.
         challenger: Its sums.
-        harm: From these.
-        margin: Harm that does not matter, in the unit of the ratio.
-        conf: Fewest units.
+        conf: Margins, level, fewest units.
+        decrease: Whether less of the outcome is better.
 
     Returns:
-        States, of the shape of the sums. Few units or events are `open`, whatever the figures are.
+        (harm, harm that does not matter in the unit of the ratio, state `safe`, `worse` or `open`), each of the shape
+        of the sums. Few units or events are `open`, whatever the figures are. An error from a handful of outcomes is
+        none: where a slice has hardly any, the shares of units with an outcome tell whether it is worse.
     """
-    few = np.minimum(champion.units, challenger.units) < conf.min_units
+    outcome = check == "outcome"
+    harm = harm_of(champion, challenger, conf, not outcome or decrease, not outcome)
+    margin = np.asarray(getattr(conf.margins, check) * (np.abs(champion.ratio) if outcome else 1.0))
+    enough = np.minimum(champion.units, challenger.units) >= conf.min_units
     events = np.asarray(champion.events) + np.asarray(challenger.events)
     with np.errstate(invalid="ignore"):
-        safe = (harm.upper <= margin) & ~few
-        worse = (harm.lower > 0) & ~safe & ~few & (events >= _FEWEST_EVENTS)
-    return np.where(safe, "safe", np.where(worse, "worse", "open"))
+        safe, worse = harm.upper <= margin, harm.lower > 0
+        if outcome:
+            handful = np.minimum(champion.events, challenger.events) < _FEWEST_EVENTS
+            ours, theirs = (SliceSums.of_share(one.events, one.units) for one in (challenger, champion))
+            apart = harm_of(theirs, ours, conf, decrease)
+            worse = np.where(handful, (apart.lower > 0) & (harm.value > 0), worse)
+            safe = safe & ~handful
+    worse = worse & ~safe & (events >= _FEWEST_EVENTS)
+    states = np.where(enough & safe, "safe", np.where(enough & worse, "worse", "open"))
+    return harm, margin, states
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -218,21 +230,14 @@ def read_check(
     Returns:
         The reading.
     """
-    outcome = check == "outcome"
-    harm = harm_of(champion, challenger, conf, not outcome or decrease, not outcome)
-    margin = float(getattr(conf.margins, check))
-    if outcome:
-        margin *= abs(float(champion.ratio))
-    state = str(check_states(champion, challenger, harm, margin, conf))
-    if outcome and min(float(champion.events), float(challenger.events)) < _FEWEST_EVENTS:
-        state = "open"  # an error from a handful of outcomes is none
+    harm, margin, state = check_states(check, champion, challenger, conf, decrease)
     units = min(float(champion.units), float(challenger.units))
     reading = CanaryCheck(
-        check, state, "",  # type: ignore[arg-type]
+        check, str(state), "",  # type: ignore[arg-type]
         champion=float(champion.ratio), challenger=float(challenger.ratio), harm=float(harm.value),
         lower=float(harm.lower), upper=float(harm.upper), units=int(units),
     )  # fmt: skip
-    return replace(reading, sentence=_sentence(reading, margin, conf))
+    return replace(reading, sentence=_sentence(reading, float(margin), conf))
 
 
 def _sentence(one: CanaryCheck, margin: float, conf: CanaryConf) -> str:
@@ -346,35 +351,7 @@ def reading_text(reading: CanaryReading, not_measured: Mapping[str, str]) -> str
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The states of a canary.
-
-CanaryState = Literal[
-    "running", "promoting", "rolling back", "ending", "restoring", "promoted", "rolled back", "ended", "restored"
-]
-UNFINISHED: tuple[CanaryState, ...] = ("promoting", "rolling back", "ending", "restoring")
-"""A deed was decided and may be half done: whoever comes next carries it out, whatever the figures say by then."""
-_AFTER_VERDICT: Mapping[CanaryVerdict, CanaryState] = {
-    "promote": "promoting",
-    "roll back": "rolling back",
-    "ended": "ending",
-    "inconclusive": "running",
-}
-_AT_END: Mapping[CanaryState, CanaryState] = {
-    "promoting": "promoted",
-    "rolling back": "rolled back",
-    "ending": "ended",
-    "restoring": "restored",
-}
-
-
-def state_after(verdict: CanaryVerdict) -> CanaryState:
-    """Give the state that a running canary comes to by a verdict."""
-    return _AFTER_VERDICT[verdict]
-
-
-def state_at_end(state: CanaryState) -> CanaryState:
-    """Give the state that an unfinished one comes to once its deeds are done."""
-    return _AT_END[state]
+# Sums as Spark gives them.
 
 
 def sums_by_slice(rows: Iterable[Mapping[str, object]]) -> tuple[SliceSums, SliceSums]:

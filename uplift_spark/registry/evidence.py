@@ -29,9 +29,9 @@ from uplift_spark.monitoring.alerts import AlertBook, AlertEvent
 from uplift_spark.monitoring.spark import last_runs
 from uplift_spark.registry.retraining import INCIDENTS, NewArm
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT
+from uplift_spark.sections.canary import GOES_ON
 
 _KPI_TABLE = gold_table("kpi")
-_CANARY_IS_OVER = ("promoted", "rolled back", "ended", "restored")
 _REPLAYED = "quarantine#"  # how the source of rows begins that `uplift replay` added
 
 
@@ -157,7 +157,7 @@ def open_incidents(windows: MonitoredWindows, newest: int) -> dict[str, tuple[st
     if windows.lake.exists(CANARY_TABLE):
         canaries = windows.lake.read(CANARY_TABLE).where(F.col(CAMPAIGN) == windows.campaign)
         last = canaries.orderBy(F.desc("step")).first()
-        if last is not None and last["state"] not in _CANARY_IS_OVER:
+        if last is not None and last["state"] in GOES_ON:
             sentence = f"{last['canary']} of version {last['challenger']} is {last['state']}"
             incidents["canary"] = ("a canary goes on", sentence)
     return dict(sorted(incidents.items()))

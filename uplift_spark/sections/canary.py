@@ -1,8 +1,10 @@
-"""Section `canary` of a configuration: how a challenger proves itself before it becomes the champion."""
+"""Section `canary` of a configuration: how a challenger proves itself before it becomes the champion; and the states
+that a canary comes to."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -71,3 +73,40 @@ class CanaryConf:
                 "lower it"
             )
         checked_name(self.unit, "canary.unit")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The states of a canary.
+
+CanaryVerdict = Literal["promote", "roll back", "inconclusive", "ended"]
+CanaryState = Literal[
+    "running", "promoting", "rolling back", "ending", "restoring", "promoted", "rolled back", "ended", "restored"
+]
+UNFINISHED: tuple[CanaryState, ...] = ("promoting", "rolling back", "ending", "restoring")
+"""A deed was decided and may be half done: whoever comes next carries it out, whatever the figures say by then."""
+ON_TRIAL: tuple[CanaryState, ...] = ("running", "promoting", "rolling back", "ending")
+"""States of a canary that is not over; `restoring` is a rollback's."""
+GOES_ON: tuple[CanaryState, ...] = (*ON_TRIAL, "restoring")
+"""States in which what is in force may change any moment."""
+_AFTER_VERDICT: Mapping[CanaryVerdict, CanaryState] = {
+    "promote": "promoting",
+    "roll back": "rolling back",
+    "ended": "ending",
+    "inconclusive": "running",
+}
+_AT_END: Mapping[CanaryState, CanaryState] = {
+    "promoting": "promoted",
+    "rolling back": "rolled back",
+    "ending": "ended",
+    "restoring": "restored",
+}
+
+
+def state_after(verdict: CanaryVerdict) -> CanaryState:
+    """Give the state that a running canary comes to by a verdict."""
+    return _AFTER_VERDICT[verdict]
+
+
+def state_at_end(state: CanaryState) -> CanaryState:
+    """Give the state that an unfinished one comes to once its deeds are done."""
+    return _AT_END[state]

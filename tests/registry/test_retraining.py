@@ -12,11 +12,15 @@ import pytest
 from pydantic import TypeAdapter
 from scipy.stats import norm, t
 
+from uplift_spark.config import Compare, Config, Labels, LearnerConf, NuisancesConf
 from uplift_spark.errors import ConfigError
+from uplift_spark.monitoring.detectors import DETECTORS
 from uplift_spark.monitoring.drift import ColumnBins, DriftLimits, WindowCounts, window_drift, with_triggers
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS
 from uplift_spark.monitoring.lift import LiftEstimate
 from uplift_spark.registry.retraining import (
     INCIDENTS,
+    REASONS,
     DriftedColumn,
     LiftWindow,
     NewArm,
@@ -38,7 +42,8 @@ from uplift_spark.registry.retraining import (
     targeting_fault,
     validation_checks,
 )
-from uplift_spark.sections.retraining import Retrain
+from uplift_spark.runtime import derive_run_id
+from uplift_spark.sections.retraining import Refresh, Retrain
 
 CONF, START = Retrain(), datetime(2026, 1, 5, tzinfo=UTC)
 EVEN = {"none": NewArm(5000, 5000, 10_000.0, 20_000.0), "mail": NewArm(5000, 5000, 10_000.0, 20_000.0)}
@@ -331,6 +336,59 @@ def test_a_decision_goes_from_reasons_to_a_challenger() -> None:
         "drift: fires: age drifts",
         "challenger: it is better (reason to retrain: age drifts)",
     ]
+
+
+def test_what_chance_does_is_flagged_and_each_reason_has_its_check() -> None:
+    checks = retrain_triggers(FACTS, CONF)
+    assert tuple(one.check for one in checks) == REASONS and not any(one.noise for one in checks)
+    column = DriftedColumn("age", 0.02, 0.001, 0.1, 5000, 20_000, False)
+    facts = replace(FACTS, columns=[column], lift={"mail": windows([0.3], 20_000)})
+    noise = [one for one in retrain_triggers(facts, CONF) if one.noise]
+    assert [(one.check, one.state) for one in noise] == [("drift", "quiet"), ("lift_drop", "quiet")]
+    # What a decision says of it does not hang on the words of a sentence.
+    words = RetrainCheck("age", "quiet", "nothing would fire")
+    assert retrain_decision([words, *noise])[1].count(";") >= 2 and words.sentence not in retrain_decision([words])[1]
+    unknown = [RetrainCheck(name, "not_measured", "nobody knows") for name in REASONS[:-1]]
+    assert retrain_decision([*unknown, RetrainCheck("by_hand", "fires", "I want it")])[0] is None
+
+
+def test_what_forbids_to_retrain_are_detectors_or_kpis() -> None:
+    names = {*DETECTORS, *(kpi.name for kpi in FOUNDING_KPIS)}
+    assert set(INCIDENTS) - names == {"canary"}
+
+
+@pytest.mark.parametrize("verb", ["features", "nuisances", "refresh", "train", "compare"])
+def test_a_decision_depends_on_all_that_its_jobs_depend_on(verb: str) -> None:
+    sections = (Labels, NuisancesConf, Refresh, LearnerConf, Compare)
+    keys = {job: text.split() for one in sections for job, text in getattr(one, "RUNS", {}).items()}
+    mine = {*Retrain.RUNS["retrain"].split()}
+    missing = [key for key in keys[verb] if key not in mine and key.partition(".")[0] not in mine]
+    assert missing == (["compare"] if verb == "compare" else [])  # against what, retrain says itself
+
+
+METRIC = {"name": "y", "kind": "conversion", "role": "primary"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lift": {"bins": 50}},
+        {"lift": {"winsorise": {"y": 0.99}}},
+        {"lift": {"segments": ["region"]}},
+        {"lift": {"outcomes": ["visits"]}},
+        {"compare": {"points": 7}},
+        {"leakage": {"allow": {"age": "known before"}}},
+        {"features": [{"name": "age", "source": "event", "event": "visit", "aggregate": "count"}]},
+        {"experiment": {"salt": "spring", "arms": {"none": 0.5, "mail": 0.5}, "metrics": [METRIC]}},
+    ],
+    ids=str,
+)
+def test_another_configuration_is_another_decision(changes: dict[str, object]) -> None:
+    plain = {"campaign": "spring", "source": None, "roles": {"outcome": "y", "control": "none", "features": ["age"]}}
+    run = [
+        derive_run_id("retrain", TypeAdapter(Config).validate_python(conf)) for conf in (plain, {**plain, **changes})
+    ]
+    assert run[0] != run[1]
 
 
 def test_thresholds_the_wrong_way_round_are_one_sentence() -> None:

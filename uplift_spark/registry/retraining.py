@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -45,12 +45,17 @@ INCIDENTS: Mapping[str, str] = {
 """What forbids to retrain, by the name of a finding or of a KPI in state alert, and what to do about it."""
 
 
+REASONS = ("volume", "drift", "lift_drop", "age", "by_hand")
+"""What a model is fitted anew for, by the name of its check."""
+
+
 @dataclass(frozen=True)
 class RetrainCheck:
     """One thing that was looked at: a row of gold.retrain.
 
     n         observations behind the figure
     n_needed  that would tell what these could not; NaN where nothing is open
+    noise     a quiet reason whose plain reading would fire: the figure is within what chance does
     """
 
     check: str
@@ -60,6 +65,7 @@ class RetrainCheck:
     threshold: float = math.nan
     n: float = math.nan
     n_needed: float = math.nan
+    noise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("figure", "threshold", "n", "n_needed"):  # columns of doubles take no whole numbers
@@ -190,15 +196,15 @@ def retrain_triggers(facts: RetrainFacts, conf: Retrain) -> list[RetrainCheck]:
         conf: Thresholds.
 
     Returns:
-        Volume, drift, lift_drop, age and by_hand, each in state fires, quiet or not_measured. With fewer new units than
-        `conf.least` none but by_hand fires.
+        A check for each of `REASONS`, in state fires, quiet or not_measured. With fewer new units than `conf.least`
+        none but by_hand fires.
     """
     checks = [_volume(facts, conf), _drift(facts, conf), _lift(facts, conf), _age(facts, conf), _by_hand(facts)]
     if facts.new_units >= conf.least:
         return checks
     waits = f"; but only {facts.new_units:,} units are new, and from fewer than {conf.least:,} nothing is learnt"
     return [
-        RetrainCheck(one.check, "quiet", one.sentence + waits, one.figure, one.threshold, one.n, float(conf.least))
+        replace(one, state="quiet", sentence=one.sentence + waits, n_needed=float(conf.least))
         if one.state == "fires" and one.check != "by_hand"
         else one
         for one in checks
@@ -259,7 +265,7 @@ def _drift(facts: RetrainFacts, conf: Retrain) -> RetrainCheck:
         f"p < .01 alone would fire: {worst.name} has p {worst.p_value:.2g} at a distance of {worst.distance:.3f}, of "
         f"{len(columns)} columns; {rule}{tell}"
     )
-    return RetrainCheck("drift", "quiet", sentence, figure, conf.drift_size, worst.n, needed)
+    return RetrainCheck("drift", "quiet", sentence, figure, conf.drift_size, worst.n, needed, noise=True)
 
 
 def _units_that_tell(column: DriftedColumn, conf: Retrain, tests: int) -> float:
@@ -299,7 +305,9 @@ def _lift(facts: RetrainFacts, conf: Retrain) -> RetrainCheck:
             f"{back} {'windows' if back > 1 else 'window'}, which may be chance (p {drop.p_value:.2g}); to see a drop "
             f"of {conf.lift_drop:.0%} takes {each}"
         )
-        return RetrainCheck("lift_drop", "quiet", sentence, drop.drop, conf.lift_drop, drop.n, drop.n_needed)
+        return RetrainCheck(
+            "lift_drop", "quiet", sentence, drop.drop, conf.lift_drop, drop.n, drop.n_needed, noise=True
+        )
     sentence = f"no level has lost more than {conf.lift_drop:.0%} of its expected lift; to see that takes {each}"
     return RetrainCheck("lift_drop", "quiet", sentence, drop.drop, conf.lift_drop, whole.n, whole.n_needed)
 
@@ -598,14 +606,13 @@ def retrain_decision(checks: Sequence[RetrainCheck]) -> tuple[RetrainOutcome | N
     """
     fired = [one for one in checks if one.state == "fires"]
     if not fired:
-        noise = [one for one in checks if one.state == "quiet" and "would fire" in one.sentence]
+        noise = [one for one in checks if one.noise]
         return "not_needed", "; ".join(["there is no reason to retrain", *(one.sentence for one in noise)])
     reason = "; ".join(one.sentence for one in fired)
     if blocks := [one for one in checks if one.state == "blocks"]:
         return "blocked", f"{blocks[0].sentence} (reason to retrain: {reason})"
     of_model = [one for one in checks if _of_model(one)]
-    faults = [one for one in checks if one.state in ("fails", "not_measured") and one not in fired]
-    faults = [one for one in faults if one.check not in ("volume", "drift", "lift_drop", "age", "by_hand")]
+    faults = [one for one in checks if one.state in ("fails", "not_measured") and one.check not in REASONS]
     if faults:
         return "rejected" if _of_model(faults[0]) else "stopped", f"{faults[0].sentence} (reason to retrain: {reason})"
     if not of_model:

@@ -54,18 +54,16 @@ from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_
 from uplift_spark.sections.canary import UNFINISHED, state_after, state_at_end
 from uplift_spark.serving.store import is_published
 
+NAMES_ITS_RUN = True  # each of its deeds is a run
 CANARY_STEPS = ("start", "status", "decide")
 
 
 def options(
     what: Annotated[str, typer.Argument(help="start, status or decide.", show_default=False)],
-    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Which step."""
     if what not in CANARY_STEPS:
         raise ConfigError(f"`uplift canary` has no {what!r}: {hint(what, CANARY_STEPS)}")
-    if run_id is not None:
-        raise ConfigError("`uplift canary` names its runs itself: leave --run-id out")
     return {"what": what}
 
 
@@ -83,7 +81,7 @@ class Trial:
     @property
     def in_force(self) -> InForce:
         """What brings the champion's decisions into force."""
-        run = partial(self.campaign.put_in_force, progress=self.progress)
+        run = partial(self.campaign.job, progress=self.progress)
         return InForce(self.campaign.config, self.campaign.lake, run, is_published(self.campaign.config))
 
 
@@ -144,7 +142,7 @@ def renew_plan(trial: Trial) -> CanaryRecord:
     if run_id not in {plan.run_id for plan in plans}:
         note(config, campaign.lake, record, f"decide for the slice in plan {run_id}", record.reason)
         pinned = campaign.changed(replace(config, registry=replace(config.registry, version=trial.challenger.version)))
-        pinned.put_in_force("score", trial.progress)
+        pinned.job("score", trial.progress)
         inputs = policy_inputs(pinned)
         staged = campaign.lake.write(
             silver_table("candidates", campaign.name), candidates_of(inputs), f"{run_id}-candidates", mode="overwrite"
@@ -158,7 +156,7 @@ def renew_plan(trial: Trial) -> CanaryRecord:
     if all(one.plan != run_id for one in trial.log.of_canary(record.canary)):
         if is_published(campaign.config):
             note(config, campaign.lake, record, f"publish plan {run_id}", record.reason)
-            campaign.put_in_force("publish", trial.progress)
+            campaign.job("publish", trial.progress)
         words = f"the challenger's slice has its decisions by plan {run_id}"
         record = trial.log.add(replace(record, plan=run_id, reason=words))
     return record

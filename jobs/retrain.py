@@ -174,7 +174,7 @@ def _conclude(it: Retraining, run_id: str, known: Mapping[str, Any]) -> None:
     if decision == CHALLENGER:
         before = registry.known(campaign.config.model_name, CHALLENGER)
         if before is None or before.version < int(str(version)):
-            registry.set_champion(registry.find(campaign.config.model_name, int(str(version))), CHALLENGER)
+            registry.set_alias(registry.find(campaign.config.model_name, int(str(version))), CHALLENGER)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -184,7 +184,8 @@ def _conclude(it: Retraining, run_id: str, known: Mapping[str, Any]) -> None:
 def _retraining(campaign: Campaign, progress: ProgressCallback) -> Retraining:
     """Champion, windows and events. Raises as `run`."""
     config, lake, champion = campaign.config, campaign.lake, campaign.champion
-    windows, events = monitored_windows(lake, campaign.name), events_of(config, lake, progress)
+    windows = monitored_windows(lake, campaign.name, config.monitoring.hours)
+    events = events_of(config, lake, progress)
     events = replace(events, assignments=events.assignments.where(F.col("assigned_at") <= instant(events.as_of)))
     last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
     windows.check_newest(moment(last), config.monitoring.hours)

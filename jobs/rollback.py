@@ -34,17 +34,16 @@ from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.sections.canary import ON_TRIAL, state_at_end
 from uplift_spark.serving.store import is_published
 
+NAMES_ITS_RUN = True  # its name is of what was rolled back
+
 
 def options(
     to: Annotated[
         int | None, typer.Option("--to", min=1, help="Version to restore; the one before the champion by default.")
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why.")] = "rolled back by hand",
-    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Which version, and why."""
-    if run_id is not None:
-        raise ConfigError("`uplift rollback` names its runs itself: leave --run-id out")
     if not reason.strip():
         raise ConfigError("--reason is blank: say why, or leave it out")
     return {"to": to, "reason": reason}
@@ -120,7 +119,7 @@ def run(
     if trial is not None and trial.state in ON_TRIAL:
         end_trial(config, lake, registry, replace(record, challenger=trial.challenger))
     make_champion(config, lake, registry, target, record)
-    run_job = partial(campaign.put_in_force, progress=progress)
+    run_job = partial(campaign.job, progress=progress)
     details |= InForce(config, lake, run_job, is_published(config)).bring(target, record, progress)
     log.add(replace(record, state=state_at_end("restoring")))
     return JobResult(

@@ -98,15 +98,23 @@ def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "..." not in shown.partition("Commands:")[2]
 
 
-@pytest.mark.parametrize("verb", ["load", "features", "train", "erase"])
+@pytest.mark.parametrize("verb", ["load", "features", "train", "erase", "canary", "rollback"])
 def test_help_of_a_verb_tells_its_own_options_and_the_usual_ones(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = {"load": "--known-at", "features": "stale", "train": "--from-run", "erase": "--purge"}
+    own = {
+        "load": "--known-at",
+        "features": "stale",
+        "train": "--from-run",
+        "erase": "--purge",
+        "canary": "decide",
+        "rollback": "--to",
+    }
     assert uplift(monkeypatch, verb, "--help") == 0
     shown = capsys.readouterr().out
     assert f" {verb} [OPTIONS]" in shown.splitlines()[0]
-    assert [option for option in (own[verb], "--conf", "--set", "--run-id") if option not in shown] == []
+    assert [option for option in (own[verb], "--conf", "--set") if option not in shown] == []
+    assert ("--run-id" in shown) == (verb not in ("erase", "canary", "rollback"))  # these name their runs themselves
 
 
 def test_an_unknown_verb_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +219,8 @@ def test_questions_to_the_feature_registry_and_rebuilding_reach_their_jobs() -> 
         (("audit", "show", "--run-id", "r1"), "`uplift audit` names its run itself: leave --run-id out"),
         (("erase", "--unit", "u1", "--run-id", "r1"), "`uplift erase` names its run itself: leave --run-id out"),
         (("export", "--to", "/nowhere/x", "--run-id", "r1"), "`uplift export` names its run itself: leave --run-id"),
+        (("canary", "status", "--run-id", "r1"), "`uplift canary` names its run itself: leave --run-id out"),
+        (("rollback", "--run-id", "r1"), "`uplift rollback` names its run itself: leave --run-id out"),
         (
             ("approve", "1", "--by", "bob", "--reason", "good", "--run-id", "r1"),
             "`uplift approve` names its run itself: leave --run-id out",

@@ -170,7 +170,7 @@ class Campaign:
         return self
 
     def job(self, verb: str, progress: ProgressCallback, **options: Any) -> JobResult:
-        """Run one job that models come from: of the line, refresh or compare.
+        """Run one job that models come from or come into force by: of the line, refresh, compare or publish.
 
         Args:
             verb: The job.
@@ -180,10 +180,11 @@ class Campaign:
         Returns:
             Its result.
         """
-        from uplift_spark.jobs import compare, refresh
+        from uplift_spark.jobs import compare, publish, refresh
 
-        jobs = {**self._jobs(), "refresh": refresh.run, "compare": compare.run}
-        result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb), **options)
+        jobs = {**self._jobs(), "refresh": refresh.run, "compare": compare.run, "publish": publish.run}
+        with self.planned(verb):
+            result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb), **options)
         return result
 
     def _jobs(self) -> dict[str, Any]:
@@ -199,23 +200,6 @@ class Campaign:
             return self.lake.planned()
         source = self.config.source
         return self.lake.planned(source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
-
-    def put_in_force(self, verb: str, progress: ProgressCallback) -> JobResult:
-        """Run one of the jobs by which a model version comes into force.
-
-        Args:
-            verb: score, policy or publish.
-            progress: is called with each line of progress.
-
-        Returns:
-            Its result.
-        """
-        from uplift_spark.jobs import policy, publish, score
-
-        jobs: dict[str, Any] = {"score": score.run, "policy": policy.run, "publish": publish.run}
-        with self.planned(verb):
-            result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb))
-        return result
 
     @property
     def name(self) -> str:

@@ -49,6 +49,7 @@ SetOption = Annotated[
 RunOption = Annotated[
     str | None, typer.Option("--run-id", help="Name of this run; derived from configuration and inputs by default.")
 ]
+_NoRunOption = Annotated[str | None, typer.Option("--run-id", hidden=True)]
 
 Options = Callable[..., dict[str, Any]]
 After = Callable[["Campaign", "list[JobResult]"], None]
@@ -98,6 +99,8 @@ def job_command(verb: str, run: Callable[..., JobResult], options: Options = no_
         run_jobs({verb: partial(run, **options(**chosen, **named))}, conf, set_, run_id, lazily=lazily)
 
     usual = [one for one in signature(command, eval_str=True).parameters.values() if one.name != "chosen"]
+    if getattr(sys.modules[run.__module__], "NAMES_ITS_RUN", False):  # refused in a sentence, and no part of the help
+        usual = [one.replace(annotation=_NoRunOption) if one.name == "run_id" else one for one in usual]
     parameters = [*(one for one in own if one.name != "run_id"), *usual]
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     command.__signature__ = Signature(keywords)  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ def prepared(spark, tmp_path_factory):
     other = campaign.changed(replace(campaign.config, forest=ForestConf(n_trees=12, min_leaf=5, n_buckets=4)))
     other = other.changed(replace(other.config, registry=replace(other.config.registry, champion=False)))
     second = train.run(other).details["version"]
-    campaign.registry.set_champion(campaign.registry.find("spring", second), CHALLENGER)
+    campaign.registry.set_alias(campaign.registry.find("spring", second), CHALLENGER)
     return folder
 
 
@@ -174,7 +174,7 @@ def killed_everywhere(monkeypatch, act):
         monkeypatch.setattr(owner, name, deed)
 
     deadly(Lake, "write", lambda args: (args[0], args[2]))
-    deadly(Registry, "set_champion", lambda args: (args[0].version, *args[1:]))
+    deadly(Registry, "set_alias", lambda args: (args[0].version, *args[1:]))
     deadly(Registry, "drop_alias", lambda args: args)
     for _ in range(200):
         try:
@@ -277,10 +277,10 @@ def test_what_cannot_be_done_is_said_in_a_sentence(campaign):
     with pytest.raises(ConfigError, match=r"labels are mature after 14 days, and canary\.max_days ends .* after 10"):
         do(short, "start")
     registry = campaign.registry
-    registry.set_champion(registry.find("spring", 1), CHALLENGER)
+    registry.set_alias(registry.find("spring", 1), CHALLENGER)
     with pytest.raises(ConfigError, match="version 1 of model spring is champion and challenger both"):
         do(campaign, "start")
-    registry.set_champion(registry.find("spring", 2), CHALLENGER)
+    registry.set_alias(registry.find("spring", 2), CHALLENGER)
     do(campaign, "start", START)
     with pytest.raises(
         DataError, match=r"which is before the last record of gold\.canary, 2025-03-01 00:00:00: it went"
@@ -288,7 +288,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(campaign):
         do(campaign, "status", START - timedelta(hours=1))
     third = replace(campaign.config, forest=ForestConf(n_trees=16, min_leaf=5, n_buckets=4))
     third = campaign.changed(replace(third, registry=replace(third.registry, champion=False)))
-    registry.set_champion(registry.find("spring", train.run(third).details["version"]), CHALLENGER)
+    registry.set_alias(registry.find("spring", train.run(third).details["version"]), CHALLENGER)
     with pytest.raises(ConfigError, match="of version 2 runs: version 3 has to wait until `uplift canary decide`"):
         do(campaign, "start", RIPE)
     ours, theirs = (CanaryLog(campaign.config, campaign.lake, RIPE) for _ in range(2))

@@ -82,7 +82,9 @@ def test_the_story_of_a_campaign(campaign: Campaign, monkeypatch: pytest.MonkeyP
         retrain.run(early)
     features.run(early)
     train.run(early)
-    with pytest.raises(DataError, match=r"gold.kpi has no window of campaign weekly: run `uplift monitor` first"):
+    with pytest.raises(
+        DataError, match=r"gold.kpi has no window of 168 h of campaign weekly: run `uplift monitor` first"
+    ):
         retrain.run(early)
 
     # The week that the champion was trained on: nothing to do, once.

@@ -13,6 +13,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.lake.schemas import columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.figures import table_cells
+from uplift_spark.monitoring.spark import alert_events
 from uplift_spark.registry.evidence import (
     matured,
     monitored_windows,
@@ -63,7 +64,7 @@ def alert(rule: str, sequence: int, event: str) -> dict[str, object]:
 
 
 def test_windows_and_incidents(monitored: Lake) -> None:
-    windows = monitored_windows(monitored, "spring")
+    windows = monitored_windows(monitored, "spring", 24)
     assert list(windows.runs.values()) == ["monitor-0", "monitor-1", "monitor-2-again"]
     assert (windows.start, windows.end) == (START + 2 * DAY, START + 3 * DAY)
     assert windows.words == "2026-01-07 00:00 to 2026-01-08 00:00 UTC"
@@ -79,9 +80,18 @@ def test_windows_and_incidents(monitored: Lake) -> None:
     add(monitored, "gold.alerts", "a", alert("non_compliance", 1, "fired"), alert("label_lag", 1, "fired"))
     add(monitored, "gold.alerts", "b", alert("label_lag", 2, "resolved"), alert("delivery_rate", 1, "fired"))
     assert open_incidents(windows, 1) == {"non_compliance": ("an alert is open", "non_compliance is bad")}
+    # A window of an hour, of another configuration, is no newer one.
+    hour = {**kpi(3, 9, "alert"), "window_end": START + 3 * DAY + timedelta(hours=1)}
+    add(monitored, "gold.kpi", "monitor-hour", hour)
+    assert monitored_windows(monitored, "spring", 24) == windows
+    assert list(monitored_windows(monitored, "spring", 1).runs.values()) == ["monitor-hour"]
+    # Moments of alerts are in UTC.
+    assert {one.at.utcoffset() for one in alert_events(monitored.read("gold.alerts"), "spring")} == {timedelta(0)}
     # Without a window, or with newer ones, nothing is decided.
-    with pytest.raises(DataError, match=r"gold.kpi has no window of campaign autumn: run `uplift monitor` first"):
-        monitored_windows(monitored, "autumn")
+    with pytest.raises(
+        DataError, match=r"gold.kpi has no window of 24 h of campaign autumn: run `uplift monitor` first"
+    ):
+        monitored_windows(monitored, "autumn", 24)
     windows.check_newest(windows.end + timedelta(hours=23), 24)
     with pytest.raises(DataError, match=r"assigned until 2026-01-09 00:00 UTC, but the newest window .* ends"):
         windows.check_newest(windows.end + DAY, 24)
@@ -89,7 +99,7 @@ def test_windows_and_incidents(monitored: Lake) -> None:
 
 def test_no_model_is_fitted_while_a_canary_goes_on(lake: Lake) -> None:
     add(lake, "gold.kpi", "monitor-0", kpi(0, 1))
-    windows = monitored_windows(lake, "spring")
+    windows = monitored_windows(lake, "spring", 24)
     states = get_args(CanaryState)
     for step, state in enumerate(states):
         trial = {"canary": "spring-canary-2-1", "champion": "1", "challenger": "2", "share": 0.05, "reason": "because"}

@@ -159,9 +159,9 @@ def test_champion_moves_only_on_request(registry, forest):
     first, second = logged(registry, forest, "ruled", "train-a"), logged(registry, forest, "ruled", "train-b")
     with pytest.raises(ConfigError, match="no alias 'champion'"):
         registry.find("ruled")
-    registry.set_champion(first)
+    registry.set_alias(first, "champion")
     assert registry.find("ruled") == first
-    registry.set_champion(second)
+    registry.set_alias(second, "champion")
     assert registry.find("ruled") == second
     assert registry.find("ruled", 1) == first
     with pytest.raises(ConfigError, match="no version 3"):

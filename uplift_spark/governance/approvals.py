@@ -16,7 +16,7 @@ from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.permissions import acting_user
 from uplift_spark.governance.spark import newest_entry, record_event
 from uplift_spark.lake.tables import Lake
-from uplift_spark.registry.models import CHALLENGER, Registered, Registry
+from uplift_spark.registry.models import CHALLENGER, CHAMPION, Registered, Registry
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.sections.governance import ApprovalConf
 
@@ -61,7 +61,7 @@ def promote(config: Config, lake: Lake, registry: Registry, model: Registered, r
         facts["instead_of"] = None if before is None else before.version
         subject = f"champion of {model.name}"
         record_event(config, lake, AuditEvent("", "promote", subject, reason, "", run_id, _versions(model), facts))
-    registry.set_champion(model)
+    registry.set_alias(model, CHAMPION)
 
 
 def waits_for(config: Config, lake: Lake, model: Registered) -> str:

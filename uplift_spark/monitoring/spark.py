@@ -325,11 +325,7 @@ def alert_on_windows(
         EnvironmentProblem: The text file cannot be written.
     """
     declared = campaign_kpis(config.monitoring)
-    mine = F.col(CAMPAIGN) == config.campaign
-    events = [] if history is None else history.where(mine).withColumn("at", F.unix_micros("at")).collect()
-    book = alert_book(
-        config.alerts, [AlertEvent.from_row({**row.asDict(), "at": _moment(row["at"])}) for row in events]
-    )
+    book = alert_book(config.alerts, [] if history is None else alert_events(history, config.campaign))
     measured, detected, at = _measured(config, kpis, findings)
     rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in declared})
     conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(detected, rows, book.active(), at, RUNBOOK)
@@ -337,6 +333,20 @@ def alert_on_windows(
     if config.alerts.textfile is not None:
         write_kpis(rows, declared, config.alerts.textfile)
     return report, [f"{one.last.severity} {one.last.rule}" for one in book.active()]
+
+
+def alert_events(history: DataFrame, campaign: str) -> list[AlertEvent]:
+    """Read what became of a campaign's alerts.
+
+    Args:
+        history: Rows of gold.alerts.
+        campaign: Name of the campaign.
+
+    Returns:
+        Its events, moments in UTC.
+    """
+    rows = history.where(F.col(CAMPAIGN) == campaign).withColumn("at", F.unix_micros("at")).collect()
+    return [AlertEvent.from_row({**row.asDict(), "at": _moment(row["at"])}) for row in rows]
 
 
 def _measured(

@@ -25,8 +25,8 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.lake.session import instant, moment, plus_hours
 from uplift_spark.lake.tables import Lake
-from uplift_spark.monitoring.alerts import AlertBook, AlertEvent
-from uplift_spark.monitoring.spark import last_runs
+from uplift_spark.monitoring.alerts import AlertBook
+from uplift_spark.monitoring.spark import alert_events, last_runs, lasting
 from uplift_spark.registry.retraining import INCIDENTS, NewArm
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT
 from uplift_spark.sections.canary import GOES_ON
@@ -103,28 +103,29 @@ class MonitoredWindows:
             )
 
 
-def monitored_windows(lake: Lake, campaign: str) -> MonitoredWindows:
+def monitored_windows(lake: Lake, campaign: str, hours: int) -> MonitoredWindows:
     """Find the windows of a campaign that were monitored.
 
     Args:
         lake: The lakehouse.
         campaign: Name of the campaign.
+        hours: Of a window (`monitoring.hours`); windows of another length do not count.
 
     Returns:
         The windows.
 
     Raises:
-        DataError: None was.
+        DataError: None of this length was.
     """
     row = None
     if lake.exists(_KPI_TABLE):
-        mine = lake.read(_KPI_TABLE).where(F.col(CAMPAIGN) == campaign)
+        mine = lake.read(_KPI_TABLE).where((F.col(CAMPAIGN) == campaign) & lasting(hours))
         ends = (F.unix_micros("window_start").alias("start"), F.unix_micros("window_end").alias("end"))
         row = mine.select(*ends).orderBy(F.desc("start")).first()
     if row is None:
         raise DataError(
-            f"table {_KPI_TABLE} has no window of campaign {campaign}: run `uplift monitor` first, so that incidents "
-            "are known before a model is fitted"
+            f"table {_KPI_TABLE} has no window of {hours} h of campaign {campaign}: run `uplift monitor` first, so "
+            "that incidents are known before a model is fitted"
         )
     runs = dict(sorted(last_runs(mine).items()))
     return MonitoredWindows(lake, campaign, runs, moment(row["start"]), moment(row["end"]))
@@ -150,8 +151,8 @@ def open_incidents(windows: MonitoredWindows, newest: int) -> dict[str, tuple[st
         if row["finding"] in INCIDENTS:
             incidents[row["finding"]] = (_from(row), row["sentence"])
     if windows.lake.exists(ALERTS_TABLE):
-        rows = windows.lake.read(ALERTS_TABLE).where(F.col(CAMPAIGN) == windows.campaign).collect()
-        for state in AlertBook.replay(AlertEvent.from_row(row.asDict()) for row in rows).states.values():
+        events = alert_events(windows.lake.read(ALERTS_TABLE), windows.campaign)
+        for state in AlertBook.replay(events).states.values():
             if state.active and state.last.rule in INCIDENTS:
                 incidents.setdefault(state.last.rule, ("an alert is open", state.last.summary))
     if windows.lake.exists(CANARY_TABLE):

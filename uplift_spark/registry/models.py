@@ -193,8 +193,8 @@ class Registry:
             for name, text in tags.items():
                 self._client.set_model_version_tag(model.name, str(model.version), name, text)
 
-    def set_champion(self, model: Registered, alias: str = CHAMPION) -> None:
-        """Point the alias at this version."""
+    def set_alias(self, model: Registered, alias: str) -> None:
+        """Point an alias, such as champion, at this version; another version loses it."""
         with self.store.calls():
             self._client.set_registered_model_alias(model.name, checked_name(alias, "alias"), str(model.version))
 

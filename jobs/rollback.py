@@ -39,14 +39,16 @@ NAMES_ITS_RUN = True  # its name is of what was rolled back
 
 def options(
     to: Annotated[
-        int | None, typer.Option("--to", min=1, help="Version to restore; the one before the champion by default.")
-    ] = None,
+        str, typer.Option("--to", metavar="VERSION", help="Version to restore, or before: the one before the champion.")
+    ] = "before",
     reason: Annotated[str, typer.Option("--reason", help="Why.")] = "rolled back by hand",
 ) -> dict[str, Any]:
     """Which version, and why."""
     if not reason.strip():
         raise ConfigError("--reason is blank: say why, or leave it out")
-    return {"to": to, "reason": reason}
+    if to != "before" and not (to.isdecimal() and int(to) > 0):
+        raise ConfigError(f"--to {to!r} is no version: give its number, or before for the one before the champion")
+    return {"to": None if to == "before" else int(to), "reason": reason}
 
 
 def target_of(campaign: Campaign, log: CanaryLog, to: int | None) -> Registered:

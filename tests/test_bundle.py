@@ -217,6 +217,17 @@ def test_the_line_of_a_campaign_is_in_order() -> None:
     assert tasks["report"]["run_if"] == "AT_LEAST_ONE_SUCCESS"
 
 
+def test_a_canary_is_decided_on_after_each_plan_and_a_rollback_names_its_version() -> None:
+    jobs = BUNDLE["resources"]["jobs"]
+    tasks = {task["task_key"]: task for task in jobs["nightly"]["tasks"]}
+    assert tasks["canary"]["depends_on"] == [{"task_key": "policy"}]
+    assert tasks["canary"]["spark_python_task"]["parameters"][0] == "decide"
+    assert {"task_key": "canary"} in tasks["report"]["depends_on"]  # which then is of the version that was promoted
+    (rollback,) = jobs["rollback"]["tasks"]
+    assert rollback["spark_python_task"]["parameters"][:2] == ["--to", "{{job.parameters.to}}"]
+    assert {"name": "to", "default": "before"} in jobs["rollback"]["parameters"]
+
+
 def test_every_verb_is_a_task() -> None:
     jobs = BUNDLE["resources"]["jobs"].values()
     tasks = {Path(task["spark_python_task"]["python_file"]).stem for job in jobs for task in job["tasks"]}

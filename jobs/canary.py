@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
 
@@ -39,14 +39,15 @@ from uplift_spark.governance.rollout import (
     check_unpinned,
     end_trial,
     make_champion,
+    new_canary,
     note,
+    other_champion,
     plan_decisions,
     plan_runs,
     with_challenger,
     write_plan,
 )
 from uplift_spark.lake.schemas import CONSENT_TABLE, DECISIONS_TABLE, DELIVERY_TABLE, OUTCOME_TABLE, silver_table
-from uplift_spark.lake.session import utc
 from uplift_spark.policy.planning import candidates_of, decide, policy_inputs
 from uplift_spark.registry.models import CHALLENGER, Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, UNIT
@@ -82,48 +83,16 @@ class Trial:
     def in_force(self) -> InForce:
         """What brings the champion's decisions into force."""
         run = partial(self.campaign.job, progress=self.progress)
-        return InForce(self.campaign.config, self.campaign.lake, run, is_published(self.campaign.config))
+        return InForce(self.log, run, is_published(self.campaign.config))
+
+    @property
+    def other_champion(self) -> Registered | None:
+        """A version that became the champion meanwhile, by none of the canary's doing."""
+        return other_champion(self.campaign.config, self.campaign.registry, self.record)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Start, and the plan in which the slice has the challenger's decisions.
-
-
-def new_record(campaign: Campaign, log: CanaryLog) -> CanaryRecord:
-    """Describe the canary that may start now. Raises ConfigError or DataError, a sentence each, where none may."""
-    config, registry = campaign.config, campaign.registry
-    champion, challenger = campaign.champion, registry.known(config.model_name, CHALLENGER)
-    if challenger is None:
-        raise ConfigError(
-            f"model {champion.name} has no version with the alias {CHALLENGER}: run `uplift retrain`, or "
-            "give a version the alias in MLflow"
-        )
-    if champion.version == challenger.version:
-        raise ConfigError(
-            f"version {champion.version} of model {champion.name} is champion and {CHALLENGER} both: there is nothing "
-            "to compare; train another version"
-        )
-    if champion.sha256 == challenger.sha256:
-        raise ConfigError(
-            f"versions {champion.version} and {challenger.version} of model {champion.name} are the same file: there "
-            "is nothing to compare; train another version"
-        )
-    ripe = max(config.labels.days(name) for name in config.outcomes) + config.labels.wait_days
-    if ripe >= config.canary.max_days:
-        raise ConfigError(
-            f"labels are mature after {ripe:g} days, and canary.max_days ends the canary after "
-            f"{config.canary.max_days:g}: raise canary.max_days, or no outcome is ever compared"
-        )
-    if not any(plan.is_by(champion.version) for plan in plan_runs(campaign.lake, campaign.name)):
-        raise DataError(
-            f"{DECISIONS_TABLE} has no plan of campaign {campaign.name} by version {champion.version}: run `uplift "
-            "policy` first, a canary gives some of the units the challenger's decisions"
-        )
-    earlier = {one.canary for one in log.records}
-    name = f"{campaign.name[:32]}-canary-{challenger.version}-{len(earlier) + 1}"  # a salt has 64 characters at most
-    versions = (str(champion.version), str(challenger.version))
-    why = f"version {challenger.version} on trial against version {champion.version}"
-    return CanaryRecord(name, 0, log.now, log.now, "running", None, why, *versions, config.canary.share)
 
 
 def renew_plan(trial: Trial) -> CanaryRecord:
@@ -152,8 +121,9 @@ def renew_plan(trial: Trial) -> CanaryRecord:
         slices = in_canary_slices(rows.select(UNIT), canary_design(record.canary, record.share))
         units = slices.where(F.col("slice") == CHALLENGER_SLICE).select(UNIT)
         mixed = with_challenger(rows, theirs, units)
+        trial.log.refuse_overtaken()
         write_plan(config, campaign.lake, mixed, run_id, base.run_id, record.reason)
-    if all(one.plan != run_id for one in trial.log.of_canary(record.canary)):
+    if run_id not in trial.log.plans(record.canary):
         if is_published(campaign.config):
             note(config, campaign.lake, record, f"publish plan {run_id}", record.reason)
             campaign.job("publish", trial.progress)
@@ -164,6 +134,7 @@ def renew_plan(trial: Trial) -> CanaryRecord:
 
 def start(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> JobResult:
     """Start a canary, or finish the start of one that was killed."""
+    check_unpinned(campaign.config, "canary")
     last = log.last
     if last is not None and last.state in UNFINISHED:
         verb = "rollback" if last.state == "restoring" else "canary decide"
@@ -178,8 +149,11 @@ def start(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> Job
         progress(f"canary {last.canary} runs already")
         record = last
     else:
-        record = log.add(new_record(campaign, log))
-    record = renew_plan(_trial(campaign, log, record, progress))
+        record = log.add(new_canary(log, campaign.registry))
+    trial = _trial(campaign, log, record, progress)
+    if trial.other_champion is not None:
+        raise ConfigError(f"{_ended_by(trial, trial.other_champion)}: run `uplift canary decide` to end it")
+    record = renew_plan(trial)
     return _result(record, f"Canary {record.canary}: {record.reason}.")
 
 
@@ -187,8 +161,8 @@ def start(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> Job
 # Status and decision.
 
 
-def evidence_of(trial: Trial) -> CanaryEvidence:
-    """Sums of both slices since the start, from the tables that are there."""
+def evidence_of(trial: Trial, since: datetime, now: datetime) -> CanaryEvidence:
+    """Sums of both slices since they are in force, from the tables that are there."""
     campaign, record = trial.campaign, trial.record
     config, lake, requests = campaign.config, campaign.lake, campaign.config.monitoring.requests
     names = {"outcomes": OUTCOME_TABLE, "deliveries": DELIVERY_TABLE, "consent": CONSENT_TABLE}
@@ -196,18 +170,22 @@ def evidence_of(trial: Trial) -> CanaryEvidence:
     tables = {name: lake.read(table) for name, table in names.items() if lake.exists(table)}
     if "consent" in tables:
         tables["consent"] = of_purpose(tables["consent"], config.consent.purpose)
-    plans = {one.plan: one.at for one in reversed(trial.log.of_canary(record.canary)) if one.plan is not None}
+    plans = trial.log.plans(record.canary)
     planned = lake.read(DECISIONS_TABLE).where((F.col(CAMPAIGN) == campaign.name) & F.col(RUN_ID).isin(list(plans)))
     design = canary_design(record.canary, record.share)
-    slices = CanarySlices(config, design, (record.champion, record.challenger), record.started_at, trial.log.now)
+    slices = CanarySlices(config, design, (record.champion, record.challenger), since, now)
     return slices.evidence(planned, plans, tables)
 
 
 def read_now(trial: Trial) -> tuple[CanaryReading, str]:
     """Read the canary now: the verdict, and all of it as text."""
-    evidence, conf = evidence_of(trial), trial.campaign.config.canary
-    days = (trial.log.now - utc(trial.record.started_at)) / timedelta(days=1)
-    reading = read_canary(evidence, days, conf)
+    now, since = trial.log.now, trial.log.since(trial.record.canary)
+    if since is None:
+        raise ConfigError(
+            f"canary {trial.record.canary} has no plan yet: run `uplift canary start` to finish its start"
+        )
+    evidence, days = evidence_of(trial, since, now), (now - since) / timedelta(days=1)
+    reading = read_canary(evidence, days, trial.campaign.config.canary)
     sizes = f"{evidence.assigned[0]:,} units in the champion's slice, {evidence.assigned[1]:,} in the challenger's"
     head = (
         f"Canary {trial.record.canary}, {days:.3g} days old: version {trial.record.challenger} against version "
@@ -218,18 +196,30 @@ def read_now(trial: Trial) -> tuple[CanaryReading, str]:
 
 def status(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> JobResult:
     """Say how the canary stands; of one that is over, how it ended."""
-    record = _begun(log)
+    record = log.last
+    if record is None:
+        return _none_yet(campaign)
     if record.state != "running":
         return _result(record, f"{record.canary} is {record.state}: {record.reason}")
-    return _result(record, read_now(_trial(campaign, log, record, progress))[1])
+    trial = _trial(campaign, log, record, progress)
+    if trial.other_champion is not None:
+        return _result(record, f"{_ended_by(trial, trial.other_champion)}: `uplift canary decide` ends it")
+    return _result(record, read_now(trial)[1])
 
 
 def decide_now(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -> JobResult:
     """Look, write the verdict down, and carry it out; carry out one that was written down before."""
-    record, text = _begun(log), ""
+    record, text = log.last, ""
+    if record is None:
+        return _none_yet(campaign)
+    check_unpinned(campaign.config, "canary")
     if record.state == "restoring":
         raise ConfigError(f"a rollback to version {record.challenger} is not finished: run `uplift rollback` first")
     trial, config = _trial(campaign, log, record, progress), campaign.config
+    if record.state in ("running", "promoting") and (other := trial.other_champion) is not None:
+        why = f"{_ended_by(trial, other)}, and version {other.version} stays"
+        text = why
+        record = log.add(replace(record, state="ending", verdict="ended", reason=why, plan=None, evidence=None))
     if record.state == "running":
         record = renew_plan(trial)
         trial = replace(trial, record=record)
@@ -241,6 +231,8 @@ def decide_now(campaign: Campaign, log: CanaryLog, progress: ProgressCallback) -
         verdict: dict[str, Any] = {"verdict": reading.verdict, "reason": reading.text, "evidence": evidence}
         if any(getattr(record, name) != value for name, value in verdict.items()):
             record = log.add(replace(record, state=state_after(reading.verdict), plan=None, **verdict))
+        else:
+            log.refuse_overtaken()
     if record.state in UNFINISHED:
         record = carry_out(replace(trial, record=record))
     return _result(record, text or f"{record.canary} is {record.state}: {record.reason}")
@@ -250,19 +242,24 @@ def carry_out(trial: Trial) -> CanaryRecord:
     """Do what was decided; each deed is done once, however often this runs."""
     campaign, record = trial.campaign, trial.record
     config, lake, registry = campaign.config, campaign.lake, campaign.registry
+    trial.log.refuse_overtaken()
     if record.state == "promoting":
         make_champion(config, lake, registry, trial.challenger, record)
         trial.in_force.bring(trial.challenger, record, trial.progress)
     else:
         end_trial(config, lake, registry, record)
-        trial.in_force.bring(trial.champion, record, trial.progress)
+        trial.in_force.bring(trial.other_champion or trial.champion, record, trial.progress)
     return trial.log.add(replace(record, state=state_at_end(record.state)))  # type: ignore[arg-type]
 
 
-def _begun(log: CanaryLog) -> CanaryRecord:
-    if log.last is None:
-        raise ConfigError(f"campaign {log.config.campaign} has no canary: run `uplift canary start` first")
-    return log.last
+def _none_yet(campaign: Campaign) -> JobResult:
+    text = f"Campaign {campaign.name} has no canary: `uplift canary start` begins one."
+    return JobResult("canary", "", details={"canary": "none", "state": "none", "verdict": "none yet", "summary": text})
+
+
+def _ended_by(trial: Trial, other: Registered) -> str:
+    on_trial = f"canary {trial.record.canary} of version {trial.record.challenger}"
+    return f"version {other.version} became the champion while {on_trial} ran"
 
 
 def _trial(campaign: Campaign, log: CanaryLog, record: CanaryRecord, progress: ProgressCallback) -> Trial:
@@ -285,8 +282,7 @@ def run(
     now: datetime | None = None,
 ) -> JobResult:
     """Start a canary, say how it stands, or decide."""
-    check_unpinned(campaign.config, "canary")
-    log = CanaryLog(campaign.config, campaign.lake, now or datetime.now(UTC))
+    log = CanaryLog(campaign.config, campaign.lake, now)
     steps = {"start": start, "status": status, "decide": decide_now}
     return steps[what](campaign, log, progress)
 

@@ -23,7 +23,7 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.estimators import params_of
 from uplift_spark.evaluation.comparison import ANY_LEVEL
 from uplift_spark.events.training_set import Events, events_of
-from uplift_spark.experiments.health import REFUSE, health_findings
+from uplift_spark.experiments.health import arm_faults, health_findings
 from uplift_spark.experiments.protocol import ReadingOptions, read_trial_rows, readout_design
 from uplift_spark.forest.forest import Forest
 from uplift_spark.governance.audit import AuditEvent
@@ -39,6 +39,7 @@ from uplift_spark.registry.evidence import (
     new_arms,
     open_incidents,
     quarantined_since,
+    was_on_trial,
 )
 from uplift_spark.registry.models import CHALLENGER, Registered, still_there
 from uplift_spark.registry.retraining import (
@@ -59,8 +60,6 @@ from uplift_spark.runtime import JobResult, ProgressCallback, no_progress, plain
 
 RETRAIN_TABLE, METRICS_TABLE = gold_table("retrain"), gold_table("uplift_metrics")
 _CONCLUSION = "decision"
-OF_ARMS = ("sample_ratio", "no_share", "two_arms", "covariate_balance", "propensity")
-"""Findings about a trial that say that its arms are not what the design makes; others are about reading it."""
 
 
 def options(
@@ -171,7 +170,7 @@ def _conclude(it: Retraining, run_id: str, known: Mapping[str, Any]) -> None:
     subject = f"challenger of {it.champion.name}"
     event = AuditEvent("", "retrain", subject, known["sentence"], "", run_id, versions, facts)
     record_event(campaign.config, campaign.lake, event)
-    if decision == CHALLENGER:
+    if decision == CHALLENGER and was_on_trial(campaign.lake, campaign.name, int(str(version))) is None:
         before = registry.known(campaign.config.model_name, CHALLENGER)
         if before is None or before.version < int(str(version)):
             registry.set_alias(registry.find(campaign.config.model_name, int(str(version))), CHALLENGER)
@@ -183,9 +182,10 @@ def _conclude(it: Retraining, run_id: str, known: Mapping[str, Any]) -> None:
 
 def _retraining(campaign: Campaign, progress: ProgressCallback) -> Retraining:
     """Champion, windows and events. Raises as `run`."""
-    config, lake, champion = campaign.config, campaign.lake, campaign.champion
+    config, lake = campaign.config, campaign.lake
+    # First: where nothing was monitored no store of models is opened, which would make one.
     windows = monitored_windows(lake, campaign.name, config.monitoring.hours)
-    events = events_of(config, lake, progress)
+    champion, events = campaign.champion, events_of(config, lake, progress)
     events = replace(events, assignments=events.assignments.where(F.col("assigned_at") <= instant(events.as_of)))
     last = events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0]
     windows.check_newest(moment(last), config.monitoring.hours)
@@ -227,18 +227,16 @@ def _fit_and_validate(it: Retraining, progress: ProgressCallback) -> tuple[list[
     try:
         for verb in ("features", *(["nuisances"] if config.nuisances else [])):
             quiet.job(verb, progress)
-        checks = [
-            RetrainCheck("training_set", "passes", "features, labels and leakage guards passed"),
-            *_arms(it, quiet),
-        ]
-        checks += _trial_faults(quiet)
+        good = RetrainCheck("training_set", "passes", "features, labels and leakage guards passed")
+        checks = [good, *_arms(it, quiet), *_trial_faults(quiet)]
     except DataError as error:
         return [RetrainCheck("training_set", "fails", str(error))], None
     if any(one.state == "fails" for one in checks):
         return checks, None
     fitted, how = _fit(it, quiet, progress)
-    if fitted.version == it.champion.version:
-        why = f"version {fitted.version} was fitted on these rows already"
+    trial = was_on_trial(it.campaign.lake, it.campaign.name, fitted.version)
+    if fitted.version == it.champion.version or trial is not None:
+        why = trial or f"version {fitted.version} was fitted on these rows already"
         return [*checks, RetrainCheck("fit", "fails", why)], None
     checks.append(RetrainCheck("fit", "passes", how))
     return [*checks, *_validated(it, quiet, fitted, progress)], fitted
@@ -257,8 +255,7 @@ def _trial_faults(quiet: Campaign) -> list[RetrainCheck]:
     facts = read_trial_rows(quiet, ReadingOptions()).facts
     return [
         RetrainCheck(f"trial:{one.check}", "fails", one.sentence, one.figure, one.threshold, facts.total)
-        for one in health_findings(facts, readout_design(quiet.config))
-        if one.check in OF_ARMS and one.severity == REFUSE
+        for one in arm_faults(health_findings(facts, readout_design(quiet.config)))
     ]
 
 
@@ -273,9 +270,11 @@ def _fit(it: Retraining, quiet: Campaign, progress: ProgressCallback) -> tuple[N
     else:
         try:
             result = quiet.job("refresh", progress, unless_due=True).details
-            if "version" in result:
-                return NewVersion(result["version"], "refresh"), f"refresh: a regrow is {result['regrow']}"
             why = f"a regrow is {result['regrow']}"
+            if "version" in result:
+                if (trial := was_on_trial(it.campaign.lake, it.campaign.name, result["version"])) is None:
+                    return NewVersion(result["version"], "refresh"), f"refresh: {why}"
+                why = trial
         except ConfigError as error:  # roles have changed
             why = str(error)
     return NewVersion(quiet.job("train", progress).details["version"], "regrow"), f"regrow: {why}"

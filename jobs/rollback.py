@@ -9,7 +9,7 @@ store.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
@@ -74,7 +74,8 @@ def _version_before(campaign: Campaign, log: CanaryLog) -> int:
         if last.state == "restoring" or (last.state == "restored" and last.challenger == str(current.version)):
             return int(last.challenger)
         if last.state in ON_TRIAL:
-            return int(last.champion)
+            third = str(current.version) not in (last.champion, last.challenger)  # it stays: the canary alone ends
+            return current.version if third else int(last.champion)
     before = earlier_champion(campaign.lake, log.records, current)
     if before is None:
         raise ConfigError(
@@ -107,7 +108,7 @@ def run(
     """Restore a version; restored already, nothing happens."""
     config, lake, registry = campaign.config, campaign.lake, campaign.registry
     check_unpinned(config, "rollback")
-    log = CanaryLog(config, lake, now or datetime.now(UTC))
+    log = CanaryLog(config, lake, now)
     before, target = log.last, target_of(campaign, log, to)
     champion = registry.known(config.model_name)
     details: dict[str, Any] = {"model": target.name, "version": target.version}
@@ -120,9 +121,10 @@ def run(
     trial = next((one for one in reversed(log.records) if one.canary != record.canary), None)
     if trial is not None and trial.state in ON_TRIAL:
         end_trial(config, lake, registry, replace(record, challenger=trial.challenger))
+    log.refuse_overtaken()
     make_champion(config, lake, registry, target, record)
     run_job = partial(campaign.job, progress=progress)
-    details |= InForce(config, lake, run_job, is_published(config)).bring(target, record, progress)
+    details |= InForce(log, run_job, is_published(config)).bring(target, record, progress)
     log.add(replace(record, state=state_at_end("restoring")))
     return JobResult(
         "rollback", "", details={**details, "summary": f"{record.reason}.\nVersion {target.version} is in force."}

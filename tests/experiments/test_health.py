@@ -18,6 +18,7 @@ from uplift_spark.experiments.health import (
     PropensitySums,
     ReadoutDesign,
     TrialFacts,
+    arm_faults,
     association,
     balance_test,
     health_findings,
@@ -43,6 +44,12 @@ def found_in(facts: TrialFacts, check: str, design: ReadoutDesign = HALVES) -> H
 
 
 # ---------------------------------------------------------------- sample ratio
+
+
+def test_only_what_is_wrong_with_the_arms_is_a_fault_of_them() -> None:
+    about = {"sample_ratio": "refuse", "covariate_balance": "warn", "early": "refuse"}
+    findings = [HealthFinding(check, severity, 0.1, 0.05, f"{check} it is") for check, severity in about.items()]
+    assert [one.check for one in arm_faults(findings)] == ["sample_ratio"]
 
 
 def test_a_clean_trial_has_no_finding() -> None:

@@ -190,7 +190,7 @@ def test_frames_that_spark_refuses_as_pandas_does(spark) -> None:
         unit_sums(whole, [SPEND], replace(HOUSEHOLDS, randomised="shop"))
 
 
-def test_slices_of_a_canary_are_added_up_from_each_table(spark):
+def test_slices_of_a_canary_are_added_up_from_each_table(spark, monkeypatch):
     """By hand: every unit of the challenger's slice fails once in two requests, is not reached and opts out."""
     from uplift_spark.experiments.spark import CanarySlices
 
@@ -229,7 +229,11 @@ def test_slices_of_a_canary_are_added_up_from_each_table(spark):
     }
     slices = CanarySlices(config, design, ("1", "2"), start, ripe)
     plans = {"plan-1": start, "plan-2": datetime(2025, 3, 10, tzinfo=UTC)}
-    evidence = slices.evidence(planned, plans, tables)
+    queries, collect = [], type(planned).collect
+    with monkeypatch.context() as patch:
+        patch.setattr(type(planned), "collect", lambda frame: queries.append(frame) or collect(frame))
+        evidence = slices.evidence(planned, plans, tables)
+    assert len(queries) == 3  # the plan with all that happened; whose requests they are; the requests
     n = [sum(arm == name for arm in arms.values()) for name in ("champion", "challenger")]
     assert evidence.assigned == tuple(n) and not evidence.not_measured
     figures = {
@@ -253,6 +257,14 @@ def test_slices_of_a_canary_are_added_up_from_each_table(spark):
     lost = spark.createDataFrame(requests.assign(v=np.where(requests["bad"], None, requests["v"])))
     (_, failing), _ = slices.evidence(planned, plans, {"requests": lost}).sums.values()
     assert failing.value == n[1]  # a version that could not answer is not named, and counts
+    # The champion answers what the challenger lost: a failure of the challenger, once, whether that is logged or not.
+    mine = served[bad].assign(bad=False)
+    instead, earlier = (mine.assign(v="1", at=at + pd.Timedelta(hours=hours)) for hours in (1, -1))
+    for logged in (mine.assign(bad=True), mine.iloc[:0]):
+        log = spark.createDataFrame(pd.concat([served[~bad].assign(bad=False), mine, logged, instead, earlier]))
+        both = slices.evidence(planned, plans, {"requests": log}).sums
+        assert [(one.value, one.per) for one in both["errors"]] == [(0, n[0]), (n[1], 2 * n[1])]
+        assert both["latency"][1].per == len(mine) + len(logged)  # nobody knows how long it would have taken
     unknown = tables["requests"].drop("unit_id")
     with pytest.raises(ConfigError, match=r"table bronze\.log has no column 'unit_id' with the unit of a request"):
         slices.evidence(planned, plans, {"requests": unknown})

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from uplift_spark.config import Config, RegistryConf
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.governance.rollout import (
+    CanaryLog,
     CanaryRecord,
     PlanRun,
     check_unpinned,
     earlier_champion,
+    other_champion,
     was_champion,
     with_challenger,
 )
@@ -37,6 +39,61 @@ def test_the_version_before_the_champion_is_the_one_that_its_canary_replaced():
     assert earlier_champion(NO_LOG, [RECORD], version(3)) is None  # it came by training, and there is no log
     assert earlier_champion(NO_LOG, [replace(RECORD, state="rolled back")], version(2)) is None
     assert was_champion(NO_LOG, [RECORD], version(1)) and not was_champion(NO_LOG, [RECORD], version(7))
+
+
+def test_a_canary_is_as_old_as_the_first_plan_of_its_slices():
+    lake = SimpleNamespace(claim=lambda *_: None, exists=lambda table: False)
+    log, hour = CanaryLog(CONF, lake, NOW + timedelta(days=9)), timedelta(hours=1)
+    running = replace(RECORD, state="running", at=NOW)
+    log.records = [
+        replace(running, canary="spring-canary-1-1", plan="earlier", at=NOW - 5 * hour),
+        running,
+        replace(running, plan="a", at=NOW + 3 * hour),
+        replace(running, plan="b", at=NOW + 5 * hour),
+        replace(running, plan="a", at=NOW + 7 * hour),
+    ]
+    assert log.plans(RECORD.canary) == {"a": NOW + 3 * hour, "b": NOW + 5 * hour}
+    assert log.since(RECORD.canary) == NOW + 3 * hour and log.since("spring-canary-9-3") is None
+    clock = CanaryLog(CONF, lake)
+    assert clock.now < clock.now  # each record has the time at which it is written
+
+
+@pytest.mark.parametrize(
+    ("state", "champion", "other"),
+    [
+        ("running", 1, False),
+        ("running", 2, True),
+        ("running", 3, True),
+        ("promoting", 2, False),
+        ("promoting", 3, True),
+        ("rolling back", 2, True),
+        ("running", None, False),
+    ],
+)
+def test_a_champion_that_a_canary_did_not_make_is_another_one(state, champion, other):
+    registry = SimpleNamespace(known=lambda name: None if champion is None else version(champion))
+    found = other_champion(CONF, registry, replace(RECORD, state=state))
+    assert (None if found is None else found.version) == (champion if other else None)
+
+
+def test_who_is_overtaken_does_nothing_more(lake, monkeypatch):
+    ours, theirs = CanaryLog(CONF, lake, NOW), CanaryLog(CONF, lake, NOW)
+    ours.refuse_overtaken()
+    ours.add(RECORD)
+    ours.refuse_overtaken()
+    with pytest.raises(ConflictError, match="another `uplift canary` or `uplift rollback` of campaign spring runs"):
+        theirs.refuse_overtaken()
+    # Somebody writes between our record and our claim to be the next one, which then is of their record.
+    ours, claim = CanaryLog(CONF, lake, NOW), lake.claim
+
+    def meanwhile(*of):
+        monkeypatch.setattr(lake, "claim", claim)
+        CanaryLog(CONF, lake, NOW).add(replace(RECORD, reason="meanwhile"))
+        return claim(*of)
+
+    monkeypatch.setattr(lake, "claim", meanwhile)
+    with pytest.raises(ConflictError, match="of campaign spring runs"):
+        ours.add(RECORD)
 
 
 def test_a_version_that_the_configuration_names_cannot_be_rolled_back():

@@ -103,6 +103,12 @@ def state(campaign):
     )
 
 
+def third_version(campaign):
+    third = replace(campaign.config, forest=ForestConf(n_trees=16, min_leaf=5, n_buckets=4))
+    third = campaign.changed(replace(third, registry=replace(third.registry, champion=False)))
+    return campaign.registry.find("spring", train.run(third).details["version"])
+
+
 def do(campaign, what, now=RIPE):
     return canary.run(campaign, what=what, now=now).details
 
@@ -256,6 +262,63 @@ def test_a_challenger_that_needs_approval_waits_for_it(campaign, monkeypatch):
     assert do(governed, "decide")["state"] == "promoted"
 
 
+def test_a_third_version_that_became_the_champion_stays(campaign, monkeypatch):
+    do(campaign, "start", START)
+    outcomes(campaign, 1.05, "outcomes-1")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(canary, "carry_out", lambda trial: (_ for _ in ()).throw(Killed()))
+        do(campaign, "decide")  # decided: promoted, but not yet done
+    campaign.registry.set_alias(third_version(campaign), "champion")
+    details = do(campaign, "decide")
+    assert details["state"] == "ended"
+    assert "version 3 became the champion while canary spring-canary-2-1 of version 2 ran" in details["summary"]
+    ended = {"champion": 3, "challenger": None, "plan": {"3": N}, "scores": "3", "state": "ended"}
+    assert vars(state(campaign)) == ended
+    registry = campaign.registry
+    registry.set_alias(registry.find("spring", 2), CHALLENGER)
+    do(campaign, "start")
+    registry.set_alias(registry.find("spring", 1), "champion")
+    with pytest.raises(ConfigError, match=r"version 1 became the champion while .* run `uplift canary decide` to end"):
+        do(campaign, "start")
+    assert "`uplift canary decide` ends it" in do(campaign, "status")["summary"]
+    details = rollback.run(campaign, now=RIPE).details  # ends the canary; the third version stays
+    assert details["version"] == 1
+    assert vars(state(campaign)) == {
+        "champion": 1, "challenger": None, "plan": {"1": N}, "scores": "1", "state": "restored",
+    }  # fmt: skip
+    rollback.run(campaign, to=3, now=RIPE)
+    assert vars(state(campaign)) == {**ended, "state": "restored"}
+
+
+def test_a_canary_counts_from_the_plan_that_put_its_slices_in_force(campaign, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(canary, "renew_plan", lambda trial: (_ for _ in ()).throw(Killed()))
+        do(campaign, "start", START)
+    with pytest.raises(ConfigError, match="canary spring-canary-2-1 has no plan yet: run `uplift canary start`"):
+        do(campaign, "status", START + timedelta(days=27))
+    do(campaign, "start", START + timedelta(days=27))
+    details = do(campaign, "decide", START + timedelta(days=29))
+    assert details["state"] == "running" and "spring-canary-2-1, 2 days old" in details["summary"]
+
+
+def test_a_decision_that_is_overtaken_changes_nothing(campaign, monkeypatch):
+    do(campaign, "start", START)
+    outcomes(campaign, 1.05, "outcomes-1")
+    read = canary.read_now
+
+    def meanwhile(trial):
+        reading = read(trial)
+        rollback.run(campaign, now=RIPE, reason="complaints")
+        return reading
+
+    monkeypatch.setattr(canary, "read_now", meanwhile)
+    with pytest.raises(ConflictError, match="another `uplift canary` or `uplift rollback` of campaign spring runs"):
+        do(campaign, "decide")
+    assert vars(state(campaign)) == {
+        "champion": 1, "challenger": None, "plan": {"1": N}, "scores": "1", "state": "restored",
+    }  # fmt: skip
+
+
 def test_a_rollback_ends_a_canary_that_runs(campaign):
     do(campaign, "start", START)
     details = rollback.run(campaign, now=RIPE, reason="complaints").details
@@ -266,8 +329,11 @@ def test_a_rollback_ends_a_canary_that_runs(campaign):
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence(campaign):
-    with pytest.raises(ConfigError, match="campaign spring has no canary: run `uplift canary start` first"):
-        do(campaign, "decide")
+    for what in ("status", "decide"):  # every night, also where no canary runs
+        assert "Campaign spring has no canary: `uplift canary start` begins one" in do(campaign, what)["summary"]
+    with pytest.raises(ConfigError, match="--to 'one' is no version: give its number, or before for the one before"):
+        rollback.options(to="one")
+    assert rollback.options(to="3") == {"to": 3, "reason": "rolled back by hand"} and rollback.options()["to"] is None
     with pytest.raises(ConfigError, match=r"nobody recorded which version .* name it, as in `uplift rollback --to 1`"):
         rollback.run(campaign.changed(replace(campaign.config, governance=Governance())), now=RIPE)
     pinned = campaign.changed(replace(campaign.config, registry=replace(campaign.config.registry, version=1)))
@@ -286,9 +352,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(campaign):
         DataError, match=r"which is before the last record of gold\.canary, 2025-03-01 00:00:00: it went"
     ):
         do(campaign, "status", START - timedelta(hours=1))
-    third = replace(campaign.config, forest=ForestConf(n_trees=16, min_leaf=5, n_buckets=4))
-    third = campaign.changed(replace(third, registry=replace(third.registry, champion=False)))
-    registry.set_alias(registry.find("spring", train.run(third).details["version"]), CHALLENGER)
+    registry.set_alias(third_version(campaign), CHALLENGER)
     with pytest.raises(ConfigError, match="of version 2 runs: version 3 has to wait until `uplift canary decide`"):
         do(campaign, "start", RIPE)
     ours, theirs = (CanaryLog(campaign.config, campaign.lake, RIPE) for _ in range(2))

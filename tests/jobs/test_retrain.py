@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from tests.jobs.conftest import rows_of
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse
 from uplift_spark.errors import ConfigError, DataError, OvertakenError
+from uplift_spark.governance.rollout import CanaryLog, CanaryRecord
 from uplift_spark.jobs import features, ingest, monitor, retrain, train
 from uplift_spark.lake.tables import Lake
+from uplift_spark.registry.evidence import was_on_trial
 
 START, WEEKS, UNITS = datetime(2025, 1, 6, tzinfo=UTC), 6, 4000
 WEEK = timedelta(days=7)
@@ -65,6 +68,14 @@ def campaign(spark, tmp_path_factory) -> Campaign:
     return campaign
 
 
+def canary_rows(campaign: Campaign, version: str) -> int:
+    """Put on record that a version was rolled back by its canary; the records."""
+    log = CanaryLog(campaign.config, campaign.lake)
+    trial = (f"weekly-canary-{version}-1", 0, log.now, log.now, "rolled back", "roll back", "worse", "1", version, 0.05)
+    log.add(CanaryRecord(*trial))
+    return len(log.records)
+
+
 pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
 
 
@@ -76,10 +87,16 @@ def test_options_of_the_command() -> None:
         retrain.options(None, True, "mine")
 
 
-def test_the_story_of_a_campaign(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_story_of_a_campaign(campaign: Campaign, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lake, early, late = campaign.lake, as_of(campaign, 1.3), as_of(campaign, 5.4)
-    with pytest.raises(ConfigError, match="has no alias 'champion'"):
+    with pytest.raises(DataError, match=r"gold.kpi has no window of 168 h of campaign weekly"):
         retrain.run(early)
+    nowhere = tmp_path / "nowhere"
+    empty = Campaign(replace(early.config, lakehouse=Lakehouse(path=str(nowhere))))
+    empty = Campaign(empty.config, Lake(lake.spark, empty.config.lakehouse))
+    with pytest.raises(DataError, match=r"gold.kpi has no window"):
+        retrain.run(empty, dry_run=True)
+    assert not nowhere.exists()
     features.run(early)
     train.run(early)
     with pytest.raises(
@@ -156,6 +173,15 @@ def test_a_new_model_that_does_not_pass_is_no_challenger(campaign: Campaign) -> 
     result = retrain.run(as_of(campaign, 5.4, retrain=high), because="a floor that nothing reaches")
     assert result.details["decision"] == "rejected" and "the floor is 10" in result.details["summary"]
     assert campaign.registry.find("weekly", "challenger").version == before
+    # What was on trial is no challenger again, by a run that is repeated or by another that comes to the same model.
+    tried = canary_rows(campaign, str(before))
+    assert tried and was_on_trial(campaign.lake, "weekly", before)
+    late, registry = as_of(campaign, 5.4), campaign.registry
+    registry.drop_alias("weekly", "challenger")
+    assert retrain.run(late).details["decision"] == "challenger" and registry.known("weekly", "challenger") is None
+    result = retrain.run(late, because="once more")
+    assert result.details["decision"] == "stopped" and registry.known("weekly", "challenger") is None
+    assert f"version {before} was on trial already, in canary weekly-canary" in result.details["summary"]
     few = replace(campaign.config.retrain, arm_units=10**6)
     result = retrain.run(as_of(campaign, 5.4, retrain=few), because="too few units")
     assert result.details["decision"] == "stopped" and result.details["model_version"] == "none"

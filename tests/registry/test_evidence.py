@@ -20,6 +20,7 @@ from uplift_spark.registry.evidence import (
     new_arms,
     open_incidents,
     quarantined_since,
+    was_on_trial,
 )
 from uplift_spark.registry.retraining import NewArm
 from uplift_spark.sections.canary import CanaryState
@@ -109,6 +110,16 @@ def test_no_model_is_fitted_while_a_canary_goes_on(lake: Lake) -> None:
         told = ("a canary goes on", f"spring-canary-2-1 of version 2 is {state}")
         assert open_incidents(windows, 1) == ({} if over else {"canary": told})
     assert len(states) == 9
+
+
+def test_a_version_that_was_on_trial_is_known_however_it_ended(lake: Lake) -> None:
+    assert was_on_trial(lake, "spring", 2) is None
+    shared = {"campaign": "spring", "at": START, "started_at": START, "champion": "1", "reason": "because"}
+    trial = {**shared, "canary": "spring-canary-2-1", "challenger": "2", "share": 0.05}
+    taken_back = {**shared, "canary": "spring-rollback-2", "challenger": "1", "share": 0.0, "state": "restored"}
+    add(lake, "gold.canary", "c", {**trial, "step": 1, "state": "rolled back"}, {**taken_back, "step": 2})
+    assert was_on_trial(lake, "spring", 2) == "version 2 was on trial already, in canary spring-canary-2-1"
+    assert was_on_trial(lake, "spring", 1) is None and was_on_trial(lake, "autumn", 2) is None
 
 
 def test_new_units_are_counted_by_level_when_their_labels_are_mature(lake: Lake) -> None:

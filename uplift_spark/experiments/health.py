@@ -193,6 +193,21 @@ def health_findings(
     return sorted(findings, key=lambda one: one.severity != REFUSE)
 
 
+_OF_ARMS = ("sample_ratio", "no_share", "two_arms", "covariate_balance", "propensity")
+
+
+def arm_faults(findings: Sequence[HealthFinding]) -> list[HealthFinding]:
+    """Select what says that the arms are not what the design makes.
+
+    Args:
+        findings: From `health_findings`.
+
+    Returns:
+        Those that refuse a readout; others are about reading the trial, such as one that is read too early.
+    """
+    return [one for one in findings if one.check in _OF_ARMS and one.severity == REFUSE]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Who is in which arm.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -434,24 +435,38 @@ def in_canary_slices(rows: DataFrame, design: Experiment, unit: str = UNIT) -> D
     return rows.withColumn("slice", arm).where(F.col("slice").isin(CHAMPION_SLICE, CHALLENGER_SLICE))
 
 
-def slice_sums(units: DataFrame, value: Column, per: Column) -> tuple[SliceSums, SliceSums]:
-    """Add up both slices.
+def slice_sums(
+    rows: DataFrame, values: Mapping[str, tuple[Column, Column]]
+) -> tuple[tuple[int, int], dict[str, tuple[SliceSums, SliceSums]]]:
+    """Add up both slices in one pass.
 
     Args:
-        units: One row a unit, from `in_canary_slices`.
-        value: of a unit, such as its failed requests; units of which it is null do not count.
-        per: what the value is of, such as its requests.
+        rows: One row a unit, from `in_canary_slices`.
+        values: {check: (value of a unit, such as its failed requests; what it is of, such as its requests)}. Units of
+            which the value is null, or of nothing, do not count.
 
     Returns:
-        Sums of the champion's slice and of the challenger's.
+        (rows of the champion's slice and of the challenger's, {check: sums of both}).
     """
-    v, p = value.cast("double"), per.cast("double")
-    rows = units.select("slice", v.alias("v"), p.alias("p")).where("v IS NOT NULL AND p IS NOT NULL AND p > 0")
-    v, p = F.col("v"), F.col("p")
-    totals = {"value": v, "per": p, "vv": v * v, "vp": v * p, "pp": p * p}
-    counts = (F.count(F.lit(1)).alias("units"), F.count_if(v != 0).alias("events"))
-    summed = rows.groupBy("slice").agg(*counts, *(F.sum(column).alias(name) for name, column in totals.items()))
-    return sums_by_slice(row.asDict() for row in summed.collect())
+    sums = [F.count(F.lit(1)).alias("rows")]
+    for check, (value, per) in values.items():
+        counts = value.isNotNull() & (per > 0)
+        v, p = (F.when(counts, one.cast("double")) for one in (value, per))
+        totals = {"value": v, "per": p, "vv": v * v, "vp": v * p, "pp": p * p}
+        sums += [F.count(v).alias(f"units {check}"), F.count_if(v != 0).alias(f"events {check}")]
+        sums += [F.sum(column).alias(f"{name} {check}") for name, column in totals.items()]
+    summed = [row.asDict() for row in rows.groupBy("slice").agg(*sums).collect()]
+    of_check = {check: sums_by_slice(_of_check(row, check) for row in summed) for check in values}
+    sizes = {row["slice"]: row["rows"] for row in summed}
+    return (sizes.get(CHAMPION_SLICE, 0), sizes.get(CHALLENGER_SLICE, 0)), of_check
+
+
+def _of_check(row: Mapping[str, Any], check: str) -> dict[str, Any]:
+    return {
+        name.removesuffix(f" {check}"): value
+        for name, value in row.items()
+        if name == "slice" or name.endswith(f" {check}")
+    }
 
 
 _FINAL = ("delivered", "bounced", "failed", "suppressed")  # statuses of a send that nothing comes after
@@ -464,20 +479,20 @@ class CanarySlices:
     config    of the campaign
     design    `canary.canary_design`
     versions  of the model: the champion's and the challenger's
-    started   since when requests count (UTC)
+    since     when its slices came into force: from then on requests count (UTC)
     now       what was known by then counts (UTC)
     """
 
     config: Config
     design: Experiment
     versions: tuple[str, str]
-    started: datetime
+    since: datetime
     now: datetime
 
     def evidence(
         self, planned: DataFrame, plans: Mapping[str, datetime], tables: Mapping[str, DataFrame]
     ) -> CanaryEvidence:
-        """Add up what happened in both slices; each table is read once.
+        """Add up what happened in both slices; plan, outcomes, deliveries and consent are read in one query, each once.
 
         Args:
             planned: Rows of gold.policy_decisions of the canary's plans.
@@ -491,24 +506,23 @@ class CanarySlices:
         Raises:
             ConfigError: Requests do not say whose they are.
         """
-        units = self._units(planned, plans)
-        counted = {row["slice"]: row["count"] for row in units.groupBy("slice").count().collect()}
-        readers = {
-            "requests": (("errors", "latency"), self._requests),
-            "deliveries": (("delivery",), self._deliveries),
-            "consent": (("opt_outs",), self._opt_outs),
-            "outcomes": (("outcome",), self._outcomes),
-        }
-        sums: dict[str, tuple[SliceSums, SliceSums]] = {}
+        rows, values = self._units(planned, plans), {}
         missing: dict[str, str] = {}
-        for name, (checks, read) in readers.items():
-            where = "the table of monitoring.requests" if name == "requests" else f"a table of {name}"
-            result = read(units, tables[name]) if name in tables else f"{where} is not there"
-            if isinstance(result, str):
-                missing |= dict.fromkeys(checks, result)
+        readers = {"outcome": ("outcomes", self._outcomes), "delivery": ("deliveries", self._deliveries)}
+        for check, (name, read) in {**readers, "opt_outs": ("consent", self._opt_outs)}.items():
+            if name in tables:
+                rows = read(rows, tables[name])
+                values[check] = (F.col(check), F.lit(1))
             else:
-                sums |= dict(zip(checks, result, strict=True))
-        sizes = (counted.get(CHAMPION_SLICE, 0), counted.get(CHALLENGER_SLICE, 0))
+                missing[check] = f"a table of {name} is not there"
+        sizes, sums = slice_sums(rows, values)
+        requests: Any = "the table of monitoring.requests is not there"
+        if "requests" in tables:
+            requests = self._requests(tables["requests"])
+        if isinstance(requests, str):
+            missing |= dict.fromkeys(("errors", "latency"), requests)
+        else:
+            sums |= requests
         return CanaryEvidence(sums, sizes, self.config.roles.direction == "decrease", missing)
 
     def _units(self, planned: DataFrame, plans: Mapping[str, datetime]) -> DataFrame:
@@ -520,39 +534,41 @@ class CanarySlices:
         units = in_canary_slices(first.select(UNIT, "first.*"), self.design)
         return units.withColumn(CAMPAIGN, F.lit(self.config.campaign))
 
-    def _outcomes(self, units: DataFrame, outcomes: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
-        """Outcomes of units whose labels are mature."""
+    def _outcomes(self, units: DataFrame, outcomes: DataFrame) -> DataFrame:
+        """Add `outcome`, null where the labels of a unit are not mature."""
         config = self.config
         mine = outcomes.where(F.col(CAMPAIGN) == config.campaign)
         assigned = units.withColumn(PROPENSITY, F.lit(None).cast("double"))
         labels = label_table(assigned, mine, config.outcomes, config.labels, self.now)
-        ripe = labels.where("mature").select(UNIT, F.col("outcomes")[config.roles.outcome].alias("value"))
-        return [slice_sums(units.join(ripe, UNIT), F.col("value"), F.lit(1))]
+        label = F.when(F.col("mature"), F.col("outcomes")[config.roles.outcome])
+        return in_canary_slices(labels, self.design).withColumn("outcome", label)
 
-    def _deliveries(self, units: DataFrame, deliveries: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
-        """Treated units whose send has ended, and those of them that it did not reach."""
+    def _deliveries(self, units: DataFrame, deliveries: DataFrame) -> DataFrame:
+        """Add `delivery`: 1 where no send reached the unit, null where none has ended or it gets none."""
         mine = deliveries.where((F.col(CAMPAIGN) == self.config.campaign) & F.col("status").isin(*_FINAL))
-        treated = units.where(F.col(TREATMENT) != self.config.roles.control)
-        sends = treated.join(self._known(mine).select(UNIT, "status", "delivered_at"), UNIT)
-        ended = sends.where("delivered_at >= assigned_at").groupBy(UNIT, "slice")
-        each = ended.agg(F.max((F.col("status") == "delivered").cast("int")).alias("reached"))
-        return [slice_sums(each, 1 - F.col("reached"), F.lit(1))]
+        sent = F.max(F.when(F.col("status") == "delivered", F.col("delivered_at")))
+        each = self._known(mine).groupBy(UNIT).agg(F.max("delivered_at").alias("ended"), sent.alias("reached"))
+        treated = (F.col(TREATMENT) != self.config.roles.control) & (F.col("ended") >= F.col("assigned_at"))
+        lost = F.when(F.col("reached") >= F.col("assigned_at"), 0).otherwise(1)
+        return units.join(each, UNIT, "left").withColumn("delivery", F.when(treated, lost))
 
-    def _opt_outs(self, units: DataFrame, consent: DataFrame) -> list[tuple[SliceSums, SliceSums]]:
-        """All units, and those that have withdrawn since."""
-        rows = self._known(consent).where(~F.col("granted"))
-        since = units.select(UNIT, "assigned_at").join(rows.select(UNIT, "changed_at"), UNIT)
-        gone = since.where("changed_at >= assigned_at").select(UNIT).distinct().withColumn("gone", F.lit(1))
-        return [slice_sums(units.join(gone, UNIT, "left"), F.coalesce("gone", F.lit(0)), F.lit(1))]
+    def _opt_outs(self, units: DataFrame, consent: DataFrame) -> DataFrame:
+        """Add `opt_outs`: 1 where the unit has withdrawn since, else 0."""
+        each = self._known(consent).where(~F.col("granted")).groupBy(UNIT).agg(F.max("changed_at").alias("gone"))
+        gone = F.when(F.col("gone") >= F.col("assigned_at"), 1).otherwise(0)
+        return units.join(each, UNIT, "left").withColumn("opt_outs", gone)
 
     def _known(self, rows: DataFrame) -> DataFrame:
         return rows.where(F.col("known_at") <= instant(self.now))
 
-    def _requests(self, units: DataFrame, requests: DataFrame) -> list[tuple[SliceSums, SliceSums]] | str:
-        """Requests of each unit since the start, of them those that failed and those that were slow.
+    def _requests(self, requests: DataFrame) -> dict[str, tuple[SliceSums, SliceSums]] | str:
+        """Requests of each unit since the slices are in force, of them those that failed and those that were slow.
 
-        Where the log has the version that answered, requests that another one answered do not count; one without a
-        version, as when none could answer, does. A sentence where nobody sends requests to the challenger.
+        Where the log has the version that answered, both slices count from the challenger's first answer on, for which
+        it is read once before. Requests of the challenger's slice that the champion answers instead were lost by the
+        challenger; of each unit so many more as failures of the challenger are not in the log themselves. Requests that
+        any other version answered do not count; one without a version, as when none could answer, does. A sentence
+        where nobody sends requests to the challenger.
         """
         conf, canary = self.config.monitoring.requests, self.config.canary
         assert conf is not None
@@ -562,19 +578,23 @@ class CanarySlices:
                 "a slice: name the column in canary.unit"
             )
         time = F.col(conf.time).cast("timestamp")
-        since = requests.where((time >= instant(self.started)) & (time <= instant(self.now)))
+        since = requests.where((time >= instant(self.since)) & (time <= instant(self.now)))
         rows = in_canary_slices(since, self.design, canary.unit)
+        own, instead = F.lit(True), F.lit(False)
         if conf.version is not None:
             champion, challenger = self.versions
-            version = F.col(conf.version).cast("string")
-            own = F.when(F.col("slice") == CHALLENGER_SLICE, challenger).otherwise(champion)
-            counts = [F.count_if(version == one) for one in self.versions]
-            by_champion, by_challenger = rows.where(F.col("slice") == CHALLENGER_SLICE).agg(*counts).collect()[0]
-            if by_champion and not by_challenger:
+            version, tried = F.col(conf.version).cast("string"), F.col("slice") == CHALLENGER_SLICE
+            first = F.min(F.when(version == challenger, F.unix_micros(time)))
+            by_champion, began = rows.where(tried).agg(F.count_if(version == champion), first).collect()[0]
+            if by_champion and began is None:
                 return f"version {champion} answers the requests of both slices: the plan is on trial, not the service"
-            rows = rows.where(version.isNull() | (version == own))
-        failed = F.coalesce(F.expr(conf.failed).cast("boolean"), F.lit(True))
-        slow = F.coalesce(F.expr(conf.ms).cast("double") > canary.slow_ms, F.lit(False))
-        sums = (F.count(F.lit(1)).alias("n"), F.count_if(failed).alias("failed"), F.count_if(slow).alias("slow"))
-        each = rows.groupBy("slice", canary.unit).agg(*sums)
-        return [slice_sums(each, F.col(name), F.col("n")) for name in ("failed", "slow")]
+            rows = rows if began is None else rows.where(F.unix_micros(time) >= began)
+            own = version.isNull() | (version == F.when(tried, challenger).otherwise(champion))
+            instead = tried & version.eqNullSafe(champion)
+        failed = own & F.coalesce(F.expr(conf.failed).cast("boolean"), F.lit(True))
+        slow = own & F.coalesce(F.expr(conf.ms).cast("double") > canary.slow_ms, F.lit(False))
+        counted = {"n": own, "failed": failed, "slow": slow, "instead": instead}
+        each = rows.groupBy("slice", canary.unit).agg(*(F.count_if(one).alias(name) for name, one in counted.items()))
+        lost = F.greatest(F.col("instead") - F.col("failed"), F.lit(0))
+        values = {"errors": (F.col("failed") + lost, F.col("n") + lost), "latency": (F.col("slow"), F.col("n"))}
+        return slice_sums(each, values)[1]

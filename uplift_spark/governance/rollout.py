@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -68,14 +68,14 @@ class CanaryLog:
     Args:
         config: Of the campaign.
         lake: Where the tables are.
-        now: What time it is.
+        now: What time it is; by default the clock's at each record.
 
     Raises:
         DataError: The clock is behind the last record.
     """
 
-    def __init__(self, config: Config, lake: Lake, now: datetime) -> None:
-        self.config, self.lake, self.now = config, lake, utc(now)
+    def __init__(self, config: Config, lake: Lake, now: datetime | None = None) -> None:
+        self.config, self.lake, self._fixed = config, lake, None if now is None else utc(now)
         self._name = f"canary of {config.campaign}"
         self._claim: Claim = lake.claim(CANARY_TABLE, self._name)
         self.records = self._read()
@@ -84,6 +84,11 @@ class CanaryLog:
                 f"the clock says {self.now:%Y-%m-%d %H:%M:%S} UTC, which is before the last record of {CANARY_TABLE}, "
                 f"{last.at:%Y-%m-%d %H:%M:%S}: it went back; set the machine's clock, then run it again"
             )
+
+    @property
+    def now(self) -> datetime:
+        """What time it is, in UTC."""
+        return self._fixed or datetime.now(UTC)
 
     def _read(self) -> list[CanaryRecord]:
         if not self.lake.exists(CANARY_TABLE):
@@ -99,9 +104,28 @@ class CanaryLog:
         """The newest record; None before the first."""
         return self.records[-1] if self.records else None
 
-    def of_canary(self, canary: str) -> list[CanaryRecord]:
-        """Records of one canary, oldest first."""
-        return [one for one in self.records if one.canary == canary]
+    def plans(self, canary: str) -> dict[str, datetime]:
+        """Plans in which the slices of a canary have their decisions: {run: since when}, oldest first."""
+        mine = [one for one in reversed(self.records) if one.canary == canary and one.plan is not None]
+        return dict(reversed({str(one.plan): one.at for one in mine}.items()))
+
+    def since(self, canary: str) -> datetime | None:
+        """When the slices of a canary came into force; None before."""
+        return min(self.plans(canary).values(), default=None)
+
+    def refuse_overtaken(self) -> None:
+        """Raise ConflictError where somebody came to a state that this one has not read: it may undo what we do."""
+        if self.lake.exists(CANARY_TABLE):
+            mine = self.lake.read(CANARY_TABLE).where(F.col(CAMPAIGN) == self.config.campaign)
+            if mine.count() != len(self.records):
+                raise ConflictError(self._overtaken)
+
+    @property
+    def _overtaken(self) -> str:
+        return (
+            f"another `uplift canary` or `uplift rollback` of campaign {self.config.campaign} runs: wait until it is "
+            "done, then look at `uplift canary status`"
+        )
 
     def add(self, record: CanaryRecord) -> CanaryRecord:
         """Come to a state; its number and time are filled in here. The entry in the audit log comes first.
@@ -117,12 +141,10 @@ class CanaryLog:
         try:
             self.lake.write(CANARY_TABLE, frame, run_id, claim=self._claim)
         except OvertakenError as error:
-            raise ConflictError(
-                f"another `uplift canary` or `uplift rollback` of campaign {self.config.campaign} runs: wait until it "
-                "is done, then look at `uplift canary status`"
-            ) from error
+            raise ConflictError(self._overtaken) from error
         self._claim = self.lake.claim(CANARY_TABLE, self._name)
         self.records.append(record)
+        self.refuse_overtaken()  # who wrote before the new claim would not be noticed by it
         return record
 
 
@@ -207,19 +229,64 @@ def write_plan(config: Config, lake: Lake, rows: DataFrame, run_id: str, source:
     record_plan(config, lake, run_id, versions, {"made_from": source, "why": why})
 
 
+def new_canary(log: CanaryLog, registry: Registry) -> CanaryRecord:
+    """Describe the canary that may start now. Raises ConfigError or DataError, a sentence each, where none may."""
+    config = log.config
+    champion, challenger = registry.find(config.model_name), registry.known(config.model_name, CHALLENGER)
+    if challenger is None:
+        raise ConfigError(
+            f"model {champion.name} has no version with the alias {CHALLENGER}: run `uplift retrain`, or "
+            "give a version the alias in MLflow"
+        )
+    if champion.version == challenger.version:
+        raise ConfigError(
+            f"version {champion.version} of model {champion.name} is champion and {CHALLENGER} both: there is nothing "
+            "to compare; train another version"
+        )
+    if champion.sha256 == challenger.sha256:
+        raise ConfigError(
+            f"versions {champion.version} and {challenger.version} of model {champion.name} are the same file: there "
+            "is nothing to compare; train another version"
+        )
+    ripe = max(config.labels.days(name) for name in config.outcomes) + config.labels.wait_days
+    if ripe >= config.canary.max_days:
+        raise ConfigError(
+            f"labels are mature after {ripe:g} days, and canary.max_days ends the canary after "
+            f"{config.canary.max_days:g}: raise canary.max_days, or no outcome is ever compared"
+        )
+    if not any(plan.is_by(champion.version) for plan in plan_runs(log.lake, config.campaign)):
+        raise DataError(
+            f"{DECISIONS_TABLE} has no plan of campaign {config.campaign} by version {champion.version}: run `uplift "
+            "policy` first, a canary gives some of the units the challenger's decisions"
+        )
+    earlier = {one.canary for one in log.records}
+    name = f"{config.campaign[:32]}-canary-{challenger.version}-{len(earlier) + 1}"  # a salt has 64 characters at most
+    versions, now = (str(champion.version), str(challenger.version)), log.now
+    why = f"version {challenger.version} on trial against version {champion.version}"
+    return CanaryRecord(name, 0, now, now, "running", None, why, *versions, config.canary.share)
+
+
 @dataclass(frozen=True)
 class InForce:
     """Brings a version into force: scores, decisions, online store.
 
-    config, lake  of the campaign
-    run           runs score, policy or publish with the model in use
-    published     whether the campaign has an online store
+    log        of the campaign's canaries: who is overtaken does nothing more
+    run        runs score, policy or publish with the model in use
+    published  whether the campaign has an online store
     """
 
-    config: Config
-    lake: Lake
+    log: CanaryLog
     run: Callable[[str], JobResult]
     published: bool
+
+    @property
+    def lake(self) -> Lake:
+        """Of the campaign."""
+        return self.log.lake
+
+    def _announce(self, record: CanaryRecord, deed: str) -> None:
+        self.log.refuse_overtaken()
+        note(self.log.config, self.lake, record, deed, record.reason)
 
     def bring(self, version: Registered, record: CanaryRecord, progress: ProgressCallback) -> dict[str, Any]:
         """Bring the champion's scores, decisions and online store into force; what is there is left as it is.
@@ -229,21 +296,21 @@ class InForce:
         """
         details: dict[str, Any] = {}
         if not self._scored(version):
-            note(self.config, self.lake, record, f"score with version {version.version}", record.reason)
+            self._announce(record, f"score with version {version.version}")
             details["scores"] = self.run("score").run_id
-        plans = plan_runs(self.lake, self.config.campaign)
+        plans = plan_runs(self.lake, self.log.config.campaign)
         if plans and not plans[0].is_by(version.version):
-            note(self.config, self.lake, record, f"decide by version {version.version}", record.reason)
+            self._announce(record, f"decide by version {version.version}")
             details["plan"] = self._plan(version, plans, record, progress)
         if self.published:
-            note(self.config, self.lake, record, f"publish version {version.version}", record.reason)
+            self._announce(record, f"publish version {version.version}")
             details["published"] = self.run("publish").run_id
         return details
 
     def _scored(self, version: Registered) -> bool:
         if not self.lake.exists(SCORES_TABLE):
             return False
-        name = F.col("model_name").isin(version.name, self.config.model_name)
+        name = F.col("model_name").isin(version.name, self.log.config.model_name)
         rows = self.lake.read(SCORES_TABLE).where(name & (F.col("model_version") == str(version.version)))
         return not rows.isEmpty()
 
@@ -251,14 +318,14 @@ class InForce:
         earlier = next((one for one in plans if one.is_by(version.version)), None)
         if earlier is None:
             self.run("policy")
-            plans = plan_runs(self.lake, self.config.campaign)
+            plans = plan_runs(self.lake, self.log.config.campaign)
             earlier = next(one for one in plans if one.is_by(version.version))
             if earlier is plans[0]:
                 return earlier.run_id
         run_id = derive_run_id("restore", {"canary": record.canary}, plan=earlier.run_id, after=plans[0].run_id)
         progress(f"plan {earlier.run_id} by version {version.version} is in force again, as {run_id}")
-        rows = plan_decisions(self.lake, self.config.campaign, earlier.run_id)
-        write_plan(self.config, self.lake, rows, run_id, earlier.run_id, record.reason)
+        rows = plan_decisions(self.lake, self.log.config.campaign, earlier.run_id)
+        write_plan(self.log.config, self.lake, rows, run_id, earlier.run_id, record.reason)
         return run_id
 
 
@@ -278,6 +345,13 @@ def end_trial(config: Config, lake: Lake, registry: Registry, record: CanaryReco
     if on_trial is not None and str(on_trial.version) == record.challenger:
         note(config, lake, record, f"alias {CHALLENGER} taken from version {record.challenger}", record.reason)
         registry.drop_alias(config.model_name, CHALLENGER)
+
+
+def other_champion(config: Config, registry: Registry, record: CanaryRecord) -> Registered | None:
+    """Find a version that became the champion while a canary ran, without its verdict; None where none did."""
+    champion = registry.known(config.model_name)
+    known = (record.champion, *([record.challenger] if record.state == "promoting" else []))
+    return None if champion is None or str(champion.version) in known else champion
 
 
 def earlier_champion(lake: Lake, records: list[CanaryRecord], current: Registered) -> int | None:

@@ -164,6 +164,25 @@ def open_incidents(windows: MonitoredWindows, newest: int) -> dict[str, tuple[st
     return dict(sorted(incidents.items()))
 
 
+def was_on_trial(lake: Lake, campaign: str, version: int) -> str | None:
+    """Say in which canary a version was on trial: it had its chance, however that ended.
+
+    Args:
+        lake: The lakehouse.
+        campaign: Name of the campaign.
+        version: Of the model.
+
+    Returns:
+        One clause; None where it never was.
+    """
+    if not lake.exists(CANARY_TABLE):
+        return None
+    tried = (F.col("challenger") == str(version)) & (F.col("share") > 0)  # a rollback has no slices
+    rows = lake.read(CANARY_TABLE).where((F.col(CAMPAIGN) == campaign) & tried)
+    last = rows.orderBy(F.desc("step")).first()
+    return None if last is None else f"version {version} was on trial already, in canary {last['canary']}"
+
+
 def _from(row: Mapping[str, Any]) -> str:
     return f"in the window from {row['window_start']:%Y-%m-%d %H:%M}"
 

@@ -94,8 +94,30 @@ def figures(runs: int) -> dict[str, dict[str, float]]:
     return {case.name: shares_of_verdicts(case, runs) for case in CASES}
 
 
+def units_alike(check: str, ratio: float) -> int:
+    """Units a slice at which two slices with the same ratio are known to be alike: half of all such canaries are."""
+
+    def known(n: int) -> bool:
+        both = [SliceSums.of_share(n * ratio, float(n)) for _ in range(2)]
+        return str(check_states(check, *both, CONF)[2]) == "safe"
+
+    few, enough = 0, CONF.min_units
+    while not known(enough):
+        few, enough = enough, 2 * enough
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if known(middle) else (middle, enough)
+    return enough
+
+
+ALIKE = (
+    *(("errors", 0.01), ("latency", 0.03), ("delivery", 0.01), ("opt_outs", 0.002)),
+    *(("outcome", ratio) for ratio in (0.01, 0.05, 0.2)),
+)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=2000)
     runs = parser.parse_args().runs
@@ -105,6 +127,10 @@ def main() -> None:
         ends = [shares[key] for key in ("roll back", "promote", "open")]
         print(f"{case.name:34}{case.units:14,}{case.looks:7}{ends[0]:13.2%}{ends[1]:10.2%}{ends[2]:12.2%}")
     print(f"{runs:,} canaries a case, {time.process_time() - started:.0f} s of one core")
+    print(f"\n{'known to be alike':34}{'share':>10}{'margin':>10}{'units a slice':>16}")
+    for check, ratio in ALIKE:
+        margin = getattr(CONF.margins, check) * (ratio if check == "outcome" else 1.0)
+        print(f"{check:34}{ratio:10.2%}{margin:10.2%}{units_alike(check, ratio):16,}")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,15 @@ def check_figures(runs):
     return figures
 
 
+def test_so_many_units_know_that_slices_are_alike():
+    n = simulated.units_alike("outcome", 0.05)
+    assert 40_000 < n < 80_000
+    states = [read_check("outcome", *shares(0.05 * k, 0.05 * k, k), CONF).state for k in (n - 100, n)]
+    assert states == ["open", "safe"]
+    alike = simulated.Case("alike", n, looks=1)  # one look: half of those that are alike are known to be
+    assert 0.3 < simulated.shares_of_verdicts(alike, 400)["promote"] < 0.6
+
+
 def test_a_quick_simulation_keeps_its_level():
     check_figures(200)
 

@@ -105,9 +105,9 @@ class CanaryLog:
         return self.records[-1] if self.records else None
 
     def plans(self, canary: str) -> dict[str, datetime]:
-        """Plans in which the slices of a canary have their decisions: {run: since when}, oldest first."""
-        mine = [one for one in reversed(self.records) if one.canary == canary and one.plan is not None]
-        return dict(reversed({str(one.plan): one.at for one in mine}.items()))
+        """Plans in which the slices of a canary have their decisions: {run: since when}."""
+        records = [one for one in self.records if one.canary == canary]
+        return {one.plan: one.at for one in reversed(records) if one.plan is not None}
 
     def since(self, canary: str) -> datetime | None:
         """When the slices of a canary came into force; None before."""

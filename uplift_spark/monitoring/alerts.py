@@ -475,7 +475,7 @@ class AlertBook:
         return self._by_hand(alert, "closed", by, at, note)
 
     def _by_hand(self, alert: str, happening: Happening, by: str, at: datetime, note: str) -> AlertEvent:
-        state = self._named(alert, [one for one in self.states.values() if one.active])
+        state = self._named(alert)
         if not by.strip():
             raise DataError(f"alert {alert} cannot be {happening} by nobody: give a name")
         if at < state.last.at:
@@ -490,17 +490,17 @@ class AlertBook:
         self.states[event.alert] = applied(state, event)
         return event
 
+    def firing(self, alert: str) -> list[AlertState]:
+        """List the alerts of this name (see `acknowledge`) that fire."""
+        return _of_name(alert, self.active())
+
     def closed_already(self, alert: str) -> AlertState | None:
         """Find the one closed alert of this name (see `acknowledge`) that did not open since; None where none is."""
-        closed = [state for state in self.states.values() if state.last.event == "closed"]
-        try:
-            return self._named(alert, closed)
-        except DataError:
-            return None
+        closed = _of_name(alert, [state for state in self.states.values() if state.last.event == "closed"])
+        return closed[0] if len(closed) == 1 else None
 
-    def _named(self, alert: str, states: Sequence[AlertState]) -> AlertState:
-        named = [one for one in states if one.last.rule == alert]
-        named = named or [one for one in states if alert and one.last.alert.startswith(alert)]
+    def _named(self, alert: str) -> AlertState:
+        states, named = self.active(), self.firing(alert)
         if len(named) == 1:
             return named[0]
         if named:
@@ -515,8 +515,24 @@ class AlertBook:
         return sorted(firing, key=lambda one: (one.last.severity, one.fired_at or one.since, one.last.alert))
 
 
+def _of_name(alert: str, states: Sequence[AlertState]) -> list[AlertState]:
+    of_rule = [one for one in states if one.last.rule == alert]
+    return of_rule or [one for one in states if alert and one.last.alert.startswith(alert)]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What people read.
+
+
+def state_line(state: AlertState) -> str:
+    """Say in a line where an alert stands: fingerprint, severity, rule, since when, who took it on, what is wrong."""
+    last = state.last
+    about = f" ({_shown(last.label_map)})" if last.label_map else ""
+    stands = f"closed by {last.by}" if last.event == "closed" else state.phase
+    by = f", acknowledged by {state.acknowledged_by}" if state.acknowledged_by and state.active else ""
+    summary = f": {last.summary}" if last.summary else ""
+    since = (state.fired_at or state.since) if state.active else state.since
+    return f"{last.alert} {last.severity} {last.rule}{about} {stands} since {since:%Y-%m-%d %H:%M} UTC{by}{summary}"
 
 
 @dataclass(frozen=True)

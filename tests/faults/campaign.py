@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -34,9 +34,11 @@ from uplift_spark.config import (
 from uplift_spark.events.load import Load
 from uplift_spark.experiments.protocol import ReadingOptions
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.jobs import assign, check, erase, ingest, load, optimize, readout, replay, stream
+from uplift_spark.jobs import alert, assign, check, erase, ingest, load, optimize, readout, replay, stream
 from uplift_spark.jobs.replay import Replay
+from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
 from uplift_spark.lake.tables import Lake
+from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
 from uplift_spark.sections.source import EventsSource, EventTable, TableSource
 
@@ -224,6 +226,24 @@ def _assign(ramp: float, lake: Lake) -> object:
     return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
 
 
+_FIRING = "3f2a9c0d11e4b7a8"  # fingerprint of an alert
+
+
+def _first_alert(lake: Lake) -> object:
+    """An alert that fires, and somebody who takes care of it."""
+    at = datetime(2025, 2, 3, tzinfo=UTC)
+    fired = AlertEvent("spring", _FIRING, "label_lag", "ticket", "{}", 1, 1, "fired", at, notify=True)
+    schema = columns_to_fill(ALERTS_TABLE)
+    row = tuple(asdict(fired)[name] for name in schema.fieldNames())
+    lake.write(ALERTS_TABLE, lake.spark.createDataFrame([row], schema), "alerts-fired")
+    return _alert("acknowledge", lake)
+
+
+def _alert(what: str, lake: Lake) -> object:
+    deed = alert.AlertDeed(what, _FIRING, "ann", "the provider was down")
+    return alert.run(Campaign(CAMPAIGN, lake), deed=deed, now=datetime(2025, 2, 4, tzinfo=UTC))
+
+
 def _read(job: ModuleType, why: str, lake: Lake) -> object:
     """The training set of the simulated campaign; so few units may be refused for any reason."""
     campaign = Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse, experiment=TRIAL), lake)
@@ -251,6 +271,8 @@ JOBS: dict[str, Job] = {
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "tree": _runs("tree", tree=TreeConf(depth=2, min_units=30)),
     "tune": _runs("tune", seed=8),
+    # The first run acknowledges an alert, the second closes it.
+    "alert": Job(_first_alert, partial(_alert, "close")),
     "nuisances": _runs("nuisances", seed=8),
     # The first run finds no new row, the second has them fade.
     "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),

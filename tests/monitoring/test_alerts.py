@@ -140,6 +140,65 @@ def test_acknowledged_alerts_remind_nobody() -> None:
     ]
 
 
+def test_an_alert_that_breaks_again_as_a_page_pages_though_it_was_acknowledged() -> None:
+    ticket = AlertRule("label_lag", clear=10 * MINUTE)
+    page = replace(ticket, severity="page")
+    book = AlertBook()
+    book.observe([said(0, True, ticket)])
+    book.acknowledge("label_lag", "ann", START + MINUTE)  # by its rule's name
+    first = [said(5, False, ticket), said(6, True, ticket), said(7, False, ticket), said(8, True, page)]
+    assert history(first, book) == [
+        ("clearing", False),
+        ("broken_again", False),  # no worse than what was acknowledged
+        ("clearing", False),
+        ("broken_again", True),
+    ]
+    (state,) = book.active()
+    assert state.last.severity == "page" and state.acknowledged_by == ""  # nobody took on the page
+    assert history([said(9, True, page), said(30, False, page), said(31, True, page)], book) == [
+        ("clearing", False),
+        ("broken_again", False),
+    ]
+    # In a quiet time the page waits for its end.
+    window = SuppressionWindow(START + 5 * MINUTE, START + 20 * MINUTE, "load test")
+    steps = [said(0, True, ticket), said(6, False, ticket), said(8, True, page), said(9, True, page)]
+    quiet = [("fired", True), ("clearing", False), ("broken_again", False), ("notified", True)]
+    assert history([*steps, said(20, True, page), said(21, True, page)], AlertBook([window])) == quiet
+
+
+def test_an_acknowledged_alert_that_nobody_read_of_stays_quiet_until_it_rises() -> None:
+    ticket = AlertRule("label_lag")
+    window = SuppressionWindow(START, START + 20 * MINUTE, "load test")
+    book = AlertBook([window])
+    assert history([said(1, True, ticket)], book) == [("fired", False)]
+    book.acknowledge("label_lag", "ann", START + 2 * MINUTE)
+    steps = [said(30, True, ticket), said(31, True, replace(ticket, severity="page"))]
+    assert history(steps, book) == [("notified", True)]
+
+
+def test_a_closed_alert_stays_closed_for_what_was_known_and_opens_by_what_is_new() -> None:
+    book = AlertBook()
+    events = book.observe([said(10, True)])
+    events.append(book.close("delivery_rate", "ben", START + 90 * MINUTE, "known"))
+    for knows in (book, AlertBook.replay(events)):
+        assert knows.observe([said(10, True)]) == []  # the same window again
+        assert knows.closed_already(events[0].alert[:8]) is not None
+    later = AlertBook.replay(events)
+    later.known_when_closed[events[0].alert] = START + 20 * MINUTE
+    assert later.observe([said(20, True)]) == []
+    (again,) = later.observe([said(30, True)])
+    assert (again.event, again.episode, again.notify) == ("fired", 2, True)
+    assert later.closed_already("delivery_rate") is None
+
+
+def test_an_alert_is_named_by_its_rule_or_its_fingerprint() -> None:
+    book = AlertBook()
+    events = book.observe([said(0, True, feature="age"), said(0, True, feature="x")])
+    with pytest.raises(DataError, match=r"names 2 alerts that fire: name one by its fingerprint, .*\(feature age\)"):
+        book.acknowledge("delivery_rate", "ann", START)
+    assert book.acknowledge(events[1].alert, "ann", START).label_map == {"feature": "x"}
+
+
 def test_an_alert_of_what_is_measured_no_more_is_closed_by_hand() -> None:
     book = AlertBook()
     (fired,) = book.observe([said(0, True, feature="gone")])

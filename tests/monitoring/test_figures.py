@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
@@ -30,6 +31,7 @@ from uplift_spark.monitoring.figures import (
 )
 from uplift_spark.monitoring.kpis import campaign_kpis, kpi_named
 from uplift_spark.monitoring.lift import LiftEstimate, ScoreSums
+from uplift_spark.monitoring.windows import label_delays
 from uplift_spark.roles import Direction
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.stats.findings import Finding
@@ -159,6 +161,42 @@ def test_drift_freshness_delivery_and_completeness() -> None:
     assert delivery_value(SPEC, WindowFacts("none", BINS, sends=sends)).value == pytest.approx(0.9)
     assert completeness_value(SPEC, "buy", 0.9, 9000).state == "alert"
     assert completeness_value(SPEC, "buy", math.nan, 0).state == "no_data"
+
+
+def completeness_alerts(windows: int, events: int, lost: float) -> float:
+    """Simulation: share of windows whose labels alert. Labels of 14 days that are mature after two more; of the events
+    one in a hundred becomes known at any time of 16 days, of lost ones so many more of 20; all others at once."""
+    rng, alerts = np.random.default_rng(8), 0
+    for _ in range(windows):
+        n = rng.poisson(events)
+        day, kind = rng.uniform(2, 16, n), rng.random(n)
+        late = np.where(kind < lost, rng.uniform(0, 20, n), rng.uniform(0, 16, n))
+        delay = np.where(kind < lost + 0.01, late, 0.0)
+        seen = delay <= day
+        frame = {
+            "day": day[seen].astype(int),
+            "delay": delay[seen].astype(int),
+            "outcome": "buy",
+            "mature": True,
+            "n": 1,
+        }
+        facts = label_delays(pd.DataFrame(frame), ["buy"], 2.0)
+        alerts += completeness_value(SPEC, "buy", *facts["complete"]["buy"]).state == "alert"
+    return alerts / windows
+
+
+def test_few_late_events_of_a_rare_outcome_are_no_alert_and_a_lost_part_is() -> None:
+    """Without the noise of the delays 2 of 100 sound windows of 120 events alert."""
+    assert completeness_alerts(400, 120, 0.0) <= 0.01
+    assert completeness_alerts(40, 300, 0.5) >= 0.9  # of events that half of the time come late, 28 % are missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("events", [60, 120, 300, 1000])
+def test_sound_windows_rarely_alert_whatever_the_number_of_events(events: int) -> None:
+    assert completeness_alerts(1000, events, 0.0) <= 0.003
+    if events >= 300:  # of 120 with a part missing fewer than min_n are left half of the time
+        assert completeness_alerts(100, events, 0.5) >= 0.95
 
 
 def test_words_and_cells() -> None:

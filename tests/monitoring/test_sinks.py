@@ -24,6 +24,7 @@ from uplift_spark.monitoring.sinks import (
     Outbox,
     SinkFailure,
     alert_book,
+    campaign_outbox,
     deliver,
     raise_alerts,
     sink_secret,
@@ -240,7 +241,9 @@ class _Mail(socketserver.StreamRequestHandler):
         server: Any = self.server
         for line in self.rfile:
             word = line[:4].upper()
-            if word == b"DATA":
+            if word == b"MAIL" and server.turns_away:
+                self.wfile.write(server.turns_away.pop(0) + b"\r\n")
+            elif word == b"DATA":
                 self.wfile.write(b"354 go on\r\n")
                 text = b""
                 while not text.endswith(b"\r\n.\r\n"):
@@ -260,7 +263,7 @@ class _Mail(socketserver.StreamRequestHandler):
 @contextmanager
 def mail_server(answer: bytes) -> Iterator[Any]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Mail) as server:
-        server.came, server.answer = [], answer  # type: ignore[attr-defined]
+        server.came, server.answer, server.turns_away = [], answer, []  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
@@ -303,8 +306,9 @@ def test_a_mail_server_that_refuses_is_named_without_its_text(tmp_path: Path) ->
         sink = SinkConf("mail", host="127.0.0.1", port=port, starttls=False, sender="a@b.example", to=("c@d.example",))
         box = outbox(tmp_path, post=sink)
         box.put(groups())
-        (sentence,) = box.flush(NOW).sentences
-        assert "sink post (mail) at 127.0.0.1 refuses it" in sentence and "hush" not in sentence
+        report = box.flush(NOW)
+        assert "sink post (mail) at 127.0.0.1 refuses it (550, all of `to`)" in report.sentences[0]
+        assert "hush" not in str(report) and (report.sent, report.waiting, report.refused) == (0, 0, 2)
     with mail_server(b"250 fine") as server:
         secure = SinkConf(
             "mail", host="127.0.0.1", port=server.server_address[1], sender="a@b.example", to=("c@d.example",)
@@ -312,6 +316,21 @@ def test_a_mail_server_that_refuses_is_named_without_its_text(tmp_path: Path) ->
         with pytest.raises(SinkFailure):  # a server without STARTTLS is sent nothing in the open
             deliver("post", secure, groups()[0], NOW)
         assert server.came == []
+
+
+@pytest.mark.parametrize(("code", "counts"), [(b"552 too large", (3, 0, 1)), (b"451 later", (2, 2, 0))])
+def test_a_mail_that_is_refused_for_good_blocks_no_other(tmp_path: Path, code: bytes, counts: tuple[int, ...]) -> None:
+    """552 is about this mail; 451 about the server, for which the mails wait in their order."""
+    with mail_server(b"250 fine") as server:
+        server.turns_away.append(code)
+        sink = SinkConf("mail", host="127.0.0.1", port=server.server_address[1], starttls=False, tries=1,
+                        sender="a@b.example", to=("c@d.example",))  # fmt: skip
+        box = outbox(tmp_path, post=sink, log=SinkConf("file", path=str(tmp_path / "alerts.jsonl")))
+        box.put(groups())
+        report = box.flush(NOW)
+        assert (report.sent, report.waiting, report.refused) == counts
+        assert len(report.sentences) == 1 and f"at 127.0.0.1 answers {code[:3].decode()}" in report.sentences[0]
+        assert len(list((tmp_path / "outbox" / "refused").glob("*.post.json"))) == report.refused
 
 
 def test_only_alerts_that_people_read_of_are_renewed(server: Receiver, tmp_path: Path) -> None:
@@ -343,8 +362,12 @@ def test_what_follows_a_monitors_run(server: Receiver, tmp_path: Path) -> None:
     server.status = 503
     with pytest.raises(KeyboardInterrupt):
         run(NOW, killed)
-    assert table == [] and len(list((tmp_path / "spring").glob("*.json"))) == 2  # kept before the table knows of them
+    # Nobody reads of what nobody recorded: held until the table has it, whatever empties the outbox meanwhile.
+    held = tmp_path / "spring" / "held"
+    assert table == [] and len(list(held.glob("*.json"))) == 2 and not list((tmp_path / "spring").glob("*.json"))
+    assert campaign_outbox(conf, "spring").flush(NOW).sent == 0 and server.came == []
     report = run(NOW)  # down: nothing is lost, and nothing is there twice
+    assert not list(held.glob("*.json"))
     assert (report.sent, report.waiting, len(table)) == (0, 2, 2) and len(report.sentences) == 1
     server.status, server.came = 200, []
     report = run(NOW)
@@ -359,6 +382,51 @@ def test_what_follows_a_monitors_run(server: Receiver, tmp_path: Path) -> None:
         ("delivery_rate", True, ""),
         ("drift_score", False, "holiday"),
     ]
+
+
+def test_what_is_held_goes_out_once_its_events_are_recorded_and_never_if_others_have_their_place(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "alerts.jsonl"
+    conf = Alerts({"log": SinkConf("file", path=str(log))}, outbox=str(tmp_path / "outbox"))
+    table: list[AlertEvent] = []
+
+    def run(at: datetime, breached: bool, killed: bool = False, after: bool = False) -> DeliveryReport:
+        def append(events: Any) -> None:
+            if not killed or after:
+                table.extend(events)
+            if killed:
+                raise KeyboardInterrupt
+
+        return raise_alerts(conf, "spring", alert_book(conf, table), conditions(at, breached), append, at)
+
+    def lines() -> list[str]:
+        return [json.loads(line)["at"] for line in log.read_text().splitlines()] if log.exists() else []
+
+    with pytest.raises(KeyboardInterrupt):
+        run(NOW, True, killed=True)
+    later = NOW + timedelta(hours=1)
+    run(later, True)  # what was held of the run before never happened: this one's events have its place
+    assert lines() == [later.isoformat()] * 2
+    assert not list((tmp_path / "outbox" / "spring" / "held").glob("*.json"))
+    over = later + timedelta(hours=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(over, False, killed=True, after=True)  # recorded, and then killed
+    assert lines() == [later.isoformat()] * 2
+    report = run(over + timedelta(hours=1), False)  # changes nothing, and sends what was held
+    assert lines()[2:] == [over.isoformat()] * 2 and (report.sent, report.waiting, len(table)) == (2, 0, 4)
+
+
+def test_of_held_notifications_about_one_event_one_goes_out(tmp_path: Path) -> None:
+    (page, ticket) = AlertBook().observe(conditions(NOW, True))
+    box = outbox(tmp_path, log=SinkConf("file", path=str(tmp_path / "alerts.jsonl")))
+    box.hold([Notification("spring", "page", NOW, (page,))])  # of a run that was killed before it knew of the other
+    box.hold([Notification("spring", "page", NOW, (page, ticket))])
+    book = AlertBook()
+    assert box.settle(book.recorded) == 0
+    book.record([page, ticket])
+    assert box.settle(book.recorded) == 1 and box.flush(NOW).sent == 1
+    assert not list((tmp_path / "outbox" / "held").glob("*.json"))
 
 
 # ---------------------------------------------------------------- a real Alertmanager

@@ -168,7 +168,7 @@ def test_delays_of_mature_labels() -> None:
     facts = label_delays(days, ("buy", "visit"), 2.4)
     assert facts["age_days"] == 2 and facts["labelled"] == 50
     assert list(facts["delays"]["buy"]) == [6, 0, 3] and list(facts["delays"]["visit"]) == [0, 0, 0]
-    share, events = facts["complete"]["buy"]
+    share, events, _ = facts["complete"]["buy"]
     assert events == 11 and share == pytest.approx(11 / (9 + 2 / (6 / 9)))  # of the youngest a third is under way
     assert label_delays(days, ("buy",), -0.5) == {}
     assert label_delays(days[~days["mature"]], ("buy",), 2.0) == {}

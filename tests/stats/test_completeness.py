@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
+from uplift_spark.stats.tests import completeness, completeness_error, known_shares, missing_days, unreached_arms
 
 ALPHA = 0.01
 AGES, DAYS = 7, 30
@@ -32,6 +32,27 @@ def test_shares_known_are_those_of_the_delays():
     np.testing.assert_allclose(share, 1 - 0.6 ** (np.arange(20) + 1), atol=0.01)
     estimate = completeness(day[known], np.ones(known.sum()), share)
     assert estimate == pytest.approx(known.mean(), abs=0.003)
+
+
+def test_the_error_of_the_delays_by_hand_and_against_many_draws():
+    """Ten events two days ago, five of them known a day late: today's share is .5, with the error of five of ten."""
+    day, delay, n = np.array([2, 2, 0]), np.array([0, 1, 0]), np.array([5, 5, 4])
+    share = known_shares(day, delay, n, 3)
+    assert completeness_error(day, delay, n, share) == pytest.approx(8 * np.sqrt(0.5 / (0.5 * 10)) / 18)
+    assert completeness_error(day, np.zeros(3, int), n, np.ones(3)) == 0.0
+    assert completeness_error(day[:0], delay[:0], n[:0], share) == 0.0
+    rng, values, variances = np.random.default_rng(4), [], []
+    for _ in range(400):  # simulation: events on each of 12 days, a tenth of them late
+        day = rng.integers(1, 13, 800)
+        delay = np.where(rng.random(800) < 0.1, rng.integers(0, 12, 800), 0)
+        seen = delay <= day
+        day, delay, n = day[seen], delay[seen], np.ones(seen.sum(), int)
+        share = known_shares(day, delay, n, 13)
+        values.append(n.sum() / completeness(day, n, share) / 800)
+        drawn = (1 - seen.mean()) / seen.sum()  # which of the events are known is a draw, too
+        variances.append((drawn, completeness_error(day, delay, n, share) ** 2))
+    assert np.std(values) == pytest.approx(np.sqrt(np.sum(np.mean(variances, 0))), rel=0.1)
+    assert np.mean(variances, 0)[1] > 0.2 * np.mean(variances, 0)[0]  # and without the error it would be too small
 
 
 def campaign(rng, per_day=200, rate=0.05, lost=()):

@@ -20,7 +20,7 @@ from uplift_spark.runtime import os_user
 from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
-_READERS = ("contract", "power", "doctor", "audit verify", "audit show")
+_READERS = ("contract", "power", "doctor", "audit verify", "audit show", "alert list")
 _ANALYSES = ("report", "tables", "sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
@@ -29,6 +29,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
         *("monitor", "monitoring_files", "publish", "serve", "retrain", "canary", "rollback"),
+        *("alert acknowledge", "alert close"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),
     "privacy_officer": (*_READERS, "report", "tables", "sql", "audit explain", "erase"),

@@ -185,7 +185,10 @@ class AlertState:
 
     since           start of the present phase            fired_at     when this episode fired
     resolved_at     end of the last episode               notified_at  when people last read of this episode
-    acknowledged_by who took it on in this episode        last         its newest event
+    acknowledged_by who took it on in this episode, as severe as it was then
+    known_as        the highest severity that people read of in this episode, or acknowledged
+    evaluated_at    when its rule changed it last
+    last            its newest event
     """
 
     phase: Phase
@@ -196,11 +199,17 @@ class AlertState:
     resolved_at: datetime | None = None
     notified_at: datetime | None = None
     acknowledged_by: str = ""
+    known_as: Severity | None = None
+    evaluated_at: datetime | None = None
 
     @property
     def active(self) -> bool:
         """Whether the alert has fired and is not resolved."""
         return self.phase in ("firing", "clearing")
+
+    def risen(self, severity: Severity) -> bool:
+        """Whether this is more severe than what people know of."""
+        return severity == "page" and self.known_as == "ticket"
 
 
 _PHASE_AFTER: dict[Happening, Phase] = {
@@ -229,14 +238,23 @@ def applied(state: AlertState | None, event: AlertEvent) -> AlertState:
         resolved = state.resolved_at if state else None
         state = AlertState(phase, event.at, event.episode, event, resolved_at=resolved)
     since = state.since if phase == state.phase else event.at
-    state = replace(state, phase=phase, since=since, last=event)
+    evaluated = state.evaluated_at if event.event in BY_HAND else event.at
+    state = replace(state, phase=phase, since=since, last=event, evaluated_at=evaluated)
     if event.event == "fired":
         state = replace(state, fired_at=event.at)
     if event.event in ("resolved", "closed"):
         state = replace(state, resolved_at=event.at)
     if event.event == "acknowledged":
-        state = replace(state, acknowledged_by=event.by)
-    return replace(state, notified_at=event.at) if event.notify else state
+        return replace(state, acknowledged_by=event.by, known_as=_higher(state.known_as, event.severity))
+    if not event.notify:
+        return state
+    # Whoever took on a ticket did not take on the page that it became.
+    by = "" if state.risen(event.severity) else state.acknowledged_by
+    return replace(state, notified_at=event.at, acknowledged_by=by, known_as=_higher(state.known_as, event.severity))
+
+
+def _higher(known: Severity | None, severity: Severity) -> Severity:
+    return "page" if "page" in (known, severity) else "ticket"
 
 
 def _next_step(state: AlertState | None, condition: Condition) -> Happening | None:
@@ -265,12 +283,17 @@ class AlertBook:
     Args:
         windows: Times in which alerts notify nobody.
         settle: See `SETTLE`.
+
+    `known_when_closed` may say of an alert's fingerprint as of when its rule was evaluated before somebody closed it,
+    where that is later than its last event by rule: what was known then does not open it anew.
     """
 
     def __init__(self, windows: Sequence[SuppressionWindow] = (), settle: timedelta = SETTLE) -> None:
         self.windows, self.settle = tuple(windows), settle
         self.states: dict[str, AlertState] = {}
         self._evaluated: dict[str, datetime] = {}  # by campaign
+        self._recorded: dict[tuple[str, int], AlertEvent] = {}
+        self.known_when_closed: dict[str, datetime] = {}
 
     @classmethod
     def replay(
@@ -305,11 +328,23 @@ class AlertBook:
                     f"{wrong}; remove the run that is too much, or restore the table's version before it"
                 )
             book.states[event.alert] = applied(state, event)
+            book.record([event])
             if event.event not in BY_HAND:  # people act now, rules are evaluated as of what was known
                 book._evaluated[event.campaign] = max(event.at, book._evaluated.get(event.campaign, event.at))
         for campaign, at in (evaluated or {}).items():
             book._evaluated[campaign] = max(at, book._evaluated.get(campaign, at))
         return book
+
+    def record(self, events: Iterable[AlertEvent]) -> None:
+        """Take note that events are in `gold.alerts` now."""
+        self._recorded.update({(event.alert, event.sequence): event for event in events})
+
+    def recorded(self, event: AlertEvent) -> bool | None:
+        """Say whether an event is in `gold.alerts`; None: not yet; False: never, as another one has its place."""
+        there = self._recorded.get((event.alert, event.sequence))
+        if there is None:
+            return None
+        return (there.event, there.at, there.notify) == (event.event, event.at, event.notify)
 
     def observe(self, conditions: Sequence[Condition]) -> list[AlertEvent]:
         """Take in what the rules say; conditions of a campaign have one time each, and times never go back.
@@ -350,6 +385,10 @@ class AlertBook:
 
     def _observe_one(self, condition: Condition) -> list[AlertEvent]:
         state = self.states.get(condition.fingerprint)
+        if state is not None and state.last.event == "closed":
+            known = self.known_when_closed.get(condition.fingerprint, state.evaluated_at)
+            if known is not None and condition.at <= known:
+                return []
         happening = _next_step(state, condition)
         if happening is None:
             happening = self._message_due(state, condition)
@@ -365,11 +404,14 @@ class AlertBook:
             return None
         if condition.at == state.last.at and state.last.event not in BY_HAND:
             return None  # the same evaluation again
-        if state.notified_at is None or (condition.rule.severity == "page" and state.last.severity == "ticket"):
+        if state.risen(condition.rule.severity):
+            return "notified"
+        if state.acknowledged_by:
+            return None
+        if state.notified_at is None:
             return "notified"
         remind = condition.rule.remind
-        due = remind is not None and condition.at - state.notified_at >= remind
-        return "reminded" if due and not state.acknowledged_by else None
+        return "reminded" if remind is not None and condition.at - state.notified_at >= remind else None
 
     def _quiet(self, state: AlertState | None, condition: Condition) -> str:
         """Why nobody is to be notified now; empty if somebody is."""
@@ -377,7 +419,8 @@ class AlertBook:
             if window.covers(condition.campaign, condition.rule.name, condition.at):
                 return window.reason
         resolved = state.resolved_at if state else None
-        if resolved is not None and condition.at - resolved < self.settle:
+        # What was known before somebody closed it is no flapping.
+        if resolved is not None and timedelta(0) <= condition.at - resolved < self.settle:
             return f"it resolved less than {self.settle.total_seconds() / 60:g} minutes before"
         return ""
 
@@ -385,7 +428,7 @@ class AlertBook:
         fresh = state is None or state.phase == "inactive"
         episode = (state.episode if state else 0) + fresh
         notify, quiet = happening in ("notified", "reminded"), ""
-        if happening == "fired":
+        if happening == "fired" or (happening == "broken_again" and state and state.risen(condition.rule.severity)):
             quiet = self._quiet(state, condition)
             notify = not quiet
         elif happening == "resolved":  # whoever read that it fired reads that it is over, in a quiet time, too
@@ -414,7 +457,7 @@ class AlertBook:
         """Put on record who takes care of an alert: it reminds nobody any more until it resolves.
 
         Args:
-            alert: Fingerprint, or the beginning of one.
+            alert: Fingerprint, the beginning of one, or the rule where one alert of it fires.
             by: Who.
             at: When, not before the alert's newest event.
             note: Why, or what is to be done.
@@ -432,14 +475,9 @@ class AlertBook:
         return self._by_hand(alert, "closed", by, at, note)
 
     def _by_hand(self, alert: str, happening: Happening, by: str, at: datetime, note: str) -> AlertEvent:
-        active = {key: state for key, state in self.states.items() if state.active}
-        matching = [key for key in active if alert and key.startswith(alert)]
-        if len(matching) != 1:
-            why = f"{len(matching)} alerts that fire begin so" if matching else hint(alert, active)
-            raise DataError(f"{alert!r} is no alert that fires: {why}")
+        state = self._named(alert)
         if not by.strip():
             raise DataError(f"alert {alert} cannot be {happening} by nobody: give a name")
-        state = active[matching[0]]
         if at < state.last.at:
             raise DataError(
                 f"alert {alert} cannot be {happening} at {at}, before its newest event at {state.last.at}: correct "
@@ -452,14 +490,49 @@ class AlertBook:
         self.states[event.alert] = applied(state, event)
         return event
 
+    def firing(self, alert: str) -> list[AlertState]:
+        """List the alerts of this name (see `acknowledge`) that fire."""
+        return _of_name(alert, self.active())
+
+    def closed_already(self, alert: str) -> AlertState | None:
+        """Find the one closed alert of this name (see `acknowledge`) that did not open since; None where none is."""
+        closed = _of_name(alert, [state for state in self.states.values() if state.last.event == "closed"])
+        return closed[0] if len(closed) == 1 else None
+
+    def _named(self, alert: str) -> AlertState:
+        states, named = self.active(), self.firing(alert)
+        if len(named) == 1:
+            return named[0]
+        if named:
+            which = "; ".join(f"{one.last.alert} ({_shown(one.last.label_map)})" for one in named)
+            raise DataError(f"{alert!r} names {len(named)} alerts that fire: name one by its fingerprint, {which}")
+        known = {name for one in states for name in (one.last.rule, one.last.alert)}
+        raise DataError(f"{alert!r} is no alert that fires: {hint(alert, known) if known else 'none fires'}")
+
     def active(self) -> list[AlertState]:
         """List the alerts that fire, pages first, then the oldest."""
         firing = [state for state in self.states.values() if state.active]
         return sorted(firing, key=lambda one: (one.last.severity, one.fired_at or one.since, one.last.alert))
 
 
+def _of_name(alert: str, states: Sequence[AlertState]) -> list[AlertState]:
+    of_rule = [one for one in states if one.last.rule == alert]
+    return of_rule or [one for one in states if alert and one.last.alert.startswith(alert)]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What people read.
+
+
+def state_line(state: AlertState) -> str:
+    """Say in a line where an alert stands: fingerprint, severity, rule, since when, who took it on, what is wrong."""
+    last = state.last
+    about = f" ({_shown(last.label_map)})" if last.label_map else ""
+    stands = f"closed by {last.by}" if last.event == "closed" else state.phase
+    by = f", acknowledged by {state.acknowledged_by}" if state.acknowledged_by and state.active else ""
+    summary = f": {last.summary}" if last.summary else ""
+    since = (state.fired_at or state.since) if state.active else state.since
+    return f"{last.alert} {last.severity} {last.rule}{about} {stands} since {since:%Y-%m-%d %H:%M} UTC{by}{summary}"
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class WindowFacts:
     labelled  units whose labels are mature, which `delays` are of; None: all
     delays    {outcome: events by the whole days between what happened and when it was known, int64 [D]}
     age_days  whole days that events of the window have had to be known; None: all that they need
-    complete  {outcome: (share of the events of mature labels that are known, events)}
+    complete  {outcome: (share of the events of mature labels that are known, events, relative error of that share by
+              the noise of the delays)}
     drift     what became of each column
     scores    {level: sums by predicted uplift}
     margins   {level: what its outcomes are worth and cost}
@@ -102,7 +103,7 @@ class WindowFacts:
     labelled: int | None = None
     delays: Mapping[str, np.ndarray] = field(default_factory=dict)
     age_days: int | None = None
-    complete: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    complete: Mapping[str, tuple[float, int, float]] = field(default_factory=dict)
     drift: tuple[ColumnDrift, ...] | None = None
     scores: Mapping[str, ScoreSums] = field(default_factory=dict)
     margins: Mapping[str, Margin] = field(default_factory=dict)

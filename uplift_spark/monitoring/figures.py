@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -142,7 +142,7 @@ def freshness_value(spec: FigureSpec, newest: Mapping[str, tuple[datetime | None
     )
 
 
-def completeness_value(spec: FigureSpec, outcome: str, share: float, events: int) -> KpiValue:
+def completeness_value(spec: FigureSpec, outcome: str, share: float, events: int, error: float = 0.0) -> KpiValue:
     """Share of the events of mature labels that are known, as their delays tell (`stats.tests.completeness`).
 
     Args:
@@ -150,11 +150,19 @@ def completeness_value(spec: FigureSpec, outcome: str, share: float, events: int
         outcome: whose events.
         share: NaN without any event.
         events: that are known.
+        error: of the share over its value, by the noise of the delays (`stats.tests.completeness_error`).
 
     Returns:
-        The value, with the interval of a share of the events that there must be.
+        The value, with Wilson's interval of a share of as many events as would be that uncertain: the events that
+        there must be, or fewer, where the delays of a few late ones say how many those are.
     """
-    return share_value(spec, "outcome_completeness", outcome, events, events / share if share > 0 else 0.0)
+    value = share_value(spec, "outcome_completeness", outcome, events, events / share if share > 0 else 0.0)
+    spread = share * (1 - share)
+    if not (value.n > 0 and error > 0 and spread > 0):
+        return value
+    alike = spread / (spread / value.n + (share * error) ** 2)
+    lower, upper = wilson_interval(share, alike, 1 - spec.alpha)
+    return replace(value, lower=lower, upper=upper)
 
 
 def latency_value(spec: FigureSpec, upper_ends: np.ndarray, counts: np.ndarray) -> KpiValue:

@@ -1,7 +1,8 @@
 """Where notifications go: Alertmanager, a webhook, mail, a file; and the outbox that loses none while a sink is down.
 
-A notification is in the outbox before the first try and leaves it after the sink took it. So it may come twice, after
-a crash in between, and is never lost: Alertmanager knows repeats by labels, mail by Message-ID, a webhook by the header
+A notification is held until its events are in the table, so that nobody reads of an alert that nobody recorded; then it
+is in the outbox, before the first try, and leaves it after the sink took it. So it may come twice, after a crash in
+between, and is never lost: Alertmanager knows repeats by labels, mail by Message-ID, a webhook by the header
 Idempotency-Key, the file by the key of a line. Secrets are read when they are needed and stand in no message.
 """
 
@@ -203,8 +204,17 @@ def _to_mail(sink: str, conf: SinkConf, notification: Notification, now: datetim
             if conf.user and password:
                 server.login(conf.user, password)
             refused = server.send_message(message)
+    except smtplib.SMTPRecipientsRefused as error:
+        codes = [code for code, _ in error.recipients.values()]
+        raise SinkFailure(
+            f"at {conf.host} refuses it ({', '.join(map(str, sorted(set(codes))))}, all of `to`)",
+            refused=all(code >= 500 for code in codes),
+            again=False,
+        ) from None
     except smtplib.SMTPResponseException as error:  # its text may repeat what was sent
-        raise SinkFailure(f"at {conf.host} answers {error.smtp_code}", again=error.smtp_code < 500) from None
+        # A 5xx to the message or its sender is about this mail; one to the connection or the login is about the sink.
+        this_mail = error.smtp_code >= 500 and isinstance(error, smtplib.SMTPSenderRefused | smtplib.SMTPDataError)
+        raise SinkFailure(f"at {conf.host} answers {error.smtp_code}", this_mail, error.smtp_code < 500) from None
     except smtplib.SMTPException as error:
         raise SinkFailure(f"at {conf.host} refuses it ({type(error).__name__})", again=False) from None
     except OSError as error:
@@ -268,11 +278,18 @@ def _from_json(content: Mapping[str, Any]) -> Notification:
 
 @dataclass(frozen=True)
 class DeliveryReport:
-    """What became of an outbox: deliveries, notifications that wait, a sentence for each sink that has a problem."""
+    """What became of an outbox: deliveries, notifications that wait, a sentence for each sink that has a problem, and
+    notifications that a sink refused for their content."""
 
     sent: int
     waiting: int
     sentences: tuple[str, ...]
+    refused: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers, for a run's summary."""
+        return {"sent": self.sent, "waiting": self.waiting, "refused": self.refused}
 
 
 class Outbox:
@@ -301,27 +318,78 @@ class Outbox:
         Raises:
             DataError: The folder cannot be written.
         """
-        count = 0
-        if not notifications or not self.sinks:
-            return 0
+        return self._keep(self.folder, notifications)
+
+    def hold(self, notifications: Sequence[Notification]) -> int:
+        """Keep notifications whose events are not recorded yet: no flush sends them before `settle` lets them go.
+
+        Args:
+            notifications: As of `put`.
+
+        Returns:
+            Deliveries that are held.
+
+        Raises:
+            DataError: The folder cannot be written.
+        """
+        return self._keep(self._held, notifications)
+
+    def settle(self, recorded: Callable[[AlertEvent], bool | None]) -> int:
+        """Let go of held notifications whose events are recorded, and drop those whose events never will be.
+
+        Events of one notification are recorded together or not at all. Of two with the same event, as after a run that
+        was killed, the one with more events goes out.
+
+        Args:
+            recorded: Says of an event whether it is recorded; None: not yet.
+
+        Returns:
+            Deliveries that are in the outbox now.
+
+        Raises:
+            DataError: The folder cannot be written.
+        """
+        held = []
+        for path in sorted(self._held.glob("[0-9]*.json")):
+            notification = _read_notification(path)
+            if not isinstance(notification, str):  # another run may have moved it meanwhile
+                held.append((path, notification))
+        count, gone = 0, set[tuple[str, str, int]]()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for position, one in enumerate(notifications):
-                for sink, conf in self.sinks.items():
-                    if one.severity in conf.severities:
-                        self._keep(f"{one.at.astimezone(UTC):%Y%m%dT%H%M%S%f}-{position:04}-{one.key}.{sink}.json", one)
-                        count += 1
+            for path, notification in sorted(held, key=lambda pair: -len(pair[1].events)):
+                known = [recorded(event) for event in notification.events]
+                events = {(_sink_of(path), event.alert, event.sequence) for event in notification.events}
+                if all(known) and events - gone:
+                    path.replace(self.folder / path.name)
+                    gone |= events
+                    count += 1
+                elif any(one is not None for one in known):
+                    path.unlink()
+        except FileNotFoundError:
+            return count + self.settle(recorded)
         except OSError as error:
             raise DataError(f"the outbox {self.folder} cannot be written: {error.strerror or error}") from error
         return count
 
-    def _keep(self, name: str, notification: Notification) -> None:
-        part = self.folder / f".{name}.{os.getpid()}"
-        with part.open("w") as file:
-            json.dump(_as_json(notification), file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.folder / name)
+    @property
+    def _held(self) -> Path:
+        return self.folder / "held"
+
+    def _keep(self, folder: Path, notifications: Sequence[Notification]) -> int:
+        count = 0
+        if not notifications or not self.sinks:
+            return 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for position, one in enumerate(notifications):
+                for sink, conf in self.sinks.items():
+                    if one.severity in conf.severities:
+                        name = f"{one.at.astimezone(UTC):%Y%m%dT%H%M%S%f}-{position:04}-{one.key}.{sink}.json"
+                        _write_whole(folder / name, json.dumps(_as_json(one)))
+                        count += 1
+        except OSError as error:
+            raise DataError(f"the outbox {self.folder} cannot be written: {error.strerror or error}") from error
+        return count
 
     def flush(self, now: datetime) -> DeliveryReport:
         """Deliver what waits, the oldest first; a sink that is down keeps its notifications until the next flush.
@@ -337,23 +405,24 @@ class Outbox:
         with self._alone() as alone:
             if not alone:
                 return DeliveryReport(0, len(self._files()), (f"another run empties the outbox {self.folder}",))
-            sent, sentences = 0, list[str]()
+            sent, refused, sentences = 0, 0, list[str]()
             for sink in dict.fromkeys([*self.sinks, *(_sink_of(path) for path in self._files())]):
                 own = [path for path in self._files() if _sink_of(path) == sink]
-                sent += self._flush_sink(sink, own, now, sentences)
-            return DeliveryReport(sent, len(self._files()), tuple(sentences))
+                taken, not_taken = self._flush_sink(sink, own, now, sentences)
+                sent, refused = sent + taken, refused + not_taken
+            return DeliveryReport(sent, len(self._files()), tuple(sentences), refused)
 
-    def _flush_sink(self, sink: str, files: Sequence[Path], now: datetime, sentences: list[str]) -> int:
-        """Deliver a sink's files; how many it took. Adds a sentence for each problem."""
+    def _flush_sink(self, sink: str, files: Sequence[Path], now: datetime, sentences: list[str]) -> tuple[int, int]:
+        """Deliver a sink's files; how many it took and refused. Adds a sentence for each problem."""
         if not files:
-            return 0
+            return 0, 0
         conf = self.sinks.get(sink)
         if conf is None:
             sentences.append(
                 f"{_counted(files)} in {self.folder} for the sink {sink}, which alerts.sinks does not name: name it"
             )
-            return 0
-        sent, who = 0, f"sink {sink} ({conf.kind})"
+            return 0, 0
+        sent, refused, who = 0, 0, f"sink {sink} ({conf.kind})"
         for position, path in enumerate(files):
             notification = _read_notification(path)
             if isinstance(notification, str):
@@ -365,20 +434,21 @@ class Outbox:
                 if not failure.refused and not failure.taken:
                     rest = _counted(files[position:])
                     sentences.append(f"{who} {failure.reason}: {rest} in {self.folder} until the next run")
-                    return sent
+                    return sent, refused
                 if failure.refused:
                     aside = self.folder / "refused" / path.name
                     aside.parent.mkdir(exist_ok=True)
                     path.replace(aside)
                     sentences.append(f"{who} {failure.reason} to {path.name}: it is kept in {aside.parent}")
+                    refused += 1
                     continue
                 sentences.append(f"{who} {failure.reason}")
             except ConfigError as error:
                 sentences.append(f"{error}; {_counted(files[position:])} in {self.folder} until then")
-                return sent
+                return sent, refused
             path.unlink()
             sent += 1
-        return sent
+        return sent, refused
 
     def _try(self, sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
         for number in range(1, conf.tries + 1):
@@ -427,6 +497,15 @@ class Outbox:
                 yield False
             else:
                 yield True
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.parent / f".{path.name}.{os.getpid()}"
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _read_notification(path: Path) -> Notification | str:
@@ -496,9 +575,9 @@ def raise_alerts(
 ) -> DeliveryReport:
     """Take in what the rules say, keep what changed, and notify people of it.
 
-    Notifications are in the outbox before their events are in the table: whoever is killed in between and runs again
-    has the same events, hence the same files, and whoever is killed afterwards delivers what waits. Alerts that still
-    fire are renewed at Alertmanager.
+    Notifications are held before their events are in the table, and sent after: whoever is killed in between sends
+    nobody a message of an alert that nobody recorded, and the next run sends what was held once its events are there.
+    Alerts that still fire are renewed at Alertmanager.
 
     Args:
         conf: The section `alerts`.
@@ -514,11 +593,41 @@ def raise_alerts(
     Raises:
         DataError: The outbox cannot be written; nothing was added to the table then.
     """
-    events, box = book.observe(conditions), campaign_outbox(conf, campaign)
-    box.put(notifications(events))
-    if events:
-        append(events)
-    report = box.flush(now)
-    fresh = {event.alert for event in events if event.notify}
+    events = book.observe(conditions)
+    report = notify_of(conf, campaign, book, events, append, now)
+    box, fresh = campaign_outbox(conf, campaign), {event.alert for event in events if event.notify}
     still = [state for state in book.active() if state.last.campaign == campaign and state.last.alert not in fresh]
     return replace(report, sentences=(*report.sentences, *box.renew(still, now)))
+
+
+def notify_of(
+    conf: Alerts,
+    campaign: str,
+    book: AlertBook,
+    events: Sequence[AlertEvent],
+    append: Callable[[Sequence[AlertEvent]], object],
+    now: datetime,
+) -> DeliveryReport:
+    """Keep events, and notify people of them; without events, of what earlier runs left.
+
+    Args:
+        conf: The section `alerts`.
+        campaign: Its name.
+        book: As the table has it, and the events.
+        events: What changed.
+        append: Adds events to `gold.alerts`.
+        now: The present time.
+
+    Returns:
+        What was sent, what waits, what was refused.
+
+    Raises:
+        DataError: The outbox cannot be written; nothing was added to the table then.
+    """
+    box = campaign_outbox(conf, campaign)
+    box.hold(notifications(events))
+    if events:
+        append(events)
+    book.record(events)
+    box.settle(book.recorded)
+    return box.flush(now)

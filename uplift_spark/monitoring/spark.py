@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import Config
 from uplift_spark.errors import DataError
 from uplift_spark.forest.forest import Model
-from uplift_spark.monitoring.alerts import AlertEvent, finding_conditions, kpi_conditions, newest_windows
+from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, finding_conditions, kpi_conditions, newest_windows
 from uplift_spark.monitoring.figures import (
     WHOLE_WINDOW,
     FigureSpec,
@@ -325,7 +325,8 @@ def alert_on_windows(
         EnvironmentProblem: The text file cannot be written.
     """
     declared = campaign_kpis(config.monitoring)
-    book = alert_book(config.alerts, [] if history is None else alert_events(history, config.campaign))
+    book = alert_book(config.alerts, alert_events(history, config.campaign))
+    book.known_when_closed = _known_when_closed(book, kpis)
     measured, detected, at = _measured(config, kpis, findings)
     rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in declared})
     conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(detected, rows, book.active(), at, RUNBOOK)
@@ -335,18 +336,31 @@ def alert_on_windows(
     return report, [f"{one.last.severity} {one.last.rule}" for one in book.active()]
 
 
-def alert_events(history: DataFrame, campaign: str) -> list[AlertEvent]:
-    """Read what became of a campaign's alerts.
+def alert_events(history: DataFrame | None, campaign: str) -> list[AlertEvent]:
+    """Read the events of a campaign's alerts.
 
     Args:
-        history: Rows of gold.alerts.
-        campaign: Name of the campaign.
+        history: Rows of gold.alerts; None without any.
+        campaign: Its name.
 
     Returns:
-        Its events, moments in UTC.
+        The events, their times in UTC.
     """
+    if history is None:
+        return []
     rows = history.where(F.col(CAMPAIGN) == campaign).withColumn("at", F.unix_micros("at")).collect()
     return [AlertEvent.from_row({**row.asDict(), "at": _moment(row["at"])}) for row in rows]
+
+
+def _known_when_closed(book: AlertBook, kpis: DataFrame) -> dict[str, datetime]:
+    """{closed alert: up to when events were known to the windows that were monitored before somebody closed it}."""
+    closed = [state.last for state in book.states.values() if state.last.event == "closed"]
+    if not closed:
+        return {}
+    each = kpis.groupBy(F.unix_micros("as_of").alias("as_of")).agg(F.min(F.unix_micros("ingested_at")).alias("at"))
+    knew = [(_moment(row["as_of"]), _moment(row["at"])) for row in each.collect()]
+    before = {one.alert: [as_of for as_of, at in knew if at <= one.at] for one in closed}
+    return {alert: max(times) for alert, times in before.items() if times}
 
 
 def _measured(

@@ -23,7 +23,7 @@ from uplift_spark.monitoring.detectors import WindowFacts
 from uplift_spark.monitoring.drift import ColumnBins, WindowCounts
 from uplift_spark.monitoring.lift import SCORE_BINS, SUMS, ScoreSums
 from uplift_spark.roles import DELIVERED, PROPENSITY, TREATMENT
-from uplift_spark.stats.tests import completeness, known_shares
+from uplift_spark.stats.tests import completeness, completeness_error, known_shares
 
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
@@ -501,7 +501,7 @@ def label_delays(days: pd.DataFrame, names: Iterable[str], spare: float) -> dict
         day, delay, n = (rows[column].to_numpy(np.int64) for column in ("day", "delay", "n"))
         shown = (day >= age) & (delay <= age)
         delays[name] = np.bincount(delay[shown], n[shown], age + 1).astype(np.int64)
-        share = completeness(day, n, known_shares(day, delay, n, int(day.max(initial=0)) + 1))
-        complete[name] = (share, int(n.sum()))
+        known = known_shares(day, delay, n, int(day.max(initial=0)) + 1)
+        complete[name] = (completeness(day, n, known), int(n.sum()), completeness_error(day, delay, n, known))
     labelled = int(mature.loc[mature["outcome"].isna(), "n"].sum())
     return {"delays": delays, "age_days": age, "complete": complete, "labelled": labelled}

@@ -206,6 +206,24 @@ def completeness(day: np.ndarray, n: np.ndarray, share: np.ndarray) -> float:
     return float(known / (n[possible] / share[day[possible]]).sum()) if known else float("nan")
 
 
+def completeness_error(day: np.ndarray, delay: np.ndarray, n: np.ndarray, share: np.ndarray) -> float:
+    """Standard error of `completeness` over its value that comes of the delays: few late events make a rough curve.
+
+    n[i] events happened day[i] days before now and became known delay[i] days later; share as of `known_shares`. The
+    delta method over its reversed hazards, which are shares of different events (Greenwood's formula, read backwards;
+    Mack 1993 for the total). That the known events are a draw of all is not part of it. 0 without any event.
+    """
+    possible = share[day] > 0
+    total = np.where(possible, n / np.where(possible, share[day], 1.0), 0.0)
+    variance = 0.0
+    for d in range(1, int(delay.max(initial=0)) + 1):
+        observed = day >= d
+        at, before = n[observed & (delay == d)].sum(), n[observed & (delay <= d)].sum()
+        if 0 < at < before:
+            variance += float(total[day < d].sum()) ** 2 * at / ((before - at) * before)
+    return float(np.sqrt(variance) / total.sum()) if variance else 0.0
+
+
 @dataclass(frozen=True)
 class MissingDay:
     """A day, counted back from now, whose events are missing: how many are `known`, how many are `usual`."""

@@ -27,7 +27,8 @@ from uplift_spark.evaluation.pictures import (
     dose_picture,
     qini_picture,
 )
-from uplift_spark.evaluation.report import PageData, page_text, profile_of, profile_of_frame, render_page
+from uplift_spark.evaluation.report import PageData, page_text, profile_of_frame, render_page
+from uplift_spark.evaluation.spark import profile_of
 from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (

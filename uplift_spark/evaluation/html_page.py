@@ -6,10 +6,11 @@ Figures stand in `<data>` elements: `value` is the number as it is in the table,
 from __future__ import annotations
 
 import pkgutil
+import re
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 def short(value: float, digits: int = 3) -> str:
@@ -37,6 +38,11 @@ def between(lower: float, upper: float, source: str, scale: float = 1.0) -> Mark
     return Markup("{} to {}").format(figure(lower, source, scale), figure(upper, source, scale))
 
 
+def coded(text: object) -> Markup:
+    """A text as HTML, what stands between backticks as code."""
+    return Markup(re.sub("`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def package_text(package: str, name: str) -> str:
     """Read a text that lies beside the modules of a package.
 
@@ -60,9 +66,11 @@ def page_template(package: str, name: str) -> Template:
         name: Of its file.
 
     Returns:
-        A template that knows `figure`, `between`, `isfinite`, and `style`, the pages' common CSS.
+        A template that knows `figure`, `between`, `isfinite`, `short`, `coded`, and `style`, the pages' common CSS.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     style = Markup(package_text("uplift_spark.evaluation", "page.css"))
-    environment.globals.update(figure=figure, between=between, isfinite=np.isfinite, short=short, style=style)
+    environment.globals.update(
+        figure=figure, between=between, isfinite=np.isfinite, short=short, style=style, coded=coded
+    )
     return environment.from_string(package_text(package, name))

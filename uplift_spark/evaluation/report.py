@@ -353,9 +353,7 @@ def _as_word(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def profile_rows(
-    counts: pd.DataFrame, numbers: Sequence[str], words: pd.DataFrame | None, level: str
-) -> pd.DataFrame:
+def profile_rows(counts: pd.DataFrame, numbers: Sequence[str], words: pd.DataFrame | None, level: str) -> pd.DataFrame:
     """Make the rows of a profile from sums.
 
     Args:

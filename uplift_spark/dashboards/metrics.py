@@ -29,7 +29,7 @@ _OF_STATE: dict[str, Tone] = {"ok": "good", "alert": "bad", "missed": "warn", "u
 class Metric:
     """One figure of a page.
 
-    source    table that the figure is of
+    source    table that the figure is of; n_source of its n, the same by default
     sentence  what it means and what to do; scale is what the figure is multiplied by to be shown, in `unit`
     low       few units: shown in grey
     """
@@ -45,6 +45,7 @@ class Metric:
     unit: str = ""
     tone: Tone = "plain"
     low: bool = False
+    n_source: str = ""
 
     @property
     def has_interval(self) -> bool:
@@ -221,7 +222,7 @@ def _uplift_metric(tables: CampaignTables, level: str) -> Metric:
     else:
         words = "It may do nothing on average: the interval holds zero. Let the trial go on, or choose by the plan."
     tone: Tone = "good" if least > 0 else "bad" if most < 0 else "warn"
-    return Metric(label, words, "gold.uplift_metrics", *parts, n, scale, tables.unit, tone, low)
+    return Metric(label, words, "gold.uplift_metrics", *parts, n, scale, tables.unit, tone, low, "gold.lift_table")
 
 
 def _spend_metric(tables: CampaignTables) -> Metric:

@@ -7,10 +7,23 @@ settings  {budget (null: none), value, cost: [by level], levels: [true where it 
 */
 const NORMAL_95 = 1.959963984540054;
 
-/* The fields that equal weights leave out. */
+const FIELDS = ["n", "w", "wy", "ww", "wwy", "wwyy"], F = FIELDS.length;
+
+/* Sums in typed arrays, each group's fields side by side; equal weights leave w, ww and wwy out. */
 function filledSums(sums) {
   for (const part of [sums.plain, sums.safe]) {
-    for (const arm of part.arms) if (!arm.w) Object.assign(arm, { w: arm.n, ww: arm.n, wwy: arm.wy });
+    const C = part.n.length;
+    part.n = Float64Array.from(part.n);
+    part.benefit = part.benefit.map((column) => Float64Array.from(column));
+    part.held = new Float64Array(C);
+    part.arms = part.arms.map((arm) => {
+      const all = { w: arm.n, ww: arm.n, wwy: arm.wy, ...arm }, packed = new Float64Array(C * F);
+      for (let c = 0; c < C; c++) {
+        for (let f = 0; f < F; f++) packed[c * F + f] = all[FIELDS[f]][c];
+        part.held[c] += arm.n[c];
+      }
+      return packed;
+    });
   }
   return sums;
 }
@@ -22,20 +35,23 @@ function groupsOf(sums, settings) {
 
 /* Each group's best level at a price of money, or -1; its units, spend and gain in all. */
 function choiceAt(sums, settings, price, chosen) {
-  const K = settings.cost.length, C = sums.n.length, from = sums.benefit;
+  const C = sums.n.length, used = settings.cost.map((_, k) => k).filter((k) => settings.levels[k]);
+  const best = new Float64Array(C), value = settings.value;
+  chosen.fill(-1);
+  for (const k of used) {
+    const benefit = sums.benefit[k], less = (settings.net ? settings.cost[k] : 0) + price * settings.cost[k];
+    for (let c = 0; c < C; c++) {
+      const net = value * benefit[c] - less;
+      if (net > best[c]) { best[c] = net; chosen[c] = k; }
+    }
+  }
   let spend = 0, gain = 0;
   for (let c = 0; c < C; c++) {
-    let best = -1, top = 0;
-    for (let k = 0; k < K; k++) {
-      if (!settings.levels[k]) continue;
-      const net = settings.value * from[k][c] - (settings.net ? settings.cost[k] : 0) - price * settings.cost[k];
-      if (net > top) { top = net; best = k; }
-    }
-    chosen[c] = best;
-    if (best >= 0) {
-      spend += sums.n[c] * settings.cost[best];
-      gain += sums.n[c] * (settings.value * from[best][c] - (settings.net ? settings.cost[best] : 0));
-    }
+    const k = chosen[c];
+    if (k < 0) continue;
+    const cost = settings.cost[k];
+    spend += sums.n[c] * cost;
+    gain += sums.n[c] * (value * sums.benefit[k][c] - (settings.net ? cost : 0));
   }
   return { price, spend, gain, chosen };
 }
@@ -91,21 +107,18 @@ function totals(sums, settings, one, other, share) {
 function observedOf(sums, settings, chosen) {
   const none = { observed: null, lower: null, upper: null };
   if (!sums.arms.length) return none;
-  const K = settings.cost.length, C = sums.n.length, fields = ["n", "w", "wy", "ww", "wwy", "wwyy"];
-  const zero = () => ({ n: 0, w: 0, wy: 0, ww: 0, wwy: 0, wwyy: 0 });
-  const treated = Array.from({ length: K }, zero), control = Array.from({ length: K }, zero);
-  const got = new Array(K).fill(0);
+  const K = settings.cost.length, C = sums.n.length, control = sums.arms[0], total = new Float64Array(2 * K * F);
+  const got = new Float64Array(K);
   let held = 0;
   for (let c = 0; c < C; c++) {
-    let here = 0;
-    for (const arm of sums.arms) here += arm.n[c];
-    held += here;
+    held += sums.held[c];
     const k = chosen[c];
     if (k < 0) continue;
-    got[k] += here;
-    for (const field of fields) {
-      control[k][field] += sums.arms[0][field][c];
-      treated[k][field] += sums.arms[k + 1][field][c];
+    got[k] += sums.held[c];
+    const treated = sums.arms[k + 1], at = 2 * k * F, from = c * F;
+    for (let f = 0; f < F; f++) {
+      total[at + f] += treated[from + f];
+      total[at + F + f] += control[from + f];
     }
   }
   if (!held) return none;
@@ -113,7 +126,7 @@ function observedOf(sums, settings, chosen) {
   for (let k = 0; k < K; k++) {
     if (!got[k]) continue;
     const n = (got[k] * sums.units) / held;
-    const a = meanOf(treated[k], sums.leastUnits), b = meanOf(control[k], sums.leastUnits);
+    const a = meanOf(total, 2 * k * F, sums.leastUnits), b = meanOf(total, (2 * k + 1) * F, sums.leastUnits);
     gain += n * settings.value * (a.mean - b.mean) - (settings.net ? n * settings.cost[k] : 0);
     const error = Math.sqrt(a.square + b.square);
     square += error > 0 ? (n * settings.value * error) ** 2 : NaN;
@@ -122,13 +135,14 @@ function observedOf(sums, settings, chosen) {
   return { observed: known(gain), lower: known(gain - half), upper: known(gain + half) };
 }
 
-/* Weighted mean and its squared standard error, as `stats.moments` has them. */
-function meanOf(arm, least) {
-  if (arm.n < least) return { mean: NaN, square: NaN };
-  const mean = arm.wy / arm.w;
-  let spread = arm.wwyy - 2 * mean * arm.wwy + mean * mean * arm.ww;
-  if (spread <= 1e-9 * arm.wwyy) spread = 0;
-  return { mean, square: (arm.n * spread) / ((arm.n - 1) * arm.w * arm.w) };
+/* Weighted mean and its squared standard error, as `stats.moments` has them, of the sums from `at` on. */
+function meanOf(total, at, least) {
+  const [n, w, wy, ww, wwy, wwyy] = total.subarray(at, at + F);
+  if (n < least) return { mean: NaN, square: NaN };
+  const mean = wy / w;
+  let spread = wwyy - 2 * mean * wwy + mean * mean * ww;
+  if (spread <= 1e-9 * wwyy) spread = 0;
+  return { mean, square: (n * spread) / ((n - 1) * w * w) };
 }
 
 /* Plans of rising budgets: the frontier, each with its interval. */

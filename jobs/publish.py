@@ -27,7 +27,7 @@ from uplift_spark.governance.audit import AuditEvent, signing_key
 from uplift_spark.governance.privacy import GATE, MAY, ConsentGate, held_back, units_by_gate
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE, DECISIONS_TABLE, SCORES_TABLE, gold_table
-from uplift_spark.policy.spark import CHOSEN, NOT_WORTH
+from uplift_spark.policy.allocation import CHOSEN, NOT_WORTH
 from uplift_spark.registry.models import Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress

@@ -39,16 +39,19 @@ ROOMS: dict[str, set[str]] = {
     "experiments": {"lake", "campaign", "events", "governance"},
     "serving": {"experiments"},
     "monitoring": set(),
+    "dashboards": {"monitoring", "policy"},
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake", "governance"},
     "jobs": {
         *("lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "serving"),
-        *("campaign", "console"),
+        *("campaign", "console", "dashboards"),
     },
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
 # These rooms map frames and sections to frames and sums; tables are read and written elsewhere.
-FRAMES_ONLY = {"stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments", "monitoring"}
+FRAMES_ONLY = {
+    *("stats", "forest", "learners", "estimators", "evaluation", "policy", "experiments", "monitoring", "dashboards"),
+}
 # Modules that may import pyspark when they are imported; estimators do it when a caller gives them a Spark frame.
 SPARK_ROOMS = {"lake", "events", "evaluation", "policy", "registry", "governance", "campaign", "jobs", "console"}
 SPARK_EDGES = {
@@ -65,7 +68,8 @@ SPARKLESS_MODULES = {
     "uplift_spark.events.quickstart",
     *("uplift_spark.lake.duck", "uplift_spark.lake.duck_functions", "uplift_spark.lake.local_tables"),
     *("uplift_spark.evaluation.metrics", "uplift_spark.evaluation.sums", "uplift_spark.evaluation.lift_tables"),
-    "uplift_spark.evaluation.pictures",
+    *("uplift_spark.evaluation.pictures", "uplift_spark.evaluation.html_page", "uplift_spark.evaluation.svg"),
+    "uplift_spark.evaluation.report",
     *("uplift_spark.policy.allocation", "uplift_spark.policy.trees", "uplift_spark.registry.retraining"),
     *("uplift_spark.governance.audit", "uplift_spark.governance.bias", "uplift_spark.governance.permissions"),
 }

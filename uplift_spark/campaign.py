@@ -27,7 +27,8 @@ from uplift_spark.evaluation.pictures import (
     dose_picture,
     qini_picture,
 )
-from uplift_spark.evaluation.report import PageData, page_text, profile_of, profile_of_frame, render_page
+from uplift_spark.evaluation.report import PageData, page_text, profile_of_frame, render_page
+from uplift_spark.evaluation.spark import profile_of
 from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (
@@ -468,7 +469,7 @@ class Campaign:
 
     def plan_run(self, version: int | str | None = None) -> str:
         """Id of the campaign's newest plan, or of the newest by a model version. Raises DataError without one."""
-        return self._newest_run(DECISIONS_TABLE, "policy", None if version is None else str(version))
+        return self.newest_run(DECISIONS_TABLE, "policy", None if version is None else str(version))
 
     def report(self) -> CampaignReport:
         """The report of the newest lift run: a page (`html`), shown as such in a notebook; as text its tables. Raises
@@ -605,8 +606,11 @@ class Campaign:
         rows = dict(zip(frame.index, frame.to_dict("records"), strict=True))
         return sorted(rows, key=lambda index: place(rows[index]))
 
-    def _newest_run(self, table: str, job: str, model_version: str | None = None) -> str:
-        """The campaign's run that wrote last, by the table's history; with `model_version` of this version's runs."""
+    def newest_run(self, table: str, job: str, model_version: str | None = None) -> str:
+        """The campaign's run that wrote a table last, by its history; with `model_version` of this version's runs.
+
+        Raises DataError, which names `job` as what to run, where there is none.
+        """
         of_version = "" if model_version is None else f" AND model_version = {sql_text(model_version)}"
         mine = f"{CAMPAIGN} = {sql_text(self.name)}{of_version}"
         local_rows = self._without_spark(f"SELECT DISTINCT {RUN_ID} FROM {table} WHERE {mine}", table)

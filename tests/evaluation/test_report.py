@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.evaluation.test_lift_tables import MONEY, evaluation
+from uplift_spark.evaluation.html_page import short
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table
 from uplift_spark.evaluation.report import (
@@ -16,7 +17,6 @@ from uplift_spark.evaluation.report import (
     plan_rows,
     profile_of_frame,
     render_page,
-    short,
     traits,
 )
 from uplift_spark.evaluation.svg import ticks

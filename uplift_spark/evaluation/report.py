@@ -9,7 +9,6 @@ Every figure stands in a `<data>` element: `value` is the number as it is in the
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,15 +16,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import NumericType
 
+from uplift_spark.evaluation.html_page import between, figure, page_template
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, whiskers_svg
-from uplift_spark.roles import TREATMENT, UNIT, Direction, benefit, benefit_interval
+from uplift_spark.roles import Direction, benefit, benefit_interval
 
 PROFILE_COLUMNS = ("treatment", "bucket", "feature", "category", "n", "value", "spread")
 """Columns of a profile: mean, or share of a category, and spread of a feature in a tenth of the ranking."""
@@ -41,7 +37,7 @@ class PageData:
     """What a page is made from.
 
     lift, curve, metrics  rows of gold.lift_table, gold.uplift_curve and gold.uplift_metrics of one run
-    profile   rows as of `profile_of`: tenths 1 and 10 of each level's ranking, and all
+    profile   rows as of `profile_of_frame`: tenths 1 and 10 of each level's ranking, and all
     plan      rows of gold.policy_curve of the campaign's newest plan; empty without one
     units     in the training table
     rates     outcomes that are 0 or 1: shown in percentage points
@@ -195,31 +191,6 @@ def _action(effect: Mapping[str, float], share: float, lower: float, everyone_at
 # Figures and sentences.
 
 
-def short(value: float, digits: int = 3) -> str:
-    """A number for a reader: three significant digits, thousands with commas; a dash where it is not known."""
-    if not np.isfinite(value):
-        return "-"
-    if value and abs(value) < 10 ** (digits - 1):
-        text = f"{value:.{digits}g}"
-        return f"{value:.6f}".rstrip("0") if "e" in text and abs(value) >= 1e-6 else text
-    return f"{round(value):,}"
-
-
-def figure(value: float, source: str, scale: float = 1.0) -> Markup:
-    """A number of a table as HTML that names its table; `scale` is what it is multiplied by to be shown."""
-    known = "" if not np.isfinite(value) else repr(float(value))
-    return Markup('<data value="{}" data-of="{}" data-scale="{:g}">{}</data>').format(
-        known, source, scale, short(value * scale)
-    )
-
-
-def between(lower: float, upper: float, source: str, scale: float = 1.0) -> Markup:
-    """An interval as HTML; words where it is not known."""
-    if not (np.isfinite(lower) and np.isfinite(upper)):
-        return Markup("interval not known")
-    return Markup("{} to {}").format(figure(lower, source, scale), figure(upper, source, scale))
-
-
 def _sentence(text: str, *parts: object) -> Markup:
     """A sentence with escaped parts."""
     return Markup(text).format(*parts)
@@ -346,46 +317,8 @@ def _about_outcome(data: PageData, level: str, outcome: str, yes: list[Markup], 
 # Who responds most and least.
 
 
-def profile_of(
-    holdout: DataFrame, scores: DataFrame, level: str, features: Sequence[str], direction: Direction = "increase"
-) -> pd.DataFrame:
-    """What the first and the last tenth of a level's ranking and all units are like.
-
-    Args:
-        holdout: Units with their features.
-        scores: unit_id, treatment (level scored) and uplift.
-        level: The level whose ranking counts.
-        features: Columns to describe: of numbers the mean, of others the share of each value.
-        direction: Which way the outcome should go: the first tenth has the largest benefit.
-
-    Returns:
-        Rows of PROFILE_COLUMNS; `bucket` is 1, 10 or all; `spread` is the standard deviation over all units.
-    """
-    mine = scores.where(F.col(TREATMENT) == level).select(UNIT, benefit(F.col("uplift"), direction).alias("_uplift"))
-    rows = holdout.select(UNIT, *features).join(mine, UNIT)
-    cuts = rows.agg(F.percentile("_uplift", F.array(F.lit(0.1), F.lit(0.9))).alias("cuts")).collect()[0]["cuts"]
-    if not cuts or cuts[0] == cuts[1]:
-        return pd.DataFrame(columns=list(PROFILE_COLUMNS))
-    tenth = F.when(F.col("_uplift") >= cuts[1], "1").when(F.col("_uplift") <= cuts[0], "10").otherwise("rest")
-    rows = rows.withColumn("_bucket", tenth)
-    numbers = [name for name in features if isinstance(holdout.schema[name].dataType, NumericType)]
-    finite = {name: F.when(~F.isnan(F.col(name).cast("double")), F.col(name).cast("double")) for name in numbers}
-    sums = [
-        one.alias(f"{kind}{i}")
-        for i, name in enumerate(numbers)
-        for kind, one in (("n", F.count(finite[name])), ("s", F.sum(finite[name])), ("q", F.sum(finite[name] ** 2)))
-    ]
-    counts = rows.groupBy("_bucket").agg(F.count("*").alias("n"), *sums).toPandas().set_index("_bucket")
-    words = [name for name in features if name not in numbers]
-    long = None
-    if words:
-        pairs = F.array(*(F.struct(F.lit(c).alias("f"), F.col(c).cast("string").alias("c")) for c in words))
-        long = rows.select("_bucket", F.explode(pairs).alias("p")).groupBy("_bucket", "p.f", "p.c").count().toPandas()
-    return _profile(counts, numbers, long, level)
-
-
 def profile_of_frame(rows: pd.DataFrame, level: str, features: Sequence[str]) -> pd.DataFrame:
-    """The same as `profile_of` gives, of a pandas frame.
+    """The same as `evaluation.spark.profile_of` gives, of a pandas frame.
 
     Args:
         rows: One a unit, with the features and the column `benefit`, by which units rank: see `roles.benefit`.
@@ -413,15 +346,25 @@ def profile_of_frame(rows: pd.DataFrame, level: str, features: Sequence[str]) ->
     ]
     keys = ["_bucket", "f", "c"]
     long = pd.concat(parts).dropna().groupby(keys).size().rename("count").reset_index() if parts else None
-    return _profile(pd.DataFrame(sums), numbers, long, level)
+    return profile_rows(pd.DataFrame(sums), numbers, long, level)
 
 
 def _as_word(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _profile(counts: pd.DataFrame, numbers: Sequence[str], words: pd.DataFrame | None, level: str) -> pd.DataFrame:
-    """Rows of PROFILE_COLUMNS from the sums of numbers and the counts (`_bucket`, `f`, `c`, `count`) of words."""
+def profile_rows(counts: pd.DataFrame, numbers: Sequence[str], words: pd.DataFrame | None, level: str) -> pd.DataFrame:
+    """Make the rows of a profile from sums.
+
+    Args:
+        counts: One row a `_bucket`: `n` units, and of the i-th number `n<i>`, `s<i>` (sum) and `q<i>` (of squares).
+        numbers: Features that are numbers.
+        words: `_bucket`, `f` (feature), `c` (category) and `count` of the others; None without any.
+        level: The level whose ranking it is.
+
+    Returns:
+        Rows of PROFILE_COLUMNS.
+    """
     parts = [_number_rows(counts, i, name) for i, name in enumerate(numbers)]
     if words is not None:
         parts += [_share_rows(counts["n"], group, str(name)) for name, group in words.dropna().groupby("f")]
@@ -548,17 +491,13 @@ def render_page(data: PageData) -> str:
     Returns:
         HTML of one self-contained page, light and dark, for screens from 320 pixels and for paper.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals.update(figure=figure, between=between, isfinite=np.isfinite)
-    source = pkgutil.get_data("uplift_spark.evaluation", "report.html.j2")
-    assert source is not None
     best = data.best
     rate = data.outcome in data.rates
     yes, no = supported(data)
     note = "" if best is None else _picture_note(data, best)
     about, rows = plan_rows(data)
     shown = {} if best is None else _pictures(data, best, rate)
-    return environment.from_string(source.decode()).render(
+    return page_template("uplift_spark.evaluation", "report.html.j2").render(
         data=data, best=best, words=decision_words(data), yes=yes, no=no, note=note, rate=rate,
         scale=100.0 if rate else 1.0, unit="percentage points" if rate else data.outcome, plan_about=about, plan=rows,
         traits=[] if best is None else traits(data.profile, best.level),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from uplift_spark.evaluation.metrics import (
     quarter_labels,
     truth_of,
 )
+from uplift_spark.evaluation.report import PROFILE_COLUMNS, profile_rows
 from uplift_spark.evaluation.sums import (
     KEYED,
     Grid,
@@ -419,3 +420,41 @@ def _counted(
         )
         .toPandas()
     )
+
+
+def profile_of(
+    holdout: DataFrame, scores: DataFrame, level: str, features: Sequence[str], direction: Direction = "increase"
+) -> pd.DataFrame:
+    """What the first and the last tenth of a level's ranking and all units are like.
+
+    Args:
+        holdout: Units with their features.
+        scores: unit_id, treatment (level scored) and uplift.
+        level: The level whose ranking counts.
+        features: Columns to describe: of numbers the mean, of others the share of each value.
+        direction: Which way the outcome should go: the first tenth has the largest benefit.
+
+    Returns:
+        Rows of PROFILE_COLUMNS; `bucket` is 1, 10 or all; `spread` is the standard deviation over all units.
+    """
+    mine = scores.where(F.col(TREATMENT) == level).select(UNIT, benefit(F.col("uplift"), direction).alias("_uplift"))
+    rows = holdout.select(UNIT, *features).join(mine, UNIT)
+    cuts = rows.agg(F.percentile("_uplift", F.array(F.lit(0.1), F.lit(0.9))).alias("cuts")).collect()[0]["cuts"]
+    if not cuts or cuts[0] == cuts[1]:
+        return pd.DataFrame(columns=list(PROFILE_COLUMNS))
+    tenth = F.when(F.col("_uplift") >= cuts[1], "1").when(F.col("_uplift") <= cuts[0], "10").otherwise("rest")
+    rows = rows.withColumn("_bucket", tenth)
+    numbers = [name for name in features if isinstance(holdout.schema[name].dataType, NumericType)]
+    finite = {name: F.when(~F.isnan(F.col(name).cast("double")), F.col(name).cast("double")) for name in numbers}
+    sums = [
+        one.alias(f"{kind}{i}")
+        for i, name in enumerate(numbers)
+        for kind, one in (("n", F.count(finite[name])), ("s", F.sum(finite[name])), ("q", F.sum(finite[name] ** 2)))
+    ]
+    counts = rows.groupBy("_bucket").agg(F.count("*").alias("n"), *sums).toPandas().set_index("_bucket")
+    words = [name for name in features if name not in numbers]
+    long = None
+    if words:
+        pairs = F.array(*(F.struct(F.lit(c).alias("f"), F.col(c).cast("string").alias("c")) for c in words))
+        long = rows.select("_bucket", F.explode(pairs).alias("p")).groupBy("_bucket", "p.f", "p.c").count().toPandas()
+    return profile_rows(counts, numbers, long, level)

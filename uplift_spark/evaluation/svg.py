@@ -1,5 +1,6 @@
-"""Pictures of a report as SVG text: bars, curves and whiskers with 95 % intervals; colours come from the page's style.
+"""Pictures of pages as SVG text: bars, curves, whiskers, trends and histograms, with 95 % intervals.
 
+Colours come from the page's style.
 Texts are escaped. A picture without a finite number is an empty text.
 """
 
@@ -162,3 +163,82 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
         at = x(row["uplift"] * scale)
         parts.append(Markup('<circle cx="{}" cy="{:.1f}" r="4.5" class="{}"/>').format(at, middle, kind))
     return _svg(width, height, f"effects by bucket, {unit}", parts)
+
+
+def interval_svg(value: float, lower: float, upper: float, scale: float, kind: str = "dot") -> Markup:
+    """One figure with its 95 % interval beside zero, small.
+
+    Args:
+        value: The figure.
+        lower: Lower end.
+        upper: Upper end.
+        scale: What all three are multiplied by to be shown.
+        kind: `dot`, or `hollow` where units are few.
+    """
+    ends = [end * scale for end in (value, lower, upper)]
+    if not np.isfinite(ends).all():
+        return Markup("")
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    width = 220
+    x = _Axis(low, high if high > low else low + 1, 8, width - 8)
+    parts = [
+        _line(x(0), 2, x(0), 22, "zero"),
+        _line(x(ends[1]), 12, x(ends[2]), 12, "whisker"),
+        Markup('<circle cx="{}" cy="12" r="4.5" class="{}"/>').format(x(ends[0]), kind),
+    ]
+    return _svg(width, 24, f"{ends[0]:.4g}, 95 % interval {ends[1]:.4g} to {ends[2]:.4g}; the line is zero", parts)
+
+
+def trend_svg(rows: pd.DataFrame, scale: float, label: str) -> Markup:
+    """A figure window by window with its interval as a band; nothing of fewer than two windows.
+
+    Args:
+        rows: `value`, `lower` and `upper` in the order of their windows.
+        scale: What they are multiplied by to be shown.
+        label: What it is, in words.
+    """
+    known = _finite(rows["value"], rows["lower"], rows["upper"]) * scale
+    if rows["value"].notna().sum() < 2:
+        return Markup("")
+    width, height = 220, 56
+    low, high = float(known.min()), float(known.max())
+    y = _Axis(low, high if high > low else low + 1, height - 6, 6)
+    x = _Axis(0, len(rows) - 1, 6, width - 6)
+    points = [(x(i), row) for i, row in enumerate(rows.to_dict("records")) if np.isfinite(row["value"])]
+    banded = [(at, row) for at, row in points if np.isfinite(row["lower"]) and np.isfinite(row["upper"])]
+    parts = []
+    if banded:
+        over = [f"{at},{y(row['upper'] * scale)}" for at, row in banded]
+        under = [f"{at},{y(row['lower'] * scale)}" for at, row in banded[::-1]]
+        parts.append(Markup('<polygon points="{}" class="band"/>').format(" ".join([*over, *under])))
+    line = " ".join(f"{at},{y(row['value'] * scale)}" for at, row in points)
+    parts.append(Markup('<polyline points="{}" class="curve"/>').format(line))
+    return _svg(width, height, label, parts)
+
+
+def histogram_svg(edges: Sequence[float], counts: Sequence[int], scale: float, label: str) -> Markup:
+    """How many units have which value.
+
+    Args:
+        edges: Of the bins, one more than there are bins.
+        counts: Units by bin.
+        scale: What the edges are multiplied by to be shown.
+        label: Title, which names the unit.
+    """
+    if not len(counts) or not max(counts) > 0 or not edges[-1] > edges[0]:
+        return Markup("")
+    width, height = 360, 200
+    values = ticks(0.0, float(max(counts)), 4)
+    y = _Axis(values[0], values[-1], height - _BOTTOM, _TOP)
+    x = _Axis(edges[0] * scale, edges[-1] * scale, _LEFT, width - _RIGHT)
+    parts = [_text(_LEFT - 44, 14, label, "title", "start"), *_grid(values, y, width)]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        left, right, top = float(x(low * scale)), float(x(high * scale)), float(y(count))
+        parts.append(
+            Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="bar"/>').format(
+                left + 0.5, top, max(right - left - 1, 0.5), height - _BOTTOM - top
+            )
+        )
+    inside = [tick for tick in ticks(edges[0] * scale, edges[-1] * scale, 4) if x.low <= tick <= x.high]
+    parts += [_text(x(tick), height - _BOTTOM + 16, f"{tick:g}") for tick in inside]
+    return _svg(width, height, label, parts)

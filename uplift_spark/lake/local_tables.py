@@ -7,6 +7,7 @@ pyarrow, which takes Spark's timestamps (INT96) of every year; `deltalake` itsel
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -241,6 +242,13 @@ class LocalTables:
         """(table, rows, newest version) of every table, by name."""
         tables = map(self.table, self.names())
         return [(table.name, table.rows, table.version) for table in tables]
+
+    def fingerprint(self) -> str:
+        """A text that changes with every commit to any table."""
+        newest = [
+            max((log.name for log in self._folder(name).glob("_delta_log/*.json")), default="") for name in self.names()
+        ]
+        return hashlib.sha256(json.dumps([self.names(), newest]).encode()).hexdigest()[:16]
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """What writers noted in the commits that the log holds, newest first; see `Lake.write`."""

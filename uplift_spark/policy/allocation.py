@@ -25,6 +25,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Measure = Literal["units", "spend"]
 
+GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
+CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
+"""Reasons of decisions: rules that bar a unit, then those of units that no rule bars."""
+
 
 @dataclass(frozen=True, eq=False)
 class Constraint:

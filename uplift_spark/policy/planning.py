@@ -24,10 +24,8 @@ from uplift_spark.evaluation.spark import describe_arms, resampling_hash, segmen
 from uplift_spark.evaluation.summary import amount, number, tables_text, text_table
 from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
 from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
-from uplift_spark.policy.allocation import Allocation, Problem, allocate, first_scan
+from uplift_spark.policy.allocation import GLOBAL_HOLDOUT, TOO_MANY, Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
-    GLOBAL_HOLDOUT,
-    TOO_MANY,
     Observed,
     Pass,
     Point,

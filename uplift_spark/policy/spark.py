@@ -23,7 +23,9 @@ from uplift_spark.evaluation.spark import sums_by_key
 from uplift_spark.evaluation.sums import keyed
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.policy.allocation import (
+    CHOSEN,
     NONE,
+    NOT_WORTH,
     Allocation,
     Candidates,
     Constraint,
@@ -74,9 +76,6 @@ from uplift_spark.stats.moments import (
 #     gain array<double>, cost array<double> (by treated level; NaN gain: not offered), bucket_0, bucket_1, ... string
 #
 # Workers are module-level functions from Arrow to Arrow; sums are integers, so a plan does not depend on partitions.
-
-GLOBAL_HOLDOUT, TOO_MANY = "kept out at random", "contacted often enough"
-CHOSEN, NOT_WORTH = "best within the limits", "not worth it within the limits"
 
 _SCAN_SCHEMA = "gain bigint, used binary, undecided bigint, gains binary, costs binary, buckets binary, keys binary"
 _PARTS = 4  # tasks that merge the sums of the others, before these travel to the driver

@@ -1,0 +1,134 @@
+"""Decisions and sentences: each claim recomputed from the figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.dashboards.samples import monitored, sample_frames, sample_tables
+from uplift_spark.dashboards.metrics import (
+    campaign_decision,
+    debug_metrics,
+    executive_metrics,
+    no_signal,
+    oncall_metrics,
+)
+from uplift_spark.evaluation.html_page import short
+
+
+def plan_of(observed: float, half: float) -> dict[str, pd.DataFrame]:
+    frames = sample_frames()
+    plan = frames["policy_curve"].assign(
+        observed=observed, observed_lower=observed - half, observed_upper=observed + half
+    )
+    return {**{k: v for k, v in frames.items() if k not in monitored()}, "policy_curve": plan}
+
+
+@pytest.mark.parametrize(
+    ("frames", "action", "words"),
+    [
+        (plan_of(900.0, 100.0), "expand", "brings 900 after costs, 95 % interval 800 to 1,000"),
+        (plan_of(50.0, 100.0), "hold", "not proven"),
+        (plan_of(-900.0, 100.0), "stop", "loses money"),
+        ({}, "hold", "Nothing was evaluated"),
+        (plan_of(900.0, 100.0) | {"alerts": monitored()["alerts"]}, "hold", "An alert that pages is open: error_rate"),
+        (
+            plan_of(900.0, 100.0) | {"kpi": monitored()["kpi"], "drift": monitored()["drift"].assign(state="trigger")},
+            "hold", "Drift persists in age, region",
+        ),
+        (
+            plan_of(900.0, 100.0)
+            | {"experiment": pd.DataFrame({"job": ["readout"], "as_of": [1], "verdict": ["roll back"]})},
+            "stop", "roll back",
+        ),
+        (
+            plan_of(900.0, 100.0) | {"experiment_health": pd.DataFrame({"severity": ["refuse"], "check": ["ratio"]})},
+            "hold", "refuses a reading: ratio",
+        ),
+    ],
+)  # fmt: skip
+def test_the_badge_follows_from_the_tables(frames, action, words):
+    decision = campaign_decision(sample_tables(frames))
+    assert decision.action == action and words in " ".join(decision.reasons)
+
+
+def test_executive_figures_and_sentences():
+    tables = sample_tables()
+    roi, uplift, spend, coverage, drift, programme = executive_metrics(tables)
+    row = tables.frames["policy_curve"].iloc[1]
+    assert roi.value == row["observed"] / row["cost"] and roi.lower == row["observed_lower"] / row["cost"]
+    assert short(roi.value) in roi.sentence and "Spending pays" in roi.sentence
+    effect = tables.page.metric("ate", "mail")
+    assert (uplift.value, uplift.scale, uplift.unit) == (effect["value"], 100.0, "percentage points")
+    assert f"{short(effect['value'] * 1000)} more of 1,000 units" in uplift.sentence
+    assert (
+        spend.value == 1000 and "100 % of the budget of 1,000" in spend.sentence and "would gain 0.31" in spend.sentence
+    )
+    assert coverage.value == 2000 / 5000 and "bars 100, most by “kept out at random”" in coverage.sentence
+    assert drift.value == 0.5 and "region differ in the newest window only" in drift.sentence
+    assert "100 units are kept out at random" in programme.sentence
+
+
+def test_outcomes_of_which_less_is_better_turn_the_words():
+    better = executive_metrics(sample_tables())[1]
+    worse = executive_metrics(sample_tables(direction="decrease"))[1]
+    assert better.tone == "good" and worse.tone == "bad" and "does harm" in worse.sentence
+
+
+def test_oncall_figures_and_sentences():
+    metrics = {one.label: one for one in oncall_metrics(sample_tables())}
+    assert metrics["Latency, p95"].value == 120.5 and "In order" in metrics["Latency, p95"].sentence
+    assert "99th percentile" in metrics["Latency, p99"].sentence
+    errors = metrics["Error rate"]
+    assert (errors.tone, errors.value, errors.scale) == ("bad", 0.0301, 100.0) and "beyond 2 %" in errors.sentence
+    assert "nobody is called yet" in metrics["Feature freshness"].sentence
+    assert metrics["Open alerts"].value == 1 and "1 of them page" in metrics["Open alerts"].sentence
+    assert metrics["Backlog of windows"].value == 0  # the newest window ended an hour ago
+    budget = metrics["Error budget of error rate"]
+    assert budget.value == pytest.approx(1 - 0.0301 / 0.01) and "used up 3.01 times over" in budget.sentence
+    delivery = metrics["Error budget of delivery rate"]
+    assert delivery.value == pytest.approx(1 - 0.005 / 0.01) and delivery.tone == "good"
+
+
+def test_a_monitor_that_stands_still_is_a_backlog():
+    tables = sample_tables(now=sample_tables().now + pd.Timedelta(days=4).to_pytimedelta())
+    backlog = {one.label: one for one in oncall_metrics(tables)}["Backlog of windows"]
+    assert backlog.value == 4 and "4 windows wait" in backlog.sentence
+
+
+def test_too_few_observations_are_grey():
+    frames = sample_frames()
+    frames["kpi"] = frames["kpi"].assign(state="too_few", n=12.0)
+    assert all(
+        one.low for one in oncall_metrics(sample_tables(frames)) if one.source == "gold.kpi" and one.unit == "ms"
+    )
+
+
+def test_debug_figures_and_sentences():
+    frames = sample_frames() | {
+        "retrain": pd.DataFrame(
+            {"window_end": [1, 1], "check": ["age", "decision"], "decision": ["blocked"] * 2, "run_id": ["r"] * 2,
+             "sentence": ["", "An incident forbids it."]}
+        ),
+        "canary": pd.DataFrame(
+            {"step": [1, 2], "canary": ["c"] * 2, "challenger": ["4"] * 2, "champion": ["3"] * 2, "share": [0.05] * 2,
+             "state": ["running", "rolled back"], "reason": [None, "Errors rose."]}
+        ),
+    }  # fmt: skip
+    metrics = {one.label: one for one in debug_metrics(sample_tables(frames))}
+    assert "The order of the units is right" in metrics["Qini of mail"].sentence
+    assert (
+        metrics["Interval width, mail"].value == 0.05
+        and "5 percentage points wide" in metrics["Interval width, mail"].sentence
+    )
+    assert "The last decision was blocked: An incident forbids it." in metrics["Retrains"].sentence
+    assert "version 4 against 3 is rolled back. Errors rose." in metrics["Canaries"].sentence
+    assert "SHAP" in metrics["Top features"].sentence
+
+
+def test_no_signal_is_said_where_there_is_none():
+    assert "may be zero" in no_signal(sample_tables(sample_frames((0.0, 0.0))))
+    assert "too few units" in no_signal(sample_tables(sample_frames(n=1)))
+    assert no_signal(sample_tables()) == "" == no_signal(sample_tables({}))
+    assert np.isnan(executive_metrics(sample_tables({}, decisions=None))[0].value)

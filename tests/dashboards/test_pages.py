@@ -1,0 +1,180 @@
+"""The pages: figures are the tables', sentences follow from them, and whatever a name holds is shown as text."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.dashboards.samples import NODE, monitored, needs_node, sample_frames, sample_tables, sample_units
+from uplift_spark.dashboards.pages import PAGES, dashboard_pages
+from uplift_spark.dashboards.tables import PolicyFacts
+from uplift_spark.dashboards.whatif import whatif_sums
+from uplift_spark.evaluation.html_page import coded, package_text, short
+
+FIGURE = re.compile(r'<data value="([^"]*)" data-of="([^"]*)" data-scale="([^"]*)">([^<]*)</data>')
+NAMES = ["</script><script>alert(1)</script>", "\"'`{{ 7*7 }}", "\U0001f680 emoji", "مرحبا \u202e abc", "a" * 300]
+
+
+def facts_of(page: str) -> dict:
+    blob = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(blob.group(1))))
+
+
+def test_every_figure_of_a_page_is_one_of_its_table():
+    tables = sample_tables()
+    pages = dashboard_pages([tables])
+    for page in pages.values():
+        figures = FIGURE.findall(page)
+        assert len(figures) == page.count("<data ") and len(figures) > 8
+        for value, source, scale, text in figures:
+            assert text == short((float(value) if value else np.nan) * float(scale))
+            name = re.fullmatch(r"gold\.(\w+)", source)
+            if name is None or not value or name.group(1) not in tables.frames:
+                continue
+            held = tables.frames[name.group(1)].select_dtypes("number").to_numpy(float).ravel()
+            derived = {len(tables.open_alerts), 2000 / 5000, 1 / 2, 2.0}  # counts and shares of rows
+            assert np.isclose(held, float(value), rtol=1e-12, atol=0).any() or float(value) in derived, (value, source)
+
+
+def test_segments_hold_the_printed_digits_of_the_lift_table():
+    tables = sample_tables()
+    (facts,) = facts_of(dashboard_pages([tables])["debug.html"])["campaigns"]
+    cut = facts["cuts"]["segment:region"]
+    rows = tables.page.rows("mail", "segment:region").set_index("bucket")
+    for i, bucket in enumerate(cut["buckets"]):
+        for name, column in (("effect", "uplift"), ("lower", "uplift_lower"), ("upper", "uplift_upper")):
+            assert short(cut["levels"][0][name][i]) == short(float(rows.loc[bucket, column]) * 100)
+        assert cut["levels"][0]["n"][i] == rows.loc[bucket, "n"]
+
+
+@needs_node
+def test_the_script_prints_figures_as_python_does():
+    rng = np.random.default_rng(0)
+    values = [float(short(v).replace(",", "")) for v in 10 ** rng.uniform(-5, 7, 400) * rng.choice([-1, 1], 400)]
+    script = package_text("uplift_spark.dashboards", "dashboard.js")
+    body = script[script.index("  function short(") : script.index("  function element(")]
+    code = body + "console.log(JSON.stringify(JSON.parse(require('fs').readFileSync(0)).map(short)))"
+    done = subprocess.run([str(NODE), "-e", code], input=json.dumps(values), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [short(value) for value in values]
+
+
+@pytest.mark.parametrize("name", ["".join(NAMES), NAMES[1]])
+def test_names_are_shown_as_text_whatever_they_hold(name):
+    frames = sample_frames()
+    lift = frames["lift_table"].copy()
+    mine = lift["cut"] == "segment:region"
+    lift.loc[mine, "bucket"] = [NAMES[i % 5] for i in range(mine.sum())]
+    renamed = {key: rows.replace({"mail": name}) for key, rows in {**frames, "lift_table": lift}.items()}
+    renamed["alerts"] = renamed["alerts"].assign(rule=name, summary=name)
+    policy = PolicyFacts({"visit": 7.0}, {name: 0.5})
+    for page in dashboard_pages([sample_tables(renamed, campaign=name, control=name[:8], policy=policy)]).values():
+        assert page.count("<script") == 2 and page.count("</script>") == 2
+        assert "alert(1)</script>" not in page and "49" not in re.findall(r"<h1>(.*?)</h1>", page)[0]
+        assert not re.search(r'(src|href)="(?!(#content|data:,|executive\.html|oncall\.html|debug\.html)")', page)
+        assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", page)
+
+
+def test_tables_that_are_not_there_are_said_in_a_sentence():
+    pages = dashboard_pages(
+        [
+            sample_tables(
+                {},
+                decisions=None,
+                whatif=None,
+                why_not="What-if is left out: a reason.",
+                widths={},
+                histogram={},
+                versions=(),
+            )
+        ]
+    )
+    words = {
+        "executive.html": [
+            "Nothing was evaluated yet",
+            "There is no plan with a budget",
+            "What-if is left out: a reason.",
+        ],
+        "oncall.html": ["No window was monitored yet", "Alerts were never evaluated here"],
+        "debug.html": ["No retrain was considered yet", "No version was tried", "Versions were not read"],
+    }
+    for file, sentences in words.items():
+        assert not [one for one in sentences if one not in pages[file]], file
+
+
+def test_empty_tables_and_missing_figures_make_pages():
+    frames = {name: rows[:0] for name, rows in sample_frames().items()}
+    unknown = sample_frames()
+    for name in ("lift_table", "uplift_curve", "uplift_metrics", "policy_curve", "kpi"):
+        numbers = [c for c in unknown[name].select_dtypes("float") if c not in ("fraction", "budget", "n")]
+        unknown[name] = unknown[name].assign(**dict.fromkeys(numbers, np.nan))
+    one_arm = sample_frames(n=1)
+    for tables in (frames, unknown, one_arm):
+        for page in dashboard_pages([sample_tables(tables)]).values():
+            assert ">nan<" not in page.lower() and "NaN" not in json.dumps(facts_of(page))
+
+
+def test_a_campaign_without_signal_says_so_on_every_page():
+    pages = dashboard_pages([sample_tables(sample_frames((0.0, 0.0)) | {"policy_curve": pd.DataFrame()})])
+    assert all("There is no signal" in page for page in pages.values())
+    assert not any("There is no signal" in page for page in dashboard_pages([sample_tables()]).values())
+
+
+def test_several_campaigns_have_a_choice_and_an_overview():
+    page = dashboard_pages([sample_tables(campaign=f"c{i}") for i in range(3)])["executive.html"]
+    assert page.count("<article") == 3 and page.count('data-panel="1" hidden') == 1
+    assert "All campaigns" in page and page.count('<option value="2">c2</option>') == 1
+
+
+def big_campaign(number: int, segments: int, levels: int):
+    rng = np.random.default_rng(number)
+    names = [f"level {k}" for k in range(levels)]
+    frames = sample_frames()
+    lift = frames["lift_table"][frames["lift_table"]["outcome"] == "visit"]
+    row = lift[lift["cut"] == "segment:region"].iloc[0].to_dict()
+    parts = [lift.assign(treatment=name) for name in names]
+    for name in names:
+        n = rng.integers(50, 5000, segments)
+        effect = rng.normal(0.02, 0.03, segments)
+        half = rng.uniform(0.01, 0.1, segments)
+        part = {
+            "bucket": [f"region {i} of the north x tablet" for i in range(segments)], "n": n, "n_treated": n // 2,
+            "n_control": n - n // 2, "uplift": effect, "uplift_lower": effect - half, "uplift_upper": effect + half,
+            "predicted_uplift": rng.normal(0.02, 0.01, segments), "low_sample": n < 200,
+            "different_p": rng.random(segments),
+        }  # fmt: skip
+        parts.append(
+            pd.DataFrame({**row, **part, "treatment": name, "cut": "segment:region x device"}, index=range(segments))
+        )
+    frames["lift_table"] = pd.concat(parts, ignore_index=True)
+    for name in ("uplift_curve", "uplift_metrics"):
+        frames[name] = pd.concat([frames[name].assign(treatment=level) for level in names], ignore_index=True)
+    units = sample_units(4000, number)
+    benefit = rng.normal(0.02, 0.04, (4000, levels))
+    units = type(units)(benefit, benefit - 0.02, units.arm, units.outcome, units.weight)
+    return sample_tables(frames, campaign=f"campaign {number}", whatif=whatif_sums(units, names, 256))
+
+
+@pytest.mark.slow
+def test_twenty_large_campaigns_fit_into_three_megabytes(tmp_path):
+    pages = dashboard_pages([big_campaign(number, 1000, 5) for number in range(20)])
+    assert set(pages) == {file for file, _ in PAGES.values()}
+    assert max(len(page.encode()) for page in pages.values()) < 3_000_000
+
+
+def test_code_in_sentences_is_marked_and_escaped():
+    assert coded("`x` & <b>`y`") == "<code>x</code> &amp; &lt;b&gt;<code>y</code>"
+    assert coded("run `uplift lift`") == "run <code>uplift lift</code>"
+
+
+def test_windows_that_were_monitored_again_count_once():
+    frames = monitored()
+    again = frames["kpi"].assign(value=9.0, as_of=frames["kpi"]["as_of"] + pd.Timedelta(hours=1))
+    tables = sample_tables({"kpi": pd.concat([again, frames["kpi"]], ignore_index=True)})
+    assert len(tables.kpis) == 8 and (tables.kpis["value"] == 9.0).all()

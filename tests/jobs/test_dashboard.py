@@ -1,0 +1,143 @@
+"""`uplift dashboard`: pages from Delta tables in a folder, without Java; what is not there is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+from deltalake import CommitProperties, write_deltalake
+
+from tests.dashboards.samples import sample_frames, sample_units
+from uplift_spark.campaign import Campaign
+from uplift_spark.errors import ConfigError
+from uplift_spark.jobs import dashboard
+
+CONF = {
+    "campaign": "spring",
+    "roles": {"outcome": "visit", "control": "none", "features": ["region"]},
+    "economics": {"value": {"visit": 7.0}, "cost": {"mail": 0.5}},
+    "lift": {"segments": ["region"]},
+    "policy": {"budget": 1000},
+}
+
+
+def written(folder: Path, table: str, frame: pd.DataFrame, run_id: str) -> None:
+    schema, name = table.split(".")
+    notes = CommitProperties(custom_metadata={"userMetadata": json.dumps({"run_id": run_id})})
+    rows = pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+    write_deltalake(folder / schema / name, rows, mode="append", commit_properties=notes)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory) -> Campaign:
+    """A lakehouse as jobs leave it: scores, lift tables, a plan, monitored windows; no canary, no retrain."""
+    home = tmp_path_factory.mktemp("dashboard")
+    lake = home / "lake"
+    conf = home / "spring.yaml"
+    conf.write_text(yaml.safe_dump(CONF | {"lakehouse": {"path": str(lake)}}))
+    units = sample_units(1200)
+    ids = [f"u{i}" for i in range(1200)]
+    scores = pd.DataFrame(
+        {"unit_id": ids, "treatment": "mail", "uplift": units.benefit[:, 0], "uplift_lower": units.lower[:, 0]}
+    ).assign(uplift_upper=lambda rows: 2 * rows["uplift"] - rows["uplift_lower"], uplift_se=0.01, low_support=False)
+    scores = scores.assign(model_name="spring", model_version="3", feature_version=0, run_id="score-1")
+    scores["scored_at"] = pd.Timestamp("2025-03-01", tz="UTC")
+    written(lake, "gold.uplift_scores", scores, "score-1")
+    training = pd.DataFrame(
+        {"unit_id": ids, "treatment": ["none" if a % 2 == 0 else "mail" for a in units.arm], "visit": units.outcome}
+    ).assign(propensity=0.5, split=["holdout" if a >= 0 else "train" for a in units.arm], region="north")
+    written(lake, "silver.training_spring", training, "features-1")
+    one = Campaign(conf)
+    lift_run = one.lift_run
+    frames = {key: rows.assign(campaign="spring") for key, rows in sample_frames().items() if key != "findings"}
+    for name in ("lift_table", "uplift_curve", "uplift_metrics"):
+        frames[name] = frames[name].drop(columns="campaign").assign(run_id=lift_run)
+    for name, rows in frames.items():
+        run_id = rows["run_id"].iloc[-1] if "run_id" in rows else "policy-1"
+        written(lake, f"gold.{name}", rows.assign(run_id=rows.get("run_id", run_id)), run_id)
+    reason = ["best within the limits"] * 500 + ["not worth it within the limits"] * 600 + ["rule young"] * 100
+    decisions = pd.DataFrame({"unit_id": ids, "treatment": ["mail"] * 500 + ["none"] * 700, "reason": reason})
+    decisions = decisions.assign(gain=1.0, cost=0.5, run_id="policy-1", campaign="spring", model_version="3")
+    written(lake, "gold.policy_decisions", decisions, "policy-1")
+    return one
+
+
+def test_pages_are_written_from_the_tables(campaign, tmp_path):
+    result = dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path))
+    assert sorted(result.details["pages"]) == sorted(path.name for path in tmp_path.iterdir())
+    assert not result.tables and not result.run_id
+    page = (tmp_path / "executive.html").read_text()
+    assert "500 of 1,200 units are to be treated" in page and "A rule bars 100, most by “rule young”" in page
+    assert "An alert that pages is open: error_rate" in page
+    debug = (tmp_path / "debug.html").read_text()
+    assert "No retrain was considered yet" in debug and "gold.uplift_scores" in debug
+
+
+def test_whatif_counts_those_whom_no_rule_bars(campaign):
+    tables = dashboard.campaign_tables(campaign)
+    assert tables.whatif["units"] == 1100 and tables.whatif["leastUnits"] == 30
+    held = sum(sum(arm["n"]) for arm in tables.whatif["plain"]["arms"])
+    assert held == (sample_units(1200).arm[:1100] >= 0).sum()
+    assert tables.frames["kpi"]["value"].tolist() == sample_frames()["kpi"]["value"].tolist()
+
+
+def test_a_viewer_has_the_pages_without_sums_over_units(campaign, monkeypatch):
+    def refused(config, verb):
+        if verb == "simulate":
+            raise ConfigError("you have the role viewer")
+
+    monkeypatch.setattr(dashboard, "check_permitted", refused)
+    tables = dashboard.campaign_tables(campaign)
+    assert tables.whatif is None and tables.decisions is None and not tables.histogram
+    assert tables.why_not == "What-if is left out: you have the role viewer." and len(tables.page.lift)
+
+
+def test_a_lakehouse_without_tables_makes_pages_that_say_so(campaign, tmp_path):
+    conf = tmp_path / "new.yaml"
+    conf.write_text(yaml.safe_dump(CONF | {"lakehouse": {"path": str(tmp_path / "none")}}))
+    dashboard.run(Campaign(conf), request=dashboard.DashboardRequest(to=tmp_path / "pages"))
+    assert "Nothing was evaluated yet" in (tmp_path / "pages" / "executive.html").read_text()
+
+
+def test_further_campaigns_stand_on_the_same_pages(campaign, tmp_path):
+    conf = tmp_path / "autumn.yaml"
+    conf.write_text(yaml.safe_dump(CONF | {"campaign": "autumn", "lakehouse": {"path": str(tmp_path / "none")}}))
+    dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path, also=(conf,)))
+    page = (tmp_path / "executive.html").read_text()
+    assert re.findall(r"<option value=\"\d\">(\w+)</option>", page) == ["spring", "autumn"] and "All campaigns" in page
+
+
+def test_anything_but_serve_is_refused():
+    with pytest.raises(ConfigError, match="has no 'show'"):
+        dashboard.DashboardRequest("show")
+
+
+@pytest.mark.slow
+def test_pages_need_no_java(campaign, tmp_path):
+    """The command starts no JVM: with JAVA_HOME nowhere it writes the pages all the same."""
+    house = campaign.config.lakehouse.path
+    conf = tmp_path / "spring.yaml"
+    conf.write_text(yaml.safe_dump(CONF | {"lakehouse": {"path": house}}))
+    command = [
+        sys.executable,
+        "-m",
+        "uplift_spark.cli",
+        "dashboard",
+        "--conf",
+        str(conf),
+        "--to",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False,
+        env={"PATH": "/nowhere", "JAVA_HOME": "/nowhere", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.html"))) == 3 and "Spark" not in done.stderr

@@ -1,0 +1,1 @@
+"""Dashboards in the browser: three pages that stand alone, from gold tables."""

@@ -1,0 +1,363 @@
+"""The pages as HTML that stands alone (`dashboard_pages`): executive, on-call and debug, of one or more campaigns."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from uplift_spark.dashboards.metrics import (
+    Metric,
+    campaign_decision,
+    debug_metrics,
+    executive_metrics,
+    no_signal,
+    oncall_metrics,
+    segment_names,
+)
+from uplift_spark.dashboards.tables import CampaignTables
+from uplift_spark.dashboards.whatif import whatif_script
+from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
+from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
+from uplift_spark.roles import benefit_name
+
+PageKind = Literal["executive", "oncall", "debug"]
+PAGES: dict[PageKind, tuple[str, str]] = {
+    "executive": ("executive.html", "Executive"),
+    "oncall": ("oncall.html", "On call"),
+    "debug": ("debug.html", "Debug"),
+}
+"""{page: (file, title)}."""
+_PACKAGE = "uplift_spark.dashboards"
+_MOST_ROWS = 200  # of a table below the figures
+_APART = 0.05
+
+
+@dataclass(frozen=True)
+class RowsTable:
+    """A table of a page: cells are texts, or figures that name their table; `low` marks rows of few units."""
+
+    title: str
+    sentence: str
+    heads: tuple[str, ...] = ()
+    rows: tuple[dict[str, Any], ...] = ()
+
+
+def dashboard_pages(campaigns: Sequence[CampaignTables], version: str = "") -> dict[str, str]:
+    """Write the pages.
+
+    Args:
+        campaigns: Tables of each campaign; names may hold any text, which is escaped.
+        version: Of the tables, where a server gives the pages: they load anew when it changes.
+
+    Returns:
+        {file: HTML}; each page stands alone, for screens from 320 pixels and for paper, light and dark.
+    """
+    return {file: _page_of(kind, campaigns, version) for kind, (file, _) in PAGES.items()}
+
+
+def _page_of(kind: PageKind, campaigns: Sequence[CampaignTables], version: str) -> str:
+    data = {"version": version, "campaigns": [_facts(kind, one) for one in campaigns]}
+    packed = gzip.compress(json.dumps(data, separators=(",", ":"), allow_nan=False).encode(), 9, mtime=0)
+    style = Markup(package_text(_PACKAGE, "dashboard.css"))
+    script = Markup(whatif_script() + package_text(_PACKAGE, "dashboard.js"))
+    several = len(campaigns) > 1 and kind == "executive"
+    return page_template(_PACKAGE, "page.html.j2").render(
+        kind=kind, title=PAGES[kind][1], pages=list(PAGES.values()), names=", ".join(one.campaign for one in campaigns),
+        panels=[_panel(kind, one) for one in campaigns], overview=_overview(campaigns) if several else None,
+        version=version, blob=base64.b64encode(packed).decode(), script=script, more_style=style,
+        written=f"{max(one.now for one in campaigns):%Y-%m-%d %H:%M} UTC" if campaigns else "",
+    )  # fmt: skip
+
+
+def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
+    metrics = {"executive": executive_metrics, "oncall": oncall_metrics, "debug": debug_metrics}[kind](tables)
+    pictures = _debug_pictures(tables) if kind == "debug" else []
+    whole = {"executive": _executive_tables, "oncall": _oncall_tables, "debug": _debug_tables}[kind](tables)
+    less = " (less is better)" if tables.direction == "decrease" else ""
+    versions = sorted({str(v) for v in tables.page.lift.get("model_version", [])})
+    model = f" · model version {', '.join(versions)}" if versions else ""
+    other = tables.policy.other
+    return {
+        "name": tables.campaign, "about": f"outcome {tables.outcome}{less} · compared with {tables.control}{model}",
+        "decision": campaign_decision(tables), "signal": no_signal(tables), "simulated": tables.simulated,
+        "tiles": [_tile(one, tables) for one in metrics], "unit": tables.unit,
+        "pictures": pictures, "pictures_title": "Does the model rank units rightly?",
+        "pictures_sentence": "Bars that fall from left to right say yes; bars that jump say that the order is chance.",
+        "tables": whole, "tables_title": "Behind the figures", "has_segments": len(tables.page.lift) > 0,
+        "has_whatif": tables.whatif is not None, "why_not": tables.why_not,
+        "whatif_words": "Move a slider: the plan is made anew, here, from sums of the scores and of the hold-out."
+        + (f" Limits beside the budget do not count here ({', '.join(other)}): use `uplift simulate`." if other else "")
+        + (
+            f" The cost of {', '.join(tables.policy.by_unit)} differs by unit: one cost counts for all here."
+            if tables.policy.by_unit else ""
+        )
+        + (f" {tables.why_not}" if tables.why_not else ""),
+    }  # fmt: skip
+
+
+def _tile(metric: Metric, tables: CampaignTables) -> dict[str, Any]:
+    bar = interval_svg(metric.value, metric.lower, metric.upper, metric.scale, "hollow" if metric.low else "dot")
+    return {"metric": metric, "bar": bar, "trend": _trend(metric, tables)}
+
+
+def _trend(metric: Metric, tables: CampaignTables) -> Markup:
+    if metric.source != "gold.kpi":
+        return Markup("")
+    name = "prediction_latency" if metric.label == "Latency, p95" else metric.label.lower().replace(" ", "_")
+    rows = tables.kpis[(tables.kpis["kpi"] == name) & (tables.kpis["cut"] == "all")]
+    return trend_svg(rows, metric.scale, f"{metric.label} over {len(rows)} windows") if len(rows) else Markup("")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the script reads.
+
+
+def _facts(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
+    if kind == "oncall":
+        return {}
+    levels, best = tables.page.levels, tables.verdict
+    facts: dict[str, Any] = {
+        "levels": levels, "unit": tables.unit, "control": tables.control,
+        "best": levels.index(best.level) if best is not None else 0,
+    }  # fmt: skip
+    if len(tables.page.lift):
+        facts["cuts"] = {cut: _cut_facts(tables, cut) for cut in segment_names(tables)}
+    if kind == "executive" and tables.whatif is not None:
+        facts["whatif"] = _whatif_facts(tables)
+    return facts
+
+
+def _cut_facts(tables: CampaignTables, cut: str) -> dict[str, Any]:
+    page = tables.page
+    parts = [page.rows(level, cut).drop_duplicates("bucket").set_index("bucket") for level in page.levels]
+    buckets = list(dict.fromkeys(bucket for part in parts for bucket in part.index))
+    return {
+        "buckets": [str(one) for one in buckets],
+        "levels": [_bucket_facts(p, buckets, tables.scale) for p in parts],
+    }
+
+
+def _bucket_facts(part: pd.DataFrame, buckets: Sequence[str], scale: float) -> dict[str, list[Any]]:
+    rows = part.reindex(buckets)
+    counts = {"n": "n", "treated": "n_treated", "control": "n_control"}
+    effects = {"effect": "uplift", "lower": "uplift_lower", "upper": "uplift_upper", "predicted": "predicted_uplift"}
+    facts: dict[str, list[Any]] = {name: rows[column].fillna(0).astype(int).tolist() for name, column in counts.items()}
+    facts |= {name: [_three(value * scale) for value in rows[column].astype(float)] for name, column in effects.items()}
+    facts["low"] = [int(value is True or value == 1) for value in rows["low_sample"]]
+    facts["apart"] = [int(value < _APART) for value in rows["different_p"].astype(float).fillna(1)]
+    return facts
+
+
+def _three(value: float) -> float | int | None:
+    """The number that `short` prints: what the page shows of it anyway; None where it is not known."""
+    if not np.isfinite(value):
+        return None
+    short_value = float(short(value).replace(",", ""))
+    return int(short_value) if short_value.is_integer() else short_value
+
+
+def _whatif_facts(tables: CampaignTables) -> dict[str, Any]:
+    policy, outcome = tables.policy, tables.outcome
+    levels = list(tables.whatif["levels"]) if tables.whatif is not None else []
+    value = float(policy.value.get(outcome, np.nan)) if policy.net else 1.0
+    settings = {
+        "budget": policy.budget, "value": value, "cost": [float(policy.cost.get(level, 0.0)) for level in levels],
+        "levels": [True] * len(levels), "safe": policy.safe, "net": policy.net,
+    }  # fmt: skip
+    curve = tables.rows("policy_curve")
+    dots = [
+        {name: _three(float(row[column])) for name, column in (
+            ("cost", "cost"), ("observed", "observed"), ("lower", "observed_lower"), ("upper", "observed_upper"))}
+        for row in curve.to_dict("records")
+    ]  # fmt: skip
+    unit = "money" if policy.net else benefit_name(outcome, tables.direction)
+    sums = {name: part for name, part in (tables.whatif or {}).items() if name != "levels"}
+    names = {"levels": levels, "outcome": outcome}
+    return {"sums": sums, "settings": settings, "names": names, "curve": dots, "gainUnit": unit}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables below the figures.
+
+
+def _overview(campaigns: Sequence[CampaignTables]) -> RowsTable:
+    rows = []
+    for one in campaigns:
+        decision, best, plan = campaign_decision(one), one.verdict, one.plan
+        effect = {"value": np.nan, "lower": np.nan, "upper": np.nan} if best is None else best.effect
+        tag = Markup('<span class="tag {}">{}</span>').format(decision.tone, decision.action)
+        cells = (
+            Markup("<bdi>{}</bdi>").format(one.campaign), tag, "" if best is None else best.level,
+            figure(effect["value"], "gold.uplift_metrics", one.scale),
+            between(effect["lower"], effect["upper"], "gold.uplift_metrics", one.scale),
+            figure(np.nan if plan is None else plan["cost"], "gold.policy_curve"),
+        )  # fmt: skip
+        rows.append({"cells": cells, "low": False})
+    actions = [campaign_decision(one).action for one in campaigns]
+    counts = ", ".join(
+        f"{actions.count(action)} {action}" for action in ("expand", "hold", "stop") if action in actions
+    )
+    heads = ("campaign", "decision", "level", "uplift", "95 % interval", "spend of the plan")
+    words = f"{counts}. Single campaigns' gains do not add up where they reach the same people."
+    return RowsTable("Decisions", words, heads, tuple(rows))
+
+
+def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
+    curve, kept = tables.rows("policy_curve"), []
+    source = "gold.policy_curve"
+    for row in curve.sort_values("budget").to_dict("records") if len(curve) else ():
+        gains = between(float(row["observed_lower"]), float(row["observed_upper"]), source)
+        cells = [figure(float(row[name]), source) for name in ("budget", "treated", "cost", "gain", "observed")]
+        kept.append({"cells": (*cells, gains), "low": False})
+    heads = ("budget", "units treated", "cost", "gain, predicted", "gain, by the hold-out", "95 % interval")
+    words = "Plans of other budgets at today's costs." if kept else "No plan was made with a budget."
+    return [RowsTable("What a budget brings", words, heads, tuple(kept)), _scenarios_table(tables)]
+
+
+def _scenarios_table(tables: CampaignTables) -> RowsTable:
+    rows, source, kept = tables.rows("policy_scenarios"), "gold.policy_scenarios", []
+    if rows.empty:
+        return RowsTable("Scenarios", "None was simulated yet: name some in `scenarios`, and run `uplift simulate`.")
+    for row in rows[rows["treatment"] == "any"].to_dict("records"):
+        cells = [figure(float(row[name]), source) for name in ("units", "cost", "gain", "observed")]
+        interval = between(float(row["observed_lower"]), float(row["observed_upper"]), source)
+        kept.append({"cells": (str(row["scenario"]), *cells, interval), "low": False})
+    heads = ("scenario", "units", "cost", "gain, predicted", "gain, by the hold-out", "95 % interval")
+    return RowsTable(
+        "Scenarios", "What the plan and its scenarios would bring, by `uplift simulate`.", heads, tuple(kept)
+    )
+
+
+def _oncall_tables(tables: CampaignTables) -> list[RowsTable]:
+    alerts, findings = tables.open_alerts, tables.of_newest_window("findings")
+    words = (
+        "Alerts that are neither over nor closed, the oldest first."
+        if len(alerts)
+        else _nothing(tables, "alerts", "No alert is open.")
+    )
+    columns = ("severity", "rule", "event", "at", "summary", "by")
+    shown = [_text_table("Open alerts", words, alerts, columns)]
+    words = (
+        "What is wrong with the window, and what to do."
+        if len(findings)
+        else (_nothing(tables, "findings", "The newest window has no finding."))
+    )
+    shown.append(_text_table("Findings", words, findings, ("severity", "finding", "about", "sentence", "action")))
+    parts = tables.kpis_now[tables.kpis_now["cut"] != "all"] if len(tables.kpis_now) else tables.kpis_now
+    rows = []
+    for row in parts.head(_MOST_ROWS).to_dict("records"):
+        scale = 100.0 if row["unit"] == "share" else 1.0
+        cells = (str(row["kpi"]).replace("_", " "), str(row["cut"]), figure(_number(row["value"]), "gold.kpi", scale),
+                 between(_number(row["lower"]), _number(row["upper"]), "gold.kpi", scale),
+                 figure(_number(row["n"]), "gold.kpi"), str(row["state"]).replace("_", " "))  # fmt: skip
+        rows.append({"cells": cells, "low": row["state"] in ("too_few", "no_data")})
+    heads = ("figure", "level, outcome or source", "value", "95 % interval", "n", "state")
+    words = "Shares are in per cent." if rows else "No figure was measured by level, outcome or source."
+    return [*shown, RowsTable("Figures by level, outcome and source", words, heads, tuple(rows))]
+
+
+def _nothing(tables: CampaignTables, name: str, words: str) -> str:
+    """`words` where the monitor wrote and had nothing to say; else that it never ran."""
+    return words if name in tables.frames else "Nothing was monitored yet."
+
+
+def _debug_pictures(tables: CampaignTables) -> list[Markup]:
+    scale, pictures = tables.scale, []
+    for level in tables.page.levels:
+        label = f"effect of {level} by tenth, {tables.unit}"
+        pictures.append(bars_svg(tables.page.rows(level, "decile"), scale, label))
+        curve = tables.page.curve
+        mine = curve[(curve["treatment"] == level) & (curve["outcome"] == tables.page.outcome)]
+        pictures.append(curves_svg(level, mine, scale, tables.unit))
+        if level in tables.histogram:
+            edges, counts = tables.histogram[level]
+            pictures.append(histogram_svg(edges, counts, scale, f"{level}: units by predicted effect, {tables.unit}"))
+    return [picture for picture in pictures if picture]
+
+
+def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
+    drift = tables.of_newest_window("drift")
+    shown = [_arms_table(tables)]
+    words = (
+        "Distance of each column from the training set, the largest first."
+        if len(drift)
+        else ("No window was monitored yet, so drift is not known.")
+    )
+    if len(drift):
+        drift = drift.sort_values("distance", ascending=False)
+    figures = ("n", "distance", "distance_most", "adjusted_p", "stability")
+    shown.append(_text_table("Drift by column", words, drift, ("name", "state"), figures, "gold.drift"))
+    retrain = tables.rows("retrain")
+    words = (
+        "Each check of each decision to retrain, newest first." if len(retrain) else "No retrain was considered yet."
+    )
+    if len(retrain):
+        retrain = retrain.sort_values("window_end", ascending=False, kind="stable")
+    columns = ("window_end", "decision", "check", "state", "sentence")
+    shown.append(_text_table("Retrains", words, retrain, columns, ("figure", "threshold"), "gold.retrain"))
+    canary = tables.rows("canary")
+    words = "Each step of each canary and rollback." if len(canary) else "No version was tried on a slice yet."
+    columns = ("at", "canary", "state", "verdict", "champion", "challenger", "reason")
+    shown.append(_text_table("Canaries and rollbacks", words, canary, columns))
+    rows = [{"cells": (name, f"{n:,}", str(number)), "low": False} for name, n, number in tables.versions]
+    words = (
+        "Rows and Delta version of every table that the figures rest on."
+        if rows
+        else ("Versions were not read: the tables are not in a folder of this machine.")
+    )
+    return [*shown, RowsTable("Data versions", words, ("table", "rows", "version"), tuple(rows))]
+
+
+def _arms_table(tables: CampaignTables) -> RowsTable:
+    source, rows = "gold.lift_table", []
+    whole = tables.page.lift[tables.page.lift["cut"] == "all"]
+    for row in whole.to_dict("records"):
+        low, scale = bool(row.get("low_sample")), 100.0 if row["outcome"] in tables.page.rates else 1.0
+        counts = [figure(float(row[name]), source) for name in ("n_treated", "n_control")]
+        means = [figure(float(row[name]), source, scale) for name in ("mean_treated", "mean_control", "uplift")]
+        interval = between(float(row["uplift_lower"]), float(row["uplift_upper"]), source, scale)
+        cells = (row["treatment"], row["outcome"], *counts, *means, interval)
+        rows.append({"cells": cells, "low": low})
+    heads = ("level", "outcome", "n treated", "n control", "mean treated", "mean control", "effect", "95 % interval")
+    words = "Units of the hold-out by arm; of outcomes of 0 and 1 in per cent. Counts far from the design are a fault."
+    return RowsTable(
+        "Counts by arm", words if rows else "Nothing was evaluated yet: run `uplift lift`.", heads, tuple(rows)
+    )
+
+
+def _text_table(
+    title: str, words: str, rows: pd.DataFrame, texts: Sequence[str], figures: Sequence[str] = (), source: str = ""
+) -> RowsTable:
+    """A table of columns that are texts, then of such that are figures."""
+    if rows.empty:
+        return RowsTable(title, words)
+    kept = [
+        {
+            "cells": (*(_text(row.get(c)) for c in texts), *(figure(_number(row.get(c)), source) for c in figures)),
+            "low": False,
+        }
+        for row in rows.head(_MOST_ROWS).to_dict("records")
+    ]
+    more = f" The first {_MOST_ROWS} of {len(rows):,} are shown." if len(rows) > _MOST_ROWS else ""
+    heads = tuple(name.replace("_", " ") for name in (*texts, *figures))
+    return RowsTable(title, words + more, heads, tuple(kept))
+
+
+def _text(value: Any) -> Markup:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return Markup("")
+    if isinstance(value, pd.Timestamp):
+        return Markup("{:%Y-%m-%d %H:%M}").format(value)
+    return Markup("<bdi>{}</bdi>").format(str(value))
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None or pd.isna(value) else float(value)

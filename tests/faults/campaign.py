@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import (
@@ -33,13 +35,34 @@ from uplift_spark.config import (
 )
 from uplift_spark.events.load import Load
 from uplift_spark.experiments.protocol import ReadingOptions
+from uplift_spark.governance.approvals import VersionVerdict
 from uplift_spark.governance.erasure import Erasure
-from uplift_spark.jobs import alert, assign, check, erase, ingest, load, optimize, readout, replay, stream
+from uplift_spark.jobs import (
+    alert,
+    approve,
+    assign,
+    audit,
+    check,
+    erase,
+    features,
+    ingest,
+    load,
+    monitor,
+    optimize,
+    readout,
+    reject,
+    replay,
+    retrain,
+    stream,
+    train,
+)
 from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
+from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
+from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.sections.source import EventsSource, EventTable, TableSource
 
 UNITS = 400
@@ -66,6 +89,9 @@ CAMPAIGN = Config(
     nuisances=NuisancesConf(folds=2, permuted=0),
 )
 
+_APPROVAL = ApprovalConf(("metadata",), owner="crm", purpose="offers", legal_basis="consent")
+GOVERNED = replace(CAMPAIGN, governance=Governance(AuditConf(), _APPROVAL, BiasConf(("region",), min_units=30)))
+
 _THIRD = 1 / 3
 TRIAL = ExperimentConf(
     "winter-2025",
@@ -78,10 +104,15 @@ Run = Callable[[Lake], object]
 
 @dataclass(frozen=True)
 class Job:
-    """A writing job and two runs of it; faults hit the second, in a lakehouse that holds the first."""
+    """A writing job and two runs of it; faults hit the second, in a lakehouse that holds the first.
+
+    apart  the two runs may come in any order, or at once, and leave the same; a verdict on what was decided before
+           may not
+    """
 
     first: Run
     second: Run
+    apart: bool = True
 
 
 def _job(verb: str, config: Config, lake: Lake) -> object:
@@ -250,6 +281,74 @@ def _read(job: ModuleType, why: str, lake: Lake) -> object:
     return job.run(campaign, reading=ReadingOptions(final=True, override=why))
 
 
+def _verdict(job: ModuleType, version: int, lake: Lake) -> object:
+    """Whoever runs this says yes or no to a version of the simulated campaign's model."""
+    campaign = Campaign(replace(GOVERNED, lakehouse=lake.lakehouse), lake)
+    return job.run(campaign, verdict=VersionVerdict(version, "bob", "a rehearsal", approves=job is approve))
+
+
+def _look_for_bias(level: float, lake: Lake) -> object:
+    bias = BiasConf(("region",), min_units=30, level=level)
+    governed = replace(GOVERNED, lakehouse=lake.lakehouse, governance=replace(GOVERNED.governance, bias=bias))
+    return audit.run(Campaign(governed, lake), question=audit.AuditQuestion("bias"))
+
+
+_MONDAY, _WEEK = datetime(2025, 1, 6, tzinfo=UTC), timedelta(days=7)
+
+
+def _weekly(weeks: float, lake: Lake) -> Campaign:
+    """A campaign of three weeks, as it was known so many weeks after its start: after the first, mail harms whom it
+    helped before."""
+    path = _sources(lake) / "weekly.csv"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        draw, n = np.random.default_rng(5), 1500
+        lines = ["unit,arm,bought,age,at"]
+        for week in range(3):
+            for unit in range(n):
+                age, mail, hours = draw.normal(40, 10), draw.random() < 0.5, draw.uniform(0, 168)
+                effect = 0.4 * (age > 40) if week < 1 else -0.2 if age > 40 else 0.3
+                bought = draw.random() < 0.25 + mail * effect
+                at = _MONDAY + week * _WEEK + timedelta(hours=hours)
+                lines.append(f"w{week}-{unit},{'mail' if mail else 'none'},{int(bought)},{age:.3f},{at:%FT%TZ}")
+        path.write_text("\n".join([*lines, ""]))
+    source = TableSource(
+        kind="table", path=str(path), unit="unit", treatment="arm", outcomes=("bought",), attributes=("age",),
+        assigned_at="at",
+    )  # fmt: skip
+    config = Config(
+        "weekly",
+        source,
+        RolesConf("bought", "none", ("age",)),
+        labels=Labels(window_days=2, as_of=_MONDAY + weeks * _WEEK),
+        forest=CAMPAIGN.forest,
+        lift=Lift(replicates=50),
+        compare=Compare(points=5),
+        monitoring=Monitoring(hours=168),
+        governance=Governance(AuditConf()),
+        lakehouse=lake.lakehouse,
+    )
+    return Campaign(config, lake)
+
+
+def _first_week(lake: Lake) -> None:
+    """The model of the first week, which is then monitored."""
+    early = _weekly(1.3, lake)
+    for job in (ingest, features, train):
+        job.run(early)
+    _monitor(0, lake)
+
+
+def _monitor(week: int, lake: Lake) -> object:
+    """A window of a week, as it was known at the end of the third."""
+    at = _MONDAY + week * _WEEK
+    return monitor.run(_weekly(2.9 if week else 1.3, lake), window=at, now=at + 2 * _WEEK)
+
+
+def _retrain(because: str, lake: Lake) -> object:
+    return retrain.run(_weekly(2.9, lake), because=because)
+
+
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
 
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
@@ -258,6 +357,7 @@ JOBS: dict[str, Job] = {
     "ingest": _runs("ingest", campaign="autumn"),
     "events": Job(partial(nights, 1), partial(nights, 3)),
     "features": _runs("features", holdout=0.4),
+    "nuisances": _runs("nuisances", seed=8),
     "train": _runs("train", seed=8),
     # The first run scores with the first model, the second with the champion.
     "score": Job(partial(_job, "score", replace(CAMPAIGN, registry=RegistryConf(version=1))), _runs("score").second),
@@ -271,9 +371,14 @@ JOBS: dict[str, Job] = {
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "tree": _runs("tree", tree=TreeConf(depth=2, min_units=30)),
     "tune": _runs("tune", seed=8),
+    "audit": Job(partial(_look_for_bias, 0.05), partial(_look_for_bias, 0.01)),
+    "approve": Job(partial(_verdict, approve, 1), partial(_verdict, approve, 2), apart=False),
+    "reject": Job(partial(_verdict, reject, 1), partial(_verdict, reject, 2), apart=False),
+    # A campaign of its own: a window of its first week, and of its second.
+    "monitor": Job(_first_week, partial(_monitor, 1), apart=False),
+    "retrain": Job(partial(_retrain, "a rehearsal"), partial(_retrain, "another"), apart=False),
     # The first run acknowledges an alert, the second closes it.
-    "alert": Job(_first_alert, partial(_alert, "close")),
-    "nuisances": _runs("nuisances", seed=8),
+    "alert": Job(_first_alert, partial(_alert, "close"), apart=False),
     # The first run finds no new row, the second has them fade.
     "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),
     "stream": Job(_feed_and_stream, _stream),

@@ -14,12 +14,16 @@ from pyspark.errors import PySparkException
 
 from tests.faults.campaign import CAMPAIGN
 from uplift_spark.errors import ConfigError
+from uplift_spark.governance.spark import AuditLog
+from uplift_spark.lake.schemas import AUDIT_TABLE
 from uplift_spark.lake.tables import CLOCKS, Lake, digest
 from uplift_spark.registry.models import Registry
+from uplift_spark.roles import RUN_ID
 
 State = Mapping[str, Hashable]  # {table, model version or alias: what is in it}; without what is absent
 
-_MODELS = "models"
+# An entry's time is in its text and its hash, and two jobs at once write theirs in either order; the chain is verified.
+_OF_THEIR_TIME = {AUDIT_TABLE: ("seq", "at", "entry", "hash", RUN_ID)}
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Reader:
             if key not in self._known:
                 self._known[key] = {table: self._digest(table)}
             state.update(self._known[key])
+        if AUDIT_TABLE in state:
+            state["the audit log holds"] = self._log_holds()
         if (self.folder / "mlflow.db").exists():
             key = _fingerprint(self.folder, ("mlflow.db", "mlartifacts"))
             if key not in self._known:
@@ -70,16 +76,24 @@ class Reader:
 
     def _digest(self, table: str, version: int | None = None) -> Hashable:
         frame = self.lake.read(table, version)
-        return digest(frame, [column for column in frame.columns if column not in CLOCKS])
+        apart = (*CLOCKS, *_OF_THEIR_TIME.get(table, ()))
+        return digest(frame, [column for column in frame.columns if column not in apart])
+
+    def _log_holds(self) -> bool:
+        return AuditLog(replace(CAMPAIGN, lakehouse=self.lake.lakehouse), self.lake).verify().holds
 
     def _models(self) -> Iterator[tuple[str, Hashable]]:
         registry = Registry.of(replace(CAMPAIGN, lakehouse=self.lake.lakehouse))
-        for version in registry._versions(CAMPAIGN.model_name):
-            model = registry.find(CAMPAIGN.model_name, int(version.version))
-            content = registry.load(model).to_bytes()
-            yield f"model version {model.version}", (model.run_id, hashlib.sha256(content).hexdigest())
-        with suppress(ConfigError):
-            yield "champion", registry.find(CAMPAIGN.model_name).version
+        for name in sorted(model.name for model in registry._client.search_registered_models()):
+            for version in registry._versions(name):
+                model = registry.find(name, int(version.version))
+                content = registry.load(model).to_bytes()
+                verdict = version.tags.get("approval")
+                said = (model.run_id, hashlib.sha256(content).hexdigest(), verdict)
+                yield f"model version {model.version} of {name}", said
+            for alias in ("champion", "challenger"):
+                with suppress(ConfigError):
+                    yield f"{alias} of {name}", registry.find(name, alias).version
 
 
 def copied(source: Path, target: Path, lake: Lake) -> None:

@@ -220,7 +220,7 @@ def parsed_services(pairs: Sequence[str], campaigns: Sequence[str]) -> dict[str,
         if name not in campaigns:
             raise ConfigError(f"--serving names {name}, none of the campaigns {', '.join(campaigns)}: correct it")
         if not re.fullmatch(r"[\w.-]+:\d{1,5}", address):
-            raise ConfigError(f"--serving {pair} is no HOST:PORT, as localhost:8000: correct it")
+            raise ConfigError(f"--serving {pair} is no HOST:PORT, as localhost:8080: correct it")
         services[name] = address
     return services
 

@@ -37,6 +37,7 @@ from uplift_spark.serving.store import (
     check_plain_ids,
     publish_version,
     published_already,
+    publishing,
     read_manifest,
     redis_client,
     serving_folder,
@@ -183,6 +184,12 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     config = campaign.config
     check_plain_ids(config)
     signing_key(config.governance.audit)  # no unit leaves without an entry
+    with publishing(serving_folder(config)):  # what is read within is no older than what another run published
+        return _publish(campaign, progress, run_id)
+
+
+def _publish(campaign: Campaign, progress: ProgressCallback, run_id: str | None) -> JobResult:
+    config = campaign.config
     folder, url = serving_folder(config), config.serving.redis
     sources = _sources(campaign)
     model = campaign.registry.load(sources.model)

@@ -17,13 +17,13 @@ from tests.forest.frames import FEATURES, arm_roles, ordered_frame
 from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Consent, Economics, Lakehouse, Policy
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.jobs import publish
 from uplift_spark.lake.tables import Lake
 from uplift_spark.sections.governance import AuditConf, Governance
 from uplift_spark.sections.source import Pseudonyms
 from uplift_spark.serving.scorer import Scorer
-from uplift_spark.serving.store import UNITS, StoredUnit, open_version, serving_folder
+from uplift_spark.serving.store import UNITS, StoredUnit, open_version, publishing, serving_folder
 
 N = 120
 
@@ -243,3 +243,10 @@ def test_without_scores_or_needed_consent_nothing_is_published(house, spark, tmp
     with pytest.raises(DataError, match=r"table bronze\.consent does not exist, and consent\.required is true"):
         publish.run(empty)
     assert not serving_folder(config).exists()
+
+
+def test_of_two_at_once_the_second_reads_and_publishes_nothing(tmp_path):
+    config = Config("spring", None, {"outcome": "y", "control": "none", "features": ["age"]},
+                    lakehouse=Lakehouse(path=str(tmp_path)))  # fmt: skip
+    with publishing(serving_folder(config)), pytest.raises(ConflictError, match="another `uplift publish`"):
+        publish.run(SimpleNamespace(config=config))  # a campaign without tables to read

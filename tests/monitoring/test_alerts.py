@@ -118,6 +118,8 @@ def test_a_suppression_window_keeps_people_quiet_not_the_history() -> None:
     # Whoever read that it fires reads that it is over.
     later = SuppressionWindow(START + MINUTE, START + 30 * MINUTE, "load test")
     assert history([said(0, True), said(5, False)], AlertBook([later])) == [("fired", True), ("resolved", True)]
+    both = SuppressionWindow(START, START + MINUTE, "holidays", rules=("drift*",))  # as docs/alerts.md writes it
+    assert both.covers("demo", "drift", START) and both.covers("demo", "drift_score", START)
     with pytest.raises(ConfigError, match="not after it starts"):
         SuppressionWindow(START, START, "nothing")
     with pytest.raises(ConfigError, match="no time zone"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,7 @@ from uplift_spark.serving.store import (
     current_version,
     open_version,
     publish_version,
+    publishing,
     read_manifest,
     redis_client,
     unit_key,
@@ -240,3 +243,32 @@ def test_a_redis_that_is_down_is_asked_again_only_after_a_pause(monkeypatch):
         with pytest.raises(EnvironmentProblem, match="Redis d"):
             units.get(["a"])
         assert Down.calls == calls
+
+
+def test_one_publishes_to_a_folder_at_a_time_and_a_killed_one_holds_nobody_up(tmp_path):
+    folder = tmp_path / "serving"
+    code = f"""
+import sys
+from pathlib import Path
+from uplift_spark.serving.store import publishing
+with publishing(Path({str(folder)!r})):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "mine\n"
+        says = r"another `uplift publish` publishes to .*serving: wait until it is done"
+        with pytest.raises(ConflictError, match=says), publishing(folder):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with publishing(folder), pytest.raises(ConflictError), publishing(folder):
+        pass
+    with publishing(folder):  # and afterwards it is free
+        assert publish_version(folder, manifest("v1"), MODEL, [("a", unit(1.0))]).written == 1
+    (tmp_path / "file").write_text("")
+    no_folder = pytest.raises(EnvironmentProblem, match="cannot be written: Not a directory")
+    with no_folder, publishing(tmp_path / "file" / "serving"):
+        pass

@@ -119,7 +119,7 @@ def alert_fingerprint(rule: str, campaign: str, labels: Mapping[str, str]) -> st
 
 @dataclass(frozen=True)
 class SuppressionWindow:
-    """A time in which alerts notify nobody; they fire and resolve all the same. Names may be patterns, as `drift_*`."""
+    """A time in which alerts notify nobody; they fire and resolve all the same. Names may be patterns, as `drift*`."""
 
     start: datetime
     end: datetime

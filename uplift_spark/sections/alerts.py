@@ -90,7 +90,7 @@ class SuppressConf:
 
     start, end  points in time; without a zone UTC
     reason      that the alerts' history repeats
-    rules       names or patterns of rules, as drift_*; all by default
+    rules       names or patterns of rules, as drift*; all by default
     """
 
     start: datetime

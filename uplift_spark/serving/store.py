@@ -15,6 +15,8 @@ a minute: until a worker turns to the new version, it answers from the one befor
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +41,7 @@ STORE_FORMAT = 1
 _CHUNK = 1000  # units that go to Redis at once
 _WHOLE = ""  # field of a hash in Redis with the number of its units, written last; no id is blank
 _GRACE = 60  # seconds that Redis keeps the version before
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of volumes of a cloud: their jobs run one at a time
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,37 @@ def read_manifest(folder: Path, version: str) -> Manifest:
         raise DataError(
             f"version {version} in {folder} cannot be read: run `uplift publish` again ({error})"
         ) from error
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[None]:
+    """Be the only one who publishes to a folder, from reading what is to be published to the switch.
+
+    The lock is the kernel's: of a process that was killed nothing is left of it.
+
+    Args:
+        folder: The campaign's serving folder; made when it is not there.
+
+    Raises:
+        ConflictError: Another process publishes to it.
+        EnvironmentProblem: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".publishing").open("w")
+    except OSError as error:
+        raise EnvironmentProblem(f"serving folder {folder} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"another `uplift publish` publishes to {folder}: wait until it is done, then run it again"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise EnvironmentProblem(f"serving folder {folder} cannot be locked: {error.strerror}") from error
+        yield
 
 
 def published_already(folder: Path, manifest: Manifest, redis: Any = None) -> str | None:

@@ -5,7 +5,7 @@ Sentences follow from the figures alone: `campaign_decision`, `executive_metrics
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from uplift_spark.dashboards.tables import CampaignTables
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.html_page import short
 from uplift_spark.monitoring.budgets import objective_of
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES, Kpi
 from uplift_spark.policy.allocation import CHOSEN, GLOBAL_HOLDOUT, NOT_WORTH
 from uplift_spark.roles import benefit_interval
 
@@ -288,8 +288,8 @@ def _programme_metric(tables: CampaignTables) -> Metric:
         words += {"better": " The campaign works as a whole.", "worse": " The campaign harms: stop it."}.get(
             str(row["status"]), " Wait for the planned units before anything is concluded."
         )
-        parts = tuple(float(row[name]) for name in ("effect", "lower", "upper"))
-        return Metric(label, words, "gold.readout", *parts, tone=_status_tone(str(row["status"])))
+        effect, lower, upper = (float(row[name]) for name in ("effect", "lower", "upper"))
+        return Metric(label, words, "gold.readout", effect, lower, upper, tone=_status_tone(str(row["status"])))
     left = 0
     if tables.decisions is not None and len(tables.decisions):
         left = int(tables.decisions.loc[tables.decisions["reason"] == GLOBAL_HOLDOUT, "n"].sum())
@@ -350,11 +350,11 @@ def oncall_metrics(tables: CampaignTables) -> list[Metric]:
     return [_backlog_metric(tables), _alert_metric(tables), *metrics, *_budget_metrics(tables)]
 
 
-def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
+def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     name, state = str(row["kpi"]), str(row["state"])
     label = "Latency, p95" if name == "prediction_latency" else name.replace("_", " ").capitalize()
     scale, unit = (100.0, "%") if row["unit"] == "share" else (1.0, str(row["unit"]))
-    parts = tuple(_number(row[key]) for key in ("value", "lower", "upper"))
+    value, lower, upper = (_number(row[key]) for key in ("value", "lower", "upper"))
     n, target, alert = (_number(row[key]) for key in ("n", "target", "alert"))
     bound = f"{short(alert * scale)} {unit}" if np.isfinite(alert) else ""
     about = declared.definition if declared is not None else ""
@@ -365,7 +365,7 @@ def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
         if np.isfinite(target) or bound
         else "It has no target: read it beside the others.",
         "missed": f"Worse than the target of {short(target * scale)} {unit}, nobody is called yet: {what}.",
-        "alert": f"The whole interval is beyond {bound}: {what}, now.",
+        "alert": f"{'The whole interval' if np.isfinite(lower) else 'It'} is beyond {bound}: {what}, now.",
         "unsure": f"The value is beyond {bound}, its interval is not: {short(needed)} observations would tell. Wait.",
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",
         "no_data": "Nothing was measured in the window: check that its source is loaded.",
@@ -373,7 +373,7 @@ def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
     note = f" {str(row['note']).strip()}" if isinstance(row.get("note"), str) and row["note"] else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
-    return Metric(label, words, "gold.kpi", *parts, n, scale, unit, tone, state in ("too_few", "no_data"))
+    return Metric(label, words, "gold.kpi", value, lower, upper, n, scale, unit, tone, state in ("too_few", "no_data"))
 
 
 def _number(value: Any) -> float:

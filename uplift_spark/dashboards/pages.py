@@ -42,12 +42,16 @@ _APART = 0.05
 
 @dataclass(frozen=True)
 class RowsTable:
-    """A table of a page: cells are texts, or figures that name their table; `low` marks rows of few units."""
+    """A table of a page.
+
+    Cells are texts (the first `texts` of a row) or figures that name their table; `low` marks rows of few units.
+    """
 
     title: str
     sentence: str
     heads: tuple[str, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
+    texts: int = 1
 
 
 def dashboard_pages(campaigns: Sequence[CampaignTables], version: str = "") -> dict[str, str]:
@@ -146,7 +150,7 @@ def _cut_facts(tables: CampaignTables, cut: str) -> dict[str, Any]:
 
 
 def _bucket_facts(part: pd.DataFrame, buckets: Sequence[str], scale: float) -> dict[str, list[Any]]:
-    rows = part.reindex(buckets)
+    rows = part.reindex(list(buckets))
     counts = {"n": "n", "treated": "n_treated", "control": "n_control"}
     effects = {"effect": "uplift", "lower": "uplift_lower", "upper": "uplift_upper", "predicted": "predicted_uplift"}
     facts: dict[str, list[Any]] = {name: rows[column].fillna(0).astype(int).tolist() for name, column in counts.items()}
@@ -269,18 +273,20 @@ def _nothing(tables: CampaignTables, name: str, words: str) -> str:
     return words if name in tables.frames else "Nothing was monitored yet."
 
 
-def _debug_pictures(tables: CampaignTables) -> list[Markup]:
-    scale, pictures = tables.scale, []
+def _debug_pictures(tables: CampaignTables) -> list[list[Markup]]:
+    """Of each level its tenths, its curve, and the distribution of its scores."""
+    scale, rows = tables.scale, []
     for level in tables.page.levels:
         label = f"effect of {level} by tenth, {tables.unit}"
-        pictures.append(bars_svg(tables.page.rows(level, "decile"), scale, label))
+        pictures = [bars_svg(tables.page.rows(level, "decile"), scale, label)]
         curve = tables.page.curve
         mine = curve[(curve["treatment"] == level) & (curve["outcome"] == tables.page.outcome)]
         pictures.append(curves_svg(level, mine, scale, tables.unit))
         if level in tables.histogram:
             edges, counts = tables.histogram[level]
             pictures.append(histogram_svg(edges, counts, scale, f"{level}: units by predicted effect, {tables.unit}"))
-    return [picture for picture in pictures if picture]
+        rows.append([picture for picture in pictures if picture])
+    return [row for row in rows if row]
 
 
 def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
@@ -305,8 +311,8 @@ def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
     shown.append(_text_table("Retrains", words, retrain, columns, ("figure", "threshold"), "gold.retrain"))
     canary = tables.rows("canary")
     words = "Each step of each canary and rollback." if len(canary) else "No version was tried on a slice yet."
-    columns = ("at", "canary", "state", "verdict", "champion", "challenger", "reason")
-    shown.append(_text_table("Canaries and rollbacks", words, canary, columns))
+    steps = ("at", "canary", "state", "verdict", "champion", "challenger", "reason")
+    shown.append(_text_table("Canaries and rollbacks", words, canary, steps))
     rows = [{"cells": (name, f"{n:,}", str(number)), "low": False} for name, n, number in tables.versions]
     words = (
         "Rows and Delta version of every table that the figures rest on."
@@ -348,7 +354,7 @@ def _text_table(
     ]
     more = f" The first {_MOST_ROWS} of {len(rows):,} are shown." if len(rows) > _MOST_ROWS else ""
     heads = tuple(name.replace("_", " ") for name in (*texts, *figures))
-    return RowsTable(title, words + more, heads, tuple(kept))
+    return RowsTable(title, words + more, heads, tuple(kept), len(texts))
 
 
 def _text(value: Any) -> Markup:

@@ -65,7 +65,9 @@ def whatif_units(
     """
     mine = scores[scores[UNIT].isin(free)]
     wide = {
-        column: mine.pivot_table(index=UNIT, columns=TREATMENT, values=column, aggfunc="first").reindex(columns=levels)
+        column: mine.pivot_table(index=UNIT, columns=TREATMENT, values=column, aggfunc="first").reindex(
+            columns=list(levels)
+        )
         for column in ("uplift", "uplift_lower", "uplift_upper")
     }
     index = wide["uplift"].dropna().index

@@ -19,8 +19,7 @@ import typer
 from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config
 from uplift_spark.console import err, main_job, read_config
-from uplift_spark.dashboards.pages import dashboard_pages
-from uplift_spark.dashboards.server import HOST, FreshPages, page_server
+from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, page_server
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
 from uplift_spark.errors import ConfigError, DataError, UpliftError

@@ -100,9 +100,7 @@ def test_a_monitor_that_stands_still_is_a_backlog():
 def test_too_few_observations_are_grey():
     frames = sample_frames()
     frames["kpi"] = frames["kpi"].assign(state="too_few", n=12.0)
-    assert all(
-        one.low for one in oncall_metrics(sample_tables(frames)) if one.source == "gold.kpi" and one.unit == "ms"
-    )
+    assert all(one.low for one in oncall_metrics(sample_tables(frames)) if one.source == "kpi" and one.unit == "ms")
 
 
 def test_debug_figures_and_sentences():

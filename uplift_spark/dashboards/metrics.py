@@ -194,7 +194,7 @@ def _roi_metric(tables: CampaignTables) -> Metric:
             "The interval holds zero: the plan may pay or lose. Keep the budget small until more outcomes are known."
         )
     tone: Tone = "good" if lower > 0 else "bad" if upper < 0 else "warn"
-    return Metric(label, words, "gold.policy_curve: observed / cost", *parts, plan["treated"], 100.0, "%", tone)
+    return Metric(label, words, "policy_curve: observed / cost", *parts, plan["treated"], 100.0, "%", tone)
 
 
 def _uplift_metric(tables: CampaignTables, level: str) -> Metric:
@@ -222,7 +222,7 @@ def _uplift_metric(tables: CampaignTables, level: str) -> Metric:
     else:
         words = "It may do nothing on average: the interval holds zero. Let the trial go on, or choose by the plan."
     tone: Tone = "good" if least > 0 else "bad" if most < 0 else "warn"
-    return Metric(label, words, "gold.uplift_metrics", *parts, n, scale, tables.unit, tone, low, "gold.lift_table")
+    return Metric(label, words, "uplift_metrics", *parts, n, scale, tables.unit, tone, low, "lift_table")
 
 
 def _spend_metric(tables: CampaignTables) -> Metric:
@@ -232,7 +232,7 @@ def _spend_metric(tables: CampaignTables) -> Metric:
     row = limits[limits["name"] == "spend"] if len(limits) else limits
     if row.empty:
         words = f"The plan costs {short(plan['cost'])} without a limit."
-        return Metric("Spend", words, "gold.policy_curve", plan["cost"], unit="money")
+        return Metric("Spend", words, "policy_curve", plan["cost"], unit="money")
     used, most, price = (float(row.iloc[0][name]) for name in ("used", "most", "price"))
     share = 100 * used / most if most > 0 else np.nan
     words = f"The plan uses {short(share)} % of the budget of {short(most)}."
@@ -242,7 +242,7 @@ def _spend_metric(tables: CampaignTables) -> Metric:
         )
     else:
         words += " More money would bring nothing: all who pay are treated already. Use the rest elsewhere."
-    return Metric("Spend", words, "gold.policy_limits", used, unit="money", tone="plain")
+    return Metric("Spend", words, "policy_limits", used, unit="money", tone="plain")
 
 
 def _coverage_metric(tables: CampaignTables) -> Metric:
@@ -259,7 +259,7 @@ def _coverage_metric(tables: CampaignTables) -> Metric:
         words += f" A rule bars {int(barred['n'].sum()):,}, most by “{top['reason']}”: check that this is meant."
     else:
         words += " No rule bars anybody: the others are not worth their cost, or the budget ends before them."
-    return Metric("Coverage", words, "gold.policy_decisions", treated / total, n=total, scale=100.0, unit="%")
+    return Metric("Coverage", words, "policy_decisions", treated / total, n=total, scale=100.0, unit="%")
 
 
 def _drift_metric(tables: CampaignTables) -> Metric:
@@ -269,7 +269,7 @@ def _drift_metric(tables: CampaignTables) -> Metric:
     lasting = rows[rows["state"] == "trigger"]["name"].tolist()
     once = rows[rows["state"] == "drift"]["name"].tolist()
     share = (len(lasting) + len(once)) / len(rows)
-    source, tone = "gold.drift", ("bad" if lasting else "warn" if once else "good")
+    source, tone = "drift", ("bad" if lasting else "warn" if once else "good")
     if lasting:
         words = f"Drift persists in {', '.join(map(str, lasting[:5]))}: retrain before the campaign grows."
     elif once:
@@ -289,7 +289,7 @@ def _programme_metric(tables: CampaignTables) -> Metric:
             str(row["status"]), " Wait for the planned units before anything is concluded."
         )
         effect, lower, upper = (float(row[name]) for name in ("effect", "lower", "upper"))
-        return Metric(label, words, "gold.readout", effect, lower, upper, tone=_status_tone(str(row["status"])))
+        return Metric(label, words, "readout", effect, lower, upper, tone=_status_tone(str(row["status"])))
     left = 0
     if tables.decisions is not None and len(tables.decisions):
         left = int(tables.decisions.loc[tables.decisions["reason"] == GLOBAL_HOLDOUT, "n"].sum())
@@ -373,7 +373,7 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     note = f" {str(row['note']).strip()}" if isinstance(row.get("note"), str) and row["note"] else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
-    return Metric(label, words, "gold.kpi", value, lower, upper, n, scale, unit, tone, state in ("too_few", "no_data"))
+    return Metric(label, words, "kpi", value, lower, upper, n, scale, unit, tone, state in ("too_few", "no_data"))
 
 
 def _number(value: Any) -> float:
@@ -394,7 +394,7 @@ def _backlog_metric(tables: CampaignTables) -> Metric:
     return Metric(
         "Backlog of windows",
         words,
-        "gold.kpi: window_end",
+        "kpi: window_end",
         windows,
         unit="windows",
         tone="good" if windows < 1 else "warn",
@@ -406,11 +406,11 @@ def _alert_metric(tables: CampaignTables) -> Metric:
         return Metric("Open alerts", "Alerts were never evaluated here: `uplift monitor` does it with each window.")
     rows = tables.open_alerts
     if rows.empty:
-        return Metric("Open alerts", "None is open: nothing to do.", "gold.alerts", 0.0, tone="good")
+        return Metric("Open alerts", "None is open: nothing to do.", "alerts", 0.0, tone="good")
     pages = int((rows["severity"] == "page").sum())
     words = f"{pages} of them page. " if pages else "None of them pages: handle them in working hours. "
     words += f"The oldest is {rows.iloc[0]['rule']}: begin with it."
-    return Metric("Open alerts", words, "gold.alerts", float(len(rows)), tone="bad" if pages else "warn")
+    return Metric("Open alerts", words, "alerts", float(len(rows)), tone="bad" if pages else "warn")
 
 
 def _budget_metrics(tables: CampaignTables) -> list[Metric]:
@@ -435,9 +435,7 @@ def _budget_metrics(tables: CampaignTables) -> list[Metric]:
         else:
             words = f"It is used up {short(1 - left)} times over: stop changes until it recovers."
         tone: Tone = "good" if left > 0.25 else "warn" if left > 0 else "bad"
-        metrics.append(
-            Metric(label, words, "gold.kpi: windows added up", left, n=n, scale=100.0, unit="% left", tone=tone)
-        )
+        metrics.append(Metric(label, words, "kpi: windows added up", left, n=n, scale=100.0, unit="% left", tone=tone))
     return metrics
 
 
@@ -465,7 +463,7 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
             words = f"Too few units to judge the order for {one.level}."
         parts = (qini["value"], qini["lower"], qini["upper"])
         metrics.append(
-            Metric(f"Qini of {one.level}", words, "gold.uplift_metrics", *parts, tone="good" if one.ranked else "warn")
+            Metric(f"Qini of {one.level}", words, "uplift_metrics", *parts, tone="good" if one.ranked else "warn")
         )
     for level, (width, n) in tables.widths.items():
         effect = abs(tables.page.metric("ate", level)["value"])
@@ -477,7 +475,7 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
             Metric(
                 f"Interval width, {level}",
                 words,
-                "gold.uplift_scores",
+                "uplift_scores",
                 width,
                 n=float(n),
                 scale=tables.scale,
@@ -498,7 +496,7 @@ def _retrain_metric(tables: CampaignTables) -> Metric:
     return Metric(
         "Retrains",
         f"The last decision was {str(row['decision']).replace('_', ' ')}: {row['sentence']}",
-        "gold.retrain",
+        "retrain",
         float(rows["run_id"].nunique()),
         unit="decisions",
         tone=tone,
@@ -513,9 +511,7 @@ def _canary_metric(tables: CampaignTables) -> Metric:
     if isinstance(row["reason"], str) and row["reason"]:
         words += f" {row['reason']}"
     tone: Tone = "bad" if "back" in str(row["state"]) else "plain"
-    return Metric(
-        "Canaries", words, "gold.canary", float(row["share"]), scale=100.0, unit="% of units a slice", tone=tone
-    )
+    return Metric("Canaries", words, "canary", float(row["share"]), scale=100.0, unit="% of units a slice", tone=tone)
 
 
 def _features_metric() -> Metric:

@@ -134,6 +134,8 @@ def _must_be_mended(tables: CampaignTables) -> tuple[str, ...]:
     """Why a campaign that pays must not grow now."""
     wrong = []
     health = tables.rows("experiment_health")
+    if len(health):  # what an earlier reading refused may be mended since
+        health = health[health["as_of"] == health["as_of"].max()]
     if len(health) and (refused := health[health["severity"] == "refuse"]["check"].tolist()):
         wrong.append(f"The trial's health check refuses a reading: {', '.join(map(str, refused))}.")
     paging = tables.open_alerts

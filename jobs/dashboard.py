@@ -19,8 +19,7 @@ import typer
 from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config
 from uplift_spark.console import err, main_job, read_config
-from uplift_spark.dashboards.pages import dashboard_pages
-from uplift_spark.dashboards.server import HOST, FreshPages, page_server
+from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, page_server
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
 from uplift_spark.errors import ConfigError, DataError, UpliftError
@@ -236,11 +235,11 @@ def _whatif(
     profit, outcome = config.policy.objective == "profit", config.roles.outcome
     if profit and not config.economics.value.get(outcome, -1.0) >= 0:
         return {"why_not": f"What-if is left out: economics.value.{outcome} is not set, so no plan can be valued."}
-    free = scores[UNIT].unique()
+    free = scores[UNIT].unique().tolist()
     plan = _or_none(campaign.plan_run) if DECISIONS_TABLE in there else None
     if plan is not None:
         rows = campaign.sql(f"SELECT {UNIT}, reason FROM {DECISIONS_TABLE} WHERE {RUN_ID} = {sql_text(plan)}")
-        free = rows.loc[rows["reason"].isin([CHOSEN, NOT_WORTH]), UNIT].to_numpy()
+        free = rows.loc[rows["reason"].isin([CHOSEN, NOT_WORTH]), UNIT].tolist()
     holdout = None
     if config.roles.cluster is not None:
         why = "Units come in clusters, so the hold-out's interval of a scenario is left to `uplift simulate`."

@@ -25,6 +25,10 @@ def plan_of(observed: float, half: float) -> dict[str, pd.DataFrame]:
     return {**{k: v for k, v in frames.items() if k not in monitored()}, "policy_curve": plan}
 
 
+HEALTH = pd.DataFrame({"as_of": [1, 2], "severity": ["refuse", "refuse"], "check": ["too early", "ratio"]})
+MENDED = HEALTH.assign(severity=["refuse", "ok"])
+
+
 @pytest.mark.parametrize(
     ("frames", "action", "words"),
     [
@@ -43,7 +47,7 @@ def plan_of(observed: float, half: float) -> dict[str, pd.DataFrame]:
             "stop", "roll back",
         ),
         (
-            plan_of(900.0, 100.0) | {"experiment_health": pd.DataFrame({"severity": ["refuse"], "check": ["ratio"]})},
+            plan_of(900.0, 100.0) | {"experiment_health": HEALTH},
             "hold", "refuses a reading: ratio",
         ),
     ],
@@ -51,6 +55,10 @@ def plan_of(observed: float, half: float) -> dict[str, pd.DataFrame]:
 def test_the_badge_follows_from_the_tables(frames, action, words):
     decision = campaign_decision(sample_tables(frames))
     assert decision.action == action and words in " ".join(decision.reasons)
+
+
+def test_what_an_earlier_reading_refused_is_past():
+    assert campaign_decision(sample_tables(plan_of(900.0, 100.0) | {"experiment_health": MENDED})).action == "expand"
 
 
 def test_executive_figures_and_sentences():
@@ -100,9 +108,7 @@ def test_a_monitor_that_stands_still_is_a_backlog():
 def test_too_few_observations_are_grey():
     frames = sample_frames()
     frames["kpi"] = frames["kpi"].assign(state="too_few", n=12.0)
-    assert all(
-        one.low for one in oncall_metrics(sample_tables(frames)) if one.source == "gold.kpi" and one.unit == "ms"
-    )
+    assert all(one.low for one in oncall_metrics(sample_tables(frames)) if one.source == "kpi" and one.unit == "ms")
 
 
 def test_debug_figures_and_sentences():

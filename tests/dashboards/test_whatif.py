@@ -146,4 +146,6 @@ def test_rows_of_tables_become_units():
     units = whatif_units(scores, ["x", "y", "z"], LEVELS, holdout, "decrease", "none")
     assert len(units) == 2 and units.arm.tolist() == [-1, 2] and units.weight.tolist() == [0, 4]
     assert units.outcome.tolist() == [0, -1]  # less is better
+    unknown = whatif_units(scores.assign(uplift_upper=np.nan), ["y"], LEVELS, None, "decrease", "none")
+    assert (unknown.lower < 0).all() and (unknown.arm == -1).all()
     assert units.benefit[1].tolist() == [-0.1, -0.1] and units.lower[1] == pytest.approx([-0.15, -0.15])

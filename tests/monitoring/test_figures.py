@@ -186,7 +186,7 @@ def completeness_alerts(windows: int, events: int, lost: float) -> float:
 
 
 def test_few_late_events_of_a_rare_outcome_are_no_alert_and_a_lost_part_is() -> None:
-    """Without the noise of the delays 2 of 100 sound windows of 120 events alert."""
+    """Without the noise of the delays 1 of 100 sound windows of 120 events alert."""
     assert completeness_alerts(400, 120, 0.0) <= 0.01
     assert completeness_alerts(40, 300, 0.5) >= 0.9  # of events that half of the time come late, 28 % are missing
 

@@ -16,16 +16,16 @@
     return Math.round(value).toLocaleString("en-US");
   }
   function element(name, attributes, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
-    made.append(...children.filter((one) => one !== null));
-    return made;
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes || {})) node.setAttribute(key, value);
+    node.append(...children.filter((one) => one !== null));
+    return node;
   }
   function shape(name, attributes, words) {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (words !== undefined) made.textContent = words;
-    return made;
+    const node = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (words !== undefined) node.textContent = words;
+    return node;
   }
   function figure(value, source) {
     return element("data", { value: value === null ? "" : value, "data-of": source, "data-scale": 1 }, short(value));
@@ -72,11 +72,11 @@
     box.replaceChildren(whiskers(facts, cut, rows, order, box));
     const head = element("tr", {}, ...["segment", `n`, level, facts.control, "effect", "95 % interval", "predicted"].map((h) => element("th", { scope: "col" }, h)));
     const lines = order.map((i) => element("tr", rows.low[i] ? { class: "low" } : {},
-      element("td", {}, element("bdi", {}, cut.buckets[i])), element("td", {}, figure(rows.n[i], "gold.lift_table")),
-      element("td", {}, figure(rows.treated[i], "gold.lift_table")), element("td", {}, figure(rows.control[i], "gold.lift_table")),
-      element("td", {}, figure(rows.effect[i], "gold.lift_table")),
-      element("td", {}, ...(rows.lower[i] === null ? ["not known"] : [figure(rows.lower[i], "gold.lift_table"), " to ", figure(rows.upper[i], "gold.lift_table")])),
-      element("td", {}, figure(rows.predicted[i], "gold.lift_table"))));
+      element("td", {}, element("bdi", {}, cut.buckets[i])), element("td", {}, figure(rows.n[i], "lift_table")),
+      element("td", {}, figure(rows.treated[i], "lift_table")), element("td", {}, figure(rows.control[i], "lift_table")),
+      element("td", {}, figure(rows.effect[i], "lift_table")),
+      element("td", {}, ...(rows.lower[i] === null ? ["not known"] : [figure(rows.lower[i], "lift_table"), " to ", figure(rows.upper[i], "lift_table")])),
+      element("td", {}, figure(rows.predicted[i], "lift_table"))));
     const more = all > order.length ? element("p", { class: "soft" }, `${all - order.length} more: narrow them down with Find.`) : null;
     pick("segment-table").replaceChildren(element("table", {}, head, ...lines));
     if (more) pick("segment-table").append(more);
@@ -170,7 +170,7 @@
     panel.querySelector(".whatif-sentence").textContent = planWords(plan);
     const picture = panel.querySelector(".frontier");
     picture.replaceChildren(frontier(facts, plan, curve, picture));
-    panel.querySelector(".conf").value = confOf(names, settings);
+    panel.querySelector(".conf").textContent = confOf(names, settings);
     panel.dataset.plan = JSON.stringify(plan);
     panel.dataset.took = String(took);
   }

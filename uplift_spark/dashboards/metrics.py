@@ -5,7 +5,7 @@ Sentences follow from the figures alone: `campaign_decision`, `executive_metrics
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from uplift_spark.dashboards.tables import CampaignTables
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.html_page import short
 from uplift_spark.monitoring.budgets import objective_of
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES
+from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES, Kpi
 from uplift_spark.policy.allocation import CHOSEN, GLOBAL_HOLDOUT, NOT_WORTH
 from uplift_spark.roles import benefit_interval
 
@@ -134,6 +134,8 @@ def _must_be_mended(tables: CampaignTables) -> tuple[str, ...]:
     """Why a campaign that pays must not grow now."""
     wrong = []
     health = tables.rows("experiment_health")
+    if len(health):  # what an earlier reading refused may be mended since
+        health = health[health["as_of"] == health["as_of"].max()]
     if len(health) and (refused := health[health["severity"] == "refuse"]["check"].tolist()):
         wrong.append(f"The trial's health check refuses a reading: {', '.join(map(str, refused))}.")
     paging = tables.open_alerts
@@ -194,7 +196,7 @@ def _roi_metric(tables: CampaignTables) -> Metric:
             "The interval holds zero: the plan may pay or lose. Keep the budget small until more outcomes are known."
         )
     tone: Tone = "good" if lower > 0 else "bad" if upper < 0 else "warn"
-    return Metric(label, words, "gold.policy_curve: observed / cost", *parts, plan["treated"], 100.0, "%", tone)
+    return Metric(label, words, "policy_curve: observed / cost", *parts, plan["treated"], 100.0, "%", tone)
 
 
 def _uplift_metric(tables: CampaignTables, level: str) -> Metric:
@@ -222,7 +224,7 @@ def _uplift_metric(tables: CampaignTables, level: str) -> Metric:
     else:
         words = "It may do nothing on average: the interval holds zero. Let the trial go on, or choose by the plan."
     tone: Tone = "good" if least > 0 else "bad" if most < 0 else "warn"
-    return Metric(label, words, "gold.uplift_metrics", *parts, n, scale, tables.unit, tone, low, "gold.lift_table")
+    return Metric(label, words, "uplift_metrics", *parts, n, scale, tables.unit, tone, low, "lift_table")
 
 
 def _spend_metric(tables: CampaignTables) -> Metric:
@@ -232,7 +234,7 @@ def _spend_metric(tables: CampaignTables) -> Metric:
     row = limits[limits["name"] == "spend"] if len(limits) else limits
     if row.empty:
         words = f"The plan costs {short(plan['cost'])} without a limit."
-        return Metric("Spend", words, "gold.policy_curve", plan["cost"], unit="money")
+        return Metric("Spend", words, "policy_curve", plan["cost"], unit="money")
     used, most, price = (float(row.iloc[0][name]) for name in ("used", "most", "price"))
     share = 100 * used / most if most > 0 else np.nan
     words = f"The plan uses {short(share)} % of the budget of {short(most)}."
@@ -242,7 +244,7 @@ def _spend_metric(tables: CampaignTables) -> Metric:
         )
     else:
         words += " More money would bring nothing: all who pay are treated already. Use the rest elsewhere."
-    return Metric("Spend", words, "gold.policy_limits", used, unit="money", tone="plain")
+    return Metric("Spend", words, "policy_limits", used, unit="money", tone="plain")
 
 
 def _coverage_metric(tables: CampaignTables) -> Metric:
@@ -259,7 +261,7 @@ def _coverage_metric(tables: CampaignTables) -> Metric:
         words += f" A rule bars {int(barred['n'].sum()):,}, most by “{top['reason']}”: check that this is meant."
     else:
         words += " No rule bars anybody: the others are not worth their cost, or the budget ends before them."
-    return Metric("Coverage", words, "gold.policy_decisions", treated / total, n=total, scale=100.0, unit="%")
+    return Metric("Coverage", words, "policy_decisions", treated / total, n=total, scale=100.0, unit="%")
 
 
 def _drift_metric(tables: CampaignTables) -> Metric:
@@ -269,7 +271,7 @@ def _drift_metric(tables: CampaignTables) -> Metric:
     lasting = rows[rows["state"] == "trigger"]["name"].tolist()
     once = rows[rows["state"] == "drift"]["name"].tolist()
     share = (len(lasting) + len(once)) / len(rows)
-    source, tone = "gold.drift", ("bad" if lasting else "warn" if once else "good")
+    source, tone = "drift", ("bad" if lasting else "warn" if once else "good")
     if lasting:
         words = f"Drift persists in {', '.join(map(str, lasting[:5]))}: retrain before the campaign grows."
     elif once:
@@ -288,8 +290,8 @@ def _programme_metric(tables: CampaignTables) -> Metric:
         words += {"better": " The campaign works as a whole.", "worse": " The campaign harms: stop it."}.get(
             str(row["status"]), " Wait for the planned units before anything is concluded."
         )
-        parts = tuple(float(row[name]) for name in ("effect", "lower", "upper"))
-        return Metric(label, words, "gold.readout", *parts, tone=_status_tone(str(row["status"])))
+        effect, lower, upper = (float(row[name]) for name in ("effect", "lower", "upper"))
+        return Metric(label, words, "readout", effect, lower, upper, tone=_status_tone(str(row["status"])))
     left = 0
     if tables.decisions is not None and len(tables.decisions):
         left = int(tables.decisions.loc[tables.decisions["reason"] == GLOBAL_HOLDOUT, "n"].sum())
@@ -350,11 +352,11 @@ def oncall_metrics(tables: CampaignTables) -> list[Metric]:
     return [_backlog_metric(tables), _alert_metric(tables), *metrics, *_budget_metrics(tables)]
 
 
-def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
+def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     name, state = str(row["kpi"]), str(row["state"])
     label = "Latency, p95" if name == "prediction_latency" else name.replace("_", " ").capitalize()
     scale, unit = (100.0, "%") if row["unit"] == "share" else (1.0, str(row["unit"]))
-    parts = tuple(_number(row[key]) for key in ("value", "lower", "upper"))
+    value, lower, upper = (_number(row[key]) for key in ("value", "lower", "upper"))
     n, target, alert = (_number(row[key]) for key in ("n", "target", "alert"))
     bound = f"{short(alert * scale)} {unit}" if np.isfinite(alert) else ""
     about = declared.definition if declared is not None else ""
@@ -365,7 +367,7 @@ def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
         if np.isfinite(target) or bound
         else "It has no target: read it beside the others.",
         "missed": f"Worse than the target of {short(target * scale)} {unit}, nobody is called yet: {what}.",
-        "alert": f"The whole interval is beyond {bound}: {what}, now.",
+        "alert": f"{'The whole interval' if np.isfinite(lower) else 'It'} is beyond {bound}: {what}, now.",
         "unsure": f"The value is beyond {bound}, its interval is not: {short(needed)} observations would tell. Wait.",
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",
         "no_data": "Nothing was measured in the window: check that its source is loaded.",
@@ -373,7 +375,7 @@ def _kpi_metric(row: dict[str, Any], declared: Any) -> Metric:
     note = f" {str(row['note']).strip()}" if isinstance(row.get("note"), str) and row["note"] else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
-    return Metric(label, words, "gold.kpi", *parts, n, scale, unit, tone, state in ("too_few", "no_data"))
+    return Metric(label, words, "kpi", value, lower, upper, n, scale, unit, tone, state in ("too_few", "no_data"))
 
 
 def _number(value: Any) -> float:
@@ -394,7 +396,7 @@ def _backlog_metric(tables: CampaignTables) -> Metric:
     return Metric(
         "Backlog of windows",
         words,
-        "gold.kpi: window_end",
+        "kpi: window_end",
         windows,
         unit="windows",
         tone="good" if windows < 1 else "warn",
@@ -406,11 +408,11 @@ def _alert_metric(tables: CampaignTables) -> Metric:
         return Metric("Open alerts", "Alerts were never evaluated here: `uplift monitor` does it with each window.")
     rows = tables.open_alerts
     if rows.empty:
-        return Metric("Open alerts", "None is open: nothing to do.", "gold.alerts", 0.0, tone="good")
+        return Metric("Open alerts", "None is open: nothing to do.", "alerts", 0.0, tone="good")
     pages = int((rows["severity"] == "page").sum())
     words = f"{pages} of them page. " if pages else "None of them pages: handle them in working hours. "
     words += f"The oldest is {rows.iloc[0]['rule']}: begin with it."
-    return Metric("Open alerts", words, "gold.alerts", float(len(rows)), tone="bad" if pages else "warn")
+    return Metric("Open alerts", words, "alerts", float(len(rows)), tone="bad" if pages else "warn")
 
 
 def _budget_metrics(tables: CampaignTables) -> list[Metric]:
@@ -435,9 +437,7 @@ def _budget_metrics(tables: CampaignTables) -> list[Metric]:
         else:
             words = f"It is used up {short(1 - left)} times over: stop changes until it recovers."
         tone: Tone = "good" if left > 0.25 else "warn" if left > 0 else "bad"
-        metrics.append(
-            Metric(label, words, "gold.kpi: windows added up", left, n=n, scale=100.0, unit="% left", tone=tone)
-        )
+        metrics.append(Metric(label, words, "kpi: windows added up", left, n=n, scale=100.0, unit="% left", tone=tone))
     return metrics
 
 
@@ -465,7 +465,7 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
             words = f"Too few units to judge the order for {one.level}."
         parts = (qini["value"], qini["lower"], qini["upper"])
         metrics.append(
-            Metric(f"Qini of {one.level}", words, "gold.uplift_metrics", *parts, tone="good" if one.ranked else "warn")
+            Metric(f"Qini of {one.level}", words, "uplift_metrics", *parts, tone="good" if one.ranked else "warn")
         )
     for level, (width, n) in tables.widths.items():
         effect = abs(tables.page.metric("ate", level)["value"])
@@ -477,7 +477,7 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
             Metric(
                 f"Interval width, {level}",
                 words,
-                "gold.uplift_scores",
+                "uplift_scores",
                 width,
                 n=float(n),
                 scale=tables.scale,
@@ -498,7 +498,7 @@ def _retrain_metric(tables: CampaignTables) -> Metric:
     return Metric(
         "Retrains",
         f"The last decision was {str(row['decision']).replace('_', ' ')}: {row['sentence']}",
-        "gold.retrain",
+        "retrain",
         float(rows["run_id"].nunique()),
         unit="decisions",
         tone=tone,
@@ -513,9 +513,7 @@ def _canary_metric(tables: CampaignTables) -> Metric:
     if isinstance(row["reason"], str) and row["reason"]:
         words += f" {row['reason']}"
     tone: Tone = "bad" if "back" in str(row["state"]) else "plain"
-    return Metric(
-        "Canaries", words, "gold.canary", float(row["share"]), scale=100.0, unit="% of units a slice", tone=tone
-    )
+    return Metric("Canaries", words, "canary", float(row["share"]), scale=100.0, unit="% of units a slice", tone=tone)
 
 
 def _features_metric() -> Metric:

@@ -1,12 +1,16 @@
-"""The pages as HTML that stands alone (`dashboard_pages`): executive, on-call and debug, of one or more campaigns."""
+"""The pages as HTML that stands alone (`dashboard_pages`), of one or more campaigns, and a server of them."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 import numpy as np
@@ -42,12 +46,16 @@ _APART = 0.05
 
 @dataclass(frozen=True)
 class RowsTable:
-    """A table of a page: cells are texts, or figures that name their table; `low` marks rows of few units."""
+    """A table of a page.
+
+    Cells are texts (the first `texts` of a row) or figures that name their table; `low` marks rows of few units.
+    """
 
     title: str
     sentence: str
     heads: tuple[str, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
+    texts: int = 1
 
 
 def dashboard_pages(campaigns: Sequence[CampaignTables], version: str = "") -> dict[str, str]:
@@ -109,7 +117,7 @@ def _tile(metric: Metric, tables: CampaignTables) -> dict[str, Any]:
 
 
 def _trend(metric: Metric, tables: CampaignTables) -> Markup:
-    if metric.source != "gold.kpi":
+    if metric.source != "kpi":
         return Markup("")
     name = "prediction_latency" if metric.label == "Latency, p95" else metric.label.lower().replace(" ", "_")
     rows = tables.kpis[(tables.kpis["kpi"] == name) & (tables.kpis["cut"] == "all")]
@@ -146,7 +154,7 @@ def _cut_facts(tables: CampaignTables, cut: str) -> dict[str, Any]:
 
 
 def _bucket_facts(part: pd.DataFrame, buckets: Sequence[str], scale: float) -> dict[str, list[Any]]:
-    rows = part.reindex(buckets)
+    rows = part.reindex(list(buckets))
     counts = {"n": "n", "treated": "n_treated", "control": "n_control"}
     effects = {"effect": "uplift", "lower": "uplift_lower", "upper": "uplift_upper", "predicted": "predicted_uplift"}
     facts: dict[str, list[Any]] = {name: rows[column].fillna(0).astype(int).tolist() for name, column in counts.items()}
@@ -196,9 +204,9 @@ def _overview(campaigns: Sequence[CampaignTables]) -> RowsTable:
         tag = Markup('<span class="tag {}">{}</span>').format(decision.tone, decision.action)
         cells = (
             Markup("<bdi>{}</bdi>").format(one.campaign), tag, "" if best is None else best.level,
-            figure(effect["value"], "gold.uplift_metrics", one.scale),
-            between(effect["lower"], effect["upper"], "gold.uplift_metrics", one.scale),
-            figure(np.nan if plan is None else plan["cost"], "gold.policy_curve"),
+            figure(effect["value"], "uplift_metrics", one.scale),
+            between(effect["lower"], effect["upper"], "uplift_metrics", one.scale),
+            figure(np.nan if plan is None else plan["cost"], "policy_curve"),
         )  # fmt: skip
         rows.append({"cells": cells, "low": False})
     actions = [campaign_decision(one).action for one in campaigns]
@@ -212,7 +220,7 @@ def _overview(campaigns: Sequence[CampaignTables]) -> RowsTable:
 
 def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
     curve, kept = tables.rows("policy_curve"), []
-    source = "gold.policy_curve"
+    source = "policy_curve"
     for row in curve.sort_values("budget").to_dict("records") if len(curve) else ():
         gains = between(float(row["observed_lower"]), float(row["observed_upper"]), source)
         cells = [figure(float(row[name]), source) for name in ("budget", "treated", "cost", "gain", "observed")]
@@ -223,7 +231,7 @@ def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
 
 
 def _scenarios_table(tables: CampaignTables) -> RowsTable:
-    rows, source, kept = tables.rows("policy_scenarios"), "gold.policy_scenarios", []
+    rows, source, kept = tables.rows("policy_scenarios"), "policy_scenarios", []
     if rows.empty:
         return RowsTable("Scenarios", "None was simulated yet: name some in `scenarios`, and run `uplift simulate`.")
     for row in rows[rows["treatment"] == "any"].to_dict("records"):
@@ -255,9 +263,9 @@ def _oncall_tables(tables: CampaignTables) -> list[RowsTable]:
     rows = []
     for row in parts.head(_MOST_ROWS).to_dict("records"):
         scale = 100.0 if row["unit"] == "share" else 1.0
-        cells = (str(row["kpi"]).replace("_", " "), str(row["cut"]), figure(_number(row["value"]), "gold.kpi", scale),
-                 between(_number(row["lower"]), _number(row["upper"]), "gold.kpi", scale),
-                 figure(_number(row["n"]), "gold.kpi"), str(row["state"]).replace("_", " "))  # fmt: skip
+        cells = (str(row["kpi"]).replace("_", " "), str(row["cut"]), figure(_number(row["value"]), "kpi", scale),
+                 between(_number(row["lower"]), _number(row["upper"]), "kpi", scale),
+                 figure(_number(row["n"]), "kpi"), str(row["state"]).replace("_", " "))  # fmt: skip
         rows.append({"cells": cells, "low": row["state"] in ("too_few", "no_data")})
     heads = ("figure", "level, outcome or source", "value", "95 % interval", "n", "state")
     words = "Shares are in per cent." if rows else "No figure was measured by level, outcome or source."
@@ -269,18 +277,20 @@ def _nothing(tables: CampaignTables, name: str, words: str) -> str:
     return words if name in tables.frames else "Nothing was monitored yet."
 
 
-def _debug_pictures(tables: CampaignTables) -> list[Markup]:
-    scale, pictures = tables.scale, []
+def _debug_pictures(tables: CampaignTables) -> list[list[Markup]]:
+    """Of each level its tenths, its curve, and the distribution of its scores."""
+    scale, rows = tables.scale, []
     for level in tables.page.levels:
         label = f"effect of {level} by tenth, {tables.unit}"
-        pictures.append(bars_svg(tables.page.rows(level, "decile"), scale, label))
+        pictures = [bars_svg(tables.page.rows(level, "decile"), scale, label)]
         curve = tables.page.curve
         mine = curve[(curve["treatment"] == level) & (curve["outcome"] == tables.page.outcome)]
         pictures.append(curves_svg(level, mine, scale, tables.unit))
         if level in tables.histogram:
             edges, counts = tables.histogram[level]
             pictures.append(histogram_svg(edges, counts, scale, f"{level}: units by predicted effect, {tables.unit}"))
-    return [picture for picture in pictures if picture]
+        rows.append([picture for picture in pictures if picture])
+    return [row for row in rows if row]
 
 
 def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
@@ -294,7 +304,7 @@ def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
     if len(drift):
         drift = drift.sort_values("distance", ascending=False)
     figures = ("n", "distance", "distance_most", "adjusted_p", "stability")
-    shown.append(_text_table("Drift by column", words, drift, ("name", "state"), figures, "gold.drift"))
+    shown.append(_text_table("Drift by column", words, drift, ("name", "state"), figures, "drift"))
     retrain = tables.rows("retrain")
     words = (
         "Each check of each decision to retrain, newest first." if len(retrain) else "No retrain was considered yet."
@@ -302,11 +312,11 @@ def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
     if len(retrain):
         retrain = retrain.sort_values("window_end", ascending=False, kind="stable")
     columns = ("window_end", "decision", "check", "state", "sentence")
-    shown.append(_text_table("Retrains", words, retrain, columns, ("figure", "threshold"), "gold.retrain"))
+    shown.append(_text_table("Retrains", words, retrain, columns, ("figure", "threshold"), "retrain"))
     canary = tables.rows("canary")
     words = "Each step of each canary and rollback." if len(canary) else "No version was tried on a slice yet."
-    columns = ("at", "canary", "state", "verdict", "champion", "challenger", "reason")
-    shown.append(_text_table("Canaries and rollbacks", words, canary, columns))
+    steps = ("at", "canary", "state", "verdict", "champion", "challenger", "reason")
+    shown.append(_text_table("Canaries and rollbacks", words, canary, steps))
     rows = [{"cells": (name, f"{n:,}", str(number)), "low": False} for name, n, number in tables.versions]
     words = (
         "Rows and Delta version of every table that the figures rest on."
@@ -317,7 +327,7 @@ def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
 
 
 def _arms_table(tables: CampaignTables) -> RowsTable:
-    source, rows = "gold.lift_table", []
+    source, rows = "lift_table", []
     whole = tables.page.lift[tables.page.lift["cut"] == "all"]
     for row in whole.to_dict("records"):
         low, scale = bool(row.get("low_sample")), 100.0 if row["outcome"] in tables.page.rates else 1.0
@@ -348,7 +358,7 @@ def _text_table(
     ]
     more = f" The first {_MOST_ROWS} of {len(rows):,} are shown." if len(rows) > _MOST_ROWS else ""
     heads = tuple(name.replace("_", " ") for name in (*texts, *figures))
-    return RowsTable(title, words + more, heads, tuple(kept))
+    return RowsTable(title, words + more, heads, tuple(kept), len(texts))
 
 
 def _text(value: Any) -> Markup:
@@ -361,3 +371,87 @@ def _text(value: Any) -> Markup:
 
 def _number(value: Any) -> float:
     return np.nan if value is None or pd.isna(value) else float(value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pages over HTTP on this machine alone, written anew when the tables change.
+
+HOST = "127.0.0.1"
+_HOST_NAMES = {"localhost", HOST}
+
+
+class FreshPages:
+    """Pages that follow their tables.
+
+    Args:
+        fingerprint: Gives a text that changes with the tables.
+        make: Makes {file: HTML} of the tables whose fingerprint it is called with.
+        seconds: Between two looks at the tables.
+    """
+
+    def __init__(
+        self, fingerprint: Callable[[], str], make: Callable[[str], Mapping[str, str]], seconds: float = 5.0
+    ) -> None:
+        self._fingerprint, self._make, self._seconds = fingerprint, make, seconds
+        self._lock = threading.Lock()
+        self._version, self._pages, self._checked = "", dict[str, str](), float("-inf")
+
+    def current(self) -> tuple[str, Mapping[str, str]]:
+        """The version of the tables and the pages of it; at most every few seconds tables are looked at."""
+        with self._lock:
+            if time.monotonic() - self._checked >= self._seconds:
+                version = self._fingerprint()
+                if version != self._version:
+                    self._pages = dict(self._make(version))
+                    self._version = version
+                self._checked = time.monotonic()
+            return self._version, self._pages
+
+
+def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:
+    """Make a server of the pages on the loopback interface.
+
+    Args:
+        pages: What it serves: each file by its name, and `version`.
+        port: 0 for any that is free.
+
+    Returns:
+        The server; `serve_forever` runs it.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 30
+        server_version, sys_version = "uplift", ""
+
+        def do_GET(self) -> None:
+            """Answer a page, its version, or 404; 403 where another name leads here (DNS rebinding)."""
+            host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
+            if host not in _HOST_NAMES:
+                self._answer(HTTPStatus.FORBIDDEN, "this server answers to localhost only")
+                return
+            try:
+                version, files = pages.current()
+            except Exception as error:  # the page in the browser stays; the next call tries again
+                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"the tables cannot be read: {str(error)[:300]}")
+                return
+            name = self.path.partition("?")[0].lstrip("/") or next(iter(files), "")
+            if name == "version":
+                self._answer(HTTPStatus.OK, version)
+            elif name in files:
+                self._answer(HTTPStatus.OK, files[name], "text/html; charset=utf-8")
+            else:
+                self._answer(HTTPStatus(404), f"there is no page of this name: {', '.join(files)}")
+
+        def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> None:
+            body = text.encode()
+            self.send_response(status)
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+            for key, value in (*headers.items(), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")):
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Requests are not logged."""
+
+    return ThreadingHTTPServer((HOST, port), Handler)

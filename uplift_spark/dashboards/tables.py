@@ -166,7 +166,7 @@ class CampaignTables:
     def last_canary(self) -> dict[str, Any] | None:
         """The newest row of gold.canary."""
         rows = self.rows("canary")
-        return None if rows.empty else rows.sort_values("step").iloc[-1].to_dict()
+        return None if rows.empty else {str(k): v for k, v in rows.sort_values("step").iloc[-1].items()}
 
 
 def _are_counts(rows: pd.DataFrame) -> bool:

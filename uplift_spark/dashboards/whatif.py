@@ -65,7 +65,9 @@ def whatif_units(
     """
     mine = scores[scores[UNIT].isin(free)]
     wide = {
-        column: mine.pivot_table(index=UNIT, columns=TREATMENT, values=column, aggfunc="first").reindex(columns=levels)
+        column: mine.pivot_table(index=UNIT, columns=TREATMENT, values=column, aggfunc="first").reindex(
+            columns=list(levels)
+        )
         for column in ("uplift", "uplift_lower", "uplift_upper")
     }
     index = wide["uplift"].dropna().index
@@ -80,7 +82,9 @@ def whatif_units(
         held = arm >= 0
         outcome[held] = benefit(known["outcome"].to_numpy(np.float64)[held], direction)
         weight[held] = 1.0 / known[PROPENSITY].to_numpy(np.float64)[held]
-    return WhatIfUnits(benefit(value, direction), np.where(np.isfinite(lower), lower, value), arm, outcome, weight)
+    gains = benefit(value, direction)
+    never = -np.abs(gains).max(initial=0.0)  # without an interval a level is not used where the lower end counts
+    return WhatIfUnits(gains, np.where(np.isfinite(lower), lower, never), arm, outcome, weight)
 
 
 def whatif_groups(points: np.ndarray, most: int = MOST_GROUPS) -> np.ndarray:

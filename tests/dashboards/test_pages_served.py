@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from uplift_spark.dashboards.server import FreshPages, page_server
+from uplift_spark.dashboards.pages import FreshPages, page_server
 
 
 @contextmanager

@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 KEY := $(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 READY := $(VENV)/.ready-$(KEY)
 READY_BENCH := $(VENV)/.ready-bench-$(KEY)
+READY_DOCS := $(VENV)/.ready-docs-$(KEY)
 # A Python named on the command line that differs from the one in .venv makes it anew.
 ifneq ($(origin PYTHON),file)
 ifneq ($(shell $(BIN)/python -V 2>/dev/null),$(shell $(PYTHON) -V 2>/dev/null))
@@ -37,7 +38,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks house bench load wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks docs house bench load wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
@@ -63,6 +64,11 @@ $(READY): $(OTHER_PYTHON) | python
 $(READY_BENCH): $(READY)
 	@echo "installing the peers to compare with"
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS),bench]'
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	@echo "installing what builds the guide"
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS),docs]'
 	@touch $@
 
 python:
@@ -120,6 +126,10 @@ notebooks: java $(READY) ## execute the notebooks against the tables of the Hill
 		$(BIN)/jupytext --quiet --to ipynb "$$source"; \
 	done; \
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+docs: $(READY_DOCS) ## build the guide into build/docs; a broken link or an unlisted page is an error (ARGS=serve shows it at localhost:8000)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(filter serve,$(ARGS)),serve,build --strict --quiet)
+	@test ! -d build/docs || echo "build/docs/index.html"
 
 house: ## measure the house: files, lines, importers, names, banned words (ARGS=FOLDER for another checkout)
 	@$(PYTHON) tests/house.py $(ARGS)

@@ -13,7 +13,7 @@ from uplift_spark.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
+PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))
 
 
 def trial(n: int = 2000) -> pd.DataFrame:

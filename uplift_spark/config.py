@@ -84,13 +84,16 @@ class Feature:
     """An entry of `features`, or of a file that it names: one feature, defined once. `events.features` computes it in
     Spark, `serving.features` online.
 
+    name         of the feature: its column in the training set
     source       `event`: behaviour, rows of bronze.event named `event`; `profile`: attributes
+    event        name of the events that are aggregated, of source `event`
     aggregate    count, sum, mean, min, max of values; distinct items; recency in days of the last event; latest value;
                  ratio of two other features, missing where the second is 0
     column       what is aggregated: of events `value` or `item` (distinct), of a profile the attribute of this name
     window_days  days of 24 hours before the assignment that count; None: all there is
     of           [numerator, denominator] of a ratio
-    version      of the definition, for the feature registry; so are `owner` and `description`
+    version      of the definition, for the feature registry
+    owner, description  for the feature registry: who answers for it, and what it says
     ttl_minutes  age from which the source's newest row makes the feature stale
     targeting    whether it may decide whom to treat; without it the feature serves segments only
     protected    whether it is an attribute that audits for bias look at
@@ -237,6 +240,7 @@ class LearnerConf:
     the meta-learners that `compare.against` names, or the instrumental forest, whose effects are those on units that
     are delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
 
+    kind        which learner
     replicates  resamples behind the intervals of a meta-learner; 0: no intervals
     rows        of each arm that it is fitted on, at most, chosen by hash
     """
@@ -320,7 +324,8 @@ _TRIED: dict[str, list[Any]] = {
 class Tune:
     """`tune`: which arguments of the forest tell effects best, by the R-loss of units held back from training.
 
-    trials    tried, the configuration's own among them; `minutes` after which no further one is begun
+    trials    tried, the configuration's own among them
+    minutes   after which no further trial is begun
     rows      training rows that a trial's forest is grown from, at most about
     held_out  training rows held back to judge by, at most about
     space     {argument of `forest`: values to draw from}; None: as the data have it
@@ -452,8 +457,11 @@ class Compare:
 
 @dataclass(frozen=True, config=STRICT)
 class Consent:
-    """`consent`: who may be contacted, by bronze.consent: units with a grant of this purpose (`required`), or all that
-    have not withdrawn it."""
+    """`consent`: who may be contacted, by bronze.consent.
+
+    purpose   that a unit consents to
+    required  true: only units that granted it; false: all that have not withdrawn it
+    """
 
     purpose: Annotated[str, Field(min_length=1)] = "marketing"
     required: bool = True
@@ -471,6 +479,8 @@ class Limit:
 
     level    only units that get this treatment level count
     segment  a column of the training set, or a crossing of some: only units with the value `bucket` count
+    bucket   value of the segment
+    least    whether so much must be used at least, in place of at most
     """
 
     spend: Annotated[float, Field(ge=0)] | None = None
@@ -516,6 +526,7 @@ class Policy:
     exclude    {rule: SQL condition}: units for which it holds get nothing, nor do those for which it is not known,
                such as `age < 18` of a missing age: they are counted apart, and `coalesce(age < 18, false)` treats them
     contacts   a unit gets nothing after so many deliveries within `contact_days`
+    contact_days  days before the plan whose deliveries count
     global_holdout  share of units left out at random, to read the plan's effect off later
     """
 

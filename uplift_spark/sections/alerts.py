@@ -31,8 +31,8 @@ class SinkConf:
     kind        alertmanager (its API v2), webhook (JSON with a `text`, as Slack takes it), mail (SMTP), or file (a line
                 of JSON each)
     severities  page, ticket, or both
-    url         of alertmanager and webhook; where the address is a secret, `url_env` names the environment variable, or
-                `url_file` the file, that holds it
+    url         of alertmanager and webhook
+    url_env, url_file  in its place, where the address is a secret: the environment variable, or the file, that holds it
     token_env, token_file  in the same way a bearer token
     lease_hours of alertmanager: how long an alert counts as firing when nothing is heard of it, so more than the hours
                 between two runs of the monitor

@@ -73,8 +73,8 @@ class ApprovalConf:
 
     needs    what must be there: an evaluation that passed, a bias audit without findings, an approver who is not the
              one who trained, metadata
-    metric   of gold.uplift_metrics that the evaluation is judged by; `least`: what the lower end of its 95 % interval
-             must exceed for some level
+    metric   of gold.uplift_metrics that the evaluation is judged by
+    least    what the lower end of the metric's 95 % interval must exceed for some level
     owner, purpose, legal_basis  of the model's use; mandatory metadata
     tag      tag of the version in MLflow that gets Approved or Rejected; a deployment job of Databricks goes on when
              the tag named like its approval task says Approved

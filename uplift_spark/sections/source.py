@@ -88,11 +88,14 @@ class Simulation:
 class TrialConf:
     """`source` of kind trial: a real trial's file with one row per unit, in $UPLIFT_DATA or downloaded and checked.
 
-    file         its path below $UPLIFT_DATA, or a path; `sha256` of it, if it is given: other content is refused
-    treatment    column of the level that a unit was assigned; `outcomes` are columns of numbers
+    file         its path below $UPLIFT_DATA, or a path
+    sha256       of the file; where it is there, other content is refused
+    treatment    column of the level that a unit was assigned
+    outcomes     columns of numbers
     attributes   columns that describe a unit before the treatment
     assigned_at  when the treatment was assigned (UTC); a date of long ago by default, as effects do not depend on it
-    url          where the file is fetched from when it is not there; `url_sha256` of what is fetched
+    url          where the file is fetched from when it is not there
+    url_sha256   of what is fetched
     unit         column of the unit's id; by default the number of the line
     missing      numbers that stand for a missing value
     arms         {value of the treatment column: name of the level}; by default values are names, others are refused

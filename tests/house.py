@@ -107,7 +107,7 @@ def repeated_names(every: list[Module]) -> dict[str, list[str]]:
     homes: dict[str, list[str]] = defaultdict(list)
     for module in every:
         for name in dict.fromkeys(module.public_names):
-            if not (module.is_job and name in ("run", "options", "command", "NAMES_ITS_RUN")):
+            if not (module.is_job and name in ("run", "options", "command", "NAMES_ITS_RUN", "READS_RESULTS")):
                 homes[name].append(module.name)
     return {name: where for name, where in sorted(homes.items()) if len(where) > 1}
 

@@ -217,6 +217,12 @@ class Campaign:
             result: JobResult = jobs[verb](self, partial(_with_verb, progress, verb))
         return result
 
+    def monitoring_files(self, targets: Any) -> dict[str, str]:
+        """What `uplift monitoring-files` writes for this campaign; `targets` are the `ScrapeTargets` of Prometheus."""
+        from uplift_spark.jobs.monitoring_files import monitoring_texts
+
+        return monitoring_texts([self.config], targets)[0]
+
     @property
     def name(self) -> str:
         """Name of the campaign."""

@@ -40,7 +40,7 @@ def registered(config: Config, model: UpliftModel) -> tuple[Registry, Registered
 def evaluated(campaign: Campaign, metrics: dict[str, tuple[float, float, float]] | None = None) -> str:
     """Write scores of version 1 and its evaluation; returns the lift run's id."""
     path = Path(campaign.config.lakehouse.path)
-    now = pa.array([pd.Timestamp("2025-02-01")], pa.timestamp("us"))
+    now = pa.array([pd.Timestamp("2025-02-01", tz="UTC")], pa.timestamp("us", tz="UTC"))
     row: dict[str, Any] = {"run_id": ["score-1"], "model_name": ["spring"], "model_version": ["1"]}
     scores = {**row, "unit_id": ["u1"], "treatment": ["10%"], "uplift": [0.1], "feature_version": [0]}
     write_deltalake(path / "gold" / "uplift_scores", pa.table({**scores, "scored_at": now}), mode="overwrite")

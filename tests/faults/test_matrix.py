@@ -11,7 +11,18 @@ from tests.faults.matrix import Stage, crash
 from uplift_spark.lake.tables import Lake
 
 # These write no table: some print, the others write files beside the lakehouse.
-WRITE_NO_TABLE = {"contract", "doctor", "grants", "power", "report", "export", "monitoring_files", "publish", "serve"}
+WRITE_NO_TABLE = {
+    "contract",
+    "doctor",
+    "grants",
+    "power",
+    "report",
+    "export",
+    "monitoring_files",
+    "publish",
+    "serve",
+    "package",
+}
 # Killed before and after each of their deeds by tests/jobs/test_canary.py, in a campaign with two versions.
 KILLED_ELSEWHERE = {"canary", "rollback"}
 

@@ -28,7 +28,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
-        *("monitor", "monitoring_files", "publish", "serve", "retrain", "canary", "rollback"),
+        *("monitor", "monitoring_files", "publish", "serve", "package", "retrain", "canary", "rollback"),
         *("alert acknowledge", "alert close"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),

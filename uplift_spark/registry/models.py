@@ -183,6 +183,31 @@ class Registry:
         """The version that the trees of a refreshed one were grown for, which holds their corrections; else itself."""
         return model if model.refresh is None else self.find(model.name, model.refresh["of"])
 
+    def environment(self, model: Registered) -> dict[str, str]:
+        """The environment that a version was trained in.
+
+        Args:
+            model: The version.
+
+        Returns:
+            {`python` or a distribution: version}; empty where the registry holds no record of it.
+        """
+        import yaml
+
+        texts = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("requirements.txt", "python_env.yaml"):
+                try:
+                    with self.store.calls():
+                        place = self._client.download_artifacts(model.source_run, f"model/{name}", folder)
+                    texts.append(Path(place).read_text())
+                except EnvironmentProblem:
+                    return {}
+        pinned = (line.partition("==") for line in texts[0].splitlines())
+        packages = {name: version for name, equals, version in pinned if equals}
+        python = (yaml.safe_load(texts[1]) or {}).get("python")
+        return {"python": str(python), **packages} if python else {}
+
     def set_data_versions(self, model: Registered, versions: Mapping[str, int]) -> None:
         """The version's training rows lie elsewhere from now on; what the MLflow run recorded stays."""
         self.set_tags(model, {"uplift_data_versions": _version_tag(versions)})

@@ -10,7 +10,60 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.errors import ConfigError
 from uplift_spark.sections.source import STRICT
 
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(m|Mi|Gi|Ti)?$")]
+"""An amount as Kubernetes writes it."""
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PackageConf:
+    """`serving.package`, for `uplift package`: what the files for containers and clusters say.
+
+    image        name of the image, with its registry; its tag is the code version
+    base         image that it is built on; by default Python's slim one, of the Python that packages
+    uid          of the user that the service runs as, not root
+    namespace    of Kubernetes
+    replicas, most_replicas, cpu_percent  pods at least and at most; more are started above this use of their CPU
+    cpu, memory  what a pod requests, and the most memory that it gets
+    claim        volume claim with the serving folder, which pods read
+    log_size     of each pod's disk for its log of decisions
+    keys_secret  secret whose entry `keys` is the file of API keys
+    clients, monitors  labels of the pods that may call the service, and of Prometheus
+    redis_image, prometheus_image, alertmanager_image  of the Compose file
+    nodes        HOST:PORT of the node exporters that Compose's Prometheus scrapes
+    mlserver     requirement of the MLServer in the image for KServe
+    """
+
+    image: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*[a-z0-9]$")] = "uplift-serving"
+    base: str | None = None
+    uid: Annotated[int, Field(ge=1)] = 10001
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")] = "uplift"
+    replicas: Annotated[int, Field(ge=1)] = 2
+    most_replicas: Annotated[int, Field(ge=1)] = 10
+    cpu_percent: Annotated[int, Field(ge=1, le=100)] = 70
+    cpu: Quantity = "1"
+    memory: Quantity = "2Gi"
+    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] = "uplift-serving"
+    log_size: Quantity = "5Gi"
+    keys_secret: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] = "uplift-keys"
+    clients: dict[str, str] = Field(default_factory=lambda: {"uplift-client": "true"})
+    monitors: dict[str, str] = Field(default_factory=lambda: {"app.kubernetes.io/name": "prometheus"})
+    redis_image: str = "redis:7.4-alpine"
+    prometheus_image: str = "prom/prometheus:v3.5.0"
+    alertmanager_image: str = "prom/alertmanager:v0.28.1"
+    nodes: tuple[str, ...] = ("host.docker.internal:9100",)
+    mlserver: Annotated[str, Field(pattern=r"^mlserver==\S+$")] = "mlserver==1.7.1"
+
+    def __post_init__(self) -> None:
+        if self.most_replicas < self.replicas:
+            raise ConfigError(
+                f"serving.package.most_replicas is {self.most_replicas}, below the {self.replicas} of "
+                "serving.package.replicas: raise it"
+            )
+        for name in ("clients", "monitors"):
+            if not getattr(self, name):  # a selector without labels is every pod
+                raise ConfigError(f"serving.package.{name} has no label, which would let every pod in: name one")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,6 +88,7 @@ class Serving:
     max_running  requests that a worker has at hand at once; more are refused and may come again later
     rate         requests a second that one API key may make of a worker, on average over a few seconds
     timeout_seconds  within which a request's body must have arrived
+    package      what `uplift package` writes
     """
 
     folder: str | None = None
@@ -54,6 +108,7 @@ class Serving:
     max_running: Annotated[int, Field(ge=1)] = 256
     rate: Annotated[float, Field(gt=0)] = 2000.0
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    package: PackageConf = Field(default_factory=PackageConf)
 
     def __post_init__(self) -> None:
         if self.keys is None and self.host not in LOOPBACK:

@@ -44,6 +44,7 @@ from uplift_spark.learners.metalearners import (
     fit_learned,
     fit_of,
     fit_replicate,
+    halves_of_keys,
     learned,
     learner_spec,
     parts_of,
@@ -75,7 +76,6 @@ from uplift_spark.learners.nuisances import (
 from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.spark_versions import few_rows, held, local_frame, map_groups, mapped, mapped_frame, quoted
-from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def fit_learned_frame(
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
     overlap, compared = sample_overlap(sample, progress)
     rows = rows_of(sample, confounded or overlap is not None).take(compared)
-    counts = poisson_weights(rows.key.view(np.int64), params.seed, params.replicates)
-    membership = np.column_stack([np.ones(len(counts), bool), counts > 0])
+    halves = halves_of_keys(rows, params.seed, params.replicates)
+    membership = np.column_stack([np.ones(len(halves), bool), halves])
     numbers = np.column_stack([rows.level_code, rows.outcome, rows.weight, rows.propensity, rows.features])
     fit = partial(_fit_replicate, params.kind, learner_spec(sample), rows.propensity.shape[1])
     fits = list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, membership, fit)))

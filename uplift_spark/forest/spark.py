@@ -244,7 +244,7 @@ def check_spelling(frame: DataFrame, columns: Iterable[str]) -> None:
 
 
 # What makes a column anew at each reading, by the rows' places or by chance, as plans spell it.
-_MADE_ANEW = ("monotonically_increasing_id(", "row_number(", "uuid(", "rand(", "randn(")
+_UNSTABLE_IDS = ("monotonically_increasing_id(", "row_number(", "uuid(", "rand(", "randn(")
 _NESTED = ("array", "map", "struct", "variant")
 
 
@@ -254,7 +254,7 @@ def check_ids(frame: DataFrame, unit: str, columns: Sequence[str]) -> None:
     Two passes must agree on which ids stand beside which values, one over a part of the columns, one over all: plans
     that read other columns shuffle other rows. Frames whose plan makes no ids anew, nearly all, cost a look at it.
     """
-    if frame.isStreaming or not any(word in _plan(frame.select(quoted(unit))) for word in _MADE_ANEW):
+    if frame.isStreaming or not any(word in _plan(frame.select(quoted(unit))) for word in _UNSTABLE_IDS):
         return
     plain = [one.name for one in frame.schema.fields if one.dataType.typeName() not in _NESTED]
     others = [name for name in dict.fromkeys(columns) if name != unit and name in plain]

@@ -241,7 +241,7 @@ class LearnerConf:
     are delivered what they are assigned (it needs `labels.delivered`, and best a `registry.name` of its own).
 
     kind        which learner
-    replicates  resamples behind the intervals of a meta-learner; 0: no intervals
+    replicates  fits to halves of the units behind the intervals of a meta-learner; 0: no intervals
     rows        of each arm that it is fitted on, at most, chosen by hash
     """
 

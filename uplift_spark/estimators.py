@@ -121,8 +121,8 @@ class UpliftModel:
             With `keep`, all columns of the frame, then these; a pandas frame keeps its index.
 
         Raises:
-            DataError: a column is missing, has another type or is infinite; with `keep`, the frame has a column named
-                as one of these.
+            DataError: a column is missing, has another type or is infinite; a Spark frame's ids are made anew at each
+                reading; with `keep`, the frame has a column named as one of these.
             ConfigError: the model was not trained for the outcome.
 
         References:
@@ -645,7 +645,8 @@ class MetaLearner(LearnerParams):
 
     Args:
         kind: "t_learner", "s_learner", "x_learner", "r_learner", "dr_learner" or "class_transformation".
-        replicates: resamples behind the intervals, which miss what the learner smooths away; 0: no intervals.
+        replicates: fits to halves of the units, two a split, behind the intervals, which miss what the
+            learner smooths away; 0: no intervals.
         rows: of each arm to learn from, at most, chosen by hash.
         folds: of cross-fitted nuisances, for the learners that have any.
         seed: same seed and rows: same effects, whatever the partitioning.

@@ -16,7 +16,7 @@ from uplift_spark.config import Contender
 from uplift_spark.errors import DataError
 from uplift_spark.events.simulate import nie_wager
 from uplift_spark.forest.training import Params, fit_table
-from uplift_spark.learners.metalearners import LEARNERS, LearnerRows, LearnerSpec, PerLevel, fit_learner, fit_resampled
+from uplift_spark.learners.metalearners import LEARNERS, LearnerRows, LearnerSpec, PerLevel, fit_learner, fit_replicated
 from uplift_spark.learners.nuisances import model_effects
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.stats.sampling import unit_hashes
@@ -213,20 +213,20 @@ def lines(binary, noisy):
 def test_errors_are_how_far_other_units_would_have_moved_effects(name):
     spec, features, effects, errors = replace(PLAIN, make=lines), new(50), [], []
     for seed in range(16):
-        fitted = fit_resampled(name, simulated(600, lambda x: x[:, 0], seed=seed), spec, 10)
+        fitted = fit_replicated(name, simulated(600, lambda x: x[:, 0], seed=seed), spec, 10)
         effects.append(fitted.effects(features))
         errors.append(fitted.errors(features))
     ratio = np.mean(errors, axis=0) / np.std(effects, axis=0, ddof=1)
     assert 0.75 < ratio.mean() < 1.35
 
 
-def test_clusters_are_resampled_whole():
+def test_clusters_are_halved_whole():
     """Every unit five times over: as independent rows errors would be half as large."""
     rows = simulated(400, lambda x: x[:, 0])
     five = rows.take(np.repeat(np.arange(400), 5))
     alone = replace(five, key=unit_hashes(pa.array(np.arange(2000)), "unit"))
     once, whole, apart = (
-        fit_resampled("t_learner", data, replace(PLAIN, make=lines), 40).errors(new(50)).mean()
+        fit_replicated("t_learner", data, replace(PLAIN, make=lines), 40).errors(new(50)).mean()
         for data in (rows, five, alone)
     )
     assert whole == pytest.approx(once, rel=0.25) and apart < 0.6 * whole

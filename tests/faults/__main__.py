@@ -13,11 +13,12 @@ from pathlib import Path
 
 from tests.faults import cluster, inputs, interruptions, matrix, table
 from tests.faults.campaign import JOBS, lakehouse
+from tests.learners import odd_frames
 from uplift_spark.config import Lakehouse
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake
 
-PARTS = ("crash", "interrupt", "cluster", "input", "files")
+PARTS = ("crash", "interrupt", "cluster", "input", "frames", "files")
 
 
 def main() -> int:
@@ -43,7 +44,8 @@ def on_spark(arguments: argparse.Namespace, where: Path) -> int:
     stage = matrix.Stage.of(where, Lake(spark, lakehouse(where)))
     rows: list[matrix.Row] = []
     cases: list[interruptions.Case] = []
-    for name, job in stage.prepared(arguments.jobs):
+    whole = set(arguments.parts) & {"crash", "interrupt", "cluster"}
+    for name, job in stage.prepared(arguments.jobs if whole else []):
         if "crash" in arguments.parts:
             rows.append(matrix.crash(name, job, stage, arguments.kills, arguments.first))
         if "interrupt" in arguments.parts:
@@ -58,6 +60,10 @@ def on_spark(arguments: argparse.Namespace, where: Path) -> int:
     if "input" in arguments.parts:
         text, unexpected = table.checked(lambda n: Lake(spark, Lakehouse(path=str(where / f"{n}" / "lakehouse"))))
         print(f"\nBad input\n\n{text}", flush=True)
+        failed += unexpected
+    if "frames" in arguments.parts:
+        frames, unexpected = odd_frames.table(spark)
+        print(f"\nFrames as people have them, on pandas and on Spark\n\n{frames.to_string(index=False)}", flush=True)
         failed += unexpected
     spark.stop()
     return failed

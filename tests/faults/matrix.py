@@ -59,7 +59,7 @@ class Stage:
     def prepared(self, jobs: Collection[str]) -> Iterator[tuple[str, Job]]:
         """Each of `jobs`; the lakehouse is kept under its name before its second run, as NAME-0 before its first."""
         left = set(jobs)
-        for name, job in JOBS.items():
+        for name, job in JOBS.items() if left else ():
             wanted = name in left
             if wanted:
                 self.keep(f"{name}-0")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from threading import Event, Thread
@@ -173,6 +174,8 @@ def fit_frame(frame: DataFrame, roles: Roles, params: Params, progress: Progress
     with kept(checked(frame, roles)) as rows:
         summary = summary_of(rows, roles)
         check_summary(summary, roles)
+        if roles.cluster not in (None, WHOLE):  # buckets, which count units that repeat, are those of clusters
+            check_units(rows, roles)
         sample = encode(planning_sample(rows, roles, params.seed, summary.rows), roles)
         plan, baselines, planning = make_plan(summary, sample, params)
         if plan.overlap is not None:
@@ -198,7 +201,7 @@ def estimate_frame(frame: DataFrame, forest: Forest, progress: ProgressCallback 
         inner = with_roles(forest, stacked_roles(forest.roles))
         return with_roles(estimate_frame(stacked_frame(frame, forest.roles), inner, progress), forest.roles)
     with kept(checked(frame, forest.roles)) as rows:
-        _check_units(rows, forest.roles)
+        check_units(rows, forest.roles)
         summary = summary_of(rows, forest.roles)
         facts = facts_anew(forest, summary)
         sample = encode(planning_sample(rows, forest.roles, forest.plan.seed, summary.rows), forest.roles)
@@ -223,6 +226,7 @@ def checked(frame: DataFrame, roles: Roles, *more: str) -> DataFrame:
     check_columns(kinds, (*roles.columns, *more), roles.features)
     check_spelling(frame, (*roles.columns, *more))
     check_parts(kinds, roles)
+    check_ids(frame, roles.unit, (*roles.columns, *more))
     return frame.select(*(quoted(column) for column in (*roles.columns, *more)))
 
 
@@ -237,6 +241,45 @@ def check_spelling(frame: DataFrame, columns: Iterable[str]) -> None:
         if len(same) > 1 and not apart:
             names = ", ".join(map(repr, dict.fromkeys(same)))
             raise DataError(f"the frame has several columns {names}: rename or drop all but one")
+
+
+# What makes a column anew at each reading, by the rows' places or by chance, as plans spell it.
+_UNSTABLE_IDS = ("monotonically_increasing_id(", "row_number(", "uuid(", "rand(", "randn(")
+_NESTED = ("array", "map", "struct", "variant")
+
+
+def check_ids(frame: DataFrame, unit: str, columns: Sequence[str]) -> None:
+    """Raise DataError where ids are others at each reading: effects joined back by them would be those of other rows.
+
+    Two passes must agree on which ids stand beside which values, one over a part of the columns, one over all: plans
+    that read other columns shuffle other rows. Frames whose plan makes no ids anew, nearly all, cost a look at it.
+    """
+    if frame.isStreaming or not any(word in _plan(frame.select(quoted(unit))) for word in _UNSTABLE_IDS):
+        return
+    plain = [one.name for one in frame.schema.fields if one.dataType.typeName() not in _NESTED]
+    others = [name for name in dict.fromkeys(columns) if name != unit and name in plain]
+    some = others[: -(-len(others) // 2)]
+
+    def passed(names: Sequence[str]) -> list[Any]:
+        """Sum of the hashes of id and values, and of all the columns read."""
+        pairs, whole = (F.xxhash64(*(F.col(quoted(name)) for name in read)) for read in ((unit, *some), names))
+        row = frame.agg(*(F.sum(one.cast("decimal(20, 0)")) for one in (pairs, whole))).first()
+        return list(row or ())
+
+    if passed([unit, *some])[:1] != passed(plain)[:1]:
+        raise DataError(
+            f"column {unit!r} holds other ids at each reading, as from monotonically_increasing_id(): effects would be "
+            "joined to other rows; write the frame to a table with its ids and read that, take ids that rows have, or "
+            "call effect(frame, keep=True), which needs no join"
+        )
+
+
+def _plan(frame: DataFrame) -> str:
+    """The plan as text, which classic and Connect frames print alike."""
+    text = io.StringIO()
+    with redirect_stdout(text):
+        frame.explain(mode="extended")
+    return text.getvalue()
 
 
 def level_column(frame: DataFrame, treatment: str) -> Column:
@@ -452,6 +495,7 @@ def score(frame: DataFrame, model: Model, keep: bool = False) -> DataFrame:
         check_beside(frame.columns)
         fields = [*frame.schema.fields, *effects.fields[1:]]
         return map_batches(frame, partial(score_beside, model), StructType(fields))
+    check_ids(frame, model.roles.unit, model.roles.features)
     threads = (os.cpu_count() or 1) if few_rows(frame.sparkSession) else 1
     return mapped_frame(needed, partial(score_batches, model, threads=threads), effects)
 
@@ -463,6 +507,7 @@ def explain(frame: DataFrame, forest: Forest) -> DataFrame:
     `score`.
     """
     forest = forest.of(forest.roles.outcome)
+    check_ids(frame, forest.roles.unit, forest.roles.features)
     head = _schema(frame, forest.roles.unit).fields[:3]
     tail = [StructField("base", DoubleType()), StructField("values", ArrayType(DoubleType()))]
     return map_batches(_needed(frame, forest), partial(explain_batches, forest), StructType([*head, *tail]))
@@ -523,7 +568,7 @@ def refreshed_frame(
     dated = rows.withColumn(_DAY, (F.lit(0) if day is None else F.col(quoted(day))).cast("bigint"))
     plan, structure, baselines = grown_parts(base)
     with kept(dated) as rows:
-        _check_units(rows, base.roles)
+        check_units(rows, base.roles)
         progress("checking the rows against the forest")
         level_rows, days, bins = _check_rows(rows, base, day)
         progress(f"counting {int(level_rows.sum()):,} rows in {structure.n_leaves:,} leaves")
@@ -535,7 +580,8 @@ def refreshed_frame(
     return forest_from(base, level_rows, sums, bins, fading=half_life is not None)
 
 
-def _check_units(rows: DataFrame, roles: Roles) -> None:
+def check_units(rows: DataFrame, roles: Roles) -> None:
+    """Raise DataError if a unit has several rows; a shuffle of the ids."""
     repeated = rows.groupBy(quoted(roles.unit)).count().where("count > 1").agg(F.sum(F.col("count") - 1)).first()
     check_repeated((repeated and repeated[0]) or 0, roles.unit)
 

@@ -29,13 +29,16 @@ from uplift_spark.forest.encode import (
     bin_rows,
     buckets_of,
     centred,
+    check_repeated,
     check_summary,
     encode,
     exponents,
     make_levels,
+    repeated_rows,
     summarise,
 )
 from uplift_spark.forest.estimate import (
+    WHOLE,
     Baselines,
     binned_sample,
     estimate,
@@ -369,6 +372,8 @@ def fit_rows(typed: TypedRows, params: Params, progress: ProgressCallback = lamb
     threads = os.cpu_count() or 1
     summary = summarise(typed)
     check_summary(summary, typed.roles)
+    if typed.roles.cluster not in (None, WHOLE):  # buckets, which count units that repeat, are those of clusters
+        check_repeated(repeated_rows(typed.unit), typed.roles.unit)
     sample = sample_of(typed, summary.rows, params.seed)
     plan, baselines, rows = make_plan(summary, sample, params, threads)
     if plan.overlap is not None:

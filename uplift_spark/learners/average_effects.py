@@ -12,7 +12,16 @@ from threadpoolctl import threadpool_limits
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.binning import NumberColumn, encode_features, fit_bins
 from uplift_spark.forest.effects import Z95
-from uplift_spark.forest.encode import check_columns, check_summary, encode, keys_of, make_levels, summarise
+from uplift_spark.forest.encode import (
+    check_columns,
+    check_repeated,
+    check_summary,
+    encode,
+    keys_of,
+    make_levels,
+    repeated_rows,
+    summarise,
+)
 from uplift_spark.forest.overlap import thin_errors
 from uplift_spark.learners.metalearners import rows_of, sample_overlap, trial_roles
 from uplift_spark.learners.nuisances import (
@@ -225,6 +234,7 @@ def average_effects_table(table: pa.Table, roles: Roles, outside: pa.Table | Non
 def _dose_average(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int]) -> pa.Table:
     rows = encode(table, roles)
     check_summary(summarise(rows), roles)
+    check_repeated(repeated_rows(rows.unit), roles.unit)
     bins = fit_bins(rows.features, roles.features, MOST_BINS)
     spec = NuisanceSpec(("0", "1"), categorical_of(bins), *folds_and_seed)
     assert isinstance(rows.treatment, NumberColumn)  # as roles.grid is set
@@ -239,6 +249,7 @@ def _outside_average(
     rows = encode(table, roles)
     summary = summarise(rows)
     check_summary(summary, roles)
+    check_repeated(repeated_rows(rows.unit), roles.unit)
     levels = make_levels(summary, roles)[0]
     shared = [column for column in (roles.unit, roles.cluster, *roles.features) if column]
     check_columns(dict.fromkeys(outside.column_names, pa.null()), shared, ())
@@ -254,7 +265,9 @@ def _outside_average(
     if not confounded and roles.propensity is None:
         known = np.tile(np.bincount(level_code[inside], minlength=len(levels)) / len(table), (len(units), 1))
     data = features_of(features, bins), level_code, outcome
-    estimate, error = transported_average(data, inside, keys_of(units, roles)[1], spec, known)
+    unit, key = keys_of(units, roles)
+    check_repeated(repeated_rows(unit[~inside]), roles.unit)
+    estimate, error = transported_average(data, inside, key, spec, known)
     return _estimates(list(levels.treated), ["outside"] * len(estimate), estimate, error)
 
 

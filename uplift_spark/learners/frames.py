@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from uplift_spark.errors import DataError
-from uplift_spark.forest.encode import check_columns, encode, encode_treatment, make_levels, summarise
+from uplift_spark.forest.encode import (
+    check_columns,
+    check_repeated,
+    encode,
+    encode_treatment,
+    make_levels,
+    repeated_rows,
+    summarise,
+)
 from uplift_spark.forest.estimate import estimate_table
 from uplift_spark.forest.forest import Forest, Model, check_beside, effect_table
 from uplift_spark.forest.instrument import Instrumental, fit_instrumental
@@ -66,7 +74,7 @@ class FrameRows(Protocol):
         ...
 
     def levels(self, roles: Roles) -> Levels:
-        """Read the treatment levels off all rows."""
+        """Read the treatment levels off all rows; DataError where a unit has several, maybe of different levels."""
         ...
 
     def pair(self, roles: Roles, level: str) -> FrameRows:
@@ -134,7 +142,10 @@ class PandasRows:
 
     def levels(self, roles: Roles) -> Levels:
         """See `forest.encode.make_levels`."""
-        return make_levels(summarise(encode(self.in_memory(roles.columns), roles)), roles)[0]
+        rows = encode(self.in_memory(roles.columns), roles)
+        levels = make_levels(summarise(rows), roles)[0]
+        check_repeated(repeated_rows(rows.unit), roles.unit)
+        return levels
 
     def pair(self, roles: Roles, level: str) -> PandasRows:
         """See `FrameRows.pair`."""

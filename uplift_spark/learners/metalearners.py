@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -43,9 +42,9 @@ from uplift_spark.learners.estimator_files import restored, stored
 from uplift_spark.learners.nuisances import NuisanceSpec, Sample, crossfit, features_of, fit_trees, sample_table
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
-from uplift_spark.stats.intervals import poisson_weights, resampled_error
+from uplift_spark.stats.intervals import paired_error
 from uplift_spark.stats.offpolicy import doubly_robust
-from uplift_spark.stats.sampling import folds_of
+from uplift_spark.stats.sampling import SAMPLE_SALT, folds_of, mix64_all
 
 # --------------------------------------------------------------------------------------------------------------------
 # The field's meta-learners behind one protocol: any regression library's estimators, put together to predict effects.
@@ -77,8 +76,8 @@ class LearnerRows:
     propensity: np.ndarray
     key: np.ndarray
 
-    def check(self) -> None:
-        """DataError for values that no effect can come from, and for an arm of fewer than MIN_LEARNER_ROWS rows."""
+    def check(self, fewest: int = MIN_LEARNER_ROWS) -> None:
+        """DataError for values that no effect can come from, and for an arm of fewer than so many rows."""
         faults = (
             (self.level_code >= self.propensity.shape[1], "place is no level's", "name all levels"),
             (~np.isfinite(self.outcome), "the outcome is missing or infinite", "drop or fill it"),
@@ -93,10 +92,10 @@ class LearnerRows:
             if count := int(np.count_nonzero(bad)):
                 raise DataError(f"{what} in {count} of {len(self.level_code)} rows: {fix}")
         counts = np.bincount(self.level_code, minlength=self.propensity.shape[1])
-        if counts.min() < MIN_LEARNER_ROWS:
+        if counts.min() < fewest:
             raise DataError(
                 f"level {int(counts.argmin())} has {counts.min()} of {len(self.level_code)} rows, "
-                f"of at least {MIN_LEARNER_ROWS}: "
+                f"of at least {fewest}: "
                 "leave it out, or train on a table that has it"
             )
 
@@ -119,12 +118,16 @@ Make: TypeAlias = Callable[[bool, bool], Any]
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """How learners are fitted: which features are categories bool [p], the estimators, folds and seed of nuisances."""
+    """How learners are fitted: which features are categories bool [p], the estimators, folds and seed of nuisances.
+
+    half      whether rows are a half of the units: trees get half as many leaves, so that these hold as many rows
+    """
 
     categorical: np.ndarray
     make: Make | None = None
     folds: int = 5
     seed: int = 7
+    half: bool = False
 
     def model(self, target: np.ndarray, noisy: bool = False, more: int = 0) -> Any:
         """An unfitted estimator for a target [n]; `more` columns after the features are numbers."""
@@ -135,7 +138,8 @@ class LearnerSpec:
 
         arguments: dict[str, Any] = {"categorical_features": np.r_[self.categorical, np.zeros(more, bool)]}
         kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
-        return kind(**arguments, random_state=self.seed, **(_NOISY if noisy else {}))
+        trees = kind(**arguments, random_state=self.seed, **(_NOISY if noisy else {}))
+        return trees.set_params(max_leaf_nodes=-(-trees.max_leaf_nodes // 2)) if self.half else trees
 
 
 class EffectModel(Protocol):
@@ -271,17 +275,42 @@ LEARNERS: dict[str, LearnerFunction] = {
 
 def fit_learner(name: str, rows: LearnerRows, spec: LearnerSpec) -> EffectModel:
     """A learner of the catalogue. Order of rows is free where keys are unique. Raises as `LearnerRows.check`."""
-    rows.check()
+    rows.check(1 if spec.half else MIN_LEARNER_ROWS)
     with threadpool_limits(1):
         return LEARNERS[name](rows.take(np.argsort(rows.key, kind="stable")), spec)
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Errors of a learner are from fits to halves of the units. The two halves of a split are other draws of units, which
+# resamples with their shared rows are not: the bootstrap reported of boosted trees, which come close to single
+# outcomes, two thirds of their variance (nominal 95 % covered .79). A tree's effect is a mean over a leaf, so fits to
+# halves vary as the fit to all rows if leaves hold as many rows, hence half as many leaves. How far the fit to all rows
+# is from the mean of those to halves comes in, too: what so many rows change, and what rests on one fit's splits.
+
+
+def halves_of_keys(rows: LearnerRows, seed: int, replicates: int) -> np.ndarray:
+    """Rows of each replicate, bool [n, replicates]: numbers 2r and 2r + 1 are the halves of split r, by hash of the key
+    within levels, so that clusters stay whole and each half has half of every level's."""
+    keys, first, back = np.unique(rows.key, return_index=True, return_inverse=True)
+    masks = np.empty((len(rows.key), replicates), bool)
+    for r in range(replicates):
+        hashes = mix64_all(keys, np.uint64(seed + r // 2), SAMPLE_SALT)
+        half = np.empty(len(keys), np.int64)
+        half[np.lexsort((hashes, rows.level_code[first]))] = np.arange(len(keys)) % 2
+        masks[:, r] = half[back] == r % 2
+    return masks
+
+
 @dataclass(frozen=True)
-class Resampled:
-    """A learner and its replicates, each fitted to a resample of the keys."""
+class Replicated:
+    """A learner and its replicates, each fitted to a half of the keys.
+
+    scale  of errors: estimators of the caller's own are taken to vary with rows, not leaves
+    """
 
     fitted: EffectModel
     replicates: tuple[EffectModel, ...]
+    scale: float = 1.0
 
     def effects(self, features: np.ndarray) -> np.ndarray:
         """See `EffectModel`."""
@@ -290,18 +319,20 @@ class Resampled:
     def errors(self, features: np.ndarray) -> np.ndarray:
         """Standard errors of the effects, float64 [n, L]: how far other draws of units would have moved them. What the
         learner smooths away, its bias, is not in them."""
-        return resampled_error(np.stack([one.effects(features) for one in self.replicates]))
+        replicates = np.stack([one.effects(features) for one in self.replicates])
+        return self.scale * paired_error(self.effects(features), replicates)
 
 
-def fit_resampled(name: str, rows: LearnerRows, spec: LearnerSpec, replicates: int = 20) -> Resampled:
-    """A learner with bootstrap errors (Poisson weights by key, so clusters stay whole); fits `replicates` more."""
-    counts = poisson_weights(rows.key.view(np.int64), spec.seed, replicates)
-    fits = []
-    for r in range(replicates):
-        mine = counts[:, r] > 0
-        part = rows.take(mine)
-        fits.append(fit_learner(name, replace(part, weight=part.weight * counts[mine, r]), spec))
-    return Resampled(fit_learner(name, rows, spec), tuple(fits))
+def fit_replicated(name: str, rows: LearnerRows, spec: LearnerSpec, replicates: int = 20) -> Replicated:
+    """A learner with errors from halves of the keys; fits `replicates` more."""
+    masks = halves_of_keys(rows, spec.seed, replicates).T
+    fits = [fit_replicate(name, spec, rows.take(mask), r + 1) for r, mask in enumerate(masks)]
+    return Replicated(fit_replicate(name, spec, rows, 0), tuple(fits), math.sqrt(0.5) if spec.make else 1.0)
+
+
+def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: int) -> EffectModel:
+    """The fit of a replicate's rows: number 0 has all of them, the others a half."""
+    return fit_learner(kind, rows, replace(spec, half=replicate > 0))
 
 
 def _fit(
@@ -344,8 +375,8 @@ def _nuisances(rows: LearnerRows, spec: LearnerSpec) -> tuple[np.ndarray, np.nda
 
 # --------------------------------------------------------------------------------------------------------------------
 # Meta-learners as models that are saved, registered and scored like a forest; and one forest for each level.
-# Intervals of a meta-learner are from the bootstrap: so many replicates, each fitted to a resample of the units or
-# clusters. They tell how far other units would have moved its effects; what it smooths away, its bias, is not in them.
+# Intervals of a meta-learner are from replicates, each fitted to a half of the units or clusters. They tell how far
+# other units would have moved its effects; what it smooths away, its bias, is not in them.
 
 MIN_PROPENSITY = 0.01  # fitted propensities are held above
 _CHECKED = 1000  # rows whose effects `facts["effects_sha256"]` is of
@@ -356,7 +387,7 @@ class LearnerParams:
     """How a meta-learner is trained.
 
     kind        one of `metalearners.LEARNERS`
-    replicates  resamples behind the intervals; 0: no intervals
+    replicates  fits to halves of the units behind the intervals; 0: no intervals
     rows        of each arm to learn from, at most, chosen by hash
     folds       of cross-fitted nuisances, for the learners that have any
     seed        same seed and rows: same effects, whatever the partitioning
@@ -377,7 +408,7 @@ class LearnerParams:
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained meta-learner: `fits` are that of all rows, then those of resamples.
+    """A trained meta-learner: `fits` are that of all rows, then those of halves.
 
     facts  rows taken and of all, rows per level, SHA-256 of the effects of the first rows taken
     overlap  propensities where the features tell the level received
@@ -424,7 +455,7 @@ class Learned:
         effect = first.effects(features)
         if errors and others:
             with ThreadPoolExecutor(threads) as pool:
-                error = resampled_error(np.stack(list(pool.map(lambda one: one.effects(features), others))))
+                error = paired_error(effect, np.stack(list(pool.map(lambda one: one.effects(features), others))))
         else:
             error = np.full(effect.shape, np.nan)
         least, thin = thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
@@ -624,15 +655,6 @@ def sample_overlap(sample: Sample, progress: ProgressCallback = lambda _: None) 
     return overlap, overlap.weights((codes, fold, sample.level_code), logged=True) > 0
 
 
-def fit_replicate(kind: str, spec: LearnerSpec, rows: LearnerRows, replicate: int) -> EffectModel:
-    """Number 0 is fitted to all rows, the others to resamples by key."""
-    if replicate == 0:
-        return fit_learner(kind, rows, spec)
-    counts = poisson_weights(rows.key.view(np.int64), spec.seed, replicate)[:, -1]
-    part = rows.take(counts > 0)
-    return fit_learner(kind, replace(part, weight=part.weight * counts[counts > 0]), spec)
-
-
 def learned(
     params: LearnerParams, roles: Roles, sample: Sample, fits: Sequence[EffectModel], overlap: Overlap | None = None
 ) -> Learned:
@@ -670,7 +692,12 @@ def fit_learned(
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
     overlap, compared = sample_overlap(sample, progress)
     rows = rows_of(sample, confounded or overlap is not None).take(compared)
-    one = partial(fit_replicate, params.kind, learner_spec(sample), rows)
+    halves, spec = halves_of_keys(rows, params.seed, params.replicates), learner_spec(sample)
+
+    def one(replicate: int) -> EffectModel:
+        part = rows if replicate == 0 else rows.take(halves[:, replicate - 1])
+        return fit_replicate(params.kind, spec, part, replicate)
+
     with ThreadPoolExecutor() as pool:
         fits = list(pool.map(one, range(params.replicates + 1)))
     return learned(params, roles, sample, fits, overlap)

@@ -582,6 +582,7 @@ def sample_table(table: pa.Table, roles: Roles, folds_and_seed: tuple[int, int],
     """The sample of a table in memory; see `coding_of`."""
     typed = encode(table, roles)
     summary = summarise(typed)
+    check_repeated(repeated_rows(typed.unit), roles.unit)
     some = sample_of(typed, summary.rows, folds_and_seed[1])
     coding = coding_of(summary, some.features, roles, folds_and_seed, rows)
     return Sample.of(pa.Table.from_batches([code_rows(typed, coding)]), coding)

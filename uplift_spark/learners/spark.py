@@ -21,7 +21,9 @@ from uplift_spark.forest.encode import check_columns, encode, encode_numbers, en
 from uplift_spark.forest.forest import Forest, Model
 from uplift_spark.forest.instrument import Instrumental
 from uplift_spark.forest.spark import (
+    check_ids,
     check_spelling,
+    check_units,
     estimate_frame,
     explain,
     fit_frame,
@@ -44,6 +46,7 @@ from uplift_spark.learners.metalearners import (
     fit_learned,
     fit_of,
     fit_replicate,
+    halves_of_keys,
     learned,
     learner_spec,
     parts_of,
@@ -75,7 +78,6 @@ from uplift_spark.learners.nuisances import (
 from uplift_spark.roles import LEFT, PROPENSITY, TREATMENT, Levels, Roles
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.spark_versions import few_rows, held, local_frame, map_groups, mapped, mapped_frame, quoted
-from uplift_spark.stats.intervals import poisson_weights
 from uplift_spark.stats.offpolicy import doubly_robust
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -92,6 +94,8 @@ def sampled_rows(train: DataFrame, roles: Roles, folds_and_seed: tuple[int, int]
     """At most about `rows` training rows of each arm, by hash; `folds_and_seed` are both. Raises as `coding_of`."""
     needed = held(train.select(*(quoted(column) for column in roles.columns)))
     summary = summary_of(needed, roles)
+    if not isinstance(needed, pa.Table) and summary.rows > rows:  # the sample may hold one row of a unit alone
+        check_units(needed, roles)
     coding = coding_of(
         summary, planning_sample(needed, roles, folds_and_seed[1], summary.rows), roles, folds_and_seed, rows
     )
@@ -103,6 +107,7 @@ def fit_learned_frame(
 ) -> Learned:
     """Train on a Spark frame of one row per unit: the same effects as `learners.metalearners.fit_learned`."""
     plain, confounded = trial_roles(roles)
+    check_ids(frame, roles.unit, plain.columns)
     if few_rows(frame.sparkSession):
         needed = dict.fromkeys((*plain.columns, *roles.columns))
         return fit_learned(frame.select(*(quoted(column) for column in needed)).toArrow(), roles, params, progress)
@@ -110,8 +115,8 @@ def fit_learned_frame(
     progress(f"fitting a {params.kind} on {len(sample.level_code):,} of {sample.coding.total:,} rows")
     overlap, compared = sample_overlap(sample, progress)
     rows = rows_of(sample, confounded or overlap is not None).take(compared)
-    counts = poisson_weights(rows.key.view(np.int64), params.seed, params.replicates)
-    membership = np.column_stack([np.ones(len(counts), bool), counts > 0])
+    halves = halves_of_keys(rows, params.seed, params.replicates)
+    membership = np.column_stack([np.ones(len(halves), bool), halves])
     numbers = np.column_stack([rows.level_code, rows.outcome, rows.weight, rows.propensity, rows.features])
     fit = partial(_fit_replicate, params.kind, learner_spec(sample), rows.propensity.shape[1])
     fits = list(map(fit_of, fit_parts(frame.sparkSession, rows.key, numbers, membership, fit)))
@@ -463,7 +468,10 @@ class SparkRows:
 
     def levels(self, roles: Roles) -> Levels:
         """See `forest.encode.make_levels`."""
-        return make_levels(summary_of(self._checked(roles.columns), roles), roles)[0]
+        rows = self._checked(roles.columns)
+        levels = make_levels(summary_of(rows, roles), roles)[0]
+        check_units(rows, roles)
+        return levels
 
     def pair(self, roles: Roles, level: str) -> SparkRows:
         """See `FrameRows.pair`."""

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from uplift_spark.stats.moments import Difference, Moments, difference, normal_quantile, ratio
 from uplift_spark.stats.tests import holm
@@ -116,6 +117,20 @@ def resampled_error(resampled: np.ndarray) -> np.ndarray:
     squares = np.where(known, resampled - mean, 0.0) ** 2
     enough = (count > 1) & (2 * count >= len(resampled))
     return np.sqrt(np.where(enough, squares.sum(axis=0) / np.maximum(count - 1, 1), np.nan))
+
+
+def paired_error(value: np.ndarray, replicates: np.ndarray) -> np.ndarray:
+    """Standard errors of `value` [...] from pairs of replicates that share no unit, [replicates, ...]; an odd one is
+    left out. A mean square: half that of the pairs' differences, and that of the replicates' mean from the value.
+
+    Wide enough for normal 95 % intervals to hold their level: differences count times the quantile of Student's t over
+    that of the normal distribution, as they are known from as few degrees of freedom as there are pairs.
+    """
+    pairs = len(replicates) // 2
+    apart = replicates[0 : 2 * pairs : 2] - replicates[1 : 2 * pairs : 2]
+    wider = scipy.stats.t.ppf(0.975, pairs) / normal_quantile(0.95)
+    shift = replicates.mean(axis=0) - value
+    return np.asarray(np.sqrt(wider**2 * (apart**2).mean(axis=0) / 2 + shift**2))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import LABEL_TABLE, silver_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.spark_versions import few_rows, local_frame
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,15 @@ def run(
     stored = lake.read(LABEL_TABLE, labelled.version).filter(F.col("run_id") == run_id)
     labels, sends = label_counts(stored, events.as_of)
 
-    # A sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks.
     some = leakage_sample(config, labels)
-    sample = training_of(config, events, F.broadcast(events.assignments.filter(some)), stored.filter(some))
+    if few_rows(lake.spark):  # both are made at once
+        rows = local_frame(lake.spark, training_of(config, events, events.assignments, stored).toArrow())
+        sample = rows.filter(some)
+    else:  # a sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks
+        rows = training_of(config, events, events.assignments, stored)
+        sample = training_of(config, events, F.broadcast(events.assignments.filter(some)), stored.filter(some))
     guarded = guard_training(sample, config, progress)
     table = silver_table("training", config.campaign)
-    rows = training_of(config, events, events.assignments, stored)
     rows = with_weights(config, events, stored, rows, labels, progress)
     trained = lake.write(table, rows, run_id, mode="overwrite")
     counts, missing = training_counts(labels, lake.read(table, trained.version), events.columns)

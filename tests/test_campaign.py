@@ -163,6 +163,17 @@ def test_results_are_the_same_without_spark(written: Campaign, no_session: None)
     assert re.sub(DIGITS, "", plain[0].html) == re.sub(DIGITS, "", plain[1].html)  # but for the last digit of sums
 
 
+@pytest.mark.slow
+def test_with_few_rows_a_session_is_not_asked_for_results(written: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, runs = written.report(), (written.last_scored(), written.plan_run())
+    with written.lake.planned() as few:
+        assert few
+        monkeypatch.setattr(Lake, "read", lambda *_: pytest.fail("Spark reads a table"))
+        mine = written.report()
+        assert (written.last_scored(), written.plan_run()) == runs
+    assert (mine.tables, mine.decision) == (theirs.tables, theirs.decision)
+
+
 def test_without_spark_what_is_not_there_is_named_alike(tmp_path: Path, no_session: None) -> None:
     empty = at(Lakehouse(str(tmp_path)))
     with pytest.raises(

@@ -48,7 +48,7 @@ from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_t
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Direction, benefit, benefit_name, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
 from uplift_spark.sections.source import LONG_AGO, Simulation
-from uplift_spark.spark_versions import sql_text
+from uplift_spark.spark_versions import few_rows, sql_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -232,10 +232,11 @@ class Campaign:
                 self._lake = None
 
     def _without_spark(self, query: str, *tables: str) -> pa.Table | None:
-        """Rows of a query by DuckDB; None where a session is there already, the lakehouse is no folder of this machine,
-        or Spark is to do it. Raises DataError where one of the `tables` is not there."""
+        """Rows of a query by DuckDB; None where a session is there already and rows are not few, the lakehouse is no
+        folder of this machine, or Spark is to do it. Raises DataError where one of the `tables` is not there."""
         local = local_tables(self.config.lakehouse)
-        if local is None or self._lake is not None or SparkSession.getActiveSession() is not None:
+        session = SparkSession.getActiveSession() if self._lake is None else self._lake.spark
+        if local is None or (session is not None and not few_rows(session)):
             return None
         if absent := [table for table in tables if not local.exists(table)]:
             raise DataError(absence(absent[0], self.config.lakehouse))

@@ -13,6 +13,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import METRICS, EvaluationSpec, curve_table, evaluate_rows, metric_table
 from uplift_spark.evaluation.spark import describe_arms, evaluate, winsorised
+from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.stats.moments import FIELDS
 
 SPEC = EvaluationSpec(
@@ -275,3 +276,13 @@ def test_rows_in_memory_give_the_same_bits(evaluated):
             assert np.array_equal(getattr(mine.moments, field), getattr(other.moments, field))
     assert np.array_equal(same.sums.resampled_wy, evaluation.sums.resampled_wy)
     assert metric_table(same).equals(metric_table(evaluation)) and curve_table(same).equals(curve_table(evaluation))
+
+
+def test_few_rows_are_summed_up_in_this_process_and_refused_in_the_same_words(spark, evaluated, monkeypatch):
+    holdout, scores, evaluation = evaluated
+    frames = spark.createDataFrame(holdout), spark.createDataFrame(scores)
+    with planned_for_few_rows(spark):
+        with pytest.raises(DataError, match=r"silver\.t has no hold-out rows: run the features job"):
+            evaluate(frames[0].limit(0), frames[1], SPEC)
+        monkeypatch.setattr("uplift_spark.evaluation.spark.describe_arms", lambda *_: pytest.fail("Spark sums up"))
+        assert metric_table(evaluate(*frames, SPEC)).equals(metric_table(evaluation))

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 
 from tests.conftest import ROOT
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, OvertakenError
 from uplift_spark.lake import storage, tables
-from uplift_spark.lake.storage import Folder, Save
+from uplift_spark.lake.local_tables import LocalTables
+from uplift_spark.lake.storage import Folder, Save, described_properties, storage_of
 from uplift_spark.lake.tables import Claim, Lake, Written
 
 HOSTILE = [
@@ -232,6 +233,52 @@ def test_queries_are_planned_for_the_size_of_the_raw_events(lake: Lake, monkeypa
             assert not planned and spark.conf.get(setting) == "true"
     finally:
         spark.conf.set(setting, before)
+
+
+def test_few_rows_are_read_once_and_are_those_that_spark_reads(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    spark = lake.spark
+    at = F.timestamp_micros(F.lit(1_000_000_000_000_000) + F.col("id"))
+    plain = spark.range(3).select(
+        "id", F.col("id").cast("smallint").alias("short"), at.alias("at"), F.lit("x").alias("p")
+    )
+    nested = plain.select(
+        "id", F.create_map(F.lit("a"), F.col("id").cast("double")).alias("map"), F.array("short").alias("list")
+    )
+    for table, frame in {"gold.plain": plain, "gold.nested": nested}.items():
+        lake.write(table, frame, "r1", partition_by=("p",) if "p" in frame.columns else ())
+    lake.write("gold.plain", plain.withColumn("p", F.lit(None).cast("string")), "r2")
+    calls: list[object] = []
+    load = Folder.load
+
+    def counted(self: Folder, reader: DataFrameReader, table: str) -> DataFrame:
+        calls.append(table)
+        return load(self, reader, table)
+
+    monkeypatch.setattr(Folder, "load", counted)
+    for table, version, by_spark in (("gold.plain", None, 0), ("gold.plain", 0, 0), ("gold.nested", None, 1)):
+        slow = lake.read(table, version)
+        wanted = sorted(map(str, slow.collect()))
+        calls.clear()
+        with lake.planned() as planned:
+            assert planned
+            first, again = lake.read(table, version), lake.read(table, version)
+            assert len(calls) == by_spark and sorted(map(str, first.collect())) == wanted
+        assert again.schema.simpleString() == slow.schema.simpleString()
+    with lake.planned():
+        assert lake.properties("gold.plain") == described_properties(spark, lake.reference("gold.plain"))
+        lake.write("gold.nested", nested, "r2")
+        assert lake.read("gold.nested").count() == 2 * lake.read("gold.nested", 0).count() == 6
+        assert LocalTables(lake.lakehouse.path).table("gold.nested").rows == 6  # though no file says how many it has
+        with pytest.raises(DataError, match="has no version 7 to read"):
+            lake.read("gold.nested", 7)
+    calls.clear()
+    lake.read("gold.plain")
+    assert calls == ["gold.plain"]  # where rows are not few, Spark reads them
+
+
+def test_more_rows_than_few_are_left_to_spark(lake: Lake) -> None:
+    lake.write("gold.demo", rows(lake.spark, 100), "r1")
+    assert storage_of(lake.spark, lake.lakehouse).held("gold.demo", 0, 10.0) is None
 
 
 def test_a_table_is_there_by_its_files(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,14 +82,35 @@ class LocalTable:
 
     @cached_property
     def _files(self) -> list[dict[str, Any]]:
-        """Path below the folder, rows, and values of partitions (Arrow scalars) of each file."""
+        """Path below the folder, rows, bytes, and values of partitions (Arrow scalars) of each file."""
         rows = _arrow(self._table.get_add_actions(flatten=True))
         keys = [name for name in rows.column_names if name.startswith("partition.")]
         counts = rows["num_records"].to_pylist() if "num_records" in rows.column_names else [None] * len(rows)
+        files = zip(*(rows[name].to_pylist() for name in ("path", "size_bytes")), counts, strict=True)
         return [
-            {"path": path, "n": n, "partition": {key.removeprefix("partition."): rows[key][i] for key in keys}}
-            for i, (path, n) in enumerate(zip(rows["path"].to_pylist(), counts, strict=True))
+            {
+                "path": path,
+                "n": n,
+                "bytes": size,
+                "partition": {key.removeprefix("partition."): rows[key][i] for key in keys},
+            }
+            for i, (path, size, n) in enumerate(files)
         ]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files."""
+        return sum(file["bytes"] for file in self._files)
+
+    @property
+    def schema(self) -> str:
+        """The columns as Delta and Spark write them in JSON."""
+        return str(self._table.schema().to_json())
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the table says of itself, such as `delta.appendOnly`."""
+        return dict(self._table.metadata().configuration)
 
     @cached_property
     def _kept(self) -> dict[str, Any]:

@@ -50,11 +50,14 @@ _EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "t
 # code out and compiling it again.
 _JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m -XX:+UseParallelGC"
 
-# With few rows, to compile a query and to plan it anew after each of its stages takes longer than to interpret it.
+# With few rows, to compile a query and to plan it anew after each of its stages takes longer than to interpret it. What
+# files say of their columns' bounds lets later queries skip files; interpreted, it takes longer to find than to write
+# the rows, and small files need not be skipped.
 _FEW_ROWS = {
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.databricks.delta.stats.collect": "false",
     FEW_ROWS: "true",
 }
 

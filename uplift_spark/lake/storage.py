@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
@@ -21,10 +23,11 @@ from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 from pyspark.sql.types import StructType
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.lake.local_tables import LocalTables, NotLocal
 from uplift_spark.roles import SCHEMAS, checked_name
 from uplift_spark.runtime import session_provided
-from uplift_spark.spark_versions import delta_package, on_this_machine, sql_text
+from uplift_spark.spark_versions import arrow_type, delta_package, local_frame, on_this_machine, sql_text
 
 # Versions that a model may name stay readable: VACUUM leaves their files and their log alone.
 LOG_RETENTION = "interval 400 days"
@@ -33,6 +36,8 @@ PROPERTIES = {
     "delta.logRetentionDuration": LOG_RETENTION,
     "delta.deletedFileRetentionDuration": LOG_RETENTION,
 }
+
+_MOST_HELD = 256e6  # bytes of rows, of all tables together, that a process keeps
 
 _ABSENT = {
     "DELTA_MISSING_DELTA_TABLE",
@@ -66,6 +71,9 @@ class Storage(Protocol):
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
         """The table's commits that its log still holds, newest first."""
 
+    def properties(self, table: str) -> dict[str, str]:
+        """The table's properties."""
+
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         """Prepare an absent table; returns writer options the first write must carry to finish the creation."""
 
@@ -83,6 +91,10 @@ class Storage(Protocol):
 
     def holds(self, schema: str, most: float) -> bool:
         """Whether a schema's tables have at most so many bytes, of all versions; False where only Spark can tell."""
+
+    def held(self, table: str, version: int, most: float) -> DataFrame | None:
+        """The rows of a version as rows of this process; None where its files have more bytes, or only Spark reads
+        them."""
 
     def register(self, tables: Sequence[str]) -> None:
         """Make `tables` known by name to this session's SQL."""
@@ -168,6 +180,12 @@ def described_history(spark: SparkSession, reference: str, limit: int | None) ->
     return sorted((_commit(*row) for row in rows), key=lambda commit: -commit.version)
 
 
+def described_properties(spark: SparkSession, reference: str) -> dict[str, str]:
+    """Ask Spark for a table's properties."""
+    detail = spark.sql(f"DESCRIBE DETAIL {reference}").select("properties").collect()[0]
+    return dict(detail["properties"] or {})
+
+
 class Folder:
     """Delta tables in `<path>/<schema>/<table>`; names are entries of the session's own in-memory catalog."""
 
@@ -175,6 +193,7 @@ class Folder:
         self._spark = spark
         # Spark resolves a relative path against the server's folder, users against theirs.
         self.path = absolute(path.rstrip("/"))
+        self._held: OrderedDict[tuple[object, ...], tuple[DataFrame, int]] = OrderedDict()
         self.checkpoints: str | None = f"{self.path}/_checkpoints"
 
     def name(self, table: str) -> str:
@@ -194,6 +213,14 @@ class Folder:
             return described_history(self._spark, self.reference(table), limit)
         files = sorted((file for file in log.iterdir() if re.fullmatch(r"\d{20}\.json", file.name)), reverse=True)
         return [_logged(file) for file in islice(files, limit)]
+
+    def properties(self, table: str) -> dict[str, str]:
+        if self._here(self._location(table), "_delta_log") is not None:
+            try:
+                return LocalTables(self.path).table(table).properties
+            except (ConfigError, NotLocal):
+                pass
+        return described_properties(self._spark, self.reference(table))
 
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # The first write creates the table in its one commit, so nobody ever sees it half made.
@@ -235,6 +262,42 @@ class Folder:
     def holds(self, schema: str, most: float) -> bool:
         sizes = (file.stat().st_size for file in Path(self.path, schema).glob("**/*.parquet"))
         return self._local and all(total <= most for total in accumulate(sizes, initial=0))  # stops at the first above
+
+    def held(self, table: str, version: int, most: float) -> DataFrame | None:
+        # Spark plans every query anew and runs jobs to learn which files a table has; of few rows this takes longer
+        # than to read them once. A version never changes, unless a lakehouse is put in the place of another.
+        log = self._here(self._location(table), "_delta_log")
+        commit = None if log is None else log / f"{version:020}.json"
+        if commit is None or not commit.is_file():
+            return None
+        state = commit.stat()
+        key = (table, version, state.st_ino, state.st_mtime_ns)
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key][0]
+        rows = self._collected(table, version, most)
+        if rows is None:
+            return None
+        self._held[key] = local_frame(self._spark, rows), rows.nbytes
+        while len(self._held) > 1 and sum(size for _, size in self._held.values()) > _MOST_HELD:
+            self._held.popitem(last=False)
+        return self._held[key][0]
+
+    def _collected(self, table: str, version: int, most: float) -> pa.Table | None:
+        try:
+            stored = LocalTables(self.path).table(table, version)
+            if stored.bytes > most:
+                return None
+        except NotLocal:
+            return None
+        kinds = StructType.fromJson(json.loads(stored.schema))
+        try:
+            rows = stored.read(kinds.fieldNames())
+            return rows.cast(pa.schema([(field.name, arrow_type(field.dataType)) for field in kinds]))
+        except NotLocal:  # nested columns
+            return self.load(self._spark.read.format("delta").option("versionAsOf", version), table).toArrow()
+        except DataError:  # a file is gone, which Spark says when it reads it
+            return None
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):
@@ -304,6 +367,9 @@ class Catalog:
     def history(self, table: str, limit: int | None = None) -> list[Commit]:
         return described_history(self._spark, self.reference(table), limit)
 
+    def properties(self, table: str) -> dict[str, str]:
+        return described_properties(self._spark, self.reference(table))
+
     def create(self, table: str, schema: StructType, layout: Layout) -> Mapping[str, str]:
         # A created-as-select commit carries no userMetadata, so an empty table comes first and the write appends.
         self._spark.sql(f"CREATE SCHEMA IF NOT EXISTS `{self._catalog}`.`{table.split('.')[0]}`")
@@ -339,6 +405,9 @@ class Catalog:
 
     def holds(self, schema: str, most: float) -> bool:
         return False
+
+    def held(self, table: str, version: int, most: float) -> DataFrame | None:
+        return None
 
     def register(self, tables: Sequence[str]) -> None:
         return None  # a catalog knows its tables

@@ -29,7 +29,7 @@ from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
-from uplift_spark.spark_versions import sql_text
+from uplift_spark.spark_versions import few_rows, sql_text
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fingerprints of frames: the same rows in any order have the same digest.
@@ -192,8 +192,12 @@ class Lake:
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """Read the table as it is now, or at a Delta version, with the column names of this release.
 
-        Raises DataError when there is no such table or version.
+        Where rows are few (`planned`), this process reads them at once and keeps them. Raises DataError when there is
+        no such table or version.
         """
+        held = self._held(table, version)
+        if held is not None:
+            return current(held, contract_of(table))
         if version is None:
             newest = self._frame(table)
             if newest is None:
@@ -236,8 +240,7 @@ class Lake:
 
     def properties(self, table: str) -> dict[str, str]:
         """The table's properties."""
-        detail = self.spark.sql(f"DESCRIBE DETAIL {self.reference(table)}").select("properties").collect()[0]
-        return dict(detail["properties"] or {})
+        return self._storage.properties(_checked(table))
 
     def set_properties(self, table: str, values: Mapping[str, str]) -> None:
         """Set properties of a table. Raises ConflictError when other writers won every race."""
@@ -543,6 +546,12 @@ class Lake:
                 if commit.notes.get(key) == value:
                     return commit.version, int(commit.metrics.get("numOutputRows", 0))
         return None
+
+    def _held(self, table: str, version: int | None) -> DataFrame | None:
+        if not self._there(table) or not few_rows(self.spark):
+            return None
+        number = self.history(table, 1)[0].version if version is None else version
+        return self._storage.held(table, number, self.lakehouse.few_mb * 1e6)
 
     def _there(self, table: str) -> bool | None:
         """Whether the table exists, by its files; None where Spark is to tell, as of the first table: a session

@@ -92,8 +92,7 @@ class Feature:
     column       what is aggregated: of events `value` or `item` (distinct), of a profile the attribute of this name
     window_days  days of 24 hours before the assignment that count; None: all there is
     of           [numerator, denominator] of a ratio
-    version      of the definition, for the feature registry
-    owner, description  for the feature registry: who answers for it, and what it says
+    version, owner, description  for the feature registry: of the definition, who answers for it, and what it says
     ttl_minutes  age from which the source's newest row makes the feature stale
     targeting    whether it may decide whom to treat; without it the feature serves segments only
     protected    whether it is an attribute that audits for bias look at
@@ -478,8 +477,7 @@ class Limit:
     gap      how far the treated share of any bucket of `segment` may lie from the share of all: the same for everybody
 
     level    only units that get this treatment level count
-    segment  a column of the training set, or a crossing of some: only units with the value `bucket` count
-    bucket   value of the segment
+    segment, bucket  a column of the training set, or a crossing of some, and its value: only units with it count
     least    whether so much must be used at least, in place of at most
     """
 

@@ -68,12 +68,12 @@ def options(
     return {"deed": AlertDeed(what, alert, by, reason)}
 
 
-def listed(book: AlertBook) -> str:
+def active_alerts(book: AlertBook) -> str:
     """The alerts that fire, a line each, pages first."""
     return "\n".join(state_line(state) for state in book.active()) or "No alert fires."
 
 
-def done_already(book: AlertBook, deed: AlertDeed) -> str:
+def why_no_change(book: AlertBook, deed: AlertDeed) -> str:
     """Say that the alert is as the deed would leave it; empty where it is not."""
     alert, by = str(deed.alert), str(deed.by)
     if deed.what == "close":
@@ -117,12 +117,12 @@ def run(
     history = lake.read(ALERTS_TABLE) if lake.exists(ALERTS_TABLE) else None
     book = alert_book(config.alerts, alert_events(history, campaign.name))
     if deed.what == "list":
-        return JobResult("alert", "", details={"alerts": len(book.active()), "summary": listed(book)})
+        return JobResult("alert", "", details={"alerts": len(book.active()), "summary": active_alerts(book)})
     if config.governance.access is not None and deed.by != (actor := acting_user(config)):
         raise ConfigError(f"--by {deed.by} is not {actor}, who runs this: act in your own name")
     signing_key(config.governance.audit)
     written, events = list[Written](), list[AlertEvent]()
-    summary = done_already(book, deed)
+    summary = why_no_change(book, deed)
     if not summary:
         act = book.acknowledge if deed.what == "acknowledge" else book.close
         event = act(str(deed.alert), str(deed.by), now, str(deed.reason))

@@ -16,7 +16,7 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.governance import permissions
 from uplift_spark.jobs import alert
-from uplift_spark.jobs.alert import AlertDeed, done_already, listed
+from uplift_spark.jobs.alert import AlertDeed, active_alerts, why_no_change
 from uplift_spark.lake.schemas import columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, AlertRule, Condition
@@ -50,19 +50,19 @@ def test_what_cannot_be_done_is_one_sentence(chosen: tuple[str | None, ...], say
 
 def test_alerts_are_listed_and_what_was_done_is_known() -> None:
     book, (one, _) = fired("mail", "call")
-    assert listed(AlertBook()) == "No alert fires."
+    assert active_alerts(AlertBook()) == "No alert fires."
     deed = alert.options("acknowledge", one.alert, "ann", "asked the provider")["deed"]
-    assert done_already(book, deed) == ""
+    assert why_no_change(book, deed) == ""
     book.acknowledge(one.alert, "ann", START + HOUR, "asked the provider")
-    lines = listed(book).splitlines()
+    lines = active_alerts(book).splitlines()
     about = "ticket label_lag (cut mail) firing since 2026-03-02 00:00 UTC, acknowledged by ann: labels are missing"
     assert len(lines) == 2 and f"{one.alert} {about}" in lines
-    assert done_already(book, deed) == f"{one.alert} {about}: it is acknowledged already"
-    assert done_already(book, AlertDeed("acknowledge", one.alert, "ben", "I do it")) == ""
+    assert why_no_change(book, deed) == f"{one.alert} {about}: it is acknowledged already"
+    assert why_no_change(book, AlertDeed("acknowledge", one.alert, "ben", "I do it")) == ""
     closing = AlertDeed("close", one.alert, "ben", "over")
-    assert done_already(book, closing) == ""
+    assert why_no_change(book, closing) == ""
     book.close(one.alert, "ben", START + 2 * HOUR, "over")
-    assert "closed by ben since 2026-03-02 02:00 UTC: labels are missing: it is closed" in done_already(book, closing)
+    assert "closed by ben since 2026-03-02 02:00 UTC: labels are missing: it is closed" in why_no_change(book, closing)
 
 
 def add(lake: Lake, table: str, run_id: str, *rows: dict[str, object]) -> None:

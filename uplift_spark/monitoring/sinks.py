@@ -8,6 +8,7 @@ Idempotency-Key, the file by the key of a line. Secrets are read when they are n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -365,9 +366,9 @@ class Outbox:
                     count += 1
                 elif any(one is not None for one in known):
                     path.unlink()
-        except FileNotFoundError:
-            return count + self.settle(recorded)
         except OSError as error:
+            if error.errno == errno.ENOENT:  # another run settled it
+                return count + self.settle(recorded)
             raise DataError(f"the outbox {self.folder} cannot be written: {error.strerror or error}") from error
         return count
 

@@ -140,9 +140,11 @@ def _sum(values: list[float]) -> float:
 def differences(
     name: str, old: Digests, new: Digests, renamed: Mapping[str, str] | None = None, to_the_bit: bool = True
 ) -> list[str]:
-    """A sentence for each difference between two digests of a table; `renamed` is {column now: column then}."""
+    """A sentence for each difference between two digests of a table; `renamed` is {column now: column then}, for
+    digests that were made before the column got its name."""
     then = dict(old["columns"])
-    now = {(renamed or {}).get(column, column): (column, said) for column, said in new["columns"].items()}
+    before = {column: name for column, name in (renamed or {}).items() if name in then}
+    now = {before.get(column, column): (column, said) for column, said in new["columns"].items()}
     told = [
         f"{name} lost the column {column} ({then[column]['shows']})." for column in sorted(then.keys() - now.keys())
     ]

@@ -33,7 +33,7 @@ def registered(config: Config, model: UpliftModel) -> tuple[Registry, Registered
         {"n_trees": 16, "seed": 0, "kind": "forest"},
     )  # fmt: skip
     version = registry.log_model("spring", forest.to_bytes(), origin, *log_facts(forest, 1.0))
-    registry.set_champion(version)
+    registry.set_alias(version, "champion")
     return registry, version
 
 

@@ -13,6 +13,7 @@ from uplift_spark.lake.tables import Lake
 # These write no table: some print, the others write files beside the lakehouse.
 WRITE_NO_TABLE = {
     "contract",
+    "dashboard",
     "doctor",
     "grants",
     "power",

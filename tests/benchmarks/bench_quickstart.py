@@ -111,8 +111,8 @@ def report(name: str, trial: TrialFile, path: Path) -> int:
             print(f"{name:15} FAILED after {minutes:.1f} min: {ran.stderr.strip().splitlines()[-1]}", flush=True)
             return 1
         conf = yaml.safe_load((Path(where) / "conf" / f"{name}.yaml").read_text())
-        page = Path(where) / "lakehouse" / "reports" / name / "latest.html"
-        roles, size = conf["roles"], page.resolve().stat().st_size / 1e6
+        pages = (Path(where) / "lakehouse" / "reports" / name).rglob("*.html")
+        roles, size = conf["roles"], max(page.stat().st_size for page in pages) / 1e6
     kept = [column for column in trial.never if column in roles["features"]]
     right = str(roles["control"]) == trial.control and not kept
     guesses = sum("--" in line for line in ran.stderr.splitlines())

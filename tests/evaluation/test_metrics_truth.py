@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
+from uplift_spark.evaluation.metrics import truth_of_rows
 from uplift_spark.evaluation.spark import against_truth
 
 
@@ -28,6 +29,15 @@ def test_truth_equals_numpy(spark):
         assert details["oracle_qini"] == pytest.approx(_qini(effect, effect), rel=1e-5)
         assert details["true_qini"] == pytest.approx(_qini(predicted, effect), rel=2e-3)  # ties
         assert details["true_qini"] < details["oracle_qini"] < details["oracle_auuc"]
+    # Rows in memory are compared alike.
+    long = [
+        frame.rename(columns={"unit_id": "unit", "treatment": "level", name: "value"})[["unit", "level", "value"]]
+        for frame, name in ((scores, "uplift"), (truth._append(strangers), "effect"))
+    ]
+    here = truth_of_rows(holdout[["unit_id"]].set_axis(["unit"], axis=1), *long, LEVELS)
+    assert {level: one.details() for level, one in here.items()} == {
+        level: pytest.approx(one.details()) for level, one in result.items()
+    }
     # Every unit counts, whatever it received.
     np.testing.assert_allclose(np.unique(np.rint(np.diff(result["5%"].oracle.fraction) * 700)), [1, 2])
 

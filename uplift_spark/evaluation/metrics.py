@@ -582,6 +582,54 @@ def truth_of(counted: pd.DataFrame, direction: Direction = "increase") -> Truth:
     )
 
 
+def truth_of_rows(
+    units: pd.DataFrame,
+    predicted: pd.DataFrame,
+    effect: pd.DataFrame,
+    levels: tuple[str, ...],
+    direction: Direction = "increase",
+) -> dict[str, Truth]:
+    """Compare predictions with true effects, by level, of rows in memory.
+
+    Args:
+        units: `unit` of the hold-out.
+        predicted: `unit`, `level` and `value`, the predicted effect; none of them missing.
+        effect: The same of the true effect.
+        levels: To compare; those that lack predictions or true effects are left out.
+        direction: Which way the outcome should go.
+
+    Returns:
+        {level: truth}.
+    """
+    limits = [
+        benefit(rows["value"], direction).groupby(rows["level"]).agg(["min", "max", "size"])
+        for rows in (predicted, effect)
+    ]
+    levels = tuple(level for level in levels if all(level in each.index for each in limits))
+    if not levels:
+        return {}
+    grids = [Grid.of(each["min"][list(levels)], each["max"][list(levels)], each["size"].max()) for each in limits]
+    pairs = units.merge(predicted, on="unit").merge(effect, on=["unit", "level"], suffixes=("_p", "_e"))
+    return {
+        level: truth_of(_counted_rows(pairs[pairs["level"] == level], code, grids, direction), direction)
+        for code, level in enumerate(levels)
+    }
+
+
+def _counted_rows(pairs: pd.DataFrame, code: int, grids: list[Grid], direction: Direction) -> pd.DataFrame:
+    """What `truth_of` takes: a row for the level, and one for each key of the predictions and of the true effects."""
+    p, e = (pairs[name].to_numpy(float) for name in ("value_p", "value_e"))
+    total = np.rint(e * TRUTH_UNITS).astype(np.int64)
+    means = {"p": p, "e": e, "pp": p * p, "ee": e * e, "pe": p * e}
+    whole = {"n": len(p), "total": total.sum(), "rmse": math.sqrt(np.mean((p - e) ** 2))}
+    parts = [pd.DataFrame([whole | {name: values.mean() for name, values in means.items()}])]
+    for name, grid, values in zip(("by_predicted", "by_effect"), grids, (p, e), strict=True):
+        keys = grid.keys_of(benefit(values, direction), code)
+        by_key = pd.DataFrame({name: keys, "total": total}).groupby(name)["total"]
+        parts.append(by_key.agg(n="size", total="sum").reset_index())
+    return pd.concat(parts, ignore_index=True)
+
+
 def _correlation(means: pd.Series) -> float:
     """Pearson's correlation from the means of both values and their products; NaN where one of them does not vary."""
     spreads = [means["pp"] - means["p"] ** 2, means["ee"] - means["e"] ** 2]

@@ -38,6 +38,7 @@ from uplift_spark.evaluation.metrics import (
     ordered_levels,
     quarter_labels,
     truth_of,
+    truth_of_rows,
 )
 from uplift_spark.evaluation.report import PROFILE_COLUMNS, profile_rows
 from uplift_spark.evaluation.sums import (
@@ -387,6 +388,11 @@ def against_truth(
     effect are left out.
     """
     predicted, effect = (_long(frame, c) for frame, c in ((scores, "uplift"), (truth, "effect")))
+    if few_rows(holdout.sparkSession):
+        long = [frame.toArrow().to_pandas() for frame in (predicted, effect)]
+        if not any(rows["value"].isna().any() for rows in long):
+            units = holdout.select(F.col(UNIT).cast("string").alias("unit")).toArrow().to_pandas()
+            return truth_of_rows(units, long[0], long[1], levels, direction)
     ranges = [_ranges(frame, direction) for frame in (predicted, effect)]
     levels = tuple(level for level in levels if all(level in by_level for by_level in ranges))
     if not levels:

@@ -28,8 +28,8 @@ UPLIFT = Path(sys.executable).with_name("uplift")
 
 @dataclass(frozen=True)
 class TrialFile:
-    """A file, the flags that say which column is what, and what must be guessed: control and columns that are none of
-    the features."""
+    """A file, the flags that say which column is what, and what must be guessed: the control, `none` where it is 0, and
+    columns that are no features."""
 
     path: str
     flags: str
@@ -48,29 +48,29 @@ FILES = {
     "karlan_list": TrialFile(
         "karlan_list/karlan_list_2007.csv.gz",
         "--treatment ratio --outcome out_gavedum --value 45 --cost .5",
-        "0",
+        "none",
         never=("out_amountgive",),
     ),
     "thornton_hiv": TrialFile(
-        "thornton_hiv/thornton_hiv.dta", "--treatment any --outcome got --value 5 --cost 1", "0", never=("tinc",)
+        "thornton_hiv/thornton_hiv.dta", "--treatment any --outcome got --value 5 --cost 1", "none", never=("tinc",)
     ),
     "lalonde": TrialFile(
         "nsw_mixtape/nsw_mixtape.dta",
         "--treatment treat --outcome re78 --value 1 --cost 500",
-        "0",
+        "none",
         never=("data_id",),
         package="causaldata",
     ),
     "crop_insurance": TrialFile(
         "social_insure/Cai_2015.csv",
         "--treatment intensive --outcome takeup_survey --value 10 --cost 1",
-        "0",
+        "none",
         package="causaldata",
     ),
     "legislators": TrialFile(
         "black_politicians/black_politicians.csv",
         "--treatment treat_out --outcome responded --value 1 --cost .01",
-        "0",
+        "none",
         package="causaldata",
     ),
 }

@@ -155,7 +155,8 @@ def test_spark_frames_keep_their_columns_beside_their_effects(kind: str, on_spar
 def test_units_that_repeat_on_spark_are_refused_by_whatever_fits_or_estimates(on_spark: Any) -> None:
     frame = on_spark(*PLAIN)
     twice, model = frame.unionAll(frame.where("unit < 3")), fitted(plain(), ROLES)
-    apart = twice.selectExpr("*", "monotonically_increasing_id() as house", "arm * (age % 2) as opened")
+    again = frame.where("unit < 3").selectExpr("*", "unit + 1000 as house")  # of another cluster
+    apart = frame.selectExpr("*", "unit as house").unionAll(again).selectExpr("*", "arm * (age % 2) as opened")
     verbs: list[Callable[[], Any]] = [
         lambda: fitted(twice, ROLES),
         lambda: fitted(apart, replace(ROLES, cluster="house")),

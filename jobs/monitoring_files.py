@@ -41,6 +41,7 @@ from uplift_spark.monitoring.prometheus import (
     serving_records,
 )
 from uplift_spark.monitoring.scenarios import CASES, Case, case_files, proven_cases
+from uplift_spark.runtime import write_files
 from uplift_spark.sections.alerts import SinkConf
 
 NAMES = RuleFileNames()
@@ -134,27 +135,6 @@ def _receiver(conf: SinkConf) -> tuple[str, dict[str, Any]]:
     texts = "{{ range .Alerts }}{{ .Status }} {{ .Labels.alertname }}: {{ .Annotations.summary }}\n{{ end }}"
     title = "[{{ .CommonLabels.severity }}] {{ .CommonLabels.campaign }}: {{ .Alerts.Firing | len }} firing"
     return "slack_configs", {**url, **token, "title": title, "text": texts, "send_resolved": True}
-
-
-def write_texts(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files, each whole or not at all; files of other names in the folder stay.
-
-    Args:
-        folder: Made when it is not there.
-        files: {path below it: text}.
-
-    Raises:
-        EnvironmentProblem: The folder cannot be written.
-    """
-    try:
-        for name, text in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(text)
-            part.replace(path)
-    except OSError as error:
-        raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def proof_rows(rules: Sequence[PromRule], proven: Mapping[tuple[str, str, Case], bool]) -> list[list[str]]:
@@ -252,7 +232,7 @@ def command(
     services = parsed_services(serving or [], campaigns)
     targets = ScrapeTargets(tuple(node or ["localhost:9100"]), services, key_file, alertmanager)
     files, rules = monitoring_texts(configs, targets)
-    write_texts(to, files)
+    write_files(to, files)
     out().print(f"wrote {len(files)} files to {to}: {len(rules)} alerting rules of {', '.join(campaigns)}")
     for name in files:
         out().print(f"  {to / name}")

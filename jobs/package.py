@@ -18,7 +18,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import DataError
 from uplift_spark.monitoring.prometheus import ScrapeTargets
-from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress, write_files
 from uplift_spark.serving.packaging import (
     CONF_FILE,
     METRICS_KEY_FILE,
@@ -33,7 +33,6 @@ from uplift_spark.serving.packaging import (
     mlserver_requirements,
     requirements_text,
     source_files,
-    write_package,
 )
 from uplift_spark.serving.store import Manifest, check_plain_ids, open_version, serving_folder
 
@@ -131,7 +130,7 @@ def run(
         "compose/campaign.yaml": compose_conf(config),
         **_monitoring(campaign),
     }
-    write_package(to, files)
+    write_files(to, files)
     run_id = run_id or derive_run_id("package", facts, image=image)
     differs = ", ".join(f"{name} {then} then, {now} here" for name, (then, now) in facts["differs"].items())
     return JobResult.of(

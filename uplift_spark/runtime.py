@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import yaml
 
 import uplift_spark
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 
 
 def state_folder() -> Path:
@@ -395,3 +395,24 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
         raw = child
     raw[leaf] = _parsed(value, f"override {override[:80]!r}")
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files, each whole or not at all; files of other names in the folder stay.
+
+    Args:
+        folder: Made when it is not there.
+        files: {path below it: content}.
+
+    Raises:
+        EnvironmentProblem: The folder cannot be written.
+    """
+    try:
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(path)
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror or error}") from error

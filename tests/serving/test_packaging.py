@@ -14,6 +14,7 @@ import yaml
 from tests.serving.published import config_of
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.runtime import write_files
 from uplift_spark.sections.serving import PackageConf
 from uplift_spark.serving import packaging
 from uplift_spark.serving.packaging import (
@@ -29,7 +30,6 @@ from uplift_spark.serving.packaging import (
     mlserver_requirements,
     requirements_text,
     served_conf,
-    write_package,
 )
 
 KNOWN = PackagedVersion("spring", 3, "ab" * 32, "v1.2", {"python": "3.11.7"}, {"10%": {"qini": (0.2, 0.1, 0.3)}})
@@ -245,11 +245,11 @@ def test_mlserver_has_our_arithmetic_and_its_own_web_server() -> None:
 
 
 def test_nothing_is_left_in_part_and_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    write_package(tmp_path / "a", {"x/y": "text", "z": b"\x00"})
+    write_files(tmp_path / "a", {"x/y": "text", "z": b"\x00"})
     assert {path.name for path in (tmp_path / "a").rglob("*") if path.is_file()} == {"y", "z"}
     (tmp_path / "b").write_text("")
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
-        write_package(tmp_path / "b", {"x": "text"})
+        write_files(tmp_path / "b", {"x": "text"})
 
 
 def test_what_is_served_names_no_source(tmp_path: Path) -> None:

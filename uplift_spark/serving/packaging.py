@@ -139,27 +139,6 @@ def source_files() -> dict[str, bytes]:
     }
 
 
-def write_package(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files, each whole or not at all; files of other names in the folder stay.
-
-    Args:
-        folder: Made when it is not there.
-        files: {path below it: content}.
-
-    Raises:
-        EnvironmentProblem: The folder cannot be written.
-    """
-    try:
-        for name, content in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_bytes(content.encode() if isinstance(content, str) else content)
-            part.replace(path)
-    except OSError as error:
-        raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The image.
 

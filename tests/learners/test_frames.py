@@ -202,7 +202,7 @@ def test_ids_that_are_made_anew_at_each_reading_are_refused_with_a_remedy(spark:
         lambda: model.explain(unstable),
     ]
     for verb in verbs:
-        with pytest.raises(UpliftError, match=r"column 'unit' holds other ids at each reading, .* keep=True"):
+        with pytest.raises(UpliftError, match=r"beside the ids of column 'unit' at each reading, .* keep=True"):
             verb()
     assert model.effect(unstable, keep=True).count() == N
     kept = unstable.localCheckpoint()

@@ -268,9 +268,9 @@ def check_ids(frame: DataFrame, unit: str, columns: Sequence[str]) -> None:
 
     if passed([unit, *some])[:1] != passed(plain)[:1]:
         raise DataError(
-            f"column {unit!r} holds other ids at each reading, as from monotonically_increasing_id(): effects would be "
-            "joined to other rows; write the frame to a table with its ids and read that, take ids that rows have, or "
-            "call effect(frame, keep=True), which needs no join"
+            f"other values stand beside the ids of column {unit!r} at each reading, as by "
+            "monotonically_increasing_id() or rand(): effects would be joined to other rows; write it to a table, "
+            "read that, take ids and values that rows have, or call effect(frame, keep=True), which needs no join"
         )
 
 

@@ -80,6 +80,14 @@ def test_writers_at_once_make_one_chain(lake: Lake, tmp_path: Path) -> None:
     log = AuditLog(config, lake)
     checked = log.verify()
     assert checked.holds and (checked.entries, checked.covered) == (6, 6)
+
+    def verdict(action: str) -> int:
+        event = AuditEvent("bob", action, "model spring version 1", "because", "")
+        entry = record_event(config, lake, event, among=("approve", "reject"))
+        assert entry is not None
+        return entry.seq
+
+    assert [verdict(one) for one in ("approve", "approve", "reject", "approve", "approve")] == [7, 7, 8, 9, 9]
     assert len(CheckpointFolder(str(tmp_path / "elsewhere")).read()) == 6
     with pytest.raises(Exception, match="DELTA_CANNOT_MODIFY_APPEND_ONLY"):
         lake.spark.sql(f"DELETE FROM {lake.reference('gold.audit_log')} WHERE seq = 6")

@@ -89,7 +89,7 @@ def test_an_alert_is_acknowledged_and_closed_on_record_and_unblocks_retrain(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     campaign = with_alert(lake, tmp_path, "mail")
-    windows = monitored_windows(lake, "spring")
+    windows = monitored_windows(lake, "spring", 24)
     assert list(open_incidents(windows, 1)) == ["label_lag"]
     (name,) = rows_of(lake, "gold.alerts")["alert"]
 

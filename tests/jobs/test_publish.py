@@ -242,7 +242,8 @@ def test_without_scores_or_needed_consent_nothing_is_published(house, spark, tmp
     other.write("gold.uplift_scores", scores, "score-1")
     with pytest.raises(DataError, match=r"table bronze\.consent does not exist, and consent\.required is true"):
         publish.run(empty)
-    assert not serving_folder(config).exists()
+    left = [path.name for path in serving_folder(config).iterdir()]
+    assert left == [".publishing"]  # the lock of who publishes
 
 
 def test_of_two_at_once_the_second_reads_and_publishes_nothing(tmp_path):

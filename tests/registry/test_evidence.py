@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 import pytest
-from pyspark.sql.types import StructType
 
 from uplift_spark.config import Labels
 from uplift_spark.errors import DataError
@@ -30,7 +29,7 @@ DAY = timedelta(days=1)
 
 
 def add(lake: Lake, table: str, run_id: str, *rows: dict[str, object]) -> None:
-    schema = StructType([field for field in columns_to_fill(table) if field.name != "ingested_at"])
+    schema = columns_to_fill(table)
     lake.write(table, lake.spark.createDataFrame(table_cells(schema.fieldNames(), rows), schema), run_id)
 
 

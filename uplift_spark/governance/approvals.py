@@ -216,7 +216,8 @@ def decide_version(
     details = {"by": verdict.by, "needs": list(conf.needs), "metadata": dict(facts.metadata), "bias": facts.bias}
     details["evaluations"] = dict(facts.evaluations)
     event = AuditEvent(actor, action, name, verdict.reason, "", "", _versions(model), details)
-    entry = record_event(config, lake, event, once=False)  # a verdict may be given, taken back and given again
+    # A verdict may be given, taken back and given again; the same one again only carries on what a kill left.
+    entry = record_event(config, lake, event, among=("approve", "reject"))
     tags = {conf.tag: APPROVED if verdict.approves else REJECTED, f"{conf.tag}_by": verdict.by}
     tags |= {f"{conf.tag}_reason": verdict.reason, f"{conf.tag}_entry": entry.hash if entry else ""}
     named = {key: str(facts.metadata[key]) for key in ("owner", "purpose", "legal_basis") if facts.metadata.get(key)}

@@ -7,7 +7,7 @@ shows them and explains a unit's decision. The chain itself, proofs and signatur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -65,7 +65,9 @@ _DECISION = (RUN_ID, CAMPAIGN, UNIT, TREATMENT, "reason", "gain", "cost", "value
 # both saw entry 10 as the last, one writes entry 11 and the other reads the log again.
 
 
-def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = True) -> AuditEntry | None:
+def record_event(
+    config: Config, lake: Lake, event: AuditEvent, once: bool = True, among: Sequence[str] = ()
+) -> AuditEntry | None:
     """Add an entry to gold.audit_log, and sign a checkpoint of it where the configuration names a place.
 
     Args:
@@ -74,6 +76,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
         event: What happened; an empty actor is whoever runs this, an empty campaign the configuration's.
         once: Leave out an event that the newest entry of its action and subject says already, as when a job is run
             again.
+        among: Actions whose newest entry counts for `once`, where one takes another back; by default the event's own.
 
     Returns:
         The entry, new or known; None where the configuration has no audit log.
@@ -88,7 +91,7 @@ def record_event(config: Config, lake: Lake, event: AuditEvent, once: bool = Tru
     actor, details = event.actor or acting_user(config), finite_values(event.details)
     event = replace(event, actor=actor, campaign=event.campaign or config.campaign, details=details)
     for _ in range(_TRIES):
-        first, last, same = _newest(lake, event)
+        first, last, same = _newest(lake, event, among or (event.action,))
         if once and same is not None and _says(same, event):
             return same
         (entry,) = chained([event], last, datetime.now(UTC))
@@ -117,12 +120,12 @@ def finite_values(details: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in plain_values(details).items()}
 
 
-def _newest(lake: Lake, event: AuditEvent) -> tuple[AuditEntry | None, ...]:
-    """The first entry, the last one, and the last of the event's action and subject."""
+def _newest(lake: Lake, event: AuditEvent, actions: Sequence[str]) -> tuple[AuditEntry | None, ...]:
+    """The first entry, the last one, and the last of these actions on the event's subject."""
     if not lake.exists(AUDIT_TABLE):
         return None, None, None
     log = lake.read(AUDIT_TABLE)
-    alike = (F.col("action") == event.action) & (F.col("subject") == event.subject)
+    alike = F.col("action").isin(*actions) & (F.col("subject") == event.subject)
     numbers = log.agg(F.max("seq"), F.max(F.when(alike, F.col("seq")))).collect()[0]
     wanted = [1, *(number for number in numbers if number is not None)]
     rows = log.where(F.col("seq").isin(wanted)).select("seq", "entry", "hash").collect()

@@ -415,8 +415,11 @@ AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = gold_table("audit_log"), gold_table("audi
 
 
 def columns_to_fill(table: str) -> StructType:
-    """Columns of a declared table that its writer fills: all but run_id. Raises KeyError for any other table."""
-    return StructType([field for field in _CONTRACTS[table].columns if field.name != RUN_ID])
+    """Columns of a declared table that its writer fills: all but run_id and ingested_at, which `Lake.write` sets.
+
+    Raises KeyError for any other table.
+    """
+    return StructType([field for field in _CONTRACTS[table].columns if field.name not in (RUN_ID, INGESTED_AT)])
 
 
 _RENAMED = {pair for contract in (*_SHARED, *_PER_CAMPAIGN.values()) for pair in contract.renamed.items()}

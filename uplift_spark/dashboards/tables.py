@@ -190,9 +190,9 @@ class CampaignTables:
 
 def _with_unknowns(rows: pd.DataFrame) -> pd.DataFrame:
     """A column without any value as NaN, and infinite figures, too: neither can be shown."""
-    empty = {name: np.nan for name in rows if rows[name].dtype == object and rows[name].isna().all()}
+    empty = {name: np.nan for name in map(str, rows) if rows[name].dtype == object and rows[name].isna().all()}
     rows = rows.assign(**empty) if empty else rows
-    infinite = [name for name in rows.select_dtypes("float") if np.isinf(rows[name]).any()]
+    infinite = [name for name in map(str, rows.select_dtypes("float")) if np.isinf(rows[name]).any()]
     return rows.assign(**{name: rows[name].where(np.isfinite(rows[name])) for name in infinite}) if infinite else rows
 
 

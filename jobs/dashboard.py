@@ -22,13 +22,13 @@ from uplift_spark.console import err, main_job, read_config
 from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, page_server
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
-from uplift_spark.errors import ConfigError, DataError, UpliftError
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, UpliftError
 from uplift_spark.governance.permissions import check_permitted
 from uplift_spark.lake.local_tables import local_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, gold_table
 from uplift_spark.policy.allocation import CHOSEN, NOT_WORTH
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
-from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
+from uplift_spark.runtime import JobResult, ProgressCallback, no_progress, write_files
 from uplift_spark.sections.source import Simulation
 from uplift_spark.spark_versions import sql_text
 
@@ -91,11 +91,7 @@ def run(
     progress("reading tables")
     pages = dashboard_pages([campaign_tables(one, len(every)) for one in every])
     folder = request.to or campaign.reports("dashboards")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages.items():
-        part = (folder / name).with_suffix(".part")  # a killed run leaves the page before, never half of one
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+    write_files(folder, pages)  # each whole: a killed run leaves the page before
     sizes = {name: f"{len(text.encode()) / 1e6:.2f} MB" for name, text in pages.items()}
     return JobResult("dashboard", "", details={"folder": folder, "pages": sizes})
 
@@ -113,8 +109,16 @@ def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:
         return dashboard_pages([campaign_tables(one, len(campaigns)) for one in campaigns], version)
 
     pages = FreshPages(fingerprint, make)
-    pages.current()  # what is wrong with the tables is said here
-    server = page_server(pages, port)
+    try:
+        server = page_server(pages, port)
+    except OSError as error:
+        fix = "name another by `--port`, or 0 for any that is free"
+        raise EnvironmentProblem(f"port {port} of {HOST} cannot be used ({error.strerror or error}): {fix}") from error
+    try:
+        pages.current()  # what is wrong with the tables is said here
+    except BaseException:
+        server.server_close()
+        raise
     err().print(f"serving on http://{HOST}:{server.server_address[1]} until Ctrl-C", soft_wrap=True)
     try:
         server.serve_forever()

@@ -17,6 +17,7 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import DataError
+from uplift_spark.monitoring.files import monitoring_texts
 from uplift_spark.monitoring.prometheus import ScrapeTargets
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress, write_files
 from uplift_spark.serving.packaging import (
@@ -158,7 +159,7 @@ def _monitoring(campaign: Campaign) -> dict[str, str | bytes]:
     """Prometheus' configuration and rules, as `uplift monitoring-files` writes them, for the names in Compose."""
     port, nodes = campaign.config.serving.port, campaign.config.serving.package.nodes
     targets = ScrapeTargets(nodes, {campaign.name: f"uplift:{port}"}, METRICS_KEY_FILE, "alertmanager:9093")
-    return {f"monitoring/{name}": text for name, text in campaign.monitoring_files(targets).items()}
+    return {f"monitoring/{name}": text for name, text in monitoring_texts([campaign.config], targets)[0].items()}
 
 
 if __name__ == "__main__":

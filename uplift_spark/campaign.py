@@ -202,12 +202,6 @@ class Campaign:
         source = self.config.source
         return self.lake.planned(source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
 
-    def monitoring_files(self, targets: Any) -> dict[str, str]:
-        """What `uplift monitoring-files` writes for this campaign; `targets` are the `ScrapeTargets` of Prometheus."""
-        from uplift_spark.jobs.monitoring_files import monitoring_texts
-
-        return monitoring_texts([self.config], targets)[0]
-
     @property
     def name(self) -> str:
         """Name of the campaign."""

@@ -10,6 +10,14 @@ from tests.dashboards.browser import chromium
 from tests.dashboards.samples import needs_chromium, needs_node, planned, sample_tables
 from uplift_spark.dashboards.pages import PAGES, dashboard_pages
 
+REFUSED = """new Promise((ready) => {
+  const number = document.querySelector('.whatif input[type=number]'), panel = document.querySelector('article');
+  const before = panel.dataset.plan;
+  number.value = '-5';
+  number.dispatchEvent(new Event('input'));
+  setTimeout(() => ready([panel.dataset.plan === before, number.getAttribute('aria-invalid'),
+    document.querySelector('.refusal').textContent]), 100);
+})"""
 MOVED = """new Promise((ready) => {
   const number = document.querySelector('.whatif input[type=number]'), panel = document.querySelector('article');
   const before = panel.dataset.plan;
@@ -28,6 +36,8 @@ def test_pages_ask_for_nothing_and_plan_by_their_sliders(tmp_path):
             (tmp_path / file).write_text(text)
             browser.open(tmp_path / file)
             if file == "executive.html":
+                same, invalid, words = browser.run(REFUSED)
+                assert same and invalid == "true" and "Write a number of 0 or more" in words and "1,000" in words
                 shown = json.loads(browser.run(MOVED))
                 settings = {"budget": 121, "value": 7.0, "cost": [0.5], "levels": [True], "safe": False, "net": True}
                 (plan,) = planned(tables.whatif, [settings])

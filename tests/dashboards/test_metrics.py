@@ -74,7 +74,7 @@ def test_executive_figures_and_sentences():
         spend.value == 1000 and "100 % of the budget of 1,000" in spend.sentence and "would gain 0.31" in spend.sentence
     )
     assert coverage.value == 2000 / 5000 and "bars 100, most by “kept out at random”" in coverage.sentence
-    assert drift.value == 0.5 and "region differ in the newest window only" in drift.sentence
+    assert drift.value == 0.5 and "region differs in the newest window only" in drift.sentence
     assert "100 units are kept out at random" in programme.sentence
 
 

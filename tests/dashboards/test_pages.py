@@ -177,3 +177,51 @@ def test_windows_that_were_monitored_again_count_once():
     again = frames["kpi"].assign(value=9.0, as_of=frames["kpi"]["as_of"] + pd.Timedelta(hours=1))
     tables = sample_tables({"kpi": pd.concat([again, frames["kpi"]], ignore_index=True)})
     assert len(tables.kpis) == 8 and (tables.kpis["value"] == 9.0).all()
+
+
+def test_figures_that_are_null_or_infinite_are_not_known():
+    frames = sample_frames()
+    changes = [
+        {"policy_limits": frames["policy_limits"].assign(most=None, used=None, price=None)},
+        {"policy_curve": frames["policy_curve"].assign(budget=np.nan)},
+        {"policy_curve": frames["policy_curve"].assign(observed=None, observed_lower=None, observed_upper=None)},
+        {"lift_table": frames["lift_table"].assign(uplift=np.inf, low_sample=None)},
+        {"retrain": pd.DataFrame([{"window_end": None, "decision": None, "check": "decision", "sentence": None}])},
+    ]
+    for change in changes:
+        for page in dashboard_pages([sample_tables(frames | change)]).values():
+            assert ">nan" not in page and ">inf" not in page, change
+    unlimited = sample_tables(policy=PolicyFacts({"visit": 7.0}, {"mail": 0.5}, float("inf")))
+    (facts,) = facts_of(dashboard_pages([unlimited])["executive.html"])["campaigns"]
+    assert facts["whatif"]["settings"]["budget"] is None
+
+
+def test_whom_the_plan_treats_is_said_without_naming_anybody():
+    decisions = pd.DataFrame(
+        {"treatment": ["mail", "none", "none"], "n": [2000, 2900, 4], "gain": [901.0, 0.0, 77.125],
+         "reason": ["best within the limits", "not worth it within the limits", "rule <young>"], "cost": 0.0}
+    )  # fmt: skip
+    page = dashboard_pages([sample_tables(decisions=decisions)])["executive.html"]
+    part = page[page.index("Whom the plan treats, and why") : page.index("What a budget brings")]
+    assert "mail to 2,000 units" in part and "WHERE unit_id = &#39;ID&#39;" in part and ">901<" in part
+    assert "rule &lt;young&gt;" in part and "77.1" not in part  # sums over four units would tell of each
+
+
+def test_a_prediction_outside_the_hold_out_s_interval_is_not_promised():
+    plan = sample_frames()["policy_curve"]
+    words = "The model predicts less than the hold-out shows"
+    for shown, gain in ((True, 100.0), (False, 1400.0)):
+        frames = sample_frames() | {"policy_curve": plan.assign(gain=gain)}
+        assert (words in dashboard_pages([sample_tables(frames)])["executive.html"]) is shown
+
+
+def test_what_broke_and_is_over_stays_on_the_page_for_a_week():
+    frames = sample_frames()
+    page = dashboard_pages([sample_tables(frames)])["oncall.html"]
+    part = page[page.index("What broke lately") :]
+    assert part.index("drift_score") and "resolved" in part and "pending" not in part
+    old = frames["alerts"].assign(at=frames["alerts"]["at"] - pd.Timedelta(days=8))
+    assert (
+        "No alert fired or ended in the last 7 days"
+        in dashboard_pages([sample_tables(frames | {"alerts": old})])["oncall.html"]
+    )

@@ -99,7 +99,7 @@ def test_a_slider_takes_at_most_a_tenth_of_a_second():
 @needs_node
 def test_a_scenario_becomes_lines_that_simulate_reads():
     settings = {"budget": 1234.5, "value": 3, "cost": [0.25, 1], "levels": [True, False], "safe": True, "net": True}
-    names = {"levels": ['10% "off"', "b: {c}"], "outcome": "buys #1"}
+    names = {"levels": ['10% "off"', "b: {c}\u2028\x85"], "outcome": "buys #1 \U0001f680"}
     code = whatif_script() + "\nconst [n, s] = JSON.parse(require('fs').readFileSync(0));console.log(confOf(n, s));"
     done = subprocess.run(
         [str(NODE), "-e", code], input=json.dumps([names, settings]), capture_output=True, text=True, check=True
@@ -109,7 +109,7 @@ def test_a_scenario_becomes_lines_that_simulate_reads():
         **{key: tuple(v) if isinstance(v, list) else v for key, v in lines["scenarios"]["what_if"].items()}
     )
     assert scenario.budget == 1234.5 and scenario.levels == ('10% "off"',)
-    assert scenario.cost == {'10% "off"': 0.25, "b: {c}": 1.0} and scenario.value == {"buys #1": 3.0}
+    assert scenario.cost == {'10% "off"': 0.25, names["levels"][1]: 1.0} and scenario.value == {names["outcome"]: 3.0}
     assert lines["policy"] == {"bound": "lower"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from deltalake import CommitProperties, write_deltalake
 
 from tests.dashboards.samples import sample_frames, sample_units
 from uplift_spark.campaign import Campaign
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.jobs import dashboard
 
 CONF = {
@@ -117,6 +118,18 @@ def test_further_campaigns_stand_on_the_same_pages(campaign, tmp_path):
 def test_anything_but_serve_is_refused():
     with pytest.raises(ConfigError, match="has no 'show'"):
         dashboard.DashboardRequest("show")
+
+
+def test_a_folder_or_a_port_that_cannot_be_used_is_said_in_one_sentence(campaign, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match="file cannot be written"):
+        dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path / "file"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(EnvironmentProblem, match=f"port {port} of 127.0.0.1 cannot be used .*: name another"):
+            dashboard.run(campaign, request=dashboard.DashboardRequest("serve", port=port))
 
 
 @pytest.mark.slow

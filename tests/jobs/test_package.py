@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ import yaml
 from tests.serving.known import QINI, known_campaign
 from tests.serving.published import config_of, features_of, publish, trial
 from uplift_spark.campaign import Campaign
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.jobs import package
+from uplift_spark.sections.serving import PackageConf
 from uplift_spark.serving.guard import new_key
-from uplift_spark.serving.packaging import CACHE, VENV
+from uplift_spark.serving.packaging import CACHE, VENV, redis_port, served_conf
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +100,26 @@ def test_without_a_published_version_there_is_nothing_to_package(trained, tmp_pa
     publish(config_of(tmp_path), *trained, 5)
     with pytest.raises(ConfigError, match="model 'spring' has no version 1"):
         package.run(Campaign(config_of(tmp_path)), to=tmp_path / "to")
+
+
+@pytest.mark.parametrize("address", ["redis://h:1/0?password=hush", "redis://hush@h:1/0", "redis://:hush@h:1/0"])
+def test_a_secret_in_the_configuration_is_refused_and_not_repeated(tmp_path: Path, address: str) -> None:
+    config = config_of(tmp_path)
+    config = replace(config, serving=replace(config.serving, redis=address))
+    with pytest.raises(ConfigError, match="has a password, which would stand in files") as refused:
+        redis_port(config)
+    assert "hush" not in str(refused.value)
+
+
+def test_what_no_container_could_use_is_refused(tmp_path: Path, house: Campaign) -> None:
+    config = config_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"serving\.port is 0"):
+        served_conf(replace(config, serving=replace(config.serving, port=0)))
+    with pytest.raises(ValueError, match="base"):
+        PackageConf(base="python:3.11\nRUN curl evil")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match="file cannot be written"):
+        package.run(house, to=tmp_path / "file")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyspark.sql import SparkSession
@@ -146,3 +148,23 @@ def test_java_makes_an_archive_and_takes_it(tmp_path: Path) -> None:
         lines.append(run.stdout.strip())
     (archive,) = tmp_path.glob("classes-*.jsa")
     assert lines == [str(archive), "3"] and archive.stat().st_size > 10_000_000
+
+
+def test_a_machine_too_busy_to_write_the_archive_has_none() -> None:
+    """Sessions start without it, so setting up goes on: the JVM is ended, and a sentence says why."""
+
+    class Process:
+        stdin, killed = io.BytesIO(), False
+
+        def wait(self, seconds: float) -> None:
+            raise subprocess.TimeoutExpired("java", seconds)
+
+        def kill(self) -> None:
+            self.killed = True
+
+    process = Process()
+    gateway = SimpleNamespace(shutdown=lambda: None, proc=process)
+    started = SimpleNamespace(stop=lambda: None, sparkContext=SimpleNamespace(_gateway=gateway))
+    with pytest.raises(EnvironmentProblem, match="within 300 seconds"):
+        session._end(started)
+    assert process.killed

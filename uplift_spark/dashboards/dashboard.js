@@ -48,7 +48,7 @@
     if (!pick("level") || !facts.cuts) return;
     const names = Object.keys(facts.cuts);
     pick("level").append(...facts.levels.map((level, k) => element("option", { value: k }, level)));
-    pick("cut").append(...names.map((name) => element("option", { value: name }, name.replace(/^segment:/, "") || "all units")));
+    pick("cut").append(...names.map((name) => element("option", { value: name }, name === "all" ? "all units" : name.replace(/^segment:/, ""))));
     const first = names.find((name) => name !== "all") || names[0];
     pick("cut").value = names.includes(state.get("cut")) ? state.get("cut") : first;
     pick("level").value = state.has("level") && facts.levels[Number(state.get("level"))] !== undefined ? state.get("level") : String(facts.best);
@@ -130,9 +130,16 @@
       const range = element("input", { type: "range", min: 0, max: nice, step: nice / 200, id, "aria-label": label });
       const number = element("input", { type: "number", min: 0, step: "any", "aria-label": `${label}, exact` });
       range.value = value; number.value = Number(value.toPrecision(6));
-      range.addEventListener("input", () => { number.value = range.value; set(Number(range.value)); soon(); });
-      number.addEventListener("input", () => { if (number.value !== "" && Number(number.value) >= 0) { range.value = number.value; set(Number(number.value)); soon(); } });
-      return element("div", { class: "slider" }, element("label", { for: id }, label), number, range);
+      const refusal = element("small", { class: "refusal", role: "alert" });
+      range.addEventListener("input", () => { number.value = range.value; range.dataset.used = range.value; number.removeAttribute("aria-invalid"); refusal.textContent = ""; set(Number(range.value)); soon(); });
+      number.addEventListener("input", () => {
+        const good = number.value !== "" && Number(number.value) >= 0 && Number.isFinite(Number(number.value));
+        number.setAttribute("aria-invalid", String(!good));
+        refusal.textContent = good ? "" : `Write a number of 0 or more: the plan is still that of ${short(Number(range.dataset.used))}.`;
+        if (good) { range.value = number.value; range.dataset.used = number.value; set(Number(number.value)); soon(); }
+      });
+      range.dataset.used = String(value);
+      return element("div", { class: "slider" }, element("label", { for: id }, label), number, range, refusal);
     };
     const whole = planOf(sums, { ...settings, budget: null }).spend;
     const start = base.budget === null ? whole : base.budget;
@@ -177,7 +184,10 @@
   function planWords(plan) {
     if (!(plan.treated > 0)) return "Nobody is treated: no unit is predicted to bring more than it costs.";
     if (plan.lower === null) return "Too few units of the hold-out got what this plan gives: what it brings is not known.";
-    if (plan.lower > 0) return "This plan pays: by the hold-out its gain lies above zero with 95 % confidence.";
+    if (plan.lower > 0) {
+      const less = plan.gain < plan.lower ? " The prediction is lower than the hold-out shows: decide by the hold-out." : "";
+      return "This plan pays: by the hold-out its gain lies above zero with 95 % confidence." + less;
+    }
     if (plan.upper < 0) return "This plan loses: by the hold-out its gain lies below zero with 95 % confidence.";
     return "This plan is not proven: the 95 % interval of its gain holds zero.";
   }

@@ -32,6 +32,7 @@ class Metric:
     source    table that the figure is of; n_source of its n, the same by default
     sentence  what it means and what to do; scale is what the figure is multiplied by to be shown, in `unit`
     low       few units: shown in grey
+    kpi       name of the KPI that it is, whose windows are drawn
     """
 
     label: str
@@ -46,6 +47,7 @@ class Metric:
     tone: Tone = "plain"
     low: bool = False
     n_source: str = ""
+    kpi: str = ""
 
     @property
     def has_interval(self) -> bool:
@@ -275,7 +277,8 @@ def _drift_metric(tables: CampaignTables) -> Metric:
     if lasting:
         words = f"Drift persists in {', '.join(map(str, lasting[:5]))}: retrain before the campaign grows."
     elif once:
-        words = f"{', '.join(map(str, once[:5]))} differ in the newest window only: wait for the next before acting."
+        verb = "differs" if len(once) == 1 else "differ"
+        words = f"{', '.join(map(str, once[:5]))} {verb} in the newest window only: wait for the next before acting."
     else:
         words = f"All {len(rows)} columns are as in the training set: the model is used on units like those it knows."
     return Metric("Drift", words, source, share, n=float(len(rows)), scale=100.0, unit="% of columns", tone=tone)  # type: ignore[arg-type]
@@ -375,7 +378,8 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     note = f" {str(row['note']).strip()}" if isinstance(row.get("note"), str) and row["note"] else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
-    return Metric(label, words, "kpi", value, lower, upper, n, scale, unit, tone, state in ("too_few", "no_data"))
+    low = state in ("too_few", "no_data")
+    return Metric(label, words, "kpi", value, lower, upper, n, scale, unit, tone, low, kpi=name)
 
 
 def _number(value: Any) -> float:
@@ -491,7 +495,10 @@ def _retrain_metric(tables: CampaignTables) -> Metric:
     rows = tables.rows("retrain")
     if rows.empty:
         return Metric("Retrains", "No retrain was considered yet: run `uplift retrain` after monitoring.")
-    last = rows[rows["window_end"] == rows["window_end"].max()]
+    known = rows[rows["window_end"].notna()]
+    if known.empty:
+        return Metric("Retrains", "No decision to retrain names its window: run `uplift retrain` again.")
+    last = known[known["window_end"] == known["window_end"].max()]
     decided = last[last["check"] == "decision"]
     row = (decided if len(decided) else last).iloc[-1]
     tone: Tone = "warn" if row["decision"] in ("blocked", "stopped", "rejected") else "good"

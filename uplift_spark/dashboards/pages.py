@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +27,11 @@ from uplift_spark.dashboards.metrics import (
     oncall_metrics,
     segment_names,
 )
-from uplift_spark.dashboards.tables import CampaignTables
-from uplift_spark.dashboards.whatif import whatif_script
+from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
+from uplift_spark.dashboards.whatif import LEAST_IN_GROUP, whatif_script
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
-from uplift_spark.roles import benefit_name
+from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT, benefit_name
 
 PageKind = Literal["executive", "oncall", "debug"]
 PAGES: dict[PageKind, tuple[str, str]] = {
@@ -117,10 +118,9 @@ def _tile(metric: Metric, tables: CampaignTables) -> dict[str, Any]:
 
 
 def _trend(metric: Metric, tables: CampaignTables) -> Markup:
-    if metric.source != "kpi":
+    if not metric.kpi:
         return Markup("")
-    name = "prediction_latency" if metric.label == "Latency, p95" else metric.label.lower().replace(" ", "_")
-    rows = tables.kpis[(tables.kpis["kpi"] == name) & (tables.kpis["cut"] == "all")]
+    rows = tables.kpis[(tables.kpis["kpi"] == metric.kpi) & (tables.kpis["cut"] == "all")]
     return trend_svg(rows, metric.scale, f"{metric.label} over {len(rows)} windows") if len(rows) else Markup("")
 
 
@@ -172,12 +172,18 @@ def _three(value: float) -> float | int | None:
     return int(short_value) if short_value.is_integer() else short_value
 
 
+def _known(value: float | None) -> float | None:
+    """None for what is not known or without limit: JSON has neither."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
 def _whatif_facts(tables: CampaignTables) -> dict[str, Any]:
     policy, outcome = tables.policy, tables.outcome
     levels = list(tables.whatif["levels"]) if tables.whatif is not None else []
     value = float(policy.value.get(outcome, np.nan)) if policy.net else 1.0
     settings = {
-        "budget": policy.budget, "value": value, "cost": [float(policy.cost.get(level, 0.0)) for level in levels],
+        "budget": _known(policy.budget), "value": _known(value) or 0.0,
+        "cost": [float(policy.cost.get(level, 0.0)) for level in levels],
         "levels": [True] * len(levels), "safe": policy.safe, "net": policy.net,
     }  # fmt: skip
     curve = tables.rows("policy_curve")
@@ -227,7 +233,46 @@ def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
         kept.append({"cells": (*cells, gains), "low": False})
     heads = ("budget", "units treated", "cost", "gain, predicted", "gain, by the hold-out", "95 % interval")
     words = "Plans of other budgets at today's costs." if kept else "No plan was made with a budget."
-    return [RowsTable("What a budget brings", words, heads, tuple(kept)), _scenarios_table(tables)]
+    words += _prediction_words(tables.plan)
+    return [
+        _decided_table(tables),
+        RowsTable("What a budget brings", words, heads, tuple(kept)),
+        _scenarios_table(tables),
+    ]
+
+
+def _prediction_words(plan: Mapping[str, float] | None) -> str:
+    """Which of two gains counts, where the prediction lies outside the hold-out's interval; else empty."""
+    if plan is None or not np.isfinite(plan["observed_lower"]):
+        return ""
+    if plan["observed_lower"] <= plan["gain"] <= plan["observed_upper"]:
+        return ""
+    side = "less" if plan["gain"] < plan["observed_lower"] else "more"
+    return f" The model predicts {side} than the hold-out shows: decide by the hold-out, do not promise the prediction."
+
+
+def _decided_table(tables: CampaignTables) -> RowsTable:
+    """Whom the plan treats with what, and why not the others; sums over few units are left out."""
+    title, rows, source = "Whom the plan treats, and why", tables.decisions, "policy_decisions"
+    if rows is None or rows.empty:
+        return RowsTable(title, "The plan's decisions were not read." if rows is None else "There is no plan.")
+    kept = []
+    for row in rows.sort_values("n", ascending=False, kind="stable").to_dict("records"):
+        n, few = float(row["n"]), row["n"] < LEAST_IN_GROUP
+        sums = (np.nan if few else _number(row[name]) for name in ("gain", "cost"))
+        cells = (*(_text(row[name]) for name in ("treatment", "reason")), *(figure(one, source) for one in (n, *sums)))
+        kept.append({"cells": cells, "low": few})
+    treated = rows[rows["treatment"] != tables.control].groupby("treatment")["n"].sum()
+    shares = ", ".join(f"{level} to {int(n):,} units" for level, n in treated.items()) or "nothing to anybody"
+    columns = f"{CAMPAIGN}, {TREATMENT}, reason, gain, cost, run_id"
+    query = f"SELECT {columns} FROM gold.policy_decisions WHERE {UNIT} = 'ID'"
+    words = (
+        f"The plan gives {shares}: by prediction those gain most for their cost within the limits. No unit is named "
+        f"here. Why one unit gets what it gets, this says (`uplift sql`): `{query}`. Which features drive its "
+        "prediction, `explain` in Python says."
+    )
+    heads = ("treatment", "reason", "units", "gain, predicted", "cost")
+    return RowsTable(title, words, heads, tuple(kept), 2)
 
 
 def _scenarios_table(tables: CampaignTables) -> RowsTable:
@@ -253,6 +298,11 @@ def _oncall_tables(tables: CampaignTables) -> list[RowsTable]:
     )
     columns = ("severity", "rule", "event", "at", "summary", "by")
     shown = [_text_table("Open alerts", words, alerts, columns)]
+    recent = tables.recent_alerts
+    words = _nothing(tables, "alerts", f"No alert fired or ended in the last {ALERT_DAYS} days.")
+    if len(recent):
+        words = f"What alerts did in the last {ALERT_DAYS} days, the newest first: also what broke and is over."
+    shown.append(_text_table("What broke lately", words, recent, ("at", "severity", "rule", "event", "summary")))
     words = (
         "What is wrong with the window, and what to do."
         if len(findings)
@@ -454,4 +504,11 @@ def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are not logged."""
 
-    return ThreadingHTTPServer((HOST, port), Handler)
+    return _PageServer((HOST, port), Handler)
+
+
+class _PageServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)

@@ -20,6 +20,9 @@ GOLD_OF_PAGES = (
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
 
+ALERT_DAYS = 7
+"""Days of which pages list what alerts did."""
+
 
 @dataclass(frozen=True)
 class PolicyFacts:
@@ -45,7 +48,8 @@ class CampaignTables:
     """One campaign's rows.
 
     frames     {name of a gold table: its rows of the campaign's newest run, or of all windows and events}; a table that
-               is not there has no entry, an empty frame has no row of the campaign
+               is not there has no entry, an empty frame has no row of the campaign; figures that are null or infinite
+               are not known (NaN)
     decisions  units, gain and cost of the newest plan by treatment and reason; None where they were not read
     whatif     `whatif_sums`; None where the scores were not read, and `why_not` says why
     widths     mean width of the predictions' intervals and units by level; empty where they were not read
@@ -70,6 +74,9 @@ class CampaignTables:
     hours: float = 24.0
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     simulated: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", {name: _with_unknowns(rows) for name, rows in self.frames.items()})
 
     def rows(self, name: str) -> pd.DataFrame:
         """Rows of a gold table; none where it is not there."""
@@ -120,11 +127,12 @@ class CampaignTables:
     def plan(self) -> dict[str, float] | None:
         """The row of gold.policy_curve at the plan's own budget; None without a plan or a budget."""
         curve, limits = self.rows("policy_curve"), self.rows("policy_limits")
+        curve = curve[curve["budget"].notna()] if len(curve) else curve
         if curve.empty:
             return None
-        budget = limits.loc[limits["name"] == "spend", "most"] if len(limits) else pd.Series(dtype=float)
+        budget = limits.loc[limits["name"] == "spend", "most"].dropna() if len(limits) else pd.Series(dtype=float)
         most = float(budget.iloc[0]) if len(budget) else self.policy.budget
-        if most is None:
+        if most is None or not np.isfinite(most):
             most = float(curve["budget"].max())
         row = curve.loc[(curve["budget"] - most).abs().idxmin()]
         names = ("budget", "treated", "cost", "gain", "observed", "observed_lower", "observed_upper")
@@ -163,10 +171,29 @@ class CampaignTables:
         return last[~last["event"].isin(["resolved", "closed", "cancelled", "pending"])].sort_values("at")
 
     @cached_property
+    def recent_alerts(self) -> pd.DataFrame:
+        """What alerts did in the last ALERT_DAYS days, the newest first: one that fired and is over is among them."""
+        rows = self.rows("alerts")
+        if rows.empty:
+            return rows
+        rows = rows.assign(at=pd.to_datetime(rows["at"], utc=True))
+        since = pd.Timestamp(self.now) - pd.Timedelta(days=ALERT_DAYS)
+        mine = rows[(rows["at"] >= since) & (rows["event"] != "pending")]
+        return mine.sort_values(["at", "sequence"], ascending=False, kind="stable")
+
+    @cached_property
     def last_canary(self) -> dict[str, Any] | None:
         """The newest row of gold.canary."""
         rows = self.rows("canary")
         return None if rows.empty else {str(k): v for k, v in rows.sort_values("step").iloc[-1].items()}
+
+
+def _with_unknowns(rows: pd.DataFrame) -> pd.DataFrame:
+    """A column without any value as NaN, and infinite figures, too: neither can be shown."""
+    empty = {name: np.nan for name in map(str, rows) if rows[name].dtype == object and rows[name].isna().all()}
+    rows = rows.assign(**empty) if empty else rows
+    infinite = [name for name in map(str, rows.select_dtypes("float")) if np.isinf(rows[name]).any()]
+    return rows.assign(**{name: rows[name].where(np.isfinite(rows[name])) for name in infinite}) if infinite else rows
 
 
 def _are_counts(rows: pd.DataFrame) -> bool:

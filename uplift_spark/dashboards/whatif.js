@@ -161,7 +161,8 @@ function frontierOf(every, settings, steps) {
 
 /* The lines of a configuration that plan this scenario. */
 function confOf(names, settings) {
-  const word = (text) => JSON.stringify(String(text)), lines = ["scenarios:", "  what_if:"];
+  const code = (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0");  // YAML folds or refuses these as they are
+  const word = (text) => JSON.stringify(String(text)).replace(/[\u007f-\u009f\u2028\u2029\ufeff\ufffe\uffff]/g, code), lines = ["scenarios:", "  what_if:"];
   const number = (x) => String(Number(x.toPrecision(10)));
   lines.push(`    budget: ${settings.budget === null ? "null" : number(settings.budget)}`);
   const used = names.levels.filter((_, k) => settings.levels[k]);

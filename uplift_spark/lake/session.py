@@ -209,7 +209,11 @@ def _end(session: SparkSession) -> None:
     session.stop()
     gateway.shutdown()
     gateway.proc.stdin.close()
-    gateway.proc.wait(300)
+    try:
+        gateway.proc.wait(300)
+    except subprocess.TimeoutExpired as error:  # a busy machine: sessions start without the archive, only slower
+        gateway.proc.kill()
+        raise EnvironmentProblem("Java did not write it within 300 seconds") from error
 
 
 def local_session(conf: Mapping[str, str]) -> SparkSession:

@@ -36,7 +36,7 @@ class PackageConf:
     """
 
     image: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*[a-z0-9]$")] = "uplift-serving"
-    base: str | None = None
+    base: Annotated[str, Field(pattern=r"^\S+$")] | None = None
     uid: Annotated[int, Field(ge=1)] = 10001
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")] = "uplift"
     replicas: Annotated[int, Field(ge=1)] = 2

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from packaging.requirements import Requirement
@@ -152,8 +152,13 @@ def served_conf(config: Config, **changes: Any) -> dict[str, Any]:
 
     Returns:
         What its YAML file holds.
+
+    Raises:
+        ConfigError: The service would listen on any port that is free, which nobody could reach.
     """
     conf = config.serving
+    if conf.port == 0:
+        raise ConfigError("serving.port is 0, any that is free: name a port, by which a container is reached")
     kept = {one.name: getattr(conf, one.name) for one in fields(conf) if one.name != "package"}
     container = {"host": "0.0.0.0", "folder": FOLDER, "log": f"{LOG}/decisions.sqlite", "keys": KEYS_FILE}
     serving = {name: value for name, value in {**kept, **container, **changes}.items() if value is not None}
@@ -472,7 +477,7 @@ def redis_port(config: Config) -> int | None:
             "serving.redis is on this machine, where no container reaches it: package with --set "
             "serving.redis=redis://HOST:PORT/NUMBER"
         )
-    if url.password:
+    if url.password or url.username or "password" in parse_qs(url.query, keep_blank_values=True):
         raise ConfigError("serving.redis has a password, which would stand in files: package with a URL without one")
     return url.port or 6379
 

@@ -150,7 +150,7 @@ def audit_bias(campaign: Campaign, progress: ProgressCallback) -> JobResult:
     summary = "\n".join(result.sentences())
     groups = len(result.compared)
     facts: dict[str, Any] = {"groups": groups, "findings": len(result.flags), "uncompared": list(result.uncompared)}
-    facts |= {"text": result.sentences(), "plan": plan}
+    facts |= {"text": result.sentences(), "plan": plan, "proxies": [vars(one) for one in result.proxies]}
     versions = {"model": model.version, "scores": scored.run_id, BIAS_TABLE: written.version}
     name, why = version_name(model), "governance.bias of the configuration"
     record_event(config, lake, AuditEvent("", "bias", name, why, "", run_id, versions, facts))

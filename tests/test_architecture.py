@@ -74,6 +74,7 @@ SPARKLESS_MODULES = {
     "uplift_spark.evaluation.report",
     *("uplift_spark.policy.allocation", "uplift_spark.policy.trees", "uplift_spark.registry.retraining"),
     *("uplift_spark.governance.audit", "uplift_spark.governance.bias", "uplift_spark.governance.permissions"),
+    "uplift_spark.governance.documents",
 }
 
 # Absent on Spark Connect and Databricks serverless.

@@ -9,7 +9,8 @@ from uplift_spark.governance.approvals import VersionFacts, VersionVerdict, miss
 from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
 
 METADATA = {"owner": "crm", "purpose": "marketing", "legal_basis": "consent", "data versions": {"t": 1}}
-GOOD = VersionFacts("ann", {"5%": -0.1, "10%": 0.2}, (6, 0), metadata=METADATA)
+GOOD = VersionFacts("ann", {"5%": -0.1, "10%": 0.2}, (6, 0), metadata=METADATA, card=True)
+EVERY = (*ApprovalConf().needs, "card")
 
 
 def test_a_complete_checklist_lacks_nothing() -> None:
@@ -26,6 +27,8 @@ def test_a_complete_checklist_lacks_nothing() -> None:
         ({"bias": (6, 2)}, ("bob",), "it has 2, see gold.bias_audit"),
         ({"bias": (0, 0)}, ("bob",), "a bias audit that compared groups of any attribute (none has enough units"),
         ({"uncompared": ("sex",)}, ("bob",), "a bias audit that compared groups of sex (none has enough units"),
+        ({"card": None}, ("bob",), "a model card (run `uplift card` with this version)"),
+        ({"card": False}, ("bob",), "a model card with its newest bias audit"),
         ({}, ("ann",), "an approver other than ann, who trained it"),
         ({}, ("bob", "ann"), "an approver other than ann"),
         ({"trained_by": None}, ("bob",), "an entry of who trained it"),
@@ -34,10 +37,10 @@ def test_a_complete_checklist_lacks_nothing() -> None:
 )
 def test_each_part_that_is_missing_is_said_with_its_remedy(changes: dict, approvers: tuple, words: str) -> None:
     facts = VersionFacts(**{**vars(GOOD), **changes})
-    (sentence,) = missing_parts(ApprovalConf(), facts, approvers)
+    (sentence,) = missing_parts(ApprovalConf(EVERY), facts, approvers)
     assert words in sentence
     # What the configuration does not need is not missing.
-    needs = [need for need in ApprovalConf().needs if missing_parts(ApprovalConf((need,)), facts, approvers)]
+    needs = [need for need in EVERY if missing_parts(ApprovalConf((need,)), facts, approvers)]
     assert len(needs) == 1
     assert missing_parts(ApprovalConf(()), facts, approvers) == []
 

@@ -22,6 +22,8 @@ from uplift_spark.sections.governance import ApprovalConf
 
 APPROVED, REJECTED, PENDING = "Approved", "Rejected", "Pending"
 """Values of the tag: a deployment job of Databricks goes on when its approval task's tag says Approved."""
+CARD_ACTION = "card"
+"""Action of the audit log's entries about documents of a version."""
 
 
 def version_name(model: Registered) -> str:
@@ -94,6 +96,7 @@ class VersionFacts:
     bias         (groups compared, findings that need an answer); None without a bias audit of the version
     uncompared   attributes of that audit of which no group was compared
     metadata     {owner, purpose, legal_basis, data, code, ...: value}; empty ones are missing
+    card         whether its documents were written since that audit; None where they were not written
     """
 
     trained_by: str | None = None
@@ -101,6 +104,7 @@ class VersionFacts:
     bias: tuple[int, int] | None = None
     uncompared: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=dict)
+    card: bool | None = None
 
 
 def missing_parts(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> list[str]:
@@ -113,6 +117,7 @@ def missing_parts(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str,
         "bias": _bias_faults,
         "other_approver": _approver_faults,
         "metadata": _metadata_faults,
+        "card": _card_faults,
     }
     return [fault for need in conf.needs for fault in checks[need](conf, facts, approvers)]
 
@@ -152,6 +157,13 @@ def _metadata_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[s
         yield f"metadata: {', '.join(empty)} (set governance.approval.{empty[0]})"
 
 
+def _card_faults(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> Iterator[str]:
+    if facts.card is None:
+        yield "a model card (run `uplift card` with this version)"
+    elif not facts.card:
+        yield "a model card with its newest bias audit (run `uplift card` with this version again)"
+
+
 def promotion_facts(
     config: Config, lake: Lake, registry: Registry, version: int, evaluations: Mapping[str, float]
 ) -> VersionFacts:
@@ -169,7 +181,9 @@ def promotion_facts(
     bias = None if details is None else (details["groups"], details["findings"])
     uncompared = () if details is None else tuple(details.get("uncompared", ()))
     by = None if trained is None else trained.fields["actor"]
-    return VersionFacts(by, evaluations, bias, uncompared, metadata)
+    documented = newest_entry(lake, (CARD_ACTION,), name)
+    card = None if documented is None else audited is None or documented.seq > audited.seq
+    return VersionFacts(by, evaluations, bias, uncompared, metadata, card)
 
 
 def _approval(config: Config) -> ApprovalConf:

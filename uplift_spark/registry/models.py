@@ -218,6 +218,15 @@ class Registry:
             for name, text in tags.items():
                 self._client.set_model_version_tag(model.name, str(model.version), name, text)
 
+    def log_files(self, model: Registered, files: Sequence[Path], folder: str) -> None:
+        """Keep files beside a version, in a folder of its MLflow run; those of the same name are replaced.
+
+        Raises EnvironmentProblem where the store does not take them.
+        """
+        with self.store.calls():
+            for file in files:
+                self._client.log_artifact(model.source_run, str(file), folder)
+
     def set_alias(self, model: Registered, alias: str) -> None:
         """Point an alias, such as champion, at this version; another version loses it."""
         with self.store.calls():

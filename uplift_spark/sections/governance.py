@@ -64,7 +64,7 @@ class AuditConf:
             raise ConfigError("governance.audit: checkpoints and key belong together: name both, or neither")
 
 
-ApprovalNeed = Literal["evaluation", "bias", "other_approver", "metadata"]
+ApprovalNeed = Literal["evaluation", "bias", "other_approver", "metadata", "card"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,7 +72,7 @@ class ApprovalConf:
     """`governance.approval`: with this section a version becomes the champion only after `uplift approve`.
 
     needs    what must be there: an evaluation that passed, a bias audit without findings, an approver who is not the
-             one who trained, metadata
+             one who trained, metadata; `card` if it is named: documents by `uplift card` since the bias audit
     metric   of gold.uplift_metrics that the evaluation is judged by
     least    what the lower end of the metric's 95 % interval must exceed for some level
     owner, purpose, legal_basis  of the model's use; mandatory metadata

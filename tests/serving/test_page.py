@@ -36,7 +36,7 @@ def test_every_curl_example_is_answered(service):
         command = block.replace(ADDRESS, service.url)
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
         answers.append(json.loads(done.stdout))
-    assert len(answers) == 4 and not any("error" in answer for answer in answers)
+    assert len(answers) == 5 and not any("error" in answer for answer in answers)
     shown = [json.loads(block) for block in blocks("json")]
     assert set(answers[0]) == set(shown[0]) and set(answers[0]["answers"][0]) == set(shown[0]["answers"][0])
     assert set(answers[0]["answers"][0]["effects"][0]) == set(shown[0]["answers"][0]["effects"][0])

@@ -402,10 +402,11 @@ def _table_lines(contract: Contract) -> list[str]:
 MODULES = {
     "Experiments": (
         "experiments.assignment", "experiments.design", "experiments.frames", "experiments.health",
-        "experiments.readout", "experiments.sequential",
+        "experiments.readout", "experiments.sequential", "experiments.switchback",
     ),
     "Governance": (
-        "governance.approvals", "governance.audit", "governance.bias", "governance.permissions", "sections.governance",
+        "governance.approvals", "governance.audit", "governance.bias", "governance.documents", "governance.permissions",
+        "sections.governance",
     ),
     "Serving": ("serving.client",),
     "Errors": ("errors",),

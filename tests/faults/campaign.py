@@ -42,6 +42,7 @@ from uplift_spark.jobs import (
     approve,
     assign,
     audit,
+    card,
     check,
     erase,
     features,
@@ -287,6 +288,12 @@ def _verdict(job: ModuleType, version: int, lake: Lake) -> object:
     return job.run(campaign, verdict=VersionVerdict(version, "bob", "a rehearsal", approves=job is approve))
 
 
+def _card(version: int, lake: Lake) -> object:
+    """The documents of a version of the simulated campaign's model, beside the lakehouse."""
+    campaign = Campaign(replace(GOVERNED, lakehouse=lake.lakehouse), lake)
+    return card.run(campaign, version=version, to=_sources(lake) / "cards")
+
+
 def _look_for_bias(level: float, lake: Lake) -> object:
     bias = BiasConf(("region",), min_units=30, level=level)
     governed = replace(GOVERNED, lakehouse=lake.lakehouse, governance=replace(GOVERNED.governance, bias=bias))
@@ -375,6 +382,7 @@ JOBS: dict[str, Job] = {
     "audit": Job(partial(_look_for_bias, 0.05), partial(_look_for_bias, 0.01), apart=False),
     "approve": Job(partial(_verdict, approve, 1), partial(_verdict, approve, 2), apart=False),
     "reject": Job(partial(_verdict, reject, 1), partial(_verdict, reject, 2), apart=False),
+    "card": Job(partial(_card, 1), partial(_card, 2)),
     # A campaign of its own: a window of its first week, and of its second.
     "monitor": Job(_first_week, partial(_monitor, 1), apart=False),
     "retrain": Job(partial(_retrain, "a rehearsal"), partial(_retrain, "another"), apart=False),

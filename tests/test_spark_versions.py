@@ -205,6 +205,25 @@ def test_local_rows_beyond_a_size_go_in_parts_and_none_is_lost(most: int) -> Non
     assert len(empty.parts) == 1  # type: ignore[attr-defined]
 
 
+EMPTY_PIECES = [(0, 0, 2, 2), (2, 0, 2), (1, 0, 3), (0, 2), (2, 0), (0,)]
+
+
+def in_pieces(sizes: tuple[int, ...]) -> pa.Table:
+    return pa.concat_tables([pa.table({"n": pa.array(range(size), pa.int64())}) for size in sizes])
+
+
+@pytest.mark.parametrize("sizes", EMPTY_PIECES)
+def test_local_rows_go_to_spark_without_empty_pieces(sizes: tuple[int, ...]) -> None:
+    rows = in_pieces(sizes)
+    frame = local_frame(Session(10**9), rows)  # type: ignore[arg-type]
+    (part,) = frame.parts  # type: ignore[attr-defined]
+    assert all(len(batch) for batch in part.to_batches()) and part["n"].to_pylist() == rows["n"].to_pylist()
+
+
+def test_no_row_behind_a_file_without_rows_is_lost(spark: SparkSession) -> None:
+    assert [local_frame(spark, in_pieces(sizes)).count() for sizes in EMPTY_PIECES] == [4, 4, 4, 2, 2, 0]
+
+
 def test_where_nothing_can_be_kept_every_pass_reads_anew() -> None:
     class Refusing:
         def persist(self, level: object) -> None:

@@ -110,3 +110,12 @@ def test_the_whole_checklist_from_training_to_promotion(campaign, monkeypatch, t
         record_event(whole.config, whole.lake, event)
         with pytest.raises(DataError, match=f"it lacks a bias audit {words}"):
             approve.run(whole, verdict=good)
+    # The same verdict on a newer audit is another one; on the same audit it is the one on record.
+    facts = {"groups": 3, "findings": 0, "uncompared": []}
+    record_event(
+        whole.config, whole.lake, AuditEvent("", "bias", "model spring version 1", "mended", "", details=facts)
+    )
+    before = actions(whole).count("approve")
+    for _ in range(2):
+        approve.run(whole, verdict=good)
+    assert actions(whole).count("approve") == before + 1

@@ -97,6 +97,7 @@ class VersionFacts:
     uncompared   attributes of that audit of which no group was compared
     metadata     {owner, purpose, legal_basis, data, code, ...: value}; empty ones are missing
     card         whether its documents were written since that audit; None where they were not written
+    rests_on     {action: number of its newest entry in the audit log}, of the version's training, audit and documents
     """
 
     trained_by: str | None = None
@@ -105,6 +106,7 @@ class VersionFacts:
     uncompared: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=dict)
     card: bool | None = None
+    rests_on: Mapping[str, int] = field(default_factory=dict)
 
 
 def missing_parts(conf: ApprovalConf, facts: VersionFacts, approvers: tuple[str, ...]) -> list[str]:
@@ -183,7 +185,8 @@ def promotion_facts(
     by = None if trained is None else trained.fields["actor"]
     documented = newest_entry(lake, (CARD_ACTION,), name)
     card = None if documented is None else audited is None or documented.seq > audited.seq
-    return VersionFacts(by, evaluations, bias, uncompared, metadata, card)
+    rests_on = {one.fields["action"]: one.seq for one in (trained, audited, documented) if one is not None}
+    return VersionFacts(by, evaluations, bias, uncompared, metadata, card, rests_on)
 
 
 def _approval(config: Config) -> ApprovalConf:
@@ -228,9 +231,10 @@ def decide_version(
     if verdict.approves and (missing := missing_parts(conf, facts, (verdict.by, actor))):
         raise DataError(f"{name} cannot be approved, it lacks {'; '.join(missing)}")
     details = {"by": verdict.by, "needs": list(conf.needs), "metadata": dict(facts.metadata), "bias": facts.bias}
-    details["evaluations"] = dict(facts.evaluations)
+    details |= {"evaluations": dict(facts.evaluations), "rests_on": dict(facts.rests_on)}
     event = AuditEvent(actor, action, name, verdict.reason, "", "", _versions(model), details)
-    # A verdict may be given, taken back and given again; the same one again only carries on what a kill left.
+    # A verdict may be given, taken back, and given again, also on new evidence; one that says the same on the same
+    # evidence only carries on what a kill left.
     entry = record_event(config, lake, event, among=("approve", "reject"))
     tags = {conf.tag: APPROVED if verdict.approves else REJECTED, f"{conf.tag}_by": verdict.by}
     tags |= {f"{conf.tag}_reason": verdict.reason, f"{conf.tag}_entry": entry.hash if entry else ""}

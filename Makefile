@@ -134,8 +134,8 @@ docs: $(READY_DOCS) ## build the guide into build/docs; a broken link or an unli
 house: ## measure the house: files, lines, importers, names, banned words (ARGS=FOLDER for another checkout)
 	@$(PYTHON) tests/house.py $(ARGS)
 
-bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (tests/benchmarks)
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (ONLY=line ARGS="--units 1000000" for one)
+	@for script in $(if $(ONLY),$(ONLY:%=tests/benchmarks/bench_%.py),tests/benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 load: $(READY) ## a bounded load on `uplift serve` on loopback: latencies, requests a second (ARGS="--seconds 30 --clients 64")
 	@$(BIN)/python -m tests.benchmarks.load_serving $(ARGS)

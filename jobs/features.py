@@ -91,11 +91,11 @@ def run(
 
     some = leakage_sample(config, labels)
     if few_rows(lake.spark):  # both are made at once
-        rows = local_frame(lake.spark, training_of(config, events, events.assignments, stored).toArrow())
+        rows = local_frame(lake.spark, training_of(config, events, stored).toArrow())
         sample = rows.filter(some)
     else:  # a sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks
-        rows = training_of(config, events, events.assignments, stored)
-        sample = training_of(config, events, F.broadcast(events.assignments.filter(some)), stored.filter(some))
+        rows = training_of(config, events, stored)
+        sample = training_of(config, events, F.broadcast(stored.filter(some)))
     guarded = guard_training(sample, config, progress)
     table = silver_table("training", config.campaign)
     rows = with_weights(config, events, stored, rows, labels, progress)

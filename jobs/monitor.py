@@ -202,9 +202,8 @@ def _facts(it: Monitored, progress: ProgressCallback) -> WindowFacts:
         last = moment(events.assignments.agg(F.max(F.unix_micros("assigned_at"))).collect()[0][0])
         why = windows.why_empty(unknown, last)
         raise DataError(f"the window from {it.window.words} {why}, or name another with --window")
-    features = features_as_of(mine, events.sources, config.feature_definitions, events.columns)
     outcome = F.when(F.col("mature"), F.col("outcomes")[it.model.roles.outcome])
-    rows = _labels(it, mine).join(features, UNIT)
+    rows = features_as_of(_labels(it, mine), events.sources, config.feature_definitions, events.columns)
     if config.nuisances is not None:
         fitted = it.campaign.training_set().select(UNIT, F.col(PROPENSITY).alias("_fitted"))
         rows = rows.join(fitted, UNIT, "left").withColumn(PROPENSITY, F.coalesce("_fitted", PROPENSITY))

@@ -1,6 +1,6 @@
 """Treatments that are no two arms: which basis wins where, on generated trials and on two real campaigns.
 
-    make bench                                        # all tables; the real ones where $UPLIFT_DATA is set
+    make bench ONLY=doses                             # all tables; the real ones where $UPLIFT_DATA is set
     python tests/benchmarks/bench_doses.py curved products --rows 10000 --draws 5
 
 EconML's closest joins in where that is installed (the extra bench). Errors and coverage are of effects on 5,000 units

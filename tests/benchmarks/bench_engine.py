@@ -1,6 +1,6 @@
 """Our engine beside its peers on the same rows and cores, and beside the floors of this machine, in one run.
 
-    make bench                                                       # quick: ours, LightGBM, EconML at 10,000 rows
+    make bench ONLY=engine                                           # quick: ours, LightGBM, EconML at 10,000 rows
     python tests/benchmarks/bench_engine.py --full                   # every trial, size and peer: hours
     python tests/benchmarks/bench_engine.py --trials rct conv --sizes 10000 100000 --seeds 3 --peers ours ydf h2o
     python tests/benchmarks/bench_engine.py --only floors --spark 10000000

@@ -1,6 +1,6 @@
 """Time, peak memory and Spark's work of every job of the main line on a simulated campaign.
 
-    make bench ARGS="--units 1000000 --arms 4"
+    make bench ONLY=line ARGS="--units 1000000 --arms 4"
     python tests/benchmarks/bench_line.py --units 20000 --jobs ingest features train score lift policy report compare
 
 Each job: seconds, seconds of processor time, MiB, Spark jobs, SQL executions, and commits to Delta tables. Time and

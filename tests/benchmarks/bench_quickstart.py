@@ -1,6 +1,6 @@
 """From the file of a trial that others ran to its report: one command each, and what it guessed.
 
-    make bench ARGS="--only hillstrom"
+    make bench ONLY=quickstart ARGS="--only hillstrom"
     python tests/benchmarks/bench_quickstart.py
 
 Files of `$UPLIFT_DATA`, and of the package causaldata where it is installed. Each runs in a process and an empty folder

@@ -1,6 +1,6 @@
 """Effects against the truth: error, correlation, share of the best possible Qini, coverage, per trial, size and level.
 
-    make bench                                        # simulated campaigns and the generated trials of the literature
+    make bench ONLY=truth                             # simulated campaigns and the generated trials of the literature
     python tests/benchmarks/bench_truth.py --trials rct conv --sizes 10000 100000 --seeds 3
 
 One process, no Spark: the forest is the same, byte for byte. Effects are judged on 50,000 units not trained on.

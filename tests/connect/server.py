@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 import sys
 
+import pyspark
+
 from uplift_spark.config import Lakehouse
 from uplift_spark.lake.session import local_conf, local_session
 
@@ -20,6 +22,9 @@ def main(folder: str) -> None:
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.connect.grpc.binding.port": str(port),
     }
+    if pyspark.__version__ < "4":  # of the Python packages those of Spark 4 hold the server
+        server = f"org.apache.spark:spark-connect_2.12:{pyspark.__version__}"
+        conf["spark.jars.packages"] = ",".join(filter(None, (conf.get("spark.jars.packages"), server)))
     session = local_session(conf)
     print(f"sc://127.0.0.1:{port}", flush=True)
     sys.stdin.read()

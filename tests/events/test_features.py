@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from tests.events.histories import DEFINITIONS, NAMES, by_force, person
 from uplift_spark.config import Feature
 from uplift_spark.errors import ConfigError
-from uplift_spark.events.features import check_features, features_as_of, hash_split, training_set
+from uplift_spark.events.features import check_features, features_as_of, hash_split, mature_units
 from uplift_spark.serving.features import features_at
 
 
@@ -46,8 +46,9 @@ def test_the_latest_observation_known_at_assignment_counts(spark):
     )
     names = ("age", "city", "member")
     features = features_as_of(_units(spark, *"abce"), {"profile": profile}, [Feature(n) for n in names], names)
-    assert dict(features.dtypes) == {"unit_id": "string", "age": "double", "city": "string", "member": "double"}
-    assert {row["unit_id"]: tuple(row)[1:] for row in features.collect()} == {
+    kinds = {"unit_id": "string", "assigned_at": "timestamp", "age": "double", "city": "string", "member": "double"}
+    assert dict(features.dtypes) == kinds
+    assert {row["unit_id"]: tuple(row)[2:] for row in features.collect()} == {
         "a": (31.0, None, 0.0),
         "b": (41.0, "Bonn", None),
         "c": (None, None, None),
@@ -68,6 +69,7 @@ def test_random_histories_equal_brute_force_and_serving_to_the_bit(spark, zone, 
     assert len(rows) == len(people)
     for row in rows:
         one = people[int(row.pop("unit_id"))]
+        assert row.pop("assigned_at") == one["at"]
         online = features_at(DEFINITIONS, {"event": one["event"], "profile": one["profile"]}, one["at"])
         both = {k: (repr(v), repr(online[k])) for k, v in by_force(one).items()}
         assert {k: (repr(v), repr(v)) for k, v in row.items()} == both, one
@@ -102,7 +104,7 @@ def _frames(spark, people):
     return spark.createDataFrame(units), {"event": table("event", event), "profile": table("profile", profile)}
 
 
-def test_training_set_keeps_mature_units_with_known_outcomes(spark):
+def test_mature_units_have_known_outcomes(spark):
     schema = "unit_id string, treatment string, propensity double, outcomes map<string,double>, mature boolean"
     labels = spark.createDataFrame(
         [
@@ -113,11 +115,10 @@ def test_training_set_keeps_mature_units_with_known_outcomes(spark):
         ],
         schema,
     ).withColumn("assigned_at", F.lit("2024-03-01").cast("timestamp"))
-    features = spark.createDataFrame([("a", 31.0)], "unit_id string, age double")
-    training = training_set(labels, features, ("visit", "spend"), F.lit("train"))
-    assert training.columns == ["unit_id", "treatment", "propensity", "assigned_at", "visit", "spend", "age", "split"]
-    rows = {row["unit_id"]: (row["visit"], row["spend"], row["age"]) for row in training.collect()}
-    assert rows == {"a": (1.0, 2.5, 31.0), "d": (0.0, 0.0, None)}
+    units = mature_units(labels, ("visit", "spend"))
+    assert units.columns == ["unit_id", "treatment", "propensity", "assigned_at", "visit", "spend"]
+    rows = {row["unit_id"]: (row["visit"], row["spend"]) for row in units.collect()}
+    assert rows == {"a": (1.0, 2.5), "d": (0.0, 0.0)}
 
 
 def test_split_is_a_hash_of_seed_and_unit(spark):

@@ -179,14 +179,24 @@ def test_effects_on_spark_equal_those_on_pandas(frame, on_spark):
     [
         ("select * from {f} where false", "no rows"),
         ("select * from {f} union all (select * from {f} order by unit limit 3)", "repeats a unit in 3 rows"),
-        ("select * except (y), cast(y as string) y from {f}", "outcome column 'y' has type"),
-        ("select * except (age), array(age) age from {f}", "'age' has type list"),
-        ("select * except (y), if(unit < 'u000002', null, y) y from {f}", "y: null, NaN or infinite in 2 of 4000"),
     ],
 )
-def test_bad_input_is_named(spark, on_spark, spoil, message):
+def test_bad_rows_are_named(spark, on_spark, spoil, message):
     with pytest.raises(DataError, match=message):
         CausalForest(**SMALL).fit(spark.sql(spoil, f=on_spark), ordered_roles())
+
+
+@pytest.mark.parametrize(
+    ("column", "spoil", "message"),
+    [
+        ("y", "cast(y as string)", "outcome column 'y' has type"),
+        ("age", "array(age)", "'age' has type list"),
+        ("y", "if(unit < 'u000002', null, y)", "y: null, NaN or infinite in 2 of 4000"),
+    ],
+)
+def test_bad_columns_are_named(on_spark, column, spoil, message):
+    with pytest.raises(DataError, match=message):
+        CausalForest(**SMALL).fit(on_spark.withColumn(column, F.expr(spoil)), ordered_roles())
 
 
 def test_scoring_refuses_a_retyped_column_before_any_row(frame, on_spark):

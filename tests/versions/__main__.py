@@ -1,7 +1,7 @@
 """What runs on which Spark: `make matrix` makes an environment for each, and prints a table.
 
 In each environment: installing the wheel beside its Spark changes nothing of it; the small line runs, with the same
-model to the byte everywhere; the tests of training; the line over Spark Connect. ARGS="--only 4.0.1 3.5.9" takes some.
+model to the byte everywhere; the tests of training; the line over Spark Connect. ARGS="--only 4.0.1 3.5.7" takes some.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Version:
 
 # 3.5 is what EMR, Fabric 1.3 and Databricks 15 and 16 run, 4.0 Databricks 17, 4.1 Dataproc 3.
 VERSIONS = (
-    Version("3.5.9", "3.3.2", also=("numpy<2", "setuptools<81")),
+    Version("3.5.7", "3.3.2", also=("numpy<2", "pyarrow<26", "setuptools<81")),
     Version("4.0.1", "4.0.1"),
     Version("4.1.3", "4.1.0", "3.12"),
     Version("4.2.0", "4.4.0", "3.13"),

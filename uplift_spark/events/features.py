@@ -1,7 +1,7 @@
 """Features as they were at assignment, and the feature registry.
 
-`features_as_of` computes features, `training_set` joins them to mature labels, `register` and `record` keep the
-registry. `serving.features` computes the same values for one user without Spark.
+`features_as_of` computes features, of the units that `mature_units` takes from the labels, `register` and `record` keep
+the registry. `serving.features` computes the same values for one user without Spark.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def check_features(definitions: Iterable[Feature], profile: DataFrame, table: st
 def features_as_of(
     units: DataFrame, sources: Mapping[str, DataFrame], definitions: Sequence[Feature], names: Sequence[str]
 ) -> DataFrame:
-    """Compute the features `names` of every unit from the rows that had happened and were known at its assignment.
+    """`units` with the features `names` of each, from the rows that had happened and were known at its assignment.
 
-    units        columns unit_id, assigned_at; one row per unit
+    units        columns unit_id, assigned_at and others, none of a feature's name; one row per unit
     sources      {"event": rows of bronze.event, "profile": rows of bronze.profile_<campaign>}; one that no definition
                  uses may be absent
     definitions  of the names, and of the parts of ratios
@@ -72,7 +72,7 @@ def features_as_of(
     `serving.features` gives the same values to the bit.
     """
     base = units.select("unit_id", "assigned_at")
-    wide = base.select("unit_id")
+    wide = units
     taken = [f for f in definitions if f.aggregate != "ratio"]
     values = [f for f in taken if f.aggregate == "distinct" and f.taken == "value"]
     events = [f for f in taken if f.source == "event" and f not in values]
@@ -86,7 +86,7 @@ def features_as_of(
     for feature in definitions:
         if feature.of is not None:
             wide = wide.withColumn(feature.name, _ratio(*feature.of))
-    return wide.select("unit_id", *names)
+    return wide.select(*units.columns, *names)
 
 
 def _known(base: DataFrame, rows: DataFrame, source: str) -> DataFrame:
@@ -178,10 +178,8 @@ def _native(rows: DataFrame, name: str) -> Column:
     return column if isinstance(rows.schema[name].dataType, T.StringType) else column.cast("double") + F.lit(0.0)
 
 
-def training_set(
-    labels: DataFrame, features: DataFrame, outcomes: tuple[str, ...], split: Column, delivered: bool = False
-) -> DataFrame:
-    """Join mature labels and features: the rows of silver.training_<campaign> without run_id.
+def mature_units(labels: DataFrame, outcomes: tuple[str, ...], delivered: bool = False) -> DataFrame:
+    """Units with a mature label: the columns of silver.training_<campaign> but for features, split and run_id.
 
     Units of which one of `outcomes` is not known are left out, because no model can learn from them; the caller counts.
     delivered: with a column of that name, 1 for units that were reached.
@@ -195,7 +193,7 @@ def training_set(
         *[F.col("outcomes")[name].alias(name) for name in outcomes],
         *reached,
     )
-    return wide.dropna(subset=list(outcomes)).join(features, "unit_id", "left").withColumn("split", split)
+    return wide.dropna(subset=list(outcomes))
 
 
 def hash_split(seed: int, holdout: float, cluster: str | None = None) -> Column:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -221,20 +222,23 @@ _TYPES = {**dict.fromkeys(("since", "age", "day", "delay", "n"), "int64"), "firs
 def late_and_missing(config: Config, history: History, sends: Sends, progress: ProgressCallback) -> dict[str, Any]:
     """What became of the outcomes' events and of the deliveries, and what is missing among them; see `event_details`
     and `missing_events`."""
-    details = event_details(event_counts(*history), sends)
-    return details | missing_events(config, event_days(*history), sends, history[-1], progress)
+    # Both in one query, so that the events are put beside their units once.
+    both = event_days(*history).unionByName(event_counts(*history), allowMissingColumns=True).toArrow()
+    of_events = pc.is_valid(both["counted"])
+    days = both.filter(pc.invert(of_events)).to_pandas()
+    details = event_details(both.filter(of_events).to_pylist(), sends)
+    return details | missing_events(config, days, sends, history[-1], progress)
 
 
 def missing_events(
-    config: Config, days: DataFrame, sends: Sends, as_of: datetime, progress: ProgressCallback
+    config: Config, rows: pd.DataFrame, sends: Sends, as_of: datetime, progress: ProgressCallback
 ) -> dict[str, Any]:
     """{"outcome_completeness": {outcome: share of the mature labels' events that are known}, "warnings": sentences}.
 
-    days    `events.labels.event_days`
+    rows    of `events.labels.event_days`
     sends   `label_counts`; the control, which is sent nothing, is left out
     Completeness is null without any event. Every warning also goes to `progress`.
     """
-    rows = days.toPandas()
     units = rows[rows["outcome"].isna()]
     shares: dict[str, float | None] = {}
     warnings = []

@@ -6,7 +6,7 @@ stand for all units that were assigned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial, reduce
@@ -24,7 +24,7 @@ from uplift_spark.events.features import (
     features_as_of,
     hash_sample,
     hash_split,
-    training_set,
+    mature_units,
 )
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, DELIVERY_TABLE, EVENT_TABLE, OUTCOME_TABLE, profile_table
@@ -181,11 +181,11 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched)
 
 
-def training_of(config: Config, events: Events, units: DataFrame, labels: DataFrame) -> DataFrame:
-    """The training set of these units (rows of assignments) and labels (rows of silver.label)."""
-    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
-    split = hash_split(config.seed, config.holdout, config.roles.cluster)
-    return training_set(labels.drop("run_id"), features, events.names, split, config.labels.delivered)
+def training_of(config: Config, events: Events, labels: DataFrame) -> DataFrame:
+    """The training set of these labels (rows of silver.label)."""
+    units = mature_units(labels, events.names, config.labels.delivered)
+    rows = features_as_of(units, events.sources, config.feature_definitions, events.columns)
+    return rows.withColumn("split", hash_split(config.seed, config.holdout, config.roles.cluster))
 
 
 def with_weights(
@@ -200,9 +200,8 @@ def with_weights(
     if not config.labels.maturity_weights:
         return training
     some = hash_sample(config.seed, min(1.0, MATURITY_UNITS / max(counts["labelled"], 1)))
-    units = F.broadcast(events.assignments.filter(some))
-    features = features_as_of(units, events.sources, config.feature_definitions, events.columns)
-    states = labels.filter(some).select("unit_id", "mature").join(features, "unit_id", "left")
+    units = F.broadcast(labels.filter(some).select("unit_id", "assigned_at", "mature"))
+    states = features_as_of(units, events.sources, config.feature_definitions, events.columns)
     return with_maturity_weights(training, fit_maturity(states, config.roles.features, config.seed, progress))
 
 
@@ -414,12 +413,13 @@ def label_counts(labels: DataFrame, as_of: datetime) -> tuple[dict[str, int], Se
     return {"labelled": labelled, "immature": immature}, sends
 
 
-def event_details(counts: DataFrame, sends: Sends) -> dict[str, Any]:
-    """What became of the outcomes' events, from `events.labels.event_counts`, and of deliveries, from `label_counts`.
+def event_details(counts: Iterable[Mapping[str, Any]], sends: Sends) -> dict[str, Any]:
+    """What became of the outcomes' events, from rows of `events.labels.event_counts`, and of deliveries, from
+    `label_counts`.
 
     duplicate_events, late_events, label_lag_hours_median and _95 by outcome; delivery_rate by arm if there are any.
     """
-    rows = sorted(counts.collect(), key=lambda row: row["outcome"])
+    rows = sorted(counts, key=lambda row: str(row["outcome"]))
     return {
         **({"delivery_rate": {arm: round(reached / n, 4) for arm, (reached, n) in sends.items()}} if sends else {}),
         "duplicate_events": sum(row["duplicates"] for row in rows),

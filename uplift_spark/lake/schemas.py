@@ -233,6 +233,7 @@ _PROFILE = Contract(
     unique=(UNIT, "observed_at"),
     open=True,
     append_only=True,
+    skip_by=("observed_at", "known_at", RUN_ID),
 )
 
 _QUARANTINE = Contract(
@@ -266,6 +267,7 @@ _TRUTH = Contract(
         "effect double: true individual effect against control",
         *RUN,
     ),
+    skip_by=(CAMPAIGN, RUN_ID),
     renamed=OF_A_CAMPAIGN,
 )
 
@@ -284,6 +286,7 @@ _LABEL = Contract(
         "as_of timestamp: only what was known by then counts",
         *RUN,
     ),
+    skip_by=(CAMPAIGN, "as_of", RUN_ID),
     renamed=OF_A_CAMPAIGN,
 )
 
@@ -299,6 +302,7 @@ _TRAINING = Contract(
         *RUN,
     ),
     open=True,
+    skip_by=("split",),
 )
 
 _ADJUSTED = Contract(
@@ -317,6 +321,7 @@ _ADJUSTED = Contract(
         *RUN,
     ),
     open=True,
+    skip_by=("split",),
     renamed={"outcome_mean": "expected", "propensities": "odds"},
     reworded={"split": {"set aside": "trimmed"}},
 )
@@ -326,12 +331,13 @@ _COMPARED = Contract(
     job="compare",
     columns=declared(f"{UNIT} string", "outcome_mean array<double>: by a T-learner, under every level", *RUN),
     open=True,
+    skip_by=(RUN_ID,),
     renamed={"outcome_mean": "expected"},
 )
 
-# What a model rests on once its own version of the training table is to go. Without bounds of unit_id no id gets into
-# the table's log, so that its versions stay readable when purging cleans the logs of the others.
-_TRAINED = replace(_TRAINING, table="silver.trained", job="erase", skip_by=("split",))
+# What a model rests on once its own version of the training table is to go. As unit_id is not in skip_by, no id gets
+# into the table's log, so that its versions stay readable when purging cleans the logs of the others.
+_TRAINED = replace(_TRAINING, table="silver.trained", job="erase")
 
 _FEATURE_REGISTRY = Contract(
     table="silver.feature_registry",

@@ -46,6 +46,7 @@ WITHOUT_SPARK = "import sys\nfor name in ('pyspark', 'py4j', 'delta'):\n    sys.
         ("4.0", "4.0.1", "io.delta:delta-spark_2.13:4.0.1"),
         ("4.0", "4.1.0", "io.delta:delta-spark_4.0_2.13:4.1.0"),
         ("4.1", "4.1.0", "io.delta:delta-spark_4.1_2.13:4.1.0"),
+        ("4.1", "4.4.0", "io.delta:delta-spark_4.1_2.13:4.4.0"),
         ("4.2", "4.4.0", "io.delta:delta-spark_4.2_2.13:4.4.0"),
     ],
 )

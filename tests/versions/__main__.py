@@ -37,7 +37,7 @@ class Version:
 VERSIONS = (
     Version("3.5.7", "3.3.2", also=("numpy<2", "pyarrow<26", "setuptools<81")),
     Version("4.0.1", "4.0.1"),
-    Version("4.1.3", "4.1.0", "3.12"),
+    Version("4.1.3", "4.4.0", "3.12"),
     Version("4.2.0", "4.4.0", "3.13"),
 )
 

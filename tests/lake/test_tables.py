@@ -247,6 +247,7 @@ def test_few_rows_are_read_once_and_are_those_that_spark_reads(lake: Lake, monke
     for table, frame in {"gold.plain": plain, "gold.nested": nested}.items():
         lake.write(table, frame, "r1", partition_by=("p",) if "p" in frame.columns else ())
     lake.write("gold.plain", plain.withColumn("p", F.lit(None).cast("string")), "r2")
+    by_workers = Lake(spark, replace(lake.lakehouse, few_mb=0.0))
     calls: list[object] = []
     load = Folder.load
 
@@ -256,7 +257,9 @@ def test_few_rows_are_read_once_and_are_those_that_spark_reads(lake: Lake, monke
 
     monkeypatch.setattr(Folder, "load", counted)
     for table, version, by_spark in (("gold.plain", None, 0), ("gold.plain", 0, 0), ("gold.nested", None, 1)):
-        slow = lake.read(table, version)
+        calls.clear()
+        slow = by_workers.read(table, version)
+        assert calls == [table]  # Spark's own way
         wanted = sorted(map(str, slow.collect()))
         calls.clear()
         with lake.planned() as planned:
@@ -273,7 +276,10 @@ def test_few_rows_are_read_once_and_are_those_that_spark_reads(lake: Lake, monke
             lake.read("gold.nested", 7)
     calls.clear()
     lake.read("gold.plain")
-    assert calls == ["gold.plain"]  # where rows are not few, Spark reads them
+    assert calls == []  # a small table, however many raw events there are
+    monkeypatch.setattr("uplift_spark.lake.tables._SMALL", 10)
+    Lake(spark, lake.lakehouse).read("gold.plain", 0)
+    assert calls == ["gold.plain"]
 
 
 def test_more_rows_than_few_are_left_to_spark(lake: Lake) -> None:

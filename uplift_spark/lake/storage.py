@@ -275,15 +275,17 @@ class Folder:
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key][0]
-        rows = self._collected(table, version, most)
-        if rows is None:
+        collected = self._collected(table, version, most)
+        if collected is None:
             return None
-        self._held[key] = local_frame(self._spark, rows), rows.nbytes
+        rows, kinds = collected
+        commented = [F.col(field.name).alias(field.name, metadata=field.metadata) for field in kinds]
+        self._held[key] = local_frame(self._spark, rows).select(*commented), rows.nbytes
         while len(self._held) > 1 and sum(size for _, size in self._held.values()) > _MOST_HELD:
             self._held.popitem(last=False)
         return self._held[key][0]
 
-    def _collected(self, table: str, version: int, most: float) -> pa.Table | None:
+    def _collected(self, table: str, version: int, most: float) -> tuple[pa.Table, StructType] | None:
         try:
             stored = LocalTables(self.path).table(table, version)
             if stored.bytes > most:
@@ -293,9 +295,9 @@ class Folder:
         kinds = StructType.fromJson(json.loads(stored.schema))
         try:
             rows = stored.read(kinds.fieldNames())
-            return rows.cast(pa.schema([(field.name, arrow_type(field.dataType)) for field in kinds]))
+            return rows.cast(pa.schema([(field.name, arrow_type(field.dataType)) for field in kinds])), kinds
         except NotLocal:  # nested columns
-            return self.load(self._spark.read.format("delta").option("versionAsOf", version), table).toArrow()
+            return self.load(self._spark.read.format("delta").option("versionAsOf", version), table).toArrow(), kinds
         except DataError:  # a file is gone, which Spark says when it reads it
             return None
 

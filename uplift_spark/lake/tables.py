@@ -93,6 +93,7 @@ ERASED = "uplift.erased"  # property of a raw table: its version when units were
 ATTEMPTS = 6
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # texts in a query
 _RECENT = 20  # commits looked at before the whole history is
+_SMALL = 1_000_000  # bytes of the files of a table that this process reads at once, however many raw events there are
 _CLAIM = "claim"  # key in a commit's notes
 
 _LOST_RACE = re.compile(
@@ -192,8 +193,8 @@ class Lake:
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """Read the table as it is now, or at a Delta version, with the column names of this release.
 
-        Where rows are few (`planned`), this process reads them at once and keeps them. Raises DataError when there is
-        no such table or version.
+        Where rows are few (`planned`), and where the table is small, this process reads them at once and keeps them.
+        Raises DataError when there is no such table or version.
         """
         held = self._held(table, version)
         if held is not None:
@@ -548,10 +549,13 @@ class Lake:
         return None
 
     def _held(self, table: str, version: int | None) -> DataFrame | None:
-        if not self._there(table) or not few_rows(self.spark):
+        if not self._there(table):
             return None
+        # Where raw events are many, tables of results are still small.
+        most = self.lakehouse.few_mb * 1e6
+        most = most if few_rows(self.spark) else min(most, _SMALL)
         number = self.history(table, 1)[0].version if version is None else version
-        return self._storage.held(table, number, self.lakehouse.few_mb * 1e6)
+        return self._storage.held(table, number, most) if most else None
 
     def _there(self, table: str) -> bool | None:
         """Whether the table exists, by its files; None where Spark is to tell, as of the first table: a session

@@ -27,8 +27,9 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.column_names import plain_name
 from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
-from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, check_propensity, guess_roles, plain_name
+from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, guess_roles, inverse_shares
 from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
@@ -53,6 +54,7 @@ class FrameOptions(TypedDict, total=False):
     value, budget    money that one unit of the outcome is worth (one less, with "decrease"); money to spend
     cost             money of treating one unit, or {level: money}
     propensity       column with the probability of the level received
+    cluster          column of the group that was treated as one; by default one that the rows show
     feature, drop    columns to keep as features whatever a guess says; columns that are none
     randomised       False where nobody randomised: who was treated is then learned from the features
     """
@@ -62,6 +64,7 @@ class FrameOptions(TypedDict, total=False):
     cost: float | Mapping[str, float] | None
     budget: float | None
     propensity: str | None
+    cluster: str | None
     feature: Sequence[str]
     drop: Sequence[str]
     randomised: bool
@@ -89,6 +92,7 @@ def answers_of(
         _listed(chosen.get("feature")),
         _listed(chosen.get("drop")),
         chosen.get("randomised", True),
+        chosen.get("cluster"),
     )
 
 
@@ -112,6 +116,7 @@ _PYTHON = {
     "--drop COLUMN": "drop=[COLUMN]",
     "--propensity COLUMN": "propensity=COLUMN",
     "--unit COLUMN": "unit=COLUMN",
+    "--cluster COLUMN": "cluster=COLUMN",
 }
 
 
@@ -263,6 +268,7 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
     rename = {column: new for column, new in names.items() if column != new}
     at = {column: names.get(column, column) for column in (*guesses.outcomes.values(), *guesses.features)}
     first = next(iter(guesses.outcomes))
+    cluster = guesses.cluster
     less = f" (of {first} one less)" if guesses.direction == "decrease" else ""
     lines = [
         f"campaign: {name}",
@@ -287,13 +293,14 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         *([f"  missing: {_flow(list(guesses.missing))}"] if guesses.missing else []),
         *([f"  propensity: {_flow(guesses.propensity)}"] if guesses.propensity else []),
         "  # what describes a unit before the treatment, and nothing that came later",
-        f"  attributes: &features {_flow([names[column] for column in guesses.features])}",
+        *_attribute_lines(guesses),
         "roles:",
         f"  outcome: {_flow(first)}",
         f"  control: {_flow(guesses.control)}",
         *(["  # less of the outcome is better", "  direction: decrease"] if guesses.direction == "decrease" else []),
         *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
-        "  features: *features",
+        *(["  # its units were treated as one", f"  cluster: {_flow(names[cluster])}"] if cluster else []),
+        f"  features: {'*features' if not cluster else _flow([names[column] for column in guesses.features])}",
         *_design_lines(guesses),
         "economics:",
         f"  # money that one unit of an outcome{less} is worth, and that treating one unit with a level costs",
@@ -306,6 +313,13 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"lakehouse: {_flow(dict(lakehouse))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _attribute_lines(guesses: Guesses) -> list[str]:
+    names = [guesses.names[column] for column in guesses.features]
+    if guesses.cluster:
+        return [f"  attributes: {_flow([*names, guesses.names[guesses.cluster]])}"]
+    return [f"  attributes: &features {_flow(names)}"]
 
 
 def _design_lines(guesses: Guesses) -> list[str]:
@@ -399,6 +413,30 @@ def _guessed(data: OwnData, answers: Answers, progress: ProgressCallback) -> Gue
     return guesses
 
 
+def check_propensity(table: pa.Table, guesses: Guesses) -> None:
+    """Raise DataError when the column of the propensity is not the probability of the level that each unit received.
+
+    Rows of other levels and without a probability are left to the checks that follow.
+    """
+    if guesses.propensity is None:
+        return
+    name = guesses.propensity
+    p = number_column(table.column(name), f"column {name!r}").to_numpy(zero_copy_only=False).astype(float)
+    texts = id_text(table.column(guesses.treatment)).to_pandas().str.strip()
+    levels = texts.map(dict(guesses.levels))
+    usable = levels.notna().to_numpy() & (p > 0.0) & (p <= 1.0)
+    p, levels = p[usable], levels[usable]
+    frame = pd.DataFrame({"level": levels.to_numpy(), "inverse": 1.0 / p, "spread": (1.0 - p) / (p * p)})
+    sums = frame.groupby("level").sum()
+    each = [(str(level), float(row["inverse"]), float(row["spread"])) for level, row in sums.iterrows()]
+    if wrong := inverse_shares(each, len(frame)):
+        raise DataError(
+            f"column {name!r} is not the probability of the level that each unit received: its inverses add up to the "
+            f"{len(frame):,} units {', '.join(wrong)}, and must once in every level; if it is the probability of the "
+            "treatment on all rows, give a column that has 1 less it in the control; or leave out --propensity COLUMN"
+        )
+
+
 def _refuse_edited(conf: Path) -> None:
     """Raise ConfigError when somebody has edited the configuration that is there."""
     if conf.exists():
@@ -463,10 +501,13 @@ def leaks_of(table: pa.Table, guesses: Guesses, randomised: bool = True) -> dict
         columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, f"column {feature!r}")
     if guesses.propensity:
         columns[guesses.propensity] = number_column(rows.column(guesses.propensity), f"column {guesses.propensity!r}")
+    if guesses.cluster:
+        columns["_cluster"] = id_text(rows.column(guesses.cluster))
     sample = pa.table(columns)
     sample = sample.filter(pc.is_valid(sample.column("_arm")))
     control = next(iter(guesses.levels))
-    roles = Roles("_unit", "_arm", "_outcome", guesses.features, control, propensity=guesses.propensity)
+    group = "_cluster" if guesses.cluster else None
+    roles = Roles("_unit", "_arm", "_outcome", guesses.features, control, propensity=guesses.propensity, cluster=group)
     leaks = find_leaks(sample, roles, randomised=randomised)
     return {
         one.feature: "follows from the outcome" if one.rule == "outcome_like" else _DIFFERS for one in leaks.findings

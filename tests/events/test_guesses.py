@@ -386,3 +386,25 @@ def test_codes_that_count_from_one_are_no_doses() -> None:
 def test_a_value_below_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--value -5 is no amount of money.*--direction decrease"):
         guess_roles(shop(), Answers("group", ("visit",), value=-5.0))
+
+
+def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    days = rng.integers(0, 300, N)
+    frame = shop().to_pandas().assign(
+        paid=[f"${amount:,.2f}" for amount in rng.gamma(2, 800, N)],
+        share=[f"{share:.1f} %" for share in rng.uniform(0, 90, N)],
+        joined=[f"{1 + day % 28}/{1 + day % 12}/2023" for day in days],
+        unclear=[f"{1 + day % 12}.{1 + day % 11}.2023" for day in days],
+        assigned_at="2024-03-01",
+        last_login=[f"2024-03-{2 + day % 28:02d}" for day in days],
+        first_seen=[f"2023-01-{day:02d}" for day in rng.integers(1, 29, N)],
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    said: list[str] = []
+    conf, guesses = prepare_conf(str(tmp_path / "own.csv"), Answers("group", ("paid",)), tmp_path, None, said.append)
+    kinds = {"paid": "number", "share": "number", "joined": "%d/%m/%Y"}
+    assert yaml.safe_load(conf.read_text())["source"]["types"] == kinds
+    assert sum(line.startswith("type: ") for line in said) == 3
+    assert {"share", "joined", "unclear", "first_seen"} <= set(guesses.features)
+    assert guesses.dropped["last_login"] == "times of after assigned_at"

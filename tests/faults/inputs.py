@@ -33,6 +33,7 @@ from uplift_spark.config import Config, load_config
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.files import FileFormat, read_typed
 from uplift_spark.events.guesses import Answers, Guesses, guess_roles
+from uplift_spark.events.quickstart import read_source, with_types
 from uplift_spark.events.table_source import check_names, refuse_wrong_propensities
 from uplift_spark.sections.source import TableSource
 
@@ -176,6 +177,22 @@ def guessed(pick: Callable[[Guesses], object], table: pa.Table, **answers: Any) 
         said = "; ".join(guesses.report())
         counted = sum(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) rows [^;,]*are rejected", said))
         return Result(pick(guesses), table.num_rows - counted, counted, said)
+
+    return read
+
+
+DAYS = [(10 + i % 80, 1 + i % 9, 1 + i % 28) for i in range(N)]
+
+
+def typed_guess(cells: list[str]) -> Callable[..., Result]:
+    """What a configuration says a column of texts is to be read as."""
+
+    def read(folder: Path) -> Result:
+        rows = campaign().to_pandas().assign(cells=[cells[i % len(cells)] for i in range(N)])
+        file = folder / "rows.csv"
+        rows.to_csv(file, index=False)
+        data = with_types(read_source(str(file), None), Answers("group", ("bought",)))
+        return Result(data.source.get("types", {}).get("cells"), data.table.num_rows, 0, "; ".join(data.notes))
 
     return read
 
@@ -554,6 +571,16 @@ GUESSES = [
             ("vote_12", "turnout_12"), ("futime", "status"), ("retention_1", "retention_7"),
         )
     ),
+    *(
+        Input("guesses", f"a text such as {text}", "no feature, or a text", N,
+              typed_guess([text.format(*at) for at in DAYS]), kind, "type: cells is")
+        for text, kind in (
+            ("${0},{1}00.50", "number"), ("{0}{1} %", "number"), ("{1}/{2}/2024", "%m/%d/%Y"),
+            ("{2}.{1}.2024", "%d.%m.%Y"), ("2024/{1}/{2}", "%Y/%m/%d"),
+        )
+    ),
+    Input("guesses", "days that may be months", "the same", N,
+          typed_guess([f"{d}/{m}/2024" for _, m, d in DAYS if d < 13]), None),
     Input("guesses", "schools treated as one", "'this does not look like a randomised trial'", N,
           guessed(lambda g: g.cluster, campaign(
               group=[("none", "mail")[i // 10 * 7 % 13 % 2] for i in range(N)], school=np.arange(N) // 10)),

@@ -16,6 +16,9 @@ _ID = re.compile(
     r"(^|_)(id|uuid|guid|key|rownum|row_number|email|phone)$|^(index|idx|row_?names?|[pcu]id|hh_?id)$"
     r"|^(customer|user|client|member)_?(no|nr)?$"
 )
+_ASSIGNED = re.compile(
+    r"(^|_)(assign(ed|ment)?|randomi[sz](ed|ation)|treated|treatment|sent|mailed|exposed|campaign)(_|$)"
+)
 _ROW_NUMBER = re.compile(r"^(index|idx|row_?(names?|num|number|id)?)$")
 _OUTCOMES = re.compile(
     r"^(visits?|conversions?|converted|spend|spent|revenue|purchases?|purchased|sales|clicks?|clicked|responses?|responded|"
@@ -90,6 +93,12 @@ def is_id_name(name: str) -> bool:
 def is_row_number_name(name: str) -> bool:
     """Whether a column numbers the rows by its name; any other id is a better name of a unit."""
     return bool(_ROW_NUMBER.search(name_words(name)))
+
+
+def is_assignment_time(name: str) -> bool:
+    """Whether a time is that of the assignment by its name, as `assigned_at` and `mail_sent_at` are."""
+    words = name_words(name)
+    return bool(_ASSIGNED.search(words)) and not re.search(r"(^|_)(last|first|prev|previous)(_|$)", words)
 
 
 def is_dose_name(name: str) -> bool:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
@@ -27,9 +27,9 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.column_names import plain_name
-from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
-from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, guess_roles, inverse_shares
+from uplift_spark.events.column_names import is_assignment_time, plain_name
+from uplift_spark.events.files import FileFormat, id_text, is_amount_text, number_column, plain_table, read_typed
+from uplift_spark.events.guesses import MOST_LEVELS, Answers, Guesses, check_columns_of, guess_roles, inverse_shares
 from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
@@ -234,6 +234,58 @@ def read_source(source: str, lake: Lake | None) -> OwnData:
     return OwnData(table, {key: source}, (*notes_of_types, said, *some), numbered=False)
 
 
+_SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2\d{4}")
+_YEAR_FIRST = re.compile(r"\d{4}([/.])\d{1,2}\1\d{1,2}")
+
+
+def with_types(data: OwnData, answers: Answers) -> OwnData:
+    """The rows with amounts such as $1,200.50 and 12 % as numbers and dates such as 31/12/2024 as times.
+
+    Which columns those are goes into the configuration, so that later files are read alike. Ids and levels stay texts.
+    """
+    if not data.numbered:
+        return data
+    kept = {answers.treatment, answers.unit}
+    kinds, notes = {}, []
+    for name in data.table.column_names:
+        column = data.table.column(name)
+        if name in kept or not pa.types.is_string(column.type):
+            continue
+        if kind := _kind_of_texts(column):
+            kinds[name] = kind
+            shown = "a number" if kind == "number" else f"a date, {kind}"
+            example = column.drop_null()[0].as_py()
+            notes.append(f"type: {name} is {shown}, as in {example!r} (edit source.types)")
+    if not kinds:
+        return data
+    read = read_typed(data.source["path"], FileFormat(types=kinds))
+    return OwnData(read.table, {**data.source, "types": kinds}, (*data.notes, *notes))
+
+
+def _kind_of_texts(column: pa.ChunkedArray) -> str | None:
+    """Number, the pattern of a date, or None, by all texts; where no day is above 12, days may be months: None."""
+    texts = column.drop_null()
+    if len(texts.unique()) > MOST_LEVELS and is_amount_text(texts):
+        return "number"
+    some = [str(text).strip() for text in texts.unique().to_pylist()]
+    if not some:
+        return None
+    if all(match := [_YEAR_FIRST.fullmatch(text) for text in some]):
+        separators = {one.group(1) for one in match if one}
+        pattern = "%Y{0}%m{0}%d"
+    elif all(match := [_SLASHED.fullmatch(text) for text in some]):
+        separators = {one.group(2) for one in match if one}
+        first, second = (max(int(one.group(k)) for one in match if one) for k in (1, 3))
+        if (first > 12) == (second > 12):
+            return None
+        pattern = "%d{0}%m{0}%Y" if first > 12 else "%m{0}%d{0}%Y"
+    else:
+        return None
+    chosen = pattern.format(separators.pop())
+    parsed = pc.strptime(texts, format=chosen, unit="us", error_is_null=True)
+    return chosen if not separators and parsed.null_count == 0 else None
+
+
 def check_header(source: str, answers: Answers) -> None:
     """Look up the named columns in a Delta table's log, before Spark starts. Raises ConfigError for one that is not
     there; does nothing where the log does not say."""
@@ -381,7 +433,7 @@ def prepare_conf(
     conf = home / "conf" / f"{name}.yaml"
     try:
         _refuse_edited(conf)
-        data = read_source(where if staged is None else str(staged.part), lake)
+        data = with_types(read_source(where if staged is None else str(staged.part), lake), answers)
         guesses = _guessed(data, answers, progress)
         if staged is not None:
             staged.part.replace(staged.path)
@@ -457,7 +509,9 @@ def without_leaks(table: pa.Table, guesses: Guesses, answers: Answers) -> Guesse
 
     Those of `answers.keep` stay, with the reason on record. Where nobody randomised, features may tell arms apart.
     """
-    reasons = leaks_of(table, guesses, answers.randomised)
+    later = times_of_after(table, guesses)
+    rest = tuple(name for name in guesses.features if name not in later)
+    reasons = {**later, **(leaks_of(table, replace(guesses, features=rest), answers.randomised) if rest else {})}
     allowed = {name: "kept by --feature" for name in reasons if name in answers.keep}
     dropped = {name: reason for name, reason in reasons.items() if name not in answers.keep}
     differing = [name for name, reason in reasons.items() if reason == _DIFFERS]
@@ -465,6 +519,23 @@ def without_leaks(table: pa.Table, guesses: Guesses, answers: Answers) -> Guesse
     if set(guesses.features) <= set(dropped) and differing:
         raise DataError(f"no feature is left: {_no_trial(differing)}")
     return guesses.without(dropped, allowed, warned)
+
+
+def times_of_after(table: pa.Table, guesses: Guesses) -> dict[str, str]:
+    """{feature: why it is none} of times that lie after the assignment's where both are known, and of that time."""
+    times = [one.name for one in table.schema if pa.types.is_temporal(one.type)]
+    moments = [name for name in times if is_assignment_time(name)]
+    reasons = {name: "the time of the assignment" for name in moments if name in guesses.features}
+    for name in [name for name in times if name in guesses.features and name not in reasons]:
+        for moment in moments:
+            gap = pc.subtract(number_column(table.column(name), name), number_column(table.column(moment), moment))
+            days = gap.drop_null().to_numpy()
+            if len(days) >= _KNOWN_TIMES and (days >= 0).mean() > 0.99 and (days > 0).any():
+                reasons[name] = f"times of after {moment}"
+    return reasons
+
+
+_KNOWN_TIMES = 25  # rows with both times, to tell by
 
 
 def _no_trial(columns: Sequence[str]) -> str:

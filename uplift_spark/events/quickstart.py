@@ -494,7 +494,9 @@ def _refuse_edited(conf: Path) -> None:
     if conf.exists():
         first, _, rest = conf.read_text().partition("\n")
         if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
-            raise ConfigError(f"{conf} was edited: use that file as it is, or choose another --name")
+            raise ConfigError(
+                f"{conf} was edited: run it as it is by `uplift demo --conf {conf}`, or choose another --name"
+            )
 
 
 def _mark(body: str) -> str:

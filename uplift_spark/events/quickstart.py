@@ -495,7 +495,7 @@ def _refuse_edited(conf: Path) -> None:
         first, _, rest = conf.read_text().partition("\n")
         if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
             raise ConfigError(
-                f"{conf} was edited: run it as it is by `uplift demo --conf {conf}`, or choose another --name"
+                f"{conf} was edited: `uplift demo` with its path runs it as it is, or choose another --name"
             )
 
 

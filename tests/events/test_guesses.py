@@ -12,7 +12,7 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.column_names import control_of, is_outcome_name, plain_name, yes_of_texts
+from uplift_spark.events.column_names import control_of, is_id_name, is_outcome_name, plain_name, yes_of_texts
 from uplift_spark.events.guesses import Answers, guess_roles
 from uplift_spark.events.quickstart import LEAK_ROWS, conf_text, leaks_of, parsed_costs, prepare_conf, without_leaks
 
@@ -278,6 +278,9 @@ def test_a_configuration_that_was_edited_stays(tmp_path: Path) -> None:
         ("baseline_y_12", "y_12", False),
         ("spend_q3_2024", "spend_q4_2024", False),
         ("f1", "y", False),
+        ("mu1", "y_factual", True),  # what a simulation knows
+        ("y_cfactual", "y_factual", True),
+        ("exposure", "visit", True),
     ],
 )
 def test_what_comes_after_the_treatment_by_its_name(name: str, outcome: str, after: bool) -> None:
@@ -393,7 +396,7 @@ def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
     days = rng.integers(0, 300, N)
     frame = shop().to_pandas().assign(
         paid=[f"${amount:,.2f}" for amount in rng.gamma(2, 800, N)],
-        share=[f"{share:.1f} %" for share in rng.uniform(0, 90, N)],
+        **{"the share": [f"{share:.1f} %" for share in rng.uniform(0, 90, N)]},
         joined=[f"{1 + day % 28}/{1 + day % 12}/2023" for day in days],
         unclear=[f"{1 + day % 12}.{1 + day % 11}.2023" for day in days],
         assigned_at="2024-03-01",
@@ -403,8 +406,22 @@ def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "own.csv", index=False)
     said: list[str] = []
     conf, guesses = prepare_conf(str(tmp_path / "own.csv"), Answers("group", ("paid",)), tmp_path, None, said.append)
-    kinds = {"paid": "number", "share": "number", "joined": "%d/%m/%Y"}
+    kinds = {"paid": "number", "joined": "%d/%m/%Y", "the_share": "number"}  # under the names of the configuration
     assert yaml.safe_load(conf.read_text())["source"]["types"] == kinds
     assert sum(line.startswith("type: ") for line in said) == 3
-    assert {"share", "joined", "unclear", "first_seen"} <= set(guesses.features)
+    assert {"the share", "joined", "unclear", "first_seen"} <= set(guesses.features)
     assert guesses.dropped["last_login"] == "times of after assigned_at"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [
+        *(
+            (name, True)
+            for name in ("userid", "User ID", "customerNo", "patient_id", "hhid", "rownames", "uuid", "index")
+        ),
+        *((name, False) for name in ("saving.index", "paid", "valid", "age", "customer_type", "household_size")),
+    ],
+)
+def test_an_id_by_its_name(name: str, is_id: bool) -> None:
+    assert is_id_name(name) is is_id

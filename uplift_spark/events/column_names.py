@@ -14,7 +14,7 @@ from uplift_spark.roles import RESERVED_NAMES
 
 _ID = re.compile(
     r"(^|_)(id|uuid|guid|key|rownum|row_number|email|phone)$|^(index|idx|row_?names?|[pcu]id|hh_?id)$"
-    r"|^(customer|user|client|member)_?(no|nr)?$"
+    r"|^(customer|user|client|member|person|patient|subject|participant|household)_?(no|nr|id|number)?$"
 )
 _ASSIGNED = re.compile(
     r"(^|_)(assign(ed|ment)?|randomi[sz](ed|ation)|treated|treatment|sent|mailed|exposed|campaign)(_|$)"
@@ -23,7 +23,7 @@ _ROW_NUMBER = re.compile(r"^(index|idx|row_?(names?|num|number|id)?)$")
 _OUTCOMES = re.compile(
     r"^(visits?|conversions?|converted|spend|spent|revenue|purchases?|purchased|sales|clicks?|clicked|responses?|responded|"
     r"exposure|exposed|orders?|bought|outcome|target|label)$|^(out|outcome|post|target|resp|response|y|retention|retained)_"
-    r"|(^|_)(endline|follow_?up|post_?test)(_|$)"
+    r"|(^|_)(endline|follow_?up|post_?test)(_|$)|^(mu_?[01]|y_?[01]|ite|cate)$"  # the last are truths of simulations
 )
 _WORSE = re.compile(
     r"churn|cancel|attrit|unsubscri|opt_?out|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse|refund|"

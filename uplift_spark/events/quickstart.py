@@ -326,7 +326,7 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"campaign: {name}",
         "source:",
         "  kind: table",
-        *(f"  {key}: {_flow(value)}" for key, value in source.items()),
+        *(f"  {key}: {_flow(_renamed(value, rename) if key == 'types' else value)}" for key, value in source.items()),
         *(
             [f"  unit: {_flow(guesses.unit)}"]
             if guesses.unit
@@ -365,6 +365,11 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"lakehouse: {_flow(dict(lakehouse))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _renamed(kinds: Mapping[str, str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Kinds of columns under the names that the configuration gives them."""
+    return {rename.get(column, column): kind for column, kind in kinds.items()}
 
 
 def _attribute_lines(guesses: Guesses) -> list[str]:

@@ -67,6 +67,7 @@ SPARK_EDGES = {
 }
 SPARKLESS_MODULES = {
     *("uplift_spark.events.simulate", "uplift_spark.events.files", "uplift_spark.events.guesses"),
+    "uplift_spark.events.column_names",
     "uplift_spark.events.quickstart",
     *("uplift_spark.lake.duck", "uplift_spark.lake.duck_functions", "uplift_spark.lake.local_tables"),
     *("uplift_spark.evaluation.metrics", "uplift_spark.evaluation.sums", "uplift_spark.evaluation.lift_tables"),

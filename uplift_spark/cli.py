@@ -130,6 +130,7 @@ def quickstart(
     cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY of treating one unit; repeatable.")] = None,
     budget: Annotated[float | None, typer.Option(help="Money to spend.")] = None,
     propensity: Annotated[str | None, typer.Option(help="Column: probability of the level received.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Column of the group that was treated as one.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="Column to keep as a feature; repeatable.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; repeatable.")] = None,
     randomised: Annotated[
@@ -154,7 +155,7 @@ def quickstart(
 
     answers = Answers(
         treatment, tuple(outcome), control, unit, checked_direction(direction), value, parsed_costs(cost), budget,
-        propensity, tuple(feature or ()), tuple(drop or ()), randomised,
+        propensity, tuple(feature or ()), tuple(drop or ()), randomised, cluster,
     )  # fmt: skip
     source = stage_stream(sys.stdin.buffer, Path(), name or "stdin") if file == "-" else file
     with ExitStack() as stack:

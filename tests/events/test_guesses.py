@@ -12,7 +12,8 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.guesses import Answers, guess_roles, plain_name
+from uplift_spark.events.column_names import control_of, is_id_name, is_outcome_name, plain_name, yes_of_texts
+from uplift_spark.events.guesses import Answers, guess_roles
 from uplift_spark.events.quickstart import LEAK_ROWS, conf_text, leaks_of, parsed_costs, prepare_conf, without_leaks
 
 N = 4000
@@ -253,3 +254,174 @@ def test_a_configuration_that_was_edited_stays(tmp_path: Path) -> None:
     conf.write_text(conf.read_text() + "seed: 3\n")
     with pytest.raises(ConfigError, match=r"my_shop.yaml was edited"):
         prepare_conf(str(path), answers, tmp_path, None, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "after"),
+    [
+        ("outcome.response.time", "outcome.correct", True),  # dots, blanks and capitals part words as underscores do
+        ("Post Test", "y", True),
+        ("postOp4hour_cough", "y", True),
+        ("g4reading", "g4math", True),  # of one time
+        ("g1reading", "g4math", False),
+        ("primary_12", "turnout_12", True),
+        ("primary_10", "turnout_12", False),
+        ("wt71", "wt82_71", False),
+        ("re75", "re78", False),  # earnings of an earlier year
+        ("pain90min", "pain30min", True),  # both count from one moment
+        ("number3m", "number12m", True),
+        ("retention_1", "retention_7", True),
+        ("futime", "status", True),  # a survival trial's pair
+        ("status", "time", True),
+        ("time", "visit", False),
+        ("pre_score", "score", False),
+        ("baseline_y_12", "y_12", False),
+        ("spend_q3_2024", "spend_q4_2024", False),
+        ("f1", "y", False),
+        ("mu1", "y_factual", True),  # what a simulation knows
+        ("y_cfactual", "y_factual", True),
+        ("exposure", "visit", True),
+    ],
+)
+def test_what_comes_after_the_treatment_by_its_name(name: str, outcome: str, after: bool) -> None:
+    assert is_outcome_name(name, (outcome,)) is after
+
+
+@pytest.mark.parametrize(
+    ("levels", "control", "sure"),
+    [
+        (("Lev+5FU", "Lev", "Obs"), "Obs", False),
+        (("regular.with.aide", "regular", "small.class"), "regular", False),
+        (("new_page", "old_page"), "old_page", False),
+        (("P", "A"), "P", False),
+        (("T", "C"), "C", True),
+        (("gate_40", "gate_30"), "gate_30", False),
+        (("$10 off", "$5 off"), "$5 off", False),
+        (("2", "1"), "1", False),
+        (("-1", "1"), "-1", False),
+        (("0_placebo", "1_drug"), "0_placebo", True),
+        (("treatment", "comparison"), "comparison", False),
+    ],
+)
+def test_the_control_among_levels_of_real_trials(levels: tuple[str, ...], control: str, sure: bool) -> None:
+    assert control_of(levels) == (control, sure)
+
+
+@pytest.mark.parametrize(
+    ("texts", "counted"),
+    [
+        (("did not vote", "voted"), "voted"),
+        (("failure", "success"), "success"),
+        (("0_no", "1_yes"), "1_yes"),
+        (("Alive", "Dead"), "Alive"),
+        (("churned", "stayed"), "stayed"),
+        (("employed", "unemployed"), "employed"),
+        (("kept", "cancelled"), "cancelled"),
+        (("increase", "decrease"), None),
+        (("Left", "Stays"), None),
+        (("low", "mid", "high"), None),
+    ],
+)
+def test_which_text_of_an_outcome_counts(texts: tuple[str, ...], counted: str | None) -> None:
+    meaning = yes_of_texts(texts)
+    assert meaning == (None if counted is None else {text: float(text == counted) for text in texts})
+
+
+def test_an_outcome_in_two_texts_needs_no_option() -> None:
+    voted = [("did not vote", "voted")[i % 3 > 0] for i in range(N)]
+    guesses = guess_roles(shop(turnout=voted), Answers("group", ("turnout",)))
+    assert guesses.values == {"turnout": {"did not vote": 0.0, "voted": 1.0}}
+    assert any("voted counts (--outcome turnout=VALUE says otherwise)" in line for line in guesses.lines)
+
+
+def clustered() -> pa.Table:
+    school = np.arange(N) // 20
+    group = np.where(np.random.default_rng(1).permutation(N // 20)[school] % 2 == 1, "Mail", "Control")
+    return shop(group=group, school=school * 7, classroom=[f"c{i // 10}" for i in range(N)], mailed=np.zeros(N))
+
+
+def test_what_was_treated_as_one_is_a_cluster(tmp_path: Path) -> None:
+    guesses = guess_roles(clustered(), Answers("group", ("visit",)))
+    assert guesses.cluster == "school" and not {"school", "classroom"} & set(guesses.features)
+    assert guesses.dropped["classroom"] == "groups of one treatment each, inside those of school"
+    assert "school" not in leaks_of(clustered(), guesses)
+    path = tmp_path / "own.yaml"
+    path.write_text(conf_text(guesses, "own", {"path": "x.csv"}, {"path": "lakehouse"}))
+    config = load_config(path)
+    assert config.roles.cluster == "school" and config.roles.features == tuple(
+        guesses.names[name] for name in guesses.features
+    )
+    assert "school" in config.source.attributes  # type: ignore[union-attr]
+    assert guess_roles(clustered(), Answers("group", ("visit",), drop=("school", "classroom"))).cluster is None
+    assert guess_roles(shop(), Answers("group", ("visit",))).cluster is None
+    assert guess_roles(shop(), Answers("group", ("visit",), cluster="x1")).cluster == "x1"
+
+
+def test_rows_that_repeat_others_do_not_hide_the_id() -> None:
+    rows = shop()
+    twice = pa.concat_tables([rows, rows.slice(0, 500)])
+    guesses = guess_roles(twice, Answers("group", ("visit",)))
+    assert guesses.unit == "customer_id" and "500 rows that repeat another are left out" in "".join(guesses.lines)
+    with pytest.raises(DataError, match=r"column 'x1' repeats in 4,000 of 4,000 rows, which would be rejected"):
+        guess_roles(rows, Answers("group", ("visit",), unit="x1"))
+
+
+def test_too_few_cases_are_warned_of() -> None:
+    one = [float(i == 0) for i in range(N)]
+    report = guess_roles(shop(visit=one), Answers("group", ("visit",))).report()
+    assert sum(line.startswith("warning:") and "rarer end of visit: too few" in line for line in report) == 2
+    assert not any("too few" in line for line in guess_roles(shop(), Answers("group", ("visit",))).report())
+
+
+def test_few_rows_explain_nothing_by_chance() -> None:
+    few = pa.table(
+        {"rownames": range(1, 23), "arm": ["a", "b"] * 11, "y": [i * 5 % 7 for i in range(22)], "age": range(40, 62)}
+    )
+    guesses = guess_roles(few.append_column("bmi", pa.array([i * i % 23 for i in range(22)])), Answers("arm", ("y",)))
+    assert guesses.unit == "rownames" and guesses.features == ("bmi",)
+
+
+def test_codes_that_count_from_one_are_no_doses() -> None:
+    table = shop(group=[str(1 + i % 3) for i in range(N)])
+    assert guess_roles(table, Answers("group", ("visit",))).dose is None
+
+
+def test_a_value_below_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--value -5 is no amount of money.*--direction decrease"):
+        guess_roles(shop(), Answers("group", ("visit",), value=-5.0))
+
+
+def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    days = rng.integers(0, 300, N)
+    frame = shop().to_pandas().assign(
+        paid=[f"${amount:,.2f}" for amount in rng.gamma(2, 800, N)],
+        **{"the share": [f"{share:.1f} %" for share in rng.uniform(0, 90, N)]},
+        joined=[f"{1 + day % 28}/{1 + day % 12}/2023" for day in days],
+        unclear=[f"{1 + day % 12}.{1 + day % 11}.2023" for day in days],
+        assigned_at="2024-03-01",
+        last_login=[f"2024-03-{2 + day % 28:02d}" for day in days],
+        first_seen=[f"2023-01-{day:02d}" for day in rng.integers(1, 29, N)],
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    said: list[str] = []
+    conf, guesses = prepare_conf(str(tmp_path / "own.csv"), Answers("group", ("paid",)), tmp_path, None, said.append)
+    kinds = {"paid": "number", "joined": "%d/%m/%Y", "the_share": "number"}  # under the names of the configuration
+    assert yaml.safe_load(conf.read_text())["source"]["types"] == kinds
+    assert sum(line.startswith("type: ") for line in said) == 3
+    assert {"the share", "joined", "unclear", "first_seen"} <= set(guesses.features)
+    assert guesses.dropped["last_login"] == "times of after assigned_at"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [
+        *(
+            (name, True)
+            for name in ("userid", "User ID", "customerNo", "patient_id", "hhid", "rownames", "uuid", "index")
+        ),
+        *((name, False) for name in ("saving.index", "paid", "valid", "age", "customer_type", "household_size")),
+    ],
+)
+def test_an_id_by_its_name(name: str, is_id: bool) -> None:
+    assert is_id_name(name) is is_id

@@ -109,7 +109,9 @@ def test_a_configuration_that_was_edited_is_kept(tmp_path: Path) -> None:
     from_frame(tmp_path, shop(seed=4))
     conf = tmp_path / "conf" / "campaign.yaml"
     conf.write_text(conf.read_text() + "seed: 3\n")
-    with pytest.raises(ConfigError, match=r"was edited: use that file as it is, or choose another name=$"):
+    with pytest.raises(
+        ConfigError, match=r"was edited: `uplift demo` with its path runs it as it is, or choose another name=$"
+    ):
         from_frame(tmp_path)
 
 

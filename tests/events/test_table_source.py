@@ -227,3 +227,16 @@ def test_a_configuration_says_what_texts_mean_without_quotes(tmp_path: Path) -> 
 def test_a_table_is_a_path_or_a_name() -> None:
     with pytest.raises(ConfigError, match="needs one of `path`"):
         TableSource(kind="table", treatment="a", outcomes=("y",), attributes=("x",))
+
+
+@pytest.mark.slow
+def test_a_cluster_of_numbers_is_kept_as_ids(lake: Lake, tmp_path: Path) -> None:
+    path = tmp_path / "schools.csv"
+    lines = [f"{unit},{('none', 'mail')[unit // 4 % 2]},{unit % 2},{unit % 7},{unit // 4}" for unit in range(40)]
+    path.write_text("\n".join(["Kunde,arm,bought,age,school", *lines]))
+    one = source(path, arms=None, attributes=("age", "school"), rename={}, where=None, missing=())
+    roles = RolesConf("bought", "none", ("age",), cluster="school")
+    ingest.run(Campaign(config(one, roles=roles), lake), lambda line: None)
+    profile = rows(lake, "bronze.profile_own")
+    assert sorted(set(profile["school"]), key=int) == [str(school) for school in range(10)]
+    assert profile["age"].dtype == float

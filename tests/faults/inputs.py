@@ -33,6 +33,7 @@ from uplift_spark.config import Config, load_config
 from uplift_spark.errors import UpliftError
 from uplift_spark.events.files import FileFormat, read_typed
 from uplift_spark.events.guesses import Answers, Guesses, guess_roles
+from uplift_spark.events.quickstart import read_source, with_types
 from uplift_spark.events.table_source import check_names, refuse_wrong_propensities
 from uplift_spark.sections.source import TableSource
 
@@ -176,6 +177,22 @@ def guessed(pick: Callable[[Guesses], object], table: pa.Table, **answers: Any) 
         said = "; ".join(guesses.report())
         counted = sum(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) rows [^;,]*are rejected", said))
         return Result(pick(guesses), table.num_rows - counted, counted, said)
+
+    return read
+
+
+DAYS = [(10 + i % 80, 1 + i % 9, 1 + i % 28) for i in range(N)]
+
+
+def typed_guess(cells: list[str]) -> Callable[..., Result]:
+    """What a configuration says a column of texts is to be read as."""
+
+    def read(folder: Path) -> Result:
+        rows = campaign().to_pandas().assign(cells=[cells[i % len(cells)] for i in range(N)])
+        file = folder / "rows.csv"
+        rows.to_csv(file, index=False)
+        data = with_types(read_source(str(file), None), Answers("group", ("bought",)))
+        return Result(data.source.get("types", {}).get("cells"), data.table.num_rows, 0, "; ".join(data.notes))
 
     return read
 
@@ -523,6 +540,63 @@ YAML = [
     Input("YAML", "brackets 5,000 deep", _TRACEBACK, 0, conf(lambda c: c, "a: " + "[" * 5000), Refused("too deep")),
 ]  # fmt: skip
 
+GUESSES = [
+    *(
+        Input("guesses", f"outcome {one} or {other}", "refused", N,
+              guessed(lambda g: g.values, campaign(bought=[(one, other)[i % 3 > 0] for i in range(N)])),
+              {"bought": {one: float(one == counts), other: float(other == counts)}}, f"{counts} counts")
+        for one, other, counts in (
+            ("did not vote", "voted", "voted"), ("failure", "success", "success"), ("0_no", "1_yes", "1_yes"),
+            ("Dead", "Alive", "Alive"), ("kept", "cancelled", "cancelled"),
+        )
+    ),
+    *(
+        Input("guesses", f"levels {', '.join(levels)}", before, N,
+              guessed(lambda g: g.control, campaign(group=[levels[i % len(levels)] for i in range(N)])), control)
+        for levels, before, control in (
+            (("Lev+5FU", "Lev", "Obs"), "Lev+5FU is the control", "Obs"), (("P", "A"), "A is the control", "P"),
+            (("new_page", "old_page"), "new_page is the control", "old_page"),
+            (("small", "regular", "regular with aide"), "the same, by its numbers", "regular"),
+        )
+    ),
+    Input("guesses", "levels 1, 2, 3 of a class", "doses", N,
+          guessed(lambda g: g.dose, campaign(group=[str(1 + i % 3) for i in range(N)])), None),
+    *(
+        Input("guesses", f"{name} beside the outcome {outcome}", "a feature", N,
+              guessed(lambda g, name=name: name in g.features,
+                      campaign(**{outcome: np.arange(N) % 7, name: np.arange(N) % 11}), outcomes=(outcome,)), False,
+              "an outcome of after the treatment by its name")
+        for name, outcome in (
+            ("outcome.time", "outcome.score"), ("g4reading", "g4math"), ("pain 90min", "pain 30min"),
+            ("vote_12", "turnout_12"), ("futime", "status"), ("retention_1", "retention_7"),
+        )
+    ),
+    *(
+        Input("guesses", f"a text such as {text}", "no feature, or a text", N,
+              typed_guess([text.format(*at) for at in DAYS]), kind, "type: cells is")
+        for text, kind in (
+            ("${0},{1}00.50", "number"), ("{0}{1} %", "number"), ("{1}/{2}/2024", "%m/%d/%Y"),
+            ("{2}.{1}.2024", "%d.%m.%Y"), ("2024/{1}/{2}", "%Y/%m/%d"),
+        )
+    ),
+    Input("guesses", "days that may be months", "the same", N,
+          typed_guess([f"{d}/{m}/2024" for _, m, d in DAYS if d < 13]), None),
+    Input("guesses", "schools treated as one", "'this does not look like a randomised trial'", N,
+          guessed(lambda g: g.cluster, campaign(
+              group=[("none", "mail")[i // 10 * 7 % 13 % 2] for i in range(N)], school=np.arange(N) // 10)),
+          "school", "all rows of each of its 60 values got one level"),
+    Input("guesses", "lines delivered twice, with ids", "rows without ids", N,
+          guessed(lambda g: g.unit, pa.concat_tables([campaign().slice(0, 300)] * 2)),
+          "customer", "300 rows that repeat another are left out"),
+    Input("guesses", "a unit that repeats in all rows", "every row rejected later", N,
+          guessed(lambda g: g.unit, campaign(), unit="shop"),
+          Refused(r"column 'shop' repeats in 600 of 600 rows, which would be rejected")),
+    Input("guesses", "an outcome of one case", "nothing said", N,
+          guessed(lambda g: len(g.warnings), campaign(bought=first(1, 1, 0))), 2, "too few to tell on whom it works"),
+    Input("guesses", "value -5", "a plan that treats nobody", N, guessed(lambda g: g.value, campaign(), value=-5.0),
+          Refused(r"--value -5 is no amount of money")),
+]  # fmt: skip
+
 ROWS = [
     Input("rows", "one level", "said by a Spark job alone", N, guessed(lambda g: g, campaign(group=["mail"] * N)),
           Refused(r"column 'group' has one level only \(mail\): effects need two")),
@@ -542,8 +616,11 @@ ROWS = [
           guessed(lambda g: list(g.levels), campaign(group=["none", "mail", "none", " mail "] * 150)),
           ["none", "mail"]),
     Input("rows", "every unit twice, with other cells", "counted by ingest alone", N,
-          guessed(lambda g: g.unit, campaign(customer=np.arange(N) // 2), unit="customer"), "customer",
-          "600 rows share one and are rejected unless they are equal"),
+          guessed(lambda g: g.unit, campaign(customer=np.arange(N) // 2), unit="customer"),
+          Refused(r"column 'customer' repeats in 600 of 600 rows, which would be rejected")),
+    Input("rows", "60 units twice, with other cells", "counted by ingest alone", N,
+          guessed(lambda g: g.unit, campaign(customer=np.maximum(np.arange(N) - 60, np.arange(N) % 60)),
+                  unit="customer"), "customer", "rows share one and are rejected"),
     Input("rows", "50 units without an id", "counted by ingest alone", N,
           guessed(lambda g: g.unit, campaign(customer=[None] * 50 + list(range(550))), unit="customer"), "customer",
           "50 rows without one are rejected"),
@@ -642,7 +719,7 @@ SOURCES = [
           Refused("neither CSV nor Parquet: ")),
 ]  # fmt: skip
 
-INPUTS = (*ENCODINGS, *LINES, *TYPES, *NAMES, *YAML, *ROWS, *SOURCES)
+INPUTS = (*ENCODINGS, *LINES, *TYPES, *NAMES, *GUESSES, *YAML, *ROWS, *SOURCES)
 
 
 def checked(folder: Path) -> tuple[str, int]:

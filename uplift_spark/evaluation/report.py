@@ -224,10 +224,12 @@ def decision_words(data: PageData) -> list[Markup]:
 def _effect_words(data: PageData, verdict: Verdict) -> Markup:
     level, effect, source = verdict.level, verdict.effect, "metrics"
     if data.outcome in data.rates:
-        text = "{} changes how many of 1,000 units have the outcome <em>{}</em> by {} (95 % interval {})."
+        fewer = effect["value"] < 0
+        scale, ends = (-1000, ("upper", "lower")) if fewer else (1000, ("lower", "upper"))
         return _sentence(
-            text, level, data.outcome, figure(effect["value"], source, 1000),
-            between(effect["lower"], effect["upper"], source, 1000),
+            "With {}, {} {} of 1,000 units have the outcome <em>{}</em> (95 % interval {}).",
+            level, figure(effect["value"], source, scale), "fewer" if fewer else "more", data.outcome,
+            between(effect[ends[0]], effect[ends[1]], source, scale),
         )  # fmt: skip
     text = "{} changes the <em>{}</em> of a unit by {} on average (95 % interval {})."
     return _sentence(

@@ -48,6 +48,7 @@ _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})*(\.\d*)?$|^[+-]?\d+(\.\d*)?$"
 _TOO_LONG = r"^[+-]?\d{17,}(\.\d*)?$"  # a double would round it
+_AMOUNT = r"^-?[$€£¥]\s?-?\d[\d,]*(\.\d+)?$|^[+-]?\d[\d,]*(\.\d+)?\s?[%$€£¥]$"  # a number with its unit
 _ZONE = r"(Z|[+-]\d{2}(:?\d{2})?)$"
 YES_NO = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
@@ -723,8 +724,13 @@ def id_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
+def is_amount_text(texts: pa.ChunkedArray) -> bool:
+    """Whether all texts are amounts with a sign of money or per cent, such as $1,200.50 and 12 %."""
+    return len(texts) > 0 and _all(texts, _AMOUNT)
+
+
 def number_column(column: pa.ChunkedArray, what: str, decimal: str = ".") -> pa.ChunkedArray:
-    """A column as double: True and Yes are 1, False and No are 0, times are days since 1970.
+    """A column as double: True and Yes are 1, False and No are 0, $1,200 is 1200, times are days since 1970.
 
     Raises DataError that names `what`, the number of texts that are no numbers, and one of them.
     """
@@ -739,6 +745,8 @@ def number_column(column: pa.ChunkedArray, what: str, decimal: str = ".") -> pa.
         return column.cast(pa.float64())
     if _all(texts, _NUMBER_COMMA if decimal == "," else _NUMBER):
         return _numbers(column, decimal)
+    if decimal == "." and is_amount_text(texts):
+        return pc.replace_substring_regex(column, r"[$€£¥%,\s]", "").cast(pa.float64())
     words = pc.utf8_lower(column)
     known = pc.is_in(words, pa.array(list(YES_NO)))
     if pc.all(known.filter(pc.is_valid(column))).as_py():

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,37 +15,27 @@ import pyarrow as pa
 import scipy.stats
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.events.column_names import (
+    control_of,
+    doses_of,
+    is_better,
+    is_dose_name,
+    is_id_name,
+    is_money_name,
+    is_negation,
+    is_outcome_name,
+    is_row_number_name,
+    is_worse,
+    natural_order,
+    plain_name,
+    yes_of_texts,
+)
 from uplift_spark.events.files import YES_NO, id_text, number_column
-from uplift_spark.roles import RESERVED_NAMES, Direction
+from uplift_spark.roles import Direction
 
 MOST_LEVELS = 20
 MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
 _CODES = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -999999.0)  # often stand for a missing number
-_CONTROL = re.compile(
-    r"(^|[^a-z])(control|ctrl|none|placebo|hold[ _-]?out|untreated|baseline|nothing|psa|sham)([^a-z]|$)"
-    r"|^(no|not|non)\b|^c$"
-)
-_ID = re.compile(
-    r"(^|_|\b)(id|uuid|guid|key|index|idx|rownum|row_number|email|phone)$|^(customer|user|client|member)(no|nr|id)?$",
-    re.I,
-)
-_OUTCOMES = re.compile(
-    r"^(visits?|conversions?|converted|spend|spent|revenue|purchases?|purchased|sales|clicks?|clicked|responses?|responded|"
-    r"exposure|exposed|orders?|bought|outcome|target|label)$|^(out|outcome|post|target|resp|response|y)_",
-    re.I,
-)
-_WORSE = re.compile(
-    r"churn|cancel|attrit|unsubscri|opt_?out|default(ed)?$|complain|fraud|death|died|dropout|bounce|lapse|refund|"
-    r"(^|_)return(s|ed)$",
-    re.I,
-)
-_NOT = re.compile(r"(^|[^a-z])(no|not|non|without|un|anti|never)([^a-z]|$)", re.I)
-_DOSE = re.compile(
-    r"(^|[^a-z])(dose|dosage|ratio|rate|percent|pct|discount|price|amount|times|frequency|freq|intensity|strength|days|"
-    r"hours|count|number|num)([^a-z]|$)",
-    re.I,
-)
-_MONEY = re.compile(r"spen[dt]|revenue|amount|amt|sales|profit|margin|gift|dollar|usd|eur", re.I)
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,7 @@ class Answers:
     cost      {level: money}; the key "" stands for every level
     keep      features whatever a guess says; drop, columns that are none
     randomised  whether the treatment was assigned at random
+    cluster   column of the group that was treated as one, such as a school; None: one that the rows show
     """
 
     treatment: str
@@ -72,6 +62,7 @@ class Answers:
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     randomised: bool = True
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,14 +93,15 @@ class Guesses:
     allowed: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     direction: Direction = "increase"
+    cluster: str | None = None
 
     @property
     def names(self) -> dict[str, str]:
-        """{column: name that tables can have} of outcomes and features."""
+        """{column: name that tables can have} of outcomes, features and the cluster."""
         names = {column: name for name, column in self.outcomes.items()}
         parts = (self.treatment, self.unit, self.propensity)  # Spark tells columns apart regardless of case
         taken = {name.lower() for name in (*names.values(), *filter(None, parts))}
-        for column in self.features:
+        for column in (*self.features, *filter(None, (self.cluster,))):
             names[column] = plain_name(column, taken)
             taken.add(names[column].lower())
         return names
@@ -149,20 +141,10 @@ class Guesses:
             for reason, columns in by_reason.items()
         ]
         renamed = {column: name for column, name in self.names.items() if column != name}
-        lines += [f"renamed: {_some([f'{old} is {new}' for old, new in renamed.items()])}"] if renamed else []
+        if renamed:
+            some = [f"{old} is {new}" for old, new in renamed.items()][:3]
+            lines.append(f"renamed: {', '.join(some)}{f' and {len(renamed) - 3} more' if len(renamed) > 3 else ''}")
         return [*self.lines, *lines, *self.warnings]
-
-
-def plain_name(column: str, taken: Iterable[str] = ()) -> str:
-    """A name of letters, digits and underscores for a column, none of `taken` (in lower case) and of RESERVED_NAMES."""
-    name = re.sub(r"[^A-Za-z0-9]+", "_", column).strip("_") or "column"
-    name = (f"c_{name}" if name[0].isdigit() else name)[:100]
-    used = {*taken, *RESERVED_NAMES}
-    for number in range(1, 10_000):
-        candidate = name if number == 1 and name.lower() not in used else f"{name}_{number}"
-        if candidate.lower() not in used:
-            return candidate
-    raise ConfigError(f"column {column!r} finds no free name: rename it in the file")
 
 
 def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
@@ -182,19 +164,24 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     columns = table.column_names
     check_columns_of(answers, columns)
     _check_money(answers)
-    outcome_columns = [_split(one)[0] for one in answers.outcomes]
     lines: list[str] = []
+    warnings: list[str] = []
     texts = id_text(table.column(answers.treatment)).to_pandas().str.strip()
     levels, dose = _levels(texts, answers, lines)
     arm = texts.map({text: code for code, text in enumerate(levels)}).fillna(-1).astype(int).to_numpy()
-    outcomes, values, first = _outcomes(table, answers, lines)
-    direction = _direction(answers.outcomes[0], answers, lines)
+    counted = tuple(_counted(table, one) for one in answers.outcomes)
+    outcome_columns = [_split(one)[0] for one in counted]
+    outcomes, values, first = _outcomes(table, counted, lines)
+    warnings += _few_cases(first, arm, list(levels.values()), outcome_columns[0])
+    direction = _direction(counted[0], answers, lines)
     unit = _unit(table, answers, lines)
     special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
     rest = [name for name in columns if name not in special]
-    dropped: dict[str, str] = {}
+    cluster, inner = _cluster(table, rest, answers, arm, lines)
+    rest = [name for name in rest if name != cluster]
+    dropped = {name: f"groups of one treatment each, inside those of {cluster}" for name in inner}
     for name in rest:
-        if reason := _reason(table, name, answers, arm, first):
+        if reason := dropped.get(name) or _reason(table, name, answers, arm, first):
             dropped[name] = reason
     codes = {code for name in rest if name not in dropped for code in _missing_codes(table.column(name))}
     if codes:
@@ -208,26 +195,29 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     dropped |= _derived({n: c for n, c in cells.items() if n not in answers.keep}, cells, arm, later)
     features = [name for name in rest if name not in dropped]
     segments = _segments(table, features, cells)
-    money = {name: 1.0 for name, column in outcomes.items() if _MONEY.search(column) and _is_amount(table, column)}
+    money = {name: 1.0 for name, column in outcomes.items() if is_money_name(column) and _is_amount(table, column)}
     if answers.value is not None:
         money[next(iter(outcomes))] = answers.value
     guesses = Guesses(
         answers.treatment, levels, dose, unit, outcomes, values, tuple(features), tuple(sorted(codes)), segments, money,
         _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines), answers.randomised,
-        direction=direction,
+        direction=direction, cluster=cluster,
     )  # fmt: skip
-    return guesses.without({})
+    return guesses.without({}, warnings=warnings)
 
 
 def check_columns_of(answers: Answers, columns: Sequence[str]) -> None:
     """Raise ConfigError for a column that the answers name and that is not there, or that plays two parts."""
     outcomes = [_split(one)[0] for one in answers.outcomes]
-    parts = [answers.treatment, *outcomes, *answers.keep, *filter(None, (answers.unit, answers.propensity))]
+    single = (answers.unit, answers.propensity, answers.cluster)
+    parts = [answers.treatment, *outcomes, *answers.keep, *filter(None, single)]
     for name in (*parts, *answers.drop):
         if name not in columns:
             raise ConfigError(f"there is no column {name!r}: {hint(name, columns)}")
     if twice := sorted({name for name in parts if parts.count(name) > 1}):
-        raise ConfigError(f"column {twice[0]!r} cannot be two of treatment, outcome, unit, propensity and feature")
+        raise ConfigError(
+            f"column {twice[0]!r} cannot be two of treatment, outcome, unit, cluster, propensity and feature"
+        )
 
 
 def _check_money(answers: Answers) -> None:
@@ -236,9 +226,10 @@ def _check_money(answers: Answers) -> None:
     for option, amount in {"--budget ": answers.budget, **costs}.items():
         if amount is not None and not amount >= 0:
             raise ConfigError(f"{option}{amount:g} is no amount of money: give 0 or more")
-    if answers.value is not None and not np.isfinite(answers.value):
+    if answers.value is not None and not 0 <= answers.value < np.inf:
         raise ConfigError(
-            f"--value {answers.value:g} is no amount of money: give the money that one unit of the outcome is worth"
+            f"--value {answers.value:g} is no amount of money: give what one unit of the outcome is worth, 0 or more; "
+            "where less of it is better, say --direction decrease and give what one unit less is worth"
         )
 
 
@@ -271,7 +262,7 @@ def _levels(texts: pd.Series, answers: Answers, lines: list[str]) -> tuple[dict[
     if twins := sorted(str(text) for text in counts.index if sum(counts.index.str.lower() == str(text).lower()) > 1):
         lines.append(f"warning: levels {_some(twins)} differ by their case alone (edit source.arms to make them one)")
     control, sure = _control([str(text) for text in counts.index], answers.control, where)
-    others = sorted((str(text) for text in counts.index if text != control), key=_natural)
+    others = sorted((str(text) for text in counts.index if text != control), key=natural_order)
     names = {control: control, **{text: text for text in others}}
     if control.lower() in ("0", "false", "no", "n", "f"):
         names[control] = "none"
@@ -287,15 +278,10 @@ def _levels(texts: pd.Series, answers: Answers, lines: list[str]) -> tuple[dict[
     as_named = [f"{text} is called {name}" for text, name in names.items() if text != name]
     lines.append(f"treatment: {answers.treatment}, {listed}{'; ' if as_named else ''}{', '.join(as_named)}")
     lines.append(f"control: {names[control]}{how}")
-    dose = _dose(names, bool(_DOSE.search(answers.treatment)))
+    dose = doses_of(names, is_dose_name(answers.treatment))
     if dose:
         lines.append(f"dose: {', '.join(f'{name} {number:g}' for name, number in dose.items())} (edit roles.dose)")
     return names, dose
-
-
-def _natural(text: str) -> tuple[float, str]:
-    number = re.search(r"\d+(\.\d+)?", text)
-    return (float(number.group()) if number else np.inf, text)
 
 
 def _control(levels: list[str], wanted: str | None, where: str) -> tuple[str, bool]:
@@ -303,40 +289,33 @@ def _control(levels: list[str], wanted: str | None, where: str) -> tuple[str, bo
         if wanted not in levels:
             raise ConfigError(f"--control {wanted!r} is no level of {where}: {hint(wanted, levels)}")
         return wanted, True
-    if by_name := [text for text in levels if _CONTROL.search(text.lower())]:
-        return sorted(by_name, key=len)[0], len(by_name) == 1
-    if falsy := [text for text in levels if text.lower() in ("0", "0.0", "false", "no", "n", "f")]:
-        return falsy[0], True
-    return sorted(levels, key=_natural)[0], False
-
-
-def _dose(names: Mapping[str, str], measured: bool) -> dict[str, float] | None:
-    """Doses of levels that are numbers, or percentages; numbers that count from 0 in ones may be mere codes unless the
-    column's name says that they are `measured`."""
-    numbers = []
-    for text in names:
-        match = re.fullmatch(r"[^\d-]{0,3}(\d+(?:\.\d+)?)\s*[%A-Za-z€$]{0,4}", text)
-        is_control = text == next(iter(names))
-        numbers.append(float(match.group(1)) if match else 0.0 if is_control else None)
-    known = [number for number in numbers if number is not None]
-    if len(known) < len(numbers) or len(known) < 3 or len(set(known)) < len(known) or known[0] != min(known):
-        return None
-    if not measured and known == [float(i) for i in range(len(known))]:
-        return None
-    return dict(zip(names.values(), known, strict=True))
+    return control_of(levels)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Outcomes and the unit.
 
 
+def _counted(table: pa.Table, outcome: str) -> str:
+    """The outcome as COLUMN=VALUE where its texts say which of two counts, else as it is."""
+    column, wanted = _split(outcome)
+    if wanted is not None or not pa.types.is_string(table.schema.field(column).type):
+        return outcome
+    texts = [str(text) for text in table.column(column).to_pandas().dropna().str.strip().unique()[: MOST_LEVELS + 1]]
+    if all(text.lower() in YES_NO for text in texts) or len(texts) > MOST_LEVELS:
+        return outcome
+    meaning = yes_of_texts(texts) or {}
+    counts = [text for text, number in meaning.items() if number]
+    return f"{column}={counts[0]}" if len(counts) == 1 else outcome
+
+
 def _outcomes(
-    table: pa.Table, answers: Answers, lines: list[str]
+    table: pa.Table, wanted_outcomes: Sequence[str], lines: list[str]
 ) -> tuple[dict[str, str], dict[str, dict[str, float]], np.ndarray]:
     outcomes: dict[str, str] = {}
     values: dict[str, dict[str, float]] = {}
     first = np.empty(0)
-    for position, one in enumerate(answers.outcomes):
+    for position, one in enumerate(wanted_outcomes):
         column, wanted = _split(one)
         numbers, meaning = _outcome_numbers(table.column(column), column, wanted)
         _refuse_no_outcome(numbers, column)
@@ -348,10 +327,32 @@ def _outcomes(
             values[column] = meaning
         outcomes[name] = column
         unknown = f", not known in {len(numbers) - len(present):,} rows" if len(present) < len(numbers) else ""
+        if wanted is not None:
+            kind = f"{kind}: {wanted} counts (--outcome {column}=VALUE says otherwise)"
+        elif not binary and len(two := np.unique(present)) == 2:
+            kind = f"{kind}; only {two[0]:g} and {two[1]:g} occur (--outcome {column}={two[1]:g} counts the latter)"
         lines.append(f"outcome: {column}, {kind}{unknown}")
         if position == 0:
             first = numbers
     return outcomes, values, first
+
+
+LEAST_CASES = 10  # of each value of a yes-or-no outcome in a level; below it, nothing can be learned
+
+
+def _few_cases(outcome: np.ndarray, arm: np.ndarray, levels: Sequence[str], column: str) -> list[str]:
+    """Warnings of levels with too few rows, or too few of either end of an outcome, to learn from."""
+    binary = bool(np.isin(outcome[~np.isnan(outcome)], (0.0, 1.0)).all())
+    warnings = []
+    for code, level in enumerate(levels):
+        values = outcome[(arm == code) & ~np.isnan(outcome)]
+        cases = int(min(values.sum(), len(values) - values.sum())) if binary else len(values)
+        if cases < LEAST_CASES:
+            end = f", {cases:,} of them with the rarer end of {column}" if binary else ""
+            warnings.append(
+                f"warning: {level} has {len(values):,} rows with an outcome{end}: too few to tell on whom it works"
+            )
+    return warnings
 
 
 def _refuse_no_outcome(numbers: np.ndarray, column: str) -> None:
@@ -370,17 +371,18 @@ def _direction(outcome: str, answers: Answers, lines: list[str]) -> Direction:
     Raises ConfigError where the name may mean either end, as `churn=No` and `no_churn` do.
     """
     column, counted = _split(outcome)
-    worse = counted is not None and bool(_WORSE.search(counted))
-    bad = worse or bool(_WORSE.search(column))
+    worse = counted is not None and is_worse(counted)
+    bad = worse or is_worse(column)
     plain = counted is None or worse or YES_NO.get(counted.lower()) == 1.0
-    if answers.direction is None and bad and (not plain or _NOT.search(outcome)):
+    if answers.direction is None and bad and (not plain or is_negation(outcome)):
         raise ConfigError(
             f"whether more or less of {outcome!r} is better does not show from its name: say --direction increase or "
             "--direction decrease"
         )
     chosen: Direction = answers.direction or ("decrease" if bad else "increase")
     other = "increase" if chosen == "decrease" else "decrease"
-    how = "" if answers.direction else f", by its name (--direction {other} says otherwise)"
+    named = ", by its name" if bad or is_better(column) else ""
+    how = "" if answers.direction else f"{named} (--direction {other} says otherwise)"
     lines.append(f"direction: {'less' if chosen == 'decrease' else 'more'} of {outcome} is better{how}")
     return chosen
 
@@ -407,22 +409,36 @@ def _outcome_numbers(
 
 def _unit(table: pa.Table, answers: Answers, lines: list[str]) -> str | None:
     if answers.unit is not None:
-        lines.append(f"unit: {answers.unit}{_unfit_units(table.column(answers.unit), answers.unit)}")
+        lines.append(f"unit: {answers.unit}{_unfit_units(table, answers.unit)}")
         return answers.unit
-    for name in table.column_names:
-        if name in (answers.treatment, *answers.keep) or not _ID.search(name):
+    for name in sorted(table.column_names, key=is_row_number_name):
+        if name in (answers.treatment, *answers.keep) or not is_id_name(name):
             continue
         column = table.column(name)
-        if column.null_count == 0 and len(column.unique()) == table.num_rows:
+        distinct = len(column.unique())
+        if column.null_count == 0 and distinct == table.num_rows:
             lines.append(f"unit: {name}, another in every row (--unit says otherwise)")
             return name
-        lines.append(f"unit: not {name}, which repeats; if its rows are one unit, put them together first")
+        if column.null_count == 0 and distinct > table.num_rows // 20 and distinct == _rows_that_differ(table):
+            equal = table.num_rows - distinct
+            lines.append(f"unit: {name}; {equal:,} rows that repeat another are left out (--unit says otherwise)")
+            return name
+        if distinct > table.num_rows // 20:
+            lines.append(f"unit: not {name}, which repeats; if its rows are one unit, put them together first")
     lines.append("unit: the number of the row (--unit names a column)")
     return None
 
 
-def _unfit_units(column: pa.ChunkedArray, name: str) -> str:
-    """What is to be said of ids that are empty or repeat. Raises DataError for ids that were rounded."""
+def _rows_that_differ(table: pa.Table) -> int:
+    return len(table.to_pandas().drop_duplicates())
+
+
+def _unfit_units(table: pa.Table, name: str) -> str:
+    """What is to be said of ids that are empty or repeat.
+
+    Raises DataError for ids that were rounded, and where most rows would be rejected.
+    """
+    column = table.column(name)
     if pa.types.is_floating(column.type):
         rounded = int((column.to_pandas().abs() >= 2.0**53).sum())
         if rounded:
@@ -432,9 +448,59 @@ def _unfit_units(column: pa.ChunkedArray, name: str) -> str:
             )
     ids = id_text(column).to_pandas().str.strip()
     empty, repeated = int((ids.isna() | (ids == "")).sum()), int(ids.dropna().duplicated(keep=False).sum())
+    if repeated > len(ids) / 2 and _rows_that_differ(table) > len(column.unique()):
+        raise DataError(
+            f"column {name!r} repeats in {repeated:,} of {len(ids):,} rows, which would be rejected as they are not "
+            "equal: put the rows of a unit together first, or name another column with --unit"
+        )
     said = [f"{empty:,} rows without one are rejected"] if empty else []
     said += [f"{repeated:,} rows share one and are rejected unless they are equal"] if repeated else []
     return "".join(f", {one}" for one in said)
+
+
+LEAST_CLUSTERS = 20  # of each level
+
+
+def _cluster(
+    table: pa.Table, candidates: Sequence[str], answers: Answers, arm: np.ndarray, lines: list[str]
+) -> tuple[str | None, list[str]]:
+    """(column of the groups that were treated as one, others whose groups lie inside those).
+
+    All rows of each of its values have one level, too many of them for chance; the one of the fewest values is taken.
+    """
+    if answers.cluster is not None:
+        if empty := table.column(answers.cluster).null_count:
+            raise DataError(f"column {answers.cluster!r} is empty in {empty:,} rows: name a cluster of every row")
+        lines.append(f"cluster: {answers.cluster}")
+        return answers.cluster, []
+    sizes = {}
+    for name in candidates:
+        kind = table.schema.field(name).type
+        if name not in (*answers.keep, *answers.drop) and (pa.types.is_integer(kind) or pa.types.is_string(kind)):
+            sizes[name] = _treated_as_one(table.column(name), arm)
+    groups = sorted((size, name) for name, size in sizes.items() if size)
+    if not groups:
+        return None, []
+    size, name = groups[0]
+    lines.append(
+        f"cluster: {name}, as all rows of each of its {size:,} values got one level; they stay together, and intervals "
+        f"take them as one (--drop {name} says otherwise)"
+    )
+    return name, [other for _, other in groups[1:]]
+
+
+def _treated_as_one(column: pa.ChunkedArray, arm: np.ndarray) -> int:
+    """Number of a column's values if the rows of each have one level, as by chance they would not; else 0."""
+    if column.null_count or not LEAST_CLUSTERS * 2 <= len(column.unique()) < len(column):
+        return 0
+    codes = np.asarray(pd.factorize(column.to_pandas())[0])
+    counts = _counts(codes, arm)[:, 1:]
+    counts = counts[counts.sum(axis=1) > 0]
+    if (counts > 0).sum(axis=1).max() > 1 or (counts > 0).sum(axis=0).min() < LEAST_CLUSTERS:
+        return 0
+    share = counts.sum(axis=0) / counts.sum()
+    chance = np.log((share[None, :] ** counts.sum(axis=1)[:, None]).sum(axis=1)).sum()
+    return len(counts) if chance < _CERTAIN else 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -451,16 +517,19 @@ def _reason(table: pa.Table, name: str, answers: Answers, arm: np.ndarray, outco
     n, distinct = table.num_rows, len(column.unique()) - bool(column.null_count)
     if name in answers.keep:
         return None
+    outcomes = [_split(one)[0] for one in answers.outcomes]
     if distinct < 2 and not (distinct == 1 and 0 < column.null_count < n):
         return "the same in all rows"
     text = pa.types.is_string(column.type)
-    if _ID.search(name) and distinct > n // 20:
+    if is_id_name(name) and distinct > n // 20:
         return "an id by its name"
-    if text and (distinct > MOST_TEXTS or distinct > n // 2):
-        return f"more than {MOST_TEXTS:,} different texts, or another one in most rows"
-    if pa.types.is_integer(column.type) and distinct == n and n > 100:
+    if text and distinct > n // 2:
+        return "another text in most rows"
+    if text and distinct > MOST_TEXTS:
+        return f"more than {MOST_TEXTS:,} different texts"
+    if pa.types.is_integer(column.type) and distinct == n and (n > 100 or _counts_rows(column)):
         return "another number in every row"
-    if _OUTCOMES.search(name):
+    if is_outcome_name(name, outcomes):
         return _OTHER_OUTCOME
     codes = _coded(column)
     if _explains(codes, arm) > 0.98:
@@ -468,11 +537,16 @@ def _reason(table: pa.Table, name: str, answers: Answers, arm: np.ndarray, outco
     return _like_outcome(column, codes, outcome)
 
 
+def _counts_rows(column: pa.ChunkedArray) -> bool:
+    return bool((np.diff(column.to_numpy()) == 1).all())
+
+
 def _coded(column: pa.ChunkedArray) -> np.ndarray:
-    """Codes of a column's values, int [n]; numbers of many values by 64 quantiles."""
+    """Codes of a column's values, int [n]; numbers of many values by up to 64 quantiles, of ten rows or more each."""
     values = column.to_pandas()
-    if values.dtype.kind in "iufM" and values.nunique() > 64:
-        return np.asarray(pd.qcut(values.rank(method="first"), 64, labels=False).fillna(-1).astype(int)) + 1
+    most = min(64, max(2, len(values) // 10))
+    if values.dtype.kind in "iufM" and values.nunique() > most:
+        return np.asarray(pd.qcut(values.rank(method="first"), most, labels=False).fillna(-1).astype(int)) + 1
     return np.asarray(pd.factorize(values)[0]) + 1
 
 
@@ -713,27 +787,3 @@ def inverse_shares(sums: Iterable[tuple[str, float, float]], units: int) -> list
         if abs(share - 1.0) > max(LEAST_GAP, STANDARD_ERRORS * error):
             wrong.append(f"{share:.2f} times in {level}")
     return wrong
-
-
-def check_propensity(table: pa.Table, guesses: Guesses) -> None:
-    """Raise DataError when the column of the propensity is not the probability of the level that each unit received.
-
-    Rows of other levels and without a probability are left to the checks that follow.
-    """
-    if guesses.propensity is None:
-        return
-    name = guesses.propensity
-    p = number_column(table.column(name), f"column {name!r}").to_numpy(zero_copy_only=False).astype(float)
-    texts = id_text(table.column(guesses.treatment)).to_pandas().str.strip()
-    levels = texts.map(dict(guesses.levels))
-    usable = levels.notna().to_numpy() & (p > 0.0) & (p <= 1.0)
-    p, levels = p[usable], levels[usable]
-    frame = pd.DataFrame({"level": levels.to_numpy(), "inverse": 1.0 / p, "spread": (1.0 - p) / (p * p)})
-    sums = frame.groupby("level").sum()
-    each = [(str(level), float(row["inverse"]), float(row["spread"])) for level, row in sums.iterrows()]
-    if wrong := inverse_shares(each, len(frame)):
-        raise DataError(
-            f"column {name!r} is not the probability of the level that each unit received: its inverses add up to the "
-            f"{len(frame):,} units {', '.join(wrong)}, and must once in every level; if it is the probability of the "
-            "treatment on all rows, give a column that has 1 less it in the control; or leave out --propensity COLUMN"
-        )

@@ -305,14 +305,12 @@ def _together(rows: TrialRows, features: list[str], alpha: float, rng: np.random
     fit, validation = rows.keep(half), rows.keep(~half)
     while features and fit.n_levels > 1 and validation.n_levels > 1:
         gains, codes = _classifier(fit, validation, features, int(rng.integers(2**31)))
-        likelihood = _likelihood(gains(codes))
+        likelihood = _likelihood(gains(codes[None])[0])
         p = float(max_p_values(likelihood, validation, alpha, rng)[0])
         if p > alpha:
             break
         size = float(likelihood(validation.level)[0])
-        name = features[
-            int(np.argmin([_shuffled(gains, codes, j, validation.level, rng) for j in range(len(features))]))
-        ]
+        name = features[int(np.argmin(_shuffled(gains, codes, validation.level, rng)))]
         test = f"{size:.3g} nats per row in {validation.level.size:,} rows, p <= {p:.2g}"
         sentence = f"feature {name!r} predicts the treatment together with others ({test}), {_AFTERWARDS}"
         findings.append(LeakFinding(name, "predicts_treatment_jointly", size, p, sentence))
@@ -324,7 +322,8 @@ _Gains = Callable[[np.ndarray], np.ndarray]
 
 
 def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed: int) -> tuple[_Gains, np.ndarray]:
-    """(a function from bins [m, p] to log-probabilities of arms less their means [m, K], the bins of `validation`)."""
+    """A function from copies of bins [c, m, p] to log-probabilities of arms less their means [c, m, K]; bins [m, p] of
+    `validation`."""
     bins = fit_bins(fit.typed.features, features, FINE_BINS)
     model = HistGradientBoostingClassifier(
         max_iter=40,
@@ -339,9 +338,10 @@ def _classifier(fit: TrialRows, validation: TrialRows, features: list[str], seed
 
     def gains(codes: np.ndarray) -> np.ndarray:
         with threadpool_limits(1):
-            log = np.log(np.maximum(model.predict_proba(codes), 1e-6))
-        out = np.zeros((len(codes), n_levels))  # an arm the classifier never saw tells nothing
-        out[:, model.classes_] = log - log.mean(axis=0)
+            log = np.log(np.maximum(model.predict_proba(codes.reshape(-1, codes.shape[2])), 1e-6))
+        log = log.reshape(*codes.shape[:2], -1)
+        out = np.zeros((*codes.shape[:2], n_levels))  # an arm the classifier never saw tells nothing
+        out[:, :, model.classes_] = log - log.mean(axis=1, keepdims=True)
         return out
 
     return gains, apply_bins(validation.typed.features, bins)
@@ -353,11 +353,20 @@ def _likelihood(gain: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda level: np.array([gain[rows, level].mean()])
 
 
-def _shuffled(gains: _Gains, codes: np.ndarray, j: int, level: np.ndarray, rng: np.random.Generator) -> float:
-    """Mean gain when feature j is shuffled."""
-    changed = codes.copy()
-    changed[:, j] = rng.permutation(changed[:, j])
-    return float(_likelihood(gains(changed))(level)[0])
+_AT_ONCE = 200_000  # rows that a classifier is given in one call, which costs far more than a row
+
+
+def _shuffled(gains: _Gains, codes: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mean gain when a feature is shuffled, of each [p]."""
+    (n, p), means = codes.shape, []
+    some = max(1, _AT_ONCE // n)
+    for first in range(0, p, some):
+        features = range(first, min(first + some, p))
+        changed = np.repeat(codes[None], len(features), axis=0)
+        for copy, j in enumerate(features):
+            changed[copy, :, j] = rng.permutation(codes[:, j])
+        means += [float(_likelihood(gain)(level)[0]) for gain in gains(changed)]
+    return np.array(means)
 
 
 # ---------------------------------------------------------------- outcome

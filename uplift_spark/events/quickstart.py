@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
@@ -27,8 +27,9 @@ import yaml
 
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.files import id_text, number_column, plain_table, read_typed
-from uplift_spark.events.guesses import Answers, Guesses, check_columns_of, check_propensity, guess_roles, plain_name
+from uplift_spark.events.column_names import is_assignment_time, plain_name
+from uplift_spark.events.files import FileFormat, id_text, is_amount_text, number_column, plain_table, read_typed
+from uplift_spark.events.guesses import MOST_LEVELS, Answers, Guesses, check_columns_of, guess_roles, inverse_shares
 from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
@@ -53,6 +54,7 @@ class FrameOptions(TypedDict, total=False):
     value, budget    money that one unit of the outcome is worth (one less, with "decrease"); money to spend
     cost             money of treating one unit, or {level: money}
     propensity       column with the probability of the level received
+    cluster          column of the group that was treated as one; by default one that the rows show
     feature, drop    columns to keep as features whatever a guess says; columns that are none
     randomised       False where nobody randomised: who was treated is then learned from the features
     """
@@ -62,6 +64,7 @@ class FrameOptions(TypedDict, total=False):
     cost: float | Mapping[str, float] | None
     budget: float | None
     propensity: str | None
+    cluster: str | None
     feature: Sequence[str]
     drop: Sequence[str]
     randomised: bool
@@ -89,6 +92,7 @@ def answers_of(
         _listed(chosen.get("feature")),
         _listed(chosen.get("drop")),
         chosen.get("randomised", True),
+        chosen.get("cluster"),
     )
 
 
@@ -112,6 +116,7 @@ _PYTHON = {
     "--drop COLUMN": "drop=[COLUMN]",
     "--propensity COLUMN": "propensity=COLUMN",
     "--unit COLUMN": "unit=COLUMN",
+    "--cluster COLUMN": "cluster=COLUMN",
 }
 
 
@@ -229,6 +234,58 @@ def read_source(source: str, lake: Lake | None) -> OwnData:
     return OwnData(table, {key: source}, (*notes_of_types, said, *some), numbered=False)
 
 
+_SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2\d{4}")
+_YEAR_FIRST = re.compile(r"\d{4}([/.])\d{1,2}\1\d{1,2}")
+
+
+def with_types(data: OwnData, answers: Answers) -> OwnData:
+    """The rows with amounts such as $1,200.50 and 12 % as numbers and dates such as 31/12/2024 as times.
+
+    Which columns those are goes into the configuration, so that later files are read alike. Ids and levels stay texts.
+    """
+    if not data.numbered:
+        return data
+    kept = {answers.treatment, answers.unit}
+    kinds, notes = {}, []
+    for name in data.table.column_names:
+        column = data.table.column(name)
+        if name in kept or not pa.types.is_string(column.type):
+            continue
+        if kind := _kind_of_texts(column):
+            kinds[name] = kind
+            shown = "a number" if kind == "number" else f"a date, {kind}"
+            example = column.drop_null()[0].as_py()
+            notes.append(f"type: {name} is {shown}, as in {example!r} (edit source.types)")
+    if not kinds:
+        return data
+    read = read_typed(data.source["path"], FileFormat(types=kinds))
+    return OwnData(read.table, {**data.source, "types": kinds}, (*data.notes, *notes))
+
+
+def _kind_of_texts(column: pa.ChunkedArray) -> str | None:
+    """Number, the pattern of a date, or None, by all texts; where no day is above 12, days may be months: None."""
+    texts = column.drop_null()
+    if len(texts.unique()) > MOST_LEVELS and is_amount_text(texts):
+        return "number"
+    some = [str(text).strip() for text in texts.unique().to_pylist()]
+    if not some:
+        return None
+    if all(match := [_YEAR_FIRST.fullmatch(text) for text in some]):
+        separators = {one.group(1) for one in match if one}
+        pattern = "%Y{0}%m{0}%d"
+    elif all(match := [_SLASHED.fullmatch(text) for text in some]):
+        separators = {one.group(2) for one in match if one}
+        first, second = (max(int(one.group(k)) for one in match if one) for k in (1, 3))
+        if (first > 12) == (second > 12):
+            return None
+        pattern = "%d{0}%m{0}%Y" if first > 12 else "%m{0}%d{0}%Y"
+    else:
+        return None
+    chosen = pattern.format(separators.pop())
+    parsed = pc.strptime(texts, format=chosen, unit="us", error_is_null=True)
+    return chosen if not separators and parsed.null_count == 0 else None
+
+
 def check_header(source: str, answers: Answers) -> None:
     """Look up the named columns in a Delta table's log, before Spark starts. Raises ConfigError for one that is not
     there; does nothing where the log does not say."""
@@ -263,12 +320,13 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
     rename = {column: new for column, new in names.items() if column != new}
     at = {column: names.get(column, column) for column in (*guesses.outcomes.values(), *guesses.features)}
     first = next(iter(guesses.outcomes))
+    cluster = guesses.cluster
     less = f" (of {first} one less)" if guesses.direction == "decrease" else ""
     lines = [
         f"campaign: {name}",
         "source:",
         "  kind: table",
-        *(f"  {key}: {_flow(value)}" for key, value in source.items()),
+        *(f"  {key}: {_flow(_renamed(value, rename) if key == 'types' else value)}" for key, value in source.items()),
         *(
             [f"  unit: {_flow(guesses.unit)}"]
             if guesses.unit
@@ -287,13 +345,14 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         *([f"  missing: {_flow(list(guesses.missing))}"] if guesses.missing else []),
         *([f"  propensity: {_flow(guesses.propensity)}"] if guesses.propensity else []),
         "  # what describes a unit before the treatment, and nothing that came later",
-        f"  attributes: &features {_flow([names[column] for column in guesses.features])}",
+        *_attribute_lines(guesses),
         "roles:",
         f"  outcome: {_flow(first)}",
         f"  control: {_flow(guesses.control)}",
         *(["  # less of the outcome is better", "  direction: decrease"] if guesses.direction == "decrease" else []),
         *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
-        "  features: *features",
+        *(["  # its units were treated as one", f"  cluster: {_flow(names[cluster])}"] if cluster else []),
+        f"  features: {'*features' if not cluster else _flow([names[column] for column in guesses.features])}",
         *_design_lines(guesses),
         "economics:",
         f"  # money that one unit of an outcome{less} is worth, and that treating one unit with a level costs",
@@ -306,6 +365,18 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"lakehouse: {_flow(dict(lakehouse))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _renamed(kinds: Mapping[str, str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Kinds of columns under the names that the configuration gives them."""
+    return {rename.get(column, column): kind for column, kind in kinds.items()}
+
+
+def _attribute_lines(guesses: Guesses) -> list[str]:
+    names = [guesses.names[column] for column in guesses.features]
+    if guesses.cluster:
+        return [f"  attributes: {_flow([*names, guesses.names[guesses.cluster]])}"]
+    return [f"  attributes: &features {_flow(names)}"]
 
 
 def _design_lines(guesses: Guesses) -> list[str]:
@@ -367,7 +438,7 @@ def prepare_conf(
     conf = home / "conf" / f"{name}.yaml"
     try:
         _refuse_edited(conf)
-        data = read_source(where if staged is None else str(staged.part), lake)
+        data = with_types(read_source(where if staged is None else str(staged.part), lake), answers)
         guesses = _guessed(data, answers, progress)
         if staged is not None:
             staged.part.replace(staged.path)
@@ -399,12 +470,38 @@ def _guessed(data: OwnData, answers: Answers, progress: ProgressCallback) -> Gue
     return guesses
 
 
+def check_propensity(table: pa.Table, guesses: Guesses) -> None:
+    """Raise DataError when the column of the propensity is not the probability of the level that each unit received.
+
+    Rows of other levels and without a probability are left to the checks that follow.
+    """
+    if guesses.propensity is None:
+        return
+    name = guesses.propensity
+    p = number_column(table.column(name), f"column {name!r}").to_numpy(zero_copy_only=False).astype(float)
+    texts = id_text(table.column(guesses.treatment)).to_pandas().str.strip()
+    levels = texts.map(dict(guesses.levels))
+    usable = levels.notna().to_numpy() & (p > 0.0) & (p <= 1.0)
+    p, levels = p[usable], levels[usable]
+    frame = pd.DataFrame({"level": levels.to_numpy(), "inverse": 1.0 / p, "spread": (1.0 - p) / (p * p)})
+    sums = frame.groupby("level").sum()
+    each = [(str(level), float(row["inverse"]), float(row["spread"])) for level, row in sums.iterrows()]
+    if wrong := inverse_shares(each, len(frame)):
+        raise DataError(
+            f"column {name!r} is not the probability of the level that each unit received: its inverses add up to the "
+            f"{len(frame):,} units {', '.join(wrong)}, and must once in every level; if it is the probability of the "
+            "treatment on all rows, give a column that has 1 less it in the control; or leave out --propensity COLUMN"
+        )
+
+
 def _refuse_edited(conf: Path) -> None:
     """Raise ConfigError when somebody has edited the configuration that is there."""
     if conf.exists():
         first, _, rest = conf.read_text().partition("\n")
         if not first.startswith(_WRITTEN) or not first.endswith(_mark(rest)):
-            raise ConfigError(f"{conf} was edited: use that file as it is, or choose another --name")
+            raise ConfigError(
+                f"{conf} was edited: `uplift demo` with its path runs it as it is, or choose another --name"
+            )
 
 
 def _mark(body: str) -> str:
@@ -419,7 +516,9 @@ def without_leaks(table: pa.Table, guesses: Guesses, answers: Answers) -> Guesse
 
     Those of `answers.keep` stay, with the reason on record. Where nobody randomised, features may tell arms apart.
     """
-    reasons = leaks_of(table, guesses, answers.randomised)
+    later = times_of_after(table, guesses)
+    rest = tuple(name for name in guesses.features if name not in later)
+    reasons = {**later, **(leaks_of(table, replace(guesses, features=rest), answers.randomised) if rest else {})}
     allowed = {name: "kept by --feature" for name in reasons if name in answers.keep}
     dropped = {name: reason for name, reason in reasons.items() if name not in answers.keep}
     differing = [name for name, reason in reasons.items() if reason == _DIFFERS]
@@ -427,6 +526,23 @@ def without_leaks(table: pa.Table, guesses: Guesses, answers: Answers) -> Guesse
     if set(guesses.features) <= set(dropped) and differing:
         raise DataError(f"no feature is left: {_no_trial(differing)}")
     return guesses.without(dropped, allowed, warned)
+
+
+def times_of_after(table: pa.Table, guesses: Guesses) -> dict[str, str]:
+    """{feature: why it is none} of times that lie after the assignment's where both are known, and of that time."""
+    times = [one.name for one in table.schema if pa.types.is_temporal(one.type)]
+    moments = [name for name in times if is_assignment_time(name)]
+    reasons = {name: "the time of the assignment" for name in moments if name in guesses.features}
+    for name in [name for name in times if name in guesses.features and name not in reasons]:
+        for moment in moments:
+            gap = pc.subtract(number_column(table.column(name), name), number_column(table.column(moment), moment))
+            days = gap.drop_null().to_numpy()
+            if len(days) >= _KNOWN_TIMES and (days >= 0).mean() > 0.99 and (days > 0).any():
+                reasons[name] = f"times of after {moment}"
+    return reasons
+
+
+_KNOWN_TIMES = 25  # rows with both times, to tell by
 
 
 def _no_trial(columns: Sequence[str]) -> str:
@@ -463,10 +579,13 @@ def leaks_of(table: pa.Table, guesses: Guesses, randomised: bool = True) -> dict
         columns[feature] = cells if pa.types.is_string(cells.type) else number_column(cells, f"column {feature!r}")
     if guesses.propensity:
         columns[guesses.propensity] = number_column(rows.column(guesses.propensity), f"column {guesses.propensity!r}")
+    if guesses.cluster:
+        columns["_cluster"] = id_text(rows.column(guesses.cluster))
     sample = pa.table(columns)
     sample = sample.filter(pc.is_valid(sample.column("_arm")))
     control = next(iter(guesses.levels))
-    roles = Roles("_unit", "_arm", "_outcome", guesses.features, control, propensity=guesses.propensity)
+    group = "_cluster" if guesses.cluster else None
+    roles = Roles("_unit", "_arm", "_outcome", guesses.features, control, propensity=guesses.propensity, cluster=group)
     leaks = find_leaks(sample, roles, randomised=randomised)
     return {
         one.feature: "follows from the outcome" if one.rule == "outcome_like" else _DIFFERS for one in leaks.findings

@@ -277,7 +277,8 @@ def _probability(source: TableSource, kinds: Mapping[str, T.DataType], levels: t
 
 
 def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> DataFrame:
-    """Columns unit_id, treatment, assigned_at, propensity if it is named, `_row`, outcomes and attributes."""
+    """Columns unit_id, treatment, assigned_at, propensity if it is named, `_row`, outcomes and attributes,
+    of which the cluster is an id and so a text."""
     kinds = {field.name: field.dataType for field in rows.schema.fields}
     level = _text(source.treatment, kinds[source.treatment])
     if source.arms is not None:
@@ -296,7 +297,14 @@ def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> 
         _moment(source, kinds, where).alias(_AT),
         *([probability.alias(PROPENSITY)] if probability is not None else []),
         *(_outcome(source, name, kinds[name]).alias(name) for name in source.outcomes),
-        *(_attribute(source, name, kinds[name], where).alias(name) for name in source.attributes),
+        *(
+            (
+                _text(name, kinds[name])
+                if name == config.roles.cluster
+                else _attribute(source, name, kinds[name], where)
+            ).alias(name)
+            for name in source.attributes
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The log of decisions on its way to bronze: each entry once, whenever a run is killed, and none of erased units."""
+"""The log of decisions on its way to bronze: each entry once, and none of erased units."""
 
 from __future__ import annotations
 
@@ -79,10 +79,6 @@ def rows(campaign: Campaign, table: str) -> list[dict[str, Any]]:
     return [row.asDict() for row in lake.read(table).orderBy(number, *kept).select(*kept).collect()]
 
 
-def everything(campaign: Campaign) -> dict[str, list[dict[str, Any]]]:
-    return {table: rows(campaign, table) for table in (*LOGGED_TABLES, QUARANTINE)}
-
-
 def test_options_say_what_is_missing() -> None:
     assert options("decisions") == {"load": LoggedDecisions()}
     assert options("decisions", "log.sqlite") == {"load": LoggedDecisions(Path("log.sqlite"))}
@@ -127,53 +123,6 @@ def test_every_entry_is_loaded_once_and_only_new_ones_later(campaign: Campaign, 
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_write_is_completed_by_the_next(
-    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Parts of three entries; the run ends before each of its commits, and then more entries come."""
-    append(campaign, 1, 2)
-    append(campaign, 3, late=True)
-    log = log_of(campaign)._file
-    write, count, folder = Lake.write, 0, Path(campaign.lake.lakehouse.path)
-    kept = folder.with_name("kept")
-
-    class Killed(BaseException):
-        pass
-
-    def ends_at(target: int) -> Any:
-        def writing(lake: Lake, *arguments: Any, **more: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == target:
-                raise Killed
-            return write(lake, *arguments, **more)
-
-        return writing
-
-    shutil.copy(log, kept.with_suffix(".log"))
-    states, target = list[Any](), 1
-    while True:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copy(kept.with_suffix(".log"), log)
-        campaign.lake.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
-        count = 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Lake, "write", ends_at(target))
-            try:
-                loaded(campaign, most=3)
-                ended = True
-            except Killed:
-                ended = False
-        append(campaign, 4)
-        loaded(campaign, most=3)
-        states.append(everything(campaign))
-        if ended:
-            break
-        target += 1
-    assert target > 6 and len(states[-1][DECISION_TABLE]) == 8 and len(states[-1][QUARANTINE]) == 1
-    assert all(state == states[-1] for state in states)
-
-
 def test_erased_units_leave_the_log_first_and_are_not_loaded_again(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

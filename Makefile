@@ -38,10 +38,10 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks docs house bench load wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks docs house bench load serve-demo wheel lock clean other-python
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | \
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | \
 		while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## create or update .venv (the default)
@@ -139,6 +139,9 @@ bench: java $(READY_BENCH) ## time and memory of every job, and quality against 
 
 load: $(READY) ## a bounded load on `uplift serve` on loopback: latencies, requests a second (ARGS="--seconds 30 --clients 64")
 	@$(BIN)/python -m tests.benchmarks.load_serving $(ARGS)
+
+serve-demo: java $(READY) ## publish, serve a simulated day, load its log, and show what it brought beside the truth (ARGS="--units 4000")
+	@$(BIN)/python -m tests.serving.served_day $(ARGS)
 
 wheel: $(READY) ## build the wheel into build/dist
 	@rm -rf build/lib build/dist && $(BIN)/uv build --quiet --wheel --out-dir build/dist --python $(BIN)/python .

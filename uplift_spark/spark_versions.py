@@ -126,6 +126,12 @@ def _parts(rows: pa.Table, most: int) -> list[pa.Table]:
     return [*parts, rows]
 
 
+def union_by_name(frames: Sequence[DataFrame]) -> DataFrame:
+    """Rows of all frames, columns put together by their names. Over Connect 3.5 has a class of frames of its own, so that
+    a method is called on the frame."""
+    return reduce(lambda left, right: left.unionByName(right), frames)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Types of Spark and of Arrow. PySpark has functions for this, but private ones, whose arguments change.
 
@@ -468,7 +474,13 @@ def _backport() -> None:
         if not hasattr(column, "try_cast"):
             column.try_cast = try_cast_text  # type: ignore[attr-defined]
     if not hasattr(PySparkException, "getCondition"):
-        PySparkException.getCondition = lambda self: self.getErrorClass()  # type: ignore[method-assign]
+        PySparkException.getCondition = _condition  # type: ignore[method-assign]
+
+
+def _condition(error: PySparkException) -> str | None:
+    # Over Connect the condition of an error of the server stands only at the beginning of its text.
+    named = re.match(r"\s*\[([A-Z0-9_.]+)\]", str(error))
+    return error.getErrorClass() or (named.group(1) if named else None)
 
 
 def _taking_arrow(create: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -65,6 +67,7 @@ from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
 from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.sections.source import EventsSource, EventTable, TableSource
+from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, LogEntry
 
 UNITS = 400
 
@@ -162,6 +165,34 @@ def _sends_and_consent(lake: Lake) -> None:
 def _first_loads(lake: Lake) -> None:
     _sends_and_consent(lake)
     _orders("even.csv", 0, lake)
+
+
+def _decisions(units: int, lake: Lake) -> object:
+    """Load the log of a service, beside the lakehouse, with decisions about so many units; one outcome is rejected."""
+    file = _sources(lake) / f"decisions_{units}.sqlite"
+    if not file.exists():
+        log = DecisionLog(file)
+        log.append([entry for unit in range(units) for entry in _served(f"u{unit}", unit == 0)])
+        log.close()
+        with closing(sqlite3.connect(file)) as db, db:  # as if every stage had the same log
+            db.execute("UPDATE log SET id = '00000000000000aa'")
+            db.execute("UPDATE entry SET logged_at = 0")
+    return load.run(Campaign(CAMPAIGN, lake), load=load.LoggedDecisions(file))
+
+
+def _served(unit: str, rejected: bool) -> list[LogEntry]:
+    """A decision about a unit, its delivery and its outcome; a rejected one is of a day to come."""
+    at, later = "2025-03-03T09:00:00+00:00", "2025-03-09T09:00:00+00:00"
+    decision = {
+        "request_key": unit, "unit_id": unit, "level": "5%", "reason": "a rehearsal", "propensity": 0.8,
+        "overall_propensity": 0.8, "explored": False, "decided_at": at, "degraded": [],
+        "model": {"name": "spring", "version": 1, "published": "v1"},
+    }  # fmt: skip
+    delivery = {"unit_id": unit, "delivery_id": unit, "status": "delivered", "delivered_at": at, "known_at": at}
+    outcome = {"unit_id": unit, "outcome": "conversion", "event_id": "e", "value": 1.0, "known_at": at}
+    outcome["occurred_at"] = later if rejected else at
+    facts = {DECISION: decision, DELIVERY: delivery, OUTCOME: outcome}
+    return [LogEntry(kind, unit, body) for kind, body in facts.items()]
 
 
 def _feed_and_stream(lake: Lake) -> None:
@@ -361,6 +392,8 @@ _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_s
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
 JOBS: dict[str, Job] = {
     "load": Job(_first_loads, partial(_orders, "odd.csv", 1)),
+    # The first run loads what was decided about some units, the second the rest; an older log is refused.
+    "decisions": Job(partial(_decisions, 40), partial(_decisions, 90), apart=False),
     "ingest": _runs("ingest", campaign="autumn"),
     "events": Job(partial(nights, 1), partial(nights, 3)),
     "features": _runs("features", holdout=0.4),

@@ -133,6 +133,7 @@ def test_decisions_follow_plan_and_exploration_and_are_logged_before_they_are_an
     for one in made:
         wanted = policy.decide(one["unit_id"], stored[one["unit_id"]], None)
         assert (one["level"], one["reason"], one["propensity"]) == (wanted.level, wanted.reason, wanted.propensity)
+        assert one["overall_propensity"] == wanted.overall
     assert {one["level"] for i, one in enumerate(made) if i % 7 == 0} == {"none"}
     assert made[0]["reason"] == BARRED and made[0]["logged"] and made[0]["campaign"] == "spring"
     span = datetime.fromisoformat(made[0]["expires_at"]) - datetime.fromisoformat(made[0]["decided_at"])
@@ -202,6 +203,7 @@ def test_a_unit_that_is_not_published_gets_the_control_whatever_it_sends(service
     features = features_of(trained[0], 1)
     made = decide(service, {"request_key": "stranger", "unit_id": "opted-out", "features": features})[0]
     assert (made["level"], made["reason"], made["propensity"]) == ("none", "unit not published", 1.0)
+    assert made["overall_propensity"] is None
 
 
 def test_fresh_features_decide_at_the_limits_prices(service, config, trained):

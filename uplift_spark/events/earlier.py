@@ -92,7 +92,12 @@ class Rejected:
 
 
 def not_yet_quarantined(
-    lake: Lake, table: str, rejected: Rejected, run_id: str, keys: Collection[str], since: int | None = None
+    lake: Lake,
+    table: str,
+    rejected: Rejected,
+    run_id: str,
+    keys: Collection[str],
+    between: tuple[int | None, int | None] = (None, None),
 ) -> Rejected:
     """Leave out rejected rows that other runs have put there from the same source: as many as they have of each.
 
@@ -100,13 +105,17 @@ def not_yet_quarantined(
     break are.
 
     keys    of the sources that are read
-    since   of a Delta table only rows of versions after this one are read; None: all
+    between  of a Delta table, or a log, only rows of versions after the first and up to the second are read; None: all
     """
     others = lake.read(QUARANTINE).where((F.col("source_table") == table) & (F.col(RUN_ID) != run_id))
     others = others.where(F.expr(KEY_OF_SOURCE).isin(*keys))
+    since, until = between
     if since is not None:
         (key,) = keys
         others = others.where(version_of(key) > since)
+    if until is not None:
+        (key,) = keys
+        others = others.where(version_of(key) <= until)
     if others.isEmpty():
         return rejected
     same = ["__row", "__rule", "__key", _NUMBER]

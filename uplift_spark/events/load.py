@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import reduce
 from typing import Any, Protocol
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -77,8 +77,11 @@ from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.tables import ATTEMPTS, Claim, Lake, Written
 from uplift_spark.roles import RUN_ID, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
+from uplift_spark.spark_versions import local_frame, union_by_name
 
 LOAD_FORMATS = ("csv", "parquet", "json", "delta")
+LOG_FORMAT = "log"
+"""Of `Load.log`, which is no file that users name."""
 
 _KNOWN_AT = "known_at"
 # Set here, for every row of a run.
@@ -86,14 +89,34 @@ _STAMPS = ("source", RUN_ID, INGESTED_AT)
 
 # The rule that a row breaks if the table has it: it is left out, not rejected.
 ALREADY = "already_there"
+_ASSIGNED = "already_assigned"
 IN_QUARANTINE = "already_quarantined"
 _LEFT_OUT = {
     "equal_rows": "the source has an equal row",
     ALREADY: "the table has an equal row",
+    _ASSIGNED: "the unit has its assignment from elsewhere",
     IN_QUARANTINE: f"an earlier run rejected them, too, and {QUARANTINE} has them",
 }
 
 Parts = list[tuple[str, DataFrame]]  # where the rows come from, for messages; the rows
+
+
+class NumberedRows(Protocol):
+    """Rows of an append-only log for a raw table, each with a number that no other row of the log ever gets.
+
+    key   KEY_DIGITS hexadecimal digits that no other log has
+    last  the last number that the log gave
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def last(self) -> int: ...
+
+    def rows(self, after: int) -> pa.Table:
+        """The rows behind a number, or the first of them, in the order of their column `number`."""
+        ...
 
 
 class SourceShape(Protocol):
@@ -131,6 +154,8 @@ class Load:
               replayed of those rejected; with a shape that has an owner all rows that `uplift ingest` has brought
     shape     how the source's columns become those of the table; as they are by default
     replaced  so do rows of these sources, as the table's column `source` names them: files that were edited since
+    log       what is read in place of a file, with the format `LOG_FORMAT`: its rows behind number `after` that the
+              table has not
 
     Raises ConfigError when the table is no raw one, or the rest makes no sense for it.
     """
@@ -144,6 +169,8 @@ class Load:
     replace: bool = False
     replaced: tuple[str, ...] = ()
     shape: SourceShape | None = None
+    log: NumberedRows | None = None
+    after: int = 0
 
     def __post_init__(self) -> None:
         contract = contract_of(self.table)
@@ -151,7 +178,7 @@ class Load:
             raise ConfigError(f"{self.table!r} is no raw table: choose one of {', '.join(RAW_TABLES)}")
         for part in self.table.split("."):
             checked_name(part, f"table {self.table!r}: part")
-        if self.format not in LOAD_FORMATS:
+        if self.format not in LOAD_FORMATS and not (self.format == LOG_FORMAT and self.log is not None):
             raise ConfigError(f"--format {self.format!r} is unknown: use one of {', '.join(LOAD_FORMATS)}")
         if not self.source or re.search(r"[`;\x00-\x1f]", self.source):
             raise ConfigError(f"--from {self.source!r} must be a path or a table, without backquotes and semicolons")
@@ -250,6 +277,7 @@ class _Selected:
     details: dict[str, Any]
     keys: tuple[str, ...] = ()
     since: int | None = None
+    until: int | None = None
     outgoing: Outgoing | None = None
 
 
@@ -269,7 +297,8 @@ def arrivals(
         raise ConfigError("--replace makes a run of its own: leave --run-id out")
     claims = {load.table: lake.claim(load.table, load.claim)}
     claims[QUARANTINE] = lake.claim(QUARANTINE, f"{load.claim} of {load.table}")
-    selected = (_to_replace if load.replace else _of_table if load.format == "delta" else _of_files)(load, lake, run_id)
+    select = _of_log if load.log is not None else _of_table if load.format == "delta" else _of_files
+    selected = (_to_replace if load.replace else select)(load, lake, run_id)
     run_id, details, outgoing = selected.run_id, selected.details, selected.outgoing
     progress(f"{load.source}: " + ", ".join(f"{name} {n}" for name, n in details.items()))
     if outgoing is not None:
@@ -284,14 +313,15 @@ def arrivals(
         tell_old_names(load, where, frame, progress)
     arrived = instant(_arrival(lake, load.table, run_id))
     read = [stamped(load, frame.withColumn(ARRIVED, arrived), wanted, arrived) for _, frame in selected.parts]
-    rows = pseudonymised(reduce(DataFrame.unionByName, read), key, RAW_ROW, UNREAD)
+    rows = pseudonymised(union_by_name(read), key, RAW_ROW, UNREAD)
     rows, contract = with_known_keys(load, lake, rows, run_id, outgoing), with_columns(load.contract, wanted)
     counts = count_checked(rows, contract)
     good, bad = check(rows, contract, counts)
-    refused = {rule: n for rule, n in counts.rejected.items() if rule != ALREADY}
-    rejected = Rejected(bad.where(F.col("rule") != ALREADY), refused)
+    refused = {rule: n for rule, n in counts.rejected.items() if rule not in (ALREADY, _ASSIGNED)}
+    rejected = Rejected(bad.where(~F.col("rule").isin(ALREADY, _ASSIGNED)), refused)
     if outgoing is None and lake.exists(QUARANTINE):
-        rejected = not_yet_quarantined(lake, load.table, rejected, run_id, selected.keys, selected.since)
+        between = selected.since, selected.until
+        rejected = not_yet_quarantined(lake, load.table, rejected, run_id, selected.keys, between)
     _tell_left_out(rejected, counts, details, progress)
     unfit = rejected.rows if rejected.refused else None
     return Arrivals(run_id, good if counts.good else None, unfit, rejected.refused, details, outgoing, claims)
@@ -301,7 +331,8 @@ def _tell_left_out(rejected: Rejected, counts: RowCounts, details: dict[str, Any
     """Say what becomes of rows that are not added, and count it in `details`."""
     for rule, n in rejected.refused.items():
         progress(f"{n:,} rows rejected by rule {rule}, kept in {QUARANTINE}")
-    left_out = {"equal_rows": counts.copies, ALREADY: counts.rejected.get(ALREADY, 0), IN_QUARANTINE: rejected.already}
+    known = {rule: counts.rejected.get(rule, 0) for rule in (ALREADY, _ASSIGNED)}
+    left_out = {"equal_rows": counts.copies, **known, IN_QUARANTINE: rejected.already}
     for what, n in left_out.items():
         if n:
             details[what] = n
@@ -421,6 +452,33 @@ def _of_table(load: Load, lake: Lake, run_id: str | None) -> _Selected:
         details["version_known"] = before
     parts: Parts = [(load.source, read_delta(lake, table, before, load.shaped))]
     return _Selected(run, parts, details, (table.key,), before)
+
+
+def _of_log(load: Load, lake: Lake, run_id: str | None) -> _Selected:
+    """The rows of a log behind the last number that the table has of it.
+
+    Its numbers grow in the order of its commits, and a run adds its rows in one commit, so the table has all rows up to
+    that number, but those that were rejected or erased. Raises DataError when the log lost rows that were loaded.
+    """
+    log = load.log
+    assert log is not None
+    mark = known_version(lake, load.table, log.key, "") or 0
+    if mark > log.last:
+        raise DataError(
+            f"{load.table} has entry {mark:,} of {load.source}, whose last one is {log.last:,}: it is an older copy of "
+            "the log, which may give numbers twice; put back the newest one, or remove it to begin a new log"
+        )
+    after = max(mark, load.after)
+    rows = log.rows(after)
+    if not len(rows):
+        return _Selected(run_id or "", [], {"entries": 0})
+    until = rows.column("number")[-1].as_py()
+    run = run_id or derive_run_id(load.verb, load.params, source=[log.key, after, until])
+    name = load.source.replace("\\", "/").rsplit("/", 1)[-1]
+    source = F.concat(F.lit(f"{name}@"), F.col("number"), F.lit(f"#{log.key}"))
+    frame = local_frame(lake.spark, rows).withColumn(SOURCE, source).drop("number")
+    details = {"entries": len(rows), "until": until}
+    return _Selected(run, [(load.source, frame)], details, (log.key,), after or None, until)
 
 
 def _to_replace(load: Load, lake: Lake, run_id: str | None) -> _Selected:
@@ -600,6 +658,8 @@ def with_known_keys(
     stored = stored.withColumns(absent).groupBy(*key).agg(F.collect_set(row_hash(content)).alias("__known"))
     differs = entry("repeated", F.lit(f"{' and '.join(key)} are in {load.table} already, with other values"))
     equal = entry(ALREADY, F.lit(f"{load.table} has an equal row"))
+    if load.log is not None:  # a service decides about units that were assigned by a file, too
+        differs = entry(_ASSIGNED, F.lit("the unit is assigned already"))
     fault = F.when(F.array_contains("__known", row_hash(content)), equal).otherwise(differs)
     joined = rows.join(stored, list(key), "left")
     faults = F.when(F.col("__known").isNotNull() & (F.size(FAULTS) == 0), F.array(fault)).otherwise(F.col(FAULTS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from uplift_spark.learners.spark import sampled_rows
 from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, RUN_ID, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
 from uplift_spark.sections.source import TableSource, TrialConf
+from uplift_spark.spark_versions import union_by_name
 
 # --------------------------------------------------------------------------------------------------------------------
 # Weights of maturity.
@@ -216,7 +217,7 @@ def _arrivals(
     """(table, run, outcome or None of other tables, when the last row arrived) in one pass over every table."""
     parts = [_arrived(table, frame, campaign) for table, frame in tables.items()]
     keys = ("table", "campaign", "run_id", "outcome")
-    rows = reduce(DataFrame.unionByName, parts).groupBy(*keys).agg(F.max("at").alias("last"), F.count("*").alias("n"))
+    rows = union_by_name(parts).groupBy(*keys).agg(F.max("at").alias("last"), F.count("*").alias("n"))
     mine: list[tuple[str, str, str | None, datetime]] = []
     others: dict[tuple[str, str], int] = {}
     for row in rows.collect():
@@ -330,7 +331,7 @@ def _joined(tables: Mapping[str, DataFrame], unit: Column) -> Row:
             at = F.unix_micros(F.greatest(observed_at, "known_at"))
         own = F.lit(table == ASSIGNMENT_TABLE).alias("own")
         ids.append(frame.select(unit.alias(UNIT), own, F.lit(i).alias("part"), at.alias("at")))
-    each = reduce(DataFrame.unionByName, ids).groupBy(UNIT)
+    each = union_by_name(ids).groupBy(UNIT)
     by_unit = each.agg(
         F.max(F.when(F.col("own"), F.col("at"))).alias("assigned"),
         F.min(F.when(~F.col("own"), F.col("at"))).alias("known"),

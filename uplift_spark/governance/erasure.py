@@ -173,8 +173,8 @@ def run_erasure(
     progress: ProgressCallback = no_progress,
     beside: Mapping[str, Callable[[Sequence[str]], int]] | None = None,
 ) -> JobResult:
-    """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from all tables,
-    then from the places that lie `beside` them: {name: what deletes all of the units there, and counts}.
+    """Erase units from the leaf sums of the champion and of the version `registry.version` names, then from the places
+    that lie `beside` the tables ({name: what deletes all of the units there, and counts}), then from all tables.
 
     A unit that is nowhere is no error. Older versions of a model hold sums over all their units, and no id. With
     `purge` versions of tables before this one cannot be read any more, so earlier runs cannot be rebuilt; models in use
@@ -203,14 +203,14 @@ def run_erasure(
                 new_versions[f"version {base.version}"] = f"is now version {registry.current(base).version}"
         models_in_use(config, lake, registry)  # moves the alias
         removed = {}
+        for name, erase in (beside or {}).items():  # first: what is still there could be loaded into the tables again
+            if gone := erase(clear):
+                progress(f"{name}: {gone:,} entries removed")
+                removed[name] = gone
         for table in lake.tables():
             if gone := erase_units(lake, table, units):
                 progress(f"{table}: {gone:,} rows removed")
                 removed[table] = gone
-        for name, erase in (beside or {}).items():
-            if gone := erase(clear):
-                progress(f"{name}: {gone:,} entries removed")
-                removed[name] = gone
         details |= {"removed": removed or "0 rows", "model": new_versions or "no version in use was trained on them"}
     if erasure.purge:
         details["purged"] = _purge_all(config, lake, registry, progress)

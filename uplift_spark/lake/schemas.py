@@ -123,6 +123,38 @@ _ASSIGNMENT = Contract(
     renamed=OF_A_CAMPAIGN,
 )
 
+_DECISION = Contract(
+    table="bronze.decision",
+    job="load",
+    columns=declared(
+        f"{UNIT} string",
+        f"{CAMPAIGN} string: under which decisions of the service assign",
+        "request_key string: the caller's name of the occasion",
+        f"{TREATMENT} string: level answered",
+        "reason string",
+        f"{PROPENSITY} double: probability of the level once the holdout is dealt; null when it is not known",
+        "overall_propensity double: probability of the level, the holdout's draw counted; null when no design chose it",
+        "explored boolean: the level is random",
+        "assigns boolean: the unit's first decision by design, which bronze.assignment has too",
+        "model_name string",
+        "model_version string",
+        "published string: version of the online store that answered",
+        "degraded string: what the decision could not rest on; null for nothing",
+        "decided_at timestamp",
+        *_KNOWN,
+        *_INGEST,
+    ),
+    rules=(
+        _UNIT_PRESENT,
+        _CAMPAIGN_PRESENT,
+        Rule("request_key_present", "trim(request_key) <> ''", "request_key is missing"),
+        Rule("treatment_present", f"trim({TREATMENT}) <> ''", f"{TREATMENT} is missing"),
+        *_times("decided_at"),
+    ),
+    append_only=True,
+    cluster_by=(CAMPAIGN, "decided_at"),
+)
+
 # What became of a send. `suppressed` never left: consent, a frequency cap or another rule held it back.
 DELIVERY_STATUSES = ("sent", "delivered", "bounced", "failed", "suppressed")
 
@@ -377,7 +409,7 @@ _FEATURE_VERSIONS = Contract(
     ),
 )
 
-_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT)
+_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT, _DECISION)
 _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
@@ -387,6 +419,7 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 # Names, for code that reads and writes the tables.
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
+DECISION_TABLE = _DECISION.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
+from uplift_spark.roles import checked_name
 from uplift_spark.sections.source import STRICT
 
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(m|Mi|Gi|Ti)?$")]
@@ -73,6 +74,9 @@ class Serving:
     folder       of published versions; by default `serving/<campaign>` in the lakehouse's folder
     log          file of the log of decisions, on a disk of the machine that serves; by default decisions.sqlite in
                  the folder
+    campaign     that `uplift load decisions` loads the log under: assignments, deliveries, outcomes; by default the
+                 campaign's name with _served behind it, as each unit has one assignment a campaign, and the trial that
+                 the model was trained on has them
     redis        URL of a Redis that keeps the units in place of a file, such as redis://127.0.0.1:6379/0
     enabled      False: every decision is the control
     holdout      share of the units that get the control from the service, by hash, to read its effect off later
@@ -93,6 +97,7 @@ class Serving:
 
     folder: str | None = None
     log: str | None = None
+    campaign: str | None = None
     redis: str | None = None
     enabled: bool = True
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -111,6 +116,8 @@ class Serving:
     package: PackageConf = Field(default_factory=PackageConf)
 
     def __post_init__(self) -> None:
+        if self.campaign is not None:
+            checked_name(self.campaign, "serving.campaign")
         if self.keys is None and self.host not in LOOPBACK:
             raise ConfigError(
                 f"serving.host is {self.host!r}, which others reach: name a file of API keys in serving.keys, or "

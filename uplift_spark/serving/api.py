@@ -583,7 +583,7 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
             facts = {
                 "request_key": query.request_key, "unit_id": query.unit_id, "campaign": now.version.manifest.campaign,
                 "level": decision.level, "reason": decision.reason, "propensity": decision.propensity,
-                "explored": decision.explored,
+                "explored": decision.explored, "overall_propensity": decision.overall,
                 "decided_at": _moment(at), "expires_at": _moment(at + served.conf.decision_minutes * 60),
                 "model": now.model, "degraded": _lacking(served, query.unit_id, fresh, published),
             }  # fmt: skip
@@ -625,6 +625,7 @@ def _lacking(served: Served, unit: str, fresh: UnitAnswer | None, published: Sto
 def _unlogged(facts: Mapping[str, Any], control: str) -> dict[str, Any]:
     """The control in place of a decision that nobody would know of afterwards."""
     said = {"level": control, "reason": NOT_LOGGED, "propensity": None, "explored": False, "logged": False}
+    said |= {"overall_propensity": None}
     return {**facts, **said, "degraded": [*facts["degraded"], LOG_DOWN]}
 
 

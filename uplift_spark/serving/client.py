@@ -80,7 +80,8 @@ class ServingClient:
             decision: dict[str, Any] = self._post("decisions", {"requests": [query]}, "decisions")[0]
             return decision
         except EnvironmentProblem:
-            lost = {"propensity": None, "explored": False, "logged": False, "degraded": [UNREACHABLE]}
+            unknown = {"propensity": None, "overall_propensity": None, "explored": False}
+            lost = {**unknown, "logged": False, "degraded": [UNREACHABLE]}
             return {**query, "level": self._control, "reason": "service unreachable", **lost}
 
     def report(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> int:

@@ -12,12 +12,14 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
@@ -40,12 +42,15 @@ class Decision:
     propensity  probability by design of this level for this unit, given what was known of it; None where no design
                 chose the level
     explored    whether the level is random
+    overall     probability by design of this level before anything was dealt, the holdout too; None where the decision
+                is no part of the design: whoever has such a decision is not assigned by it
     """
 
     level: str
     reason: str
     propensity: float | None
     explored: bool = False
+    overall: float | None = None
 
 
 class DecisionPolicy:
@@ -109,10 +114,17 @@ class DecisionPolicy:
             return Decision(self.control, NO_PLAN, 1.0)
         if stored.decision is not None and stored.decision[1] in self._barred:
             return Decision(self.control, stored.decision[1], 1.0)
-        if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
-            return Decision(self.control, HELD_OUT, 1.0)
         level, reason = self._by_policy(stored, fresh)
-        return self._with_exploration(unit, level, reason)
+        if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
+            return Decision(self.control, HELD_OUT, 1.0, overall=self._overall(self.control, level))
+        decision = self._with_exploration(unit, level, reason)
+        return replace(decision, overall=self._overall(decision.level, level))
+
+    def _overall(self, level: str, by_policy: str) -> float:
+        """Probability that holdout, exploration and policy together give a level to a unit with this policy."""
+        held, explored = self.conf.holdout, self.conf.exploration
+        dealt = explored / len(self.manifest.levels) + (1.0 - explored if level == by_policy else 0.0)
+        return dealt * (1.0 - held) + (held if level == self.control else 0.0)
 
     def _by_policy(self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None) -> tuple[str, str]:
         facts = self.manifest.policy
@@ -166,6 +178,7 @@ def stored_effects(manifest: Manifest, stored: StoredUnit) -> tuple[LevelEffect,
 # repeated gets the answer it got before.
 
 DECISION, DELIVERY, OUTCOME = "decision", "delivery", "outcome"
+ASSIGNMENT = "assignment"  # what a decision also is, where it is the unit's first by design
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,74 @@ class Logged:
 
     body: dict[str, Any]
     new: bool
+
+
+_MOMENT = pa.timestamp("us", "UTC")
+_UNIT_FIELDS = {"number": pa.int64(), "unit_id": pa.string(), "campaign": pa.string()}
+
+
+def _columns(**fields: pa.DataType) -> pa.Schema:
+    return pa.schema({**_UNIT_FIELDS, **fields})
+
+
+_COLUMNS = {
+    DECISION: _columns(
+        request_key=pa.string(), treatment=pa.string(), reason=pa.string(), propensity=pa.float64(),
+        overall_propensity=pa.float64(), explored=pa.bool_(), assigns=pa.bool_(), model_name=pa.string(),
+        model_version=pa.string(), published=pa.string(), degraded=pa.string(), decided_at=_MOMENT, known_at=_MOMENT,
+    ),
+    ASSIGNMENT: _columns(treatment=pa.string(), propensity=pa.float64(), assigned_at=_MOMENT),
+    DELIVERY: _columns(delivery_id=pa.string(), status=pa.string(), delivered_at=_MOMENT, known_at=_MOMENT),
+    OUTCOME: _columns(
+        outcome=pa.string(), value=pa.float64(), occurred_at=_MOMENT, event_id=pa.string(), known_at=_MOMENT
+    ),
+}  # fmt: skip
+"""{what: columns of its rows}."""
+
+_OTHERS = "SELECT number, body, logged_at, 0 AS assigns FROM entry WHERE kind = ?"
+_BY_DESIGN = "json_extract(body, '$.overall_propensity') IS NOT NULL"
+_FIRSTS = (
+    f"SELECT number, body, logged_at, {_BY_DESIGN} AND row_number() OVER "
+    f"(PARTITION BY json_extract(body, '$.unit_id'), {_BY_DESIGN} ORDER BY number) = 1 AS assigns "
+    "FROM entry WHERE kind = ?"
+)
+
+
+def _decision_row(body: Mapping[str, Any], logged_at: int, assigns: bool) -> dict[str, Any]:
+    decided, model = _time(body["decided_at"]), body["model"]
+    same = ("unit_id", "request_key", "reason", "propensity", "overall_propensity", "explored")
+    return {
+        **{name: body.get(name) for name in same},
+        "treatment": body["level"], "assigns": assigns, "model_name": model["name"],
+        "model_version": str(model["version"]), "published": model["published"],
+        "degraded": ", ".join(body["degraded"]) or None,
+        "decided_at": decided, "known_at": max(decided, _EPOCH + timedelta(microseconds=logged_at)),
+    }  # fmt: skip
+
+
+def _assignment_row(body: Mapping[str, Any], logged_at: int, assigns: bool) -> dict[str, Any]:
+    facts = {"unit_id": body["unit_id"], "treatment": body["level"], "propensity": body["overall_propensity"]}
+    return {**facts, "assigned_at": _time(body["decided_at"])}
+
+
+def _delivery_row(body: Mapping[str, Any], logged_at: int, assigns: bool) -> dict[str, Any]:
+    times = {name: _time(body[name]) for name in ("delivered_at", "known_at")}
+    return {**{name: body[name] for name in ("unit_id", "delivery_id", "status")}, **times}
+
+
+def _outcome_row(body: Mapping[str, Any], logged_at: int, assigns: bool) -> dict[str, Any]:
+    times = {name: _time(body[name]) for name in ("occurred_at", "known_at")}
+    # Two units may have used one id: labels would take the second one's event for a repetition.
+    event = json.dumps([body["unit_id"], body["event_id"]], separators=(",", ":"), ensure_ascii=False)
+    return {**{name: body[name] for name in ("unit_id", "outcome", "value")}, **times, "event_id": event}
+
+
+_ROW_OF = {DECISION: _decision_row, ASSIGNMENT: _assignment_row, DELIVERY: _delivery_row, OUTCOME: _outcome_row}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 class DecisionLog:
@@ -214,6 +295,9 @@ class DecisionLog:
                 "CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
                 "key TEXT NOT NULL, body TEXT NOT NULL, logged_at INTEGER NOT NULL, UNIQUE (kind, key))"
             )
+            db.execute("CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)")
+            if db.execute("SELECT id FROM log").fetchone() is None:  # of two workers the first names it
+                db.execute("INSERT OR IGNORE INTO log VALUES (1, lower(hex(randomblob(8))))")
             return db
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
@@ -270,6 +354,38 @@ class DecisionLog:
         query = "SELECT number, body FROM entry WHERE kind = ? AND number > ? ORDER BY number LIMIT ?"
         with closing(self._open()) as db:
             return [(number, json.loads(body)) for number, body in db.execute(query, (kind, after, limit))]
+
+    def numbering(self) -> tuple[str, int]:
+        """The log's id, 16 hexadecimal digits that no other log has, and the number of the last entry it ever had."""
+        with closing(self._open()) as db:
+            (name,) = db.execute("SELECT id FROM log").fetchone()
+            last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
+        return name, 0 if last is None else last[0]
+
+    def rows(self, what: str, campaign: str, after: int = 0, limit: int = 100_000) -> pa.Table:
+        """Entries as rows of a raw table.
+
+        Args:
+            what: decision, delivery or outcome: those entries; assignment: of each unit the first decision by the
+                campaign's design.
+            campaign: That the rows are of.
+            after: Number behind which they begin.
+            limit: Most rows.
+
+        Returns:
+            Columns of bronze.<what>, and `number`, by which the rows are sorted.
+        """
+        kind, columns = (DECISION if what == ASSIGNMENT else what), _COLUMNS[what]
+        condition = " AND assigns" if what == ASSIGNMENT else ""
+        query = f"SELECT number, body, logged_at, assigns FROM ({_FIRSTS if kind == DECISION else _OTHERS})"
+        with closing(self._open()) as db:
+            query += f" WHERE number > ?{condition} ORDER BY number LIMIT ?"
+            entries = db.execute(query, (kind, after, limit)).fetchall()
+        rows = [
+            {**_ROW_OF[what](json.loads(body), logged_at, bool(assigns)), "campaign": campaign, "number": number}
+            for number, body, logged_at, assigns in entries
+        ]
+        return pa.Table.from_pylist(rows, columns)
 
     def erase(self, units: Iterable[str]) -> int:
         """Delete all entries of units; their bytes are overwritten, in the file and in what SQLite writes ahead of it.

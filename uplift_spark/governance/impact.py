@@ -9,10 +9,10 @@ from uplift_spark.governance.documents import (
     Block,
     Cell,
     Chapter,
-    Cited,
+    CitedFigure,
     OpenQuestion,
     figure_table,
-    said,
+    sentence,
     table_figure,
 )
 from uplift_spark.governance.facts import METRIC_HEADS, NOT_STATED, CardFacts
@@ -72,15 +72,17 @@ def retention_blocks(facts: CardFacts) -> Iterator[Block]:
 def erasure_sentence(facts: CardFacts) -> Block:
     """How often somebody was erased."""
     if not facts.rows("actions"):
-        return said(facts.why_not("actions", "There is no audit log, so it is not known how often people were erased."))
+        return sentence(
+            facts.why_not("actions", "There is no audit log, so it is not known how often people were erased.")
+        )
     begun, complete = facts.of_log("erase"), facts.of_log("erased")
-    return said("Erasures that were begun, by the audit log: ", begun, "; complete: ", complete, ".")
+    return sentence("Erasures that were begun, by the audit log: ", begun, "; complete: ", complete, ".")
 
 
-def left_block(facts: CardFacts) -> Block:
+def exports_block(facts: CardFacts) -> Block:
     """What left the lakehouse."""
     if not facts.rows("actions"):
-        return said(facts.why_not("actions", "There is no audit log, so it is not known what left the lakehouse."))
+        return sentence(facts.why_not("actions", "There is no audit log, so it is not known what left the lakehouse."))
     known = {row["action"] for row in facts.rows("actions")}
     rows = [(action, facts.of_log(action)) for action in ("export", "publish") if action in known]
     absent = "No export and no publication of the campaign is on record."
@@ -93,13 +95,13 @@ def left_block(facts: CardFacts) -> Block:
 
 def _processing(facts: CardFacts) -> Iterator[Block]:
     roles = facts.roles
-    yield said(
+    yield sentence(
         f"Campaign {facts.config.campaign} profiles people: from their features the model predicts what a level "
         f"changes in {roles.outcome}, and a plan decides who gets which level. {source_words(facts.config)}"
     )
-    yield said(f"Features: {', '.join(roles.features)}.")
+    yield sentence(f"Features: {', '.join(roles.features)}.")
     yield from retention_blocks(facts)
-    yield left_block(facts)
+    yield exports_block(facts)
     yield OpenQuestion("Who is the controller, who are processors and recipients, and do data leave the EEA?")
     yield OpenQuestion("After which time are rows of each table due, and who deletes them? No verb deletes by age.")
     yield OpenQuestion("Are children or other vulnerable people among the units?")
@@ -107,10 +109,10 @@ def _processing(facts: CardFacts) -> Iterator[Block]:
 
 def _purposes(facts: CardFacts) -> Iterator[Block]:
     purpose, basis = facts.stated("purpose"), facts.stated("legal_basis")
-    yield said(f"Purpose: {purpose}. Legal basis: {basis}. Owner: {facts.stated('owner')}.")
+    yield sentence(f"Purpose: {purpose}. Legal basis: {basis}. Owner: {facts.stated('owner')}.")
     consent = facts.config.consent
     rule = "only who granted it is contacted" if consent.required else "everybody is contacted who has not withdrawn it"
-    yield said(f"Consent to {consent.purpose}: {rule}.")
+    yield sentence(f"Consent to {consent.purpose}: {rule}.")
     if NOT_STATED in (purpose, basis):
         yield OpenQuestion("What are purpose and legal basis? Set governance.approval.purpose and legal_basis.")
     yield OpenQuestion(
@@ -123,7 +125,7 @@ def _necessity(facts: CardFacts) -> Iterator[Block]:
     rows = facts.metric_rows("qini", "ate")
     yield figure_table("What the treatment and its ranking bring", METRIC_HEADS, rows, absent)
     barred = ", ".join(one.name for one in facts.config.features if not one.targeting)
-    yield said(
+    yield sentence(
         f"Features that may not decide whom to treat: {barred}." if barred else
         "No feature is barred from deciding whom to treat."
     )  # fmt: skip
@@ -136,8 +138,8 @@ def _necessity(facts: CardFacts) -> Iterator[Block]:
 
 
 def _rights(facts: CardFacts) -> Iterator[Block]:
-    yield said("Access and explanation: `uplift audit explain UNIT` prints why a unit gets what it gets.")
-    yield said(
+    yield sentence("Access and explanation: `uplift audit explain UNIT` prints why a unit gets what it gets.")
+    yield sentence(
         "Objection: a withdrawal in `bronze.consent` keeps a unit out of the next plan, export and publication. Its "
         "features and scores are still computed until it is erased."
     )
@@ -150,7 +152,7 @@ def _rights(facts: CardFacts) -> Iterator[Block]:
     if not facts.rows("decisions"):
         absent = facts.why_not("decisions", "There is no plan by this version.")
     yield figure_table("Held back by the newest plan", ("reason", "level", "units"), held, absent)
-    yield said("Erasure: `uplift erase`.")
+    yield sentence("Erasure: `uplift erase`.")
     yield erasure_sentence(facts)
     yield OpenQuestion("How are people informed of the profile, and of a price or an offer that it chose for them?")
     yield OpenQuestion("Where do people object, and within which time does that reach `bronze.consent`?")
@@ -158,11 +160,7 @@ def _rights(facts: CardFacts) -> Iterator[Block]:
 
 
 def _verdicts(facts: CardFacts) -> Iterator[Block]:
-    rows = [
-        (str(row["seq"]), f"{row['action']} by {row['actor']} on {row['at']}: {row['reason']}")
-        for row in facts.rows("entries")
-        if row["action"] in ("approve", "reject")
-    ]
+    rows = facts.entry_rows("approve", "reject")
     absent = "Nobody approved or rejected this version yet."
     yield figure_table("Verdicts about this version", ("entry", "verdict"), rows, absent)
     yield OpenQuestion("What did the data protection officer advise (art. 35 (2))?")
@@ -201,7 +199,7 @@ def _bias(facts: CardFacts) -> Cell:
     rows = facts.rows("bias")
     if not rows:
         return facts.why_not("bias", "this version has no bias audit")
-    parts: list[str | Cited] = []
+    parts: list[str | CitedFigure] = []
     for flag in ("difference", "harm", "explained"):
         n, where = sum(row["flag"] == flag for row in rows), {RUN_ID: facts.runs["bias"], "flag": flag}
         parts += [
@@ -209,7 +207,7 @@ def _bias(facts: CardFacts) -> Cell:
             table_figure(n, BIAS_TABLE, "*", where, "rows"),
             f" rows flagged {flag}",
         ]
-    return said(*parts)
+    return sentence(*parts)
 
 
 def _cap(config: Config) -> str:
@@ -229,18 +227,18 @@ def _harm(facts: CardFacts) -> Cell:
 
 
 def _support(facts: CardFacts) -> Cell:
-    parts: list[str | Cited] = []
+    parts: list[str | CitedFigure] = []
     for row in facts.rows("scores"):
         parts += ["; " if parts else "", f"{row[TREATMENT]}: low support of ", facts.of_scores(row, "low_support")]
-    return said(*parts) if parts else facts.why_not("scores", "this version has no scores")
+    return sentence(*parts) if parts else facts.why_not("scores", "this version has no scores")
 
 
 def _withdrawals(facts: CardFacts) -> Cell:
-    parts: list[str | Cited] = []
+    parts: list[str | CitedFigure] = []
     for row in facts.rows("consent"):
         if not row["granted"]:
             parts += ["; " if parts else "", f"withdrawals of {row['purpose']}: ", facts.of_consent(row)]
-    return said(*parts) if parts else "no withdrawal is on record"
+    return sentence(*parts) if parts else "no withdrawal is on record"
 
 
 def _people(facts: CardFacts) -> Cell:
@@ -252,4 +250,4 @@ def _entries(facts: CardFacts) -> Cell:
     actions = [row["action"] for row in facts.rows("actions")]
     if not actions:
         return facts.why_not("actions", "there is no audit log")
-    return said(facts.of_log(*actions), " entries of the campaign, without those of cards")
+    return sentence(facts.of_log(*actions), " entries of the campaign, without those of cards")

@@ -38,11 +38,11 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults fuzz security matrix lint notebooks docs house bench load serve-demo wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix approval-story lint notebooks docs house bench load serve-demo wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | \
-		while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '  %-20s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## create or update .venv (the default)
 	@echo "ready: $(BIN)/uplift --help"
@@ -110,6 +110,9 @@ security: java $(READY) ## attack the platform's doors, on a session, too (ARGS=
 
 matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0, 4.1 and 4.2 (ARGS="--only 4.0.1")
 	@$(BIN)/python -m tests.versions $(ARGS)
+
+approval-story: java $(READY) ## trained, refused, mended by a cap, approved, objected to, erased, verified: as a table (ARGS="--units 20000")
+	@$(BIN)/python -m tests.governance.story $(ARGS)
 
 fuzz: $(READY) ## 140,000 mutations of model files, configurations and input files (ARGS="--mutations 2000 --seed 3")
 	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)

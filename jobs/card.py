@@ -33,9 +33,8 @@ from uplift_spark.lake.schemas import (
     DECISIONS_TABLE,
     QUARANTINE,
     SCORES_TABLE,
-    TRAINED_TABLES,
-    all_contracts,
     gold_table,
+    is_table_of,
 )
 from uplift_spark.registry.models import Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT, Roles
@@ -270,13 +269,19 @@ def _tables_of_units(campaign: Campaign) -> list[TableOfUnits]:
     """Tables of the campaign, or of all campaigns, that have a column of unit ids."""
     local = local_tables(campaign.config.lakehouse)
     if local is not None:
-        tables = [local.table(name) for name in local.names() if _is_ours(campaign, name)]
+        tables = [
+            local.table(name) for name in local.names() if is_table_of(name, campaign.name, campaign.config.model_name)
+        ]
         return [
             TableOfUnits(t.name, t.rows, t.version, t.properties.get(_FILES, ""), t.properties.get(_LOG, ""))
             for t in tables if UNIT in [column.name for column in t.columns]
         ]  # fmt: skip
     lake = campaign.lake
-    named = [name for name in lake.tables() if _is_ours(campaign, name) and UNIT in lake.read(name).columns]
+    named = [
+        name
+        for name in lake.tables()
+        if is_table_of(name, campaign.name, campaign.config.model_name) and UNIT in lake.read(name).columns
+    ]
     kept = {name: lake.properties(name) for name in named}
     return [
         TableOfUnits(
@@ -284,14 +289,6 @@ def _tables_of_units(campaign: Campaign) -> list[TableOfUnits]:
         )
         for name in named
     ]
-
-
-def _is_ours(campaign: Campaign, name: str) -> bool:
-    """Whether a table is shared by all campaigns, or this campaign's own."""
-    kind = name.partition(".")[2].removesuffix(f"_{campaign.name}")
-    own = name.endswith(f"_{campaign.name}") and "_" not in kind  # training_late_spring is not spring's
-    trained = name.startswith(f"{TRAINED_TABLES}{campaign.config.model_name}_")
-    return own or trained or name in [contract.table for contract in all_contracts()]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Export the newest scores of the campaign's model, or its newest plan, of units that may be contacted now, to files.
 
 Reads gold.uplift_scores, or with --plan gold.policy_decisions, and bronze.consent where consent is required or the
-table is there; writes a folder and no table.
+table is there; writes a folder and no table. With governance.price_levels each row of a plan says whether its unit must
+be informed of a personalised price.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pyspark.sql.types import StringType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem, hint
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import GATE, MAY, ConsentGate, held_back, units_by_gate
 from uplift_spark.governance.spark import record_event
@@ -30,6 +31,8 @@ from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_
 NAMES_ITS_RUN = True  # its name is of what was exported
 
 EXPORT_FORMATS = ("csv", "parquet")
+PRICE_NOTICE = "price_notice"
+"""Column of an exported plan: whether the unit must be informed that an automated decision made its price."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, 
     details = {"model": model.name, "version": model.version, "plan": plan, **_facts(gate)}
     details |= {"units": counts.get(MAY, 0), "levels": levels or "none", "untreated": untreated}
     treated = rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE)
+    if priced := campaign.config.governance.price_levels:
+        dose = campaign.config.roles.dose
+        if dose and (strangers := [level for level in priced if level not in dose]):
+            raise ConfigError(f"governance.price_levels names {strangers[0]!r}: {hint(strangers[0], dose)}")
+        treated = treated.withColumn(PRICE_NOTICE, F.col(TREATMENT).isin(*priced))
+        details["price_notices"] = sum(n for level, n in levels.items() if level in priced)
     return treated, run_id, details | {"held_back": held_back(counts) or 0}
 
 
@@ -173,7 +182,9 @@ def run(
     rows, run_id, details = (plan_to_export if export.plan else scores_to_export)(campaign, export)
     rests_on = {"model", "version", "plan", "consent_version"}
     versions = {name: value for name, value in details.items() if name in rests_on}
-    facts = {name: details[name] for name in details if name in {"units", "held_back", "levels", "purpose"}}
+    facts = {
+        name: details[name] for name in details if name in {"units", "held_back", "levels", "price_notices", "purpose"}
+    }
     event = AuditEvent("", "export", export.to, export.reason, "", run_id, versions, facts)
     record_event(campaign.config, campaign.lake, event, once=False)
     _write(rows, export)

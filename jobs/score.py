@@ -1,6 +1,7 @@
 """Score every unit of the campaign for every treated level with a registered forest.
 
-Reads silver.training_<campaign> (all splits) at one Delta version; appends to gold.uplift_scores.
+Reads silver.training_<campaign> (all splits) at one Delta version, and bronze.consent where it is there: who objects to
+profiling is not scored. Appends to gold.uplift_scores.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.spark import score
+from uplift_spark.governance.privacy import Objections
 from uplift_spark.lake.schemas import SCORES_TABLE
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
@@ -26,10 +28,13 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
             f"{current.version} or leave it out; run `uplift erase` again if it was killed"
         )
     identity = [model.name, model.version, model.sha256]
-    run_id = run_id or campaign.run_id("score", model=identity, data={source: version})
+    objections = Objections.of(lake)
+    objected = {"profiling": objections.run_ids} if objections else {}
+    run_id = run_id or campaign.run_id("score", model=identity, data={source: version}, **objected)
+    rows = campaign.training_set(version)
     forest = registry.load(model)
     try:
-        effects = score(campaign.training_set(version), forest)
+        effects = score(objections.without(rows) if objections else rows, forest)
     except DataError as error:
         raise DataError(f"{source} does not fit {model.name} version {model.version}: {error}") from error
     scores = effects.select(

@@ -81,7 +81,8 @@ def test_the_page_on_governance_runs_and_shows_what_comes_out() -> None:
 def test_configurations_on_the_page_on_governance_are_read() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "governance.md").read_text(), re.S)
     sections = [TypeAdapter(Governance).validate_python(yaml.safe_load(block)["governance"]) for block in blocks]
-    assert len(sections) == 2 and sections[0].approval is not None and sections[1].access is not None
+    assert len(sections) == 3 and sections[0].approval is not None and sections[1].access is not None
+    assert sections[2].retention is not None
 
 
 def test_the_page_on_experiments_runs_and_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:

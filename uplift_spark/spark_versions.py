@@ -127,8 +127,8 @@ def _parts(rows: pa.Table, most: int) -> list[pa.Table]:
 
 
 def union_by_name(frames: Sequence[DataFrame]) -> DataFrame:
-    """Rows of all frames, columns put together by their names. Over Connect 3.5 has a class of frames of its own, so that
-    a method is called on the frame."""
+    """Rows of all frames, columns put together by their names: by a method of each frame, because 3.5 has another class
+    of frames over Connect."""
     return reduce(lambda left, right: left.unionByName(right), frames)
 
 
@@ -474,7 +474,7 @@ def _backport() -> None:
         if not hasattr(column, "try_cast"):
             column.try_cast = try_cast_text  # type: ignore[attr-defined]
     if not hasattr(PySparkException, "getCondition"):
-        PySparkException.getCondition = _condition  # type: ignore[method-assign]
+        PySparkException.getCondition = _condition  # type: ignore[method-assign, assignment]
 
 
 def _condition(error: PySparkException) -> str | None:

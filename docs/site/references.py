@@ -39,7 +39,7 @@ EXPLAINED = {
     "retraining": ("retrain",),
     "canary": ("canary", "rollback"),
     "serving": ("publish", "serve"),
-    "governance": ("audit", "approve", "reject", "grants"),
+    "governance": ("audit", "approve", "reject", "grants", "card", "expire"),
     "quickstart": ("quickstart",),
     "demo": ("demo",),
 }

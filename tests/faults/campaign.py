@@ -39,6 +39,7 @@ from uplift_spark.events.load import Load
 from uplift_spark.experiments.protocol import ReadingOptions
 from uplift_spark.governance.approvals import VersionVerdict
 from uplift_spark.governance.erasure import Erasure
+from uplift_spark.governance.retention import run_retention
 from uplift_spark.jobs import (
     alert,
     approve,
@@ -64,7 +65,7 @@ from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
-from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
+from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance, RetentionConf
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.sections.source import EventsSource, EventTable, TableSource
 from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, LogEntry
@@ -228,6 +229,13 @@ def _optimize(tables: tuple[str, ...], lake: Lake) -> object:
 
 def _erase(units: tuple[str, ...], purge: bool, lake: Lake) -> object:
     return erase.run(Campaign(replace(CAMPAIGN, lakehouse=lake.lakehouse), lake), erasure=Erasure(units, purge))
+
+
+def _expire(day: int, lake: Lake) -> object:
+    """What is due on a day of January 2026: the older orders, and from the 16th on labels, too."""
+    retention = RetentionConf({"bronze.event": 400, "silver.label": 375})
+    config = replace(CAMPAIGN, lakehouse=lake.lakehouse, governance=Governance(retention=retention))
+    return run_retention(config, lake, now=datetime(2026, 1, day, tzinfo=UTC))
 
 
 def _sources(lake: Lake) -> Path:
@@ -429,6 +437,7 @@ JOBS: dict[str, Job] = {
     ),
     # All tables would be five minutes of the same for every ten kills.
     "optimize": Job(partial(_optimize, ("bronze.event",)), partial(_optimize, _SOME_TABLES)),
+    "expire": Job(partial(_expire, 10), partial(_expire, 20)),
     "erase": Job(partial(_erase, (_unit(2),), False), partial(_erase, (_unit(1), _unit(4)), False)),
     "purge": Job(partial(_erase, (_unit(5),), False), partial(_erase, (), True)),
 }

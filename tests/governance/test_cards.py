@@ -17,7 +17,7 @@ from uplift_spark.governance.cards import card_documents
 from uplift_spark.governance.documents import document_files, document_markdown
 from uplift_spark.governance.facts import CardFacts, TableOfUnits
 from uplift_spark.registry.models import Registered
-from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance
+from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance, RetentionConf
 
 FEATURES = ("age", "city")
 CONFIG = Config("spring", Simulation(units=100), RolesConf("spend", "none", FEATURES), labels=Labels(window_days=14))
@@ -184,6 +184,24 @@ def test_what_is_not_there_is_a_sentence_and_no_figure() -> None:
     assert [len(one.questions) for one in documents] == [6, 7, 13]
     gone = replace(BARE, absent={"arms": "Its files are gone."})
     assert document_markdown(card_documents(gone)[1]).count("Its files are gone.") == 1
+
+
+def test_retention_is_on_the_page_and_only_what_is_not_set_is_put_to_the_owner() -> None:
+    names = ("silver.training_spring", "gold.uplift_scores", "bronze.consent")
+    people = tuple(TableOfUnits(name, 7, 3, "interval 168 hours", "") for name in names)
+    kept = RetentionConf({"silver": 400})
+    facts = replace(BARE, tables=people, config=replace(BARE.config, governance=Governance(retention=kept)))
+    text = document_markdown(card_documents(facts)[2])
+    assert "| silver.training\\_spring | 7 | 3 | 400 days | interval 168 hours |" in text.replace("g_s", "g\\_s")
+    assert "| never: a withdrawal that went would let its unit be contacted again |" in text
+    assert text.count("After which time are rows of gold.uplift_scores due?") == 1
+    assert "rows are due in silver.training_spring; no time is set for gold.uplift_scores" in text
+    assert "rows that are due are deleted, and units on request" in text
+    bare = document_markdown(card_documents(replace(BARE, tables=people))[2])
+    assert "After which time are rows of silver.training_spring, gold.uplift_scores due?" in bare
+    assert "governance.retention is not configured" in bare and "none by age: governance.retention is not set" in bare
+    log = replace(facts, frames={"actions": pd.DataFrame([{"action": "expired", "n": 4}])})
+    assert "Deletions that were begun, by the audit log: 0; complete: 4." in document_markdown(card_documents(log)[2])
 
 
 def test_what_the_configuration_says_is_on_the_page() -> None:

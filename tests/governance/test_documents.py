@@ -12,7 +12,7 @@ from uplift_spark.governance.documents import (
     NOT_KNOWN,
     CardDocument,
     Chapter,
-    Cited,
+    CitedFigure,
     FigureTable,
     OpenQuestion,
     document_files,
@@ -20,7 +20,7 @@ from uplift_spark.governance.documents import (
     document_markdown,
     figure_table,
     other_figure,
-    said,
+    sentence,
     table_figure,
 )
 
@@ -32,18 +32,18 @@ NAME = """<script>alert("x")</script> & 'mail' *a* _b_ [c](d) a|b"""
 
 
 def document() -> CardDocument:
-    rows = ((NAME, N), ("many", said(LOW, " of the units")), ("few", UNKNOWN))
+    rows = ((NAME, N), ("many", sentence(LOW, " of the units")), ("few", UNKNOWN))
     blocks = (
-        said("There are ", N, " units of ", NAME, "."),
+        sentence("There are ", N, " units of ", NAME, "."),
         FigureTable(NAME, ("group", "figure"), rows),
         OpenQuestion("Who answers `uplift card`?"),
         figure_table("Empty", ("a",), [], "No row is there."),
     )
-    return CardDocument("sample", "A sample", NAME, (Chapter("One", blocks), Chapter("Two", (said("End."),))))
+    return CardDocument("sample", "A sample", NAME, (Chapter("One", blocks), Chapter("Two", (sentence("End."),))))
 
 
 def test_figures_print_the_same_digits_in_both() -> None:
-    assert (N.text, LOW.text, UNKNOWN.text, Cited(-0.5, "{}").text) == ("12,345", "1.23 %", NOT_KNOWN, "-0.5")
+    assert (N.text, LOW.text, UNKNOWN.text, CitedFigure(-0.5, "{}").text) == ("12,345", "1.23 %", NOT_KNOWN, "-0.5")
     assert other_figure(2, "registry", "rows").source == '{"registry": "rows"}'
     page, text = document_html(document()), document_markdown(document())
     figures = [

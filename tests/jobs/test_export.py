@@ -18,6 +18,7 @@ from uplift_spark.jobs import erase, export, score, train
 from uplift_spark.jobs import export as steps
 from uplift_spark.jobs.export import Export
 from uplift_spark.lake.tables import Lake
+from uplift_spark.sections.governance import Governance
 
 pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
 
@@ -33,8 +34,8 @@ def says(lake, run, granted, units, at="2025-01-01", purpose="marketing"):
     lake.write("bronze.consent", frame.selectExpr("*", *times), run)
 
 
-def exported(lake, folder, required=True, **how):
-    config = replace(conf(lake), consent=Consent(required=required))
+def exported(lake, folder, required=True, price_levels=(), **how):
+    config = replace(conf(lake), consent=Consent(required=required), governance=Governance(price_levels=price_levels))
     return export.run(Campaign(config, lake), export=Export(str(folder), **how)).details
 
 
@@ -74,6 +75,11 @@ def test_the_gate_counts_what_arrives_after_scoring(scored, tmp_path):
     rows = pd.read_parquet(tmp_path / "plan").set_index("unit_id").sort_index()
     assert rows.treatment.to_dict() == {unit: "5%" if i < 10 else "10%" for i, unit in enumerate(UNITS[:15])}
     assert {"campaign", "reason", "gain", "cost", "model_version"} == set(rows) - {"treatment"}
+    priced = exported(scored, tmp_path / "priced", required=False, plan=True, price_levels=("10%",))
+    noticed = pd.read_parquet(tmp_path / "priced").set_index("unit_id").sort_index()
+    assert (noticed.price_notice == (noticed.treatment == "10%")).all() and priced["price_notices"] == 5
+    with pytest.raises(ConfigError, match=r"governance\.price_levels names '20%': (it has|did you mean)"):
+        exported(scored, tmp_path / "wrong", required=False, plan=True, price_levels=("20%",))
     says(scored, "c1", True, UNITS[:30])
     assert units_in(tmp_path / "all") == set(UNITS)
     first = exported(scored, tmp_path / "granted")

@@ -151,7 +151,7 @@ def _events(
         .when(known, _DUPLICATE)
         .when(~repeated & (F.col("occurred_at") <= instant(as_of)), _LATE)
     )
-    inside = _inside(joined, "occurred_at", days[F.col("outcome")])
+    inside = _inside(joined, "occurred_at", F.element_at(days, F.col("outcome")))
     return inside.select("unit_id", "assigned_at", "outcome", "value", "occurred_at", "known_at", fate.alias("fate"))
 
 

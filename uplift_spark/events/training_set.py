@@ -27,6 +27,7 @@ from uplift_spark.events.features import (
     mature_units,
 )
 from uplift_spark.forest.binning import FeatureBins
+from uplift_spark.governance.privacy import Objections
 from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, DELIVERY_TABLE, EVENT_TABLE, OUTCOME_TABLE, profile_table
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
@@ -124,7 +125,8 @@ class Events:
     versions    Delta version read of each table
     read        {source of features: (table, Delta version)}
     run_ids     the runs that wrote events and profiles: the identity of the input, whatever other campaigns add; of
-                behaviour, which belongs to no campaign, the version; and the last erasure of assigned units
+                behaviour, which belongs to no campaign, the version; the last erasure of assigned units; and the loads
+                of objections to profiling
     as_of       labels are read as of this time
     names       outcomes to label, the trained one first
     columns     feature columns of the training set: features, then segments that are no features
@@ -178,6 +180,12 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     attributes = any(feature.source == "profile" for feature in definitions)
     described = {named["profile"]: sources["profile"]} if attributes else {}
     unmatched = _unmatched({**mine, **described}, config, progress)
+    if (objections := Objections.of(lake)) is not None:  # their later events are no longer those of any unit
+        everybody = mine[ASSIGNMENT_TABLE]
+        mine[ASSIGNMENT_TABLE] = objections.without(everybody)
+        left_out = everybody.join(objections.units, UNIT, "left_semi").count()
+        progress(f"{left_out:,} assigned units object to profiling: they get no features")
+        run_ids = (*run_ids, *(f"profiling@{run}" for run in objections.run_ids))
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched)
 

@@ -18,14 +18,14 @@ from uplift_spark.governance.documents import (
     OpenQuestion,
     figure_table,
     other_figure,
-    said,
+    sentence,
     table_figure,
 )
 from uplift_spark.governance.facts import BIAS_HEADS, LIFT_HEADS, METRIC_HEADS, NOT_STATED, CardFacts
 from uplift_spark.governance.impact import (
     erasure_sentence,
+    exports_block,
     impact_chapters,
-    left_block,
     retention_blocks,
     source_words,
 )
@@ -102,26 +102,22 @@ def _details(facts: CardFacts) -> Iterator[Block]:
     chosen = [(name, "chosen from the data" if value is None else str(value)) for name, value in sorted(params.items())]
     yield figure_table("Parameters", ("parameter", "value"), chosen, "The registry holds no parameter.")
     pinned = ", ".join(f"{name} {value}" for name, value in facts.environment.items())
-    yield said(f"Environment: {pinned}." if pinned else "The registry has no record of the training's environment.")
-    entries = [
-        (str(row["seq"]), f"{row['action']} by {row['actor']} on {row['at']}: {row['reason']}")
-        for row in facts.rows("entries")
-    ]
+    yield sentence(f"Environment: {pinned}." if pinned else "The registry has no record of the training's environment.")
     absent = facts.why_not("entries", "The audit log has no entry about this version.")
-    yield figure_table("On record about this version", ("entry", "what happened"), entries, absent)
+    yield figure_table("On record about this version", ("entry", "what happened"), facts.entry_rows(), absent)
     yield OpenQuestion("Under which licence or contract may the model be used, and who answers questions about it?")
 
 
 def _intended_use(facts: CardFacts) -> Iterator[Block]:
     roles = facts.roles
     levels = ", ".join(sorted({row[TREATMENT] for row in facts.rows("arms")} - {roles.control}))
-    yield said(
+    yield sentence(
         f"The model predicts for each unit of campaign {facts.config.campaign} the effect of "
         f"{levels or 'each level of its training set'} on {roles.outcome}, compared with {roles.control}. It ranks "
         f"units by {benefit_name(roles.outcome, roles.direction)}, so that `uplift policy` can decide who gets "
         f"which level. Purpose: {facts.stated('purpose')}."
     )
-    yield said(
+    yield sentence(
         "It does not predict who will have the outcome, only what a level changes. Its figures hold for units like "
         "those of the training set and for the levels that were on offer there. Where support is low, too few units "
         "are like this one."
@@ -134,9 +130,9 @@ def _intended_use(facts: CardFacts) -> Iterator[Block]:
 def _factors(facts: CardFacts) -> Iterator[Block]:
     config = facts.config
     segments = ", ".join(config.lift.segments)
-    yield said(f"Results are cut by {segments}." if segments else "Results are cut by no segment.")
+    yield sentence(f"Results are cut by {segments}." if segments else "Results are cut by no segment.")
     attributes = ", ".join(config.governance.bias.attributes or (one.name for one in config.features if one.protected))
-    yield said(
+    yield sentence(
         f"The bias audit compares groups of {attributes}." if attributes else
         "No attribute is audited for bias: governance.bias.attributes is empty and no feature is protected."
     )  # fmt: skip
@@ -165,19 +161,19 @@ def _feature_words(one: Feature | None) -> str:
 
 def _metrics(facts: CardFacts) -> Iterator[Block]:
     approval = facts.config.governance.approval
-    yield said(
+    yield sentence(
         "Qini and AUUC say how much a ranking brings, `ate` is the average effect, `top_30_percent_uplift` the effect "
         "on the 30 % that rank best. Intervals are of 95 %, from ", facts.configured("lift.replicates"),
         " bootstrap resamples.",
     )  # fmt: skip
     if approval is None:
-        yield said("No threshold is set: governance.approval is not configured.")
+        yield sentence("No threshold is set: governance.approval is not configured.")
     else:
-        yield said(
+        yield sentence(
             f"An approval needs: {', '.join(approval.needs)}. The lower end of {approval.metric} must exceed ",
             facts.configured("governance.approval.least"), " for some level.",
         )  # fmt: skip
-    yield said(
+    yield sentence(
         "The bias audit flags anything by chance with a probability of at most ",
         facts.configured("governance.bias.level"), "; a group needs ", facts.configured("governance.bias.min_units"),
         " units to be compared, and a feature counts as a proxy from a strength of ",
@@ -192,7 +188,7 @@ def _metrics(facts: CardFacts) -> Iterator[Block]:
 
 
 def _evaluation_data(facts: CardFacts) -> Iterator[Block]:
-    yield said(
+    yield sentence(
         "The model is evaluated on the hold-out: a share of ", facts.configured("holdout"),
         " of the units, chosen by the hash of their id, that no model is trained on.",
     )  # fmt: skip
@@ -203,7 +199,7 @@ def _evaluation_data(facts: CardFacts) -> Iterator[Block]:
 def _training_data(facts: CardFacts) -> Iterator[Block]:
     absent = facts.why_not("arms", "The training table has no units of this split.")
     yield figure_table("Units the model was trained on", facts.arm_heads, facts.arm_rows("train"), absent)
-    yield said("`data_sheet.md` says more about them.")
+    yield sentence("`data_sheet.md` says more about them.")
 
 
 def _analyses(facts: CardFacts) -> Iterator[Block]:
@@ -236,15 +232,15 @@ def _analyses(facts: CardFacts) -> Iterator[Block]:
 
 def _ethics(facts: CardFacts) -> Iterator[Block]:
     if facts.rows("bias"):
-        yield said(f"The newest bias audit is run {facts.runs['bias']}.")
+        yield sentence(f"The newest bias audit is run {facts.runs['bias']}.")
         clean = "It flags nothing: no group is treated or served differently by more than chance and tolerance."
         yield figure_table("Flags of the bias audit", BIAS_HEADS, facts.bias_rows(True), clean)
         yield figure_table("All its comparisons", BIAS_HEADS, facts.bias_rows(False), "")
     else:
-        yield said(facts.why_not("bias", "This version has no bias audit: run `uplift audit bias` with it."))
+        yield sentence(facts.why_not("bias", "This version has no bias audit: run `uplift audit bias` with it."))
     for row in facts.rows("proxies"):
         name = f"{row['seq']}:{row['cut']}:{row['feature']}"
-        yield said(
+        yield sentence(
             f"Feature {row['feature']} is a proxy of {row['cut']}, with a strength of ",
             other_figure(row["strength"], "audit", name),
             f" of 1: leaving {row['cut']} out of the model does not keep it out.",
@@ -252,15 +248,15 @@ def _ethics(facts: CardFacts) -> Iterator[Block]:
     if facts.rows("lift"):
         safe = "No row of the lift table has an interval that lies wholly on the side of harm."
         yield figure_table("Groups that treatment harms", LIFT_HEADS, facts.harm_rows(), safe)
-    yield said("`privacy_impact.md` says what the processing means for people, and what is done about it.")
+    yield sentence("`privacy_impact.md` says what the processing means for people, and what is done about it.")
     yield OpenQuestion("Which harms beside the measured outcome were considered, and with whom?")
 
 
 def _caveats(facts: CardFacts) -> Iterator[Block]:
     if isinstance(facts.config.source, Simulation):
-        yield said("Simulated data: no real people.")
+        yield sentence("Simulated data: no real people.")
     if facts.config.nuisances is not None:
-        yield said(
+        yield sentence(
             "Nobody randomised: effects hold if whatever decided the treatment, and matters to the outcome, is a "
             "feature."
         )
@@ -277,7 +273,7 @@ def _caveats(facts: CardFacts) -> Iterator[Block]:
         few = sum(bool(row["low_sample"]) for row in facts.rows("lift"))
         where = {RUN_ID: facts.runs["lift"], "low_sample": True}
         rough = table_figure(few, gold_table("lift_table"), "*", where, "rows")
-        yield said("Rows of the lift table with too few units for more than a rough interval: ", rough, ".")
+        yield sentence("Rows of the lift table with too few units for more than a rough interval: ", rough, ".")
     yield _allowed(facts)
     yield OpenQuestion("What should whoever uses the model know that is not on this page?")
 
@@ -304,7 +300,7 @@ def _data_sheet(facts: CardFacts) -> tuple[Chapter, ...]:
 
 
 def _motivation(facts: CardFacts) -> Iterator[Block]:
-    yield said(
+    yield sentence(
         f"The training set serves to learn the effect of a treatment on {facts.roles.outcome} in campaign "
         f"{facts.config.campaign}. Purpose: {facts.stated('purpose')}. Owner: {facts.stated('owner')}."
     )
@@ -312,7 +308,7 @@ def _motivation(facts: CardFacts) -> Iterator[Block]:
 
 
 def _composition(facts: CardFacts) -> Iterator[Block]:
-    yield said("A row is a unit of the campaign with the level it was assigned, its features and its outcome.")
+    yield sentence("A row is a unit of the campaign with the level it was assigned, its features and its outcome.")
     absent = facts.why_not("arms", "The training table has no row.")
     yield figure_table("Units", facts.arm_heads, facts.arm_rows(), absent)
     takes, rows = ("missing", "kinds", "least", "mean", "most"), []
@@ -324,17 +320,17 @@ def _composition(facts: CardFacts) -> Iterator[Block]:
     absent = facts.why_not("features", "The training table has no row of split train.")
     yield figure_table("Features, of the units in split train", heads, rows, absent)
     protected = ", ".join(one.name for one in facts.config.features if one.protected)
-    yield said(f"Protected attributes: {protected}." if protected else "No feature is marked as protected.")
+    yield sentence(f"Protected attributes: {protected}." if protected else "No feature is marked as protected.")
     yield OpenQuestion("Do the data hold special categories (art. 9 GDPR), or attributes from which these follow?")
     yield OpenQuestion("Which errors or sources of noise does whoever collected the data know of?")
 
 
 def _collection(facts: CardFacts) -> Iterator[Block]:
-    yield said(source_words(facts.config))
+    yield sentence(source_words(facts.config))
     period = [f"Units were assigned from {row['first']} to {row['last']} (UTC)." for row in facts.rows("period")]
-    yield said(*period or [facts.why_not("period", "It is not known when units were assigned.")])
+    yield sentence(*period or [facts.why_not("period", "It is not known when units were assigned.")])
     trial = "assigned at random" if facts.config.nuisances is None else "not assigned at random"
-    yield said(f"By the configuration levels were {trial}; the control is {facts.roles.control}.")
+    yield sentence(f"By the configuration levels were {trial}; the control is {facts.roles.control}.")
     rows = [
         (row["purpose"], "granted" if row["granted"] else "withdrawn", facts.of_consent(row))
         for row in facts.rows("consent")
@@ -346,7 +342,7 @@ def _collection(facts: CardFacts) -> Iterator[Block]:
 
 def _preprocessing(facts: CardFacts) -> Iterator[Block]:
     config, outcome = facts.config, facts.roles.outcome
-    yield said(
+    yield sentence(
         f"Outcome {outcome} counts for ",
         other_figure(config.labels.days(outcome), "configuration", f"labels.days({outcome})"),
         " days after the assignment. Features hold what had happened and was known at the assignment.",
@@ -358,7 +354,7 @@ def _preprocessing(facts: CardFacts) -> Iterator[Block]:
     absent = facts.why_not("quarantine", "No row of the campaign is in quarantine.")
     yield figure_table("Rejected rows, kept in quarantine", ("meant for", "rule", "rows"), rows, absent)
     hashed = config.pseudonyms is not None
-    yield said(
+    yield sentence(
         f"Unit ids are {'replaced by a keyed hash before anything is written' if hashed else 'kept as they came'}."
     )
     cut = [(name, facts.configured(f"lift.winsorise.{name}")) for name in config.lift.winsorise]
@@ -367,19 +363,19 @@ def _preprocessing(facts: CardFacts) -> Iterator[Block]:
 
 
 def _uses(facts: CardFacts) -> Iterator[Block]:
-    yield said(f"It trained {facts.title}. Scores, lift tables and plans of that version rest on it.")
+    yield sentence(f"It trained {facts.title}. Scores, lift tables and plans of that version rest on it.")
     yield _allowed(facts)
     yield OpenQuestion("Was the data set used for anything else, and what must it not be used for?")
 
 
 def _distribution(facts: CardFacts) -> Iterator[Block]:
-    yield left_block(facts)
+    yield exports_block(facts)
     yield OpenQuestion("Is the data set passed on to third parties, on which terms, and to which countries?")
 
 
 def _maintenance(facts: CardFacts) -> Iterator[Block]:
     yield from retention_blocks(facts)
-    yield said(
+    yield sentence(
         "`uplift erase` removes a unit from every table and from the models in use; a version that never saw it "
         "replaces them."
     )

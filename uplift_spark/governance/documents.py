@@ -1,6 +1,6 @@
 """Documents of figures and sentences that become Markdown and one HTML page, equal to the printed digit. No Spark.
 
-A `Cited` figure knows where it comes from: a table with its version, its rows and its column, a registry or the
+A `CitedFigure` figure knows where it comes from: a table with its version, its rows and its column, a registry or the
 configuration. In HTML that source stands beside the figure, so that a program can look it up and compare.
 """
 
@@ -22,7 +22,7 @@ NOT_KNOWN = "not known"
 
 
 @dataclass(frozen=True)
-class Cited:
+class CitedFigure:
     """A figure with its source.
 
     value   as the source has it; NaN where it is not known
@@ -44,7 +44,7 @@ class Cited:
 
 def table_figure(
     value: Any, table: str, column: str, where: Mapping[str, Any], take: str = "value", version: int | None = None
-) -> Cited:
+) -> CitedFigure:
     """Cite a figure of a table.
 
     Args:
@@ -63,10 +63,10 @@ def table_figure(
     if version is not None:
         source["version"] = version
     share = take in ("missing", "true")
-    return Cited(_number(value), _canonical(source), *((100.0, " %") if share else ()))
+    return CitedFigure(_number(value), _canonical(source), *((100.0, " %") if share else ()))
 
 
-def other_figure(value: Any, kind: str, name: str) -> Cited:
+def other_figure(value: Any, kind: str, name: str) -> CitedFigure:
     """Cite a figure that no table holds.
 
     Args:
@@ -77,7 +77,7 @@ def other_figure(value: Any, kind: str, name: str) -> Cited:
     Returns:
         The figure.
     """
-    return Cited(_number(value), _canonical({kind: name}))
+    return CitedFigure(_number(value), _canonical({kind: name}))
 
 
 def _number(value: Any) -> float:
@@ -96,10 +96,10 @@ def _canonical(source: Mapping[str, Any]) -> str:
 class Sentence:
     """A paragraph, or a cell of several words and figures: texts and figures, one after another."""
 
-    parts: tuple[str | Cited, ...]
+    parts: tuple[str | CitedFigure, ...]
 
 
-Cell = str | Cited | Sentence
+Cell = str | CitedFigure | Sentence
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class CardDocument:
         return tuple(b.question for chapter in self.chapters for b in chapter.blocks if isinstance(b, OpenQuestion))
 
 
-def said(*parts: str | Cited) -> Sentence:
+def sentence(*parts: str | CitedFigure) -> Sentence:
     """Make a paragraph of texts and figures."""
     return Sentence(parts)
 
@@ -152,7 +152,7 @@ def said(*parts: str | Cited) -> Sentence:
 def figure_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], absent: str) -> Block:
     """Make a table; where there is no row, the sentence `absent` in its place."""
     if not rows:
-        return said(absent)
+        return sentence(absent)
     return FigureTable(title, tuple(heads), tuple(tuple(row) for row in rows))
 
 
@@ -194,7 +194,7 @@ def _markdown_lines(block: Block) -> Iterator[str]:
         yield f"**{_plain(block.title)}**"
         yield ""
         yield f"| {' | '.join(map(_plain, block.heads))} |"
-        right = [any(isinstance(row[j], Cited) for row in block.rows) for j in range(len(block.heads))]
+        right = [any(isinstance(row[j], CitedFigure) for row in block.rows) for j in range(len(block.heads))]
         yield f"|{'|'.join('---:' if one else '---' for one in right)}|"
         for row in block.rows:
             yield f"| {' | '.join(map(_cell_text, row))} |"
@@ -203,7 +203,7 @@ def _markdown_lines(block: Block) -> Iterator[str]:
 def _cell_text(cell: Cell) -> str:
     if isinstance(cell, Sentence):
         return "".join(map(_cell_text, cell.parts))
-    return cell.text if isinstance(cell, Cited) else _plain(cell)
+    return cell.text if isinstance(cell, CitedFigure) else _plain(cell)
 
 
 def _plain(text: str) -> str:
@@ -231,7 +231,7 @@ def _html_block(block: Block) -> Markup:
     if isinstance(block, OpenQuestion):
         words = Markup("<p><strong>Question to the owner:</strong> {}</p>").format(coded(block.question))
         return Markup('<div class="question">{}<p class="soft">Answer:</p></div>').format(words)
-    texts = [not any(isinstance(row[j], Cited) for row in block.rows) for j in range(len(block.heads))]
+    texts = [not any(isinstance(row[j], CitedFigure) for row in block.rows) for j in range(len(block.heads))]
     marks = [Markup(' class="text"') if one else Markup("") for one in texts]
     heads = [Markup('<th scope="col"{}>{}</th>').format(*pair) for pair in zip(marks, block.heads, strict=True)]
     rows = [

@@ -24,7 +24,7 @@ from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD, trimmed_id
 from uplift_spark.lake.schemas import QUARANTINE, TRAINED_TABLES, contract_of
 from uplift_spark.lake.storage import PROPERTIES
-from uplift_spark.lake.tables import ERASED, Lake, Written, digest, retried
+from uplift_spark.lake.tables import APPEND_ONLY, ERASED, Lake, Written, digest, retried
 from uplift_spark.registry.models import Origin, Registered, Registry, log_facts, still_there
 from uplift_spark.roles import RUN_ID, UNIT, plain_id
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, derive_run_id, no_progress
@@ -33,9 +33,9 @@ from uplift_spark.runtime import JobResult, ProgressCallback, code_version, deri
 # Erasure from one table, and from its old files and logs.
 # No id becomes part of a plan or of a commit: units come as a frame, and Delta logs only the condition of a join.
 
-_APPEND_ONLY = "delta.appendOnly"
 _DELIMITERS = r"[,;\t\r\n|\"']"  # of cells in a line that is no row of its file
-_NO_FILES_KEPT = {"delta.deletedFileRetentionDuration": "interval 0 hours"}
+_FILES_KEPT = "delta.deletedFileRetentionDuration"
+_NO_FILES_KEPT = {_FILES_KEPT: "interval 0 hours"}
 # A commit that checkpoints has Delta delete the log files of days gone by; all of them, as none is kept.
 _NO_LOG_KEPT = {"delta.logRetentionDuration": "interval 0 hours", "delta.checkpointInterval": "1"}
 _USUAL_CHECKPOINTS = {"delta.checkpointInterval": "10"}
@@ -61,14 +61,14 @@ def erase_units(lake: Lake, table: str, units: DataFrame) -> int:
 
         def unlock() -> None:
             if locked:
-                _set(lake, table, {_APPEND_ONLY: "false"})
+                lake.set_properties(table, {APPEND_ONLY: "false"})
 
         unlock()
         # Another erasure that ends meanwhile locks the table again.
         return retried(lambda: _delete(lake, table, held), table, "an erasure", unlock)
     finally:
-        if locked and lake.properties(table).get(_APPEND_ONLY) != "true":
-            _set(lake, table, {_APPEND_ONLY: "true", ERASED: str(lake.version(table))})
+        if locked and lake.properties(table).get(APPEND_ONLY) != "true":
+            lake.set_properties(table, {APPEND_ONLY: "true", ERASED: str(lake.version(table))})
 
 
 def _held(lake: Lake, table: str, units: DataFrame) -> DataFrame | None:
@@ -110,24 +110,40 @@ def purge(lake: Lake, table: str, log: bool = True) -> None:
     If it is killed the table keeps no history until it runs again.
     """
     have = lake.properties(table)
-    if have.get("delta.enableDeletionVectors") == "true":
-        retried(lambda: lake.spark.sql(f"REORG TABLE {lake.reference(table)} APPLY (PURGE)"), table, "a purge")
+    _without_deletion_vectors(lake, table, have)
     none = _NO_FILES_KEPT | _NO_LOG_KEPT
     try:
         if log:
             # First of all: log files go as far as a checkpoint before which there is none of today.
-            _set(lake, table, none)
-        _set(lake, table, _NO_FILES_KEPT | _USUAL_CHECKPOINTS)
+            lake.set_properties(table, none)
+        lake.set_properties(table, _NO_FILES_KEPT | _USUAL_CHECKPOINTS)
         lake.spark.sql(f"VACUUM {lake.reference(table)}").collect()
     finally:
         # All at once: Delta compares the two times of one statement.
-        _set(lake, table, {key: have[key] if have.get(key, no) != no else _USUAL[key] for key, no in none.items()})
+        usual = {key: have[key] if have.get(key, no) != no else _USUAL[key] for key, no in none.items()}
+        lake.set_properties(table, usual)
 
 
-def _set(lake: Lake, table: str, values: Mapping[str, str]) -> None:
-    pairs = ", ".join(f"'{key}' = '{value}'" for key, value in values.items())
-    statement = f"ALTER TABLE {lake.reference(table)} SET TBLPROPERTIES ({pairs})"
-    retried(lambda: lake.spark.sql(statement), table, "a change of its properties")
+def vacuum(lake: Lake, table: str, days: float) -> None:
+    """Remove the files that no version of the last `days` days needs; from now on the table keeps files so long.
+
+    With 0 days nothing else may write the table meanwhile, as in `purge`.
+    """
+    have = lake.properties(table)
+    _without_deletion_vectors(lake, table, have)
+    kept = {_FILES_KEPT: f"interval {round(days * 24)} hours"}
+    if have.get(_FILES_KEPT) != kept[_FILES_KEPT]:
+        lake.set_properties(table, kept)
+    # Where nothing goes there is no commit: runs are named after versions of tables.
+    going = lake.spark.sql(f"VACUUM {lake.reference(table)} DRY RUN").collect()
+    if any(row[0] for row in going):
+        lake.spark.sql(f"VACUUM {lake.reference(table)}").collect()
+
+
+def _without_deletion_vectors(lake: Lake, table: str, have: Mapping[str, str]) -> None:
+    """Rewrite the files of which some rows are deleted and still there."""
+    if have.get("delta.enableDeletionVectors") == "true":
+        retried(lambda: lake.spark.sql(f"REORG TABLE {lake.reference(table)} APPLY (PURGE)"), table, "a purge")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -246,7 +262,7 @@ def _erase_from_model(
     Its training rows, those of `base` less the units, become the newest version of a table of their own: whatever has
     become of the campaign's training table since, the next erasure starts from there.
     """
-    table, version = _rows_of(base)
+    table, version = training_table_of(base)
     rows = lake.read(table, version).where("split = 'train'")
     with still_there(table, version, "train the model again, then erase"):
         if rows.join(units, UNIT, "left_semi").isEmpty():
@@ -281,7 +297,7 @@ def _register(
 
 def _purge_all(config: Config, lake: Lake, registry: Registry, progress: ProgressCallback) -> str:
     for base in models_in_use(config, lake, registry):
-        _keep_rows(config, lake, registry, base)
+        keep_training_rows(config, lake, registry, base)
     tables = lake.tables()
     for table in tables:
         progress(f"purging {table}")
@@ -289,9 +305,13 @@ def _purge_all(config: Config, lake: Lake, registry: Registry, progress: Progres
     return f"{len(tables)} tables; what their logs tell of rows written today goes with a purge tomorrow (UTC)"
 
 
-def _keep_rows(config: Config, lake: Lake, registry: Registry, base: Registered) -> None:
-    """Have the model's training rows in the newest version of a table of their own, so that purging leaves them."""
-    table, version = _rows_of(base)
+def keep_training_rows(config: Config, lake: Lake, registry: Registry, base: Registered) -> None:
+    """Have the model's training rows in the newest version of a table of their own, so that they stay when old files of
+    all others go.
+
+    Raises DataError where the version that it was trained on cannot be read any more.
+    """
+    table, version = training_table_of(base)
     rows = lake.read(table, version)
     with still_there(table, version, "train the model again, then purge"):
         if table.startswith(TRAINED_TABLES) and rows.select(RUN_ID).first() == lake.read(table).select(RUN_ID).first():
@@ -305,12 +325,13 @@ def _identity(model: Registered) -> dict[str, object]:
     return {"model": [model.name, model.version, model.sha256], "data": dict(model.data_versions)}
 
 
-def _rows_of(model: Registered) -> tuple[str, int]:
+def training_table_of(model: Registered) -> tuple[str, int]:
+    """Table and Delta version that a model was trained on, or that its rows were moved to."""
     ((table, version),) = model.data_versions.items()
     return table, version
 
 
 def _kept_table(config: Config, base: Registered) -> str:
     """One table for a trained version and all erasures from it."""
-    table, _ = _rows_of(base)
+    table, _ = training_table_of(base)
     return table if table.startswith(TRAINED_TABLES) else f"{TRAINED_TABLES}{config.model_name}_{base.version}"

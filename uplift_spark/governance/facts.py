@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from uplift_spark.config import Config
-from uplift_spark.governance.documents import Cell, Cited, other_figure, table_figure
+from uplift_spark.governance.documents import Cell, CitedFigure, other_figure, table_figure
 from uplift_spark.lake.schemas import (
     AUDIT_TABLE,
     BIAS_TABLE,
@@ -104,42 +104,44 @@ class CardFacts:
     # ----------------------------------------------------------------------------------------------------------------
     # Figures.
 
-    def configured(self, key: str) -> Cited:
+    def configured(self, key: str) -> CitedFigure:
         """A number of the configuration."""
         value: Any = self.config
         for part in key.split("."):
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         return other_figure(value, "configuration", key)
 
-    def cells(self, row: Mapping[str, Any], table: str, columns: Sequence[str], keys: Sequence[str]) -> list[Cited]:
+    def cells(
+        self, row: Mapping[str, Any], table: str, columns: Sequence[str], keys: Sequence[str]
+    ) -> list[CitedFigure]:
         """Figures of one row of a table that `keys` tell from the others."""
         return [table_figure(row[column], table, column, {key: row[key] for key in keys}) for column in columns]
 
-    def of_training(self, value: Any, column: str, take: str, where: Mapping[str, Any]) -> Cited:
+    def of_training(self, value: Any, column: str, take: str, where: Mapping[str, Any]) -> CitedFigure:
         """A figure of the table that the version was trained on."""
         table, version = self.training
         return table_figure(value, table, column, where, take, version)
 
-    def of_scores(self, row: Mapping[str, Any], name: str) -> Cited:
+    def of_scores(self, row: Mapping[str, Any], name: str) -> CitedFigure:
         """Units scored with a level (`n`), share with low support, or mean width of the intervals."""
         version = str(self.model.version)
         where = {RUN_ID: self.runs["scores"], "model_version": version, TREATMENT: row[TREATMENT]}
         column, take = _OF_SCORES[name]
         return table_figure(row[name], SCORES_TABLE, column, where, take)
 
-    def of_plan(self, row: Mapping[str, Any], name: str) -> Cited:
+    def of_plan(self, row: Mapping[str, Any], name: str) -> CitedFigure:
         """Units (`n`), gain or cost of the newest plan, by level and reason."""
         where = {RUN_ID: self.runs["plan"], TREATMENT: row[TREATMENT], "reason": row["reason"]}
         column, take = ("*", "rows") if name == "n" else (name, "sum")
         return table_figure(row[name], DECISIONS_TABLE, column, where, take)
 
-    def of_log(self, *actions: str) -> Cited:
+    def of_log(self, *actions: str) -> CitedFigure:
         """Entries of the campaign in the audit log with one of these actions."""
         n = sum(row["n"] for row in self.rows("actions") if row["action"] in actions)
         where = {CAMPAIGN: self.config.campaign, "action": sorted(actions)}
         return table_figure(n, AUDIT_TABLE, "*", where, "rows")
 
-    def of_consent(self, row: Mapping[str, Any]) -> Cited:
+    def of_consent(self, row: Mapping[str, Any]) -> CitedFigure:
         """Statements of a purpose that grant it, or withdraw it."""
         where = {"purpose": row["purpose"], "granted": row["granted"]}
         return table_figure(row["n"], CONSENT_TABLE, "*", where, "rows")
@@ -157,6 +159,14 @@ class CardFacts:
             ]
             for row in self.rows("metrics")
             if not metrics or row["metric"] in metrics
+        ]
+
+    def entry_rows(self, *actions: str) -> list[list[Cell]]:
+        """Number and words of the audit log's entries about this version: of these actions, of all by default."""
+        return [
+            [str(row["seq"]), f"{row['action']} by {row['actor']} on {row['at']}: {row['reason']}"]
+            for row in self.rows("entries")
+            if not actions or row["action"] in actions
         ]
 
     def lift_rows(self, cut: str) -> list[list[Cell]]:

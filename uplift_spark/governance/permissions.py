@@ -29,10 +29,11 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
         *("monitor", "monitoring_files", "publish", "serve", "package", "retrain", "canary", "rollback", "card"),
+        "expire",
         *("alert acknowledge", "alert close"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),
-    "privacy_officer": (*_READERS, "report", "tables", "sql", "audit explain", "erase", "card"),
+    "privacy_officer": (*_READERS, "report", "tables", "sql", "audit explain", "erase", "expire", "card"),
 }
 """What each role may do; nobody may do what no role of theirs has. A viewer's verbs read no row of a unit."""
 

@@ -1,4 +1,5 @@
-"""Pseudonyms in place of unit ids (`pseudonymised`), and consent, the gate before units leave (`ConsentGate`)."""
+"""Pseudonyms in place of unit ids (`pseudonymised`), consent, the gate before units leave (`ConsentGate`), and who
+objects to being profiled (`Objections`)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ import hmac
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, Consent
@@ -18,7 +20,7 @@ from uplift_spark.errors import DataError
 from uplift_spark.lake.contracts import trimmed_id
 from uplift_spark.lake.schemas import CONSENT_TABLE
 from uplift_spark.lake.tables import Lake
-from uplift_spark.roles import UNIT, plain_id
+from uplift_spark.roles import RUN_ID, UNIT, plain_id
 from uplift_spark.runtime import secret_key
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -88,11 +90,16 @@ def _hashed_row(key: bytes, row: str | None, unread: str) -> str | None:
 # Consent: who may be contacted by the statements known now.
 
 GATE, MAY = "gate", "may be contacted"
-WITHDREW, NO_GRANT = "withdrew", "no consent"
+WITHDREW, NO_GRANT, OBJECTED = "withdrew", "no consent", "objects to profiling"
+HELD_BACK = (OBJECTED, WITHDREW, NO_GRANT)
+"""Values of GATE of units that may not be contacted."""
+PROFILING = "profiling"
+"""Purpose whose withdrawal is an objection to profiling (art. 21 GDPR)."""
 
 
 def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bool) -> DataFrame:
-    """Add the column GATE to `rows`: MAY, WITHDREW or NO_GRANT, by the unit's latest statement on `purpose`.
+    """Add the column GATE to `rows`: MAY, WITHDREW or NO_GRANT, by the unit's latest statement on `purpose`; OBJECTED,
+    whatever that says, where the latest one on PROFILING is a withdrawal.
 
     The latest is the one last changed, then the one known last; of a grant and a withdrawal at the same time the
     withdrawal counts, and a grant that lies in the future does not. Units who never said a word may be contacted unless
@@ -101,17 +108,56 @@ def gated(rows: DataFrame, consent: DataFrame | None, purpose: str, required: bo
     silence = F.lit(NO_GRANT if required else MAY)
     if consent is None:
         return rows.withColumn(GATE, silence)
-    statements = of_purpose(consent, purpose).where(~F.col("granted") | F.expr("changed_at <= now()"))
-    latest = F.max(F.struct("changed_at", "known_at", (~F.col("granted")).alias("withdrawn")))["withdrawn"]
-    units = statements.groupBy(UNIT).agg(latest.alias("__withdrawn"))
-    gate = F.when(F.col("__withdrawn"), F.lit(WITHDREW)).when(F.col("__withdrawn").isNull(), silence)
-    return rows.join(units, UNIT, "left").withColumn(GATE, gate.otherwise(F.lit(MAY))).drop("__withdrawn")
+    units = _withdrawn(consent, {"__withdrawn": purpose, "__objects": PROFILING})
+    gate = F.when(F.col("__objects"), F.lit(OBJECTED)).when(F.col("__withdrawn"), F.lit(WITHDREW))
+    gate = gate.when(F.col("__withdrawn").isNull(), silence).otherwise(F.lit(MAY))
+    return rows.join(units, UNIT, "left").withColumn(GATE, gate).drop("__withdrawn", "__objects")
+
+
+def _withdrawn(consent: DataFrame, purposes: Mapping[str, str]) -> DataFrame:
+    """A row a unit: whether its latest statement on each purpose is a withdrawal, null where it never said a word."""
+    counts = consent.where(~F.col("granted") | F.expr("changed_at <= now()")).withColumn(UNIT, trimmed_id(F.col(UNIT)))
+    word = F.struct("changed_at", "known_at", (~F.col("granted")).alias("withdrawn"))
+    latest = [F.max(F.when(_is_of(name), word))["withdrawn"].alias(column) for column, name in purposes.items()]
+    return counts.where(reduce(or_, map(_is_of, purposes.values()))).groupBy(UNIT).agg(*latest)
+
+
+def _is_of(purpose: str) -> Column:
+    """Whether a statement is on a purpose, whatever its case and blanks."""
+    return F.lower(F.trim("purpose")) == purpose.strip().lower()
 
 
 def of_purpose(consent: DataFrame, purpose: str) -> DataFrame:
     """The statements on a purpose, whatever its case and blanks, with ids as the tables have them."""
-    same = F.lower(F.trim("purpose")) == purpose.strip().lower()
-    return consent.where(same).withColumn(UNIT, trimmed_id(F.col(UNIT)))
+    return consent.where(_is_of(purpose)).withColumn(UNIT, trimmed_id(F.col(UNIT)))
+
+
+@dataclass(frozen=True)
+class Objections:
+    """Who objects to profiling, as bronze.consent says now.
+
+    units    one column unit_id
+    run_ids  the loads that brought statements on it: what a run depends on that leaves these units out
+    """
+
+    units: DataFrame
+    run_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, lake: Lake) -> Objections | None:
+        """The objections; None where there is no statement on profiling."""
+        if not lake.exists(CONSENT_TABLE):
+            return None
+        consent = lake.read(CONSENT_TABLE)
+        runs = consent.where(_is_of(PROFILING)).select(RUN_ID).distinct().collect()
+        if not runs:
+            return None
+        units = _withdrawn(consent, {"__objects": PROFILING}).where("__objects").select(UNIT)
+        return cls(units, tuple(sorted(row[RUN_ID] for row in runs)))
+
+    def without(self, rows: DataFrame) -> DataFrame:
+        """The rows of all other units."""
+        return rows.join(self.units, UNIT, "left_anti")
 
 
 @dataclass(frozen=True)
@@ -158,8 +204,9 @@ class ConsentGate:
         if rows.isEmpty() or not said.join(rows, UNIT, "left_semi").isEmpty():
             return
         purposes = self.consent.groupBy("purpose").agg(F.count("*").alias("n")).collect()
-        if not purposes:
-            return
+        others = {str(row["purpose"]).strip().lower() for row in purposes} - {PROFILING}
+        if not purposes or (not others and not self.required):
+            return  # nobody said a word on contacts, which is a yes
         example = said.select(F.min(UNIT)).collect()[0][0]
         if example is None:
             raise DataError(
@@ -181,4 +228,4 @@ def units_by_gate(judged: DataFrame) -> dict[str, int]:
 
 def held_back(counts: Mapping[str, int]) -> dict[str, int]:
     """Of counts by GATE those of units that may not be contacted."""
-    return {reason: counts[reason] for reason in (WITHDREW, NO_GRANT) if reason in counts}
+    return {reason: counts[reason] for reason in HELD_BACK if reason in counts}

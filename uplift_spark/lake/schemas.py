@@ -43,6 +43,14 @@ def all_contracts() -> tuple[Contract, ...]:
     return tuple(sorted((*_CONTRACTS.values(), *own), key=lambda contract: contract.table))
 
 
+def is_table_of(table: str, campaign: str, model: str) -> bool:
+    """Whether a table is shared by all campaigns, or is this campaign's own: of its name, or with rows that its model
+    was trained on."""
+    kind = table.partition(".")[2].removesuffix(f"_{campaign}")
+    own = table.endswith(f"_{campaign}") and "_" not in kind  # training_late_spring is not spring's
+    return own or table.startswith(f"{TRAINED_TABLES}{model}_") or table in _CONTRACTS
+
+
 def optional_columns(table: str) -> tuple[str, ...]:
     """List the columns of a raw table that its source may lack, `known_at` beside them: no row has a value then.
 
@@ -241,7 +249,7 @@ _CONSENT = Contract(
     job="load",
     columns=declared(
         f"{UNIT} string",
-        "purpose string: what is agreed to, such as marketing or profiling",
+        "purpose string: what is agreed to, such as marketing; a withdrawal of profiling is an objection to it",
         "granted boolean: true gives the consent, false withdraws it",
         "changed_at timestamp",
         *_KNOWN,
@@ -451,6 +459,12 @@ SCENARIOS_TABLE, ALERTS_TABLE = gold_table("policy_scenarios"), gold_table("aler
 EXPERIMENT_TABLE, READOUT_TABLE = gold_table("experiment"), gold_table("readout")
 HEALTH_TABLE = gold_table("experiment_health")
 AUDIT_TABLE, AUDIT_TREES, BIAS_TABLE = gold_table("audit_log"), gold_table("audit_trees"), gold_table("bias_audit")
+NEVER_DUE = {
+    CONSENT_TABLE: "a withdrawal that went would let its unit be contacted again",
+    AUDIT_TABLE: "without its first entries the chain does not hold",
+    AUDIT_TREES: "proofs of decisions rest on all of it",
+}
+"""Tables whose rows no retention deletes, and why."""
 
 
 def columns_to_fill(table: str) -> StructType:

@@ -11,6 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -102,12 +103,14 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Commit:
-    """One version of a table: what made it, what its writer noted (see `Lake.write`), and what Delta counted."""
+    """One version of a table: what made it, what its writer noted (see `Lake.write`), what Delta counted, and when it
+    was."""
 
     version: int
     operation: str
     notes: Mapping[str, Any]
     metrics: Mapping[str, str]
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -163,21 +166,28 @@ def frame_or_none(storage: Storage, reader: DataFrameReader, table: str) -> Data
         raise
 
 
-def _commit(version: int, operation: str, notes: str | None, metrics: Mapping[str, str] | None) -> Commit:
+def _commit(version: int, operation: str, notes: str | None, metrics: Mapping[str, str] | None, at: datetime) -> Commit:
     try:
         noted = json.loads(notes or "{}")
     except ValueError:  # another writer's own text
         noted = {}
-    return Commit(version, operation, noted if isinstance(noted, dict) else {}, metrics or {})
+    return Commit(version, operation, noted if isinstance(noted, dict) else {}, metrics or {}, at)
 
 
 def described_history(spark: SparkSession, reference: str, limit: int | None) -> list[Commit]:
     """Ask Spark for a table's commits, newest first; at most `limit`."""
     newest = "" if limit is None else f" LIMIT {limit}"
     names = ("version", "operation", "userMetadata", "operationMetrics")
-    # Put in order here: to select costs Spark no job of its own, to sort does.
-    rows = spark.sql(f"DESCRIBE HISTORY {reference}{newest}").select(*names).collect()
-    return sorted((_commit(*row) for row in rows), key=lambda commit: -commit.version)
+    # Put in order here: to select costs Spark no job of its own, to sort does. In microseconds: collected times lose
+    # their zone.
+    history = spark.sql(f"DESCRIBE HISTORY {reference}{newest}")
+    rows = history.select(*names, F.unix_micros("timestamp").alias("micros")).collect()
+    commits = (_commit(row[0], row[1], row[2], row[3], _moment(row[4])) for row in rows)
+    return sorted(commits, key=lambda commit: -commit.version)
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1e6, UTC)
 
 
 def described_properties(spark: SparkSession, reference: str) -> dict[str, str]:
@@ -346,7 +356,8 @@ def _logged(file: Path) -> Commit:
         info: dict[str, Any] = next(
             (json.loads(line)["commitInfo"] for line in lines if '"commitInfo"' in line[:20]), {}
         )
-    return _commit(int(file.stem), info.get("operation", ""), info.get("userMetadata"), info.get("operationMetrics"))
+    said = info.get("operation", ""), info.get("userMetadata"), info.get("operationMetrics")
+    return _commit(int(file.stem), *said, _moment(info.get("timestamp", file.stat().st_mtime * 1e3) * 1000))
 
 
 class Catalog:

@@ -88,8 +88,8 @@ T = TypeVar("T")
 # differ in them. A table gets new versions without new rows, as when its files are merged.
 CLOCKS = ("ingested_at", "scored_at", "code_version", "source_version")
 
-_APPEND_ONLY = "delta.appendOnly"
-ERASED = "uplift.erased"  # property of a raw table: its version when units were last erased from it
+APPEND_ONLY = "delta.appendOnly"
+ERASED = "uplift.erased"  # property of a table: its version when rows of people last went from it for good
 ATTEMPTS = 6
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # texts in a query
 _RECENT = 20  # commits looked at before the whole history is
@@ -101,7 +101,7 @@ _LOST_RACE = re.compile(
     r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
     r"|CONCURRENT_STREAM_LOG_UPDATE|CONCURRENT_QUERY"
 )
-_LOCKED_AGAIN = "DELTA_CANNOT_MODIFY_APPEND_ONLY"  # by another one who deletes; lost only to who unlocks the table
+_LOCKED_AGAIN = "DELTA_CANNOT_MODIFYAPPEND_ONLY"  # by another one who deletes; lost only to who unlocks the table
 
 
 @dataclass(frozen=True)
@@ -257,13 +257,13 @@ class Lake:
         if contract is None or not contract.append_only:
             yield
             return
-        self.set_properties(table, {_APPEND_ONLY: "false"})
+        self.set_properties(table, {APPEND_ONLY: "false"})
         self._unlocked.add(table)
         try:
             yield
         finally:
             self._unlocked.discard(table)
-            self.set_properties(table, {_APPEND_ONLY: "true"})
+            self.set_properties(table, {APPEND_ONLY: "true"})
 
     def delete_runs(self, table: str, runs: Sequence[str], campaign: str) -> int:
         """Delete the rows that runs of a campaign wrote from the newest version, of raw tables, too; older versions
@@ -311,7 +311,7 @@ class Lake:
         contract = contract_of(table)
         if contract is None or not contract.append_only:
             return None
-        return lambda: self.set_properties(table, {_APPEND_ONLY: "false"})
+        return lambda: self.set_properties(table, {APPEND_ONLY: "false"})
 
     def sql(self, query: str) -> DataFrame:
         """Run a query in which every table of the lakehouse is known by its name.

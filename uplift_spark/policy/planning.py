@@ -22,7 +22,7 @@ from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.pictures import budget_picture, save
 from uplift_spark.evaluation.spark import describe_arms, resampling_hash, segment_buckets
 from uplift_spark.evaluation.summary import amount, number, tables_text, text_table
-from uplift_spark.governance.privacy import GATE, NO_GRANT, WITHDREW, gated
+from uplift_spark.governance.privacy import GATE, HELD_BACK, gated
 from uplift_spark.lake.schemas import CONSENT_TABLE, DELIVERY_TABLE
 from uplift_spark.policy.allocation import GLOBAL_HOLDOUT, TOO_MANY, Allocation, Problem, allocate, first_scan
 from uplift_spark.policy.spark import (
@@ -182,7 +182,7 @@ def candidates_of(inputs: PolicyInputs) -> DataFrame:
     rules: dict[str, Column] = {}
     if inputs.consent is not None:
         training = gated(training, inputs.consent, config.consent.purpose, config.consent.required)
-        rules |= {gate: F.col(GATE) == gate for gate in (WITHDREW, NO_GRANT)}
+        rules |= {gate: F.col(GATE) == gate for gate in HELD_BACK}
     rules |= {_RULE.format(name): rule for name, rule in excluded.items()}
     rules |= {_RULE.format(name) + _NOT_KNOWN: rule.isNull() for name, rule in excluded.items()}
     if inputs.deliveries is not None and policy.contacts is not None:

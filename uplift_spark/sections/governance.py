@@ -141,6 +141,36 @@ class AccessConf:
     tokens: dict[str, Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]] = Field(default_factory=dict)
 
 
+_LAYERS = ("bronze", "silver", "gold")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RetentionConf:
+    """`governance.retention`: how old rows about units may become; `uplift expire` deletes the others.
+
+    days     {table, or bronze, silver or gold for all its tables: days}; a table's own days count before its layer's. A
+             row's age counts from when it happened or was assigned, observed or scored; where its table does not say,
+             from when it was written. Consent and the audit log are never due
+    history_days  how long versions from before a deletion can be read, 7 by default: then their files go, too
+    """
+
+    days: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    history_days: Annotated[float, Field(ge=0, le=400)] = 7.0
+
+    def __post_init__(self) -> None:
+        for name in self.days:
+            layer, dot, table = name.partition(".")
+            if layer not in _LAYERS or bool(dot) != bool(table):
+                raise ConfigError(
+                    f"governance.retention.days names {name!r}: name a table, such as bronze.event, or one of "
+                    f"{', '.join(_LAYERS)}"
+                )
+
+    def days_of(self, table: str) -> float | None:
+        """Days that a table keeps a row: its own, else its layer's; None where neither is named."""
+        return self.days.get(table, self.days.get(table.partition(".")[0]))
+
+
 @dataclass(frozen=True, config=STRICT)
 class Governance:
     """`governance`: what auditors and regulators want; nothing of it is part of any run's identity.
@@ -149,12 +179,17 @@ class Governance:
     approval  what a version needs to become the champion; without it training promotes as `registry.champion` says
     bias      what `uplift audit bias` looks at
     access    who may run what; without it everybody may run everything
+    retention  how old rows about units may become; without it none is deleted for its age
+    price_levels  levels that change a unit's price: exported plans say who must be informed that an automated decision
+              made their price (directive 2011/83/EU, art. 6 (1) (ea))
     """
 
     audit: AuditConf | None = None
     approval: ApprovalConf | None = None
     bias: BiasConf = Field(default_factory=BiasConf)
     access: AccessConf | None = None
+    retention: RetentionConf | None = None
+    price_levels: tuple[Words, ...] = ()
 
     def __post_init__(self) -> None:
         if self.approval is not None and self.audit is None:

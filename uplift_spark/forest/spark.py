@@ -133,6 +133,9 @@ def _counting(spark: SparkSession, counts: Counts) -> Iterator[Callable[[], None
             counts.update({(operation_id, s.stage_id): (s.num_completed_tasks, s.num_tasks) for s in stages or ()})
 
         session: Any = spark
+        if not hasattr(session, "registerProgressHandler"):  # 3.5 reports nothing
+            yield lambda: None
+            return
         session.registerProgressHandler(on_progress)
         try:
             yield lambda: None

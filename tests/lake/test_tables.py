@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -355,6 +356,8 @@ def test_the_log_read_here_is_the_one_that_spark_describes(lake: Lake, monkeypat
     monkeypatch.setattr(storage, "on_this_machine", lambda session: False)
     elsewhere = Lake(lake.spark, lake.lakehouse)
     assert {limit: elsewhere.history("gold.demo", limit) for limit in (None, 2)} == here
+    for one, same in zip(here[None], elsewhere.history("gold.demo"), strict=True):
+        assert abs(one.at - same.at) < timedelta(minutes=1)  # noted in the commit; the time of its file
     assert elsewhere.tables() == lake.tables() == ["gold.demo"]
 
 

@@ -134,9 +134,9 @@ def vacuum(lake: Lake, table: str, days: float) -> None:
     kept = {_FILES_KEPT: f"interval {round(days * 24)} hours"}
     if have.get(_FILES_KEPT) != kept[_FILES_KEPT]:
         lake.set_properties(table, kept)
-    # Where nothing goes there is no commit: runs are named after versions of tables.
+    # Where no file goes there is no commit: runs are named after versions of tables. Empty folders are listed, too.
     going = lake.spark.sql(f"VACUUM {lake.reference(table)} DRY RUN").collect()
-    if any(row[0] for row in going):
+    if any(str(row[0]).endswith((".parquet", ".bin")) for row in going):
         lake.spark.sql(f"VACUUM {lake.reference(table)}").collect()
 
 

@@ -110,7 +110,7 @@ class Commit:
     operation: str
     notes: Mapping[str, Any]
     metrics: Mapping[str, str]
-    at: datetime
+    at: datetime = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_an_erasure_killed_before_the_lock_was_set_again_is_completed(lake: Lake
 
     with monkeypatch.context() as patched:
         patched.setattr(erasure, "_delete", killed)
-        patched.setattr(erasure, "_set", lambda lake, table, values: None)
+        patched.setattr(Lake, "set_properties", lambda lake, table, values: None)
         with pytest.raises(KeyboardInterrupt):
             erase_units(lake, CONSENT, units(lake, "a"))
     lake.spark.sql(f"ALTER TABLE {lake.reference(CONSENT)} SET TBLPROPERTIES ('delta.appendOnly' = 'false')")

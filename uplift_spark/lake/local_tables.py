@@ -103,6 +103,11 @@ class LocalTable:
         return sum(file["bytes"] for file in self._files)
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the files are."""
+        return tuple(map(self._path, self._files))
+
+    @property
     def schema(self) -> str:
         """The columns as Delta and Spark write them in JSON."""
         return str(self._table.schema().to_json())

@@ -196,6 +196,15 @@ def described_properties(spark: SparkSession, reference: str) -> dict[str, str]:
     return dict(detail["properties"] or {})
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Rows of a version as rows of this process, their size in memory, and the files that they were read from."""
+
+    frame: DataFrame
+    bytes: int
+    paths: tuple[str, ...]
+
+
 class Folder:
     """Delta tables in `<path>/<schema>/<table>`; names are entries of the session's own in-memory catalog."""
 
@@ -203,7 +212,7 @@ class Folder:
         self._spark = spark
         # Spark resolves a relative path against the server's folder, users against theirs.
         self.path = absolute(path.rstrip("/"))
-        self._held: OrderedDict[tuple[object, ...], tuple[DataFrame, int]] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], _Held] = OrderedDict()
         self.checkpoints: str | None = f"{self.path}/_checkpoints"
 
     def name(self, table: str) -> str:
@@ -282,20 +291,17 @@ class Folder:
             return None
         state = commit.stat()
         key = (table, version, state.st_ino, state.st_mtime_ns)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key][0]
-        collected = self._collected(table, version, most)
-        if collected is None:
+        known = self._held.pop(key, None)
+        if known is None or not all(map(os.path.exists, known.paths)):  # what a purge removed is not read again
+            known = self._collected(table, version, most)
+        if known is None:
             return None
-        rows, kinds = collected
-        commented = [F.col(field.name).alias(field.name, metadata=field.metadata) for field in kinds]
-        self._held[key] = local_frame(self._spark, rows).select(*commented), rows.nbytes
-        while len(self._held) > 1 and sum(size for _, size in self._held.values()) > _MOST_HELD:
+        self._held[key] = known
+        while len(self._held) > 1 and sum(one.bytes for one in self._held.values()) > _MOST_HELD:
             self._held.popitem(last=False)
-        return self._held[key][0]
+        return known.frame
 
-    def _collected(self, table: str, version: int, most: float) -> tuple[pa.Table, StructType] | None:
+    def _collected(self, table: str, version: int, most: float) -> _Held | None:
         try:
             stored = LocalTables(self.path).table(table, version)
             if stored.bytes > most:
@@ -305,11 +311,13 @@ class Folder:
         kinds = StructType.fromJson(json.loads(stored.schema))
         try:
             rows = stored.read(kinds.fieldNames())
-            return rows.cast(pa.schema([(field.name, arrow_type(field.dataType)) for field in kinds])), kinds
+            rows = rows.cast(pa.schema([(field.name, arrow_type(field.dataType)) for field in kinds]))
         except NotLocal:  # nested columns
-            return self.load(self._spark.read.format("delta").option("versionAsOf", version), table).toArrow(), kinds
+            rows = self.load(self._spark.read.format("delta").option("versionAsOf", version), table).toArrow()
         except DataError:  # a file is gone, which Spark says when it reads it
             return None
+        commented = [F.col(field.name).alias(field.name, metadata=field.metadata) for field in kinds]
+        return _Held(local_frame(self._spark, rows).select(*commented), rows.nbytes, stored.paths)
 
     def register(self, tables: Sequence[str]) -> None:
         for schema in sorted({table.split(".")[0] for table in tables}):

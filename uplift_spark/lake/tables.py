@@ -101,7 +101,7 @@ _LOST_RACE = re.compile(
     r"|Concurrent\w+Exception|MetadataChangedException|ProtocolChangedException|TABLE_OR_VIEW_ALREADY_EXISTS"
     r"|CONCURRENT_STREAM_LOG_UPDATE|CONCURRENT_QUERY"
 )
-_LOCKED_AGAIN = "DELTA_CANNOT_MODIFYAPPEND_ONLY"  # by another one who deletes; lost only to who unlocks the table
+_LOCKED_AGAIN = "DELTA_CANNOT_MODIFY_APPEND_ONLY"  # by another one who deletes; lost only to who unlocks the table
 
 
 @dataclass(frozen=True)

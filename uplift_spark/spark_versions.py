@@ -2,7 +2,8 @@
 
 Spark 3.5 lacks methods of Spark 4 that the package calls. They are added to its classes here, built from its public
 methods, so that the callers read the same for every version. Nothing that a version has is replaced, but for
-`createDataFrame`, which in 3.5 does not take Arrow tables. Every module that calls one of them imports this one.
+`createDataFrame`, which in 3.5 does not take Arrow tables, and Connect's `sql`, which takes no frames. Every module
+that calls one of them imports this one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from importlib import metadata
+from inspect import signature
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -473,6 +476,8 @@ def _backport() -> None:
             frame.groupingSets = lambda self, sets, *columns: _GroupingSets(self, sets, columns)  # type: ignore[attr-defined]
         if not hasattr(column, "try_cast"):
             column.try_cast = try_cast_text  # type: ignore[attr-defined]
+        if "kwargs" not in signature(session.sql).parameters:  # type: ignore[attr-defined]
+            session.sql = _taking_frames(session.sql)  # type: ignore[attr-defined]
     if not hasattr(PySparkException, "getCondition"):
         PySparkException.getCondition = _condition  # type: ignore[method-assign, assignment]
 
@@ -481,6 +486,19 @@ def _condition(error: PySparkException) -> str | None:
     # Over Connect the condition of an error of the server stands only at the beginning of its text.
     named = re.match(r"\s*\[([A-Z0-9_.]+)\]", str(error))
     return error.getErrorClass() or (named.group(1) if named else None)
+
+
+def _taking_frames(sql: Callable[..., Any]) -> Callable[..., Any]:
+    """`session.sql` with frames by the names that the query has in braces. They are views of the session from then on,
+    because Connect looks names up when a query runs."""
+
+    def run(self: Any, query: str, *args: Any, **frames: Any) -> Any:
+        views = {name: f"_frame_{uuid4().hex}" for name in frames}
+        for name, frame in frames.items():
+            frame.createOrReplaceTempView(views[name])
+        return sql(self, query.format(**views) if views else query, *args)
+
+    return run
 
 
 def _taking_arrow(create: Callable[..., Any]) -> Callable[..., Any]:

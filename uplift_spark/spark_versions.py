@@ -2,8 +2,8 @@
 
 Spark 3.5 lacks methods of Spark 4 that the package calls. They are added to its classes here, built from its public
 methods, so that the callers read the same for every version. Nothing that a version has is replaced, but for
-`createDataFrame`, which in 3.5 does not take Arrow tables, and Connect's `sql`, which takes no frames. Every module
-that calls one of them imports this one.
+`createDataFrame`, which in 3.5 does not take Arrow tables, and Connect's `sql`, which takes no frames, and `count`.
+Every module that calls one of them imports this one.
 """
 
 from __future__ import annotations
@@ -476,6 +476,7 @@ def _backport() -> None:
             frame.groupingSets = lambda self, sets, *columns: _GroupingSets(self, sets, columns)  # type: ignore[attr-defined]
         if not hasattr(column, "try_cast"):
             column.try_cast = try_cast_text  # type: ignore[attr-defined]
+        frame.count = _plain_int(frame.count)  # type: ignore[attr-defined]
         if "kwargs" not in signature(session.sql).parameters:  # type: ignore[attr-defined]
             session.sql = _taking_frames(session.sql)  # type: ignore[attr-defined]
     if not hasattr(PySparkException, "getCondition"):
@@ -486,6 +487,11 @@ def _condition(error: PySparkException) -> str | None:
     # Over Connect the condition of an error of the server stands only at the beginning of its text.
     named = re.match(r"\s*\[([A-Z0-9_.]+)\]", str(error))
     return error.getErrorClass() or (named.group(1) if named else None)
+
+
+def _plain_int(count: Callable[..., Any]) -> Callable[..., int]:
+    """Over Connect counts are numbers of NumPy, which JSON does not take."""
+    return lambda self: int(count(self))
 
 
 def _taking_frames(sql: Callable[..., Any]) -> Callable[..., Any]:

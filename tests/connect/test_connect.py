@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyspark
 import pytest
 
 from tests.conftest import ROOT
@@ -47,7 +48,8 @@ def test_the_whole_line_runs_and_a_rerun_adds_no_row(connect_server: str, tmp_pa
     assert report["same_bytes"] and report["same_learner"] and report["same_refreshed"]
     assert report["erased"]["gold.uplift_scores"] == 2 and report["erased"]["bronze.assignment"] == 1
     assert report["exported"] == report["purged"] == 2999
-    assert report["messages"] and all("of 4 tasks done" in text for text in report["messages"])
+    assert all("of 4 tasks done" in text for text in report["messages"])
+    assert report["messages"] or pyspark.__version__ < "4"  # Spark 3.5 does not tell its clients how far it is
 
 
 def test_streams_replays_and_new_columns_add_each_row_once(connect_server: str, tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def _plain_int(count: Callable[..., Any]) -> Callable[..., int]:
 
 
 def _taking_frames(sql: Callable[..., Any]) -> Callable[..., Any]:
-    """`session.sql` with frames by the names that the query has in braces. They are views of the session from then on,
+    """Queries with frames by the names that they have in braces. The frames are views of the session from then on,
     because Connect looks names up when a query runs."""
 
     def run(self: Any, query: str, *args: Any, **frames: Any) -> Any:

@@ -395,6 +395,15 @@ def _retrain(because: str, lake: Lake) -> object:
     return retrain.run(_weekly(2.9, lake), because=because)
 
 
+# Sums of doubly robust scores cannot be refreshed, so this model has none.
+_PLAIN = replace(CAMPAIGN, nuisances=None, registry=RegistryConf(name="plain"))
+
+
+def _train_and_refresh(lake: Lake) -> object:
+    _job("train", _PLAIN, lake)
+    return _job("refresh", _PLAIN, lake)
+
+
 _SOME_TABLES = ("bronze.event", "bronze.outcome", "silver.label", "gold.uplift_scores")
 
 # In the order they need each other: before a job's first run, all jobs above it have run twice.
@@ -430,7 +439,7 @@ JOBS: dict[str, Job] = {
     # The first run acknowledges an alert, the second closes it.
     "alert": Job(_first_alert, partial(_alert, "close"), apart=False),
     # The first run finds no new row, the second has them fade.
-    "refresh": _runs("refresh", refresh=Refresh(half_life_days=30.0)),
+    "refresh": Job(_train_and_refresh, partial(_job, "refresh", replace(_PLAIN, refresh=Refresh(half_life_days=30.0)))),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(
         partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", f"unit_id='{_unit(1)}'")

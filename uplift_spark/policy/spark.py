@@ -210,9 +210,8 @@ def code_buckets(rows: DataFrame, codes: Mapping[str, Mapping[str, int]]) -> Dat
     each = []
     for c, by_bucket in enumerate(codes.values()):
         pairs = [part for bucket, code in by_bucket.items() for part in (F.lit(bucket), F.lit(code))]
-        each.append(
-            F.coalesce(F.element_at(F.create_map(*pairs), F.col(f"bucket_{c}")), F.lit(0))
-        )  # only excluded ones lack it
+        code = F.element_at(F.create_map(*pairs), F.col(f"bucket_{c}"))
+        each.append(F.coalesce(code, F.lit(0)))  # only excluded ones lack it
     return rows.select(UNIT, "key", "excluded", "gain", "cost", F.array(*each).cast("array<int>").alias("buckets"))
 
 

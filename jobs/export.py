@@ -104,9 +104,10 @@ def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, 
     details |= {"units": counts.get(MAY, 0), "levels": levels or "none", "untreated": untreated}
     treated = rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE)
     if priced := campaign.config.governance.price_levels:
-        dose = campaign.config.roles.dose
-        if dose and (strangers := [level for level in priced if level not in dose]):
-            raise ConfigError(f"governance.price_levels names {strangers[0]!r}: {hint(strangers[0], dose)}")
+        known = {*(campaign.config.roles.dose or ()), *campaign.config.economics.cost}
+        known |= {row[TREATMENT] for row in counted}
+        if strangers := [level for level in priced if level not in known]:
+            raise ConfigError(f"governance.price_levels names {strangers[0]!r}: {hint(strangers[0], known)}")
         treated = treated.withColumn(PRICE_NOTICE, F.col(TREATMENT).isin(*priced))
         details["price_notices"] = sum(n for level, n in levels.items() if level in priced)
     return treated, run_id, details | {"held_back": held_back(counts) or 0}

@@ -105,6 +105,7 @@ def run(
     progress(", ".join(f"{name} {n:,}" for name, n in counts.items()))
     details = {**counts, **late_and_missing(config, history, sends, progress), "leakage": guarded}
     details |= {"unmatched": events.unmatched} if events.unmatched else {}
+    details |= {"objecting": events.objecting} if events.objecting else {}
     for leak in guarded["allowed"]:
         event = AuditEvent(
             "", "allow", f"leak of {leak['feature']}", leak["reason"], "", run_id, {table: trained.version}, leak

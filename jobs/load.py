@@ -7,7 +7,8 @@ bronze.delivery and bronze.outcome.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
@@ -19,7 +20,7 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.load import LOG_FORMAT, Added, Load, add_arrivals, arrivals, until_first
+from uplift_spark.events.load import LEFT_OUT, LOG_FORMAT, Added, Load, add_arrivals, arrivals, until_first
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.governance.spark import record_event
@@ -100,6 +101,7 @@ class _RowsOfLog:
     key: str
     last: int
     rows: Callable[[int], pa.Table]
+    unit: Callable[[int], str | None]
 
 
 def _add_decisions(
@@ -116,28 +118,32 @@ def _add_decisions(
     file = logged.file or decision_log_file(config)
     if not file.exists():
         raise DataError(f"no log of decisions is at {file}: correct serving.log or --from, or serve first")
-    name, log = config.serving.campaign or f"{config.campaign}_served", DecisionLog(file)
+    if not DecisionLog.is_at(file):
+        raise DataError(f"{file} is no log of decisions: name the file that `uplift serve` writes")
+    name, log = config.serving.campaign_of(config.campaign), DecisionLog(file)
     key, last = log.numbering()
     written, added = list[Written](), dict[str, int]()
-    rejected: dict[str, int] = {}
+    rejected, left_out = dict[str, int](), dict[str, int]()
     for table in LOGGED_TABLES:
         what = table.partition(".")[2]
 
         def rows(after: int, what: str = what) -> pa.Table:
             return log.rows(what, name, after, logged.most)
 
-        load = Load(table, str(file), LOG_FORMAT, log=_RowsOfLog(key, last, rows))
-        counts = _add_rows(campaign, progress, load, logged.most)
+        load = Load(table, str(file), LOG_FORMAT, log=_RowsOfLog(key, last, rows, log.unit))
+        counts, others = _add_rows(campaign, progress, load, logged.most)
         written += counts.written
         added[what] = counts.rows(table)
         rejected |= {f"{what}: {rule}": n for rule, n in counts.rejected(table).items()}
+        left_out |= {f"{what}: {why}": n for why, n in others.items()}
     run_id = derive_run_id("load", {"log": key, "campaign": name}, until=last)
-    return JobResult.of("load", run_id, *written, campaign=name, log=key, added=added, rejected=rejected)
+    facts = {"added": added, "rejected": rejected, "left_out": left_out}
+    return JobResult.of("load", run_id, *written, campaign=name, log=key, **facts)
 
 
-def _add_rows(campaign: Campaign, progress: ProgressCallback, load: Load, most: int) -> Added:
-    """Add a table's rows, at most so many at once."""
-    lake, added, until = campaign.lake, Added(), 0
+def _add_rows(campaign: Campaign, progress: ProgressCallback, load: Load, most: int) -> tuple[Added, Mapping[str, int]]:
+    """Add a table's rows, at most so many at once; with the numbers of those left out, by why."""
+    lake, added, until, left_out = campaign.lake, Added(), 0, Counter[str]()
 
     def attempt() -> JobResult:
         nonlocal until
@@ -147,9 +153,12 @@ def _add_rows(campaign: Campaign, progress: ProgressCallback, load: Load, most: 
         until = new.details.get("until", until)
         return JobResult.of("load", new.run_id, **new.details)
 
-    while until_first(attempt, progress).details["entries"] == most:
-        pass
-    return added
+    entries = most
+    while entries == most:
+        details = until_first(attempt, progress).details
+        entries = details["entries"]
+        left_out.update({why: details[why] for why in LEFT_OUT if why in details})
+    return added, left_out
 
 
 if __name__ == "__main__":

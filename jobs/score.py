@@ -46,8 +46,11 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         F.current_timestamp().alias("scored_at"),
     )
     progress(f"scoring with {model.name} version {model.version}")
+    left_out = {"objecting": objections.count_in(rows)} if objections else {}
+    if left_out:
+        progress(f"{left_out['objecting']:,} units object to profiling: they get no score")
     written = lake.write(SCORES_TABLE, scores, run_id, partition_by=("model_name", "model_version"))
-    return JobResult.of("score", run_id, written, model=model.name, version=model.version)
+    return JobResult.of("score", run_id, written, model=model.name, version=model.version, **left_out)
 
 
 if __name__ == "__main__":

@@ -397,6 +397,7 @@ def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
     frame = shop().to_pandas().assign(
         paid=[f"${amount:,.2f}" for amount in rng.gamma(2, 800, N)],
         **{"the share": [f"{share:.1f} %" for share in rng.uniform(0, 90, N)]},
+        unsure=[f"{day % 90},{day % 10} %" for day in days],  # 12,5 % is no 125
         joined=[f"{1 + day % 28}/{1 + day % 12}/2023" for day in days],
         unclear=[f"{1 + day % 12}.{1 + day % 11}.2023" for day in days],
         assigned_at="2024-03-01",
@@ -410,6 +411,7 @@ def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
     assert yaml.safe_load(conf.read_text())["source"]["types"] == kinds
     assert sum(line.startswith("type: ") for line in said) == 3
     assert {"the share", "joined", "unclear", "first_seen"} <= set(guesses.features)
+    assert "unsure" not in kinds
     assert guesses.dropped["last_login"] == "times of after assigned_at"
 
 

@@ -16,6 +16,7 @@ from uplift_spark.governance import retention
 from uplift_spark.governance.retention import due_of, run_retention
 from uplift_spark.governance.spark import AuditLog
 from uplift_spark.jobs import expire
+from uplift_spark.lake.schemas import QUARANTINE, is_table_of
 from uplift_spark.lake.tables import Lake
 from uplift_spark.sections.governance import AuditConf, Governance, RetentionConf
 
@@ -63,10 +64,38 @@ def test_a_tables_own_days_count_before_those_of_its_layer() -> None:
             RetentionConf({wrong: 1})
 
 
+def test_rows_of_another_model_whose_name_begins_alike_are_not_ours() -> None:
+    assert is_table_of("silver.trained_spring_2", "spring", "spring")
+    assert not is_table_of("silver.trained_spring_2_3", "spring", "spring")
+    assert is_table_of("silver.trained_spring_2_3", "spring_2", "spring_2")
+
+
+def test_a_table_that_nobody_knows_is_named(lake: Lake) -> None:
+    events(lake, "r1", old=100)
+    with pytest.raises(ConfigError, match=r"days names 'bronze.evnet': did you mean 'bronze.event'"):
+        run_retention(governed(lake, bronze__evnet=30), lake, now=NOW)
+
+
+def test_what_the_campaign_served_and_what_nobody_owns_is_due_too(lake: Lake) -> None:
+    at = NOW - timedelta(days=100)
+    rows = [("spring_served", "a", at), ("autumn", "b", at)]
+    frame = lake.spark.createDataFrame(rows, "campaign string, unit_id string, delivered_at timestamp")
+    filled = {"delivery_id": "unit_id", "status": "'sent'", "known_at": "delivered_at", "source": "'file'"}
+    columns = [f"{value} AS {name}" for name, value in filled.items()]
+    lake.write("bronze.delivery", frame.selectExpr("*", *columns, "CAST(NULL AS string) AS event_id"), "r1")
+    rejects = lake.spark.createDataFrame([("a", None), ("b", "autumn")], "row string, campaign string")
+    empty = [f"'x' AS {name}" for name in ("source_table", "rule", "reason", "source")]
+    lake.write(QUARANTINE, rejects.selectExpr("*", *empty), "r1")
+    later = datetime.now(UTC) + timedelta(days=100)
+    run_retention(governed(lake, bronze=90), lake, now=later)
+    assert units(lake, "bronze.delivery") == ["b"]
+    assert [row["row"] for row in lake.read(QUARANTINE).collect()] == ["b"]
+
+
 def test_old_rows_go_once_and_stay_gone(lake: Lake) -> None:
     events(lake, "r1", old=100, older=400.5, edge=90, young=89.9)
     config = governed(lake, bronze__event=90)
-    due = due_of(lake, EVENTS, 90, NOW, "spring")
+    due = due_of(lake, EVENTS, 90, NOW, ["spring"])
     assert (due.rows, due.oldest, due.undated) == (2, NOW - timedelta(days=90), 0)
     result = run_retention(config, lake, now=NOW)
     assert result.details["deleted"] == 2 and units(lake, EVENTS) == ["edge", "young"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ def test_every_entry_is_loaded_once_and_only_new_ones_later(campaign: Campaign, 
     first = loaded(campaign)
     assert first.details["added"] == {"decision": 6, "assignment": 2, "delivery": 3, "outcome": 2}
     assert first.details["rejected"] == {"outcome: known_at_order": 1}
+    assert first.details["left_out"] == {"assignment: already_assigned": 1}  # u2's is the file's
     decisions = rows(campaign, DECISION_TABLE)
     assert [(row["unit_id"], row["assigns"]) for row in decisions] == [
         (unit, assigns) for unit in ("u1", "u2", "u3") for assigns in (True, False)
@@ -154,5 +157,30 @@ def test_an_older_copy_of_a_log_is_refused(campaign: Campaign) -> None:
         log.with_name(log.name + beside).unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"bronze.decision has entry 6 of .*, whose last one is 4: it is an older copy"):
         loaded(campaign)
+    append(campaign, 3)  # the copy is written on: its entry 6 is another one than the table has
+    append(campaign, 4)
+    with pytest.raises(DataError, match=r"entry 6 of .* is not the one that bronze.decision has under this number"):
+        loaded(campaign)
     with pytest.raises(ConfigError, match="leave --run-id out"):
         load.run(campaign, run_id="mine", load=LoggedDecisions())
+
+
+def test_a_file_that_is_no_log_is_left_as_it_is(campaign: Campaign, tmp_path: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE mine (a)")
+        db.commit()
+    text = tmp_path / "notes.txt"
+    text.write_text("nothing\n" * 100)
+    for file in (other, text):
+        before = file.read_bytes()
+        with pytest.raises(DataError, match=f"{file.name} is no log of decisions"):
+            load.run(campaign, load=LoggedDecisions(file))
+        assert file.read_bytes() == before
+
+
+def test_a_log_is_loaded_in_parts(campaign: Campaign) -> None:
+    append(campaign, 1, 2, 3)
+    whole = {"decision": 6, "assignment": 3, "delivery": 3, "outcome": 3}
+    assert loaded(campaign, most=2).details["added"] == whole
+    assert loaded(campaign, most=2).details["added"] == dict.fromkeys(whole, 0)

@@ -48,7 +48,8 @@ _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})*(\.\d*)?$|^[+-]?\d+(\.\d*)?$"
 _TOO_LONG = r"^[+-]?\d{17,}(\.\d*)?$"  # a double would round it
-_AMOUNT = r"^-?[$€£¥]\s?-?\d[\d,]*(\.\d+)?$|^[+-]?\d[\d,]*(\.\d+)?\s?[%$€£¥]$"  # a number with its unit
+# A number with its unit; where the unit is behind, a comma may as well begin the fraction.
+_AMOUNT = r"^-?[$€£¥]\s?-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?$|^[+-]?\d+(\.\d+)?\s?[%$€£¥]$"
 _ZONE = r"(Z|[+-]\d{2}(:?\d{2})?)$"
 YES_NO = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 

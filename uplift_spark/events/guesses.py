@@ -486,7 +486,14 @@ def _cluster(
         f"cluster: {name}, as all rows of each of its {size:,} values got one level; they stay together, and intervals "
         f"take them as one (--drop {name} says otherwise)"
     )
-    return name, [other for _, other in groups[1:]]
+    within = [other for _, other in groups[1:] if _lies_inside(table, other, name)]
+    return name, within
+
+
+def _lies_inside(table: pa.Table, inner: str, outer: str) -> bool:
+    """Whether all rows of each value of a column have one value of another."""
+    pairs = table.select([inner, outer]).group_by([inner, outer]).aggregate([])
+    return pairs.num_rows == len(table.column(inner).unique())
 
 
 def _treated_as_one(column: pa.ChunkedArray, arm: np.ndarray) -> int:

@@ -39,6 +39,7 @@ from uplift_spark.events.earlier import (
     known_version,
     not_yet_quarantined,
     of_others,
+    version_of,
 )
 from uplift_spark.events.load_source import (
     ARRIVED,
@@ -75,7 +76,7 @@ from uplift_spark.lake.contracts import (
 from uplift_spark.lake.schemas import QUARANTINE, RAW_TABLES, Contract, check, contract_of, optional_columns
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.lake.tables import ATTEMPTS, Claim, Lake, Written
-from uplift_spark.roles import RUN_ID, checked_name
+from uplift_spark.roles import RUN_ID, UNIT, checked_name
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id
 from uplift_spark.spark_versions import local_frame, union_by_name
 
@@ -91,7 +92,7 @@ _STAMPS = ("source", RUN_ID, INGESTED_AT)
 ALREADY = "already_there"
 _ASSIGNED = "already_assigned"
 IN_QUARANTINE = "already_quarantined"
-_LEFT_OUT = {
+LEFT_OUT = {
     "equal_rows": "the source has an equal row",
     ALREADY: "the table has an equal row",
     _ASSIGNED: "the unit has its assignment from elsewhere",
@@ -116,6 +117,10 @@ class NumberedRows(Protocol):
 
     def rows(self, after: int) -> pa.Table:
         """The rows behind a number, or the first of them, in the order of their column `number`."""
+        ...
+
+    def unit(self, number: int) -> str | None:
+        """Whom the row with a number is about; None where it is gone."""
         ...
 
 
@@ -336,7 +341,7 @@ def _tell_left_out(rejected: Rejected, counts: RowCounts, details: dict[str, Any
     for what, n in left_out.items():
         if n:
             details[what] = n
-            progress(f"{n:,} rows left out: {_LEFT_OUT[what]}")
+            progress(f"{n:,} rows left out: {LEFT_OUT[what]}")
     if rejected.decided:
         details["decided_anew"] = rejected.decided
         progress(
@@ -467,6 +472,15 @@ def _of_log(load: Load, lake: Lake, run_id: str | None) -> _Selected:
         raise DataError(
             f"{load.table} has entry {mark:,} of {load.source}, whose last one is {log.last:,}: it is an older copy of "
             "the log, which may give numbers twice; put back the newest one, or remove it to begin a new log"
+        )
+    unit = log.unit(mark) if mark else None
+    if (
+        unit is not None
+        and lake.read(load.table).where((version_of(log.key) == mark) & (F.col(UNIT) == unit)).isEmpty()
+    ):
+        raise DataError(
+            f"entry {mark:,} of {load.source} is not the one that {load.table} has under this number: an older copy of "
+            "the log was written on and gave numbers twice; put back the newest one, or remove it to begin a new log"
         )
     after = max(mark, load.after)
     rows = log.rows(after)

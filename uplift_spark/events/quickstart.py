@@ -258,7 +258,10 @@ def with_types(data: OwnData, answers: Answers) -> OwnData:
             notes.append(f"type: {name} is {shown}, as in {example!r} (edit source.types)")
     if not kinds:
         return data
-    read = read_typed(data.source["path"], FileFormat(types=kinds))
+    try:
+        read = read_typed(data.source["path"], FileFormat(types=kinds))
+    except DataError:  # as where the file's fractions begin with a comma: the columns stay texts
+        return data
     return OwnData(read.table, {**data.source, "types": kinds}, (*data.notes, *notes))
 
 

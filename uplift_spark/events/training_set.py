@@ -131,6 +131,7 @@ class Events:
     names       outcomes to label, the trained one first
     columns     feature columns of the training set: features, then segments that are no features
     unmatched   {table: rows whose unit was never assigned}, of the tables that have any
+    objecting   assigned units that are left out because they object to profiling
     """
 
     assignments: DataFrame
@@ -144,6 +145,7 @@ class Events:
     names: tuple[str, ...]
     columns: tuple[str, ...]
     unmatched: dict[str, int]
+    objecting: int = 0
 
 
 def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progress) -> Events:
@@ -180,14 +182,15 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     attributes = any(feature.source == "profile" for feature in definitions)
     described = {named["profile"]: sources["profile"]} if attributes else {}
     unmatched = _unmatched({**mine, **described}, config, progress)
+    objecting = 0
     if (objections := Objections.of(lake)) is not None:  # their later events are no longer those of any unit
         everybody = mine[ASSIGNMENT_TABLE]
         mine[ASSIGNMENT_TABLE] = objections.without(everybody)
-        left_out = everybody.join(objections.units, UNIT, "left_semi").count()
-        progress(f"{left_out:,} assigned units object to profiling: they get no features")
+        objecting = objections.count_in(everybody)
+        progress(f"{objecting:,} assigned units object to profiling: they get no features")
         run_ids = (*run_ids, *(f"profiling@{run}" for run in objections.run_ids))
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
-    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched)
+    return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched, objecting)
 
 
 def training_of(config: Config, events: Events, labels: DataFrame) -> DataFrame:

@@ -1,6 +1,6 @@
 """Documents of figures and sentences that become Markdown and one HTML page, equal to the printed digit. No Spark.
 
-A `CitedFigure` figure knows where it comes from: a table with its version, its rows and its column, a registry or the
+A `CitedFigure` knows where it comes from: a table with its version, its rows and its column, a registry or the
 configuration. In HTML that source stands beside the figure, so that a program can look it up and compare.
 """
 

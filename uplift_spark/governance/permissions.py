@@ -29,7 +29,7 @@ VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
         *("monitor", "monitoring_files", "publish", "serve", "package", "retrain", "canary", "rollback", "card"),
-        "expire",
+        *("expire",),
         *("alert acknowledge", "alert close"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),

@@ -155,6 +155,10 @@ class Objections:
         units = _withdrawn(consent, {"__objects": PROFILING}).where("__objects").select(UNIT)
         return cls(units, tuple(sorted(row[RUN_ID] for row in runs)))
 
+    def count_in(self, rows: DataFrame) -> int:
+        """Number of the rows of these units."""
+        return rows.join(self.units, UNIT, "left_semi").count()
+
     def without(self, rows: DataFrame) -> DataFrame:
         """The rows of all other units."""
         return rows.join(self.units, UNIT, "left_anti")

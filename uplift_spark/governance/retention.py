@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.erasure import keep_training_rows, models_in_use, training_table_of, vacuum
 from uplift_spark.governance.spark import newest_entry, record_event
@@ -30,7 +30,7 @@ from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_p
 from uplift_spark.sections.governance import RetentionConf
 from uplift_spark.spark_versions import sql_text
 
-_TIMES = ("assigned_at", "delivered_at", "occurred_at", "observed_at", "scored_at")
+_TIMES = ("assigned_at", "decided_at", "delivered_at", "occurred_at", "observed_at", "scored_at")
 """Columns that say how old a row is; a table has one of them at most, or the run that wrote the row says it."""
 _BEGUN, _COMPLETE = "expire", "expired"
 
@@ -53,7 +53,7 @@ class DueRows:
     undated: int = 0
 
 
-def due_of(lake: Lake, table: str, days: float, now: datetime, campaign: str) -> DueRows:
+def due_of(lake: Lake, table: str, days: float, now: datetime, campaigns: Sequence[str]) -> DueRows:
     """Find the rows of a table that are older than so many days.
 
     Args:
@@ -61,14 +61,16 @@ def due_of(lake: Lake, table: str, days: float, now: datetime, campaign: str) ->
         table: A table with unit ids, or bronze.quarantine.
         days: That it keeps a row.
         now: When.
-        campaign: Only rows of this campaign are due, where the table says whose they are.
+        campaigns: Only rows of these are due, where the table says whose they are, and rejected rows of nobody's.
 
     Returns:
         What is due.
     """
     rows, least = lake.read(table), now - timedelta(days=days)
-    mine = [f"{CAMPAIGN} = {sql_text(campaign)}"] if CAMPAIGN in rows.columns else []
-    own = rows.where(mine[0]) if mine else rows
+    ours = f"{CAMPAIGN} IN ({', '.join(map(sql_text, campaigns))})"
+    ours = f"({ours} OR {CAMPAIGN} IS NULL)" if table == QUARANTINE else ours
+    mine = [ours] if CAMPAIGN in rows.columns else []
+    own = rows.where(ours) if mine else rows
     named = (INGESTED_AT,) if table == QUARANTINE else _TIMES
     time = next((name for name in named if name in rows.columns), None)
     n, older, oldest, undated = _by_run(own, lake.history(table), least) if time is None else _by_time(own, time, least)
@@ -118,7 +120,8 @@ def run_retention(
     now = datetime.now(UTC) if now is None else now
     tables = _tables_with_units(config, lake, conf)
     used = _in_use(config, lake, tables, progress)
-    dues = [due_of(lake, table, days, now, config.campaign) for table, days in tables.items()]
+    campaigns = (config.campaign, config.serving.campaign_of(config.campaign))
+    dues = [due_of(lake, table, days, now, campaigns) for table, days in tables.items()]
     going = {one.table: one.rows for one in dues if one.rows and one.table not in used}
     run_id = f"expire-{uuid.uuid4().hex[:16]}"
     facts: dict[str, Any] = {"days": dict(conf.days), "history_days": conf.history_days, "due": going}
@@ -142,7 +145,10 @@ def _tables_with_units(config: Config, lake: Lake, conf: RetentionConf) -> dict[
     """{table: days} of the campaign's tables that hold rows about units and are in the configuration."""
     if barred := sorted(set(conf.days) & set(NEVER_DUE)):
         raise ConfigError(f"governance.retention.days names {barred[0]}: {NEVER_DUE[barred[0]]}; remove it")
-    ours = [name for name in lake.tables() if is_table_of(name, config.campaign, config.model_name)]
+    there = lake.tables()
+    if unknown := [name for name in conf.days if "." in name and name not in there and contract_of(name) is None]:
+        raise ConfigError(f"governance.retention.days names {unknown[0]!r}: {hint(unknown[0], there)}")
+    ours = [name for name in there if is_table_of(name, config.campaign, config.model_name)]
     ours = [name for name in ours if name not in NEVER_DUE]
     days = {name: kept for name in ours if (kept := conf.days_of(name)) is not None}
     people = {name: kept for name, kept in days.items() if name == QUARANTINE or UNIT in lake.read(name).columns}

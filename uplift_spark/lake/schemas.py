@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ def is_table_of(table: str, campaign: str, model: str) -> bool:
     was trained on."""
     kind = table.partition(".")[2].removesuffix(f"_{campaign}")
     own = table.endswith(f"_{campaign}") and "_" not in kind  # training_late_spring is not spring's
-    return own or table.startswith(f"{TRAINED_TABLES}{model}_") or table in _CONTRACTS
+    trained = re.fullmatch(rf"{re.escape(TRAINED_TABLES + model)}_\d+", table)  # not of a model `spring_2`
+    return own or trained is not None or table in _CONTRACTS
 
 
 def optional_columns(table: str) -> tuple[str, ...]:
@@ -143,7 +145,7 @@ _DECISION = Contract(
         f"{PROPENSITY} double: probability of the level once the holdout is dealt; null when it is not known",
         "overall_propensity double: probability of the level, the holdout's draw counted; null when no design chose it",
         "explored boolean: the level is random",
-        "assigns boolean: the unit's first decision by design, which bronze.assignment has too",
+        "assigns boolean: the log's first decision of the unit by design; its assignment, if it had none before",
         "model_name string",
         "model_version string",
         "published string: version of the online store that answered",

@@ -115,6 +115,10 @@ class Serving:
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     package: PackageConf = Field(default_factory=PackageConf)
 
+    def campaign_of(self, campaign: str) -> str:
+        """Campaign under which the log of a campaign's service is loaded."""
+        return self.campaign or f"{campaign}_served"
+
     def __post_init__(self) -> None:
         if self.campaign is not None:
             checked_name(self.campaign, "serving.campaign")

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from uplift_spark.errors import ConflictError, EnvironmentProblem
 from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
+from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.scorer import LevelEffect
 from uplift_spark.serving.store import Manifest, StoredUnit
@@ -284,6 +285,15 @@ class DecisionLog:
         with closing(self._open()):
             pass
 
+    @staticmethod
+    def is_at(file: Path) -> bool:
+        """Whether a file is a log; it is not changed."""
+        try:
+            with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'entry'").fetchone() is not None
+        except sqlite3.Error:
+            return False
+
     def _open(self) -> sqlite3.Connection:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +371,13 @@ class DecisionLog:
             (name,) = db.execute("SELECT id FROM log").fetchone()
             last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
         return name, 0 if last is None else last[0]
+
+    def unit(self, number: int) -> str | None:
+        """Whom an entry is about, without blanks around; None where the entry is gone."""
+        query = "SELECT json_extract(body, '$.unit_id') FROM entry WHERE number = ?"
+        with closing(self._open()) as db:
+            row = db.execute(query, (number,)).fetchone()
+        return None if row is None else plain_id(row[0])
 
     def rows(self, what: str, campaign: str, after: int = 0, limit: int = 100_000) -> pa.Table:
         """Entries as rows of a raw table.

@@ -20,7 +20,7 @@ import typer
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
-from uplift_spark.events.load import LEFT_OUT, LOG_FORMAT, Added, Load, add_arrivals, arrivals, until_first
+from uplift_spark.events.load import LOG_FORMAT, NOT_ADDED, Added, Load, add_arrivals, arrivals, until_first
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.privacy import key_of
 from uplift_spark.governance.spark import record_event
@@ -157,7 +157,7 @@ def _add_rows(campaign: Campaign, progress: ProgressCallback, load: Load, most: 
     while entries == most:
         details = until_first(attempt, progress).details
         entries = details["entries"]
-        left_out.update({why: details[why] for why in LEFT_OUT if why in details})
+        left_out.update({why: details[why] for why in NOT_ADDED if why in details})
     return added, left_out
 
 

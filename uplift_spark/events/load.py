@@ -92,7 +92,7 @@ _STAMPS = ("source", RUN_ID, INGESTED_AT)
 ALREADY = "already_there"
 _ASSIGNED = "already_assigned"
 IN_QUARANTINE = "already_quarantined"
-LEFT_OUT = {
+NOT_ADDED = {
     "equal_rows": "the source has an equal row",
     ALREADY: "the table has an equal row",
     _ASSIGNED: "the unit has its assignment from elsewhere",
@@ -341,7 +341,7 @@ def _tell_left_out(rejected: Rejected, counts: RowCounts, details: dict[str, Any
     for what, n in left_out.items():
         if n:
             details[what] = n
-            progress(f"{n:,} rows left out: {LEFT_OUT[what]}")
+            progress(f"{n:,} rows left out: {NOT_ADDED[what]}")
     if rejected.decided:
         details["decided_anew"] = rejected.decided
         progress(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import math
 import re
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,7 +21,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, load_config
-from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.errors import ConfigError, DataError, UpliftError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
 from uplift_spark.evaluation.pictures import (
     budget_picture,
@@ -41,7 +44,14 @@ from uplift_spark.events.quickstart import (
 )
 from uplift_spark.lake.local_tables import NotLocal, local_tables
 from uplift_spark.lake.queries import arrow_frame, query_rows
-from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
+from uplift_spark.lake.schemas import (
+    DECISIONS_TABLE,
+    RUN_LOG_TABLE,
+    SCORES_TABLE,
+    TRUTH_TABLE,
+    columns_to_fill,
+    gold_table,
+)
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
@@ -54,6 +64,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIMULATED_BYTES = 100  # of raw events per unit
+_LOGGED = ContextVar("_LOGGED", default=False)  # whether a job of this process is being timed
 
 
 @dataclass(frozen=True)
@@ -195,12 +206,32 @@ class Campaign:
         jobs: dict[str, Any] = {one.__name__.rpartition(".")[2]: one.run for one in modules}
         return {"ingest": partial(ingest.run, replace=self._replaces), **jobs}
 
-    def planned(self, verb: str) -> AbstractContextManager[bool]:
-        """Within the body Spark plans for the size of the campaign's data, see `Lake.planned`; `verb` is what runs."""
-        if verb != "ingest":
-            return self.lake.planned()
+    @contextmanager
+    def planned(self, verb: str) -> Iterator[bool]:
+        """Within the body Spark plans for the size of the campaign's data, see `Lake.planned`; `verb` is what runs.
+
+        With `costs` in the configuration a row in gold.run_log says how long the body took; of jobs that run jobs
+        themselves, of the outer one alone.
+        """
         source = self.config.source
-        return self.lake.planned(source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
+        unread = verb == "ingest" and (source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
+        plan = self.lake.planned(unread) if unread else self.lake.planned()
+        if self.config.costs is None or _LOGGED.get():
+            with plan as few:
+                yield few
+            return
+        token, started_at, state = _LOGGED.set(True), datetime.now(UTC), "failed"
+        try:
+            with plan as few:
+                yield few
+            state = "complete"
+        finally:
+            _LOGGED.reset(token)
+            seconds = (datetime.now(UTC) - started_at).total_seconds()
+            values = (self.name, verb.partition(" ")[0], started_at, seconds, state)
+            rows = self.lake.spark.createDataFrame([values], columns_to_fill(RUN_LOG_TABLE))
+            with suppress(UpliftError) if state == "failed" else nullcontext():  # what failed is said, not this
+                self.lake.write(RUN_LOG_TABLE, rows, f"{verb}-{uuid.uuid4().hex[:16]}")
 
     @property
     def name(self) -> str:

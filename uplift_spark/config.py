@@ -35,6 +35,7 @@ from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, 
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.sections.alerts import Alerts
 from uplift_spark.sections.canary import CanaryConf
+from uplift_spark.sections.costs import Costs, Economics
 from uplift_spark.sections.experiment import ExperimentConf
 from uplift_spark.sections.governance import Governance
 from uplift_spark.sections.monitoring import Monitoring
@@ -351,18 +352,6 @@ class Tune:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Economics:
-    """`economics`: what things are worth, in any one currency.
-
-    value  {outcome: money that one unit of it is worth; with `roles.direction: decrease`, that one unit less is worth}
-    cost   {level: money that treating one unit with it costs}
-    """
-
-    value: dict[str, float] = Field(default_factory=dict)
-    cost: dict[str, float] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, config=STRICT)
 class Lift:
     """`lift`: how models are evaluated on the hold-out.
 
@@ -645,6 +634,7 @@ class Config:
     alerts: Alerts = Field(default_factory=Alerts)
     serving: Serving = Field(default_factory=Serving)
     canary: CanaryConf = Field(default_factory=CanaryConf)
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         outcomes = (self.roles.outcome, *self.roles.more_outcomes, *self.lift.outcomes, *self.trial_outcomes)

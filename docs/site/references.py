@@ -35,6 +35,7 @@ HEAD = "This page is written from the code when the guide is built.\n\n"
 EXPLAINED = {
     "experiments": ("assign", "check", "readout", "power"),
     "monitoring": ("monitor",),
+    "costs": ("costs",),
     "alerts": ("monitoring_files",),
     "retraining": ("retrain",),
     "canary": ("canary", "rollback"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,7 +65,7 @@ def test_what_an_earlier_reading_refused_is_past():
 
 def test_executive_figures_and_sentences():
     tables = sample_tables()
-    roi, uplift, spend, coverage, drift, programme = executive_metrics(tables)
+    roi, uplift, spend, net, coverage, drift, programme = executive_metrics(tables)
     row = tables.frames["policy_curve"].iloc[1]
     assert roi.value == row["observed"] / row["cost"] and roi.lower == row["observed_lower"] / row["cost"]
     assert short(roi.value) in roi.sentence and "Spending pays" in roi.sentence
@@ -76,6 +78,55 @@ def test_executive_figures_and_sentences():
     assert coverage.value == 2000 / 5000 and "bars 100, most by “kept out at random”" in coverage.sentence
     assert drift.value == 0.5 and "region differs in the newest window only" in drift.sentence
     assert "100 units are kept out at random" in programme.sentence
+    assert np.isnan(net.value) and "run `uplift costs`" in net.sentence
+
+
+def roi(net: tuple[float, float, float], forecast: tuple[float, float, float] = (np.nan,) * 3, ends=None) -> dict:
+    """gold.roi of two runs, of which the second knows more."""
+    names = ("", "_lower", "_upper")
+    row = {f"net{name}": value for name, value in zip(names, net, strict=True)}
+    row |= {f"forecast{name}": value for name, value in zip(names, forecast, strict=True)}
+    row |= {
+        "model_version": "all",
+        "cost": 250.0,
+        "gain": net[0] + 250,
+        "treated": 2000,
+        "budget": 1000.0,
+        "ends": ends,
+    }
+    at = pd.to_datetime(["2025-03-08", "2025-03-09"], utc=True)
+    rows = pd.DataFrame([row | {"net": -1.0}, row]).assign(as_of=at, ingested_at=at, note="12 units of the control")
+    return {"roi": rows.sample(frac=1, random_state=1)}
+
+
+@pytest.mark.parametrize(
+    ("net", "tone", "said"),
+    [
+        ((500.0, 100.0, 900.0), "good", "brought 750. The campaign has paid for itself"),
+        ((-500.0, -900.0, -100.0), "bad", "has lost money"),
+        ((100.0, -300.0, 500.0), "warn", "may have paid or lost"),
+        ((np.nan, np.nan, np.nan), "plain", "not known: 12 units of the control"),
+    ],
+)
+def test_all_costs_are_held_against_what_came_back(net, tone, said):
+    (metric,) = [one for one in executive_metrics(sample_tables(roi(net))) if one.label == "Net of all costs, so far"]
+    assert metric.tone == tone and said in metric.sentence and "2,000 treated units" in metric.sentence
+    np.testing.assert_array_equal([metric.value, metric.lower, metric.upper], net)
+
+
+@pytest.mark.parametrize(
+    ("forecast", "tone", "said"),
+    [
+        ((800.0, 700.0, 900.0), "good", "within the budget of 1,000: nothing to do"),
+        ((1200.0, 1050.0, 1350.0), "bad", "over the budget of 1,000: lower policy.budget"),
+        ((1020.0, 900.0, 1140.0), "warn", "perhaps over the budget of 1,000: look again"),
+        ((np.nan, np.nan, np.nan), "plain", "nothing can be forecast"),
+    ],
+)
+def test_the_cost_by_the_end_is_held_against_the_budget(forecast, tone, said):
+    metrics = executive_metrics(sample_tables(roi((1.0, 0.0, 2.0), forecast, date(2025, 3, 31))))
+    (metric,) = [one for one in metrics if one.label == "Cost by the end"]
+    assert metric.tone == tone and said in metric.sentence
 
 
 def test_outcomes_of_which_less_is_better_turn_the_words():

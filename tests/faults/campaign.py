@@ -64,6 +64,7 @@ from uplift_spark.jobs.replay import Replay
 from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertEvent
+from uplift_spark.sections.costs import Costs
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
 from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance, RetentionConf
 from uplift_spark.sections.monitoring import Monitoring
@@ -428,6 +429,7 @@ JOBS: dict[str, Job] = {
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),
     "tree": _runs("tree", tree=TreeConf(depth=2, min_units=30)),
     "tune": _runs("tune", seed=8),
+    "costs": _runs("costs", costs=Costs(rates={"other": 1.0})),
     # An audit that is repeated after another one is on record once more.
     "audit": Job(partial(_look_for_bias, 0.05), partial(_look_for_bias, 0.01), apart=False),
     "approve": Job(partial(_verdict, approve, 1), partial(_verdict, approve, 2), apart=False),

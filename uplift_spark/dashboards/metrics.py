@@ -16,6 +16,7 @@ from uplift_spark.dashboards.tables import CampaignTables
 from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.html_page import short
 from uplift_spark.monitoring.budgets import objective_of
+from uplift_spark.monitoring.costs import CostForecast, budget_verdict
 from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES, Kpi
 from uplift_spark.policy.allocation import CHOSEN, GLOBAL_HOLDOUT, NOT_WORTH
 from uplift_spark.roles import benefit_interval
@@ -172,7 +173,7 @@ def executive_metrics(tables: CampaignTables) -> list[Metric]:
     """
     return [
         _roi_metric(tables), *(_uplift_metric(tables, level) for level in tables.page.levels), _spend_metric(tables),
-        _coverage_metric(tables), _drift_metric(tables), _programme_metric(tables),
+        *_cost_metrics(tables), _coverage_metric(tables), _drift_metric(tables), _programme_metric(tables),
     ]  # fmt: skip
 
 
@@ -247,6 +248,46 @@ def _spend_metric(tables: CampaignTables) -> Metric:
     else:
         words += " More money would bring nothing: all who pay are treated already. Use the rest elsewhere."
     return Metric("Spend", words, "policy_limits", used, unit="money", tone="plain")
+
+
+def _cost_metrics(tables: CampaignTables) -> list[Metric]:
+    """What the campaign brought net of all its costs, and what it will have cost by its end."""
+    label, rows = "Net of all costs, so far", tables.rows("roi")
+    if rows.empty:
+        return [Metric(label, "Nobody added up deliveries, jobs and bills: run `uplift costs`.")]
+    row = rows[rows["model_version"] == "all"].sort_values(["as_of", "ingested_at"], kind="stable").iloc[-1]
+    net, lower, upper = (_number(row[name]) for name in ("net", "net_lower", "net_upper"))
+    spent = f"{short(_number(row['cost']))} were spent on {row['treated']:,} treated units"
+    if np.isfinite(net):
+        words = f"{spent}, against treating nobody that brought {short(_number(row['gain']))}."
+        words += {
+            (True, True): " The campaign has paid for itself.",
+            (False, False): " The campaign has lost money: stop it, or lower its costs.",
+        }.get((lower > 0, upper > 0), " The interval holds zero: it may have paid or lost.")
+    else:
+        words = f"{spent}. What that brought is not known: {row['note']}."
+    tone: Tone = "plain" if not np.isfinite(net) else "good" if lower > 0 else "bad" if upper < 0 else "warn"
+    metrics = [Metric(label, words, "roi: net", net, lower, upper, unit="money", tone=tone)]
+    budget, ends = _number(row["budget"]), row["ends"]
+    if pd.isna(ends):
+        return metrics
+    forecast, lower, upper = (_number(row[name]) for name in ("forecast", "forecast_lower", "forecast_upper"))
+    if not np.isfinite(forecast):
+        return [*metrics, Metric("Cost by the end", "No day of the campaign is over yet, so nothing can be forecast.")]
+    words = f"By {ends} the campaign will have cost this, if its days go on as they did."
+    tone = "plain"
+    if np.isfinite(budget):
+        verdict = budget_verdict(CostForecast(forecast, lower, upper), budget)
+        tone = {"within the budget": "good", "over the budget": "bad"}.get(verdict, "warn")  # type: ignore[assignment]
+        to_do = {
+            "within the budget": "nothing to do",
+            "over the budget": "lower policy.budget, or end it sooner",
+        }.get(verdict, "look again when more days are known")
+        words += f" It is {verdict} of {short(budget)}: {to_do}."
+    return [
+        *metrics,
+        Metric("Cost by the end", words, "roi: forecast", forecast, lower, upper, unit="money", tone=tone),
+    ]
 
 
 def _coverage_metric(tables: CampaignTables) -> Metric:

@@ -24,12 +24,12 @@ _READERS = ("contract", "power", "doctor", "dashboard", "audit verify", "audit s
 _ANALYSES = ("report", "tables", "sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
-    "analyst": (*_READERS, *_ANALYSES),
+    "analyst": (*_READERS, *_ANALYSES, "costs"),
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
         *("monitor", "monitoring_files", "publish", "serve", "package", "retrain", "canary", "rollback", "card"),
-        *("expire",),
+        *("expire", "costs"),
         *("alert acknowledge", "alert close"),
     ),
     "approver": (*_READERS, "report", "audit bias", "approve", "reject", "grants"),

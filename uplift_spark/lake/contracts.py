@@ -50,6 +50,7 @@ _TYPES: dict[str, DataType] = {
     "bigint": LongType(),
     "boolean": BooleanType(),
     "timestamp": TimestampType(),
+    "date": DateType(),
     "binary": BinaryType(),
     "array<double>": ArrayType(DoubleType()),
     "array<bigint>": ArrayType(LongType()),

@@ -579,8 +579,70 @@ _CANARY = Contract(
     ),
 )
 
+_RUN_LOG = Contract(
+    table="gold.run_log",
+    job="costs",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "job string",
+        "started_at timestamp",
+        "seconds double: that the job took",
+        "state string: complete or failed",
+    ),
+)
+
+_COSTS = Contract(
+    table="gold.costs",
+    job="costs",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "day date",
+        "kind string: treating, incentive, infrastructure or expense",
+        "item string: the level, the job, or what bronze.expense calls it",
+        "quantity double: units treated, units of the outcome, hours, or rows of bronze.expense",
+        "amount double: money",
+        "model_version string: whose plan the units were treated by; null before any plan, and for what is shared",
+    ),
+)
+
+_ROI = Contract(
+    table="gold.roi",
+    job="costs",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "model_version string: of the plan that the units were assigned by; none before any plan; all",
+        "as_of timestamp: what was known then",
+        "units bigint: assigned",
+        "treated bigint: assigned to a level that is not the control",
+        "treating double: money for treating units",
+        "incentives double: money for what treated units redeemed",
+        "infrastructure double: money for jobs; of a version its share by units",
+        "expenses double: money by bronze.expense; of a version its share by units",
+        "cost double: all of it",
+        "gain double: value of the outcomes less what it would be with nobody treated; null where no control tells",
+        "gain_lower double: 95 % interval",
+        "gain_upper double: 95 % interval",
+        "net double: gain less cost",
+        "net_lower double: 95 % interval",
+        "net_upper double: 95 % interval",
+        "roi double: net over cost",
+        "roi_lower double: 95 % interval",
+        "roi_upper double: 95 % interval",
+        "budget double: of the whole campaign, by costs.budget",
+        "ends date: last day of the campaign, by costs.end",
+        "forecast double: cost by the end; null without an end",
+        "forecast_lower double: 95 % interval; null with fewer than 14 days to judge by",
+        "forecast_upper double: 95 % interval",
+        "note string: what is not known, and why",
+    ),
+)
+
 GOLD = (
     _CANARY,
+    *(_RUN_LOG, _COSTS, _ROI),
     *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
     *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS, _RETRAIN),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),

@@ -267,6 +267,33 @@ _CONSENT = Contract(
     cluster_by=(UNIT, "changed_at"),
 )
 
+_EXPENSE = Contract(
+    table="bronze.expense",
+    job="load",
+    columns=declared(
+        f"{CAMPAIGN} string",
+        "expense_id string: one item of a bill; a later row of the same id corrects the earlier one",
+        "item string: what was paid for, such as agency or clusters",
+        "amount double: money; below 0 where it came back",
+        "spent_at timestamp",
+        *_KNOWN,
+        *_INGEST,
+    ),
+    rules=(
+        _CAMPAIGN_PRESENT,
+        Rule("expense_id_present", "trim(expense_id) <> ''", "expense_id is missing"),
+        Rule("item_present", "trim(item) <> ''", "item is missing"),
+        Rule(
+            "amount_finite",
+            f"amount IS NOT NULL AND {_FINITE.replace('value', 'amount')}",
+            "amount is no finite number",
+        ),
+        *_times("spent_at"),
+    ),
+    append_only=True,
+    cluster_by=(CAMPAIGN, "spent_at"),
+)
+
 _PROFILE = Contract(
     table="bronze.profile",
     job="ingest",
@@ -419,7 +446,7 @@ _FEATURE_VERSIONS = Contract(
     ),
 )
 
-_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT, _DECISION)
+_RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT, _DECISION, _EXPENSE)
 _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
 _SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
@@ -429,7 +456,7 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 # Names, for code that reads and writes the tables.
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
-DECISION_TABLE = _DECISION.table
+DECISION_TABLE, EXPENSE_TABLE = _DECISION.table, _EXPENSE.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""
@@ -457,6 +484,7 @@ def gold_table(name: str) -> str:
 
 SCORES_TABLE, DECISIONS_TABLE = gold_table("uplift_scores"), gold_table("policy_decisions")
 CANARY_TABLE = gold_table("canary")
+RUN_LOG_TABLE, COSTS_TABLE, ROI_TABLE = gold_table("run_log"), gold_table("costs"), gold_table("roi")
 SCENARIOS_TABLE, ALERTS_TABLE = gold_table("policy_scenarios"), gold_table("alerts")
 EXPERIMENT_TABLE, READOUT_TABLE = gold_table("experiment"), gold_table("readout")
 HEALTH_TABLE = gold_table("experiment_health")

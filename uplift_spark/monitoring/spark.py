@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config
-from uplift_spark.errors import DataError
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.forest import Model
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, finding_conditions, kpi_conditions, newest_windows
+from uplift_spark.monitoring.costs import WorthSums
 from uplift_spark.monitoring.figures import (
     WHOLE_WINDOW,
     FigureSpec,
@@ -30,6 +32,7 @@ from uplift_spark.monitoring.prometheus import RUNBOOK, write_kpis
 from uplift_spark.monitoring.sinks import DeliveryReport, alert_book, raise_alerts
 from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.sections.costs import Costs, Economics
 from uplift_spark.sections.monitoring import Monitoring
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -288,6 +291,190 @@ def last_runs(rows: DataFrame) -> dict[datetime, str]:
     runs = rows.groupBy("window_start", RUN_ID).agg(*clocks).orderBy("as_of", "ingested_at", RUN_ID)
     ordered = runs.select(F.unix_micros("window_start").alias("at"), RUN_ID).collect()
     return {_moment(row["at"]): row[RUN_ID] for row in ordered}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What units cost and are worth.
+
+
+def with_plan(labels: DataFrame, decisions: DataFrame | None, written: Mapping[str, datetime]) -> DataFrame:
+    """Add the plan that each unit was assigned by: the newest that was written before.
+
+    Args:
+        labels: `label_table` of the campaign.
+        decisions: The campaign's rows of gold.policy_decisions; None where there is no plan.
+        written: {run of a plan: when it was written}; a run that is not there is older than all of them.
+
+    Returns:
+        The labels with `version` of the plan's model, `none` before any plan, and `planned_cost` of the unit's level.
+    """
+    if decisions is None:
+        return labels.withColumns({"version": F.lit("none"), "planned_cost": F.lit(None).cast("double")})
+    known = [(run, round(at.timestamp() * 1e6)) for run, at in written.items()] or [("", 0)]
+    runs = labels.sparkSession.createDataFrame(known, f"{RUN_ID} string, written bigint")
+    decided = decisions.join(F.broadcast(runs), RUN_ID, "left")
+    decided = decided.select(
+        UNIT,
+        F.coalesce("written", F.lit(0)).alias("written"),
+        F.struct("model_version", TREATMENT, "cost").alias("plan"),
+    )
+    earlier = labels.select(UNIT, F.unix_micros("assigned_at").alias("at")).join(decided, UNIT).where("written <= at")
+    newest = earlier.groupBy(UNIT).agg(F.max_by("plan", "written").alias("plan"))
+    joined = labels.join(newest, UNIT, "left")
+    planned = F.when(F.col("plan.treatment") == F.col(TREATMENT), F.col("plan.cost"))
+    version = F.coalesce("plan.model_version", F.lit("none"))
+    return joined.withColumns({"version": version, "planned_cost": planned}).drop("plan")
+
+
+def money_spent(units: DataFrame, conf: Costs, economics: Economics, control: str) -> list[dict[str, Any]]:
+    """Rows of gold.costs for treating units and for what they redeem, on the day of their assignment.
+
+    Args:
+        units: `with_plan`; a unit that was not delivered to costs nothing, where deliveries are logged.
+        conf: Incentives.
+        economics: Cost of each level; of a level that is not there each unit's cost by its plan counts.
+        control: Its units cost nothing.
+
+    Returns:
+        {column: value}, one for each day, level, kind and model version.
+
+    Raises:
+        ConfigError: What a level costs is not known.
+    """
+    redeemed = {level: F.col("outcomes").getItem(one.outcome) for level, one in conf.incentives.items()}
+    amount = F.lit(0.0)
+    for level, value in redeemed.items():
+        amount = F.when(F.col(TREATMENT) == level, F.coalesce(value, F.lit(0.0))).otherwise(amount)
+    reached = F.coalesce(F.col(DELIVERED).cast("boolean"), F.lit(True))
+    sums = (
+        units.where(F.col(TREATMENT) != control)
+        .groupBy(_utc_day("assigned_at"), TREATMENT, "version")
+        .agg(
+            F.count_if(reached).alias("n"),
+            F.count_if(reached & F.col("planned_cost").isNull()).alias("unplanned"),
+            F.sum(F.when(reached, F.col("planned_cost"))).alias("planned"),
+            F.sum(amount).alias("redeemed"),
+        )
+    )
+    rows: list[dict[str, Any]] = []
+    for one in sums.orderBy("day", TREATMENT, "version").collect():
+        level, n = one[TREATMENT], one["n"]
+        cost = economics.cost.get(level)
+        if cost is None and one["unplanned"]:
+            raise ConfigError(
+                f"{one['unplanned']:,} units got {level!r} on {one['day']}, and what that costs is not known: "
+                f"set economics.cost.{level}"
+            )
+        version = None if one["version"] == "none" else one["version"]
+        shared = {"day": one["day"], "item": level, "model_version": version}
+        treating = one["planned"] if cost is None else cost * n
+        if n:
+            rows.append({**shared, "kind": "treating", "quantity": float(n), "amount": float(treating)})
+        if level in conf.incentives and one["redeemed"]:
+            money = one["redeemed"] * conf.incentives[level].amount
+            rows.append({**shared, "kind": "incentive", "quantity": float(one["redeemed"]), "amount": money})
+    return rows
+
+
+def worth_by_version(
+    units: DataFrame, values: Mapping[str, float], control: str
+) -> tuple[dict[str, tuple[int, WorthSums]], str]:
+    """What units are worth, summed in one pass.
+
+    Args:
+        units: `with_plan`.
+        values: {outcome: money that one unit more of it is worth}.
+        control: The level that stands for nobody's being treated.
+
+    Returns:
+        {model version of the plan: (units that were treated, sums of all units)}, and why they cannot be used; empty
+        where they can.
+    """
+    worth = F.lit(0.0)
+    for outcome, value in values.items():
+        worth = worth + F.col("outcomes").getItem(outcome) * value
+    is_control = F.col(TREATMENT) == control
+    p = F.col(PROPENSITY).cast("double")
+    a, b = F.when(is_control, 1 / p), F.when(is_control, (1 - p) / (p * p))
+    y = F.col("worth")
+    names = {
+        **{"worth_sum": F.sum(y), "a": F.sum(a), "ay": F.sum(a * y)},
+        **{"b": F.sum(b), "by": F.sum(b * y), "byy": F.sum(b * y * y)},
+    }
+    rows = (
+        units.withColumn("worth", worth)
+        .groupBy("version")
+        .agg(
+            F.count(F.lit(1)).alias("n"),
+            F.count_if(is_control).alias("control"),
+            F.count_if(y.isNull()).alias("unknown"),
+            F.count_if(is_control & p.isNull()).alias("undealt"),
+            *(F.coalesce(value, F.lit(0.0)).alias(name) for name, value in names.items()),
+        )
+        .collect()
+    )
+    sums = {
+        row["version"]: (
+            row["n"] - row["control"],
+            WorthSums(row["n"], row["worth_sum"], row["control"], *(row[k] for k in ("a", "ay", "b", "by", "byy"))),
+        )
+        for row in rows
+    }
+    unknown, undealt = (sum(row[name] for row in rows) for name in ("unknown", "undealt"))
+    if not values:
+        return sums, "economics.value is not set"
+    if unknown:
+        return sums, f"{unknown:,} units have an outcome whose value is not known"
+    return sums, f"{undealt:,} units of the control have no propensity" if undealt else ""
+
+
+def expenses_by_day(rows: DataFrame) -> list[dict[str, Any]]:
+    """Rows of gold.costs for bronze.expense: of each item of a bill what was known last.
+
+    Args:
+        rows: The campaign's rows of bronze.expense.
+
+    Returns:
+        {column: value}, one for each day and item.
+    """
+    last = F.max_by(F.struct("item", "amount", "spent_at"), F.struct("known_at", "ingested_at")).alias("last")
+    bills = rows.groupBy("expense_id").agg(last).select("last.*")
+    days = bills.groupBy(_utc_day("spent_at"), "item").agg(
+        F.count(F.lit(1)).alias("n"), F.sum("amount").alias("amount")
+    )
+    return [
+        {
+            "day": row["day"],
+            "kind": "expense",
+            "item": row["item"],
+            "quantity": float(row["n"]),
+            "amount": row["amount"],
+        }
+        for row in days.orderBy("day", "item").collect()
+    ]
+
+
+def runs_on_record(log: DataFrame | None) -> pd.DataFrame:
+    """Job, started_at and seconds of each run, in their order.
+
+    Args:
+        log: The campaign's rows of gold.run_log; None where there are none.
+
+    Returns:
+        A row a run.
+    """
+    names = ("job", "started_at", "seconds")
+    if log is None:
+        return pd.DataFrame(columns=list(names))
+    rows = log.orderBy("started_at", "job")
+    runs = rows.select("job", F.unix_micros("started_at"), "seconds").collect()
+    return pd.DataFrame([(job, _moment(at), seconds) for job, at, seconds in runs], columns=list(names))
+
+
+def _utc_day(time: str) -> Column:
+    """The day of a moment, whatever zone the session is in."""
+    days = F.floor(F.unix_micros(time) / F.lit(86_400_000_000)).cast("int")
+    return F.date_add(F.lit(_EPOCH.date()), days).alias("day")
 
 
 # --------------------------------------------------------------------------------------------------------------------

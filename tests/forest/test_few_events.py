@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.forest.frames import plain_frame, plain_roles
 from uplift_spark import CausalForest, MetaLearner, average_effects, load_model
 from uplift_spark.errors import DataError
 from uplift_spark.forest.encode import encode, summarise
-from uplift_spark.forest.overlap import thin_levels
+from uplift_spark.forest.overlap import MANY_EVENTS, few_share, thin_levels
 
 TINY = {"n_trees": 16}
 LEARNERS = [
@@ -145,3 +146,27 @@ def test_intervals_of_few_events_cover_in_full(n, rates, treated):
     inside, low = check_coverage(500, n, rates, treated)
     if (~low).mean() > 0.2:
         assert inside[~low].mean() > 0.93
+
+
+def test_a_variance_is_drawn_up_to_what_is_usual_by_how_few_the_events_are():
+    assert few_share(0) == 1.0 and few_share(MANY_EVENTS) == few_share(10**6) == 0.0
+    shares = [few_share(n) for n in (0, 10, 30, 100, 299)]
+    assert shares == sorted(shares, reverse=True) and 0.4 < shares[2] < 0.5 and shares[-1] > 0
+    frame = events(3000, 5, (0.1, 0.2), treated=0.1)
+    n = int(frame.loc[frame["w"] == 1, "y"].sum())
+    forest = CausalForest(**TINY).fit(frame, plain_roles(frame)).forest
+    few = forest.facts["few"]["y"]["1"]
+    plain = replace(forest, facts={**forest.facts, "few": {}})
+    effect, error, low = forest.effect_arrays(pa.Table.from_pandas(frame))
+    same, own, same_low = plain.effect_arrays(pa.Table.from_pandas(frame))
+    assert few["share"] == few_share(n) > 0.2 and not low.any()
+    np.testing.assert_array_equal(effect, same)
+    np.testing.assert_array_equal(low, same_low)
+    np.testing.assert_allclose(error**2, own**2 + few["share"] * np.maximum(few["variance"] - own**2, 0.0))
+    assert few["variance"] == pytest.approx((own**2).mean(), rel=0.1) and (error > own).mean() > 0.3
+    assert np.array_equal(load_model(forest.to_bytes()).forest.effect_arrays(pa.Table.from_pandas(frame))[1], error)
+
+
+def test_many_events_leave_each_unit_its_own_variance():
+    frame = events(3000, 5, (0.3, 0.4))
+    assert "few" not in CausalForest(**TINY).fit(frame, plain_roles(frame)).forest.facts

@@ -32,7 +32,7 @@ from uplift_spark.forest.encode import (
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
-from uplift_spark.forest.overlap import thin_levels
+from uplift_spark.forest.overlap import event_counts, few_share, thin_levels
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import LEFT, Levels, Roles
 from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all
@@ -316,6 +316,8 @@ def training_facts(
         facts["overlap"] = plan.overlap.facts(plan.levels.names)
     if thin := thin_outcomes(summary, plan.roles, plan.levels):
         facts["thin"] = thin
+    if few := _few_events(summary, plan.roles, plan.levels):
+        facts["few"] = few
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
 
 
@@ -327,10 +329,40 @@ def thin_outcomes(summary: Summary, roles: Roles, levels: Levels) -> dict[str, d
     if roles.grid:
         return {}
     rows = {name: summary.levels[name] for name in levels.names}
-    names = roles.outcomes[:1] if roles.outcome == LEFT else roles.outcomes
-    outcomes = [(name, summary.ends[name], summary.outcomes[name]) for name in names]
+    outcomes = [(name, summary.ends[name], summary.outcomes[name]) for name in _with_events(roles)]
     thin = {name: thin_levels(rows, ends, bounds, levels.names) for name, ends, bounds in outcomes}
     return {name: levels_of for name, levels_of in thin.items() if levels_of}
+
+
+def _with_events(roles: Roles) -> tuple[str, ...]:
+    return roles.outcomes[:1] if roles.outcome == LEFT else roles.outcomes
+
+
+def _few_events(summary: Summary, roles: Roles, levels: Levels) -> dict[str, dict[str, dict[str, Any]]]:
+    """{outcome: {treated level with fewer than MANY_EVENTS, its own or the control's: its share, see `few_share`}}."""
+    if roles.grid:
+        return {}
+    rows = {name: summary.levels[name] for name in levels.names}
+    few: dict[str, dict[str, dict[str, Any]]] = {}
+    for outcome in _with_events(roles):
+        events = event_counts(rows, summary.ends[outcome], levels.names)
+        shares = {name: few_share(min(events[name], events[levels.names[0]])) for name in levels.treated}
+        if some := {name: {"share": share} for name, share in shares.items() if share > 0.0}:
+            few[outcome] = some
+    return few
+
+
+def _with_usual_variance(forest: Forest, bins: np.ndarray) -> Forest:
+    """The forest with the mean variance of its units' effects, for levels with few events."""
+    if not (few := forest.facts.get("few", {})):
+        return forest
+    usual: dict[str, dict[str, dict[str, Any]]] = {}
+    for outcome, levels in few.items():
+        _, error, _ = forest.of(outcome).effects_of(bins[:SHAPE_ROWS], os.cpu_count() or 1)
+        known = {name: error[~np.isnan(error[:, at]), at] for at, name in enumerate(forest.levels.treated)}
+        variances = {name: float((known[name] ** 2).mean()) for name in levels if len(known[name])}
+        usual[outcome] = {name: {**levels[name], "variance": variance} for name, variance in variances.items()}
+    return replace(forest, facts={**forest.facts, "few": usual})
 
 
 def finished(
@@ -344,7 +376,8 @@ def finished(
     """The forest of these parts; in each outcome, levels learn from each other at rows like `bins`, uint8 [n, p]."""
     forest = Forest(plan, structure, sums, facts, baselines[0], None, tuple((one, None) for one in baselines[1:]))
     shrinkage, *shrinkages = [share_levels(forest.of(name), bins).level_shrinkage for name in plan.roles.outcomes]
-    return replace(forest, level_shrinkage=shrinkage, more=tuple(zip(baselines[1:], shrinkages, strict=True)))
+    forest = replace(forest, level_shrinkage=shrinkage, more=tuple(zip(baselines[1:], shrinkages, strict=True)))
+    return _with_usual_variance(forest, bins)
 
 
 def estimate(

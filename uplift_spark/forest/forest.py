@@ -209,8 +209,9 @@ class Forest:
         baseline, shrinkage = ((self.baseline, self.level_shrinkage), *self.more)[j]
         sums = np.concatenate([self.sums[:, :, :1], self.sums[:, :, 1 + 2 * j : 3 + 2 * j]], axis=2)
         facts = {**self.facts, "outcome_range": {outcome: self.facts["outcome_range"][outcome]}}
-        if outcome in facts.pop("thin", {}):
-            facts["thin"] = {outcome: self.facts["thin"][outcome]}
+        for key in ("thin", "few"):
+            if outcome in facts.pop(key, {}):
+                facts[key] = {outcome: self.facts[key][outcome]}
         return Forest(self.plan.of(outcome), self.structure, sums, facts, baseline, shrinkage)
 
     @property
@@ -366,6 +367,8 @@ class Forest:
         if plain and not self.plan.partial:
             least, thin = self._thin
             low |= thin
+            share, usual = self._few
+            variance += share * np.maximum(usual - variance, 0.0)
             variance = np.maximum(variance, least**2)
         if self.plan.monotone and plain and not self.plan.partial:
             effect = monotone(effect, dose_matrix(self.levels)[:, 0], self.plan.monotone)
@@ -390,6 +393,14 @@ class Forest:
     def _thin(self) -> tuple[np.ndarray, np.ndarray]:
         """See `overlap.thin_errors`."""
         return thin_errors(self.facts.get("thin", {}).get(self.roles.outcome, {}), self.levels.treated)
+
+    @cached_property
+    def _few(self) -> tuple[np.ndarray, np.ndarray]:
+        """(share by which the variance is drawn up to what is usual, that variance), [L]; see `overlap.few_share`."""
+        few = self.facts.get("few", {}).get(self.roles.outcome, {})
+        parts = [few.get(name, {}) for name in self.levels.treated]
+        known = [(part["share"], part["variance"]) if "variance" in part else (0.0, 0.0) for part in parts]
+        return np.array([share for share, _ in known]), np.array([variance for _, variance in known])
 
     @property
     def _design(self) -> tuple[int, int, int]:

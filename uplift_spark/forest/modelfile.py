@@ -274,6 +274,12 @@ class _Thin(TypedDict):
     flagged: bool
 
 
+@with_config(_STRICT)
+class _Few(TypedDict):
+    share: float
+    variance: float
+
+
 @with_config(_OPEN)
 class _FactsPart(TypedDict):
     rows: int
@@ -283,6 +289,7 @@ class _FactsPart(TypedDict):
     corrected_variance: NotRequired[float]
     overlap: NotRequired[_OverlapFacts]
     thin: NotRequired[dict[str, dict[str, _Thin]]]
+    few: NotRequired[dict[str, dict[str, _Few]]]
 
 
 @with_config(_STRICT)
@@ -406,7 +413,7 @@ def check_plan(plan: ForestPlan, facts: Mapping[str, Any]) -> None:
     if plan.reported is not None:
         check_model_levels(plan.reported)
     trees, bag, buckets = plan.n_trees, plan.bag_size, plan.n_buckets
-    if not (0 < bag <= trees and trees % bag == 0 and 0 < plan.growth_buckets <= buckets == len(facts["buckets"])):
+    if not (0 < bag <= trees and trees % bag == 0 and 0 < plan.growth_buckets < buckets == len(facts["buckets"])):
         raise ValueError(f"its {trees} trees are not of whole bags of {bag} trees and of {buckets} buckets")
     if len(plan.exponents) != 1 + len(plan.roles.outcomes) or any(abs(one) > 1100 for one in plan.exponents):
         raise ValueError("its exponents are not those of a weight and of every outcome")

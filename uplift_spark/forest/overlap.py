@@ -219,9 +219,34 @@ def _one_level(
 # rows of the level have the one and all of the control the other, the level decides the outcome, as it decides a cost:
 # then there is no flag.
 
+# Where events are a few tens, an error that rests on few of them is small exactly where the estimate is low by chance:
+# in simulations of 20 to 90 events .90 to .93 of nominal 95 % intervals held the effect, though errors were right on
+# average. So a unit's variance is drawn up to the mean of all units' by a share that falls with the events
+# (`few_share`).
+
 _Z95 = normal_quantile(0.95)
 FEWEST_ROWS = 10  # of a level, to be trained on
 FEW_EVENTS = 10
+MANY_EVENTS, _HALF = 300, 30  # events from which a unit's own variance counts alone; a count that is half as good
+
+
+def event_counts(
+    rows: Mapping[str, int], ends: Mapping[str, tuple[int, int]], names: tuple[str, ...]
+) -> dict[str, int]:
+    """Rows of each level with another outcome than the least, or than the largest: whichever are fewer.
+
+    rows    of each level
+    ends    of these, rows at the least and at the largest outcome
+    names   the levels
+    """
+    return {name: rows[name] - max(ends[name]) for name in names}
+
+
+def few_share(events: int) -> float:
+    """How far the variance of a unit's effect is drawn up to the mean of all units', by the events of the level or of
+    the control, whichever has fewer: from 1 without any to 0 at MANY_EVENTS."""
+    least = _HALF / (_HALF + MANY_EVENTS)
+    return max(0.0, (_HALF / (_HALF + events) - least) / (1.0 - least))
 
 
 def check_level_rows(rows: Mapping[str, int]) -> None:
@@ -247,7 +272,7 @@ def thin_levels(
     """
     low, high = bounds
     size = high - low if high > low else abs(high) or 1.0
-    events = {name: rows[name] - max(ends[name]) for name in names}
+    events = event_counts(rows, ends, names)
     least = {name: size / _Z95 * _most_off(events[name], rows[name]) for name in names}
     few = {name for name in names if rows[name] < MIN_UNITS or events[name] < FEW_EVENTS}
     thin, control = {}, names[0]

@@ -465,7 +465,9 @@ def _read_parquet_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Tab
     for file in files:
         try:
             table = pq.read_table(file, coerce_int96_timestamp_unit="us", partitioning=None)
-        except (pa.ArrowException, OSError) as error:
+            table.validate(full=True)  # that texts are UTF-8, too
+            _ = table.column_names  # a name that is no UTF-8 fails here
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} is no readable Parquet ({_first_line(error)}): write it again") from error
         tables.append(plain_table(_unique_names(table, file, notes), file.name, notes))
     return _concatenated(tables, files), list(dict.fromkeys(notes))

@@ -1,4 +1,5 @@
-"""Write three pages for the browser: executive, on-call, debug; `serve` shows them and follows the tables.
+"""Write three pages for the browser: executive, on-call, debug; `serve` shows them and follows the tables; `lakeview`
+writes them as AI/BI dashboards of Databricks (`.lvdash.json`), whose queries read a catalog.
 
 Reads gold tables; for what-if also the training table's hold-out as it was scored. Writes executive.html, oncall.html
 and debug.html, each of which stands alone, and no table; a folder on this machine is read without Java.
@@ -19,6 +20,7 @@ import typer
 from uplift_spark.campaign import Campaign, Scored
 from uplift_spark.config import Config
 from uplift_spark.console import err, main_job, read_config
+from uplift_spark.dashboards.lakeview import LakeviewParameters, lakeview_files
 from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, page_server
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
@@ -58,12 +60,12 @@ class DashboardRequest:
     port: int = 8750
 
     def __post_init__(self) -> None:
-        if self.what not in ("write", "serve"):
-            raise ConfigError(f"`uplift dashboard` has no {self.what!r}: leave it out, or write `serve`")
+        if self.what not in ("write", "serve", "lakeview"):
+            raise ConfigError(f"`uplift dashboard` has no {self.what!r}: leave it out, or write `serve` or `lakeview`")
 
 
 def options(
-    what: Annotated[str, typer.Argument(help="write the pages, or serve them.")] = "write",
+    what: Annotated[str, typer.Argument(help="write, serve, or lakeview.")] = "write",
     to: Annotated[Path | None, typer.Option(help="Folder of the pages; by default beside the reports.")] = None,
     also: Annotated[list[Path] | None, typer.Option(help="YAML of a further campaign; repeatable.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of `serve`, on this machine alone.")] = 8750,
@@ -88,12 +90,32 @@ def run(
         every.append(campaign.changed(config) if shared else Campaign(config))
     if request.what == "serve":
         return _serve(every, request.port)
+    if request.what == "lakeview":
+        return _lakeview(campaign, request.to)
     progress("reading tables")
     pages = dashboard_pages([campaign_tables(one, len(every)) for one in every])
     folder = request.to or campaign.reports("dashboards")
     write_files(folder, pages)  # each whole: a killed run leaves the page before
     sizes = {name: f"{len(text.encode()) / 1e6:.2f} MB" for name, text in pages.items()}
     return JobResult("dashboard", "", details={"folder": folder, "pages": sizes})
+
+
+def _lakeview(campaign: Campaign, to: Path | None) -> JobResult:
+    """Write the pages for AI/BI dashboards of Databricks."""
+    config = campaign.config
+    catalog = config.lakehouse.catalog
+    if catalog is None:
+        raise ConfigError(
+            "AI/BI dashboards read tables of a catalog, and lakehouse.catalog is not set: name it, as with "
+            "--set lakehouse.catalog=main"
+        )
+    lift, plan = (_or_none(read) or "" for read in (lambda: campaign.lift_run, campaign.plan_run))
+    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome, lift, plan))
+    folder = to or campaign.reports("dashboards")
+    write_files(folder, files)
+    return JobResult(
+        "dashboard", "", details={"folder": folder, "files": ", ".join(files), "lift_run": lift or "none yet"}
+    )
 
 
 def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:

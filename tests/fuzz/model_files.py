@@ -6,6 +6,7 @@ kind "bytes, old digest" ends with the digest of what it holds, at every depth: 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -287,9 +288,11 @@ def _change_json(draw: Draw, value: Any) -> None:
         if what < 0.15:
             del value[key]
         elif what < 0.25 and isinstance(value, list):
-            value.append(inner)
+            value.append(copy.deepcopy(inner))
         elif what < 0.25:
-            value[str(draw.choice(["more", "x", "told", "partial", "per_level", "instrument", "learner"]))] = inner
+            value[str(draw.choice(["more", "x", "told", "partial", "per_level", "instrument", "learner"]))] = (
+                copy.deepcopy(inner)
+            )
         elif isinstance(inner, bool):
             value[key] = not inner
         elif what < 0.6 and isinstance(inner, int | float):

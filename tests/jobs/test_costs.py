@@ -13,11 +13,13 @@ from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse
+from uplift_spark.dashboards.metrics import executive_metrics
 from uplift_spark.errors import ConfigError, UpliftError
 from uplift_spark.events.labels import label_table
 from uplift_spark.events.load import Load
 from uplift_spark.events.training_set import events_of
 from uplift_spark.jobs import costs, load
+from uplift_spark.jobs.dashboard import campaign_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, columns_to_fill, contract_of, profile_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.spark import with_plan
@@ -156,7 +158,7 @@ def test_every_kind_of_cost_is_there_once(added) -> None:
 
 
 def test_the_return_is_that_of_the_units_and_the_forecast_says_whether_the_budget_holds(added) -> None:
-    _, rows_of_costs, roi, summary = added
+    both, rows_of_costs, roi, summary = added
     (row,) = roi.to_dict("records")  # the plan came after the assignments: no version's
     assert row["model_version"] == "all" and (row["units"], row["treated"]) == (N, N - control())
     assert row["cost"] == pytest.approx(rows_of_costs["amount"].sum())
@@ -171,11 +173,22 @@ def test_the_return_is_that_of_the_units_and_the_forecast_says_whether_the_budge
     assert row["forecast_lower"] < row["forecast"] < row["forecast_upper"]
     known = rows_of_costs["day"].map(lambda day: day <= date(2026, 3, 22))
     assert row["forecast"] > rows_of_costs[known]["amount"].sum()
+    shown = {one.label: one for one in executive_metrics(campaign_tables(both))}
+    assert shown["Net of all costs, so far"].value == row["net"]
+    assert shown["Cost by the end"].upper == row["forecast_upper"]
     assert "within the budget, which is 2,000.00" in summary and "against treating nobody" in summary
 
 
 def control() -> int:
     return int(rows()["bronze.assignment"]["treatment"].eq("none").sum())
+
+
+def test_without_the_section_what_units_cost_is_added_up(added) -> None:
+    both, *_ = added
+    plain = both.changed(replace(both.config, costs=None))
+    result = costs.run(plain)
+    rows = plain.lake.read("gold.costs").where(F.col("run_id") == result.run_id).toPandas()
+    assert set(rows["kind"]) == {"treating", "expense"} and "by 2026" not in str(result.details["summary"])
 
 
 def test_a_second_run_adds_nothing_and_a_plan_before_the_assignment_is_credited(added) -> None:

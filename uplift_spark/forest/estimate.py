@@ -32,7 +32,7 @@ from uplift_spark.forest.encode import (
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
-from uplift_spark.forest.overlap import event_counts, few_share, thin_levels
+from uplift_spark.forest.overlap import few_share, level_events, thin_levels
 from uplift_spark.forest.trees import Routes, Structure, frozen
 from uplift_spark.roles import LEFT, Levels, Roles
 from uplift_spark.stats.sampling import SAMPLE_SALT, halves_of, mix64_all
@@ -345,7 +345,7 @@ def _few_events(summary: Summary, roles: Roles, levels: Levels) -> dict[str, dic
     rows = {name: summary.levels[name] for name in levels.names}
     few: dict[str, dict[str, dict[str, Any]]] = {}
     for outcome in _with_events(roles):
-        events = event_counts(rows, summary.ends[outcome], levels.names)
+        events = level_events(rows, summary.ends[outcome], levels.names)
         shares = {name: few_share(min(events[name], events[levels.names[0]])) for name in levels.treated}
         if some := {name: {"share": share} for name, share in shares.items() if share > 0.0}:
             few[outcome] = some

@@ -230,7 +230,7 @@ FEW_EVENTS = 10
 MANY_EVENTS, _HALF = 300, 30  # events from which a unit's own variance counts alone; a count that is half as good
 
 
-def event_counts(
+def level_events(
     rows: Mapping[str, int], ends: Mapping[str, tuple[int, int]], names: tuple[str, ...]
 ) -> dict[str, int]:
     """Rows of each level with another outcome than the least, or than the largest: whichever are fewer.
@@ -272,7 +272,7 @@ def thin_levels(
     """
     low, high = bounds
     size = high - low if high > low else abs(high) or 1.0
-    events = event_counts(rows, ends, names)
+    events = level_events(rows, ends, names)
     least = {name: size / _Z95 * _most_off(events[name], rows[name]) for name in names}
     few = {name for name in names if rows[name] < MIN_UNITS or events[name] < FEW_EVENTS}
     thin, control = {}, names[0]

@@ -604,6 +604,7 @@ _COSTS = Contract(
         "quantity double: units treated, units of the outcome, hours, or rows of bronze.expense",
         "amount double: money",
         "model_version string: whose plan the units were treated by; null before any plan, and for what is shared",
+        f"{INGESTED_AT} timestamp: when the row was written",
     ),
 )
 
@@ -637,6 +638,7 @@ _ROI = Contract(
         "forecast_lower double: 95 % interval; null with fewer than 14 days to judge by",
         "forecast_upper double: 95 % interval",
         "note string: what is not known, and why",
+        f"{INGESTED_AT} timestamp: when the row was written",
     ),
 )
 

@@ -21,6 +21,10 @@ class Economics:
     cost   {level: money that treating one unit with it costs}
     """
 
+    # `costs` may be left out, and its job runs all the same.
+    RUNS: ClassVar = {
+        "costs": "campaign roles.outcome roles.control roles.direction labels economics policy.cost costs"
+    }
     value: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)
 
@@ -48,9 +52,6 @@ class Costs:
     incentives  {level: what its units redeem}, such as `5%: {outcome: revenue, amount: 0.05}`
     """
 
-    RUNS: ClassVar = {
-        "costs": "campaign roles.outcome roles.control roles.direction labels economics policy.cost costs"
-    }
     budget: Annotated[float, Field(gt=0)] | None = None
     end: date | None = None
     rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)

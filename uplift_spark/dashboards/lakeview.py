@@ -1,0 +1,245 @@
+"""The three pages as AI/BI dashboards of Databricks (`lakeview_files`): SQL over gold tables, and what shows its rows.
+
+Campaign, outcome and the runs of lift and policy are parameters of the datasets; the catalog stands in their text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
+from uplift_spark.spark_versions import quoted
+
+WidgetKind = Literal["counter", "table", "bar", "line"]
+_WIDE = 6  # columns of the grid
+_VERSIONS: Mapping[WidgetKind, int] = {"counter": 2, "table": 2, "bar": 3, "line": 3}
+_HEIGHTS: Mapping[WidgetKind, int] = {"counter": 3, "table": 6, "bar": 6, "line": 6}
+
+
+@dataclass(frozen=True)
+class LakeviewParameters:
+    """What the datasets are about; all but the catalog are defaults of parameters that a reader can change.
+
+    lift_run  run of `uplift lift`, whose tables name no campaign; empty before the first
+    plan_run  run of `uplift policy` whose plan is in force; empty before the first
+    """
+
+    catalog: str
+    campaign: str
+    outcome: str
+    lift_run: str = ""
+    plan_run: str = ""
+
+
+@dataclass(frozen=True)
+class _Widget:
+    """What shows a dataset: of a table all `fields`, of a counter the first, of charts x, y and perhaps a colour."""
+
+    kind: WidgetKind
+    title: str
+    sentence: str
+    dataset: str
+    fields: tuple[str, ...]
+    width: int = _WIDE
+    x_type: str = "categorical"
+
+
+def _gold(name: str) -> str:
+    return f"{_CATALOG}.gold.{name}"
+
+
+_CATALOG = "<catalog>"  # a name in SQL is no parameter that every engine takes: the file is written for one catalog
+_MINE = f"{CAMPAIGN} = :campaign"
+
+
+def _newest_run(table: str) -> str:
+    return f"{_MINE} AND {RUN_ID} = (SELECT max_by({RUN_ID}, ingested_at) FROM {_gold(table)} WHERE {_MINE})"
+
+
+def _last_known(table: str, keys: str) -> str:
+    """Of the campaign's windows what was known last: a window is monitored again when its labels ripen."""
+    order = "ORDER BY as_of DESC, ingested_at DESC"
+    rows = f"SELECT *, row_number() OVER (PARTITION BY window_start, window_end, {keys} {order}) AS nth"
+    return f"(SELECT * FROM ({rows} FROM {_gold(table)} WHERE {_MINE}) WHERE nth = 1)"
+
+
+_OF_LIFT = f"FROM {_gold('lift_table')} WHERE {RUN_ID} = :lift_run AND outcome = :outcome"
+_NEWEST_WINDOW = f"window_end = (SELECT max(window_end) FROM {_gold('kpi')} WHERE {_MINE})"
+_EVENT = "event NOT IN ('pending', 'resolved', 'closed', 'cancelled')"
+
+_QUERIES: Mapping[str, str] = {
+    "net_of_costs": "SELECT as_of, cost, gain, gain_lower, gain_upper, net, net_lower, net_upper, budget, forecast, "
+    f"forecast_lower, forecast_upper, note FROM {_gold('roi')} WHERE {_MINE} AND model_version = 'all' "
+    "ORDER BY as_of DESC, ingested_at DESC LIMIT 1",
+    "spending": f"SELECT day, kind, sum(amount) AS amount FROM {_gold('costs')} WHERE {_newest_run('costs')} "
+    "GROUP BY day, kind ORDER BY day",
+    "plans": "SELECT budget, treated, cost, gain, observed, observed_lower, observed_upper "
+    f"FROM {_gold('policy_curve')} WHERE {_MINE} AND {RUN_ID} = :plan_run ORDER BY budget",
+    "decisions": f"SELECT {TREATMENT}, reason, count(*) AS units, sum(gain) AS gain, sum(cost) AS cost "
+    f"FROM {_gold('policy_decisions')} WHERE {_MINE} AND {RUN_ID} = :plan_run GROUP BY {TREATMENT}, reason "
+    "ORDER BY units DESC",
+    "levels": f"SELECT {TREATMENT}, n, uplift, uplift_lower, uplift_upper, roi, roi_lower, roi_upper, low_sample "
+    f"{_OF_LIFT} AND cut = 'all' ORDER BY {TREATMENT}",
+    "segments": f"SELECT {TREATMENT}, substring(cut, 9) AS segment, bucket, n, uplift, uplift_lower, uplift_upper, "
+    f"low_sample {_OF_LIFT} AND cut LIKE 'segment:%' ORDER BY {TREATMENT}, segment, bucket",
+    "deciles": f"SELECT int(bucket) AS decile, concat({TREATMENT}, ', ', which) AS figure, value FROM (SELECT "
+    f"{TREATMENT}, bucket, explode(map('observed', uplift, 'predicted', predicted_uplift)) AS (which, value) "
+    f"{_OF_LIFT} AND cut = 'decile') ORDER BY decile, figure",
+    "curves": f"SELECT {TREATMENT}, fraction, gain, gain_lower, gain_upper, random_gain FROM {_gold('uplift_curve')} "
+    f"WHERE {RUN_ID} = :lift_run AND outcome = :outcome ORDER BY {TREATMENT}, fraction",
+    "quality": f"SELECT outcome, {TREATMENT}, metric, value, lower, upper, model_version "
+    f"FROM {_gold('uplift_metrics')} WHERE {RUN_ID} = :lift_run ORDER BY outcome, {TREATMENT}, metric",
+    "kpis": "SELECT kpi, cut, value, lower, upper, n, unit, target, alert, state, severity, note, window_end "
+    f"FROM {_last_known('kpi', 'kpi, cut')} WHERE {_NEWEST_WINDOW} ORDER BY state, kpi, cut",
+    "kpi_trends": f"SELECT window_end, kpi, value FROM {_last_known('kpi', 'kpi, cut')} WHERE cut = 'all' "
+    "AND value IS NOT NULL ORDER BY window_end, kpi",
+    "open_alerts": "SELECT rule, severity, event, summary, at FROM (SELECT *, row_number() OVER (PARTITION BY alert "
+    f"ORDER BY sequence DESC) AS nth FROM {_gold('alerts')} WHERE {_MINE}) WHERE nth = 1 AND {_EVENT} ORDER BY at",
+    "findings": "SELECT severity, finding, about, sentence, action, window_end "
+    f"FROM {_last_known('findings', 'finding, about')} WHERE {_NEWEST_WINDOW} ORDER BY severity, finding",
+    "drift": "SELECT name, state, distance, adjusted_p, stability, n, window_end "
+    f"FROM {_last_known('drift', 'name')} WHERE {_NEWEST_WINDOW} ORDER BY distance DESC",
+    "canaries": "SELECT at, canary, state, verdict, champion, challenger, share, reason "
+    f"FROM {_gold('canary')} WHERE {_MINE} ORDER BY step DESC",
+}
+
+_EXECUTIVE = (
+    _Widget("counter", "Net of all costs", "Gain less all costs so far, in money.", "net_of_costs", ("net",), 2),
+    _Widget("counter", "Cost so far", "Treating, incentives, jobs and bills.", "net_of_costs", ("cost",), 2),
+    _Widget("counter", "Cost by the end", "Forecast; its interval is in the table.", "net_of_costs", ("forecast",), 2),
+    _Widget(
+        *("table", "What it cost and brought", "Intervals are of 95 %. `uplift costs` writes this.", "net_of_costs"),
+        (
+            *("as_of", "cost", "gain", "gain_lower", "gain_upper", "net", "net_lower", "net_upper", "budget"),
+            *("forecast", "forecast_lower", "forecast_upper", "note"),
+        ),
+    ),
+    _Widget("bar", "Spending by day", "By kind.", "spending", ("day", "amount", "kind"), 3, "temporal"),
+    _Widget(
+        *("line", "What a budget brings", "By the hold-out, after costs.", "plans", ("budget", "observed")),
+        *(3, "quantitative"),
+    ),
+    _Widget(
+        *("table", "Effect of each level", "On the outcome of units that the model never saw.", "levels"),
+        (TREATMENT, "n", "uplift", "uplift_lower", "uplift_upper", "roi", "roi_lower", "roi_upper", "low_sample"),
+    ),
+    _Widget(
+        *("table", "Whom the plan treats, and why", "Units by treatment and reason.", "decisions"),
+        (TREATMENT, "reason", "units", "gain", "cost"),
+    ),
+    _Widget(
+        *("table", "By segment", "Rows of few units (low_sample) say little.", "segments"),
+        (TREATMENT, "segment", "bucket", "n", "uplift", "uplift_lower", "uplift_upper", "low_sample"),
+    ),
+)
+_ONCALL = (
+    _Widget(
+        *("table", "Open alerts", "Begin with those that page.", "open_alerts"),
+        ("severity", "rule", "event", "summary", "at"),
+    ),
+    _Widget(
+        *("table", "KPIs of the newest window", "`unsure` is beyond the threshold, its interval is not.", "kpis"),
+        ("kpi", "cut", "state", "value", "lower", "upper", "n", "unit", "target", "alert", "severity", "note"),
+    ),
+    _Widget(
+        *("line", "KPIs over time", "Units of measure differ: choose one by the legend.", "kpi_trends"),
+        *(("window_end", "value", "kpi"), _WIDE, "temporal"),
+    ),
+    _Widget(
+        *("table", "Findings of the newest window", "What goes wrong, and what to do.", "findings"),
+        ("severity", "finding", "about", "sentence", "action"),
+    ),
+)
+_DEBUG = (
+    _Widget(
+        *("bar", "Tenths by predicted uplift", "Bars that fall say that the order is right.", "deciles"),
+        *(("decile", "value", "figure"), 3),
+    ),
+    _Widget(
+        *("line", "Gain by share treated", "Best predictions first.", "curves", ("fraction", "gain", TREATMENT)),
+        *(3, "quantitative"),
+    ),
+    _Widget(
+        *("table", "Quality of the model", "On the hold-out, with 95 % intervals.", "quality"),
+        ("outcome", TREATMENT, "metric", "value", "lower", "upper", "model_version"),
+    ),
+    _Widget(
+        *("table", "Drift by column", "`trigger` is drift that lasts.", "drift"),
+        ("name", "state", "distance", "adjusted_p", "stability", "n"),
+    ),
+    _Widget(
+        *("table", "Canaries and rollbacks", "The newest first.", "canaries"),
+        ("at", "canary", "state", "verdict", "champion", "challenger", "share", "reason"),
+    ),
+)
+_PAGES: Mapping[str, tuple[str, tuple[_Widget, ...]]] = {
+    "executive": ("Executive", _EXECUTIVE),
+    "oncall": ("On call", _ONCALL),
+    "debug": ("Debug", _DEBUG),
+}
+
+
+def lakeview_files(about: LakeviewParameters) -> dict[str, str]:
+    """Write the three pages in the format that Databricks imports.
+
+    Args:
+        about: Defaults of the parameters.
+
+    Returns:
+        {file: JSON}: `executive.lvdash.json`, `oncall.lvdash.json`, `debug.lvdash.json`.
+    """
+    return {
+        f"{name}.lvdash.json": json.dumps(_dashboard(name, title, widgets, about), indent=1, ensure_ascii=False) + "\n"
+        for name, (title, widgets) in _PAGES.items()
+    }
+
+
+def _dashboard(name: str, title: str, widgets: Iterable[_Widget], about: LakeviewParameters) -> dict[str, Any]:
+    datasets = dict.fromkeys(widget.dataset for widget in widgets)
+    layout, x, y, tall = [], 0, 0, 0
+    for number, widget in enumerate(widgets):
+        if x + widget.width > _WIDE:
+            x, y, tall = 0, y + tall, 0
+        height = _HEIGHTS[widget.kind]
+        position = {"x": x, "y": y, "width": widget.width, "height": height}
+        layout.append({"widget": _widget(f"{name}_{number}", widget), "position": position})
+        x, tall = x + widget.width, max(tall, height)
+    page = {"name": name, "displayName": f"{about.campaign}: {title}", "pageType": "PAGE_TYPE_CANVAS", "layout": layout}
+    return {"datasets": [_dataset(one, about) for one in datasets], "pages": [page]}
+
+
+def _dataset(name: str, about: LakeviewParameters) -> dict[str, Any]:
+    query = _QUERIES[name].replace(_CATALOG, quoted(about.catalog))
+    used = [key for key in ("campaign", "outcome", "lift_run", "plan_run") if f":{key}" in query]
+    parameters = [
+        {
+            **{"displayName": key, "keyword": key, "dataType": "STRING"},
+            "defaultSelection": {"values": {"dataType": "STRING", "values": [{"value": getattr(about, key)}]}},
+        }
+        for key in used
+    ]
+    shown = {"name": name, "displayName": name.replace("_", " "), "queryLines": [query]}
+    return {**shown, "parameters": parameters}
+
+
+def _widget(name: str, widget: _Widget) -> dict[str, Any]:
+    """A widget; fields of its query and of what it shows have the same names, or it stays blank."""
+    fields = [{"name": field, "expression": f"`{field}`"} for field in widget.fields]
+    query = {"datasetName": widget.dataset, "fields": fields, "disaggregated": True}
+    frame = {"showTitle": True, "title": widget.title, "showDescription": True, "description": widget.sentence}
+    spec = {"version": _VERSIONS[widget.kind], "widgetType": widget.kind, "encodings": _encodings(widget)}
+    return {"name": name, "queries": [{"name": "main_query", "query": query}], "spec": {**spec, "frame": frame}}
+
+
+def _encodings(widget: _Widget) -> dict[str, Any]:
+    named = [{"fieldName": field, "displayName": field.replace("_", " ")} for field in widget.fields]
+    if widget.kind == "counter":
+        return {"value": named[0]}
+    if widget.kind == "table":
+        return {"columns": named}
+    x, y, *colour = named
+    shown = {"x": {**x, "scale": {"type": widget.x_type}}, "y": {**y, "scale": {"type": "quantitative"}}}
+    return {**shown, **({"color": {**colour[0], "scale": {"type": "categorical"}}} if colour else {})}

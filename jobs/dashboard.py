@@ -1,8 +1,8 @@
-"""Write three pages for the browser: executive, on-call, debug; `serve` shows them and follows the tables; `lakeview`
-writes them as AI/BI dashboards of Databricks (`.lvdash.json`), whose queries read a catalog.
+"""Write three pages for the browser (executive, on-call, debug), serve them, or write them as AI/BI dashboards.
 
 Reads gold tables; for what-if also the training table's hold-out as it was scored. Writes executive.html, oncall.html
-and debug.html, each of which stands alone, and no table; a folder on this machine is read without Java.
+and debug.html, each of which stands alone, and no table; a folder on this machine is read without Java. `serve` shows
+the pages and follows the tables; `lakeview` writes .lvdash.json files for Databricks, whose queries read a catalog.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     conf = config.costs or Costs()
     events = events_of(config, lake, progress)
     runs = runs_on_record(_mine(campaign, RUN_LOG_TABLE))
+    runs = runs[runs["job"] != "costs"]  # else each run of this job would be news to the next one
     versions = {table: lake.version(table) for table in (EXPENSE_TABLE, DECISIONS_TABLE) if lake.exists(table)}
     run_id = run_id or campaign.run_id("costs", data=[events.run_ids, events.as_of, versions, len(runs)])
     if lake.exists(ROI_TABLE) and not lake.read(ROI_TABLE).where(F.col(RUN_ID) == run_id).isEmpty():

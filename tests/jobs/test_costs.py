@@ -193,6 +193,8 @@ def test_without_the_section_what_units_cost_is_added_up(added) -> None:
 
 def test_a_second_run_adds_nothing_and_a_plan_before_the_assignment_is_credited(added) -> None:
     both, *_ = added
+    with both.planned("costs"):
+        pass
     before = both.lake.version("gold.roi")
     assert costs.run(both).tables == {} and both.lake.version("gold.roi") == before
 

@@ -34,7 +34,7 @@ HEAD = "This page is written from the code when the guide is built.\n\n"
 # One link a concept: the page of the guide that explains a verb in its place.
 EXPLAINED = {
     "experiments": ("assign", "check", "readout", "power"),
-    "monitoring": ("monitor",),
+    "monitoring": ("monitor", "digest"),
     "costs": ("costs",),
     "alerts": ("monitoring_files",),
     "retraining": ("retrain",),

@@ -14,6 +14,7 @@ from uplift_spark.lake.tables import Lake
 WRITE_NO_TABLE = {
     "contract",
     "dashboard",
+    "digest",
     "doctor",
     "grants",
     "power",

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from uplift_spark.errors import ConfigError, DataError, UpliftError
@@ -86,13 +86,41 @@ def sink_secret(sink: str, conf: SinkConf, name: Secrets) -> str | None:
     return text
 
 
-def deliver(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
-    """Send one notification to one sink, once.
+class SinkMessage(Protocol):
+    """What webhooks, mail and files take: a notification, or a digest."""
+
+    @property
+    def title(self) -> str:
+        """Its subject."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Its name, by which a repeated delivery is known."""
+        ...
+
+    @property
+    def at(self) -> datetime:
+        """When what it says was so."""
+        ...
+
+    @property
+    def campaign(self) -> str:
+        """What it is about."""
+        ...
+
+    def lines(self) -> list[str]:
+        """Its text."""
+        ...
+
+
+def deliver(sink: str, conf: SinkConf, notification: SinkMessage, now: datetime) -> None:
+    """Send one notification, or a digest, to one sink, once.
 
     Args:
         sink: Name of the sink.
         conf: Its section.
-        notification: What is to be read.
+        notification: What is to be read; Alertmanager takes alerts alone.
         now: The present time, from which Alertmanager's lease counts.
 
     Raises:
@@ -146,7 +174,9 @@ def _network_reason(error: Exception) -> str:
     return getattr(reason, "strerror", None) or type(reason).__name__
 
 
-def _to_alertmanager(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
+def _to_alertmanager(sink: str, conf: SinkConf, notification: SinkMessage, now: datetime) -> None:
+    if not isinstance(notification, Notification):
+        raise SinkFailure("takes alerts alone, and this is a message", refused=True, again=False)
     lease = now + timedelta(hours=conf.lease_hours)
     _post(sink, conf, "/api/v2/alerts", [alertmanager_alert(one, lease) for one in notification.events], {})
 
@@ -180,7 +210,7 @@ def alertmanager_alert(event: AlertEvent, lease: datetime) -> dict[str, Any]:
     return {"labels": labels, "annotations": {"summary": event.summary, "runbook": event.runbook, **measured}, **times}
 
 
-def _to_webhook(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
+def _to_webhook(sink: str, conf: SinkConf, notification: SinkMessage, now: datetime) -> None:
     text = "\n".join([f"*{notification.title}*", *notification.lines()])
     for mark, written in (
         ("&", "&amp;"),
@@ -191,7 +221,7 @@ def _to_webhook(sink: str, conf: SinkConf, notification: Notification, now: date
     _post(sink, conf, "", {"text": text}, {"Idempotency-Key": notification.key})
 
 
-def _to_mail(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
+def _to_mail(sink: str, conf: SinkConf, notification: SinkMessage, now: datetime) -> None:
     message = EmailMessage()
     message["Subject"], message["From"], message["To"] = notification.title, conf.sender, ", ".join(conf.to)
     message["Message-ID"] = f"<{notification.key}@uplift-spark>"
@@ -228,7 +258,7 @@ def _to_mail(sink: str, conf: SinkConf, notification: Notification, now: datetim
         )
 
 
-def _to_file(sink: str, conf: SinkConf, notification: Notification, now: datetime) -> None:
+def _to_file(sink: str, conf: SinkConf, notification: SinkMessage, now: datetime) -> None:
     path = Path(str(conf.path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +284,7 @@ def _key_of(line: bytes) -> str | None:
         return None
 
 
-_WAYS: dict[str, Callable[[str, SinkConf, Notification, datetime], None]] = {
+_WAYS: dict[str, Callable[[str, SinkConf, SinkMessage, datetime], None]] = {
     "alertmanager": _to_alertmanager,
     "webhook": _to_webhook,
     "mail": _to_mail,
@@ -262,10 +292,13 @@ _WAYS: dict[str, Callable[[str, SinkConf, Notification, datetime], None]] = {
 }
 
 
-def _as_json(notification: Notification) -> dict[str, Any]:
-    events = [{**asdict(one), "at": one.at.isoformat()} for one in notification.events]
+def _as_json(notification: SinkMessage) -> dict[str, Any]:
     head = {"key": notification.key, "title": notification.title, "campaign": notification.campaign}
-    return {**head, "severity": notification.severity, "at": notification.at.isoformat(), "events": events}
+    head["at"] = notification.at.isoformat()
+    if not isinstance(notification, Notification):
+        return {**head, "lines": notification.lines()}
+    events = [{**asdict(one), "at": one.at.isoformat()} for one in notification.events]
+    return {**head, "severity": notification.severity, "events": events}
 
 
 def _from_json(content: Mapping[str, Any]) -> Notification:

@@ -18,6 +18,7 @@ from uplift_spark.governance import permissions
 from uplift_spark.governance.permissions import TOKEN_ENV, VERBS_OF, acting_user, check_permitted, grants
 from uplift_spark.lake.schemas import all_contracts
 from uplift_spark.runtime import os_user
+from uplift_spark.sections.costs import Costs
 from uplift_spark.sections.governance import AccessConf, ApprovalConf, AuditConf, Governance
 
 ROLES = {"operator": ("olga", "etl`s"), "approver": ("ann",), "viewer": ("vic", "ann"), "privacy_officer": ("pia",)}
@@ -153,6 +154,8 @@ def test_grants_let_every_role_run_its_verbs() -> None:
             named = name.replace("<campaign>", "spring")
             assert f"MODIFY ON TABLE `main`.`{schema}`.`{named}`" in mine, table
         assert {f"SELECT ON SCHEMA `main`.`{schema}`" for schema in ("silver", "gold")} <= mine
+    timed = replace(bound, costs=Costs())
+    assert all("MODIFY ON TABLE `main`.`gold`.`run_log`" in rights(timed, role) for role in ("analyst", "approver"))
     model = " ON FUNCTION `main`.`gold`.`spring`"
     assert "CREATE MODEL ON SCHEMA `main`.`gold`" in rights(bound, "operator")
     for role, wanted in {

@@ -24,7 +24,7 @@ _READERS = ("contract", "power", "doctor", "dashboard", "digest", "audit verify"
 _ANALYSES = ("report", "tables", "sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,
-    "analyst": (*_READERS, *_ANALYSES, "costs"),
+    "analyst": (*_READERS, *_ANALYSES),
     "operator": (
         *(*_READERS, *_ANALYSES, "ingest", "load", "stream", "replay", "features", "nuisances", "train", "tune"),
         *("refresh", "score", "policy", "export", "optimize", "demo", "quickstart", "assign"),
@@ -97,6 +97,7 @@ _AGGREGATES = (
     *("policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
     *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts", "retrain"),
     "canary",
+    *("run_log", "costs", "roi"),
 )
 """Gold tables in which nobody is a row: what a viewer may read."""
 _AUDIT = ("audit_log", "audit_trees")
@@ -147,7 +148,8 @@ def _rights(role: RoleName, config: Config) -> Iterator[str]:
         yield from (f"SELECT ON SCHEMA {catalog}.`{schema}`" for schema in ("silver", "gold"))
         yield from (f"CREATE TABLE ON SCHEMA {catalog}.`{schema}`" for schema in _CREATED_IN[role])
         written = _ANALYSED if role == "analyst" else _APPROVED
-        yield from (f"MODIFY ON TABLE {catalog}.`gold`.`{table}`" for table in written)
+        timed = ("run_log",) if config.costs is not None else ()  # each job leaves its seconds
+        yield from (f"MODIFY ON TABLE {catalog}.`gold`.`{table}`" for table in (*written, *timed))
     if role == "analyst":
         yield from (f"MODIFY ON TABLE {catalog}.`silver`.`{table}_{config.campaign}`" for table in _STAGED)
     if role in ("operator", "privacy_officer"):

@@ -1,8 +1,9 @@
 """Publish units and the model in use to the online store that `uplift serve` answers from.
 
 Reads the training table as it was scored, gold.uplift_scores and, where they are there, the newest plan of
-gold.policy_decisions and bronze.consent; writes the campaign's serving folder, or Redis, and no table. Units that were
-erased, or may not be contacted, are gone from the store within the run, and from Redis within a minute after it.
+gold.policy_decisions, gold.canary and bronze.consent; writes the campaign's serving folder, or Redis, and no table.
+Units that were erased, or may not be contacted, are gone from the store within the run, and from Redis within a minute
+after it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.forest import Model
 from uplift_spark.governance.audit import AuditEvent, signing_key
 from uplift_spark.governance.privacy import GATE, MAY, ConsentGate, held_back, units_by_gate
+from uplift_spark.governance.rollout import CanaryLog
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import CONSENT_TABLE, DECISIONS_TABLE, SCORES_TABLE, gold_table
 from uplift_spark.policy.allocation import CHOSEN, NOT_WORTH
-from uplift_spark.registry.models import Registered
+from uplift_spark.registry.models import CHALLENGER, Registered
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.serving.decisions import check_challenger, with_slice
+from uplift_spark.serving.pacing import spend_curve
 from uplift_spark.serving.store import (
     Manifest,
     StoredUnit,
@@ -75,6 +79,28 @@ def _sources(campaign: Campaign) -> _Sources:
     if gate.version is not None:
         versions[CONSENT_TABLE] = gate.version
     return _Sources(model, scored, plan, gate, versions)
+
+
+@dataclass(frozen=True)
+class _OnTrial:
+    """The challenger: its model, and what the manifest says of it."""
+
+    model: Model
+    facts: Mapping[str, Any]
+
+
+def _on_trial(campaign: Campaign, model: Registered) -> _OnTrial | None:
+    """The challenger of a running canary with its slice, or with `serving.shadow` the one that only decides beside."""
+    last, registry, name = CanaryLog(campaign.config, campaign.lake).last, campaign.registry, campaign.config.model_name
+    if last is not None and last.state == "running" and last.champion == str(model.version):
+        challenger, salt, share = registry.find(name, int(last.challenger)), last.canary, last.share
+    elif campaign.config.serving.shadow and (known := registry.known(name, CHALLENGER)):
+        challenger, salt, share = known, "", 0.0
+    else:
+        return None
+    content = registry.load(challenger)
+    facts = {"name": challenger.name, "version": challenger.version, "salt": salt, "share": share}
+    return _OnTrial(content, {**facts, "sha256": hashlib.sha256(content.to_bytes()).hexdigest()})
 
 
 def _rows(campaign: Campaign, sources: _Sources, model: Model) -> DataFrame:
@@ -194,7 +220,11 @@ def _publish(campaign: Campaign, progress: ProgressCallback, run_id: str | None)
     sources = _sources(campaign)
     model = campaign.registry.load(sources.model)
     content, policy = model.to_bytes(), _policy(campaign, sources, model.levels.treated)
-    inputs = {"versions": dict(sources.versions), "scores": sources.scored.run_id, "plan": sources.plan}
+    inputs: dict[str, Any] = {"versions": dict(sources.versions), "scores": sources.scored.run_id}
+    inputs["plan"] = sources.plan
+    if trial := _on_trial(campaign, sources.model):
+        check_challenger(model, trial.model, trial.facts["version"])
+        inputs["challenger"] = dict(trial.facts)
     facts = {"campaign": campaign.name, "redis": url is not None, "policy": policy}
     run_id = run_id or derive_run_id("publish", facts, model=sources.model.sha256, **inputs)
     manifest = Manifest(
@@ -208,6 +238,7 @@ def _publish(campaign: Campaign, progress: ProgressCallback, run_id: str | None)
         (),
         policy,
         {**inputs, "model": sources.model.sha256},
+        challenger=trial.facts if trial else None,
     )
     redis = None if url is None else redis_client(url)
     served = published_already(folder, manifest, redis)
@@ -219,11 +250,15 @@ def _publish(campaign: Campaign, progress: ProgressCallback, run_id: str | None)
         table = rows.where(F.col(GATE) == MAY).drop(GATE).toArrow()
         manifest = _of_units(manifest, table, held_back(units_by_gate(rows)))
         progress(f"publishing {len(table):,} units")
-        result = publish_version(folder, manifest, content, _units(table, model), redis)
+        units = _units(table, model)
+        units = with_slice(units, manifest, trial.model) if trial else units
+        beside = trial.model.to_bytes() if trial else None
+        result = publish_version(folder, manifest, content, units, redis, beside)
         served = result.version
         did = {"written": result.written, "unchanged": result.unchanged, "removed": result.removed}
     manifest = read_manifest(folder, served)
     versions = {"model": sources.model.name, "version": sources.model.version, "plan": sources.plan or "none"}
+    versions |= {"challenger": manifest.challenger["version"]} if manifest.challenger else {}
     left = {"held_back": dict(manifest.held_back) or 0, "purpose": sources.gate.purpose}
     details = {"units": manifest.units, **left}
     # A run that was killed before this left no entry: the next one, which publishes nothing, adds it.
@@ -237,7 +272,21 @@ def _of_units(manifest: Manifest, table: pa.Table, held: Mapping[str, int]) -> M
     """The manifest with what the units tell."""
     reasons = {reason for reason in table.column("_reason").unique().to_pylist() if reason is not None}
     barred = tuple(sorted(reasons - {CHOSEN, NOT_WORTH}))
-    return replace(manifest, averages=_averages(table, manifest.levels[1:]), barred=barred, held_back=held)
+    levels = manifest.levels[1:]
+    free = pc.invert(pc.is_in(table.column("_reason"), pa.array(barred, pa.string())))
+    curve = _spend(table.filter(free), manifest)
+    return replace(manifest, averages=_averages(table, levels), barred=barred, held_back=held, spend=curve)
+
+
+def _spend(table: pa.Table, manifest: Manifest) -> tuple[tuple[float, float], ...]:
+    """What a unit of the table costs at each price of money; nothing where costs differ by unit."""
+    facts = manifest.policy
+    if "price" not in facts:
+        return ()
+    columns = (table.column(f"{_PREFIX}{k}") for k in range(len(manifest.levels) - 1))
+    effects = [pc.struct_field(column, "uplift").to_numpy().astype(np.float64) for column in columns]
+    costs = np.array([facts["cost"][level] for level in manifest.levels[1:]])
+    return spend_curve(np.column_stack(effects), costs, facts["value"], facts["net"])
 
 
 if __name__ == "__main__":

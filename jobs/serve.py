@@ -66,13 +66,17 @@ def command(
 def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     from uplift_spark.serving.api import SETTINGS
     from uplift_spark.serving.guard import KeyRing
+    from uplift_spark.serving.pacing import Pacer
     from uplift_spark.serving.store import check_plain_ids, open_version, serving_folder
 
     config = read_config(conf, overrides, "serve")
     serving = config.serving
     check_plain_ids(config)
     KeyRing(None if serving.keys is None else Path(serving.keys))  # what is wrong is said here, not by each worker
-    open_version(serving_folder(config), serving.redis).units.close()
+    version = open_version(serving_folder(config), serving.redis)
+    version.units.close()
+    if serving.budget is not None:
+        Pacer(version.manifest, serving)
     os.environ[SETTINGS] = json.dumps([str(conf.resolve()), overrides])
     err().print(f"serving {config.campaign} on http://{serving.host}:{serving.port}", soft_wrap=True)
     uvicorn.run(

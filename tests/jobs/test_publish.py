@@ -18,12 +18,15 @@ from uplift_spark import CausalForest
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Consent, Economics, Lakehouse, Policy
 from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.experiments.assignment import assign
+from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
+from uplift_spark.governance.rollout import CanaryLog, CanaryRecord
 from uplift_spark.jobs import publish
 from uplift_spark.lake.tables import Lake
 from uplift_spark.sections.governance import AuditConf, Governance
 from uplift_spark.sections.source import Pseudonyms
 from uplift_spark.serving.scorer import Scorer
-from uplift_spark.serving.store import UNITS, StoredUnit, open_version, publishing, serving_folder
+from uplift_spark.serving.store import UNITS, Manifest, StoredUnit, open_version, publishing, serving_folder
 
 N = 120
 
@@ -45,18 +48,18 @@ def rows() -> pd.DataFrame:
 
 
 class _Registry:
-    """One version of one model, as `Registry` gives it."""
+    """Versions of one model, as `Registry` gives them; the first is the champion."""
 
-    def __init__(self, model) -> None:
-        self.model = model
-        sha256 = hashlib.sha256(model.to_bytes()).hexdigest()
-        self.version = SimpleNamespace(name="spring", version=1, sha256=sha256)
+    def __init__(self, *models) -> None:
+        self.models = models
 
-    def find(self, *_):
-        return self.version
+    def find(self, name, version="champion"):
+        number = version if isinstance(version, int) else 1
+        sha256 = hashlib.sha256(self.models[number - 1].to_bytes()).hexdigest()
+        return SimpleNamespace(name="spring", version=number, sha256=sha256)
 
-    def load(self, _):
-        return self.model
+    def load(self, version):
+        return self.models[version.version - 1]
 
     @property
     def store(self):
@@ -134,6 +137,28 @@ def test_units_of_a_collected_frame_keep_their_bits_and_say_what_is_not_known(mo
     assert averages[first] == pytest.approx((0.1 + 0.2, 1 / 3)) and averages[second] == pytest.approx((0.3, 1 / 3))
 
 
+def test_what_units_cost_leaves_out_whom_a_rule_bars():
+    """By hand, 2 a unit: a gains .8 by the level that costs 1, b nothing, and c may not have any."""
+    effect = pa.struct([("uplift", pa.float64()), ("uplift_se", pa.float64()), ("low_support", pa.bool_())])
+
+    def column(*uplifts):
+        return pa.array([u and {"uplift": u, "uplift_se": 0.1, "low_support": False} for u in uplifts], effect)
+
+    table = pa.table(
+        {
+            "_level_0": column(0.4, 0.1, 9.0),
+            "_level_1": column(0.9, None, 9.0),
+            "_reason": ["best within the limits", None, "age below 18"],
+        }
+    )
+    facts = {"price": 0.0, "value": 2.0, "cost": {"5%": 0.5, "10%": 1.0}, "net": True}
+    manifest = Manifest("spring", "v1", "y", (("age", "number"),), ("none", "5%", "10%"), {}, {}, (), facts, {})
+    filled = publish._of_units(manifest, table, {})
+    assert filled.barred == ("age below 18",) and filled.spend[0] == (0.0, 0.5)
+    assert filled.spend[-1] == (pytest.approx(0.8), 0.0)
+    assert publish._of_units(replace(manifest, policy={}), table, {}).spend == ()
+
+
 def test_a_campaign_with_pseudonyms_is_not_published():
     config = Config(campaign="spring", source=None, roles={"outcome": "y", "control": "none", "features": ["x"]})
     campaign = SimpleNamespace(config=replace(config, pseudonyms=Pseudonyms(key_env="KEY")))
@@ -164,6 +189,10 @@ def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, mod
     encoded = [scorer.encoder.encode(dict(zip(names, stored[u].features, strict=True))) for u in ids]
     assert [one.uplift for effects in scorer.effects(encoded) for one in effects] == batch["uplift"].tolist()
     assert stored[ids[1]].decision == ("none", "age below 18") and stored[ids[0]].decision[0] == "10%"
+    # What a unit that no rule bars costs at the price 0: 2 a unit of the outcome, levels for .5 and 1.
+    gain = 2.0 * batch["uplift"].to_numpy().reshape(N, 2) - [0.5, 1.0]
+    cost = np.where(gain.max(axis=1) > 0, np.array([0.5, 1.0])[gain.argmax(axis=1)], 0.0)[np.arange(N) % 5 != 1]
+    assert manifest.spend[0] == (0.0, pytest.approx(cost.mean())) and manifest.spend[-1][1] == 0.0
     mean = batch[batch["treatment"] == "5%"]["uplift"].mean()
     assert manifest.averages["5%"][0] == pytest.approx(mean, rel=1e-12)
     version.units.close()
@@ -189,6 +218,37 @@ def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, mod
     assert third.details["held_back"] == {"withdrew": 2} and third.details["units"] == N - 3
     # Published three times, one of them anew after damage: two entries, and none of a run that found nothing to do.
     assert [one["held_back"] for one in entries(lake)] == [0, {"withdrew": 2}]
+
+
+@pytest.mark.slow
+def test_a_running_canary_publishes_its_challenger_for_its_slice(house, model, rows):
+    """Units of the slice have the challenger's batch scores, to the bit; when the canary is over it is gone."""
+    campaign, lake = house
+    trial = CausalForest(n_trees=8, n_buckets=4, min_leaf=10, seed=9).fit(ordered_frame(800, seed=1), arm_roles())
+    live = with_conf(campaign, {})
+    live.__dict__["registry"] = _Registry(model.forest, trial.forest)
+    log = CanaryLog(campaign.config, lake)
+    when = log.now
+    record = log.add(CanaryRecord("spring-canary-2-1", 0, when, when, "running", None, "on trial", "1", "2", 0.3))
+    result = publish.run(live)
+    assert result.details["challenger"] == 2
+    version = open_version(serving_folder(campaign.config))
+    assert version.challenger == trial.forest.to_bytes() and version.manifest.challenger["salt"] == record.canary
+    stored = version.units.get(rows["unit_id"].tolist())
+    version.units.close()
+    ours = assign(list(stored), canary_design(record.canary, 0.3)).set_index("unit_id")["treatment"] == CHALLENGER_SLICE
+    frame = rows.rename(columns={"unit_id": "unit"})
+    batch = {by: one.effect(frame).groupby("unit")["uplift"].agg(list) for by, one in ((True, trial), (False, model))}
+    assert ours.any() and not ours.all()
+    assert all([e for e, _, _ in one.effects] == batch[ours[unit]][unit] for unit, one in stored.items())
+    fewer = replace(arm_roles(), features=arm_roles().features[:-1])
+    other = CausalForest(n_trees=4, n_buckets=4).fit(ordered_frame(800, seed=1), fewer)
+    live.__dict__["registry"] = _Registry(model.forest, other.forest)
+    with pytest.raises(DataError, match="version 2 on trial has other features or levels than the version in use"):
+        publish.run(live)
+    log.add(replace(record, state="rolled back"))
+    assert "challenger" not in publish.run(live).details
+    assert open_version(serving_folder(campaign.config)).challenger is None
 
 
 @pytest.mark.slow

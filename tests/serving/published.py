@@ -73,6 +73,13 @@ def manifest_of(model: UpliftModel, version: str = "v1", **changes: Any) -> Mani
     return replace(manifest, **changes)
 
 
+def on_trial(model: UpliftModel, share: float) -> dict[str, Any]:
+    """What a version's manifest and files have of a challenger with this model."""
+    content = model.forest.to_bytes()
+    facts = {"name": "spring", "version": 2, "sha256": hashlib.sha256(content).hexdigest()}
+    return {"challenger": {**facts, "salt": "spring-canary-2-1" if share else "", "share": share}, "beside": content}
+
+
 def config_of(folder: Path, **serving: Any) -> Config:
     """A configuration whose published versions lie in a folder."""
     return Config(
@@ -86,10 +93,10 @@ def config_of(folder: Path, **serving: Any) -> Config:
 
 def publish(config: Config, frame: pd.DataFrame, model: UpliftModel, n: int = 50, **changes: Any) -> Manifest:
     """Publish the first n rows, fresh as of now; returns the manifest."""
-    at, redis = changes.pop("at", time.time()), changes.pop("redis", None)
+    at, redis, beside = changes.pop("at", time.time()), changes.pop("redis", None), changes.pop("beside", None)
     manifest = manifest_of(model, **changes)
     units = units_of(frame, model, n, at)
-    publish_version(serving_folder(config), manifest, model.forest.to_bytes(), units, redis)
+    publish_version(serving_folder(config), manifest, model.forest.to_bytes(), units, redis, beside)
     return manifest
 
 

@@ -17,14 +17,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from tests.serving.published import BARRED, config_of, features_of, manifest_of, publish, running
+from tests.forest.frames import arm_roles
+from tests.serving.published import BARRED, config_of, features_of, manifest_of, on_trial, publish, running
+from uplift_spark import CausalForest
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.experiments.assignment import assign
+from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
 from uplift_spark.sections.source import Pseudonyms
 from uplift_spark.serving.api import serving_app
 from uplift_spark.serving.client import UNREACHABLE, ServingClient
 from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, DecisionPolicy
 from uplift_spark.serving.guard import new_key
-from uplift_spark.serving.store import CURRENT, MODEL, UNITS, decision_log_file, redis_client, serving_folder
+from uplift_spark.serving.store import (
+    CHALLENGER_MODEL,
+    CURRENT,
+    MODEL,
+    UNITS,
+    decision_log_file,
+    open_version,
+    redis_client,
+    serving_folder,
+)
 
 N = 50
 
@@ -148,6 +161,113 @@ def test_the_same_request_key_gets_the_same_answer_however_often(service):
     first = decide(service, query)[0]
     with ThreadPoolExecutor(8) as pool:
         assert all(one == first for one in pool.map(lambda _: decide(service, query)[0], range(24)))
+
+
+def test_a_days_budget_is_never_exceeded_over_workers_and_restarts(tmp_path, trained):
+    """Two services of one log, one after another and at once, as workers are; 4 of money, and levels for .5 and 1."""
+    config = config_of(tmp_path, exploration=0.5, budget=4.0)
+    publish(config, *trained, N, spend=((0.0, 0.6), (20.0, 0.0)))
+    requests = [{"request_key": f"paced-{i}", "unit_id": f"u{i:06d}"} for i in range(N)]
+    with running(config) as one:
+        made = decide(one, *requests[:15])
+    with running(config) as one, running(config) as other, ThreadPoolExecutor(8) as pool:
+        made += [a for part in pool.map(lambda i: decide((one, other)[i % 2], requests[i]), range(15, N)) for a in part]
+        again = decide(other, *requests)
+        waited_for(lambda: "uplift_budget_spent 0.0" not in one.get("/metrics")[1])
+    cost = {"none": 0.0, "5%": 0.5, "10%": 1.0}
+    assert 3.0 < sum(cost[answer["level"]] for answer in made) <= 4.0
+    assert {answer["request_key"]: answer for answer in again} == {answer["request_key"]: answer for answer in made}
+    late = [answer for answer in made if answer["reason"] == "day's budget spent"]
+    assert late and {(a["level"], a["propensity"], a["overall_propensity"], a["explored"]) for a in late} == {
+        ("none", 1.0, None, False)
+    }
+    barred = [answer for answer in made if answer["unit_id"] == "u000007"]
+    assert barred[0]["reason"] == BARRED
+
+
+def test_a_budget_without_costs_is_refused_before_anything_is_served(tmp_path, trained):
+    config = config_of(tmp_path, budget=4.0)
+    publish(config, *trained, 5)
+    with running(config) as service:
+        status, text = service.get("/health/ready")
+    assert status == 503 and "serving.budget needs levels whose cost is the same for all units" in text
+
+
+@pytest.fixture(scope="module")
+def challenger(trained):
+    """Another model of the same trial."""
+    return CausalForest(n_trees=8, n_buckets=4, min_leaf=10, seed=9).fit(trained[0], arm_roles())
+
+
+def test_the_challenger_answers_for_its_slice_alone_after_a_restart_too(tmp_path, trained, challenger):
+    """Slices are those of `uplift canary`; effects are the batch scores of whoever answers, and its version is said."""
+    config, (frame, model) = config_of(tmp_path, exploration=0.2), trained
+    publish(config, frame, model, N, **on_trial(challenger, 0.3))
+    units = [f"u{i:06d}" for i in range(N)]
+    arms = assign(units, canary_design("spring-canary-2-1", 0.3))["treatment"].tolist()
+    assert 5 < arms.count(CHALLENGER_SLICE) < 30
+    batch = {one: by.effect(frame[:N])["uplift"].to_numpy().reshape(N, 2) for one, by in ((1, model), (2, challenger))}
+    assert (batch[1] != batch[2]).all()
+    versions = [2 if arm == CHALLENGER_SLICE else 1 for arm in arms]
+    requests = [
+        {"request_key": unit, "unit_id": unit, "features": features_of(frame, i)} for i, unit in enumerate(units)
+    ]
+    for again in (False, True):
+        with running(config) as service:
+            for i, one in enumerate(answers(service, *({"unit_id": unit} for unit in units))):
+                assert one["model"] == {"name": "spring", "version": versions[i], "published": "v1"}
+                assert [e["uplift"] for e in one["effects"]] == batch[versions[i]][i].tolist()
+            alone = answers(service, {"features": features_of(frame, arms.index(CHALLENGER_SLICE))})[0]
+            assert alone["model"]["version"] == 1
+            made = decide(service, *requests)
+            assert [one["model"]["version"] for one in made] == versions
+            if not again:  # what it would decide by the other model's effects is something else for some
+                policy, stored = service.app.state.served.now.policy, service.app.state.served.stored(units)[0]
+                by = service.app.state.served.now.challenger
+                scored = by.effects([by.encoder.encode(one["features"]) for one in requests])
+                wanted = [policy.decide(u, stored[u], fresh).level for u, fresh in zip(units, scored, strict=True)]
+                levels = [one["level"] for one in made]
+                assert all(levels[i] == wanted[i] for i in range(N) if versions[i] == 2)
+                assert any(levels[i] != wanted[i] for i in range(N) if versions[i] == 1)
+    logged = [body["model"]["version"] for _, body in DecisionLog(decision_log_file(config)).entries(DECISION)]
+    assert logged == versions
+
+
+def test_a_shadow_decides_for_the_log_and_is_never_answered_from(tmp_path, trained, challenger):
+    config, (frame, model) = config_of(tmp_path), trained
+    publish(config, frame, model, N, **on_trial(challenger, 0.0))
+    units = [f"u{i:06d}" for i in range(N)]
+    requests = [{"request_key": u, "unit_id": u, "features": features_of(frame, i)} for i, u in enumerate(units)]
+    with running(config) as service:
+        made = decide(service, *requests, {"request_key": "x", "unit_id": "nobody"})
+        again = decide(service, *requests)
+        now = service.app.state.served.now
+        stored = service.app.state.served.stored(units)[0]
+    assert again == made[:-1] and not any("shadow" in one for one in made)
+    assert {one["model"]["version"] for one in made} == {1}
+    log = [body for _, body in DecisionLog(decision_log_file(config)).entries(DECISION)]
+    assert "shadow" not in log[-1]
+    differ = 0
+    for i, unit in enumerate(units):
+        if i % 7 == 0:  # barred by a rule: there is nothing to decide
+            assert "shadow" not in log[i]
+            continue
+        (effects,) = now.challenger.effects([now.challenger.encoder.encode(features_of(frame, i))])
+        level, reason = now.policy.by_policy(stored[unit], effects, None)
+        assert log[i]["shadow"] == {"name": "spring", "version": 2, "level": level, "reason": reason}
+        differ += level != log[i]["level"]
+    assert differ
+
+
+def test_a_damaged_challenger_refuses_its_version(tmp_path, trained, challenger):
+    config = config_of(tmp_path)
+    publish(config, *trained, 5, **on_trial(challenger, 0.3))
+    file = serving_folder(config) / "v1" / CHALLENGER_MODEL
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="the model of version v1 is not the one that was published"):
+        open_version(serving_folder(config))
+    publish(config, *trained, 5, **on_trial(challenger, 0.3))  # made anew
+    assert open_version(serving_folder(config)).challenger == challenger.forest.to_bytes()
 
 
 def test_a_used_key_is_refused_alone_and_nothing_of_its_request_is_logged(service, config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -82,6 +83,11 @@ class Serving:
     holdout      share of the units that get the control from the service, by hash, to read its effect off later
     exploration  share of the other units, by hash, whose level is random, each as likely as the others; the rest follow
                  the policy
+    shadow       whether the version with the alias challenger decides beside the champion, for the log alone, while no
+                 canary runs
+    budget       money that a day's decisions may cost, by the costs of `economics`: a price of money sees that it lasts
+                 over the day and is spent; by default there is none, and the plan's price holds
+    timezone     in which the budget's day begins at midnight
     ttl_minutes  age of a unit's features from which an answer says that they are stale
     decision_minutes  time for which a decision holds
     keys         file of hashed API keys, made by `uplift serve --new-key`; without it only loopback is served
@@ -102,6 +108,9 @@ class Serving:
     enabled: bool = True
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     exploration: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    shadow: bool = False
+    budget: Annotated[float, Field(gt=0)] | None = None
+    timezone: str = "UTC"
     ttl_minutes: Annotated[float, Field(gt=0)] = 30.0
     decision_minutes: Annotated[float, Field(gt=0)] = 30.0
     keys: str | None = None
@@ -122,6 +131,12 @@ class Serving:
     def __post_init__(self) -> None:
         if self.campaign is not None:
             checked_name(self.campaign, "serving.campaign")
+        try:
+            ZoneInfo(self.timezone)
+        except (ValueError, OSError, KeyError):
+            raise ConfigError(
+                f"serving.timezone {self.timezone!r} is not known: write one such as Europe/Berlin, or UTC"
+            ) from None
         if self.keys is None and self.host not in LOOPBACK:
             raise ConfigError(
                 f"serving.host is {self.host!r}, which others reach: name a file of API keys in serving.keys, or "

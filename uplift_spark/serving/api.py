@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -37,13 +37,17 @@ from uplift_spark.serving.decisions import (
     DELIVERY,
     NOT_LOGGED,
     OUTCOME,
+    SPENT,
+    Decision,
     DecisionLog,
     DecisionPolicy,
     LogEntry,
     Logged,
+    Routing,
     stored_effects,
 )
 from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
+from uplift_spark.serving.pacing import DayCounts, Pacer
 from uplift_spark.serving.scorer import EncodedUnit, LevelEffect, Scorer
 from uplift_spark.serving.store import (
     ServedVersion,
@@ -172,11 +176,26 @@ class _Open:
     version: ServedVersion
     scorer: Scorer
     policy: DecisionPolicy
+    pacer: Pacer | None
+    routing: Routing
+    challenger: Scorer | None
 
     @property
     def model(self) -> dict[str, Any]:
-        facts, manifest = self.version.manifest.model, self.version.manifest
-        return {"name": facts["name"], "version": facts["version"], "published": manifest.version}
+        """The champion."""
+        return self._named(self.version.manifest.model)
+
+    def model_of(self, unit: str | None) -> dict[str, Any]:
+        """The version that answers for a unit."""
+        trial = self.version.manifest.challenger
+        return self._named(trial) if trial and self.routing.is_challengers(unit) else self.model
+
+    def scorer_of(self, unit: str | None) -> Scorer:
+        """Its scorer."""
+        return self.challenger if self.challenger and self.routing.is_challengers(unit) else self.scorer
+
+    def _named(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {"name": facts["name"], "version": facts["version"], "published": self.version.manifest.version}
 
 
 class Served:
@@ -192,6 +211,7 @@ class Served:
         self.now: _Open | None = None
         self.problem: str | None = None
         self._refused: str | None = None
+        self.days: Mapping[str, DayCounts] = {}  # requests and money, where a budget is paced
 
     def newer(self) -> _Open | None:
         """Open and warm the version that is published now; None where it is served already, or is refused."""
@@ -211,9 +231,11 @@ class Served:
             self.problem = None
             return None
         version = open_version(self.folder, self.conf.redis)
-        scorer = Scorer(load_any(version.model))
-        scorer.warm()
-        return _Open(version, scorer, DecisionPolicy(version.manifest, self.conf))
+        scorer = _warm(version.model)
+        challenger = None if version.challenger is None else _warm(version.challenger)
+        pacer = None if self.conf.budget is None else Pacer(version.manifest, self.conf)
+        policy, routing = DecisionPolicy(version.manifest, self.conf), Routing(version.manifest)
+        return _Open(version, scorer, policy, pacer, routing, challenger)
 
     def turn_to(self, version: _Open | None) -> None:
         """Answer from this version, if any, from now on; between two requests, so that an answer comes from one."""
@@ -240,12 +262,19 @@ class Served:
             return {}, False
 
 
+def _warm(content: bytes) -> Scorer:
+    scorer = Scorer(load_any(content))
+    scorer.warm()
+    return scorer
+
+
 @dataclass(frozen=True)
 class UnitAnswer:
-    """Effects on one unit: where they come from, how old its features are, and what could not be had."""
+    """Effects on one unit: by which version, where from, how old its features are, and what could not be had."""
 
     unit_id: str | None
     effects: tuple[LevelEffect, ...]
+    model: Mapping[str, Any]
     source: str
     age: float | None
     degraded: tuple[str, ...]
@@ -256,6 +285,7 @@ class UnitAnswer:
         return {
             "unit_id": self.unit_id,
             "effects": [_effect(one) for one in self.effects],
+            "model": self.model,
             "source": self.source,
             "feature_age_seconds": None if self.age is None else round(self.age, 3),
             "degraded": list(self.degraded),
@@ -289,37 +319,41 @@ def answer_units(
     """
     now, (stored, answered) = served.now, published
     assert now is not None
-    encoded, judged = [], []
+    judged = []
     for place, (unit, features) in queries.items():
+        scorer = now.scorer_of(unit)
         try:
-            one, why, age = _features_of(served, unit, stored.get(unit or ""), features)
+            one, why, age = _features_of(served, unit, stored.get(unit or ""), features, scorer)
         except DataError as error:
             raise DataError(f"{place}: {error}" if place else str(error)) from error
         if unit is not None and unit not in stored:
             why = (STORE_DOWN if not answered else UNKNOWN, *why)
-        if one is not None:
-            encoded.append(one)
-        judged.append((unit, one, (*why, *served.kept), age))
-    scores = iter(now.scorer.effects(encoded))
+        judged.append((unit, one, (*why, *served.kept), age, scorer))
+    scores = {
+        id(scorer): iter(scorer.effects([one for _, one, _, _, by in judged if one is not None and by is scorer]))
+        for scorer in (now.scorer, now.challenger)
+        if scorer is not None
+    }
     answers = []
-    for unit, one, why, age in judged:
-        known = stored.get(unit or "")
+    for unit, one, why, age, scorer in judged:
+        known, model = stored.get(unit or ""), now.model_of(unit)
         if one is not None:
-            answers.append(UnitAnswer(unit, next(scores), MODEL_SOURCE, age, why, one.new_categories))
+            effects = next(scores[id(scorer)])
+            answers.append(UnitAnswer(unit, effects, model, MODEL_SOURCE, age, why, one.new_categories))
             continue
-        effects, source = None if known is None else stored_effects(now.version.manifest, known), BATCH
-        if effects is None:
-            effects, source = _averages(now), AVERAGE
-        answers.append(UnitAnswer(unit, effects, source, age, (*why, source)))
+        batch, source = None if known is None else stored_effects(now.version.manifest, known), BATCH
+        if batch is None:
+            batch, source = _averages(now), AVERAGE
+        answers.append(UnitAnswer(unit, batch, model, source, age, (*why, source)))
     return answers
 
 
 def _features_of(
-    served: Served, unit: str | None, stored: StoredUnit | None, sent: Mapping[str, Any] | None
+    served: Served, unit: str | None, stored: StoredUnit | None, sent: Mapping[str, Any] | None, scorer: Scorer
 ) -> tuple[EncodedUnit | None, tuple[str, ...], float | None]:
-    """A unit's features as the model takes them, None where they are not complete; what is degraded; their age."""
+    """A unit's features as a model takes them, None where they are not complete; what is degraded; their age."""
     assert served.now is not None
-    encoder = served.now.scorer.encoder
+    encoder = scorer.encoder
     if stored is None:
         if sent is None:
             return None, (), None
@@ -402,6 +436,10 @@ class LogWriter:
             if not future.cancelled():
                 future.set_result(mine)
 
+    def spending(self) -> dict[str, DayCounts]:
+        """`DecisionLog.spending`."""
+        return self._log.spending()
+
     def close(self) -> None:
         """Wait for what is being written, and let go of the file."""
         self._pool.shutdown()
@@ -424,10 +462,10 @@ class _Metrics:
         self.degraded = Counter("uplift_degraded", "Answers that lack something", ("why",), registry=self.registry)
         self.degraded.labels(LOG_DOWN)  # 0 from the start: alerts see the first one
         self.decisions = Counter("uplift_decisions", "Decisions made", ("level", "explored"), registry=self.registry)
-        self.published = Gauge(
-            "uplift_published_seconds", "When the version was published", registry=self.registry,
-            multiprocess_mode="livemostrecent",
-        )  # fmt: skip
+        newest: dict[str, Any] = {"registry": self.registry, "multiprocess_mode": "livemostrecent"}
+        self.published = Gauge("uplift_published_seconds", "When the version was published", **newest)
+        self.spent = Gauge("uplift_budget_spent", "Money that the day's decisions have cost", **newest)
+        self.price = Gauge("uplift_budget_price", "What money counts for beside itself at the moment", **newest)
 
     def lacks(self, reasons: Iterable[str]) -> None:
         for why in reasons:
@@ -467,7 +505,8 @@ def serving_app(config: Config) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         served.turn_to(await asyncio.to_thread(served.newer))
-        task = asyncio.create_task(_keep_fresh(served, metrics))
+        await _update_budget(served, log, metrics)
+        task = asyncio.create_task(_keep_fresh(served, log, metrics))
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -491,12 +530,24 @@ def app_from_environment() -> FastAPI:
     return serving_app(load_config(Path(file), tuple(overrides)))
 
 
-async def _keep_fresh(served: Served, metrics: _Metrics) -> None:
+async def _keep_fresh(served: Served, log: LogWriter, metrics: _Metrics) -> None:
     while True:
         if served.now is not None:
             metrics.published.set(served.now.version.manifest.published_at / 1e6)
         await asyncio.sleep(_REFRESH)
         served.turn_to(await asyncio.to_thread(served.newer))
+        await _update_budget(served, log, metrics)
+
+
+async def _update_budget(served: Served, log: LogWriter, metrics: _Metrics) -> None:
+    """See what all workers have spent; where the log cannot be read, the counts at hand go on."""
+    if served.now is None or (pacer := served.now.pacer) is None:
+        return
+    with suppress(EnvironmentProblem):
+        served.days = await asyncio.to_thread(log.spending)
+    now = time.time()
+    metrics.spent.set(pacer.spent(now, served.days))
+    metrics.price.set(pacer.price(now, served.days))
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -578,16 +629,20 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
         entries = []
         for query, fresh in zip(body.requests, _fresh_effects(served, body.requests, published), strict=True):
             effects = fresh.effects if fresh is not None and fresh.source == MODEL_SOURCE else None
-            decision = now.policy.decide(query.unit_id, published[0].get(query.unit_id), effects, published[1])
             at = time.time()
+            price = None if now.pacer is None else now.pacer.price(at, served.days)
+            stored = published[0].get(query.unit_id)
+            decision = now.policy.decide(query.unit_id, stored, effects, published[1], price)
             facts = {
                 "request_key": query.request_key, "unit_id": query.unit_id, "campaign": now.version.manifest.campaign,
                 "level": decision.level, "reason": decision.reason, "propensity": decision.propensity,
                 "explored": decision.explored, "overall_propensity": decision.overall,
                 "decided_at": _moment(at), "expires_at": _moment(at + served.conf.decision_minutes * 60),
-                "model": now.model, "degraded": _lacking(served, query.unit_id, fresh, published),
+                "model": now.model_of(query.unit_id), "degraded": _lacking(served, query.unit_id, fresh, published),
             }  # fmt: skip
-            entries.append(LogEntry(DECISION, query.request_key, facts))
+            if now.routing.shadow and stored is not None and decision.overall is not None:
+                facts["shadow"] = _shadow(served, now, query, stored, price)
+            entries.append(_paced(LogEntry(DECISION, query.request_key, facts), decision, now, at, price))
         try:
             logged = await log.write(entries)
         except EnvironmentProblem:
@@ -597,7 +652,33 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
             if one.new:
                 metrics.decisions.labels(one.body["level"], str(one.body["explored"]).lower()).inc()
                 metrics.lacks(one.body["degraded"])
-        return JSONResponse({"decisions": [{**one.body, "logged": True} for one in logged]})
+        answers = [{name: value for name, value in one.body.items() if name != "shadow"} for one in logged]
+        return JSONResponse({"decisions": [{**answer, "logged": True} for answer in answers]})
+
+
+def _shadow(
+    served: Served, now: _Open, query: DecisionQuery, stored: StoredUnit, price: float | None
+) -> dict[str, Any] | None:
+    """What the policy would decide by the challenger's effects, for the log alone; None where it cannot tell."""
+    trial, scorer = now.version.manifest.challenger, now.challenger
+    assert trial is not None and scorer is not None
+    try:
+        one, _, _ = _features_of(served, query.unit_id, stored, query.features, scorer)
+    except DataError:  # it takes other features: nobody who waits for an answer is to know
+        return None
+    if one is None:
+        return None
+    level, reason = now.policy.by_policy(stored, scorer.effects([one])[0], price)
+    return {"name": trial["name"], "version": trial["version"], "level": level, "reason": reason}
+
+
+def _paced(entry: LogEntry, decision: Decision, now: _Open, at: float, price: float | None) -> LogEntry:
+    """The entry with what it costs of the day's budget, and with what is said where that is spent."""
+    if now.pacer is None or price is None or decision.overall is None:  # no design chose the level: it is the control
+        return entry
+    facts = {"level": now.policy.control, "reason": SPENT, "propensity": 1.0, "overall_propensity": None}
+    otherwise = {**entry.body, **facts, "explored": False}
+    return replace(entry, spend=now.pacer.spend(decision.level, at, price), otherwise=otherwise)
 
 
 def _fresh_effects(
@@ -626,6 +707,7 @@ def _unlogged(facts: Mapping[str, Any], control: str) -> dict[str, Any]:
     """The control in place of a decision that nobody would know of afterwards."""
     said = {"level": control, "reason": NOT_LOGGED, "propensity": None, "explored": False, "logged": False}
     said |= {"overall_propensity": None}
+    facts = {name: value for name, value in facts.items() if name != "shadow"}
     return {**facts, **said, "degraded": [*facts["degraded"], LOG_DOWN]}
 
 

@@ -7,10 +7,11 @@ every process and after every restart, and `assignment.assign` gives the same ar
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,15 +22,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.errors import ConflictError, EnvironmentProblem
+from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem
 from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
+from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
+from uplift_spark.forest.forest import Model
 from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
-from uplift_spark.serving.scorer import LevelEffect
+from uplift_spark.serving.pacing import SLOTS, DayCounts, Spend
+from uplift_spark.serving.scorer import LevelEffect, Scorer
 from uplift_spark.serving.store import Manifest, StoredUnit
 
 OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
 NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"
+BEST_TODAY, NONE_TODAY, SPENT = "best at the day's price", "not worth it at the day's price", "day's budget spent"
 NOT_LOGGED, NOT_READ = "log unavailable", "store unavailable"
 """Reasons that are not the plan's own."""
 
@@ -90,7 +95,12 @@ class DecisionPolicy:
         return f"serving-{self.manifest.campaign}-holdout"
 
     def decide(
-        self, unit: str, stored: StoredUnit | None, fresh: Sequence[LevelEffect] | None, answered: bool = True
+        self,
+        unit: str,
+        stored: StoredUnit | None,
+        fresh: Sequence[LevelEffect] | None,
+        answered: bool = True,
+        price: float | None = None,
     ) -> Decision:
         """Decide what a unit gets now.
 
@@ -100,6 +110,7 @@ class DecisionPolicy:
                 contacted, and it gets the control.
             fresh: Effects by features that came with the request; None: the plan's decision stands.
             answered: Whether the store answered; where it did not, nobody knows what is published.
+            price: Of money at this moment, where a day's budget is paced; None: the plan's.
 
         Returns:
             The decision.
@@ -115,7 +126,7 @@ class DecisionPolicy:
             return Decision(self.control, NO_PLAN, 1.0)
         if stored.decision is not None and stored.decision[1] in self._barred:
             return Decision(self.control, stored.decision[1], 1.0)
-        level, reason = self._by_policy(stored, fresh)
+        level, reason = self.by_policy(stored, fresh, price)
         if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
             return Decision(self.control, HELD_OUT, 1.0, overall=self._overall(self.control, level))
         decision = self._with_exploration(unit, level, reason)
@@ -127,23 +138,28 @@ class DecisionPolicy:
         dealt = explored / len(self.manifest.levels) + (1.0 - explored if level == by_policy else 0.0)
         return dealt * (1.0 - held) + (held if level == self.control else 0.0)
 
-    def _by_policy(self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None) -> tuple[str, str]:
+    def by_policy(
+        self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None, price: float | None
+    ) -> tuple[str, str]:
+        """(level, reason) by the policy alone, before holdout and exploration; see `decide`."""
         facts = self.manifest.policy
-        if "price" in facts and (fresh is not None or stored.decision is None):
+        if "price" in facts and (fresh is not None or stored.decision is None or price is not None):
             effects = stored_effects(self.manifest, stored) if fresh is None else fresh
-            return self._by_price(effects or ())
+            if price is None:
+                return self._by_price(effects or (), facts["price"], (BEST_NOW, NONE_WORTH))
+            return self._by_price(effects or (), price, (BEST_TODAY, NONE_TODAY))
         if stored.decision is not None:
             return stored.decision
         return self.control, NO_PLAN
 
-    def _by_price(self, effects: Sequence[LevelEffect]) -> tuple[str, str]:
-        """The level whose gain exceeds what it costs, at the price of money, by most."""
-        facts, best = self.manifest.policy, (0.0, self.control, NONE_WORTH)
+    def _by_price(self, effects: Sequence[LevelEffect], price: float, reasons: tuple[str, str]) -> tuple[str, str]:
+        """The level whose gain exceeds what it costs, at the price of money, by most; with the reason for it."""
+        facts, best = self.manifest.policy, (0.0, self.control, reasons[1])
         for one in effects:
             cost = facts["cost"][one.level]
-            net = one.uplift * facts["value"] - cost * (float(facts["net"]) + facts["price"])
+            net = one.uplift * facts["value"] - cost * (float(facts["net"]) + price)
             if net > best[0]:
-                best = (net, one.level, BEST_NOW)
+                best = (net, one.level, reasons[0])
         return best[1:]
 
     def _with_exploration(self, unit: str, level: str, reason: str) -> Decision:
@@ -156,6 +172,77 @@ class DecisionPolicy:
             return Decision(level, reason, own + (1.0 - share))
         arm = arms[int(np.searchsorted(design.cuts, _draw(unit, self._salt, "arm"), side="right"))]
         return Decision(arm, EXPLORATION, own + (1.0 - share if arm == level else 0.0), True)
+
+
+class Routing:
+    """Which version answers for a unit: the challenger in its slice, the champion elsewhere.
+
+    The slice is that of `uplift canary`, by the same hash: a unit has one version in the plan, in the service, in every
+    worker and after every restart.
+
+    Args:
+        manifest: The version that is served.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        trial = manifest.challenger
+        self.design = canary_design(trial["salt"], trial["share"]) if trial and trial["share"] else None
+        self.shadow = trial is not None and self.design is None
+        if self.design is not None:
+            self._code = list(self.design.arms).index(CHALLENGER_SLICE)
+
+    def is_challengers(self, unit: str | None) -> bool:
+        """Whether the challenger answers for a unit; for whom has no id the champion does."""
+        if self.design is None or unit is None:
+            return False
+        place = np.searchsorted(self.design.cuts, _draw(unit, self.design.salt, "arm"), side="right")
+        return int(place) == self._code
+
+
+def check_challenger(champion: Model, challenger: Model, version: int) -> None:
+    """Refuse a challenger that takes what is not published, of which there is one row a unit, or has other levels.
+
+    Args:
+        champion: The model in use.
+        challenger: The one on trial.
+        version: Its number.
+
+    Raises:
+        DataError: Their features, kinds of features or levels differ.
+    """
+    ours, theirs = ({one.name: one.categorical for one in model.bins} for model in (champion, challenger))
+    if ours != theirs or champion.levels.names != challenger.levels.names:
+        raise DataError(
+            f"version {version} on trial has other features or levels than the version in use, of which one row a unit "
+            "is published: end its canary with `uplift rollback`, or set serving.shadow to false"
+        )
+
+
+def with_slice(
+    units: Iterable[tuple[str, StoredUnit]], manifest: Manifest, challenger: Model
+) -> Iterator[tuple[str, StoredUnit]]:
+    """Units to publish, with the challenger's effects in its slice.
+
+    Args:
+        units: (id, unit) with the champion's effects.
+        manifest: Of the version.
+        challenger: Its model.
+
+    Yields:
+        (id, unit).
+    """
+    routing, scorer, names = Routing(manifest), Scorer(challenger), [name for name, _ in manifest.features]
+    for unit, stored in units:
+        if not routing.is_challengers(unit):
+            yield unit, stored
+            continue
+        (effects,) = scorer.effects([scorer.encoder.encode(dict(zip(names, stored.features, strict=True)))])
+        scores = tuple((_finite(one.uplift), _finite(one.uplift_se), one.low_support) for one in effects)
+        yield unit, replace(stored, effects=scores)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _draw(unit: str, salt: str, what: str) -> int:
@@ -184,11 +271,20 @@ ASSIGNMENT = "assignment"  # what a decision also is, where it is the unit's fir
 
 @dataclass(frozen=True)
 class LogEntry:
-    """An entry of the log: its kind, the request key that makes it unique, and its content as JSON values."""
+    """An entry of the log.
+
+    kind       decision, delivery or outcome
+    key        the request key that makes it unique
+    body       its content as JSON values
+    spend      what it costs of the day's budget; None: it is not paced
+    otherwise  what the log holds in place of `body` where the day's budget is spent
+    """
 
     kind: str
     key: str
     body: Mapping[str, Any]
+    spend: Spend | None = None
+    otherwise: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +363,21 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
+def _fits(db: sqlite3.Connection, spend: Spend) -> bool:
+    """Whether the day's budget pays for the dearest level still."""
+    (spent,) = db.execute("SELECT coalesce(sum(spent), 0) FROM pace WHERE day = ?", (spend.day,)).fetchone()
+    return bool(spent + spend.most <= spend.budget)
+
+
+def _count(db: sqlite3.Connection, spend: Spend, refused: bool) -> None:
+    money = (0, 0) if refused else (spend.foreseen, spend.cost)
+    db.execute(
+        "INSERT INTO pace VALUES (?, ?, 1, ?, ?) ON CONFLICT (day, slot) DO UPDATE SET requests = requests + 1, "
+        "foreseen = foreseen + excluded.foreseen, spent = spent + excluded.spent",
+        (spend.day, spend.slot, *money),
+    )
+
+
 class DecisionLog:
     """An append-only log in one SQLite file, shared by all workers.
 
@@ -305,6 +416,10 @@ class DecisionLog:
                 "CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
                 "key TEXT NOT NULL, body TEXT NOT NULL, logged_at INTEGER NOT NULL, UNIQUE (kind, key))"
             )
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS pace (day TEXT NOT NULL, slot INTEGER NOT NULL, requests INTEGER NOT NULL, "
+                "foreseen INTEGER NOT NULL, spent INTEGER NOT NULL, PRIMARY KEY (day, slot)) WITHOUT ROWID"
+            )
             db.execute("CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)")
             if db.execute("SELECT id FROM log").fetchone() is None:  # of two workers the first names it
                 db.execute("INSERT OR IGNORE INTO log VALUES (1, lower(hex(randomblob(8))))")
@@ -338,7 +453,9 @@ class DecisionLog:
         db.execute("BEGIN IMMEDIATE")
         try:
             for one in entries:
-                body = json.dumps(one.body, separators=(",", ":"), ensure_ascii=False)
+                refused = one.spend is not None and not _fits(db, one.spend)
+                said = one.otherwise if refused and one.otherwise is not None else one.body
+                body = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
                 new = db.execute(
                     "INSERT OR IGNORE INTO entry (kind, key, body, logged_at) VALUES (?, ?, ?, ?)",
                     (one.kind, one.key, body, now),
@@ -351,12 +468,40 @@ class DecisionLog:
                     raise ConflictError(
                         f"request key {one.key!r} was used for another unit before: give each request a key of its own"
                     )
+                if new and one.spend is not None:
+                    _count(db, one.spend, refused)
                 result.append(logged)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        return result
+
+    def spending(self, days: int = 8) -> dict[str, DayCounts]:
+        """Requests and money of the newest days on which a budget was paced, by quarters of an hour.
+
+        Args:
+            days: At most so many.
+
+        Returns:
+            {day as YYYY-MM-DD: counts}.
+
+        Raises:
+            EnvironmentProblem: The file cannot be read.
+        """
+        newest = "SELECT DISTINCT day FROM pace ORDER BY day DESC LIMIT ?"
+        query = f"SELECT day, slot, requests, foreseen, spent FROM pace WHERE day IN ({newest})"
+        result: dict[str, DayCounts] = {}
+        try:
+            with closing(self._open()) as db:
+                rows = db.execute(query, (days,)).fetchall()
+        except sqlite3.Error as error:
+            raise EnvironmentProblem(f"the log of decisions {self._file} cannot be read: {error}") from error
+        for day, slot, *counts in rows:
+            of_day = result.setdefault(day, (np.zeros(SLOTS), np.zeros(SLOTS), np.zeros(SLOTS)))
+            for array, count in zip(of_day, counts, strict=True):
+                array[slot] = count
         return result
 
     def entries(self, kind: str, after: int = 0, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:

@@ -5,6 +5,7 @@ A version is a folder below the campaign's serving folder:
     CURRENT                    name of the version that is served
     <version>/manifest.json    what the version holds and was made from
     <version>/model.uplift     the model's file, whose SHA-256 stands in the manifest
+    <version>/challenger.uplift  the challenger's, while there is one: it answers for its slice, or beside the model
     <version>/units.sqlite     one row per unit; with Redis the units lie in the hash uplift:<campaign>:<version>
 
 A version never changes once it is whole. `publish_version` makes the next one beside it and renames CURRENT, so that
@@ -36,6 +37,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError, Environme
 from uplift_spark.roles import checked_name
 
 CURRENT, MANIFEST, MODEL, UNITS = "CURRENT", "manifest.json", "model.uplift", "units.sqlite"
+CHALLENGER_MODEL = "challenger.uplift"
 LOG_FILE = "decisions.sqlite"
 STORE_FORMAT = 1
 _CHUNK = 1000  # units that go to Redis at once
@@ -83,6 +85,10 @@ class Manifest:
     averages       {level: [mean uplift, error of one unit's about it]} over the units
     barred         reasons of the plan with which a unit gets nothing, not even at random
     policy         value of the outcome and costs, prices of the limits, whether there are rules that bar units, consent
+    spend          (price of money, mean cost of a unit that is decided by it), prices rising; empty where costs differ
+                   by unit, or a limit is not of money
+    challenger     name, version and SHA-256 of the version on trial, salt and share of its slice; with share 0 it only
+                   decides beside the model and never answers; None: there is none
     inputs         versions of tables and identities of runs; the same inputs make the same version
     held_back      {why: units that may not be contacted, and are not in the version}
     units          number of units
@@ -106,6 +112,8 @@ class Manifest:
     redis: bool = False
     units_sha256: str = ""
     published_at: int = 0
+    spend: tuple[tuple[float, float], ...] = ()
+    challenger: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -126,6 +134,7 @@ class Manifest:
         fingerprint = raw.pop("fingerprint", None)
         raw["features"] = tuple((name, kind) for name, kind in raw["features"])
         raw["averages"] = {level: (mean, error) for level, (mean, error) in raw["averages"].items()}
+        raw["spend"] = tuple((price, cost) for price, cost in raw.get("spend", ()))
         manifest = cls(**{**raw, "levels": tuple(raw["levels"]), "barred": tuple(raw["barred"])})
         if manifest.fingerprint != fingerprint:
             raise DataError("the published version's features are not those of its fingerprint: run `uplift publish`")
@@ -348,7 +357,12 @@ def published_already(folder: Path, manifest: Manifest, redis: Any = None) -> st
 
 
 def publish_version(
-    folder: Path, manifest: Manifest, model: bytes, units: Iterable[tuple[str, StoredUnit]], redis: Any = None
+    folder: Path,
+    manifest: Manifest,
+    model: bytes,
+    units: Iterable[tuple[str, StoredUnit]],
+    redis: Any = None,
+    challenger: bytes | None = None,
 ) -> Published:
     """Make a version and serve it, once: with the inputs that are served already nothing happens.
 
@@ -361,6 +375,7 @@ def publish_version(
         model: The model's file.
         units: (id, unit), each id once.
         redis: Client of the Redis that keeps the units; None: a file does.
+        challenger: Its model's file, where the manifest has one.
 
     Returns:
         What the run did.
@@ -392,17 +407,24 @@ def publish_version(
             units_sha256=_sha256(partial / UNITS) or "", published_at=time.time_ns() // 1000,
         )  # fmt: skip
         _write_file(partial / MODEL, model)
+        if challenger is not None:
+            _write_file(partial / CHALLENGER_MODEL, challenger)
         _write_file(partial / MANIFEST, manifest.to_json().encode())
-        if (folder / version).exists():  # of a run that was killed before the switch
-            shutil.rmtree(folder / version)
-        os.replace(partial, folder / version)
-        _write_file(folder / f".{CURRENT}.partial", version.encode())
-        os.replace(folder / f".{CURRENT}.partial", folder / CURRENT)
-        _sync_folder(folder)
+        _switch(folder, partial, version)
     except OSError as error:
         raise EnvironmentProblem(f"serving folder {folder} cannot be written: {error.strerror or error}") from error
     _remove_others(folder, version, manifest.campaign, redis)
     return result
+
+
+def _switch(folder: Path, partial: Path, version: str) -> None:
+    """Give a version that is whole its name, and serve it."""
+    if (folder / version).exists():  # of a run that was killed before the switch
+        shutil.rmtree(folder / version)
+    os.replace(partial, folder / version)
+    _write_file(folder / f".{CURRENT}.partial", version.encode())
+    os.replace(folder / f".{CURRENT}.partial", folder / CURRENT)
+    _sync_folder(folder)
 
 
 def _readable(folder: Path, version: str | None) -> Manifest | None:
@@ -421,6 +443,8 @@ def _same(served: Manifest, manifest: Manifest, redis: Any) -> bool:
 def _intact(home: Path, served: Manifest, redis: Any) -> bool:
     """Whether model and units are those that were published; units in Redis are counted."""
     if _sha256(home / MODEL) != served.model["sha256"]:
+        return False
+    if served.challenger is not None and _sha256(home / CHALLENGER_MODEL) != served.challenger["sha256"]:
         return False
     if redis is None:
         return _sha256(home / UNITS) == served.units_sha256
@@ -572,11 +596,12 @@ def _remove_others(folder: Path, version: str, campaign: str, redis: Any) -> Non
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """A version that is open: its manifest, the bytes of its verified model and its units."""
+    """A version that is open: its manifest, the bytes of its verified models and its units."""
 
     manifest: Manifest
     model: bytes
     units: UnitStore
+    challenger: bytes | None = None
 
 
 def open_version(folder: Path, redis_url: str | None = None) -> ServedVersion:
@@ -592,12 +617,10 @@ def open_version(folder: Path, redis_url: str | None = None) -> ServedVersion:
     manifest = read_manifest(folder, version)
     if manifest.redis and redis_url is None:
         raise ConfigError("the units were published to Redis: name it in serving.redis")
-    try:
-        model = (folder / version / MODEL).read_bytes()
-    except OSError as error:
-        raise DataError(f"the model of version {version} cannot be read: run `uplift publish` again") from error
-    if hashlib.sha256(model).hexdigest() != manifest.model["sha256"]:
-        raise DataError(f"the model of version {version} is not the one that was published: run `uplift publish` again")
+    model = _model(folder / version / MODEL, manifest.model)
+    challenger = None
+    if manifest.challenger is not None:
+        challenger = _model(folder / version / CHALLENGER_MODEL, manifest.challenger)
     units: UnitStore
     if redis_url is not None and manifest.redis:
         units = RedisUnits(redis_url, unit_key(manifest.campaign, version))
@@ -605,4 +628,16 @@ def open_version(folder: Path, redis_url: str | None = None) -> ServedVersion:
         if not (folder / version / UNITS).exists():
             raise DataError(f"the units of version {version} are gone: run `uplift publish` again")
         units = SqliteUnits(folder / version / UNITS)
-    return ServedVersion(manifest, model, units)
+    return ServedVersion(manifest, model, units, challenger)
+
+
+def _model(file: Path, facts: Mapping[str, Any]) -> bytes:
+    """A model's file, which must be the one that was published."""
+    version = file.parent.name
+    try:
+        model = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"the model of version {version} cannot be read: run `uplift publish` again") from error
+    if hashlib.sha256(model).hexdigest() != facts["sha256"]:
+        raise DataError(f"the model of version {version} is not the one that was published: run `uplift publish` again")
+    return model

@@ -2,7 +2,8 @@
 
 Reads the training set, or the table that `experiment.table` names, and gold.experiment; appends to
 gold.experiment_health, gold.readout and gold.experiment, and draws the effect over time. Ends with exit code 1 and the
-reasons where the trial is broken and nobody overrides that.
+reasons where the trial is broken and nobody overrides that. With --programme it reads profiles, outcomes and
+assignments of all campaigns with the same holdout, and what was read of each.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config
 from uplift_spark.console import main_job
-from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.pictures import effect_picture, save
 from uplift_spark.experiments.backtest import POLICY_ROLE, PolicyReadout
+from uplift_spark.experiments.programme_tables import ProgrammeTables
 from uplift_spark.experiments.protocol import (
     READ,
     ReadingOptions,
@@ -52,9 +54,14 @@ def options(
     policy: Annotated[
         str | None, typer.Option(metavar="SQL", help="Arm of a policy, over the rows' columns: read it, too.")
     ] = None,
+    programme: Annotated[
+        bool, typer.Option("--programme", help="What all campaigns with this holdout bring together.")
+    ] = False,
 ) -> dict[str, Any]:
     """How the trial is read."""
-    return {"reading": ReadingOptions.of_texts(as_of, final, override, policy)}
+    if programme and (as_of or final or policy):
+        raise ConfigError("--programme reads all outcomes that are there: leave --as-of, --final and --policy out")
+    return {"reading": ReadingOptions.of_texts(as_of, final, override, policy), "programme": programme}
 
 
 def run(
@@ -63,10 +70,16 @@ def run(
     run_id: str | None = None,
     *,
     reading: ReadingOptions | None = None,
+    programme: bool = False,
 ) -> JobResult:
     """Write findings, figures and verdict; a broken trial has no figures and is a DataError once that is written, a
-    `policy` that the logged arms tell nothing of before anything is."""
+    `policy` that the logged arms tell nothing of before anything is.
+
+    With `programme` the units that no campaign treats are read against all others.
+    """
     how, lake = reading or ReadingOptions(), campaign.lake
+    if programme:
+        return _read_programme(campaign, progress, run_id, how)
     trial, design = trial_of(campaign.config), readout_design(campaign.config)
     read = read_trial_rows(campaign, how)
     result = read_sums(read.sums, readout_metrics(trial), design, read.facts, override=how.override)
@@ -89,6 +102,25 @@ def run(
     picture = _picture(campaign, read, progress, run_id)
     details = read.details | ({"picture": picture} if picture else {})
     return JobResult.of("readout", run_id, *written, **details, readout=_text(result, policy))
+
+
+def _read_programme(
+    campaign: Campaign, progress: ProgressCallback, run_id: str | None, how: ReadingOptions
+) -> JobResult:
+    """Write what all campaigns with the holdout bring together; raises DataError where it is broken."""
+    lake, tables = campaign.lake, ProgrammeTables.of(campaign)
+    for name in tables.unread:
+        progress(
+            f"no reading of campaign {name} is on record: effects are not added up; run `uplift readout` with its conf"
+        )
+    result, facts = tables.readout(trial_of(campaign.config).alpha, how.override)
+    run_id = run_id or campaign.run_id("readout", programme=tables.identity, override=how.override)
+    common = {CAMPAIGN: campaign.name, "as_of": tables.as_of, "override": how.override}
+    lines = [{**common, **vars(one), TREATMENT: one.arm} for one in result.rows]
+    written = lake.write(READOUT_TABLE, filled(lake, READOUT_TABLE, lines), run_id)
+    units = {arm: f"{n:,.0f}" for arm, n in facts.units.items()}
+    campaigns = ", ".join(tables.campaigns)
+    return JobResult.of("readout", run_id, written, campaigns=campaigns, units=units, readout=result.text())
 
 
 def planned_jobs(config: Config) -> dict[str, Callable[..., JobResult]]:
@@ -148,7 +180,7 @@ def policy_beside_truth(campaign: Campaign, result: JobResult) -> pd.DataFrame:
             true.loc[reward.column],
             dict(zip(layout.arms, reward.costs or [0.0] * len(layout.arms), strict=True)),
         )
-        spent = sum(costs[name] * share for name, share in mine["share"].items())
+        spent = sum(costs[str(name)] * share for name, share in mine["share"].items())
         return float(reward.value * (mine["policy"].sum() - mine["all"].get(level, 0.0)) - (spent - costs[level]))
 
     true_effects = [true_effect(*names) for names in zip(rows["metric"], rows[TREATMENT], strict=True)]

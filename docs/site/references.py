@@ -402,7 +402,8 @@ def _table_lines(contract: Contract) -> list[str]:
 MODULES = {
     "Experiments": (
         "experiments.assignment", "experiments.backtest", "experiments.design", "experiments.frames",
-        "experiments.health", "experiments.readout", "experiments.sequential", "experiments.switchback",
+        "experiments.health", "experiments.programme", "experiments.readout",
+        "experiments.sequential", "experiments.switchback",
     ),
     "Governance": (
         "governance.approvals", "governance.audit", "governance.bias", "governance.documents", "governance.permissions",

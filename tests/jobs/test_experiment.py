@@ -421,8 +421,68 @@ def test_the_targeted_campaign_after_a_trial(lake, tmp_path: Path) -> None:
         readout_job.run(later, reading=ReadingOptions(policy="age_of"))
     with pytest.raises(ConfigError, match="conversion"):  # it is known only after the treatment
         readout_job.run(later, reading=ReadingOptions(policy="CASE WHEN conversion > 0 THEN '5%' ELSE 'none' END"))
-    with pytest.raises(DataError, match="is no arm in"):
+    with pytest.raises(DataError, match="column 'arm of the policy' is no arm in"):
         readout_job.run(later, reading=ReadingOptions(policy="'10%'"))
+
+
+@pytest.mark.slow
+def test_a_programme_is_read_from_the_tables(lake) -> None:
+    """Two campaigns with one holdout: figures are those of pandas; without a reading of both nothing is added up."""
+    from uplift_spark.config import load_config
+    from uplift_spark.experiments.assignment import ProgrammeHoldout
+    from uplift_spark.experiments.programme import SingleEffect, programme_readout
+    from uplift_spark.experiments.protocol import filled, record_row
+    from uplift_spark.experiments.readout import ReadoutMetric
+    from uplift_spark.jobs import ingest
+
+    conf = Path(__file__).resolve().parents[2] / "conf/experiment.yaml"
+    place, campaigns = f"lakehouse.path={lake.lakehouse.path}", {}
+    for name in ("autumn", "winter"):
+        own = ("source.units=2000", "experiment.units=1800", f"campaign={name}", f"experiment.salt={name}-2025", place)
+        campaigns[name] = Campaign(load_config(conf, own), lake)
+        ingest.run(campaigns[name])
+    autumn, winter = campaigns.values()
+    without = replace(autumn.config, experiment=replace(autumn.config.experiment, holdout=None))
+    with pytest.raises(ConfigError, match=r"experiment\.holdout is not set: only units that no campaign treats"):
+        readout_job.run(autumn.changed(without), programme=True)
+
+    def reading(campaign: Campaign, effect: float) -> SingleEffect:
+        run_id = f"readout-{campaign.name}"
+        lake.write("gold.experiment", record_row(campaign, "readout", AT, verdict="ship"), run_id)
+        row = {"campaign": campaign.name, "metric": "conversion", "role": "primary", "treatment": "5%"}
+        lake.write("gold.readout", filled(lake, "gold.readout", [{**row, "effect": effect, "error": 0.004}]), run_id)
+        units = (assigned(lake, campaign.name)["treatment"] == "5%").sum()
+        return SingleEffect(campaign.name, "conversion", "5%", float(units), effect, 0.004)
+
+    singles = [reading(autumn, 0.02)]
+    lake.write("gold.experiment", record_row(winter, "assign", AT), "assign-winter")
+    said: list[str] = []
+    how = {"reading": ReadingOptions(override="small"), "programme": True}
+    half = readout_job.run(autumn, said.append, **how)
+    assert any("no reading of campaign winter is on record" in line for line in said)
+    assert "sum of single effects" not in str(half.details["readout"])
+    singles.append(reading(winter, 0.01))
+    whole = readout_job.run(autumn, **how)
+    assert whole.details["campaigns"] == "autumn, winter" and whole.run_id != half.run_id
+    profiles = [lake.read(f"bronze.profile_{name}").select("unit_id").toPandas() for name in campaigns]
+    events = lake.read("bronze.outcome").toPandas()
+    sums = events.pivot_table(index="unit_id", columns="outcome", values="value", aggfunc="sum")
+    units = pd.concat(profiles).join(sums, on="unit_id").fillna(0.0)
+    metrics = [ReadoutMetric("conversion", "conversion", role="primary"), ReadoutMetric("revenue", "revenue")]
+    held = ProgrammeHoldout("shop-programme", 0.1)
+    wanted = programme_readout(units, held, metrics, singles=singles, override="small")
+    shown = lake.read("gold.readout").where(f"run_id = '{whole.run_id}'").toPandas()
+    shown = shown.set_index(["metric", "treatment"])
+    assert len(shown) == len(wanted.rows) == 4 and set(shown["role"]) == {"programme"}
+    for row in wanted.rows:
+        mine = shown.loc[(row.metric, row.arm)]
+        assert (mine["effect"], mine["error"]) == pytest.approx((row.effect, row.error))
+    other = replace(winter.config.experiment, holdout=replace(winter.config.experiment.holdout, share=0.2))
+    lake.write(
+        "gold.experiment", record_row(winter.changed(replace(winter.config, experiment=other)), "assign", AT), "x"
+    )
+    with pytest.raises(ConfigError, match=r"campaign winter holds out 0\.2 of programme shop-programme"):
+        readout_job.run(autumn, programme=True)
 
 
 @pytest.mark.slow

@@ -388,7 +388,7 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
     return TrialReading(sums, facts, as_of, waiting, identity, whole, columns)
 
 
-_POLICY = "__policy"
+_POLICY = "arm of the policy"
 
 
 def read_trial_policy(

@@ -46,7 +46,7 @@ def run(
         result = load_events(config, config.source, lake, progress, run_id, replace)
         return _on_record(campaign, result, ()) if replace else result
     opened = open_source(config, lake, progress)
-    trial, dealt = simulated_trial(config)
+    trial, dealt = simulated_trial(campaign)
     identity = {**opened.identity, **dealt}
 
     def named(earlier: Replacement) -> str:

@@ -2,7 +2,8 @@
 
 Reads the training set, or the table that `experiment.table` names, and gold.experiment; appends to
 gold.experiment_health, gold.readout and gold.experiment, and draws the effect over time. Ends with exit code 1 and the
-reasons where the trial is broken and nobody overrides that.
+reasons where the trial is broken and nobody overrides that. With --programme it reads profiles, outcomes and
+assignments of all campaigns with the same holdout, and what was read of each.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from pyspark.sql import functions as F
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config
 from uplift_spark.console import main_job
-from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.evaluation.pictures import effect_picture, save
+from uplift_spark.experiments.backtest import POLICY_ROLE, PolicyReadout
+from uplift_spark.experiments.programme_tables import ProgrammeTables
 from uplift_spark.experiments.protocol import (
     READ,
     ReadingOptions,
     TrialReading,
     filled,
     planned_readings,
+    policy_layout,
+    read_trial_policy,
     read_trial_rows,
     reading_identity,
     readout_design,
@@ -38,7 +43,7 @@ from uplift_spark.experiments.protocol import (
 )
 from uplift_spark.experiments.readout import PRIMARY, TrialReadout, effects_by_day, read_sums
 from uplift_spark.lake.schemas import EXPERIMENT_TABLE, READOUT_TABLE, TRUTH_TABLE
-from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
@@ -46,9 +51,17 @@ def options(
     as_of: Annotated[str | None, typer.Option(help="Read outcomes until then, in UTC, such as 2026-03-09.")] = None,
     final: Annotated[bool, typer.Option("--final", help="Assignment has ended: this reading is the last.")] = False,
     override: Annotated[str | None, typer.Option(help="Why a broken trial is read; stays on every figure.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Arm of a policy, over the rows' columns: read it, too.")
+    ] = None,
+    programme: Annotated[
+        bool, typer.Option("--programme", help="What all campaigns with this holdout bring together.")
+    ] = False,
 ) -> dict[str, Any]:
     """How the trial is read."""
-    return {"reading": ReadingOptions.of_texts(as_of, final, override)}
+    if programme and (as_of or final or policy):
+        raise ConfigError("--programme reads all outcomes that are there: leave --as-of, --final and --policy out")
+    return {"reading": ReadingOptions.of_texts(as_of, final, override, policy), "programme": programme}
 
 
 def run(
@@ -57,16 +70,26 @@ def run(
     run_id: str | None = None,
     *,
     reading: ReadingOptions | None = None,
+    programme: bool = False,
 ) -> JobResult:
-    """Write findings, figures and verdict; a broken trial has no figures and is a DataError once that is written."""
+    """Write findings, figures and verdict; a broken trial has no figures and is a DataError once that is written, a
+    `policy` that the logged arms tell nothing of before anything is.
+
+    With `programme` the units that no campaign treats are read against all others.
+    """
     how, lake = reading or ReadingOptions(), campaign.lake
+    if programme:
+        return _read_programme(campaign, progress, run_id, how)
     trial, design = trial_of(campaign.config), readout_design(campaign.config)
     read = read_trial_rows(campaign, how)
     result = read_sums(read.sums, readout_metrics(trial), design, read.facts, override=how.override)
+    policy = read_trial_policy(campaign, read, how, result.level) if result.metrics else None
+    if policy is not None and how.policy is not None:
+        policy.refuse()
     run_id = run_id or campaign.run_id("readout", **reading_identity(campaign, read, how))
     written = [write_findings(campaign, read, result.findings, how, run_id)]
     if result.metrics:
-        rows = filled(lake, READOUT_TABLE, readout_rows(campaign, read, result))
+        rows = filled(lake, READOUT_TABLE, readout_rows(campaign, read, result, policy))
         written.append(lake.write(READOUT_TABLE, rows, run_id))
     verdict = result.verdict
     figures = {
@@ -78,7 +101,26 @@ def run(
     refuse_broken(campaign, result.findings, how.override)
     picture = _picture(campaign, read, progress, run_id)
     details = read.details | ({"picture": picture} if picture else {})
-    return JobResult.of("readout", run_id, *written, **details, readout=_text(result))
+    return JobResult.of("readout", run_id, *written, **details, readout=_text(result, policy))
+
+
+def _read_programme(
+    campaign: Campaign, progress: ProgressCallback, run_id: str | None, how: ReadingOptions
+) -> JobResult:
+    """Write what all campaigns with the holdout bring together; raises DataError where it is broken."""
+    lake, tables = campaign.lake, ProgrammeTables.of(campaign)
+    for name in tables.unread:
+        progress(
+            f"no reading of campaign {name} is on record: effects are not added up; run `uplift readout` with its conf"
+        )
+    result, facts = tables.readout(trial_of(campaign.config).alpha, how.override)
+    run_id = run_id or campaign.run_id("readout", programme=tables.identity, override=how.override)
+    common = {CAMPAIGN: campaign.name, "as_of": tables.as_of, "override": how.override}
+    lines = [{**common, **vars(one), TREATMENT: one.arm} for one in result.rows]
+    written = lake.write(READOUT_TABLE, filled(lake, READOUT_TABLE, lines), run_id)
+    units = {arm: f"{n:,.0f}" for arm, n in facts.units.items()}
+    campaigns = ", ".join(tables.campaigns)
+    return JobResult.of("readout", run_id, written, campaigns=campaigns, units=units, readout=result.text())
 
 
 def planned_jobs(config: Config) -> dict[str, Callable[..., JobResult]]:
@@ -108,10 +150,48 @@ def readings_beside_truth(campaign: Campaign, results: Sequence[JobResult]) -> p
     return rows.select(F.date_format("as_of", "yyyy-MM-dd").alias("as_of"), *columns).toPandas()
 
 
-def _text(result: TrialReadout) -> str:
-    """The readout's lines, the verdict last, where it is read."""
+def policy_beside_truth(campaign: Campaign, result: JobResult) -> pd.DataFrame:
+    """What a readout of a simulated targeted campaign showed of its policy, beside the truth.
+
+    Args:
+        campaign: Simulated, with `experiment.decision` in its training set.
+        result: Of its readout.
+
+    Returns:
+        A row for each metric and level that all units would get: metric, against, effect of the policy a unit, its
+        interval, the true mean on these units, status.
+    """
+    lake, config = campaign.lake, campaign.config
+    mine = (F.col(RUN_ID) == result.run_id) & (F.col("role") == POLICY_ROLE)
+    rows = lake.read(READOUT_TABLE).where(mine).toPandas()
+    decision = F.col(str(trial_of(config).decision))
+    truth = lake.read(TRUTH_TABLE).where(F.col(CAMPAIGN) == campaign.name)
+    known = campaign.training_set().select(UNIT, decision.alias("decision")).join(truth, UNIT)
+    gets = F.col("decision") == F.col(TREATMENT)
+    means = {"all": F.avg("effect"), "policy": F.avg(F.when(gets, F.col("effect")).otherwise(0.0))}
+    means |= {"share": F.avg(gets.cast("double"))}
+    by_level = known.groupBy("outcome", TREATMENT).agg(*(mean.alias(name) for name, mean in means.items()))
+    true = by_level.toPandas().set_index(["outcome", TREATMENT])
+    layout = policy_layout(config)
+
+    def true_effect(metric: str, level: str) -> float:
+        reward = next(one for one in layout.rewards if one.name == metric)
+        mine, costs = (
+            true.loc[reward.column],
+            dict(zip(layout.arms, reward.costs or [0.0] * len(layout.arms), strict=True)),
+        )
+        spent = sum(costs[str(name)] * share for name, share in mine["share"].items())
+        return float(reward.value * (mine["policy"].sum() - mine["all"].get(level, 0.0)) - (spent - costs[level]))
+
+    true_effects = [true_effect(*names) for names in zip(rows["metric"], rows[TREATMENT], strict=True)]
+    shown = rows.rename(columns={TREATMENT: "against"}).assign(true_effect=true_effects)
+    return shown[["metric", "against", "effect", "lower", "upper", "true_effect", "status"]]
+
+
+def _text(result: TrialReadout, policy: PolicyReadout | None) -> str:
+    """The readout's lines, those of a policy behind them, the verdict last, where it is read."""
     verdict, *lines = result.text().splitlines()
-    return "\n".join([*lines, "", verdict])
+    return "\n".join([*lines, *([policy.text()] if policy else []), "", verdict])
 
 
 def _picture(campaign: Campaign, read: TrialReading, progress: ProgressCallback, run_id: str) -> str:

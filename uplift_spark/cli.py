@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from uplift_spark.campaign import Campaign
-    from uplift_spark.config import Lakehouse
+    from uplift_spark.config import Config, Lakehouse
     from uplift_spark.lake.local_tables import LocalTables
     from uplift_spark.runtime import JobResult
 
@@ -61,6 +61,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+_OF_FOLLOWER = ("ingest", "features", "readout")
+"""Jobs that `demo` runs of a targeted campaign, whose plan is that of the trial before."""
 
 
 def main() -> None:
@@ -107,7 +111,12 @@ def demo(conf: ConfOption, set_: SetOption = None) -> None:
         jobs[verb] = partial(_run_verb, verb)
         if verb == "features" and config.experiment is not None:  # it is read once its rows are there, as planned
             jobs |= import_module(f"{PACKAGE}.readout").planned_jobs(config)
-    console.run_jobs(jobs, conf, set_, None, after=partial(_print_summary, _where(conf, set_)))
+    follower = None
+    if config.experiment is not None and config.experiment.then is not None:
+        follower = console.read_config(conf.parent / config.experiment.then, set_, *_OF_FOLLOWER)
+        jobs |= {f"{verb} {follower.campaign}": partial(_run_as, follower, verb) for verb in _OF_FOLLOWER}
+    after = partial(_print_summary, _where(conf, set_), follower)
+    console.run_jobs(jobs, conf, set_, None, after=after)
 
 
 @app.command()
@@ -170,7 +179,7 @@ def quickstart(
             return
         jobs = {verb: partial(_run_verb, verb) for verb in whole_line(console.read_config(conf, None, "quickstart"))}
         jobs["ingest"] = partial(jobs["ingest"], replace=True)
-        console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None)))
+        console.run_jobs(jobs, conf, None, None, after=partial(_print_summary, _where(conf, None), None))
 
 
 @app.command()
@@ -246,16 +255,29 @@ def _run_verb(verb: str, *arguments: Any, **options: Any) -> JobResult:
     return result
 
 
-def _print_summary(where: str, campaign: Campaign, results: list[JobResult]) -> None:
-    """Where to look further, whom to treat within the budget, what to do and why, and where the report is."""
+def _run_as(config: Config, verb: str, campaign: Campaign, *arguments: Any) -> JobResult:
+    """A job of another campaign in the same lakehouse."""
+    other = campaign.changed(config)
+    with other.planned(verb):
+        return _run_verb(verb, other, *arguments)
+
+
+def _print_summary(where: str, follower: Config | None, campaign: Campaign, results: list[JobResult]) -> None:
+    """Where to look further, whom to treat within the budget, what to do and why, and where the report is; of a trial
+    what it showed, and what the targeted campaign after it brought."""
     from uplift_spark.sections.source import Simulation
 
+    last, results = results[-1], results if follower is None else results[: -len(_OF_FOLLOWER)]
     config, of_job = campaign.config, {result.job: result for result in results}
     plan, report = of_job.get("policy"), of_job["report"].details
     place = config.lakehouse.catalog or Path(config.lakehouse.path).resolve()
     if config.experiment is not None and isinstance(config.source, Simulation):
         out().print("The trial, reading by reading, beside the truth")
         out().print(console.rich_table(import_module(f"{PACKAGE}.readout").readings_beside_truth(campaign, results)))
+    if follower is not None:
+        out().print("The targeted campaign: its policy against giving all units a level, beside the truth")
+        shown = import_module(f"{PACKAGE}.readout").policy_beside_truth(campaign.changed(follower), last)
+        out().print(console.rich_table(shown))
     lines = [f"Tables: {len(campaign.lake.tables())} in {place}, listed by `{program()} tables{where}`"]
     for query in campaign.queries_to_try(of_job["lift"].run_id, plan.run_id if plan else None):
         lines += ["", f'{program()} sql{where} "{query}"']

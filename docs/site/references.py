@@ -402,8 +402,9 @@ def _table_lines(contract: Contract) -> list[str]:
 # Modules that pages of the guide import from, beside the names of the package itself.
 MODULES = {
     "Experiments": (
-        "experiments.assignment", "experiments.design", "experiments.frames", "experiments.health",
-        "experiments.readout", "experiments.sequential", "experiments.switchback",
+        "experiments.assignment", "experiments.backtest", "experiments.design", "experiments.frames",
+        "experiments.health", "experiments.programme", "experiments.readout",
+        "experiments.sequential", "experiments.switchback",
     ),
     "Governance": (
         "governance.approvals", "governance.audit", "governance.bias", "governance.documents", "governance.permissions",

@@ -268,3 +268,25 @@ def test_slices_of_a_canary_are_added_up_from_each_table(spark, monkeypatch):
     unknown = tables["requests"].drop("unit_id")
     with pytest.raises(ConfigError, match=r"table bronze\.log has no column 'unit_id' with the unit of a request"):
         slices.evidence(planned, plans, {"requests": unknown})
+
+
+@pytest.mark.parametrize("clusters", [0, 800])
+def test_a_policy_is_read_alike(spark, clusters: int) -> None:
+    from tests.experiments.test_backtest import ARMS, MONEY, SPEND, campaign
+    from uplift_spark.experiments.backtest import LoggedColumns, backtest, layout_of, read_policy
+    from uplift_spark.experiments.spark import backtest_sums
+
+    frame, _ = campaign(2400, 11, 0.6, clusters)
+    columns = LoggedColumns(cluster="group" if clusters else None)
+    wanted = backtest(frame, [SPEND], ARMS, columns, money=MONEY)
+    layout = layout_of([SPEND], ARMS, money=MONEY, clustered=bool(clusters))
+    names = ["unit_id", "treatment", "policy", "propensity", "before", "spend", "group"]
+    rows = spark.createDataFrame(frame[names]).repartition(3)
+    result = read_policy(layout, backtest_sums(rows, layout, columns))
+    for one, other in zip(result.metrics, wanted.metrics, strict=True):
+        assert (one.metric, one.arm, one.status) == (other.metric, other.arm, other.status)
+        assert (one.effect, one.error, one.relative) == pytest.approx(
+            (other.effect, other.error, other.relative), rel=1e-8
+        )
+    with pytest.raises(DataError, match="column 'policy' is no arm in 2,400 rows: use none, 5%, 10%"):
+        backtest_sums(rows.withColumn("policy", F.lit("20%")), layout, columns)

@@ -344,21 +344,145 @@ def test_the_life_of_a_trial_beside_the_truth(lake, tmp_path: Path) -> None:
     from uplift_spark.jobs import features, ingest
     from uplift_spark.jobs.readout import planned_jobs, readings_beside_truth
 
-    smaller = ("source.units=16000", "experiment.units=16000", f"lakehouse.path={lake.lakehouse.path}")
+    smaller = ("source.units=18000", "experiment.units=16200", f"lakehouse.path={lake.lakehouse.path}")
     campaign = Campaign(load_config(Path(__file__).resolve().parents[2] / "conf/experiment.yaml", smaller), lake)
     results = [ingest.run(campaign), features.run(campaign)]
     rows = assigned(lake, "autumn")
     wanted = assign(rows["unit_id"].tolist(), designed(campaign.config))
-    assert (rows["treatment"] == wanted["treatment"]).all() and len(rows) == 16000
+    assert (rows["treatment"] == wanted["treatment"]).all() and len(rows) == pytest.approx(16200, rel=0.01)
     assert rows["assigned_at"].dt.date.nunique() == 28
     results += [job(campaign) for job in planned_jobs(campaign.config).values()]
     table = readings_beside_truth(campaign, results)
-    assert table["share"].tolist() == sorted(table["share"]) and table["share"].iloc[-1] == 1.0 and len(table) == 4
+    assert table["share"].tolist() == sorted(table["share"]) and table["share"].iloc[-1] > 0.99 and len(table) == 4
     last = table.iloc[-1]
     assert last["lower"] < last["true_effect"] < last["upper"] and 0.001 < last["true_effect"] < 0.03
     other = replace(campaign.config, experiment=replace(campaign.config.experiment, salt="autumn-2026"))
     with pytest.raises(ConflictError, match="already holds campaign 'autumn'"):
         ingest.run(Campaign(other, lake))
+
+
+@pytest.mark.slow
+def test_the_targeted_campaign_after_a_trial(lake, tmp_path: Path) -> None:
+    """The campaign of conf/experiment_targeted.yaml follows a plan: arms, propensities and holdout are those of the
+    design, customers are the same and what they buy is not, and intervals cover what the policy brings in truth."""
+    from pyspark.sql import functions as F
+
+    from uplift_spark.config import load_config
+    from uplift_spark.experiments.assignment import ProgrammeHoldout, in_programme_holdout
+    from uplift_spark.jobs import features, ingest
+    from uplift_spark.jobs.readout import policy_beside_truth
+
+    folder, smaller = Path(__file__).resolve().parents[2] / "conf", ("source.units=12000",)
+    place = f"lakehouse.path={lake.lakehouse.path}"
+    trial = Campaign(load_config(folder / "experiment.yaml", (*smaller, place)), lake)
+    ingest.run(trial)
+    later = Campaign(load_config(folder / "experiment_targeted.yaml", (*smaller, place)), lake)
+    with pytest.raises(DataError, match=r"gold\.policy_decisions"):
+        ingest.run(later)
+    # A plan as `uplift policy` writes it: bargain hunters get the discount.
+    profile = lake.read("bronze.profile_autumn").join(lake.read("bronze.assignment").select("unit_id"), "unit_id")
+    gets = F.when(F.col("discount_share") > 0.4, "5%").otherwise("none")
+    nothing = {name: F.lit(0.0) for name in ("gain", "cost", "value")}
+    plan = profile.select("unit_id", gets.alias("treatment")).withColumns(
+        {"campaign": F.lit("autumn"), "reason": F.lit("rule"), "model_version": F.lit("1"), **nothing}
+    )
+    lake.write("gold.policy_decisions", plan, "policy-by-hand")
+    written = ingest.run(later)
+    assert ingest.run(later).run_id == written.run_id
+    rows = assigned(lake, "autumn_targeted")
+    customers = lake.read("bronze.profile_autumn_targeted").select("unit_id", "planned").toPandas()
+    assert len(customers) == 12000 and not customers["unit_id"].duplicated().any()
+    out = in_programme_holdout(customers["unit_id"].tolist(), ProgrammeHoldout("shop-programme", 0.1))
+    assert set(rows["unit_id"]) == set(customers["unit_id"][~out]) and 1000 < out.sum() < 1400
+    design = designed(later.config)
+    decided = customers.set_index("unit_id").loc[rows["unit_id"], "planned"]
+    wanted = assign(rows["unit_id"].tolist(), design, decisions=decided.tolist())
+    assert (wanted["treatment"].to_numpy() == rows["treatment"].to_numpy()).all()
+    assert rows["propensity"].to_numpy() == pytest.approx(wanted["propensity"].to_numpy())
+    assert set(np.round(rows["propensity"], 9)) == {0.1, 0.9}
+    outcomes = lake.read("bronze.outcome").where("outcome = 'conversion'").toPandas()
+    first, second = (set(outcomes.loc[outcomes["campaign"] == one, "unit_id"]) for one in ("autumn", "autumn_targeted"))
+    both = len(first & second) / 12000
+    assert both == pytest.approx(len(first) * len(second) / 12000**2, abs=0.006)  # by chance, and as they are alike
+    features.run(later)
+    result = readout_job.run(later)
+    table = policy_beside_truth(later, result).set_index(["metric", "against"])
+    assert set(table.index) == {(m, a) for m in ("conversion", "revenue", "profit") for a in ("none", "5%")}
+    assert ((table["lower"] < table["true_effect"]) & (table["true_effect"] < table["upper"])).all(), table
+    assert table.loc[("conversion", "none"), "true_effect"] > 0 > table.loc[("conversion", "5%"), "true_effect"]
+    text = str(result.details["readout"])
+    assert "policy against none for all, conversion a unit:" in text and "effective units)" in text
+    # Any other rule from the same rows; one that logged arms tell nothing of is refused.
+    again = readout_job.run(
+        later, reading=ReadingOptions(policy="CASE WHEN recency_days < 30 THEN '5%' ELSE 'none' END")
+    )
+    assert again.run_id != result.run_id
+    with pytest.raises(ConfigError, match="'age_of'"):
+        readout_job.run(later, reading=ReadingOptions(policy="age_of"))
+    with pytest.raises(ConfigError, match="conversion"):  # it is known only after the treatment
+        readout_job.run(later, reading=ReadingOptions(policy="CASE WHEN conversion > 0 THEN '5%' ELSE 'none' END"))
+    with pytest.raises(DataError, match="column 'arm of the policy' is no arm in"):
+        readout_job.run(later, reading=ReadingOptions(policy="'10%'"))
+
+
+@pytest.mark.slow
+def test_a_programme_is_read_from_the_tables(lake) -> None:
+    """Two campaigns with one holdout: figures are those of pandas; without a reading of both nothing is added up."""
+    from uplift_spark.config import load_config
+    from uplift_spark.experiments.assignment import ProgrammeHoldout
+    from uplift_spark.experiments.programme import SingleEffect, programme_readout
+    from uplift_spark.experiments.protocol import filled, record_row
+    from uplift_spark.experiments.readout import ReadoutMetric
+    from uplift_spark.jobs import ingest
+
+    conf = Path(__file__).resolve().parents[2] / "conf/experiment.yaml"
+    place, campaigns = f"lakehouse.path={lake.lakehouse.path}", {}
+    for name in ("autumn", "winter"):
+        own = ("source.units=2000", "experiment.units=1800", f"campaign={name}", f"experiment.salt={name}-2025", place)
+        campaigns[name] = Campaign(load_config(conf, own), lake)
+        ingest.run(campaigns[name])
+    autumn, winter = campaigns.values()
+    without = replace(autumn.config, experiment=replace(autumn.config.experiment, holdout=None))
+    with pytest.raises(ConfigError, match=r"experiment\.holdout is not set: only units that no campaign treats"):
+        readout_job.run(autumn.changed(without), programme=True)
+
+    def reading(campaign: Campaign, effect: float) -> SingleEffect:
+        run_id = f"readout-{campaign.name}"
+        lake.write("gold.experiment", record_row(campaign, "readout", AT, verdict="ship"), run_id)
+        row = {"campaign": campaign.name, "metric": "conversion", "role": "primary", "treatment": "5%"}
+        lake.write("gold.readout", filled(lake, "gold.readout", [{**row, "effect": effect, "error": 0.004}]), run_id)
+        units = (assigned(lake, campaign.name)["treatment"] == "5%").sum()
+        return SingleEffect(campaign.name, "conversion", "5%", float(units), effect, 0.004)
+
+    singles = [reading(autumn, 0.02)]
+    lake.write("gold.experiment", record_row(winter, "assign", AT), "assign-winter")
+    said: list[str] = []
+    how = {"reading": ReadingOptions(override="small"), "programme": True}
+    half = readout_job.run(autumn, said.append, **how)
+    assert any("no reading of campaign winter is on record" in line for line in said)
+    assert "sum of single effects" not in str(half.details["readout"])
+    singles.append(reading(winter, 0.01))
+    whole = readout_job.run(autumn, **how)
+    assert whole.details["campaigns"] == "autumn, winter" and whole.run_id != half.run_id
+    profiles = [lake.read(f"bronze.profile_{name}").select("unit_id").toPandas() for name in campaigns]
+    events = lake.read("bronze.outcome").toPandas()
+    sums = events.pivot_table(index="unit_id", columns="outcome", values="value", aggfunc="sum")
+    units = pd.concat(profiles).join(sums, on="unit_id").fillna(0.0)
+    metrics = [ReadoutMetric("conversion", "conversion", role="primary"), ReadoutMetric("revenue", "revenue")]
+    held = ProgrammeHoldout("shop-programme", 0.1)
+    wanted = programme_readout(units, held, metrics, singles=singles, override="small")
+    shown = lake.read("gold.readout").where(f"run_id = '{whole.run_id}'").toPandas()
+    shown = shown.set_index(["metric", "treatment"])
+    assert len(shown) == len(wanted.rows) == 4 and set(shown["role"]) == {"programme"}
+    for row in wanted.rows:
+        mine = shown.loc[(row.metric, row.arm)]
+        assert (mine["effect"], mine["error"]) == pytest.approx((row.effect, row.error))
+    other = replace(winter.config.experiment, holdout=replace(winter.config.experiment.holdout, share=0.2))
+    lake.write(
+        "gold.experiment", record_row(winter.changed(replace(winter.config, experiment=other)), "assign", AT), "x"
+    )
+    with pytest.raises(ConfigError, match=r"campaign winter holds out 0\.2 of programme shop-programme"):
+        readout_job.run(autumn, programme=True)
 
 
 @pytest.mark.slow

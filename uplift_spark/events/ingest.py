@@ -55,9 +55,9 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
-from uplift_spark.roles import CAMPAIGN, checked_name
+from uplift_spark.roles import CAMPAIGN, TREATMENT, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
-from uplift_spark.spark_versions import local_frame, mapped_frame
+from uplift_spark.spark_versions import local_frame, mapped_frame, union_by_name
 
 # --------------------------------------------------------------------------------------------------------------------
 # Public data sets: from $UPLIFT_DATA, else downloaded once. A file is used only when its checksum is the declared one.
@@ -227,6 +227,22 @@ Slice = Callable[[pa.RecordBatch, CampaignSimulator], _Batches]
 
 
 @dataclass(frozen=True)
+class SecondWave:
+    """Customers of an earlier campaign who come again.
+
+    campaign  the earlier one
+    number    draws days and outcomes anew, not 0
+    dealt     unit_id, treatment (null: takes no part) and propensity of each, and what was decided for it
+    decision  column of the latter
+    """
+
+    campaign: str
+    number: int
+    dealt: DataFrame
+    decision: str
+
+
+@dataclass(frozen=True)
 class Stamp:
     """What every row of one ingest run carries; times without a zone are UTC."""
 
@@ -255,16 +271,19 @@ class Stamp:
         return {CAMPAIGN: F.lit(self.campaign), **times, **self.origin()}
 
 
-def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp) -> dict[str, DataFrame]:
+def simulated_tables(
+    chunks: DataFrame, simulator: CampaignSimulator, units: int, stamp: Stamp, again: SecondWave | None = None
+) -> dict[str, DataFrame]:
     """Make the bronze tables of a simulated campaign on the workers that hold `chunks` (column id: chunk index).
 
     Keys: profile, truth, outcome, assignment. Each frame makes its chunks anew when it is written, so that no table
     passes through the driver or a cache, unless rows are few. The profile is observed a day before the assignment.
+    With a second wave, customers have the arms that it says.
     """
-    tables = {
-        name: mapped_frame(chunks, partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
-        for name, (slice_, schema) in _SLICES.items()
-    }
+    if again is None:
+        tables = {name: _sliced(chunks, name, simulator, units) for name in _SLICES}
+    else:
+        tables = _wave_tables(chunks, simulator, units, again)
     assigned_at = instant(stamp.assigned_at)
     campaign = {CAMPAIGN: F.lit(stamp.campaign)}
     return {
@@ -277,6 +296,41 @@ def simulated_tables(chunks: DataFrame, simulator: CampaignSimulator, units: int
         .withColumns({**campaign, "assigned_at": plus_hours(assigned_at, F.col("hours")), **stamp.origin()})
         .drop("hours"),
     }
+
+
+def _sliced(chunks: DataFrame, name: str, simulator: CampaignSimulator, units: int) -> DataFrame:
+    slice_, schema = _SLICES[name]
+    return mapped_frame(chunks, partial(_make, slice_=slice_, simulator=simulator, units=units), schema)
+
+
+def _wave_tables(
+    chunks: DataFrame, simulator: CampaignSimulator, units: int, again: SecondWave
+) -> dict[str, DataFrame]:
+    """Tables of customers who come again: each buys what it would buy under its arm, the control where it has none.
+
+    What they would buy is made for every arm, by the same chance, and joined with the arms: these may be of any number.
+    """
+    simulator = replace(simulator, wave=again.number)
+    names = simulator.levels.names
+    of_level = {name: replace(simulator, arms_of=partial(_all_get, code)) for code, name in enumerate(names)}
+    control, dealt = of_level[names[0]], again.dealt
+    bought = [
+        _sliced(chunks, "outcome", one, units).withColumn(TREATMENT, F.lit(name)) for name, one in of_level.items()
+    ]
+    arms = dealt.select("unit_id", F.coalesce(TREATMENT, F.lit(names[0])).alias(TREATMENT))
+    taking_part = dealt.where(F.col(TREATMENT).isNotNull()).select("unit_id", TREATMENT, "propensity")
+    return {
+        "profile": _sliced(chunks, "profile", control, units).join(dealt.select("unit_id", again.decision), "unit_id"),
+        "truth": _sliced(chunks, "truth", control, units),
+        "outcome": union_by_name(bought).join(arms, ["unit_id", TREATMENT]).drop(TREATMENT),
+        "assignment": _sliced(chunks, "assignment", control, units)
+        .drop(TREATMENT, "propensity")
+        .join(taking_part, "unit_id"),
+    }
+
+
+def _all_get(code: int, levels: tuple[str, ...], ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(len(ids), code), np.ones(len(ids))
 
 
 def _make(batches: _Batches, slice_: Slice, simulator: CampaignSimulator, units: int) -> _Batches:
@@ -415,11 +469,12 @@ class Batch:
 @dataclass(frozen=True)
 class SimulatedTrial:
     """A designed trial that a simulation plays: who gets which arm, from when on, on how many days; see
-    `simulate.CampaignSimulator`."""
+    `simulate.CampaignSimulator`. In a second wave arms are those of the wave."""
 
-    arms_of: ArmsOf
+    arms_of: ArmsOf | None
     start: datetime
     days: int
+    again: SecondWave | None = None
 
 
 def prepare(
@@ -459,7 +514,9 @@ def _simulated(
 ) -> Batch:
     run_id, trial = run
     shape = (source.design, source.arms, source.confounding, source.noise)
-    simulator = CampaignSimulator(*shape, config.seed, f"{config.campaign}-", source.max_lift)
+    again = trial.again if trial else None
+    prefix = f"{again.campaign if again else config.campaign}-"
+    simulator = CampaignSimulator(*shape, config.seed, prefix, source.max_lift)
     check_levels(config.roles, simulator.levels.names)
     start = source.assigned_at
     if trial is not None:
@@ -468,7 +525,7 @@ def _simulated(
     chunks = spark.range(0, n_chunks, 1, -(-n_chunks // CHUNKS_PER_TASK))
     progress(f"simulating {source.units:,} units, levels {', '.join(simulator.levels.names)}")
     stamp = Stamp(config.campaign, "simulation", run_id, start, datetime.now(UTC))
-    frames = simulated_tables(chunks, simulator, source.units, stamp)
+    frames = simulated_tables(chunks, simulator, source.units, stamp, again)
     return Batch(bronze_tables(frames, config.campaign), {"units": source.units})
 
 

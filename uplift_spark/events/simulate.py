@@ -333,6 +333,7 @@ class CampaignSimulator:
     max_lift     the largest effect on the buying rate, at most 0.1: with it the largest rate, 0.9, is 1
     arms_of      of a designed trial: from level names and unit ids to level codes (-1 takes no part) and propensities
     days         on which units come, each on a random one
+    wave         another number: the same customers come again, and days and outcomes are left to chance anew
 
     Outcomes: `conversion` (0/1; base rate 5 % on average, lift 0 to `max_lift`) and `revenue` (money, 0 without
     conversion, lognormal tail; a discount also lowers it, so its effect can be negative). Both fall within ten days.
@@ -348,6 +349,7 @@ class CampaignSimulator:
     max_lift: float = 0.03
     arms_of: ArmsOf | None = None
     days: int = 1
+    wave: int = 0
 
     def __post_init__(self) -> None:
         if self.design not in ("binary", "ordered", "unordered"):
@@ -379,6 +381,8 @@ class CampaignSimulator:
         rng = np.random.default_rng([self.seed % 2**64, index])
         customers = draw_customers(rng, CHUNK)
         score = _score(customers)
+        if self.wave:
+            rng = np.random.default_rng([self.seed % 2**64, index, self.wave])
         propensity = self._propensity(score)
         level_code = (np.cumsum(propensity, axis=1)[:, :-1] < rng.random(CHUNK)[:, None]).sum(axis=1)
         logged, ids = propensity[np.arange(CHUNK), level_code], _unit_ids(self.prefix, index * CHUNK)

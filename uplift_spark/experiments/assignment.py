@@ -592,6 +592,21 @@ def exploration_sql(experiment: Experiment, columns: AssignmentColumns, dialect:
     return _SqlWriter(experiment, columns, DIALECTS[dialect]).explores()
 
 
+def programme_sql(programme: ProgrammeHoldout, column: str, dialect: str = "spark") -> str:
+    """SQL that says whether a unit is held out of every campaign, as `in_programme_holdout` does.
+
+    Args:
+        programme: The holdout.
+        column: Name of the column of the unit, or of the cluster where clusters are held out.
+        dialect: One of `DIALECTS`.
+
+    Returns:
+        An expression.
+    """
+    held = Experiment("any-campaign", {"off": 0.5, "on": 0.5}, programme=programme)
+    return _SqlWriter(held, AssignmentColumns(column), DIALECTS[dialect]).held_out(column, programme)
+
+
 def _check_columns(experiment: Experiment, columns: AssignmentColumns) -> None:
     needed = {
         "cluster": (experiment.clustered, columns.cluster),
@@ -644,8 +659,7 @@ class _SqlWriter:
             pairs.append((f"NOT {decided}", DECISION_REASON))
         if one.programme:
             column = self.key if one.programme.clustered else self.columns.unit
-            held = self.draw(column, one.programme.salt, "holdout")
-            pairs.append((self.below(held, round(one.programme.share * GRID)), PROGRAMME_REASON))
+            pairs.append((self.held_out(column, one.programme), PROGRAMME_REASON))
         if one.slot:
             draw = self.draw(self.key, one.slot.namespace, "slot")
             before = self.below(draw, round(one.slot.start * GRID))
@@ -655,6 +669,9 @@ class _SqlWriter:
             within = self.below(self.draw(self.key, one.salt, "ramp"), round(one.ramp * GRID))
             pairs.append((f"NOT ({within})", RAMP_REASON))
         return pairs
+
+    def held_out(self, column: str, programme: ProgrammeHoldout) -> str:
+        return self.below(self.draw(column, programme.salt, "holdout"), round(programme.share * GRID))
 
     def cases(self, pairs: Sequence[tuple[str, str]], last: str) -> str:
         whens = "".join(f" WHEN {condition} THEN {value}" for condition, value in pairs)

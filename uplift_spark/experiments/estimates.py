@@ -127,7 +127,7 @@ def arm_effect(
         scale = np.stack([control, treated], axis=-1)[..., None, None, None] ** 2
         logs = _Means(means.value, means.joint, means.parts / scale, means.rows)
         quantile = t.isf(np.asarray(alpha) / 2, logs.freedom(np.ones((*effect.shape, 1))))
-    low, high = _ratio_bounds(treated, control, (of_treated, of_control, both), quantile, relative)
+    low, high = ratio_bounds(treated, control, (of_treated, of_control, both), quantile, relative)
     p_value = 2 * t.sf(np.abs(effect) / error, freedom)
     return ArmEffect(
         *(control, treated, effect, error, effect - half, effect + half, p_value),
@@ -163,7 +163,7 @@ def complier_effect(
     freedom = means.freedom(direction)
     quantile = t.isf(np.asarray(alpha) / 2, freedom)
     parts = (joint[..., 0, 0], joint[..., 1, 1], joint[..., 0, 1])
-    low, high = _ratio_bounds(delta[..., 0], delta[..., 1], parts, quantile, "fieller")
+    low, high = ratio_bounds(delta[..., 0], delta[..., 1], parts, quantile, "fieller")
     no_effect = np.abs(delta[..., 0]) / np.sqrt(np.where(joint[..., 0, 0] > 0, joint[..., 0, 0], np.nan))
     p_value = np.where(strong, 2 * t.sf(no_effect, freedom), np.nan)
     unknown = np.full(effect.shape, np.nan)
@@ -249,10 +249,21 @@ def _gradient(mean: np.ndarray, term: tuple[int, int | None]) -> np.ndarray:
     return out
 
 
-def _ratio_bounds(
+def ratio_bounds(
     top: np.ndarray, bottom: np.ndarray, covariance: tuple[np.ndarray, ...], quantile: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of top / bottom; `covariance` is (of top, of bottom, of both)."""
+    """Interval of a quotient of two estimates.
+
+    Args:
+        top: Estimate above, of any shape.
+        bottom: Estimate below.
+        covariance: (variance of top, variance of bottom, covariance of both).
+        quantile: Half-width in standard errors.
+        kind: One of RELATIVE.
+
+    Returns:
+        (lower, upper); infinite where the bottom may be 0.
+    """
     of_top, of_bottom, both = covariance
     quotient = _quotient(top, bottom)
     with np.errstate(divide="ignore", invalid="ignore"):

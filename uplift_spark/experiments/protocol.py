@@ -3,24 +3,26 @@ what is on record of it. The work of the jobs `assign`, `check` and `readout`.""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError, hint
-from uplift_spark.events.ingest import SimulatedTrial
+from uplift_spark.events.ingest import SecondWave, SimulatedTrial
 from uplift_spark.events.load import SOURCE, TEXTS, find_delta, find_files, read_delta, read_files
 from uplift_spark.events.simulate import CampaignSimulator
 from uplift_spark.experiments.assignment import (
@@ -33,16 +35,24 @@ from uplift_spark.experiments.assignment import (
     check_together,
     exploration_sql,
 )
+from uplift_spark.experiments.backtest import BacktestLayout, LoggedColumns, PolicyReadout, layout_of, read_policy
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
 from uplift_spark.experiments.health import REFUSE, HealthFinding, ReadoutDesign, TrialFacts
-from uplift_spark.experiments.readout import BROKEN, ReadoutMetric, TrialReadout, TrialSums
+from uplift_spark.experiments.readout import BROKEN, PRIMARY, ReadoutMetric, TrialReadout, TrialSums
 from uplift_spark.experiments.sequential import StoppingRule
-from uplift_spark.experiments.spark import unit_sums
+from uplift_spark.experiments.spark import backtest_sums, unit_sums, with_arms
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.permissions import acting_user
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.contracts import UNREAD, trimmed_id
-from uplift_spark.lake.schemas import EXPERIMENT_TABLE, HEALTH_TABLE, LABEL_TABLE, columns_to_fill
+from uplift_spark.lake.schemas import (
+    DECISIONS_TABLE,
+    EXPERIMENT_TABLE,
+    HEALTH_TABLE,
+    LABEL_TABLE,
+    columns_to_fill,
+    profile_table,
+)
 from uplift_spark.lake.session import instant, moment, plus_hours, utc
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
@@ -117,22 +127,32 @@ def readout_design(config: Config) -> ReadoutDesign:
     )
 
 
-def simulated_trial(config: Config) -> tuple[SimulatedTrial | None, dict[str, Any]]:
+def simulated_trial(campaign: Campaign) -> tuple[SimulatedTrial | None, dict[str, Any]]:
     """The trial that a simulated source plays, and what it adds to the identity of the source's run.
 
     Args:
-        config: Of the campaign.
+        campaign: Simulated; with `source.follows` the tables of the campaign that it follows are read.
 
     Returns:
         (the trial, {"trial": what decides arms and days}); nothing where the source is no simulation, or has no trial.
 
     Raises:
-        ConfigError: The trial assigns by more than ids, or names a level that the simulation has not.
+        ConfigError: The trial assigns by more than ids, or names a level that the simulation has not; a campaign that
+            follows another one explores no share.
+        DataError: The campaign that is followed has no plan.
     """
+    config = campaign.config
     trial, source = config.experiment, config.source
-    if trial is None or not isinstance(source, Simulation):
+    if not isinstance(source, Simulation):
         return None, {}
-    if trial.strata or trial.cluster or trial.decision:
+    if source.follows is not None and (trial is None or trial.decision is None or config.pseudonyms):
+        raise ConfigError(
+            f"source.follows {source.follows}, whose plan decides: set experiment.exploration and experiment.decision, "
+            "and leave pseudonyms out"
+        )
+    if trial is None:
+        return None, {}
+    if trial.strata or trial.cluster or (trial.decision and source.follows is None):
         raise ConfigError(
             "a simulation assigns arms by ids alone: leave strata, cluster and decision out of `experiment`, or name a "
             "source of your own"
@@ -142,9 +162,28 @@ def simulated_trial(config: Config) -> tuple[SimulatedTrial | None, dict[str, An
         raise ConfigError(f"experiment.arms has {unknown[0]!r}, no level of the simulation: {hint(unknown[0], levels)}")
     experiment = designed(config)
     start = datetime.combine(trial.start, time(), UTC) if trial.start else utc(source.assigned_at)
-    days = (trial.end - start.date()).days + 1 if trial.end else 1
+    days = max(1, (trial.end - start.date()).days + 1 if trial.end else 1)
     identity = [experiment.text, start, days]
-    return SimulatedTrial(partial(arm_codes, experiment), start, max(1, days)), {"trial": identity}
+    if source.follows is None:
+        return SimulatedTrial(partial(arm_codes, experiment), start, days), {"trial": identity}
+    plan, again = _second_wave(campaign, source.follows, experiment)
+    return SimulatedTrial(None, start, days, again), {"trial": [*identity, plan]}
+
+
+def _second_wave(campaign: Campaign, earlier: str, experiment: Experiment) -> tuple[str, SecondWave]:
+    """The newest plan of an earlier campaign, and its customers with the arms that follow from it.
+
+    Who is in no plan, as those whom the programme holds out, is decided to get the control.
+    """
+    trial, lake = trial_of(campaign.config), campaign.lake
+    plan = campaign.changed(replace(campaign.config, campaign=earlier)).plan_run()
+    decided = lake.read(DECISIONS_TABLE).where(F.col(RUN_ID) == plan)
+    decision = F.coalesce(TREATMENT, F.lit(trial.control)).alias(str(trial.decision))
+    customers = lake.read(profile_table(earlier)).select(UNIT).distinct()
+    units = customers.join(decided.select(UNIT, TREATMENT), UNIT, "left").select(UNIT, decision)
+    dealt = with_arms(units, experiment, AssignmentColumns(decision=trial.decision))
+    number = int.from_bytes(hashlib.sha256(campaign.name.encode()).digest()[:4]) or 1
+    return plan, SecondWave(earlier, number, dealt, str(trial.decision))
 
 
 def planned_readings(config: Config) -> dict[str, ReadingOptions]:
@@ -241,6 +280,8 @@ class TrialReading:
     as_of        units whose outcomes were complete by then are read
     waiting      units whose outcomes were not; None where rows do not say when they were assigned
     identity     of the rows that were read
+    rows         that a policy is read from: those with complete outcomes, whether their arms are random or not
+    columns      of these rows
     """
 
     sums: TrialSums
@@ -248,6 +289,8 @@ class TrialReading:
     as_of: datetime
     waiting: int | None
     identity: str
+    rows: DataFrame | None = None
+    columns: ReadoutColumns = field(default_factory=ReadoutColumns)
 
     @property
     def details(self) -> dict[str, str]:
@@ -266,6 +309,7 @@ class ReadingOptions:
     as_of     until when outcomes count; by default the training set's moment, of another table the start of this day
     final     whether assignment has ended
     override  why a trial that a check refuses is read all the same
+    policy    SQL over the columns of the rows: the arm that a policy gives each unit, which is compared, too
 
     Raises ConfigError for a moment that is none and for an empty reason.
     """
@@ -273,13 +317,16 @@ class ReadingOptions:
     as_of: datetime | None = None
     final: bool = False
     override: str | None = None
+    policy: str | None = None
 
     @classmethod
-    def of_texts(cls, as_of: str | None, final: bool, override: str | None) -> ReadingOptions:
+    def of_texts(
+        cls, as_of: str | None, final: bool, override: str | None, policy: str | None = None
+    ) -> ReadingOptions:
         """Options of a command line."""
         if override is not None and not override.strip():
             raise ConfigError("--override has no reason: say why this trial is read all the same")
-        return cls(None if as_of is None else parsed_time(as_of, "--as-of"), final, override)
+        return cls(None if as_of is None else parsed_time(as_of, "--as-of"), final, override, policy)
 
 
 def parsed_time(text: str, option: str) -> datetime:
@@ -317,7 +364,7 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
             "--as-of out, or add the column"
         )
     unstopped = ~F.col(TREATMENT).cast("string").isin(list(trial.stopped)) if trial.stopped else F.lit(True)
-    rows = rows.where(F.coalesce(unstopped, F.lit(True)))
+    whole = rows = rows.where(F.coalesce(unstopped, F.lit(True)))
     if trial.exploration is not None:
         rows = rows.where(F.expr(exploration_sql(designed(config), AssignmentColumns(columns.unit, trial.cluster))))
     first: datetime | None = None
@@ -327,7 +374,7 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
         counted = rows.agg(F.min(F.unix_micros(columns.day)), F.count_if(~complete)).first()
         first = None if counted is None or counted[0] is None else moment(counted[0])
         waiting = 0 if counted is None else counted[1]
-        rows = rows.where(complete | F.col(columns.day).isNull())
+        rows, whole = (part.where(complete | F.col(columns.day).isNull()) for part in (rows, whole))
     if waiting and rows.isEmpty():
         raise DataError(
             f"no outcome of the {waiting:,} units is complete by {as_of:%Y-%m-%d %H:%M} UTC: an outcome takes "
@@ -337,7 +384,91 @@ def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading
     if design.stopping.kind == "group_sequential":
         when = replace(when, earlier=_earlier_shares(record, campaign, as_of))
     sums, facts = unit_sums(rows, metrics, design, columns, when)
-    return TrialReading(sums, replace(facts, same_salt=_same_salt(record, campaign)), as_of, waiting, identity)
+    facts = replace(facts, same_salt=_same_salt(record, campaign))
+    return TrialReading(sums, facts, as_of, waiting, identity, whole, columns)
+
+
+_POLICY = "arm of the policy"
+
+
+def read_trial_policy(
+    campaign: Campaign, reading: TrialReading, options: ReadingOptions, level: float
+) -> PolicyReadout | None:
+    """Read what a policy brings, from all units of the reading, whose arms were assigned with known probabilities.
+
+    Args:
+        campaign: With a section `experiment`.
+        reading: Of its rows.
+        options: `policy` says which; by default the one that decided, where the rows have its column.
+        level: Of this reading's intervals.
+
+    Returns:
+        The figures; None where no policy is named, or nothing says what the one that decided would have done.
+
+    Raises:
+        ConfigError: `policy` is no SQL over what rows have before the treatment, or there are no propensities.
+        DataError: The policy names no arm of the trial; as `spark.backtest_sums`.
+    """
+    trial, rows, design = trial_of(campaign.config), reading.rows, readout_design(campaign.config)
+    if rows is None or (options.policy is None and (trial.decision is None or trial.decision not in rows.columns)):
+        return None
+    rows = rows.withColumn(_POLICY, _policy_column(options.policy, trial, rows))
+    if PROPENSITY not in rows.columns:
+        if trial.exploration is not None:
+            raise ConfigError(
+                f"{_location(trial)} has no column {PROPENSITY}, and arms of a targeted campaign have others than the "
+                "shares: add the propensities that `uplift assign` wrote"
+            )
+        shares = [F.lit(part) for pair in design.shares.items() for part in pair]
+        rows = rows.withColumn(PROPENSITY, F.create_map(*shares)[F.col(TREATMENT).cast("string")])
+    clustered = trial.cluster is not None
+    layout = layout_of(readout_metrics(trial), tuple(design.shares), money=_money(campaign.config), clustered=clustered)
+    if not layout.rewards:
+        return None
+    logged = LoggedColumns(_POLICY, reading.columns.treatment, cluster=trial.cluster)
+    facts, rule = reading.facts, design.stopping
+    at = (design.fractions(facts), facts.total, design.planned_units or facts.total)
+    held = partial(_valid_p, rule, at)
+    return read_policy(layout, backtest_sums(rows, layout, logged), rule.alpha, level=level, valid_p=held)
+
+
+def _valid_p(rule: StoppingRule, at: tuple[Sequence[float], float, float], p_value: np.ndarray) -> np.ndarray:
+    return rule.valid_p(p_value, *at)
+
+
+def policy_layout(config: Config) -> BacktestLayout:
+    """What a policy is compared by: metrics that are means, and profit where values and costs are known."""
+    trial = trial_of(config)
+    arms = tuple(readout_design(config).shares)
+    return layout_of(readout_metrics(trial), arms, money=_money(config), clustered=trial.cluster is not None)
+
+
+def _policy_column(text: str | None, trial: ExperimentConf, rows: DataFrame) -> Column:
+    """The policy's arm; a rule cannot name what is known after the treatment, nor the arm itself."""
+    if text is None:
+        return F.col(str(trial.decision)).cast("string")
+    from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
+
+    later = {*trial.outcome_columns, TREATMENT, PROPENSITY, DELIVERED}
+    before = [name for name in rows.columns if name not in later]
+    value = F.expr(checked_expression("--policy", text, before)).cast("string")
+    try:
+        rows.select(value).schema  # noqa: B018
+    except PySparkException as error:
+        message = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"--policy {text!r} is no SQL over the columns of the rows: {message}") from error
+    return value
+
+
+def _money(config: Config) -> tuple[float, Mapping[str, float]] | None:
+    """Value of one unit of the primary metric and costs of the arms, where the configuration knows all of them."""
+    trial, economics = trial_of(config), config.economics
+    primary = next(one for one in trial.metrics if one.role == PRIMARY)
+    treated = [arm for arm in trial.arms if arm != trial.control]
+    if primary.denominator or primary.outcome not in economics.value or not set(treated) <= set(economics.cost):
+        return None
+    falls = config.roles.direction == "decrease" and primary.outcome == config.roles.outcome
+    return economics.value[primary.outcome] * (-1.0 if falls else 1.0), {arm: economics.cost[arm] for arm in treated}
 
 
 def _refuse_pseudonyms(config: Config) -> None:
@@ -547,6 +678,7 @@ def reading_identity(campaign: Campaign, reading: TrialReading, options: Reading
         "earlier": reading.facts.earlier,
         "same_salt": reading.facts.same_salt,
         "override": _override(campaign, options),
+        **({"policy": options.policy} if options.policy else {}),
     }
 
 
@@ -592,10 +724,13 @@ def _finding_rows(
     return [{**common, **vars(one)} for one in findings]
 
 
-def readout_rows(campaign: Campaign, reading: TrialReading, result: TrialReadout) -> list[dict[str, Any]]:
-    """Rows of gold.readout."""
+def readout_rows(
+    campaign: Campaign, reading: TrialReading, result: TrialReadout, policy: PolicyReadout | None = None
+) -> list[dict[str, Any]]:
+    """Rows of gold.readout, those of a policy last."""
     common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, "override": result.override}
-    return [{**common, **vars(one), TREATMENT: one.arm} for one in result.metrics]
+    figures = (*result.metrics, *(policy.metrics if policy else ()))
+    return [{**common, **vars(one), TREATMENT: one.arm} for one in figures]
 
 
 def refuse_broken(campaign: Campaign, findings: Sequence[HealthFinding], override: str | None) -> None:

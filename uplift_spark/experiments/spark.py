@@ -38,6 +38,7 @@ from uplift_spark.experiments.assignment import (
     Experiment,
     assignment_sql,
 )
+from uplift_spark.experiments.backtest import BacktestLayout, LoggedColumns, backtest_terms, term_moments
 from uplift_spark.experiments.canary import (
     CHALLENGER_SLICE,
     CHAMPION_SLICE,
@@ -58,6 +59,7 @@ from uplift_spark.experiments.health import PropensitySums, ReadoutDesign, Trial
 from uplift_spark.experiments.readout import ReadoutMetric, TrialSums, checked_metrics
 from uplift_spark.lake.session import instant
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
+from uplift_spark.spark_versions import mapped, mapped_frame
 from uplift_spark.stats.moments import CrossMoments
 
 _DAY = 86_400_000_000  # microseconds
@@ -414,6 +416,116 @@ def _check_values(merged: _Merged, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         if n := merged.counts[_VALUE, str(place)]:
             raise DataError(f"column {name!r} is missing or not finite in {n} units: fill or drop them")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sums of a policy's backtest. Workers make the terms of their units and add them up; where clusters were randomised,
+# the terms of a cluster are added up in between.
+
+_CLUSTER, _POLICY_SUMS = "__cluster", "place int, n double, mean binary, products binary"
+
+
+def backtest_sums(frame: DataFrame, layout: BacktestLayout, columns: LoggedColumns) -> CrossMoments:
+    """Sums of a Spark frame for `backtest.read_policy`.
+
+    Args:
+        frame: One row a unit.
+        layout: What is added up.
+        columns: Names of the frame's columns.
+
+    Returns:
+        Moments [arms].
+
+    Raises:
+        DataError: There is no row; rows name no arm, have no value, or propensities outside (0, 1].
+    """
+    arm, policy = (F.col(name).cast("string") for name in (columns.treatment, columns.policy))
+    p, arms = F.col(columns.propensity).cast("double"), list(layout.arms)
+    values = {name: F.col(name).cast("double") for name in layout.columns}
+    use = f"use {', '.join(arms)}"
+    faults: dict[str, tuple[str, Column, str]] = {
+        "arm": (columns.treatment, arm.isin(arms), f"is no arm in {{n:,}} rows: {use}"),
+        "policy": (columns.policy, policy.isin(arms), f"is no arm in {{n:,}} rows: {use}"),
+        "p": (
+            columns.propensity,
+            (p > 0) & (p <= 1),
+            "is outside (0, 1] in {n:,} rows: log the probability of the arm",
+        ),
+    }
+    for place, (name, value) in enumerate(values.items()):
+        finite = F.abs(value) < F.lit(float("inf"))  # NaN is larger than any number
+        faults[f"v{place}"] = (name, finite, "is no number in {n:,} rows: fill or drop them")
+    counts = [F.count_if(~F.coalesce(right, F.lit(False))).alias(key) for key, (_, right, _) in faults.items()]
+    (counted,) = frame.agg(F.count(F.lit(1)).alias("rows"), *counts).collect()
+    if not counted["rows"]:
+        raise DataError(NO_ROW)
+    for key, (name, _, sentence) in faults.items():
+        if counted[key]:
+            raise DataError(f"column {name!r} {sentence.format(n=counted[key])}")
+    numbers = [value.alias(f"v{place}") for place, value in enumerate(values.values())]
+    cluster = F.col(columns.cluster).cast("string") if columns.cluster else F.lit("")
+    units = frame.select(arm.alias("arm"), policy.alias("policy"), p.alias("p"), *numbers, cluster.alias(_CLUSTER))
+    if not layout.clustered:
+        return _added_terms(mapped(units, partial(_unit_term_sums, layout), _POLICY_SUMS), layout)
+    names = [f"t{place}" for place in range(len(arms) * layout.width)]
+    schema = ", ".join([f"{_CLUSTER} string", *(f"{name} double" for name in names)])
+    terms = mapped_frame(units, partial(_unit_terms, layout), schema)
+    clusters = terms.groupBy(_CLUSTER).agg(*(F.sum(name).alias(name) for name in names)).drop(_CLUSTER)
+    return _added_terms(mapped(clusters, partial(_cluster_term_sums, layout), _POLICY_SUMS), layout)
+
+
+def _terms_of(layout: BacktestLayout, batch: pa.RecordBatch) -> np.ndarray:
+    arms = pa.array(layout.arms)
+    arm, policy = (pc.index_in(batch[name], arms).to_numpy(zero_copy_only=False) for name in ("arm", "policy"))
+    values = np.column_stack([batch[f"v{k}"].to_numpy(zero_copy_only=False) for k in range(len(layout.columns))])
+    return backtest_terms(layout, arm, policy, batch["p"].to_numpy(zero_copy_only=False), values)
+
+
+def _unit_terms(layout: BacktestLayout, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: each unit's terms, flat, with its cluster."""
+    for batch in filter(len, batches):
+        terms = _terms_of(layout, batch).reshape(len(batch), -1)
+        columns = {f"t{place}": pa.array(column) for place, column in enumerate(terms.T)}
+        yield pa.RecordBatch.from_pydict({_CLUSTER: batch[_CLUSTER], **columns})
+
+
+def _unit_term_sums(layout: BacktestLayout, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: moments of its units' terms."""
+    yield from _term_sums(_terms_of(layout, batch) for batch in filter(len, batches))
+
+
+def _cluster_term_sums(layout: BacktestLayout, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Worker: moments of its clusters' terms."""
+    width = len(layout.arms) * layout.width
+    flat = (
+        np.column_stack([batch[f"t{k}"].to_numpy(zero_copy_only=False) for k in range(width)])
+        for batch in filter(len, batches)
+    )
+    yield from _term_sums(terms.reshape(len(terms), len(layout.arms), layout.width) for terms in flat)
+
+
+def _term_sums(parts: Iterable[np.ndarray]) -> Iterator[pa.RecordBatch]:
+    total: CrossMoments | None = None
+    for terms in parts:
+        moments = term_moments(terms)
+        total = moments if total is None else total + moments
+    if total is not None:
+        rows = [
+            (k, float(total.n[k]), total.mean[k].tobytes(), total.products[k].tobytes()) for k in range(len(total.n))
+        ]
+        types = (pa.int32(), pa.float64(), pa.binary(), pa.binary())
+        arrays = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, ["place", "n", "mean", "products"])
+
+
+def _added_terms(parts: pa.Table, layout: BacktestLayout) -> CrossMoments:
+    k, width = len(layout.arms), layout.width
+    total = CrossMoments(np.zeros(k), np.zeros((k, width)), np.zeros((k, width, width)))
+    cells = [total[place] for place in range(k)]
+    for row in parts.to_pylist():
+        mean, products = (np.frombuffer(row[name], np.float64) for name in ("mean", "products"))
+        cells[row["place"]] += CrossMoments(np.array(row["n"]), mean, products.reshape(width, width))
+    return CrossMoments(*(np.stack([getattr(one, part) for one in cells]) for part in _PARTS))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -521,10 +521,13 @@ _READOUT = Contract(
         f"{CAMPAIGN} string",
         "as_of timestamp: until when outcomes were read",
         "metric string",
-        "role string: primary, secondary, guardrail, or complier: the effect on those who take the treatment",
-        f"{TREATMENT} string: level compared with control",
-        "control double: mean, less what covariates explain; of a complier the share that received the treatment",
-        "treated double",
+        "role string: primary, secondary, guardrail; complier: the effect on those who take the treatment; policy; "
+        "programme: all campaigns with one holdout",
+        f"{TREATMENT} string: level compared with control; of a policy the level that it is compared with; of a "
+        "programme all campaigns, sum of single effects, or beyond the sum",
+        "control double: mean, less what covariates explain; of a complier the share that received the treatment; of a "
+        "policy the mean if all units got the level",
+        "treated double: of a policy the mean under it",
         "effect double: treated less control",
         "error double: standard error",
         "lower double: interval that holds at this reading and at all others of the design",

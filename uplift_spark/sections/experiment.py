@@ -134,6 +134,8 @@ class ExperimentConf:
     gamma        of hsd
     multiplicity of secondary metrics and their arms: bh, holm or none
     balance      further columns, measured before the treatment, that must be alike in all arms
+    then         configuration of the targeted campaign that comes after this trial, in the folder of this one: `uplift
+                 demo` plays it, too
     """
 
     RUNS: ClassVar = {
@@ -141,7 +143,7 @@ class ExperimentConf:
         "check": "campaign experiment labels",
         "readout": "campaign experiment labels",
     }
-    NO_IDENTITY: ClassVar = ("name",)
+    NO_IDENTITY: ClassVar = ("name", "then")
     salt: str
     arms: dict[str, float]
     metrics: tuple[ExperimentMetric, ...]
@@ -165,6 +167,7 @@ class ExperimentConf:
     gamma: float = -4.0
     multiplicity: Literal["bh", "holm", "none"] = "bh"
     balance: tuple[str, ...] = ()
+    then: str | None = None
 
     def __post_init__(self) -> None:
         checked_salt(self.salt, "experiment.salt")

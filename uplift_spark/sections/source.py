@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
+from uplift_spark.roles import checked_name
 
 STRICT = ConfigDict(extra="forbid")
 LONG_AGO = datetime(2000, 1, 1)
@@ -71,9 +72,11 @@ class Simulation:
     noise        how much outcomes vary for no reason, 1 as in the benchmarks
     max_lift     the largest effect on the buying rate, 0.03 by default; the rate without treatment is 5 %
     assigned_at  when the treatment was assigned (UTC)
+    follows      a campaign of the lakehouse, simulated with the same seed and keys: its customers come again, and each
+                 gets what that campaign's newest plan decided, but for `experiment.exploration` and its holdout
     """
 
-    LATER: ClassVar = ("max_lift",)
+    LATER: ClassVar = ("max_lift", "follows")
     kind: Literal["simulation"] = "simulation"
     units: Annotated[int, Field(ge=1)] = 200_000
     design: Literal["binary", "ordered", "unordered"] = "ordered"
@@ -82,6 +85,11 @@ class Simulation:
     noise: Annotated[float, Field(ge=0)] = 1.0
     max_lift: Annotated[float, Field(ge=0, le=0.1)] = 0.03
     assigned_at: datetime = datetime(2025, 1, 6)
+    follows: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.follows is not None:
+            checked_name(self.follows, "source.follows")
 
 
 @dataclass(frozen=True, config=STRICT)

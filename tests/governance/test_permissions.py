@@ -207,6 +207,7 @@ def test_readings_of_the_demo_are_readouts(tmp_path: Path, monkeypatch: pytest.M
 
     folder = Path(__file__).resolve().parents[2] / "conf"
     example = (folder / "experiment.yaml").read_text().replace("features/", f"{folder}/features/")
+    example = example.replace("then: ", f"then: {folder}/")
     (tmp_path / "c.yaml").write_text(example + "governance: {access: {roles: {operator: [olga], viewer: [vic]}}}\n")
     monkeypatch.setattr(console, "open_campaign", started)
     monkeypatch.setattr("sys.argv", ["uplift", "demo", "--conf", str(tmp_path / "c.yaml")])

@@ -189,9 +189,10 @@ def test_published_units_are_the_scored_ones_and_leave_when_they_must(house, mod
     encoded = [scorer.encoder.encode(dict(zip(names, stored[u].features, strict=True))) for u in ids]
     assert [one.uplift for effects in scorer.effects(encoded) for one in effects] == batch["uplift"].tolist()
     assert stored[ids[1]].decision == ("none", "age below 18") and stored[ids[0]].decision[0] == "10%"
-    # What a unit that no rule bars costs at the price 0: 2 a unit of the outcome, levels for .5 and 1.
-    gain = 2.0 * batch["uplift"].to_numpy().reshape(N, 2) - [0.5, 1.0]
-    cost = np.where(gain.max(axis=1) > 0, np.array([0.5, 1.0])[gain.argmax(axis=1)], 0.0)[np.arange(N) % 5 != 1]
+    # What a unit that no rule bars costs at the price 0: 2 a unit of the outcome, 10% for 1 and 5% for .5.
+    assert manifest.levels == ("none", "10%", "5%")
+    gain = 2.0 * batch["uplift"].to_numpy().reshape(N, 2) - [1.0, 0.5]
+    cost = np.where(gain.max(axis=1) > 0, np.array([1.0, 0.5])[gain.argmax(axis=1)], 0.0)[np.arange(N) % 5 != 1]
     assert manifest.spend[0] == (0.0, pytest.approx(cost.mean())) and manifest.spend[-1][1] == 0.0
     mean = batch[batch["treatment"] == "5%"]["uplift"].mean()
     assert manifest.averages["5%"][0] == pytest.approx(mean, rel=1e-12)

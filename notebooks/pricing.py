@@ -193,7 +193,7 @@ axes.set_xlabel("voucher, dollars")
 axes.set_ylabel("dollars a person, net")
 axes.set_title("What a voucher for all brings more than none; dots are the best amounts", loc="left", fontsize=11)
 axes.spines[["top", "right"]].set_visible(False)
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown]

@@ -94,7 +94,7 @@ def mean_effects(model: object, doses: np.ndarray) -> pd.Series:
 
 curve, straight = mean_effects(model, doses), mean_effects(line, doses)
 at_no_voucher = float(demand.loc["none", "came"])
-print(model.manifest.get("reason", ""))
+print(model.manifest["plan"]["reason"])
 assert curve[0.5] > 0.5 * curve[2.0] > 0
 assert straight[0.5] < 0.35 * straight[2.0]
 

@@ -267,6 +267,13 @@ def test_open_tables_take_further_columns_of_numbers_and_text(spark: SparkSessio
         "double",
         "timestamp",
     )
+    # Doubly robust scores, which erasures keep with a model's training rows.
+    scored = rows.selectExpr("unit_id", "'t' AS treatment", "1D AS propensity", "timestamp'2025-01-01' AS assigned_at")
+    scored = scored.selectExpr(
+        "*", "'train' AS split", "map('mail', 1D) AS scores", "array(1D) AS means", "'r' AS run_id"
+    )
+    kept = dict(conform(scored, contract("silver.trained_spring_2")).dtypes)
+    assert (kept["scores"], kept["means"]) == ("map<string,double>", "array<double>")
     with pytest.raises(DataError, match=r"column born of bronze.profile_demo is date, not double"):
         check(rows.withColumn("born", F.lit("2000-01-01").cast("date")), contract("bronze.profile_demo"))
 

@@ -63,6 +63,8 @@ _WIDER = {
     **dict.fromkeys(("float", "boolean"), ("double",)),
     "void": tuple(_TYPES),
 }
+# Further columns of an open table beside doubles and strings; maps hold scores of levels, which forests are trained on.
+_KEPT_AS_THEY_ARE = (ArrayType(DoubleType()), MapType(StringType(), DoubleType()))
 _BROKEN, _REPEATED, _ALIKE = "__broken", "__repeated", "__alike"
 # What two deliveries of one row may differ in: they are one row all the same.
 _OF_DELIVERY = ("source", RUN_ID, INGESTED_AT, "known_at")
@@ -87,7 +89,7 @@ class Rule:
 class Contract:
     """What a table holds, and what every row of it keeps to.
 
-    columns    exactly these; an `open` table may hold further columns of doubles, arrays of them, or strings
+    columns    exactly these; an `open` table may hold further columns of doubles, arrays of or maps to them, or strings
     job        the job that writes it first
     rules      what every row must meet; see `check`
     unique     columns whose values together occur once per checked frame
@@ -242,7 +244,7 @@ def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract
 def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
     value = F.col(have.name)
     if want is None:
-        kept = isinstance(have.dataType, StringType) or have.dataType == ArrayType(DoubleType())
+        kept = isinstance(have.dataType, StringType) or have.dataType in _KEPT_AS_THEY_ARE
         return value if kept else _widened(value, have, DoubleType(), table)
     return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
 

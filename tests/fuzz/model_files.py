@@ -298,7 +298,7 @@ def _change_json(draw: Draw, value: Any) -> None:
         elif what < 0.6 and isinstance(inner, int | float):
             value[key] = inner + [1, -1, 0.5, 1e6, -1e6, 2**40][int(draw.integers(6))]
         else:
-            value[key] = VALUES[int(draw.integers(len(VALUES)))]
+            value[key] = copy.deepcopy(VALUES[int(draw.integers(len(VALUES)))])
         return
 
 

@@ -64,7 +64,7 @@ _WIDER = {
     "void": tuple(_TYPES),
 }
 # Further columns of an open table beside doubles and strings; maps hold scores of levels, which forests are trained on.
-_KEPT_AS_THEY_ARE = (ArrayType(DoubleType()), MapType(StringType(), DoubleType()))
+_KEPT_AS_THEY_ARE = ("array<double>", "map<string,double>")
 _BROKEN, _REPEATED, _ALIKE = "__broken", "__repeated", "__alike"
 # What two deliveries of one row may differ in: they are one row all the same.
 _OF_DELIVERY = ("source", RUN_ID, INGESTED_AT, "known_at")
@@ -244,7 +244,7 @@ def with_columns(contract: Contract, columns: Iterable[StructField]) -> Contract
 def _fitted(have: StructField, want: StructField | None, table: str) -> Column:
     value = F.col(have.name)
     if want is None:
-        kept = isinstance(have.dataType, StringType) or have.dataType in _KEPT_AS_THEY_ARE
+        kept = isinstance(have.dataType, StringType) or have.dataType.simpleString() in _KEPT_AS_THEY_ARE
         return value if kept else _widened(value, have, DoubleType(), table)
     return _widened(value, have, want.dataType, table).alias(want.name, metadata=want.metadata)
 

@@ -325,9 +325,9 @@ def test_demo_runs_all_jobs_in_order_in_one_lake(
     assert uplift(monkeypatch, "demo", "--conf", conf, "--set", "lakehouse.path=a b") == 0
     assert [call["verb"] for call in calls] == list(cli.DEMO_JOBS)
     assert len({id(call["lake"]) for call in calls}) == 1
-    ((where, campaign, results),) = printed
+    ((where, follower, campaign, results),) = printed
     assert where == f" --conf {conf} --set 'lakehouse.path=a b'"
-    assert campaign.name == "spring"
+    assert campaign.name == "spring" and follower is None
     assert [result.job for result in results] == list(cli.DEMO_JOBS)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if " s  " not in line] == []

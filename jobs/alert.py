@@ -21,7 +21,7 @@ from uplift_spark.errors import ConfigError, hint
 from uplift_spark.governance.audit import AuditEvent, signing_key
 from uplift_spark.governance.permissions import acting_user, check_permitted
 from uplift_spark.governance.spark import record_event
-from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
+from uplift_spark.lake.schemas import ALERTS_TABLE
 from uplift_spark.lake.tables import Claim, Written
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, state_line
 from uplift_spark.monitoring.sinks import alert_book, notify_of
@@ -94,12 +94,10 @@ def put_on_record(campaign: Campaign, event: AlertEvent) -> None:
 
 def append_event(campaign: Campaign, event: AlertEvent, claim: Claim) -> Written:
     """Add the event to gold.alerts; refused where another run added one meanwhile."""
-    lake, schema, row = campaign.lake, columns_to_fill(ALERTS_TABLE), asdict(event)
-    frame = lake.spark.createDataFrame([tuple(row[name] for name in schema.fieldNames())], schema)
+    lake = campaign.lake
     change = [event.alert, event.sequence, event.event, event.by, event.at.isoformat()]
-    return lake.write(
-        ALERTS_TABLE, frame, derive_run_id("alert", {"campaign": campaign.name}, change=change), claim=claim
-    )
+    run_id = derive_run_id("alert", {"campaign": campaign.name}, change=change)
+    return lake.write(ALERTS_TABLE, lake.filled(ALERTS_TABLE, [asdict(event)]), run_id, claim=claim)
 
 
 def run(

@@ -8,7 +8,7 @@ nobody.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -21,12 +21,18 @@ from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, hint
 from uplift_spark.events.labels import label_table
 from uplift_spark.events.training_set import Events, events_of
-from uplift_spark.experiments.protocol import filled
-from uplift_spark.lake.schemas import COSTS_TABLE, DECISIONS_TABLE, EXPENSE_TABLE, ROI_TABLE, RUN_LOG_TABLE
-from uplift_spark.lake.storage import Commit
+from uplift_spark.governance.permissions import VERBS_OF
+from uplift_spark.lake.schemas import (
+    ASSIGNMENT_TABLE,
+    COSTS_TABLE,
+    DECISIONS_TABLE,
+    EXPENSE_TABLE,
+    ROI_TABLE,
+    RUN_LOG_TABLE,
+)
 from uplift_spark.monitoring.costs import CostForecast, cost_summary, forecast_cost, prices_of_days, roi_rows
 from uplift_spark.monitoring.spark import expenses_by_day, money_spent, runs_on_record, with_plan, worth_by_version
-from uplift_spark.roles import CAMPAIGN, RUN_ID, benefit
+from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, benefit
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.sections.costs import Costs
 
@@ -40,6 +46,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     """
     config, lake = campaign.config, campaign.lake
     conf = config.costs or Costs()
+    _check_rates(conf)
     events = events_of(config, lake, progress)
     runs = runs_on_record(_mine(campaign, RUN_LOG_TABLE))
     runs = runs[runs["job"] != "costs"]  # else each run of this job would be news to the next one
@@ -51,9 +58,11 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     progress(f"adding up what {config.campaign} cost until {events.as_of:%Y-%m-%d}")
     values = _values(config)
     names = _outcomes(config, conf, values, events)
-    labels = label_table(events.assignments, events.outcomes, names, config.labels, events.as_of, events.deliveries)
-    plans = {str(one.notes.get(RUN_ID)): one.at for one in _commits(campaign)}
-    units = with_plan(labels, _mine(campaign, DECISIONS_TABLE), plans)
+    # Who objects to profiling was treated all the same: sums of money are no profile.
+    assigned = lake.read(ASSIGNMENT_TABLE, events.versions[ASSIGNMENT_TABLE]).where(F.col(CAMPAIGN) == config.campaign)
+    labels = label_table(assigned, events.outcomes, names, config.labels, events.as_of, events.deliveries)
+    units = with_plan(labels, _mine(campaign, DECISIONS_TABLE), _plans(campaign))
+    _check_incentives(conf, units)
     rows = money_spent(units, conf, config.economics, config.roles.control)
     first = min((row["day"] for row in rows), default=events.as_of.date())
     rows += prices_of_days(runs, conf.rates)
@@ -67,11 +76,10 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         today = events.as_of.date() - timedelta(days=1)  # the day of the last event may go on
         forecast = forecast_cost(dict(costs.groupby("day")["amount"].sum()), today, conf.end, first)
     lines = [_line(config, conf, events, row, forecast) for row in returns]
+    rows = [{CAMPAIGN: config.campaign, **row} for row in rows]
     written = [
-        lake.write(
-            COSTS_TABLE, filled(lake, COSTS_TABLE, [{CAMPAIGN: config.campaign, **row} for row in rows]), run_id
-        ),
-        lake.write(ROI_TABLE, filled(lake, ROI_TABLE, lines), run_id),  # last: a run that is in it is complete
+        lake.write(COSTS_TABLE, lake.filled(COSTS_TABLE, rows), run_id),
+        lake.write(ROI_TABLE, lake.filled(ROI_TABLE, lines), run_id),  # last: a run that is in it is complete
     ]
     return JobResult.of("costs", run_id, *written, summary=cost_summary(lines[0], forecast))
 
@@ -82,10 +90,26 @@ def _mine(campaign: Campaign, table: str) -> DataFrame | None:
     return lake.read(table).where(F.col(CAMPAIGN) == campaign.name) if lake.exists(table) else None
 
 
-def _commits(campaign: Campaign) -> list[Commit]:
-    """Of gold.policy_decisions, the oldest first: of a run that wrote twice the last commit counts."""
+def _plans(campaign: Campaign) -> dict[str, datetime]:
+    """{run of a plan: when it was written}."""
     lake = campaign.lake
-    return lake.history(DECISIONS_TABLE)[::-1] if lake.exists(DECISIONS_TABLE) else []
+    commits = lake.history(DECISIONS_TABLE) if lake.exists(DECISIONS_TABLE) else []
+    return {str(one.notes.get(RUN_ID)): one.at for one in reversed(commits)}  # of a run's commits the last one counts
+
+
+def _check_rates(conf: Costs) -> None:
+    jobs = {verb.partition(" ")[0] for verbs in VERBS_OF.values() for verb in verbs}
+    if unknown := [job for job in conf.rates if job not in jobs | {"other"}]:
+        raise ConfigError(f"costs.rates names {unknown[0]!r}, which is no job: {hint(unknown[0], [*jobs, 'other'])}")
+
+
+def _check_incentives(conf: Costs, units: DataFrame) -> None:
+    if conf.incentives:
+        levels = [row[0] for row in units.select(TREATMENT).distinct().collect()]
+        if unknown := [level for level in conf.incentives if level not in levels]:
+            raise ConfigError(
+                f"costs.incentives names {unknown[0]!r}, which no unit was assigned: {hint(unknown[0], levels)}"
+            )
 
 
 def _values(config: Config) -> dict[str, float]:

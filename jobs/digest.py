@@ -117,7 +117,7 @@ def read_tables(campaign: Campaign) -> dict[str, pd.DataFrame]:
 
 def assigned_units(campaign: Campaign, span: DigestSpan) -> dict[str, int]:
     """{level: units assigned in the period}, without the control."""
-    start, end = (f"'{moment:%Y-%m-%d %H:%M:%S}'" for moment in (span.start, span.end))
+    start, end = (f"'{moment:%Y-%m-%d %H:%M:%S}+00:00'" for moment in (span.start, span.end))
     mine = f"{CAMPAIGN} = {sql_text(campaign.name)} AND assigned_at >= {start} AND assigned_at < {end}"
     query = f"SELECT {TREATMENT}, count(*) AS n FROM {ASSIGNMENT_TABLE} WHERE {mine} GROUP BY {TREATMENT}"
     counts = campaign.sql(query)

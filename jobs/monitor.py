@@ -26,9 +26,9 @@ from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill, gold_table
+from uplift_spark.lake.schemas import ALERTS_TABLE, gold_table
 from uplift_spark.lake.session import instant, moment, utc
-from uplift_spark.lake.tables import Lake, Written
+from uplift_spark.lake.tables import Written
 from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.monitoring.detectors import DetectorLimits, WindowFacts, level_margins, window_findings
 from uplift_spark.monitoring.drift import ColumnDrift, DriftLimits, season_windows, window_drift, with_triggers
@@ -140,7 +140,7 @@ def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress:
     def append(events: Sequence[AlertEvent]) -> None:
         changes = [[one.alert, one.sequence, one.event, one.at.isoformat()] for one in events]
         run_id = derive_run_id("alerts", {"campaign": campaign.name}, changes=changes)
-        rows = _frame(lake, ALERTS_TABLE, [asdict(one) for one in events])
+        rows = lake.filled(ALERTS_TABLE, [asdict(one) for one in events])
         written.append(lake.write(ALERTS_TABLE, rows, run_id, claim=claim))
 
     kpis, findings = _mine(campaign, KPI_TABLE), _mine(campaign, FINDINGS_TABLE)
@@ -287,12 +287,7 @@ def _rows_of(campaign: Campaign, table: str, run_id: str) -> DataFrame | None:
 def _write(it: Monitored, run_id: str, table: str, rows: list[dict[str, Any]], dated: bool = True) -> Written:
     shared = {CAMPAIGN: it.campaign.name, "model_version": str(it.registered.version), "as_of": it.events.as_of}
     shared |= {"window_start": it.window.start, "window_end": it.window.end} if dated else {}
-    return it.campaign.lake.write(table, _frame(it.campaign.lake, table, [{**shared, **row} for row in rows]), run_id)
-
-
-def _frame(lake: Lake, table: str, rows: list[dict[str, Any]]) -> DataFrame:
-    schema = columns_to_fill(table)
-    return lake.spark.createDataFrame(figures.table_cells(schema.fieldNames(), rows), schema)
+    return it.campaign.lake.write(table, it.campaign.lake.filled(table, [{**shared, **row} for row in rows]), run_id)
 
 
 if __name__ == "__main__":

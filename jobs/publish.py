@@ -83,24 +83,26 @@ def _sources(campaign: Campaign) -> _Sources:
 
 @dataclass(frozen=True)
 class _OnTrial:
-    """The challenger: its model, and what the manifest says of it."""
+    """The challenger: its model and that one's file, and what the manifest says of it."""
 
     model: Model
+    content: bytes
     facts: Mapping[str, Any]
 
 
-def _on_trial(campaign: Campaign, model: Registered) -> _OnTrial | None:
+def _on_trial(campaign: Campaign, champion: Registered) -> _OnTrial | None:
     """The challenger of a running canary with its slice, or with `serving.shadow` the one that only decides beside."""
     last, registry, name = CanaryLog(campaign.config, campaign.lake).last, campaign.registry, campaign.config.model_name
-    if last is not None and last.state == "running" and last.champion == str(model.version):
+    if last is not None and last.state == "running" and last.champion == str(champion.version):
         challenger, salt, share = registry.find(name, int(last.challenger)), last.canary, last.share
     elif campaign.config.serving.shadow and (known := registry.known(name, CHALLENGER)):
         challenger, salt, share = known, "", 0.0
     else:
         return None
-    content = registry.load(challenger)
+    model = registry.load(challenger)
+    content = model.to_bytes()
     facts = {"name": challenger.name, "version": challenger.version, "salt": salt, "share": share}
-    return _OnTrial(content, {**facts, "sha256": hashlib.sha256(content.to_bytes()).hexdigest()})
+    return _OnTrial(model, content, {**facts, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def _rows(campaign: Campaign, sources: _Sources, model: Model) -> DataFrame:
@@ -252,8 +254,7 @@ def _publish(campaign: Campaign, progress: ProgressCallback, run_id: str | None)
         progress(f"publishing {len(table):,} units")
         units = _units(table, model)
         units = with_slice(units, manifest, trial.model) if trial else units
-        beside = trial.model.to_bytes() if trial else None
-        result = publish_version(folder, manifest, content, units, redis, beside)
+        result = publish_version(folder, manifest, content, units, redis, trial.content if trial else None)
         served = result.version
         did = {"written": result.written, "unchanged": result.unchanged, "removed": result.removed}
     manifest = read_manifest(folder, served)

@@ -27,7 +27,6 @@ from uplift_spark.experiments.protocol import (
     READ,
     ReadingOptions,
     TrialReading,
-    filled,
     planned_readings,
     policy_layout,
     read_trial_policy,
@@ -89,7 +88,7 @@ def run(
     run_id = run_id or campaign.run_id("readout", **reading_identity(campaign, read, how))
     written = [write_findings(campaign, read, result.findings, how, run_id)]
     if result.metrics:
-        rows = filled(lake, READOUT_TABLE, readout_rows(campaign, read, result, policy))
+        rows = lake.filled(READOUT_TABLE, readout_rows(campaign, read, result, policy))
         written.append(lake.write(READOUT_TABLE, rows, run_id))
     verdict = result.verdict
     figures = {
@@ -117,7 +116,7 @@ def _read_programme(
     run_id = run_id or campaign.run_id("readout", programme=tables.identity, override=how.override)
     common = {CAMPAIGN: campaign.name, "as_of": tables.as_of, "override": how.override}
     lines = [{**common, **vars(one), TREATMENT: one.arm} for one in result.rows]
-    written = lake.write(READOUT_TABLE, filled(lake, READOUT_TABLE, lines), run_id)
+    written = lake.write(READOUT_TABLE, lake.filled(READOUT_TABLE, lines), run_id)
     units = {arm: f"{n:,.0f}" for arm, n in facts.units.items()}
     campaigns = ", ".join(tables.campaigns)
     return JobResult.of("readout", run_id, written, campaigns=campaigns, units=units, readout=result.text())
@@ -176,12 +175,10 @@ def policy_beside_truth(campaign: Campaign, result: JobResult) -> pd.DataFrame:
 
     def true_effect(metric: str, level: str) -> float:
         reward = next(one for one in layout.rewards if one.name == metric)
-        mine, costs = (
-            true.loc[reward.column],
-            dict(zip(layout.arms, reward.costs or [0.0] * len(layout.arms), strict=True)),
-        )
-        spent = sum(costs[str(name)] * share for name, share in mine["share"].items())
-        return float(reward.value * (mine["policy"].sum() - mine["all"].get(level, 0.0)) - (spent - costs[level]))
+        costs = dict(zip(layout.arms, reward.costs or [0.0] * len(layout.arms), strict=True))
+        effects = true.loc[reward.column]
+        spent = sum(costs[str(name)] * share for name, share in effects["share"].items())
+        return float(reward.value * (effects["policy"].sum() - effects["all"].get(level, 0.0)) - spent + costs[level])
 
     true_effects = [true_effect(*names) for names in zip(rows["metric"], rows[TREATMENT], strict=True)]
     shown = rows.rename(columns={TREATMENT: "against"}).assign(true_effect=true_effects)

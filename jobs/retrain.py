@@ -28,10 +28,9 @@ from uplift_spark.experiments.protocol import ReadingOptions, read_trial_rows, r
 from uplift_spark.forest.forest import Forest
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
-from uplift_spark.lake.schemas import columns_to_fill, gold_table
+from uplift_spark.lake.schemas import gold_table
 from uplift_spark.lake.session import instant, moment
 from uplift_spark.learners.metalearners import AnyModel
-from uplift_spark.monitoring.figures import table_cells
 from uplift_spark.registry.evidence import (
     MonitoredWindows,
     matured,
@@ -131,10 +130,8 @@ def run(
     model = {} if fitted is None else {"model_version": str(fitted.version), "fit": fitted.how}
     known = {"decision": outcome, "sentence": reason, "champion_version": str(champion.version), **model}
     shared = {**known, CAMPAIGN: campaign.name, "window_end": it.windows.end}
-    schema = columns_to_fill(RETRAIN_TABLE)
     rows = [*({**shared, **asdict(check)} for check in checks), {**shared, "check": _CONCLUSION, "state": outcome}]
-    frame = lake.spark.createDataFrame(table_cells(schema.fieldNames(), rows), schema)
-    written = lake.write(RETRAIN_TABLE, frame, run_id, claim=claim)
+    written = lake.write(RETRAIN_TABLE, lake.filled(RETRAIN_TABLE, rows), run_id, claim=claim)
     _conclude(it, run_id, known)
     return JobResult.of("retrain", run_id, written, **_details(known, checks))
 

@@ -27,6 +27,8 @@ import numpy as np
 import pandas as pd
 
 from uplift_spark import CausalForest, Roles
+from uplift_spark.experiments.backtest import LoggedColumns, backtest
+from uplift_spark.experiments.readout import ReadoutMetric
 from uplift_spark.governance.bias import BiasMeasure, GroupSums, bias_audit, group_sums
 
 n, margin = 20_000, 0.2
@@ -102,15 +104,19 @@ by_risk
 
 # %% [markdown]
 # What does the plan bring? Orders of the trial whose check happens to be the plan's stand for all: a third of them.
-# Each order's money is counted three times if its check is the plan's, and the same is done for every fixed rule.
+# `backtest` counts each order's money three times if its check is the plan's, and does the same for every fixed rule.
 
 
 # %%
-def brings(rule: pd.Series | str, against: pd.Series | str, rows: pd.DataFrame) -> pd.Series:
-    """Euros an order that a rule brings more than another, with its 95 % interval."""
-    score = 3 * rows["money"] * ((rows["check"] == rule).astype(float) - (rows["check"] == against))
-    half = 1.96 * score.std() / len(rows) ** 0.5
-    return pd.Series({"value": score.mean(), "lower": score.mean() - half, "upper": score.mean() + half})
+per_order = ReadoutMetric("money", "money", role="primary")
+
+
+def brings(rule: pd.Series | str, against: str = "none") -> pd.Series:
+    """Euros an order that a rule brings more than one check for all, with its 95 % interval."""
+    rows = planned.assign(rule=rule, share=1 / 3)
+    read = backtest(rows, [per_order], ["none", "code", "card"], LoggedColumns("rule", "check", "share"))
+    (one,) = (one for one in read.metrics if one.arm == against)
+    return pd.Series({"value": one.effect, "lower": one.lower, "upper": one.upper})
 
 
 def true_gain(rule: pd.Series | str) -> float:
@@ -119,9 +125,9 @@ def true_gain(rule: pd.Series | str) -> float:
 
 
 against_none = {"a code for all": "code", "a card for all": "card", "the plan": planned["plan"]}
-gains = pd.DataFrame({name: brings(rule, "none", planned) for name, rule in against_none.items()}).T
+gains = pd.DataFrame({name: brings(rule) for name, rule in against_none.items()}).T
 gains["truth"] = [true_gain(rule) for rule in against_none.values()]
-over_code = brings(planned["plan"], "code", planned)
+over_code = brings(planned["plan"], "code")
 best = true_rest.clip(lower=0).max(axis=1).mean()
 print("the plan over a code for all: {:.2f} euros an order ({:.2f} to {:.2f})".format(*over_code))
 print(f"the plan has {gains.loc['the plan', 'truth'] / best:.0%} of what perfect knowledge would bring")

@@ -26,6 +26,8 @@ import numpy as np
 import pandas as pd
 
 from uplift_spark import CausalForest, Roles
+from uplift_spark.experiments.backtest import LoggedColumns, backtest
+from uplift_spark.experiments.readout import ReadoutMetric
 
 n, lesson_worth, opt_out_cost = 20_000, 0.50, 6.0
 dose = {"none": 0, "1 a week": 1, "3 a week": 3, "7 a week": 7}
@@ -129,13 +131,16 @@ who_gets
 
 # %%
 money = lesson_worth * rest["lessons"] - opt_out_cost * rest["opted_out"]
+per_learner = ReadoutMetric("money", "money", role="primary")
 
 
-def brings(rule: pd.Series | str, against: pd.Series | str = "none") -> list[float]:
-    """Euros a learner that a rule brings more than another, with its 95 % interval."""
-    score = len(dose) * money * ((rest["pushes"] == rule).astype(float) - (rest["pushes"] == against))
-    half = 1.96 * score.std() / len(rest) ** 0.5
-    return [score.mean(), score.mean() - half, score.mean() + half]
+def brings(rule: pd.Series | str, against: str = "none") -> list[float]:
+    """Euros a learner that a rule brings more than one number for all, with its 95 % interval."""
+    chosen = rule if isinstance(rule, str) else rule.to_numpy()
+    rows = rest.assign(money=money, rule=chosen, share=1 / len(dose))
+    read = backtest(rows, [per_learner], list(dose), LoggedColumns("rule", "pushes", "share"))
+    (one,) = (one for one in read.metrics if one.arm == against)
+    return [one.effect, one.lower, one.upper]
 
 
 rules = {**{p: p for p in pushed}, "the plan": plan}

@@ -21,7 +21,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Config, load_config
-from uplift_spark.errors import ConfigError, DataError, UpliftError, hint
+from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.evaluation.metrics import EvaluationSpec
 from uplift_spark.evaluation.pictures import (
     budget_picture,
@@ -44,14 +44,7 @@ from uplift_spark.events.quickstart import (
 )
 from uplift_spark.lake.local_tables import NotLocal, local_tables
 from uplift_spark.lake.queries import arrow_frame, query_rows
-from uplift_spark.lake.schemas import (
-    DECISIONS_TABLE,
-    RUN_LOG_TABLE,
-    SCORES_TABLE,
-    TRUTH_TABLE,
-    columns_to_fill,
-    gold_table,
-)
+from uplift_spark.lake.schemas import DECISIONS_TABLE, RUN_LOG_TABLE, SCORES_TABLE, TRUTH_TABLE, gold_table
 from uplift_spark.lake.session import spark_session
 from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.registry.models import CHAMPION, Registered, Registry, still_there
@@ -64,7 +57,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIMULATED_BYTES = 100  # of raw events per unit
-_LOGGED = ContextVar("_LOGGED", default=False)  # whether a job of this process is being timed
+_TIMED = ContextVar("_TIMED", default=False)  # whether a job of this process is being timed
 
 
 @dataclass(frozen=True)
@@ -210,27 +203,30 @@ class Campaign:
     def planned(self, verb: str) -> Iterator[bool]:
         """Within the body Spark plans for the size of the campaign's data, see `Lake.planned`; `verb` is what runs.
 
-        With `costs` in the configuration a row in gold.run_log says how long the body took; of jobs that run jobs
-        themselves, of the outer one alone.
+        With `costs` in the configuration a row in gold.run_log says how long the body took.
         """
-        source = self.config.source
-        unread = verb == "ingest" and (source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf)
-        plan = self.lake.planned(unread) if unread else self.lake.planned()
-        if self.config.costs is None or _LOGGED.get():
-            with plan as few:
-                yield few
+        source, coming = self.config.source, 0.0
+        if verb == "ingest":
+            coming = source.units * _SIMULATED_BYTES if isinstance(source, Simulation) else math.inf
+        with self._timed(verb), self.lake.planned(coming) as few:
+            yield few
+
+    @contextmanager
+    def _timed(self, verb: str) -> Iterator[None]:
+        """Write how long the body took to gold.run_log; of jobs that run jobs themselves, of the outer one alone."""
+        if self.config.costs is None or _TIMED.get():
+            yield
             return
-        token, started_at, state = _LOGGED.set(True), datetime.now(UTC), "failed"
+        token, started_at, state = _TIMED.set(True), datetime.now(UTC), "failed"
         try:
-            with plan as few:
-                yield few
+            yield
             state = "complete"
         finally:
-            _LOGGED.reset(token)
+            _TIMED.reset(token)
             seconds = (datetime.now(UTC) - started_at).total_seconds()
-            values = (self.name, verb.partition(" ")[0], started_at, seconds, state)
-            rows = self.lake.spark.createDataFrame([values], columns_to_fill(RUN_LOG_TABLE))
-            with suppress(UpliftError) if state == "failed" else nullcontext():  # what failed is said, not this
+            row = {CAMPAIGN: self.name, "job": verb.partition(" ")[0], "started_at": started_at, "seconds": seconds}
+            with suppress(Exception) if state == "failed" else nullcontext():  # what failed is said, not this
+                rows = self.lake.filled(RUN_LOG_TABLE, [{**row, "state": state}])
                 self.lake.write(RUN_LOG_TABLE, rows, f"{verb}-{uuid.uuid4().hex[:16]}")
 
     @property

@@ -83,6 +83,7 @@ def shown(spark, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         rows_of(lake, "policy_curve", f"policy-{n}", {"budget": 50.0 * n}, {"campaign": "other"})
         rows_of(lake, "policy_decisions", f"policy-{n}", {"unit_id": "a"}, {"unit_id": "b"}, {"unit_id": "c"})
         rows_of(lake, "kpi", f"monitor-{n}", {"kpi": "error_rate", "cut": "all", "value": 0.1 * n})
+    rows_of(lake, "costs", "costs-3", {"amount": 99.0})  # of a run that was killed: gold.roi has none of it
     of = {"outcome": "visit", "treatment": "mail"}
     cuts = [
         {**of, "cut": "all"},

@@ -17,10 +17,8 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.governance import permissions
 from uplift_spark.jobs import alert
 from uplift_spark.jobs.alert import AlertDeed, active_alerts, why_no_change
-from uplift_spark.lake.schemas import columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, AlertRule, Condition
-from uplift_spark.monitoring.figures import table_cells
 from uplift_spark.registry.evidence import monitored_windows, open_incidents
 
 START, HOUR = datetime(2026, 3, 2, tzinfo=UTC), timedelta(hours=1)
@@ -66,8 +64,7 @@ def test_alerts_are_listed_and_what_was_done_is_known() -> None:
 
 
 def add(lake: Lake, table: str, run_id: str, *rows: dict[str, object]) -> None:
-    schema = columns_to_fill(table)
-    lake.write(table, lake.spark.createDataFrame(table_cells(schema.fieldNames(), rows), schema), run_id)
+    lake.write(table, lake.filled(table, rows), run_id)
 
 
 def with_alert(lake: Lake, folder: Path, *cuts: str, **sections: object) -> Campaign:

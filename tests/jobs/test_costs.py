@@ -118,6 +118,18 @@ def test_an_incentive_on_an_outcome_without_events_is_refused(campaign: Campaign
         costs.run(campaign.changed(replace(config, lakehouse=campaign.config.lakehouse)))
 
 
+def test_levels_and_jobs_that_nobody_knows_are_refused(campaign: Campaign) -> None:
+    economics = {"value": {"bought": 20}, "cost": {"mail": 0.5, "coupon": 0.25}}
+    for section, sentence in (
+        ({"incentives": {"coupn": {"outcome": "redeemed", "amount": 2.0}}}, r"costs\.incentives names 'coupn'.*coupon"),
+        ({"rates": {"trian": 2.0}}, r"costs\.rates names 'trian', which is no job.*train"),
+    ):
+        config = TypeAdapter(Config).validate_python(CONF | {"economics": economics, "costs": section})
+        with pytest.raises(ConfigError, match=sentence):
+            costs.run(campaign.changed(replace(config, lakehouse=campaign.config.lakehouse)))
+    assert not campaign.lake.exists("gold.costs")
+
+
 @pytest.fixture(scope="module")
 def added(campaign: Campaign) -> tuple[Campaign, pd.DataFrame, pd.DataFrame, str]:
     economics = {"value": {"bought": 20}, "cost": {"mail": 0.5, "coupon": 0.25}}
@@ -204,3 +216,16 @@ def test_a_second_run_adds_nothing_and_a_plan_before_the_assignment_is_credited(
     written = {"plan-1": both.lake.history(DECISIONS_TABLE)[0].at}
     planned = with_plan(labels, both.lake.read(DECISIONS_TABLE), written).groupBy("version").count().collect()
     assert [(row["version"], row["count"]) for row in planned] == [("3", N)]
+
+
+def test_who_objects_to_profiling_was_treated_all_the_same(added) -> None:
+    both, rows_of_costs, *_ = added
+    consent = pd.DataFrame({"unit_id": ["u1", "u2"], "purpose": "profiling", "granted": False})
+    when = pd.Timestamp("2026-03-20", tz="UTC")
+    consent = consent.assign(changed_at=when, known_at=when, source="crm")
+    both.lake.write("bronze.consent", both.lake.spark.createDataFrame(consent), "consent-1")
+    result = costs.run(both)
+    now = both.lake.read("gold.costs").where(F.col("run_id") == result.run_id).toPandas()
+    for kind in ("treating", "incentive"):
+        sums = [one.loc[one["kind"] == kind, "amount"].sum() for one in (rows_of_costs, now)]
+        assert sums[0] == pytest.approx(sums[1])

@@ -431,7 +431,7 @@ def test_a_programme_is_read_from_the_tables(lake) -> None:
     from uplift_spark.config import load_config
     from uplift_spark.experiments.assignment import ProgrammeHoldout
     from uplift_spark.experiments.programme import SingleEffect, programme_readout
-    from uplift_spark.experiments.protocol import filled, record_row
+    from uplift_spark.experiments.protocol import record_row
     from uplift_spark.experiments.readout import ReadoutMetric
     from uplift_spark.jobs import ingest
 
@@ -450,7 +450,7 @@ def test_a_programme_is_read_from_the_tables(lake) -> None:
         run_id = f"readout-{campaign.name}"
         lake.write("gold.experiment", record_row(campaign, "readout", AT, verdict="ship"), run_id)
         row = {"campaign": campaign.name, "metric": "conversion", "role": "primary", "treatment": "5%"}
-        lake.write("gold.readout", filled(lake, "gold.readout", [{**row, "effect": effect, "error": 0.004}]), run_id)
+        lake.write("gold.readout", lake.filled("gold.readout", [{**row, "effect": effect, "error": 0.004}]), run_id)
         units = (assigned(lake, campaign.name)["treatment"] == "5%").sum()
         return SingleEffect(campaign.name, "conversion", "5%", float(units), effect, 0.004)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
@@ -432,3 +434,17 @@ def test_a_claim_outlives_the_log_and_a_lost_reply(lake: Lake, monkeypatch: pyte
         with pytest.raises(OvertakenError):
             claimed(lake, "r6", 1, both[1])
         assert claimed(lake, "r5", 1, lake.claim("gold.demo", "loads")).skipped
+
+
+def test_figures_of_declared_rows_have_ten_digits_and_null_where_none_is_known(lake: Lake) -> None:
+    def added(*parts: float) -> dict[str, object]:
+        return {"campaign": "spring", "kind": "expense", "quantity": np.float64(3), "amount": sum(parts)}
+
+    assert sum((0.1, 0.2, 0.3)) != sum((0.3, 0.2, 0.1))  # workers add in any order
+    lake.write("gold.costs", lake.filled("gold.costs", [added(0.1, 0.2, 0.3)]), "r1")
+    assert lake.write("gold.costs", lake.filled("gold.costs", [added(0.3, 0.2, 0.1)]), "r1").skipped
+    cells = {"campaign": "spring", "amount": math.nan, "quantity": -math.inf}
+    (row,) = lake.filled("gold.costs", [cells]).collect()
+    assert (row["campaign"], row["amount"], row["quantity"], row["day"]) == ("spring", None, None, None)
+    (row,) = lake.filled("gold.costs", [{"amount": 1 / 3}]).collect()
+    assert row["amount"] == 0.3333333333

@@ -26,7 +26,6 @@ from uplift_spark.monitoring.figures import (
     lift_values,
     ratio_value,
     share_value,
-    table_cells,
     window_summary,
 )
 from uplift_spark.monitoring.kpis import campaign_kpis, kpi_named
@@ -199,7 +198,7 @@ def test_sound_windows_rarely_alert_whatever_the_number_of_events(events: int) -
         assert completeness_alerts(100, events, 0.5) >= 0.95
 
 
-def test_words_and_cells() -> None:
+def test_words() -> None:
     value = share_value(SPEC, "error_rate", "all", 30, 1000)
     assert "alert at 0.02: unsure" in value.sentence and "requests would tell" in value.sentence
     assert SimpleNamespace(**value.row).state == "unsure" and value.n_needed > 1000
@@ -209,4 +208,3 @@ def test_words_and_cells() -> None:
         "ticket: x drifts; look",
         "x: trigger, distance to the training set 0.300",
     ]
-    assert table_cells(["a", "b", "c"], [{"a": math.nan, "c": 1 / 3}]) == [(None, None, 0.3333333333)]

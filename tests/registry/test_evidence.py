@@ -9,9 +9,7 @@ import pytest
 
 from uplift_spark.config import Labels
 from uplift_spark.errors import DataError
-from uplift_spark.lake.schemas import columns_to_fill
 from uplift_spark.lake.tables import Lake
-from uplift_spark.monitoring.figures import table_cells
 from uplift_spark.monitoring.spark import alert_events
 from uplift_spark.registry.evidence import (
     matured,
@@ -29,8 +27,7 @@ DAY = timedelta(days=1)
 
 
 def add(lake: Lake, table: str, run_id: str, *rows: dict[str, object]) -> None:
-    schema = columns_to_fill(table)
-    lake.write(table, lake.spark.createDataFrame(table_cells(schema.fieldNames(), rows), schema), run_id)
+    lake.write(table, lake.filled(table, rows), run_id)
 
 
 def window(day: int, as_of: int, **more: object) -> dict[str, object]:

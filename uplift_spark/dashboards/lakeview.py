@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from uplift_spark.dashboards.tables import NOT_OPEN
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
-from uplift_spark.spark_versions import quoted
+from uplift_spark.spark_versions import quoted, sql_text
 
 WidgetKind = Literal["counter", "table", "bar", "line"]
 _WIDE = 6  # columns of the grid
@@ -55,10 +56,6 @@ _CATALOG = "<catalog>"  # a name in SQL is no parameter that every engine takes:
 _MINE = f"{CAMPAIGN} = :campaign"
 
 
-def _newest_run(table: str) -> str:
-    return f"{_MINE} AND {RUN_ID} = (SELECT max_by({RUN_ID}, ingested_at) FROM {_gold(table)} WHERE {_MINE})"
-
-
 def _last_known(table: str, keys: str) -> str:
     """Of the campaign's windows what was known last: a window is monitored again when its labels ripen."""
     order = "ORDER BY as_of DESC, ingested_at DESC"
@@ -68,13 +65,14 @@ def _last_known(table: str, keys: str) -> str:
 
 _OF_LIFT = f"FROM {_gold('lift_table')} WHERE {RUN_ID} = :lift_run AND outcome = :outcome"
 _NEWEST_WINDOW = f"window_end = (SELECT max(window_end) FROM {_gold('kpi')} WHERE {_MINE})"
-_EVENT = "event NOT IN ('pending', 'resolved', 'closed', 'cancelled')"
+_EVENT = f"event NOT IN ({', '.join(map(sql_text, NOT_OPEN))})"
+# A run of `uplift costs` is complete once it is in gold.roi, and each holds all days so far.
+_OF_COSTS = f"(SELECT max_by({RUN_ID}, struct(as_of, ingested_at)) FROM {_gold('roi')} WHERE {_MINE})"
 
 _QUERIES: Mapping[str, str] = {
     "net_of_costs": "SELECT as_of, cost, gain, gain_lower, gain_upper, net, net_lower, net_upper, budget, forecast, "
-    f"forecast_lower, forecast_upper, note FROM {_gold('roi')} WHERE {_MINE} AND model_version = 'all' "
-    "ORDER BY as_of DESC, ingested_at DESC LIMIT 1",
-    "spending": f"SELECT day, kind, sum(amount) AS amount FROM {_gold('costs')} WHERE {_newest_run('costs')} "
+    f"forecast_lower, forecast_upper, note FROM {_gold('roi')} WHERE {RUN_ID} = {_OF_COSTS} AND model_version = 'all'",
+    "spending": f"SELECT day, kind, sum(amount) AS amount FROM {_gold('costs')} WHERE {RUN_ID} = {_OF_COSTS} "
     "GROUP BY day, kind ORDER BY day",
     "plans": "SELECT budget, treated, cost, gain, observed, observed_lower, observed_upper "
     f"FROM {_gold('policy_curve')} WHERE {_MINE} AND {RUN_ID} = :plan_run ORDER BY budget",

@@ -20,6 +20,9 @@ GOLD_OF_PAGES = (
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
 
+NOT_OPEN = ("resolved", "closed", "cancelled", "pending")
+"""Last events of alerts that are over, or have not fired yet."""
+
 ALERT_DAYS = 7
 """Days of which pages list what alerts did."""
 
@@ -168,7 +171,7 @@ class CampaignTables:
         if rows.empty:
             return rows
         last = rows.sort_values("sequence").drop_duplicates("alert", keep="last")
-        return last[~last["event"].isin(["resolved", "closed", "cancelled", "pending"])].sort_values("at")
+        return last[~last["event"].isin(NOT_OPEN)].sort_values("at")
 
     @cached_property
     def recent_alerts(self) -> pd.DataFrame:

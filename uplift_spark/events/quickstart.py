@@ -260,8 +260,8 @@ def with_types(data: OwnData, answers: Answers) -> OwnData:
         return data
     try:
         read = read_typed(data.source["path"], FileFormat(types=kinds))
-    except DataError:  # as where the file's fractions begin with a comma: the columns stay texts
-        return data
+    except DataError as error:  # as where the file's fractions begin with a comma
+        return OwnData(data.table, data.source, (*data.notes, f"types: {', '.join(kinds)} stay texts: {error}"))
     return OwnData(read.table, {**data.source, "types": kinds}, (*data.notes, *notes))
 
 

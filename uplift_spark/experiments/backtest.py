@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -223,14 +222,7 @@ def read_policy(
         held = valid_p(np.array([row.p_value for row in rows]))
         rows = [replace(row, p_value=float(p)) for row, p in zip(rows, held, strict=True)]
     units = float(moments.n[0] * moments.mean[0, 0])
-    rows = [_rounded(row) for row in _with_status(rows, layout, alpha)]
-    return PolicyReadout(tuple(rows), tuple(overlap), units)
-
-
-def _rounded(row: MetricReadout) -> MetricReadout:
-    """Ten digits: the last ones of a double depend on the order in which workers' sums are added."""
-    figures: dict[str, Any] = {name: float(f"{x:.10g}") for name, x in vars(row).items() if isinstance(x, float)}
-    return replace(row, **figures)
+    return PolicyReadout(tuple(_with_status(rows, layout, alpha)), tuple(overlap), units)
 
 
 def _with_status(rows: list[MetricReadout], layout: BacktestLayout, alpha: float) -> list[MetricReadout]:

@@ -50,7 +50,6 @@ from uplift_spark.lake.schemas import (
     EXPERIMENT_TABLE,
     HEALTH_TABLE,
     LABEL_TABLE,
-    columns_to_fill,
     profile_table,
 )
 from uplift_spark.lake.session import instant, moment, plus_hours, utc
@@ -421,8 +420,7 @@ def read_trial_policy(
             )
         shares = [F.lit(part) for pair in design.shares.items() for part in pair]
         rows = rows.withColumn(PROPENSITY, F.create_map(*shares)[F.col(TREATMENT).cast("string")])
-    clustered = trial.cluster is not None
-    layout = layout_of(readout_metrics(trial), tuple(design.shares), money=_money(campaign.config), clustered=clustered)
+    layout = policy_layout(campaign.config)
     if not layout.rewards:
         return None
     logged = LoggedColumns(_POLICY, reading.columns.treatment, cluster=trial.cluster)
@@ -650,19 +648,7 @@ def record_row(campaign: Campaign, job: str, at: datetime, **figures: Any) -> Da
         "as_of": at,
         **figures,
     }
-    return filled(campaign.lake, EXPERIMENT_TABLE, [row])
-
-
-def filled(lake: Lake, table: str, rows: Sequence[Mapping[str, Any]]) -> DataFrame:
-    """Rows of a declared table: columns that a row lacks, and figures that are no number, are null."""
-    schema = columns_to_fill(table)
-    lines = [[_known(row.get(name)) for name in schema.fieldNames()] for row in rows]
-    return lake.spark.createDataFrame(lines, schema)
-
-
-def _known(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value  # Spark takes Python's numbers alone
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return campaign.lake.filled(EXPERIMENT_TABLE, [row])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -711,7 +697,7 @@ def write_findings(
         event = AuditEvent("", "override", f"trial {name}", options.override, "", run_id, versions, facts)
         record_event(campaign.config, campaign.lake, event)
     rows = _finding_rows(campaign, reading, findings, options)
-    return campaign.lake.write(HEALTH_TABLE, filled(campaign.lake, HEALTH_TABLE, rows), run_id)
+    return campaign.lake.write(HEALTH_TABLE, campaign.lake.filled(HEALTH_TABLE, rows), run_id)
 
 
 def _finding_rows(

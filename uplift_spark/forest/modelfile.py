@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from uplift_spark.errors import ModelFileError
@@ -276,8 +276,8 @@ class _Thin(TypedDict):
 
 @with_config(_STRICT)
 class _Few(TypedDict):
-    share: float
-    variance: float
+    share: Annotated[float, Field(ge=0, le=1)]
+    variance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @with_config(_OPEN)

@@ -227,7 +227,7 @@ def _one_level(
 _Z95 = normal_quantile(0.95)
 FEWEST_ROWS = 10  # of a level, to be trained on
 FEW_EVENTS = 10
-MANY_EVENTS, _HALF = 300, 30  # events from which a unit's own variance counts alone; a count that is half as good
+MANY_EVENTS, _HALF = 300, 30  # from so many events a unit's own variance counts alone; with so many about half
 
 
 def level_events(

@@ -26,7 +26,6 @@ from uplift_spark.lake.schemas import (
     CANARY_TABLE,
     DECISIONS_TABLE,
     SCORES_TABLE,
-    columns_to_fill,
     gold_table,
 )
 from uplift_spark.lake.session import moment, utc
@@ -134,9 +133,7 @@ class CanaryLog:
         """
         record = replace(record, step=len(self.records) + 1, at=self.now)
         note(self.config, self.lake, record, f"{record.state} ({record.step})", record.reason)
-        schema = columns_to_fill(CANARY_TABLE)
-        row = {**asdict(record), CAMPAIGN: self.config.campaign}
-        frame = self.lake.spark.createDataFrame([tuple(row[name] for name in schema.fieldNames())], schema)
+        frame = self.lake.filled(CANARY_TABLE, [{**asdict(record), CAMPAIGN: self.config.campaign}])
         run_id = f"{record.canary}-{record.step}-{uuid.uuid4().hex[:12]}"  # two who write at once must not pass for one
         try:
             self.lake.write(CANARY_TABLE, frame, run_id, claim=self._claim)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import time
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -25,7 +27,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructT
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError, OvertakenError
 from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
-from uplift_spark.lake.schemas import OTHER_NAMES, contract_of
+from uplift_spark.lake.schemas import OTHER_NAMES, columns_to_fill, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
 from uplift_spark.roles import CAMPAIGN, RUN_ID, checked_name
@@ -216,6 +218,16 @@ class Lake:
                 f"that `DESCRIBE HISTORY {table}` lists"
             ) from error
         return current(frame, contract_of(table))
+
+    def filled(self, table: str, rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+        """Rows of a declared table as its writer fills them, see `schemas.columns_to_fill`: {column: value} each.
+
+        A column that a row lacks, and a figure that is not finite, is null. Figures have ten digits: the order in which
+        workers' sums are added does not show in them, so that a repeated run has equal rows.
+        """
+        schema = columns_to_fill(table)
+        cells = [tuple(_to_fill(row.get(name)) for name in schema.fieldNames()) for row in rows]
+        return self.spark.createDataFrame(cells, schema)
 
     def version(self, table: str) -> int:
         """Newest Delta version. Raises DataError when the table does not exist."""
@@ -668,3 +680,10 @@ def _broken_constraint(table: str, text: str) -> str:
     match = re.search(r"CHECK constraint (.*?) violated by row with values:\s*(.*?)\s*(?:\n\s*at |$)", text, re.S)
     violation = f"{match.group(1)} (values: {' '.join(match.group(2).split())})" if match else text.splitlines()[0]
     return f"a row for {table} breaks its constraint {violation[:300]}: pass the rows through `contracts.check` first"
+
+
+def _to_fill(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value  # Spark takes Python's numbers alone
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value

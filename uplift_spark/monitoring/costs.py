@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -241,7 +241,7 @@ def budget_verdict(forecast: CostForecast, budget: float) -> str:
     return "over the budget" if sure and forecast.lower > budget else "perhaps over the budget"
 
 
-def prices_of_days(runs: pd.DataFrame, rates: Mapping[str, float]) -> Sequence[dict[str, object]]:
+def prices_of_days(runs: pd.DataFrame, rates: Mapping[str, float]) -> list[dict[str, object]]:
     """Rows of gold.costs for the time that jobs took.
 
     Args:

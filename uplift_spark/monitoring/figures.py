@@ -361,23 +361,3 @@ def drift_row(drift: ColumnDrift) -> dict[str, Any]:
         {column: value}.
     """
     return {**asdict(drift), "name": drift.column}
-
-
-def table_cells(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """Rows for a table.
-
-    Args:
-        names: of its columns.
-        rows: {column: value}; a column that is not there is null.
-
-    Returns:
-        Values in the order of the columns: numbers to ten digits, in which the order of adding does not show, and null
-        where a number is not known.
-    """
-    return [tuple(_cell(row.get(name)) for name in names) for row in rows]
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.10g}") if math.isfinite(value) else None
-    return value

@@ -23,7 +23,7 @@ class Economics:
 
     # `costs` may be left out, and its job runs all the same.
     RUNS: ClassVar = {
-        "costs": "campaign roles.outcome roles.control roles.direction labels economics policy.cost costs"
+        "costs": "campaign roles.outcome roles.control roles.cluster roles.direction labels economics policy.cost costs"
     }
     value: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)

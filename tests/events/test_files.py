@@ -234,6 +234,13 @@ def test_parquet_files_of_different_types(tmp_path: Path) -> None:
         columns(tmp_path)
 
 
+def test_a_stata_file_that_names_two_columns_alike_loses_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.dta"
+    pd.DataFrame({"arm": [0, 1], "xx": [1.5, 2.5]}).to_stata(file, write_index=False)
+    file.write_bytes(file.read_bytes().replace(b"xx\0", b"arm"))
+    assert columns(file) == {"arm": [0, 1], "arm_2": [1.5, 2.5]}
+
+
 def test_stata(tmp_path: Path) -> None:
     pd.DataFrame({"arm": [0, 1], "x": [1.5, np.nan]}).to_stata(tmp_path / "rows.dta", write_index=False)
     assert columns(tmp_path / "rows.dta") == {"arm": [0, 1], "x": [1.5, None]}

@@ -13,7 +13,7 @@ from tests.forest.frames import plain_frame, plain_roles
 from uplift_spark import CausalForest, MetaLearner, average_effects, load_model
 from uplift_spark.errors import DataError
 from uplift_spark.forest.encode import encode, summarise
-from uplift_spark.forest.overlap import MANY_EVENTS, few_share, thin_levels
+from uplift_spark.forest.overlap import MANY_EVENTS, effective_shares, few_share, thin_levels
 
 TINY = {"n_trees": 16}
 LEARNERS = [
@@ -170,3 +170,40 @@ def test_a_variance_is_drawn_up_to_what_is_usual_by_how_few_the_events_are():
 def test_many_events_leave_each_unit_its_own_variance():
     frame = events(3000, 5, (0.3, 0.4))
     assert "few" not in CausalForest(**TINY).fit(frame, plain_roles(frame)).forest.facts
+
+
+def test_a_few_large_events_count_as_kish_says():
+    outcome = np.array([0.0, 0, 0, 1, 3, 0, 0, 2, 2, 2])
+    level = np.repeat([0, 1], 5)
+    shares = effective_shares(outcome, level, (0.0, 3.0), ("control", "mail"))
+    assert shares == {"control": pytest.approx(4**2 / (2 * 10))}  # events of 2, 2, 2 are alike
+    assert effective_shares(1e6 * outcome, level, (0.0, 3e6), ("control", "mail")) == pytest.approx(shares)
+    assert effective_shares(3.0 - outcome, level, (0.0, 3.0), ("control", "mail")) == pytest.approx(shares)
+    assert effective_shares(0 * outcome, level, (0.0, 0.0), ("control", "mail")) == {}
+
+
+def test_sums_with_a_heavy_tail_count_as_fewer_events():
+    rng = np.random.default_rng(3)
+    frame = events(3000, 3, (0.4, 0.5))
+    money = frame.assign(y=frame["y"] * np.exp(1.5 * rng.normal(size=3000)))
+    conversions, forest = (CausalForest(**TINY).fit(one, plain_roles(one)).forest for one in (frame, money))
+    assert "few" not in conversions.facts and "effective" not in conversions.manifest["plan"]
+    buys = money[money["y"] > 0]
+    kish = {str(level): y.sum() ** 2 / (y**2).sum() for level, y in buys.groupby("w")["y"]}
+    assert forest.facts["few"]["y"]["1"]["share"] == pytest.approx(few_share(min(kish.values())))
+    # As they stand in the file, and whatever the order of the rows.
+    again = load_model(forest.to_bytes()).forest
+    assert again.plan.effective == forest.plan.effective and again.to_bytes() == forest.to_bytes()
+    mixed = CausalForest(**TINY).fit(money.sample(frac=1.0, random_state=1), plain_roles(money)).forest
+    assert mixed.to_bytes() == forest.to_bytes()
+
+
+def test_of_several_outcomes_each_has_its_own_effective_events():
+    frame = events(2000, 4, (0.1, 0.2))
+    frame["spend"] = frame["y"] * np.random.default_rng(4).lognormal(sigma=1.5, size=2000)
+    roles = replace(plain_roles(frame), more_outcomes=("spend",), features=("x0", "x1", "x2"))
+    forest = CausalForest(**TINY).fit(frame, roles).forest
+    assert set(forest.plan.effective) == {"spend"}
+    assert not forest.of("y").plan.effective and forest.of("spend").plan.effective == forest.plan.effective
+    shares = {name: forest.facts["few"][name]["1"]["share"] for name in roles.outcomes}
+    assert shares["spend"] > shares["y"] > 0

@@ -481,9 +481,12 @@ def _read_stata_files(files: Sequence[Path], form: FileFormat) -> tuple[pa.Table
     for file in files:
         try:
             frame = pd.read_stata(file, convert_categoricals=False)
+            # One by one: a damaged file may give one name to several columns.
+            columns = [pa.array(frame.iloc[:, k], from_pandas=True) for k in range(frame.shape[1])]
+            table = pa.Table.from_arrays(columns, [str(name) for name in frame.columns])
         except Exception as error:  # the reader takes what it finds in the file for granted
             raise DataError(f"{file} is no readable Stata file ({_first_line(error)}): write it again") from error
-        tables.append(plain_table(pa.Table.from_pandas(frame, preserve_index=False), file.name, notes))
+        tables.append(plain_table(_unique_names(table, file, notes), file.name, notes))
     return _concatenated(tables, files), notes
 
 

@@ -420,6 +420,7 @@ class ForestPlan:
     partial     effects are those of one unit more of a dose, not those of the dose against the control's
     monotone    how effects may go with the dose (`encode.MONOTONE`); None: freely
     reason      why the criterion is what it is
+    effective   of outcomes whose events differ in size, effective share of each level's (`overlap.effective_shares`)
     overlap     propensities of the levels where features tell them; arrays, which files keep beside the plan
     """
 
@@ -441,6 +442,7 @@ class ForestPlan:
     partial: bool = False
     monotone: str | None = None
     reason: str = ""
+    effective: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     overlap: Overlap | None = field(default=None, compare=False)
 
     @property
@@ -455,12 +457,15 @@ class ForestPlan:
         # Which way is better is said of the first outcome alone.
         direction = self.roles.direction if outcome == self.roles.outcome else "increase"
         roles = replace(self.roles, outcome=outcome, more_outcomes=(), direction=direction)
-        return replace(self, roles=roles, exponents=exponents)
+        effective = {name: shares for name, shares in self.effective.items() if name == outcome}
+        return replace(self, roles=roles, exponents=exponents, effective=effective)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values, under the names that model files know."""
         raw = {**asdict(replace(self, bins=(), overlap=None)), "bins": [b.to_dict() for b in self.bins]}
         del raw["overlap"]
+        if not self.effective:
+            del raw["effective"]
         raw["roles"] = {**self.roles.record, "features": [b.name for b in self.bins]}
         raw[_REPORTED] = raw.pop("reported")
         return raw

@@ -316,7 +316,7 @@ def training_facts(
         facts["overlap"] = plan.overlap.facts(plan.levels.names)
     if thin := thin_outcomes(summary, plan.roles, plan.levels):
         facts["thin"] = thin
-    if few := _few_events(summary, plan.roles, plan.levels):
+    if few := _few_events(summary, plan):
         facts["few"] = few
     return {**facts, "buckets": sorted(statuses, key=lambda status: status["bucket"])}
 
@@ -338,14 +338,17 @@ def _with_events(roles: Roles) -> tuple[str, ...]:
     return roles.outcomes[:1] if roles.outcome == LEFT else roles.outcomes
 
 
-def _few_events(summary: Summary, roles: Roles, levels: Levels) -> dict[str, dict[str, dict[str, Any]]]:
+def _few_events(summary: Summary, plan: ForestPlan) -> dict[str, dict[str, dict[str, Any]]]:
     """{outcome: {treated level with fewer than MANY_EVENTS, its own or the control's: its share, see `few_share`}}."""
+    roles, levels = plan.roles, plan.levels
     if roles.grid:
         return {}
     rows = {name: summary.levels[name] for name in levels.names}
     few: dict[str, dict[str, dict[str, Any]]] = {}
     for outcome in _with_events(roles):
-        events = level_events(rows, summary.ends[outcome], levels.names)
+        effective = plan.effective.get(outcome, {})
+        counts = level_events(rows, summary.ends[outcome], levels.names)
+        events = {name: count * effective.get(name, 1.0) for name, count in counts.items()}
         shares = {name: few_share(min(events[name], events[levels.names[0]])) for name in levels.treated}
         if some := {name: {"share": share} for name, share in shares.items() if share > 0.0}:
             few[outcome] = some

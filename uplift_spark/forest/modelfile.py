@@ -312,6 +312,7 @@ class _PlanPart(TypedDict):
     partial: bool
     monotone: str | None
     reason: str
+    effective: NotRequired[dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]]]
 
 
 @with_config(_STRICT)

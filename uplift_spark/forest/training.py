@@ -50,7 +50,7 @@ from uplift_spark.forest.estimate import (
 )
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.grow import Baseline, Limits, fit_baseline, grow_tree
-from uplift_spark.forest.overlap import check_level_rows, fit_overlap, thin_sentence
+from uplift_spark.forest.overlap import check_level_rows, effective_shares, fit_overlap, thin_sentence
 from uplift_spark.forest.trees import Tree, assemble, leaf_word
 from uplift_spark.roles import Levels, Roles
 from uplift_spark.runtime import ProgressCallback
@@ -120,6 +120,7 @@ def make_plan(
         monotone=params.monotone,
     )
     rows = binned_sample(sample, draft, threads)
+    draft = replace(draft, effective=_effective_events(summary, sample, rows.level, levels.names))
     if reported is None:
         overlap = fit_overlap(
             (rows.bins, rows.level, rows.key), levels.names, defaults.bins_of(draft.bins), params.seed, threads
@@ -146,6 +147,20 @@ def make_plan(
     }
     plan = replace(draft, n_buckets=design[0], growth_buckets=design[1], limits=limits)
     return plan, baselines, rows._replace(bucket=buckets_of(rows.key, plan))
+
+
+def _effective_events(
+    summary: Summary, sample: TypedRows, level: np.ndarray, names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """`effective` of a plan, by the sample's rows and the codes of their levels in canonical order."""
+    if sample.roles.grid:
+        return {}
+    order = np.argsort(sample.unit, kind="stable")
+    shares = {
+        name: effective_shares(outcome[order], level, summary.outcomes[name], names)
+        for name, outcome in sample.outcomes.items()
+    }
+    return {name: of_levels for name, of_levels in shares.items() if of_levels}
 
 
 def _check_params(params: Params) -> None:

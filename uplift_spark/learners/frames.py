@@ -179,7 +179,7 @@ class PandasRows:
             if hasattr(kind, "subtype") and hasattr(kind, "fill_value")
         }
         try:
-            return pa.Table.from_pandas(some.astype(sparse), preserve_index=False)
+            return pa.Table.from_pandas(some.astype(sparse) if sparse else some, preserve_index=False)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             reason = "; ".join(map(str, error.args))
             if isinstance(error, pa.ArrowNotImplementedError):

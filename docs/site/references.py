@@ -407,8 +407,8 @@ MODULES = {
         "experiments.sequential", "experiments.switchback",
     ),
     "Governance": (
-        "governance.approvals", "governance.audit", "governance.bias", "governance.documents", "governance.permissions",
-        "sections.governance",
+        "governance.approvals", "governance.audit", "governance.bias", "governance.differential_privacy",
+        "governance.documents", "governance.permissions", "sections.governance", "stats.noise",
     ),
     "Serving": ("serving.client",),
     "Errors": ("errors",),

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from uplift_spark.errors import DataError
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest import defaults
 from uplift_spark.forest.effects import CRITERIA
 from uplift_spark.forest.encode import (
@@ -420,7 +420,12 @@ def estimate_table(table: pa.Table, forest: Forest) -> Forest:
 
 
 def grown_parts(forest: Forest) -> tuple[ForestPlan, Structure, Baselines]:
-    """What `estimate` keeps of a forest: plan, trees, baselines."""
+    """What `estimate` keeps of a forest: plan, trees, baselines.
+
+    Raises ConfigError for a differentially private forest: sums without noise would undo what it promises.
+    """
+    if "private" in forest.facts:
+        raise ConfigError("a differentially private forest takes no further rows: make a new one with its own budget")
     return forest.plan, forest.structure, (forest.baseline, *(baseline for baseline, _ in forest.more))
 
 

@@ -48,7 +48,7 @@ from uplift_spark.forest.modelfile import (
     read_file,
     reading,
 )
-from uplift_spark.forest.overlap import thin_errors
+from uplift_spark.forest.overlap import leaf_averages, thin_errors
 from uplift_spark.forest.trees import (
     CATEGORICAL,
     Routes,
@@ -358,6 +358,8 @@ class Forest:
         """
         effect, variance, support = sums
         variance *= self._variance_factor
+        if "private" in self.facts:
+            variance = np.add(*self.private_variance(bins))
         _stand_in(shrinkage[4:, 1:], support, effect, variance)
         low = support < LOW_SUPPORT
         if self.plan.overlap is not None:
@@ -402,6 +404,39 @@ class Forest:
         known = [(part["share"], part["variance"]) if "variance" in part else (0.0, 0.0) for part in parts]
         return np.array([share for share, _ in known]), np.array([variance for _, variance in known])
 
+    def private_variance(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Variances of a private forest's effects [n, K-1]: of the rows that were drawn, and of the noise on sums.
+
+        Little bags know neither: the noise in their trees is many times what averages over. An arm's mean is the sum of
+        its leaves' outcomes over that of their rows, each as shares of the leaf's; to first order its noise is that of
+        the sums. Rows vary by at most what the outcome's ends allow about their mean (Bhatia & Davis 2000), which is
+        what conversions vary by, and a leaf's mean by that over its rows in both half-samples.
+        """
+        sds, half = self.facts["private"], 0.5 * float(np.ptp(self.facts["outcome_range"][self.roles.outcome]))
+        rows, n_levels = self.sums[:, :, 0].astype(np.float64), self.sums.shape[1]
+        outcomes = np.ldexp(self.sums[:, :, 1].astype(np.float64), -self.plan.exponents[1])
+        inverse, inverses = (
+            np.divide(1.0, one, out=np.zeros_like(one), where=one > 0) for one in (rows.sum(axis=1), rows)
+        )
+        part = 0.5 * (1.0 - self.plan.growth_buckets / self.plan.n_buckets)
+        columns = [inverse**2, *(inverse[:, None] * rows).T, *(inverse[:, None] * outcomes).T]
+        columns += [*(part * inverses).T, *(inverses > 0).T.astype(np.float64)]
+        sums = np.empty((len(columns), len(bins)))
+        (bins,) = frozen((bins,))
+        for column, out in zip(columns, sums, strict=True):
+            leaf_averages(self._routes, np.ascontiguousarray(column), bins, out)
+        squares, (n, y, each, speaking) = self.structure.n_trees * sums[0], sums[1:].reshape(4, n_levels, -1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = np.clip(y / n, -half, half)
+            noise = (
+                squares * (sds["outcome_sd"] ** 2 + mean**2 * sds["rows_sd"] ** 2) / (self.structure.n_trees * n) ** 2
+            )
+            drawn = (half - mean) * (half + mean) * each / speaking
+        corrected = 4.0 * CORRECTED_VARIANCE if self.plan.debias else 1.0
+        # Without rows of an arm the average stands in, whose error is known.
+        parts = [np.nan_to_num((one[1:] + one[:1]).T, posinf=0.0) for one in (drawn, noise)]
+        return corrected * parts[0], corrected * parts[1]
+
     @property
     def _design(self) -> tuple[int, int, int]:
         return self.plan.bag_size, self.plan.n_buckets, self.plan.growth_buckets
@@ -436,6 +471,8 @@ class Forest:
         if requested is None and not self.plan.partial:
             own = np.arange(effects)
             covariance[:, own, own] = np.maximum(covariance[:, own, own], self._thin[0] ** 2)
+            if "private" in self.facts:  # at most what it is of a unit's effect
+                covariance[:, own, own] += self.private_variance(bins)[1].mean(axis=0)
         return totals / n_rows[:, None], covariance
 
     def to_bytes(self) -> bytes:

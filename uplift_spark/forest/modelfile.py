@@ -280,6 +280,18 @@ class _Few(TypedDict):
     variance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@with_config(_STRICT)
+class _Private(TypedDict):
+    epsilon: _Size
+    delta: _Size
+    rho: _Size
+    rows_sd: _Size
+    outcome_sd: _Size
+
+
 @with_config(_OPEN)
 class _FactsPart(TypedDict):
     rows: int
@@ -290,6 +302,7 @@ class _FactsPart(TypedDict):
     overlap: NotRequired[_OverlapFacts]
     thin: NotRequired[dict[str, dict[str, _Thin]]]
     few: NotRequired[dict[str, dict[str, _Few]]]
+    private: NotRequired[_Private]
 
 
 @with_config(_STRICT)

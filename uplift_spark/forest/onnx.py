@@ -91,6 +91,10 @@ def _check(forest: Forest, level: str) -> None:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:
         raise ConfigError(f"level {level!r} has no effect to export: {hint(str(level), forest.levels.treated)}")
+    if "private" in forest.facts:
+        raise ConfigError(
+            "files for ONNX do not hold the noise of a differentially private forest: score with this package"
+        )
     if plan.overlap is not None:
         raise ConfigError(
             "the features tell the level received, and files for ONNX do not hold where a level lacks: "

@@ -4,7 +4,7 @@
     make bench ONLY=privacy ARGS="--units 20000 --draws 20"
 
 Conversions of 10 to 20 %; the level brings 5 points, and 15 where a feature is above a half. Trees grow on as many
-public units, on units made up with half of the budget, or, without privacy, on the units themselves. Figures are means
+public units, on synthetic ones with half of the budget, or, without privacy, on the units themselves. Figures are means
 over draws, at new units.
 """
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from tests.governance.test_differential_privacy import FEATURES, POINTS, ROLES, campaign
 from uplift_spark import CausalForest
-from uplift_spark.governance.differential_privacy import made_up_units, private_forest, private_lift
+from uplift_spark.governance.differential_privacy import private_forest, private_lift, synthetic_units
 from uplift_spark.stats.noise import PrivacyBudget, epsilon_of
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -44,8 +44,8 @@ def forests(units: int, draws: int) -> pd.DataFrame:
         for epsilon in EPSILONS:
             fits.append(("public", epsilon, private_forest(learner, public, frame, ROLES, PrivacyBudget(epsilon))))
             half = PrivacyBudget(epsilon_of(PrivacyBudget(epsilon).rho / 2.0, 1e-6))
-            made_up = made_up_units(frame, ROLES, ["0", "1"], values, half)
-            fits.append(("made up", epsilon, private_forest(learner, made_up, frame, ROLES, half)))
+            synthetic = synthetic_units(frame, ROLES, ["0", "1"], values, half)
+            fits.append(("synthetic", epsilon, private_forest(learner, synthetic, frame, ROLES, half)))
         for name, epsilon, model in fits:
             effects = model.effect(points)
             effect, error = effects["uplift"].to_numpy(), effects["uplift_se"].to_numpy()

@@ -16,7 +16,7 @@ import scipy.stats
 from uplift_spark import CausalForest, Roles, load_model
 from uplift_spark.errors import ConfigError, ConflictError, DataError, ModelFileError
 from uplift_spark.forest.private import bounded, exact_sums, most_trees
-from uplift_spark.governance.differential_privacy import PrivacyLedger, made_up_units, private_forest, private_lift
+from uplift_spark.governance.differential_privacy import PrivacyLedger, private_forest, private_lift, synthetic_units
 from uplift_spark.stats.noise import PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
 
 FEATURES = ("x0", "x1", "x2")
@@ -292,9 +292,9 @@ def in_cities(n: int, seed: int) -> pd.DataFrame:
     return frame.assign(city=np.random.default_rng(seed).choice(["a", "b", "elsewhere"], n))
 
 
-def test_made_up_units_are_like_the_others_in_what_single_features_tell():
+def test_synthetic_units_are_like_the_others_in_what_single_features_tell():
     frame = in_cities(40_000, 4)
-    units = made_up_units(frame, CITIES, ["0", "1"], VALUES, PrivacyBudget(2.0))
+    units = synthetic_units(frame, CITIES, ["0", "1"], VALUES, PrivacyBudget(2.0))
     assert len(units) == pytest.approx(40_000, rel=0.15) and set(units) >= set(CITIES.columns)
     assert set(units["city"]) <= {"a", "b", "c"} and (units["city"] == "c").mean() < 0.02
     by_level = units.groupby([units["x0"] > 0.5, "w"])["y"].mean().unstack()
@@ -307,17 +307,17 @@ def test_made_up_units_are_like_the_others_in_what_single_features_tell():
     assert np.corrcoef(effect, truth[:, 0])[0, 1] > 0.8
 
 
-def test_what_cannot_be_made_up_is_refused(tmp_path):
+def test_what_cannot_be_synthetic_is_refused(tmp_path):
     frame, budget = in_cities(200, 1), PrivacyBudget(1.0)
     with pytest.raises(ConfigError, match="values lack feature 'city'"):
-        made_up_units(frame, CITIES, ["0", "1"], dict.fromkeys(FEATURES, (0.0, 1.0)), budget)
+        synthetic_units(frame, CITIES, ["0", "1"], dict.fromkeys(FEATURES, (0.0, 1.0)), budget)
     with pytest.raises(ConfigError, match="levels lack the control '0'"):
-        made_up_units(frame, CITIES, ["1", "2"], VALUES, budget)
+        synthetic_units(frame, CITIES, ["1", "2"], VALUES, budget)
     with pytest.raises(DataError, match="column 'unit' repeats a person in 1 rows"):
-        made_up_units(pd.concat([frame, frame[:1]]), CITIES, ["0", "1"], VALUES, budget)
+        synthetic_units(pd.concat([frame, frame[:1]]), CITIES, ["0", "1"], VALUES, budget)
     ledger = PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(0.5))
-    with pytest.raises(ConflictError, match="'units made up for y' asks for 1"):
-        made_up_units(frame, CITIES, ["0", "1"], VALUES, budget, ledger=ledger)
+    with pytest.raises(ConflictError, match="'synthetic units for y' asks for 1"):
+        synthetic_units(frame, CITIES, ["0", "1"], VALUES, budget, ledger=ledger)
 
 
 def neighbours_of(call, monkeypatch) -> None:
@@ -340,8 +340,8 @@ def neighbours_of(call, monkeypatch) -> None:
         assert max(moves) <= seen[part][1] * (1 + 1e-12) and max(moves) > 0.8 * seen[part][1]
 
 
-def test_no_unit_moves_what_units_are_made_up_from_by_more_than_is_stated(monkeypatch):
-    neighbours_of(lambda one: made_up_units(one, CITIES, ["0", "1"], VALUES, PrivacyBudget(1.0)), monkeypatch)
+def test_no_unit_moves_what_units_are_synthetic_from_by_more_than_is_stated(monkeypatch):
+    neighbours_of(lambda one: synthetic_units(one, CITIES, ["0", "1"], VALUES, PrivacyBudget(1.0)), monkeypatch)
 
 
 def test_no_unit_moves_a_lift_table_by_more_than_is_stated(monkeypatch):

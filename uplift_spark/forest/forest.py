@@ -431,10 +431,10 @@ class Forest:
             noise = (
                 squares * (sds["outcome_sd"] ** 2 + mean**2 * sds["rows_sd"] ** 2) / (self.structure.n_trees * n) ** 2
             )
-            drawn = (half - mean) * (half + mean) * each / speaking
+            sampling = (half - mean) * (half + mean) * each / speaking
         corrected = 4.0 * CORRECTED_VARIANCE if self.plan.debias else 1.0
         # Without rows of an arm the average stands in, whose error is known.
-        parts = [np.nan_to_num((one[1:] + one[:1]).T, posinf=0.0) for one in (drawn, noise)]
+        parts = [np.nan_to_num((one[1:] + one[:1]).T, posinf=0.0) for one in (sampling, noise)]
         return corrected * parts[0], corrected * parts[1]
 
     @property

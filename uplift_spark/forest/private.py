@@ -147,11 +147,11 @@ def private_table(
     noisy = [with_integer_noise(sums[:, :, part], sensitivities[part], rho / 2.0) for part in (0, 1)]
     sds = tuple(noise_sd(sensitivity, rho / 2.0) for sensitivity in sensitivities)
     release = Release(np.stack(noisy, axis=2), bits, (sds[0], sds[1]))
-    forest = forest_of(splits, plan, release, ends, budget)
+    forest = noisy_forest(splits, plan, release, ends, budget)
     return corrected(forest, apply_bins(tables[0], plan.bins))
 
 
-def forest_of(
+def noisy_forest(
     splits: Forest, plan: ForestPlan, release: Release, ends: tuple[float, float], budget: tuple[float, float, float]
 ) -> Forest:
     """The forest that follows from noisy sums; nothing else of the rows enters."""
@@ -193,24 +193,24 @@ def forest_of(
 def corrected(forest: Forest, bins: np.ndarray) -> Forest:
     """The forest corrected for bias by public rows, uint8 [n, p], unless noise is most of its error."""
     bins = bins[:_PUBLIC_ROWS]
-    drawn, noise = forest.private_variance(bins)
-    if not noise.mean() < _MOST_NOISE * drawn.mean():
+    sampling, noise = forest.private_variance(bins)
+    if not noise.mean() < _MOST_NOISE * sampling.mean():
         return forest
     plan, n_levels = forest.plan, len(forest.levels)
     routes, values = forest.structure.routes, frozen([plain_shares(forest.sums)])[0]
     nobody, everybody = (np.full((len(bins), 1 + plan.n_trees // 64), one, np.uint64) for one in (0, 2**64 - 1))
     sums = empty_sums(forest.structure, plan)
     for level in range(n_levels):
-        levels, expected = np.full(len(bins), level, np.uint8), np.empty((len(bins), 1))
-        leaf_outcome_means(routes, values, frozen((bins, levels, nobody)), plan.bag_size, expected)
-        ones = np.where(np.isnan(expected[:, 0]), 0, 1)
-        rows = (bins, levels, ones, np.rint(np.nan_to_num(expected)).astype(np.int64))
+        levels, outcome_mean = np.full(len(bins), level, np.uint8), np.empty((len(bins), 1))
+        leaf_outcome_means(routes, values, frozen((bins, levels, nobody)), plan.bag_size, outcome_mean)
+        ones = np.where(np.isnan(outcome_mean[:, 0]), 0, 1)
+        rows = (bins, levels, ones, np.rint(np.nan_to_num(outcome_mean)).astype(np.int64))
         arrays = frozen((*rows, np.zeros(len(bins), np.int32), everybody))
         accumulate(routes, arrays, (plan.bag_size, 1, 0), (0, plan.n_trees), False, sums)
-    seen, n, own = sums[:, :, 0], forest.sums[:, :, 0], forest.sums[:, :, 1]
-    expected_sums = np.rint(n * (sums[:, :, 1] / np.maximum(seen, 1))).astype(np.int64)
+    public, n, own = sums[:, :, 0], forest.sums[:, :, 0], forest.sums[:, :, 1]
+    smoothed = np.rint(n * (sums[:, :, 1] / np.maximum(public, 1))).astype(np.int64)
     whole = forest.sums.copy()
-    whole[:, :, 2] = np.where(seen > 0, 2 * own - expected_sums, own)
+    whole[:, :, 2] = np.where(public > 0, 2 * own - smoothed, own)
     return replace(forest, plan=replace(plan, debias=True), sums=whole)
 
 

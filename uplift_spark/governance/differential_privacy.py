@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def private_forest(
     Args:
         learner: how trees grow; its `min_leaf` and `n_trees` (60 will do) are worth a thought.
         public: rows with every column of the roles that are nobody's secret: units that agreed, an earlier campaign
-            that is public, or `made_up_units`.
+            that is public, or `synthetic_units`.
         frame: the private rows, pandas or Spark; those of a Spark frame are brought into memory. With `roles.cluster`
             a cluster is a person.
         roles: columns; without weights, propensities, doses or further outcomes.
@@ -162,7 +162,7 @@ def private_forest(
     return UpliftModel(private_table(tables, splits.forest, outcome, spent, rows_per_person))
 
 
-def made_up_units(
+def synthetic_units(
     frame: pd.DataFrame,
     roles: Roles,
     levels: Sequence[str],
@@ -172,7 +172,7 @@ def made_up_units(
     seed: int = 7,
     ledger: PrivacyLedger | None = None,
 ) -> pd.DataFrame:
-    """Make up units that are nobody, as public rows for `private_forest` where there are none.
+    """Draw synthetic units, which are nobody, as public rows for `private_forest` where there are none.
 
     Noisy counts and sums of outcomes by each feature's bins and by level are all that they rest on. Features are drawn
     from these one by one, outcomes as what each feature adds, so trees grown on them find who gains more by single
@@ -196,12 +196,11 @@ def made_up_units(
         ConflictError: the ledger's budget does not suffice.
         DataError: a person has several rows, or an outcome is missing.
     """
-    import pandas as pd
 
     if missing := [name for name in roles.features if name not in values]:
         raise ConfigError(f"values lack feature {missing[0]!r}: give its least and largest, or its categories")
     person = roles.unit if roles.cluster is None else roles.cluster
-    names, arm, size, (middle, half, bits, most) = _measured(frame, roles, person, levels, outcome)
+    names, arm, size, ends = _measured(frame, roles, person, levels, outcome)
     bins = {name: _bins_of(frame[name], values[name]) for name in roles.features}
     sums = np.zeros((2, len(bins), _BINS, len(names)), np.int64)
     for place, (codes, _) in enumerate(bins.values()):
@@ -209,34 +208,53 @@ def made_up_units(
         np.add.at(sums[0, place], (codes[known], arm[known]), 1)
         np.add.at(sums[1, place], (codes[known], arm[known]), size[known])
     if ledger is not None:
-        ledger.spend(budget, f"units made up for {roles.outcome}")
+        ledger.spend(budget, f"synthetic units for {roles.outcome}")
     length = math.sqrt(len(bins))  # a person is in one bin of each feature
-    n, y = (with_integer_noise(sums[part], length * one, budget.rho / 2.0) for part, one in ((0, 1), (1, most)))
-    sds = (noise_sd(length, budget.rho / 2.0), math.ldexp(noise_sd(length * most, budget.rho / 2.0), -bits))
-    counts, totals = np.maximum(n.astype(np.float64), 0.0), np.ldexp(y.astype(np.float64), -bits)
-    rows, rng = max(1000, int(counts.sum(axis=(1, 2)).mean())), np.random.default_rng(seed)
-    mean = totals.sum(axis=(0, 1)) / np.maximum(counts.sum(axis=(0, 1)), 1.0)
+    sums[0] = with_integer_noise(sums[0], length, budget.rho / 2.0)
+    sums[1] = with_integer_noise(sums[1], length * ends.most, budget.rho / 2.0)
+    sds = tuple(noise_sd(length * one, budget.rho / 2.0) for one in (1, math.ldexp(ends.most, -ends.bits)))
+    n, y = np.maximum(sums[0], 0).astype(np.float64), np.ldexp(sums[1].astype(np.float64), -ends.bits)
+    return _sampled_from(
+        roles, names, [value_in for _, value_in in bins.values()], (n, y), (sds[0], sds[1]), ends, seed
+    )
+
+
+_BINS = 32  # of a numeric feature, of the same width between its ends; of further categories none is kept
+ValueIn = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def _sampled_from(
+    roles: Roles,
+    names: Sequence[str],
+    values: Sequence[ValueIn],
+    sums: tuple[np.ndarray, np.ndarray],
+    sds: tuple[float, float],
+    ends: _Ends,
+    seed: int,
+) -> pd.DataFrame:
+    """Units as noisy rows and outcomes by feature, bin and level [p, bins, K] have them."""
+    import pandas as pd
+
+    n, y = sums
+    rows, rng = max(1000, int(n.sum(axis=(1, 2)).mean())), np.random.default_rng(seed)
+    mean = y.sum(axis=(0, 1)) / np.maximum(n.sum(axis=(0, 1)), 1.0)
     level = rng.integers(0, len(names), rows)
-    expected, columns = mean[level], {roles.unit: np.arange(rows)}
-    for place, (name, (_, drawn_from)) in enumerate(bins.items()):
-        shares = counts[place].sum(axis=1)
+    outcome_mean, columns = mean[level], {roles.unit: np.arange(rows)}
+    for place, (name, value_in) in enumerate(zip(roles.features, values, strict=True)):
+        shares = np.maximum(n[place].sum(axis=1), 1e-9)
         code = rng.choice(_BINS, rows, p=shares / shares.sum())
-        columns[name] = drawn_from(code, rng)
-        expected = expected + _added(counts[place], totals[place], mean, sds)[code, level]
-    expected = np.clip(expected, -half, half)
+        columns[name] = value_in(code, rng)
+        outcome_mean = outcome_mean + _added(n[place], y[place], mean, sds)[code, level]
+    outcome_mean = np.clip(outcome_mean, -ends.half, ends.half)
+    spread = np.sqrt((ends.half - outcome_mean) * (ends.half + outcome_mean))
     columns[roles.treatment] = np.array(names, object)[level]
-    columns[roles.outcome] = middle + expected + np.sqrt((half - expected) * (half + expected)) * rng.normal(size=rows)
+    columns[roles.outcome] = ends.middle + outcome_mean + spread * rng.normal(size=rows)
     if roles.cluster is not None:
         columns[roles.cluster] = columns[roles.unit]
     return pd.DataFrame(columns)
 
 
-_BINS = 32  # of a numeric feature, of the same width between its ends; more categories share the last
-
-
-def _bins_of(
-    column: pd.Series, of: tuple[float, float] | Sequence[str]
-) -> tuple[np.ndarray, Callable[[np.ndarray, np.random.Generator], np.ndarray]]:
+def _bins_of(column: pd.Series, of: tuple[float, float] | Sequence[str]) -> tuple[np.ndarray, ValueIn]:
     """(bin of each row, -1 if it has none; what draws a value of each of some bins)."""
     if len(of) == 2 and not any(isinstance(one, str) for one in of):
         low, high = map(float, of)
@@ -259,8 +277,8 @@ def _added(n: np.ndarray, y: np.ndarray, mean: np.ndarray, sds: tuple[float, flo
     effect, of_effect = apart - apart[:, :1], noise + noise[:, :1]
     effect[:, 0], of_effect[:, 0] = apart[:, 0], noise[:, 0]
     weight = n / np.maximum(n.sum(axis=0), 1.0)
-    seen, by_noise = (weight * effect**2).sum(axis=0), (weight * of_effect).sum(axis=0)
-    effect = effect * np.maximum(0.0, 1.0 - by_noise / np.maximum(seen, 1e-300))
+    observed, by_noise = (weight * effect**2).sum(axis=0), (weight * of_effect).sum(axis=0)
+    effect = effect * np.maximum(0.0, 1.0 - by_noise / np.maximum(observed, 1e-300))
     return np.hstack([effect[:, :1], effect[:, :1] + effect[:, 1:]])
 
 
@@ -302,7 +320,7 @@ def private_lift(
     """
     import pandas as pd
 
-    names, arm, size, (middle, half, bits, most) = _measured(frame, roles, roles.unit, levels, outcome)
+    names, arm, size, ends = _measured(frame, roles, roles.unit, levels, outcome)
     cells = [("all", "all", np.zeros(len(frame), np.int64))]
     cells += [(name, str(value), _codes(frame[name], [value])) for name, of in segments.items() for value in of]
     sums = np.zeros((len(cells), len(names), 2), np.int64)
@@ -314,21 +332,32 @@ def private_lift(
         ledger.spend(budget, f"lift of {roles.outcome} by {', '.join(segments) or 'nothing'}")
     # A unit is in one row of all units, and in one of each segment column.
     length = math.sqrt(1 + len(segments))
-    noisy = [with_integer_noise(sums[..., part], length * one, budget.rho / 2.0) for part, one in ((0, 1), (1, most))]
-    sds = (noise_sd(length, budget.rho / 2.0), math.ldexp(noise_sd(length * most, budget.rho / 2.0), -bits))
-    n, y_sums = noisy[0].astype(np.float64), np.ldexp(noisy[1].astype(np.float64), -bits)
+    noisy = [
+        with_integer_noise(sums[..., part], length * one, budget.rho / 2.0) for part, one in ((0, 1), (1, ends.most))
+    ]
+    sds = (noise_sd(length, budget.rho / 2.0), math.ldexp(noise_sd(length * ends.most, budget.rho / 2.0), -ends.bits))
+    n, y_sums = noisy[0].astype(np.float64), np.ldexp(noisy[1].astype(np.float64), -ends.bits)
     parts = [
-        _lift_rows((segment, value), names, (n[row], y_sums[row]), (middle, half), sds)
+        _lift_rows((segment, value), names, (n[row], y_sums[row]), ends.half, sds)
         for row, (segment, value, _) in enumerate(cells)
     ]
     return pd.DataFrame([one for part in parts for one in part])
 
 
+class _Ends(NamedTuple):
+    """An outcome's range: its middle, half of it, bits of the fixed point, and that half in it."""
+
+    middle: float
+    half: float
+    bits: int
+    most: int
+
+
 def _measured(
     frame: pd.DataFrame, roles: Roles, person: str, levels: Sequence[str], outcome: tuple[float, float]
-) -> tuple[list[str], np.ndarray, np.ndarray, tuple[float, float, int, int]]:
+) -> tuple[list[str], np.ndarray, np.ndarray, _Ends]:
     """(levels, control first; level's place of each row, -1 if it is none; outcomes from the middle of their ends in
-    fixed point; (middle, half of the range, bits, largest size)). Raises as `private_lift` says."""
+    fixed point; these ends). Raises as `private_lift` says."""
     low, high = map(float, outcome)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"the outcome's ends are {low} and {high}: give the least and the largest that can be")
@@ -344,7 +373,7 @@ def _measured(
     most = math.ceil(math.ldexp(half, bits))
     size = np.clip(np.rint(np.ldexp(np.clip(y, low, high) - middle, bits)).astype(np.int64), -most, most)
     names = [roles.control, *(name for name in levels if name != roles.control)]
-    return names, _codes(frame[roles.treatment], names), size, (middle, half, bits, most)
+    return names, _codes(frame[roles.treatment], names), size, _Ends(middle, half, bits, most)
 
 
 def _codes(column: pd.Series, names: Sequence[str]) -> np.ndarray:
@@ -357,11 +386,11 @@ def _lift_rows(
     place: tuple[str, str],
     names: Sequence[str],
     sums: tuple[np.ndarray, np.ndarray],
-    ends: tuple[float, float],
+    half: float,
     sds: tuple[float, float],
 ) -> list[dict[str, object]]:
     """Rows of one segment's treated levels from noisy units and outcomes from the middle, [K] each."""
-    (n, y), (_, half) = sums, ends
+    n, y = sums
     units = np.maximum(n, 1.0)
     mean = y / units
     # The largest variance of values between the ends with this mean (Bhatia & Davis 2000).

@@ -270,11 +270,17 @@ class LocalTables:
         return [(table.name, table.rows, table.version) for table in tables]
 
     def fingerprint(self) -> str:
-        """A text that changes with every commit to any table."""
-        newest = [
-            max((log.name for log in self._folder(name).glob("_delta_log/*.json")), default="") for name in self.names()
-        ]
+        """A text that changes with every commit to any table, and where another table takes one's name."""
+        newest = [self._newest_commit(name) for name in self.names()]
         return hashlib.sha256(json.dumps([self.names(), newest]).encode()).hexdigest()[:16]
+
+    def _newest_commit(self, name: str) -> tuple[str, int]:
+        """File name and time of the newest commit; nothing where the table is being removed."""
+        logs = sorted(self._folder(name).glob("_delta_log/*.json"))
+        try:
+            return (logs[-1].name, logs[-1].stat().st_mtime_ns) if logs else ("", 0)
+        except FileNotFoundError:
+            return "", 0
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """What writers noted in the commits that the log holds, newest first; see `Lake.write`."""

@@ -160,6 +160,15 @@ def test_what_cannot_be_said_is_one_sentence() -> None:
         span_of("day", MONDAY)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--until 'soon' is no day: write it as in 2025-02-03"):
         digest_day("soon")
+    for wrong in (
+        "0001-01-01",
+        "9999-12-31",
+        "2025-02-30",
+        "2025-02-03T10:00",
+        "",
+    ):  # of the first a period has no start
+        with pytest.raises(ConfigError, match="is no day"):
+            digest_day(wrong)
     assert digest_day(None) is None and digest_day("2025-02-03") == MONDAY
 
 

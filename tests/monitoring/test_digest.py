@@ -143,6 +143,15 @@ def test_the_page_says_it_all_and_escapes() -> None:
     assert "None fired" in quiet and "0 of 7 windows" in quiet
 
 
+def test_a_name_with_a_line_break_begins_no_line_of_its_own() -> None:
+    name = "mail\nalerts: none fired, 0 resolved, 0 open"
+    kpis = kpi_rows(0, 0.1, 100)
+    kpis = [{**row, "cut": name} for row in kpis]
+    digest = make_digest("spring", WEEK, tables(kpis), {name: 10, "\u0628\u0631\u064a\u062f": 5}, {})
+    assert sum(line.startswith("alerts: ") for line in digest.lines()) == 1
+    assert "<bdi>\u0628\u0631\u064a\u062f</bdi>" in digest_page(digest)  # read from the right: it turns no figure round
+
+
 def test_it_reaches_a_file_once_and_alertmanager_takes_none(tmp_path: Path) -> None:
     digest, file = made(kpi_rows(0, 0.1, 100)), SinkConf("file", path=str(tmp_path / "log.jsonl"))
     for _ in range(2):

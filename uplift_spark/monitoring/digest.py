@@ -194,7 +194,8 @@ class CampaignDigest:
         worst = ", ".join(
             f"{name} by {size:.2f} in {n} window{'s' * (n != 1)}" for name, n, size in self.drift[:_MOST_LISTED]
         )
-        return [*lines, f"drift: {worst or 'none'}"]
+        # Names come from data: one with a line break in it does not begin a line of its own.
+        return [" ".join(line.split()) for line in (*lines, f"drift: {worst or 'none'}")]
 
 
 def make_digest(

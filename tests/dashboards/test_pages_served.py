@@ -7,10 +7,12 @@ import os
 import shutil
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 
+from uplift_spark.dashboards import pages as module
 from uplift_spark.dashboards.pages import FreshPages, page_server
 from uplift_spark.lake.local_tables import LocalTables
 
@@ -142,6 +144,34 @@ def test_tables_that_cannot_be_read_are_said():
 
     with served(FreshPages(broken, lambda version: {})) as port:
         assert answer(port, "/") == (503, "the tables cannot be read: the disk is gone")
+
+
+def test_readers_do_not_wait_for_pages_that_take_long(monkeypatch):
+    """Tables that take minutes to read, as by an engine that has to start: whoever reads gets the pages at hand."""
+    state, going_on = {"version": "v1"}, threading.Event()
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+
+    def make(version):
+        if version == "v2":
+            assert threading.current_thread() is follower and going_on.wait(30)
+        return {"a.html": f"page of {version}"}
+
+    pages = FreshPages(lambda: state["version"], make, seconds=0.0)
+    assert pages.current()[1]["a.html"] == "page of v1"
+    follower = threading.Thread(target=pages.follow, daemon=True)
+    follower.start()
+    while not pages._followed:
+        time.sleep(0.01)
+    with served(pages) as port:
+        state["version"] = "v2"
+        for _ in range(3):
+            assert answer(port, "/") == (200, "page of v1")
+        going_on.set()
+        for _ in range(200):
+            if answer(port, "/version") == (200, "v2"):
+                break
+            time.sleep(0.05)
+        assert answer(port, "/") == (200, "page of v2")
 
 
 def test_a_table_in_the_place_of_another_is_news(tmp_path):

@@ -431,6 +431,10 @@ HOST = "127.0.0.1"
 _HOST = re.compile(rf"(localhost|{re.escape(HOST)})(:[0-9]{{1,5}})?", re.IGNORECASE)  # as browsers name it
 
 
+PATIENCE = 2.0
+"""Seconds that a reader waits for pages of new tables."""
+
+
 def _one_line(error: Exception) -> str:
     """What an error says first: engines go on with plans and stacks."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -449,31 +453,55 @@ class FreshPages:
         self, fingerprint: Callable[[], str], make: Callable[[str], Mapping[str, str]], seconds: float = 5.0
     ) -> None:
         self._fingerprint, self._make, self._seconds = fingerprint, make, seconds
-        self._lock = threading.Lock()
-        self._version, self._pages, self._checked = "", dict[str, str](), float("-inf")
+        self._lock, self._wanted, self._looked = threading.Lock(), threading.Event(), threading.Event()
+        self._now: tuple[str, Mapping[str, str]] = "", {}
         self._problem: Exception | None = None
+        self._checked, self._followed = float("-inf"), False
 
     def current(self) -> tuple[str, Mapping[str, str]]:
         """The version of the tables and the pages of it; at most every few seconds tables are looked at.
 
-        Raises whatever reading them raised, for as long.
+        While another thread follows the tables nobody waits for it longer than `PATIENCE`: the pages at hand are given.
+        Raises whatever reading the tables raised.
         """
+        if not self._followed:
+            self.look()
+        elif self._is_due():
+            self._looked.clear()
+            self._wanted.set()
+            self._looked.wait(PATIENCE)
+        if self._problem is not None:
+            raise self._problem
+        return self._now
+
+    def follow(self) -> None:
+        """Look at the tables in this thread whenever a reader wants them, until it is interrupted.
+
+        The main thread can be interrupted while it reads; Python cannot end while another one is in an engine's code.
+        """
+        self._followed = True
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            self.look()
+            self._looked.set()
+
+    def look(self) -> None:
+        """Make the pages anew if the tables have changed; what failed is kept for readers, and tried again later."""
         with self._lock:
-            if time.monotonic() - self._checked < self._seconds:
-                if self._problem is not None:  # many readers at once do not try what failed just now
-                    raise self._problem.with_traceback(None)
-                return self._version, self._pages
-            self._problem = None
+            if not self._is_due():
+                return
             try:
                 version = self._fingerprint()
-                if version != self._version:
-                    self._pages, self._version = dict(self._make(version)), version
+                if version != self._now[0]:
+                    self._now = version, dict(self._make(version))
+                self._problem = None
             except Exception as error:
                 self._problem = error
-                raise
-            finally:
-                self._checked = time.monotonic()
-            return self._version, self._pages
+            self._checked = time.monotonic()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._checked >= self._seconds
 
 
 def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:

@@ -137,6 +137,7 @@ class LocalTable:
         kept = self._kept.get(path)
         if kept is None and n is not None:
             return int(n)
+        self._check_there(path)
         whole = pq.read_metadata(path).num_rows
         return whole if kept is None else whole - len(kept) + (kept.true_count or 0)
 
@@ -167,16 +168,19 @@ class LocalTable:
             raise NotLocal(f"a file of {self.name} cannot be read ({str(error).splitlines()[0]})") from error
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
-    def _part(self, file: dict[str, Any], wanted: Sequence[LocalColumn], schema: pa.Schema) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self._path(file)
+    def _check_there(self, path: str) -> None:
         if not os.path.exists(path):
             raise DataError(
                 f"a file of table {self.name} version {self.version} is gone ({os.path.basename(path)}): name a newer "
                 "version"
             )
+
+    def _part(self, file: dict[str, Any], wanted: Sequence[LocalColumn], schema: pa.Schema) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self._path(file)
+        self._check_there(path)
         source = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
         held = set(source.schema_arrow.names)
         table = source.read([column.stored for column in wanted if column.stored in held])

@@ -62,7 +62,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     assigned = lake.read(ASSIGNMENT_TABLE, events.versions[ASSIGNMENT_TABLE]).where(F.col(CAMPAIGN) == config.campaign)
     labels = label_table(assigned, events.outcomes, names, config.labels, events.as_of, events.deliveries)
     units = with_plan(labels, _mine(campaign, DECISIONS_TABLE), _plans(campaign))
-    _check_incentives(conf, units)
+    _check_incentives(conf, units, config.roles.control)
     rows = money_spent(units, conf, config.economics, config.roles.control)
     first = min((row["day"] for row in rows), default=events.as_of.date())
     rows += prices_of_days(runs, conf.rates)
@@ -103,7 +103,11 @@ def _check_rates(conf: Costs) -> None:
         raise ConfigError(f"costs.rates names {unknown[0]!r}, which is no job: {hint(unknown[0], [*jobs, 'other'])}")
 
 
-def _check_incentives(conf: Costs, units: DataFrame) -> None:
+def _check_incentives(conf: Costs, units: DataFrame, control: str) -> None:
+    if control in conf.incentives:
+        raise ConfigError(
+            f"costs.incentives names {control!r}, the control, whose units are given nothing to redeem: remove it"
+        )
     if conf.incentives:
         levels = [row[0] for row in units.select(TREATMENT).distinct().collect()]
         if unknown := [level for level in conf.incentives if level not in levels]:

@@ -7,6 +7,7 @@ the pages and follows the tables; `lakeview` writes .lvdash.json files for Datab
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -120,11 +121,10 @@ def _lakeview(campaign: Campaign, to: Path | None) -> JobResult:
 
 def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:
     def fingerprint() -> str:
-        folders = [local_tables(one.config.lakehouse) for one in campaigns]
-        known = [
-            str(int(datetime.now(UTC).timestamp() // _FOLLOWED_EVERY)) if f is None else f.fingerprint()
-            for f in folders
-        ]
+        folders, now = [local_tables(one.config.lakehouse) for one in campaigns], datetime.now(UTC).timestamp()
+        if gone := [one.path for one in folders if one is not None and not one.path.is_dir()]:
+            raise DataError(f"lakehouse {gone[0]} is not there: put it back, or name another by lakehouse.path")
+        known = [str(int(now // _FOLLOWED_EVERY)) if one is None else one.fingerprint() for one in folders]
         return "-".join(dict.fromkeys(known))
 
     def make(version: str) -> Mapping[str, str]:
@@ -141,12 +141,14 @@ def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:
     except BaseException:
         server.server_close()
         raise
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     err().print(f"serving on http://{HOST}:{server.server_address[1]} until Ctrl-C", soft_wrap=True)
     try:
-        server.serve_forever()
+        pages.follow()
     except KeyboardInterrupt:
         err().print("stopped")
     finally:
+        server.shutdown()
         server.server_close()
     return JobResult("dashboard", "")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from uplift_spark.config import Config, Economics, Lakehouse, Lift, Policy, Regi
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import lift, policy
 from uplift_spark.lake.tables import Lake
+from uplift_spark.sections.costs import Costs
 
 A_QUERY = (
     "SELECT treatment, count(*) AS n, max(uplift) AS most, max(scored_at) AS at FROM gold.uplift_scores "
@@ -53,6 +56,24 @@ def at(lakehouse: Lakehouse) -> Campaign:
 )
 def test_reports_lie_apart_by_lakehouse_campaign_and_run(lakehouse: Lakehouse, folder: str) -> None:
     assert at(lakehouse).reports("lift-1") == Path(folder)
+
+
+def test_a_clock_that_is_set_back_makes_no_job_cost_less_than_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = []
+
+    class Clock(datetime):
+        hours = 12
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            Clock.hours -= 1
+            return datetime(2026, 3, 2, Clock.hours, tzinfo=tz)
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    lake: Any = SimpleNamespace(filled=lambda table, more: rows.extend(more), write=lambda *what: None)
+    with Campaign(replace(CONFIG, costs=Costs()), lake)._timed("train"):
+        pass
+    assert [(row["job"], row["state"]) for row in rows] == [("train", "complete")] and 0 <= rows[0]["seconds"] < 60
 
 
 def test_a_file_s_keys_can_be_replaced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
@@ -218,13 +219,14 @@ class Campaign:
             yield
             return
         token, started_at, state = _TIMED.set(True), datetime.now(UTC), "failed"
+        since = monotonic()  # a clock that is set back gives no hours below 0
         try:
             yield
             state = "complete"
         finally:
             _TIMED.reset(token)
-            seconds = (datetime.now(UTC) - started_at).total_seconds()
-            row = {CAMPAIGN: self.name, "job": verb.partition(" ")[0], "started_at": started_at, "seconds": seconds}
+            times = {"started_at": started_at, "seconds": monotonic() - since}
+            row = {CAMPAIGN: self.name, "job": verb.partition(" ")[0], **times}
             with suppress(Exception) if state == "failed" else nullcontext():  # what failed is said, not this
                 rows = self.lake.filled(RUN_LOG_TABLE, [{**row, "state": state}])
                 self.lake.write(RUN_LOG_TABLE, rows, f"{verb}-{uuid.uuid4().hex[:16]}")

@@ -522,7 +522,7 @@ class Policy:
         "simulate": "campaign roles roles.direction economics policy scenarios consent seed",
     }
     RENAMED: ClassVar = {"keep_out": "global_holdout"}
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=True)] | None = None
     limits: tuple[Limit, ...] = ()
     objective: Literal["profit", "outcome"] = "profit"
     bound: Literal["expected", "lower"] = "expected"
@@ -568,7 +568,9 @@ class Scenario:
     value   {outcome: of one}
     """
 
-    budget: Annotated[float | None, Field(ge=0), BeforeValidator(lambda b: math.inf if b is None else b)] = None
+    budget: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=True), BeforeValidator(lambda b: math.inf if b is None else b)
+    ] = None
     levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     limits: tuple[Limit, ...] | None = None
     cost: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)

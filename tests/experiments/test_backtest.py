@@ -140,13 +140,46 @@ def test_a_policy_that_gives_all_units_one_arm() -> None:
         ({"policy": "20%"}, "column 'policy' is no arm in 500 rows: use none, 5%, 10%"),
         ({"treatment": None}, "column 'treatment' is no arm in 500 rows"),
         ({"propensity": 0.0}, r"column 'propensity' is outside \(0, 1\] in 500 rows"),
+        ({"propensity": 1e-320}, r"column 'propensity' is outside \(0, 1\] in 500 rows"),
         ({"spend": np.nan}, "column 'spend' is no number in 500 rows"),
+        ({"spend": -1e170}, r"column 'spend' is 1e\+70 or more in 500 rows, whose squares cannot be added up"),
+        ({"before": 1e170}, r"column 'before' is 1e\+70 or more in 500 rows"),
+        ({"group": [None, *range(499)]}, "column 'group' is missing in 1 rows"),
     ],
 )
 def test_rows_that_do_not_fit(change: dict[str, object], sentence: str) -> None:
     frame, _ = campaign(500, 8)
     with pytest.raises(DataError, match=sentence):
-        backtest(frame.assign(**change), [SPEND], ARMS)
+        backtest(frame.assign(**change), [SPEND], ARMS, LoggedColumns(cluster="group"))
+    with pytest.raises(DataError, match="the frame has no row"):
+        backtest(frame.head(0), [SPEND], ARMS)
+
+
+@pytest.mark.parametrize(
+    ("arms", "options", "sentence"),
+    [
+        (("none", "5%", "5%"), {}, "arms are none, 5%, 5%: name at least two, each once"),
+        (("none",), {}, "arms are none: name at least two"),
+        ((), {}, "arms are none: name at least two"),
+        (ARMS, {"money": (2.0, {"5": 0.5})}, "money names the cost of '5', which is no arm: did you mean '5%'"),
+        (ARMS, {"money": (np.inf, {"5%": 0.5})}, "money has a value or a cost that is no finite number"),
+        (ARMS, {"money": (2.0, {"5%": np.nan})}, "money has a value or a cost that is no finite number"),
+        *((ARMS, {"alpha": alpha}, "alpha is .*: use a level such as .05") for alpha in (0, 1, 5, np.nan)),
+    ],
+)
+def test_requests_that_would_give_other_figures_than_were_meant(arms, options, sentence: str) -> None:
+    frame, _ = campaign(500, 8)
+    with pytest.raises(ConfigError, match=sentence):
+        backtest(frame, [SPEND], arms, **options)
+    with pytest.raises(ConfigError, match="money is the value of the primary metric, and no metric"):
+        backtest(frame, [ReadoutMetric("spend", "spend")], ARMS, money=MONEY)
+
+
+def test_what_does_not_vary_has_no_error() -> None:
+    frame, _ = campaign(6000, 9)
+    result = backtest(frame.assign(spend=0.0), [SPEND], ARMS)
+    assert {one.status for one in result.metrics} == {"open"}
+    assert "nan" not in result.text() and "its error is not known, as spend does not vary there" in result.text()
 
 
 def test_what_is_not_there() -> None:

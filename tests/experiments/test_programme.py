@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uplift_spark.errors import DataError
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.experiments import programme as module
 from uplift_spark.experiments.assignment import Experiment, ProgrammeHoldout, assign, in_programme_holdout
 from uplift_spark.experiments.frames import readout
@@ -109,6 +109,35 @@ def test_only_means_add_up() -> None:
         programme_readout(
             pd.DataFrame({"unit_id": ["a"], "spend": [1.0], "before": [1.0]}), ProgrammeHoldout("shop", 0.5), [SPEND]
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metric": "spent"}, "arm on, on spent is of no metric that the programme is read by: did you mean 'spend'"),
+        *(({name: bad}, "needs finite numbers") for name in ("units", "effect", "error") for bad in (np.nan, np.inf)),
+        *(({name: -1.0}, "units and an error of at least 0") for name in ("units", "error")),
+    ],
+)
+def test_single_effects_that_would_be_left_out_or_spoil_the_sum_are_refused(change: dict, said: str) -> None:
+    held = ProgrammeHoldout("shop", 0.2)
+    frame, _ = year(1000, 6, held)
+    one = {"campaign": "spring", "metric": "spend", "arm": "on", "units": 100.0, "effect": 0.5, "error": 0.1}
+    with pytest.raises(ConfigError, match=said):
+        programme_readout(frame, held, [SPEND], singles=[SingleEffect(**(one | change))])
+
+
+def test_a_request_that_does_not_fit_the_holdout_is_refused() -> None:
+    frame, _ = year(1000, 6, ProgrammeHoldout("shop", 0.2))
+    clusters = ProgrammeHoldout("shop", 0.2, clustered=True)
+    with pytest.raises(ConfigError, match="programme shop holds out clusters: name their column"):
+        programme_readout(frame, clusters, [SPEND])  # by the ids of units other ones would be held out
+    with pytest.raises(ConfigError, match="column 'home' is not in the frame"):
+        programme_readout(frame, clusters, [SPEND], cluster="home")
+    with pytest.raises(ConfigError, match="column 'unit_id' is not in the frame"):
+        programme_readout(frame.drop(columns="unit_id"), ProgrammeHoldout("shop", 0.2), [SPEND])
+    with pytest.raises(ConfigError, match="read by means over units, and none is primary"):
+        programme_metrics([ReadoutMetric("basket", "spend", denominator="before", role="primary")])
 
 
 def test_clusters_are_held_out_whole() -> None:

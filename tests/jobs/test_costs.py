@@ -22,7 +22,8 @@ from uplift_spark.jobs import costs, load
 from uplift_spark.jobs.dashboard import campaign_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, columns_to_fill, contract_of, profile_table
 from uplift_spark.lake.tables import Lake
-from uplift_spark.monitoring.spark import with_plan
+from uplift_spark.monitoring.costs import gain_against_nobody
+from uplift_spark.monitoring.spark import expenses_by_day, with_plan, worth_by_version
 
 START, DAYS, N = datetime(2026, 3, 2, tzinfo=UTC), 20, 1200
 CONF = {
@@ -57,12 +58,12 @@ def rows() -> dict[str, pd.DataFrame]:
     bills = pd.DataFrame(
         {
             **{
-                "expense_id": ["a", "b", "a", "c"],
-                "item": ["agency", "agency", "agency", "print"],
+                "expense_id": ["a", "b", "a", "c", "d", "d"],
+                "item": ["agency", "agency", "agency", "print", "print", "print"],
                 "campaign": "spring",
             },
-            **{"amount": [100.0, 40.0, 90.0, 15.0], "spent_at": [pd.Timestamp(START)] * 4},
-            "known_at": [pd.Timestamp(START) + timedelta(days=i) for i in range(4)],
+            **{"amount": [100.0, 40.0, 90.0, 15.0, 7.0, 3.0], "spent_at": [pd.Timestamp(START)] * 6},
+            "known_at": [pd.Timestamp(START) + timedelta(days=i) for i in (0, 1, 2, 3, 3, 3)],
         }
     )
     return {
@@ -122,6 +123,10 @@ def test_levels_and_jobs_that_nobody_knows_are_refused(campaign: Campaign) -> No
     economics = {"value": {"bought": 20}, "cost": {"mail": 0.5, "coupon": 0.25}}
     for section, sentence in (
         ({"incentives": {"coupn": {"outcome": "redeemed", "amount": 2.0}}}, r"costs\.incentives names 'coupn'.*coupon"),
+        (
+            {"incentives": {"none": {"outcome": "redeemed", "amount": 2.0}}},
+            r"costs\.incentives names 'none', the control",
+        ),
         ({"rates": {"trian": 2.0}}, r"costs\.rates names 'trian', which is no job.*train"),
     ):
         config = TypeAdapter(Config).validate_python(CONF | {"economics": economics, "costs": section})
@@ -159,7 +164,7 @@ def test_every_kind_of_cost_is_there_once(added) -> None:
     assert money["treating", "mail"] == pytest.approx(0.5 * n["mail"])
     assert money["treating", "coupon"] == pytest.approx(0.25 * n["coupon"])
     assert money["incentive", "coupon"] == pytest.approx(2.0 * redeemed)
-    assert money["expense", "agency"] == 130.0 and money["expense", "print"] == 15.0  # bill a was corrected
+    assert money["expense", "agency"] == 130.0 and money["expense", "print"] == 22.0  # bill a was corrected
     log = figures(both, "gold.run_log")
     assert sorted(zip(log["job"], log["state"], strict=True)) == [("features", "complete"), ("train", "failed")]
     hours = log.set_index("job")["seconds"] / 3600
@@ -216,6 +221,27 @@ def test_a_second_run_adds_nothing_and_a_plan_before_the_assignment_is_credited(
     written = {"plan-1": both.lake.history(DECISIONS_TABLE)[0].at}
     planned = with_plan(labels, both.lake.read(DECISIONS_TABLE), written).groupBy("version").count().collect()
     assert [(row["version"], row["count"]) for row in planned] == [("3", N)]
+
+
+def test_bills_known_at_the_same_time_have_one_order_whatever_the_partitions(spark) -> None:
+    at = datetime(2026, 3, 2, tzinfo=UTC)
+    bills = [("a", "print", float(amount), at, at, at) for amount in range(50)]
+    names = (
+        "expense_id string, item string, amount double, spent_at timestamp, known_at timestamp, ingested_at timestamp"
+    )
+    for order in (bills, bills[::-1], bills[25:] + bills[:25]):
+        (row,) = expenses_by_day(spark.createDataFrame(order, names).repartition(4))
+        assert row["amount"] == 49.0 and row["quantity"] == 1.0
+
+
+def test_a_propensity_whose_square_is_zero_is_no_division_by_zero(spark) -> None:
+    units = [("none", "none", 1e-200 if i == 0 else 0.5, {"bought": 1.0}) for i in range(40)]
+    frame = spark.createDataFrame(
+        units, "treatment string, version string, propensity double, outcomes map<string,double>"
+    )
+    worth, why_not = worth_by_version(frame, {"bought": 20.0}, "none")
+    gain = gain_against_nobody(worth["none"][1])
+    assert not why_not and np.isnan(gain.value) and "propensities near 0" in gain.note
 
 
 def test_who_objects_to_profiling_was_treated_all_the_same(added) -> None:

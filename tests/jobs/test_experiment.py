@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from uplift_spark import cli
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError, ConflictError, DataError
+from uplift_spark.experiments import protocol
 from uplift_spark.experiments.assignment import DIALECTS, Experiment, assign
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, readout
 from uplift_spark.experiments.health import ReadoutDesign, TrialFacts
@@ -128,6 +130,16 @@ def test_the_query_for_a_warehouse(tmp_path: Path, dialect: str) -> None:
     assert "FROM crm.users AS units" in query and "spring-2026/ramp:" in query
     with pytest.raises(ConfigError, match="SQL dialect 'oracle' is unknown"):
         warehouse_query(path, [], "crm.users", "oracle")
+
+
+@pytest.mark.parametrize("name", ["spend", "visits", "returns", "treatment", "propensity", "delivered"])
+def test_a_policy_knows_nothing_of_what_comes_after_the_treatment(name: str) -> None:
+    """Every outcome of the campaign, also one that is no metric of the trial: who bought is not known before."""
+    config = replace(CONFIG, roles=replace(CONFIG.roles, more_outcomes=("returns",)))
+    columns = ["unit_id", "age", "before", "spend", "visits", "returns", "treatment", "propensity", "delivered"]
+    rows: Any = SimpleNamespace(columns=columns)
+    with pytest.raises(ConfigError, match=rf"--policy.*{name}"):
+        protocol._policy_column(f"CASE WHEN {name} > '0' THEN 'on' ELSE 'off' END", config, rows)
 
 
 def test_options_that_make_no_sense() -> None:
@@ -462,10 +474,11 @@ def test_a_programme_is_read_from_the_tables(lake) -> None:
     assert any("no reading of campaign winter is on record" in line for line in said)
     assert "sum of single effects" not in str(half.details["readout"])
     singles.append(reading(winter, 0.01))
+    events = lake.read("bronze.outcome").toPandas()
+    lake.write("bronze.outcome", lake.read("bronze.outcome").drop("run_id", "ingested_at"), "sent-again")
     whole = readout_job.run(autumn, **how)
     assert whole.details["campaigns"] == "autumn, winter" and whole.run_id != half.run_id
     profiles = [lake.read(f"bronze.profile_{name}").select("unit_id").toPandas() for name in campaigns]
-    events = lake.read("bronze.outcome").toPandas()
     sums = events.pivot_table(index="unit_id", columns="outcome", values="value", aggfunc="sum")
     units = pd.concat(profiles).join(sums, on="unit_id").fillna(0.0)
     metrics = [ReadoutMetric("conversion", "conversion", role="primary"), ReadoutMetric("revenue", "revenue")]
@@ -477,6 +490,11 @@ def test_a_programme_is_read_from_the_tables(lake) -> None:
     for row in wanted.rows:
         mine = shown.loc[(row.metric, row.arm)]
         assert (mine["effect"], mine["error"]) == pytest.approx((row.effect, row.error))
+    # An effect that is not known leaves no sum that others could be taken for.
+    lake.write("gold.experiment", record_row(winter, "readout", AT, verdict="ship"), "readout-unknown")
+    row = {"campaign": "winter", "metric": "conversion", "role": "primary", "treatment": "5%", "effect": None}
+    lake.write("gold.readout", lake.filled("gold.readout", [row]), "readout-unknown")
+    assert "sum of single effects" not in str(readout_job.run(autumn, **how).details["readout"])
     other = replace(winter.config.experiment, holdout=replace(winter.config.experiment.holdout, share=0.2))
     lake.write(
         "gold.experiment", record_row(winter.changed(replace(winter.config, experiment=other)), "assign", AT), "x"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from uplift_spark.monitoring.costs import (
+    CampaignGain,
     CostForecast,
     WorthSums,
     budget_verdict,
@@ -26,8 +27,8 @@ FIRST = date(2026, 3, 2)  # a Monday
 def sums_of(worth: np.ndarray, control: np.ndarray, p: np.ndarray) -> WorthSums:
     y, p = worth[control], p[control]
     a, b = 1 / p, (1 - p) / p**2
-    rest = (a.sum(), a @ y, b.sum(), b @ y, b @ y**2)
-    return WorthSums(len(worth), float(worth.sum()), int(control.sum()), *map(float, rest))
+    rest = (a.sum(), a @ y, b.sum(), b @ y, b @ y**2, worth @ worth)
+    return WorthSums(len(worth), float(worth.sum()), int(control.sum()), *map(float, rest), int(np.count_nonzero(y)))
 
 
 def trial(rng: np.random.Generator, n: int = 2000, targeted: bool = False) -> tuple[WorthSums, float]:
@@ -69,6 +70,47 @@ def test_parts_add_to_the_whole_and_a_control_too_small_tells_nothing() -> None:
     assert math.isnan(few.value) and few.note.startswith("29 units of the control are too few")
 
 
+@pytest.mark.parametrize("heavy", [False, True], ids=["alike", "uneven"])
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+@pytest.mark.parametrize("draws", [300, pytest.param(4000, marks=pytest.mark.simulation)])
+def test_the_gain_covers_where_few_units_of_the_control_are_worth_anything(
+    draws: int, rate: float, heavy: bool
+) -> None:
+    """3 or 15 of 300 buy: chance may leave the dear ones out, and then the control's own scatter is too small as well.
+
+    By the control's own scatter alone the intervals hold in 68 to 88 of 100 where amounts are uneven.
+    """
+    rng = np.random.default_rng(17)
+    inside, n = 0, 900
+    for _ in range(draws):
+        x = rng.random(n)
+        bought = rng.random(n) < rate * (0.5 + x)
+        nobody = bought * (rng.lognormal(3, 1, n) if heavy else 25.0)
+        p = np.where(x > 0.6, 0.15, 0.5)
+        control = rng.random(n) < p
+        effect = ~control * (rng.random(n) < 0.5 * rate) * 25.0
+        lower, upper = gain_against_nobody(sums_of(nobody + effect, control, p)).interval()
+        inside += lower <= effect.sum() <= upper
+    assert inside / draws > 0.93 - 2 * math.sqrt(0.93 * 0.07 / draws)
+
+
+def test_a_control_of_which_nobody_bought_is_no_proof() -> None:
+    worth, control, p = np.zeros(1000), np.arange(1000) < 300, np.full(1000, 0.3)
+    worth[500:520] = 25.0
+    gain = gain_against_nobody(sums_of(worth, control, p))
+    lower, upper = gain.interval()
+    assert gain.value == 500 and lower < 300 and upper > 700  # 20 of 700 bought: among 300 others some would have, too
+    everybody = gain_against_nobody(sums_of(worth, np.ones(1000, bool), np.ones(1000)))
+    assert everybody == CampaignGain(0.0, 0.0)  # the design left nothing to chance
+
+
+def test_sums_that_are_no_number_are_not_known() -> None:
+    control, p = np.arange(100) < 40, np.full(100, 0.4)
+    with np.errstate(over="ignore"):
+        gain = gain_against_nobody(sums_of(np.full(100, 1e300), control, p))
+    assert math.isnan(gain.value) and "economics.value" in gain.note
+
+
 def spent(rng: np.random.Generator, days: int, alike: float) -> np.ndarray:
     """Money of each day: weekdays cost more, and days that follow each other are alike."""
     noise = rng.normal(size=days + 50)
@@ -101,14 +143,37 @@ def test_a_forecast_knows_weekdays_days_without_cost_and_the_end() -> None:
     assert forecast_cost(daily, today, today + timedelta(days=5)).value == pytest.approx(1400 + 350)
     assert forecast_cost(daily, today, today + timedelta(days=7)) == CostForecast(1750, 1750, 1750)
     assert forecast_cost(daily, today, today) == CostForecast(1400, 1400, 1400)
-    few = forecast_cost(
-        {FIRST: 10.0, FIRST + timedelta(days=3): 30.0}, FIRST + timedelta(days=3), FIRST + timedelta(days=7)
-    )
+    few = {FIRST + timedelta(days=i): amount for i, amount in enumerate((10.0, 12.0, 0.0, 18.0))}
+    few = forecast_cost(few, FIRST + timedelta(days=3), FIRST + timedelta(days=7))
     assert few.value == 80 and math.isnan(few.lower) and "4 days are too few" in few.note
     assert "no day" in forecast_cost({}, today, today + timedelta(days=1)).note
     # A bill of the year before, and jobs that ran on after the last event, count once.
     beside = {**daily, FIRST - timedelta(days=365): 500.0, today + timedelta(days=1): 25.0}
     assert forecast_cost(beside, today, today + timedelta(days=7), FIRST).value == pytest.approx(1750 + 525)
+
+
+@pytest.mark.parametrize(
+    ("spending", "said"),
+    [
+        ([1000.0], "100% of what was spent fell on one day"),
+        ([1000.0] + [0.0] * 20, "100% of what was spent fell on one day"),
+        ([5000.0] + [100.0] * 27, "65% of what was spent fell on one day"),
+        ([0.0] * 20, "nothing was spent yet"),
+        ([1e308] * 20, "too large to be added up"),
+    ],
+)
+def test_days_that_say_nothing_of_days_to_come_give_no_forecast(spending: list[float], said: str) -> None:
+    daily = {FIRST + timedelta(days=i): one for i, one in enumerate(spending) if one}
+    today = FIRST + timedelta(days=len(spending) - 1)
+    forecast = forecast_cost(daily, today, today + timedelta(days=20), FIRST)
+    assert math.isnan(forecast.value) and math.isnan(forecast.upper) and said in forecast.note
+    assert forecast_cost(daily, today, today, FIRST).value == sum(spending)  # at the end it is known all the same
+
+
+def test_money_that_comes_back_may_lower_the_cost() -> None:
+    daily = {FIRST + timedelta(days=i): -10.0 - i % 3 for i in range(28)}
+    forecast = forecast_cost(daily, FIRST + timedelta(days=27), FIRST + timedelta(days=40))
+    assert forecast.lower < forecast.value < forecast.upper < sum(daily.values())
 
 
 def test_shared_costs_are_divided_by_units_and_parts_add_up() -> None:

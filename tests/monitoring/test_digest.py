@@ -143,6 +143,15 @@ def test_the_page_says_it_all_and_escapes() -> None:
     assert "None fired" in quiet and "0 of 7 windows" in quiet
 
 
+def test_a_name_with_a_line_break_begins_no_line_of_its_own() -> None:
+    name = "mail\nalerts: none fired, 0 resolved, 0 open"
+    kpis = kpi_rows(0, 0.1, 100)
+    kpis = [{**row, "cut": name} for row in kpis]
+    digest = make_digest("spring", WEEK, tables(kpis), {name: 10, "\u0628\u0631\u064a\u062f": 5}, {})
+    assert sum(line.startswith("alerts: ") for line in digest.lines()) == 1
+    assert "<bdi>\u0628\u0631\u064a\u062f</bdi>" in digest_page(digest)  # read from the right: it turns no figure round
+
+
 def test_it_reaches_a_file_once_and_alertmanager_takes_none(tmp_path: Path) -> None:
     digest, file = made(kpi_rows(0, 0.1, 100)), SinkConf("file", path=str(tmp_path / "log.jsonl"))
     for _ in range(2):
@@ -160,6 +169,15 @@ def test_what_cannot_be_said_is_one_sentence() -> None:
         span_of("day", MONDAY)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--until 'soon' is no day: write it as in 2025-02-03"):
         digest_day("soon")
+    for wrong in (
+        "0001-01-01",
+        "9999-12-31",
+        "2025-02-30",
+        "2025-02-03T10:00",
+        "",
+    ):  # of the first a period has no start
+        with pytest.raises(ConfigError, match="is no day"):
+            digest_day(wrong)
     assert digest_day(None) is None and digest_day("2025-02-03") == MONDAY
 
 

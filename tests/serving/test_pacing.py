@@ -26,6 +26,7 @@ from uplift_spark.serving.store import Manifest, StoredUnit
 
 LEVELS, COSTS = ("none", "5%", "10%"), {"5%": 1.0, "10%": 2.0}
 PRICED = {"planned": True, "rules": False, "value": 10.0, "cost": COSTS, "net": True, "price": 0.5}
+LAST = "9999-12-31"
 MONDAY = datetime(2026, 3, 2, tzinfo=ZoneInfo("UTC")).timestamp()
 
 
@@ -104,13 +105,40 @@ def test_what_no_longer_fits_is_the_control_for_every_level_and_a_repeated_key_c
     assert [(one.body["level"], one.body.get("reason")) for one in late] == [
         ("none", SPENT), ("none", SPENT), ("5%", None)
     ]  # fmt: skip
-    counts = {day: [int(one.sum()) for one in arrays] for day, arrays in log.spending().items()}
+    counts = {day: [int(one.sum()) for one in arrays] for day, arrays in log.spending(LAST).items()}
     foreseen = pacer.spend("5%", MONDAY, 0.0).foreseen
     assert counts == {
         "2026-03-02": [5, 3 * foreseen, 6 * MICRO], "2026-03-03": [1, foreseen, MICRO]
     }  # fmt: skip
-    assert list(log.spending(days=1)) == ["2026-03-03"]
+    assert list(log.spending(LAST, days=1)) == ["2026-03-03"]
     log.close()
+
+
+def test_days_that_a_clock_left_in_the_future_hide_no_day(tmp_path):
+    log, pacer = DecisionLog(tmp_path / "log.sqlite"), Pacer(manifest(np.full((5, 2), 0.5)), Serving(budget=7.0))
+    log.append([entry(pacer, f"ahead-{day}", at=MONDAY + (100 + day) * 86400) for day in range(10)])
+    log.append([entry(pacer, f"before-{day}", at=MONDAY - (9 - day) * 86400) for day in range(9)])
+    log.append([entry(pacer, f"k{i}") for i in range(5)])
+    days = log.spending(pacer.day(MONDAY))
+    assert len(days) == 8 and max(days) == "2026-03-02" and pacer.spent(MONDAY, days) == 6.0
+    assert pacer.price(MONDAY + 3600, days) > 0
+    log.close()
+
+
+def test_money_that_cannot_be_counted_exactly_is_refused_or_rounded_towards_the_budget():
+    known = manifest(np.full((5, 2), 0.5))
+    with pytest.raises(ConfigError, match=r"serving\.budget is 1e\+15, and at most 1e\+12 .* a larger unit of money"):
+        Pacer(known, Serving(budget=1e15))
+    with pytest.raises(ConfigError, match=r"the dearest level costs 1e\+13"):
+        Pacer(replace(known, policy={**PRICED, "cost": {"5%": 1.0, "10%": 1e13}}), Serving(budget=1e12))
+    with pytest.raises(ConfigError, match=r"the dearest level costs 0"):
+        Pacer(replace(known, policy={**PRICED, "cost": {}}), Serving(budget=1.0))
+    small = {**PRICED, "cost": {"5%": 4e-7, "10%": 1.4e-6}}
+    pacer = Pacer(replace(known, policy=small), Serving(budget=2.1e-6))
+    assert [pacer.spend(level, MONDAY, 0.0).cost for level in small["cost"]] == [1, 2]
+    assert pacer.spend("5%", MONDAY, 0.0).budget == 2
+    exact = Pacer(replace(known, policy={**PRICED, "cost": {"5%": 0.1, "10%": 0.29}}), Serving(budget=0.7))
+    assert [exact.spend(level, MONDAY, 0.0).cost for level in ("5%", "10%")] == [100_000, 290_000]
 
 
 def test_workers_that_decide_at_once_spend_one_budget(tmp_path):
@@ -161,14 +189,16 @@ class World:
     def conf(self) -> Serving:
         return Serving(budget=self.budget, exploration=self.exploration, holdout=self.holdout)
 
-    def day(self, start: float) -> tuple[np.ndarray, np.ndarray]:
-        """(seconds, units) of a day's requests: a busy evening, a quiet night, and a height of the day's own."""
+    def day(self, start: float, since: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """(seconds, units) of a day's requests: a busy evening, a quiet night, and a height of the day's own; those
+        that come before hour `since` find no service."""
         n = self.rng.poisson(self.requests * np.exp(self.rng.normal(0, 0.2)))
         peak = self.rng.choice([0, 1], n, p=[0.3, 0.7])
         hour = np.where(peak, self.rng.normal(19, 2, n), self.rng.normal(11, 3.5, n)) % 24
         gain = self.effects[:, 0] - self.effects[:, 0].min()
         units = self.rng.choice(self.units, n, p=gain / gain.sum())
-        return start + np.sort(hour) * 3600, units
+        hour = np.sort(hour)
+        return start + hour[hour >= since] * 3600, units[hour >= since]
 
 
 @dataclass
@@ -182,9 +212,9 @@ class Served:
     by_hour: np.ndarray
 
 
-def serve_day(world: World, file, start: float, batch: int = 10) -> Served:
+def serve_day(world: World, file, start: float, batch: int = 10, since: float = 0.0) -> Served:
     """A day's requests through two workers in turn, which see the counts as of the batch; two restarts at any time."""
-    seconds, units = world.day(start)
+    seconds, units = world.day(start, since)
     made = manifest(world.published)
     policy = DecisionPolicy(made, world.conf)
     restarts = set(world.rng.integers(0, len(units) // batch + 1, 2).tolist())
@@ -196,7 +226,7 @@ def serve_day(world: World, file, start: float, batch: int = 10) -> Served:
         if number in restarts:
             workers[one].close()
             workers[one], pacer = DecisionLog(file), Pacer(made, world.conf)
-        entries, days = [], workers[one].spending()
+        entries, days = [], workers[one].spending(pacer.day(start))
         for i in range(first, min(first + batch, len(units))):
             unit, at = f"u{units[i]}", float(seconds[i])
             price = pacer.price(at, days)
@@ -236,8 +266,23 @@ def test_the_budget_of_simulated_days_is_spent_and_never_exceeded(tmp_path):
     days = [serve_day(world, tmp_path / "log.sqlite", MONDAY + day * 86400) for day in range(4)]
     spent = [one.spent for one in days]
     assert max(spent) <= 200.0 and min(spent[1:]) >= 0.96 * 200.0, spent
-    counted = [float(counts[2].sum()) / MICRO for counts in DecisionLog(tmp_path / "log.sqlite").spending().values()]
+    counted = [
+        float(counts[2].sum()) / MICRO for counts in DecisionLog(tmp_path / "log.sqlite").spending(LAST).values()
+    ]
     assert sorted(counted) == sorted(spent)
+
+
+@pytest.mark.parametrize(
+    ("campaigns", "hour"),
+    [(1, 22.0), *(pytest.param(20, hour, marks=pytest.mark.simulation) for hour in (9.0, 20.0, 22.0, 23.5))],
+)
+def test_a_service_that_was_started_in_the_evening_spends_the_next_days_budgets(tmp_path, campaigns, hour):
+    """By the curve of an evening all would still be to come at any time of the next day: half of its budget was left,
+    and a third of the one after it. The next day goes by the clock, as a first one, those after it by its curve."""
+    for number in range(campaigns):
+        world, file = World(np.random.default_rng([13, number])), tmp_path / f"{number}.sqlite"
+        spent = [serve_day(world, file, MONDAY + day * 86400, since=0.0 if day else hour).spent for day in range(4)]
+        assert max(spent) <= 400.0 and spent[1] >= 0.9 * 400.0 and min(spent[2:]) >= 0.96 * 400.0, (number, spent)
 
 
 @pytest.mark.simulation

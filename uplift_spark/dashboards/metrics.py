@@ -273,7 +273,8 @@ def _cost_metrics(tables: CampaignTables) -> list[Metric]:
         return metrics
     forecast, lower, upper = (_number(row[name]) for name in ("forecast", "forecast_lower", "forecast_upper"))
     if not np.isfinite(forecast):
-        return [*metrics, Metric("Cost by the end", "No day of the campaign is over yet, so nothing can be forecast.")]
+        words = "Money was spent on too few days that are over to forecast what comes: `uplift costs` says why."
+        return [*metrics, Metric("Cost by the end", words)]
     words = f"By {ends} the campaign will have cost this, if its days go on as they did."
     tone = "plain"
     if np.isfinite(budget):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import sys
 import threading
 import time
@@ -427,7 +428,16 @@ def _number(value: Any) -> float:
 # Pages over HTTP on this machine alone, written anew when the tables change.
 
 HOST = "127.0.0.1"
-_HOST_NAMES = {"localhost", HOST}
+_HOST = re.compile(rf"(localhost|{re.escape(HOST)})(:[0-9]{{1,5}})?", re.IGNORECASE)  # as browsers name it
+
+
+PATIENCE = 2.0
+"""Seconds that a reader waits for pages of new tables."""
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says first: engines go on with plans and stacks."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class FreshPages:
@@ -443,19 +453,55 @@ class FreshPages:
         self, fingerprint: Callable[[], str], make: Callable[[str], Mapping[str, str]], seconds: float = 5.0
     ) -> None:
         self._fingerprint, self._make, self._seconds = fingerprint, make, seconds
-        self._lock = threading.Lock()
-        self._version, self._pages, self._checked = "", dict[str, str](), float("-inf")
+        self._lock, self._wanted, self._looked = threading.Lock(), threading.Event(), threading.Event()
+        self._now: tuple[str, Mapping[str, str]] = "", {}
+        self._problem: Exception | None = None
+        self._checked, self._followed = float("-inf"), False
 
     def current(self) -> tuple[str, Mapping[str, str]]:
-        """The version of the tables and the pages of it; at most every few seconds tables are looked at."""
+        """The version of the tables and the pages of it; at most every few seconds tables are looked at.
+
+        While another thread follows the tables nobody waits for it longer than `PATIENCE`: the pages at hand are given.
+        Raises whatever reading the tables raised.
+        """
+        if not self._followed:
+            self.look()
+        elif self._is_due():
+            self._looked.clear()
+            self._wanted.set()
+            self._looked.wait(PATIENCE)
+        if self._problem is not None:
+            raise self._problem
+        return self._now
+
+    def follow(self) -> None:
+        """Look at the tables in this thread whenever a reader wants them, until it is interrupted.
+
+        The main thread can be interrupted while it reads; Python cannot end while another one is in an engine's code.
+        """
+        self._followed = True
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            self.look()
+            self._looked.set()
+
+    def look(self) -> None:
+        """Make the pages anew if the tables have changed; what failed is kept for readers, and tried again later."""
         with self._lock:
-            if time.monotonic() - self._checked >= self._seconds:
+            if not self._is_due():
+                return
+            try:
                 version = self._fingerprint()
-                if version != self._version:
-                    self._pages = dict(self._make(version))
-                    self._version = version
-                self._checked = time.monotonic()
-            return self._version, self._pages
+                if version != self._now[0]:
+                    self._now = version, dict(self._make(version))
+                self._problem = None
+            except Exception as error:
+                self._problem = error
+            self._checked = time.monotonic()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._checked >= self._seconds
 
 
 def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:
@@ -475,14 +521,14 @@ def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             """Answer a page, its version, or 404; 403 where another name leads here (DNS rebinding)."""
-            host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host") or ""
-            if host not in _HOST_NAMES:
+            hosts = self.headers.get_all("Host") or [""]
+            if len(hosts) > 1 or not _HOST.fullmatch(hosts[0]):
                 self._answer(HTTPStatus.FORBIDDEN, "this server answers to localhost only")
                 return
             try:
                 version, files = pages.current()
-            except Exception as error:  # the page in the browser stays; the next call tries again
-                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"the tables cannot be read: {str(error)[:300]}")
+            except Exception as error:  # the page in the browser stays; a later call tries again
+                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"the tables cannot be read: {_one_line(error)}")
                 return
             name = self.path.partition("?")[0].lstrip("/") or next(iter(files), "")
             if name == "version":
@@ -492,14 +538,25 @@ def page_server(pages: FreshPages, port: int) -> ThreadingHTTPServer:
             else:
                 self._answer(HTTPStatus(404), f"there is no page of this name: {', '.join(files)}")
 
+        do_HEAD = do_GET
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+            """Say in a sentence what is wrong with a request; nothing of it is repeated."""
+            status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
+            self.close_connection = True
+            self._answer(status, f"{status.phrase.lower()}: pages are read by GET or HEAD")
+
         def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-            body = text.encode()
+            body = text.encode(errors="replace")
             self.send_response(status)
             headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+            if status == HTTPStatus.METHOD_NOT_ALLOWED:
+                headers["Allow"] = "GET, HEAD"
             for key, value in (*headers.items(), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")):
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are not logged."""

@@ -172,6 +172,20 @@ def _marked(rows: DataFrame, what: tuple[str, ...], content: tuple[str, ...]) ->
     return nameless.select(*columns).unionByName(named.select(*columns))
 
 
+def events_once(rows: DataFrame, what: tuple[str, ...], content: tuple[str, ...]) -> DataFrame:
+    """Leave out rows whose event was known before by another row.
+
+    Args:
+        rows: Of bronze.outcome or bronze.delivery.
+        what: Columns that tell events of the same id apart.
+        content: Columns to keep; of rows known at the same time, and ingested so, they decide which is the first.
+
+    Returns:
+        `content` and known_at.
+    """
+    return _marked(rows, what, content).filter("NOT _repeated").drop("_repeated")
+
+
 def _with_delivered(units: DataFrame, deliveries: DataFrame | None, days: float, as_of: datetime) -> DataFrame:
     """`units` with the column delivered."""
     if deliveries is None:

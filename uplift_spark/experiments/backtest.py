@@ -23,12 +23,17 @@ from scipy.stats import t
 
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.estimates import ratio_bounds
+from uplift_spark.experiments.frames import NO_ROW
 from uplift_spark.experiments.readout import PRIMARY, MetricReadout, ReadoutMetric
 from uplift_spark.roles import PROPENSITY, TREATMENT
-from uplift_spark.stats.moments import MIN_UNITS, CrossMoments
+from uplift_spark.stats.moments import LARGEST, MIN_UNITS, CrossMoments
 from uplift_spark.stats.tests import holm
 
 POLICY_ROLE, PROFIT = "policy", "profit"
+TOO_LARGE = (
+    f"is {LARGEST:g} or more in {{n:,}} rows, whose squares cannot be added up: correct them, or use a larger unit"
+)
+"""Of a column; with the number of rows."""
 _OFF, _BEYOND = 0.05, 3.29  # weights off their mean of 1, by so much and beyond so many errors (p = .001)
 
 
@@ -182,10 +187,12 @@ class PolicyReadout:
         for one in self.metrics:
             share = f" ({one.relative:+.2%})" if math.isfinite(one.relative) else ""
             low, high = sizes[one.arm].effective
+            between = f"between {one.lower:+.5g} and {one.upper:+.5g}, p = {one.p_adjusted:.2g}"
+            if not math.isfinite(one.error):
+                between = f"its error is not known, as {one.metric} does not vary there"
             lines.append(
-                f"policy against {one.arm} for all, {one.metric} a unit: {one.effect:+.5g}{share}, between "
-                f"{one.lower:+.5g} and {one.upper:+.5g}, p = {one.p_adjusted:.2g}: {one.status} (by {low:,.0f} and "
-                f"{high:,.0f} effective units)"
+                f"policy against {one.arm} for all, {one.metric} a unit: {one.effect:+.5g}{share}, {between}: "
+                f"{one.status} (by {low:,.0f} and {high:,.0f} effective units)"
             )
         return "\n".join([*lines, *(f"not compared: {one.problem}" for one in self.overlap if one.problem)])
 
@@ -368,8 +375,9 @@ def backtest(
         narrow.
 
     Raises:
-        ConfigError: A column is missing, or there is nothing to compare.
-        DataError: Rows are missing a value, name another arm, or have propensities outside (0, 1]; no arm overlaps.
+        ConfigError: A column is missing, there is nothing to compare, or arms, money or alpha are not as they must be.
+        DataError: There is no row; rows are missing a value, name another arm, or have propensities outside (0, 1]; no
+            arm overlaps.
 
     Example:
         >>> frame = pd.DataFrame({"treatment": ["off", "on"] * 300, "propensity": 0.5})
@@ -379,31 +387,62 @@ def backtest(
         >>> [(one.arm, round(one.effect, 2)) for one in result.metrics]
         [('off', 1.0), ('on', 0.0)]
     """
-    columns = columns or LoggedColumns()
+    columns, arms = columns or LoggedColumns(), tuple(map(str, arms))
+    _check_request(metrics, arms, money, alpha)
     layout = layout_of(metrics, arms, money=money, clustered=columns.cluster is not None)
-    if not layout.rewards:
-        raise ConfigError("no metric is a mean over units: a policy is not compared by ratios; add one")
-    needed = [columns.policy, columns.treatment, columns.propensity, *layout.columns]
-    for name in (*needed, *([columns.cluster] if columns.cluster else [])):
-        if name not in frame.columns:
-            raise ConfigError(f"column {name!r} is not in the frame: {hint(name, frame.columns)}")
+    numbers = _checked_numbers(frame, layout, columns)
     codes = [_codes(frame, name, layout.arms) for name in (columns.treatment, columns.policy)]
-    numbers = np.column_stack([pd.to_numeric(frame[name], errors="coerce") for name in needed[2:]]).astype(float)
-    wrong = ~np.isfinite(numbers)
-    if wrong.any():
-        name = needed[2 + int(wrong.any(axis=0).argmax())]
-        raise DataError(f"column {name!r} is no number in {wrong.any(axis=1).sum():,} rows: fill or drop them")
-    p = numbers[:, 0]
-    if n := int(((p <= 0) | (p > 1)).sum()):
-        raise DataError(
-            f"column {columns.propensity!r} is outside (0, 1] in {n:,} rows: log the probability of the arm"
-        )
-    terms = backtest_terms(layout, codes[0], codes[1], p, numbers[:, 1:])
+    terms = backtest_terms(layout, codes[0], codes[1], numbers[:, 0], numbers[:, 1:])
     result = read_policy(
         layout, term_moments(terms, None if columns.cluster is None else frame[columns.cluster]), alpha
     )
     result.refuse()
     return result
+
+
+def _check_request(
+    metrics: Sequence[ReadoutMetric], arms: Sequence[str], money: tuple[float, Mapping[str, float]] | None, alpha: float
+) -> None:
+    if len(set(arms)) < max(2, len(arms)):
+        raise ConfigError(f"arms are {', '.join(arms) or 'none'}: name at least two, each once, the control first")
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha is {alpha:g}: use a level such as .05")
+    if all(one.denominator for one in metrics):
+        raise ConfigError("no metric is a mean over units: a policy is not compared by ratios; add one")
+    if money is None:
+        return
+    value, costs = money
+    if not any(one.role == PRIMARY and one.denominator is None for one in metrics):
+        raise ConfigError("money is the value of the primary metric, and no metric over units is primary: name it")
+    if unknown := [arm for arm in costs if arm not in arms]:
+        raise ConfigError(f"money names the cost of {unknown[0]!r}, which is no arm: {hint(unknown[0], arms)}")
+    if not all(map(math.isfinite, (value, *costs.values()))):
+        raise ConfigError("money has a value or a cost that is no finite number: correct it")
+
+
+def _checked_numbers(frame: pd.DataFrame, layout: BacktestLayout, columns: LoggedColumns) -> np.ndarray:
+    """Propensity, then `layout.columns`, of each row."""
+    needed = [columns.policy, columns.treatment, columns.propensity, *layout.columns]
+    for name in (*needed, *([columns.cluster] if columns.cluster else [])):
+        if name not in frame.columns:
+            raise ConfigError(f"column {name!r} is not in the frame: {hint(name, frame.columns)}")
+    if frame.empty:
+        raise DataError(NO_ROW)
+    if columns.cluster and (n := int(frame[columns.cluster].isna().sum())):
+        raise DataError(f"column {columns.cluster!r} is missing in {n:,} rows: fill or drop them")
+    numbers = np.column_stack([pd.to_numeric(frame[name], errors="coerce") for name in needed[2:]]).astype(float)
+    for wrong, sentence in (
+        (~np.isfinite(numbers), "is no number in {n:,} rows: fill or drop them"),
+        (np.abs(numbers) >= LARGEST, TOO_LARGE),
+    ):
+        if wrong.any():
+            name = needed[2 + int(wrong.any(axis=0).argmax())]
+            raise DataError(f"column {name!r} {sentence.format(n=int(wrong.any(axis=1).sum()))}")
+    if n := int(((numbers[:, 0] <= 1 / LARGEST) | (numbers[:, 0] > 1)).sum()):
+        raise DataError(
+            f"column {columns.propensity!r} is outside (0, 1] in {n:,} rows: log the probability of the arm"
+        )
+    return numbers
 
 
 def _codes(frame: pd.DataFrame, name: str, arms: Sequence[str]) -> np.ndarray:

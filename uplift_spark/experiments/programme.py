@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from uplift_spark.errors import ConfigError, hint
 from uplift_spark.experiments.assignment import ProgrammeHoldout, in_programme_holdout
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, trial_sums
 from uplift_spark.experiments.health import ReadoutDesign
 from uplift_spark.experiments.readout import (
     GUARDRAIL,
+    PRIMARY,
     SECONDARY,
     MetricReadout,
     ReadoutMetric,
@@ -80,10 +82,31 @@ class ProgrammeReadout:
         return "\n".join(lines)
 
 
+def check_singles(singles: Sequence[SingleEffect], metrics: Sequence[ReadoutMetric]) -> None:
+    """Refuse single effects that would be left out of the sum, or make it no number.
+
+    Args:
+        singles: Effects of the campaigns' own readouts.
+        metrics: By which the programme is read.
+
+    Raises:
+        ConfigError: One is of a metric that is not read, not finite, or of units or an error below 0.
+    """
+    names = [one.name for one in metrics]
+    for one in singles:
+        about = f"the single effect of campaign {one.campaign}, arm {one.arm}, on {one.metric}"
+        if one.metric not in names:
+            raise ConfigError(f"{about} is of no metric that the programme is read by: {hint(one.metric, names)}")
+        if not (math.isfinite(one.effect) and 0 <= one.units < math.inf and 0 <= one.error < math.inf):
+            raise ConfigError(f"{about} needs finite numbers, units and an error of at least 0: correct it")
+
+
 def programme_metrics(metrics: Sequence[ReadoutMetric]) -> tuple[ReadoutMetric, ...]:
     """Metrics by which a programme is read: those that are means over units, whose effects add up; none is a
-    guardrail."""
+    guardrail. Raises ConfigError where none of them is primary."""
     means = [one for one in metrics if one.denominator is None]
+    if not any(one.role == PRIMARY for one in means):
+        raise ConfigError("a programme is read by means over units, and none is primary: make one the primary metric")
     return tuple(
         replace(one, role=SECONDARY, margin=None, margin_of="relative") if one.role == GUARDRAIL else one
         for one in means
@@ -138,12 +161,17 @@ def programme_readout(
         orders a unit, all campaigns: +1.0574 (+54.65%), between +0.9492 and +1.1655, p = 9.2e-72
     """
     columns = columns or ReadoutColumns()
-    key = cluster if programme.clustered and cluster else columns.unit
+    if programme.clustered and cluster is None:
+        raise ConfigError(f"programme {programme.salt} holds out clusters: name their column in `cluster`")
+    key = str(cluster) if programme.clustered else columns.unit
+    if key not in frame.columns:
+        raise ConfigError(f"column {key!r} is not in the frame: {hint(key, frame.columns)}")
+    chosen = programme_metrics(metrics)
+    check_singles(singles, chosen)
     held = in_programme_holdout(frame[key].tolist(), programme)
     columns = replace(columns, treatment=TREATMENT, propensity=None, taken=None)
     rows = frame.assign(**{TREATMENT: np.where(held, HELD_OUT_ARM, ALL_CAMPAIGNS)})
     design = programme_design(programme, alpha, cluster if programme.clustered else None)
-    chosen = programme_metrics(metrics)
     sums, facts = trial_sums(rows, chosen, design, columns, ReadingTime(at_end=True))
     trial = read_sums(sums, chosen, design, facts, override=override)
     return programme_figures(trial, sums, singles, alpha)

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.events.labels import events_once
 from uplift_spark.experiments.assignment import Experiment, ProgrammeHoldout, programme_sql
 from uplift_spark.experiments.backtest import POLICY_ROLE
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns
@@ -138,12 +139,13 @@ class ProgrammeTables:
 
     def rows(self) -> DataFrame:
         """A row a unit of any campaign's profile, held out or not: its arm, and the sum of each outcome over all
-        campaigns, 0 where nothing happened."""
+        campaigns, 0 where nothing happened; an event that is there twice counts once."""
         lake, names = self.campaign.lake, self.campaigns
         profiles = [lake.read(profile_table(name)).select(UNIT) for name in names]
         units = reduce(lambda one, other: one.unionByName(other), profiles).distinct()
         columns = list(dict.fromkeys(metric.column for metric in self.metrics))
-        events = lake.read(OUTCOME_TABLE).where(F.col(CAMPAIGN).isin(list(names)))
+        loaded = lake.read(OUTCOME_TABLE).where(F.col(CAMPAIGN).isin(list(names)))
+        events = events_once(loaded, (CAMPAIGN, "outcome"), (CAMPAIGN, UNIT, "outcome", "value", "occurred_at"))
         sums = [F.sum(F.when(F.col("outcome") == name, F.col("value"))).alias(name) for name in columns]
         rows = units.join(events.groupBy(UNIT).agg(*sums), UNIT, "left").fillna(0.0, columns)
         held = F.expr(programme_sql(self.programme, UNIT))
@@ -151,7 +153,8 @@ class ProgrammeTables:
 
     def single_effects(self) -> list[SingleEffect]:
         """Effects of each campaign's last reading with the units that they hold for; none where a campaign has no
-        reading. Of a targeted campaign these are the policy's units and those with random arms."""
+        reading, and none of a metric of which one is not known. Of a targeted campaign these are the policy's units and
+        those with random arms."""
         if self.unread:
             return []
         lake, runs = self.campaign.lake, list(self.readings.values())
@@ -162,15 +165,17 @@ class ProgrammeTables:
         }
         figures = lake.read(READOUT_TABLE).where(F.col(RUN_ID).isin(runs) & (F.col("role") != COMPLIER))
         known = {one.name for one in self.metrics}
-        effects = []
+        effects, unknown = [], set()
         for row in figures.select(CAMPAIGN, "metric", "role", TREATMENT, "effect", "error").collect():
             if row["metric"] not in known:
                 continue
             design = self.designs[row[CAMPAIGN]]
             units = self._units(row[CAMPAIGN], design, (row["role"], row[TREATMENT]), sizes)
-            if units:
+            if units and None in row[4:]:
+                unknown.add(row["metric"])
+            elif units:
                 effects.append(SingleEffect(*(row[CAMPAIGN], row["metric"], row[TREATMENT], units), *row[4:]))
-        return effects
+        return [one for one in effects if one.metric not in unknown]
 
     def _units(self, name: str, design: Experiment, row: tuple[str, str], sizes: dict[tuple[str, str], int]) -> float:
         """Units for which a figure holds; 0 for figures that say nothing of what the campaign did."""

@@ -411,7 +411,7 @@ def read_trial_policy(
     trial, rows, design = trial_of(campaign.config), reading.rows, readout_design(campaign.config)
     if rows is None or (options.policy is None and (trial.decision is None or trial.decision not in rows.columns)):
         return None
-    rows = rows.withColumn(_POLICY, _policy_column(options.policy, trial, rows))
+    rows = rows.withColumn(_POLICY, _policy_column(options.policy, campaign.config, rows))
     if PROPENSITY not in rows.columns:
         if trial.exploration is not None:
             raise ConfigError(
@@ -422,6 +422,8 @@ def read_trial_policy(
         rows = rows.withColumn(PROPENSITY, F.create_map(*shares)[F.col(TREATMENT).cast("string")])
     layout = policy_layout(campaign.config)
     if not layout.rewards:
+        if options.policy is not None:
+            raise ConfigError("--policy compares means over units, and every metric of experiment is a ratio: add one")
         return None
     logged = LoggedColumns(_POLICY, reading.columns.treatment, cluster=trial.cluster)
     facts, rule = reading.facts, design.stopping
@@ -441,13 +443,14 @@ def policy_layout(config: Config) -> BacktestLayout:
     return layout_of(readout_metrics(trial), arms, money=_money(config), clustered=trial.cluster is not None)
 
 
-def _policy_column(text: str | None, trial: ExperimentConf, rows: DataFrame) -> Column:
+def _policy_column(text: str | None, config: Config, rows: DataFrame) -> Column:
     """The policy's arm; a rule cannot name what is known after the treatment, nor the arm itself."""
+    trial = trial_of(config)
     if text is None:
         return F.col(str(trial.decision)).cast("string")
     from uplift_spark.sql_gate import checked_expression  # its parser takes half a second to load
 
-    later = {*trial.outcome_columns, TREATMENT, PROPENSITY, DELIVERED}
+    later = {*trial.outcome_columns, *config.outcomes, TREATMENT, PROPENSITY, DELIVERED}
     before = [name for name in rows.columns if name not in later]
     value = F.expr(checked_expression("--policy", text, before)).cast("string")
     try:

@@ -38,7 +38,13 @@ from uplift_spark.experiments.assignment import (
     Experiment,
     assignment_sql,
 )
-from uplift_spark.experiments.backtest import BacktestLayout, LoggedColumns, backtest_terms, term_moments
+from uplift_spark.experiments.backtest import (
+    TOO_LARGE,
+    BacktestLayout,
+    LoggedColumns,
+    backtest_terms,
+    term_moments,
+)
 from uplift_spark.experiments.canary import (
     CHALLENGER_SLICE,
     CHAMPION_SLICE,
@@ -60,7 +66,7 @@ from uplift_spark.experiments.readout import ReadoutMetric, TrialSums, checked_m
 from uplift_spark.lake.session import instant
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.spark_versions import mapped, mapped_frame
-from uplift_spark.stats.moments import CrossMoments
+from uplift_spark.stats.moments import LARGEST, CrossMoments
 
 _DAY = 86_400_000_000  # microseconds
 
@@ -448,13 +454,17 @@ def backtest_sums(frame: DataFrame, layout: BacktestLayout, columns: LoggedColum
         "policy": (columns.policy, policy.isin(arms), f"is no arm in {{n:,}} rows: {use}"),
         "p": (
             columns.propensity,
-            (p > 0) & (p <= 1),
+            (p > 1 / LARGEST) & (p <= 1),
             "is outside (0, 1] in {n:,} rows: log the probability of the arm",
         ),
     }
     for place, (name, value) in enumerate(values.items()):
         finite = F.abs(value) < F.lit(float("inf"))  # NaN is larger than any number
         faults[f"v{place}"] = (name, finite, "is no number in {n:,} rows: fill or drop them")
+        faults[f"size{place}"] = (name, F.abs(value) < LARGEST, TOO_LARGE)
+    if columns.cluster:
+        there = F.col(columns.cluster).isNotNull()
+        faults["cluster"] = (columns.cluster, there, "is missing in {n:,} rows: fill or drop them")
     counts = [F.count_if(~F.coalesce(right, F.lit(False))).alias(key) for key, (_, right, _) in faults.items()]
     (counted,) = frame.agg(F.count(F.lit(1)).alias("rows"), *counts).collect()
     if not counted["rows"]:

@@ -137,6 +137,7 @@ class LocalTable:
         kept = self._kept.get(path)
         if kept is None and n is not None:
             return int(n)
+        self._check_there(path)
         whole = pq.read_metadata(path).num_rows
         return whole if kept is None else whole - len(kept) + (kept.true_count or 0)
 
@@ -167,16 +168,19 @@ class LocalTable:
             raise NotLocal(f"a file of {self.name} cannot be read ({str(error).splitlines()[0]})") from error
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
-    def _part(self, file: dict[str, Any], wanted: Sequence[LocalColumn], schema: pa.Schema) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self._path(file)
+    def _check_there(self, path: str) -> None:
         if not os.path.exists(path):
             raise DataError(
                 f"a file of table {self.name} version {self.version} is gone ({os.path.basename(path)}): name a newer "
                 "version"
             )
+
+    def _part(self, file: dict[str, Any], wanted: Sequence[LocalColumn], schema: pa.Schema) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self._path(file)
+        self._check_there(path)
         source = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
         held = set(source.schema_arrow.names)
         table = source.read([column.stored for column in wanted if column.stored in held])
@@ -270,11 +274,17 @@ class LocalTables:
         return [(table.name, table.rows, table.version) for table in tables]
 
     def fingerprint(self) -> str:
-        """A text that changes with every commit to any table."""
-        newest = [
-            max((log.name for log in self._folder(name).glob("_delta_log/*.json")), default="") for name in self.names()
-        ]
+        """A text that changes with every commit to any table, and where another table takes one's name."""
+        newest = [self._newest_commit(name) for name in self.names()]
         return hashlib.sha256(json.dumps([self.names(), newest]).encode()).hexdigest()[:16]
+
+    def _newest_commit(self, name: str) -> tuple[str, int]:
+        """File name and time of the newest commit; nothing where the table is being removed."""
+        logs = sorted(self._folder(name).glob("_delta_log/*.json"))
+        try:
+            return (logs[-1].name, logs[-1].stat().st_mtime_ns) if logs else ("", 0)
+        except FileNotFoundError:
+            return "", 0
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """What writers noted in the commits that the log holds, newest first; see `Lake.write`."""

@@ -17,6 +17,8 @@ from scipy import stats
 COST_KINDS = ("treating", "incentive", "infrastructure", "expense")
 LEAST_CONTROL, LEAST_DAYS = 30, 14
 _WEEK = 7
+_FEW = 15.0  # units' weight of how all units scatter against those of the control that are worth anything
+_SPREAD_DAYS = 2.5  # days that count, at least, before spending says anything of days to come
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class WorthSums:
     control          units of it
     a, ay            Σ a and Σ a y of the control
     b, by, byy       Σ b, Σ b y and Σ b y² of the control, where b = (1 - p) / p²
+    yy               Σ y² of all units
+    worthy           units of the control whose y is not 0
     """
 
     units: int
@@ -38,10 +42,15 @@ class WorthSums:
     b: float
     by: float
     byy: float
+    yy: float
+    worthy: int
 
     def __add__(self, other: WorthSums) -> WorthSums:
-        names = ("units", "worth", "control", "a", "ay", "b", "by", "byy")
+        names = ("units", "worth", "control", "a", "ay", "b", "by", "byy", "yy", "worthy")
         return WorthSums(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+_NOTHING = WorthSums(0, 0.0, 0, a=0.0, ay=0.0, b=0.0, by=0.0, byy=0.0, yy=0.0, worthy=0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ def gain_against_nobody(sums: WorthSums) -> CampaignGain:
 
     The control tells what they would be, each unit of which counts 1 / p (Hájek's mean): right for trials and for
     targeted campaigns that keep a control of everybody, whatever the levels are. The gain is that of these units, so
-    its error is the error of the design alone: of whom chance made the control.
+    its error is the error of the design alone: of whom chance made the control. Few units of it that are worth anything
+    know little of how units scatter: then that of all units counts, too, where it is larger.
 
     Args:
         sums: Of all units.
@@ -75,10 +85,19 @@ def gain_against_nobody(sums: WorthSums) -> CampaignGain:
             math.nan, math.nan, f"{sums.control} units of the control are too few to tell what treating brought"
         )
     mean = sums.ay / sums.a
-    spread = sums.byy - 2 * mean * sums.by + mean**2 * sums.b
+    own = sums.byy - 2 * mean * sums.by + mean * mean * sums.b
+    overall = sums.worth / sums.units
+    larger = max(own, sums.b * (sums.yy / sums.units - overall * overall))
+    spread = (sums.worthy * own + _FEW * larger) / (sums.worthy + _FEW)
+    value = sums.worth - sums.units * mean
+    if not math.isfinite(value + spread):
+        return CampaignGain(
+            math.nan,
+            math.nan,
+            "sums of what units are worth are no number: see economics.value, and propensities near 0",
+        )
     # Σ a estimates n; the mean is of the units that the weights stand for.
-    error = sums.units / sums.a * math.sqrt(max(0.0, spread))
-    return CampaignGain(sums.worth - sums.units * mean, error)
+    return CampaignGain(value, sums.units / sums.a * math.sqrt(max(0.0, spread)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,9 @@ def forecast_cost(daily: Mapping[date, float], today: date, end: date, first: da
 
     A day to come costs what the same weekday cost so far; with fewer than two weeks, what a day did. Days scatter
     around that as they did, and days that follow each other are alike as they were (by their first autocorrelation).
+
+    Where nearly all was spent on one or two days, as when all units are assigned at once, days to come cannot be judged
+    by those that are over.
 
     Args:
         daily: {day: money}; a day between the first and `today` that is not there cost nothing.
@@ -116,6 +138,8 @@ def forecast_cost(daily: Mapping[date, float], today: date, end: date, first: da
         return CostForecast(math.nan, math.nan, math.nan, "no day of the campaign is over yet")
     days = [first + timedelta(days=i) for i in range((today - first).days + 1)]
     money = np.array([daily.get(day, 0.0) for day in days])
+    if problem := _no_days_to_go_by(spent, money):
+        return CostForecast(math.nan, math.nan, math.nan, problem)
     coming = [today + timedelta(days=i + 1) for i in range(left)]
     if len(days) < LEAST_DAYS:
         note = f"{len(days)} days are too few for an interval: {LEAST_DAYS} are needed"
@@ -135,7 +159,23 @@ def forecast_cost(daily: Mapping[date, float], today: date, end: date, first: da
     error = math.sqrt(variance * wider * (left + float((ahead**2 / each).sum())))
     half = float(stats.t.ppf(0.975, freedom / wider)) * error
     value = spent + float(usual[[day.weekday() for day in coming]].sum())
-    return CostForecast(value, max(spent, value - half), value + half)
+    least = spent if money.min() >= 0 else -math.inf  # what is spent is spent, unless money comes back
+    return CostForecast(value, max(least, value - half), value + half)
+
+
+def _no_days_to_go_by(spent: float, money: np.ndarray) -> str:
+    """Why days to come cannot be judged by the days so far; empty where they can."""
+    largest = float(np.abs(money).max())
+    if not math.isfinite(spent + largest * len(money)):
+        return "costs are too large to be added up: see economics.cost and bronze.expense"
+    if largest == 0:
+        return "nothing was spent yet"
+    scaled = np.abs(money) / largest
+    if scaled.sum() ** 2 < _SPREAD_DAYS * (scaled @ scaled):  # effective days, by Kish
+        return (
+            f"{scaled.max() / scaled.sum():.0%} of what was spent fell on one day, which says nothing of days to come"
+        )
+    return ""
 
 
 def roi_rows(
@@ -153,7 +193,7 @@ def roi_rows(
     Returns:
         {column: value} of each row; figures that are not known are NaN.
     """
-    everything = sum((sums for _, sums in worth.values()), start=WorthSums(0, 0.0, 0, *[0.0] * 5))
+    everything = sum((sums for _, sums in worth.values()), start=_NOTHING)
     treated = sum(n for n, _ in worth.values())
     rows = [_roi_row("all", costs, treated, everything, 1.0, why_not)]
     if set(worth) != {"none"}:

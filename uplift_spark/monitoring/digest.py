@@ -29,6 +29,7 @@ DIGEST_TABLES = ("kpi", "drift", "alerts", "retrain", "canary")
 _POOLED = {"observed_lift": False, "estimated_lift": True, "uplift_roi": False}
 _ENDS_OF_CANARIES: tuple[CanaryState, ...] = ("promoted", "rolled back", "ended", "restored")
 _MOST_LISTED = 10
+_YEARS = 1900, 2200  # that times of tables can be compared with, whichever engine read them
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class CampaignDigest:
         worst = ", ".join(
             f"{name} by {size:.2f} in {n} window{'s' * (n != 1)}" for name, n, size in self.drift[:_MOST_LISTED]
         )
-        return [*lines, f"drift: {worst or 'none'}"]
+        # Names come from data: one with a line break in it does not begin a line of its own.
+        return [" ".join(line.split()) for line in (*lines, f"drift: {worst or 'none'}")]
 
 
 def make_digest(
@@ -342,9 +344,12 @@ def digest_day(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        day = date.fromisoformat(text)
+        if not _YEARS[0] <= day.year < _YEARS[1]:
+            raise ValueError(text)
     except ValueError:
         raise ConfigError(f"--until {text!r} is no day: write it as in 2025-02-03") from None
+    return datetime.combine(day, datetime.min.time(), UTC)
 
 
 def as_moments(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:

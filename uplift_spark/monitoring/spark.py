@@ -376,6 +376,9 @@ def money_spent(units: DataFrame, conf: Costs, economics: Economics, control: st
     return rows
 
 
+_OF_CONTROL = ("a", "ay", "b", "by", "byy")
+
+
 def worth_by_version(
     units: DataFrame, values: Mapping[str, float], control: str
 ) -> tuple[dict[str, tuple[int, WorthSums]], str]:
@@ -395,11 +398,12 @@ def worth_by_version(
         worth = worth + F.col("outcomes").getItem(outcome) * value
     is_control = F.col(TREATMENT) == control
     p = F.col(PROPENSITY).cast("double")
-    a, b = F.when(is_control, 1 / p), F.when(is_control, (1 - p) / (p * p))
+    a = F.when(is_control, 1 / p)
+    b = a * a * (1 - p)  # the square of a propensity may be 0, by which nothing is divided
     y = F.col("worth")
     names = {
         **{"worth_sum": F.sum(y), "a": F.sum(a), "ay": F.sum(a * y)},
-        **{"b": F.sum(b), "by": F.sum(b * y), "byy": F.sum(b * y * y)},
+        **{"b": F.sum(b), "by": F.sum(b * y), "byy": F.sum(b * y * y), "yy": F.sum(y * y)},
     }
     rows = (
         units.withColumn("worth", worth)
@@ -409,6 +413,7 @@ def worth_by_version(
             F.count_if(is_control).alias("control"),
             F.count_if(y.isNull()).alias("unknown"),
             F.count_if(is_control & p.isNull()).alias("undealt"),
+            F.count_if(is_control & (y != 0)).alias("worthy"),
             *(F.coalesce(value, F.lit(0.0)).alias(name) for name, value in names.items()),
         )
         .collect()
@@ -416,7 +421,9 @@ def worth_by_version(
     sums = {
         row["version"]: (
             row["n"] - row["control"],
-            WorthSums(row["n"], row["worth_sum"], row["control"], *(row[k] for k in ("a", "ay", "b", "by", "byy"))),
+            WorthSums(
+                row["n"], row["worth_sum"], row["control"], *(row[name] for name in (*_OF_CONTROL, "yy", "worthy"))
+            ),
         )
         for row in rows
     }
@@ -437,7 +444,8 @@ def expenses_by_day(rows: DataFrame) -> list[dict[str, Any]]:
     Returns:
         {column: value}, one for each day and item.
     """
-    last = F.max_by(F.struct("item", "amount", "spent_at"), F.struct("known_at", "ingested_at")).alias("last")
+    content = ("item", "amount", "spent_at")  # of rows known at the same time, as of one file, the order is theirs
+    last = F.max_by(F.struct(*content), F.struct("known_at", "ingested_at", *content)).alias("last")
     bills = rows.groupBy("expense_id").agg(last).select("last.*")
     days = bills.groupBy(_utc_day("spent_at"), "item").agg(
         F.count(F.lit(1)).alias("n"), F.sum("amount").alias("amount")

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import checked_name
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 LONG_AGO = datetime(2000, 1, 1)
 """When a treatment counts as assigned whose date nobody named: windows and labels of later dates are closed."""
 

@@ -436,9 +436,9 @@ class LogWriter:
             if not future.cancelled():
                 future.set_result(mine)
 
-    def spending(self) -> dict[str, DayCounts]:
+    def spending(self, until: str) -> dict[str, DayCounts]:
         """`DecisionLog.spending`."""
-        return self._log.spending()
+        return self._log.spending(until)
 
     def close(self) -> None:
         """Wait for what is being written, and let go of the file."""
@@ -543,9 +543,9 @@ async def _update_budget(served: Served, log: LogWriter, metrics: _Metrics) -> N
     """See what all workers have spent; where the log cannot be read, the counts at hand go on."""
     if served.now is None or (pacer := served.now.pacer) is None:
         return
-    with suppress(EnvironmentProblem):
-        served.days = await asyncio.to_thread(log.spending)
     now = time.time()
+    with suppress(EnvironmentProblem):
+        served.days = await asyncio.to_thread(log.spending, pacer.day(now))
     metrics.spent.set(pacer.spent(now, served.days))
     metrics.price.set(pacer.price(now, served.days))
 

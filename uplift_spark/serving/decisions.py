@@ -478,10 +478,11 @@ class DecisionLog:
             raise
         return result
 
-    def spending(self, days: int = 8) -> dict[str, DayCounts]:
+    def spending(self, until: str, days: int = 8) -> dict[str, DayCounts]:
         """Requests and money of the newest days on which a budget was paced, by quarters of an hour.
 
         Args:
+            until: The last of them, YYYY-MM-DD: a clock that was ahead once may have left days to come.
             days: At most so many.
 
         Returns:
@@ -490,12 +491,12 @@ class DecisionLog:
         Raises:
             EnvironmentProblem: The file cannot be read.
         """
-        newest = "SELECT DISTINCT day FROM pace ORDER BY day DESC LIMIT ?"
+        newest = "SELECT DISTINCT day FROM pace WHERE day <= ? ORDER BY day DESC LIMIT ?"
         query = f"SELECT day, slot, requests, foreseen, spent FROM pace WHERE day IN ({newest})"
         result: dict[str, DayCounts] = {}
         try:
             with closing(self._open()) as db:
-                rows = db.execute(query, (days,)).fetchall()
+                rows = db.execute(query, (until, days)).fetchall()
         except sqlite3.Error as error:
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be read: {error}") from error
         for day, slot, *counts in rows:

@@ -11,6 +11,7 @@ Balseiro and Gur, Management Science 65, 2019.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,8 +27,11 @@ SLOTS = 96
 """Quarters of an hour of a day."""
 MICRO = 1_000_000
 """Money is counted in whole millionths: sums are exact."""
+MOST_MONEY = 1e12
+"""Of a day: SQLite's sums of millionths hold nine times as much."""
 
 _POINTS = 200  # of a curve
+_LATE = 4  # slots by which a first day may begin later than others do
 _EVEN = 0.1  # days' weight of a day without hours in the curve of the day
 _AT_FIRST = 0.05  # share of a usual day whose weight the usual height has against today's
 _FEW = 20.0  # decisions' weight of the earlier days' ratio of spending against today's
@@ -105,14 +109,22 @@ class Pacer:
                 "serving.budget needs levels whose cost is the same for all units, and limits that are all of money: "
                 "set economics and policy so and run `uplift publish` again, or leave serving.budget out"
             )
-        self._zone, self._budget = ZoneInfo(conf.timezone), round(conf.budget * MICRO)
-        self._costs = {level: round(cost * MICRO) for level, cost in manifest.policy["cost"].items()}
-        self._most = max(self._costs.values())
-        if not 0 < self._most <= self._budget:
+        self._zone = ZoneInfo(conf.timezone)
+        # Costs are rounded up and the budget down, beyond what floats cannot hold: a budget is never exceeded.
+        micro = {level: round(cost * MICRO, 3) for level, cost in manifest.policy["cost"].items()}
+        self._costs = {level: math.ceil(cost) for level, cost in micro.items()}
+        self._most = max(self._costs.values(), default=0)
+        if conf.budget > MOST_MONEY:
+            raise ConfigError(
+                f"serving.budget is {conf.budget:g}, and at most {MOST_MONEY:g} can be counted in millionths: write "
+                "budget, economics.value and economics.cost in a larger unit of money"
+            )
+        if not 0 < self._most <= conf.budget * MICRO:
             raise ConfigError(
                 f"serving.budget is {conf.budget:g} and the dearest level costs {self._most / MICRO:g}: a budget paces "
                 "levels that cost something, and a day's pays for one at least"
             )
+        self._budget = math.floor(round(conf.budget * MICRO, 3))
         prices, costs = np.asarray(manifest.spend, np.float64).T
         self._prices, self._mean_costs = prices, costs * MICRO
         held, share, levels = conf.holdout, conf.exploration, len(manifest.levels)
@@ -124,16 +136,16 @@ class Pacer:
 
         Args:
             at: Seconds since 1970.
-            days: {day: counts} of today and of earlier days; see `DecisionLog.spending`.
+            days: {day: counts} of today and of earlier days; see `DecisionLog.spending`. The oldest may not be whole.
 
         Returns:
             What a unit of money counts for beside itself, at least 0.
         """
-        day, part = self._day(at)
+        day, part = self.day(at), self._part(at)
         nothing = np.zeros(SLOTS)
         requests, foreseen, spent = days.get(day, (nothing,) * 3)
-        before = [counts for other, counts in days.items() if other < day]
-        until, to_come = _requests_to_come(part, requests, [one[0] for one in before])
+        before = [counts for other, counts in sorted(days.items()) if other < day]
+        until, to_come = _requests_to_come(part, requests, _whole_days([one[0] for one in before], requests))
         usual = _ratio(sum(one[2].sum() for one in before), sum(one[1].sum() for one in before), self._most, 1.0)
         ratio = _ratio(spent.sum(), foreseen.sum(), self._most, usual)
         left = max(0.0, self._budget * until - float(spent.sum()))
@@ -151,22 +163,36 @@ class Pacer:
         Returns:
             For the log.
         """
-        day, part = self._day(at)
         policy = float(np.interp(price, self._prices, self._mean_costs))
         foreseen = round(self._random + self._by_policy * policy)
-        slot = min(int(part * SLOTS), SLOTS - 1)
-        return Spend(day, slot, self._costs.get(level, 0), foreseen, self._most, self._budget)
+        slot = min(int(self._part(at) * SLOTS), SLOTS - 1)
+        return Spend(self.day(at), slot, self._costs.get(level, 0), foreseen, self._most, self._budget)
 
     def spent(self, at: float, days: Mapping[str, DayCounts]) -> float:
         """Money that the day's decisions have cost so far."""
-        counts = days.get(self._day(at)[0])
+        counts = days.get(self.day(at))
         return 0.0 if counts is None else float(counts[2].sum()) / MICRO
 
-    def _day(self, at: float) -> tuple[str, float]:
-        """The day in the campaign's time zone, and how much of it is over."""
+    def day(self, at: float) -> str:
+        """The day of a moment in the campaign's time zone, YYYY-MM-DD."""
+        return datetime.fromtimestamp(at, self._zone).date().isoformat()
+
+    def _part(self, at: float) -> float:
+        """How much of the day is over."""
         now = datetime.fromtimestamp(at, self._zone)
-        seconds = now.hour * 3600 + now.minute * 60 + now.second + now.microsecond / 1e6
-        return now.date().isoformat(), seconds / 86400
+        return (now.hour * 3600 + now.minute * 60 + now.second + now.microsecond / 1e6) / 86400
+
+
+def _whole_days(before: list[np.ndarray], today: np.ndarray) -> list[np.ndarray]:
+    """Days with requests, the oldest of them only if it did not begin later than the others.
+
+    The service may have been started in its evening: by such a curve all would still be to come at any time of the day.
+    """
+    before = [one for one in before if one.sum()]
+    if not before:
+        return []
+    begun = [int(one.argmax()) for one in (one > 0 for one in (*before, today)) if one.any()]
+    return before[1:] if begun[0] > min(begun) + _LATE else before
 
 
 def _requests_to_come(part: float, today: np.ndarray, before: list[np.ndarray]) -> tuple[float, float]:
@@ -176,7 +202,6 @@ def _requests_to_come(part: float, today: np.ndarray, before: list[np.ndarray]) 
     nobody knows the curve: money is spent evenly by the clock, hour by hour, as many coming in the next as in the
     busier of the last hour and the day's mean hour.
     """
-    before = [one for one in before if one.sum()]
     if not before:
         hour = min(1.0 / 24, 1.0 - part)
         first = max(0, min(int(part * SLOTS), SLOTS - 1) - 3)

@@ -58,7 +58,9 @@ class CampaignTables:
     widths     mean width of the predictions' intervals and units by level; empty where they were not read
     histogram  {level: (edges, counts) of predicted uplift}
     versions   (table, rows, Delta version)
+    plan_run   run of the plan that `decisions` are of, and scores_run of the scores; empty where they were not read
     hours      of a monitored window
+    kpi_level  level of the intervals of KPIs
     now        when the page was written
     """
 
@@ -74,7 +76,10 @@ class CampaignTables:
     widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     histogram: Mapping[str, tuple[list[float], list[int]]] = field(default_factory=dict)
     versions: tuple[tuple[str, int, int], ...] = ()
+    plan_run: str = ""
+    scores_run: str = ""
     hours: float = 24.0
+    kpi_level: float = 0.999
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     simulated: bool = False
 

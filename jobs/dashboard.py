@@ -2,7 +2,8 @@
 
 Reads gold tables; for what-if also the training table's hold-out as it was scored. Writes executive.html, oncall.html
 and debug.html, each of which stands alone, and no table; a folder on this machine is read without Java. `serve` shows
-the pages and follows the tables; `lakeview` writes .lvdash.json files for Databricks, whose queries read a catalog.
+the pages and follows the tables; `lakeview` writes .lvdash.json files for Databricks, whose queries read a catalog, and
+views.sql, which creates the gold views there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, pag
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, UpliftError
+from uplift_spark.gold_views import create_views
 from uplift_spark.governance.permissions import check_permitted
 from uplift_spark.lake.local_tables import local_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, gold_table
@@ -109,13 +111,11 @@ def _lakeview(campaign: Campaign, to: Path | None) -> JobResult:
             "AI/BI dashboards read tables of a catalog, and lakehouse.catalog is not set: name it, as with "
             "--set lakehouse.catalog=main"
         )
-    lift, plan = (_or_none(read) or "" for read in (lambda: campaign.lift_run, campaign.plan_run))
-    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome, lift, plan))
+    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome))
+    files["views.sql"] = create_views(catalog)
     folder = to or campaign.reports("dashboards")
     write_files(folder, files)
-    return JobResult(
-        "dashboard", "", details={"folder": folder, "files": ", ".join(files), "lift_run": lift or "none yet"}
-    )
+    return JobResult("dashboard", "", details={"folder": folder, "files": ", ".join(files)})
 
 
 def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:

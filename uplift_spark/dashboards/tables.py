@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from uplift_spark.evaluation.report import PageData, Verdict
+from uplift_spark.gold_views import NOT_OPEN
 from uplift_spark.roles import Direction
 
 GOLD_OF_PAGES = (
@@ -19,9 +20,6 @@ GOLD_OF_PAGES = (
     *("drift", "findings", "alerts", "retrain", "canary", "experiment", "readout", "experiment_health", "roi"),
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
-
-NOT_OPEN = ("resolved", "closed", "cancelled", "pending")
-"""Last events of alerts that are over, or have not fired yet."""
 
 ALERT_DAYS = 7
 """Days of which pages list what alerts did."""

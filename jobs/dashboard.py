@@ -2,7 +2,8 @@
 
 Reads gold tables; for what-if also the training table's hold-out as it was scored. Writes executive.html, oncall.html
 and debug.html, each of which stands alone, and no table; a folder on this machine is read without Java. `serve` shows
-the pages and follows the tables; `lakeview` writes .lvdash.json files for Databricks, whose queries read a catalog.
+the pages and follows the tables; `lakeview` writes .lvdash.json files for Databricks, whose queries read a catalog, and
+views.sql, which creates the gold views there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from uplift_spark.dashboards.pages import HOST, FreshPages, dashboard_pages, pag
 from uplift_spark.dashboards.tables import GOLD_OF_PAGES, CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import MOST_GROUPS, whatif_sums, whatif_units
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, UpliftError
+from uplift_spark.gold_views import create_views
 from uplift_spark.governance.permissions import check_permitted
 from uplift_spark.lake.local_tables import local_tables
 from uplift_spark.lake.schemas import DECISIONS_TABLE, SCORES_TABLE, gold_table
@@ -110,13 +112,11 @@ def _lakeview(campaign: Campaign, to: Path | None) -> JobResult:
             "AI/BI dashboards read tables of a catalog, and lakehouse.catalog is not set: name it, as with "
             "--set lakehouse.catalog=main"
         )
-    lift, plan = (_or_none(read) or "" for read in (lambda: campaign.lift_run, campaign.plan_run))
-    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome, lift, plan))
+    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome))
+    files["views.sql"] = create_views(catalog)
     folder = to or campaign.reports("dashboards")
     write_files(folder, files)
-    return JobResult(
-        "dashboard", "", details={"folder": folder, "files": ", ".join(files), "lift_run": lift or "none yet"}
-    )
+    return JobResult("dashboard", "", details={"folder": folder, "files": ", ".join(files)})
 
 
 def _serve(campaigns: Sequence[Campaign], port: int) -> JobResult:
@@ -183,7 +183,8 @@ def campaign_tables(campaign: Campaign, campaigns: int = 1) -> CampaignTables:
     return CampaignTables(
         campaign.name, roles.control, roles.outcome, roles.direction, _policy_facts(config, levels),
         {name: rows for name, rows in frames.items() if rows is not None},
-        versions=tuple(versions), hours=float(config.monitoring.hours), simulated=isinstance(config.source, Simulation),
+        versions=tuple(versions), hours=float(config.monitoring.hours),
+        kpi_level=1 - config.monitoring.alpha, simulated=isinstance(config.source, Simulation),
         **parts,
     )  # fmt: skip
 
@@ -227,9 +228,11 @@ def _of_units(
     campaign: Campaign, there: set[str], scored: Scored | None, levels: Sequence[str], campaigns: int
 ) -> dict[str, Any]:
     """Sums over the rows of units: decisions, widths and distribution of scores, groups for what-if."""
-    parts: dict[str, Any] = {"decisions": _decisions(campaign, there)}
+    plan = _or_none(campaign.plan_run) if DECISIONS_TABLE in there else None
+    parts: dict[str, Any] = {"decisions": _decisions(campaign, plan), "plan_run": plan or ""}
     if scored is None or not levels:
         return parts | {"why_not": "What-if is left out: nothing was scored and evaluated yet."}
+    parts["scores_run"] = scored.run_id
     of_run = f"model_name = {sql_text(scored.model_name)} AND {RUN_ID} = {sql_text(scored.run_id)}"
     n = int(campaign.sql(f"SELECT count(*) AS n FROM {SCORES_TABLE} WHERE {of_run}")["n"].iloc[0])
     if n > MOST_SCORES:
@@ -243,11 +246,10 @@ def _of_units(
         parts.setdefault("widths", {})[str(level)] = (float(width), len(rows))
         counts, edges = np.histogram(rows["uplift"].dropna(), _BINS)
         parts.setdefault("histogram", {})[str(level)] = (edges.tolist(), counts.tolist())
-    return parts | _whatif(campaign, there, scored, scores, levels, campaigns)
+    return parts | _whatif(campaign, plan, scored, scores, levels, campaigns)
 
 
-def _decisions(campaign: Campaign, there: set[str]) -> pd.DataFrame | None:
-    plan = _or_none(campaign.plan_run) if DECISIONS_TABLE in there else None
+def _decisions(campaign: Campaign, plan: str | None) -> pd.DataFrame | None:
     if plan is None:
         return pd.DataFrame(columns=[TREATMENT, "reason", "n", "gain", "cost"])
     return campaign.sql(
@@ -257,14 +259,13 @@ def _decisions(campaign: Campaign, there: set[str]) -> pd.DataFrame | None:
 
 
 def _whatif(
-    campaign: Campaign, there: set[str], scored: Scored, scores: pd.DataFrame, levels: Sequence[str], campaigns: int
+    campaign: Campaign, plan: str | None, scored: Scored, scores: pd.DataFrame, levels: Sequence[str], campaigns: int
 ) -> dict[str, Any]:
     config, why = campaign.config, ""
     profit, outcome = config.policy.objective == "profit", config.roles.outcome
     if profit and not config.economics.value.get(outcome, -1.0) >= 0:
         return {"why_not": f"What-if is left out: economics.value.{outcome} is not set, so no plan can be valued."}
     free = scores[UNIT].unique().tolist()
-    plan = _or_none(campaign.plan_run) if DECISIONS_TABLE in there else None
     if plan is not None:
         rows = campaign.sql(f"SELECT {UNIT}, reason FROM {DECISIONS_TABLE} WHERE {RUN_ID} = {sql_text(plan)}")
         free = rows.loc[rows["reason"].isin([CHOSEN, NOT_WORTH]), UNIT].tolist()

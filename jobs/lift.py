@@ -33,7 +33,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels, spec.direction)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
     model = {"model_version": scored.model_version}
-    tables = {"lift_table": as_arrow(lift, **model), "uplift_curve": as_arrow(curves)}
+    tables = {"lift_table": as_arrow(lift, campaign=campaign.name, **model), "uplift_curve": as_arrow(curves)}
     tables["uplift_metrics"] = as_arrow(with_cuts(metrics, cuts), **model)
     written = [lake.write(gold_table(n), lake.spark.createDataFrame(table), run_id) for n, table in tables.items()]
     details = {"model": scored.model_name, "version": scored.model_version, "units": evaluation.arms.units}

@@ -25,7 +25,7 @@ PACKAGE = "uplift_spark"
 
 # The ground, from the bottom to the top: each part imports only from those before it.
 GROUND = (
-    *("errors", "roles", "runtime", "spark_versions", "sql_gate"),
+    *("errors", "roles", "runtime", "spark_versions", "gold_views", "sql_gate"),
     *("sections", "config"),
     *("stats", "forest", "learners", "evaluation", "estimators"),
 )

@@ -24,6 +24,7 @@ from sqlglot.parsers.spark import SparkParser
 from sqlglot.tokens import Token, TokenType
 
 from uplift_spark.errors import ConfigError, hint
+from uplift_spark.gold_views import GOLD_VIEWS, view_query
 from uplift_spark.roles import SCHEMAS
 
 _MOST_CHARACTERS = 100_000
@@ -432,6 +433,18 @@ class _Tree:
         places = [part.meta["start"] for part in node.walk() if "start" in part.meta]
         raise _Refusal(what, self._place(min(places)) if places else None)
 
+    def put_in_views(self) -> None:
+        """Have the query of each view of GOLD_VIEWS stand where its name does: no catalog need know the views."""
+        for table in list(self.root.find_all(exp.Table)):
+            name = table.name.lower()
+            if name not in GOLD_VIEWS or table.db.lower() != "gold":
+                continue
+            if table.args.get("version"):
+                self.refuse(table, f"{name} is a view, which has no versions: name its table")
+            parts = {part: table.args.get(part) for part in ("joins", "laterals", "pivots")}
+            alias = table.args.get("alias") or exp.TableAlias(this=exp.to_identifier(table.name))
+            table.replace(exp.Subquery(this=_Tree(_pieces(view_query(name))).root, alias=alias, **parts))
+
     def text(self, catalog: str | None = None) -> str:
         """What the tree says, every name in backquotes, where Spark can take it for nothing else.
 
@@ -442,6 +455,7 @@ class _Tree:
         differ = [start for (mine, _), (theirs, start) in zip(said, read, strict=False) if mine != theirs]
         if differ or len(said) != len(read):
             raise _Refusal("it cannot be passed on as it stands: write it more plainly", [*differ, read[-1][1]][0])
+        self.put_in_views()
         for table in self.root.find_all(exp.Table) if catalog else ():
             if len(table.parts) == 2:
                 table.set("catalog", exp.to_identifier(catalog))
@@ -631,7 +645,11 @@ def checked_tree(query: str) -> exp.Expr | None:
     checked_query(query)
     pieces = _pieces(re.sub(r"\s*;\s*\Z", "", query))
     first = next((piece.text.upper() for piece in pieces if piece.text != "("), "")
-    return _selecting(pieces, None).root if first in ("SELECT", "WITH", "VALUES") else None
+    if first not in ("SELECT", "WITH", "VALUES"):
+        return None
+    tree = _selecting(pieces, None)
+    tree.put_in_views()
+    return tree.root
 
 
 _TABLE_PARTS = r"(`?\w+`?(?: \. `?\w+`?)+)"

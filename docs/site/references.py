@@ -26,6 +26,7 @@ import uplift_spark
 from uplift_spark import console
 from uplift_spark.cli import app, verbs
 from uplift_spark.config import Config
+from uplift_spark.gold_views import GOLD_VIEWS
 from uplift_spark.lake.contracts import Contract
 from uplift_spark.lake.schemas import all_contracts
 
@@ -370,13 +371,21 @@ def tables_page() -> str:
         '```console\n$ uplift sql "SELECT treatment, bucket, uplift, uplift_lower, uplift_upper FROM gold.lift_table '
         "WHERE cut = 'decile'\"\n```\n",
         "A table whose name ends in `<campaign>` exists once a campaign. `run_id` says which run wrote a row: "
-        "filter by it, or take the newest.\n",
+        "filter by it, or query the [views](#views), which leave the newest.\n",
     ]
     for layer, said in LAYERS.items():
         contracts = [one for one in all_contracts() if one.table.startswith(f"{layer}.")]
         parts += [f"\n## {layer.capitalize()}\n", said, ""]
         for contract in contracts:
             parts += _table_lines(contract)
+    parts += [
+        "\n## Views\n",
+        "Gold tables keep every run. A view leaves the rows that count now, each with its campaign's name; "
+        "beside what its sentence names it has the columns of its table. `uplift "
+        "sql` knows the views wherever the tables are. For other tools `uplift dashboard lakeview` writes `views.sql`, "
+        "which creates them in a catalog: see [BI tools](../dashboards.md#in-any-bi-tool).\n",
+        table(["view", "what its rows are"], [(f"`gold.{one.name}`", one.meaning) for one in GOLD_VIEWS.values()]),
+    ]
     return "\n".join(parts)
 
 

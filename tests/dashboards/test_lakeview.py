@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, date, datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from tests.lake.test_gold_views import rows_of
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse, RolesConf
 from uplift_spark.dashboards.lakeview import LakeviewParameters, lakeview_files
 from uplift_spark.errors import ConfigError
 from uplift_spark.jobs import dashboard
-from uplift_spark.lake.schemas import columns_to_fill, gold_table
 from uplift_spark.lake.tables import Lake
 from uplift_spark.spark_versions import sql_text
 
-ABOUT = LakeviewParameters("spark_catalog", "spring", "visit", "lift-1", "policy-2")
+ABOUT = LakeviewParameters("spark_catalog", "spring", "visit")
 FILES = {name: json.loads(text) for name, text in lakeview_files(ABOUT).items()}
-DAY = datetime(2026, 3, 2, tzinfo=UTC)
-VALUES = {"string": "x", "double": 1.0, "bigint": 1, "boolean": True, "timestamp": DAY, "date": date(2026, 3, 2)}
 
 
 def datasets() -> dict[str, dict[str, Any]]:
@@ -59,18 +56,9 @@ def test_every_parameter_of_a_query_is_declared_with_its_default() -> None:
     for one in datasets().values():
         (query,) = one["queryLines"]
         declared = {p["keyword"]: p["defaultSelection"]["values"]["values"][0]["value"] for p in one["parameters"]}
-        used = {key for key in ("campaign", "outcome", "lift_run", "plan_run") if f":{key}" in query}
+        used = {key for key in ("campaign", "outcome") if f":{key}" in query}
         assert set(declared) == used and declared.items() <= vars(ABOUT).items()
         assert query.count(".gold.") == query.count("`spark_catalog`.gold.") > 0
-
-
-def rows_of(lake: Lake, table: str, run: str, *changes: dict[str, Any]) -> None:
-    """Rows of a gold table of campaign spring, all columns filled."""
-    schema = columns_to_fill(gold_table(table))
-    usual = {field.name: VALUES[field.dataType.simpleString()] for field in schema}
-    usual |= {name: "spring" for name in usual if name == "campaign"}
-    rows = [[{**usual, **change}[name] for name in schema.fieldNames()] for change in changes]
-    lake.write(gold_table(table), lake.spark.createDataFrame(rows, schema), run)
 
 
 @pytest.fixture(scope="module")
@@ -90,22 +78,20 @@ def shown(spark, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         {**of, "cut": "segment:age", "bucket": "old"},
         {**of, "cut": "decile", "bucket": "10"},
     ]
-    rows_of(lake, "lift_table", "lift-1", *cuts)
     rows_of(lake, "lift_table", "lift-2", *({**one, "uplift": 9.0} for one in cuts))
+    rows_of(lake, "lift_table", "lift-1", *cuts)
     rows_of(lake, "uplift_curve", "lift-1", of)
     rows_of(lake, "uplift_metrics", "lift-1", of)
     rows_of(
         lake, "alerts", "alerts-1", {"alert": "a", "sequence": 1, "event": "fired"}, {"alert": "b", "event": "fired"}
     )
     rows_of(lake, "alerts", "alerts-2", {"alert": "a", "sequence": 2, "event": "resolved"})
-    for table in ("findings", "drift", "canary"):
-        rows_of(lake, table, f"{table}-1", {})
+    for table, run in (("findings", "monitor-2"), ("drift", "monitor-2"), ("canary", "canary-1")):
+        rows_of(lake, table, run, {})
     lake.sql("SELECT 1").collect()  # lets the session know the tables by their names
 
     def bound(query: str) -> str:  # Delta's parser takes no parameters, which those of Databricks do
-        return re.sub(
-            r":(campaign|outcome|lift_run|plan_run)\b", lambda hit: sql_text(vars(ABOUT)[hit.group(1)]), query
-        )
+        return re.sub(r":(campaign|outcome)\b", lambda hit: sql_text(vars(ABOUT)[hit.group(1)]), query)
 
     rows = {name: spark.sql(bound(one["queryLines"][0])).collect() for name, one in datasets().items()}
     return {name: [row.asDict() for row in some] for name, some in rows.items()}
@@ -124,7 +110,7 @@ def test_what_is_newest_is_shown_once(shown) -> None:
     assert [row["budget"] for row in shown["plans"]] == [100.0]
     assert [row["units"] for row in shown["decisions"]] == [3]
     assert [row["value"] for row in shown["kpis"]] == [0.2] == [row["value"] for row in shown["kpi_trends"]]
-    assert [row["uplift"] for row in shown["levels"]] == [1.0]  # of the run that the parameter names
+    assert [row["uplift"] for row in shown["levels"]] == [1.0]  # of the run that was written last
     assert [row["rule"] for row in shown["open_alerts"]] == ["x"]  # the other one is resolved
     assert {row["figure"] for row in shown["deciles"]} == {"mail, observed", "mail, predicted"}
 

@@ -201,10 +201,59 @@ def test_whom_the_plan_treats_is_said_without_naming_anybody():
         {"treatment": ["mail", "none", "none"], "n": [2000, 2900, 4], "gain": [901.0, 0.0, 77.125],
          "reason": ["best within the limits", "not worth it within the limits", "rule <young>"], "cost": 0.0}
     )  # fmt: skip
-    page = dashboard_pages([sample_tables(decisions=decisions)])["executive.html"]
+    page = dashboard_pages([sample_tables(decisions=decisions, scores_run="score-1")])["executive.html"]
     part = page[page.index("Whom the plan treats, and why") : page.index("What a budget brings")]
-    assert "mail to 2,000 units" in part and "WHERE unit_id = &#39;ID&#39;" in part and ">901<" in part
+    assert "mail to 2,000 units" in part and "WHERE d.unit_id = &#39;ID&#39;" in part and ">901<" in part
     assert "rule &lt;young&gt;" in part and "77.1" not in part  # sums over four units would tell of each
+    assert "its effect times 7, less its cost" in part
+    for less in ({"decisions": None}, {"decisions": decisions[:0]}, {"scores_run": ""}):
+        part = dashboard_pages([sample_tables(**({"decisions": decisions, "scores_run": "score-1"} | less))])
+        assert "Why one unit" not in part["executive.html"]
+
+
+@pytest.mark.parametrize(("effect", "shows"), [((0.4, 0.0), True), ((0.0, 0.0), False)])
+def test_the_choice_of_units_and_levels_is_explained(effect, shows):
+    frames = sample_frames(effect)
+    twice = {
+        name: pd.concat([frames[name], frames[name].assign(treatment="call")], ignore_index=True)
+        for name in ("lift_table", "uplift_curve", "uplift_metrics")
+    }
+    page = dashboard_pages([sample_tables(frames | twice)])["executive.html"]
+    assert ("The hold-out shows that mail works better on some" in page) is shows
+    assert ("The hold-out does not show that mail works better on those chosen" in page) is not shows
+    assert "call goes to nobody: within the limits" in page and "mail goes to nobody" not in page
+
+
+def test_the_plan_stands_beside_the_decision():
+    frames = {key: rows for key, rows in sample_frames().items() if key not in monitored()}
+    curve = frames["policy_curve"]
+    for gain, words in ((1400.0, "these are whom to treat"), (0.0, "whether it may grow"), (-1400.0, "not to be carr")):
+        bounds = {"observed": gain, "observed_lower": gain - 300, "observed_upper": gain + 300}
+        page = dashboard_pages([sample_tables(frames | {"policy_curve": curve.assign(**bounds)})])["executive.html"]
+        head = page[: page.index("Return on investment")]
+        assert "The plan below gives mail to 2,000 units" in head and words in head
+    nobody = sample_tables(
+        decisions=pd.DataFrame({"treatment": ["none"], "n": [9], "reason": ["x"], "gain": 0.0, "cost": 0.0})
+    )
+    assert "The plan below" not in dashboard_pages([nobody])["executive.html"]
+
+
+def test_half_the_budget_is_said_in_words():
+    curve = sample_frames()["policy_curve"]
+    page = dashboard_pages([sample_tables()])["executive.html"]
+    half, whole = (curve.iloc[n] for n in (0, 1))
+    assert f"Half of it, 500, brings {short(half['gain'])} by prediction and {short(half['observed'])}" in page
+    assert f"all of it {short(whole['gain'])} by prediction" in page and "set the slider Budget" not in page
+    less = curve.assign(cost=curve["cost"].clip(upper=400.0))
+    page = dashboard_pages([sample_tables(sample_frames() | {"policy_curve": less})])["executive.html"]
+    assert "The plan spends 400 of it" in page and "set the slider Budget to 200" in page
+    alone = sample_tables(sample_frames() | {"policy_curve": curve[1:2]})
+    assert "Half of it" not in dashboard_pages([alone])["executive.html"]
+
+
+def test_intervals_of_kpis_say_their_level():
+    page = dashboard_pages([sample_tables(kpi_level=0.99)])["oncall.html"].partition("<script")[0]
+    assert "99 % interval" in page and "95 % interval" not in page
 
 
 def test_a_prediction_outside_the_hold_out_s_interval_is_not_promised():

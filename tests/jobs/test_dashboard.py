@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import socket
@@ -79,6 +80,16 @@ def test_pages_are_written_from_the_tables(campaign, tmp_path):
     assert "An alert that pages is open: error_rate" in page
     debug = (tmp_path / "debug.html").read_text()
     assert "No retrain was considered yet" in debug and "gold.uplift_scores" in debug
+
+
+def test_the_page_s_query_says_why_one_unit_gets_what_it_gets(campaign, tmp_path):
+    dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path))
+    page = html.unescape((tmp_path / "executive.html").read_text())
+    query = re.search(r'uplift sql "(SELECT d\.[^"]*)"', page)[1]
+    rows = campaign.sql(query.replace("'ID'", "'u7'")).to_dict("records")
+    (score,) = campaign.sql("SELECT * FROM gold.uplift_scores WHERE unit_id = 'u7'").to_dict("records")
+    assert [(row["treatment"], row["level"], row["gain"]) for row in rows] == [("mail", "mail", 1.0)]
+    assert rows[0]["uplift_lower"] == score["uplift_lower"] and rows[0]["reason"] == "best within the limits"
 
 
 def test_whatif_counts_those_whom_no_rule_bars(campaign):

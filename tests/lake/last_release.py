@@ -17,7 +17,8 @@ def made_by_last_release(lake: Lake, table: str, frame: DataFrame, run_id: str) 
     """Write rows with names of this release and texts of the last into a table with the names of the last."""
     contract = contract_of(table)
     assert contract is not None and contract.renamed
-    rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract).withColumnsRenamed(dict(contract.renamed))
+    rows = conform(frame.withColumn("run_id", F.lit(run_id)), contract).drop(*contract.later)
+    rows = rows.withColumnsRenamed(dict(contract.renamed))
     order = tuple(contract.renamed.get(name, name) for name in contract.cluster_by)
     layout = Layout((), order, contract.skip_by, contract.constraints, contract.append_only)
     storage = storage_of(lake.spark, lake.lakehouse)

@@ -21,13 +21,13 @@ INF = float("inf")
 PUBLIC = {
     "gold.uplift_scores": "unit_id treatment uplift uplift_se uplift_lower uplift_upper low_support model_name"
     " model_version feature_version run_id scored_at",
-    "gold.lift_table": "run_id model_version outcome treatment cut bucket n n_treated n_control mean_treated"
+    "gold.lift_table": "run_id campaign model_version outcome treatment cut bucket n n_treated n_control mean_treated"
     " mean_control predicted_uplift uplift uplift_lower uplift_upper incremental_outcomes revenue cost roi"
     " cost_per_incremental roi_lower roi_upper cost_per_incremental_lower cost_per_incremental_upper low_sample"
-    " shrunk_uplift different_p",
+    " shrunk_uplift different_p ingested_at",
     "gold.uplift_curve": "run_id outcome treatment fraction gain gain_lower gain_upper random_gain",
     "gold.uplift_metrics": "run_id model_version outcome treatment metric value lower upper",
-    "gold.policy_decisions": "run_id campaign unit_id treatment reason gain cost value model_version",
+    "gold.policy_decisions": "run_id campaign unit_id treatment reason gain cost value model_version ingested_at",
     "gold.policy_limits": "run_id campaign name most least used price",
     "gold.policy_curve": "run_id campaign budget treated cost gain observed observed_lower observed_upper",
 }

@@ -138,6 +138,19 @@ def test_queries_find_a_column_by_either_name(lake: Lake) -> None:
         lake.sql("SELECT nothing FROM gold.policy_limits")
 
 
+def test_a_table_gets_the_columns_of_this_release_with_its_next_run(lake: Lake) -> None:
+    table = "gold.policy_decisions"
+    made_by_last_release(lake, table, decided(lake, "x"), "r1")
+    assert [row["ingested_at"] for row in lake.read(table).collect()] == [None]
+    assert lake.write(table, decided(lake, "x"), "r1").skipped and "ingested_at" not in stored(lake, table)
+    assert lake.write(table, decided(lake, "y"), "r2").rows == 1 and "ingested_at" in stored(lake, table)
+    known = {row["run_id"]: row["ingested_at"] is not None for row in lake.read(table).collect()}
+    assert known == {"r1": False, "r2": True}
+    assert lake.write(table, decided(lake, "x"), "r1").skipped and lake.write(table, decided(lake, "y"), "r2").skipped
+    with pytest.raises(ConflictError, match=r"run r1 wrote table gold\.policy_decisions before with other data"):
+        lake.write(table, decided(lake, "z"), "r1")
+
+
 def limits(lake: Lake) -> DataFrame:
     return lake.spark.sql("SELECT 'shop' AS campaign, 'budget' AS name, 1D most, 0D least, 1D used, 0D price")
 

@@ -86,7 +86,7 @@
     let words;
     if (order.length < 2) words = `All units of the hold-out together, for ${level}.`;
     else if (apart.length) words = `Different from the others for ${level}: ${apart.slice(0, 8).map((i) => cut.buckets[i]).join(", ")}. Choose by it.`;
-    else words = `The data do not show that these differ from each other for ${level}: treat them alike.`;
+    else words = `The data do not show that these differ from each other for ${level}: do not choose by this cut.`;
     return few ? `${words} ${few} of ${order.length} have few units.` : words;
   }
   function whiskers(facts, cut, rows, order, box) {

@@ -1,6 +1,7 @@
-"""The three pages as AI/BI dashboards of Databricks (`lakeview_files`): SQL over gold tables, and what shows its rows.
+"""The three pages as AI/BI dashboards of Databricks (`lakeview_files`): SQL over gold views, and what shows its rows.
 
-Campaign, outcome and the runs of lift and policy are parameters of the datasets; the catalog stands in their text.
+Campaign and outcome are parameters of the datasets. The catalog stands in their text, and so do the views' queries: a
+dashboard works where nobody has created the views.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from uplift_spark.dashboards.tables import NOT_OPEN
-from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
-from uplift_spark.spark_versions import quoted, sql_text
+from uplift_spark.gold_views import GOLD_VIEWS, view_query
+from uplift_spark.roles import CAMPAIGN, TREATMENT
+from uplift_spark.spark_versions import quoted
 
 WidgetKind = Literal["counter", "table", "bar", "line"]
 _WIDE = 6  # columns of the grid
@@ -22,17 +23,11 @@ _HEIGHTS: Mapping[WidgetKind, int] = {"counter": 3, "table": 6, "bar": 6, "line"
 
 @dataclass(frozen=True)
 class LakeviewParameters:
-    """What the datasets are about; all but the catalog are defaults of parameters that a reader can change.
-
-    lift_run  run of `uplift lift`, whose tables name no campaign; empty before the first
-    plan_run  run of `uplift policy` whose plan is in force; empty before the first
-    """
+    """What the datasets are about; all but the catalog are defaults of parameters that a reader can change."""
 
     catalog: str
     campaign: str
     outcome: str
-    lift_run: str = ""
-    plan_run: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,60 +43,40 @@ class _Widget:
     x_type: str = "categorical"
 
 
-def _gold(name: str) -> str:
-    return f"{_CATALOG}.gold.{name}"
-
-
 _CATALOG = "<catalog>"  # a name in SQL is no parameter that every engine takes: the file is written for one catalog
 _MINE = f"{CAMPAIGN} = :campaign"
-
-
-def _last_known(table: str, keys: str) -> str:
-    """Of the campaign's windows what was known last: a window is monitored again when its labels ripen."""
-    order = "ORDER BY as_of DESC, ingested_at DESC"
-    rows = f"SELECT *, row_number() OVER (PARTITION BY window_start, window_end, {keys} {order}) AS nth"
-    return f"(SELECT * FROM ({rows} FROM {_gold(table)} WHERE {_MINE}) WHERE nth = 1)"
-
-
-_OF_LIFT = f"FROM {_gold('lift_table')} WHERE {RUN_ID} = :lift_run AND outcome = :outcome"
-_NEWEST_WINDOW = f"window_end = (SELECT max(window_end) FROM {_gold('kpi')} WHERE {_MINE})"
-_EVENT = f"event NOT IN ({', '.join(map(sql_text, NOT_OPEN))})"
-# A run of `uplift costs` is complete once it is in gold.roi, and each holds all days so far.
-_OF_COSTS = f"(SELECT max_by({RUN_ID}, struct(as_of, ingested_at)) FROM {_gold('roi')} WHERE {_MINE})"
+_OF_LIFT = f"WHERE {_MINE} AND outcome = :outcome"
 
 _QUERIES: Mapping[str, str] = {
     "net_of_costs": "SELECT as_of, cost, gain, gain_lower, gain_upper, net, net_lower, net_upper, budget, forecast, "
-    f"forecast_lower, forecast_upper, note FROM {_gold('roi')} WHERE {RUN_ID} = {_OF_COSTS} AND model_version = 'all'",
-    "spending": f"SELECT day, kind, sum(amount) AS amount FROM {_gold('costs')} WHERE {RUN_ID} = {_OF_COSTS} "
-    "GROUP BY day, kind ORDER BY day",
+    f"forecast_lower, forecast_upper, note FROM v_roi WHERE {_MINE} AND model_version = 'all'",
+    "spending": f"SELECT day, kind, sum(amount) AS amount FROM v_costs WHERE {_MINE} GROUP BY day, kind ORDER BY day",
     "plans": "SELECT budget, treated, cost, gain, observed, observed_lower, observed_upper "
-    f"FROM {_gold('policy_curve')} WHERE {_MINE} AND {RUN_ID} = :plan_run ORDER BY budget",
-    "decisions": f"SELECT {TREATMENT}, reason, count(*) AS units, sum(gain) AS gain, sum(cost) AS cost "
-    f"FROM {_gold('policy_decisions')} WHERE {_MINE} AND {RUN_ID} = :plan_run GROUP BY {TREATMENT}, reason "
-    "ORDER BY units DESC",
+    f"FROM v_plan_curve WHERE {_MINE} ORDER BY budget",
+    "decisions": f"SELECT {TREATMENT}, reason, sum(units) AS units, sum(gain) AS gain, sum(cost) AS cost "
+    f"FROM v_plan WHERE {_MINE} GROUP BY {TREATMENT}, reason ORDER BY units DESC",
     "levels": f"SELECT {TREATMENT}, n, uplift, uplift_lower, uplift_upper, roi, roi_lower, roi_upper, low_sample "
-    f"{_OF_LIFT} AND cut = 'all' ORDER BY {TREATMENT}",
+    f"FROM v_lift {_OF_LIFT} AND cut = 'all' ORDER BY {TREATMENT}",
     "segments": f"SELECT {TREATMENT}, substring(cut, 9) AS segment, bucket, n, uplift, uplift_lower, uplift_upper, "
-    f"low_sample {_OF_LIFT} AND cut LIKE 'segment:%' ORDER BY {TREATMENT}, segment, bucket",
+    f"low_sample FROM v_lift {_OF_LIFT} AND cut LIKE 'segment:%' ORDER BY {TREATMENT}, segment, bucket",
     "deciles": f"SELECT int(bucket) AS decile, concat({TREATMENT}, ', ', which) AS figure, value FROM (SELECT "
     f"{TREATMENT}, bucket, explode(map('observed', uplift, 'predicted', predicted_uplift)) AS (which, value) "
-    f"{_OF_LIFT} AND cut = 'decile') ORDER BY decile, figure",
-    "curves": f"SELECT {TREATMENT}, fraction, gain, gain_lower, gain_upper, random_gain FROM {_gold('uplift_curve')} "
-    f"WHERE {RUN_ID} = :lift_run AND outcome = :outcome ORDER BY {TREATMENT}, fraction",
+    f"FROM v_lift {_OF_LIFT} AND cut = 'decile') ORDER BY decile, figure",
+    "curves": f"SELECT {TREATMENT}, fraction, gain, gain_lower, gain_upper, random_gain FROM v_lift_curve {_OF_LIFT} "
+    f"ORDER BY {TREATMENT}, fraction",
     "quality": f"SELECT outcome, {TREATMENT}, metric, value, lower, upper, model_version "
-    f"FROM {_gold('uplift_metrics')} WHERE {RUN_ID} = :lift_run ORDER BY outcome, {TREATMENT}, metric",
+    f"FROM v_lift_metrics WHERE {_MINE} ORDER BY outcome, {TREATMENT}, metric",
     "kpis": "SELECT kpi, cut, value, lower, upper, n, unit, target, alert, state, severity, note, window_end "
-    f"FROM {_last_known('kpi', 'kpi, cut')} WHERE {_NEWEST_WINDOW} ORDER BY state, kpi, cut",
-    "kpi_trends": f"SELECT window_end, kpi, value FROM {_last_known('kpi', 'kpi, cut')} WHERE cut = 'all' "
-    "AND value IS NOT NULL ORDER BY window_end, kpi",
-    "open_alerts": "SELECT rule, severity, event, summary, at FROM (SELECT *, row_number() OVER (PARTITION BY alert "
-    f"ORDER BY sequence DESC) AS nth FROM {_gold('alerts')} WHERE {_MINE}) WHERE nth = 1 AND {_EVENT} ORDER BY at",
+    f"FROM v_kpi WHERE {_MINE} AND newest ORDER BY state, kpi, cut",
+    "kpi_trends": f"SELECT window_end, kpi, value FROM v_kpi WHERE {_MINE} AND cut = 'all' AND value IS NOT NULL "
+    "ORDER BY window_end, kpi",
+    "open_alerts": f"SELECT rule, severity, event, summary, at FROM v_alerts WHERE {_MINE} AND open ORDER BY at",
     "findings": "SELECT severity, finding, about, sentence, action, window_end "
-    f"FROM {_last_known('findings', 'finding, about')} WHERE {_NEWEST_WINDOW} ORDER BY severity, finding",
+    f"FROM v_findings WHERE {_MINE} AND newest ORDER BY severity, finding",
     "drift": "SELECT name, state, distance, adjusted_p, stability, n, window_end "
-    f"FROM {_last_known('drift', 'name')} WHERE {_NEWEST_WINDOW} ORDER BY distance DESC",
+    f"FROM v_drift WHERE {_MINE} AND newest ORDER BY distance DESC",
     "canaries": "SELECT at, canary, state, verdict, champion, challenger, share, reason "
-    f"FROM {_gold('canary')} WHERE {_MINE} ORDER BY step DESC",
+    f"FROM {_CATALOG}.gold.canary WHERE {_MINE} ORDER BY step DESC",
 }
 
 _EXECUTIVE = (
@@ -211,7 +186,10 @@ def _dashboard(name: str, title: str, widgets: Iterable[_Widget], about: Lakevie
 
 def _dataset(name: str, about: LakeviewParameters) -> dict[str, Any]:
     query = _QUERIES[name].replace(_CATALOG, quoted(about.catalog))
-    used = [key for key in ("campaign", "outcome", "lift_run", "plan_run") if f":{key}" in query]
+    views = [view for view in GOLD_VIEWS if f"FROM {view} " in query]
+    named = ", ".join(f"{view} AS ({view_query(view, about.catalog)})" for view in views)
+    query = f"WITH {named} {query}" if views else query
+    used = [key for key in ("campaign", "outcome") if f":{key}" in query]
     parameters = [
         {
             **{"displayName": key, "keyword": key, "dataType": "STRING"},

@@ -417,7 +417,7 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",
         "no_data": "Nothing was measured in the window: check that its source is loaded.",
     }
-    note = f" {str(row['note']).strip()}" if isinstance(row.get("note"), str) and row["note"] else ""
+    note = f" Note: {str(row['note']).strip()}." if isinstance(row.get("note"), str) and row["note"] else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
     low = state in ("too_few", "no_data")
@@ -511,7 +511,15 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
             words = f"Too few units to judge the order for {one.level}."
         parts = (qini["value"], qini["lower"], qini["upper"])
         metrics.append(
-            Metric(f"Qini of {one.level}", words, "uplift_metrics", *parts, tone="good" if one.ranked else "warn")
+            Metric(
+                f"Qini of {one.level}",
+                words,
+                "uplift_metrics",
+                *parts,
+                scale=tables.scale,
+                unit=tables.unit,
+                tone="good" if one.ranked else "warn",
+            )
         )
     for level, (width, n) in tables.widths.items():
         effect = abs(tables.page.metric("ate", level)["value"])

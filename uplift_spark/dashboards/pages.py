@@ -32,7 +32,8 @@ from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
 from uplift_spark.dashboards.whatif import LEAST_IN_GROUP, whatif_script
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
-from uplift_spark.roles import CAMPAIGN, TREATMENT, UNIT, benefit_name
+from uplift_spark.roles import RUN_ID, TREATMENT, UNIT, benefit_name
+from uplift_spark.spark_versions import sql_text
 
 PageKind = Literal["executive", "oncall", "debug"]
 PAGES: dict[PageKind, tuple[str, str]] = {
@@ -94,10 +95,11 @@ def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
     less = " (less is better)" if tables.direction == "decrease" else ""
     versions = sorted({str(v) for v in tables.page.lift.get("model_version", [])})
     model = f" · model version {', '.join(versions)}" if versions else ""
-    other = tables.policy.other
+    other, decision = tables.policy.other, campaign_decision(tables)
     return {
         "name": tables.campaign, "about": f"outcome {tables.outcome}{less} · compared with {tables.control}{model}",
-        "decision": campaign_decision(tables), "signal": no_signal(tables), "simulated": tables.simulated,
+        "decision": decision, "plan_words": _plan_words(tables, decision.action), "signal": no_signal(tables),
+        "simulated": tables.simulated,
         "tiles": [_tile(one, tables) for one in metrics], "unit": tables.unit,
         "pictures": pictures, "pictures_title": "Does the model rank units rightly?",
         "pictures_sentence": "Bars that fall from left to right say yes; bars that jump say that the order is chance.",
@@ -109,13 +111,21 @@ def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
             f" The cost of {', '.join(tables.policy.by_unit)} differs by unit: one cost counts for all here."
             if tables.policy.by_unit else ""
         )
+        + " Units with almost equal predictions are planned together, so its figures differ a little from the tables'."
         + (f" {tables.why_not}" if tables.why_not else ""),
     }  # fmt: skip
 
 
 def _tile(metric: Metric, tables: CampaignTables) -> dict[str, Any]:
-    bar = interval_svg(metric.value, metric.lower, metric.upper, metric.scale, "hollow" if metric.low else "dot")
-    return {"metric": metric, "bar": bar, "trend": _trend(metric, tables)}
+    level = _kpi_level(tables, bool(metric.kpi))
+    dot = "hollow" if metric.low else "dot"
+    bar = interval_svg(metric.value, metric.lower, metric.upper, metric.scale, level, dot)
+    return {"metric": metric, "bar": bar, "trend": _trend(metric, tables), "level": level}
+
+
+def _kpi_level(tables: CampaignTables, of_kpi: bool = True) -> str:
+    """The level of an interval, in words: those of KPIs are wider, because nobody is to be called for noise."""
+    return f"{100 * tables.kpi_level if of_kpi else 95:g} %"
 
 
 def _trend(metric: Metric, tables: CampaignTables) -> Markup:
@@ -234,9 +244,9 @@ def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
         kept.append({"cells": (*cells, gains), "low": False})
     heads = ("budget", "units treated", "cost", "gain, predicted", "gain, by the hold-out", "95 % interval")
     words = "Plans of other budgets at today's costs." if kept else "No plan was made with a budget."
-    words += _prediction_words(tables.plan)
+    words += _half_words(tables) + _prediction_words(tables.plan)
     return [
-        _decided_table(tables),
+        *_decided_tables(tables),
         RowsTable("What a budget brings", words, heads, tuple(kept)),
         _scenarios_table(tables),
     ]
@@ -252,28 +262,120 @@ def _prediction_words(plan: Mapping[str, float] | None) -> str:
     return f" The model predicts {side} than the hold-out shows: decide by the hold-out, do not promise the prediction."
 
 
-def _decided_table(tables: CampaignTables) -> RowsTable:
+def _half_words(tables: CampaignTables) -> str:
+    """What half the budget of the plan brings, and whether the plan spends its budget at all."""
+    plan, curve = tables.plan, tables.rows("policy_curve")
+    if plan is None:
+        return ""
+    budget, cost = plan["budget"], plan["cost"]
+    words = f" The plan's budget is {short(budget)}."
+    half = curve[np.isclose(curve["budget"].astype(float), budget / 2)].head(1).to_dict("records")
+    if half:
+        words += f" Half of it, {short(budget / 2)}, brings {_gain_words(half[0])}; all of it {_gain_words(plan)}."
+    if cost < 0.99 * budget:
+        words += (
+            f" The plan spends {short(cost)} of it, so any budget from there on brings the same. For half of what is "
+            f"spent, set the slider Budget to {short(cost / 2)}."
+        )
+    return words
+
+
+def _gain_words(row: Mapping[Any, Any]) -> str:
+    words = f"{short(float(row['gain']))} by prediction"
+    if not np.isfinite(float(row["observed_lower"])):
+        return words
+    observed, lower, upper = (short(float(row[name])) for name in ("observed", "observed_lower", "observed_upper"))
+    return f"{words} and {observed} by the hold-out (95 % interval {lower} to {upper})"
+
+
+def _treated_by_plan(tables: CampaignTables) -> dict[str, int]:
+    """{level: units that the plan gives it}, without the control."""
+    rows = tables.decisions
+    if rows is None or rows.empty:
+        return {}
+    sums = rows[rows["treatment"] != tables.control].groupby("treatment")["n"].sum()
+    return {str(level): int(n) for level, n in sums.items()}
+
+
+def _listed(treated: Mapping[str, int]) -> str:
+    return ", ".join(f"{level} to {n:,} units" for level, n in treated.items()) or "nothing to anybody"
+
+
+def _plan_words(tables: CampaignTables, action: str) -> str:
+    """What the plan has to do with the decision; empty without a plan that treats somebody."""
+    if not (treated := _treated_by_plan(tables)):
+        return ""
+    gives = f"The plan below gives {_listed(treated)}"
+    return {
+        "expand": f"{gives}: these are whom to treat.",
+        "hold": f"{gives}. That is the best choice by prediction, for as long as the campaign goes on as it is; the "
+        "decision says whether it may grow.",
+        "stop": f"{gives}. It is not to be carried out.",
+    }[action]
+
+
+def _choice_words(tables: CampaignTables, treated: Mapping[str, int]) -> str:
+    """Why levels go to nobody, and whether the hold-out shows that those chosen gain more than the others."""
+    words, idle = "", [level for level in tables.page.levels if level not in treated]
+    if treated and idle:
+        words += (
+            f" {' and '.join(idle)} {'goes' if len(idle) == 1 else 'go'} to nobody: within the limits each unit is "
+            "predicted to gain more from another level, or from none."
+        )
+    ranked = {one.level: one.ranked for one in tables.page.verdicts}
+    for level in (level for level in treated if level in ranked):
+        words += (
+            f" The hold-out shows that {level} works better on some than on others: the order of the units is right."
+            if ranked[level]
+            else f" The hold-out does not show that {level} works better on those chosen than on the others (Qini, on "
+            "the debug page): the choice rests on the prediction alone."
+        )
+    return words
+
+
+def _why_table(tables: CampaignTables) -> RowsTable:
+    """How one unit's decision is looked up: pages name nobody."""
+    columns = ", ".join(f"d.{name}" for name in (TREATMENT, "reason", "gain", "cost"))
+    effects = ", ".join(f"s.{name}" for name in ("uplift", "uplift_lower", "uplift_upper", "low_support"))
+    query = (
+        f"SELECT {columns}, s.{TREATMENT} AS level, {effects} FROM gold.policy_decisions d JOIN gold.uplift_scores s "
+        f"ON s.{UNIT} = d.{UNIT} AND s.model_version = d.model_version WHERE d.{UNIT} = 'ID' "
+        f"AND d.{RUN_ID} = {sql_text(tables.plan_run)} AND s.{RUN_ID} = {sql_text(tables.scores_run)}"
+    )
+    value = tables.policy.value.get(tables.outcome)
+    worth = ""
+    if tables.policy.net and value is not None and tables.direction == "increase":
+        worth = (
+            f" A level is worth its effect times {short(value)}, less its cost. Within the limits a unit gets the one "
+            "that is worth most, or none."
+        )
+    words = (
+        f'No page names anybody. `uplift sql "{query}"`, with a unit\'s id in place of ID, prints a row a level: the '
+        "predicted effect on this unit with its 95 % interval, beside what the plan gives it, the reason, the gain and "
+        f"the cost.{worth} Where `governance.audit` is set, `uplift audit explain ID` also says prices, rules and "
+        "consent, and proves the entry. Which features drive a prediction, `explain` of the model says in Python."
+    )
+    return RowsTable("Why one unit gets what it gets", words)
+
+
+def _decided_tables(tables: CampaignTables) -> list[RowsTable]:
     """Whom the plan treats with what, and why not the others; sums over few units are left out."""
     title, rows, source = "Whom the plan treats, and why", tables.decisions, "policy_decisions"
     if rows is None or rows.empty:
-        return RowsTable(title, "The plan's decisions were not read." if rows is None else "There is no plan.")
+        return [RowsTable(title, "The plan's decisions were not read." if rows is None else "There is no plan.")]
     kept = []
     for row in rows.sort_values("n", ascending=False, kind="stable").to_dict("records"):
         n, few = float(row["n"]), row["n"] < LEAST_IN_GROUP
         sums = (np.nan if few else _number(row[name]) for name in ("gain", "cost"))
         cells = (*(_text(row[name]) for name in ("treatment", "reason")), *(figure(one, source) for one in (n, *sums)))
         kept.append({"cells": cells, "low": few})
-    treated = rows[rows["treatment"] != tables.control].groupby("treatment")["n"].sum()
-    shares = ", ".join(f"{level} to {int(n):,} units" for level, n in treated.items()) or "nothing to anybody"
-    columns = f"{CAMPAIGN}, {TREATMENT}, reason, gain, cost, run_id"
-    query = f"SELECT {columns} FROM gold.policy_decisions WHERE {UNIT} = 'ID'"
+    treated = _treated_by_plan(tables)
     words = (
-        f"The plan gives {shares}: by prediction those gain most for their cost within the limits. No unit is named "
-        f"here. Why one unit gets what it gets, this says (`uplift sql`): `{query}`. Which features drive its "
-        "prediction, `explain` in Python says."
+        f"The plan gives {_listed(treated)}: by prediction those gain most for their cost within the limits."
+        f"{_choice_words(tables, treated)}"
     )
     heads = ("treatment", "reason", "units", "gain, predicted", "cost")
-    return RowsTable(title, words, heads, tuple(kept), 2)
+    return [RowsTable(title, words, heads, tuple(kept), 2), *([_why_table(tables)] if tables.scores_run else [])]
 
 
 def _scenarios_table(tables: CampaignTables) -> RowsTable:
@@ -314,13 +416,14 @@ def _oncall_tables(tables: CampaignTables) -> list[RowsTable]:
     rows = []
     for row in parts.head(_MOST_ROWS).to_dict("records"):
         scale = 100.0 if row["unit"] == "share" else 1.0
-        cells = (str(row["kpi"]).replace("_", " "), str(row["cut"]), figure(_number(row["value"]), "kpi", scale),
+        unit = "%" if row["unit"] == "share" else str(row["unit"])
+        cells = (str(row["kpi"]).replace("_", " "), str(row["cut"]), unit, figure(_number(row["value"]), "kpi", scale),
                  between(_number(row["lower"]), _number(row["upper"]), "kpi", scale),
                  figure(_number(row["n"]), "kpi"), str(row["state"]).replace("_", " "))  # fmt: skip
         rows.append({"cells": cells, "low": row["state"] in ("too_few", "no_data")})
-    heads = ("figure", "level, outcome or source", "value", "95 % interval", "n", "state")
-    words = "Shares are in per cent." if rows else "No figure was measured by level, outcome or source."
-    return [*shown, RowsTable("Figures by level, outcome and source", words, heads, tuple(rows))]
+    heads = ("figure", "level, outcome or source", "in", "value", f"{_kpi_level(tables)} interval", "n", "state")
+    words = "" if rows else "No figure was measured by level, outcome or source."
+    return [*shown, RowsTable("Figures by level, outcome and source", words, heads, tuple(rows), 3)]
 
 
 def _nothing(tables: CampaignTables, name: str, words: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from uplift_spark.evaluation.report import PageData, Verdict
+from uplift_spark.gold_views import NOT_OPEN
 from uplift_spark.roles import Direction
 
 GOLD_OF_PAGES = (
@@ -19,9 +20,6 @@ GOLD_OF_PAGES = (
     *("drift", "findings", "alerts", "retrain", "canary", "experiment", "readout", "experiment_health", "roi"),
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
-
-NOT_OPEN = ("resolved", "closed", "cancelled", "pending")
-"""Last events of alerts that are over, or have not fired yet."""
 
 ALERT_DAYS = 7
 """Days of which pages list what alerts did."""
@@ -58,7 +56,9 @@ class CampaignTables:
     widths     mean width of the predictions' intervals and units by level; empty where they were not read
     histogram  {level: (edges, counts) of predicted uplift}
     versions   (table, rows, Delta version)
+    plan_run   run of the plan that `decisions` are of, and scores_run of the scores; empty where they were not read
     hours      of a monitored window
+    kpi_level  level of the intervals of KPIs
     now        when the page was written
     """
 
@@ -74,7 +74,10 @@ class CampaignTables:
     widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     histogram: Mapping[str, tuple[list[float], list[int]]] = field(default_factory=dict)
     versions: tuple[tuple[str, int, int], ...] = ()
+    plan_run: str = ""
+    scores_run: str = ""
     hours: float = 24.0
+    kpi_level: float = 0.999
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     simulated: bool = False
 

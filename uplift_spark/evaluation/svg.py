@@ -165,14 +165,15 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
     return _svg(width, height, f"effects by bucket, {unit}", parts)
 
 
-def interval_svg(value: float, lower: float, upper: float, scale: float, kind: str = "dot") -> Markup:
-    """One figure with its 95 % interval beside zero, small.
+def interval_svg(value: float, lower: float, upper: float, scale: float, level: str, kind: str = "dot") -> Markup:
+    """One figure with its interval beside zero, small.
 
     Args:
         value: The figure.
         lower: Lower end.
         upper: Upper end.
         scale: What all three are multiplied by to be shown.
+        level: Of the interval, in words.
         kind: `dot`, or `hollow` where units are few.
     """
     ends = [end * scale for end in (value, lower, upper)]
@@ -186,7 +187,7 @@ def interval_svg(value: float, lower: float, upper: float, scale: float, kind: s
         _line(x(ends[1]), 12, x(ends[2]), 12, "whisker"),
         Markup('<circle cx="{}" cy="12" r="4.5" class="{}"/>').format(x(ends[0]), kind),
     ]
-    return _svg(width, 24, f"{ends[0]:.4g}, 95 % interval {ends[1]:.4g} to {ends[2]:.4g}; the line is zero", parts)
+    return _svg(width, 24, f"{ends[0]:.4g}, {level} interval {ends[1]:.4g} to {ends[2]:.4g}; the line is zero", parts)
 
 
 def trend_svg(rows: pd.DataFrame, scale: float, label: str) -> Markup:

@@ -21,6 +21,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError, Overtaken
 from uplift_spark.governance.approvals import promote
 from uplift_spark.governance.audit import AuditEntry, AuditEvent
 from uplift_spark.governance.spark import newest_entry, record_event, record_plan
+from uplift_spark.lake.contracts import INGESTED_AT
 from uplift_spark.lake.schemas import (
     AUDIT_TABLE,
     CANARY_TABLE,
@@ -190,9 +191,9 @@ def plan_runs(lake: Lake, campaign: str) -> list[PlanRun]:
 
 
 def plan_decisions(lake: Lake, campaign: str, run_id: str) -> DataFrame:
-    """Decisions of one plan, without the run's id."""
+    """Decisions of one plan, without the run's id and its time: whoever writes them again does it now."""
     mine = (F.col(CAMPAIGN) == campaign) & (F.col(RUN_ID) == run_id)
-    return lake.read(DECISIONS_TABLE).where(mine).drop(RUN_ID)
+    return lake.read(DECISIONS_TABLE).where(mine).drop(RUN_ID, INGESTED_AT)
 
 
 def with_challenger(champion: DataFrame, challenger: DataFrame, units: DataFrame) -> DataFrame:

@@ -99,6 +99,8 @@ class Contract:
                empty Delta's first 32. Bounds of all columns cost a third of a write, so long tables name their few
     renamed    {column: its name in tables that the last release made}; such tables are read and written all the same
     reworded   {column: {text of the last release: text now}}, as parts of the column's values
+    later      columns that tables of the last release lack: such a table gets them with its next run, null in the rows
+               that it has
     """
 
     table: str
@@ -112,6 +114,7 @@ class Contract:
     skip_by: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     reworded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
 
     @property
     def constraints(self) -> dict[str, str]:
@@ -219,7 +222,11 @@ def old_names(contract: Contract | None, have: Iterable[str]) -> dict[str, str]:
 def current(rows: DataFrame, contract: Contract | None) -> DataFrame:
     """Give `rows` of a stored table the names and texts of this release."""
     renamed = old_names(contract, rows.columns)
-    if contract is None or not renamed:
+    if contract is None:
+        return rows
+    if absent := [name for name in contract.later if name not in rows.columns]:
+        rows = rows.withColumns({name: F.lit(None).cast(contract.columns[name].dataType) for name in absent})
+    if not renamed:
         return rows
     rows = rows.withColumnsRenamed({old: new for new, old in renamed.items()})
     for name, texts in contract.reworded.items():

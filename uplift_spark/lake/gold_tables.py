@@ -38,6 +38,7 @@ _LIFT_TABLE = Contract(
     job="lift",
     columns=declared(
         *RUN,
+        f"{CAMPAIGN} string",
         "model_version string",
         "outcome string",
         f"{TREATMENT} string: level compared with control",
@@ -64,7 +65,9 @@ _LIFT_TABLE = Contract(
         "low_sample boolean: too few units or events for the interval to be more than rough",
         "shrunk_uplift double: of segments, drawn to the mean of the buckets where the bucket itself says little",
         "different_p double: of segments, p-value of a difference from the other buckets, adjusted for their number",
+        f"{INGESTED_AT} timestamp: when the row was written",
     ),
+    later=(CAMPAIGN, INGESTED_AT),
 )
 
 _CURVE = Contract(
@@ -110,10 +113,12 @@ _DECISIONS = Contract(
         "cost double: what treating the unit costs",
         "value double: most that any level gains the unit at the limits' prices; the certificate adds these up",
         "model_version string",
+        f"{INGESTED_AT} timestamp: when the row was written",
     ),
     cluster_by=(UNIT,),
     skip_by=(UNIT, RUN_ID),
     renamed=OF_A_CAMPAIGN,
+    later=(INGESTED_AT,),
 )
 
 _LIMITS = Contract(

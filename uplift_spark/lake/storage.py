@@ -25,7 +25,9 @@ from pyspark.sql.types import StructType
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
+from uplift_spark.gold_views import GOLD_VIEWS
 from uplift_spark.lake.local_tables import LocalTables, NotLocal
+from uplift_spark.lake.schemas import gold_table
 from uplift_spark.roles import SCHEMAS, checked_name
 from uplift_spark.runtime import session_provided
 from uplift_spark.spark_versions import arrow_type, delta_package, local_frame, on_this_machine, sql_text
@@ -419,7 +421,7 @@ class Catalog:
         for schema in sorted(schemas.intersection(SCHEMAS)):
             rows = self._spark.sql(f"SHOW TABLES IN `{self._catalog}`.`{schema}`").collect()
             names += [f"{schema}.{row['tableName']}" for row in rows if not row["isTemporary"]]
-        return sorted(names)
+        return sorted(set(names).difference(map(gold_table, GOLD_VIEWS)))
 
     def exists(self, table: str) -> bool | None:
         return None

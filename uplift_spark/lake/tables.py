@@ -26,7 +26,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructT
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError, ConflictError, DataError, OvertakenError
-from uplift_spark.lake.contracts import ADDED, added_columns, conform, current, old_names, with_columns
+from uplift_spark.lake.contracts import ADDED, Contract, added_columns, conform, current, old_names, with_columns
 from uplift_spark.lake.schemas import OTHER_NAMES, columns_to_fill, contract_of
 from uplift_spark.lake.session import planned_for_few_rows
 from uplift_spark.lake.storage import Commit, Layout, Save, frame_or_none, storage_of
@@ -376,6 +376,7 @@ class Lake:
         as_stored = frame
         if stored is not None and mode == "append":
             as_stored = _with_stored_names(table, frame, stored)
+            new += tuple(name for name in _later(contract) if name not in stored.fieldNames())
             _same_columns(table, as_stored.schema, [*stored, *(frame.schema[name] for name in new)])
         call = _Write(table, run_id, mode, tuple(partition_by), new, claim)
         if claim is None or stored is None or not self._has_written(table, run_id):
@@ -539,7 +540,7 @@ class Lake:
             )
         version = self.version(call.table) if commit is None else commit[0]
         stored = self.read(call.table, version if overwrites else None).where(F.col(RUN_ID) == call.run_id)
-        columns = [name for name in stored.columns if name not in (*CLOCKS, RUN_ID)]
+        columns = [name for name in stored.columns if name not in (*CLOCKS, RUN_ID, *_later(contract_of(call.table)))]
         again = _cast_like(frame, stored.schema)
         before, now = digest(stored, columns), digest(again, columns)
         if before != now and ERASED in self.properties(call.table) and not overwrites:
@@ -614,6 +615,10 @@ def _same_columns(table: str, have: StructType, want: Iterable[StructField]) -> 
     ]
     if wrong:
         raise DataError(f"rows for {table} do not fit it: {'; '.join(wrong)}; change the rows or write a new table")
+
+
+def _later(contract: Contract | None) -> tuple[str, ...]:
+    return () if contract is None else contract.later
 
 
 def _with_stored_names(table: str, frame: DataFrame, stored: StructType) -> DataFrame:

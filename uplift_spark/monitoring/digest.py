@@ -183,7 +183,8 @@ class CampaignDigest:
     def lines(self) -> list[str]:
         """The message: what was brought and spent, what was decided, what fires, what drifts."""
         monitored, all_windows = self.windows
-        lines = [one.line for one in self.levels] or ["no window of the period was monitored"]
+        none = "no window of the period was monitored: name another day by `--until`, or run `uplift monitor`"
+        lines = [one.line for one in self.levels] or [none]
         lines += [f"spent in all: {short(self.spent)}"] if math.isfinite(self.spent) else []
         lines += [f"windows monitored: {monitored} of {all_windows}"]
         counts = ", ".join(f"{n} {decision.replace('_', ' ')}" for decision, n in self.decided.items())

@@ -410,7 +410,7 @@ MODULES = {
         "governance.approvals", "governance.audit", "governance.bias", "governance.documents", "governance.permissions",
         "sections.governance",
     ),
-    "Serving": ("serving.client",),
+    "Serving": ("serving.client", "serving.openfeature", "serving.tokens"),
     "Errors": ("errors",),
 }  # fmt: skip
 

@@ -68,11 +68,13 @@ def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     from uplift_spark.serving.guard import KeyRing
     from uplift_spark.serving.pacing import Pacer
     from uplift_spark.serving.store import check_plain_ids, open_version, serving_folder
+    from uplift_spark.serving.tokens import signing_keys
 
     config = read_config(conf, overrides, "serve")
     serving = config.serving
     check_plain_ids(config)
     KeyRing(None if serving.keys is None else Path(serving.keys))  # what is wrong is said here, not by each worker
+    signing_keys(serving)
     version = open_version(serving_folder(config), serving.redis)
     version.units.close()
     if serving.budget is not None:

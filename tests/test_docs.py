@@ -136,7 +136,7 @@ def blocks_in(*languages: str) -> list[Block]:
 
 
 def test_every_block_has_a_language_that_some_test_reads() -> None:
-    known = {"python", "py", "yaml", "sql", "json", "console", "bash", "text", ""}
+    known = {"python", "py", "js", "yaml", "sql", "json", "console", "bash", "text", ""}
     assert {block.language for block in BLOCKS} <= known
     assert sum(path.read_text().count("```") for path in (*PAGES, ROOT / "README.md")) == 2 * len(BLOCKS)
 

@@ -419,7 +419,7 @@ MODULES = {
         "governance.approvals", "governance.audit", "governance.bias", "governance.differential_privacy",
         "governance.documents", "governance.permissions", "sections.governance", "stats.noise",
     ),
-    "Serving": ("serving.client",),
+    "Serving": ("serving.client", "serving.openfeature", "serving.tokens"),
     "Errors": ("errors",),
 }  # fmt: skip
 

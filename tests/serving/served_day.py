@@ -52,7 +52,8 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.serving.client import ServingClient
-from uplift_spark.serving.decisions import DECISION, DELIVERY, HELD_OUT, OUTCOME, DecisionLog
+from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog
+from uplift_spark.serving.reasons import HELD_OUT
 from uplift_spark.serving.store import decision_log_file
 
 ROOT = Path(__file__).parents[2]

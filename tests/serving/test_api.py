@@ -25,9 +25,10 @@ from uplift_spark.experiments.assignment import assign
 from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
 from uplift_spark.sections.source import Pseudonyms
 from uplift_spark.serving.api import serving_app
-from uplift_spark.serving.client import UNREACHABLE, ServingClient
+from uplift_spark.serving.client import ServingClient
 from uplift_spark.serving.decisions import DECISION, DELIVERY, OUTCOME, DecisionLog, DecisionPolicy
 from uplift_spark.serving.guard import new_key
+from uplift_spark.serving.reasons import UNREACHABLE
 from uplift_spark.serving.store import (
     CHALLENGER_MODEL,
     CURRENT,

@@ -23,16 +23,8 @@ from uplift_spark.jobs.erase import logs_beside
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     ASSIGNMENT,
-    BEST_NOW,
     DECISION,
     DELIVERY,
-    EXPLORATION,
-    HELD_OUT,
-    NO_PLAN,
-    NONE_WORTH,
-    NOT_PUBLISHED,
-    NOT_READ,
-    OFF,
     OUTCOME,
     Decision,
     DecisionLog,
@@ -40,6 +32,16 @@ from uplift_spark.serving.decisions import (
     LogEntry,
     Logged,
     stored_effects,
+)
+from uplift_spark.serving.reasons import (
+    BEST_NOW,
+    EXPLORATION,
+    HELD_OUT,
+    NO_PLAN,
+    NONE_WORTH,
+    NOT_PUBLISHED,
+    NOT_READ,
+    OFF,
 )
 from uplift_spark.serving.scorer import LevelEffect
 from uplift_spark.serving.store import Manifest, StoredUnit, decision_log_file

@@ -12,16 +12,9 @@ import pytest
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.sections.serving import Serving
-from uplift_spark.serving.decisions import (
-    DECISION,
-    EXPLORATION,
-    HELD_OUT,
-    SPENT,
-    DecisionLog,
-    DecisionPolicy,
-    LogEntry,
-)
+from uplift_spark.serving.decisions import DECISION, DecisionLog, DecisionPolicy, LogEntry
 from uplift_spark.serving.pacing import MICRO, SLOTS, Pacer, spend_curve
+from uplift_spark.serving.reasons import EXPLORATION, HELD_OUT, SPENT
 from uplift_spark.serving.store import Manifest, StoredUnit
 
 LEVELS, COSTS = ("none", "5%", "10%"), {"5%": 1.0, "10%": 2.0}

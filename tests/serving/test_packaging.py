@@ -15,10 +15,11 @@ from tests.serving.published import config_of
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.runtime import write_files
-from uplift_spark.sections.serving import PackageConf
+from uplift_spark.sections.serving import PackageConf, SigningConf
 from uplift_spark.serving import packaging
 from uplift_spark.serving.packaging import (
     KEYS_FILE,
+    SIGNING_KEYS,
     Cluster,
     PackagedVersion,
     compose_conf,
@@ -37,7 +38,8 @@ KNOWN = PackagedVersion("spring", 3, "ab" * 32, "v1.2", {"python": "3.11.7"}, {"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    config = config_of(tmp_path, redis="redis://store:6380/2", port=8123)
+    signing = {"keys": str(tmp_path / "signing"), "seconds": 30}
+    config = config_of(tmp_path, redis="redis://store:6380/2", port=8123, signing=signing)
     return Cluster(config, "registry.example/uplift:1", {"uplift/model": "spring version 3"})
 
 
@@ -187,7 +189,9 @@ def test_the_container_reads_a_configuration_with_its_own_paths(cluster: Cluster
     conf = load_config(tmp_path / "c.yaml")
     own = cluster.config.serving
     paths = {"host": "0.0.0.0", "folder": "/srv/uplift", "keys": KEYS_FILE, "log": "/var/lib/uplift/decisions.sqlite"}
-    assert conf.serving == replace(own, package=PackageConf(), **paths)
+    assert conf.serving == replace(own, package=PackageConf(), signing=SigningConf(SIGNING_KEYS, 30.0), **paths)
+    mounts = objects(cluster)["StatefulSet"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert {one["mountPath"] for one in mounts} >= {SIGNING_KEYS, str(Path(KEYS_FILE).parent)}
     assert str(tmp_path) not in text.replace(str(tmp_path / "c.yaml"), "")
 
 
@@ -202,7 +206,9 @@ def test_compose_is_locked_too_and_its_redis_is_a_neighbour(cluster: Cluster, tm
         assert set(named) <= set(content["volumes"])
         assert {one["source"] for one in one.get("secrets", ())} <= set(content["secrets"])
     assert yaml.safe_load(compose_conf(cluster.config))["serving"]["redis"] == "redis://redis:6380/2"
+    assert f"./secrets/signing:{SIGNING_KEYS}:ro" in services["uplift"]["volumes"]
     alone = config_of(tmp_path)
+    assert SIGNING_KEYS not in compose_text(alone, "uplift:1", tmp_path) + compose_conf(alone)
     assert "redis" not in yaml.safe_load(compose_text(alone, "uplift:1", tmp_path))["services"]
     assert "redis" not in yaml.safe_load(compose_conf(alone))["serving"]
 

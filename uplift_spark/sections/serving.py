@@ -69,6 +69,19 @@ class PackageConf:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SigningConf:
+    """`serving.signing`: decisions as signed tokens, which edge functions check for themselves.
+
+    keys     folder of Ed25519 private keys in PEM, *.pem, read again whenever it changes; the last one by name signs
+    seconds  time for which a token holds, at most as long as the decision: so long an edge may not know of a consent
+             that was withdrawn, of an off switch, or of a spent budget
+    """
+
+    keys: str
+    seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+
+
+@dataclass(frozen=True, config=STRICT)
 class Serving:
     """`serving`, for `uplift publish` and `uplift serve`; no part of any run's identity.
 
@@ -98,6 +111,7 @@ class Serving:
     max_running  requests that a worker has at hand at once; more are refused and may come again later
     rate         requests a second that one API key may make of a worker, on average over a few seconds
     timeout_seconds  within which a request's body must have arrived
+    signing      keys of signed decisions; by default none are signed
     package      what `uplift package` writes
     """
 
@@ -122,6 +136,7 @@ class Serving:
     max_running: Annotated[int, Field(ge=1)] = 256
     rate: Annotated[float, Field(gt=0)] = 2000.0
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    signing: SigningConf | None = None
     package: PackageConf = Field(default_factory=PackageConf)
 
     def campaign_of(self, campaign: str) -> str:

@@ -7,6 +7,7 @@ the newer one is refused. What could not be had, an answer says in `degraded`; i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import os
@@ -35,9 +36,7 @@ from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.decisions import (
     DECISION,
     DELIVERY,
-    NOT_LOGGED,
     OUTCOME,
-    SPENT,
     Decision,
     DecisionLog,
     DecisionPolicy,
@@ -48,6 +47,18 @@ from uplift_spark.serving.decisions import (
 )
 from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
 from uplift_spark.serving.pacing import DayCounts, Pacer
+from uplift_spark.serving.reasons import (
+    AVERAGE,
+    BATCH,
+    KEPT,
+    LOG_DOWN,
+    NOT_COMPLETE,
+    NOT_LOGGED,
+    SPENT,
+    STALE,
+    STORE_DOWN,
+    UNKNOWN,
+)
 from uplift_spark.serving.scorer import EncodedUnit, LevelEffect, Scorer
 from uplift_spark.serving.store import (
     ServedVersion,
@@ -58,17 +69,13 @@ from uplift_spark.serving.store import (
     open_version,
     serving_folder,
 )
+from uplift_spark.serving.tokens import JWKS_PATH, JWKS_SECONDS, SigningKeys, signing_keys
 
 SETTINGS = "UPLIFT_SERVING"
 """Environment variable by which `uplift serve` tells its workers the configuration, as JSON [file, overrides]."""
 
 _REFRESH = 1.0  # seconds between looks for a newer version
 _LONGEST = 512  # characters of an id
-
-STORE_DOWN, UNKNOWN, STALE = "store_unavailable", "unit_unknown", "features_stale"
-NOT_COMPLETE, BATCH, AVERAGE, KEPT = "features_incomplete", "batch_effects", "average_effects", "version_kept"
-LOG_DOWN = "log_unavailable"
-"""What `degraded` may say."""
 
 MODEL_SOURCE = "model"  # of effects
 
@@ -117,7 +124,7 @@ class DecisionQuery(_Body):
 
 
 class DecisionsRequest(_Body):
-    """Decisions that are wanted."""
+    """Decisions that are wanted; with `sign` each comes with a signed token, or null where it must not be kept."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -125,6 +132,7 @@ class DecisionsRequest(_Body):
         json_schema_extra={"examples": [{"requests": [{"request_key": "visit-17", "unit_id": "u1"}]}]},
     )
     requests: Annotated[list[DecisionQuery], Field(min_length=1)]
+    sign: bool = False
 
 
 class DeliveryEvent(_Body):
@@ -500,6 +508,7 @@ def serving_app(config: Config) -> FastAPI:
     """
     check_plain_ids(config)
     served, metrics = Served(config), _Metrics()
+    keys = signing_keys(config.serving)
     log = LogWriter(DecisionLog(decision_log_file(config)))
 
     @asynccontextmanager
@@ -519,7 +528,8 @@ def serving_app(config: Config) -> FastAPI:
     _add_errors(app)
     _add_health(app, served, metrics)
     _add_effects(app, served, metrics)
-    _add_decisions(app, served, log, metrics)
+    _add_decisions(app, served, log, metrics, keys)
+    _add_public_keys(app, keys)
     _add_feedback(app, served, log, metrics)
     return app
 
@@ -579,7 +589,9 @@ def _add_health(app: FastAPI, served: Served, metrics: _Metrics) -> None:
     async def ready() -> JSONResponse:
         """Whether a version is loaded and warm; `problem` says why a newer one is not used."""
         facts: dict[str, Any] = {"status": "ready" if served.now else "not ready", "problem": served.problem}
-        facts |= {"model": served.now.model} if served.now else {}
+        if served.now is not None:
+            campaign, control = served.now.version.manifest.campaign, served.now.policy.control
+            facts |= {"campaign": campaign, "control": control, "model": served.now.model}
         return JSONResponse(facts, 200 if served.now else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -619,12 +631,14 @@ def _add_effects(app: FastAPI, served: Served, metrics: _Metrics) -> None:
         return JSONResponse({"outcome": now.version.manifest.outcome, "model": now.model, "answers": shown})
 
 
-def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metrics) -> None:
+def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metrics, keys: SigningKeys | None) -> None:
     @app.post("/v1/decisions")
     async def decisions(body: DecisionsRequest) -> JSONResponse:
         """The level to give each unit now; an answer is on disk before it is sent."""
         now = _now(served)
         _check_number(len(body.requests), served.conf)
+        if body.sign and keys is None:
+            raise DataError(_NOT_SIGNED)
         published = served.stored(one.unit_id for one in body.requests)
         entries = []
         for query, fresh in zip(body.requests, _fresh_effects(served, body.requests, published), strict=True):
@@ -647,13 +661,45 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
             logged = await log.write(entries)
         except EnvironmentProblem:
             metrics.lacks([LOG_DOWN] * len(entries))
-            return JSONResponse({"decisions": [_unlogged(one.body, now.policy.control) for one in entries]})
+            unlogged = [_unlogged(one.body, now.policy.control) for one in entries]
+            return await _sent(unlogged, keys if body.sign else None, served.conf)
         for one in logged:
             if one.new:
                 metrics.decisions.labels(one.body["level"], str(one.body["explored"]).lower()).inc()
                 metrics.lacks(one.body["degraded"])
         answers = [{name: value for name, value in one.body.items() if name != "shadow"} for one in logged]
-        return JSONResponse({"decisions": [{**answer, "logged": True} for answer in answers]})
+        answers = [{**answer, "logged": True} for answer in answers]
+        return await _sent(answers, keys if body.sign else None, served.conf)
+
+
+_NOT_SIGNED = "decisions are not signed here: name a folder of keys in serving.signing.keys"
+
+
+async def _sent(decisions: list[dict[str, Any]], keys: SigningKeys | None, conf: Serving) -> JSONResponse:
+    """The answer, with a token for each decision where keys are given; it may be kept as long as all tokens hold."""
+    cache = {"cache-control": "no-store"}
+    if keys is not None and conf.signing is not None:
+        seconds = conf.signing.seconds
+        tokens = await asyncio.to_thread(lambda: [keys.token(one, seconds) for one in decisions])
+        decisions = [{**one, "token": token} for one, token in zip(decisions, tokens, strict=True)]
+        if None not in tokens:
+            last = min(datetime.fromisoformat(one["expires_at"]).timestamp() for one in decisions)
+            cache = {"cache-control": f"private, max-age={int(max(min(seconds, last - time.time()) - 1.0, 0.0))}"}
+    return JSONResponse({"decisions": decisions}, headers=cache)
+
+
+def _add_public_keys(app: FastAPI, keys: SigningKeys | None) -> None:
+    @app.get(JWKS_PATH)
+    async def public_keys(request: Request) -> Response:
+        """Public keys of signed decisions, as a JSON Web Key Set."""
+        if keys is None:
+            return JSONResponse(_error(request, _NOT_SIGNED), 404)
+        content = json.dumps(keys.jwks()).encode()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"cache-control": f"public, max-age={JWKS_SECONDS}", "etag": tag}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type="application/jwk-set+json", headers=headers)
 
 
 def _shadow(

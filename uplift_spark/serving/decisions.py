@@ -29,14 +29,20 @@ from uplift_spark.forest.forest import Model
 from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
 from uplift_spark.serving.pacing import SLOTS, DayCounts, Spend
+from uplift_spark.serving.reasons import (
+    BEST_NOW,
+    BEST_TODAY,
+    EXPLORATION,
+    HELD_OUT,
+    NO_PLAN,
+    NONE_TODAY,
+    NONE_WORTH,
+    NOT_PUBLISHED,
+    NOT_READ,
+    OFF,
+)
 from uplift_spark.serving.scorer import LevelEffect, Scorer
 from uplift_spark.serving.store import Manifest, StoredUnit
-
-OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
-NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"
-BEST_TODAY, NONE_TODAY, SPENT = "best at the day's price", "not worth it at the day's price", "day's budget spent"
-NOT_LOGGED, NOT_READ = "log unavailable", "store unavailable"
-"""Reasons that are not the plan's own."""
 
 
 @dataclass(frozen=True)

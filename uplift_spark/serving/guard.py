@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from uplift_spark.errors import ConfigError
 from uplift_spark.roles import checked_name
 from uplift_spark.sections.serving import Serving
+from uplift_spark.serving.tokens import JWKS_PATH
 
 SCOPES = ("effects", "decide", "metrics")
 NEEDS = {
@@ -34,8 +35,8 @@ NEEDS = {
     "/metrics": "metrics",
 }
 """Scope that a path needs."""
-OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
-"""Paths that need no key: health and the description of the API. They take no body; there are no other paths."""
+OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect", JWKS_PATH})
+"""Paths that need no key: health, the description of the API, public keys. They take no body; no other paths exist."""
 
 REQUEST_LOG = logging.getLogger("uplift_spark.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -31,6 +31,7 @@ FORBIDDEN = frozenset({"pyspark", "delta-spark"})
 """Distributions that no image for serving holds."""
 CONF_FILE, FOLDER, LOG, CACHE = "/etc/uplift/campaign.yaml", "/srv/uplift", "/var/lib/uplift", "/var/cache/uplift"
 KEYS_FILE, METRICS_KEY_FILE = "/run/secrets/uplift/keys", "/run/secrets/uplift/metrics_key"
+SIGNING_KEYS = "/run/secrets/uplift-signing"
 """Paths inside a container."""
 COMPUTE = (
     *("numpy", "numba", "llvmlite", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "scikit-learn", "skops"),
@@ -159,8 +160,15 @@ def served_conf(config: Config, **changes: Any) -> dict[str, Any]:
     conf = config.serving
     if conf.port == 0:
         raise ConfigError("serving.port is 0, any that is free: name a port, by which a container is reached")
-    kept = {one.name: getattr(conf, one.name) for one in fields(conf) if one.name != "package"}
-    container = {"host": "0.0.0.0", "folder": FOLDER, "log": f"{LOG}/decisions.sqlite", "keys": KEYS_FILE}
+    kept = {one.name: getattr(conf, one.name) for one in fields(conf) if one.name not in ("package", "signing")}
+    container: dict[str, Any] = {
+        "host": "0.0.0.0",
+        "folder": FOLDER,
+        "log": f"{LOG}/decisions.sqlite",
+        "keys": KEYS_FILE,
+    }
+    if conf.signing is not None:
+        container["signing"] = {"keys": SIGNING_KEYS, "seconds": conf.signing.seconds}
     serving = {name: value for name, value in {**kept, **container, **changes}.items() if value is not None}
     roles = {name: value for name, value in asdict(config.roles).items() if name in ("outcome", "control", "features")}
     return {"campaign": config.campaign, "roles": {**roles, "features": list(roles["features"])}, "serving": serving}
@@ -345,6 +353,9 @@ class Cluster:
                     {"name": "folder", "persistentVolumeClaim": {"claimName": self.conf.claim, "readOnly": True}},
                     {"name": "cache", "emptyDir": {}},
                     {"name": "tmp", "emptyDir": {}},
+                    *self._signing(
+                        {"secret": {"secretName": f"{self.conf.keys_secret}-signing", "defaultMode": 0o440}}
+                    ),
                 ],
             },
         }
@@ -385,8 +396,13 @@ class Cluster:
                 {"name": "log", "mountPath": LOG},
                 {"name": "cache", "mountPath": CACHE},
                 {"name": "tmp", "mountPath": "/tmp"},
+                *self._signing({"mountPath": SIGNING_KEYS, "readOnly": True}),
             ],
         }
+
+    def _signing(self, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Volume or mount of the keys of signed decisions, where they are signed."""
+        return [] if self.config.serving.signing is None else [{"name": "signing", **facts}]
 
     def _service(self) -> dict[str, Any]:
         """One caller stays with one pod, whose log knows its request keys."""
@@ -506,6 +522,7 @@ def compose_text(config: Config, image: str, folder: Path) -> str:
             f"./compose/campaign.yaml:{CONF_FILE}:ro",
             f"{folder.resolve()}:{FOLDER}:ro",
             *(f"log:{LOG}", f"cache:{CACHE}"),
+            *([] if config.serving.signing is None else [f"./secrets/signing:{SIGNING_KEYS}:ro"]),
         ],
         "secrets": [{"source": "keys", "target": KEYS_FILE}],
         "mem_limit": re.sub("i$", "", conf.memory).lower(),

@@ -72,7 +72,8 @@ def check_ours(folders: Iterable[Path]) -> None:
 def show(name: str, game: GameDay, results: Sequence[GameDayResult]) -> None:
     """Print timeline and table, and write the page."""
     out().print(words_table(("clock", "what", ""), timeline_lines(game.entries)))
-    out().print(words_table(RESULT_HEADS, [one.row for one in results]))
+    if results:
+        out().print(words_table(RESULT_HEADS, [one.row for one in results]))
     write_files(game.folder, {"timeline.html": timeline_page(name, game.entries, results)})
     out().print(f"Picture: {game.folder / 'timeline.html'}", soft_wrap=True)
 

@@ -21,7 +21,7 @@ def test_mail_helps_above_forty_and_puts_off_the_young_and_the_partners() -> Non
     units = World("w", 10, 5000, [PARTNER]).units
     assert units["unit_id"].is_unique and set(units.groupby("day").size()) == {5000}
     own = units[units["channel"] != "partner"]
-    assert lift(own[own["age"] > 40]) == pytest.approx(0.25, abs=0.02)
+    assert lift(own[own["age"] > 40]) == pytest.approx(0.35, abs=0.02)
     assert lift(own[own["age"] <= 40]) == pytest.approx(-0.15, abs=0.02)
     partners = units[units["channel"] == "partner"]
     assert lift(partners) == pytest.approx(-0.35, abs=0.03)

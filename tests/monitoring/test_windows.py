@@ -170,5 +170,5 @@ def test_delays_of_mature_labels() -> None:
     assert list(facts["delays"]["buy"]) == [6, 0, 3] and list(facts["delays"]["visit"]) == [0, 0, 0]
     share, events, _ = facts["complete"]["buy"]
     assert events == 11 and share == pytest.approx(11 / (9 + 2 / (6 / 9)))  # of the youngest a third is under way
-    assert label_delays(days, ("buy",), -0.5) == {}
-    assert label_delays(days[~days["mature"]], ("buy",), 2.0) == {}
+    assert label_delays(days, ("buy",), -0.5) == {"labelled": 50}
+    assert label_delays(days[~days["mature"]], ("buy",), 2.0) == {"labelled": 0}

@@ -51,6 +51,8 @@ class ScenePlan:
 
 def play_drift(game: GameDay, first: int = 30, until: int = 50) -> GameDayResult:
     """A partner sends other customers, whom mail puts off: seen, learnt, tried on a slice, promoted."""
+    for window in (first, first + 1, first + 4):  # drift is what differs from the same weekday of the week before, too
+        game.at(window - 6).monitor(window - 7)
     began, champion = _quiet_before(game, first), game.base.champion.version
     game.at(first, 0).note("fault", "a partner sends three of ten customers: older ones, whom mail puts off")
     game.at(first + 1).monitor(first)

@@ -30,7 +30,7 @@ that would have become known then are held back. non_delivery: 40 % of the mails
 more mail than the logged propensity says. months: the source reports ages in months."""
 
 _Times = pd.Series | pd.DatetimeIndex
-_BASE, _HELPS, _PUTS_OFF, _PARTNER = 0.45, 0.25, -0.15, -0.35
+_BASE, _HELPS, _PUTS_OFF, _PARTNER = 0.45, 0.35, -0.15, -0.35
 _REACHED, _REACHED_BADLY, _PARTNER_SHARE = 0.999, 0.6, 0.3
 
 

@@ -488,13 +488,15 @@ def label_delays(days: pd.DataFrame, names: Iterable[str], spare: float) -> dict
         spare: Days from the end of the window's last label to the time as of which labels are read.
 
     Returns:
-        Fields of WindowFacts: delays, age_days, complete, labelled; none of a window without a mature label.
+        Fields of WindowFacts: labelled; and delays, age_days and complete, where some labels are mature and no outcome
+        of the window is still to come.
     """
     # Of an event as old as this every delay up to it shows, so that windows of any age compare.
     age = min(MOST_DELAY, math.floor(spare))
     mature = days[days["mature"].astype(bool)]
+    labelled = int(mature.loc[mature["outcome"].isna(), "n"].sum())
     if age < 0 or mature.empty:
-        return {}
+        return {"labelled": labelled}
     delays, complete = {}, {}
     for name in names:
         rows = mature[mature["outcome"] == name]
@@ -503,5 +505,4 @@ def label_delays(days: pd.DataFrame, names: Iterable[str], spare: float) -> dict
         delays[name] = np.bincount(delay[shown], n[shown], age + 1).astype(np.int64)
         known = known_shares(day, delay, n, int(day.max(initial=0)) + 1)
         complete[name] = (completeness(day, n, known), int(n.sum()), completeness_error(day, delay, n, known))
-    labelled = int(mature.loc[mature["outcome"].isna(), "n"].sum())
     return {"delays": delays, "age_days": age, "complete": complete, "labelled": labelled}

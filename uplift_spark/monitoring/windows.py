@@ -500,9 +500,12 @@ def label_delays(days: pd.DataFrame, names: Iterable[str], spare: float) -> dict
     delays, complete = {}, {}
     for name in names:
         rows = mature[mature["outcome"] == name]
-        day, delay, n = (rows[column].to_numpy(np.int64) for column in ("day", "delay", "n"))
+        day, delay, fewer, n = (rows[column].to_numpy(np.int64) for column in ("day", "delay", "fewer", "n"))
         shown = (day >= age) & (delay <= age)
         delays[name] = np.bincount(delay[shown], n[shown], age + 1).astype(np.int64)
+        # A window's events end at midnight, at whatever hour it is read. Of days that begin at that hour the last one
+        # would be there in part: the part of which more is known.
+        day, delay = day - fewer, np.maximum(0, delay - fewer)
         known = known_shares(day, delay, n, int(day.max(initial=0)) + 1)
         complete[name] = (completeness(day, n, known), int(n.sum()), completeness_error(day, delay, n, known))
     return {"delays": delays, "age_days": age, "complete": complete, "labelled": labelled}

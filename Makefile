@@ -38,7 +38,7 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/cache/jupyter
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup python java demo test slow simulations faults fuzz security matrix approval-story lint notebooks docs house bench load serve-demo wheel lock clean other-python
+.PHONY: help setup python java demo test slow simulations faults fuzz security matrix approval-story loop lint notebooks docs house bench load serve-demo wheel lock clean other-python
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | \
@@ -113,6 +113,9 @@ matrix: java $(READY) ## the small line, training and Connect on Spark 3.5, 4.0,
 
 approval-story: java $(READY) ## trained, refused, mended by a cap, approved, objected to, erased, verified: as a table (ARGS="--units 20000")
 	@$(BIN)/python -m tests.governance.story $(ARGS)
+
+loop: java $(READY) ## a simulated campaign: drift, a bad model, an outage of labels; what the jobs make of each (ARGS="--per-day 500")
+	@$(BIN)/uplift gameday loop $(ARGS)
 
 fuzz: $(READY) ## 140,000 mutations of model files, configurations and input files (ARGS="--mutations 2000 --seed 3")
 	@$(BIN)/python -m tests.fuzz --workers 2 $(ARGS)

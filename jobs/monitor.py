@@ -225,9 +225,9 @@ def _labels(it: Monitored, assignments: DataFrame) -> DataFrame:
 
 def _delays(it: Monitored, assignments: DataFrame, end: datetime) -> dict[str, Any]:
     labels, events = it.campaign.config.labels, it.events
-    longest = max(labels.days(name) for name in events.names)
-    days = event_days(assignments, events.outcomes, events.names, labels, events.as_of).toPandas()
-    return windows.label_delays(days, events.names, (events.as_of - utc(end)) / timedelta(days=1) - longest)
+    last = utc(end) + timedelta(days=max(labels.days(name) for name in events.names))
+    days = event_days(assignments, events.outcomes, events.names, labels, events.as_of, last).toPandas()
+    return windows.label_delays(days, events.names, (events.as_of - last) / timedelta(days=1))
 
 
 def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:

@@ -42,9 +42,10 @@ ROOMS: dict[str, set[str]] = {
     "dashboards": {"monitoring", "policy"},
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake", "governance"},
+    "gamedays": {"campaign", "lake", "registry", "events", "jobs"},  # it plays the jobs
     "jobs": {
         *("lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "serving"),
-        *("campaign", "console", "dashboards"),
+        *("campaign", "console", "dashboards", "gamedays"),
     },
     "cli": {"campaign", "console", "events", "lake", "jobs"},
 }
@@ -77,6 +78,7 @@ SPARKLESS_MODULES = {
     *("uplift_spark.policy.allocation", "uplift_spark.policy.trees", "uplift_spark.registry.retraining"),
     *("uplift_spark.governance.audit", "uplift_spark.governance.bias", "uplift_spark.governance.permissions"),
     "uplift_spark.governance.documents",
+    *("uplift_spark.gamedays.world", "uplift_spark.gamedays.timeline"),
 }
 
 # Absent on Spark Connect and Databricks serverless.

@@ -29,7 +29,7 @@ def test_a_job_has_its_own_options_and_the_usual_ones() -> None:
 
 
 # Their `command` takes no campaign, or not always.
-BEFORE_A_SESSION = {"doctor", "contract", "grants", "power", "monitoring_files", "serve", "assign"}
+BEFORE_A_SESSION = {"doctor", "contract", "grants", "power", "monitoring_files", "serve", "assign", "gameday"}
 JOB_FILES = [path for path in sorted((ROOT / "jobs").glob("[a-z]*.py")) if path.stem not in BEFORE_A_SESSION]
 
 

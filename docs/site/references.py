@@ -40,6 +40,7 @@ EXPLAINED = {
     "alerts": ("monitoring_files",),
     "retraining": ("retrain",),
     "canary": ("canary", "rollback"),
+    "gamedays": ("gameday",),
     "serving": ("publish", "serve"),
     "governance": ("audit", "approve", "reject", "grants", "card", "expire"),
     "quickstart": ("quickstart",),
@@ -451,7 +452,7 @@ SUBJECTS = {
     "stats": "Statistics", "evaluation": "Lift tables and reports", "events": "Your files and events", "lake": "Tables",
     "policy": "Plans", "experiments": "Experiments", "monitoring": "Monitoring and alerts",
     "registry": "Models and the registry", "governance": "Governance", "serving": "Serving", "jobs": "Verbs",
-    "campaign": "Verbs", "cli": "Verbs", "console": "Verbs",
+    "gamedays": "Verbs", "campaign": "Verbs", "cli": "Verbs", "console": "Verbs",
 }  # fmt: skip
 KINDS = ("ConfigError", "DataError", "ModelFileError", "ConflictError", "OvertakenError", "EnvironmentProblem")
 

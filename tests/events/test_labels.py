@@ -371,3 +371,9 @@ def test_units_and_events_by_whole_days(spark: SparkSession) -> None:
         ("visit", 13, 2, 11, 0, False, True, 1),
         ("visit", 1, 0, 0, 0, True, False, 1),
     }
+    assert {row["fewer"] for row in counts} == {None, 0}
+    # Read at seven: days begin at midnight for an event at three and one at eleven alike.
+    at = ("2024-03-14 03:00:00", "2024-03-14 11:00:00")
+    both = events_frame(spark, [("b", "visit", 1.0, one, None, one) for one in at])
+    counts = event_days(units, both, ("visit",), WINDOW, AS_OF + timedelta(hours=7), AS_OF).collect()
+    assert {(row["day"], row["fewer"]) for row in counts if row["outcome"]} == {(1, 1), (0, 0)}

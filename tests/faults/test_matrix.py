@@ -16,6 +16,7 @@ WRITE_NO_TABLE = {
     "dashboard",
     "digest",
     "doctor",
+    "gameday",
     "grants",
     "power",
     "report",

@@ -249,6 +249,23 @@ def test_arms_that_differ_by_design_are_no_leak_and_no_confounding() -> None:
     assert DETECTORS["treatment_leakage"](usual, now, LIMITS) is None
 
 
+def test_a_window_whose_labels_still_ripen_is_held_to_the_units_that_it_will_have() -> None:
+    def ripening(n: int, share: float) -> Finding | None:
+        window = SimulatedWindow(np.random.default_rng(11), n)
+        mature = window.rng.random(n) < share
+        window.outcome = np.where(mature, window.outcome, np.nan)
+        facts = window.facts(BINS, REFERENCE)
+        return DETECTORS["low_sample"](REFERENCE, replace(facts, labelled=int(mature.sum())), LIMITS)
+
+    assert ripening(4000, 1.0) is None and ripening(4000, 0.05) is None  # 60 of 1,200 units an arm
+    one = ripening(100, 0.5)
+    assert one is not None and one.figure < one.threshold
+    assert "will have" in one.sentence and "once all labels are mature" in one.sentence
+    whole = SimulatedWindow(np.random.default_rng(11), 200).facts(BINS, REFERENCE)  # and no more labels to come
+    few = DETECTORS["low_sample"](REFERENCE, replace(whole, labelled=200), LIMITS)
+    assert few is not None and " has " in few.sentence and "mature" not in few.sentence
+
+
 def test_pages_come_first() -> None:
     window = SimulatedWindow(np.random.default_rng(3))
     drifting(window)

@@ -175,6 +175,7 @@ def completeness_alerts(windows: int, events: int, lost: float) -> float:
         frame = {
             "day": day[seen].astype(int),
             "delay": delay[seen].astype(int),
+            "fewer": 0,
             "outcome": "buy",
             "mature": True,
             "n": 1,

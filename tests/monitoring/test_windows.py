@@ -157,12 +157,12 @@ def test_the_window_due_is_the_last_one_over() -> None:
 def test_delays_of_mature_labels() -> None:
     days = pd.DataFrame(
         [
-            {"outcome": None, "since": 9, "day": None, "delay": None, "mature": True, "n": 50},
-            {"outcome": None, "since": 2, "day": None, "delay": None, "mature": False, "n": 70},
-            {"outcome": "buy", "since": 9, "day": 8, "delay": 0, "mature": True, "n": 6},
-            {"outcome": "buy", "since": 9, "day": 8, "delay": 2, "mature": True, "n": 3},
-            {"outcome": "buy", "since": 9, "day": 1, "delay": 0, "mature": True, "n": 2},
-            {"outcome": "buy", "since": 2, "day": 2, "delay": 1, "mature": False, "n": 4},
+            {"outcome": None, "since": 9, "day": None, "delay": None, "fewer": None, "mature": True, "n": 50},
+            {"outcome": None, "since": 2, "day": None, "delay": None, "fewer": None, "mature": False, "n": 70},
+            {"outcome": "buy", "since": 9, "day": 8, "delay": 0, "fewer": 0, "mature": True, "n": 6},
+            {"outcome": "buy", "since": 9, "day": 8, "delay": 2, "fewer": 0, "mature": True, "n": 3},
+            {"outcome": "buy", "since": 9, "day": 1, "delay": 0, "fewer": 0, "mature": True, "n": 2},
+            {"outcome": "buy", "since": 2, "day": 2, "delay": 1, "fewer": 0, "mature": False, "n": 4},
         ]
     )
     facts = label_delays(days, ("buy", "visit"), 2.4)
@@ -170,5 +170,26 @@ def test_delays_of_mature_labels() -> None:
     assert list(facts["delays"]["buy"]) == [6, 0, 3] and list(facts["delays"]["visit"]) == [0, 0, 0]
     share, events, _ = facts["complete"]["buy"]
     assert events == 11 and share == pytest.approx(11 / (9 + 2 / (6 / 9)))  # of the youngest a third is under way
-    assert label_delays(days, ("buy",), -0.5) == {}
-    assert label_delays(days[~days["mature"]], ("buy",), 2.0) == {}
+    assert label_delays(days, ("buy",), -0.5) == {"labelled": 50}
+    assert label_delays(days[~days["mature"]], ("buy",), 2.0) == {"labelled": 0}
+
+
+def completeness_in_the_morning(late: float, whole_days: bool) -> tuple[float, float]:
+    """(estimated, true) share of known events of a day's units at seven in the morning: they happen within two days and
+    are known within six hours, or so many within thirty."""
+    rng, n, read_at = np.random.default_rng(4), 40_000, 48 + 7
+    happened = rng.uniform(0, 24, n) + rng.uniform(0, 24, n)
+    known = happened + np.where(rng.random(n) < late, rng.uniform(0, 30, n), rng.uniform(0, 6, n))
+    there = known <= read_at
+    day, before = (np.floor((read_at - at[there]) / 24).astype(int) for at in (happened, known))
+    fewer = 0 if whole_days else day - np.floor((48 - happened[there]) / 24).astype(int)
+    rows = {"outcome": "buy", "mature": True, "day": day, "delay": day - before, "fewer": fewer, "n": 1}
+    estimated, *_ = label_delays(pd.DataFrame(rows), ("buy",), 7 / 24)["complete"]["buy"]
+    return estimated, float(there.mean())
+
+
+def test_a_window_is_as_complete_as_it_is_at_whatever_hour_it_is_read() -> None:
+    assert completeness_in_the_morning(0.0, whole_days=False) == (1.0, 1.0)
+    assert completeness_in_the_morning(0.0, whole_days=True)[0] < 0.97  # the last day as if it were over
+    (estimated, true), (before, _) = (completeness_in_the_morning(0.1, whole_days) for whole_days in (False, True))
+    assert true < 0.99 and abs(estimated - true) < 0.02 and before - true < -0.06

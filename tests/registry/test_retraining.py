@@ -255,6 +255,15 @@ def test_units_that_only_a_policy_chose_are_not_learnt_from(facts: RetrainFacts,
     assert any(one.state == "blocks" for one in checks) == (words is not None)
 
 
+def test_propensities_that_all_units_share_undo_no_choice() -> None:
+    """Arms differ although everybody was logged with 1/2: whatever chose, the log does not know it."""
+    confounded = replace(FACTS, because="x", incidents=CONFOUNDED)
+    block = state_of(retrain_blocks(confounded, CONF), "confounding")
+    assert block.state == "blocks" and "effects read off these rows are not causal" in block.sentence
+    for chosen in (replace(confounded, weighted=True), replace(confounded, arms=EXPLORED)):
+        assert "confounding" not in {one.check for one in retrain_blocks(chosen, CONF)}
+
+
 def test_every_level_needs_training_rows() -> None:
     checks = arm_checks({"none": 500, "mail": 499}, CONF)
     assert [(one.check, one.state) for one in checks] == [("arm:none", "passes"), ("arm:mail", "fails")]

@@ -1,4 +1,4 @@
-"""Pictures of pages as SVG text: bars, curves, whiskers, trends and histograms, with 95 % intervals.
+"""Pictures of pages as SVG text: bars, curves, whiskers, trends and histograms, with 95 % intervals; days by lane.
 
 Colours come from the page's style.
 Texts are escaped. A picture without a finite number is an empty text.
@@ -242,4 +242,32 @@ def histogram_svg(edges: Sequence[float], counts: Sequence[int], scale: float, l
         )
     inside = [tick for tick in ticks(edges[0] * scale, edges[-1] * scale, 4) if x.low <= tick <= x.high]
     parts += [_text(x(tick), height - _BOTTOM + 16, f"{tick:g}") for tick in inside]
+    return _svg(width, height, label, parts)
+
+
+def lanes_svg(lanes: Sequence[str], marks: Sequence[tuple[float, str, str]], label: str) -> Markup:
+    """What happened on which day, a lane for each kind; a mark says its words where a pointer rests on it.
+
+    Args:
+        lanes: Names, from top to bottom; the first is that of faults, the last that of what is well again.
+        marks: (day, lane, words), of one lane at least.
+        label: Title.
+    """
+    width, step, left = 900, 34, 130
+    height = step * len(lanes) + 56
+    known = [day for day, _, _ in marks]
+    values = ticks(min(known), max(known), 8) if max(known) > min(known) else [known[0] - 1, known[0] + 1]
+    x = _Axis(values[0], values[-1], left, width - 24)
+    parts = [_text(0, 16, label, "title", "start")]
+    for value in values:
+        parts.append(_line(x(value), 26, x(value), height - 26, "grid"))
+        parts.append(_text(x(value), height - 8, f"day {value:g}"))
+    kinds = {lanes[0]: "fault", lanes[-1]: "well"}
+    for number, lane in enumerate(lanes):
+        y = 44 + step * number
+        parts += [_text(0, y + 4, lane, "name", "start"), _line(left, y, width - 24, y, "grid")]
+        for day, own, words in marks:
+            if own == lane:
+                circle = Markup('<circle cx="{}" cy="{}" r="6" class="{}"><title>{}</title></circle>')
+                parts.append(circle.format(x(day), y, kinds.get(lane, "dot"), f"day {day:.4g}: {words}"))
     return _svg(width, height, label, parts)

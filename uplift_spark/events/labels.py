@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.config import DAY, Config, Labels
 from uplift_spark.events.training_set import Sends, event_details
-from uplift_spark.lake.session import instant, plus_hours
+from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.roles import CAMPAIGN
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
@@ -88,15 +88,23 @@ def event_counts(
 
 
 def event_days(
-    assignments: DataFrame, outcomes: DataFrame, names: tuple[str, ...], labels: Labels, as_of: datetime
+    assignments: DataFrame,
+    outcomes: DataFrame,
+    names: tuple[str, ...],
+    labels: Labels,
+    as_of: datetime,
+    end: datetime | None = None,
 ) -> DataFrame:
     """Count labelled units and the events of their labels by whole days, for `stats.tests`.
+
+    `end` is when the last event may have happened, `as_of` by default.
 
     outcome   one of `names`; null in rows that count units
     since     days from the assignment to `as_of`
     age       days from the assignment to the event; null of units
     day       days from the event to `as_of`; null of units
     delay     `day` less the days from the event's being known to `as_of`; null of units
+    fewer     1 if `day` would be one fewer with days that begin at `end`'s time of day, else 0; null of units
     first     whether the event is its unit's first of this outcome
     mature    whether the label is
     n         units or events
@@ -110,8 +118,11 @@ def event_days(
     exploded = each.select("assigned_at", "outcome", F.posexplode("events").alias("position", "event"))
     day, known = _days_to(F.col("event.occurred_at"), as_of), _days_to(F.col("event.known_at"), as_of)
     since, age = _days_to(F.col("assigned_at"), as_of), _days_to(F.col("assigned_at"), F.col("event.occurred_at"))
+    part = (as_of - utc(end or as_of)) % timedelta(days=1)
+    fewer = day - _days_to(F.col("event.occurred_at"), as_of - part)
     events = exploded.select(
         *("outcome", since.alias("since"), age.alias("age"), day.alias("day"), (day - known).alias("delay")),
+        fewer.alias("fewer"),
         *((F.col("position") == 0).alias("first"), mature),
     )
     assigned = units.select(since.alias("since"), mature)

@@ -20,7 +20,7 @@ from uplift_spark.runtime import os_user
 from uplift_spark.sections.governance import AccessConf, RoleName
 
 TOKEN_ENV = "UPLIFT_TOKEN"
-_READERS = ("contract", "power", "doctor", "dashboard", "digest", "audit verify", "audit show", "alert list")
+_READERS = ("contract", "power", "doctor", "gameday", "dashboard", "digest", "audit verify", "audit show", "alert list")
 _ANALYSES = ("report", "tables", "sql", "lift", "compare", "simulate", "tree", "audit bias", "check", "readout")
 VERBS_OF: Mapping[RoleName, tuple[str, ...]] = {
     "viewer": _READERS,

@@ -82,7 +82,7 @@ class WindowFacts:
     features  those columns that the model reads
     arms      {arm: counts of its units}
     units     units of the window, all arms
-    labelled  units whose labels are mature, which `delays` are of; None: all
+    labelled  units whose labels are mature, which `delays` and outcomes are of; None: all
     delays    {outcome: events by the whole days between what happened and when it was known, int64 [D]}
     age_days  whole days that events of the window have had to be known; None: all that they need
     complete  {outcome: (share of the events of mature labels that are known, events, relative error of that share by
@@ -301,6 +301,8 @@ def drift_trigger(reference: WindowFacts, current: WindowFacts, limits: Detector
 def low_sample(reference: WindowFacts, current: WindowFacts, limits: DetectorLimits) -> Finding | None:
     """F5: too few units for the lift that the reference showed.
 
+    A window is read while its labels still ripen, so what counts is the units that it has once all are mature.
+
     Args:
         reference: Sums with labels.
         current: Sums with labels.
@@ -309,28 +311,30 @@ def low_sample(reference: WindowFacts, current: WindowFacts, limits: DetectorLim
     Returns:
         The finding on the level that lacks most units, with the number that would do, or None.
     """
+    ripe = 1.0 if current.labelled is None or not current.units else current.labelled / current.units
     worst: tuple[float, str, int, float] | None = None
     for level, sums in current.scores.items():
-        if level not in reference.scores or not sums.arms[:, :, 0].sum():
+        if level not in reference.scores or not sums.arms[:, :, 0].sum() or not ripe:
             continue
         usual, now = observed_lift(reference.scores[level]), observed_lift(sums)
         if not abs(usual.value) > 2 * usual.error:
             continue  # nothing to detect
-        error = now.error if math.isfinite(now.error) and now.error > 0 else usual.error * math.sqrt(
-            usual.n / max(1, now.n)
-        )  # fmt: skip
+        spread = now.error * math.sqrt(max(1, now.n))
+        if ripe < 1 or not (math.isfinite(spread) and spread > 0):  # of the first labels an error is a guess
+            spread = usual.error * math.sqrt(usual.n)
         steps = float(norm.isf(0.025) + norm.ppf(limits.power))
-        needed = max(1, now.n) * (steps * error / abs(usual.value)) ** 2
-        lacking = needed / max(1, now.n)
+        needed, n = (steps * spread / abs(usual.value)) ** 2, max(now.n, round(now.n / ripe))
+        lacking = needed / max(1, n)
         if lacking > 1 and (worst is None or lacking > worst[0]):
-            worst = (lacking, level, now.n, needed)
+            worst = (lacking, level, n, needed)
     if worst is None:
         return None
     lacking, level, n, needed = worst
+    has, then = ("has", "") if ripe >= 1 else ("will have", " once all labels are mature")
     return Finding(
         *("low_sample", TICKET, float(n), float(math.ceil(needed))),
-        f"level {level} has {n:,} units in its smaller arm: to see a lift like the reference's {limits.power:.0%} of "
-        f"the time it takes {math.ceil(needed):,}",
+        f"level {level} {has} {n:,} units in its smaller arm{then}: to see a lift like the reference's "
+        f"{limits.power:.0%} of the time it takes {math.ceil(needed):,}",
         *(None, level, "merge windows, or give the smaller arm a larger share"),
     )
 

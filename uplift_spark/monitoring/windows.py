@@ -488,20 +488,24 @@ def label_delays(days: pd.DataFrame, names: Iterable[str], spare: float) -> dict
         spare: Days from the end of the window's last label to the time as of which labels are read.
 
     Returns:
-        Fields of WindowFacts: delays, age_days, complete, labelled; none of a window without a mature label.
+        Fields of WindowFacts: labelled; and delays, age_days and complete, where some labels are mature and no outcome
+        of the window is still to come.
     """
     # Of an event as old as this every delay up to it shows, so that windows of any age compare.
     age = min(MOST_DELAY, math.floor(spare))
     mature = days[days["mature"].astype(bool)]
+    labelled = int(mature.loc[mature["outcome"].isna(), "n"].sum())
     if age < 0 or mature.empty:
-        return {}
+        return {"labelled": labelled}
     delays, complete = {}, {}
     for name in names:
         rows = mature[mature["outcome"] == name]
-        day, delay, n = (rows[column].to_numpy(np.int64) for column in ("day", "delay", "n"))
+        day, delay, fewer, n = (rows[column].to_numpy(np.int64) for column in ("day", "delay", "fewer", "n"))
         shown = (day >= age) & (delay <= age)
         delays[name] = np.bincount(delay[shown], n[shown], age + 1).astype(np.int64)
+        # A window's events end at midnight, at whatever hour it is read. Of days that begin at that hour the last one
+        # would be there in part: the part of which more is known.
+        day, delay = day - fewer, np.maximum(0, delay - fewer)
         known = known_shares(day, delay, n, int(day.max(initial=0)) + 1)
         complete[name] = (completeness(day, n, known), int(n.sum()), completeness_error(day, delay, n, known))
-    labelled = int(mature.loc[mature["outcome"].isna(), "n"].sum())
     return {"delays": delays, "age_days": age, "complete": complete, "labelled": labelled}

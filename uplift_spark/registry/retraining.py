@@ -386,7 +386,7 @@ def retrain_blocks(facts: RetrainFacts, conf: Retrain) -> list[RetrainCheck]:
     weighted = targeting_fault(facts) is None
     checks = []
     for name, (where, sentence) in facts.incidents.items():
-        if name == "confounding" and weighted and _is_weighted(facts):
+        if name == "confounding" and weighted and _is_weighted(facts) and _differ(facts):
             continue  # a policy chose, and propensities undo its choice
         checks.append(RetrainCheck(name, "blocks", f"{where}: {sentence}; {INCIDENTS[name]}"))
     return [*checks, _quarantine(facts, conf), _targeting(facts)]
@@ -406,6 +406,12 @@ def _is_weighted(facts: RetrainFacts) -> bool:
     """Whether what decided is known of hardly fewer than all new units."""
     units = sum(arm.units for arm in facts.arms.values())
     return facts.weighted or sum(arm.logged for arm in facts.arms.values()) >= 0.99 * max(1, units)
+
+
+def _differ(facts: RetrainFacts) -> bool:
+    """Whether propensities differ within an arm, be it by a fit: those that all units share undo no choice."""
+    squares = ((arm.inverse_square * arm.logged, arm.inverse**2) for arm in facts.arms.values())
+    return facts.weighted or any(mean_of > of_mean * (1 + 1e-6) for mean_of, of_mean in squares)
 
 
 def targeting_fault(facts: RetrainFacts) -> str | None:

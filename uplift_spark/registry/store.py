@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 # wait for a migration, and moving a model takes long.
 _PROBE = (4, 10)
 _WORK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-# Nothing is sent home, and no MLflow loader may unpickle: models are arrays and code.
+# Nothing is sent home, no MLflow loader may unpickle (models are arrays and code), and no bar runs through a log.
 _ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _ARTIFACTS = "mlartifacts"  # folder of the models' files, beside a sqlite store

@@ -14,6 +14,7 @@ import yaml
 
 import uplift_spark
 from uplift_spark.cli import app
+from uplift_spark.gold_views import GOLD_VIEWS
 from uplift_spark.lake.schemas import all_contracts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,12 @@ def test_the_page_on_tables_has_every_table_and_column() -> None:
     for contract in all_contracts():
         text = page.partition(f"\n### {contract.table}\n")[2].partition("\n### ")[0]
         assert re.findall(r"^\| `([\w.]+)` \|", text, re.M) == contract.columns.names, contract.table
+
+
+def test_the_page_on_tables_has_every_view_with_its_sentence() -> None:
+    page = references.tables_page()
+    for view in GOLD_VIEWS.values():
+        assert f"| `gold.{view.name}` | {references.cell(view.meaning)} |" in page, view.name
 
 
 def test_the_page_on_python_has_every_public_name() -> None:

@@ -374,19 +374,20 @@ def tables_page() -> str:
         "A table whose name ends in `<campaign>` exists once a campaign. `run_id` says which run wrote a row: "
         "filter by it, or query the [views](#views), which leave the newest.\n",
     ]
+    views = [(f"`gold.{view.name}`", view.meaning) for view in GOLD_VIEWS.values()]
+    parts += [
+        "\n## Views\n",
+        "Gold tables keep every run. A view leaves the rows that count now, each with its campaign's name; beside what "
+        "its sentence names it has the columns of its table. `uplift sql` knows the views wherever the tables are. For "
+        "other tools `uplift dashboard lakeview` writes `views.sql`, which creates them in a catalog: see [BI "
+        "tools](../dashboards.md#in-any-bi-tool).\n",
+        table(["view", "what its rows are"], views),
+    ]
     for layer, said in LAYERS.items():
         contracts = [one for one in all_contracts() if one.table.startswith(f"{layer}.")]
         parts += [f"\n## {layer.capitalize()}\n", said, ""]
         for contract in contracts:
             parts += _table_lines(contract)
-    parts += [
-        "\n## Views\n",
-        "Gold tables keep every run. A view leaves the rows that count now, each with its campaign's name; "
-        "beside what its sentence names it has the columns of its table. `uplift "
-        "sql` knows the views wherever the tables are. For other tools `uplift dashboard lakeview` writes `views.sql`, "
-        "which creates them in a catalog: see [BI tools](../dashboards.md#in-any-bi-tool).\n",
-        table(["view", "what its rows are"], [(f"`gold.{one.name}`", one.meaning) for one in GOLD_VIEWS.values()]),
-    ]
     return "\n".join(parts)
 
 

@@ -65,6 +65,7 @@ def command(
 
 def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     from uplift_spark.serving.api import SETTINGS
+    from uplift_spark.serving.decisions import DecisionPolicy
     from uplift_spark.serving.guard import KeyRing
     from uplift_spark.serving.pacing import Pacer
     from uplift_spark.serving.store import check_plain_ids, open_version, serving_folder
@@ -77,6 +78,7 @@ def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     signing_keys(serving)
     version = open_version(serving_folder(config), serving.redis)
     version.units.close()
+    DecisionPolicy(version.manifest, serving)
     if serving.budget is not None:
         Pacer(version.manifest, serving)
     os.environ[SETTINGS] = json.dumps([str(conf.resolve()), overrides])

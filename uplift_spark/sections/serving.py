@@ -96,6 +96,8 @@ class Serving:
     holdout      share of the units that get the control from the service, by hash, to read its effect off later
     exploration  share of the other units, by hash, whose level is random, each as likely as the others; the rest follow
                  the policy
+    thompson     whether the rest gets a sampled level, each as likely as it is the best by the effects' errors, not the
+                 best by the estimates (Thompson sampling); needs exploration, of which each level keeps its part
     shadow       whether the version with the alias challenger decides beside the champion, for the log alone, while no
                  canary runs
     budget       money that a day's decisions may cost, by the costs of `economics`: a price of money sees that it lasts
@@ -122,6 +124,7 @@ class Serving:
     enabled: bool = True
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     exploration: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    thompson: bool = False
     shadow: bool = False
     budget: Annotated[float, Field(gt=0)] | None = None
     timezone: str = "UTC"
@@ -152,6 +155,16 @@ class Serving:
             raise ConfigError(
                 f"serving.timezone {self.timezone!r} is not known: write one such as Europe/Berlin, or UTC"
             ) from None
+        if self.thompson and not self.exploration:
+            raise ConfigError(
+                "serving.thompson is true without serving.exploration, which keeps each level's propensity above zero: "
+                "set exploration, such as 0.05"
+            )
+        if self.thompson and self.budget is not None:
+            raise ConfigError(
+                "serving.thompson and serving.budget exclude each other, as the day's price foresees the best levels: "
+                "leave one of them out"
+            )
         if self.keys is None and self.host not in LOOPBACK:
             raise ConfigError(
                 f"serving.host is {self.host!r}, which others reach: name a file of API keys in serving.keys, or "

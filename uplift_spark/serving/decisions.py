@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem
 from uplift_spark.experiments.assignment import GRID, Experiment, ProgrammeHoldout, uniform
 from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
 from uplift_spark.forest.forest import Model
@@ -40,9 +40,11 @@ from uplift_spark.serving.reasons import (
     NOT_PUBLISHED,
     NOT_READ,
     OFF,
+    SAMPLED,
 )
 from uplift_spark.serving.scorer import LevelEffect, Scorer
 from uplift_spark.serving.store import Manifest, StoredUnit
+from uplift_spark.stats.offpolicy import probability_best
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,18 @@ class DecisionPolicy:
     Args:
         manifest: The version that is served.
         conf: Section `serving` of the configuration.
+
+    Raises:
+        ConfigError: Levels are to be sampled, and the version has no price to compare them by.
     """
 
     def __init__(self, manifest: Manifest, conf: Serving) -> None:
         self.manifest, self.conf = manifest, conf
+        if conf.thompson and "price" not in manifest.policy:
+            raise ConfigError(
+                "serving.thompson needs levels whose cost is the same for all units, and limits that are all of money: "
+                "set economics and policy so and run `uplift publish` again, or set serving.thompson to false"
+            )
         self._barred = frozenset(manifest.barred)
 
     @property
@@ -133,16 +143,35 @@ class DecisionPolicy:
         if stored.decision is not None and stored.decision[1] in self._barred:
             return Decision(self.control, stored.decision[1], 1.0)
         level, reason = self.by_policy(stored, fresh, price)
+        sampled = self._sampled(stored, fresh) if self.conf.thompson else None
+        law = self._law(level, sampled)
         if self.conf.holdout and _draw(unit, self._holdout_salt, "holdout") < round(self.conf.holdout * GRID):
-            return Decision(self.control, HELD_OUT, 1.0, overall=self._overall(self.control, level))
-        decision = self._with_exploration(unit, level, reason)
-        return replace(decision, overall=self._overall(decision.level, level))
+            return Decision(self.control, HELD_OUT, 1.0, overall=self._overall(self.control, law))
+        level, reason, random = self._dealt(unit, level, reason, sampled)
+        return Decision(level, reason, law[level], random, self._overall(level, law))
 
-    def _overall(self, level: str, by_policy: str) -> float:
-        """Probability that holdout, exploration and policy together give a level to a unit with this policy."""
-        held, explored = self.conf.holdout, self.conf.exploration
-        dealt = explored / len(self.manifest.levels) + (1.0 - explored if level == by_policy else 0.0)
-        return dealt * (1.0 - held) + (held if level == self.control else 0.0)
+    def _law(self, by_policy: str, sampled: np.ndarray | None) -> dict[str, float]:
+        """Probability of each level for a unit that is not held out."""
+        levels, share = self.manifest.levels, self.conf.exploration
+        rest = [float(level == by_policy) for level in levels] if sampled is None else sampled.tolist()
+        return {level: share / len(levels) + (1.0 - share) * one for level, one in zip(levels, rest, strict=True)}
+
+    def _overall(self, level: str, law: Mapping[str, float]) -> float:
+        """Probability that holdout, exploration and policy together give a level."""
+        held = self.conf.holdout
+        return law[level] * (1.0 - held) + (held if level == self.control else 0.0)
+
+    def _sampled(self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None) -> np.ndarray | None:
+        """How likely each level is the best at the plan's price, by the effects' errors; None without effects.
+
+        Errors of a unit's levels count as independent, and its effects as normal.
+        """
+        effects, facts = stored_effects(self.manifest, stored) if fresh is None else fresh, self.manifest.policy
+        if effects is None:
+            return None
+        price = float(facts["net"]) + facts["price"]
+        gain = np.array([one.uplift * facts["value"] - facts["cost"][one.level] * price for one in effects])
+        return probability_best(gain, np.array([one.uplift_se * facts["value"] for one in effects]))
 
     def by_policy(
         self, stored: StoredUnit, fresh: Sequence[LevelEffect] | None, price: float | None
@@ -168,16 +197,18 @@ class DecisionPolicy:
                 best = (net, one.level, reasons[0])
         return best[1:]
 
-    def _with_exploration(self, unit: str, level: str, reason: str) -> Decision:
-        design, share = self.experiment, self.conf.exploration
+    def _dealt(self, unit: str, level: str, reason: str, sampled: np.ndarray | None) -> tuple[str, str, bool]:
+        """(level, reason, whether it is random) of a unit that is not held out, by its hashes."""
+        design, arms = self.experiment, self.manifest.levels
         if design is None:
-            return Decision(level, reason, 1.0)
-        arms = self.manifest.levels
-        own = share / len(arms)
-        if _draw(unit, self._salt, "explore") >= round(share * GRID):
-            return Decision(level, reason, own + (1.0 - share))
-        arm = arms[int(np.searchsorted(design.cuts, _draw(unit, self._salt, "arm"), side="right"))]
-        return Decision(arm, EXPLORATION, own + (1.0 - share if arm == level else 0.0), True)
+            return level, reason, False
+        if _draw(unit, self._salt, "explore") < round(self.conf.exploration * GRID):
+            place = np.searchsorted(design.cuts, _draw(unit, self._salt, "arm"), side="right")
+            return arms[int(place)], EXPLORATION, True
+        if sampled is None:
+            return level, reason, False
+        place = np.searchsorted(np.cumsum(sampled)[:-1], _draw(unit, self._salt, "thompson") / GRID, side="right")
+        return arms[int(place)], SAMPLED, True
 
 
 class Routing:

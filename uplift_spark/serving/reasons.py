@@ -5,6 +5,7 @@ from __future__ import annotations
 OFF, NOT_PUBLISHED, HELD_OUT, EXPLORATION = "switched off", "unit not published", "holdout", "exploration"
 NO_PLAN, BEST_NOW, NONE_WORTH = "no plan", "best at the limits' prices", "not worth it at the limits' prices"
 BEST_TODAY, NONE_TODAY, SPENT = "best at the day's price", "not worth it at the day's price", "day's budget spent"
+SAMPLED = "sampled by the effects' errors"
 NOT_LOGGED, NOT_READ = "log unavailable", "store unavailable"
 """Reasons that are not the plan's own."""
 

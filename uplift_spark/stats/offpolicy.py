@@ -9,13 +9,17 @@ Axes: n units, K levels with the control first, L = K - 1 treated levels, B pric
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from uplift_spark.stats.moments import ratio
 
 CONTROL, NONE = 0, -1  # a level's place, the control's among all levels or none of the treated ones
+_SMALLEST, _TAIL = 1e-12, 8.0  # an error that counts as none; errors from the mean behind which nothing lies
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 _CANDIDATES = 512  # prices looked at to find those that part the cost evenly
 
 
@@ -38,6 +42,37 @@ def best_levels(value: np.ndarray) -> np.ndarray:
     above zero."""
     best = np.argmax(value, axis=1)
     return np.where(value[np.arange(len(value)), best] > 0, best, NONE)
+
+
+def probability_best(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """How likely each level is the best, by estimates that err independently of each other and normally.
+
+    This is how likely Thompson sampling (1933) gives a level. Two levels are exact, several by quadrature over each
+    level's own value, with 64 nodes of Gauss and Legendre: within .005 even where errors differ by a factor of 100, and
+    adding up to 1 in any case.
+
+    Args:
+        mean: Estimates [L] of what the treated levels bring against the control; one that is not finite is never best.
+        error: Their standard errors [L].
+
+    Returns:
+        Probabilities [K], the control's first: that no treated level is above zero.
+    """
+    result = np.zeros(len(mean) + 1)
+    (levels,) = np.nonzero(np.isfinite(mean) & np.isfinite(error))
+    m, s = mean[levels], np.maximum(error[levels], _SMALLEST)
+    result[0] = np.prod(ndtr(-m / s))
+    for one, level in enumerate(levels):
+        others = np.arange(len(levels)) != one
+        if not others.any():
+            result[level + 1] = ndtr(m[one] / s[one])
+            continue
+        low = min(max(-m[one] / s[one], -_TAIL), _TAIL)  # in errors, from where the level is above zero
+        z = low + (_TAIL - low) * (_NODES + 1.0) / 2.0
+        density = np.exp(-(z**2) / 2.0) * _WEIGHTS * (_TAIL - low) / math.sqrt(8.0 * math.pi)
+        below = ndtr((m[one] + s[one] * z[:, None] - m[others]) / s[others])
+        result[level + 1] = density @ np.prod(below, axis=1)
+    return np.asarray(result / result.sum())
 
 
 def choice(effects: np.ndarray, cost: np.ndarray, price: float) -> np.ndarray:

@@ -105,14 +105,13 @@ def run(
 
 def _lakeview(campaign: Campaign, to: Path | None) -> JobResult:
     """Write the pages for AI/BI dashboards of Databricks."""
-    config = campaign.config
-    catalog = config.lakehouse.catalog
+    catalog = campaign.config.lakehouse.catalog
     if catalog is None:
         raise ConfigError(
             "AI/BI dashboards read tables of a catalog, and lakehouse.catalog is not set: name it, as with "
             "--set lakehouse.catalog=main"
         )
-    files = lakeview_files(LakeviewParameters(catalog, campaign.name, config.roles.outcome))
+    files = lakeview_files(LakeviewParameters(catalog, campaign.name, campaign.config.roles.outcome))
     files["views.sql"] = create_views(catalog)
     folder = to or campaign.reports("dashboards")
     write_files(folder, files)

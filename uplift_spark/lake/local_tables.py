@@ -283,7 +283,7 @@ class LocalTables:
         logs = sorted(self._folder(name).glob("_delta_log/*.json"))
         try:
             return (logs[-1].name, logs[-1].stat().st_mtime_ns) if logs else ("", 0)
-        except FileNotFoundError:
+        except OSError:
             return "", 0
 
     def history(self, name: str) -> list[dict[str, Any]]:

@@ -556,7 +556,7 @@ class FreshPages:
         self, fingerprint: Callable[[], str], make: Callable[[str], Mapping[str, str]], seconds: float = 5.0
     ) -> None:
         self._fingerprint, self._make, self._seconds = fingerprint, make, seconds
-        self._lock, self._wanted, self._looked = threading.Lock(), threading.Event(), threading.Event()
+        self._lock, self._wanted, self._refreshed = threading.Lock(), threading.Event(), threading.Event()
         self._now: tuple[str, Mapping[str, str]] = "", {}
         self._problem: Exception | None = None
         self._checked, self._followed = float("-inf"), False
@@ -568,11 +568,11 @@ class FreshPages:
         Raises whatever reading the tables raised.
         """
         if not self._followed:
-            self.look()
+            self.refresh()
         elif self._is_due():
-            self._looked.clear()
+            self._refreshed.clear()
             self._wanted.set()
-            self._looked.wait(PATIENCE)
+            self._refreshed.wait(PATIENCE)
         if self._problem is not None:
             raise self._problem
         return self._now
@@ -586,10 +586,10 @@ class FreshPages:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            self.look()
-            self._looked.set()
+            self.refresh()
+            self._refreshed.set()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Make the pages anew if the tables have changed; what failed is kept for readers, and tried again later."""
         with self._lock:
             if not self._is_due():

@@ -149,15 +149,26 @@ def test_the_loop_is_drift_then_a_bad_model_then_no_retraining() -> None:
     assert game.world.at(84).weekday() == 0
 
 
+def test_windows_that_have_to_drift_have_one_of_the_same_weekday_before_them() -> None:
+    windows = [int(what.removeprefix("monitor ")) for _, what in played("drift").calls if what.startswith("monitor ")]
+    assert {30, 31, 34} <= set(windows) and {23, 24, 27} <= set(windows)
+    assert windows == sorted(windows)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
         ("drift", {"fires_on": {}}, "day 32: no alert says that customers have changed"),
         ("drift", {"fires_on": {28: ("page", "label_lag")}}, "day 29: alerts fire before the fault: page label_lag"),
         ("drift", {"decision": "rejected"}, "day 35: retrain decided rejected, not challenger"),
-        ("label-outage", {"fires_on": {}}, "day 21: no page says that labels are missing"),
+        (
+            "label-outage",
+            {"fires_on": {17: ("page", "label_lag")}},
+            "day 19: alerts about labels fire before the outage",
+        ),
+        ("label-outage", {"fires_on": {}}, "day 22: no page says that labels are missing"),
         ("label-outage", {"fires_on": {19: ("ticket", "label_lag")}}, "no page says that labels are missing"),
-        ("label-outage", {"decision": "challenger"}, "day 21: retrain decided challenger, not blocked"),
+        ("label-outage", {"decision": "challenger"}, "day 22: retrain decided challenger, not blocked"),
         ("confounding", {"fires_on": {20: ("ticket", "low_sample")}}, "day 21: no alert of confounding fires"),
         ("non-delivery", {"resolves": False}, "day 23: alerts still fire: page non_compliance"),
     ],

@@ -103,15 +103,16 @@ def play_bad_model(game: GameDay, day: int = 60) -> GameDayResult:
 
 def play_label_outage(game: GameDay, first: int, mended: int | None) -> GameDayResult:
     """Purchases are not reported: a page, no retraining, and after they were loaded all is well again."""
+    firing = game.at(first - 1).monitor(first - 3)
+    game.check(not _still(firing, _LABELS), f"alerts about labels fire before the outage: {', '.join(firing)}")
     began = game.at(first, 0).now
     game.note("fault", "no purchase is reported any more")
-    firing = game.at(first).monitor(first - 2)
-    game.check(not _still(firing, _LABELS), f"alerts about labels fire before the outage: {', '.join(firing)}")
-    game.at(first + 1).monitor(first - 1)
+    for day in (first, first + 1, first + 2):
+        game.at(day).monitor(day - 2)  # the newest window whose labels are all mature
     alert = game.first_fired(_LABELS, began)
     game.check(alert is not None and "page" in alert.words, "no page says that labels are missing")
     if mended is None:
-        monday = first + 1 + (7 - (first + 1) % 7) % 7
+        monday = first + 2 + (7 - (first + 2) % 7) % 7
         game.at(monday).monitor(monday - 1)
         game.retrain("blocked")
         blocked = "retrain: blocked, no model is fitted"
@@ -119,7 +120,7 @@ def play_label_outage(game: GameDay, first: int, mended: int | None) -> GameDayR
         return GameDayResult(
             "label-outage", began, _when(alert), _rule(alert), game.now, blocked, None, "", game.lost()
         )
-    game.monitor(first)
+    game.monitor(first + 1)
     game.retrain("blocked", _WEEKLY)
     acted = game.now
     game.at(mended, 9)
@@ -216,13 +217,13 @@ def _noticed(game: GameDay, first: int, rules: tuple[str, ...]) -> TimelineEntry
 
 
 def _well_again(game: GameDay, day: int, window: int, rules: tuple[str, ...], *more: int) -> datetime:
-    """Monitor windows after the fault: no alert of these rules fires any more, and retraining may go on."""
+    """Monitor windows after the fault: no alert of these rules fires any more."""
     firing: list[str] = []
     for one in (*more, window):
         firing = game.at(day).monitor(one)
     still = _still(firing, rules)
     game.check(not still, f"alerts still fire: {', '.join(still)}")
-    game.note("mended", "the alerts are over, and retraining may go on")
+    game.note("mended", "the alerts are over")
     return game.now
 
 

@@ -71,7 +71,9 @@ def show(name: str, game: GameDay, results: Sequence[GameDayResult]) -> None:
     """Print timeline and table, and write the page."""
     out().print(words_table(("clock", "what", ""), timeline_lines(game.entries)))
     if results:
-        out().print(words_table(RESULT_HEADS, [one.row for one in results]))
+        out().print(words_table(RESULT_HEADS[:-1], [one.row[:-1] for one in results]))
+        for one in results:  # not a column: a terminal would cut the last one off
+            out().print(f"{one.name}: {one.row[-1]} was lost", soft_wrap=True)
     write_files(game.folder, {"timeline.html": timeline_page(name, game.entries, results)})
     out().print(f"Picture: {game.folder / 'timeline.html'}", soft_wrap=True)
 

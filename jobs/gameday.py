@@ -19,20 +19,18 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.console import Progress, err, main_command, open_lake, out, words_table
 from uplift_spark.errors import ConfigError, UpliftError, hint
 from uplift_spark.gamedays.play import ARRIVALS, GameDay, GameDayFailed
-from uplift_spark.gamedays.scenes import GAME_DAYS, LOOP, ScenePlan
+from uplift_spark.gamedays.scenes import GAME_DAYS, ScenePlan
 from uplift_spark.gamedays.timeline import RESULT_HEADS, GameDayResult, timeline_lines, timeline_page
 from uplift_spark.runtime import write_files
 
-WHAT_TO_PLAY = (*GAME_DAYS, "loop", "all")
+WHAT_TO_PLAY = (*GAME_DAYS, "all")
 
 
 def chosen_scenes(name: str) -> dict[str, ScenePlan]:
-    """{name: scene} of a game day, of all, or of the loop. Raises ConfigError for another name."""
+    """{name: scene} of a game day, or of all. Raises ConfigError for another name."""
     if name not in WHAT_TO_PLAY:
         raise ConfigError(f"`uplift gameday` has no {name!r}: {hint(name, WHAT_TO_PLAY)}")
-    if name == "all":
-        return dict(GAME_DAYS)
-    return {name: LOOP} if name == "loop" else {name: GAME_DAYS[name]}
+    return dict(GAME_DAYS) if name == "all" else {name: GAME_DAYS[name]}
 
 
 def command(
@@ -73,7 +71,9 @@ def show(name: str, game: GameDay, results: Sequence[GameDayResult]) -> None:
     """Print timeline and table, and write the page."""
     out().print(words_table(("clock", "what", ""), timeline_lines(game.entries)))
     if results:
-        out().print(words_table(RESULT_HEADS, [one.row for one in results]))
+        out().print(words_table(RESULT_HEADS[:-1], [one.row[:-1] for one in results]))
+        for one in results:  # not a column: a terminal would cut the last one off
+            out().print(f"{one.name}: {one.row[-1]} was lost", soft_wrap=True)
     write_files(game.folder, {"timeline.html": timeline_page(name, game.entries, results)})
     out().print(f"Picture: {game.folder / 'timeline.html'}", soft_wrap=True)
 

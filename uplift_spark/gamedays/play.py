@@ -25,12 +25,11 @@ from uplift_spark.estimators import params_of, train_model
 from uplift_spark.events.load import Load
 from uplift_spark.gamedays.timeline import Happened, TimelineEntry
 from uplift_spark.gamedays.world import BOUGHT, MAIL, NO_MAIL, WAIT_DAYS, WINDOW_DAYS, World
-from uplift_spark.jobs import alert, canary, features, load, monitor, policy, retrain, score, train
+from uplift_spark.jobs import canary, features, load, monitor, policy, retrain, score, train
 from uplift_spark.lake.schemas import (
     ALERTS_TABLE,
     ASSIGNMENT_TABLE,
     DECISIONS_TABLE,
-    DELIVERY_TABLE,
     OUTCOME_TABLE,
     gold_table,
     profile_table,
@@ -156,7 +155,7 @@ class GameDay:
         self.sent[table] += 0 if replaced else len(rows)
         return len(rows)
 
-    def open(self, train_on: int, planned: bool, deliveries: bool = False) -> None:
+    def open(self, train_on: int, planned: bool) -> None:
         """Load what the sources report on all days, and train the champion on the days before `train_on`.
 
         Every row says when it became known, and jobs see what was known by their clock.
@@ -168,8 +167,6 @@ class GameDay:
         if in_months.any():
             self.load(profile_table(world.campaign), profiles[in_months])
         self.load(OUTCOME_TABLE, purchases[~world.held_back(purchases)])
-        if deliveries:
-            self.load(DELIVERY_TABLE, world.deliveries())
         self.at(train_on)
         self._job(features)
         version = self._job(train).details["version"]
@@ -236,11 +233,6 @@ class GameDay:
     def _verdict(self) -> str:
         rows = self.base.lake.read(gold_table("canary")).where(f"{CAMPAIGN} = '{self.world.campaign}'").toPandas()
         return str(rows.sort_values("step")["reason"].iloc[-1])
-
-    def acknowledge(self, rule: str, why: str) -> None:
-        """Somebody takes care of an alert, on record."""
-        self._job(alert, deed=alert.AlertDeed("acknowledge", rule, "on-call", why), now=self.now)
-        self.note("people", f"on-call acknowledges {rule}: {why}")
 
     def plan_in_force(self) -> pd.DataFrame:
         """Decisions of the newest plan: unit, level, version."""

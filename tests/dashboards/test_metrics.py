@@ -120,7 +120,7 @@ def test_all_costs_are_held_against_what_came_back(net, tone, said):
         ((800.0, 700.0, 900.0), "good", "within the budget of 1,000: nothing to do"),
         ((1200.0, 1050.0, 1350.0), "bad", "over the budget of 1,000: lower policy.budget"),
         ((1020.0, 900.0, 1140.0), "warn", "perhaps over the budget of 1,000: look again"),
-        ((np.nan, np.nan, np.nan), "plain", "nothing can be forecast"),
+        ((np.nan, np.nan, np.nan), "plain", "on too few days that are over to forecast what comes"),
     ],
 )
 def test_the_cost_by_the_end_is_held_against_the_budget(forecast, tone, said):

@@ -415,6 +415,20 @@ def _count(db: sqlite3.Connection, spend: Spend, refused: bool) -> None:
     )
 
 
+def _write_ahead(db: sqlite3.Connection, wait: float) -> None:
+    """Have the file log ahead of writing. Of several that open a new file at once SQLite refuses all but one at once,
+    without waiting as it does for other locks."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
 class DecisionLog:
     """An append-only log in one SQLite file, shared by all workers.
 
@@ -447,7 +461,7 @@ class DecisionLog:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files get the same rights
             db = sqlite3.connect(self._file, timeout=self.WAIT, isolation_level=None, check_same_thread=False)
-            db.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(db, self.WAIT)
             db.execute("PRAGMA synchronous = FULL")  # each commit waits until it is on disk
             db.execute(
                 "CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "

@@ -182,6 +182,14 @@ def test_a_ledger_adds_up_and_refuses_what_is_not_left(tmp_path):
     assert part.spent == pytest.approx(2.0)
 
 
+def test_a_ledger_keeps_the_budget_that_it_was_begun_with(tmp_path):
+    PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(1.0)).spend(PrivacyBudget(1.0), "all of it")
+    larger = PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(9.0))
+    with pytest.raises(ConfigError, match="was begun with ε = 1, δ = 1e-06, which hold for all"):
+        larger.spend(PrivacyBudget(1.0), "more")
+    assert len(PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(1.0)).entries()) == 1
+
+
 def test_of_many_who_spend_at_once_no_more_than_the_budget_is_spent(tmp_path):
     def one(k: int) -> bool:
         try:
@@ -311,6 +319,13 @@ def test_what_cannot_be_synthetic_is_refused(tmp_path):
     frame, budget = in_cities(200, 1), PrivacyBudget(1.0)
     with pytest.raises(ConfigError, match="values lack feature 'city'"):
         synthetic_units(frame, CITIES, ["0", "1"], dict.fromkeys(FEATURES, (0.0, 1.0)), budget)
+    many = {**VALUES, "city": [str(k) for k in range(33)]}
+    with pytest.raises(ConfigError, match="feature 'city' are 33 categories, of 1 to 32: name the most common"):
+        synthetic_units(frame, CITIES, ["0", "1"], many, budget)
+    with pytest.raises(ConfigError, match=r"values of feature 'x0' are 1\.0 to 1\.0: give its least and its largest"):
+        synthetic_units(frame, CITIES, ["0", "1"], {**VALUES, "x0": (1.0, 1.0)}, budget)
+    with pytest.raises(ConfigError, match="segment 'city' names the value 'a' twice, so that a unit would count twice"):
+        private_lift(frame, CITIES, ["0", "1"], {"city": ["a", "b", "a"]}, budget)
     with pytest.raises(ConfigError, match="levels lack the control '0'"):
         synthetic_units(frame, CITIES, ["1", "2"], VALUES, budget)
     with pytest.raises(DataError, match="column 'unit' repeats a person in 1 rows"):

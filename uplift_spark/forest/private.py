@@ -36,14 +36,12 @@ from uplift_spark.forest.estimate import add_to_leaves, empty_sums, plain_shares
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
 from uplift_spark.forest.trees import frozen
-from uplift_spark.stats.noise import noise_sd, with_integer_noise
+from uplift_spark.stats.noise import NOISE_MARGIN, OutcomeEnds, noise_sd, with_integer_noise
 from uplift_spark.stats.sampling import halves_of
 
-_BITS = 20  # of half the outcome's range: rounding is a millionth of it
 _LEFT_OUT = 1e-3  # of the persons are at most left out, as they take part in too many trees
 _PUBLIC_ROWS = 20_000  # that say which rows a leaf has
 _MOST_NOISE = 4.0  # times the other variance: up to it bias is corrected
-_CLEAR = 4.0  # standard deviations of noise that a level's rows in a leaf must exceed to count
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ def exact_sums(table: pa.Table, splits: Forest, ends: tuple[float, float], rows_
     Raises DataError where a column is bad or a level is unknown to the splits.
     """
     plan, roles = splits.plan, splits.roles
-    low, high = ends
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"the outcome's ends are {low} and {high}: give the least and the largest that can be")
+    between = OutcomeEnds(*ends)
     if rows_per_person < 1:
         raise ConfigError(f"rows_per_person is {rows_per_person}: give 1 or more")
     check_splits(plan)
@@ -116,10 +112,8 @@ def exact_sums(table: pa.Table, splits: Forest, ends: tuple[float, float], rows_
             f"column {roles.treatment!r} has {unknown[0]!r}, which the splits do not know: they know "
             f"{', '.join(plan.levels.names)}; leave these rows out, or bring splits of that level, too"
         )
-    middle, half = (low + high) / 2.0, (high - low) / 2.0
-    bits = _BITS - math.ceil(math.log2(half))
-    most = math.ceil(math.ldexp(half, bits))
-    cut = {roles.outcome: np.clip(typed.outcomes[roles.outcome], low, high) - middle}
+    bits, most = between.bits, between.most
+    cut = {roles.outcome: between.from_middle(typed.outcomes[roles.outcome])}
     plan = replace(plan, debias=False, exponents=(0, bits), effective={})
     rows = bounded(bin_rows(replace(typed, outcomes=cut), plan), plan, rows_per_person)
     rows = rows._replace(wy=np.clip(rows.wy, -most, most))
@@ -156,13 +150,13 @@ def noisy_forest(
 ) -> Forest:
     """The forest that follows from noisy sums; nothing else of the rows enters."""
     rows = _totals(splits, plan, release.sums)
-    clear = release.sums[:, :, 0] > _CLEAR * release.sds[0]
+    clear = release.sums[:, :, 0] > NOISE_MARGIN * release.sds[0]
     sums = np.zeros((*release.sums.shape[:2], 3), np.int64)
     sums[:, :, :2] = np.where(clear[:, :, None], release.sums, 0)
     if not (sums[:, :, 0] > 0).any(axis=0).all():
         raise DataError(
-            f"the noise of ε = {budget[1]:g} is more than any leaf holds, {_CLEAR * release.sds[0]:,.0f} rows of each "
-            "level in half of the rows: grow larger leaves (`min_leaf`), fewer trees, or take more rows or budget"
+            f"the noise of ε = {budget[1]:g} is more than any leaf holds, {NOISE_MARGIN * release.sds[0]:,.0f} rows of "
+            "each level in half of the rows: grow larger leaves (`min_leaf`), fewer trees, or take more rows or budget"
         )
     names = plan.levels.names
     facts = {

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from uplift_spark.estimators import CausalForest, UpliftModel, frame_rows
 from uplift_spark.forest.private import private_table
 from uplift_spark.roles import Roles
 from uplift_spark.stats.moments import normal_quantile
-from uplift_spark.stats.noise import PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
+from uplift_spark.stats.noise import NOISE_MARGIN, OutcomeEnds, PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from uplift_spark.estimators import Frame
 
 _Z95 = normal_quantile(0.95)
-_BITS = 20  # of half the outcome's range in fixed point
-_CLEAR = 4.0  # standard deviations of noise that a cell's units must exceed for its lift to be shown
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -45,7 +43,10 @@ class PrivacyLedger:
     """What has been spent of one population's budget; a file that every release is entered into before it is made.
 
     path    SQLite file, made if it is not there; on a disk that all who publish share
-    budget  of everything that is ever published about these persons
+    budget  of everything that is ever published about these persons; the file keeps the first one that it is given
+
+    Raises:
+        ConfigError: on use, the file was begun with another budget.
 
     Example:
         >>> ledger = PrivacyLedger(folder / "ledger.db", PrivacyBudget(2.0))
@@ -63,6 +64,15 @@ class PrivacyLedger:
             "CREATE TABLE IF NOT EXISTS spent (at TEXT NOT NULL, what TEXT NOT NULL, rho REAL NOT NULL, "
             "epsilon REAL NOT NULL, delta REAL NOT NULL)"
         )
+        connection.execute("CREATE TABLE IF NOT EXISTS whole (one INTEGER PRIMARY KEY CHECK (one = 1), e REAL, d REAL)")
+        mine = (self.budget.epsilon, self.budget.delta)
+        connection.execute("INSERT OR IGNORE INTO whole VALUES (1, ?, ?)", mine)
+        if (known := connection.execute("SELECT e, d FROM whole").fetchone()) != mine:
+            connection.close()
+            raise ConfigError(
+                f"the privacy ledger {self.path} was begun with ε = {known[0]:g}, δ = {known[1]:g}, which hold for "
+                "all: open it with these"
+            )
         return connection
 
     def spend(self, budget: PrivacyBudget, what: str) -> None:
@@ -201,9 +211,9 @@ def synthetic_units(
         raise ConfigError(f"values lack feature {missing[0]!r}: give its least and largest, or its categories")
     person = roles.unit if roles.cluster is None else roles.cluster
     names, arm, size, ends = _measured(frame, roles, person, levels, outcome)
-    bins = {name: _bins_of(frame[name], values[name]) for name in roles.features}
+    bins = {name: _bins_of(frame[name], values[name]) for name in roles.features}  # {name: (codes, bins, value_in)}
     sums = np.zeros((2, len(bins), _BINS, len(names)), np.int64)
-    for place, (codes, _) in enumerate(bins.values()):
+    for place, (codes, _, _) in enumerate(bins.values()):
         known = (arm >= 0) & (codes >= 0)
         np.add.at(sums[0, place], (codes[known], arm[known]), 1)
         np.add.at(sums[1, place], (codes[known], arm[known]), size[known])
@@ -214,22 +224,20 @@ def synthetic_units(
     sums[1] = with_integer_noise(sums[1], length * ends.most, budget.rho / 2.0)
     sds = tuple(noise_sd(length * one, budget.rho / 2.0) for one in (1, math.ldexp(ends.most, -ends.bits)))
     n, y = np.maximum(sums[0], 0).astype(np.float64), np.ldexp(sums[1].astype(np.float64), -ends.bits)
-    return _sampled_from(
-        roles, names, [value_in for _, value_in in bins.values()], (n, y), (sds[0], sds[1]), ends, seed
-    )
+    return _sampled_from(roles, names, [one[1:] for one in bins.values()], (n, y), (sds[0], sds[1]), ends, seed)
 
 
-_BINS = 32  # of a numeric feature, of the same width between its ends; of further categories none is kept
+_BINS = 32  # of a numeric feature, of the same width between its ends; and categories at most
 ValueIn = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def _sampled_from(
     roles: Roles,
     names: Sequence[str],
-    values: Sequence[ValueIn],
+    values: Sequence[tuple[int, ValueIn]],
     sums: tuple[np.ndarray, np.ndarray],
     sds: tuple[float, float],
-    ends: _Ends,
+    ends: OutcomeEnds,
     seed: int,
 ) -> pd.DataFrame:
     """Units as noisy rows and outcomes by feature, bin and level [p, bins, K] have them."""
@@ -240,9 +248,9 @@ def _sampled_from(
     mean = y.sum(axis=(0, 1)) / np.maximum(n.sum(axis=(0, 1)), 1.0)
     level = rng.integers(0, len(names), rows)
     outcome_mean, columns = mean[level], {roles.unit: np.arange(rows)}
-    for place, (name, value_in) in enumerate(zip(roles.features, values, strict=True)):
-        shares = np.maximum(n[place].sum(axis=1), 1e-9)
-        code = rng.choice(_BINS, rows, p=shares / shares.sum())
+    for place, (name, (size, value_in)) in enumerate(zip(roles.features, values, strict=True)):
+        shares = np.maximum(n[place, :size].sum(axis=1), 1e-9)
+        code = rng.choice(size, rows, p=shares / shares.sum())
         columns[name] = value_in(code, rng)
         outcome_mean = outcome_mean + _added(n[place], y[place], mean, sds)[code, level]
     outcome_mean = np.clip(outcome_mean, -ends.half, ends.half)
@@ -254,16 +262,22 @@ def _sampled_from(
     return pd.DataFrame(columns)
 
 
-def _bins_of(column: pd.Series, of: tuple[float, float] | Sequence[str]) -> tuple[np.ndarray, ValueIn]:
-    """(bin of each row, -1 if it has none; what draws a value of each of some bins)."""
+def _bins_of(column: pd.Series, of: tuple[float, float] | Sequence[str]) -> tuple[np.ndarray, int, ValueIn]:
+    """(bin of each row, -1 if it has none; number of bins; what draws a value of each of some bins)."""
     if len(of) == 2 and not any(isinstance(one, str) for one in of):
         low, high = map(float, of)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(f"values of feature {column.name!r} are {low} to {high}: give its least and its largest")
         width = (high - low) / _BINS
         places = np.floor((column.to_numpy(np.float64) - low) / width)
         codes = np.where(np.isfinite(places), np.clip(places, 0, _BINS - 1), -1).astype(np.int64)
-        return codes, lambda code, rng: low + width * (code + rng.random(len(code)))
-    kept = [str(one) for one in of][:_BINS]
-    return _codes(column, kept), lambda code, rng: np.array(kept, object)[np.minimum(code, len(kept) - 1)]
+        return codes, _BINS, lambda code, rng: low + width * (code + rng.random(len(code)))
+    kept = [str(one) for one in of]
+    if not 0 < len(kept) <= _BINS:
+        raise ConfigError(
+            f"values of feature {column.name!r} are {len(kept)} categories, of 1 to {_BINS}: name the most common ones"
+        )
+    return _codes(column, kept), len(kept), lambda code, rng: np.array(kept, object)[code]
 
 
 def _added(n: np.ndarray, y: np.ndarray, mean: np.ndarray, sds: tuple[float, float]) -> np.ndarray:
@@ -271,8 +285,8 @@ def _added(n: np.ndarray, y: np.ndarray, mean: np.ndarray, sds: tuple[float, flo
 
     Of the control by itself, of the treated levels in their effects (James & Stein 1961).
     """
-    units = np.maximum(n, 4.0 * sds[0])
-    apart = np.where(n > 4.0 * sds[0], y / units - mean, 0.0)
+    units = np.maximum(n, NOISE_MARGIN * sds[0])
+    apart = np.where(n > NOISE_MARGIN * sds[0], y / units - mean, 0.0)
     noise = (0.25 + sds[1] ** 2 / units) / units
     effect, of_effect = apart - apart[:, :1], noise + noise[:, :1]
     effect[:, 0], of_effect[:, 0] = apart[:, 0], noise[:, 0]
@@ -314,13 +328,17 @@ def private_lift(
         which of conversions is theirs.
 
     Raises:
-        ConfigError: the control is no level, or OpenDP is not installed.
+        ConfigError: the control is no level, a value is named twice, or OpenDP is not installed.
         ConflictError: the ledger's budget does not suffice.
         DataError: a unit has several rows, or an outcome is missing.
     """
     import pandas as pd
 
     names, arm, size, ends = _measured(frame, roles, roles.unit, levels, outcome)
+    for name, of in segments.items():
+        texts = [str(value) for value in of]
+        if twice := [text for text in texts if texts.count(text) > 1]:
+            raise ConfigError(f"segment {name!r} names the value {twice[0]!r} twice, so that a unit would count twice")
     cells = [("all", "all", np.zeros(len(frame), np.int64))]
     cells += [(name, str(value), _codes(frame[name], [value])) for name, of in segments.items() for value in of]
     sums = np.zeros((len(cells), len(names), 2), np.int64)
@@ -344,23 +362,12 @@ def private_lift(
     return pd.DataFrame([one for part in parts for one in part])
 
 
-class _Ends(NamedTuple):
-    """An outcome's range: its middle, half of it, bits of the fixed point, and that half in it."""
-
-    middle: float
-    half: float
-    bits: int
-    most: int
-
-
 def _measured(
     frame: pd.DataFrame, roles: Roles, person: str, levels: Sequence[str], outcome: tuple[float, float]
-) -> tuple[list[str], np.ndarray, np.ndarray, _Ends]:
+) -> tuple[list[str], np.ndarray, np.ndarray, OutcomeEnds]:
     """(levels, control first; level's place of each row, -1 if it is none; outcomes from the middle of their ends in
     fixed point; these ends). Raises as `private_lift` says."""
-    low, high = map(float, outcome)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"the outcome's ends are {low} and {high}: give the least and the largest that can be")
+    ends = OutcomeEnds(*map(float, outcome))
     if roles.control not in levels:
         raise ConfigError(f"levels lack the control {roles.control!r}: name it among them")
     y = frame[roles.outcome].to_numpy(np.float64)
@@ -368,12 +375,9 @@ def _measured(
         raise DataError(f"column {roles.outcome!r} is missing or infinite in {unknown} rows: leave these units out")
     if repeated := int(frame[person].duplicated().sum()):
         raise DataError(f"column {person!r} repeats a person in {repeated} rows: keep one row per person")
-    middle, half = (low + high) / 2.0, (high - low) / 2.0
-    bits = _BITS - math.ceil(math.log2(half))
-    most = math.ceil(math.ldexp(half, bits))
-    size = np.clip(np.rint(np.ldexp(np.clip(y, low, high) - middle, bits)).astype(np.int64), -most, most)
+    size = np.clip(np.rint(np.ldexp(ends.from_middle(y), ends.bits)).astype(np.int64), -ends.most, ends.most)
     names = [roles.control, *(name for name in levels if name != roles.control)]
-    return names, _codes(frame[roles.treatment], names), size, _Ends(middle, half, bits, most)
+    return names, _codes(frame[roles.treatment], names), size, ends
 
 
 def _codes(column: pd.Series, names: Sequence[str]) -> np.ndarray:
@@ -398,7 +402,7 @@ def _lift_rows(
     variance = spread / units + (sds[1] ** 2 + mean**2 * sds[0] ** 2) / units**2
     rows = []
     for k in range(1, len(names)):
-        low = bool(min(n[0], n[k]) <= _CLEAR * sds[0])
+        low = bool(min(n[0], n[k]) <= NOISE_MARGIN * sds[0])
         lift, error = (np.nan, np.nan) if low else (mean[k] - mean[0], math.sqrt(variance[k] + variance[0]))
         rows.append(
             {

@@ -46,6 +46,53 @@ def epsilon_of(rho: float, delta: float) -> float:
     return rho + 2.0 * math.sqrt(rho * math.log(1.0 / delta))
 
 
+NOISE_MARGIN = 4.0
+"""Standard deviations of noise that a count must exceed to be used."""
+_BITS = 20  # of half an outcome's range in fixed point: rounding is a millionth of it
+
+
+@dataclass(frozen=True)
+class OutcomeEnds:
+    """The least and the largest outcome that can be, stated without looking; outcomes count from the middle.
+
+    Raises:
+        ConfigError: they are no range.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ConfigError(
+                f"the outcome's ends are {self.low} and {self.high}: give the least and the largest that can be"
+            )
+
+    @property
+    def middle(self) -> float:
+        """Outcomes are counted from it."""
+        return (self.low + self.high) / 2.0
+
+    @property
+    def half(self) -> float:
+        """How far an outcome can be from the middle."""
+        return (self.high - self.low) / 2.0
+
+    @property
+    def bits(self) -> int:
+        """Binary places of the fixed point."""
+        return _BITS - math.ceil(math.log2(self.half))
+
+    @property
+    def most(self) -> int:
+        """`half` in fixed point: what one row adds to a sum at most."""
+        return math.ceil(math.ldexp(self.half, self.bits))
+
+    def from_middle(self, outcome: np.ndarray) -> np.ndarray:
+        """Outcomes, cut off at the ends, less the middle: float64 of the same shape."""
+        return np.asarray(np.clip(outcome, self.low, self.high) - self.middle)
+
+
 def noise_sd(sensitivity: float, rho: float) -> float:
     """Standard deviation of noise on sums that one person changes by `sensitivity` in Euclidean length."""
     return sensitivity / math.sqrt(2.0 * rho)

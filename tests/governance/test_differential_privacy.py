@@ -17,12 +17,13 @@ from uplift_spark import CausalForest, Roles, load_model
 from uplift_spark.errors import ConfigError, ConflictError, DataError, ModelFileError
 from uplift_spark.forest.private import bounded, exact_sums, most_trees
 from uplift_spark.governance.differential_privacy import PrivacyLedger, private_forest, private_lift, synthetic_units
-from uplift_spark.stats.noise import PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
+from uplift_spark.stats.noise import OutcomeEnds, PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
 
 FEATURES = ("x0", "x1", "x2")
 ROLES = Roles("unit", "w", "y", FEATURES, "0")
 LEARNER = CausalForest(n_trees=40)
 POINTS = 1000
+ENDS = OutcomeEnds(0.0, 1.0)
 
 
 def campaign(n: int, seed: int, levels: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
@@ -85,12 +86,14 @@ def check_neighbours(pairs: int, splits, rows_per_person: int) -> float:
         frame = campaign(n, int(rng.integers(10**6)))[0].assign(person=rng.integers(0, 20, n))
         frame["y"] = rng.choice([-1e6, -0.3, 0.0, 0.4, 1.0, 7.0, 1e9], n)
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        plan, whole, _, most = exact_sums(table, forest, (0.0, 1.0), rows_per_person)
-        length = rows_per_person * math.sqrt(most_trees(plan))
+        plan, whole, squares = exact_sums(table, forest, ENDS, rows_per_person)
+        length, most = rows_per_person * math.sqrt(most_trees(plan)), ENDS.most
         persons = frame["person"].unique()
         for person in persons[: pairs - drawn]:
             left = table.filter(pa.array(frame["person"] != person))
-            moved = np.abs(whole - exact_sums(left, forest, (0.0, 1.0), rows_per_person)[1]).astype(float)
+            _, without, squares_without = exact_sums(left, forest, ENDS, rows_per_person)
+            moved = np.abs(whole - without).astype(float)
+            assert np.linalg.norm(squares - squares_without) <= rows_per_person * ENDS.most_square
             shares = np.sqrt((moved**2).sum(axis=(0, 1))) / (length, length * most)
             assert (shares <= 1.0).all() and moved[..., 1].max() <= rows_per_person * most
             largest = max(largest, float(shares.max()))
@@ -281,7 +284,7 @@ def test_nothing_of_the_private_rows_but_noisy_sums_is_in_the_file(public):
     other = frame.assign(y=frame["y"] * 1e9, x0=frame["x0"] + 1e-12)
     splits = CausalForest(n_trees=16).fit(public[:5000], ROLES).forest
     tables = [pa.Table.from_pandas(one, preserve_index=False) for one in (frame, other)]
-    (plan, sums, *_), (plan_too, sums_too, *_) = (exact_sums(table, splits, (0.0, 1.0), 1) for table in tables)
+    (plan, sums, *_), (plan_too, sums_too, *_) = (exact_sums(table, splits, ENDS, 1) for table in tables)
     assert plan.to_dict() == plan_too.to_dict() and np.array_equal(sums, sums_too)
 
 
@@ -335,7 +338,7 @@ def test_what_cannot_be_synthetic_is_refused(tmp_path):
         synthetic_units(frame, CITIES, ["0", "1"], VALUES, budget, ledger=ledger)
 
 
-def neighbours_of(call, monkeypatch) -> None:
+def neighbours_of(call, monkeypatch, sums_each: int = 2) -> None:
     """The sums that noise goes on move by no more than is stated, with and without each of thirty units."""
     import uplift_spark.governance.differential_privacy as module
 
@@ -349,9 +352,10 @@ def neighbours_of(call, monkeypatch) -> None:
     frame = in_cities(300, 1).assign(half=lambda one: np.where(one["x0"] > 0.5, "upper", "lower"), y=1e6)
     for left in (frame, *(frame.drop(index=k) for k in range(30))):
         call(left)
-    for part in (0, 1):
+    assert len(seen) == 31 * sums_each
+    for part in range(sums_each):
         whole = seen[part][0].astype(float)
-        moves = [np.linalg.norm(whole - sums.astype(float)) for sums, _ in seen[2 + part :: 2]]
+        moves = [np.linalg.norm(whole - sums.astype(float)) for sums, _ in seen[sums_each + part :: sums_each]]
         assert max(moves) <= seen[part][1] * (1 + 1e-12) and max(moves) > 0.8 * seen[part][1]
 
 
@@ -359,9 +363,10 @@ def test_no_unit_moves_what_units_are_synthetic_from_by_more_than_is_stated(monk
     neighbours_of(lambda one: synthetic_units(one, CITIES, ["0", "1"], VALUES, PrivacyBudget(1.0)), monkeypatch)
 
 
-def test_no_unit_moves_a_lift_table_by_more_than_is_stated(monkeypatch):
-    segments = {"half": ["upper", "lower"]}
-    neighbours_of(lambda one: private_lift(one, ROLES, ["0", "1"], segments, PrivacyBudget(1.0)), monkeypatch)
+@pytest.mark.parametrize(("ends", "sums"), [((0.0, 1.0), 2), ((-3.0, 1000.0), 3)])
+def test_no_unit_moves_a_lift_table_by_more_than_is_stated(monkeypatch, ends, sums):
+    segments, budget = {"half": ["upper", "lower"]}, PrivacyBudget(1.0)
+    neighbours_of(lambda one: private_lift(one, ROLES, ["0", "1"], segments, budget, ends), monkeypatch, sums)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +380,7 @@ def test_no_unit_moves_a_lift_table_by_more_than_is_stated(monkeypatch):
 def test_arguments_that_bound_nothing_are_refused(splits, change, message):
     table = pa.Table.from_pandas(campaign(100, 1)[0])
     with pytest.raises(ConfigError, match=message):
-        exact_sums(table, splits, change.get("ends", (0.0, 1.0)), change.get("rows", 1))
+        exact_sums(table, splits, OutcomeEnds(*change.get("ends", (0.0, 1.0))), change.get("rows", 1))
 
 
 def test_roles_without_a_bound_and_unknown_levels_are_refused(public):
@@ -432,6 +437,55 @@ def test_intervals_of_private_lift_cover(epsilon):
     inside, table = check_lift(2000, epsilon)
     print(f"ε = {epsilon}: covers {inside.mean():.3f}, errors {table['lift_se'].round(4).tolist()}")
     assert inside.mean(axis=0).min() > 0.935
+
+
+SPEND_ENDS = (0.0, 150.0)
+
+
+def spends(n: int, seed: int) -> pd.DataFrame:
+    """`campaign` whose conversions spend 20 to 60, 40 on average, and never near the larger end."""
+    frame, _ = campaign(n, seed)
+    paid = 20.0 + 40.0 * np.random.default_rng([seed, 1]).beta(2, 2, n)
+    return frame.assign(y=frame["y"] * paid, half=np.where(frame["x0"] > 0.5, "upper", "lower"))
+
+
+def check_spends(draws: int, epsilon: float, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the lift of each segment in money is covered, over draws; and the mean errors over that of the data."""
+    inside, errors = [], []
+    for seed in range(draws):
+        frame = spends(n, seed)
+        table = private_lift(frame, ROLES, ["0", "1"], {"half": ["upper", "lower"]}, PrivacyBudget(epsilon), SPEND_ENDS)
+        truth = 40.0 * table["value"].map({"all": 0.10, "upper": 0.15, "lower": 0.05}).astype(float)
+        inside.append(table["lift_lower"].le(truth) & table["lift_upper"].ge(truth))
+        by_arm = frame.groupby("w")["y"]
+        errors.append(table["lift_se"][0] / math.sqrt((by_arm.var() / by_arm.size()).sum()))
+    return np.array(inside), np.array(errors)
+
+
+def test_the_variance_of_spends_is_known_with_noise_and_not_that_of_the_ends():
+    """The ends allow errors of twice the true one."""
+    inside, errors = check_spends(15, 4.0)
+    assert inside.mean() > 0.85 and 1.0 < errors.mean() < 1.35
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 5.0])
+def test_intervals_of_private_lift_of_spends_cover(epsilon):
+    inside, errors = check_spends(2000, epsilon)
+    print(f"ε = {epsilon}: covers {inside.mean(axis=0).round(3)}, errors {errors.mean():.2f} of those without privacy")
+    assert inside.mean(axis=0).min() > 0.935
+
+
+def test_a_private_forest_of_spends_is_surer_than_the_ends_allow(public):
+    frame, points = spends(20_000, 3), campaign(POINTS, 10**6)[0]
+    model = private_forest(LEARNER, spends(20_000, 999), frame, ROLES, PrivacyBudget(8.0), SPEND_ENDS)
+    shares = model.forest.facts["private"]["variance_shares"]
+    by_arm = frame.groupby("w")["y"]
+    largest = by_arm.mean() * (SPEND_ENDS[1] - by_arm.mean())
+    assert shares == pytest.approx((by_arm.var() / largest).tolist(), rel=0.35)
+    assert all(one >= true for one, true in zip(shares, by_arm.var() / largest, strict=True))
+    again = load_model(model.to_bytes())
+    pd.testing.assert_frame_equal(again.effect(points), model.effect(points))
 
 
 def test_cells_of_a_handful_of_units_show_no_lift_and_odd_frames_are_refused():

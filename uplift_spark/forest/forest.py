@@ -409,8 +409,9 @@ class Forest:
 
         Little bags know neither: the noise in their trees is many times what averages over. An arm's mean is the sum of
         its leaves' outcomes over that of their rows, each as shares of the leaf's; to first order its noise is that of
-        the sums. Rows vary by at most what the outcome's ends allow about their mean (Bhatia & Davis 2000), which is
-        what conversions vary by, and a leaf's mean by that over its rows in both half-samples.
+        the sums. Rows vary by a share of what the outcome's ends allow about their mean (Bhatia & Davis 2000): of
+        conversions by all of it, of others by what all rows of their level do. A leaf's mean varies by that over its
+        rows in both half-samples.
         """
         sds, half = self.facts["private"], 0.5 * float(np.ptp(self.facts["outcome_range"][self.roles.outcome]))
         rows, n_levels = self.sums[:, :, 0].astype(np.float64), self.sums.shape[1]
@@ -431,7 +432,7 @@ class Forest:
             noise = (
                 squares * (sds["outcome_sd"] ** 2 + mean**2 * sds["rows_sd"] ** 2) / (self.structure.n_trees * n) ** 2
             )
-            sampling = (half - mean) * (half + mean) * each / speaking
+            sampling = np.array(sds["variance_shares"])[:, None] * (half - mean) * (half + mean) * each / speaking
         corrected = 4.0 * CORRECTED_VARIANCE if self.plan.debias else 1.0
         # Without rows of an arm the average stands in, whose error is known.
         parts = [np.nan_to_num((one[1:] + one[:1]).T, posinf=0.0) for one in (sampling, noise)]

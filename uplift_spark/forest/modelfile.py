@@ -290,6 +290,7 @@ class _Private(TypedDict):
     rho: _Size
     rows_sd: _Size
     outcome_sd: _Size
+    variance_shares: list[_Size]
 
 
 @with_config(_OPEN)

@@ -1,8 +1,9 @@
 """Leaf sums with differential privacy: trees that no private row shaped, noise on integers, errors that know of it.
 
 Everything in the model file that rests on the private rows comes from one release of noisy integers: the rows of each
-leaf and level, and the sum of their outcomes. Bins, splits, levels, seeds and the ends of the outcome are what the
-caller brings: they must not come from these rows (`governance.differential_privacy`).
+leaf and level, and the sum of their outcomes; of outcomes that are no conversions also the sum of squares by level.
+Bins, splits, levels, seeds and the ends of the outcome are what the caller brings: they must not come from these rows
+(`governance.differential_privacy`).
 
 One person moves these sums by a known length. Its rows fall into one leaf of each tree that it takes part in: trees of
 a little bag take half of the persons, by a hash of the person that no other row has a part in, so a person takes part
@@ -10,13 +11,13 @@ in about half of the trees; who takes part in more than `most_trees` is left out
 leaf's rows and at most B to the sum of its outcomes, which are cut off at their declared ends and counted from the
 middle between these. So with T trees, rows move by m √T and outcomes by m B √T, and with half of rho for each, noise on
 a leaf has the standard deviations m √(T/rho) and m B √(T/rho). Averaged over T trees T falls out of the effect's noise.
+Squares count once and not by tree, so a tenth of rho is plenty for them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,13 +50,15 @@ class Release:
     """Noisy leaf sums.
 
     sums         int64 [leaves, K, 2]: rows, and outcomes from the middle of their range in units of 2^-bits
-    bits         of the fixed point
-    sds          standard deviations of the noise on rows and on outcomes, in the sums' units
+    squares      int64 [K], see `OutcomeEnds.squares`; None of conversions
+    ends         of the outcome
+    sds          standard deviations of the noise on rows, on outcomes and on squares, in the sums' units
     """
 
     sums: np.ndarray
-    bits: int
-    sds: tuple[float, float]
+    squares: np.ndarray | None
+    ends: OutcomeEnds
+    sds: tuple[float, float, float]
 
 
 def check_splits(plan: ForestPlan) -> None:
@@ -94,13 +97,14 @@ def bounded(rows: BinnedRows, plan: ForestPlan, rows_per_person: int) -> BinnedR
     return rows.take(kept)
 
 
-def exact_sums(table: pa.Table, splits: Forest, ends: tuple[float, float], rows_per_person: int) -> tuple[Any, ...]:
-    """(plan, exact sums int64 [leaves, K, 2], bits, largest outcome of a row in the sums' units) of a table's rows.
+def exact_sums(
+    table: pa.Table, splits: Forest, ends: OutcomeEnds, rows_per_person: int
+) -> tuple[ForestPlan, np.ndarray, np.ndarray]:
+    """(plan, exact sums int64 [leaves, K, 2], exact sums of squares by level int64 [K]) of a table's rows.
 
     Raises DataError where a column is bad or a level is unknown to the splits.
     """
     plan, roles = splits.plan, splits.roles
-    between = OutcomeEnds(*ends)
     if rows_per_person < 1:
         raise ConfigError(f"rows_per_person is {rows_per_person}: give 1 or more")
     check_splits(plan)
@@ -112,42 +116,43 @@ def exact_sums(table: pa.Table, splits: Forest, ends: tuple[float, float], rows_
             f"column {roles.treatment!r} has {unknown[0]!r}, which the splits do not know: they know "
             f"{', '.join(plan.levels.names)}; leave these rows out, or bring splits of that level, too"
         )
-    bits, most = between.bits, between.most
-    cut = {roles.outcome: between.from_middle(typed.outcomes[roles.outcome])}
-    plan = replace(plan, debias=False, exponents=(0, bits), effective={})
+    cut = {roles.outcome: ends.from_middle(typed.outcomes[roles.outcome])}
+    plan = replace(plan, debias=False, exponents=(0, ends.bits), effective={})
     rows = bounded(bin_rows(replace(typed, outcomes=cut), plan), plan, rows_per_person)
-    rows = rows._replace(wy=np.clip(rows.wy, -most, most))
+    rows = rows._replace(wy=np.clip(rows.wy, -ends.most, ends.most))
     sums = empty_sums(splits.structure, plan)
     add_to_leaves(sums, rows, splits.structure.routes, plan)
-    return plan, sums[:, :, :2], bits, most
+    squares = np.zeros(sums.shape[1], np.int64)
+    np.add.at(squares, rows.level, ends.squares(rows.wy[:, 0]))
+    return plan, sums[:, :, :2], squares
 
 
 def private_table(
     tables: tuple[pa.Table, pa.Table],
     splits: Forest,
-    ends: tuple[float, float],
+    ends: OutcomeEnds,
     budget: tuple[float, float, float],
     rows_per_person: int,
 ) -> Forest:
     """The forest of these splits with noisy sums.
 
     tables  (public rows with the features, the private rows)
-    ends    least and largest outcome that can be; others are cut off
+    ends    of the outcome; others are cut off there
     budget  (rho to spend, and the ε and δ that it is)
     """
-    plan, sums, bits, most = exact_sums(tables[1], splits, ends, rows_per_person)
-    rho, length = budget[0], rows_per_person * math.sqrt(most_trees(plan))
-    sensitivities = (length, length * most)
-    noisy = [with_integer_noise(sums[:, :, part], sensitivities[part], rho / 2.0) for part in (0, 1)]
-    sds = tuple(noise_sd(sensitivity, rho / 2.0) for sensitivity in sensitivities)
-    release = Release(np.stack(noisy, axis=2), bits, (sds[0], sds[1]))
-    forest = noisy_forest(splits, plan, release, ends, budget)
+    plan, sums, squares = exact_sums(tables[1], splits, ends, rows_per_person)
+    length = rows_per_person * math.sqrt(most_trees(plan))
+    sensitivities = (length, length * ends.most, float(rows_per_person * ends.most_square))
+    rhos = [budget[0] * part for part in ends.parts]
+    noisy = [with_integer_noise(sums[:, :, part], sensitivities[part], rhos[part]) for part in (0, 1)]
+    spread = with_integer_noise(squares, sensitivities[2], rhos[2]) if rhos[2] > 0 else None
+    sds = [noise_sd(one, rho) if rho > 0 else 0.0 for one, rho in zip(sensitivities, rhos, strict=True)]
+    release = Release(np.stack(noisy, axis=2), spread, ends, (sds[0], sds[1], sds[2]))
+    forest = noisy_forest(splits, plan, release, budget)
     return corrected(forest, apply_bins(tables[0], plan.bins))
 
 
-def noisy_forest(
-    splits: Forest, plan: ForestPlan, release: Release, ends: tuple[float, float], budget: tuple[float, float, float]
-) -> Forest:
+def noisy_forest(splits: Forest, plan: ForestPlan, release: Release, budget: tuple[float, float, float]) -> Forest:
     """The forest that follows from noisy sums; nothing else of the rows enters."""
     rows = _totals(splits, plan, release.sums)
     clear = release.sums[:, :, 0] > NOISE_MARGIN * release.sds[0]
@@ -162,19 +167,33 @@ def noisy_forest(
     facts = {
         "rows": sum(rows),
         "level_rows": dict(zip(names, rows, strict=True)),
-        "outcome_range": {plan.roles.outcome: list(map(float, ends))},
+        "outcome_range": {plan.roles.outcome: [release.ends.low, release.ends.high]},
         "buckets": splits.facts["buckets"],
         "private": {
             "epsilon": budget[1],
             "delta": budget[2],
             "rho": budget[0],
             "rows_sd": release.sds[0],
-            "outcome_sd": math.ldexp(release.sds[1], -release.bits),
+            "outcome_sd": math.ldexp(release.sds[1], -release.ends.bits),
+            "variance_shares": _variance_shares(release, np.array(rows, np.float64)).tolist(),
         },
     }
     shrinkage = no_shrinkage(len(names))
-    shrinkage[4:, 1:] = _usual_effects(splits, sums, release.bits)
+    shrinkage[4:, 1:] = _usual_effects(splits, sums, release.ends.bits)
     return Forest(plan, splits.structure, sums, facts, None, shrinkage)
+
+
+def _variance_shares(release: Release, rows: np.ndarray) -> np.ndarray:
+    """`OutcomeEnds.variance_shares` of each level, [K], where its mean is that over all leaves."""
+    if release.squares is None:
+        return np.ones(len(rows))
+    n, y = release.sums.sum(axis=0, dtype=np.float64).T
+    n = np.maximum(n, 1.0)
+    mean = np.clip(np.ldexp(y, -release.ends.bits) / n, -release.ends.half, release.ends.half)
+    of_rows = release.sds[0] * math.sqrt(len(release.sums)) / n
+    of_outcomes = math.ldexp(release.sds[1], -release.ends.bits) * math.sqrt(len(release.sums)) / n
+    sds = (np.hypot(of_outcomes, mean * of_rows), of_rows, release.sds[2])
+    return release.ends.variance_shares(np.maximum(rows, 1.0), mean, release.squares.astype(np.float64), sds)
 
 
 # --------------------------------------------------------------------------------------------------------------------

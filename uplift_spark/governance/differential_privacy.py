@@ -164,12 +164,13 @@ def private_forest(
         Bun & Steinke (2016), concentrated differential privacy; Canonne, Kamath & Steinke (2020), discrete noise.
         Noisy leaves of trees that the data chose would still leak through the splits: Fletcher & Islam (2019).
     """
+    ends = OutcomeEnds(*map(float, outcome))
     splits = learner.fit(public, roles)
     tables = (frame_rows(public).in_memory(roles.columns), frame_rows(frame).in_memory(roles.columns))
     if ledger is not None:
         ledger.spend(budget, f"forest of the effects on {roles.outcome}")
     spent = (budget.rho, budget.epsilon, budget.delta)
-    return UpliftModel(private_table(tables, splits.forest, outcome, spent, rows_per_person))
+    return UpliftModel(private_table(tables, splits.forest, ends, spent, rows_per_person))
 
 
 def synthetic_units(
@@ -324,8 +325,8 @@ def private_lift(
     Returns:
         A row per segment and treated level: `segment`, `value` (text), `treatment`, `n_treated`, `n_control` (noisy,
         float64), `lift`, `lift_se`, `lift_lower`, `lift_upper` (float64, 95 %), null where the noise is more than a
-        quarter of an arm's units (`low_sample`). Errors hold the noise and the largest variance that the ends allow,
-        which of conversions is theirs.
+        quarter of an arm's units (`low_sample`). Errors hold the noise and, of outcomes that are no conversions, a
+        variance that is known with noise.
 
     Raises:
         ConfigError: the control is no level, a value is named twice, or OpenDP is not installed.
@@ -341,22 +342,29 @@ def private_lift(
             raise ConfigError(f"segment {name!r} names the value {twice[0]!r} twice, so that a unit would count twice")
     cells = [("all", "all", np.zeros(len(frame), np.int64))]
     cells += [(name, str(value), _codes(frame[name], [value])) for name, of in segments.items() for value in of]
-    sums = np.zeros((len(cells), len(names), 2), np.int64)
+    sums, squares = np.zeros((len(cells), len(names), 2), np.int64), np.zeros(len(names), np.int64)
+    np.add.at(squares, arm[arm >= 0], ends.squares(size[arm >= 0]))
     for row, (_, _, here) in enumerate(cells):
         chosen = (arm >= 0) & (here == 0)
         np.add.at(sums[row, :, 0], arm[chosen], 1)
         np.add.at(sums[row, :, 1], arm[chosen], size[chosen])
     if ledger is not None:
         ledger.spend(budget, f"lift of {roles.outcome} by {', '.join(segments) or 'nothing'}")
-    # A unit is in one row of all units, and in one of each segment column.
+    # A unit is in one row of all units, and in one of each segment column; squares are of all units alone.
     length = math.sqrt(1 + len(segments))
-    noisy = [
-        with_integer_noise(sums[..., part], length * one, budget.rho / 2.0) for part, one in ((0, 1), (1, ends.most))
-    ]
-    sds = (noise_sd(length, budget.rho / 2.0), math.ldexp(noise_sd(length * ends.most, budget.rho / 2.0), -ends.bits))
+    rhos, sensitivities = [budget.rho * part for part in ends.parts], (length, length * ends.most, ends.most_square)
+    noisy = [with_integer_noise(sums[..., part], sensitivities[part], rhos[part]) for part in (0, 1)]
+    sds = (noise_sd(sensitivities[0], rhos[0]), math.ldexp(noise_sd(sensitivities[1], rhos[1]), -ends.bits))
     n, y_sums = noisy[0].astype(np.float64), np.ldexp(noisy[1].astype(np.float64), -ends.bits)
+    shares = np.ones(len(names))
+    if rhos[2] > 0:
+        of_all = with_integer_noise(squares, sensitivities[2], rhos[2]).astype(np.float64)
+        units = np.maximum(n[0], 1.0)
+        mean = np.clip(y_sums[0] / units, -ends.half, ends.half)
+        of_mean = (np.hypot(sds[1], mean * sds[0]) / units, sds[0] / units, noise_sd(sensitivities[2], rhos[2]))
+        shares = ends.variance_shares(units, mean, of_all, of_mean)
     parts = [
-        _lift_rows((segment, value), names, (n[row], y_sums[row]), ends.half, sds)
+        _lift_rows((segment, value), names, (n[row], y_sums[row]), (ends.half, shares), sds)
         for row, (segment, value, _) in enumerate(cells)
     ]
     return pd.DataFrame([one for part in parts for one in part])
@@ -390,16 +398,18 @@ def _lift_rows(
     place: tuple[str, str],
     names: Sequence[str],
     sums: tuple[np.ndarray, np.ndarray],
-    half: float,
+    spread: tuple[float, np.ndarray],
     sds: tuple[float, float],
 ) -> list[dict[str, object]]:
-    """Rows of one segment's treated levels from noisy units and outcomes from the middle, [K] each."""
-    n, y = sums
+    """Rows of one segment's treated levels from noisy units and outcomes from the middle, [K] each.
+
+    spread: half of the outcome's range, and each level's `OutcomeEnds.variance_shares`.
+    """
+    (n, y), (half, shares) = sums, spread
     units = np.maximum(n, 1.0)
     mean = y / units
-    # The largest variance of values between the ends with this mean (Bhatia & Davis 2000).
-    spread = np.maximum((half - mean) * (half + mean), 0.0)
-    variance = spread / units + (sds[1] ** 2 + mean**2 * sds[0] ** 2) / units**2
+    variance = shares * np.maximum((half - mean) * (half + mean), 0.0) / units
+    variance += (sds[1] ** 2 + mean**2 * sds[0] ** 2) / units**2
     rows = []
     for k in range(1, len(names)):
         low = bool(min(n[0], n[k]) <= NOISE_MARGIN * sds[0])

@@ -49,6 +49,7 @@ def epsilon_of(rho: float, delta: float) -> float:
 NOISE_MARGIN = 4.0
 """Standard deviations of noise that a count must exceed to be used."""
 _BITS = 20  # of half an outcome's range in fixed point: rounding is a millionth of it
+_LEAST_SHARE = 1e-3  # of the largest variance: outcomes that hardly vary are no reason for errors of nothing
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,44 @@ class OutcomeEnds:
     def most(self) -> int:
         """`half` in fixed point: what one row adds to a sum at most."""
         return math.ceil(math.ldexp(self.half, self.bits))
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """Shares of rho for counts, for sums and for sums of squares.
+
+        Conversions, between 0 and 1, need no squares: their variance follows from their mean.
+        """
+        return (0.5, 0.5, 0.0) if (self.low, self.high) == (0.0, 1.0) else (0.45, 0.45, 0.1)
+
+    def squares(self, fixed: np.ndarray) -> np.ndarray:
+        """Squares of outcomes in fixed point, in a fixed point of their own: int64, at most about 2^20."""
+        return np.right_shift(fixed * fixed, _BITS)
+
+    @property
+    def most_square(self) -> int:
+        """What one row adds to a sum of squares at most."""
+        return int(self.squares(np.array(self.most)))
+
+    def variance_shares(
+        self, rows: np.ndarray, mean: np.ndarray, squares: np.ndarray, sds: tuple[np.ndarray, np.ndarray, float]
+    ) -> np.ndarray:
+        """Variance of each level's outcomes as a share of the largest that the ends allow with its mean, float64 [K].
+
+        The largest is (high - mean) (mean - low), which is that of conversions (Bhatia & Davis 2000). Two standard
+        deviations of noise go on top, so that intervals are rather too wide than too narrow.
+
+        Args:
+            rows: noisy rows of each level, [K].
+            mean: their noisy mean outcome, from the middle, [K].
+            squares: their noisy sums of `squares`, [K].
+            sds: standard deviations of the noise on the mean [K], on rows as a share of them [K], and on `squares`.
+        """
+        of_square = math.ldexp(1.0, _BITS - 2 * self.bits)
+        moment = of_square * squares / rows
+        noise = np.sqrt((of_square * sds[2] / rows) ** 2 + (2.0 * mean * sds[0]) ** 2 + (moment * sds[1]) ** 2)
+        variance, largest = moment - mean**2 + 2.0 * noise, (self.half - mean) * (self.half + mean)
+        shares = np.divide(variance, largest, out=np.ones_like(mean), where=largest > 0)
+        return np.asarray(np.clip(shares, _LEAST_SHARE, 1.0))
 
     def from_middle(self, outcome: np.ndarray) -> np.ndarray:
         """Outcomes, cut off at the ends, less the middle: float64 of the same shape."""

@@ -350,24 +350,34 @@ def private_lift(
         np.add.at(sums[row, :, 1], arm[chosen], size[chosen])
     if ledger is not None:
         ledger.spend(budget, f"lift of {roles.outcome} by {', '.join(segments) or 'nothing'}")
-    # A unit is in one row of all units, and in one of each segment column; squares are of all units alone.
-    length = math.sqrt(1 + len(segments))
-    rhos, sensitivities = [budget.rho * part for part in ends.parts], (length, length * ends.most, ends.most_square)
-    noisy = [with_integer_noise(sums[..., part], sensitivities[part], rhos[part]) for part in (0, 1)]
-    sds = (noise_sd(sensitivities[0], rhos[0]), math.ldexp(noise_sd(sensitivities[1], rhos[1]), -ends.bits))
-    n, y_sums = noisy[0].astype(np.float64), np.ldexp(noisy[1].astype(np.float64), -ends.bits)
-    shares = np.ones(len(names))
-    if rhos[2] > 0:
-        of_all = with_integer_noise(squares, sensitivities[2], rhos[2]).astype(np.float64)
-        units = np.maximum(n[0], 1.0)
-        mean = np.clip(y_sums[0] / units, -ends.half, ends.half)
-        of_mean = (np.hypot(sds[1], mean * sds[0]) / units, sds[0] / units, noise_sd(sensitivities[2], rhos[2]))
-        shares = ends.variance_shares(units, mean, of_all, of_mean)
+    # A unit is in one row of all units, and in one of each segment column.
+    n, y_sums, shares, sds = _with_noise(sums, squares, ends, math.sqrt(1 + len(segments)), budget.rho)
     parts = [
         _lift_rows((segment, value), names, (n[row], y_sums[row]), (ends.half, shares), sds)
         for row, (segment, value, _) in enumerate(cells)
     ]
     return pd.DataFrame([one for part in parts for one in part])
+
+
+def _with_noise(
+    sums: np.ndarray, squares: np.ndarray, ends: OutcomeEnds, length: float, rho: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """(noisy units, noisy outcomes from the middle, [cells, K] each; each level's variance as a share of the largest,
+    [K]; standard deviations of the noise on units and on outcomes) of exact ones, of which the first cell is all units.
+
+    length: by how many cells a unit moves counts, in Euclidean length.
+    """
+    rhos, sensitivities = [rho * part for part in ends.parts], (length, length * ends.most, ends.most_square)
+    noisy = [with_integer_noise(sums[..., part], sensitivities[part], rhos[part]) for part in (0, 1)]
+    sds = (noise_sd(sensitivities[0], rhos[0]), math.ldexp(noise_sd(sensitivities[1], rhos[1]), -ends.bits))
+    n, y = noisy[0].astype(np.float64), np.ldexp(noisy[1].astype(np.float64), -ends.bits)
+    if not rhos[2] > 0:
+        return n, y, np.ones(len(squares)), sds
+    of_all = with_integer_noise(squares, sensitivities[2], rhos[2]).astype(np.float64)
+    units = np.maximum(n[0], 1.0)
+    mean = np.clip(y[0] / units, -ends.half, ends.half)
+    of_mean = (np.hypot(sds[1], mean * sds[0]) / units, sds[0] / units, noise_sd(sensitivities[2], rhos[2]))
+    return n, y, ends.variance_shares(units, mean, of_all, of_mean), sds
 
 
 def _measured(

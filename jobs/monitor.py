@@ -103,10 +103,7 @@ def run(
     chosen = windows.window_to_monitor(now, config.monitoring.hours, newest, window)
     registered = campaign.model_in_use
     events = events_of(config, lake, progress)
-    identity = [registered.name, registered.version, registered.sha256]
-    beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
-    upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside}]
-    run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
+    run_id = run_id or window_run(campaign, registered, events, chosen)
     if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
         result = JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
@@ -130,6 +127,14 @@ def run(
     details = {"window": chosen.words, "units": facts.units, "kpis": len(values), "findings": len(findings)}
     details["summary"] = figures.window_summary(values, drift, findings)
     return _with_alerts(campaign, JobResult.of("monitor", run_id, *written, **details), now, progress)
+
+
+def window_run(campaign: Campaign, registered: Registered, events: Events, window: windows.TimeWindow) -> str:
+    """Name the run that measures a window by a model on what these events know."""
+    config, identity = campaign.config, [registered.name, registered.version, registered.sha256]
+    beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
+    upstream = [events.run_ids, events.as_of, {table: campaign.lake.version(table) for table in beside}]
+    return campaign.run_id("monitor", model=identity, window=[window.start, window.end], data=upstream)
 
 
 def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress: ProgressCallback) -> JobResult:

@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "dashboards": {"monitoring", "policy"},
     "campaign": {"lake", "registry", "events", "policy", "jobs"},  # jobs when `Campaign.run` is called
     "console": {"campaign", "lake", "governance"},
-    "gamedays": {"campaign", "lake", "registry", "events", "jobs"},  # it plays the jobs
+    "gamedays": {"campaign", "lake", "registry", "events", "monitoring", "governance", "jobs"},  # it plays the jobs
     "jobs": {
         *("lake", "registry", "events", "policy", "experiments", "monitoring", "governance", "serving"),
         *("campaign", "console", "dashboards", "gamedays"),
@@ -65,6 +65,7 @@ SPARK_EDGES = {
     "uplift_spark.monitoring.spark",
     "uplift_spark.experiments.protocol",
     "uplift_spark.experiments.programme_tables",
+    "uplift_spark.gamedays.runbooks",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

@@ -41,6 +41,7 @@ EXPLAINED = {
     "retraining": ("retrain",),
     "canary": ("canary", "rollback"),
     "gamedays": ("gameday",),
+    "runbooks": ("runbook",),
     "serving": ("publish", "serve"),
     "governance": ("audit", "approve", "reject", "grants", "card", "expire"),
     "quickstart": ("quickstart",),

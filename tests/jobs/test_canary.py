@@ -20,7 +20,7 @@ from uplift_spark.experiments.canary import canary_design
 from uplift_spark.governance.approvals import VersionVerdict
 from uplift_spark.governance.rollout import CanaryLog, plan_decisions, plan_runs
 from uplift_spark.governance.spark import AuditLog
-from uplift_spark.jobs import approve, canary, policy, rollback, score, train
+from uplift_spark.jobs import approve, canary, policy, rollback, runbook, score, train
 from uplift_spark.lake.schemas import CANARY_TABLE
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import CHALLENGER, Registry
@@ -328,6 +328,26 @@ def test_a_rollback_ends_a_canary_that_runs(campaign):
     assert vars(state(campaign)) == {
         "champion": 1, "challenger": None, "plan": {"1": N}, "scores": "1", "state": "restored",
     }  # fmt: skip
+
+
+def test_runbooks_put_a_version_in_force_once(campaign):
+    do(campaign, "start", START)
+    for name, chosen, version in (("rollback", {}, 1), ("hotfix", {"version": 2}, 2)):
+        options = runbook.options(name, execute=True, reason="complaints", **chosen)
+        dry = runbook.run(campaign, now=RIPE, **runbook.options(name, **chosen)).details["summary"].splitlines()
+        assert dry[-1] == "Step 2 of 4 is to do: add --execute and --reason to act.", dry
+        for _ in range(2):
+            lines = runbook.run(campaign, now=RIPE, **options).details["summary"].splitlines()
+            assert lines[-1] == f"All 4 steps hold: {name} is over.", lines
+        assert (state(campaign).champion, state(campaign).plan) == (version, {str(version): N})
+    governed = campaign.changed(
+        replace(campaign.config, governance=Governance(AuditConf(), ApprovalConf(needs=("other_approver",))))
+    )
+    third = third_version(campaign)
+    options = runbook.options("hotfix", execute=True, reason="a mended feature", version=third.version)
+    lines = runbook.run(governed, now=RIPE, **options).details["summary"].splitlines()
+    assert "1. The version to put in force is there" in lines[1] and "waits" in lines[1], lines
+    assert state(campaign).champion == 2
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence(campaign):

@@ -303,11 +303,11 @@ def test_kpis_become_alerts_by_their_state() -> None:
     events = []
     for day, state in enumerate(states):
         rows = [{**row, "state": state}]
-        events += book.observe(kpi_conditions(rows, START + timedelta(days=day), "docs/alerts.md"))
+        events += book.observe(kpi_conditions(rows, START + timedelta(days=day)))
     assert [(event.event, event.at.day) for event in events] == [("fired", 3), ("resolved", 8)]
     assert notifications(events[:1])[0].lines() == [
         "firing delivery_rate (cut mail, kpi delivery_rate): 0.97 (0.96 to 0.98) share of 5,000, alert at 0.99; 1,200 "
-        "would tell it from the threshold [docs/alerts.md]"
+        "would tell it from the threshold [docs/runbooks.md#delivery-outage]"
     ]
     assert kpi_conditions([{**row, "alert": None}, {**row, "alert": float("nan")}], START) == []
     (nothing,) = kpi_conditions([{**row, "value": float("nan"), "state": "no_data"}], START)
@@ -365,7 +365,7 @@ def test_findings_are_alerts_until_their_detector_finds_nothing() -> None:
     assert step([], [newer, kpi_row("outcome_completeness", 4, 1.0, cut="buy")], 4) == [("label_lag", "resolved")]
     assert notifications(book.observe(finding_conditions([found("drift", 5)], [], [], START + timedelta(days=5))))[
         0
-    ].lines() == ["firing drift (finding drift): x drifts; look"]
+    ].lines() == ["firing drift (finding drift): x drifts; look [docs/alerts.md]"]
 
 
 def test_every_detector_knows_what_shows_that_it_could_look() -> None:

@@ -31,6 +31,21 @@ BY_HAND = ("acknowledged", "closed")
 
 Phase = Literal["inactive", "pending", "firing", "clearing"]
 
+RUNBOOK = "docs/alerts.md"
+"""The page of the guide that says what to do about an alert that has no runbook of its own."""
+_RUNBOOKS = {
+    **dict.fromkeys(("label_lag", "outcome_completeness"), "label-outage"),
+    **dict.fromkeys(("delivery_rate", "non_compliance"), "delivery-outage"),
+    **dict.fromkeys(("deployment_mismatch", "error_rate", "prediction_latency"), "rollback"),
+}
+"""{rule: its runbook, a name of `uplift runbook`}"""
+
+
+def runbook_of(rule: str) -> str:
+    """Name the page of the guide that says what to do when this rule fires."""
+    return f"docs/runbooks.md#{_RUNBOOKS[rule]}" if rule in _RUNBOOKS else RUNBOOK
+
+
 SETTLE = timedelta(minutes=15)
 """An alert that fires again this soon after it resolved notifies nobody until this time is over."""
 
@@ -644,7 +659,7 @@ def _known(value: float | None) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str = "") -> list[Condition]:
+def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime) -> list[Condition]:
     """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
 
     A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
@@ -653,7 +668,6 @@ def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str
     Args:
         rows: As `newest_windows` chooses them; KPIs without an alert threshold are left out.
         at: When they are evaluated: as of when what they say was known.
-        runbook: Page that says what to do.
 
     Returns:
         One condition for each KPI and cut. Its summary says how many observations would tell.
@@ -665,7 +679,7 @@ def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime, runbook: str
             continue
         breached = {"alert": True, "ok": False, "missed": False}.get(str(row["state"]))
         labels = {"kpi": str(row["kpi"]), "cut": str(row["cut"])}
-        rule = AlertRule(str(row["kpi"]), row["severity"], runbook=runbook)
+        rule = AlertRule(str(row["kpi"]), row["severity"], runbook=runbook_of(str(row["kpi"])))
         value = _known(row["value"])
         summary = _kpi_summary(row, value)
         conditions.append(Condition(rule, row["campaign"], at, breached, summary, value, threshold, labels))
@@ -682,7 +696,6 @@ def finding_conditions(
     kpis: Iterable[Mapping[str, Any]],
     active: Iterable[AlertState],
     at: datetime,
-    runbook: str = "",
 ) -> list[Condition]:
     """Read rows of `gold.findings` of one campaign as conditions; what a detector finds no more is well.
 
@@ -694,7 +707,6 @@ def finding_conditions(
         kpis: Rows of `gold.kpi`, as `newest_windows` chooses them: they say what was measured.
         active: Alerts of the campaign, as `AlertBook.active` lists them.
         at: When they are evaluated.
-        runbook: Page that says what to do.
 
     Returns:
         One condition for each detector that finds something, or has an alert and finds nothing any more.
@@ -713,13 +725,13 @@ def finding_conditions(
     for name in sorted({*newest, *firing}):
         looked, there, labels = measured.get(_MEASURED_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
         if there is not None and (looked is None or there["window_end"] >= looked):
-            rule = AlertRule(name, there["severity"], runbook=runbook)
+            rule = AlertRule(name, there["severity"], runbook=runbook_of(name))
             summary = f"{there['sentence']}; {there['action']}"
             figures = _known(there["figure"]), _known(there["threshold"])
             conditions.append(Condition(rule, there["campaign"], at, True, summary, *figures, labels))
         elif name in firing and looked is not None:
             last = firing[name]
-            rule = AlertRule(name, last.severity, runbook=runbook)
+            rule = AlertRule(name, last.severity, runbook=runbook_of(name))
             text = f"not found any more in the window that ends at {looked:%Y-%m-%d %H:%M} UTC"
             conditions.append(Condition(rule, last.campaign, at, False, text, labels=labels))
     return conditions

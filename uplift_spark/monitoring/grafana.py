@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from uplift_spark.monitoring.alerts import RUNBOOK
 from uplift_spark.monitoring.kpis import Kpi
-from uplift_spark.monitoring.prometheus import KPI_INFO, RUNBOOK, SERVED_PATHS, WINDOW_END, kpi_metric
+from uplift_spark.monitoring.prometheus import KPI_INFO, SERVED_PATHS, WINDOW_END, kpi_metric
 
 EXECUTIVE_KPIS = (
     *("uplift_roi", "observed_lift", "estimated_lift", "cost_per_incremental", "lift_degradation", "delivery_rate"),

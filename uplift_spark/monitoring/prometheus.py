@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from uplift_spark.errors import ConfigError, EnvironmentProblem
-from uplift_spark.monitoring.alerts import newest_windows
+from uplift_spark.monitoring.alerts import newest_windows, runbook_of
 from uplift_spark.monitoring.budgets import (
     PERIOD_DAYS,
     BurnWindow,
@@ -39,7 +39,6 @@ NODE_JOB, SERVING_JOB = "uplift-node", "uplift-serving"
 OOM_KILLS = "node_vmstat_oom_kill"
 DEGRADED, UNLOGGED = "uplift_degraded_total", 'why="log_unavailable"'
 """What a service's answers lack, and that they lack a place in the log of decisions."""
-RUNBOOK = "docs/alerts.md"
 
 RuleKind = Literal["threshold", "absent", "stale", "burn", "latency", "unlogged", "down", "memory", "node_down"]
 SERVICE_KINDS: tuple[RuleKind, ...] = ("burn", "latency", "unlogged", "down")
@@ -397,7 +396,8 @@ def _groups(rules: Sequence[PromRule], ending: str) -> list[dict[str, Any]]:
 
 def _rule_entry(rule: PromRule) -> dict[str, Any]:
     hold = {"for": duration_text(rule.hold)} if rule.hold else {}
-    page = {"summary": rule.summary, "runbook": RUNBOOK}
+    runbook = runbook_of(rule.kpi.name if rule.kpi is not None else rule.kind)
+    page = {"summary": rule.summary, "runbook": runbook}
     return {"alert": rule.name, "expr": rule.expr, **hold, "labels": rule.labels, "annotations": page}
 
 

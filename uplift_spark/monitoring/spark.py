@@ -28,7 +28,7 @@ from uplift_spark.monitoring.figures import (
     share_value,
 )
 from uplift_spark.monitoring.kpis import campaign_kpis
-from uplift_spark.monitoring.prometheus import RUNBOOK, write_kpis
+from uplift_spark.monitoring.prometheus import write_kpis
 from uplift_spark.monitoring.sinks import DeliveryReport, alert_book, raise_alerts
 from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
@@ -524,7 +524,7 @@ def alert_on_windows(
     book.known_when_closed = _known_when_closed(book, kpis)
     measured, detected, at = _measured(config, kpis, findings)
     rows = newest_windows(row for row in measured if row["kpi"] in {kpi.name for kpi in declared})
-    conditions = kpi_conditions(rows, at, RUNBOOK) + finding_conditions(detected, rows, book.active(), at, RUNBOOK)
+    conditions = kpi_conditions(rows, at) + finding_conditions(detected, rows, book.active(), at)
     report = raise_alerts(config.alerts, config.campaign, book, conditions, append, now)
     if config.alerts.textfile is not None:
         write_kpis(rows, declared, config.alerts.textfile)

@@ -422,8 +422,8 @@ JOBS: dict[str, Job] = {
     "lift": _runs("lift", lift=replace(CAMPAIGN.lift, replicates=60)),
     "policy": _runs("policy", policy=Policy(budget=8.0)),
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
-    # The first run assigns half of the units, the second the others.
-    "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0)),
+    # The first run assigns half of the units, the second the others; a ramp that falls is refused.
+    "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0), apart=False),
     "check": Job(partial(_read, check, "a rehearsal"), partial(_read, check, "another")),
     "readout": Job(partial(_read, readout, "a rehearsal"), partial(_read, readout, "another")),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),

@@ -23,6 +23,9 @@ from uplift_spark.errors import ConflictError
 from uplift_spark.lake.storage import Folder
 from uplift_spark.lake.tables import Lake
 
+# Tables that each run overwrites; a run reads what it staged at the version that it wrote.
+OVERWRITTEN = ("silver.training_", "silver.simulated_", "silver.compared_", "silver.rewards_")
+
 # A client cannot know whether its commit landed; on some stores Delta itself takes it for another writer's.
 NETWORK = ConnectionResetError("[Errno 104] Connection reset by peer")
 RACE = RuntimeError("[DELTA_CONCURRENT_WRITE] a concurrent transaction has written new data")
@@ -169,10 +172,10 @@ def _different_in_any_order(final: State, old: State, expected: State) -> list[s
 
     def unordered(state: State) -> dict[str, Any]:
         models = frozenset(content for name, content in state.items() if name.startswith("model version"))
-        free = ("model version", "champion of ", "silver.training_")
+        free = ("model version", "champion of ", *OVERWRITTEN)
         return {"models": models, **{name: content for name, content in state.items() if not name.startswith(free)}}
 
-    overwritten = [name for name in expected if name.startswith("silver.training_")]
+    overwritten = [name for name in expected if name.startswith(OVERWRITTEN)]
     either = [
         f"{name} is neither run's" for name in overwritten if final.get(name) not in (old.get(name), expected[name])
     ]

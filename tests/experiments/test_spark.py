@@ -100,6 +100,11 @@ def torn_trial() -> pd.DataFrame:
     return pd.concat([d, extra], ignore_index=True)
 
 
+def plain_trial() -> pd.DataFrame:
+    """Every unit once, as most trials have them."""
+    return trial(1200).astype({"unit_id": str, "took": int})
+
+
 def household_trial() -> pd.DataFrame:
     d = trial(1200).astype({"unit_id": str, "took": int})
     d["treatment"] = np.where(d["household"] % 2 == 0, "off", "on")
@@ -124,7 +129,9 @@ def assert_equal_sums(one: tuple[TrialSums, TrialFacts], other: tuple[TrialSums,
         assert tuple(vars(ours).values()) == pytest.approx(tuple(vars(logged).values()), rel=1e-9)
 
 
-@pytest.mark.parametrize(("make", "design"), [(torn_trial, DESIGN), (household_trial, HOUSEHOLDS)])
+@pytest.mark.parametrize(
+    ("make", "design"), [(plain_trial, DESIGN), (torn_trial, DESIGN), (household_trial, HOUSEHOLDS)]
+)
 def test_spark_and_pandas_add_up_to_the_same(spark, make, design: ReadoutDesign) -> None:
     from uplift_spark.experiments.spark import unit_sums
 

@@ -228,27 +228,41 @@ def _randomised_units(
     for name in (*names, *([columns.propensity] if columns.propensity else [])):
         if not isinstance(types[name.lower()], NumericType | BooleanType):
             raise DataError(f"column {name!r} is no number in some rows: cast it, or name another column")
-    unit, one = F.col(columns.unit), F.lit(1)
-    arm = F.col(columns.treatment).cast("string")
+    unit, arm = F.col(columns.unit), F.col(columns.treatment).cast("string")
     stratum = F.col(columns.stratum).cast("string") if columns.stratum else F.lit("all")
-    repeated = F.count(one) - (F.count_distinct(unit) if design.randomised != columns.unit else one)
-    counts = {_ROWS: F.count(one), _NO_UNIT: F.count_if(unit.isNull()), _NO_ARM: F.count_if(arm.isNull())}
-    counts |= {_NO_STRATUM: F.count_if(stratum.isNull()), _REPEATED: repeated}
+    wrong = {_NO_UNIT: unit.isNull(), _NO_ARM: arm.isNull(), _NO_STRATUM: stratum.isNull()}
     ends = {"arm": arm, "stratum": stratum}
     if columns.day:
         day = _day_of(columns.day, types[columns.day.lower()])
-        counts[_NO_DAY] = F.count_if(day.isNull())
+        wrong[_NO_DAY] = day.isNull()
         ends["day"] = day
     if columns.propensity:
         p = F.col(columns.propensity).cast("double")
-        counts |= {_NO_PROPENSITY: F.count_if(p.isNull()), _WRONG_PROPENSITY: F.count_if(~((p > 0) & (p <= 1)))}
+        wrong |= {_NO_PROPENSITY: p.isNull(), _WRONG_PROPENSITY: ~((p > 0) & (p <= 1))}
         ends["propensity"] = p
-    figures = [F.count_if(F.col(design.randomised).isNull()).alias(_NO_RANDOMISED)]
-    figures += [value.cast("bigint").alias(name) for name, value in counts.items()]
+    wrong[_NO_RANDOMISED] = F.col(design.randomised).isNull()
+    counts = {_ROWS: F.lit(1).cast("bigint")} | {name: value.cast("bigint") for name, value in wrong.items()}
+    values = {f"v{place}": _or_nan(name) for place, name in enumerate(names)}
+    clustered = design.randomised != columns.unit
+    if not clustered and _unique(frame, unit):
+        # Every unit is a row, so no row of values has to move to another worker.
+        sides = {f"{side}_{name}": value for name, value in ends.items() for side, _ in _ENDS}
+        each = {**counts, _REPEATED: F.lit(0).cast("bigint"), **sides, **values}
+        return frame.select(*(value.alias(name) for name, value in each.items()))
+    repeated = F.count(F.lit(1)) - (F.count_distinct(unit) if clustered else F.lit(1))
+    figures = [F.sum(value).alias(name) for name, value in {**counts, **values}.items()]
+    figures += [repeated.cast("bigint").alias(_REPEATED)]
     figures += [end(value).alias(f"{side}_{name}") for name, value in ends.items() for side, end in _ENDS]
-    values = [F.coalesce(F.col(name).cast("double"), F.lit(float("nan"))) for name in names]
-    figures += [F.sum(value).alias(f"v{place}") for place, value in enumerate(values)]
     return frame.groupBy(F.col(design.randomised).alias("__unit")).agg(*figures).drop("__unit")
+
+
+def _or_nan(name: str) -> Column:
+    return F.coalesce(F.col(name).cast("double"), F.lit(float("nan")))
+
+
+def _unique(frame: DataFrame, unit: Column) -> bool:
+    (row,) = frame.agg(F.count(unit).alias("rows"), F.count_distinct(unit).alias("units")).collect()
+    return bool(row["rows"] == row["units"])
 
 
 _ENDS = (("low", F.min), ("high", F.max))

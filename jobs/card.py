@@ -122,7 +122,7 @@ def card_facts(campaign: Campaign, model: Registered) -> CardFacts:
     of_version = {**_trained_rows(campaign, roles, (table, read), absent), **_on_record(campaign, model)}
     return CardFacts(
         config, model, roles, None if champion is None else champion.version, (table, read),
-        logged=registry.logged_metrics(config.model_name, model.run_id) or {},
+        logged=registry.figures_of(model),
         environment=registry.environment(model), runs=runs,
         frames={name: _steady(rows) for name, rows in {**frames, **of_version}.items() if rows is not None},
         tables=_tables_of_units(campaign), absent=absent,

@@ -161,7 +161,7 @@ def run(
     else:
         progress(f"{model.name} version {model.version} is registered already")
     settle(config, campaign.lake, registry, model, run_id, progress)
-    regrow = due(registry.logged_metrics(model.name, run_id) or {})
+    regrow = due(registry.figures_of(model))
     details = {"model": model.name, "version": model.version, "trees_of": base.version, "regrow": regrow}
     return JobResult.of("refresh", run_id, **details)
 

@@ -349,6 +349,16 @@ def test_rows_that_do_not_fit(lake, tmp_path: Path) -> None:
         readout_job.run(Campaign(with_trial(table=flat), lake), reading=replace(LATER, override="to see"))
 
 
+def test_a_training_set_that_nuisances_wrote_anew_is_read_as_of_its_labels(lake) -> None:
+    """Its run has no labels; a reading as of now would be another one at each call."""
+    label = {"campaign": "spring", "unit_id": "u1", "outcome": "spend", "as_of": AT}
+    lake.write("silver.label", lake.filled("silver.label", [label]), "features-1")
+    rows = pd.DataFrame({"unit_id": ["u1", "u2"], "treatment": ["off", "on"], "spend": [0.0, 1.0], "age": [30.0, 40.0]})
+    lake.write("silver.training_spring", lake.spark.createDataFrame(rows), "nuisances-1", mode="overwrite")
+    campaign = Campaign(replace(CONFIG, lakehouse=lake.lakehouse), lake)
+    assert protocol._rows(campaign, TRIAL)[2] == AT
+
+
 @pytest.mark.slow
 def test_the_life_of_a_trial_beside_the_truth(lake, tmp_path: Path) -> None:
     """The campaign of conf/experiment.yaml, smaller: arms are those of the salt, the last reading covers the truth."""

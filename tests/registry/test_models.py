@@ -155,6 +155,21 @@ def test_of_a_run_that_is_registered_twice_at_once_the_first_version_stays(regis
     assert logged(registry, forest, "raced", "train-b").version > 1
 
 
+def test_figures_of_a_version_are_known_though_its_run_failed_after_it(registry, forest, monkeypatch):
+    real = registry._client.create_model_version
+
+    def lost(*arguments, **named):
+        real(*arguments, **named)
+        raise ConnectionResetError("the reply was lost")
+
+    monkeypatch.setattr(registry._client, "create_model_version", lost)
+    with pytest.raises(EnvironmentProblem):
+        logged(registry, forest, "replied", "train-a")
+    assert registry.logged_metrics("replied", "train-a") is None  # the run counts as failed, and the version is there
+    version = registry.version_for_run("replied", "train-a")
+    assert version is not None and registry.figures_of(version) == log_facts(forest, 1.5)[1]
+
+
 def test_champion_moves_only_on_request(registry, forest):
     first, second = logged(registry, forest, "ruled", "train-a"), logged(registry, forest, "ruled", "train-b")
     with pytest.raises(ConfigError, match="no alias 'champion'"):

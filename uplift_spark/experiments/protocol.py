@@ -491,7 +491,7 @@ def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, da
     lake, table = campaign.lake, campaign.training_table
     if trial.table is not None:
         rows, identity = rows_at(lake, trial.table, "experiment.table")
-        return rows, identity, datetime.combine(datetime.now(UTC).date(), time(), UTC)
+        return rows, identity, _today()
     version = lake.version(table)
     rows = lake.read(table, version)
     run = rows.select(RUN_ID).first()
@@ -499,10 +499,16 @@ def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, da
         raise DataError(
             f"{table} has no row: no label is mature yet; wait until the windows of its outcomes have closed"
         )
-    labels = lake.read(LABEL_TABLE).where((F.col(CAMPAIGN) == campaign.name) & (F.col(RUN_ID) == run[RUN_ID]))
-    known = labels.agg(F.max(F.unix_micros("as_of"))).first()
-    as_of = moment(known[0]) if known is not None and known[0] is not None else datetime.now(UTC)
-    return rows, f"{table}@{version}", as_of
+    labels = lake.read(LABEL_TABLE).where(F.col(CAMPAIGN) == campaign.name)
+    at, of_run = F.unix_micros("as_of"), F.col(RUN_ID) == run[RUN_ID]
+    # `uplift nuisances` writes the training set anew under a run of its own, which has no labels.
+    known = labels.agg(F.coalesce(F.max(F.when(of_run, at)), F.max(at))).collect()[0][0]
+    return rows, f"{table}@{version}", _today() if known is None else moment(known)
+
+
+def _today() -> datetime:
+    """The start of this day, so that a reading that is repeated on it is the same one."""
+    return datetime.combine(datetime.now(UTC).date(), time(), UTC)
 
 
 def _with_columns(

@@ -326,6 +326,11 @@ class Registry:
             runs = self._client.search_runs([self._experiment(name)], mine, max_results=1)
         return dict(runs[0].data.metrics) if runs else None
 
+    def figures_of(self, registered: Registered) -> dict[str, float]:
+        """Figures of the run that registered a version, also of one that failed after that."""
+        with self.store.calls():
+            return dict(self._client.get_run(registered.source_run).data.metrics)
+
     @contextmanager
     def _run(self, name: str, run_id: str, tags: Mapping[str, str]) -> Iterator[Any]:
         """An MLflow run that ends FINISHED, or FAILED when the body raises."""

@@ -354,6 +354,7 @@ def test_a_training_set_that_nuisances_wrote_anew_is_read_as_of_its_labels(lake)
     label = {"campaign": "spring", "unit_id": "u1", "outcome": "spend", "as_of": AT}
     lake.write("silver.label", lake.filled("silver.label", [label]), "features-1")
     rows = pd.DataFrame({"unit_id": ["u1", "u2"], "treatment": ["off", "on"], "spend": [0.0, 1.0], "age": [30.0, 40.0]})
+    rows = rows.assign(propensity=0.5, assigned_at=pd.Timestamp(AT).tz_localize(None), split="train")
     lake.write("silver.training_spring", lake.spark.createDataFrame(rows), "nuisances-1", mode="overwrite")
     campaign = Campaign(replace(CONFIG, lakehouse=lake.lakehouse), lake)
     assert protocol._rows(campaign, TRIAL)[2] == AT

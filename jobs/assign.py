@@ -2,7 +2,8 @@
 
 Reads the source and gold.experiment; appends units that have no arm yet, with their propensity by design, to
 bronze.assignment, and a design that is not on record to gold.experiment. The same source and design add nothing; a
-raised ramp adds units and moves none.
+raised ramp adds units and moves none. Of a switchback the source has regions, and their blocks of time get arms, in
+bronze.schedule.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from uplift_spark.experiments.protocol import (
     with_trimmed_ids,
 )
 from uplift_spark.experiments.spark import with_arms
+from uplift_spark.experiments.switchback_tables import regions_at, schedule_of, schedule_rows
 from uplift_spark.governance.privacy import key_of, pseudonymised
-from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, EXPERIMENT_TABLE
+from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, EXPERIMENT_TABLE, SCHEDULE_TABLE
 from uplift_spark.lake.session import instant
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT, UNIT
@@ -55,7 +57,7 @@ _DECISION = "__decision"  # a policy's arms often stand in a column `treatment`,
 
 @dataclass(frozen=True)
 class UnitsToAssign:
-    """A file, folder or table with a row a unit; and when its units are assigned, by default now."""
+    """A file, folder or table with a row a unit, or a region of a switchback; and when it is assigned: now if None."""
 
     source: str
     at: datetime | None = None
@@ -69,7 +71,8 @@ def run(
     Of runs at the same time the first to write wins, and the others read again what is left to add.
     """
     at = units.at or datetime.now(UTC)
-    return until_first(lambda: _attempt(campaign, progress, run_id, units.source, at), progress)
+    attempt = _attempt if trial_of(campaign.config).switchback is None else _attempt_schedule
+    return until_first(lambda: attempt(campaign, progress, run_id, units.source, at), progress)
 
 
 def _attempt(
@@ -81,7 +84,7 @@ def _attempt(
     on_record = check_record(campaign, experiment, at)
     rows, identity = rows_at(lake, location, "--from")
     check_trial_columns(rows, roles_of_columns(trial), location)
-    source = f"{location.rstrip('/').rsplit('/', 1)[-1]}#{short_digest(identity)}"
+    source = _source_name(location, identity)
     selected, columns = _selected(with_trimmed_ids(rows, trial.unit), trial)
     progress(f"assigning units of {source}")
     dealt = with_arms(selected, experiment, columns)
@@ -102,6 +105,40 @@ def _attempt(
     tables = [*records, (ASSIGNMENT_TABLE, new.withColumns(common))]
     written = [lake.write(table, rows, run_id, claim=claims[table]) for table, rows in tables]
     return JobResult.of("assign", run_id, *written, salt=experiment.salt, **details)
+
+
+def _attempt_schedule(
+    campaign: Campaign, progress: ProgressCallback, run_id: str | None, location: str, at: datetime
+) -> JobResult:
+    """Add the blocks of regions that have none yet. Raises OvertakenError when another run has written meanwhile."""
+    lake, experiment = campaign.lake, designed(campaign.config)
+    claims = {table: lake.claim(table, "assign") for table in (EXPERIMENT_TABLE, SCHEDULE_TABLE)}
+    on_record = check_record(campaign, experiment, at)
+    regions, identity = regions_at(campaign, location)
+    known = set(schedule_of(campaign)["region"])
+    new = [region for region in regions if region not in known]
+    source = _source_name(location, identity)
+    details: dict[str, object] = {"salt": experiment.salt, "regions": f"{len(regions):,}"}
+    if not new:
+        progress("every region of the source has its blocks already: nothing is added")
+        return JobResult.of("assign", run_id or "", **details)
+    run_id = run_id or campaign.run_id("assign", source=identity, at=at)
+    blocks, past = schedule_rows(campaign, new, at, source)
+    if past:
+        progress(
+            f"{past:,} blocks of new regions began before {at:%Y-%m-%d %H:%M} UTC and are left out of the schedule"
+        )
+    records = [] if on_record else [(EXPERIMENT_TABLE, record_row(campaign, ASSIGNED, at))]
+    written = [
+        lake.write(table, rows, run_id, claim=claims[table]) for table, rows in [*records, (SCHEDULE_TABLE, blocks)]
+    ]
+    counts = {row[TREATMENT]: f"{row['count']:,}" for row in blocks.groupBy(TREATMENT).count().collect()}
+    added = {"new_regions": f"{len(new):,}", "new_blocks": {arm: counts.get(arm, "0") for arm in experiment.arms}}
+    return JobResult.of("assign", run_id, *written, **details, **added)
+
+
+def _source_name(location: str, identity: str) -> str:
+    return f"{location.rstrip('/').rsplit('/', 1)[-1]}#{short_digest(identity)}"
 
 
 def _selected(rows: DataFrame, trial: ExperimentConf) -> tuple[DataFrame, AssignmentColumns]:
@@ -148,7 +185,9 @@ def _counts(trial: ExperimentConf, rows: list[tuple[str | None, str | None, int]
 
 def command(
     conf: ConfOption,
-    source: Annotated[str | None, typer.Option("--from", help="File, folder or table with a row a unit.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="File, folder or table with a row a unit or region.")
+    ] = None,
     at: Annotated[str | None, typer.Option("--at", help="When units are assigned, in UTC; by default now.")] = None,
     sql: Annotated[
         str | None, typer.Option("--sql", metavar="DIALECT", help="Print the query for a warehouse and stop.")
@@ -169,6 +208,10 @@ def command(
 def warehouse_query(conf: Path, overrides: list[str], table: str, dialect: str) -> str:
     """The query that assigns a table's units in a warehouse as `run` does. Raises ConfigError for another dialect."""
     config = read_config(conf, overrides, "assign")
+    if trial_of(config).switchback is not None:
+        raise ConfigError(
+            f"a switchback's schedule is a table, not a query: write it with --from, read {SCHEDULE_TABLE}"
+        )
     return assignment_sql(designed(config), assignment_columns(trial_of(config)), dialect).select(table)
 
 

@@ -65,6 +65,7 @@ SPARK_EDGES = {
     "uplift_spark.monitoring.spark",
     "uplift_spark.experiments.protocol",
     "uplift_spark.experiments.programme_tables",
+    "uplift_spark.experiments.switchback_tables",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

@@ -313,9 +313,16 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
         place = sums.placed(metric)
         columns = [place.numerator] if place.denominator is None else [place.numerator, place.denominator]
         mean, spread = whole.mean[columns], np.diagonal(whole.products)[columns] / whole.n
-        if not (spread > 1e-18 * (mean**2 + 1e-300)).any():
+        constant = not (spread > 1e-18 * (mean**2 + 1e-300)).any()
+        value = mean[0]
+        if place.denominator is not None and mean[1] > 0:
+            # Where rows are sums, those of a constant follow the number of units: what is left beside them counts.
+            value = mean[0] / mean[1]
+            off = np.array([1.0, -value])
+            constant |= bool(off @ whole.products[np.ix_(columns, columns)] @ off <= 1e-14 * whole.n * spread[0])
+        if constant:
             raise DataError(
-                f"metric {metric.name} is {mean[0]:g} in all {whole.n:,.0f} units: it tells no arms apart; drop it or "
+                f"metric {metric.name} is {value:g} in all {whole.n:,.0f} units: it tells no arms apart; drop it or "
                 "wait for outcomes"
             )
         if place.denominator is not None and not mean[-1] > 0:

@@ -22,13 +22,14 @@ from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import ConfOption, RunOption, SetOption, main_command, read_config, run_jobs
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.load import until_first
 from uplift_spark.events.load_source import short_digest
-from uplift_spark.experiments.assignment import LEFT_OUT, AssignmentColumns, assignment_sql
+from uplift_spark.experiments.assignment import LEFT_OUT, AssignmentColumns, Experiment, assignment_sql
 from uplift_spark.experiments.protocol import (
     ASSIGNED,
     assignment_columns,
+    balance_rule,
     check_record,
     check_trial_columns,
     designed,
@@ -39,6 +40,7 @@ from uplift_spark.experiments.protocol import (
     trial_of,
     with_trimmed_ids,
 )
+from uplift_spark.experiments.rerandomise import BalanceRule
 from uplift_spark.experiments.spark import with_arms
 from uplift_spark.experiments.switchback_tables import regions_at, schedule_of, schedule_rows
 from uplift_spark.governance.privacy import key_of, pseudonymised
@@ -51,7 +53,7 @@ from uplift_spark.sections.experiment import ExperimentConf
 
 _CLAIMS = {EXPERIMENT_TABLE: "assign", ASSIGNMENT_TABLE: f"load {ASSIGNMENT_TABLE}"}
 """Runs that must not write at once: a salt is checked over all campaigns, and `uplift load` adds assignments, too."""
-_KNOWN = "__known"
+_KNOWN, _MOST_DEALT = "__known", 2_000_000
 _DECISION = "__decision"  # a policy's arms often stand in a column `treatment`, which assignment fills itself
 
 
@@ -87,13 +89,21 @@ def _attempt(
     source = _source_name(location, identity)
     selected, columns = _selected(with_trimmed_ids(rows, trial.unit), trial)
     progress(f"assigning units of {source}")
-    dealt = with_arms(selected, experiment, columns)
+    dealt_by, deal = experiment, dict[str, str]()
+    rule = balance_rule(trial)
+    if rule is not None:
+        if _all_dealt(campaign, selected, trial):
+            progress("every unit of the source has its arm already: nothing is added")
+            return JobResult.of("assign", run_id or "", salt=experiment.salt)
+        dealt_by, before = _balanced(selected, trial, rule, experiment)
+        deal = {"deal": f"accepted after {before:,} others, with salt {dealt_by.salt}"}
+    dealt = with_arms(selected, dealt_by, columns)
     picked = dealt.select(F.col(trial.unit).cast("string").alias(UNIT), TREATMENT, PROPENSITY, LEFT_OUT)
     known = _with_known(campaign, pseudonymised(picked, key_of(campaign.config)))
     kinds = known.groupBy(TREATMENT, LEFT_OUT, _KNOWN).count().collect()
     if trial.strata:
         _refuse_other_lists(source, {row[_KNOWN]: row["count"] for row in kinds if row[TREATMENT] is not None})
-    details = _counts(trial, [(row[TREATMENT], row[LEFT_OUT], row["count"]) for row in kinds])
+    details = _counts(trial, [(row[TREATMENT], row[LEFT_OUT], row["count"]) for row in kinds]) | deal
     if not any(row[TREATMENT] is not None and row[_KNOWN] is None for row in kinds):
         progress("every unit of the source that takes part has its arm already: nothing is added")
         return JobResult.of("assign", run_id or "", salt=experiment.salt, **details)
@@ -105,6 +115,41 @@ def _attempt(
     tables = [*records, (ASSIGNMENT_TABLE, new.withColumns(common))]
     written = [lake.write(table, rows, run_id, claim=claims[table]) for table, rows in tables]
     return JobResult.of("assign", run_id, *written, salt=experiment.salt, **details)
+
+
+def _all_dealt(campaign: Campaign, rows: DataFrame, trial: ExperimentConf) -> bool:
+    """Whether all units have their arm. Raises ConfigError where the campaign was dealt and some have none."""
+    lake = campaign.lake
+    if (
+        not lake.exists(ASSIGNMENT_TABLE)
+        or lake.read(ASSIGNMENT_TABLE).where(F.col(CAMPAIGN) == campaign.name).isEmpty()
+    ):
+        return False
+    ids = pseudonymised(rows.select(F.col(trial.unit).cast("string").alias(UNIT)), key_of(campaign.config))
+    new = _with_known(campaign, ids).where(F.col(_KNOWN).isNull()).count()
+    if new:
+        raise ConfigError(
+            f"{new:,} units have no arm, and those of campaign {campaign.name} were dealt together until they were "
+            "balanced: give units that come later a trial of their own"
+        )
+    return True
+
+
+def _balanced(
+    rows: DataFrame, trial: ExperimentConf, rule: BalanceRule, experiment: Experiment
+) -> tuple[Experiment, int]:
+    """The first accepted deal's design, and the deals before it. Raises DataError as `BalanceRule.balanced`."""
+    names = [f"v{k}" for k in range(len(trial.balance))]
+    numbers = [
+        F.expr(f"try_cast(`{one}` AS double)").alias(name) for one, name in zip(trial.balance, names, strict=True)
+    ]
+    units = rows.select(F.col(trial.unit).cast("string").alias(UNIT), *numbers).limit(_MOST_DEALT + 1).toPandas()
+    if len(units) > _MOST_DEALT:
+        raise DataError(
+            f"the source has more than {_MOST_DEALT:,} units, which are not dealt anew: at this size arms are alike "
+            "without, so drop experiment.rerandomise"
+        )
+    return rule.balanced(units[UNIT].tolist(), units[names].to_numpy(float), experiment)
 
 
 def _attempt_schedule(
@@ -144,6 +189,7 @@ def _source_name(location: str, identity: str) -> str:
 def _selected(rows: DataFrame, trial: ExperimentConf) -> tuple[DataFrame, AssignmentColumns]:
     """The columns that assignment reads, the decision under a name that no column of arms has."""
     names = [trial.unit, *([trial.cluster] if trial.cluster else []), *trial.strata]
+    names += trial.balance if trial.rerandomise else ()
     picked: list[Column] = [F.col(name).alias(name) for name in dict.fromkeys(names)]
     if trial.decision is None:
         return rows.select(*picked), assignment_columns(trial)
@@ -208,6 +254,8 @@ def command(
 def warehouse_query(conf: Path, overrides: list[str], table: str, dialect: str) -> str:
     """The query that assigns a table's units in a warehouse as `run` does. Raises ConfigError for another dialect."""
     config = read_config(conf, overrides, "assign")
+    if trial_of(config).rerandomise is not None:
+        raise ConfigError("arms that are dealt until they are balanced follow from the whole list: assign with --from")
     if trial_of(config).switchback is not None:
         raise ConfigError(
             f"a switchback's schedule is a table, not a query: write it with --from, read {SCHEDULE_TABLE}"

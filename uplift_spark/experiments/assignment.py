@@ -93,6 +93,7 @@ class Experiment:
     clustered    whether all units of a cluster get one arm
     stratified   whether arms are balanced exactly within strata, for a list of units that is assigned as a whole
     blocks       of a switchback: when its blocks begin and end, in words
+    balanced     of a re-randomisation: which deals are accepted, in words
 
     Raises ConfigError when shares do not add up, a salt or an arm's name is unusable, or parts exclude each other.
     """
@@ -107,6 +108,7 @@ class Experiment:
     clustered: bool = False
     stratified: bool = False
     blocks: str | None = None
+    balanced: str | None = None
 
     def __post_init__(self) -> None:
         checked_salt(self.salt, "salt")
@@ -160,8 +162,9 @@ class Experiment:
         return json.dumps(self._facts(), ensure_ascii=False)
 
     def _facts(self) -> dict[str, Any]:
-        """All that is laid down; `blocks` only where there are some: designs on record keep their fingerprint."""
-        return {name: value for name, value in asdict(self).items() if name != "blocks" or value is not None}
+        """All that is laid down; what came later only where it is used: designs on record keep their fingerprint."""
+        later = ("blocks", "balanced")
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
     @classmethod
     def of_text(cls, text: str) -> Experiment:
@@ -194,7 +197,7 @@ def check_change(before: Experiment, after: Experiment) -> None:
         return
     new_salt = f"give the new design a salt of its own, such as {after.salt}-2"
     if before.fingerprint != after.fingerprint:
-        names = ("arms", "slot", "programme", "exploration", "clustered", "stratified", "blocks")
+        names = ("arms", "slot", "programme", "exploration", "clustered", "stratified", "blocks", "balanced")
         # Python takes dictionaries of another order for equal, but thresholds follow the order.
         changed = [name for name in names if repr(getattr(before, name)) != repr(getattr(after, name))]
         raise ConfigError(f"{after.salt} has other {', '.join(changed)} than units were assigned with: {new_salt}")

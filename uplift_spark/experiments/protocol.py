@@ -39,6 +39,7 @@ from uplift_spark.experiments.backtest import BacktestLayout, LoggedColumns, Pol
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
 from uplift_spark.experiments.health import REFUSE, HealthFinding, ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import BROKEN, PRIMARY, ReadoutMetric, TrialReadout, TrialSums
+from uplift_spark.experiments.rerandomise import BalanceRule
 from uplift_spark.experiments.sequential import StoppingRule
 from uplift_spark.experiments.spark import backtest_sums, unit_sums, with_arms
 from uplift_spark.experiments.switchback import BLOCK_ID, Switchback
@@ -83,6 +84,7 @@ def designed(config: Config) -> Experiment:
     if trial.switchback is not None:
         return switchback_plan(trial).experiment()
     clustered, place, holdout = trial.cluster is not None, trial.namespace, trial.holdout
+    rule = balance_rule(trial)
     return Experiment(
         trial.salt,
         trial.arms,
@@ -93,6 +95,7 @@ def designed(config: Config) -> Experiment:
         exploration=trial.exploration,
         clustered=clustered,
         stratified=bool(trial.strata),
+        balanced=rule.text if rule else None,
     )
 
 
@@ -105,6 +108,12 @@ def switchback_plan(trial: ExperimentConf) -> Switchback:
     start, end = datetime.combine(trial.start, time(), UTC) + offset, _midnight_after(trial.end) + offset
     hours = (conf.hours, conf.burn_in_hours, conf.round_hours)
     return Switchback(trial.salt, trial.arms, start, end, *hours, region=conf.region, time=conf.time)
+
+
+def balance_rule(trial: ExperimentConf) -> BalanceRule | None:
+    """Which deals of arms are accepted; None where arms are dealt once."""
+    conf = trial.rerandomise
+    return None if conf is None else BalanceRule(trial.balance, conf.accept, conf.draws)
 
 
 def assignment_columns(trial: ExperimentConf) -> AssignmentColumns:
@@ -138,7 +147,7 @@ def readout_design(config: Config) -> ReadoutDesign:
     randomised = BLOCK_ID if trial.switchback else trial.cluster or _unit(trial)
     return ReadoutDesign(
         {arm: share / total for arm, share in shares.items()},
-        *(units, days, rule, randomised, trial.multiplicity),
+        *(units, days, rule, randomised, trial.multiplicity, balance_rule(trial)),
     )
 
 
@@ -167,10 +176,11 @@ def simulated_trial(campaign: Campaign) -> tuple[SimulatedTrial | None, dict[str
         )
     if trial is None:
         return None, {}
-    if trial.strata or trial.cluster or trial.switchback or (trial.decision and source.follows is None):
+    by_more = (trial.strata, trial.cluster, trial.switchback, trial.rerandomise)
+    if any(by_more) or (trial.decision and source.follows is None):
         raise ConfigError(
-            "a simulation assigns arms by ids alone: leave strata, cluster, decision and switchback out of "
-            "`experiment`, or name a source of your own"
+            "a simulation assigns arms by ids alone: leave strata, cluster, decision, switchback and rerandomise "
+            "out of `experiment`, or name a source of your own"
         )
     levels = CampaignSimulator(source.design, source.arms).levels.names
     if unknown := sorted(set(trial.arms) - set(levels)):
@@ -284,6 +294,7 @@ def roles_of_columns(trial: ExperimentConf) -> dict[str, str]:
     """{column that assignment reads: what it is}, for messages."""
     parts = {trial.unit: "unit", **({trial.cluster: "cluster"} if trial.cluster else {})}
     parts |= dict.fromkeys(trial.strata, _STRATUM)
+    parts |= dict.fromkeys(trial.balance if trial.rerandomise else (), "balance")
     return parts | ({trial.decision: "decision"} if trial.decision else {})
 
 

@@ -83,6 +83,18 @@ class SwitchbackConf:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RerandomiseConf:
+    """`experiment.rerandomise`: two arms are dealt anew until the columns of `experiment.balance` are balanced.
+
+    accept  probability that a deal is accepted: .01 takes the best of a hundred
+    draws   most deals
+    """
+
+    accept: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    draws: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+
+
+@dataclass(frozen=True, config=STRICT)
 class ExperimentMetric:
     """An entry of `experiment.metrics`: the mean of a column, or the ratio of two columns' means.
 
@@ -162,6 +174,7 @@ class ExperimentConf:
     multiplicity of secondary metrics and their arms: bh, holm or none
     balance      further columns, measured before the treatment, that must be alike in all arms
     switchback   what is randomised where units disturb each other: blocks of a region and some hours, in place of units
+    rerandomise  arms are dealt anew until `balance` is alike in both, where all units are known at the assignment
     then         configuration of the targeted campaign that comes after this trial, in the folder of this one: `uplift
                  demo` plays it, too
     """
@@ -172,7 +185,7 @@ class ExperimentConf:
         "readout": "campaign experiment labels",
     }
     NO_IDENTITY: ClassVar = ("name", "then")
-    LATER: ClassVar = ("switchback",)
+    LATER: ClassVar = ("switchback", "rerandomise")
     salt: str
     arms: dict[str, float]
     metrics: tuple[ExperimentMetric, ...]
@@ -197,6 +210,7 @@ class ExperimentConf:
     multiplicity: Literal["bh", "holm", "none"] = "bh"
     balance: tuple[str, ...] = ()
     switchback: SwitchbackConf | None = None
+    rerandomise: RerandomiseConf | None = None
     then: str | None = None
 
     def __post_init__(self) -> None:
@@ -210,6 +224,8 @@ class ExperimentConf:
             raise ConfigError("experiment.exploration goes with experiment.decision, the column of the policy's arm")
         if self.switchback is not None:
             self._check_switchback(self.switchback)
+        if self.rerandomise is not None:
+            self._check_rerandomise()
 
     def _check_metrics(self) -> None:
         names = [metric.name for metric in self.metrics]
@@ -267,6 +283,23 @@ class ExperimentConf:
                 f"{min(measured)} is a metric, covariate or balance column and also the region or time of "
                 "experiment.switchback: name another column"
             )
+
+    def _check_rerandomise(self) -> None:
+        """Deals are accepted or not as a whole: whoever comes later, or is dealt otherwise, was in none."""
+        otherwise = {
+            **{"ramp": self.ramp < 1, "stopped": self.stopped, "namespace": self.namespace, "holdout": self.holdout},
+            **{"exploration": self.exploration, "cluster": self.cluster, "strata": self.strata},
+            **{"switchback": self.switchback, "plan": self.plan != "none"},
+        }
+        if names := [name for name, there in otherwise.items() if there]:
+            raise ConfigError(
+                "experiment.rerandomise deals all units at once, by their ids, and is read once: drop "
+                f"experiment.{names[0]}"
+            )
+        if len(self.arms) != 2:
+            raise ConfigError(f"experiment.rerandomise balances two arms, and there are {len(self.arms)}: keep two")
+        if not self.balance:
+            raise ConfigError("experiment.rerandomise needs experiment.balance: name the columns to balance")
 
     @property
     def control(self) -> str:

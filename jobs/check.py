@@ -1,7 +1,8 @@
 """Check whether a trial may be read: units in arms as designed, arms alike, delivery, days, looks, other trials.
 
-Reads the training set, or the table that `experiment.table` names, and gold.experiment; appends to
-gold.experiment_health. Ends with exit code 1 and the reasons where the trial is broken and nobody overrides that.
+Reads the training set, or the table that `experiment.table` names, gold.experiment, and of a switchback
+bronze.schedule; appends to gold.experiment_health. Ends with exit code 1 and the reasons where the trial is broken and
+nobody overrides that.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from uplift_spark.console import main_job
 from uplift_spark.experiments.health import health_findings
 from uplift_spark.experiments.protocol import (
     ReadingOptions,
-    read_trial_rows,
     reading_identity,
     readout_design,
     refuse_broken,
     write_findings,
 )
+from uplift_spark.experiments.switchback_tables import trial_reading
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 
@@ -42,16 +43,16 @@ def run(
 ) -> JobResult:
     """Write what is wrong with the trial; a broken one is a DataError once that is written."""
     how = reading or ReadingOptions()
-    read = read_trial_rows(campaign, how)
-    findings = health_findings(read.facts, readout_design(campaign.config))
+    read = trial_reading(campaign, how)
+    findings = [*health_findings(read.facts, readout_design(campaign.config)), *read.findings]
     run_id = run_id or campaign.run_id("check", **reading_identity(campaign, read, how))
     written = write_findings(campaign, read, findings, how, run_id)
     for one in findings:
         progress(f"{one.severity}: {one.sentence}")
     refuse_broken(campaign, findings, how.override)
-    units = {arm: f"{count:,.0f}" for arm, count in read.facts.units.items()}
+    units = {read.noun: {arm: f"{count:,.0f}" for arm, count in read.facts.units.items()}}
     verdict = "overridden" if any(one.severity == "refuse" for one in findings) else "may be read"
-    return JobResult.of("check", run_id, written, trial=verdict, units=units, **read.details)
+    return JobResult.of("check", run_id, written, trial=verdict, **units, **read.details)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Read a trial: check it, then each metric's effect and a verdict: ship, roll back, keep going, or broken.
 
-Reads the training set, or the table that `experiment.table` names, and gold.experiment; appends to
-gold.experiment_health, gold.readout and gold.experiment, and draws the effect over time. Ends with exit code 1 and the
-reasons where the trial is broken and nobody overrides that. With --programme it reads profiles, outcomes and
-assignments of all campaigns with the same holdout, and what was read of each.
+Reads the training set, or the table that `experiment.table` names, gold.experiment, and of a switchback
+bronze.schedule; appends to gold.experiment_health, gold.readout and gold.experiment, and draws the effect over time.
+Ends with exit code 1 and the reasons where the trial is broken and nobody overrides that. With --programme it reads
+profiles, outcomes and assignments of all campaigns with the same holdout, and what was read of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,7 +31,6 @@ from uplift_spark.experiments.protocol import (
     planned_readings,
     policy_layout,
     read_trial_policy,
-    read_trial_rows,
     reading_identity,
     readout_design,
     readout_metrics,
@@ -41,6 +41,7 @@ from uplift_spark.experiments.protocol import (
     write_findings,
 )
 from uplift_spark.experiments.readout import PRIMARY, TrialReadout, effects_by_day, read_sums
+from uplift_spark.experiments.switchback_tables import RedealtEffect, SwitchbackReading, trial_reading
 from uplift_spark.lake.schemas import EXPERIMENT_TABLE, READOUT_TABLE, TRUTH_TABLE
 from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -80,15 +81,18 @@ def run(
     if programme:
         return _read_programme(campaign, progress, run_id, how)
     trial, design = trial_of(campaign.config), readout_design(campaign.config)
-    read = read_trial_rows(campaign, how)
-    result = read_sums(read.sums, readout_metrics(trial), design, read.facts, override=how.override)
+    read, metrics = trial_reading(campaign, how), readout_metrics(trial)
+    result = read_sums(read.sums, metrics, design, read.facts, override=how.override)
+    result = replace(result, findings=(*result.findings, *read.findings))
+    redealt = read.redealt(metrics, result) if isinstance(read, SwitchbackReading) else ()
     policy = read_trial_policy(campaign, read, how, result.level) if result.metrics else None
     if policy is not None and how.policy is not None:
         policy.refuse()
     run_id = run_id or campaign.run_id("readout", **reading_identity(campaign, read, how))
     written = [write_findings(campaign, read, result.findings, how, run_id)]
     if result.metrics:
-        rows = lake.filled(READOUT_TABLE, readout_rows(campaign, read, result, policy))
+        others = (*redealt, *(policy.metrics if policy else ()))
+        rows = lake.filled(READOUT_TABLE, readout_rows(campaign, read, result, others))
         written.append(lake.write(READOUT_TABLE, rows, run_id))
     verdict = result.verdict
     figures = {
@@ -100,7 +104,7 @@ def run(
     refuse_broken(campaign, result.findings, how.override)
     picture = _picture(campaign, read, progress, run_id)
     details = read.details | ({"picture": picture} if picture else {})
-    return JobResult.of("readout", run_id, *written, **details, readout=_text(result, policy))
+    return JobResult.of("readout", run_id, *written, **details, readout=_text(result, policy, redealt))
 
 
 def _read_programme(
@@ -185,10 +189,10 @@ def policy_beside_truth(campaign: Campaign, result: JobResult) -> pd.DataFrame:
     return shown[["metric", "against", "effect", "lower", "upper", "true_effect", "status"]]
 
 
-def _text(result: TrialReadout, policy: PolicyReadout | None) -> str:
-    """The readout's lines, those of a policy behind them, the verdict last, where it is read."""
+def _text(result: TrialReadout, policy: PolicyReadout | None, redealt: Sequence[RedealtEffect] = ()) -> str:
+    """The readout's lines, those of re-deals and a policy behind them, the verdict last, where it is read."""
     verdict, *lines = result.text().splitlines()
-    return "\n".join([*lines, *([policy.text()] if policy else []), "", verdict])
+    return "\n".join([*lines, *map(str, redealt), *([policy.text()] if policy else []), "", verdict])
 
 
 def _picture(campaign: Campaign, read: TrialReading, progress: ProgressCallback, run_id: str) -> str:

@@ -247,7 +247,8 @@ def _arms(it: Retraining, quiet: Campaign) -> list[RetrainCheck]:
 
 def _trial_faults(quiet: Campaign) -> list[RetrainCheck]:
     """What says that a trial's arms are not what its protocol makes; nothing without a protocol."""
-    if quiet.config.experiment is None:
+    trial = quiet.config.experiment
+    if trial is None or trial.switchback is not None:  # blocks say nothing of the training set's arms
         return []
     facts = read_trial_rows(quiet, ReadingOptions()).facts
     return [

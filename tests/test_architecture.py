@@ -66,6 +66,7 @@ SPARK_EDGES = {
     "uplift_spark.experiments.protocol",
     "uplift_spark.experiments.programme_tables",
     "uplift_spark.gamedays.runbooks",
+    "uplift_spark.experiments.switchback_tables",
     "uplift_spark.estimators",
 }
 SPARKLESS_MODULES = {

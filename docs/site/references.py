@@ -416,7 +416,7 @@ MODULES = {
     "Experiments": (
         "experiments.assignment", "experiments.backtest", "experiments.design", "experiments.frames",
         "experiments.health", "experiments.programme", "experiments.readout",
-        "experiments.sequential", "experiments.switchback",
+        "experiments.rerandomise", "experiments.sequential", "experiments.switchback",
     ),
     "Governance": (
         "governance.approvals", "governance.audit", "governance.bias", "governance.differential_privacy",

@@ -148,6 +148,11 @@ def test_frames_that_cannot_be_read() -> None:
         switchback_readout(frame.assign(time=frame["time"].mask(frame.index < 2)), [SALES], plan())
     with pytest.raises(DataError, match="no row lies in a block behind its burn-in"):
         switchback_readout(frame.assign(time=frame["time"] + pd.Timedelta(days=90)), [SALES], plan())
+    with pytest.raises(DataError, match="metric sales is 3 in all 112 units: it tells no arms apart"):
+        switchback_readout(frame.assign(sales=3.0), [SALES], plan())
+    uneven = frame.assign(sales=3.0)[(frame.index % 7 > 1) | (frame.index % 3 > 0)]
+    with pytest.raises(DataError, match="metric sales is 3 in all 112 units: it tells no arms apart"):
+        switchback_readout(uneven, [SALES], plan())
     with pytest.raises(ConfigError, match="at least 99"):
         switchback_readout(frame, [SALES], plan(), redeals=10)
     with pytest.raises(ConfigError, match="at least one"):

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -65,7 +65,7 @@ from uplift_spark.lake.schemas import ALERTS_TABLE, columns_to_fill
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.sections.costs import Costs
-from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
+from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric, SwitchbackConf
 from uplift_spark.sections.governance import ApprovalConf, AuditConf, BiasConf, Governance, RetentionConf
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.sections.source import EventsSource, EventTable, TableSource
@@ -298,6 +298,17 @@ def _assign(ramp: float, lake: Lake) -> object:
     return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
 
 
+def _schedule(regions: int, lake: Lake) -> object:
+    """A switchback's blocks, of regions of a file, which lies beside the lakehouse."""
+    path = Path(lake.lakehouse.path).parent / "sources" / f"regions{regions}.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["region", *(f"r{k}" for k in range(regions))]) + "\n")
+    days = {"start": date(2025, 2, 3), "end": date(2025, 2, 9)}
+    trial = replace(TRIAL, salt="hours-2025", table="none", switchback=SwitchbackConf(hours=6.0), **days)
+    campaign = Campaign(replace(CAMPAIGN, campaign="hours", lakehouse=lake.lakehouse, experiment=trial), lake)
+    return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
+
+
 _FIRING = "3f2a9c0d11e4b7a8"  # fingerprint of an alert
 
 
@@ -424,6 +435,8 @@ JOBS: dict[str, Job] = {
     "simulate": _runs("simulate", policy=Policy(budget=8.0)),
     # The first run assigns half of the units, the second the others; a ramp that falls is refused.
     "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0), apart=False),
+    # The first run makes the blocks of two regions, the second those of a third.
+    "schedule": Job(partial(_schedule, 2), partial(_schedule, 3)),
     "check": Job(partial(_read, check, "a rehearsal"), partial(_read, check, "another")),
     "readout": Job(partial(_read, readout, "a rehearsal"), partial(_read, readout, "another")),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),

@@ -92,6 +92,8 @@ class Experiment:
     exploration  share of the units whose arm is random in a targeted campaign; the others get what the policy decided
     clustered    whether all units of a cluster get one arm
     stratified   whether arms are balanced exactly within strata, for a list of units that is assigned as a whole
+    blocks       of a switchback: when its blocks begin and end, in words
+    balanced     of a re-randomisation: which deals are accepted, in words
 
     Raises ConfigError when shares do not add up, a salt or an arm's name is unusable, or parts exclude each other.
     """
@@ -105,6 +107,8 @@ class Experiment:
     exploration: float | None = None
     clustered: bool = False
     stratified: bool = False
+    blocks: str | None = None
+    balanced: str | None = None
 
     def __post_init__(self) -> None:
         checked_salt(self.salt, "salt")
@@ -155,7 +159,12 @@ class Experiment:
     @property
     def text(self) -> str:
         """The design as JSON, for `of_text`."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(self._facts(), ensure_ascii=False)
+
+    def _facts(self) -> dict[str, Any]:
+        """All that is laid down; what came later only where it is used: designs on record keep their fingerprint."""
+        later = ("blocks", "balanced")
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
     @classmethod
     def of_text(cls, text: str) -> Experiment:
@@ -168,7 +177,7 @@ class Experiment:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of whatever decides the arm of a unit; `ramp` and `stopped` are no part of it."""
-        facts = asdict(replace(self, ramp=1.0, stopped=()))
+        facts = replace(self, ramp=1.0, stopped=())._facts()
         facts["arms"] = list(self.arms.items())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -188,7 +197,7 @@ def check_change(before: Experiment, after: Experiment) -> None:
         return
     new_salt = f"give the new design a salt of its own, such as {after.salt}-2"
     if before.fingerprint != after.fingerprint:
-        names = ("arms", "slot", "programme", "exploration", "clustered", "stratified")
+        names = ("arms", "slot", "programme", "exploration", "clustered", "stratified", "blocks", "balanced")
         # Python takes dictionaries of another order for equal, but thresholds follow the order.
         changed = [name for name in names if repr(getattr(before, name)) != repr(getattr(after, name))]
         raise ConfigError(f"{after.salt} has other {', '.join(changed)} than units were assigned with: {new_salt}")

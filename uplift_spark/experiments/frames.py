@@ -168,7 +168,7 @@ def _checked_rows(
     if columns.stratum:
         stratum, levels = pd.factorize(part[columns.stratum].astype(str), sort=True)
         strata = tuple(map(str, levels))
-    values = np.column_stack([_finite_column(part, name) for name in names])
+    values = np.column_stack([finite_column(part, name) for name in names])
     day, propensity = _days_of(part, columns.day), _propensity_of(part, columns.propensity)
     rows = _Rows(arm[keep], stratum, strata, values, tuple(names), day, propensity, units, twice)
     return _by_cluster(rows, unit[keep], design.randomised) if design.randomised != columns.unit else rows
@@ -232,7 +232,8 @@ def _arms_of(
     return unit, np.where(torn[unit], -1, code), units, int(torn.sum())
 
 
-def _finite_column(frame: pd.DataFrame, name: str) -> np.ndarray:
+def finite_column(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """A column's numbers, [rows]; DataError where one is missing, not finite, or no number."""
     try:
         values = frame[name].to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError):
@@ -257,7 +258,7 @@ def _days_of(frame: pd.DataFrame, name: str | None) -> np.ndarray | None:
 def _propensity_of(frame: pd.DataFrame, name: str | None) -> np.ndarray | None:
     if name is None:
         return None
-    values = _finite_column(frame, name)
+    values = finite_column(frame, name)
     wrong = int(((values <= 0) | (values > 1)).sum())
     if wrong:
         raise DataError(f"column {name!r} is outside (0, 1] in {wrong} rows: log the probability of the unit's arm")

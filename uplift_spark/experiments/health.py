@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import chi2, f, norm
 
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.experiments.rerandomise import BalanceRule
 from uplift_spark.experiments.sequential import StoppingRule, sequential_ratio_p
 from uplift_spark.roles import UNIT, checked_shares
 from uplift_spark.stats.findings import Finding
@@ -71,6 +72,7 @@ class ReadoutDesign:
     randomised     column of the unit that was randomised: what rows of the sums are
     multiplicity   'holm' (any false alarm) or 'bh' (share of false among the discoveries) over secondary metrics and
                    their arms, or 'none'; the primary metric's arms always share one level (Holm)
+    balanced       by which covariates arms were dealt anew, if they were; the sums have their columns
 
     Raises ConfigError when shares do not add up, or parts do not fit.
     """
@@ -81,6 +83,7 @@ class ReadoutDesign:
     stopping: StoppingRule = field(default_factory=StoppingRule)
     randomised: str = UNIT
     multiplicity: str = "bh"
+    balanced: BalanceRule | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", checked_shares(self.shares, "the trial", least=0.0))
@@ -90,6 +93,8 @@ class ReadoutDesign:
             raise ConfigError(f"multiplicity {self.multiplicity!r} is unknown: use holm, bh or none")
         if self.stopping.kind != "fixed" and not self.planned_units:
             raise ConfigError(f"a trial of kind {self.stopping.kind} needs planned_units: its looks are shares of them")
+        if self.balanced is not None and len(self.open_arms) > 2:
+            raise ConfigError("a re-randomised trial has two arms: drop the others, or read it without `balanced`")
         if self.planned_units is not None and not self.planned_units > 0:
             raise ConfigError(f"planned_units are {self.planned_units:g}: a trial needs some")
 

@@ -39,8 +39,10 @@ from uplift_spark.experiments.backtest import BacktestLayout, LoggedColumns, Pol
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
 from uplift_spark.experiments.health import REFUSE, HealthFinding, ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import BROKEN, PRIMARY, ReadoutMetric, TrialReadout, TrialSums
+from uplift_spark.experiments.rerandomise import BalanceRule
 from uplift_spark.experiments.sequential import StoppingRule
 from uplift_spark.experiments.spark import backtest_sums, unit_sums, with_arms
+from uplift_spark.experiments.switchback import BLOCK_ID, Switchback
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.permissions import acting_user
 from uplift_spark.governance.spark import record_event
@@ -77,9 +79,12 @@ def trial_of(config: Config) -> ExperimentConf:
 
 
 def designed(config: Config) -> Experiment:
-    """How arms are assigned. Raises ConfigError as `assignment.Experiment` and `trial_of`."""
+    """How arms are assigned. Raises ConfigError as `assignment.Experiment`, `Switchback` and `trial_of`."""
     trial = trial_of(config)
+    if trial.switchback is not None:
+        return switchback_plan(trial).experiment()
     clustered, place, holdout = trial.cluster is not None, trial.namespace, trial.holdout
+    rule = balance_rule(trial)
     return Experiment(
         trial.salt,
         trial.arms,
@@ -90,7 +95,25 @@ def designed(config: Config) -> Experiment:
         exploration=trial.exploration,
         clustered=clustered,
         stratified=bool(trial.strata),
+        balanced=rule.text if rule else None,
     )
+
+
+def switchback_plan(trial: ExperimentConf) -> Switchback:
+    """The plan of a trial with `experiment.switchback`, in UTC. Raises ConfigError as `Switchback`."""
+    conf = trial.switchback
+    if conf is None or trial.start is None or trial.end is None:
+        raise ConfigError("the trial has no experiment.switchback: its units have arms, not blocks")
+    offset = timedelta(hours=conf.start_hour)
+    start, end = datetime.combine(trial.start, time(), UTC) + offset, _midnight_after(trial.end) + offset
+    hours = (conf.hours, conf.burn_in_hours, conf.round_hours)
+    return Switchback(trial.salt, trial.arms, start, end, *hours, region=conf.region, time=conf.time)
+
+
+def balance_rule(trial: ExperimentConf) -> BalanceRule | None:
+    """Which deals of arms are accepted; None where arms are dealt once."""
+    conf = trial.rerandomise
+    return None if conf is None else BalanceRule(trial.balance, conf.accept, conf.draws)
 
 
 def assignment_columns(trial: ExperimentConf) -> AssignmentColumns:
@@ -119,10 +142,12 @@ def readout_design(config: Config) -> ReadoutDesign:
     rule = StoppingRule(*(kind, trial.alpha, trial.analyses, _SPENDING.get(trial.plan, "obrien_fleming"), trial.gamma))
     days = None
     if trial.start and trial.end:
-        days = (trial.end - trial.start).days + 1 + math.ceil(outcome_days(config))
+        days = (trial.end - trial.start).days + 1
+        days += 0 if trial.switchback else math.ceil(outcome_days(config))
+    randomised = BLOCK_ID if trial.switchback else trial.cluster or _unit(trial)
     return ReadoutDesign(
         {arm: share / total for arm, share in shares.items()},
-        *(units, days, rule, trial.cluster or _unit(trial), trial.multiplicity),
+        *(units, days, rule, randomised, trial.multiplicity, balance_rule(trial)),
     )
 
 
@@ -151,10 +176,11 @@ def simulated_trial(campaign: Campaign) -> tuple[SimulatedTrial | None, dict[str
         )
     if trial is None:
         return None, {}
-    if trial.strata or trial.cluster or (trial.decision and source.follows is None):
+    by_more = (trial.strata, trial.cluster, trial.switchback, trial.rerandomise)
+    if any(by_more) or (trial.decision and source.follows is None):
         raise ConfigError(
-            "a simulation assigns arms by ids alone: leave strata, cluster and decision out of `experiment`, or name a "
-            "source of your own"
+            "a simulation assigns arms by ids alone: leave strata, cluster, decision, switchback and rerandomise "
+            "out of `experiment`, or name a source of your own"
         )
     levels = CampaignSimulator(source.design, source.arms).levels.names
     if unknown := sorted(set(trial.arms) - set(levels)):
@@ -268,6 +294,7 @@ def roles_of_columns(trial: ExperimentConf) -> dict[str, str]:
     """{column that assignment reads: what it is}, for messages."""
     parts = {trial.unit: "unit", **({trial.cluster: "cluster"} if trial.cluster else {})}
     parts |= dict.fromkeys(trial.strata, _STRATUM)
+    parts |= dict.fromkeys(trial.balance if trial.rerandomise else (), "balance")
     return parts | ({trial.decision: "decision"} if trial.decision else {})
 
 
@@ -281,6 +308,7 @@ class TrialReading:
     identity     of the rows that were read
     rows         that a policy is read from: those with complete outcomes, whether their arms are random or not
     columns      of these rows
+    findings     what else is wrong with the rows, beside what follows from the counts
     """
 
     sums: TrialSums
@@ -290,6 +318,12 @@ class TrialReading:
     identity: str
     rows: DataFrame | None = None
     columns: ReadoutColumns = field(default_factory=ReadoutColumns)
+    findings: tuple[HealthFinding, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        """What has arms."""
+        return "units"
 
     @property
     def details(self) -> dict[str, str]:
@@ -720,12 +754,11 @@ def _finding_rows(
 
 
 def readout_rows(
-    campaign: Campaign, reading: TrialReading, result: TrialReadout, policy: PolicyReadout | None = None
+    campaign: Campaign, reading: TrialReading, result: TrialReadout, others: Sequence[Any] = ()
 ) -> list[dict[str, Any]]:
-    """Rows of gold.readout, those of a policy last."""
+    """Rows of gold.readout; the figures of others, such as a policy's, last."""
     common = {CAMPAIGN: campaign.name, "as_of": reading.as_of, "override": result.override}
-    figures = (*result.metrics, *(policy.metrics if policy else ()))
-    return [{**common, **vars(one), TREATMENT: one.arm} for one in figures]
+    return [{**common, **vars(one), TREATMENT: one.arm} for one in (*result.metrics, *others)]
 
 
 def refuse_broken(campaign: Campaign, findings: Sequence[HealthFinding], override: str | None) -> None:

@@ -30,6 +30,7 @@ from uplift_spark.experiments.health import (
     TrialFacts,
     health_findings,
 )
+from uplift_spark.experiments.rerandomise import BalanceRule
 from uplift_spark.stats.intervals import MIN_CLUSTERS
 from uplift_spark.stats.moments import CrossMoments
 from uplift_spark.stats.tests import false_discovery, holm
@@ -284,7 +285,7 @@ def read_sums(
     _check_sums(sums, metrics)
     planned, fractions = design.planned_units or facts.total, design.fractions(facts)
     level = design.stopping.level(fractions, facts.total, planned)
-    rows = _metric_rows(sums, metrics, level)
+    rows = _metric_rows(sums, metrics, level, design.balanced)
     p_values = design.stopping.valid_p(np.array([row.p_value for row in rows]), fractions, facts.total, planned)
     by_name = {metric.name: metric for metric in metrics}
     rows = _adjusted(rows, p_values, design.multiplicity)
@@ -313,9 +314,16 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
         place = sums.placed(metric)
         columns = [place.numerator] if place.denominator is None else [place.numerator, place.denominator]
         mean, spread = whole.mean[columns], np.diagonal(whole.products)[columns] / whole.n
-        if not (spread > 1e-18 * (mean**2 + 1e-300)).any():
+        constant = not (spread > 1e-18 * (mean**2 + 1e-300)).any()
+        value = mean[0]
+        if place.denominator is not None and mean[1] > 0:
+            # Where rows are sums, those of a constant follow the number of units: what is left beside them counts.
+            value = mean[0] / mean[1]
+            off = np.array([1.0, -value])
+            constant |= bool(off @ whole.products[np.ix_(columns, columns)] @ off <= 1e-14 * whole.n * spread[0])
+        if constant:
             raise DataError(
-                f"metric {metric.name} is {mean[0]:g} in all {whole.n:,.0f} units: it tells no arms apart; drop it or "
+                f"metric {metric.name} is {value:g} in all {whole.n:,.0f} units: it tells no arms apart; drop it or "
                 "wait for outcomes"
             )
         if place.denominator is not None and not mean[-1] > 0:
@@ -328,13 +336,17 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
                 raise DataError(f"guardrail {metric.name} has control mean {control:g}: give its margin as absolute")
 
 
-def _metric_rows(sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float) -> list[MetricReadout]:
+def _metric_rows(
+    sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float, balanced: BalanceRule | None = None
+) -> list[MetricReadout]:
     rows = []
     for metric in metrics:
         place = sums.placed(metric)
         for arm in range(1, len(sums.arms)):
             pair = sums.pair(arm)
             effect = arm_effect(pair, place, level)
+            if balanced is not None:
+                effect = _balanced_effect(effect, sums, place, (balanced, level))
             saved = float(variance_saved(pair, place)) if place.covariates or len(sums.strata) > 1 else 0.0
             rows.append(_row(effect, (metric.name, metric.role, sums.arms[arm]), saved))
     for metric in metrics:
@@ -344,6 +356,29 @@ def _metric_rows(sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float
             effect = complier_effect(sums.pair(arm), sums.placed(metric), sums.columns.index(sums.taken), level)
             rows.append(_row(effect, (metric.name, COMPLIER, sums.arms[arm]), 0.0))
     return rows
+
+
+def _balanced_effect(
+    effect: ArmEffect, sums: TrialSums, place: MetricColumns, rule: tuple[BalanceRule, float]
+) -> ArmEffect:
+    """Interval and p-value of an effect whose arms were dealt until covariates were balanced.
+
+    The error stays that of a trial that is dealt once, and so does the relative interval, which is then too wide.
+    """
+    balanced, level = rule
+    for name in balanced.covariates:
+        if name not in sums.columns:
+            raise ConfigError(f"column {name!r}, by which arms were balanced, is not there: {hint(name, sums.columns)}")
+    pairs = [(sums.columns.index(name), None) for name in balanced.covariates]
+    every = replace(place, covariates=tuple(dict.fromkeys([*place.covariates, *pairs])))
+    n, more = float(sums.moments.n.sum()), len(every.covariates) - len(place.covariates)
+    left = (arm_effect(sums.moments, every).error / effect.error) ** 2 * (n - 1) / max(n - 1 - more, 1.0)
+    explained, freedom = float(np.clip(1 - left, 0.0, 1.0)), float(effect.freedom)
+    if not math.isfinite(float(effect.error)):
+        return effect
+    half = balanced.quantile(level, explained, freedom) * effect.error
+    p_value = balanced.tail(np.abs(effect.effect / effect.error), explained, freedom)
+    return replace(effect, lower=effect.effect - half, upper=effect.effect + half, p_value=p_value)
 
 
 def _row(effect: ArmEffect, names: tuple[str, str, str], saved: float) -> MetricReadout:

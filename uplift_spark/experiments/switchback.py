@@ -20,14 +20,33 @@ import pandas as pd
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.experiments.assignment import GRID, Experiment, assign, hashed
 from uplift_spark.experiments.estimates import arm_effect
-from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, trial_sums
-from uplift_spark.experiments.health import WARN, HealthFinding, ReadoutDesign
-from uplift_spark.experiments.readout import COMPLIER, ReadoutMetric, TrialReadout, TrialSums, read_sums
+from uplift_spark.experiments.frames import (
+    ReadingTime,
+    ReadoutColumns,
+    TrialCounts,
+    check_columns_there,
+    finite_column,
+    trial_facts,
+    value_columns,
+)
+from uplift_spark.experiments.health import WARN, HealthFinding, ReadoutDesign, TrialFacts
+from uplift_spark.experiments.readout import (
+    COMPLIER,
+    ReadoutMetric,
+    TrialReadout,
+    TrialSums,
+    checked_metrics,
+    read_sums,
+)
 from uplift_spark.roles import PROPENSITY, TREATMENT, checked_name
 from uplift_spark.stats.moments import CrossMoments
 
-_BLOCK, _STARTS, _ENDS, _ROUND, _ROW = "block", "starts_at", "ends_at", "round", "__row"
+BLOCK_ID, STARTS_AT, ROUND = "block", "starts_at", "round"
+"""Columns of a schedule."""
+_ENDS, _OBSERVED = "ends_at", "observed_treatment"
 _MOST_CROSSED, _AT_ONCE = 0.01, 100
+FEWEST_REDEALS = 99
+"""Re-deals that a test needs at least, so that a p-value can be .01."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +92,11 @@ class Switchback:
                 f"{self.salt} has blocks of {self.hours:g} hours with a burn-in of {self.burn_in_hours:g}: a block is "
                 "longer than its burn-in, which is 0 or more"
             )
+        if abs(self.hours * 60 - round(self.hours * 60)) > 1e-6:
+            raise ConfigError(f"{self.salt} has blocks of {self.hours:g} hours: make them whole minutes long")
         if not self.hours <= self.round_hours:
             raise ConfigError(f"{self.salt} has rounds of {self.round_hours:g} hours: a round holds whole blocks")
-        if self._periods < 1:
+        if self.periods < 1:
             raise ConfigError(f"{self.salt} ends before its first block of {self.hours:g} hours does: set a later end")
         fewest = self._per_round * min(self.arms.values())
         if fewest < 2:
@@ -85,17 +106,29 @@ class Switchback:
             )
 
     @property
-    def _periods(self) -> int:
+    def periods(self) -> int:
         """Whole blocks between start and end; the rest of the time belongs to none."""
         return math.floor((self.end - self.start) / timedelta(hours=self.hours) + 1e-9)
 
     @property
     def _per_round(self) -> int:
-        return min(self._periods, max(1, round(self.round_hours / self.hours)))
+        return min(self.periods, max(1, round(self.round_hours / self.hours)))
 
     def experiment(self) -> Experiment:
         """How blocks get arms, as `assignment.assign` takes it."""
-        return Experiment(self.salt, self.arms, stratified=True)
+        times = (
+            f"{self.start.isoformat()} to {self.end.isoformat()}, {self.hours:g} h each, without the first "
+            f"{self.burn_in_hours:g} h, in rounds of {self.round_hours:g} h"
+        )
+        return Experiment(self.salt, self.arms, stratified=True, blocks=times)
+
+    def block_ids(self, regions: Sequence[str] | np.ndarray, periods: np.ndarray) -> list[str]:
+        """Ids of blocks: of each region's block with this number, from 0 on, [n] both."""
+        starts = self._starts(periods)
+        return [f"{name}|{when:%Y-%m-%dT%H:%M}" for name, when in zip(regions, starts, strict=True)]
+
+    def _starts(self, periods: np.ndarray) -> pd.DatetimeIndex:
+        return pd.Timestamp(self.start) + pd.to_timedelta(periods * self.hours, unit="h").round("min")
 
     def blocks(self, regions: Sequence[Any]) -> pd.DataFrame:
         """The arm of each block: what whoever switches the regions follows.
@@ -113,22 +146,21 @@ class Switchback:
         names = sorted({str(one) for one in regions})
         if not names:
             raise ConfigError(f"{self.salt} has no region: name at least one")
-        place, period = np.divmod(np.arange(len(names) * self._periods), self._periods)
+        place, period = np.divmod(np.arange(len(names) * self.periods), self.periods)
         region = np.array(names, object)[place]
-        rounds = np.minimum(period // self._per_round, max(1, self._periods // self._per_round) - 1)
-        starts = pd.Timestamp(self.start) + pd.to_timedelta(period * self.hours, unit="h")
-        ids = [f"{name}|{when:%Y-%m-%dT%H:%M}" for name, when in zip(region, starts, strict=True)]
+        rounds = np.minimum(period // self._per_round, max(1, self.periods // self._per_round) - 1)
+        starts, ids = self._starts(period), self.block_ids(region, period)
         strata = [f"{name}|{one}" for name, one in zip(region, rounds, strict=True)]
         dealt = assign(ids, self.experiment(), strata=strata)
         return pd.DataFrame(
             {
                 **{
-                    _BLOCK: ids,
+                    BLOCK_ID: ids,
                     self.region: region,
-                    _STARTS: starts,
+                    STARTS_AT: starts,
                     _ENDS: starts + pd.Timedelta(self.hours, unit="h"),
                 },
-                **{_ROUND: strata, TREATMENT: dealt[TREATMENT], PROPENSITY: dealt[PROPENSITY]},
+                **{ROUND: strata, TREATMENT: dealt[TREATMENT], PROPENSITY: dealt[PROPENSITY]},
             }
         )
 
@@ -159,16 +191,78 @@ class Switchback:
             ) from error
         hours = since.to_numpy(float)
         period = np.floor(hours / self.hours + 1e-9)
-        keep = (period >= 0) & (period < self._periods) & (hours - period * self.hours >= self.burn_in_hours - 1e-9)
+        keep = (period >= 0) & (period < self.periods) & (hours - period * self.hours >= self.burn_in_hours - 1e-9)
         if not keep.any():
             raise DataError(f"no row lies in a block behind its burn-in: look at {self.time!r} and the trial's start")
-        rows = frame.loc[keep].rename(columns={TREATMENT: "observed_treatment"})
+        rows = frame.loc[keep].rename(columns={TREATMENT: _OBSERVED})
         region = rows[self.region].astype(str)
-        plan = self.blocks(region.unique()).set_index(_BLOCK)
-        starts = pd.Timestamp(self.start) + pd.to_timedelta(period[keep] * self.hours, unit="h")
-        ids = [f"{name}|{when:%Y-%m-%dT%H:%M}" for name, when in zip(region, starts, strict=True)]
-        dealt = {name: plan.loc[ids, name].to_numpy() for name in (_ROUND, TREATMENT, PROPENSITY)}
-        return rows.assign(**{_BLOCK: ids, **dealt})
+        plan = self.blocks(region.unique()).set_index(BLOCK_ID)
+        ids = self.block_ids(region, period[keep])
+        dealt = {name: plan.loc[ids, name].to_numpy() for name in (ROUND, TREATMENT, PROPENSITY)}
+        return rows.assign(**{BLOCK_ID: ids, **dealt})
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """Observations behind the burn-in, added up by block, whatever engine did that.
+
+    blocks   a row of the schedule for each block that has any: block, region, starts_at, round, treatment
+    rows     observations of each block, [blocks]
+    values   sums of the columns of numbers, [blocks, V]
+    columns  their names
+    crossed  observations that saw another arm than their block's
+    total    observations before those outside the trial and of the burn-in were left out
+    """
+
+    blocks: pd.DataFrame
+    rows: np.ndarray
+    values: np.ndarray
+    columns: tuple[str, ...]
+    crossed: int = 0
+    total: int = 0
+
+    def findings(self) -> list[HealthFinding]:
+        """What observations say of the schedule. Raises DataError where more than 1 % saw another arm."""
+        rows = int(self.rows.sum())
+        if not self.crossed:
+            return []
+        share = self.crossed / rows
+        sentence = (
+            f"{self.crossed:,} of {rows:,} rows ({share:.2%}) saw another arm than their block's: compare the clocks, "
+            "the time zone and the regions of what switches the arms with the plan"
+        )
+        if share > _MOST_CROSSED:
+            raise DataError(sentence)
+        return [HealthFinding("crossed", WARN, share, _MOST_CROSSED, sentence)]
+
+    def trial(
+        self, metrics: Sequence[ReadoutMetric], design: ReadoutDesign, columns: ReadoutColumns, time: ReadingTime
+    ) -> tuple[TrialSums, TrialFacts]:
+        """Sums and counts with blocks as the units that were randomised.
+
+        Args:
+            metrics: What is read.
+            design: What was laid down; `block` was randomised.
+            columns: Names of the columns that must be alike in all arms.
+            time: When it is read.
+
+        Returns:
+            (sums by arm and round, and by arm and day; counts for the checks).
+        """
+        arms = design.open_arms
+        arm = np.asarray(pd.Index(arms).get_indexer(pd.Index(self.blocks[TREATMENT])))
+        stratum, strata = pd.factorize(self.blocks[ROUND], sort=True)
+        day = self.blocks[STARTS_AT].dt.floor("D")
+        since = (day - day.min()).dt.days.to_numpy()
+        days = int(since.max()) + 1
+        values = np.column_stack([self.values, self.rows])
+        moments = CrossMoments.of(values, arm * len(strata) + stratum, (len(arms), len(strata)))
+        by_day = CrossMoments.of(values, arm * days + since, (len(arms), days))
+        sums = TrialSums(
+            *(arms, tuple(map(str, strata)), self.columns, moments), counted=len(self.columns), by_day=by_day
+        )
+        units = {name: float((arm == code).sum()) for code, name in enumerate(arms)}
+        return sums, trial_facts(sums, TrialCounts(units, 0, by_day.n), metrics, design, (columns, time))
 
 
 @dataclass(frozen=True)
@@ -230,58 +324,70 @@ def switchback_readout(
         Bojinov, Simchi-Levi, Zhao (2023), Design and analysis of switchback experiments, Management Science 69(7);
         Wu, Ding (2021), Randomization tests for weak null hypotheses, JASA 116(536).
     """
-    if redeals < 99:
-        raise ConfigError(f"redeals are {redeals}: use at least 99, so that a p-value can be .01")
-    rows = plan.placed(frame)
-    crossed = _crossed(rows)
-    design = ReadoutDesign(plan.arms, randomised=_BLOCK)
-    columns = ReadoutColumns(unit=_ROW, stratum=_ROUND, day=plan.time)
-    sums, facts = trial_sums(rows.assign(**{_ROW: np.arange(len(rows))}), metrics, design, columns, time)
-    result = read_sums(sums, metrics, design, facts, override=override)
-    if crossed:
-        result = replace(result, findings=(*result.findings, *crossed))
-    redealt = pd.DataFrame()
-    if result.metrics:
-        redealt = _redealt(rows, metrics, plan, sums, (result, redeals))
-    return SwitchbackReadout(result, redealt, len(rows), len(frame))
-
-
-def _crossed(rows: pd.DataFrame) -> list[HealthFinding]:
-    if "observed_treatment" not in rows.columns:
-        return []
-    other = int((rows["observed_treatment"].astype(str) != rows[TREATMENT]).sum())
-    share = other / len(rows)
-    sentence = (
-        f"{other:,} of {len(rows):,} rows ({share:.2%}) saw another arm than their block's: compare the clocks, the "
-        "time zone and the regions of what switches the arms with the plan"
+    if redeals < FEWEST_REDEALS:
+        raise ConfigError(f"redeals are {redeals}: use at least {FEWEST_REDEALS}, so that a p-value can be .01")
+    metrics, design, columns = (
+        checked_metrics(metrics),
+        ReadoutDesign(plan.arms, randomised=BLOCK_ID),
+        ReadoutColumns(BLOCK_ID),
     )
-    if share > _MOST_CROSSED:
-        raise DataError(sentence)
-    return [HealthFinding("crossed", WARN, share, _MOST_CROSSED, sentence)] if other else []
+    blocks = _by_block(plan.placed(frame), metrics, plan, len(frame))
+    crossed = blocks.findings()
+    sums, facts = blocks.trial(metrics, design, columns, time or ReadingTime())
+    result = read_sums(sums, metrics, design, facts, override=override)
+    result = replace(result, findings=(*result.findings, *crossed))
+    again = redealt_effects(blocks, metrics, plan, (sums, result), redeals) if result.metrics else pd.DataFrame()
+    return SwitchbackReadout(result, again, int(blocks.rows.sum()), len(frame))
 
 
-def _redealt(
-    rows: pd.DataFrame,
+def _by_block(rows: pd.DataFrame, metrics: Sequence[ReadoutMetric], plan: Switchback, total: int) -> BlockSums:
+    """Add up rows that `Switchback.placed` left."""
+    names = value_columns(metrics, ReadoutColumns())
+    check_columns_there(
+        list(map(str, rows.columns)), names, ReadoutDesign(plan.arms, randomised=BLOCK_ID), ReadoutColumns(BLOCK_ID)
+    )
+    crossed = int((rows[_OBSERVED].astype(str) != rows[TREATMENT]).sum()) if _OBSERVED in rows.columns else 0
+    values = np.column_stack([finite_column(rows, name) for name in names])
+    code, ids = pd.factorize(rows[BLOCK_ID], sort=True)
+    sums = np.column_stack([np.bincount(code, column, len(ids)) for column in values.T])
+    blocks = (
+        plan.blocks(list(rows[plan.region].unique())).set_index(BLOCK_ID, drop=False).loc[ids].reset_index(drop=True)
+    )
+    return BlockSums(blocks, np.bincount(code, minlength=len(ids)).astype(float), sums, tuple(names), crossed, total)
+
+
+def redealt_effects(
+    blocks: BlockSums,
     metrics: Sequence[ReadoutMetric],
     plan: Switchback,
-    sums: TrialSums,
-    read: tuple[TrialReadout, int],
+    read: tuple[TrialSums, TrialReadout],
+    redeals: int,
 ) -> pd.DataFrame:
-    """Compare each metric's studentised effect with those of the plan dealt anew."""
-    result, redeals = read
-    by_block = rows.groupby(_BLOCK, sort=True)
-    values = np.column_stack([by_block[[*sums.columns]].sum().to_numpy(float), by_block.size().to_numpy()])
-    strata = by_block[_ROUND].first()
-    stratum = pd.Index(sums.strata).get_indexer(pd.Index(strata))
+    """Compare each metric's studentised effect with those of the plan dealt anew.
+
+    Args:
+        blocks: Observations by block.
+        metrics: What was read.
+        plan: What was laid down.
+        read: The sums of `BlockSums.trial`, and what was read of them.
+        redeals: How often the plan is dealt anew.
+
+    Returns:
+        A row for each metric and arm: metric, arm, effect, p_value, lower, upper; intervals are studentised by the
+        re-deals, at the reading's level.
+    """
+    sums, result = read
+    values = np.column_stack([blocks.values, blocks.rows])
+    stratum = pd.Index(sums.strata).get_indexer(pd.Index(blocks.blocks[ROUND]))
     # All blocks of the plan are dealt, those without a row, too: else shares were exact among other blocks.
-    whole = plan.blocks(list(rows[plan.region].unique()))
-    there = pd.Index(whole[_BLOCK]).get_indexer(pd.Index(strata.index))
+    whole = plan.blocks(list(blocks.blocks[plan.region].unique()))
+    there = pd.Index(whole[BLOCK_ID]).get_indexer(pd.Index(blocks.blocks[BLOCK_ID]))
     shape = (len(sums.arms), len(sums.strata))
     place = {metric.name: sums.placed(metric) for metric in metrics}
     again: dict[tuple[str, str], list[np.ndarray]] = {}
     for low in range(0, redeals, _AT_ONCE):
         count = min(_AT_ONCE, redeals - low)
-        arms = _dealt(plan, whole[_ROUND], count, low)[:, there]
+        arms = _dealt(plan, whole[ROUND], count, low)[:, there]
         cells = (np.arange(count)[:, None] * shape[0] + arms) * shape[1] + stratum
         moments = CrossMoments.of(np.tile(values, (count, 1)), cells.ravel(), (count, *shape))
         for metric in metrics:

@@ -527,7 +527,7 @@ _READOUT = Contract(
         "as_of timestamp: until when outcomes were read",
         "metric string",
         "role string: primary, secondary, guardrail; complier: the effect on those who take the treatment; policy; "
-        "programme: all campaigns with one holdout",
+        "programme: all campaigns with one holdout; redealt: test and interval from re-deals of a switchback",
         f"{TREATMENT} string: level compared with control; of a policy the level that it is compared with; of a "
         "programme all campaigns, sum of single effects, or beyond the sum",
         "control double: mean, less what covariates explain; of a complier the share that received the treatment; of a "

@@ -133,6 +133,38 @@ _ASSIGNMENT = Contract(
     renamed=OF_A_CAMPAIGN,
 )
 
+_SCHEDULE = Contract(
+    table="bronze.schedule",
+    job="assign",
+    columns=declared(
+        f"{CAMPAIGN} string",
+        "block string: region and start, as region|2026-03-02T04:00",
+        "region string",
+        "starts_at timestamp",
+        "ends_at timestamp: the next block's start",
+        "round string: region and number of the round, within which arms have their exact shares",
+        f"{TREATMENT} string: level of the whole region during the block",
+        f"{PROPENSITY} double: by design",
+        "assigned_at timestamp",
+        *_INGEST,
+    ),
+    rules=(
+        _CAMPAIGN_PRESENT,
+        Rule("block_present", "trim(block) <> ''", "block is missing"),
+        Rule("treatment_present", f"trim({TREATMENT}) <> ''", f"{TREATMENT} is missing"),
+        Rule("block_order", "ends_at > starts_at", "ends_at is not after starts_at", constraint=True),
+        Rule(
+            "propensity_range",
+            f"{PROPENSITY} > 0 AND {PROPENSITY} <= 1",
+            f"{PROPENSITY} is outside (0, 1]",
+            constraint=True,
+        ),
+    ),
+    unique=(CAMPAIGN, "block"),
+    append_only=True,
+    cluster_by=(CAMPAIGN, "starts_at"),
+)
+
 _DECISION = Contract(
     table="bronze.decision",
     job="load",
@@ -448,7 +480,7 @@ _FEATURE_VERSIONS = Contract(
 
 _RAW = (_ASSIGNMENT, _DELIVERY, _OUTCOME, _BEHAVIOUR, _CONSENT, _DECISION, _EXPENSE)
 _FEATURES = (_FEATURE_REGISTRY, _FEATURE_VERSIONS)
-_SHARED = (*_RAW, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
+_SHARED = (*_RAW, _SCHEDULE, _QUARANTINE, _TRUTH, _LABEL, *_FEATURES, *GOLD)
 _CONTRACTS = {contract.table: contract for contract in _SHARED}
 RAW_TABLES = (*(contract.table for contract in _RAW), f"{_PROFILE.table}_<campaign>")
 _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAINING, _ADJUSTED, _TRAINED, _COMPARED)}
@@ -456,7 +488,7 @@ _PER_CAMPAIGN = {f"{contract.table}_": contract for contract in (_PROFILE, _TRAI
 # Names, for code that reads and writes the tables.
 ASSIGNMENT_TABLE, DELIVERY_TABLE, OUTCOME_TABLE = _ASSIGNMENT.table, _DELIVERY.table, _OUTCOME.table
 EVENT_TABLE, CONSENT_TABLE, TRUTH_TABLE = _BEHAVIOUR.table, _CONSENT.table, _TRUTH.table
-DECISION_TABLE, EXPENSE_TABLE = _DECISION.table, _EXPENSE.table
+DECISION_TABLE, EXPENSE_TABLE, SCHEDULE_TABLE = _DECISION.table, _EXPENSE.table, _SCHEDULE.table
 LABEL_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS = _LABEL.table, _FEATURE_REGISTRY.table, _FEATURE_VERSIONS.table
 TRAINED_TABLES = f"{_TRAINED.table}_"
 """How the names of tables with rows of trained models begin."""

@@ -56,6 +56,45 @@ class ProgrammeConf:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SwitchbackConf:
+    """`experiment.switchback`: regions switch arms by blocks of time, from `experiment.start` to `experiment.end`.
+
+    hours          length of a block, in whole minutes
+    burn_in_hours  hours at the start of each block whose rows are left out: as long as an arm works on after it ends
+    round_hours    arms have their exact shares within each region and each round of this length
+    start_hour     hour of the day, in UTC, at which the first block begins
+    region, time   columns of a row's region and moment in `experiment.table`, which has a row an observation
+    redeals        how often the schedule is dealt anew for the test
+    """
+
+    hours: Annotated[float, Field(gt=0)]
+    burn_in_hours: Annotated[float, Field(ge=0)] = 0.0
+    round_hours: Annotated[float, Field(gt=0)] = 168.0
+    start_hour: Annotated[float, Field(ge=0, lt=24)] = 0.0
+    region: str = "region"
+    time: str = "time"
+    redeals: Annotated[int, Field(ge=99, le=100_000)] = 999
+
+    def __post_init__(self) -> None:
+        for column in (self.region, self.time):
+            checked_name(column, "experiment.switchback column")
+        if self.region == self.time:
+            raise ConfigError(f"experiment.switchback reads region and time from one column {self.time!r}: name two")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RerandomiseConf:
+    """`experiment.rerandomise`: two arms are dealt anew until the columns of `experiment.balance` are balanced.
+
+    accept  probability that a deal is accepted: .01 takes the best of a hundred
+    draws   most deals
+    """
+
+    accept: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    draws: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+
+
+@dataclass(frozen=True, config=STRICT)
 class ExperimentMetric:
     """An entry of `experiment.metrics`: the mean of a column, or the ratio of two columns' means.
 
@@ -134,6 +173,8 @@ class ExperimentConf:
     gamma        of hsd
     multiplicity of secondary metrics and their arms: bh, holm or none
     balance      further columns, measured before the treatment, that must be alike in all arms
+    switchback   what is randomised where units disturb each other: blocks of a region and some hours, in place of units
+    rerandomise  arms are dealt anew until `balance` is alike in both, where all units are known at the assignment
     then         configuration of the targeted campaign that comes after this trial, in the folder of this one: `uplift
                  demo` plays it, too
     """
@@ -144,6 +185,7 @@ class ExperimentConf:
         "readout": "campaign experiment labels",
     }
     NO_IDENTITY: ClassVar = ("name", "then")
+    LATER: ClassVar = ("switchback", "rerandomise")
     salt: str
     arms: dict[str, float]
     metrics: tuple[ExperimentMetric, ...]
@@ -167,6 +209,8 @@ class ExperimentConf:
     gamma: float = -4.0
     multiplicity: Literal["bh", "holm", "none"] = "bh"
     balance: tuple[str, ...] = ()
+    switchback: SwitchbackConf | None = None
+    rerandomise: RerandomiseConf | None = None
     then: str | None = None
 
     def __post_init__(self) -> None:
@@ -178,6 +222,10 @@ class ExperimentConf:
         self._check_time()
         if (self.exploration is None) != (self.decision is None):
             raise ConfigError("experiment.exploration goes with experiment.decision, the column of the policy's arm")
+        if self.switchback is not None:
+            self._check_switchback(self.switchback)
+        if self.rerandomise is not None:
+            self._check_rerandomise()
 
     def _check_metrics(self) -> None:
         names = [metric.name for metric in self.metrics]
@@ -214,6 +262,44 @@ class ExperimentConf:
                 f"experiment.plan {self.plan} reads at shares of the planned units: set experiment.units, which "
                 "`uplift power` tells"
             )
+
+    def _check_switchback(self, switchback: SwitchbackConf) -> None:
+        of_units = {
+            **{"cluster": self.cluster, "strata": self.strata, "ramp": self.ramp < 1, "stopped": self.stopped},
+            **{"namespace": self.namespace, "holdout": self.holdout, "exploration": self.exploration},
+            **{"units": self.units, "plan": self.plan != "none"},
+        }
+        if names := [name for name, there in of_units.items() if there]:
+            raise ConfigError(
+                f"experiment.switchback randomises blocks and is read once, at its end: drop experiment.{names[0]}"
+            )
+        needed = {"start": self.start, "end": self.end, "table": self.table}
+        if names := [name for name, value in needed.items() if value is None]:
+            what = "the table of observations" if names[0] == "table" else "a day"
+            raise ConfigError(f"experiment.switchback needs experiment.{names[0]}: set it to {what}")
+        measured = {*self.outcome_columns, *self.unit_columns} & {switchback.region, switchback.time}
+        if measured:
+            raise ConfigError(
+                f"{min(measured)} is a metric, covariate or balance column and also the region or time of "
+                "experiment.switchback: name another column"
+            )
+
+    def _check_rerandomise(self) -> None:
+        """Deals are accepted or not as a whole: whoever comes later, or is dealt otherwise, was in none."""
+        otherwise = {
+            **{"ramp": self.ramp < 1, "stopped": self.stopped, "namespace": self.namespace, "holdout": self.holdout},
+            **{"exploration": self.exploration, "cluster": self.cluster, "strata": self.strata},
+            **{"switchback": self.switchback, "plan": self.plan != "none"},
+        }
+        if names := [name for name, there in otherwise.items() if there]:
+            raise ConfigError(
+                "experiment.rerandomise deals all units at once, by their ids, and is read once: drop "
+                f"experiment.{names[0]}"
+            )
+        if len(self.arms) != 2:
+            raise ConfigError(f"experiment.rerandomise balances two arms, and there are {len(self.arms)}: keep two")
+        if not self.balance:
+            raise ConfigError("experiment.rerandomise needs experiment.balance: name the columns to balance")
 
     @property
     def control(self) -> str:

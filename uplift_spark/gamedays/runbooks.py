@@ -30,6 +30,7 @@ from uplift_spark.registry.evidence import MonitoredWindows, monitored_windows
 from uplift_spark.registry.models import Registered
 from uplift_spark.roles import CAMPAIGN
 from uplift_spark.runtime import ProgressCallback
+from uplift_spark.sections.canary import ON_TRIAL
 
 Standing = Literal["holds", "to do", "waits", "later"]
 """holds: nothing is left to do. to do: the step can do it. waits: for people or data. later: after the steps before."""
@@ -267,10 +268,12 @@ def _in_force() -> RunbookStep:
     def check(incident: Incident) -> StepState:
         target, log = _target(incident), CanaryLog(incident.campaign.config, incident.campaign.lake, incident.now)
         champion = incident.campaign.registry.known(target.name)
-        begun = log.last is not None and log.last.state == "restoring"
-        if champion is not None and champion.version == target.version and not begun:
+        goes_on = log.last is not None and log.last.state in (*ON_TRIAL, "restoring")
+        if champion is not None and champion.version == target.version and not goes_on:
             return StepState("holds", f"version {target.version} is the champion, with its scores and decisions")
-        return StepState("to do", f"version {target.version} takes over, with its scores, decisions and online store")
+        ends = "a canary ends, and " if log.last is not None and log.last.state in ON_TRIAL else ""
+        sentence = f"{ends}version {target.version} takes over, with its scores, decisions and online store"
+        return StepState("to do", sentence)
 
     def act(incident: Incident) -> None:
         rollback.run(

@@ -29,9 +29,10 @@ from uplift_spark.dashboards.metrics import (
     segment_names,
 )
 from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
-from uplift_spark.dashboards.whatif import LEAST_IN_GROUP, whatif_script
+from uplift_spark.dashboards.whatif import whatif_script
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
+from uplift_spark.gold_views import LEAST_IN_GROUP
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT, benefit_name
 from uplift_spark.spark_versions import sql_text
 

@@ -455,7 +455,10 @@ SUBJECTS = {
     "registry": "Models and the registry", "governance": "Governance", "serving": "Serving", "jobs": "Verbs",
     "gamedays": "Verbs", "campaign": "Verbs", "cli": "Verbs", "console": "Verbs",
 }  # fmt: skip
-KINDS = ("ConfigError", "DataError", "ModelFileError", "ConflictError", "OvertakenError", "EnvironmentProblem")
+KINDS = (
+    *("ConfigError", "DataError", "DamagedTableError", "ModelFileError", "ConflictError", "OvertakenError"),
+    "EnvironmentProblem",
+)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Monitor a window of a running campaign: KPIs, drift, estimated and observed lift, and what goes wrong.
 
 Reads bronze.assignment, bronze.outcome, bronze.delivery, bronze.profile_<campaign> and bronze.event as the features job
-does, at one Delta version each, and for the reference the hold-out that the model in use was trained beside; appends to
-gold.kpi, gold.drift, gold.findings and gold.window_sums, and to gold.alerts what that changes of the alerts. A window
-is counted in one pass over its units.
+does, at one Delta version each, gold.roi and gold.costs for the forecast of the cost, and for the reference the
+hold-out that the model was trained beside; appends to gold.kpi, gold.drift, gold.findings and gold.window_sums of one
+window, and to gold.alerts what that changes of the alerts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import ALERTS_TABLE, gold_table
+from uplift_spark.lake.schemas import ALERTS_TABLE, COSTS_TABLE, ROI_TABLE, gold_table
 from uplift_spark.lake.session import instant, moment, utc
 from uplift_spark.lake.tables import Written
 from uplift_spark.monitoring.alerts import AlertEvent
@@ -39,6 +39,7 @@ from uplift_spark.monitoring.spark import (
     arm_counts,
     counted_rows,
     inside,
+    last_forecast,
     last_runs,
     lasting,
     log_values,
@@ -80,6 +81,7 @@ class Monitored:
     events: Events
     window: windows.TimeWindow
     reference_run: str = ""
+    forecast: dict[str, Any] | None = None
     plan: windows.WindowPlan | None = None
     reference: WindowFacts | None = None
 
@@ -94,8 +96,7 @@ def run(
 ) -> JobResult:
     """Write the gold tables for a window, raise alerts and notify people; a run that was done adds nothing.
 
-    An empty window, a window that is not over, a model without a reference, and a clock that is behind the last window
-    are refused before any write.
+    Refused before any write: a window that is empty or not over, a model without a reference, a clock that is behind.
     """
     config, lake, now = campaign.config, campaign.lake, now or datetime.now(UTC)
     kpis = campaign_kpis(config.monitoring)
@@ -105,14 +106,18 @@ def run(
     events = events_of(config, lake, progress)
     identity = [registered.name, registered.version, registered.sha256]
     beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
-    upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside}]
+    forecast = None
+    if lake.exists(ROI_TABLE):
+        forecast = last_forecast(lake.read(ROI_TABLE), lake.read(COSTS_TABLE), campaign.name, chosen)
+    known = {} if forecast is None else {ROI_TABLE: forecast[RUN_ID]}
+    upstream = [events.run_ids, events.as_of, {table: lake.version(table) for table in beside} | known]
     run_id = run_id or campaign.run_id("monitor", model=identity, window=[chosen.start, chosen.end], data=upstream)
     if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
         result = JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
         return _with_alerts(campaign, result, now, progress)
     progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
-    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen)
+    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen, forecast=forecast)
     it = _with_reference(it, progress)
     facts = _facts(it, progress)
     facts = replace(facts, drift=tuple(drift := _drift(it, facts)))
@@ -261,6 +266,7 @@ def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[Col
     values = [
         figures.drift_value(spec, drift, facts.features),
         figures.delivery_value(spec, facts),
+        figures.forecast_value(spec, it.forecast),
         *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
         *figures.lift_values(spec, it.reference, facts),
         figures.freshness_value(spec, ages, it.window.end),

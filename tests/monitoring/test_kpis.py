@@ -29,6 +29,7 @@ def test_founding_thresholds() -> None:
         "uplift_interval_width": (1.25, 1.5),
         "uplift_roi": (0, 0),
         "cost_per_incremental": (None, None),
+        "cost_forecast": (1, 1),
     }
 
 
@@ -46,6 +47,9 @@ def test_founding_thresholds() -> None:
         ("delivery_rate", 0.995, 0.99, 1.0, 5000, "ok"),
         ("feature_freshness", 45, NAN, NAN, 1, "alert"),
         ("cost_per_incremental", 1e9, NAN, NAN, 5000, "ok"),
+        ("cost_forecast", 0.98, 0.9, 1.06, 20, "ok"),
+        ("cost_forecast", 1.02, 0.94, 1.1, 20, "unsure"),
+        ("cost_forecast", 1.2, 1.1, 1.3, 20, "alert"),
     ],
 )
 def test_states(name: str, value: float, lower: float, upper: float, n: float, state: str) -> None:
@@ -60,6 +64,7 @@ def test_an_interval_of_the_needed_size_would_tell() -> None:
     assert kpi.state(0.03, 0.03 - half, 0.03 + half, needed + 1) == "alert"
     assert kpi.n_needed(0.02, 0.01, 0.03, 5000) == math.inf
     assert math.isnan(kpi_named("cost_per_incremental").n_needed(1, 0, 2, 50))
+    assert math.isnan(kpi_named("cost_forecast").n_needed(1.02, 0.94, 1.1, 20))  # days to come are no sample
 
 
 def test_error_rates_at_the_threshold_alert_as_often_as_the_interval_misses() -> None:

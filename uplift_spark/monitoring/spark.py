@@ -18,7 +18,7 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.forest import Model
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, finding_conditions, kpi_conditions, newest_windows
-from uplift_spark.monitoring.costs import WorthSums
+from uplift_spark.monitoring.costs import COST_KINDS, WorthSums
 from uplift_spark.monitoring.figures import (
     WHOLE_WINDOW,
     FigureSpec,
@@ -251,6 +251,32 @@ def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
     known = rows.where(F.col("known_at") < _literal(end))
     last, n = known.agg(F.max(F.unix_micros("known_at")), F.count(F.lit(1))).collect()[0]
     return (None if last is None else _moment(last)), n
+
+
+def last_forecast(returns: DataFrame, costs: DataFrame, campaign: str, window: TimeWindow) -> dict[str, Any] | None:
+    """What `uplift costs` knew of the campaign's cost before the next window was over, so that an older window keeps
+    what was known then.
+
+    Args:
+        returns: Rows of gold.roi.
+        costs: Rows of gold.costs.
+        campaign: Its name.
+        window: That is monitored.
+
+    Returns:
+        Columns of the row of all versions, its run, and `days` from the first that cost anything to `as_of`; None
+        where no run had a budget by then.
+    """
+    until = window.end + (window.end - window.start)
+    mine = (F.col(CAMPAIGN) == campaign) & (F.col("model_version") == "all") & F.col("budget").isNotNull()
+    columns = ("ends", "budget", "cost", "forecast", "forecast_lower", "forecast_upper", RUN_ID)
+    at = F.unix_micros("as_of").alias("as_of")
+    rows = returns.where(mine & (F.col("as_of") < _literal(until))).orderBy(F.desc("as_of"), F.desc("ingested_at"))
+    if (row := next(iter(rows.select(*columns, at).limit(1).collect()), None)) is None:
+        return None
+    of_units = (F.col(RUN_ID) == row[RUN_ID]) & F.col("kind").isin(*COST_KINDS[:2])
+    as_of, first = _moment(row["as_of"]), costs.where(of_units).agg(F.min("day")).collect()[0][0]
+    return {**row.asDict(), "as_of": as_of, "days": 0 if first is None else max(0, (as_of.date() - first).days)}
 
 
 def lasting(hours: int) -> Column:

@@ -254,6 +254,11 @@ def test_half_the_budget_is_said_in_words():
 def test_intervals_of_kpis_say_their_level():
     page = dashboard_pages([sample_tables(kpi_level=0.99)])["oncall.html"].partition("<script")[0]
     assert "99 % interval" in page and "95 % interval" not in page
+    forecast = {"kpi": "cost_forecast", "unit": "ratio", "value": 1.2, "lower": 1.1, "upper": 1.3, "state": "alert"}
+    kpi = sample_frames()["kpi"].iloc[-1:].assign(**forecast, target=1.0, alert=1.0, note="budget 1,000.00")
+    page = dashboard_pages([sample_tables({"kpi": kpi}, kpi_level=0.99)])["oncall.html"].partition("<script")[0]
+    tile = page[page.index("Cost forecast") :].partition("</article>")[0]
+    assert "95 % interval" in tile and "raise costs.budget" in tile and "Note: budget 1,000.00" in tile
 
 
 def test_a_prediction_outside_the_hold_out_s_interval_is_not_promised():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.dashboards.browser import chromium
 from tests.dashboards.samples import needs_chromium, needs_node, planned, sample_tables
+from tests.dashboards.test_pages import big_campaign
 from uplift_spark.dashboards.pages import PAGES, dashboard_pages
 from uplift_spark.spark_versions import sql_text
 from uplift_spark.sql_gate import checked_query
@@ -104,3 +105,23 @@ def test_a_phone_needs_no_sideways_scrolling(tmp_path, width):
             (tmp_path / file).write_text(text)
             browser.open(tmp_path / file)
             assert browser.run("document.documentElement.scrollWidth") <= width, file
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_ten_thousand_segments_are_drawn_in_part_and_found(tmp_path):
+    page = tmp_path / "debug.html"
+    page.write_text(dashboard_pages([big_campaign(0, 10_000, 5)])["debug.html"])
+    with chromium(tmp_path / "profile") as browser:
+        browser.open(page)
+        cut = "const cut = document.querySelector('.cut'); cut.value = 'segment:region x device';"
+        browser.run(f"{cut} cut.dispatchEvent(new Event('change')); 0")
+        drawn = browser.run("document.querySelectorAll('.segment-table tr').length")
+        assert 10 < drawn < 1000
+        find = "const find = document.querySelector('.find'); find.value = 'region 9999 of';"
+        browser.run(f"{find} find.dispatchEvent(new Event('input')); 0")
+        assert browser.run("document.querySelectorAll('.segment-table tr').length") == 2  # head, and that one
+        assert "region 9999 of the north x tablet" in browser.run(
+            "document.querySelector('.segment-table').textContent"
+        )
+        assert browser.requests == [] and browser.errors == []

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
+from uplift_spark.monitoring.files import is_measured
+from uplift_spark.monitoring.kpis import FORECAST_KPI, FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
+from uplift_spark.sections.costs import Costs
 from uplift_spark.sections.monitoring import Monitoring
 
 NAN = math.nan
@@ -137,3 +142,11 @@ def test_users_add_kpis_and_thresholds() -> None:
 def test_kpis_of_a_configuration_that_are_wrong(kpis: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         campaign_kpis(TypeAdapter(Monitoring).validate_python({"kpis": kpis}))
+
+
+def test_the_forecast_is_watched_where_there_is_a_budget() -> None:
+    plain = Config("spring", None, RolesConf("visit", "none", ("age",)))
+    kpi = kpi_named(FORECAST_KPI)
+    budget = Costs(budget=1000.0, end=date(2026, 12, 31))
+    shown = [is_measured(replace(plain, costs=costs), kpi) for costs in (None, Costs(), budget)]
+    assert shown == [False, False, True]

@@ -25,11 +25,12 @@ from uplift_spark.governance.approvals import version_name
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.fairness import BiasInputs, audit_of
 from uplift_spark.governance.permissions import check_permitted
-from uplift_spark.governance.spark import AuditLog, record_event
+from uplift_spark.governance.spark import AuditLog, check_on_record, record_event
 from uplift_spark.lake.schemas import BIAS_TABLE
 from uplift_spark.roles import CAMPAIGN
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
 
+READS_RESULTS = True  # so that Spark does not start to say that there is no log
 NAMES_ITS_RUN = True  # only `bias` has one, named by what it compared
 QUESTIONS = ("verify", "show", "explain", "bias")
 
@@ -162,6 +163,14 @@ def run(
 ) -> JobResult:
     """Answer; only `bias` writes, and only it has a run."""
     check_permitted(campaign.config, f"audit {question.what}")
+    if question.what != "bias":
+        check_on_record(campaign.config, decisions=question.what == "explain")
+    progress("reading the audit log" if question.what != "bias" else "reading the hold-out")
+    with campaign.planned("audit"):
+        return _answered(campaign, progress, question)
+
+
+def _answered(campaign: Campaign, progress: ProgressCallback, question: AuditQuestion) -> JobResult:
     if question.what == "bias":
         return audit_bias(campaign, progress)
     log = AuditLog(campaign.config, campaign.lake)

@@ -1,9 +1,9 @@
 """Monitor a window of a running campaign: KPIs, drift, estimated and observed lift, and what goes wrong.
 
 Reads bronze.assignment, bronze.outcome, bronze.delivery, bronze.profile_<campaign> and bronze.event as the features job
-does, at one Delta version each, and for the reference the hold-out that the model in use was trained beside; appends to
-gold.kpi, gold.drift, gold.findings and gold.window_sums, and to gold.alerts what that changes of the alerts. A window
-is counted in one pass over its units.
+does, at one Delta version each, gold.roi and gold.costs for the forecast of the cost, and for the reference the
+hold-out that the model was trained beside; appends to gold.kpi, gold.drift, gold.findings and gold.window_sums of one
+window, and to gold.alerts what that changes of the alerts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pyspark.sql import functions as F
 import uplift_spark.monitoring.figures as figures
 import uplift_spark.monitoring.windows as windows
 from uplift_spark.campaign import Campaign
-from uplift_spark.console import main_job
+from uplift_spark.console import main_job, moment_of_text
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
-from uplift_spark.lake.schemas import ALERTS_TABLE, gold_table
+from uplift_spark.lake.schemas import ALERTS_TABLE, COSTS_TABLE, ROI_TABLE, gold_table
 from uplift_spark.lake.session import instant, moment, utc
 from uplift_spark.lake.tables import Written
 from uplift_spark.monitoring.alerts import AlertEvent
@@ -38,13 +38,16 @@ from uplift_spark.monitoring.spark import (
     alert_on_windows,
     arm_counts,
     counted_rows,
+    drifting_columns,
     inside,
+    last_forecast,
     last_runs,
     lasting,
     log_values,
     newest_row,
     newest_window,
     reference_plan,
+    season_counts,
     send_counts,
     window_sums,
 )
@@ -62,12 +65,7 @@ def options(
     ] = None,
 ) -> dict[str, Any]:
     """Which window is monitored."""
-    if window is None:
-        return {}
-    try:
-        return {"window": datetime.fromisoformat(window)}
-    except ValueError:
-        raise ConfigError(f"--window {window!r} is no moment: write it as in 2025-01-31 or 2025-01-31T06:00") from None
+    return {} if window is None else {"window": moment_of_text(window, "--window")}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ class Monitored:
     events: Events
     window: windows.TimeWindow
     reference_run: str = ""
+    forecast: dict[str, Any] | None = None
     plan: windows.WindowPlan | None = None
     reference: WindowFacts | None = None
 
@@ -94,8 +93,7 @@ def run(
 ) -> JobResult:
     """Write the gold tables for a window, raise alerts and notify people; a run that was done adds nothing.
 
-    An empty window, a window that is not over, a model without a reference, and a clock that is behind the last window
-    are refused before any write.
+    Refused before any write: a window that is empty or not over, a model without a reference, a clock that is behind.
     """
     config, lake, now = campaign.config, campaign.lake, now or datetime.now(UTC)
     kpis = campaign_kpis(config.monitoring)
@@ -103,13 +101,14 @@ def run(
     chosen = windows.window_to_monitor(now, config.monitoring.hours, newest, window)
     registered = campaign.model_in_use
     events = events_of(config, lake, progress)
-    run_id = run_id or window_run(campaign, registered, events, chosen)
+    forecast = forecast_at(campaign, chosen)
+    run_id = run_id or window_run(campaign, registered, events, chosen, forecast)
     if (already := _rows_of(campaign, KPI_TABLE, run_id)) is not None:
         progress(f"the window from {chosen.words} was monitored by this run already")
         result = JobResult("monitor", run_id, details={"window": chosen.words, "kpis": already.count()})
         return _with_alerts(campaign, result, now, progress)
     progress(f"window from {chosen.words}, model {registered.name} version {registered.version}")
-    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen)
+    it = Monitored(campaign, registered, campaign.registry.load(registered), events, chosen, forecast=forecast)
     it = _with_reference(it, progress)
     facts = _facts(it, progress)
     facts = replace(facts, drift=tuple(drift := _drift(it, facts)))
@@ -129,11 +128,22 @@ def run(
     return _with_alerts(campaign, JobResult.of("monitor", run_id, *written, **details), now, progress)
 
 
-def window_run(campaign: Campaign, registered: Registered, events: Events, window: windows.TimeWindow) -> str:
-    """Name the run that measures a window by a model on what these events know."""
+def forecast_at(campaign: Campaign, window: windows.TimeWindow) -> dict[str, Any] | None:
+    """What `uplift costs` forecast last, as a window knows it; None without costs."""
+    lake = campaign.lake
+    if not lake.exists(ROI_TABLE):
+        return None
+    return last_forecast(lake.read(ROI_TABLE), lake.read(COSTS_TABLE), campaign.name, window)
+
+
+def window_run(
+    campaign: Campaign, registered: Registered, events: Events, window: windows.TimeWindow, forecast: Any
+) -> str:
+    """Name the run that measures a window by a model on what these events and this forecast know."""
     config, identity = campaign.config, [registered.name, registered.version, registered.sha256]
     beside = [*config.monitoring.logs, *([campaign.training_table] if config.nuisances is not None else [])]
-    upstream = [events.run_ids, events.as_of, {table: campaign.lake.version(table) for table in beside}]
+    known = {} if forecast is None else {ROI_TABLE: forecast[RUN_ID]}
+    upstream = [events.run_ids, events.as_of, {table: campaign.lake.version(table) for table in beside} | known]
     return campaign.run_id("monitor", model=identity, window=[window.start, window.end], data=upstream)
 
 
@@ -243,20 +253,11 @@ def _drift(it: Monitored, facts: WindowFacts) -> list[ColumnDrift]:
     earlier = (F.col("reference") == it.reference_run) & (F.col("window_start") < instant(it.window.start))
     known = last_runs(_mine(campaign, SUMS_TABLE).where(earlier & (F.col("part") == "count")))
     matched = season_windows(it.window.start, known, conf.holidays, conf.weeks)
-    season = None
-    if matched:
-        mine = F.col(RUN_ID).isin([known[start] for start in matched])
-        rows = campaign.lake.read(SUMS_TABLE).where(mine & F.col("part").isin("count", "missing", "new")).collect()
-        season = windows.window_facts(plan, windows.read_kept_sums(row.asDict() for row in rows)).all_arms
+    season = season_counts(campaign.lake.read(SUMS_TABLE), plan, [known[start] for start in matched])
     drift = window_drift(plan.bins, it.reference.all_arms, season, facts.all_arms, limits)
     before = sorted(known)[-limits.windows :]
-    flagged: dict[datetime, list[str]] = {start: [] for start in before}
-    if before and campaign.lake.exists(DRIFT_TABLE):  # a run may have been killed before it wrote drift
-        drifting = F.col(RUN_ID).isin([known[start] for start in before]) & F.col("state").isin("drift", "trigger")
-        states = _mine(campaign, DRIFT_TABLE).where(drifting)
-        for row in states.select(F.unix_micros("window_start").alias("at"), "name").collect():
-            flagged[moment(row["at"])].append(row["name"])
-    return with_triggers(drift, [flagged[start] for start in before], limits)
+    states = _mine(campaign, DRIFT_TABLE) if before and campaign.lake.exists(DRIFT_TABLE) else None
+    return with_triggers(drift, drifting_columns(states, {start: known[start] for start in before}), limits)
 
 
 def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[ColumnDrift]) -> list[KpiValue]:
@@ -266,6 +267,7 @@ def _values(it: Monitored, spec: FigureSpec, facts: WindowFacts, drift: list[Col
     values = [
         figures.drift_value(spec, drift, facts.features),
         figures.delivery_value(spec, facts),
+        figures.forecast_value(spec, it.forecast),
         *(figures.completeness_value(spec, name, *one) for name, one in facts.complete.items()),
         *figures.lift_values(spec, it.reference, facts),
         figures.freshness_value(spec, ages, it.window.end),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.console import main_job
+from uplift_spark.console import main_job, moment_of_text
 from uplift_spark.errors import ConfigError
 from uplift_spark.gamedays.runbooks import RUNBOOKS, Incident, Runbook, chosen_runbook, follow
 from uplift_spark.governance.audit import AuditEvent
@@ -67,17 +67,11 @@ def options(
     ] = None,
 ) -> dict[str, Any]:
     """Which runbook, about what, and whether it acts."""
-    return {"request": RunbookRequest(name, execute, reason or "", _moment(since), version)}
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"--since {text!r} is no moment: write it as in 2025-01-31 or 2025-01-31T06:00") from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return {
+        "request": RunbookRequest(
+            name, execute, reason or "", None if since is None else moment_of_text(since, "--since"), version
+        )
+    }
 
 
 def run(

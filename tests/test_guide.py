@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from dataclasses import fields, make_dataclass
@@ -133,12 +134,45 @@ def test_prose_escapes_tags_and_makes_lists_of_aligned_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_verbs_page_has_every_verb_and_option() -> None:
-    page = references.verbs_page()
+def test_every_verb_has_a_page_with_its_options_and_what_it_reads_and_writes() -> None:
+    pages = references.verb_pages()
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(re.findall(r"^## ([\w-]+)$", page, re.M)) == known
-    assert "| `--replace` |  | Take the place of the campaign's earlier rows. |" in page
-    assert page.count("\n$ uplift ") == len(known)
+    assert set(pages) == {f"verbs/{name}" for name in known}
+    index = references.verbs_page()
+    for name, command in references.commands().items():
+        page = pages[f"verbs/{name}"]
+        assert f"(verbs/{name}.md)" in index and page.startswith(f"# uplift {name}\n")
+        assert page.count(f"\n$ uplift {name}") == 1 and "\n## How it ends\n" in page and "The guide: [" in page
+        options = page.partition("## Options")[2].partition("\n## ")[0]
+        for option in command.params:
+            shown = option.opts[-1] if option.opts[-1].startswith("-") else (option.metavar or option.name).upper()
+            hidden = option.hidden or option.name == "help"
+            assert (f"`{shown}" in options or f", {shown}" in options) is not hidden, (name, shown)
+        assert set(re.findall(r"that it writes first: (.*)\.$", page, re.M)) == {
+            ", ".join(f"`{one.table}`" for one in group)
+            for group in [[one for one in all_contracts() if one.job == name.replace("-", "_")]]
+            if group
+        }
+    steps = re.search(r"^\| step \|.*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "docs" / "verbs.md").read_text(), re.M)
+    assert steps is not None
+    listed = set(re.findall(r"^\| `uplift ([\w-]+)", steps[1], re.M))
+    assert listed == {name for name in known if "## What it reads and writes" in pages[f"verbs/{name}"]} - {"reject"}
+    assert "| `--replace` |  | Take the place of the campaign's earlier rows. |" in pages["verbs/ingest"]
+    assert "(../../serving.md#into-bronze)" in pages["verbs/load"]
+    assert "is broken" in pages["verbs/check"] and "`privacy_officer`" in pages["verbs/erase"]
+
+
+@pytest.mark.slow
+def test_the_navigation_has_the_page_of_each_verb_below_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs", reason="`make docs` installs it")
+    monkeypatch.syspath_prepend(SITE)
+    hooks = importlib.import_module("hooks")
+    nav = [{"Home": "index.md"}, {"Reference": [{"Verbs": "reference/verbs.md"}, "x.md"]}]
+    ((all_verbs, *each),) = [one["Verbs"] for one in hooks.with_verbs(nav)[1]["Reference"][:1]]
+    assert all_verbs == {"All verbs": "reference/verbs.md"} and hooks.with_verbs(nav)[0] == nav[0]
+    assert [page for one in each for page in one.values()] == [
+        f"reference/{name}.md" for name in references.verb_pages()
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------

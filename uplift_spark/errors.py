@@ -18,6 +18,10 @@ class DataError(UpliftError):
     """A table or frame breaks its contract; names table, column and count."""
 
 
+class DamagedTableError(UpliftError):
+    """Files of a Delta table are damaged, so that no engine reads it; names the table and the file."""
+
+
 class ModelFileError(UpliftError):
     """A model file is truncated, edited, of another version, or not a model."""
 

@@ -13,6 +13,8 @@ from uplift_spark.roles import CAMPAIGN, RUN_ID, TREATMENT
 
 NOT_OPEN = ("resolved", "closed", "cancelled", "pending")
 """Last events of alerts that are over, or have not fired yet."""
+LEAST_IN_GROUP = 5
+"""Units below which views and pages show no sums: both are sent around, so that nobody is a row in them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ def _rows(table: str, runs: str, columns: str = "t.*", keys: str = CAMPAIGN) -> 
     """Rows of a table of the `runs`, joined by their `keys` and the run's id."""
     same = " AND ".join(f"t.{key} = n.{key}" for key in [*filter(None, keys.split(", ")), RUN_ID])
     return f"SELECT {columns} FROM gold.{table} t JOIN {runs} n ON {same}"
+
+
+def _sum_of_many(column: str) -> str:
+    """The sum of a column over the rows of units; null where they are few, as it would tell of each."""
+    return f"CASE WHEN count(*) >= {LEAST_IN_GROUP} THEN sum(t.{column}) END AS {column}"
 
 
 _LIFT = _newest("lift_table", CAMPAIGN, "ingested_at")
@@ -68,9 +75,10 @@ GOLD_VIEWS = {
         ),
         GoldView(
             "v_plan",
-            "Units, predicted gain and cost by treatment and reason, of the plan that is in force.",
+            "Units, predicted gain and cost by treatment and reason, of the plan that is in force; gain and cost of "
+            f"fewer than {LEAST_IN_GROUP} units are null.",
             f"SELECT t.{CAMPAIGN}, t.{RUN_ID}, t.model_version, t.{TREATMENT}, t.reason, count(*) AS units, "
-            f"sum(t.gain) AS gain, sum(t.cost) AS cost FROM gold.policy_decisions t JOIN {_PLAN} n "
+            f"{_sum_of_many('gain')}, {_sum_of_many('cost')} FROM gold.policy_decisions t JOIN {_PLAN} n "
             f"ON t.{CAMPAIGN} = n.{CAMPAIGN} AND t.{RUN_ID} = n.{RUN_ID} "
             f"GROUP BY t.{CAMPAIGN}, t.{RUN_ID}, t.model_version, t.{TREATMENT}, t.reason",
         ),

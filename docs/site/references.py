@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from datetime import date, datetime
 from functools import cache
@@ -27,6 +27,7 @@ from uplift_spark import console
 from uplift_spark.cli import app, verbs
 from uplift_spark.config import Config
 from uplift_spark.gold_views import GOLD_VIEWS
+from uplift_spark.governance.permissions import VERBS_OF
 from uplift_spark.lake.contracts import Contract
 from uplift_spark.lake.schemas import all_contracts
 
@@ -37,7 +38,8 @@ EXPLAINED = {
     "experiments": ("assign", "check", "readout", "power"),
     "monitoring": ("monitor", "digest"),
     "costs": ("costs",),
-    "alerts": ("monitoring_files",),
+    "alerts": ("monitoring_files", "alert"),
+    "dashboards": ("dashboard",),
     "retraining": ("retrain",),
     "canary": ("canary", "rollback"),
     "gamedays": ("gameday",),
@@ -53,6 +55,7 @@ def pages() -> dict[str, str]:
     """{name: text in Markdown} of every reference page."""
     return {
         "verbs": verbs_page(),
+        **verb_pages(),
         "configuration": configuration_page(),
         "tables": tables_page(),
         "python": python_page(),
@@ -154,37 +157,95 @@ def _usage(name: str, command: Any) -> str:
 
 def _explained_by(verb: str) -> str:
     page = next((page for page, names in EXPLAINED.items() if verb in names), "verbs")
-    return f"[Read on](../{page}.md)"
+    title = re.search(r"^# (.*)$", (ROOT / "docs" / f"{page}.md").read_text(), re.M)
+    return f"[{title[1] if title else page}](../../{page}.md)"
 
 
 def verbs_page() -> str:
-    """Every verb: what its file says of it, its options, and the keys that its runs depend on."""
-    parts = [
-        "# Verbs and options\n",
-        HEAD,
-        "A verb is a word after `uplift`. It is also a file in `jobs/`, which `spark-submit` and Databricks run as it "
-        "is.\n\n`--conf` names the campaign's configuration. `--set KEY=VALUE` changes one key for this call. "
-        "`--run-id` names the run. A run that is called again on the same configuration and data adds nothing.\n",
-    ]
+    """The list of verbs, each with a link to its page."""
     summaries = verbs()
-    commands_ = commands()
     rows = [
-        (f"[`{name}`](#{name})", summaries.get(name.replace("-", "_")) or (command.help or "").partition("\n")[0])
-        for name, command in commands_.items()
+        (f"[`{name}`](verbs/{name}.md)", summaries.get(name.replace("-", "_")) or (one.help or "").partition("\n")[0])
+        for name, one in commands().items()
     ]
-    parts.append(table(["verb", "what it does"], rows))
-    for name, command in commands_.items():
-        verb = name.replace("-", "_")
-        parts += [f"\n## {name}\n", prose(command.help), ""]
-        parts += [f"```console\n$ {_usage(name, command)}\n```\n"]
-        parts.append(
-            table(["option", "default", "meaning"], [_option_row(p) for p in command.params if p.name != "help"])
-        )
-        if keys := _run_keys().get(verb):
-            linked = ", ".join(f"`{key}`" for key in keys)
-            parts.append(f"\nIts run is another one when one of these keys changes: {linked}.\n")
-        parts.append(f"\n{_explained_by(verb)}\n")
+    return "\n".join(
+        [
+            "# Verbs and options\n",
+            HEAD,
+            "A verb is a word after `uplift`. It is also a file in `jobs/`, which `spark-submit` and Databricks run as "
+            "it is. Each has a page with its options, what it reads and writes, and its messages.\n\n`--conf` names "
+            "the campaign's configuration. `--set KEY=VALUE` changes one key for this call. `--run-id` names the run. "
+            "A run that is called again on the same configuration and data adds nothing.\n",
+            table(["verb", "what it does"], rows),
+        ]
+    )
+
+
+def verb_pages() -> dict[str, str]:
+    """{`verbs/<verb>`: its page}: what its file says of it, how it is called, its options, tables and messages."""
+    return {f"verbs/{name}": _verb_page(name, command) for name, command in commands().items()}
+
+
+def _verb_page(name: str, command: Any) -> str:
+    verb = name.replace("-", "_")
+    options = [_option_row(one) for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
+    parts = [f"# uplift {name}\n", HEAD, prose(command.help), ""]
+    parts += [f"```console\n$ {_usage(name, command)}\n```\n", f"The guide: {_explained_by(verb)}.\n"]
+    parts += ["\n## Options\n", table(["option", "default", "meaning"], options)]
+    if keys := _run_keys().get(verb):
+        linked = ", ".join(f"`{key}`" for key in keys)
+        parts.append(f"\nIts run is another one when one of these keys changes: {linked}.\n")
+    if steps := _rows_about(name, "step"):
+        parts += ["\n## What it reads and writes\n", table(["call", "reads", "writes"], steps)]
+    if tables := [one.table for one in all_contracts() if one.job == verb]:
+        listed = ", ".join(f"`{table_}`" for table_ in tables)
+        parts.append(f"\n[Tables](../tables.md) that it writes first: {listed}.\n")
+    if calls := _rows_about(name, ""):
+        parts += ["\n## Calls\n", table(["call", "what it does"], calls)]
+    if roles := [role for role, may in VERBS_OF.items() if any(one.partition(" ")[0] == verb for one in may)]:
+        may = ", ".join(f"`{role}`" for role in roles)
+        parts.append(f"\nWith [`governance.access`](../../governance.md#who-may-run-what) it runs for {may}.\n")
+    parts += [
+        "\n## How it ends\n",
+        "The exit code is 0 where all went well, 1 after an error in one sentence on standard error, and 2 where the "
+        "command line is not understood. [Messages](../messages.md) has the sentences of all rooms of the package.\n",
+    ]
+    if own := _messages_of(verb):
+        rows = sorted((*message.parts, f"`{message.kind}`") for message in own)
+        parts += ["\nMessages of its own:\n", table(["message", "what to do", "class"], rows)]
     return "\n".join(parts)
+
+
+def _rows_about(name: str, head: str) -> list[list[str]]:
+    """Rows about a verb in the table of docs/verbs.md with this head; links lead from the verb's page."""
+    text = (ROOT / "docs" / "verbs.md").read_text()
+    rows: list[list[str]] = []
+    for block in re.findall(r"^\| *(\w*) *\|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M):
+        if block[0] != head:
+            continue
+        for line in block[1].splitlines():
+            cells = [one.strip().replace("\\|", "|") for one in re.split(r"(?<!\\)\|", line)[1:-1]]
+            called = {
+                verb for call in re.findall(r"`uplift ([^`]*)`", cells[0]) for verb in call.partition(" ")[0].split("|")
+            }
+            if name in called:
+                rows.append([_relinked(one) for one in cells])
+    return rows
+
+
+def _relinked(text: str) -> str:
+    """Links of docs/verbs.md as links of a page two folders below."""
+    text = re.sub(r"\]\(#", "](verbs.md#", text)
+    return re.sub(r"\]\((?!https?:)([\w/-]+\.md)", r"](../../\1", text)
+
+
+def _messages_of(verb: str) -> list[Message]:
+    """Errors that are raised in the file of a verb, or in its function of the command line."""
+    file = ROOT / "jobs" / f"{verb}.py"
+    tree: ast.AST | None = ast.parse((file if file.exists() else ROOT / "uplift_spark" / "cli.py").read_text())
+    if not file.exists():
+        tree = next((one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and one.name == verb), None)
+    return [] if tree is None else raised(("jobs", node) for node in ast.walk(tree))
 
 
 @cache
@@ -456,7 +517,10 @@ SUBJECTS = {
     "registry": "Models and the registry", "governance": "Governance", "serving": "Serving", "jobs": "Verbs",
     "gamedays": "Verbs", "campaign": "Verbs", "cli": "Verbs", "console": "Verbs",
 }  # fmt: skip
-KINDS = ("ConfigError", "DataError", "ModelFileError", "ConflictError", "OvertakenError", "EnvironmentProblem")
+KINDS = (
+    *("ConfigError", "DataError", "DamagedTableError", "ModelFileError", "ConflictError", "OvertakenError"),
+    "EnvironmentProblem",
+)
 
 
 @dataclass(frozen=True)
@@ -493,8 +557,13 @@ def nodes() -> list[tuple[str, ast.AST]]:
 
 def messages() -> list[Message]:
     """Every error whose sentence stands where it is raised."""
+    return raised(nodes())
+
+
+def raised(every: Iterable[tuple[str, ast.AST]]) -> list[Message]:
+    """The errors among (room, node), each once."""
     found = []
-    for room, node in nodes():
+    for room, node in every:
         if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
             continue
         kind = getattr(node.exc.func, "id", "")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
 from tests.dashboards.browser import chromium
 from tests.dashboards.samples import needs_chromium, needs_node, planned, sample_tables
+from tests.dashboards.test_pages import big_campaign
 from uplift_spark.dashboards.pages import PAGES, dashboard_pages
+from uplift_spark.spark_versions import sql_text
+from uplift_spark.sql_gate import checked_query
 
 REFUSED = """new Promise((ready) => {
   const number = document.querySelector('.whatif input[type=number]'), panel = document.querySelector('article');
@@ -51,6 +55,31 @@ def test_pages_ask_for_nothing_and_plan_by_their_sliders(tmp_path):
             assert browser.requests == [] and browser.errors == []
 
 
+ASKED = """(() => {
+  const unit = document.querySelector('.unit');
+  unit.value = %s;
+  unit.dispatchEvent(new Event('input'));
+  return document.querySelector('.query').value;
+})()"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("unit", ["u7", 'o\'b\\r "x" $HOME `id` <b> \u202e\u0645\u0631'])
+def test_the_command_that_explains_a_unit_holds_its_id_as_text(tmp_path, unit):
+    page = tmp_path / "executive.html"
+    page.write_text(dashboard_pages([sample_tables(scores_run="score-1", plan_run="policy-1")])["executive.html"])
+    with chromium(tmp_path / "profile") as browser:
+        browser.open(page)
+        target = browser.run("document.querySelector('header a').getAttribute('href')")
+        assert browser.run(f"document.querySelector('{target}').textContent") == "Why one unit gets what it gets"
+        command = browser.run(ASKED % json.dumps(unit))
+        assert browser.errors == []
+    shell = f'uplift() {{ printf %s "$2"; }}; {command}'
+    query = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert f"d.unit_id = {sql_text(unit)} AND d.run_id = 'policy-1' AND s.run_id = 'score-1'" in query
+    assert checked_query(query) and query.count(sql_text(unit)) == 1
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_hostile_names_run_nothing(tmp_path):
@@ -76,3 +105,23 @@ def test_a_phone_needs_no_sideways_scrolling(tmp_path, width):
             (tmp_path / file).write_text(text)
             browser.open(tmp_path / file)
             assert browser.run("document.documentElement.scrollWidth") <= width, file
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_ten_thousand_segments_are_drawn_in_part_and_found(tmp_path):
+    page = tmp_path / "debug.html"
+    page.write_text(dashboard_pages([big_campaign(0, 10_000, 5)])["debug.html"])
+    with chromium(tmp_path / "profile") as browser:
+        browser.open(page)
+        cut = "const cut = document.querySelector('.cut'); cut.value = 'segment:region x device';"
+        browser.run(f"{cut} cut.dispatchEvent(new Event('change')); 0")
+        drawn = browser.run("document.querySelectorAll('.segment-table tr').length")
+        assert 10 < drawn < 1000
+        find = "const find = document.querySelector('.find'); find.value = 'region 9999 of';"
+        browser.run(f"{find} find.dispatchEvent(new Event('input')); 0")
+        assert browser.run("document.querySelectorAll('.segment-table tr').length") == 2  # head, and that one
+        assert "region 9999 of the north x tablet" in browser.run(
+            "document.querySelector('.segment-table').textContent"
+        )
+        assert browser.requests == [] and browser.errors == []

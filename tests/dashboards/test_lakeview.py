@@ -65,11 +65,17 @@ def test_every_parameter_of_a_query_is_declared_with_its_default() -> None:
 def shown(spark, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     """Rows of every dataset."""
     lake = Lake(spark, Lakehouse(path=str(tmp_path_factory.mktemp("lakeview") / "lakehouse")))
+    sizes = {("x", "3"): 6, ("x", "4"): 6, ("y", "3"): 6, ("y", "4"): 2}
+    plan = [
+        {"unit_id": f"{level}{version}{i}", "treatment": level, "model_version": version}
+        for (level, version), n in sizes.items()
+        for i in range(n)
+    ]
     for n in (1, 2):
         rows_of(lake, "costs", f"costs-{n}", {"amount": 10.0 * n}, {"amount": 1.0, "kind": "expense"})
         rows_of(lake, "roi", f"costs-{n}", {"model_version": "all", "net": 100.0 * n}, {"model_version": "3"})
         rows_of(lake, "policy_curve", f"policy-{n}", {"budget": 50.0 * n}, {"campaign": "other"})
-        rows_of(lake, "policy_decisions", f"policy-{n}", {"unit_id": "a"}, {"unit_id": "b"}, {"unit_id": "c"})
+        rows_of(lake, "policy_decisions", f"policy-{n}", *plan)
         rows_of(lake, "kpi", f"monitor-{n}", {"kpi": "error_rate", "cut": "all", "value": 0.1 * n})
     rows_of(lake, "costs", "costs-3", {"amount": 99.0})  # of a run that was killed: gold.roi has none of it
     of = {"outcome": "visit", "treatment": "mail"}
@@ -108,7 +114,8 @@ def test_what_is_newest_is_shown_once(shown) -> None:
     assert [row["net"] for row in shown["net_of_costs"]] == [200.0]
     assert sorted(row["amount"] for row in shown["spending"]) == [1.0, 20.0]
     assert [row["budget"] for row in shown["plans"]] == [100.0]
-    assert [row["units"] for row in shown["decisions"]] == [3]
+    plan = [(row["units"], row["gain"], row["cost"]) for row in shown["decisions"]]
+    assert plan == [(12, 12.0, 12.0), (8, None, None)]  # no sum where two units of a version are hidden
     assert [row["value"] for row in shown["kpis"]] == [0.2] == [row["value"] for row in shown["kpi_trends"]]
     assert [row["uplift"] for row in shown["levels"]] == [1.0]  # of the run that was written last
     assert [row["rule"] for row in shown["open_alerts"]] == ["x"]  # the other one is resolved

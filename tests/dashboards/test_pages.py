@@ -7,14 +7,16 @@ import gzip
 import json
 import re
 import subprocess
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.dashboards.samples import NODE, monitored, needs_node, sample_frames, sample_tables, sample_units
+from tests.dashboards.test_metrics import roi
 from uplift_spark.dashboards.pages import PAGES, dashboard_pages
-from uplift_spark.dashboards.tables import PolicyFacts
+from uplift_spark.dashboards.tables import CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import whatif_sums
 from uplift_spark.evaluation.html_page import coded, package_text, short
 
@@ -27,19 +29,46 @@ def facts_of(page: str) -> dict:
     return json.loads(gzip.decompress(base64.b64decode(blob.group(1))))
 
 
+def recomputed(tables: CampaignTables) -> dict[str, list[float]]:
+    """{source: figures that follow from rows of tables}, each computed anew."""
+    plan, rows = tables.plan, tables.decisions
+    assert plan is not None and rows is not None
+    treated, units = rows.loc[rows["treatment"] != tables.control, "n"].sum(), rows["n"].sum()
+    shares = [plan[name] / plan["cost"] for name in ("observed", "observed_lower", "observed_upper")]
+    kpi = tables.kpis.set_index("kpi")
+    bad = {"error_rate": kpi.loc["error_rate", "value"], "delivery_rate": 1 - kpi.loc["delivery_rate", "value"]}
+    n = {name: kpi.loc[name, "n"] for name in bad}
+    drifted = tables.rows("drift")["state"] == "drift"
+    return {
+        "policy_curve: observed / cost": [*shares, plan["treated"]],
+        "policy_decisions": [*rows[["n", "gain", "cost"]].to_numpy(float).ravel(), units, treated / units],
+        "uplift_scores": [*tables.widths["mail"]],
+        "kpi: window_end": [0.0],  # windows that wait: the newest is over
+        "kpi: windows added up": [
+            *(1 - (bad[name] @ n[name]) / n[name].sum() / 0.01 for name in bad), *(one.sum() for one in n.values())
+        ],
+        "drift": [drifted.mean(), len(drifted)],
+        "alerts": [len(tables.open_alerts)],
+    }  # fmt: skip
+
+
 def test_every_figure_of_a_page_is_one_of_its_table():
-    tables = sample_tables()
-    pages = dashboard_pages([tables])
-    for page in pages.values():
+    forecast = roi((500.0, 100.25, 900.5), (800.0, 700.125, 900.75), date(2025, 3, 31))
+    tables = sample_tables(sample_frames() | forecast, scores_run="score-1")
+    derived, walked = recomputed(tables), set()
+    for page in dashboard_pages([tables]).values():
         figures = FIGURE.findall(page)
         assert len(figures) == page.count("<data ") and len(figures) > 8
         for value, source, scale, text in figures:
             assert text == short((float(value) if value else np.nan) * float(scale))
-            if not value or source not in tables.frames:
-                continue
-            held = tables.frames[source].select_dtypes("number").to_numpy(float).ravel()
-            derived = {len(tables.open_alerts), 2000 / 5000, 1 / 2, 2.0}  # counts and shares of rows
-            assert np.isclose(held, float(value), rtol=1e-12, atol=0).any() or float(value) in derived, (value, source)
+            held = [np.asarray(derived.get(source, []), float)]
+            if ": " not in source or source not in derived:
+                frame = tables.frames.get(source.partition(": ")[0], pd.DataFrame())
+                held.append(frame.select_dtypes("number").to_numpy(float).ravel())
+            same = np.isclose(np.concatenate(held), float(value or "nan"), rtol=1e-12, atol=0)
+            assert same.any() or not value, (value, source)
+            walked.add(source)
+    assert set(derived) | {"roi: net", "roi: forecast", "lift_table", "uplift_metrics", "kpi"} <= walked
 
 
 def test_segments_hold_the_printed_digits_of_the_lift_table():
@@ -254,6 +283,11 @@ def test_half_the_budget_is_said_in_words():
 def test_intervals_of_kpis_say_their_level():
     page = dashboard_pages([sample_tables(kpi_level=0.99)])["oncall.html"].partition("<script")[0]
     assert "99 % interval" in page and "95 % interval" not in page
+    forecast = {"kpi": "cost_forecast", "unit": "ratio", "value": 1.2, "lower": 1.1, "upper": 1.3, "state": "alert"}
+    kpi = sample_frames()["kpi"].iloc[-1:].assign(**forecast, target=1.0, alert=1.0, note="budget 1,000.00")
+    page = dashboard_pages([sample_tables({"kpi": kpi}, kpi_level=0.99)])["oncall.html"].partition("<script")[0]
+    tile = page[page.index("Cost forecast") :].partition("</article>")[0]
+    assert "95 % interval" in tile and "raise costs.budget" in tile and "Note: budget 1,000.00" in tile
 
 
 def test_a_prediction_outside_the_hold_out_s_interval_is_not_promised():

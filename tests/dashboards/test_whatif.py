@@ -13,7 +13,8 @@ import yaml
 
 from tests.dashboards.samples import NODE, needs_node, planned, sample_units
 from uplift_spark.config import Scenario
-from uplift_spark.dashboards.whatif import LEAST_IN_GROUP, whatif_groups, whatif_script, whatif_sums, whatif_units
+from uplift_spark.dashboards.whatif import whatif_groups, whatif_script, whatif_sums, whatif_units
+from uplift_spark.gold_views import LEAST_IN_GROUP
 from uplift_spark.policy.allocation import NONE, Candidates, Constraint, Problem, allocate, scan_candidates
 from uplift_spark.policy.spark import Pass, add_observed, observed_from_sums
 from uplift_spark.stats.moments import FixedPoint

@@ -9,10 +9,14 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from deltalake import write_deltalake
 
+from uplift_spark.campaign import Campaign
+from uplift_spark.config import Config, Lakehouse, RolesConf
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem
 from uplift_spark.governance import audit
 from uplift_spark.governance.audit import (
@@ -38,6 +42,7 @@ from uplift_spark.governance.audit import (
     signing_key,
     unit_proof,
 )
+from uplift_spark.jobs import audit as audit_job
 from uplift_spark.sections.governance import AuditConf, CheckpointKey
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -346,3 +351,17 @@ def test_verification_is_fast_enough_for_a_million_entries() -> None:
     assert check_chain(log).holds
     assert time.process_time() - started < 60 * len(log) / 1e6
     assert json.loads(log[-1]["entry"])["seq"] == 4000
+
+
+def test_questions_without_a_log_are_answered_before_spark_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("uplift_spark.campaign.spark_session", lambda *_: pytest.fail("Spark is started"))
+    house = Lakehouse(path=str(tmp_path))
+    campaign = Campaign(Config("spring", None, RolesConf("visit", "none", ("age",)), lakehouse=house))
+    asked = {what: audit_job.AuditQuestion(what, "u1" if what == "explain" else None) for what in ("verify", "explain")}
+    for question in asked.values():
+        with pytest.raises(DataError, match=r"gold\.audit_log does not exist: set governance\.audit"):
+            audit_job.run(campaign, question=question)
+    write_deltalake(tmp_path / "gold" / "audit_log", pa.table({"seq": [1]}))
+    with pytest.raises(DataError, match=r"gold\.policy_decisions does not exist .*: run `uplift policy` first"):
+        audit_job.run(campaign, question=asked["explain"])
+    assert audit_job.READS_RESULTS  # else the command line starts Spark before it asks

@@ -14,6 +14,7 @@ from uplift_spark import cli, console, jobs
 from uplift_spark.cli import app, verbs
 from uplift_spark.config import Config, Lakehouse, RolesConf
 from uplift_spark.errors import ConfigError
+from uplift_spark.gold_views import GOLD_VIEWS
 from uplift_spark.governance import permissions
 from uplift_spark.governance.permissions import TOKEN_ENV, VERBS_OF, acting_user, check_permitted, grants
 from uplift_spark.lake.schemas import all_contracts
@@ -124,10 +125,29 @@ def test_grants_are_least_privilege() -> None:
     gold = [one for one in all_contracts() if one.table.startswith("gold.")]
     figures = {one.table.split(".")[1] for one in gold if "unit_id" not in one.columns.fieldNames()}
     readable = {s.split("`")[5] for s in to["vic"] if s.startswith("GRANT SELECT ON TABLE")}
-    assert readable == figures
+    assert readable == figures | set(GOLD_VIEWS)
     for wrong in (conf(), replace(conf(catalog="main"), governance=Governance())):
         with pytest.raises(ConfigError, match=r"GRANTs need governance\.access"):
             grants(wrong)
+
+
+def test_views_that_a_viewer_reads_show_no_unit() -> None:
+    gold = {one.table: one.columns.fieldNames() for one in all_contracts() if one.table.startswith("gold.")}
+    for view in GOLD_VIEWS.values():
+        whole = re.findall(r"t\.\*.*? FROM (gold\.\w+) t", view.query)
+        assert len(whole) == view.query.count("t.*") and "unit_id" not in view.query, view.name
+        assert not [table for table in whole if "unit_id" in gold[table]], view.name
+    assert "t.*" not in GOLD_VIEWS["v_plan"].query  # the only one of rows about units has sums
+
+
+def test_whoever_reads_the_schema_needs_no_right_to_its_views() -> None:
+    """Analysts and approvers have the schema, so a right to single views would be one too many."""
+    access = AccessConf({"analyst": ("ana",), "approver": ("ann",), "operator": ("olga",), "privacy_officer": ("pia",)})
+    statements = grants(replace(conf(catalog="main"), governance=Governance(access=access)))
+    assert not [one for one in statements if "`v_" in one]
+    for name in ("ana", "ann", "olga", "pia"):
+        reads = [one for one in statements if re.search(rf"SELECT.* ON SCHEMA `main`.`gold` TO `{name}`;", one)]
+        assert len(reads) == 1, name
 
 
 def test_grants_let_every_role_run_its_verbs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from deltalake import CommitProperties, write_deltalake
 
 from tests.dashboards.samples import sample_frames, sample_units
 from uplift_spark.campaign import Campaign
-from uplift_spark.errors import ConfigError, EnvironmentProblem
+from uplift_spark.errors import ConfigError, DamagedTableError, EnvironmentProblem
 from uplift_spark.jobs import dashboard
 
 CONF = {
@@ -124,6 +125,49 @@ def test_further_campaigns_stand_on_the_same_pages(campaign, tmp_path):
     dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path, also=(conf,)))
     page = (tmp_path / "executive.html").read_text()
     assert re.findall(r"<option value=\"\d\">(\w+)</option>", page) == ["spring", "autumn"] and "All campaigns" in page
+
+
+COMMIT = "00000000000000000000.json"
+
+
+def cut_off(log: Path) -> str:
+    (log / COMMIT).write_text((log / COMMIT).read_text()[:-40])
+    return f"commit {COMMIT} is no JSON"
+
+
+def without_columns(log: Path) -> str:
+    lines = (log / COMMIT).read_text().splitlines()
+    (log / COMMIT).write_text("\n".join(line for line in lines if "metaData" not in line))
+    return f"commit {COMMIT} does not say what its columns are"
+
+
+def with_a_gap(log: Path) -> str:
+    shutil.copy(log / COMMIT, log / "00000000000000000002.json")
+    return "commit 1 of its log is gone"
+
+
+def without_rows(log: Path) -> str:
+    (file,) = log.parent.glob("*.parquet")
+    file.write_bytes(b"no rows")
+    return f"{file.name} is no Parquet file"
+
+
+@pytest.mark.parametrize("damage", [cut_off, without_columns, with_a_gap, without_rows])
+@pytest.mark.parametrize("table", ["policy_limits", "lift_table"])
+def test_a_damaged_table_is_named_and_starts_no_spark(campaign, tmp_path, monkeypatch, damage, table):
+    lake = tmp_path / "lake"
+    shutil.copytree(campaign.config.lakehouse.path, lake)
+    wrong = damage(lake / "gold" / table / "_delta_log")
+    conf = tmp_path / "spring.yaml"
+    conf.write_text(yaml.safe_dump(CONF | {"lakehouse": {"path": str(lake)}}))
+    monkeypatch.setattr("uplift_spark.campaign.spark_session", lambda *_: pytest.fail("Spark is started"))
+    words = f"table gold.{table} is damaged, {wrong} in {lake}/gold/{table}: restore the folder from a backup"
+    for what in ("write", "serve"):
+        with pytest.raises(DamagedTableError, match=re.escape(words)):
+            dashboard.run(Campaign(conf), request=dashboard.DashboardRequest(what, tmp_path / "pages", port=0))
+    with pytest.raises(DamagedTableError, match=re.escape(words)):
+        Campaign(conf).sql(f"SELECT * FROM gold.{table}")
+    assert len(Campaign(conf).sql("SELECT * FROM gold.kpi")) > 0  # others are read
 
 
 def test_anything_but_serve_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Lakehouse
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.jobs import features, ingest, monitor, train
+from uplift_spark.lake.schemas import COSTS_TABLE, ROI_TABLE
 from uplift_spark.lake.tables import Lake
 from uplift_spark.monitoring.detectors import DETECTORS
 from uplift_spark.monitoring.kpis import FOUNDING_KPIS
@@ -246,3 +247,25 @@ def test_alerts_open_reach_people_and_resolve_whoever_is_killed(campaign: Campai
     assert history() == [("fired", "page", True), ("resolved", "page", True)] and lines("resolved") == 1
     rules = set(rows_of(campaign.lake, "gold.alerts")["rule"])
     assert rules <= {kpi.name for kpi in FOUNDING_KPIS} | set(DETECTORS) | {"sales", "buyers"}
+
+
+@pytest.mark.slow
+def test_a_budget_that_will_not_hold_is_an_alert(campaign: Campaign) -> None:
+    """Of the forecasts the last one counts that was known before the next window was over."""
+    lake, days = campaign.lake, [day(number).date() for number in range(16)]
+    for as_of, budget in ((day(16), 1000.0), (day(17), 10.0), (day(15), 5000.0)):
+        known = {"campaign": "daily", "model_version": "all", "as_of": as_of, "budget": budget, "cost": 900.0}
+        known |= {"forecast": 1100.0, "forecast_lower": 1050.0, "forecast_upper": 1200.0, "ends": date(2025, 2, 28)}
+        spent = [{"campaign": "daily", "day": one, "kind": "treating", "amount": 1.0} for one in days]
+        spent += [{"campaign": "daily", "day": date(2024, 1, 1), "kind": "expense", "amount": 1.0}]
+        lake.write(COSTS_TABLE, lake.filled(COSTS_TABLE, spent), f"costs-{as_of:%d}")
+        other = {**known, "campaign": "another", "budget": 1.0}
+        lake.write(ROI_TABLE, lake.filled(ROI_TABLE, [known, other]), f"costs-{as_of:%d}")
+    result = monitor.run(campaign, window=day(15))
+    by = rows_of(lake, "gold.kpi", run_id=result.run_id).set_index("kpi")
+    figures = by.loc["cost_forecast", ["value", "lower", "upper", "n", "state", "severity"]].to_list()
+    assert figures == [pytest.approx(1.1), pytest.approx(1.05), pytest.approx(1.2), 16, "alert", "ticket"]
+    assert "ticket cost_forecast" in result.details["alerts"] and "cost_forecast: 1.1" in result.details["summary"]
+    assert not monitor.run(campaign, window=day(15)).tables  # nothing is new
+    early = monitor.run(campaign, window=day(1))
+    assert rows_of(lake, "gold.kpi", run_id=early.run_id).set_index("kpi").loc["cost_forecast", "state"] == "no_data"

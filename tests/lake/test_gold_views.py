@@ -10,7 +10,7 @@ import pytest
 
 from uplift_spark.config import Lakehouse
 from uplift_spark.errors import ConfigError
-from uplift_spark.gold_views import GOLD_VIEWS, create_views, view_query
+from uplift_spark.gold_views import GOLD_VIEWS, LEAST_IN_GROUP, create_views, view_query
 from uplift_spark.lake.duck import local_query
 from uplift_spark.lake.local_tables import LocalTables
 from uplift_spark.lake.queries import query_rows
@@ -41,7 +41,7 @@ def lake(spark, tmp_path_factory) -> Lake:
         rows_of(lake, "lift_table", f"lift-{run}", {"cut": "all", **more}, {"cut": "decile", **more})
         rows_of(lake, "uplift_curve", f"lift-{run}", {"fraction": 0.1}, {"fraction": 1.0})
         rows_of(lake, "uplift_metrics", f"lift-{run}", {"metric": "qini"})
-        units = [{"unit_id": unit, "gain": 2.0, **more} for unit in "abc"]
+        units = [{"unit_id": unit, "gain": 2.0, **more} for unit in "abcde"]
         rows_of(lake, "policy_decisions", f"policy-{run}", *units, {"reason": "rule", **more})
         rows_of(lake, "policy_curve", f"policy-{run}", {"budget": 10.0, **more}, {"budget": 20.0, **more})
         rows_of(lake, "roi", f"costs-{run}", {"model_version": "all", **more})
@@ -77,7 +77,13 @@ def test_the_newest_run_of_each_campaign_counts_whatever_its_id(lake: Lake) -> N
         runs = [(row["campaign"], row["run_id"]) for row in of(lake, view)]
         assert sorted(runs) == sorted([("autumn", f"{run}-0"), ("spring", f"{run}-1")] * n), view
     plans = {(row["campaign"], row["reason"]): (row["run_id"], row["units"], row["gain"]) for row in of(lake, "v_plan")}
-    assert plans[("spring", "x")] == ("policy-1", 3, 6.0) and plans[("autumn", "rule")] == ("policy-0", 1, 1.0)
+    assert plans[("spring", "x")] == ("policy-1", 5, 10.0) and plans[("autumn", "rule")] == ("policy-0", 1, None)
+
+
+def test_sums_over_few_units_are_null(lake: Lake) -> None:
+    rows = of(lake, "v_plan")
+    assert {row["units"] for row in rows} == {1, LEAST_IN_GROUP}
+    assert all((row["gain"] is None and row["cost"] is None) is (row["units"] < LEAST_IN_GROUP) for row in rows)
 
 
 def test_a_window_counts_as_it_was_known_last(lake: Lake) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +21,7 @@ from uplift_spark.monitoring.figures import (
     completeness_value,
     delivery_value,
     drift_value,
+    forecast_value,
     freshness_value,
     latency_value,
     lift_values,
@@ -209,3 +210,26 @@ def test_words() -> None:
         "ticket: x drifts; look",
         "x: trigger, distance to the training set 0.300",
     ]
+
+
+@pytest.mark.parametrize(
+    ("money", "shown", "state", "note"),
+    [
+        ((400.0, 800.0, 700.0, 900.0), (0.8, 0.7, 0.9), "ok", "interval of 95 %"),
+        ((400.0, 1050.0, 950.0, 1150.0), (1.05, 0.95, 1.15), "unsure", "interval of 95 %"),
+        ((400.0, 1300.0, 1100.0, 1500.0), (1.3, 1.1, 1.5), "alert", "interval of 95 %"),
+        ((400.0, 1300.0, None, None), (1.3, 0.4, math.nan), "unsure", "no interval"),  # few days
+        ((1200.0, 1300.0, None, None), (1.3, 1.2, math.nan), "alert", "no interval"),  # but it is spent already
+        ((1200.0, math.nan, None, None), (1.2, 1.2, math.nan), "alert", "no interval"),
+        ((400.0, None, None, None), (math.nan,) * 3, "no_data", "say nothing of days to come"),
+    ],
+)
+def test_the_forecast_of_the_cost_is_held_against_the_budget(money, shown, state, note) -> None:
+    names = ("cost", "forecast", "forecast_lower", "forecast_upper")
+    known = {"budget": 1000.0, "ends": date(2026, 4, 5), "as_of": datetime(2026, 3, 20, tzinfo=UTC), "days": 18}
+    value = forecast_value(SPEC, known | dict(zip(names, money, strict=True)))
+    np.testing.assert_allclose((value.value, value.lower, value.upper), shown)
+    assert (value.kpi.name, value.state) == ("cost_forecast", state) and note in value.note
+    assert math.isnan(value.n_needed) and (value.n == 18 or state == "no_data")
+    nothing = forecast_value(SPEC, None)
+    assert nothing.state == "no_data" and "set costs.budget, and run `uplift costs`" in nothing.note

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from uplift_spark.config import Config, RolesConf
 from uplift_spark.errors import ConfigError
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
+from uplift_spark.monitoring.files import is_measured
+from uplift_spark.monitoring.kpis import FORECAST_KPI, FOUNDING_KPIS, Kpi, campaign_kpis, kpi_named, with_thresholds
+from uplift_spark.sections.costs import Costs
 from uplift_spark.sections.monitoring import Monitoring
 
 NAN = math.nan
@@ -29,6 +34,7 @@ def test_founding_thresholds() -> None:
         "uplift_interval_width": (1.25, 1.5),
         "uplift_roi": (0, 0),
         "cost_per_incremental": (None, None),
+        "cost_forecast": (1, 1),
     }
 
 
@@ -46,6 +52,9 @@ def test_founding_thresholds() -> None:
         ("delivery_rate", 0.995, 0.99, 1.0, 5000, "ok"),
         ("feature_freshness", 45, NAN, NAN, 1, "alert"),
         ("cost_per_incremental", 1e9, NAN, NAN, 5000, "ok"),
+        ("cost_forecast", 0.98, 0.9, 1.06, 20, "ok"),
+        ("cost_forecast", 1.02, 0.94, 1.1, 20, "unsure"),
+        ("cost_forecast", 1.2, 1.1, 1.3, 20, "alert"),
     ],
 )
 def test_states(name: str, value: float, lower: float, upper: float, n: float, state: str) -> None:
@@ -60,6 +69,7 @@ def test_an_interval_of_the_needed_size_would_tell() -> None:
     assert kpi.state(0.03, 0.03 - half, 0.03 + half, needed + 1) == "alert"
     assert kpi.n_needed(0.02, 0.01, 0.03, 5000) == math.inf
     assert math.isnan(kpi_named("cost_per_incremental").n_needed(1, 0, 2, 50))
+    assert math.isnan(kpi_named("cost_forecast").n_needed(1.02, 0.94, 1.1, 20))  # days to come are no sample
 
 
 def test_error_rates_at_the_threshold_alert_as_often_as_the_interval_misses() -> None:
@@ -132,3 +142,11 @@ def test_users_add_kpis_and_thresholds() -> None:
 def test_kpis_of_a_configuration_that_are_wrong(kpis: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         campaign_kpis(TypeAdapter(Monitoring).validate_python({"kpis": kpis}))
+
+
+def test_the_forecast_is_watched_where_there_is_a_budget() -> None:
+    plain = Config("spring", None, RolesConf("visit", "none", ("age",)))
+    kpi = kpi_named(FORECAST_KPI)
+    budget = Costs(budget=1000.0, end=date(2026, 12, 31))
+    shown = [is_measured(replace(plain, costs=costs), kpi) for costs in (None, Costs(), budget)]
+    assert shown == [False, False, True]

@@ -215,6 +215,20 @@
     return svg;
   }
 
+  // The command that explains one unit: its id as a text of SQL, and the whole in the double quotes of a shell.
+  const commandOf = (query, id) => {
+    const text = id.replace(/\\/g, "\\\\").replace(/'/g, "\\'");
+    return `uplift sql "${query.replace("'ID'", () => `'${text}'`).replace(/[\\"$`]/g, "\\$&")}"`;
+  };
+  function wireWhy(panel) {
+    const unit = panel.querySelector(".unit"), query = panel.querySelector(".query"), copy = panel.querySelector(".copy-query");
+    if (!query) return;
+    const fill = () => { query.textContent = commandOf(query.dataset.query, unit.value || "ID"); };
+    unit.addEventListener("input", fill);
+    copy.addEventListener("click", () => { query.select(); if (navigator.clipboard) navigator.clipboard.writeText(query.value).catch(() => {}); });
+    fill();
+  }
+
   const ready = new Set();
   function show(number) {
     panels.forEach((panel, k) => { panel.hidden = k !== number; });
@@ -222,6 +236,7 @@
     ready.add(number);
     drawSegments(panels[number], data.campaigns[number]);
     wireWhatIf(panels[number], data.campaigns[number]);
+    wireWhy(panels[number]);
   }
   const pick = document.getElementById("campaign"), named = Number(state.get("campaign") || 0);
   const first = panels[named] ? named : 0;

@@ -53,7 +53,10 @@ _QUERIES: Mapping[str, str] = {
     "spending": f"SELECT day, kind, sum(amount) AS amount FROM v_costs WHERE {_MINE} GROUP BY day, kind ORDER BY day",
     "plans": "SELECT budget, treated, cost, gain, observed, observed_lower, observed_upper "
     f"FROM v_plan_curve WHERE {_MINE} ORDER BY budget",
-    "decisions": f"SELECT {TREATMENT}, reason, sum(units) AS units, sum(gain) AS gain, sum(cost) AS cost "
+    # A sum that leaves out the few units of one version would be no sum.
+    "decisions": f"SELECT {TREATMENT}, reason, sum(units) AS units, "
+    "CASE WHEN count(gain) = count(*) THEN sum(gain) END AS gain, "
+    "CASE WHEN count(cost) = count(*) THEN sum(cost) END AS cost "
     f"FROM v_plan WHERE {_MINE} GROUP BY {TREATMENT}, reason ORDER BY units DESC",
     "levels": f"SELECT {TREATMENT}, n, uplift, uplift_lower, uplift_upper, roi, roi_lower, roi_upper, low_sample "
     f"FROM v_lift {_OF_LIFT} AND cut = 'all' ORDER BY {TREATMENT}",
@@ -100,7 +103,7 @@ _EXECUTIVE = (
         (TREATMENT, "n", "uplift", "uplift_lower", "uplift_upper", "roi", "roi_lower", "roi_upper", "low_sample"),
     ),
     _Widget(
-        *("table", "Whom the plan treats, and why", "Units by treatment and reason.", "decisions"),
+        *("table", "Whom the plan treats, and why", "No sums over fewer than five units.", "decisions"),
         (TREATMENT, "reason", "units", "gain", "cost"),
     ),
     _Widget(

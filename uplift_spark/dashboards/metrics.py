@@ -17,7 +17,7 @@ from uplift_spark.errors import ConfigError
 from uplift_spark.evaluation.html_page import short
 from uplift_spark.monitoring.budgets import objective_of
 from uplift_spark.monitoring.costs import CostForecast, budget_verdict
-from uplift_spark.monitoring.kpis import FOUNDING_KPIS, LIFT_FIGURES, Kpi
+from uplift_spark.monitoring.kpis import FORECAST_KPI, FOUNDING_KPIS, LIFT_FIGURES, Kpi
 from uplift_spark.policy.allocation import CHOSEN, GLOBAL_HOLDOUT, NOT_WORTH
 from uplift_spark.roles import benefit_interval
 
@@ -367,6 +367,7 @@ _WHAT_TO_DO = {
     "uplift_interval_width": "predictions say less than they did: check for new kinds of units",
     "uplift_roi": "check costs and the value of the outcome before money is spent on",
     "cost_per_incremental": "compare it with what one outcome is worth",
+    FORECAST_KPI: "lower policy.budget, end the campaign sooner, or raise costs.budget",
 }
 
 
@@ -413,7 +414,8 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
         else "It has no target: read it beside the others.",
         "missed": f"Worse than the target of {short(target * scale)} {unit}, nobody is called yet: {what}.",
         "alert": f"{'The whole interval' if np.isfinite(lower) else 'It'} is beyond {bound}: {what}, now.",
-        "unsure": f"The value is beyond {bound}, its interval is not: {short(needed)} observations would tell. Wait.",
+        "unsure": f"The value is beyond {bound}, its interval is not"
+        + (f": {short(needed)} observations would tell. Wait." if np.isfinite(needed) else ". Wait for more days."),
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",
         "no_data": "Nothing was measured in the window: check that its source is loaded.",
     }

@@ -29,9 +29,11 @@ from uplift_spark.dashboards.metrics import (
     segment_names,
 )
 from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
-from uplift_spark.dashboards.whatif import LEAST_IN_GROUP, whatif_script
+from uplift_spark.dashboards.whatif import whatif_script
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
+from uplift_spark.gold_views import LEAST_IN_GROUP
+from uplift_spark.monitoring.kpis import FORECAST_KPI
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT, benefit_name
 from uplift_spark.spark_versions import sql_text
 
@@ -51,7 +53,8 @@ _APART = 0.05
 class RowsTable:
     """A table of a page.
 
-    Cells are texts (the first `texts` of a row) or figures that name their table; `low` marks rows of few units.
+    Cells are texts (the first `texts` of a row) or figures that name their table; `low` marks rows of few units. Of a
+    `query` the reader fills in whom it is about, in the place of 'ID'.
     """
 
     title: str
@@ -59,6 +62,7 @@ class RowsTable:
     heads: tuple[str, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
     texts: int = 1
+    query: str = ""
 
 
 def dashboard_pages(campaigns: Sequence[CampaignTables], version: str = "") -> dict[str, str]:
@@ -99,6 +103,7 @@ def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
     return {
         "name": tables.campaign, "about": f"outcome {tables.outcome}{less} · compared with {tables.control}{model}",
         "decision": decision, "plan_words": _plan_words(tables, decision.action), "signal": no_signal(tables),
+        "why": next((one.title for one in whole if one.query), ""),
         "simulated": tables.simulated,
         "tiles": [_tile(one, tables) for one in metrics], "unit": tables.unit,
         "pictures": pictures, "pictures_title": "Does the model rank units rightly?",
@@ -117,7 +122,7 @@ def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
 
 
 def _tile(metric: Metric, tables: CampaignTables) -> dict[str, Any]:
-    level = _kpi_level(tables, bool(metric.kpi))
+    level = _kpi_level(tables, metric.kpi not in ("", FORECAST_KPI))
     dot = "hollow" if metric.low else "dot"
     bar = interval_svg(metric.value, metric.lower, metric.upper, metric.scale, level, dot)
     return {"metric": metric, "bar": bar, "trend": _trend(metric, tables), "level": level}
@@ -333,6 +338,9 @@ def _choice_words(tables: CampaignTables, treated: Mapping[str, int]) -> str:
     return words
 
 
+_WHY = "Why one unit gets what it gets"
+
+
 def _why_table(tables: CampaignTables) -> RowsTable:
     """How one unit's decision is looked up: pages name nobody."""
     columns = ", ".join(f"d.{name}" for name in (TREATMENT, "reason", "gain", "cost"))
@@ -350,12 +358,12 @@ def _why_table(tables: CampaignTables) -> RowsTable:
             "that is worth most, or none."
         )
     words = (
-        f'No page names anybody. `uplift sql "{query}"`, with a unit\'s id in place of ID, prints a row a level: the '
-        "predicted effect on this unit with its 95 % interval, beside what the plan gives it, the reason, the gain and "
-        f"the cost.{worth} Where `governance.audit` is set, `uplift audit explain ID` also says prices, rules and "
-        "consent, and proves the entry. Which features drive a prediction, `explain` of the model says in Python."
+        "No page names anybody. Write a unit's id below and run the command: it prints a row a level, the predicted "
+        "effect on this unit with its 95 % interval, beside what the plan gives it, the reason, the gain and the cost."
+        f"{worth} Where `governance.audit` is set, `uplift audit explain ID` also says prices, rules and consent, and "
+        "proves the entry. Which features drive a prediction, `explain` of the model says in Python."
     )
-    return RowsTable("Why one unit gets what it gets", words)
+    return RowsTable(_WHY, words, query=query)
 
 
 def _decided_tables(tables: CampaignTables) -> list[RowsTable]:

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from uplift_spark.evaluation.html_page import package_text
+from uplift_spark.gold_views import LEAST_IN_GROUP
 from uplift_spark.roles import PROPENSITY, TREATMENT, UNIT, Direction, benefit, benefit_interval
 from uplift_spark.stats.moments import MIN_UNITS
 
 MOST_GROUPS = 4096
 """Groups of one campaign: at twice as many a slider takes twice as long, and the page is twice as large."""
-LEAST_IN_GROUP = 5
-"""Units of a group: pages are sent around, so that nobody is a row in them."""
 
 _DIGITS = 6  # of benefits and sums
 

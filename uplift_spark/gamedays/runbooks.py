@@ -100,7 +100,8 @@ class Incident:
         due, window, model = [], window_of(start, hours), campaign.model_in_use
         busy = self._starts_with_units(window.start, last.end)
         while window.start <= last.start:
-            measured = known.get(window.start) == monitor.window_run(campaign, model, self.events, window)
+            forecast = monitor.forecast_at(campaign, window)
+            measured = known.get(window.start) == monitor.window_run(campaign, model, self.events, window, forecast)
             if window.start in busy and not measured:
                 due.append(window)
             window = window_of(window.end, hours)

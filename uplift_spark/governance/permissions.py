@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError
+from uplift_spark.gold_views import GOLD_VIEWS
 from uplift_spark.runtime import os_user
 from uplift_spark.sections.governance import AccessConf, RoleName
 
@@ -127,10 +128,10 @@ _APPROVED = ("bias_audit", "audit_log")
 def grants(config: Config) -> list[str]:
     """Write the GRANTs of every role to its users and groups; a principal in backquotes.
 
-    Viewers read gold tables of figures, never of units; analysts and approvers read silver and gold, and write what
-    their verbs write; operators write everywhere; privacy officers read and delete everywhere. The model is managed by
-    approvers and privacy officers, and by operators where versions need no approval. Raises ConfigError without
-    `governance.access` or a catalog.
+    Viewers read gold tables and views of figures, never of units; analysts and approvers read silver and gold, and
+    write what their verbs write; operators write everywhere; privacy officers read and delete everywhere. The model is
+    managed by approvers and privacy officers, and by operators where versions need no approval. Raises ConfigError
+    without `governance.access` or a catalog.
     """
     access, catalog = config.governance.access, config.lakehouse.catalog
     if access is None or catalog is None:
@@ -153,7 +154,9 @@ def _rights(role: RoleName, config: Config) -> Iterator[str]:
     yield f"USE CATALOG ON CATALOG {catalog}"
     yield f"USE SCHEMA ON SCHEMA {catalog}.`gold`"
     if role == "viewer":
-        yield from (f"SELECT ON TABLE {catalog}.`gold`.`{table}`" for table in (*_AGGREGATES, *_AUDIT))
+        # A view reads as its owner, so none needs a right to the tables below it; of a plan it shows sums alone. All
+        # other roles may read the whole schema, in which views lie, too.
+        yield from (f"SELECT ON TABLE {catalog}.`gold`.`{name}`" for name in (*_AGGREGATES, *_AUDIT, *GOLD_VIEWS))
     if role in ("analyst", "approver"):
         yield f"USE SCHEMA ON SCHEMA {catalog}.`silver`"
         yield from (f"SELECT ON SCHEMA {catalog}.`{schema}`" for schema in ("silver", "gold"))

@@ -41,6 +41,7 @@ from uplift_spark.governance.audit import (
 )
 from uplift_spark.governance.permissions import acting_user
 from uplift_spark.governance.privacy import GATE, gated, key_of, pseudonym
+from uplift_spark.lake.local_tables import local_tables
 from uplift_spark.lake.schemas import (
     AUDIT_TABLE,
     AUDIT_TREES,
@@ -49,7 +50,7 @@ from uplift_spark.lake.schemas import (
     SCORES_TABLE,
     gold_table,
 )
-from uplift_spark.lake.tables import Lake
+from uplift_spark.lake.tables import Lake, absence
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.runtime import code_version, plain_values
 
@@ -247,6 +248,32 @@ def _split(leaves: bytes) -> list[bytes]:
 # Answers: whether the log holds, what it says, why a unit got what it got.
 
 
+def _no_log() -> str:
+    return (
+        f"table {AUDIT_TABLE} does not exist: set governance.audit in the configuration, and the next job that trains, "
+        "decides, exports or erases begins the log"
+    )
+
+
+def check_on_record(config: Config, decisions: bool = False) -> None:
+    """Refuse a question about a log that was not begun, before Spark starts.
+
+    Args:
+        config: Of the campaign; a lakehouse that is no folder of this machine is not looked at.
+        decisions: Whether the question is about decisions, too.
+
+    Raises:
+        DataError: There is no audit log, or no decision.
+    """
+    tables = local_tables(config.lakehouse)
+    if tables is None:
+        return
+    if not tables.exists(AUDIT_TABLE):
+        raise DataError(_no_log())
+    if decisions and not tables.exists(DECISIONS_TABLE):
+        raise DataError(absence(DECISIONS_TABLE, config.lakehouse))
+
+
 @dataclass(frozen=True)
 class AuditLog:
     """The audit log of a lakehouse. Raises DataError from its methods when there is none yet."""
@@ -256,10 +283,7 @@ class AuditLog:
 
     def _read(self) -> DataFrame:
         if not self.lake.exists(AUDIT_TABLE):
-            raise DataError(
-                f"table {AUDIT_TABLE} does not exist: set governance.audit in the configuration, and the next job "
-                "that trains, decides, exports or erases begins the log"
-            )
+            raise DataError(_no_log())
         return self.lake.read(AUDIT_TABLE)
 
     def verify(self, decisions: bool = False) -> ChainCheck:

@@ -2,7 +2,8 @@
 
 `deltalake` replays a table's log: its files, deletion vectors, partitions, names of columns. The files are read by
 pyarrow, which takes Spark's timestamps (INT96) of every year; `deltalake` itself gives wrong ones before 1677 and after
-2262. What cannot be read here raises NotLocal, and Spark reads it.
+2262. What cannot be read here raises NotLocal, and Spark reads it; what is damaged raises DamagedTableError, as no
+engine reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.errors import ConfigError, DamagedTableError, DataError, hint
 from uplift_spark.runtime import session_provided
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class LocalTable:
         return sum(self._rows_of(file) for file in self._files)
 
     def _rows_of(self, file: dict[str, Any]) -> int:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self._path(file)
@@ -138,7 +140,10 @@ class LocalTable:
         if kept is None and n is not None:
             return int(n)
         self._check_there(path)
-        whole = pq.read_metadata(path).num_rows
+        try:
+            whole = pq.read_metadata(path).num_rows
+        except pa.ArrowInvalid as error:
+            raise _damaged(self.name, self.folder, f"{os.path.basename(path)} is no Parquet file") from error
         return whole if kept is None else whole - len(kept) + (kept.true_count or 0)
 
     def _path(self, file: dict[str, Any]) -> str:
@@ -157,6 +162,7 @@ class LocalTable:
         Raises:
             NotLocal: a column is nested, or a file holds what pyarrow does not read as its type.
             DataError: a file of the table is gone.
+            DamagedTableError: a file of the table is no Parquet file.
         """
         import pyarrow as pa
 
@@ -181,7 +187,10 @@ class LocalTable:
 
         path = self._path(file)
         self._check_there(path)
-        source = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
+        try:
+            source = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
+        except pa.ArrowInvalid as error:
+            raise _damaged(self.name, self.folder, f"{os.path.basename(path)} is no Parquet file") from error
         held = set(source.schema_arrow.names)
         table = source.read([column.stored for column in wanted if column.stored in held])
         if _legacy_calendar(source):
@@ -225,6 +234,48 @@ def _unquoted(table: LocalTable, path: str) -> str:
     return path if os.path.exists(os.path.join(table.folder, path)) else unquote(path)
 
 
+def _damaged(name: str, folder: str, problem: str) -> DamagedTableError:
+    remedy = "restore the folder from a backup, or remove it where a job writes the table anew"
+    return DamagedTableError(f"table {name} is damaged, {problem} in {folder}: {remedy}")
+
+
+def _log_damage(log: Path) -> str:
+    """What is wrong with a table's log, by a plain look at its files.
+
+    Args:
+        log: The folder `_delta_log`.
+
+    Returns:
+        The first file that is gone or damaged, in words; empty where none is, and where the log is being removed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    checkpoint, start = None, 0
+    for file in log.glob("*.checkpoint*.parquet"):
+        try:
+            pq.read_metadata(file)
+        except pa.ArrowInvalid:
+            return f"checkpoint {file.name} is no Parquet file"
+        checkpoint = max(checkpoint or 0, int(file.name.partition(".")[0]))
+        start = checkpoint + 1
+    commits = {int(file.stem): file for file in log.glob("*.json") if re.fullmatch(r"\d{20}", file.stem)}
+    needed = range(start, max(commits, default=-1) + 1)
+    if gone := [number for number in needed if number not in commits]:
+        return f"commit {gone[0]} of its log is gone"
+    for number in needed:
+        try:
+            actions = [json.loads(line) for line in commits[number].read_text(encoding="utf-8").splitlines() if line]
+        except OSError:
+            return ""
+        except ValueError:
+            return f"commit {commits[number].name} is no JSON"
+        kinds = {key for one in actions for key in one}
+        if number == 0 and checkpoint is None and not {"metaData", "protocol"} <= kinds:
+            return f"commit {commits[number].name} does not say what its columns are"
+    return ""
+
+
 class LocalTables:
     """The tables `<path>/<schema>/<table>` of a lakehouse in a folder on this machine."""
 
@@ -246,6 +297,7 @@ class LocalTables:
         Raises:
             ConfigError: there is no such table or version.
             NotLocal: its log asks for what this engine does not know.
+            DamagedTableError: its log is damaged.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
@@ -258,6 +310,8 @@ class LocalTables:
         try:
             table = DeltaTable(folder, version=version)
         except (DeltaError, OSError) as error:
+            if problem := _log_damage(Path(folder, "_delta_log")):
+                raise _damaged(name, folder, problem) from error
             reason = str(error).splitlines()[0]
             raise NotLocal(f"version {version} of {name} is not there for deltalake ({reason})") from error
         features = set(table.protocol().reader_features or ())

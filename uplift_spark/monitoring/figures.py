@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from uplift_spark.monitoring.detectors import WindowFacts
 from uplift_spark.monitoring.drift import ColumnDrift
-from uplift_spark.monitoring.kpis import Kpi, KpiState, kpi_named
+from uplift_spark.monitoring.kpis import FORECAST_KPI, Kpi, KpiState, kpi_named
 from uplift_spark.monitoring.lift import LiftEstimate, estimated_lift, lift_drop, observed_lift
 from uplift_spark.roles import Direction, benefit, benefit_interval
 from uplift_spark.stats.findings import Finding
@@ -297,6 +297,36 @@ def delivery_value(spec: FigureSpec, current: WindowFacts) -> KpiValue:
     """
     sends = [counts for arm, counts in current.sends.items() if arm != current.control]
     return share_value(spec, "delivery_rate", WHOLE_WINDOW, sum(k for k, _ in sends), sum(n for _, n in sends))
+
+
+def forecast_value(spec: FigureSpec, known: Mapping[str, Any] | None) -> KpiValue:
+    """What the campaign will have cost by its end, over its budget.
+
+    Args:
+        spec: Declarations.
+        known: Of a run of `uplift costs`: cost so far, budget, ends, forecast with its ends, as_of, and `days` that the
+            campaign has run; None without one that has a budget.
+
+    Returns:
+        The value with the forecast's interval of 95 %. Where that is not known, what is spent is the least that it can
+        be, so that a budget that is spent already is an alert.
+    """
+    kpi = spec.named(FORECAST_KPI)
+    if known is None:
+        return KpiValue.nothing(kpi, note="no forecast by then: set costs.budget, and run `uplift costs` before")
+    money = {name: math.nan if known[name] is None else float(known[name]) for name in _OF_FORECAST}
+    value, lower, upper = (money[name] / money["budget"] for name in _OF_FORECAST[2:])
+    spent, interval = money["cost"] / money["budget"], "interval of 95 %"
+    if math.isnan(lower):
+        lower, interval = spent, "no interval: too few days, or too uneven ones"
+        value = spent if math.isnan(value) and spent > 1 else value
+    if math.isnan(value):
+        return KpiValue.nothing(kpi, note="no forecast: the days so far say nothing of days to come")
+    note = f"budget {money['budget']:,.2f}, ends {known['ends']}, as of {known['as_of']:%Y-%m-%d}; {interval}"
+    return KpiValue(kpi, WHOLE_WINDOW, value, lower, upper, float(known["days"]), note)
+
+
+_OF_FORECAST = ("budget", "cost", "forecast", "forecast_lower", "forecast_upper")
 
 
 def ratio_value(kpi: Kpi, sums: Mapping[str, float], z: float) -> KpiValue:

@@ -12,7 +12,7 @@ from typing import Any
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError
 from uplift_spark.monitoring.grafana import dashboards
-from uplift_spark.monitoring.kpis import Kpi, Severity, campaign_kpis
+from uplift_spark.monitoring.kpis import FORECAST_KPI, Kpi, Severity, campaign_kpis
 from uplift_spark.monitoring.prometheus import (
     PromRule,
     Receivers,
@@ -104,6 +104,8 @@ def is_measured(config: Config, kpi: Kpi) -> bool:
     """Whether a campaign's monitor can measure a KPI: of others nobody is to be called because it is absent."""
     if kpi.name in _OF_REQUESTS:
         return config.monitoring.requests is not None
+    if kpi.name == FORECAST_KPI:
+        return config.costs is not None and config.costs.budget is not None
     if kpi.name in _OF_MONEY:
         worth = config.roles.outcome in config.economics.value and bool(config.economics.cost)
         return worth and config.policy.objective == "profit"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uplift_spark.monitoring.alerts import RUNBOOK
-from uplift_spark.monitoring.kpis import Kpi
+from uplift_spark.monitoring.kpis import FORECAST_KPI, Kpi
 from uplift_spark.monitoring.prometheus import KPI_INFO, SERVED_PATHS, WINDOW_END, kpi_metric
 
 EXECUTIVE_KPIS = (
     *("uplift_roi", "observed_lift", "estimated_lift", "cost_per_incremental", "lift_degradation", "delivery_rate"),
-    "drift_score",
+    *("drift_score", FORECAST_KPI),
 )
 ON_CALL_KPIS = ("delivery_rate", "outcome_completeness", "feature_freshness", "error_rate", "prediction_latency")
 

@@ -19,8 +19,11 @@ from uplift_spark.sections.monitoring import KpiConf, Monitoring
 
 Better = Literal["below", "above"]
 Severity = Literal["page", "ticket"]
-KpiMeasure = Literal["share", "mean", "ratio", "quantile", "distance", "age"]
+KpiMeasure = Literal["share", "mean", "ratio", "quantile", "distance", "age", "forecast"]
 KpiState = Literal["ok", "missed", "unsure", "alert", "too_few", "no_data"]
+
+FORECAST_KPI = "cost_forecast"
+"""Name of the KPI that looks ahead; its interval is of 95 % whatever `monitoring.alpha` is."""
 
 BEYOND_ALERT: tuple[KpiState, ...] = ("alert", "unsure")
 
@@ -37,7 +40,7 @@ class Kpi:
     min_n       observations under which no alert is given
     definition  what is measured, in one sentence
     measure     how the value is formed: share (bad of all events, or good of all where more is better; it has an error
-                budget), mean, ratio of two sums, quantile, distance (of distributions) or age
+                budget), mean, ratio of two sums, quantile, distance (of distributions), age or forecast
     severity    whether an alert pages or opens a ticket
     n_of        what n counts
 
@@ -109,10 +112,11 @@ class Kpi:
 
         Returns:
             A number of observations; infinite for a value at the threshold, NaN where nobody can say: no interval, no
-            threshold.
+            threshold, a forecast.
         """
         near = lower if self.better == "below" else upper
-        if self.alert is None or not n > 0 or math.isnan(value) or math.isnan(near):
+        unknown = math.isnan(value) or math.isnan(near)
+        if self.alert is None or not n > 0 or unknown or self.measure == "forecast":  # days to come are no sample
             return math.nan
         distance = abs(value - self.alert)
         return max(1.0, math.ceil(n * ((value - near) / distance) ** 2)) if distance else math.inf
@@ -168,6 +172,11 @@ FOUNDING_KPIS: tuple[Kpi, ...] = (
         *("cost_per_incremental", "money", "below", None, None, 1000),
         "Cost of treating, over the incremental outcomes.",
         *("ratio", "ticket", "units"),
+    ),
+    Kpi(
+        *(FORECAST_KPI, "ratio", "below", 1.0, 1.0, 1),
+        "All that the campaign will have cost by its end, as forecast, over its budget.",
+        *("forecast", "ticket", "days"),
     ),
 )
 """The platform's KPIs with their thresholds where the configuration has no others."""

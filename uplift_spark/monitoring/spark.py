@@ -18,7 +18,8 @@ from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.forest.forest import Model
 from uplift_spark.monitoring.alerts import AlertBook, AlertEvent, finding_conditions, kpi_conditions, newest_windows
-from uplift_spark.monitoring.costs import WorthSums
+from uplift_spark.monitoring.costs import COST_KINDS, WorthSums
+from uplift_spark.monitoring.drift import WindowCounts
 from uplift_spark.monitoring.figures import (
     WHOLE_WINDOW,
     FigureSpec,
@@ -30,7 +31,16 @@ from uplift_spark.monitoring.figures import (
 from uplift_spark.monitoring.kpis import campaign_kpis
 from uplift_spark.monitoring.prometheus import write_kpis
 from uplift_spark.monitoring.sinks import DeliveryReport, alert_book, raise_alerts
-from uplift_spark.monitoring.windows import SUM_KEYS, WINDOW_OUTCOME, TimeWindow, WindowPlan, count_batches, plan_of
+from uplift_spark.monitoring.windows import (
+    SUM_KEYS,
+    WINDOW_OUTCOME,
+    TimeWindow,
+    WindowPlan,
+    count_batches,
+    plan_of,
+    read_kept_sums,
+    window_facts,
+)
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.sections.costs import Costs, Economics
 from uplift_spark.sections.monitoring import Monitoring
@@ -251,6 +261,67 @@ def newest_row(rows: DataFrame, end: datetime) -> tuple[datetime | None, int]:
     known = rows.where(F.col("known_at") < _literal(end))
     last, n = known.agg(F.max(F.unix_micros("known_at")), F.count(F.lit(1))).collect()[0]
     return (None if last is None else _moment(last)), n
+
+
+def season_counts(sums: DataFrame, plan: WindowPlan, runs: Sequence[str]) -> WindowCounts | None:
+    """Add up what earlier windows counted of all arms.
+
+    Args:
+        sums: Rows of gold.window_sums.
+        plan: Bins and categories that they were counted in.
+        runs: Of these windows.
+
+    Returns:
+        The counts; None without windows.
+    """
+    if not runs:
+        return None
+    rows = sums.where(F.col(RUN_ID).isin(list(runs)) & F.col("part").isin("count", "missing", "new")).collect()
+    return window_facts(plan, read_kept_sums(row.asDict() for row in rows)).all_arms
+
+
+def drifting_columns(states: DataFrame | None, runs: Mapping[datetime, str]) -> list[list[str]]:
+    """Name the columns that drifted in each of some windows.
+
+    Args:
+        states: Rows of gold.drift; None where there are none: a run may have been killed before it wrote them.
+        runs: {start of a window: its run}.
+
+    Returns:
+        For each window, oldest first, the columns in state drift or trigger.
+    """
+    flagged: dict[datetime, list[str]] = {start: [] for start in sorted(runs)}
+    if states is not None:
+        drifting = F.col(RUN_ID).isin(list(runs.values())) & F.col("state").isin("drift", "trigger")
+        for row in states.where(drifting).select(F.unix_micros("window_start").alias("at"), "name").collect():
+            flagged[_moment(row["at"])].append(row["name"])
+    return list(flagged.values())
+
+
+def last_forecast(returns: DataFrame, costs: DataFrame, campaign: str, window: TimeWindow) -> dict[str, Any] | None:
+    """What `uplift costs` knew of the campaign's cost before the next window was over, so that an older window keeps
+    what was known then.
+
+    Args:
+        returns: Rows of gold.roi.
+        costs: Rows of gold.costs.
+        campaign: Its name.
+        window: That is monitored.
+
+    Returns:
+        Columns of the row of all versions, its run, and `days` from the first that cost anything to `as_of`; None
+        where no run had a budget by then.
+    """
+    until = window.end + (window.end - window.start)
+    mine = (F.col(CAMPAIGN) == campaign) & (F.col("model_version") == "all") & F.col("budget").isNotNull()
+    columns = ("ends", "budget", "cost", "forecast", "forecast_lower", "forecast_upper", RUN_ID)
+    at = F.unix_micros("as_of").alias("as_of")
+    rows = returns.where(mine & (F.col("as_of") < _literal(until))).orderBy(F.desc("as_of"), F.desc("ingested_at"))
+    if (row := next(iter(rows.select(*columns, at).limit(1).collect()), None)) is None:
+        return None
+    of_units = (F.col(RUN_ID) == row[RUN_ID]) & F.col("kind").isin(*COST_KINDS[:2])
+    as_of, first = _moment(row["as_of"]), costs.where(of_units).agg(F.min("day")).collect()[0][0]
+    return {**row.asDict(), "as_of": as_of, "days": 0 if first is None else max(0, (as_of.date() - first).days)}
 
 
 def lasting(hours: int) -> Column:

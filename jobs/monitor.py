@@ -130,8 +130,7 @@ def run(
 
 def forecast_at(campaign: Campaign, window: windows.TimeWindow) -> dict[str, Any] | None:
     """What `uplift costs` forecast last, as a window knows it; None without costs."""
-    lake = campaign.lake
-    if not lake.exists(ROI_TABLE):
+    if not (lake := campaign.lake).exists(ROI_TABLE):
         return None
     return last_forecast(lake.read(ROI_TABLE), lake.read(COSTS_TABLE), campaign.name, window)
 

@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = yaml.safe_load((ROOT / "databricks.yml").read_text(encoding="utf-8"))
 KNOWN = ("bundle.name", "bundle.target", "workspace.file_path")
 # These answer from their options alone; `serve` runs where requests come in.
-NOT_A_TASK = {"contract", "dashboard", "grants", "power", "monitoring_files", "serve", "package", "gameday", "digest"}
+NOT_A_TASK = {
+    *("contract", "dashboard", "grants", "power", "monitoring_files", "serve", "package", "gameday", "digest"),
+    "runbook",
+}
 
 Fields = tuple[tuple[str, int, int, str], ...]
 QUARTZ: Fields = (

@@ -453,8 +453,12 @@ JOBS: dict[str, Job] = {
     "retrain": Job(partial(_retrain, "a rehearsal"), partial(_retrain, "another"), apart=False),
     # The first run acknowledges an alert, the second closes it.
     "alert": Job(_first_alert, partial(_alert, "close"), apart=False),
-    # The first run finds no new row, the second has them fade.
-    "refresh": Job(_train_and_refresh, partial(_job, "refresh", replace(_PLAIN, refresh=Refresh(half_life_days=30.0)))),
+    # The first run trains and finds no new row; the second refreshes that model, so it comes later, and has rows fade.
+    "refresh": Job(
+        _train_and_refresh,
+        partial(_job, "refresh", replace(_PLAIN, refresh=Refresh(half_life_days=30.0))),
+        apart=False,
+    ),
     "stream": Job(_feed_and_stream, _stream),
     "replay": Job(
         partial(_replay, "value_readable", "value='1'"), partial(_replay, "unit_present", f"unit_id='{_unit(1)}'")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from deltalake import CommitProperties, write_deltalake
+from pyspark.sql import SparkSession
 
 from tests.dashboards.samples import sample_frames, sample_units
 from uplift_spark.campaign import Campaign
@@ -161,6 +162,7 @@ def test_a_damaged_table_is_named_and_starts_no_spark(campaign, tmp_path, monkey
     conf = tmp_path / "spring.yaml"
     conf.write_text(yaml.safe_dump(CONF | {"lakehouse": {"path": str(lake)}}))
     monkeypatch.setattr("uplift_spark.campaign.spark_session", lambda *_: pytest.fail("Spark is started"))
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)  # other tests may have left one
     words = f"table gold.{table} is damaged, {wrong} in {lake}/gold/{table}: restore the folder from a backup"
     for what in ("write", "serve"):
         with pytest.raises(DamagedTableError, match=re.escape(words)):

@@ -606,8 +606,7 @@ class Campaign:
     def _lift_result(self, table: str, run_id: str | None, **wanted: str | None) -> pd.DataFrame:
         run_id = run_id or self.lift_run
         rows = self._without_spark(f"SELECT * FROM {table} WHERE {RUN_ID} = {sql_text(run_id)}", table)
-        mine = self.lake.read(table).where(F.col(RUN_ID) == run_id).toPandas if rows is None else rows.to_pandas
-        frame = mine()
+        frame = arrow_frame(self.lake.read(table).where(F.col(RUN_ID) == run_id).toArrow() if rows is None else rows)
         if frame.empty:
             raise DataError(f"{table} has no row of run {run_id}: run `uplift lift` with the conf of {self.name}")
         for column, value in wanted.items():

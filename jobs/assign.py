@@ -33,7 +33,6 @@ from uplift_spark.experiments.protocol import (
     check_record,
     check_trial_columns,
     designed,
-    parsed_time,
     record_row,
     roles_of_columns,
     rows_at,
@@ -45,7 +44,7 @@ from uplift_spark.experiments.spark import with_arms
 from uplift_spark.experiments.switchback_tables import regions_at, schedule_of, schedule_rows
 from uplift_spark.governance.privacy import key_of, pseudonymised
 from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, EXPERIMENT_TABLE, SCHEDULE_TABLE
-from uplift_spark.lake.session import instant
+from uplift_spark.lake.session import instant, parsed_time
 from uplift_spark.lake.tables import Lake
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress

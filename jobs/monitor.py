@@ -20,14 +20,14 @@ from pyspark.sql import functions as F
 import uplift_spark.monitoring.figures as figures
 import uplift_spark.monitoring.windows as windows
 from uplift_spark.campaign import Campaign
-from uplift_spark.console import main_job, moment_of_text
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.events.features import features_as_of
 from uplift_spark.events.labels import event_days, label_table
 from uplift_spark.events.training_set import Events, events_of
 from uplift_spark.forest.forest import Model
 from uplift_spark.lake.schemas import ALERTS_TABLE, COSTS_TABLE, ROI_TABLE, gold_table
-from uplift_spark.lake.session import instant, moment, utc
+from uplift_spark.lake.session import instant, moment, parsed_time, utc
 from uplift_spark.lake.tables import Written
 from uplift_spark.monitoring.alerts import AlertEvent
 from uplift_spark.monitoring.detectors import DetectorLimits, WindowFacts, level_margins, window_findings
@@ -65,7 +65,7 @@ def options(
     ] = None,
 ) -> dict[str, Any]:
     """Which window is monitored."""
-    return {} if window is None else {"window": moment_of_text(window, "--window")}
+    return {} if window is None else {"window": parsed_time(window, "--window")}
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from uplift_spark.campaign import Campaign
-from uplift_spark.console import main_job, moment_of_text
+from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError
 from uplift_spark.gamedays.runbooks import RUNBOOKS, Incident, Runbook, chosen_runbook, follow
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
+from uplift_spark.lake.session import parsed_time
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 
 NAMES_ITS_RUN = True  # what it runs has names of its own
@@ -67,11 +68,8 @@ def options(
     ] = None,
 ) -> dict[str, Any]:
     """Which runbook, about what, and whether it acts."""
-    return {
-        "request": RunbookRequest(
-            name, execute, reason or "", None if since is None else moment_of_text(since, "--since"), version
-        )
-    }
+    start = None if since is None else parsed_time(since, "--since")
+    return {"request": RunbookRequest(name, execute, reason or "", start, version)}
 
 
 def run(

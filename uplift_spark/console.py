@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
@@ -59,15 +58,6 @@ After = Callable[["Campaign", "list[JobResult]"], None]
 def no_options() -> dict[str, Any]:
     """The options of a job that has none of its own."""
     return {}
-
-
-def moment_of_text(text: str, option: str) -> datetime:
-    """Read a moment that an option names; without a zone it is UTC. Raises ConfigError for another text."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{option} {text!r} is no moment: write it as in 2025-01-31 or 2025-01-31T06:00") from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def main_job(run: Callable[..., JobResult], options: Options = no_options) -> None:

@@ -72,7 +72,7 @@ def test_an_act_that_brings_nothing_about_stops_the_runbook() -> None:
         ({"name": "rollback", "execute": True, "reason": " "}, "`uplift runbook rollback --execute` needs --reason"),
         ({"name": "hotfix"}, "`uplift runbook hotfix` needs --version, as in --version 3"),
         ({"name": "backfill"}, "`uplift runbook backfill` needs --since, as in --since 2025-01-31"),
-        ({"name": "backfill", "since": "soon"}, "--since 'soon' is no moment: write it as in 2025-01-31"),
+        ({"name": "backfill", "since": "soon"}, "--since 'soon' is no time: use such as 2026-03-09"),
         ({"name": "label-outage", "version": 3}, "`uplift runbook label-outage` puts no version in force: leave"),
     ],
 )

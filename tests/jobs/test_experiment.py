@@ -28,7 +28,6 @@ from uplift_spark.experiments.protocol import (
     ReadingOptions,
     TrialReading,
     designed,
-    parsed_time,
     read_trial_rows,
     reading_identity,
     readout_design,
@@ -39,6 +38,7 @@ from uplift_spark.jobs import assign as assign_job
 from uplift_spark.jobs import check as check_job
 from uplift_spark.jobs import readout as readout_job
 from uplift_spark.jobs.assign import UnitsToAssign, warehouse_query
+from uplift_spark.lake.session import parsed_time
 from uplift_spark.runtime import os_user
 from uplift_spark.sections.experiment import ExperimentConf, ExperimentMetric
 from uplift_spark.sections.governance import AuditConf, Governance

@@ -126,7 +126,7 @@ def test_what_cannot_be_monitored_is_one_sentence(campaign: Campaign) -> None:
     monitor.run(campaign, window=day(1))
     with pytest.raises(ConfigError, match="the clock goes back"):
         monitor.run(campaign, now=day(1))
-    with pytest.raises(ConfigError, match=r"--window 'soon' is no moment"):
+    with pytest.raises(ConfigError, match=r"--window 'soon' is no time"):
         monitor.options("soon")
     config = replace(campaign.config, registry=replace(campaign.config.registry, version=9))
     with pytest.raises(ConfigError, match="9"):

@@ -54,7 +54,7 @@ from uplift_spark.lake.schemas import (
     LABEL_TABLE,
     profile_table,
 )
-from uplift_spark.lake.session import instant, moment, plus_hours, utc
+from uplift_spark.lake.session import instant, moment, parsed_time, plus_hours, utc
 from uplift_spark.lake.tables import Lake, Written
 from uplift_spark.roles import CAMPAIGN, DELIVERED, PROPENSITY, RUN_ID, TREATMENT, UNIT
 from uplift_spark.sections.experiment import PLANS, ExperimentConf
@@ -362,14 +362,6 @@ class ReadingOptions:
         return cls(None if as_of is None else parsed_time(as_of, "--as-of"), final, override, policy)
 
 
-def parsed_time(text: str, option: str) -> datetime:
-    """A moment in UTC from text such as 2026-03-09 or 2026-03-09T06:00."""
-    try:
-        return utc(datetime.fromisoformat(text))
-    except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is no time: use such as 2026-03-09 or 2026-03-09T06:00") from error
-
-
 def read_trial_rows(campaign: Campaign, options: ReadingOptions) -> TrialReading:
     """Add up a trial's rows: those whose outcomes were complete, of arms that are not stopped, with random arms.
 
@@ -525,7 +517,7 @@ def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, da
     lake, table = campaign.lake, campaign.training_table
     if trial.table is not None:
         rows, identity = rows_at(lake, trial.table, "experiment.table")
-        return rows, identity, _today()
+        return rows, identity, start_of_today()
     version = lake.version(table)
     rows = lake.read(table, version)
     run = rows.select(RUN_ID).first()
@@ -537,10 +529,10 @@ def _rows(campaign: Campaign, trial: ExperimentConf) -> tuple[DataFrame, str, da
     at, of_run = F.unix_micros("as_of"), F.col(RUN_ID) == run[RUN_ID]
     # `uplift nuisances` writes the training set anew under a run of its own, which has no labels.
     known = labels.agg(F.coalesce(F.max(F.when(of_run, at)), F.max(at))).collect()[0][0]
-    return rows, f"{table}@{version}", _today() if known is None else moment(known)
+    return rows, f"{table}@{version}", start_of_today() if known is None else moment(known)
 
 
-def _today() -> datetime:
+def start_of_today() -> datetime:
     """The start of this day, so that a reading that is repeated on it is the same one."""
     return datetime.combine(datetime.now(UTC).date(), time(), UTC)
 

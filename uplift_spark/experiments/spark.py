@@ -179,7 +179,9 @@ def unit_sums(
     columns: ReadoutColumns | None = None,
     time: ReadingTime | None = None,
 ) -> tuple[TrialSums, TrialFacts]:
-    """Sums and counts of a Spark frame, as `frames.trial_sums` has them of a pandas frame, in one pass over the rows.
+    """Sums and counts of a Spark frame, as `frames.trial_sums` has them of a pandas frame, in one pass over the values.
+
+    Where units are randomised, their ids are counted before that: if none repeats, no value moves between workers.
 
     Args:
         frame: One row a unit.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from uplift_spark.experiments.protocol import (
     readout_design,
     readout_metrics,
     rows_at,
+    start_of_today,
     switchback_plan,
     trial_of,
 )
@@ -238,8 +239,7 @@ def read_observations(campaign: Campaign, options: ReadingOptions) -> Switchback
     assert conf is not None and trial.table is not None
     if options.policy is not None:
         raise ConfigError("--policy compares arms of units, and a switchback has arms of blocks: leave it out")
-    today = datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    as_of = utc(options.as_of) if options.as_of else today
+    as_of = utc(options.as_of) if options.as_of else start_of_today()
     schedule = _checked_schedule(campaign, plan, as_of)
     rows, identity = rows_at(campaign.lake, trial.table, "experiment.table")
     names = value_columns(metrics, ReadoutColumns(balance=trial.balance))

@@ -186,11 +186,12 @@ def _measure_since(rules: Sequence[str]) -> RunbookStep:
 
     def check(incident: Incident) -> StepState:
         try:
-            due = incident.unmeasured(first(incident))
+            start = first(incident)
+            due = incident.unmeasured(start)
         except DataError as error:  # no window ever was
             return StepState("holds", str(error)) if not rules else StepState("waits", str(error))
         if not due:
-            return StepState("holds", f"every window since {first(incident):%Y-%m-%d %H:%M} UTC is measured")
+            return StepState("holds", f"every window since {start:%Y-%m-%d %H:%M} UTC is measured")
         named = ", ".join(f"{one.start:%Y-%m-%d %H:%M}" for one in due[:_NAMED]) + (", …" if due[_NAMED:] else "")
         return StepState("to do", f"{len(due)} windows are not measured on what is known now, from {named}")
 
@@ -309,7 +310,9 @@ def _rejected() -> RunbookStep:
         counts = rows.groupBy("source_table", "rule").count().orderBy("source_table", "rule").collect()
         if not counts:
             return StepState("holds", "no row was rejected")
+        total = sum(row["count"] for row in counts)
         each = "; ".join(f"{row['count']:,} of {row['source_table']} by {row['rule']}" for row in counts[:_NAMED])
+        each += f"; …, {total:,} in all" if counts[_NAMED:] else ""
         return StepState("holds", f"rejected since then and in bronze.quarantine: {each}; `uplift replay` repairs rows")
 
     return RunbookStep("What was rejected since is known.", check)
@@ -322,16 +325,21 @@ def _alert_names(states: Sequence[AlertState]) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # Runbooks.
 
-_LABELS, _DELIVERY = ("label_lag", "outcome_completeness"), ("delivery_rate", "non_compliance")
+_PUT_IN_FORCE = (_known_version(), _in_force(), _measure_since(()), _quiet())
+
+
+def _outage(rules: Sequence[str], goal: str, ask: str) -> tuple[RunbookStep, ...]:
+    """Steps about something that is not reported any more, which these rules show."""
+    return (_measure_since(rules), _over(rules, goal, f"{ask}, and run this again"), _closed(rules), _may_learn())
+
 
 RUNBOOKS: Mapping[str, Runbook] = {
     "rollback": Runbook(
-        "A version in force does harm: errors, worse outcomes, features it was not trained on.",
-        (_known_version(), _in_force(), _measure_since(()), _quiet()),
+        "A version in force does harm: errors, worse outcomes, features it was not trained on.", _PUT_IN_FORCE
     ),
     "hotfix": Runbook(
         "A mended version must take over at once, without the days of a canary; a canary that runs ends.",
-        (_known_version(), _in_force(), _measure_since(()), _quiet()),
+        _PUT_IN_FORCE,
         needs="version",
     ),
     "backfill": Runbook(
@@ -341,29 +349,18 @@ RUNBOOKS: Mapping[str, Runbook] = {
     ),
     "label-outage": Runbook(
         "Outcomes stopped being reported; until they are there again no model is fitted and no canary promotes.",
-        (
-            _measure_since(_LABELS),
-            _over(
-                _LABELS,
-                "Outcomes are reported again.",
-                "ask the source, `uplift load` what was missing, and run this again",
-            ),
-            _closed(_LABELS),
-            _may_learn(),
+        _outage(
+            ("label_lag", "outcome_completeness"),
+            "Outcomes are reported again.",
+            "ask the source, `uplift load` what was missing",
         ),
     ),
     "delivery-outage": Runbook(
         "Units that should get a treatment do not: the provider is down, or an export did not arrive.",
-        (
-            _measure_since(_DELIVERY),
-            _over(
-                _DELIVERY,
-                "Treatments are delivered again.",
-                "stop what is sent (`serving.off`, no `uplift export`), ask the provider, `uplift load` deliveries, "
-                "and run this again",
-            ),
-            _closed(_DELIVERY),
-            _may_learn(),
+        _outage(
+            ("delivery_rate", "non_compliance"),
+            "Treatments are delivered again.",
+            "stop what is sent (`serving.off`, no `uplift export`), ask the provider, `uplift load` deliveries",
         ),
     ),
 }

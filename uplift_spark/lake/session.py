@@ -22,7 +22,7 @@ from pyspark.sql import Column, SparkSession, Window
 from pyspark.sql import functions as F
 
 from uplift_spark.config import Lakehouse
-from uplift_spark.errors import EnvironmentProblem
+from uplift_spark.errors import ConfigError, EnvironmentProblem
 from uplift_spark.runtime import keep_kernels, session_provided, state_folder
 from uplift_spark.spark_versions import FEW_ROWS, delta_package, oldest_java, spark_version, try_settings
 
@@ -338,6 +338,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def utc(at: datetime) -> datetime:
     """Convert a moment to UTC; one without a zone counts as UTC."""
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def parsed_time(text: str, option: str) -> datetime:
+    """Read a moment in UTC from the text of an option, such as 2026-03-09 or 2026-03-09T06:00. Raises ConfigError."""
+    try:
+        return utc(datetime.fromisoformat(text))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} is no time: use such as 2026-03-09 or 2026-03-09T06:00") from error
 
 
 def moment(micros: int) -> datetime:

@@ -19,17 +19,19 @@ from uplift_spark.config import Lakehouse
 from uplift_spark.console import Progress, err, main_command, open_lake, out, words_table
 from uplift_spark.errors import ConfigError, UpliftError, hint
 from uplift_spark.gamedays.play import ARRIVALS, GameDay, GameDayFailed
-from uplift_spark.gamedays.scenes import GAME_DAYS, ScenePlan
+from uplift_spark.gamedays.scenes import GAME_DAYS, LOOP, ScenePlan
 from uplift_spark.gamedays.timeline import RESULT_HEADS, GameDayResult, timeline_lines, timeline_page
 from uplift_spark.runtime import write_files
 
-WHAT_TO_PLAY = (*GAME_DAYS, "all")
+WHAT_TO_PLAY = (*GAME_DAYS, "loop", "all")
 
 
 def chosen_scenes(name: str) -> dict[str, ScenePlan]:
-    """{name: scene} of a game day, or of all. Raises ConfigError for another name."""
+    """{name: scene} of a game day, of the loop, or of all but the loop. Raises ConfigError for another name."""
     if name not in WHAT_TO_PLAY:
         raise ConfigError(f"`uplift gameday` has no {name!r}: {hint(name, WHAT_TO_PLAY)}")
+    if name == "loop":
+        return {name: LOOP}
     return dict(GAME_DAYS) if name == "all" else {name: GAME_DAYS[name]}
 
 

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, UnfitRowsError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.events.features import hash_sample
 from uplift_spark.forest.forest import Forest
@@ -53,8 +53,9 @@ def refresh(
 ) -> Registered | str:
     """Register `base` with the sums of the training rows as of this version of their table.
 
-    With `unless_due` splits are tested first, and where a regrow is due nothing is registered: the result is why.
-    Raises ConfigError for a model that is no causal forest, or whose roles are not the configuration's.
+    With `unless_due` nothing is registered where a regrow is due, and the result is why: splits that have become stale,
+    or rows that only a new forest can take. Raises ConfigError for a model that is no causal forest, or whose roles are
+    not the configuration's, and UnfitRowsError for such rows without `unless_due`.
     """
     config, table = campaign.config, campaign.training_table
     model = UpliftModel(campaign.registry.load(base))
@@ -68,7 +69,12 @@ def refresh(
         if why.startswith(DUE):
             return why
     how = {"of": base.version, "half_life_days": config.refresh.half_life_days}
-    refreshed_model = refresh_model(model, rows, how, progress)
+    try:
+        refreshed_model = refresh_model(model, rows, how, progress)
+    except UnfitRowsError as error:  # such as a category that has come since
+        if unless_due:
+            return f"{DUE}{error}"
+        raise
     params, metrics = log_facts(refreshed_model.model, time.monotonic() - started)
     if tested is None:
         tested = _stale(campaign.lake, base, model.forest, rows, config.seed, progress)

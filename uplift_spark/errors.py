@@ -18,6 +18,10 @@ class DataError(UpliftError):
     """A table or frame breaks its contract; names table, column and count."""
 
 
+class UnfitRowsError(DataError):
+    """Rows that a forest cannot take into its sums; a forest trained anew on them could."""
+
+
 class DamagedTableError(UpliftError):
     """Files of a Delta table are damaged, so that no engine reads it; names the table and the file."""
 

@@ -13,7 +13,7 @@ import pytest
 from tests.forest.frames import ordered_frame, ordered_roles
 from tests.forest.test_coverage import FEATURES, dose, draw, linear, null
 from uplift_spark import CausalForest, Roles
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, UnfitRowsError
 from uplift_spark.forest.encode import Summary, exponents, room
 from uplift_spark.forest.estimate import estimate_table, with_roles
 from uplift_spark.forest.forest import load_forest
@@ -254,8 +254,9 @@ def test_only_rows_that_were_counted_are_taken_out(frame, base, old, new):
     ],
 )
 def test_rows_that_the_forest_cannot_take_are_refused(frame, base, old, change, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         refreshed(trained(base, old), arrow(frame[2000:].assign(**change)))
+    assert isinstance(refused.value, UnfitRowsError) == ("does not know" in message or "weighted" in message)
 
 
 def test_propensities_that_begin_to_vary_are_refused(frame):

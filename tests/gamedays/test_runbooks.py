@@ -134,7 +134,7 @@ def test_an_outage_of_labels_is_measured_again_closed_and_on_record(campaign: Ca
     assert rows_of(lake, "gold.kpi")["window_start"].nunique() == len(DAYS)
     events = rows_of(lake, "gold.alerts").query("rule == 'label_lag'").sort_values("sequence")
     assert list(events["event"])[-1] == "closed" and list(events["note"])[-1] == "the till is back"
-    entries = rows_of(lake, "gold.audit_log")
+    entries = rows_of(lake, "gold.audit_log").sort_values("seq")
     assert list(entries["action"]) == ["runbook", "alert"] and set(entries["reason"]) == {"the till is back"}
     done = {table: lake.version(table) for table in lake.tables()}
     assert follow_it(campaign, "label-outage", execute=True, reason="once more")[-1] == lines[-1]

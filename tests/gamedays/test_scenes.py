@@ -15,15 +15,25 @@ import pytest
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.gamedays.play import ARRIVALS, GameDay, GameDayFailed, game_config
-from uplift_spark.gamedays.scenes import GAME_DAYS, ScenePlan
+from uplift_spark.gamedays.scenes import GAME_DAYS, LOOP, ScenePlan
 from uplift_spark.jobs import gameday
 from uplift_spark.lake.schemas import (
     ASSIGNMENT_TABLE,
+    DELIVERY_TABLE,
     OUTCOME_TABLE,
     contract_of,
     profile_table,
 )
 from uplift_spark.lake.tables import Lake
+
+ALERTS = {
+    "drift": ("ticket", "drift_score"),
+    "label-outage": ("page", "label_lag"),
+    "non-delivery": ("page", "non_compliance"),
+    "confounding": ("ticket", "confounding"),
+    "schema-change": ("page", "deployment_mismatch"),
+    "loop": ("page", "label_lag"),
+}
 
 
 @dataclass
@@ -43,7 +53,7 @@ class Answers(GameDay):
         self._call(f"load {table}")
         return len(rows)
 
-    def open(self, train_on: int, planned: bool) -> None:
+    def open(self, train_on: int, planned: bool, deliveries: bool = False) -> None:
         self.at(train_on)
         self._call("open")
 
@@ -71,6 +81,15 @@ class Answers(GameDay):
     def canary(self, what: str, state: str) -> dict[str, Any]:
         self._call(f"canary {what}: {state}")
         return {}
+
+    def acknowledge(self, rule: str, why: str) -> None:
+        self._call(f"acknowledge {rule}")
+
+    def runbook(self, name: str, reason: str, over: bool) -> None:
+        self._call(f"runbook {name}: {'over' if over else 'waits'}")
+        self.check(self.resolves or not over, f"runbook {name}: an alert still fires")
+        if over:
+            self.firing = []
 
     def follow_plan(self, occasion: str) -> int:
         return 1
@@ -103,26 +122,25 @@ def answering(scene: ScenePlan, **changes: Any) -> Answers:
     return Answers(world, Path(), base, lambda _: None, world.at(0), **changes)
 
 
-FIRES = {
-    "schema-change": {20: ("page", "deployment_mismatch")},
-    "loop": {30: ("ticket", "drift_score"), 80: ("page", "label_lag")},
-}
-
-
 def played(name: str, **changes: Any) -> Answers:
-    game = answering(GAME_DAYS[name], **{"fires_on": dict(FIRES[name]), **changes})
-    game.results = GAME_DAYS[name].play(game)  # type: ignore[attr-defined]
+    scene = LOOP if name == "loop" else GAME_DAYS[name]
+    first = {"drift": 30, "label-outage": 19, "loop": 79}.get(name, 20)
+    fires = {first: ALERTS[name], **({30: ALERTS["drift"]} if name == "loop" else {})} if name in ALERTS else {}
+    game = answering(
+        scene, **{"fires_on": fires, **{key: dict(one) if key == "fires_on" else one for key, one in changes.items()}}
+    )
+    game.results = scene.play(game)  # type: ignore[attr-defined]
     return game
 
 
 @pytest.mark.parametrize("name", GAME_DAYS)
-def test_each_is_detected_and_acted_on(name: str) -> None:
+def test_each_is_detected_acted_on_and_over(name: str) -> None:
     game = played(name)
-    for result in game.results:  # type: ignore[attr-defined]
-        assert result.detected is not None and result.acted is not None
-        assert result.began < result.detected <= result.acted <= (result.recovered or game.now)
-        assert result.recovered is not None or result.name == "label-outage"
-    assert [one.kind for one in game.entries].count("mended") == len(game.results)  # type: ignore[attr-defined]
+    (result,) = game.results  # type: ignore[attr-defined]
+    assert result.name == name and None not in (result.detected, result.acted, result.recovered)
+    assert result.began < result.detected <= result.acted <= result.recovered
+    assert game.entries[-1].kind in ("mended", "job", "alert")
+    assert [one.kind for one in game.entries].count("mended") == 1
 
 
 def test_the_loop_is_drift_then_a_bad_model_then_no_retraining() -> None:
@@ -137,39 +155,49 @@ def test_the_loop_is_drift_then_a_bad_model_then_no_retraining() -> None:
     assert game.world.at(84).weekday() == 0
 
 
+def test_outages_are_over_when_their_runbook_says_so() -> None:
+    for name, book, days in (("label-outage", "label-outage", (22, 24)), ("non-delivery", "delivery-outage", (21, 23))):
+        calls = [call for call in played(name).calls if call[1].startswith("runbook")]
+        assert calls == [(days[0], f"runbook {book}: waits"), (days[1], f"runbook {book}: over")]
+
+
 def test_windows_that_have_to_drift_have_one_of_the_same_weekday_before_them() -> None:
-    windows = [int(what.removeprefix("monitor ")) for _, what in played("loop").calls if what.startswith("monitor ")]
+    windows = [int(what.removeprefix("monitor ")) for _, what in played("drift").calls if what.startswith("monitor ")]
     assert {30, 31, 34} <= set(windows) and {23, 24, 27} <= set(windows)
+    assert windows == sorted(windows)
 
 
 @pytest.mark.parametrize(
-    ("name", "fires", "changes", "says"),
+    ("name", "changes", "says"),
     [
-        ("loop", {30: None}, {}, "day 32: no alert says that customers have changed"),
-        ("loop", {28: ("page", "label_lag")}, {}, "day 29: alerts fire before the fault: page label_lag"),
-        ("loop", {}, {"decision": "rejected"}, "day 35: retrain decided rejected, not challenger"),
-        ("loop", {77: ("page", "label_lag")}, {}, "day 79: alerts about labels fire before the outage: page label_lag"),
-        ("loop", {80: None}, {}, "day 82: no page says that labels are missing"),
-        ("loop", {80: ("ticket", "label_lag")}, {}, "day 82: no page says that labels are missing"),
-        ("schema-change", {20: ("ticket", "low_sample")}, {}, "day 21: no alert of deployment_mismatch fires"),
-        ("schema-change", {}, {"decision": "challenger"}, "day 21: retrain decided challenger, not blocked"),
-        ("schema-change", {}, {"resolves": False}, "day 22: alerts still fire: page deployment_mismatch"),
+        ("drift", {"fires_on": {}}, "day 32: no alert says that customers have changed"),
+        ("drift", {"fires_on": {28: ("page", "label_lag")}}, "day 29: alerts fire before the fault: page label_lag"),
+        ("drift", {"decision": "rejected"}, "day 35: retrain decided rejected, not challenger"),
+        (
+            "label-outage",
+            {"fires_on": {17: ("page", "label_lag")}},
+            "day 19: alerts about labels fire before the outage",
+        ),
+        ("label-outage", {"fires_on": {}}, "day 22: no page says that labels are missing"),
+        ("label-outage", {"fires_on": {19: ("ticket", "label_lag")}}, "no page says that labels are missing"),
+        ("label-outage", {"decision": "challenger"}, "day 22: retrain decided challenger, not blocked"),
+        ("confounding", {"fires_on": {20: ("ticket", "low_sample")}}, "day 21: no alert of confounding fires"),
+        ("non-delivery", {"resolves": False}, "day 23: runbook delivery-outage: an alert still fires"),
     ],
 )
-def test_what_differs_ends_the_game_day(name: str, fires: dict[int, Any], changes: dict[str, Any], says: str) -> None:
-    fires_on = {day: alert for day, alert in {**FIRES[name], **fires}.items() if alert is not None}
+def test_what_differs_ends_the_game_day(name: str, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(GameDayFailed, match=says):
-        played(name, fires_on=fires_on, **changes)
+        played(name, **changes)
 
 
 def test_the_clock_never_goes_back() -> None:
-    game = answering(GAME_DAYS["loop"]).at(5)
+    game = answering(GAME_DAYS["drift"]).at(5)
     with pytest.raises(GameDayFailed, match="the clock goes back from 2025-01-11 07:00 to 2025-01-10 07:00"):
         game.at(4)
 
 
 def test_the_configuration_is_one_that_the_platform_takes(tmp_path: Path) -> None:
-    for scene in GAME_DAYS.values():
+    for scene in (*GAME_DAYS.values(), LOOP):
         config = game_config(scene.world(100), tmp_path)
         assert config.labels.window_days + config.labels.wait_days < config.canary.max_days
         last = max((fault.until for fault in scene.faults), default=0)
@@ -177,9 +205,9 @@ def test_the_configuration_is_one_that_the_platform_takes(tmp_path: Path) -> Non
 
 
 def test_names_and_folders_of_the_command(tmp_path: Path) -> None:
-    assert gameday.chosen_scenes("all") == GAME_DAYS and gameday.chosen_scenes("loop") == {"loop": GAME_DAYS["loop"]}
-    with pytest.raises(ConfigError, match="`uplift gameday` has no 'schema-chance': did you mean 'schema-change'"):
-        gameday.chosen_scenes("schema-chance")
+    assert list(gameday.chosen_scenes("all")) == list(GAME_DAYS) and gameday.chosen_scenes("loop") == {"loop": LOOP}
+    with pytest.raises(ConfigError, match="`uplift gameday` has no 'label-outtage': did you mean 'label-outage'"):
+        gameday.chosen_scenes("label-outtage")
     (tmp_path / "mine").mkdir()
     gameday.check_ours([tmp_path / "mine", tmp_path / "nowhere"])
     (tmp_path / "mine" / "letters.txt").write_text("dear")
@@ -190,10 +218,10 @@ def test_names_and_folders_of_the_command(tmp_path: Path) -> None:
 
 
 def test_what_is_reported_has_the_columns_of_the_raw_tables() -> None:
-    world = GAME_DAYS["loop"].world(100)
+    world = LOOP.world(100)
     profile = profile_table(world.campaign)
     reported = {
-        ASSIGNMENT_TABLE: world.assignments(), OUTCOME_TABLE: world.purchases(),
+        ASSIGNMENT_TABLE: world.assignments(), OUTCOME_TABLE: world.purchases(), DELIVERY_TABLE: world.deliveries(),
         profile: world.profiles().drop(columns=["age", "channel"]),
     }  # fmt: skip
     for table, rows in reported.items():
@@ -203,11 +231,11 @@ def test_what_is_reported_has_the_columns_of_the_raw_tables() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GAME_DAYS)
+@pytest.mark.parametrize("name", [*GAME_DAYS, "loop"])
 def test_it_is_played_by_the_real_jobs(lake: Lake, tmp_path: Path, name: str) -> None:
-    scene = GAME_DAYS[name]
+    scene = LOOP if name == "loop" else GAME_DAYS[name]
     game = GameDay.of(scene.world(1000), tmp_path / "played", lake, lambda _: None)
     results = scene.play(game)
     for result in results:
         assert result.detected is not None and not any(result.lost.values()), result
-        assert result.recovered is not None or result.name == "label-outage"
+        assert result.recovered is not None or name == "loop"

@@ -32,7 +32,6 @@ def test_mail_helps_above_forty_and_puts_off_the_young_and_the_partners() -> Non
 def test_every_row_says_when_it_became_known() -> None:
     world = World("w", 3, 1000)
     purchases, profiles = world.purchases(), world.profiles()
-    assert set(world.assignments()["propensity"]) == {0.5}
     waited = purchases.merge(world.assignments(), on="unit_id")
     hours = (waited["known_at"] - waited["assigned_at"]) / pd.Timedelta(hours=1)
     assert hours.min() > 0 and hours.max() <= 30  # a day's window and a quarter of a day
@@ -52,12 +51,24 @@ def test_an_outage_holds_back_what_would_have_become_known() -> None:
     assert not ((rest >= world.at(3)) & (rest < world.at(4))).any()
 
 
-def test_months_are_those_of_their_days() -> None:
-    world = World("w", 6, 1000, [FaultDays("months", 2, 3)])
+def test_a_mailer_that_chooses_by_age_logs_the_old_propensity() -> None:
+    world = World("w", 6, 5000, [FaultDays("confounding", 3, 6)])
+    ages = world.units.groupby([world.units["day"] >= 3, "mail"])["age"].mean().unstack()
+    gap = ages[True] - ages[False]
+    assert abs(gap[False]) < 0.5 and 2 < gap[True] < 6
+    assert set(world.assignments()["propensity"]) == {0.5}
+
+
+def test_months_and_failed_mails_are_those_of_their_days() -> None:
+    world = World("w", 6, 1000, [FaultDays("months", 2, 3), FaultDays("non_delivery", 4, 5)])
     reported, mended = world.profiles(), world.profiles(mended=True)
     ratio = (reported["age"] / mended["age"]).to_numpy()
     assert np.allclose(ratio, np.where(world.units["day"] == 2, 12, 1))
     assert (world.reported_in_months() == (world.units["day"] == 2)).all()
+    sends = world.deliveries().merge(world.units, on="unit_id")
+    assert sends["mail"].all() and len(sends) == world.units["mail"].sum()
+    reached = (sends["status"] == "delivered").groupby(sends["day"]).mean()
+    assert reached[4] == pytest.approx(0.6, abs=0.07) and reached.drop(4).min() > 0.98
 
 
 def test_whoever_is_decided_on_again_buys_by_the_same_effects() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.jobs.test_train_score import ROLES, TABLE, conf, training_rows
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Lakehouse, LearnerConf, Refresh
-from uplift_spark.errors import ConfigError
+from uplift_spark.errors import ConfigError, UnfitRowsError
 from uplift_spark.estimators import UpliftModel
 from uplift_spark.governance.erasure import Erasure, run_erasure
 from uplift_spark.jobs import refresh, score, train
@@ -98,6 +98,21 @@ def test_a_refreshed_version_is_rebuilt_and_scored_with(story):
         assert rebuild(conf(story.lake), story.lake, result.run_id).details["same_bytes"]
     scored = score.run(Campaign(conf(story.lake, version=story.champion.version), story.lake))
     assert scored.tables["gold.uplift_scores"]["rows"] == 2 * ALL
+
+
+def test_rows_that_only_a_new_forest_takes_make_a_regrow_due(story):
+    frame = rows()
+    frame.loc[frame.index >= OLD, "zip"] = "z9"
+    lake = story.lake
+    version = lake.version(TABLE)
+    write(lake, frame, "features-3")
+    try:
+        tested = refresh.run(Campaign(conf(lake), lake), unless_due=True)
+        assert "version" not in tested.details and tested.details["regrow"].startswith("due: ")
+        with pytest.raises(UnfitRowsError, match=r"'zip' in 600 of 1800 rows has categories .*, \['z9'\]"):
+            refresh.run(Campaign(conf(lake), lake))
+    finally:
+        write(lake, lake.read(TABLE, version).toPandas(), "features-4")
 
 
 def test_what_was_trained_otherwise_is_not_refreshed(story):

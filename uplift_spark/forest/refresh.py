@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import chi2
 
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, UnfitRowsError
 from uplift_spark.forest.binning import TextColumn
 from uplift_spark.forest.defaults import bins_of
 from uplift_spark.forest.effects import CORRECTED_VARIANCE
@@ -278,7 +278,7 @@ def merged(one: Tally, other: Tally) -> Tally:
         )
     most = room(one.base.facts["rows"])[0]
     if one.rows + other.rows > most:
-        raise DataError(f"{one.rows + other.rows} rows, the forest's sums hold {most}: train a new one")
+        raise UnfitRowsError(f"{one.rows + other.rows} rows, the forest's sums hold {most}: train a new one")
     days = {**one.days, **{day: one.days.get(day, 0) + sums for day, sums in other.days.items()}}
     units = np.concatenate([one.units, other.units])
     order = np.argsort(units)
@@ -467,11 +467,11 @@ def _checked(rows: TypedRows, base: Forest) -> np.ndarray:
 
 
 def level_rows_of(summary: Summary, problems: Iterable[ColumnFault], base: Forest) -> np.ndarray:
-    """Rows of each level, int64 [K], of rows with this checked summary and problems (`unfit`); DataError if they do not
-    fit the forest."""
+    """Rows of each level, int64 [K], of rows with this checked summary and problems (`unfit`); UnfitRowsError if they
+    do not fit the forest."""
     plan, roles, n, most = base.plan, base.roles, summary.rows, room(base.facts["rows"])[0]
     if n > most:
-        raise DataError(f"{n} rows, the forest's sums hold {most}: train a new one")
+        raise UnfitRowsError(f"{n} rows, the forest's sums hold {most}: train a new one")
     counts = plan.level_rows(summary.levels)
     unseen = {name: rows for name, rows in counts.items() if name not in plan.levels.names}
     own_problems: list[ColumnFault] = []
@@ -481,7 +481,7 @@ def level_rows_of(summary: Summary, problems: Iterable[ColumnFault], base: Fores
         own_problems.append((roles.propensity, n, "propensities that vary, those of the forest did not"))
     for column, rows, problem in [*own_problems, *problems]:
         if rows:
-            raise DataError(
+            raise UnfitRowsError(
                 f"column {column!r} in {rows} of {n} rows has {problem}: leave these out, or train a new forest"
             )
     return np.array([counts.get(name, 0) for name in plan.levels.names], np.int64)

@@ -25,11 +25,12 @@ from uplift_spark.estimators import params_of, train_model
 from uplift_spark.events.load import Load
 from uplift_spark.gamedays.timeline import Happened, TimelineEntry
 from uplift_spark.gamedays.world import BOUGHT, MAIL, NO_MAIL, WAIT_DAYS, WINDOW_DAYS, World
-from uplift_spark.jobs import canary, features, load, monitor, policy, retrain, score, train
+from uplift_spark.jobs import alert, canary, features, load, monitor, policy, retrain, runbook, score, train
 from uplift_spark.lake.schemas import (
     ALERTS_TABLE,
     ASSIGNMENT_TABLE,
     DECISIONS_TABLE,
+    DELIVERY_TABLE,
     OUTCOME_TABLE,
     gold_table,
     profile_table,
@@ -155,7 +156,7 @@ class GameDay:
         self.sent[table] += 0 if replaced else len(rows)
         return len(rows)
 
-    def open(self, train_on: int, planned: bool) -> None:
+    def open(self, train_on: int, planned: bool, deliveries: bool = False) -> None:
         """Load what the sources report on all days, and train the champion on the days before `train_on`.
 
         Every row says when it became known, and jobs see what was known by their clock.
@@ -167,6 +168,8 @@ class GameDay:
         if in_months.any():
             self.load(profile_table(world.campaign), profiles[in_months])
         self.load(OUTCOME_TABLE, purchases[~world.held_back(purchases)])
+        if deliveries:
+            self.load(DELIVERY_TABLE, world.deliveries())
         self.at(train_on)
         self._job(features)
         version = self._job(train).details["version"]
@@ -233,6 +236,24 @@ class GameDay:
     def _verdict(self) -> str:
         rows = self.base.lake.read(gold_table("canary")).where(f"{CAMPAIGN} = '{self.world.campaign}'").toPandas()
         return str(rows.sort_values("step")["reason"].iloc[-1])
+
+    def acknowledge(self, rule: str, why: str) -> None:
+        """Somebody takes care of an alert, on record."""
+        self._job(alert, deed=alert.AlertDeed("acknowledge", rule, "on-call", why), now=self.now)
+        self.note("people", f"on-call acknowledges {rule}: {why}")
+
+    def runbook(self, name: str, reason: str, over: bool) -> None:
+        """Carry out a runbook, whose steps have to hold in the end (`over`), or to wait for people."""
+        summary = self._job(runbook, request=runbook.RunbookRequest(name, True, reason), now=self.now).details[
+            "summary"
+        ]
+        for event in self._alert_events():
+            if event["event"] in ("fired", "resolved", "closed"):
+                self.note("alert", f"{event['rule']} {event['event']}: {event['summary']}")
+        lines = str(summary).splitlines()
+        waits = next((line for line in lines if " waits: " in line), lines[-1])
+        self.note("people", f"runbook {name}: {lines[-1] if over else waits}")
+        self.check(lines[-1].startswith("All ") == over, f"runbook {name}: {summary}")
 
     def plan_in_force(self) -> pd.DataFrame:
         """Decisions of the newest plan: unit, level, version."""

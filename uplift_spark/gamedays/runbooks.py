@@ -22,7 +22,7 @@ from uplift_spark.governance.rollout import CanaryLog
 from uplift_spark.jobs import alert, monitor, retrain, rollback
 from uplift_spark.lake.schemas import ALERTS_TABLE, QUARANTINE
 from uplift_spark.lake.session import instant, moment
-from uplift_spark.monitoring.alerts import AlertBook, AlertState
+from uplift_spark.monitoring.alerts import MEASURED_BY, AlertBook, AlertState
 from uplift_spark.monitoring.sinks import alert_book
 from uplift_spark.monitoring.spark import alert_events
 from uplift_spark.monitoring.windows import TimeWindow, window_of
@@ -91,6 +91,11 @@ class Incident:
         """What runs of monitor said about these rules: KPIs in state alert, and findings."""
         kpis = [one for one in self.windows.rows("kpi", runs) if one["kpi"] in rules and one["state"] == "alert"]
         return kpis + [one for one in self.windows.rows("findings", runs) if one["finding"] in rules]
+
+    def measured(self, rules: Iterable[str], runs: Sequence[str]) -> list[Mapping[str, object]]:
+        """KPIs that have a value where these rules had what they need to judge a window."""
+        by = {MEASURED_BY.get(rule, rule) for rule in rules}
+        return [one for one in self.windows.rows("kpi", runs) if one["kpi"] in by and one["state"] != "no_data"]
 
     def unmeasured(self, start: datetime) -> list[TimeWindow]:
         """Windows with units, from the one of this moment to the last that is over, that nobody measured on what is
@@ -210,15 +215,25 @@ def _start_of(row: Mapping[str, object]) -> datetime:
     return start
 
 
+def _rule_of(row: Mapping[str, object]) -> str:
+    """The KPI or the finding that a row of monitor is about."""
+    return str(row.get("kpi") or row["finding"])
+
+
 def _over(rules: Sequence[str], what: str, ask: str) -> RunbookStep:
-    """The newest window does not show the incident any more."""
+    """The newest window that can tell does not show the incident any more; labels of later ones have yet to ripen."""
 
     def check(incident: Incident) -> StepState:
-        windows = incident.windows
-        if breaches := incident.breaches(rules, windows.last(1)):
-            names = sorted({str(one.get("kpi") or one["finding"]) for one in breaches})
-            return StepState("waits", f"the window from {windows.words} still shows {' and '.join(names)}: {ask}")
-        return StepState("holds", f"the window from {windows.words} does not show it")
+        recent = incident.windows.last(_BACK)
+        breaches = incident.breaches(rules, recent)
+        tell = [*breaches, *incident.measured(rules, recent)]
+        if not tell:
+            return StepState("waits", f"no window has a value of {' or '.join(rules)} yet: monitor the days to come")
+        newest = max(_start_of(one) for one in tell)
+        words = f"the window from {window_of(newest, incident.campaign.config.monitoring.hours).words}"
+        if still := sorted({_rule_of(one) for one in breaches if _start_of(one) == newest}):
+            return StepState("waits", f"{words} still shows {' and '.join(still)}: {ask}")
+        return StepState("holds", f"{words} does not show it")
 
     return RunbookStep(what, check)
 

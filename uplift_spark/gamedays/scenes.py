@@ -1,4 +1,4 @@
-"""Game days: which fault begins when, what the jobs have to make of it, and when it is over.
+"""Six game days, and the whole loop: which fault begins when, what the jobs have to make of it, and when it is over.
 
 Each scene plays the days on which something happens: the others are as quiet as the last one.
 """
@@ -11,8 +11,8 @@ from datetime import datetime
 
 from uplift_spark.gamedays.play import GameDay
 from uplift_spark.gamedays.timeline import GameDayResult, TimelineEntry
-from uplift_spark.gamedays.world import FaultDays, World, WorldFault
-from uplift_spark.lake.schemas import profile_table
+from uplift_spark.gamedays.world import FaultDays, World, WorldFault, delivery_rows
+from uplift_spark.lake.schemas import DELIVERY_TABLE, OUTCOME_TABLE, profile_table
 from uplift_spark.roles import UNIT
 
 Scene = Callable[[GameDay], Sequence[GameDayResult]]
@@ -28,6 +28,7 @@ class ScenePlan:
     faults      that are injected
     scene       plays it
     planned     whether decisions are planned
+    deliveries  whether sends are reported
     trained_on  day on which the champion is trained
     """
 
@@ -35,6 +36,7 @@ class ScenePlan:
     faults: tuple[FaultDays, ...]
     scene: Scene
     planned: bool = False
+    deliveries: bool = False
     trained_on: int = 14
 
     def world(self, per_day: int) -> World:
@@ -43,11 +45,11 @@ class ScenePlan:
 
     def play(self, game: GameDay) -> Sequence[GameDayResult]:
         """Train, inject, and play to the end. Raises GameDayFailed where a job does anything else than it has to."""
-        game.open(self.trained_on, self.planned)
+        game.open(self.trained_on, self.planned, self.deliveries)
         return self.scene(game)
 
 
-def play_drift(game: GameDay, first: int, until: int) -> GameDayResult:
+def play_drift(game: GameDay, first: int = 30, until: int = 50) -> GameDayResult:
     """A partner sends other customers, whom mail puts off: seen, learnt, tried on a slice, promoted."""
     for window in (first, first + 1, first + 4):  # drift is what differs from the same weekday of the week before, too
         game.at(window - 6).monitor(window - 7)
@@ -69,7 +71,8 @@ def play_drift(game: GameDay, first: int, until: int) -> GameDayResult:
     recovered = game.now
     game.at(first + 9).monitor(first + 8)
     game.at(first + 16).monitor(first + 15)
-    game.at(until, 0).note("fault", "the partner's customers stay away again")
+    if until < game.world.days:
+        game.at(until, 0).note("fault", "the partner's customers stay away again")
     retrained = f"retrain: version {version}, by {details['fit']}, passes against version {champion}"
     return GameDayResult(
         *("drift", began, _when(alert), _rule(alert), acted, retrained),
@@ -77,7 +80,7 @@ def play_drift(game: GameDay, first: int, until: int) -> GameDayResult:
     )
 
 
-def play_bad_model(game: GameDay, day: int) -> GameDayResult:
+def play_bad_model(game: GameDay, day: int = 60) -> GameDayResult:
     """A version whose arms were mixed up becomes the challenger by hand: its canary takes it back."""
     champion = game.base.champion.version
     began = game.at(day, 8).now
@@ -98,8 +101,8 @@ def play_bad_model(game: GameDay, day: int) -> GameDayResult:
     )
 
 
-def play_label_outage(game: GameDay, first: int) -> GameDayResult:
-    """Purchases are not reported: a page once labels have had the time to ripen, and no retraining."""
+def play_label_outage(game: GameDay, first: int, mended: int | None) -> GameDayResult:
+    """Purchases are not reported: a page, no retraining, and after they were loaded all is well again."""
     firing = game.at(first - 1).monitor(first - 3)
     game.check(not _still(firing, _LABELS), f"alerts about labels fire before the outage: {', '.join(firing)}")
     began = game.at(first, 0).now
@@ -108,12 +111,69 @@ def play_label_outage(game: GameDay, first: int) -> GameDayResult:
         game.at(day).monitor(day - 2)  # the newest window whose labels are all mature
     alert = game.first_fired(_LABELS, began)
     game.check(alert is not None and "page" in alert.words, "no page says that labels are missing")
-    monday = first + 2 + (7 - (first + 2) % 7) % 7
-    game.at(monday).monitor(monday - 1)
-    game.retrain("blocked")
-    game.note("mended", f"version {game.base.champion.version} stays: no model learns the outage")
+    if mended is None:
+        monday = first + 2 + (7 - (first + 2) % 7) % 7
+        game.at(monday).monitor(monday - 1)
+        game.retrain("blocked")
+        blocked = "retrain: blocked, no model is fitted"
+        game.note("mended", f"version {game.base.champion.version} stays: no model learns the outage")
+        return GameDayResult(
+            "label-outage", began, _when(alert), _rule(alert), game.now, blocked, None, "", game.lost()
+        )
+    game.monitor(first + 1)
+    game.retrain("blocked", _WEEKLY)
+    game.runbook("label-outage", "purchases are missing", over=False)
+    acted = game.now
+    game.at(mended, 9)
+    rows = game.world.purchases()
+    late = rows[game.world.held_back(rows)].assign(known_at=game.now)
+    game.load(OUTCOME_TABLE, late)
+    game.note("people", f"the source reports again, and {len(late):,} purchases are loaded belatedly")
+    game.at(mended + 2).runbook("label-outage", "the source reports again", over=True)
+    game.note("mended", "the alerts are over, and models may be fitted again")
     blocked = "retrain: blocked, no model is fitted"
-    return GameDayResult("label-outage", began, _when(alert), _rule(alert), game.now, blocked, None, "", game.lost())
+    return GameDayResult(
+        *("label-outage", began, _when(alert), _rule(alert), acted, blocked),
+        *(game.now, f"{len(late):,} purchases loaded, runbook label-outage holds", game.lost()),
+    )
+
+
+def play_non_delivery(game: GameDay, first: int, mended: int) -> GameDayResult:
+    """Four of ten mails fail: a page, no retraining; they are sent anew."""
+    began = _quiet_before(game, first)
+    game.at(first, 0).note("fault", "four of ten mails are not delivered")
+    alert = _noticed(game, first, ("non_compliance", "delivery_rate"))
+    game.retrain("blocked", _WEEKLY)
+    game.acknowledge(_rule(alert).split(" ")[-1], "called the mailing service")
+    game.runbook("delivery-outage", "mails fail", over=False)
+    acted = game.now
+    failed = game.world.deliveries().query("status == 'failed'")
+    game.at(mended, 0).note("people", f"mails arrive again, and {len(failed):,} that failed are sent anew")
+    units = failed[UNIT]
+    delivered = units.map(lambda _: "delivered").to_numpy()
+    again = delivery_rows(game.world.campaign, units, delivered, units.map(lambda _: game.now), "again")
+    sent = game.load(DELIVERY_TABLE, again)
+    game.at(mended + 1).runbook("delivery-outage", "mails arrive again", over=True)
+    game.note("mended", "the alerts are over, and models may be fitted again")
+    return GameDayResult(
+        *("non-delivery", began, _when(alert), _rule(alert), acted, "acknowledged; retrain: blocked"),
+        *(game.now, f"{sent:,} mails sent anew, runbook delivery-outage holds", game.lost()),
+    )
+
+
+def play_confounding(game: GameDay, first: int, mended: int) -> GameDayResult:
+    """A mailer chooses by age: found by the arms' ages, and nothing is learnt from these days."""
+    began = _quiet_before(game, first)
+    game.at(first, 0).note("fault", "the mailer sends more to older customers, and logs the old propensity")
+    alert = _noticed(game, first, ("confounding",))
+    game.retrain("blocked", _WEEKLY)
+    acted = game.now
+    game.at(mended, 0).note("people", "the mailer draws at random again")
+    recovered = _well_again(game, mended + 1, mended, ("confounding",))
+    return GameDayResult(
+        *("confounding", began, _when(alert), _rule(alert), acted, "retrain: blocked, no model is fitted"),
+        *(recovered, "arms are alike, alert resolved", game.lost()),
+    )
 
 
 def play_schema_change(game: GameDay, first: int) -> GameDayResult:
@@ -138,7 +198,7 @@ def play_schema_change(game: GameDay, first: int) -> GameDayResult:
 
 def play_loop(game: GameDay) -> list[GameDayResult]:
     """The whole loop: drift on day 30, a bad model on day 60, an outage of the labels on day 80."""
-    return [play_drift(game, 30, 50), play_bad_model(game, 60), play_label_outage(game, 80)]
+    return [play_drift(game, 30, 50), play_bad_model(game, 60), play_label_outage(game, 80, None)]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -184,8 +244,9 @@ def _rule(alert: TimelineEntry | None) -> str:
     return "" if alert is None else alert.words.partition(" fired")[0]
 
 
-def _schema_change(game: GameDay) -> list[GameDayResult]:
-    return [play_schema_change(game, 20)]
+def _one(play: Callable[..., GameDayResult], *days: int) -> Scene:
+    """The scene of a single game day, played on these days."""
+    return lambda game: [play(game, *days)]
 
 
 def _fault(kind: WorldFault, first: int, until: int) -> tuple[FaultDays, ...]:
@@ -193,7 +254,13 @@ def _fault(kind: WorldFault, first: int, until: int) -> tuple[FaultDays, ...]:
 
 
 GAME_DAYS: Mapping[str, ScenePlan] = {
-    "schema-change": ScenePlan(22, _fault("months", 20, 21), _schema_change),
-    "loop": ScenePlan(84, (*_fault("partner", 30, 50), *_fault("label_outage", 80, 84)), play_loop, planned=True),
+    "drift": ScenePlan(47, _fault("partner", 30, 47), _one(play_drift, 30, 47), planned=True),
+    "bad-model": ScenePlan(23, (), _one(play_bad_model, 20), planned=True),
+    "label-outage": ScenePlan(25, _fault("label_outage", 20, 22), _one(play_label_outage, 20, 22)),
+    "non-delivery": ScenePlan(23, _fault("non_delivery", 20, 22), _one(play_non_delivery, 20, 22), deliveries=True),
+    "confounding": ScenePlan(23, _fault("confounding", 20, 22), _one(play_confounding, 20, 22)),
+    "schema-change": ScenePlan(22, _fault("months", 20, 21), _one(play_schema_change, 20)),
 }
 """What is injected on which days, and what is played."""
+LOOP = ScenePlan(84, (*_fault("partner", 30, 50), *_fault("label_outage", 80, 84)), play_loop, planned=True)
+"""All in one campaign: drift on day 30, a bad model on day 60, an outage of the labels on day 80."""

@@ -2,7 +2,7 @@
 
 Every day as many customers come, half of them get a mail at random, and whoever buys buys within a day. Mail helps
 customers above 40 and puts younger ones off. A fault changes what is so (a partner sends other customers), or what is
-reported (labels that do not come, ages in months).
+reported (labels that do not come, ages in months, mails that do not arrive, a mailer that chooses by age).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ NO_MAIL, MAIL, BOUGHT = "none", "mail", "bought"
 WINDOW_DAYS, WAIT_DAYS = 1.0, 0.25
 """Purchases of a day count, and are known a quarter of a day later at the latest."""
 
-WorldFault = Literal["partner", "label_outage", "months"]
+WorldFault = Literal["partner", "label_outage", "non_delivery", "confounding", "months"]
 """partner: 30 % of the customers come from a new channel, are older, and mail puts them off. label_outage: purchases
-that would have become known then are held back. months: the source reports ages in months."""
+that would have become known then are held back. non_delivery: 40 % of the mails fail. confounding: older customers get
+more mail than the logged propensity says. months: the source reports ages in months."""
 
 _Times = pd.Series | pd.DatetimeIndex
 _BASE, _HELPS, _PUTS_OFF, _PARTNER = 0.45, 0.35, -0.15, -0.35
-_PARTNER_SHARE = 0.3
+_REACHED, _REACHED_BADLY, _PARTNER_SHARE = 0.999, 0.6, 0.3
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class World:
         partner = self._during("partner", day) & (rng.random(n) < _PARTNER_SHARE)
         age = np.clip(rng.normal(np.where(partner, 48, 43), 8), 18, 90).round(1)
         channel = np.where(partner, "partner", rng.choice(["shop", "web"], n))
-        mail = rng.random(n) < 0.5
+        leaning = 1 / (1 + np.exp(-0.5 * (age - 43) / 8))
+        mail = rng.random(n) < np.where(self._during("confounding", day), leaning, 0.5)
         assigned = pd.Timestamp(self.at(0)) + _hours(day * 24 + hour)
         unit_ids = [f"c{number:06d}" for number in range(n)]
         frame = pd.DataFrame({UNIT: unit_ids, "day": day, "age": age, "channel": channel, "mail": mail})
@@ -95,7 +97,8 @@ class World:
         frame["buys"] = rng.random(n) < purchase_rate(age, channel, mail)
         occurred = frame["assigned_at"] + _hours(rng.uniform(0, 24 * WINDOW_DAYS, n))
         frame["occurred_at"], frame["known_at"] = occurred, occurred + _hours(rng.uniform(0.5, 24 * WAIT_DAYS, n))
-        return frame
+        reached = rng.random(n) < np.where(self._during("non_delivery", day), _REACHED_BADLY, _REACHED)
+        return frame.assign(reached=reached)
 
     def at(self, day: float, hour: float = 0) -> datetime:
         """A moment of a day by the campaign's clock."""
@@ -135,6 +138,12 @@ class World:
                 known = purchases["known_at"]
                 held |= (known >= self.at(fault.first)) & (known < self.at(fault.until))
         return held
+
+    def deliveries(self) -> pd.DataFrame:
+        """What became of each mail."""
+        sent = self.units[self.units["mail"]]
+        status = np.where(sent["reached"], "delivered", "failed")
+        return delivery_rows(self.campaign, sent[UNIT], status, sent["assigned_at"] + pd.Timedelta(minutes=10), "mail")
 
     def purchases_after(self, units: pd.DataFrame, at: datetime, occasion: str, seed: int) -> pd.DataFrame:
         """Purchases of customers who were decided on once more, by the same true effects.
@@ -188,6 +197,24 @@ def purchase_rows(campaign: str, units: pd.Series, occurred: _Times, known: _Tim
     columns = {UNIT: units.to_numpy(), CAMPAIGN: campaign, "outcome": BOUGHT, "value": 1.0}
     ids = [f"{occasion}-{unit}" for unit in units]
     return pd.DataFrame(columns).assign(event_id=ids, occurred_at=_micros(occurred), known_at=_micros(known))
+
+
+def delivery_rows(campaign: str, units: pd.Series, status: np.ndarray, at: pd.Series, occasion: str) -> pd.DataFrame:
+    """Give sends the columns of bronze.delivery.
+
+    Args:
+        campaign: Its name.
+        units: To whom.
+        status: What became of each.
+        at: When it did.
+        occasion: Begins the sends' ids.
+
+    Returns:
+        One row a send.
+    """
+    rows = pd.DataFrame({UNIT: units.to_numpy(), CAMPAIGN: campaign, "status": status})
+    ids = [f"{occasion}-{unit}" for unit in units]
+    return rows.assign(delivery_id=ids, event_id=ids, delivered_at=_micros(at), known_at=_micros(at))
 
 
 def _hours(hours: np.ndarray) -> pd.TimedeltaIndex:

@@ -686,8 +686,8 @@ def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime) -> list[Cond
     return conditions
 
 
-_MEASURED_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
-            "non_compliance": "delivery_rate"}  # fmt: skip
+MEASURED_BY = {"label_lag": "outcome_completeness", "low_sample": "observed_lift", "over_targeting": "uplift_roi",
+           "non_compliance": "delivery_rate"}  # fmt: skip
 """{detector: KPI that has a value where the detector had what it needs}; of all others drift_score."""
 
 
@@ -723,7 +723,7 @@ def finding_conditions(
     firing = {state.last.rule: state.last for state in active if "finding" in state.last.label_map}
     conditions = []
     for name in sorted({*newest, *firing}):
-        looked, there, labels = measured.get(_MEASURED_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
+        looked, there, labels = measured.get(MEASURED_BY.get(name, "drift_score")), newest.get(name), {"finding": name}
         if there is not None and (looked is None or there["window_end"] >= looked):
             rule = AlertRule(name, there["severity"], runbook=runbook_of(name))
             summary = f"{there['sentence']}; {there['action']}"

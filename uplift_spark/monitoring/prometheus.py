@@ -374,24 +374,28 @@ def rule_files(rules: Sequence[PromRule], records: Sequence[RecordRule], names: 
     """
     of_kpis = [rule for rule in rules if rule.kind not in SERVICE_KINDS]
     of_services = [rule for rule in rules if rule.kind in SERVICE_KINDS]
-    groups = []
-    for campaign in dict.fromkeys(rule.campaign for rule in of_services):
-        own = [one for one in records if one.labels["campaign"] == campaign]
-        recorded = [{"record": one.record, "expr": one.expr, "labels": dict(one.labels)} for one in own]
-        groups.append({"name": f"uplift-{campaign}-service-records", "rules": recorded})
-    groups += _groups(of_services, "-service")
+    groups = _groups(of_services, "-service", records)
     files = {names.kpis: yaml_text({"groups": _groups(of_kpis, "")})}
     return files | ({names.service: yaml_text({"groups": groups})} if groups else {})
 
 
-def _groups(rules: Sequence[PromRule], ending: str) -> list[dict[str, Any]]:
+def _groups(rules: Sequence[PromRule], ending: str, records: Sequence[RecordRule] = ()) -> list[dict[str, Any]]:
+    """A group for each campaign. Rules of a group are evaluated one after the other, those of two groups in any order:
+    what is recorded stands before the alerts that read it, or they would read what was recorded the time before."""
     return [
         {
             "name": f"uplift-{campaign or 'platform'}{ending}",
-            "rules": [_rule_entry(one) for one in rules if one.campaign == campaign],
+            "rules": [
+                *(_record_entry(one) for one in records if one.labels["campaign"] == campaign),
+                *(_rule_entry(one) for one in rules if one.campaign == campaign),
+            ],
         }
         for campaign in dict.fromkeys(rule.campaign for rule in rules)
     ]
+
+
+def _record_entry(rule: RecordRule) -> dict[str, Any]:
+    return {"record": rule.record, "expr": rule.expr, "labels": dict(rule.labels)}
 
 
 def _rule_entry(rule: PromRule) -> dict[str, Any]:

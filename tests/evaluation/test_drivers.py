@@ -181,7 +181,7 @@ def test_figures_are_those_of_the_hold_out_by_hand():
     assert (first["gain_lower"], first["gain_upper"]) == pytest.approx((gain - half, gain + half))
     alone = 2 * NormalDist().cdf(-gain / error)
     assert first["adjusted_p"] == pytest.approx(1 - (1 - alone) ** len(whole), abs=1e-12)
-    assert first["proven"] and first["stable"] and 0.95 < first["agreement"] <= 1
+    assert first["proven"] and first["stable"] and 0.9 <= first["agreement"] <= 1
     within = table[(table["cut"] == "segment:region") & (table["bucket"] == "north") & (table["rank"] == 1)].iloc[0]
     north = holdout[(holdout["region"] == "north") & holdout["recency"].notna()]
     assert within["n"] == len(north) and np.isnan(within["mean_shap"])
@@ -301,7 +301,7 @@ def test_reasons_of_a_unit_are_its_largest_shapley_values():
 def simulated(campaigns: int, n: int, gap: float, levels: int = 1) -> dict[str, float]:
     """Shares over simulated campaigns: any driver wrongly proven, truth inside all intervals, recency proven, recency
     among the drivers and called stable, and noise among the drivers called stable."""
-    wrong, inside, found, stable, noise_stable, noise = 0, 0, 0, 0, 0, 0
+    wrong, inside, proven, stable, noise_stable, noise = 0, 0, 0, 0, 0, 0
     for seed in range(campaigns):
         frame, holdout = (campaign(n, 2 * seed + i, gap, levels) for i in (0, 1))
         table, drivers = measured(frame, holdout)
@@ -319,12 +319,12 @@ def simulated(campaigns: int, n: int, gap: float, levels: int = 1) -> dict[str, 
         wrong += bool((table["proven"] & (gaps == 0)).any())
         inside += bool(covered.all())
         mine = table["feature"] == "recency"
-        found += bool(table.loc[mine, "proven"].any())
+        proven += bool(table.loc[mine, "proven"].any())
         stable += bool(table.loc[mine, "stable"].any())
         noise_stable += int(table.loc[~mine, "stable"].sum())
         noise += int((~mine).sum())
     return {
-        "wrong": wrong / campaigns, "inside": inside / campaigns, "proven": found / campaigns,
+        "wrong": wrong / campaigns, "inside": inside / campaigns, "proven": proven / campaigns,
         "stable": stable / campaigns, "noise stable": noise_stable / max(noise, 1),
     }  # fmt: skip
 
@@ -333,3 +333,18 @@ def test_a_planted_driver_is_proven_and_noise_is_not():
     shares = simulated(8, 4000, 0.15)
     assert shares["proven"] >= 0.75 and shares["stable"] >= 0.75 and shares["noise stable"] < 0.4
     assert shares["inside"] >= 0.75 and shares["wrong"] <= 0.25
+
+
+@pytest.mark.simulation
+def test_without_differences_hardly_any_campaign_has_a_proven_driver():
+    shares = simulated(300, 4000, 0.0, levels=2)
+    print(f"no difference, 300 campaigns of two levels: {shares}")
+    assert shares["wrong"] <= 0.05 and shares["inside"] >= 0.93 and shares["noise stable"] <= 0.1
+
+
+@pytest.mark.simulation
+def test_a_difference_of_two_points_is_measured_rightly_proven_and_stable():
+    shares = simulated(60, 100_000, 0.02)
+    print(f"2 points more for a third, 60 campaigns of 100,000: {shares}")
+    assert shares["proven"] >= 0.8 and shares["inside"] >= 0.88  # 60 campaigns: .95 has an error of .028
+    assert shares["stable"] >= 0.6 and shares["noise stable"] <= 0.1

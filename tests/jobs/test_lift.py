@@ -202,7 +202,7 @@ def test_drivers_are_measured_where_the_model_is_registered(campaigned, monkeypa
     table = pa.Table.from_pandas(training[training.split == "train"], preserve_index=False)
     forest = fit_table(table, roles, Params(n_trees=40, min_leaf=10))
     before = Campaign(conf(campaigned), campaigned).lift_table()
-    monkeypatch.setattr(Registry, "known", lambda self, name, version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "known", lambda self, name, *version: registered({TRAINING: 0}))
     monkeypatch.setattr(Registry, "load", lambda self, model: forest)
     campaign = Campaign(replace(conf(campaigned), seed=8), campaigned)
     result = lift.run(campaign)
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_read_leaves_the_figures(campaigned, monkeypatch)
     def damaged(self, model):
         raise ModelFileError("its file is damaged")
 
-    monkeypatch.setattr(Registry, "known", lambda self, name, version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "known", lambda self, name, *version: registered({TRAINING: 0}))
     monkeypatch.setattr(Registry, "load", damaged)
     messages = []
     result = lift.run(Campaign(replace(conf(campaigned), seed=9), campaigned), progress=messages.append)

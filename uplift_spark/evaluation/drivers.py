@@ -45,7 +45,7 @@ DRIVER_UNITS = 2000
 DRIVER_VALUES = 20
 """A text segment with more values among these units is not crossed with drivers: its cells would be too small."""
 
-AGREE = 0.95
+AGREE = 0.9
 """Share of refits on other rows that must expect the same sign for a driver to be stable."""
 
 MEETS, MISSES, NEITHER = "meets", "misses", "unknown"

@@ -127,7 +127,7 @@ _DRIVERS = Contract(
         "low_sample boolean: too few units or events for the interval to be more than rough",
         "proven boolean: the interval leaves out nought on the side that the model expects, and units are enough",
         "agreement double: share of refits on other rows that would expect a difference of the same sign",
-        "stable boolean: 95 % of such refits would agree",
+        "stable boolean: 90 % of such refits would agree",
         "sentence string: all of it in words",
         f"{INGESTED_AT} timestamp: when the row was written",
     ),

@@ -1,10 +1,10 @@
 """Verify the audit log, show its entries, explain why a unit got what it got, or look for bias.
 
 `verify` checks every entry, every signed checkpoint and the hashes of decisions, and fails where something was edited;
-`show` prints the newest entries; `explain UNIT` prints a decision with scores, prices, rules, consent and versions, and
-proves that it is the one that was recorded: these read gold.audit_log and gold.audit_trees and write nothing. `bias`
-compares groups of protected attributes on the hold-out, by the newest plan of the model in use if there is one, and
-appends to gold.bias_audit.
+`show` prints the newest entries; `explain UNIT` prints a decision with scores, the features that move these most,
+prices, rules, consent and versions, and proves that it is the one that was recorded: these read gold.audit_log and
+gold.audit_trees, of the unit also its row of the training table, and write nothing. `bias` compares groups of protected
+attributes on the hold-out, by the newest plan of the model in use if there is one, and appends to gold.bias_audit.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from pyspark.sql import functions as F
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.errors import ConfigError, DataError, UpliftError, hint
+from uplift_spark.evaluation.drivers import reason_words, unit_reasons
 from uplift_spark.evaluation.lift_tables import as_arrow
 from uplift_spark.evaluation.summary import number
+from uplift_spark.forest.binning import apply_bins
 from uplift_spark.governance.approvals import version_name
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.fairness import BiasInputs, audit_of
 from uplift_spark.governance.permissions import check_permitted
 from uplift_spark.governance.spark import AuditLog, check_on_record, record_event
 from uplift_spark.lake.schemas import BIAS_TABLE
-from uplift_spark.roles import CAMPAIGN
+from uplift_spark.roles import CAMPAIGN, UNIT
 from uplift_spark.runtime import JobResult, ProgressCallback, derive_run_id, no_progress
+from uplift_spark.spark_versions import quoted
 
 READS_RESULTS = True  # so that Spark does not start to say that there is no log
 NAMES_ITS_RUN = True  # only `bias` has one, named by what it compared
@@ -103,6 +107,7 @@ def explanation_text(answer: Mapping[str, Any]) -> str:
         support = "; too few units like this one to rely on it" if score["low_support"] else ""
         interval = f"{number(score['uplift_lower'])} to {number(score['uplift_upper'])}"
         lines.append(f"Score of {level}: {number(score['uplift'])} ({interval}){support}")
+    lines += [f"Why this score: {words}" for words in answer.get("reasons", ())]
     lines += [f"Price of {name}: {number(price)}" for name, price in answer["prices"].items()] or [
         "No limit has a price."
     ]
@@ -124,6 +129,26 @@ def explanation_text(answer: Mapping[str, Any]) -> str:
     proof = "a proof leads from the decision to its root" if answer["proven"] else "decisions have no hashes there"
     lines.append(f"On record: entry {entry['seq']} of {entry['at']} by {entry['actor']} ({entry['reason']}); {proof}")
     return "\n".join(lines)
+
+
+def score_reasons(campaign: Campaign, answer: Mapping[str, Any]) -> list[str]:
+    """What moves a unit's scores most, in words with intervals: Shapley values of the model that scored it.
+
+    None where the model is no causal forest, or is not in the registry any more, or the unit is not in the table.
+    """
+    config, decision, table = campaign.config, answer["decision"], campaign.training_table
+    version = str(decision["model_version"])
+    try:
+        registered = campaign.registry.known(config.model_name, int(version)) if version.isdigit() else None
+        if registered is None:
+            return []
+        model = campaign.registry.load(registered).of(config.roles.outcome)
+        mine = campaign.training_set(answer["versions"].get(table)).where(F.col(UNIT) == decision["unit_id"])
+        row = mine.select(*map(quoted, model.roles.features)).limit(1).toArrow()
+        texts = ["missing" if one is None else str(one) for values in row.to_pylist() for one in values.values()]
+        return [reason_words(one) for one in unit_reasons(model, apply_bins(row, model.bins), texts)] if texts else []
+    except UpliftError as error:
+        return [f"not known: {error}"]
 
 
 def audit_bias(campaign: Campaign, progress: ProgressCallback) -> JobResult:
@@ -180,6 +205,7 @@ def _answered(campaign: Campaign, progress: ProgressCallback, question: AuditQue
         details = {"entries": log.show(question.limit, question.action).to_pandas()}
     else:
         answer = log.explain(str(question.unit), question.plan)
+        answer["reasons"] = score_reasons(campaign, answer)
         details = {"explanation": explanation_text(answer), "answer": {"figures": answer}}
     return JobResult("audit", "", details=details, unprinted=("answer",))
 

@@ -42,7 +42,7 @@ NAMES_ITS_RUN = True  # pages have no run: they show those of the tables
 MOST_SCORES = 4_000_000
 """Rows of gold.uplift_scores that one machine adds up for what-if in seconds."""
 _MOST_NUMBERS = 500_000  # of all campaigns' sums in one page
-_OF_LIFT = {"lift_table": "lift_table", "uplift_curve": "curve", "uplift_metrics": "metrics"}
+_OF_LIFT = {"lift_table": "lift_table", "uplift_curve": "curve", "uplift_metrics": "metrics", "lift_driver": "drivers"}
 _OF_NEWEST_RUN = {"policy_limits": "policy", "policy_curve": "policy", "policy_scenarios": "simulate"}
 _FOLLOWED_EVERY = 300.0  # seconds, where the tables are no folder of this machine
 _BINS = 30

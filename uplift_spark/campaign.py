@@ -476,6 +476,13 @@ class Campaign:
         """Rows of gold.uplift_curve, by the share of units treated. Raises like `lift_table`."""
         return self._lift_result(gold_table("uplift_curve"), run_id, outcome=outcome, treatment=treatment)
 
+    def drivers(
+        self, outcome: str | None = None, treatment: str | None = None, run_id: str | None = None
+    ) -> pd.DataFrame:
+        """Rows of gold.lift_driver: what drives lift, in words with intervals. Raises like `lift_table`, also where
+        the model has no drivers."""
+        return self._lift_result(gold_table("lift_driver"), run_id, outcome=outcome, treatment=treatment)
+
     def scores(self, scored: Scored | None = None) -> DataFrame:
         """Rows of gold.uplift_scores, one a unit and treated level: of the last run, or of the one `scored` describes.
 
@@ -518,6 +525,8 @@ class Campaign:
             rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
             caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
         )  # fmt: skip
+        with suppress(DataError):  # not every model has drivers, nor has every run looked for them
+            data = replace(data, drivers=self.drivers(run_id=run_id))
         if data.best is not None:
             data = replace(data, profile=self._page_profile(scored, data.best.level))
         reading = direction_words(data.outcome, data.direction)
@@ -630,7 +639,8 @@ class Campaign:
             rest = (("all", "decile").index(cut) if cut in ("all", "decile") else 2, cut, number, bucket)
             dose = doses.get(level, 0.0)
             known = dose if isinstance(dose, tuple) else (dose,)
-            return (outcome, known, level, *rest, row.get("fraction", 0.0), str(row.get("metric", "")))
+            last = (row.get("rank", 0), row.get("fraction", 0.0), str(row.get("metric", "")))
+            return (outcome, known, level, *rest, *last)
 
         rows = dict(zip(frame.index, frame.to_dict("records"), strict=True))
         return sorted(rows, key=lambda index: place(rows[index]))

@@ -74,6 +74,12 @@ GOLD_VIEWS = {
             _rows("uplift_metrics", _LIFT, f"n.{CAMPAIGN}, t.*", ""),
         ),
         GoldView(
+            "v_driver",
+            "What drives lift, in words with intervals, over all units and in segments, of each campaign's newest lift "
+            "run.",
+            _rows("lift_driver", _LIFT),
+        ),
+        GoldView(
             "v_plan",
             "Units, predicted gain and cost by treatment and reason, of the plan that is in force; gain and cost of "
             f"fewer than {LEAST_IN_GROUP} units are null.",

@@ -14,6 +14,7 @@ import pytest
 from tests.evaluation.test_lift_tables import MONEY, evaluation
 from uplift_spark.dashboards.tables import CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import WhatIfUnits, whatif_script, whatif_sums
+from uplift_spark.evaluation.drivers import AGREE, DRIVER_COLUMNS, driver_sentence
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table
 
@@ -59,8 +60,27 @@ def sample_frames(effect=(0.4, 0.0), n: int = 400) -> dict[str, pd.DataFrame]:
     limits = pd.DataFrame({"name": ["spend"], "most": [1000.0], "least": [np.nan], "used": [1000.0], "price": [0.31]})
     return {
         "lift_table": lift, "uplift_curve": curve_table(source), "uplift_metrics": metric_table(source),
-        "policy_curve": plan, "policy_limits": limits, **monitored(),
+        "lift_driver": sample_drivers(), "policy_curve": plan, "policy_limits": limits, **monitored(),
     }  # fmt: skip
+
+
+def sample_drivers(gain: float = 0.0312, level: str = "mail") -> pd.DataFrame:
+    """gold.lift_driver: a driver that is proven where `gain` is large, another that is not, and one in a segment."""
+    rows = [
+        ("all", "all", 1, "recency", "recency of at most 30", 0.0171, gain, 0.96),
+        ("all", "all", 2, "spend", "spend above 12.5", 0.0083, 0.0021, 0.72),
+        ("segment:region", "north", 1, "recency", "recency of at most 30", np.nan, gain + 0.0013, 0.96),
+    ]
+    names = ["cut", "bucket", "rank", "feature", "condition", "mean_shap", "gain", "agreement"]
+    table = pd.DataFrame(rows, columns=names).assign(
+        outcome="visit", treatment=level, n=4321, n_meets=1234, effect_misses=0.0111, low_sample=False,
+        gain_lower=lambda frame: frame["gain"] - 0.0123, gain_upper=lambda frame: frame["gain"] + 0.0123,
+    )  # fmt: skip
+    table = table.assign(
+        effect_meets=table["effect_misses"] + table["gain"], stable=table["agreement"] >= AGREE,
+        proven=table["gain_lower"] > 0, adjusted_p=np.where(table["gain_lower"] > 0, 0.00017, 0.83),
+    )  # fmt: skip
+    return table.assign(sentence=[driver_sentence(row, 100.0) for row in table.to_dict("records")])[[*DRIVER_COLUMNS]]
 
 
 def monitored() -> dict[str, pd.DataFrame]:

@@ -88,6 +88,7 @@ def shown(spark, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     rows_of(lake, "lift_table", "lift-1", *cuts)
     rows_of(lake, "uplift_curve", "lift-1", of)
     rows_of(lake, "uplift_metrics", "lift-1", of)
+    rows_of(lake, "lift_driver", "lift-1", of)
     rows_of(
         lake, "alerts", "alerts-1", {"alert": "a", "sequence": 1, "event": "fired"}, {"alert": "b", "event": "fired"}
     )

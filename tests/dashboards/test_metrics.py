@@ -181,7 +181,9 @@ def test_debug_figures_and_sentences():
     )
     assert "The last decision was blocked: An incident forbids it." in metrics["Retrains"].sentence
     assert "version 4 against 3 is rolled back. Errors rose." in metrics["Canaries"].sentence
-    assert "SHAP" in metrics["Top features"].sentence
+    top = metrics["Top features of mail"]
+    assert "By SHAP, recency moves its predictions most" in top.sentence and "bears it out" in top.sentence
+    assert (top.value, top.scale, top.n, top.tone) == (0.0171, 100.0, 4321.0, "good")
 
 
 def test_no_signal_is_said_where_there_is_none():

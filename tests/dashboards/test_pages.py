@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import json
 import re
 import subprocess
@@ -13,11 +14,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.dashboards.samples import NODE, monitored, needs_node, sample_frames, sample_tables, sample_units
+from tests.dashboards.samples import (
+    NODE,
+    monitored,
+    needs_node,
+    sample_drivers,
+    sample_frames,
+    sample_tables,
+    sample_units,
+)
 from tests.dashboards.test_metrics import roi
 from uplift_spark.dashboards.pages import PAGES, dashboard_pages
 from uplift_spark.dashboards.tables import CampaignTables, PolicyFacts
 from uplift_spark.dashboards.whatif import whatif_sums
+from uplift_spark.evaluation.drivers import driver_sentence
 from uplift_spark.evaluation.html_page import coded, package_text, short
 
 FIGURE = re.compile(r'<data value="([^"]*)" data-of="([^"]*)" data-scale="([^"]*)">([^<]*)</data>')
@@ -68,7 +78,8 @@ def test_every_figure_of_a_page_is_one_of_its_table():
             same = np.isclose(np.concatenate(held), float(value or "nan"), rtol=1e-12, atol=0)
             assert same.any() or not value, (value, source)
             walked.add(source)
-    assert set(derived) | {"roi: net", "roi: forecast", "lift_table", "uplift_metrics", "kpi"} <= walked
+    named = {"roi: net", "roi: forecast", "lift_table", "lift_driver", "uplift_metrics", "kpi"}
+    assert set(derived) | named <= walked
 
 
 def test_segments_hold_the_printed_digits_of_the_lift_table():
@@ -101,6 +112,9 @@ def test_names_are_shown_as_text_whatever_they_hold(name):
     lift.loc[mine, "bucket"] = [NAMES[i % 5] for i in range(mine.sum())]
     renamed = {key: rows.replace({"mail": name}) for key, rows in {**frames, "lift_table": lift}.items()}
     renamed["alerts"] = renamed["alerts"].assign(rule=name, summary=name)
+    rows = renamed["lift_driver"].assign(feature=name, condition=f"{name} above 1", bucket=name)
+    sentences = [driver_sentence(row, 100.0) for row in rows.to_dict("records")]
+    renamed["lift_driver"] = rows.assign(sentence=sentences)
     policy = PolicyFacts({"visit": 7.0}, {name: 0.5})
     for page in dashboard_pages([sample_tables(renamed, campaign=name, control=name[:8], policy=policy)]).values():
         assert page.count("<script") == 2 and page.count("</script>") == 2
@@ -139,7 +153,7 @@ def test_tables_that_are_not_there_are_said_in_a_sentence():
 def test_empty_tables_and_missing_figures_make_pages():
     frames = {name: rows[:0] for name, rows in sample_frames().items()}
     unknown = sample_frames()
-    for name in ("lift_table", "uplift_curve", "uplift_metrics", "policy_curve", "kpi"):
+    for name in ("lift_table", "uplift_curve", "uplift_metrics", "lift_driver", "policy_curve", "kpi"):
         numbers = [c for c in unknown[name].select_dtypes("float") if c not in ("fraction", "budget", "n")]
         unknown[name] = unknown[name].assign(**dict.fromkeys(numbers, np.nan))
     one_arm = sample_frames(n=1)
@@ -187,6 +201,31 @@ def big_campaign(number: int, segments: int, levels: int):
     benefit = rng.normal(0.02, 0.04, (4000, levels))
     units = type(units)(benefit, benefit - 0.02, units.arm, units.outcome, units.weight)
     return sample_tables(frames, campaign=f"campaign {number}", whatif=whatif_sums(units, names, 256))
+
+
+def test_drivers_are_said_in_the_words_of_their_rows():
+    pages = {name: html.unescape(page) for name, page in dashboard_pages([sample_tables()]).items()}
+    rows = sample_drivers().to_dict("records")
+    sentences = [driver_sentence(row, 100.0) for row in rows]  # recomputed from the figures
+    assert [row["proven"] for row in rows] == [True, False, True] and [row["stable"] for row in rows][1] is False
+    assert sentences[0] in pages["executive.html"] and sentences[1] not in pages["executive.html"]
+    debug = pages["debug.html"]
+    assert sentences[0] in debug and "By SHAP, recency moves its predictions most" in debug
+    assert "Then come spend." in debug and "top features by mean size of SHAP" in debug
+    table = debug[debug.index("<h3>What drives lift</h3>") :].partition("</table>")[0]
+    assert table.count("<tr") == 4 and "region north" in table and "not proven" in table and "not stable" in table
+    assert "What drives lift" not in pages["oncall.html"]
+
+
+def test_no_driver_is_said_where_none_is_proven_or_measured():
+    nothing = dashboard_pages([sample_tables(sample_frames() | {"lift_driver": sample_drivers(0.001)})])
+    words = "No driver of lift is proven, of the 2 that the model expects most of."
+    assert words in nothing["executive.html"] and words in nothing["debug.html"]
+    assert "does not bear it out: promise nothing" in nothing["debug.html"]
+    without = {name: rows for name, rows in sample_frames().items() if name != "lift_driver"}
+    pages = dashboard_pages([sample_tables(without)])
+    assert "No driver was measured" in pages["debug.html"] and "What drives lift" not in pages["executive.html"]
+    assert "No SHAP values are known" in pages["debug.html"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.dashboards.samples import sample_drivers
 from tests.evaluation.test_lift_tables import MONEY, evaluation
+from uplift_spark.evaluation.drivers import driver_sentence
 from uplift_spark.evaluation.html_page import short
 from uplift_spark.evaluation.lift_tables import lift_table
 from uplift_spark.evaluation.metrics import curve_table, metric_table
@@ -119,3 +121,21 @@ def test_profiles_of_frames_by_hand() -> None:
     assert table["new", "true"]["10"] == 1.0
     assert profile_of_frame(rows.assign(benefit=1.0), "5%", ["age"]).empty
     assert profile_of_frame(rows.head(0), "5%", ["age"]).empty
+
+
+def test_drivers_are_said_and_drawn_and_names_are_text():
+    rows = sample_drivers()
+    page = render_page(page_of(drivers=rows))
+    part = page[page.index("<h2>What drives lift</h2>") :].partition("</section>")[0]
+    sentences = [driver_sentence(row, 100.0) for row in rows.to_dict("records")]  # recomputed from the figures
+    assert sentences[0] in part and sentences[1] not in part and sentences[2] in part[part.index("In segments") :]
+    assert part.count('class="whisker"') == 2 and "difference in effect, percentage points" in part
+    assert "What drives lift" not in render_page(page_of())
+    nothing = render_page(page_of(drivers=sample_drivers(0.001)))
+    assert "No driver of lift is proven, of the 2 that the model expects most of." in nothing
+    assert "In segments" not in nothing
+    name = "</script><b>\U0001f680 & " + "a" * 300
+    evil = rows.assign(feature=name, condition=name, bucket=name, gain=np.nan, gain_lower=np.nan, gain_upper=np.nan)
+    evil["sentence"] = [driver_sentence(row, 100.0) for row in evil.to_dict("records")]
+    page = render_page(page_of(drivers=evil))
+    assert "</script>" not in page and "&lt;b&gt;" in page and ">nan<" not in page

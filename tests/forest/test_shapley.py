@@ -25,6 +25,7 @@ from uplift_spark.forest.shapley import (
     shapley_sums,
     shapley_table,
     shapley_values,
+    unit_shapley,
 )
 from uplift_spark.forest.trees import CATEGORICAL, LEAF, MAX_FEATURES, node_child, node_feature, node_set
 
@@ -259,3 +260,28 @@ def test_moments_are_those_of_the_package_shap():
         explainer = shap.TreeExplainer(as_plain_trees(forest, moment), feature_perturbation="tree_path_dependent")
         right = explainer.shap_values(bins.astype(float), check_additivity=False)
         assert np.allclose(values[:, moment], right, rtol=0, atol=1e-6 * np.abs(right).max())
+
+
+# ---------------------------------------------------------------- one unit, with errors
+
+
+@pytest.mark.parametrize(("frame", "roles"), [(plain_frame(1500), None), (ordered_frame(1500), arm_roles())])
+def test_a_unit_s_values_are_the_sum_of_the_trees_parts(frame, roles):
+    forest = forest_of(frame, roles or plain_roles(frame), n_trees=40)
+    bins = bins_of(forest, frame)[5:6]
+    values, errors = unit_shapley(forest, bins)
+    assert np.array_equal(values, shapley_values(forest, bins)[0][0])
+    assert errors.shape == values.shape and (errors[np.abs(values) > 0] > 0).all() and not errors[values == 0].any()
+
+
+def test_errors_of_a_unit_s_values_are_their_spread_over_trainings():
+    point = pd.DataFrame([{f"x{i}": 0.9 if i == 0 else 0.5 for i in range(5)}])
+    shown, errors = [], []
+    for seed in range(16):
+        frame = plain_frame(2000, seed)
+        forest = forest_of(frame, plain_roles(frame), n_trees=100, seed=seed, n_buckets=4, min_leaf=20)
+        values, error = unit_shapley(forest, bins_of(forest, point))
+        shown.append(values[0, 0])
+        errors.append(error[0, 0])
+    ratio = np.sqrt(np.mean(np.square(errors))) / np.std(shown, ddof=1)
+    assert 0.5 < ratio < 2.0, ratio

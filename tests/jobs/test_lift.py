@@ -1,19 +1,24 @@
 """`uplift lift`: three gold tables from the last scores, a rerun that adds nothing, and what it refuses beforehand."""
 
+import re
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from tests.evaluation.scored import LEVELS, campaign
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Config, Economics, Lakehouse, Lift, RegistryConf, RolesConf
-from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.errors import ConfigError, DataError, ModelFileError
+from uplift_spark.evaluation.drivers import driver_sentence
+from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.jobs import lift
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
+from uplift_spark.roles import Roles
 
 pytestmark = pytest.mark.slow  # runs whole jobs, tens of seconds each
 
@@ -188,6 +193,46 @@ def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkey
     assert campaign.check_unseen(last) is False
     monkeypatch.setattr(Registry, "find", lambda self, name, version: registered({TRAINING: 0}))
     assert campaign.check_unseen(last) is True
+
+
+def test_drivers_are_measured_where_the_model_is_registered(campaigned, monkeypatch):
+    """A forest of other units chooses; the figures are those of the hold-out, the lift table is what it was."""
+    training, _, _ = training_rows()
+    roles = Roles("unit_id", "treatment", "visit", ("age", "city"), "none")
+    table = pa.Table.from_pandas(training[training.split == "train"], preserve_index=False)
+    forest = fit_table(table, roles, Params(n_trees=40, min_leaf=10))
+    before = Campaign(conf(campaigned), campaigned).lift_table()
+    monkeypatch.setattr(Registry, "known", lambda self, name, *version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "load", lambda self, model: forest)
+    campaign = Campaign(replace(conf(campaigned), seed=8), campaigned)
+    result = lift.run(campaign)
+    rows = campaigned.read("gold.lift_driver").toPandas()
+    assert set(rows.run_id) == {result.run_id} and set(rows.campaign) == {"spring"} and set(rows.treatment) == {*LEVELS}
+    assert set(rows.cut) == {"all", "segment:city"}  # of crossings there are too few units
+    assert set(campaign.lift_table().cut) == set(before.cut)
+    first = campaign.drivers(treatment="10%").iloc[0]
+    assert (first["rank"], first["cut"], first["feature"]) == (1, "all", "age")
+    held_out = training[(training.split == "holdout") & training.age.notna()]
+    cut = float(re.search(r"[\d.]+$", first["condition"]).group())
+    meets = (held_out.age > cut) if "above" in first["condition"] else (held_out.age <= cut)
+    means = held_out.groupby([meets, "treatment"]).visit.mean()
+    effects = [means[side, "10%"] - means[side, "none"] for side in (True, False)]
+    assert first["gain"] == pytest.approx(effects[0] - effects[1])
+    assert first["n"] == held_out.treatment.isin(["10%", "none"]).sum()
+    assert first["sentence"] in campaign.report().html.replace("&#39;", "'") or not first["proven"]
+    assert driver_sentence(first, 100.0) == first["sentence"]
+    assert all(written["skipped"] for written in lift.run(campaign).tables.values())
+
+
+def test_a_model_that_cannot_be_read_leaves_the_figures(campaigned, monkeypatch):
+    def damaged(self, model):
+        raise ModelFileError("its file is damaged")
+
+    monkeypatch.setattr(Registry, "known", lambda self, name, *version: registered({TRAINING: 0}))
+    monkeypatch.setattr(Registry, "load", damaged)
+    messages = []
+    result = lift.run(Campaign(replace(conf(campaigned), seed=9), campaigned), progress=messages.append)
+    assert tuple(result.tables) == GOLD and "drivers of lift are left out: its file is damaged" in messages
 
 
 def test_scores_of_the_model_must_exist(lake):

@@ -41,6 +41,7 @@ def lake(spark, tmp_path_factory) -> Lake:
         rows_of(lake, "lift_table", f"lift-{run}", {"cut": "all", **more}, {"cut": "decile", **more})
         rows_of(lake, "uplift_curve", f"lift-{run}", {"fraction": 0.1}, {"fraction": 1.0})
         rows_of(lake, "uplift_metrics", f"lift-{run}", {"metric": "qini"})
+        rows_of(lake, "lift_driver", f"lift-{run}", {"rank": 1, **more})
         units = [{"unit_id": unit, "gain": 2.0, **more} for unit in "abcde"]
         rows_of(lake, "policy_decisions", f"policy-{run}", *units, {"reason": "rule", **more})
         rows_of(lake, "policy_curve", f"policy-{run}", {"budget": 10.0, **more}, {"budget": 20.0, **more})
@@ -73,6 +74,7 @@ def of(lake: Lake, view: str) -> list[dict[str, Any]]:
 
 def test_the_newest_run_of_each_campaign_counts_whatever_its_id(lake: Lake) -> None:
     for view, run, n in (("v_lift", "lift", 2), ("v_lift_curve", "lift", 2), ("v_lift_metrics", "lift", 1),
+                         ("v_driver", "lift", 1),
                          ("v_plan_curve", "policy", 2), ("v_costs", "costs", 2), ("v_roi", "costs", 1)):  # fmt: skip
         runs = [(row["campaign"], row["run_id"]) for row in of(lake, view)]
         assert sorted(runs) == sorted([("autumn", f"{run}-0"), ("spring", f"{run}-1")] * n), view

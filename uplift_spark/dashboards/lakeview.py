@@ -69,6 +69,8 @@ _QUERIES: Mapping[str, str] = {
     f"ORDER BY {TREATMENT}, fraction",
     "quality": f"SELECT outcome, {TREATMENT}, metric, value, lower, upper, model_version "
     f"FROM v_lift_metrics WHERE {_MINE} ORDER BY outcome, {TREATMENT}, metric",
+    "drivers": f"SELECT {TREATMENT}, cut, bucket, rank, feature, mean_shap, gain, gain_lower, gain_upper, proven, "
+    f"stable, sentence FROM v_driver {_OF_LIFT} ORDER BY {TREATMENT}, cut, bucket, rank",
     "kpis": "SELECT kpi, cut, value, lower, upper, n, unit, target, alert, state, severity, note, window_end "
     f"FROM v_kpi WHERE {_MINE} AND newest ORDER BY state, kpi, cut",
     "kpi_trends": f"SELECT window_end, kpi, value FROM v_kpi WHERE {_MINE} AND cut = 'all' AND value IS NOT NULL "
@@ -141,6 +143,18 @@ _DEBUG = (
     _Widget(
         *("table", "Quality of the model", "On the hold-out, with 95 % intervals.", "quality"),
         ("outcome", TREATMENT, "metric", "value", "lower", "upper", "model_version"),
+    ),
+    _Widget(
+        *(
+            "table",
+            "What drives lift",
+            "Differences between units, on the hold-out; no effects of features.",
+            "drivers",
+        ),
+        (
+            *(TREATMENT, "cut", "bucket", "feature", "mean_shap", "gain", "gain_lower", "gain_upper", "proven"),
+            *("stable", "sentence"),
+        ),
     ),
     _Widget(
         *("table", "Drift by column", "`trigger` is drift that lasts.", "drift"),

@@ -540,7 +540,8 @@ def debug_metrics(tables: CampaignTables) -> list[Metric]:
                 unit=tables.unit,
             )
         )
-    return [*metrics, _retrain_metric(tables), _canary_metric(tables), _features_metric()]
+    features = [_features_metric(tables, level) for level in tables.page.levels]
+    return [*metrics, _retrain_metric(tables), _canary_metric(tables), *features]
 
 
 def _retrain_metric(tables: CampaignTables) -> Metric:
@@ -575,9 +576,21 @@ def _canary_metric(tables: CampaignTables) -> Metric:
     return Metric("Canaries", words, "canary", float(row["share"]), scale=100.0, unit="% of units a slice", tone=tone)
 
 
-def _features_metric() -> Metric:
-    words = "No gold table holds SHAP values yet: `explain` in Python names the features that drive the predictions."
-    return Metric("Top features", words)
+def _features_metric(tables: CampaignTables, level: str) -> Metric:
+    """The feature that moves a level's predictions most, by SHAP, and whether the hold-out bears it out."""
+    label, rows = f"Top features of {level}", tables.page.driver_rows(level)
+    if rows.empty:
+        words = "No SHAP values are known: run `uplift lift` with scores of a causal forest, whose trees have splits."
+        return Metric(label, words)
+    first, *more = rows.to_dict("records")
+    words = f"By SHAP, {first['feature']} moves its predictions most: by this much, on average over units."
+    words += f" Then come {', '.join(str(one['feature']) for one in more)}." if more else ""
+    tone: Tone = "good" if first["proven"] and first["stable"] else "warn"
+    words += (
+        " The hold-out bears it out." if first["proven"] else " The hold-out does not bear it out: promise nothing."
+    )
+    size, n = float(first["mean_shap"]), float(first["n"])
+    return Metric(label, words, "lift_driver", size, n=n, scale=tables.scale, unit=tables.unit, tone=tone)
 
 
 def segment_names(tables: CampaignTables) -> Sequence[str]:

@@ -30,8 +30,11 @@ from uplift_spark.dashboards.metrics import (
 )
 from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
 from uplift_spark.dashboards.whatif import whatif_script
+from uplift_spark.evaluation.drivers import driver_words
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
-from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, trend_svg
+from uplift_spark.evaluation.lift_tables import SEGMENT
+from uplift_spark.evaluation.report import drivers_svg
+from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, sizes_svg, trend_svg
 from uplift_spark.gold_views import LEAST_IN_GROUP
 from uplift_spark.monitoring.kpis import FORECAST_KPI
 from uplift_spark.roles import RUN_ID, TREATMENT, UNIT, benefit_name
@@ -47,6 +50,7 @@ PAGES: dict[PageKind, tuple[str, str]] = {
 _PACKAGE = "uplift_spark.dashboards"
 _MOST_ROWS = 200  # of a table below the figures
 _APART = 0.05
+_MOST_DRIVERS = 2  # sentences on the page of those who decide
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ def _executive_tables(tables: CampaignTables) -> list[RowsTable]:
     words += _half_words(tables) + _prediction_words(tables.plan)
     return [
         *_decided_tables(tables),
+        *_driver_sentences(tables),
         RowsTable("What a budget brings", words, heads, tuple(kept)),
         _scenarios_table(tables),
     ]
@@ -361,7 +366,7 @@ def _why_table(tables: CampaignTables) -> RowsTable:
         "No page names anybody. Write a unit's id below and run the command: it prints a row a level, the predicted "
         "effect on this unit with its 95 % interval, beside what the plan gives it, the reason, the gain and the cost."
         f"{worth} Where `governance.audit` is set, `uplift audit explain ID` also says prices, rules and consent, and "
-        "proves the entry. Which features drive a prediction, `explain` of the model says in Python."
+        "proves the entry, and which features move the prediction most."
     )
     return RowsTable(_WHY, words, query=query)
 
@@ -384,6 +389,46 @@ def _decided_tables(tables: CampaignTables) -> list[RowsTable]:
     )
     heads = ("treatment", "reason", "units", "gain, predicted", "cost")
     return [RowsTable(title, words, heads, tuple(kept), 2), *([_why_table(tables)] if tables.scores_run else [])]
+
+
+_DRIVERS = "What drives lift"
+
+
+def _driver_sentences(tables: CampaignTables) -> list[RowsTable]:
+    """The drivers of the level to use, in words."""
+    best = tables.verdict
+    sentences = [] if best is None else driver_words(tables.page.driver_rows(best.level))
+    return [RowsTable(_DRIVERS, " ".join(sentences[:_MOST_DRIVERS]))] if sentences else []
+
+
+def _drivers_table(tables: CampaignTables) -> RowsTable:
+    """What the hold-out says of every driver, over all units and in segments."""
+    source, scale, kept = "lift_driver", tables.scale, []
+    rows = tables.page.drivers
+    if rows.empty:
+        return RowsTable(_DRIVERS, "No driver was measured: run `uplift lift` with scores of a causal forest.")
+    for row in rows.head(_MOST_ROWS).to_dict("records"):
+        where = "all units" if row["cut"] == "all" else f"{str(row['cut']).removeprefix(SEGMENT)} {row['bucket']}"
+        said = ("proven" if row["proven"] else "not proven", "stable" if row["stable"] else "not stable")
+        texts = (row["treatment"], where, row["feature"], row["condition"], *said)
+        effects = (figure(float(row[name]), source, scale) for name in ("effect_meets", "effect_misses", "gain"))
+        interval = between(float(row["gain_lower"]), float(row["gain_upper"]), source, scale)
+        counts = (figure(float(row[name]), source) for name in ("n_meets", "n", "adjusted_p"))
+        agreement = figure(float(row["agreement"]), source, 100.0)
+        shap = figure(float(row["mean_shap"]), source, scale)
+        cells = (*map(_text, texts), shap, *effects, interval, agreement, *counts)
+        kept.append({"cells": cells, "low": bool(row["low_sample"])})
+    heads = (
+        *("level", "among", "feature", "units that", "by the hold-out", "refits", f"SHAP, {tables.unit}"),
+        *("effect", "effect on others", "difference", "95 % interval", "% of refits agree", "n", "n compared", "p"),
+    )
+    whole = [tables.page.driver_rows(level) for level in tables.page.levels]
+    words = " ".join(sentence for one in whole for sentence in driver_words(one))
+    words += (
+        " Training chose features and conditions, the hold-out measured them; intervals hold together over all units, "
+        "and over all segments. These are differences between units: changing a feature need not change the effect."
+    )
+    return RowsTable(_DRIVERS, words, heads, tuple(kept), 6)
 
 
 def _scenarios_table(tables: CampaignTables) -> RowsTable:
@@ -440,7 +485,7 @@ def _nothing(tables: CampaignTables, name: str, words: str) -> str:
 
 
 def _debug_pictures(tables: CampaignTables) -> list[list[Markup]]:
-    """Of each level its tenths, its curve, and the distribution of its scores."""
+    """Of each level its tenths, its curve, the distribution of its scores, and its top features."""
     scale, rows = tables.scale, []
     for level in tables.page.levels:
         label = f"effect of {level} by tenth, {tables.unit}"
@@ -451,13 +496,17 @@ def _debug_pictures(tables: CampaignTables) -> list[list[Markup]]:
         if level in tables.histogram:
             edges, counts = tables.histogram[level]
             pictures.append(histogram_svg(edges, counts, scale, f"{level}: units by predicted effect, {tables.unit}"))
+        top = tables.page.driver_rows(level)
+        label = f"{level}: top features by mean size of SHAP, {tables.unit}"
+        pictures.append(sizes_svg([str(one) for one in top["feature"]], top["mean_shap"].to_list(), scale, label))
+        pictures.append(drivers_svg(top, scale, tables.unit))
         rows.append([picture for picture in pictures if picture])
     return [row for row in rows if row]
 
 
 def _debug_tables(tables: CampaignTables) -> list[RowsTable]:
     drift = tables.of_newest_window("drift")
-    shown = [_arms_table(tables)]
+    shown = [_arms_table(tables), _drivers_table(tables)]
     words = (
         "Distance of each column from the training set, the largest first."
         if len(drift)

@@ -11,13 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from uplift_spark.evaluation.drivers import DRIVER_COLUMNS
 from uplift_spark.evaluation.report import PageData, Verdict
 from uplift_spark.gold_views import NOT_OPEN
 from uplift_spark.roles import Direction
 
 GOLD_OF_PAGES = (
     *("lift_table", "uplift_curve", "uplift_metrics", "policy_limits", "policy_curve", "policy_scenarios", "kpi"),
-    *("drift", "findings", "alerts", "retrain", "canary", "experiment", "readout", "experiment_health", "roi"),
+    *(
+        "lift_driver",
+        "drift",
+        "findings",
+        "alerts",
+        "retrain",
+        "canary",
+        "experiment",
+        "readout",
+        "experiment_health",
+        "roi",
+    ),
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
 
@@ -95,8 +107,9 @@ class CampaignTables:
             "lift_table": ["outcome", "treatment", "cut", "bucket", "n", "predicted_uplift", "uplift"],
             "uplift_curve": ["outcome", "treatment", "fraction", "gain", "gain_lower", "gain_upper"],
             "uplift_metrics": ["outcome", "treatment", "metric", "value", "lower", "upper"],
+            "lift_driver": list(DRIVER_COLUMNS),
         }
-        lift, curve, metrics = (
+        lift, curve, metrics, drivers = (
             self.rows(name) if len(self.rows(name)) else pd.DataFrame(columns=columns)
             for name, columns in empty.items()
         )
@@ -106,7 +119,7 @@ class CampaignTables:
         return PageData(
             self.campaign, self.control, lift, curve, metrics, units=self.units, date="", rates=rates,
             value=self.policy.value, cost=self.policy.cost, direction=self.direction,
-            plan=self.rows("policy_curve"),
+            plan=self.rows("policy_curve"), drivers=drivers,
         )  # fmt: skip
 
     @property

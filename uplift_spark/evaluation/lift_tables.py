@@ -104,13 +104,13 @@ def _cut_rows(evaluation: Evaluation, cut: _Cut) -> Iterator[dict[str, Any]]:
             "mean_treated": effects.treated[at], "mean_control": effects.control[at],
             "predicted_uplift": means[k, b] if j == 0 else np.nan,
             "uplift": effects.estimate[at], "uplift_lower": effects.lower[at], "uplift_upper": effects.upper[at],
-            "low_sample": bool(few) or _few(cell, outcome in evaluation.rates),
+            "low_sample": bool(few) or is_low_sample(cell, outcome in evaluation.rates),
             _ERROR: effects.error[at], _BOOTSTRAP: clustered.resampled[:, k, b, j] if clustered else None,
         }  # fmt: skip
 
 
-def _few(arms: Moments, rate: bool) -> bool:
-    """Whether one of two arms has few units or, of an outcome of 0 and 1, few of either."""
+def is_low_sample(arms: Moments, rate: bool) -> bool:
+    """Tell whether one of two arms has few units or, of an outcome of 0 and 1, few of either."""
     events = np.minimum(arms.mean, 1 - arms.mean) * arms.n
     return bool((arms.n < LOW_SAMPLE).any() or (rate and not (events >= LOW_EVENTS).all()))
 

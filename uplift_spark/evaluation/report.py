@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from uplift_spark.evaluation.drivers import DRIVER_COLUMNS, driver_words
 from uplift_spark.evaluation.html_page import between, figure, page_template
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, whiskers_svg
@@ -27,7 +28,7 @@ PROFILE_COLUMNS = ("treatment", "bucket", "feature", "category", "n", "value", "
 """Columns of a profile: mean, or share of a category, and spread of a feature in a tenth of the ranking."""
 
 _STRONG = 0.15  # standard deviations: a smaller difference is not worth a manager's attention
-_MOST_TRAITS, _MOST_BUCKETS = 6, 8
+_MOST_TRAITS, _MOST_BUCKETS, _MOST_SENTENCES = 6, 8, 5
 _SIGNIFICANT = 0.05
 _SHARES = (0.1, 0.3, 0.5)  # of the units, for a plan without a budget
 
@@ -39,6 +40,7 @@ class PageData:
     lift, curve, metrics  rows of gold.lift_table, gold.uplift_curve and gold.uplift_metrics of one run
     profile   rows as of `profile_of_frame`: tenths 1 and 10 of each level's ranking, and all
     plan      rows of gold.policy_curve of the campaign's newest plan; empty without one
+    drivers   rows of gold.lift_driver of the run; empty where the model has none
     units     in the training table
     rates     outcomes that are 0 or 1: shown in percentage points
     value     {outcome: money that one is worth}       cost  {level: money that treating one unit costs}
@@ -55,6 +57,7 @@ class PageData:
     date: str
     profile: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROFILE_COLUMNS)))
     plan: pd.DataFrame = field(default_factory=pd.DataFrame)
+    drivers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(DRIVER_COLUMNS)))
     rates: frozenset[str] = frozenset()
     value: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +98,17 @@ class PageData:
         )
         row = table[mine]
         return {c: float(row[c].iloc[0]) if len(row) else np.nan for c in ("value", "lower", "upper")}
+
+    def driver_rows(self, level: str) -> pd.DataFrame:
+        """Drivers of one level over all units, the first features first."""
+        rows = self.drivers
+        return rows[(rows["treatment"] == level) & (rows["cut"] == "all")].sort_values("rank", kind="stable")
+
+    def segment_drivers(self, level: str) -> list[str]:
+        """Sentences of what is proven to drive a level's lift in segments, the surest first."""
+        rows = self.drivers
+        mine = rows[(rows["treatment"] == level) & (rows["cut"] != "all") & rows["proven"].eq(True)]
+        return [str(one) for one in mine.sort_values("adjusted_p", kind="stable")["sentence"].head(_MOST_SENTENCES)]
 
     def gain(self, level: str, share: float) -> dict[str, float]:
         """Gain per unit of the population at a share of units treated: the curve's point next to it."""
@@ -504,6 +518,8 @@ def render_page(data: PageData) -> str:
         scale=100.0 if rate else 1.0, unit="percentage points" if rate else data.outcome, plan_about=about, plan=rows,
         traits=[] if best is None else traits(data.profile, best.level),
         segments=[] if best is None else segments(data, best.level), pictures=shown,
+        driven=[] if best is None else driver_words(data.driver_rows(best.level)),
+        driven_within=[] if best is None else data.segment_drivers(best.level),
     )  # fmt: skip
 
 
@@ -521,6 +537,22 @@ def _picture_note(data: PageData, best: Verdict) -> str:
     return ", ".join(filter(None, parts))
 
 
+def drivers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
+    """Differences in effect between units that meet a driver's condition and the others.
+
+    Args:
+        rows: Of gold.lift_driver.
+        scale: What effects are multiplied by to be shown.
+        unit: Of the effect, in words.
+
+    Returns:
+        A picture with 95 % intervals; empty where no difference is known.
+    """
+    names = {"condition": "bucket", "gain": "uplift", "gain_lower": "uplift_lower", "gain_upper": "uplift_upper"}
+    shown = rows[rows["gain"].notna()].drop(columns=["bucket"]).rename(columns=names)
+    return whiskers_svg(shown, scale, unit, "difference in effect") if len(shown) else Markup("")
+
+
 def _pictures(data: PageData, best: Verdict, rate: bool) -> dict[str, Any]:
     scale = 100.0 if rate else 1.0
     unit = "percentage points" if rate else data.outcome
@@ -531,4 +563,5 @@ def _pictures(data: PageData, best: Verdict, rate: bool) -> dict[str, Any]:
         "deciles": bars_svg(deciles, scale, f"effect of {best.level} on {data.outcome}, {unit}"),
         "curves": [curves_svg(level, rows, scale, unit) for level, rows in panels if rows["gain"].notna().any()],
         "segments": {one["name"]: whiskers_svg(one["rows"], scale, unit) for one in segments(data, best.level)},
+        "drivers": drivers_svg(data.driver_rows(best.level), scale, unit),
     }

@@ -19,6 +19,18 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
 from uplift_spark.errors import DataError
+from uplift_spark.evaluation.drivers import (
+    DRIVER_CUT,
+    DRIVER_UNITS,
+    DRIVER_VALUES,
+    MEETS,
+    MISSES,
+    NEITHER,
+    DriverCondition,
+    LiftDriver,
+    driver_cuts,
+    lift_drivers,
+)
 from uplift_spark.evaluation.metrics import (
     FEW_VALUES,
     MISSING_BUCKET,
@@ -54,6 +66,8 @@ from uplift_spark.evaluation.sums import (
     thresholds,
     unpacked,
 )
+from uplift_spark.forest.binning import apply_bins, is_text
+from uplift_spark.forest.forest import Model
 from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
 from uplift_spark.spark_versions import Worker, few_rows, mapped, quoted
 from uplift_spark.stats.moments import LARGEST, FixedPoint
@@ -369,6 +383,61 @@ def _ranking(rows: DataFrame, point: FixedPoint, levels: tuple[str, ...], arms: 
         check_matched(int(mine["n"].sum()), level, arms, spec)
         parts.append(thresholds(mine["key"].to_numpy(), mine["mass"].to_numpy(), spec.bins))
     return Ranking(np.stack(parts))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What drives lift, see `evaluation.drivers`.
+
+
+def drivers_of(
+    holdout: DataFrame, model: Model, segments: Sequence[str], direction: Direction = "increase"
+) -> tuple[list[LiftDriver], tuple[str, ...]]:
+    """Choose what to measure as drivers of lift, from the features of `DRIVER_UNITS` units: no outcome is read.
+
+    Args:
+        holdout: Units with the model's features and the segments' columns.
+        model: Of one outcome.
+        segments: As configured; crossings, and those with many values, are not crossed with drivers.
+        direction: Which way the outcome should go.
+
+    Returns:
+        The drivers, and the names of cuts for `EvaluationSpec.segments`.
+    """
+    single = [segment for segment in segments if len(crossed(segment)) == 1]
+    columns = dict.fromkeys([*model.roles.features, *single])
+    some = holdout.orderBy(F.xxhash64(F.col(UNIT).cast("string")), UNIT).limit(DRIVER_UNITS)
+    rows = some.select(*map(quoted, columns)).toArrow()
+    drivers = lift_drivers(model, apply_bins(rows, model.bins), direction)
+    return drivers, driver_cuts(drivers, [name for name in single if _can_be_crossed(rows.column(name))])
+
+
+def _can_be_crossed(column: pa.ChunkedArray) -> bool:
+    values = column.unique()
+    if not is_text(values.type):
+        return True  # at most `FEW_VALUES` or quarters
+    return len(values) <= DRIVER_VALUES and not any(CROSSING in (text or "") for text in values.to_pylist())
+
+
+def with_drivers(holdout: DataFrame, drivers: Sequence[LiftDriver]) -> DataFrame:
+    """Add the column of every driver's buckets to a hold-out, as `driver_cuts` names them."""
+    texts = {name for name, kind in holdout.dtypes if kind == "string"}
+    columns = {
+        f"{DRIVER_CUT}{i}": _driver_buckets(one.condition, one.feature in texts) for i, one in enumerate(drivers)
+    }
+    return holdout.withColumns(columns)
+
+
+def _driver_buckets(condition: DriverCondition, text: bool) -> Column:
+    column = F.col(quoted(condition.feature))
+    number = F.lit(None).cast("double") if text else column.cast("double")
+    missing = column.isNull() | F.coalesce(F.isnan(number), F.lit(False))
+    if condition.kind == "categories":
+        fulfilled = column.cast("string").isin(list(condition.categories))
+    else:
+        fulfilled = missing if condition.kind == "missing" else number <= F.lit(condition.cut)
+    sides = (MISSES, MEETS) if condition.negated else (MEETS, MISSES)
+    parted = F.when(fulfilled, F.lit(sides[0])).otherwise(F.lit(sides[1]))
+    return parted if condition.kind == "missing" else F.when(missing, F.lit(NEITHER)).otherwise(parted)
 
 
 # --------------------------------------------------------------------------------------------------------------------

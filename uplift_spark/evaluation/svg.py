@@ -134,13 +134,14 @@ def curves_svg(level: str, curve: pd.DataFrame, scale: float, unit: str) -> Mark
     return _svg(width, _HEIGHT, f"gain of {level} by share of units treated", parts)
 
 
-def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
+def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effect") -> Markup:
     """Effects of a segment's buckets as points with 95 % intervals, one a line; hollow where units are few.
 
     Args:
-        rows: Rows of gold.lift_table, one a bucket.
+        rows: Rows of gold.lift_table, one a bucket; or others with its columns of a bucket and of an effect.
         scale: What effects are multiplied by to be shown.
         unit: Of the effect, in words.
+        what: The effect, in words.
     """
     known = _finite(rows["uplift"], rows["uplift_lower"], rows["uplift_upper"]) * scale
     if not len(known):
@@ -151,18 +152,49 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
     x = _Axis(values[0], values[-1], left, width - 20)
     parts = [_line(x(v), 4, x(v), height - 34, "zero" if v == 0 else "grid") for v in values]
     parts += [_text(x(v), height - 20, f"{v:g}") for v in values]
-    parts.append(_text((left + width) / 2, height - 4, f"effect, {unit}; bars: 95 % interval"))
+    parts.append(_text((left + width) / 2, height - 4, f"{what}, {unit}; bars: 95 % interval"))
     for number, row in enumerate(rows.to_dict("records")):
         middle = 4 + step * number + step / 2
-        name = row["bucket"] if len(row["bucket"]) <= 26 else row["bucket"][:25] + "…"
-        parts.append(_text(left - 10, middle + 4, name, "name", "end"))
+        parts.append(_text(left - 10, middle + 4, _cut_off(row["bucket"]), "name", "end"))
         if np.isfinite(row["uplift_lower"]) and np.isfinite(row["uplift_upper"]):
             ends = x(row["uplift_lower"] * scale), x(row["uplift_upper"] * scale)
             parts.append(_line(ends[0], middle, ends[1], middle, "whisker"))
         kind = "hollow" if row["low_sample"] else "dot"
         at = x(row["uplift"] * scale)
         parts.append(Markup('<circle cx="{}" cy="{:.1f}" r="4.5" class="{}"/>').format(at, middle, kind))
-    return _svg(width, height, f"effects by bucket, {unit}", parts)
+    return _svg(width, height, f"{what}s by bucket, {unit}", parts)
+
+
+def _cut_off(name: str) -> str:
+    return name if len(name) <= 26 else name[:25] + "…"
+
+
+def sizes_svg(names: Sequence[str], sizes: Sequence[float], scale: float, label: str) -> Markup:
+    """Sizes as bars, one a line, from the first name downwards.
+
+    Args:
+        names: Of the lines.
+        sizes: Not below zero.
+        scale: What they are multiplied by to be shown.
+        label: Title, which names the unit.
+    """
+    largest = max([size for size in sizes if np.isfinite(size)], default=0.0)
+    if not largest > 0:
+        return Markup("")
+    values = ticks(0.0, largest * scale, 4)
+    width, step, left = 460, 24, 190
+    height = step * len(names) + 52
+    x = _Axis(values[0], values[-1], left, width - 20)
+    parts = [_text(8, 14, label, "title", "start")]
+    parts += [_line(x(v), 22, x(v), height - 22, "zero" if v == 0 else "grid") for v in values]
+    parts += [_text(x(v), height - 6, f"{v:g}") for v in values]
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        top = 26 + step * number
+        parts.append(_text(left - 10, top + 14, _cut_off(name), "name", "end"))
+        if np.isfinite(size):
+            bar = Markup('<rect x="{}" y="{}" width="{:.1f}" height="14" class="bar"/>')
+            parts.append(bar.format(left, top + 2, max(float(x(size * scale)) - left, 0.5)))
+    return _svg(width, height, label, parts)
 
 
 def interval_svg(value: float, lower: float, upper: float, scale: float, level: str, kind: str = "dot") -> Markup:

@@ -451,8 +451,38 @@ class Forest:
         Differences between levels have the variance that follows from the covariance. Without correction for bias,
         which an average hardly has.
         """
-        requested, contrasts = contrasts, frozen([self._contrasts if contrasts is None else contrasts])[0]
         segment = np.zeros(len(bins), np.int64) if segment is None else segment
+        means, influence = self._influence(bins, segment, contrasts)
+        effects, requested = means.shape[1], contrasts
+        factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
+        covariance = (
+            np.stack([bag_covariance(one, self._design) for one in influence]) if len(influence) else influence[:, :0]
+        )
+        covariance = factor * covariance
+        if requested is None and not self.plan.partial:
+            own = np.arange(effects)
+            covariance[:, own, own] = np.maximum(covariance[:, own, own], self._thin[0] ** 2)
+            if "private" in self.facts:  # at most what it is of a unit's effect
+                covariance[:, own, own] += self.private_variance(bins)[1].mean(axis=0)
+        return means, covariance
+
+    def contrast(self, bins: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(difference, its standard error), [K-1] each: the average effect over rows of side 1 less that of side 0.
+
+        bins uint8 [n, p]; side int64 [n], 0 or 1. As of `averages`, whose rows the two sides are: NaN without any.
+        """
+        means, influence = self._influence(bins, side, None)
+        if len(means) < 2:
+            return np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
+        factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
+        covariance = factor * bag_covariance(influence[1] - influence[0], self._design)
+        return means[1] - means[0], np.sqrt(np.diag(covariance))
+
+    def _influence(
+        self, bins: np.ndarray, segment: np.ndarray, contrasts: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Average effects of segments [S, L], and what each tree adds to them [S, T, L]."""
+        contrasts = frozen([self._contrasts if contrasts is None else contrasts])[0]
         n_segments, effects = int(segment.max(initial=-1)) + 1, len(contrasts) or len(self.levels) - 1
         influence = np.zeros((n_segments, self.plan.n_trees, effects))
         totals, counts = np.zeros((n_segments, effects)), np.zeros(n_segments)
@@ -464,17 +494,7 @@ class Forest:
             average_influence(self._routes, values, self._design, rows, *out)
         n_rows = np.where(counts > 0, counts, np.nan)
         influence /= n_rows[:, None, None]
-        factor = left_out(self.plan) * few_bags(self.plan.n_trees // self.plan.bag_size)
-        covariance = (
-            np.stack([bag_covariance(one, self._design) for one in influence]) if n_segments else influence[:, :0]
-        )
-        covariance = factor * covariance
-        if requested is None and not self.plan.partial:
-            own = np.arange(effects)
-            covariance[:, own, own] = np.maximum(covariance[:, own, own], self._thin[0] ** 2)
-            if "private" in self.facts:  # at most what it is of a unit's effect
-                covariance[:, own, own] += self.private_variance(bins)[1].mean(axis=0)
-        return totals / n_rows[:, None], covariance
+        return totals / n_rows[:, None], influence
 
     def to_bytes(self) -> bytes:
         """The model file's content; equal forests give equal bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numba as nb
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from uplift_spark.errors import ConfigError
 from uplift_spark.forest.binning import apply_bins
+from uplift_spark.forest.effects import bag_covariance
 from uplift_spark.forest.forest import LOW_SUPPORT, Forest
 from uplift_spark.forest.trees import (
     CATEGORICAL,
@@ -408,6 +410,35 @@ def shapley_values(
     with ThreadPoolExecutor(threads) as pool:
         bases = list(pool.map(some_rows, range(0, max(len(bins), 1), step)))
     return values, bases[0]
+
+
+def unit_shapley(forest: Forest, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(values [L, p], standard errors [L, p]) of one unit, bins uint8 [1, p]: Shapley values as of `shapley_values`.
+
+    To first order each tree adds its own part, so that errors are those of little bags, as of effects. Raises
+    ConfigError as `shapley_values`.
+    """
+    values = shapley_values(forest, bins)[0][0]
+    paths, cover = paths_of(forest), forest.sums[:, :, 0].sum(axis=1)
+    shown = _shown(forest, paths.base, *_totals(forest, bins, leaf_moments(forest)))
+    slopes = np.ascontiguousarray(np.stack([one.slope.T for one in shown]))
+    ends = np.append(0, np.cumsum(cover > 0))[forest.structure.leaf_start]
+    column, parts = np.ascontiguousarray(frozen([bins])[0].T), np.zeros((forest.structure.n_trees, *values.shape))
+    for t, (low, high) in enumerate(pairwise(ends.tolist())):
+        out = np.zeros((bins.shape[1], len(values), 1))
+        explain_moments(_leaves_between(paths, low, high), column, slopes, out)
+        parts[t] = out[:, :, 0].T
+    parts *= max(int((np.diff(ends) > 0).sum()), 1)
+    spread = [np.diag(bag_covariance(parts[:, k].copy(), forest._design)) for k in range(len(values))]
+    return values, np.sqrt(np.stack(spread) * forest._variance_factor)
+
+
+def _leaves_between(paths: Paths, low: int, high: int) -> Paths:
+    """The entries of some of the leaves."""
+    first, stop = paths.start[low], paths.start[high]
+    some = np.s_[first:stop]
+    parts = (paths.start[low : high + 1] - first, paths.feature[some], paths.share[some], paths.passing[some])
+    return Paths(*frozen((*parts, paths.moments[low:high], paths.points, paths.base)))
 
 
 def _totals(forest: Forest, bins: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -105,8 +105,8 @@ def roles_of(access: AccessConf, user: str) -> tuple[RoleName, ...]:
 # GRANTs: least privilege, a statement each.
 
 _AGGREGATES = (
-    *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_limits", "policy_curve", "policy_tree"),
-    *("policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
+    *("lift_table", "uplift_curve", "uplift_metrics", "lift_driver", "cost_curve", "policy_limits", "policy_curve"),
+    *("policy_tree", "policy_scenarios", "average_effects", "overlap", "balance", "sensitivity", "bias_audit"),
     *("experiment", "experiment_health", "readout", "kpi", "drift", "findings", "window_sums", "alerts", "retrain"),
     "canary",
     *("run_log", "costs", "roi"),
@@ -115,8 +115,8 @@ _AGGREGATES = (
 _AUDIT = ("audit_log", "audit_trees")
 """Of the audit trail: entries, and hashes of decisions, without the id of a unit."""
 _ANALYSED = (
-    *("lift_table", "uplift_curve", "uplift_metrics", "cost_curve", "policy_tree", "policy_scenarios", "bias_audit"),
-    *("experiment", "experiment_health", "readout", "audit_log"),
+    *("lift_table", "uplift_curve", "uplift_metrics", "lift_driver", "cost_curve", "policy_tree", "policy_scenarios"),
+    *("bias_audit", "experiment", "experiment_health", "readout", "audit_log"),
 )
 """Gold tables that an analyst's verbs write; overrides and bias audits are entries of the log."""
 _STAGED = ("compared", "rewards", "simulated")

@@ -100,6 +100,39 @@ _METRICS = Contract(
     ),
 )
 
+_DRIVERS = Contract(
+    table="gold.lift_driver",
+    job="lift",
+    columns=declared(
+        *RUN,
+        f"{CAMPAIGN} string",
+        "model_version string",
+        "outcome string",
+        f"{TREATMENT} string: level compared with control",
+        "cut string: all, or segment:<feature>",
+        "bucket string: all, or value of the segment",
+        "rank bigint: of the feature by mean_shap, over all units; 1 is the first",
+        "feature string",
+        "condition string: in words; chosen by the model, without any outcome of the hold-out",
+        "mean_shap double: mean size of the feature's Shapley values over hold-out units; null in segments",
+        "n bigint: hold-out units of both arms that are compared; those whose feature is missing are not, unless the "
+        "condition is about that",
+        "n_meets bigint: of them, that meet the condition",
+        "effect_meets double: observed effect on units that meet the condition",
+        "effect_misses double: observed effect on the others",
+        "gain double: effect_meets less effect_misses; a difference between units, no effect of the feature",
+        "gain_lower double: 95 % interval, which holds for all conditions of the campaign together",
+        "gain_upper double: 95 % interval; in segments it holds for all conditions in segments together",
+        "adjusted_p double: p-value of no difference, adjusted for as many",
+        "low_sample boolean: too few units or events for the interval to be more than rough",
+        "proven boolean: the interval leaves out nought on the side that the model expects, and units are enough",
+        "agreement double: share of refits on other rows that would expect a difference of the same sign",
+        "stable boolean: 90 % of such refits would agree",
+        "sentence string: all of it in words",
+        f"{INGESTED_AT} timestamp: when the row was written",
+    ),
+)
+
 _DECISIONS = Contract(
     table="gold.policy_decisions",
     job="policy",
@@ -656,7 +689,7 @@ GOLD = (
     *(_EXPERIMENT, _READOUT, _EXPERIMENT_HEALTH),
     *(_KPI, _DRIFT, _FINDINGS, _WINDOW_SUMS, _ALERTS, _RETRAIN),
     *(_AVERAGES, _OVERLAP, _BALANCE, _SENSITIVITY),
-    *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _COST_CURVE),
+    *(_SCORES, _LIFT_TABLE, _CURVE, _METRICS, _DRIVERS, _COST_CURVE),
     *(_DECISIONS, _LIMITS, _POLICY_CURVE, _POLICY_TREE, _SCENARIOS),
     *(_AUDIT_LOG, _AUDIT_TREES, _BIAS),
 )

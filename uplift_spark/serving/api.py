@@ -669,18 +669,31 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
                 metrics.lacks(one.body["degraded"])
         answers = [{name: value for name, value in one.body.items() if name != "shadow"} for one in logged]
         answers = [{**answer, "logged": True} for answer in answers]
-        return await _sent(answers, keys if body.sign else None, served.conf)
+        over = [_is_over(entry, one) for entry, one in zip(entries, logged, strict=True)]
+        return await _sent(answers, keys if body.sign else None, served.conf, over)
+
+
+def _is_over(entry: LogEntry, logged: Logged) -> bool:
+    """Whether a decision of before is answered again that the unit could not get now: it is off, gone, or barred."""
+    now, before = (body["overall_propensity"] for body in (entry.body, logged.body))
+    return not logged.new and now is None and before is not None
 
 
 _NOT_SIGNED = "decisions are not signed here: name a folder of keys in serving.signing.keys"
 
 
-async def _sent(decisions: list[dict[str, Any]], keys: SigningKeys | None, conf: Serving) -> JSONResponse:
-    """The answer, with a token for each decision where keys are given; it may be kept as long as all tokens hold."""
+async def _sent(
+    decisions: list[dict[str, Any]], keys: SigningKeys | None, conf: Serving, over: Sequence[bool] = ()
+) -> JSONResponse:
+    """The answer, with a token for each decision that is not over where keys are given; it may be kept as long as all
+    tokens hold."""
     cache = {"cache-control": "no-store"}
     if keys is not None and conf.signing is not None:
         seconds = conf.signing.seconds
-        tokens = await asyncio.to_thread(lambda: [keys.token(one, seconds) for one in decisions])
+        ended = over or [False] * len(decisions)
+        tokens = await asyncio.to_thread(
+            lambda: [None if end else keys.token(one, seconds) for one, end in zip(decisions, ended, strict=True)]
+        )
         decisions = [{**one, "token": token} for one, token in zip(decisions, tokens, strict=True)]
         if None not in tokens:
             last = min(datetime.fromisoformat(one["expires_at"]).timestamp() for one in decisions)

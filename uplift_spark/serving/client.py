@@ -38,7 +38,7 @@ class ServingClient:
         url: Of the service, such as http://127.0.0.1:8080.
         control: Name of the control level.
         key: API key; None where the service wants none.
-        timeout: Seconds that each try may take.
+        timeout: Seconds that each try waits for a connection, and for each part of an answer.
         retries: Tries after the first.
     """
 

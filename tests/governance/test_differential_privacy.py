@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ import pytest
 import scipy.stats
 
 from uplift_spark import CausalForest, Roles, load_model
-from uplift_spark.errors import ConfigError, ConflictError, DataError, ModelFileError
+from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError
 from uplift_spark.forest.private import bounded, exact_sums, most_trees
 from uplift_spark.governance.differential_privacy import PrivacyLedger, private_forest, private_lift, synthetic_units
 from uplift_spark.stats.noise import OutcomeEnds, PrivacyBudget, epsilon_of, noise_sd, with_integer_noise
@@ -53,9 +55,23 @@ def test_budgets_are_what_bun_and_steinke_say():
     budget = PrivacyBudget(1.0, 1e-6)
     assert epsilon_of(budget.rho, 1e-6) == pytest.approx(1.0) and epsilon_of(0.0, 1e-6) == 0.0
     assert PrivacyBudget(2.0).rho > 2 * budget.rho
-    for epsilon, delta in ((0.0, 1e-6), (-1.0, 1e-6), (math.nan, 1e-6), (math.inf, 1e-6), (1.0, 0.0), (1.0, 0.1)):
+    for epsilon, delta in (
+        (0.0, 1e-6), (-1.0, 1e-6), (math.nan, 1e-6), (math.inf, 1e-6), (1.0, 0.0), (1.0, 0.1), (1e-300, 1e-6),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="give a number above 0"):
             PrivacyBudget(epsilon, delta)
+
+
+def test_small_budgets_and_deltas_keep_their_rho():
+    """By 50 digits: the difference of two roots alone loses all of it, and 1 / δ is infinite."""
+    from decimal import Decimal, getcontext
+
+    getcontext().prec = 50
+    for epsilon, delta in ((1e-6, 1e-6), (1e-3, 1e-9), (1.0, 5e-324)):
+        chance = -Decimal(delta).ln()
+        wanted = ((chance + Decimal(epsilon)).sqrt() - chance.sqrt()) ** 2
+        assert PrivacyBudget(epsilon, delta).rho == pytest.approx(float(wanted), rel=1e-14)
+        assert epsilon_of(float(wanted), delta) == pytest.approx(epsilon, rel=1e-14)
 
 
 def test_noise_is_of_integers_of_the_stated_size_and_of_the_budget_that_opendp_computes():
@@ -191,6 +207,42 @@ def test_a_ledger_keeps_the_budget_that_it_was_begun_with(tmp_path):
     with pytest.raises(ConfigError, match="was begun with ε = 1, δ = 1e-06, which hold for all"):
         larger.spend(PrivacyBudget(1.0), "more")
     assert len(PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(1.0)).entries()) == 1
+
+
+def test_a_ledger_that_cannot_be_read_or_written_publishes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no database" * 1000)
+    for name in ("folder", "text", "missing/ledger.db"):
+        with pytest.raises(EnvironmentProblem, match=f"the privacy ledger .*{name} cannot be read or written"):
+            PrivacyLedger(tmp_path / name, PrivacyBudget(1.0)).spend(PrivacyBudget(1.0), "spring")
+    monkeypatch.chdir(tmp_path)
+    in_memory = PrivacyLedger(":memory:", PrivacyBudget(1.0))  # SQLite would forget it with each use
+    in_memory.spend(PrivacyBudget(np.float32(1.0)), "spring")
+    assert in_memory.spent == pytest.approx(1.0) and (tmp_path / ":memory:").is_file()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_is_refused_costs_no_budget(tmp_path, splits, monkeypatch, missing):
+    """Noise is the last that can fail, and the ledger is the last before it."""
+    ledger, budget = PrivacyLedger(tmp_path / "ledger.db", PrivacyBudget(2.0)), PrivacyBudget(1.0)
+    frame = in_cities(500, 1)
+    if missing:
+        monkeypatch.setitem(sys.modules, "opendp.prelude", None)
+    monkeypatch.setattr(CausalForest, "fit", lambda *_: SimpleNamespace(forest=splits))
+    changes = {"a level": {"w": 7}, "a column": {"x0": None}, "an outcome": {"y": math.nan}}
+    for what, change in changes.items():
+        broken = frame.drop(columns="x0") if what == "a column" else frame.assign(**change)
+        with pytest.raises(ConfigError if missing else DataError, match="needs OpenDP" if missing else "column "):
+            private_forest(LEARNER, frame, broken, ROLES, budget, ledger=ledger)
+    for act in (
+        lambda: private_forest(LEARNER, frame, frame, ROLES, budget, rows_per_person=1.5, ledger=ledger),
+        lambda: private_lift(frame, ROLES, ["0", "1"], {}, budget, (0.0, 1e300), ledger=ledger),
+        lambda: private_lift(frame, ROLES, ["0"], {}, budget, ledger=ledger),
+        lambda: synthetic_units(frame, ROLES, ["0", "1", "1"], VALUES, budget, ledger=ledger),
+    ):
+        with pytest.raises(ConfigError):
+            act()
+    assert ledger.entries().empty
 
 
 def test_of_many_who_spend_at_once_no_more_than_the_budget_is_spent(tmp_path):
@@ -338,6 +390,14 @@ def test_what_cannot_be_synthetic_is_refused(tmp_path):
         synthetic_units(frame, CITIES, ["0", "1"], VALUES, budget, ledger=ledger)
 
 
+def test_noise_on_empty_bins_makes_no_units_of_its_own():
+    """Of 4,000 units; counts below nothing are cut off, those above would add up to ten times as many."""
+    frame, roles = campaign(4000, 4)[0], replace(ROLES, features=("x0",))
+    units = synthetic_units(frame, roles, ["0", "1"], {"x0": (0.0, 1000.0)}, PrivacyBudget(0.02))
+    assert 1000 <= len(units) < 20_000  # noise on all bins together has a standard deviation of 3,000
+    assert len(synthetic_units(frame, roles, ["0", "1"], {"x0": (0.0, 1.0)}, PrivacyBudget(1e-6))) <= 1_000_000
+
+
 def neighbours_of(call, monkeypatch, sums_each: int = 2) -> None:
     """The sums that noise goes on move by no more than is stated, with and without each of thirty units."""
     import uplift_spark.governance.differential_privacy as module
@@ -360,7 +420,9 @@ def neighbours_of(call, monkeypatch, sums_each: int = 2) -> None:
 
 
 def test_no_unit_moves_what_units_are_synthetic_from_by_more_than_is_stated(monkeypatch):
-    neighbours_of(lambda one: synthetic_units(one, CITIES, ["0", "1"], VALUES, PrivacyBudget(1.0)), monkeypatch)
+    neighbours_of(
+        lambda one: synthetic_units(one, CITIES, ["0", "1"], VALUES, PrivacyBudget(1.0), (0.0, 1.0)), monkeypatch
+    )
 
 
 @pytest.mark.parametrize(("ends", "sums"), [((0.0, 1.0), 2), ((-3.0, 1000.0), 3)])
@@ -374,7 +436,10 @@ def test_no_unit_moves_a_lift_table_by_more_than_is_stated(monkeypatch, ends, su
     [
         ({"ends": (1.0, 0.0)}, "ends are 1.0 and 0.0: give the least"),
         ({"ends": (0.0, math.inf)}, "ends are 0.0 and inf: give the least"),
-        ({"rows": 0}, "rows_per_person is 0: give 1 or more"),
+        ({"ends": (0.0, 1e300)}, r"ends are 0.0 and 1e\+300: give the least"),
+        ({"rows": 0}, "rows_per_person is 0: give a whole number, 1 or more"),
+        ({"rows": 1.5}, "rows_per_person is 1.5: give a whole number, 1 or more"),
+        ({"rows": math.nan}, "rows_per_person is nan: give a whole number, 1 or more"),
     ],
 )
 def test_arguments_that_bound_nothing_are_refused(splits, change, message):
@@ -500,3 +565,47 @@ def test_cells_of_a_handful_of_units_show_no_lift_and_odd_frames_are_refused():
         private_lift(frame.assign(unit=[1, *range(1, 2000)]), ROLES, ["0", "1"], {}, PrivacyBudget(1.0))
     with pytest.raises(ConfigError, match="levels lack the control"):
         private_lift(frame, ROLES, ["1"], {}, PrivacyBudget(1.0))
+
+
+@pytest.mark.parametrize("kind", [int, float, bool, "string", "category"])
+def test_levels_and_values_are_those_of_the_frame_however_it_holds_them(kind):
+    """A column of whole floats or of true and false once matched nothing, and every unit was left out in silence."""
+    frame = campaign(4000, 1)[0].assign(member=lambda one: (one["x0"] > 0.5).astype(int))
+    frame = frame.astype({"w": kind, "member": kind})
+    levels = sorted(frame["w"].unique())
+    roles = Roles("unit", "w", "y", FEATURES, levels[0])
+    table = private_lift(frame, roles, levels, {"member": levels}, PrivacyBudget(8.0))
+    assert table["n_treated"].tolist() == pytest.approx([2000, 1000, 1000], rel=0.15)
+
+
+def test_persons_of_several_units_and_roles_without_a_bound_are_refused():
+    frame = campaign(2000, 1)[0].assign(home=lambda one: one.index // 4, weight=1.0, text="a", city="a")
+    homes, budget = replace(ROLES, cluster="home"), PrivacyBudget(1.0)
+    with pytest.raises(DataError, match="column 'home' repeats a person in 1500 rows: keep one row per person"):
+        private_lift(frame, homes, ["0", "1"], {}, budget)
+    assert len(private_lift(frame[::4], homes, ["0", "1"], {}, budget)) == 1
+    for roles, what in ((replace(ROLES, weight="weight"), "weights"), (replace(ROLES, grid=(1.0,)), "doses")):
+        with pytest.raises(ConfigError, match=f"the roles have {what}, which no sum with noise allows for"):
+            private_lift(frame, roles, ["0", "1"], {}, budget)
+    with pytest.raises(ConfigError, match="levels lack a treated level"):
+        private_lift(frame, ROLES, ["0"], {}, budget)
+    with pytest.raises(ConfigError, match="levels name the value '1' twice"):
+        private_lift(frame, ROLES, [0, 1, 1.0], {}, budget)
+    spends = frame.assign(y=frame["y"] * 40.0)  # with ends of 0 and 1 they would count as conversions
+    beyond = f"column 'y' is below 0 or above 1 in {int(frame['y'].sum())} rows: state the least and the largest"
+    for act in (
+        lambda: private_lift(spends, ROLES, ["0", "1"], {}, budget),
+        lambda: synthetic_units(spends, CITIES, ["0", "1"], VALUES, budget),
+        lambda: private_forest(LEARNER, spends, spends, ROLES, budget),
+    ):
+        with pytest.raises(DataError, match=beyond):
+            act()
+    assert private_lift(spends, ROLES, ["0", "1"], {}, budget, (0.0, 1.0))["lift"].abs().max() < 1
+    for change in ({"y": "1"}, {"unit": 0.5}, {"unit": [1, "1", *range(2, 2000)]}):
+        with pytest.raises(DataError, match=r"must be numeric|must be text or integers|mixes types"):
+            private_lift(frame.assign(**change), ROLES, ["0", "1"], {}, budget)
+    with pytest.raises(DataError, match="column 'nowhere' is missing from the frame"):
+        private_lift(frame, ROLES, ["0", "1"], {"nowhere": ["a"]}, budget)
+    with pytest.raises(DataError, match=r"column 'text' is no number, and its values are 0\.0 to 1\.0"):
+        synthetic_units(frame, replace(ROLES, features=("text",)), ["0", "1"], {"text": (0, 1)}, budget)
+    assert private_lift(frame, ROLES, ["0", "1"], {"text": "a"}, budget)["value"].tolist() == ["all", "a"]

@@ -314,6 +314,19 @@ def test_ids_are_trimmed_as_tables_trim_them(service, config):
     assert status == 422 and "the id is blank" in body["error"]
 
 
+def test_an_id_that_sqlite_would_cut_off_is_refused(service):
+    """It could not be erased from the log, and would count as one unit with others that begin alike."""
+    status, body = service.post("/v1/decisions", {"requests": [{"request_key": "cut", "unit_id": "u\0x"}]})
+    assert status == 422 and "holds a zero byte" in body["error"]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, "x" * 513, float("nan")])
+def test_a_feature_of_no_kind_that_features_have_is_refused_with_what_may_be_sent(service, value):
+    """The sentence was that of the first kind alone: "Input should be a valid boolean"."""
+    status, body = service.post("/v1/effects", {"features": {"x0": value}})
+    assert status == 422 and body["error"].startswith("features.x0: send a number, a text of at most 512 characters")
+
+
 def test_a_campaign_with_pseudonyms_is_not_served(config):
     hashed = replace(config, pseudonyms=Pseudonyms(key_env="KEY"))
     with pytest.raises(ConfigError, match="campaign spring has pseudonyms in place of unit ids"):

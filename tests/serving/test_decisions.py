@@ -79,6 +79,12 @@ def test_what_bars_a_unit_comes_before_what_it_would_gain():
     assert barred == {"too often"}
 
 
+def test_a_decision_holds_for_a_year_at_most():
+    """Beyond the year 9999 each request would fail."""
+    with pytest.raises(ValueError, match="decision_minutes"):
+        Serving(decision_minutes=1e12)
+
+
 def test_the_plan_stands_unless_fresh_features_say_otherwise():
     stands = policy().decide("u", planned(), None)
     assert (stands.level, stands.reason, stands.propensity) == ("10%", "best within the limits", 1.0)

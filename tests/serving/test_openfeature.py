@@ -6,6 +6,7 @@ import asyncio
 import socket
 from datetime import datetime
 
+import numpy as np
 import pytest
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext
@@ -16,6 +17,7 @@ from openfeature.hook import Hook
 from openfeature.provider import ProviderStatus
 
 from tests.serving.published import config_of, publish, running
+from uplift_spark.errors import DataError
 from uplift_spark.serving.client import ServingClient
 from uplift_spark.serving.decisions import DECISION, DecisionLog
 from uplift_spark.serving.guard import new_key
@@ -150,7 +152,7 @@ def test_hooks_come_before_and_after_with_the_variant_and_the_metadata(flags):
         ("string", "spring", unit(1, age=float("nan")), ErrorCode.INVALID_CONTEXT, "refused the request"),
         ("string", "spring", unit(1, age=datetime(2026, 1, 1)), ErrorCode.INVALID_CONTEXT, "'age' of flag 'spring' is"),
         ("string", "spring", unit(1, **{REQUEST_KEY: 7}), ErrorCode.INVALID_CONTEXT, "name the occasion"),
-        ("string", "spring", EvaluationContext(7), ErrorCode.GENERAL, "AttributeError"),
+        ("string", "spring", EvaluationContext(7), ErrorCode.INVALID_CONTEXT, "is a int: give the unit's id as a text"),
     ],
 )
 def test_what_fails_gives_the_default_with_a_code_and_a_sentence(flags, kind, flag, context, code, sentence):
@@ -215,6 +217,49 @@ def test_a_service_of_another_campaign_or_control_decides_nothing(service, confi
     assert (details.value, details.error_code) == (False, ErrorCode.GENERAL)
     assert "is 'none', but its client was made with 'nobody'" in details.error_message
     assert len(DecisionLog(decision_log_file(config)).entries(DECISION, limit=10_000)) == before
+
+
+def test_one_feature_needs_no_list(service):
+    """Its letters would be taken for names of attributes, and the feature would not be sent."""
+    here = unit(1, age="old")
+    details = UpliftProvider({"spring": client_of(service)}, features="age").resolve_string_details("spring", "d", here)
+    assert details.error_code == ErrorCode.INVALID_CONTEXT and "feature 'age' is a text" in details.error_message
+
+
+class Answering(ServingClient):
+    """A client whose service is another one from one moment to the next, or no service of ours."""
+
+    def __init__(self, ready, campaign):
+        super().__init__("http://127.0.0.1:9", "none")
+        self.facts, self.campaign, self.n_ready = ready, campaign, 0
+
+    def ready(self):
+        self.n_ready += 1
+        return self.facts
+
+    def decide(self, unit_id, request_key=None, features=None, sign=False):
+        return {"campaign": self.campaign, "level": "10%", "degraded": []}
+
+
+def test_a_service_that_another_one_takes_the_place_of_decides_nothing():
+    """Before a flag's first decision its service is asked; an address may change hands afterwards."""
+    client = Answering({"campaign": "spring", "control": "none"}, "summer")
+    provider = UpliftProvider({"spring": client})
+    for asked in (1, 2):
+        details = provider.resolve_string_details("spring", "default", unit(1))
+        assert (details.value, details.error_code) == ("default", ErrorCode.FLAG_NOT_FOUND)
+        assert "serves campaign 'summer'" in details.error_message and client.n_ready == asked
+
+
+def test_what_is_no_service_of_ours_makes_no_other_error_than_openfeatures():
+    with pytest.raises(GeneralError, match="serves campaign None"):
+        UpliftProvider({"spring": Answering({"control": "none"}, None)}).initialize(EvaluationContext())
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 1, 1), np.int64(3), {1}])
+def test_values_that_have_no_json_are_said(value):
+    with pytest.raises(DataError, match="cannot be written as JSON"):
+        ServingClient("http://127.0.0.1:9", "none").decide("u1", features={"age": value})
 
 
 def test_a_service_that_is_down_gives_the_default_until_it_is_back(tmp_path, trained):

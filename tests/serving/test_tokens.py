@@ -204,6 +204,34 @@ def test_what_is_no_token_is_refused(keys, token):
         verified_decision(token, keys.jwks(), "spring", "ü1", NOW)
 
 
+@pytest.mark.parametrize("token", [None, b"a.b.c", 7])
+def test_what_is_not_even_a_text_is_refused(keys, token):
+    """As of an answer with "token": null."""
+    with pytest.raises(DataError, match="no compact JSON Web Signature"):
+        verified_decision(token, keys.jwks(), "spring", "ü1", NOW)
+
+
+def test_keys_of_other_kinds_are_passed_over_and_what_are_no_keys_is_said(keys):
+    token, (jwk,) = keys.token(decision_at(), 60), keys.jwks()["keys"]
+    others = [{"kty": "RSA", "n": "AQ", "e": "AQAB"}, {"kid": jwk["kid"], "kty": "RSA"}, "none", {**jwk, "kid": None}]
+    assert verified_decision(token, {"keys": [*others, jwk]}, "spring", "ü1", NOW)
+    for broken in (None, [], {}, {"keys": None}, {"error": "busy"}):
+        with pytest.raises(DataError, match=r"are no JSON Web Key Set: fetch /\.well-known"):
+            verified_decision(token, broken, "spring", "ü1", NOW)
+    with pytest.raises(DataError, match="key is not known"):
+        verified_decision(token, {"keys": others}, "spring", "ü1", NOW)
+    for x in ("AAAA", "*", 7):
+        with pytest.raises(DataError, match="is no Ed25519 key: fetch"):
+            verified_decision(token, {"keys": [{**jwk, "x": x}]}, "spring", "ü1", NOW)
+
+
+def test_ids_are_compared_as_the_service_reads_them(keys):
+    token = keys.token(decision_at(), 60)
+    assert verified_decision(token, keys.jwks(), "spring", " ü1\n", NOW)  # blanks around an id are no part of it
+    with pytest.raises(DataError, match="and this unit"):
+        verified_decision(token, keys.jwks(), "spring", "\ud800", NOW)
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -230,6 +258,32 @@ def test_a_new_key_is_published_at_once_and_signs_once_everybody_knows_it(tmp_pa
     assert [key["kid"] for key in keys.jwks()["keys"]] == [second]
     with pytest.raises(DataError, match="key is not known"):
         verified_decision(before, keys.jwks(), "spring", "ü1", clock.now - JWKS_SECONDS)
+
+
+def test_a_key_that_was_written_long_ago_signs_five_minutes_after_it_came_into_the_folder(tmp_path):
+    """`mv`, `rsync -t` and `tar` keep the time of a file."""
+    clock = Clock()
+    first = public_jwk(add_key(tmp_path / "keys", "1.pem").public_key())["kid"]
+    keys = SigningKeys(tmp_path / "keys", clock)
+    cached = keys.jwks()
+    second = public_jwk(add_key(tmp_path / "made", "2.pem", NOW - 86400).public_key())["kid"]
+    shutil.move(tmp_path / "made" / "2.pem", tmp_path / "keys" / "2.pem")
+    assert verified_decision(keys.token(decision_at(), 60), cached, "spring", "ü1", NOW)
+    assert [key["kid"] for key in keys.jwks()["keys"]] == [first, second]
+    clock.now += JWKS_SECONDS
+    os.utime(tmp_path / "keys" / "2.pem", (clock.now, clock.now))  # the same key is no newer for that
+    assert signer_of(keys.token(decision_at(clock.now), 60)) == second
+
+
+def test_a_key_in_place_of_one_of_the_same_time_is_seen_and_a_copy_is_no_second_key(tmp_path):
+    folder = tmp_path / "keys"
+    add_key(folder, "1.pem", NOW - 86400)
+    keys = SigningKeys(folder, Clock())
+    new = public_jwk(add_key(tmp_path / "made", "1.pem", NOW - 86400).public_key())["kid"]
+    os.replace(tmp_path / "made" / "1.pem", folder / "1.pem")
+    assert signer_of(keys.token(decision_at(), 60)) == new  # at once, as the other leaked
+    shutil.copy(folder / "1.pem", folder / "2.pem")
+    assert [key["kid"] for key in keys.jwks()["keys"]] == [new]
 
 
 def test_keys_that_cannot_be_read_leave_those_that_were(tmp_path, caplog):
@@ -390,8 +444,32 @@ def test_keys_change_while_the_service_runs(signing):
     tag = sent(service, "GET", JWKS_PATH).headers["etag"]
     new = public_jwk(add_key(folder, "2.pem", time.time() - 2 * JWKS_SECONDS).public_key())["kid"]
     assert sent(service, "GET", JWKS_PATH, **{"if-none-match": tag}).status == 200
+    (folder / "1.pem").unlink()
     token = ServingClient(service.url, "none", timeout=30).decide("u000001", sign=True)["token"]
     assert signer_of(token) == new and verified_decision(token, jwks_of(service), "spring", "u000001")
+
+
+def test_a_decision_that_could_not_be_made_any_more_is_answered_again_but_not_signed_again(tmp_path, trained):
+    """Else whoever asks with the same request key keeps a level until the decision expires, long after `seconds`."""
+    add_key(tmp_path / "keys", "1.pem", time.time() - 2 * JWKS_SECONDS)
+    signing = {"keys": str(tmp_path / "keys"), "seconds": 60}
+    config = config_of(tmp_path, signing=signing)
+    body = {"sign": True, "requests": [{"request_key": f"visit-{i}", "unit_id": f"u{i:06d}"} for i in (3, 8)]}
+    publish(config, *trained, 9)
+    with running(config) as service:
+        before = service.post("/v1/decisions", body)[1]["decisions"]
+        assert all(one.pop("token") for one in before)
+        publish(config, *trained, 5, version="v2")  # u000008 is gone
+        end = time.monotonic() + 60
+        while service.app.state.served.now.version.manifest.version != "v2" and time.monotonic() < end:
+            time.sleep(0.05)
+        answer = sent(service, "POST", "/v1/decisions", body)
+        after = json.loads(answer.data)["decisions"]
+        assert [one.pop("token") is not None for one in after] == [True, False] and after == before
+        assert answer.headers["cache-control"] == "no-store"
+    with running(config_of(tmp_path, enabled=False, signing=signing)) as service:
+        after = service.post("/v1/decisions", body)[1]["decisions"]
+        assert [one.pop("token") for one in after] == [None, None] and after == before
 
 
 def test_nothing_is_signed_unless_keys_are_configured(tmp_path, trained):

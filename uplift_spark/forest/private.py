@@ -17,6 +17,7 @@ Squares count once and not by tree, so a tenth of rho is plenty for them.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,7 @@ from uplift_spark.forest.estimate import add_to_leaves, empty_sums, plain_shares
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.kernels import accumulate, leaf_outcome_means, no_shrinkage
 from uplift_spark.forest.trees import frozen
+from uplift_spark.roles import Roles
 from uplift_spark.stats.noise import NOISE_MARGIN, OutcomeEnds, noise_sd, with_integer_noise
 from uplift_spark.stats.sampling import halves_of
 
@@ -61,18 +63,24 @@ class Release:
     sds: tuple[float, float, float]
 
 
-def check_splits(plan: ForestPlan) -> None:
-    """Raise ConfigError for plans whose sums have no bound on what one person adds, or mix levels' sums."""
-    roles = plan.roles
+def unbounded_parts(roles: Roles) -> list[str]:
+    """What the roles have whose sums have no bound on what one person adds, in words."""
     wrong = {
-        "doses": roles.grid or plan.reported is not None or plan.edges,
+        "doses": roles.grid,
         "doubly robust scores": roles.scores,
         "weights": roles.weight,
         "logged propensities": roles.propensity,
-        "propensities learnt from the features": plan.overlap is not None,
         "several outcomes": roles.more_outcomes,
     }
-    if names := [name for name, so in wrong.items() if so]:
+    return [name for name, so in wrong.items() if so]
+
+
+def check_splits(plan: ForestPlan) -> None:
+    """Raise ConfigError for plans whose sums have no bound on what one person adds, or mix levels' sums."""
+    names = unbounded_parts(plan.roles)
+    names += ["doses"] if plan.reported is not None or plan.edges else []
+    names += ["propensities learnt from the features"] if plan.overlap is not None else []
+    if names:
         raise ConfigError(f"a forest with {names[0]} has no differentially private sums: train its splits without")
 
 
@@ -105,8 +113,9 @@ def exact_sums(
     Raises DataError where a column is bad or a level is unknown to the splits.
     """
     plan, roles = splits.plan, splits.roles
-    if rows_per_person < 1:
-        raise ConfigError(f"rows_per_person is {rows_per_person}: give 1 or more")
+    # With 1.5 two rows would count, and noise be for one and a half.
+    if not isinstance(rows_per_person, numbers.Integral) or rows_per_person < 1:
+        raise ConfigError(f"rows_per_person is {rows_per_person}: give a whole number, 1 or more")
     check_splits(plan)
     typed = encode(table, roles)
     summary = summarise(typed)
@@ -128,19 +137,20 @@ def exact_sums(
 
 
 def private_table(
-    tables: tuple[pa.Table, pa.Table],
+    public: pa.Table,
     splits: Forest,
+    exact: tuple[ForestPlan, np.ndarray, np.ndarray],
     ends: OutcomeEnds,
     budget: tuple[float, float, float],
     rows_per_person: int,
 ) -> Forest:
     """The forest of these splits with noisy sums.
 
-    tables  (public rows with the features, the private rows)
-    ends    of the outcome; others are cut off there
+    public  rows with the features
+    exact   `exact_sums` of the private rows, with the same ends and rows per person
     budget  (rho to spend, and the ε and δ that it is)
     """
-    plan, sums, squares = exact_sums(tables[1], splits, ends, rows_per_person)
+    plan, sums, squares = exact
     length = rows_per_person * math.sqrt(most_trees(plan))
     sensitivities = (length, length * ends.most, float(rows_per_person * ends.most_square))
     rhos = [budget[0] * part for part in ends.parts]
@@ -149,7 +159,7 @@ def private_table(
     sds = [noise_sd(one, rho) if rho > 0 else 0.0 for one, rho in zip(sensitivities, rhos, strict=True)]
     release = Release(np.stack(noisy, axis=2), spread, ends, (sds[0], sds[1], sds[2]))
     forest = noisy_forest(splits, plan, release, budget)
-    return corrected(forest, apply_bins(tables[0], plan.bins))
+    return corrected(forest, apply_bins(public, plan.bins))
 
 
 def noisy_forest(splits: Forest, plan: ForestPlan, release: Release, budget: tuple[float, float, float]) -> Forest:

@@ -104,7 +104,7 @@ class Serving:
                  over the day and is spent; by default there is none, and the plan's price holds
     timezone     in which the budget's day begins at midnight
     ttl_minutes  age of a unit's features from which an answer says that they are stale
-    decision_minutes  time for which a decision holds
+    decision_minutes  time for which a decision holds, at most a year
     keys         file of hashed API keys, made by `uplift serve --new-key`; without it only loopback is served
     host, port   where the service listens
     workers      processes
@@ -129,7 +129,7 @@ class Serving:
     budget: Annotated[float, Field(gt=0)] | None = None
     timezone: str = "UTC"
     ttl_minutes: Annotated[float, Field(gt=0)] = 30.0
-    decision_minutes: Annotated[float, Field(gt=0)] = 30.0
+    decision_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
     keys: str | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080

@@ -43,6 +43,7 @@ from uplift_spark.serving.decisions import (
     LogEntry,
     Logged,
     Routing,
+    is_over,
     stored_effects,
 )
 from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
@@ -85,9 +86,10 @@ MODEL_SOURCE = "model"  # of effects
 
 
 def _plain_unit(unit: str) -> str:
-    if plain := plain_id(unit):
+    # SQLite reads a text up to a zero byte: an erasure would not find such a unit in the log.
+    if (plain := plain_id(unit)) and "\0" not in plain:
         return plain
-    raise ValueError("the id is blank")
+    raise ValueError("the id is blank, or holds a zero byte")
 
 
 Id = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
@@ -570,8 +572,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
-        return JSONResponse(_error(request, f"{where or 'body'}: {first['msg']}"), 422)
+        path, said = first["loc"], first["msg"]
+        if "features" in path[:-2]:  # said of the first kind alone that a feature may have
+            path, said = path[:-1], "send a number, a text of at most 512 characters, true, false or null"
+        where = ".".join(str(part) for part in path if part != "body")[:200]
+        return JSONResponse(_error(request, f"{where or 'body'}: {said}"), 422)
 
 
 def _error(request: Request, sentence: str) -> dict[str, Any]:
@@ -669,18 +674,25 @@ def _add_decisions(app: FastAPI, served: Served, log: LogWriter, metrics: _Metri
                 metrics.lacks(one.body["degraded"])
         answers = [{name: value for name, value in one.body.items() if name != "shadow"} for one in logged]
         answers = [{**answer, "logged": True} for answer in answers]
-        return await _sent(answers, keys if body.sign else None, served.conf)
+        over = [is_over(entry, one) for entry, one in zip(entries, logged, strict=True)]
+        return await _sent(answers, keys if body.sign else None, served.conf, over)
 
 
 _NOT_SIGNED = "decisions are not signed here: name a folder of keys in serving.signing.keys"
 
 
-async def _sent(decisions: list[dict[str, Any]], keys: SigningKeys | None, conf: Serving) -> JSONResponse:
-    """The answer, with a token for each decision where keys are given; it may be kept as long as all tokens hold."""
+async def _sent(
+    decisions: list[dict[str, Any]], keys: SigningKeys | None, conf: Serving, over: Sequence[bool] = ()
+) -> JSONResponse:
+    """The answer, with a token for each decision that is not over where keys are given; it may be kept as long as all
+    tokens hold."""
     cache = {"cache-control": "no-store"}
     if keys is not None and conf.signing is not None:
         seconds = conf.signing.seconds
-        tokens = await asyncio.to_thread(lambda: [keys.token(one, seconds) for one in decisions])
+        ended = over or [False] * len(decisions)
+        tokens = await asyncio.to_thread(
+            lambda: [None if end else keys.token(one, seconds) for one, end in zip(decisions, ended, strict=True)]
+        )
         decisions = [{**one, "token": token} for one, token in zip(decisions, tokens, strict=True)]
         if None not in tokens:
             last = min(datetime.fromisoformat(one["expires_at"]).timestamp() for one in decisions)

@@ -38,7 +38,7 @@ class ServingClient:
         url: Of the service, such as http://127.0.0.1:8080.
         control: Name of the control level.
         key: API key; None where the service wants none.
-        timeout: Seconds that each try may take.
+        timeout: Seconds that each try waits for a connection, and for each part of an answer.
         retries: Tries after the first.
     """
 
@@ -99,7 +99,7 @@ class ServingClient:
             The decision; the control with `degraded: ["service_unreachable"]` when the service did not answer.
 
         Raises:
-            DataError: The service refused the request.
+            DataError: The service refused the request, or a value has no JSON.
         """
         key = uuid.uuid4().hex if request_key is None else request_key
         query: dict[str, Any] = {"request_key": key, "unit_id": unit_id}
@@ -131,7 +131,14 @@ class ServingClient:
         return int(self._post(kind, {kind: [dict(row) for row in rows]}, "accepted"))
 
     def _post(self, path: str, body: Mapping[str, Any], wanted: str) -> Any:
-        return self._facts(*self._send("POST", f"/v1/{path}", json.dumps(body).encode()), wanted)[wanted]
+        try:
+            content = json.dumps(body).encode()
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"the request cannot be written as JSON ({error}): send texts, numbers, true, false and None; "
+                "`value.item()` of what NumPy holds"
+            ) from error
+        return self._facts(*self._send("POST", f"/v1/{path}", content), wanted)[wanted]
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body of an answer; EnvironmentProblem where there is none."""

@@ -332,6 +332,17 @@ class Logged:
     new: bool
 
 
+def is_over(entry: LogEntry, logged: Logged) -> bool:
+    """Whether a decision of before is answered again that the unit could not get now: it is off, gone, or barred.
+
+    Args:
+        entry: The decision as it would be made now.
+        logged: What the log holds under its key.
+    """
+    now, before = (body["overall_propensity"] for body in (entry.body, logged.body))
+    return not logged.new and now is None and before is not None
+
+
 _MOMENT = pa.timestamp("us", "UTC")
 _UNIT_FIELDS = {"number": pa.int64(), "unit_id": pa.string(), "campaign": pa.string()}
 

@@ -42,12 +42,12 @@ class UpliftProvider(AbstractProvider):
     Args:
         clients: {campaign: client of its service}; a flag is evaluated by the client of its key.
         features: Attributes of the evaluation context that count as fresh features, in place of the published ones;
-            other attributes are not sent.
+            other attributes are not sent. One may be given without a list.
     """
 
     def __init__(self, clients: Mapping[str, ServingClient], features: Sequence[str] = ()) -> None:
         super().__init__()
-        self._clients, self._features = dict(clients), tuple(features)
+        self._clients, self._features = dict(clients), (features,) if isinstance(features, str) else tuple(features)
         self._checked: set[str] = set()
 
     def get_metadata(self) -> Metadata:
@@ -151,10 +151,7 @@ class UpliftProvider(AbstractProvider):
                 facts = client.ready()
             except (DataError, EnvironmentProblem) as error:
                 raise GeneralError(str(error)) from error
-            if facts["campaign"] != flag:
-                raise _no_flag(
-                    f"the service of flag {flag!r} serves campaign {facts['campaign']!r}: give its flag that key"
-                )
+            _check_campaign(flag, facts)
             if facts["control"] != client.control:
                 raise GeneralError(
                     f"the control of campaign {flag!r} is {facts['control']!r}, but its client was made with "
@@ -165,6 +162,10 @@ class UpliftProvider(AbstractProvider):
 
     def _decide(self, client: ServingClient, flag: str, context: EvaluationContext) -> dict[str, Any]:
         unit, key = context.targeting_key, context.attributes.get(REQUEST_KEY)
+        if unit is not None and not isinstance(unit, str):
+            raise InvalidContextError(
+                f"the targeting key of flag {flag!r} is a {type(unit).__name__}: give the unit's id as a text"
+            )
         if not unit or not unit.strip():
             raise TargetingKeyMissingError(f"flag {flag!r} is decided for a unit: set the targeting key to its id")
         if key is not None and not isinstance(key, str):
@@ -184,10 +185,20 @@ class UpliftProvider(AbstractProvider):
             raise InvalidContextError(str(error)) from error
         if UNREACHABLE in decision["degraded"]:
             raise GeneralError(f"the service of campaign {flag!r} does not answer")
+        try:
+            _check_campaign(flag, decision)
+        except OpenFeatureError:
+            self._checked.discard(flag)  # another service answers at its address: ask it before the next decision
+            raise
         return decision
 
 
 _NO_NUMBER = "flag {!r} is a level, not a number: read it as a text, as true or false, or as an object"
+
+
+def _check_campaign(flag: str, facts: Mapping[str, Any]) -> None:
+    if (campaign := facts.get("campaign")) != flag:
+        raise _no_flag(f"the service of flag {flag!r} serves campaign {campaign!r}: give its flag that key")
 
 
 def _no_flag(sentence: str) -> OpenFeatureError:

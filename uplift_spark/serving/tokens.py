@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from uplift_spark.errors import ConfigError, DataError
+from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
 
 JWKS_PATH = "/.well-known/jwks.json"
@@ -38,21 +39,23 @@ def unit_digest(campaign: str, unit: str) -> str:
 
     It keeps ids out of tokens and differs between campaigns; who can guess an id can recognise it.
     """
-    return hashlib.sha256(f"{campaign}\n{unit}".encode()).hexdigest()
+    # Half a character has no UTF-8; the service takes no such id, and it has a digest that no id has.
+    return hashlib.sha256(f"{campaign}\n{unit}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Key:
     private: Ed25519PrivateKey
     jwk: Mapping[str, str]
-    since: float  # when its file was written
+    since: float  # from when it has been published: when its file was written, or came into the folder
 
 
 class SigningKeys:
     """The private keys of a folder, read again whenever it changes.
 
     All are published. The last one by name signs, once it has been there for `JWKS_SECONDS`: until then whoever checks
-    may not know it, and the one before it goes on.
+    may not know it, and the one before it goes on. A file that is moved into the folder keeps the time at which it was
+    written: what was not there at the reading before counts from now.
 
     Args:
         folder: Of files *.pem, an Ed25519 private key without a password each.
@@ -102,7 +105,11 @@ class SigningKeys:
         try:
             stamp = self._stamp_of()
             if stamp != self._stamp:
-                self._keys, self._stamp = self._read(), stamp
+                known, now = {key.jwk["kid"]: key.since for key in self._keys}, self._clock()
+                self._keys = tuple(
+                    replace(key, since=known.get(key.jwk["kid"], max(key.since, now))) for key in self._read()
+                )
+                self._stamp = stamp
         except ConfigError as error:  # half-written, or taken away: the keys that were read last stay
             facts = {"event": "signing keys not read", "reason": str(error)}
             logging.getLogger("uplift_spark.serving").warning(json.dumps(facts))
@@ -110,21 +117,23 @@ class SigningKeys:
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.pem"))
 
-    def _stamp_of(self) -> tuple[tuple[str, int, int], ...]:
+    def _stamp_of(self) -> tuple[tuple[str | int, ...], ...]:
         try:
             states = [(file.name, file.stat()) for file in self._files()]
         except OSError as error:
             raise ConfigError(f"serving.signing.keys {self._folder} cannot be read: {error.strerror}") from error
-        return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+        # All keys are of one size, and archives give all files one time: what the file system itself notes, too.
+        parts = ("st_ino", "st_ctime_ns", "st_mtime_ns", "st_size")
+        return tuple((name, *(getattr(state, part) for part in parts)) for name, state in states)
 
     def _read(self) -> tuple[_Key, ...]:
-        keys = tuple(_key_of(file) for file in self._files())
+        keys = {key.jwk["kid"]: key for key in map(_key_of, self._files())}  # a copy of a file is no second key
         if not keys:
             raise ConfigError(
                 f"serving.signing.keys {self._folder} has no file *.pem: make a key with `openssl genpkey -algorithm "
                 f"ed25519 -out {self._folder}/1.pem`"
             )
-        return keys
+        return tuple(keys.values())
 
 
 def signing_keys(conf: Serving) -> SigningKeys | None:
@@ -170,29 +179,41 @@ def verified_decision(
         The claims: level, propensity, overall_propensity, explored, model_version, and those of JWT.
 
     Raises:
-        DataError: The token is malformed, of an unknown key, altered, expired, or of another campaign or unit.
+        DataError: The token is malformed, of an unknown key, altered, expired, or of another campaign or unit; or what
+            are said to be public keys are none.
     """
     at = time.time() if now is None else now
-    parts = token.split(".") if len(token) <= _LONGEST else []
+    parts = token.split(".") if isinstance(token, str) and len(token) <= _LONGEST else []
     if len(parts) != 3:
         raise DataError("the token is no compact JSON Web Signature: it has three parts, in at most 8192 characters")
     header, claims, signature = _object(parts[0]), _object(parts[1]), _decoded(parts[2])
     # What the header wants is compared with the one thing that is served, and never followed.
     if (header.get("alg"), header.get("typ")) != (TOKEN_ALGORITHM, TOKEN_TYPE) or "crit" in header:
         raise DataError(f"the token is not {TOKEN_TYPE} signed by {TOKEN_ALGORITHM}, which alone is taken")
-    key = next((one for one in jwks["keys"] if one["kid"] == header.get("kid")), None)
-    if key is None or (key["kty"], key["crv"]) != ("OKP", "Ed25519"):
-        raise DataError(f"the token's key is not known: fetch {JWKS_PATH} again")
     try:
-        public = Ed25519PublicKey.from_public_bytes(_decoded(key["x"]))
-        public.verify(signature, f"{parts[0]}.{parts[1]}".encode())
+        _public_key(jwks, header.get("kid")).verify(signature, f"{parts[0]}.{parts[1]}".encode())
     except InvalidSignature:
         raise DataError("the token was altered: its signature does not hold") from None
-    if claims["aud"] != campaign or claims["sub"] != unit_digest(campaign, unit_id):
+    if claims["aud"] != campaign or claims["sub"] != unit_digest(campaign, plain_id(unit_id)):
         raise DataError(f"the token is not of campaign {campaign!r} and this unit: ask the service")
     if not claims["iat"] - CLOCK_LEEWAY <= at < claims["exp"]:
         raise DataError("the token has expired, or is of a time to come: ask the service")
     return claims
+
+
+def _public_key(jwks: Any, kid: Any) -> Ed25519PublicKey:
+    """The key of this id in a set, which may hold keys of other kinds."""
+    keys = jwks.get("keys") if isinstance(jwks, Mapping) else None
+    if not isinstance(keys, Sequence):
+        raise DataError(f"the public keys are no JSON Web Key Set: fetch {JWKS_PATH} again")
+    ours = (one for one in keys if isinstance(one, Mapping) and (one.get("kty"), one.get("crv")) == ("OKP", "Ed25519"))
+    key = next((one for one in ours if isinstance(kid, str) and one.get("kid") == kid), None)
+    if key is None:
+        raise DataError(f"the token's key is not known: fetch {JWKS_PATH} again")
+    try:
+        return Ed25519PublicKey.from_public_bytes(_decoded(key["x"]))
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise DataError(f"the public key {kid!r} is no Ed25519 key: fetch {JWKS_PATH} again") from error
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

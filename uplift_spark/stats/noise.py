@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from uplift_spark.errors import ConfigError
+
+_LEAST_EPSILON = 1e-6  # with less the noise is beyond the sums of any population
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class PrivacyBudget:
     delta: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ConfigError(f"epsilon is {self.epsilon}: give a number above 0, such as 1")
+        for name in ("epsilon", "delta"):  # NumPy's short floats would round rho
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not _LEAST_EPSILON <= self.epsilon < math.inf:
+            raise ConfigError(
+                f"epsilon is {self.epsilon}: give a number above 0 and of {_LEAST_EPSILON:g} at least, such as 1"
+            )
         if not 0 < self.delta < 0.01:
             raise ConfigError(f"delta is {self.delta}: give a number above 0 and far below 1, such as 1e-6")
 
@@ -37,18 +44,20 @@ class PrivacyBudget:
 
         Source: Bun & Steinke (2016), proposition 1.3: rho gives ε = rho + 2 √(rho ln 1/δ).
         """
-        chance = math.log(1.0 / self.delta)
-        return (math.sqrt(chance + self.epsilon) - math.sqrt(chance)) ** 2
+        chance = -math.log(self.delta)
+        # The difference of both roots, without what it would lose to rounding.
+        return (self.epsilon / (math.sqrt(chance + self.epsilon) + math.sqrt(chance))) ** 2
 
 
 def epsilon_of(rho: float, delta: float) -> float:
     """The ε at this δ of what is published with rho in all; 0 of nothing."""
-    return rho + 2.0 * math.sqrt(rho * math.log(1.0 / delta))
+    return rho + 2.0 * math.sqrt(-rho * math.log(delta))
 
 
 NOISE_MARGIN = 4.0
 """Standard deviations of noise that a count must exceed to be used."""
 _BITS = 20  # of half an outcome's range in fixed point: rounding is a millionth of it
+_HALVES = (1e-50, 1e50)  # of an outcome's range, whose squares floats still hold
 _LEAST_SHARE = 1e-3  # of the largest variance: outcomes that hardly vary are no reason for errors of nothing
 
 
@@ -64,9 +73,10 @@ class OutcomeEnds:
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not (self.low < self.high and _HALVES[0] <= self.half <= _HALVES[1]):
             raise ConfigError(
-                f"the outcome's ends are {self.low} and {self.high}: give the least and the largest that can be"
+                f"the outcome's ends are {self.low} and {self.high}: give the least and the largest that can be, "
+                "1e-49 to 1e50 apart"
             )
 
     @property
@@ -137,6 +147,17 @@ def noise_sd(sensitivity: float, rho: float) -> float:
     return sensitivity / math.sqrt(2.0 * rho)
 
 
+def opendp_prelude() -> Any:
+    """The module of OpenDP that noise comes from. Raises ConfigError if it is not installed."""
+    try:
+        import opendp.prelude as dp
+    except ImportError as error:
+        raise ConfigError(
+            "differential privacy needs OpenDP: install the extra, pip install 'uplift-spark[privacy]'"
+        ) from error
+    return dp
+
+
 def with_integer_noise(sums: np.ndarray, sensitivity: float, rho: float) -> np.ndarray:
     """The integer sums with noise from the discrete Gaussian law, exact to the last bit and from the system's entropy.
 
@@ -149,7 +170,7 @@ def with_integer_noise(sums: np.ndarray, sensitivity: float, rho: float) -> np.n
         int64 of the same shape. No seed: whoever knew it could take the noise off.
 
     Raises:
-        ConfigError: OpenDP is not installed.
+        ConfigError: OpenDP is not installed (see `opendp_prelude`).
 
     References:
         Canonne, Kamath & Steinke (2020), The discrete Gaussian for differential privacy. Floating noise can be
@@ -157,12 +178,7 @@ def with_integer_noise(sums: np.ndarray, sensitivity: float, rho: float) -> np.n
     """
     if not np.issubdtype(sums.dtype, np.integer):
         raise TypeError(f"noise goes on integers alone, not on {sums.dtype}")
-    try:
-        import opendp.prelude as dp
-    except ImportError as error:
-        raise ConfigError(
-            "differential privacy needs OpenDP: install the extra, pip install 'uplift_spark[privacy]'"
-        ) from error
+    dp = opendp_prelude()
     dp.enable_features("contrib")
     vector = dp.vector_domain(dp.atom_domain(T="i64"))
     gaussian = dp.m.make_gaussian(vector, dp.l2_distance(T="f64"), scale=noise_sd(sensitivity, rho))

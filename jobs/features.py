@@ -20,6 +20,7 @@ from uplift_spark.events.features import TrainingSetFacts, described, freshness,
 from uplift_spark.events.labels import label_table, late_and_missing
 from uplift_spark.events.leakage import guard_training, leakage_sample
 from uplift_spark.events.training_set import events_of, label_counts, training_counts, training_of, with_weights
+from uplift_spark.experiments.protocol import random_propensity
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import LABEL_TABLE, silver_table
@@ -89,13 +90,13 @@ def run(
     stored = lake.read(LABEL_TABLE, labelled.version).filter(F.col("run_id") == run_id)
     labels, sends = label_counts(stored, events.as_of)
 
-    some = leakage_sample(config, labels)
+    some, random = leakage_sample(config, labels), random_propensity(config)
     if few_rows(lake.spark):  # both are made at once
-        rows = local_frame(lake.spark, training_of(config, events, stored).toArrow())
+        rows = local_frame(lake.spark, training_of(config, events, stored, random).toArrow())
         sample = rows.filter(some)
     else:  # a sample of units is small enough for every worker to have it, so no event is shuffled to look for leaks
-        rows = training_of(config, events, stored)
-        sample = training_of(config, events, F.broadcast(stored.filter(some)))
+        rows = training_of(config, events, stored, random)
+        sample = training_of(config, events, F.broadcast(stored.filter(some)), random)
     guarded = guard_training(sample, config, progress)
     table = silver_table("training", config.campaign)
     rows = with_weights(config, events, stored, rows, labels, progress)

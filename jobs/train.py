@@ -14,6 +14,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
 from uplift_spark.errors import ConfigError, ConflictError
 from uplift_spark.estimators import params_of, train_model
+from uplift_spark.events.training_set import units_that_show_effects
 from uplift_spark.governance.approvals import settle
 from uplift_spark.registry.models import Origin, Registered, log_facts, rebuild
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
@@ -61,6 +62,8 @@ def run(
 
 def _train(campaign: Campaign, version: int, run_id: str, progress: ProgressCallback) -> Registered:
     config, table, frame = campaign.config, campaign.training_table, campaign.training_set(version)
+    if config.nuisances is None and (targeted := units_that_show_effects(frame)):
+        progress(targeted)
     arguments = params_of(config)
     origin = Origin(
         run_id, config.training_roles, dict(frame.dtypes), {table: version}, version, code_version(), arguments

@@ -520,7 +520,7 @@ class Campaign:
             self.name, self.config.roles.control, lift, self.curve(run_id=run_id), metrics,
             units=facts["units"],
             date=f"assigned from {facts['day']}" if facts["day"] not in (None, f"{LONG_AGO:%Y-%m-%d}") else "",
-            plan=self._plan_curve(scored), value=economics.value, cost=economics.cost,
+            plan=self._plan_curve(scored), **self._last_reading(), value=economics.value, cost=economics.cost,
             direction=self.config.roles.direction,
             rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
             caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
@@ -580,6 +580,18 @@ class Campaign:
             return self.lake.read(curve).where(F.col(RUN_ID) == run_id).toPandas()
         except DataError:
             return pd.DataFrame()
+
+    def _last_reading(self) -> dict[str, Any]:
+        """Verdict of the trial's newest reading, and its rows of gold.readout; none where it was not read."""
+        mine = f"FROM {gold_table('experiment')} WHERE {CAMPAIGN} = {sql_text(self.name)} AND verdict IS NOT NULL"
+        try:
+            last = self.sql(f"SELECT {RUN_ID}, verdict, reason {mine} ORDER BY as_of DESC, {RUN_ID} LIMIT 1")
+            if last.empty:
+                return {}
+            rows = self.sql(f"SELECT * FROM {gold_table('readout')} WHERE {RUN_ID} = {sql_text(last[RUN_ID][0])}")
+        except (ConfigError, DataError):  # a table that is not there
+            return {}
+        return {"verdict": f"{last['verdict'][0]}: {last['reason'][0]}", "trial": rows}
 
     def _page_caveats(self, scored: Scored) -> list[str]:
         sentences = ["Simulated data: no real people."] if isinstance(self.config.source, Simulation) else []

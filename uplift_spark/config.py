@@ -71,7 +71,7 @@ class RolesConf:
     direction: Direction = "increase"
 
 
-_CAME_LATER: dict[str, object] = {"roles.direction": "increase", "trial_outcomes": ()}
+_CAME_LATER: dict[str, object] = {"roles.direction": "increase", "trial_outcomes": (), "random_arms_only": False}
 """Keys that runs were made without, and what held then: with this value they make no new run."""
 
 HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold
@@ -156,7 +156,8 @@ class Labels:
     """
 
     RUNS: ClassVar = {
-        "features": "campaign labels roles seed holdout lift.columns lift.outcomes feature_definitions trial_outcomes"
+        "features": "campaign labels roles seed holdout lift.columns lift.outcomes feature_definitions trial_outcomes "
+        "random_arms_only"
     }
     window_days: Days = 14.0
     as_of: datetime | None = None
@@ -711,6 +712,11 @@ class Config:
     def trial_outcomes(self) -> tuple[str, ...]:
         """Outcomes that the experiment reads from the training set."""
         return self.experiment.outcome_columns if self.experiment and self.experiment.table is None else ()
+
+    @property
+    def random_arms_only(self) -> bool:
+        """Whether models learn from units with a random arm alone, see `experiment.train_on`."""
+        return self.experiment is not None and self.experiment.train_on == "random"
 
     @property
     def model_name(self) -> str:

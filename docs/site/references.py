@@ -477,7 +477,7 @@ MODULES = {
     "Experiments": (
         "experiments.assignment", "experiments.backtest", "experiments.design", "experiments.frames",
         "experiments.health", "experiments.programme", "experiments.readout",
-        "experiments.rerandomise", "experiments.sequential", "experiments.switchback",
+        "experiments.rerandomise", "experiments.sequential", "experiments.simulation", "experiments.switchback",
     ),
     "Governance": (
         "governance.approvals", "governance.audit", "governance.bias", "governance.differential_privacy",

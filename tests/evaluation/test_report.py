@@ -69,6 +69,23 @@ def test_every_figure_from_a_table_is_a_number_of_that_table():
     assert html.count("<data ") == len(figures)
 
 
+def test_what_the_trial_showed_stands_on_the_page_the_primary_metric_first():
+    figures = {"treatment": "mail", "effect": 0.41, "lower": 0.2, "upper": 0.6, "p_adjusted": 0.01, "status": "better"}
+    rows = [{**figures, "metric": "churn", "role": "secondary"}, {**figures, "metric": "visit", "role": "primary"}]
+    old = pd.DataFrame(rows).assign(override=None)
+    new = old.assign(bootstrap_lower=0.1875, bootstrap_upper=0.625)
+    assert "What the trial showed" not in render_page(page_of())
+    for table, ends in ((old, "interval not known"), (new, "0.188")):
+        html = render_page(page_of(trial=table, verdict="ship mail: visit <rises>"))
+        part = html[html.index("What the trial showed") : html.index("What the data show")]
+        assert part.index("<td>visit") < part.index("<td>churn") and "visit &lt;rises&gt;" in part and ends in part
+        assert "read all the same" not in part
+    html = render_page(page_of(trial=new.assign(override="the <b>team</b> knows"), verdict="ship mail"))
+    assert "read all the same: the &lt;b&gt;team&lt;/b&gt; knows" in html
+    html = render_page(page_of(verdict="broken: arms are uneven"))
+    assert "broken: arms are uneven" in html and "by bootstrap" not in html
+
+
 def test_plans_without_a_budget_follow_the_curve():
     _, rows = plan_rows(page_of())
     gain = page_of().gain("mail", 0.3)

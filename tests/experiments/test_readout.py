@@ -268,3 +268,26 @@ def test_denominators_margins_and_small_strata() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(readout).failed == 0 and doctest.testmod(readout).attempted > 0
+
+
+def test_an_effect_that_wears_off_is_a_warning() -> None:
+    """By hand: .9 in the first week and .1 in the second, from 700 units an arm each with sd 1: 10 errors."""
+
+    def of_days(late: float, days: int = 14, n: float = 100.0) -> TrialSums:
+        means = np.tile(np.array([10.0, 2.0, 0.2]), (2, days, 1))
+        means[1, :, 0] += np.where(np.arange(days) < days // 2, 0.9, late)
+        products = np.tile(np.eye(3) * (n - 1), (2, days, 1, 1))
+        by_day = CrossMoments(np.full((2, days), n), means, products)
+        return TrialSums(("off", "on"), ("all",), ("spend", "visits", "churn"), by_day.sum(1)[:, None], by_day=by_day)
+
+    def said(sums: TrialSums) -> list[str]:
+        units = float(sums.moments.n[0, 0])
+        facts = TrialFacts({"off": units, "on": units}, at_end=True, days=14)
+        findings = read_sums(sums, [SPEND], HALVES, facts).findings
+        assert all(one.severity == "warn" for one in findings)
+        return [one.sentence for one in findings if one.check == "effect_over_time"]
+
+    (sentence,) = said(of_days(0.1))
+    assert "arm on changes spend by +0.9 for units of the first 7 days and by +0.1 for those after" in sentence
+    assert said(of_days(0.9)) == said(of_days(0.75)) == []  # .15 is 2 errors
+    assert said(of_days(0.1, days=13)) == said(of_days(0.1, n=10.0)) == []  # no two weeks, few units

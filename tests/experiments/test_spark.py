@@ -121,6 +121,8 @@ def assert_equal_sums(one: tuple[TrialSums, TrialFacts], other: tuple[TrialSums,
         for part in ("n", "mean", "products"):
             scale = np.abs(getattr(theirs, part)).max()
             np.testing.assert_allclose(getattr(mine, part), getattr(theirs, part), rtol=1e-9, atol=1e-9 * scale)
+    assert sums.groups is not None and wanted.groups is not None
+    np.testing.assert_allclose(sums.groups.totals, wanted.groups.totals, rtol=1e-12)
     assert (facts.units, facts.twice, facts.days) == (wanted_facts.units, wanted_facts.twice, wanted_facts.days)
     whole = ("delivered", "treated", "names", "by_day", "analysed")
     assert [getattr(facts, name) for name in whole] == [getattr(wanted_facts, name) for name in whole]
@@ -153,7 +155,7 @@ def test_a_worker_s_parts_merge_whatever_the_batches() -> None:
     batch = pa.RecordBatch.from_pydict({
         **dict.fromkeys(("low_arm", "high_arm"), arms), **dict.fromkeys(("low_stratum", "high_stratum"), ["all"] * n),
         "low_day": rng.integers(0, 5, n), "v0": rng.normal(1e6, 1, n), "v1": rng.normal(size=n), "rows": [1] * n,
-        "repeated": [0] * n,
+        "repeated": [0] * n, "group": rng.integers(0, 1024, n),
     })  # fmt: skip
     whole = _Merged(pa.Table.from_batches(add_units(layout, [batch])), layout)
     slices = [[batch.slice(0, 7)], [batch.slice(7, 200), batch.slice(207, 0)], [batch.slice(207)]]
@@ -163,6 +165,9 @@ def test_a_worker_s_parts_merge_whatever_the_batches() -> None:
         np.testing.assert_allclose(mine.n, theirs.n)
         np.testing.assert_allclose(mine.mean, theirs.mean, rtol=1e-12)
         np.testing.assert_allclose(mine.products, theirs.products, rtol=1e-9, atol=1e-6)
+    mine, theirs = (one.groups(["all"]) for one in (parts, whole))
+    assert theirs.groups == 1024 and theirs.totals[..., 0].sum() == n
+    np.testing.assert_allclose(mine.totals, theirs.totals, rtol=1e-12)
     assert parts.units == whole.units == {arm: float(arms.to_pylist().count(arm)) for arm in ("off", "on")}
 
 

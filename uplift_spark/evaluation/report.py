@@ -9,7 +9,7 @@ Every figure stands in a `<data>` element: `value` is the number as it is in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -41,6 +41,8 @@ class PageData:
     profile   rows as of `profile_of_frame`: tenths 1 and 10 of each level's ranking, and all
     plan      rows of gold.policy_curve of the campaign's newest plan; empty without one
     drivers   rows of gold.lift_driver of the run; empty where the model has none
+    verdict   of the trial's newest reading, in words; empty where it was not read
+    trial     rows of gold.readout of that reading; empty where it was broken
     units     in the training table
     rates     outcomes that are 0 or 1: shown in percentage points
     value     {outcome: money that one is worth}       cost  {level: money that treating one unit costs}
@@ -58,6 +60,8 @@ class PageData:
     profile: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROFILE_COLUMNS)))
     plan: pd.DataFrame = field(default_factory=pd.DataFrame)
     drivers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(DRIVER_COLUMNS)))
+    verdict: str = ""
+    trial: pd.DataFrame = field(default_factory=pd.DataFrame)
     rates: frozenset[str] = frozenset()
     value: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -519,8 +523,23 @@ def render_page(data: PageData) -> str:
         traits=[] if best is None else traits(data.profile, best.level),
         segments=[] if best is None else segments(data, best.level), pictures=shown,
         driven=[] if best is None else driver_words(data.driver_rows(best.level)),
-        driven_within=[] if best is None else data.segment_drivers(best.level),
+        driven_within=[] if best is None else data.segment_drivers(best.level), trial=_trial_rows(data.trial),
     )  # fmt: skip
+
+
+_TRIAL_FIGURES = ("effect", "lower", "upper", "bootstrap_lower", "bootstrap_upper", "p_adjusted")
+_TRIAL_ROLES = ("primary", "guardrail", "secondary")
+
+
+def _trial_rows(readout: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Rows of a readout, what decides first; a column that an older version did not write is empty."""
+    if readout.empty:
+        return []
+    rows = readout.reindex(columns=["metric", "role", "treatment", *_TRIAL_FIGURES, "status", "override"])
+    rows = rows.astype(dict.fromkeys(_TRIAL_FIGURES, float))
+    place = rows["role"].map({role: k for k, role in enumerate(_TRIAL_ROLES)}).fillna(len(_TRIAL_ROLES))
+    rows = rows.assign(place=place).sort_values(["place", "role", "metric", "treatment"])
+    return rows.assign(override=rows["override"].fillna("")).to_dict("records")
 
 
 def page_text(data: PageData) -> str:

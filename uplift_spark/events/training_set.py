@@ -33,7 +33,7 @@ from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
-from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, RUN_ID, UNIT, Roles
+from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, PROPENSITY, RUN_ID, TREATMENT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
 from uplift_spark.sections.source import TableSource, TrialConf
 from uplift_spark.spark_versions import union_by_name
@@ -193,11 +193,71 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched, objecting)
 
 
-def training_of(config: Config, events: Events, labels: DataFrame) -> DataFrame:
-    """The training set of these labels (rows of silver.label)."""
+TARGETED, LOGGED_PROPENSITY = "targeted", "logged_propensity"
+"""Split of units that show no effect, because nobody like them could have got another level; column of the propensity
+that was logged, where models learn from random levels alone."""
+
+
+def training_of(config: Config, events: Events, labels: DataFrame, random: Column | None = None) -> DataFrame:
+    """Make the training set of these labels.
+
+    Args:
+        config: Of the campaign.
+        events: As `events_of` reads them.
+        labels: Rows of silver.label.
+        random: Propensity of a level that is random, null of others, where models learn from such units alone.
+
+    Returns:
+        A row a unit; `split` is TARGETED where a policy was certain of the level.
+    """
     units = mature_units(labels, events.names, config.labels.delivered)
     rows = features_as_of(units, events.sources, config.feature_definitions, events.columns)
-    return rows.withColumn("split", hash_split(config.seed, config.holdout, config.roles.cluster))
+    split = hash_split(config.seed, config.holdout, config.roles.cluster)
+    if random is not None:
+        rows = rows.withColumn(LOGGED_PROPENSITY, F.col(PROPENSITY)).withColumn(
+            PROPENSITY, F.coalesce(random, PROPENSITY)
+        )
+    if config.nuisances is None:  # which say themselves where levels overlap
+        shows = F.coalesce(F.col(PROPENSITY) < 1, F.lit(True)) if random is None else random.isNotNull()
+        split = F.when(shows, split).otherwise(F.lit(TARGETED))
+    return rows.withColumn("split", split)
+
+
+def units_that_show_effects(training: DataFrame) -> str:
+    """Say how many units models learn from, where a policy was certain of the level of others.
+
+    Args:
+        training: Rows of the training set.
+
+    Returns:
+        One sentence; empty where every level was random.
+
+    Raises:
+        DataError: Some level was certain for all units that got it.
+    """
+    units: dict[tuple[str, bool], int] = {}
+    for row in training.groupBy(TREATMENT, (F.col("split") == TARGETED).alias(TARGETED)).count().collect():
+        units[str(row[TREATMENT]), row[TARGETED]] = row["count"]
+    return said_of_targeted(units)
+
+
+def said_of_targeted(units: Mapping[tuple[str, bool], int]) -> str:
+    """As `units_that_show_effects`, from {(level, whether a policy was certain of it): units}."""
+    certain = {level: n for (level, targeted), n in units.items() if targeted}
+    if not certain:
+        return ""
+    for level, n in sorted(certain.items()):
+        if not units.get((level, False)):
+            raise DataError(
+                f"all {n:,} units with level {level!r} got it by a policy that was certain (propensity 1), so nothing "
+                "shows what they would have done otherwise: keep an exploration slice (experiment.exploration, "
+                "serving.exploration) or a holdout, or fit propensities (section nuisances)"
+            )
+    left, whole = sum(certain.values()), sum(units.values())
+    return (
+        f"models learn from {whole - left:,} of {whole:,} units, whose level was random or not certain; the "
+        f"other {left:,} got theirs from a policy and show no effect"
+    )
 
 
 def with_weights(
@@ -458,6 +518,7 @@ def training_counts(
         "outcome_unknown": labelled["labelled"] - labelled["immature"] - sum(units.values()),
         "train": units.get("train", 0),
         "holdout": units.get("holdout", 0),
+        **({TARGETED: units[TARGETED]} if TARGETED in units else {}),
         "without_profile": sum(row["empty"] for row in rows),
     }
     return counts, {name: sum(row[f"_{i}"] for row in rows) for i, name in enumerate(features)}

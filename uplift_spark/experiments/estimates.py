@@ -155,7 +155,7 @@ def complier_effect(
     means = _means(sums, (metric, MetricColumns(taken, metric.denominator)))
     delta = means.value[..., 1, :] - means.value[..., 0, :]
     joint = means.of_difference()
-    strong = np.abs(delta[..., 1]) > WEAK_COMPLIANCE * np.sqrt(joint[..., 1, 1])
+    strong = np.abs(delta[..., 1]) > WEAK_COMPLIANCE * np.sqrt(np.maximum(joint[..., 1, 1], 0.0))
     effect = np.where(strong, _quotient(delta[..., 0], delta[..., 1]), np.nan)
     direction = np.stack([np.ones_like(effect), -np.nan_to_num(effect)], axis=-1)
     variance = np.einsum("...f,...fg,...g->...", direction, joint, direction)
@@ -207,24 +207,72 @@ def _linear(
     sums: CrossMoments, weight: np.ndarray, mean: np.ndarray, metric: MetricColumns
 ) -> tuple[np.ndarray, np.ndarray]:
     """A metric's value in each arm, [..., 2], and a row's influence, linear in its columns, [..., 2, V]."""
-    terms = ((metric.numerator, metric.denominator), *metric.covariates)
-    value = np.stack([_quotient_of(mean, term) for term in terms], axis=-1)
-    linear = np.stack([_gradient(mean, term) for term in terms], axis=-2)
-    if len(terms) == 1:
-        return value[..., 0], linear[..., 0, :]
-    arms = sums.n.ndim - 2
-    pooled = sums.sum(arms)
+    linear = np.stack([_gradient(mean, term) for term in _terms(metric)], axis=-2)
+    if not metric.covariates:
+        return _quotient_of(mean, _terms(metric)[0]), linear[..., 0, :]
+    beta, arms = covariate_slopes(sums, metric), sums.n.ndim - 2
+    centre = (weight[..., 0, :, None] * sums.sum(arms).mean).sum(axis=-2)
+    less = (beta[..., None, :, None] * linear[..., 1:, :]).sum(axis=-2)
+    return _adjusted(mean, centre, metric, beta), linear[..., 0, :] - less
+
+
+def _terms(metric: MetricColumns) -> tuple[tuple[int, int | None], ...]:
+    return ((metric.numerator, metric.denominator), *metric.covariates)
+
+
+def covariate_slopes(sums: CrossMoments, metric: MetricColumns) -> np.ndarray:
+    """What a metric moves with each of its covariates, by least squares over both arms within strata, [..., K].
+
+    Args:
+        sums: As for `arm_effect`.
+        metric: Which columns.
+
+    Returns:
+        Slopes; a covariate that is constant, or follows from the others, has the smallest solution's.
+    """
+    terms = _terms(metric)
+    pooled = sums.sum(sums.n.ndim - 2)
     by_stratum = pooled.n / pooled.n.sum(axis=-1, keepdims=True)
     centre = (by_stratum[..., None] * pooled.mean).sum(axis=-2)
     spread = (by_stratum[..., None, None] * pooled.covariance).sum(axis=-3)
     steep = np.stack([_gradient(centre, term) for term in terms], axis=-2)
     covariance = steep @ spread @ np.swapaxes(steep, -1, -2)
-    # A covariate that is constant, or follows from the others, takes nothing off: the smallest solution leaves it out.
     inverse = np.linalg.pinv(np.nan_to_num(covariance[..., 1:, 1:]), rcond=1e-12, hermitian=True)
-    beta = np.einsum("...ij,...j->...i", inverse, covariance[..., 1:, 0])[..., None, :]
-    at = np.stack([_quotient_of(centre, term) for term in terms[1:]], axis=-1)[..., None, :]
-    adjusted = value[..., 0] - (beta * (value[..., 1:] - at)).sum(axis=-1)
-    return adjusted, linear[..., 0, :] - (beta[..., None] * linear[..., 1:, :]).sum(axis=-2)
+    return np.asarray(np.einsum("...ij,...j->...i", inverse, covariance[..., 1:, 0]))
+
+
+def _adjusted(mean: np.ndarray, centre: np.ndarray, metric: MetricColumns, beta: np.ndarray) -> np.ndarray:
+    """A metric's value in each arm less what covariates explain, from means [..., 2, V] and those of both, [..., V]."""
+    first, *others = (_quotient_of(mean, term) for term in _terms(metric))
+    at = [_quotient_of(centre, term) for term in metric.covariates]
+    for place, (value, middle) in enumerate(zip(others, at, strict=True)):
+        first = first - beta[..., place, None] * (value - middle[..., None])
+    return first
+
+
+def point_effects(
+    n: np.ndarray, mean: np.ndarray, metric: MetricColumns, slopes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effect and relative effect of many trials from means alone, as `arm_effect` has them.
+
+    Args:
+        n: Rows, or their weights, of control and treated by stratum, [..., 2, strata].
+        mean: Means of their columns, [..., 2, strata, V].
+        metric: Which columns.
+        slopes: Of the metric's covariates, [K], as in `covariate_slopes`.
+
+    Returns:
+        (effect, relative effect), [...] each; NaN where an arm has no row in a stratum that the other has.
+    """
+    in_strata = n.sum(axis=-2)
+    weight = in_strata / in_strata.sum(axis=-1, keepdims=True)
+    empty = (n <= 0) & (in_strata > 0)[..., None, :]
+    by_arm = (weight[..., None, :, None] * mean).sum(axis=-2)
+    by_arm = np.where(empty.any(axis=-1)[..., None], np.nan, by_arm)
+    share = n / np.maximum(in_strata, 1e-300)[..., None, :]
+    centre = (weight[..., None] * (share[..., None] * mean).sum(axis=-3)).sum(axis=-2)
+    value = _adjusted(by_arm, centre, metric, slopes)
+    return value[..., 1] - value[..., 0], _quotient(value[..., 1], value[..., 0]) - 1
 
 
 def _quotient(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

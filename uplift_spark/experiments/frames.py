@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.experiments.bootstrap import UnitGroupSums, groups_of
 from uplift_spark.experiments.health import HealthLimits, PropensitySums, ReadoutDesign, TrialFacts
 from uplift_spark.experiments.readout import (
     ReadoutMetric,
@@ -111,6 +113,7 @@ class _Rows:
     stratum: np.ndarray
     strata: tuple[str, ...]
     values: np.ndarray
+    group: np.ndarray
     names: tuple[str, ...]
     day: np.ndarray | None
     propensity: np.ndarray | None
@@ -137,12 +140,14 @@ def trial_sums(
     rows = _checked_rows(frame, metrics, design, columns)
     arms = design.open_arms
     shape = (len(arms), len(rows.strata))
-    moments = CrossMoments.of(rows.values, rows.arm * shape[1] + rows.stratum, shape)
+    cell = rows.arm * shape[1] + rows.stratum
+    moments = CrossMoments.of(rows.values, cell, shape)
+    groups = UnitGroupSums.of(rows.values, cell, rows.group, shape)
     by_day = None
     if rows.day is not None:
         days = int(rows.day.max()) + 1
         by_day = CrossMoments.of(rows.values, rows.arm * days + rows.day, (len(arms), days))
-    sums = TrialSums(arms, rows.strata, rows.names, moments, columns.taken, rows.counted, by_day)
+    sums = TrialSums(arms, rows.strata, rows.names, moments, columns.taken, rows.counted, by_day, groups)
     return sums, trial_facts(sums, _counts(rows, sums, columns), metrics, design, (columns, time))
 
 
@@ -170,7 +175,8 @@ def _checked_rows(
         strata = tuple(map(str, levels))
     values = np.column_stack([finite_column(part, name) for name in names])
     day, propensity = _days_of(part, columns.day), _propensity_of(part, columns.propensity)
-    rows = _Rows(arm[keep], stratum, strata, values, tuple(names), day, propensity, units, twice)
+    group = _groups(part[design.randomised], design.randomised)
+    rows = _Rows(arm[keep], stratum, strata, values, group, tuple(names), day, propensity, units, twice)
     return _by_cluster(rows, unit[keep], design.randomised) if design.randomised != columns.unit else rows
 
 
@@ -244,6 +250,12 @@ def finite_column(frame: pd.DataFrame, name: str) -> np.ndarray:
     return values
 
 
+def _groups(ids: pd.Series, name: str) -> np.ndarray:
+    """Group of each row's randomised unit."""
+    code, levels = pd.factorize(ids)
+    return groups_of(pa.array(pd.Index(levels).astype(str)), name)[code]
+
+
 def _days_of(frame: pd.DataFrame, name: str | None) -> np.ndarray | None:
     """Whole days since the first assignment."""
     if name is None:
@@ -283,6 +295,7 @@ def _by_cluster(rows: _Rows, cluster: np.ndarray, name: str) -> _Rows:
         arm=rows.arm[first],
         stratum=rows.stratum[first],
         values=values,
+        group=rows.group[first],
         counted=rows.values.shape[1],
         day=day,
         propensity=None if rows.propensity is None else rows.propensity[first],

@@ -25,6 +25,7 @@ from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.ingest import SecondWave, SimulatedTrial
 from uplift_spark.events.load import SOURCE, TEXTS, find_delta, find_files, read_delta, read_files
 from uplift_spark.events.simulate import CampaignSimulator
+from uplift_spark.events.training_set import LOGGED_PROPENSITY
 from uplift_spark.experiments.assignment import (
     AssignmentColumns,
     Experiment,
@@ -451,7 +452,8 @@ def read_trial_policy(
         if options.policy is not None:
             raise ConfigError("--policy compares means over units, and every metric of experiment is a ratio: add one")
         return None
-    logged = LoggedColumns(_POLICY, reading.columns.treatment, cluster=trial.cluster)
+    propensity = LOGGED_PROPENSITY if LOGGED_PROPENSITY in rows.columns else PROPENSITY
+    logged = LoggedColumns(_POLICY, reading.columns.treatment, propensity, trial.cluster)
     facts, rule = reading.facts, design.stopping
     at = (design.fractions(facts), facts.total, design.planned_units or facts.total)
     held = partial(_valid_p, rule, at)
@@ -506,6 +508,32 @@ def _refuse_pseudonyms(config: Config) -> None:
             "experiment.exploration is drawn from ids, and the training set has pseudonyms in their place: name a "
             "table with the ids in experiment.table"
         )
+
+
+def random_propensity(config: Config) -> Column | None:
+    """Find the units of the training set whose arm is random, and how likely it was.
+
+    Args:
+        config: Of the campaign.
+
+    Returns:
+        The share of the unit's arm, null where a policy decided; None where models do not learn from random arms alone
+        (`experiment.train_on`).
+
+    Raises:
+        ConfigError: Random arms cannot be found again from pseudonyms.
+    """
+    if not config.random_arms_only:
+        return None
+    trial = trial_of(config)
+    if config.pseudonyms and trial.cluster is None:
+        raise ConfigError(
+            "experiment.train_on is random, and random arms are found again by ids, which the training set has as "
+            "pseudonyms: leave train_on out, so that all units count by their logged propensities"
+        )
+    shares = [F.lit(part) for pair in readout_design(config).shares.items() for part in pair]
+    explored = F.expr(exploration_sql(designed(config), AssignmentColumns(UNIT, trial.cluster)))
+    return F.when(explored, F.create_map(*shares)[F.col(TREATMENT)])
 
 
 def _location(trial: ExperimentConf) -> str:

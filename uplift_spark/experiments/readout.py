@@ -8,22 +8,28 @@ why.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.experiments.bootstrap import BootstrapInterval, Resampler, UnitGroupSums
 from uplift_spark.experiments.estimates import (
     ArmEffect,
     MetricColumns,
     arm_effect,
     complier_effect,
+    covariate_slopes,
+    point_effects,
     variance_saved,
 )
 from uplift_spark.experiments.health import (
     REFUSE,
+    WARN,
     HealthFinding,
     HealthLimits,
     ReadoutDesign,
@@ -120,6 +126,7 @@ class TrialSums:
     counted   place among the moments' columns, behind the named ones, of the units that a row holds; None: one each
     by_day    the same moments [arms, days] by the day of the assignment, from the first to the last
     taken     column that says whether, or how often, the treatment was received
+    groups    units and totals of the same columns [arms, strata, groups], for bootstrap intervals
     """
 
     arms: tuple[str, ...]
@@ -129,6 +136,7 @@ class TrialSums:
     taken: str | None = None
     counted: int | None = None
     by_day: CrossMoments | None = None
+    groups: UnitGroupSums | None = None
 
     def placed(self, metric: ReadoutMetric) -> MetricColumns:
         """Where the metric's columns lie, or ConfigError where one is missing."""
@@ -161,6 +169,8 @@ class MetricReadout:
     p_adjusted       for the arms (primary), or arms and metrics (secondary); to be read at the trial's alpha
     saved            share of the variance that covariates and strata take off
     status           'better', 'worse' or 'open'; of a guardrail 'safe', 'harmed' or 'open'
+    bootstrap_lower, bootstrap_upper, relative_bootstrap_lower, relative_bootstrap_upper
+                     intervals from resampled units, which hold at the same looks; NaN where sums have no groups
     """
 
     metric: str
@@ -179,6 +189,10 @@ class MetricReadout:
     p_adjusted: float
     saved: float
     status: str
+    bootstrap_lower: float = math.nan
+    bootstrap_upper: float = math.nan
+    relative_bootstrap_lower: float = math.nan
+    relative_bootstrap_upper: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -228,10 +242,11 @@ class TrialReadout:
 
 def _sentence(one: MetricReadout) -> str:
     share = f" ({one.relative:+.2%})" if math.isfinite(one.relative) else ""
-    return (
-        f"{one.role} {one.metric}, arm {one.arm}: {one.effect:+.5g}{share}, between {one.lower:+.5g} and "
-        f"{one.upper:+.5g}, p = {one.p_adjusted:.2g}: {one.status}"
-    )
+    ends = f"between {one.lower:+.5g} and {one.upper:+.5g}"
+    if one.role == PRIMARY and math.isfinite(one.bootstrap_lower):
+        ends += f" (bootstrap: {one.bootstrap_lower:+.5g} and {one.bootstrap_upper:+.5g})"
+    effect = f"{one.role} {one.metric}, arm {one.arm}: {one.effect:+.5g}{share}"
+    return f"{effect}, {ends}, p = {one.p_adjusted:.2g}: {one.status}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -283,9 +298,10 @@ def read_sums(
         verdict = ReadoutVerdict(BROKEN, "; ".join(one.sentence for one in refused))
         return TrialReadout(verdict, findings, (), facts.units, math.nan)
     _check_sums(sums, metrics)
+    findings = (*findings, *_effect_over_time(sums, metrics, limits or HealthLimits()))
     planned, fractions = design.planned_units or facts.total, design.fractions(facts)
     level = design.stopping.level(fractions, facts.total, planned)
-    rows = _metric_rows(sums, metrics, level, design.balanced)
+    rows = _metric_rows(sums, metrics, level, design.balanced, design.stopping.alpha)
     p_values = design.stopping.valid_p(np.array([row.p_value for row in rows]), fractions, facts.total, planned)
     by_name = {metric.name: metric for metric in metrics}
     rows = _adjusted(rows, p_values, design.multiplicity)
@@ -337,9 +353,13 @@ def _check_sums(sums: TrialSums, metrics: Sequence[ReadoutMetric]) -> None:
 
 
 def _metric_rows(
-    sums: TrialSums, metrics: Sequence[ReadoutMetric], level: float, balanced: BalanceRule | None = None
+    sums: TrialSums,
+    metrics: Sequence[ReadoutMetric],
+    level: float,
+    balanced: BalanceRule | None = None,
+    alpha: float = 0.05,
 ) -> list[MetricReadout]:
-    rows = []
+    rows, resamples = [], _Resamples.of(sums, level, alpha)
     for metric in metrics:
         place = sums.placed(metric)
         for arm in range(1, len(sums.arms)):
@@ -348,14 +368,57 @@ def _metric_rows(
             if balanced is not None:
                 effect = _balanced_effect(effect, sums, place, (balanced, level))
             saved = float(variance_saved(pair, place)) if place.covariates or len(sums.strata) > 1 else 0.0
-            rows.append(_row(effect, (metric.name, metric.role, sums.arms[arm]), saved))
+            row = _row(effect, (metric.name, metric.role, sums.arms[arm]), saved)
+            rows.append(replace(row, **resamples.ends(effect, arm, place)))
     for metric in metrics:
         if sums.taken is None or metric.role != PRIMARY:
             continue
         for arm in range(1, len(sums.arms)):
-            effect = complier_effect(sums.pair(arm), sums.placed(metric), sums.columns.index(sums.taken), level)
-            rows.append(_row(effect, (metric.name, COMPLIER, sums.arms[arm]), 0.0))
+            place, taken = sums.placed(metric), sums.columns.index(sums.taken)
+            effect = complier_effect(sums.pair(arm), place, taken, level)
+            row = _row(effect, (metric.name, COMPLIER, sums.arms[arm]), 0.0)
+            rows.append(replace(row, **resamples.ends(effect, arm, place, taken)))
     return rows
+
+
+@dataclass(frozen=True)
+class _Resamples:
+    """Resamples of a trial's units at the level of this look and of the trial; none where sums have no groups."""
+
+    sums: TrialSums
+    units: Resampler | None
+    level: float
+    alpha: float
+
+    @classmethod
+    def of(cls, sums: TrialSums, level: float, alpha: float) -> _Resamples:
+        there = sums.groups is not None and sums.groups.groups > 0
+        return cls(sums, Resampler(sums.groups) if sums.groups and there else None, level, alpha)
+
+    def ends(self, effect: ArmEffect, arm: int, place: MetricColumns, taken: int | None = None) -> dict[str, Any]:
+        """Ends of an effect's intervals, by their names in a readout; with `taken` of the effect on compliers."""
+        if self.units is None:
+            return {}
+        pair, slopes = [0, arm], covariate_slopes(self.sums.pair(arm), place)
+
+        def values(n: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return point_effects(n[:, pair], mean[:, pair], place, slopes)
+
+        def per_complier(n: np.ndarray, mean: np.ndarray) -> np.ndarray:
+            took = MetricColumns(int(taken or 0), place.denominator)
+            moved = point_effects(n[:, pair], mean[:, pair], took, np.zeros(0))[0]
+            return values(n, mean)[0] / np.where(moved == 0, np.nan, moved)
+
+        how = BootstrapInterval(self.level, self.alpha, float(effect.freedom))
+        if taken is not None:
+            low, high = self.units.interval(per_complier, float(effect.effect), how)
+            return {"bootstrap_lower": low, "bootstrap_upper": high}
+        ends: dict[str, Any] = {}
+        for name, place_of in (("", 0), ("relative_", 1)):
+            value = float((effect.effect, effect.relative)[place_of])
+            low, high = self.units.interval(lambda n, mean, k=place_of: values(n, mean)[k], value, how)  # type: ignore[misc]
+            ends |= {f"{name}bootstrap_lower": low, f"{name}bootstrap_upper": high}
+        return ends
 
 
 def _balanced_effect(
@@ -413,6 +476,35 @@ def _status(row: MetricReadout, metric: ReadoutMetric, alpha: float) -> str:
     if worst > -margin:
         return "safe"
     return "harmed" if best < -margin else "open"
+
+
+_LEAST_DAYS, _LEAST_UNITS = 14, 100
+
+
+def _effect_over_time(
+    sums: TrialSums, metrics: Sequence[ReadoutMetric], limits: HealthLimits
+) -> Iterator[HealthFinding]:
+    """Warn where the primary metric's effect on those who came early is another than on those who came late."""
+    days = 0 if sums.by_day is None else sums.by_day.n.shape[1]
+    if sums.by_day is None or days < _LEAST_DAYS:
+        return
+    (primary,) = (metric for metric in metrics if metric.role == PRIMARY)
+    halves = [sums.by_day[:, part].sum(1) for part in (slice(0, days // 2), slice(days // 2, days))]
+    if min(half.n.min() for half in halves) < _LEAST_UNITS:
+        return
+    for arm in range(1, len(sums.arms)):
+        early, late = (arm_effect(half[[0, arm]][:, None], sums.placed(primary)) for half in halves)
+        change = float(late.effect - early.effect)
+        error = math.hypot(float(early.error), float(late.error))
+        p_value = 2 * float(norm.sf(abs(change) / error)) if error > 0 else math.nan
+        if p_value * (len(sums.arms) - 1) < limits.alpha:
+            yield HealthFinding(
+                *("effect_over_time", WARN, change, 0.0),
+                f"arm {sums.arms[arm]} changes {primary.name} by {float(early.effect):+.4g} for units of the first "
+                f"{days // 2} days and by {float(late.effect):+.4g} for those after (p = {p_value:.2g}): the mean is "
+                "not what stays; run on until it settles, and read the later units by themselves",
+                p_value,
+            )
 
 
 def effects_by_day(sums: TrialSums, metric: ReadoutMetric, design: ReadoutDesign) -> pd.DataFrame:

@@ -45,6 +45,7 @@ from uplift_spark.experiments.backtest import (
     backtest_terms,
     term_moments,
 )
+from uplift_spark.experiments.bootstrap import UNIT_GROUPS, GroupCells, UnitGroupSums
 from uplift_spark.experiments.canary import (
     CHALLENGER_SLICE,
     CHAMPION_SLICE,
@@ -142,11 +143,11 @@ def _check_rows(frame: DataFrame, experiment: Experiment, columns: AssignmentCol
 # --------------------------------------------------------------------------------------------------------------------
 # Sums of a trial.
 # Rows are added up to the randomised unit, which also shows who is in two arms; then each worker adds the units that it
-# has to moments by arm and stratum, and by arm and day, and sends these. Moments merge (`CrossMoments`), so one reading
-# of the rows is enough, however many metrics there are.
+# has to moments by arm and stratum, and by arm and day, and to totals by arm, stratum and group, and sends these.
+# All merge (`CrossMoments`, `GroupCells`), so one reading of the rows is enough, however many metrics there are.
 
 _SUMS = "family string, arm string, bucket string, n double, mean binary, products binary"
-_BY_STRATUM, _BY_DAY, _UNITS, _FAULT, _VALUE = "stratum", "day", "units", "fault", "value"
+_BY_STRATUM, _BY_DAY, _BY_GROUP, _UNITS, _FAULT, _VALUE = "stratum", "day", "group", "units", "fault", "value"
 _MISSING = ("rows", "no_unit", "no_randomised", "no_arm", "no_stratum", "no_day")
 _ROWS, _NO_UNIT, _NO_RANDOMISED, _NO_ARM, _NO_STRATUM, _NO_DAY = _MISSING
 _KEPT, _REPEATED, _NO_PROPENSITY, _WRONG_PROPENSITY = "kept", "repeated", "no_propensity", "wrong_propensity"
@@ -215,6 +216,7 @@ def unit_sums(
     sums = TrialSums(
         *(layout.arms, tuple(strata), tuple(names), merged.cells(_BY_STRATUM, strata).columns(own), columns.taken),
         counted=layout.width if layout.clustered else None,
+        groups=merged.groups(strata),
     )
     if layout.day:
         sums = replace(sums, by_day=merged.by_day().columns(own))
@@ -249,13 +251,23 @@ def _randomised_units(
     if not clustered and _unique(frame, unit):
         # Every unit is a row, so no row of values has to move to another worker.
         sides = {f"{side}_{name}": value for name, value in ends.items() for side, _ in _ENDS}
-        each = {**counts, _REPEATED: F.lit(0).cast("bigint"), **sides, **values}
+        each = {**counts, _REPEATED: F.lit(0).cast("bigint"), **sides, **values, _BY_GROUP: _group(design.randomised)}
         return frame.select(*(value.alias(name) for name, value in each.items()))
     repeated = F.count(F.lit(1)) - (F.count_distinct(unit) if clustered else F.lit(1))
     figures = [F.sum(value).alias(name) for name, value in {**counts, **values}.items()]
     figures += [repeated.cast("bigint").alias(_REPEATED)]
     figures += [end(value).alias(f"{side}_{name}") for name, value in ends.items() for side, end in _ENDS]
-    return frame.groupBy(F.col(design.randomised).alias("__unit")).agg(*figures).drop("__unit")
+    return (
+        frame.groupBy(F.col(design.randomised).alias("__unit"))
+        .agg(*figures)
+        .select("*", _group("__unit").alias(_BY_GROUP))
+        .drop("__unit")
+    )
+
+
+def _group(unit: str) -> Column:
+    """As `bootstrap.groups_of`."""
+    return F.pmod(F.xxhash64(F.col(unit).cast("string")), F.lit(UNIT_GROUPS))
 
 
 def _or_nan(name: str) -> Column:
@@ -280,7 +292,8 @@ def _day_of(name: str, kind: DataType) -> Column:
 
 
 def add_units(layout: TrialLayout, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Worker: moments of its units by arm and stratum, and by arm and day; counts of what is left out or wrong.
+    """Worker: moments of its units by arm and stratum, and by arm and day; totals by arm, stratum and group; counts of
+    what is left out or wrong.
 
     Args:
         layout: Where a row has what.
@@ -291,6 +304,7 @@ def add_units(layout: TrialLayout, batches: Iterable[pa.RecordBatch]) -> Iterato
     """
     cells: dict[tuple[str, str, str], CrossMoments] = {}
     counts: Counter[tuple[str, str]] = Counter()
+    groups, own = GroupCells(), layout.width + layout.clustered
     for batch in filter(len, batches):
         kept, x = _checked_units(batch, layout, counts)
         arm = pc.index_in(kept["low_arm"], pa.array(layout.arms)).to_numpy()
@@ -299,11 +313,18 @@ def add_units(layout: TrialLayout, batches: Iterable[pa.RecordBatch]) -> Iterato
             bucket = pc.fill_null(kept[name].cast(pa.string()), "").dictionary_encode()
             texts = bucket.dictionary.to_pylist()
             shape = (len(layout.arms), len(texts))
-            moments = CrossMoments.of(x, arm * shape[1] + bucket.indices.to_numpy(), shape)
+            code = arm * shape[1] + bucket.indices.to_numpy()
+            moments = CrossMoments.of(x, code, shape)
+            grouped = (
+                UnitGroupSums.of(x[:, :own], code, kept[_BY_GROUP].to_numpy(), shape) if name == "low_stratum" else None
+            )
             for k, b in np.argwhere(moments.n > 0):
                 cell = (family, layout.arms[k], texts[b])
                 cells[cell] = cells[cell] + moments[k, b] if cell in cells else moments[k, b]
+                if grouped is not None:
+                    groups.add(layout.arms[k], texts[b], grouped.totals[k, b])
     rows = [(*cell, float(one.n), one.mean.tobytes(), one.products.tobytes()) for cell, one in cells.items()]
+    rows += [(_BY_GROUP, *cell, 0.0, totals.tobytes(), b"") for cell, totals in groups.cells.items() if totals.size]
     rows += [(family, name, "", float(n), b"", b"") for (family, name), n in counts.items()]
     types = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.binary(), pa.binary())
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(types)
@@ -350,6 +371,7 @@ class _Merged:
         self.layout = layout
         self.counts: Counter[tuple[str, str]] = Counter()
         self._cells: dict[tuple[str, str, str], CrossMoments] = {}
+        self._groups, own = GroupCells(), layout.width + layout.clustered
         width = layout.width + layout.clustered + (layout.taken is not None) + layout.propensity
         self._empty = CrossMoments(np.zeros(()), np.zeros(width), np.zeros((width, width)))
         for row in parts.to_pylist():
@@ -357,6 +379,9 @@ class _Merged:
                 self.counts[row["family"], row["arm"]] += int(row["n"])
                 continue
             mean, products = (np.frombuffer(row[name], np.float64) for name in ("mean", "products"))
+            if row["family"] == _BY_GROUP:
+                self._groups.add(row["arm"], row["bucket"], mean.reshape(-1, 1 + own))
+                continue
             moments = CrossMoments(np.array(row["n"]), mean, products.reshape(width, width))
             cell = (row["family"], row["arm"], row["bucket"])
             self._cells[cell] = self._cells.get(cell, self._empty) + moments
@@ -382,6 +407,10 @@ class _Merged:
         """Moments [arms, days] of all days from the first to the last."""
         days = [int(bucket) for bucket in self.buckets(_BY_DAY)]
         return self.cells(_BY_DAY, [str(day) for day in range(min(days), max(days) + 1)])
+
+    def groups(self, strata: Sequence[str]) -> UnitGroupSums:
+        """Totals [arms, strata] of the readout's own columns by group."""
+        return self._groups.sums(self.layout.arms, strata, self.layout.width + self.layout.clustered)
 
     def counted(self) -> TrialCounts:
         """Counts for `trial_facts`."""

@@ -578,6 +578,11 @@ _READOUT = Contract(
         "saved double: share of the variance that covariates and strata take off",
         "status string: better, worse or open; of a guardrail safe, harmed or open",
         "override string: why a broken trial was read all the same",
+        "bootstrap_lower double: interval of the effect from resampled units, that holds at the same readings; null of "
+        "switchbacks and policies, and where arms times strata are more than 128",
+        "bootstrap_upper double",
+        "relative_bootstrap_lower double: of the relative effect",
+        "relative_bootstrap_upper double",
     ),
 )
 

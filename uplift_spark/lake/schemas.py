@@ -399,7 +399,7 @@ _TRAINING = Contract(
         f"{TREATMENT} string: level assigned",
         f"{PROPENSITY} double",
         "assigned_at timestamp",
-        "split string: train or holdout",
+        "split string: train, holdout, or targeted: a policy was certain of the unit's level, so it shows no effect",
         *RUN,
     ),
     open=True,

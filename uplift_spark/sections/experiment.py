@@ -165,6 +165,8 @@ class ExperimentConf:
     holdout      units that no campaign treats
     exploration  share of the units whose arm is random, where the others get what a policy decided
     decision     column of the arm that the policy decided on, in what is assigned
+    train_on     of a targeted campaign: logged (all units by their logged propensities, but those whose arm was
+                 certain) or random (units with a random arm alone)
     start, end   days of the first and of the last assignment
     units        planned units of all arms; clusters, where clusters are randomised
     plan         when it is read: none (once, at its end), obf, pocock or hsd (at `analyses`), anytime
@@ -184,7 +186,7 @@ class ExperimentConf:
         "check": "campaign experiment labels",
         "readout": "campaign experiment labels",
     }
-    NO_IDENTITY: ClassVar = ("name", "then")
+    NO_IDENTITY: ClassVar = ("name", "then", "train_on")
     LATER: ClassVar = ("switchback", "rerandomise")
     salt: str
     arms: dict[str, float]
@@ -200,6 +202,7 @@ class ExperimentConf:
     holdout: ProgrammeConf | None = None
     exploration: Annotated[float, Field(gt=0, le=1)] | None = None
     decision: str | None = None
+    train_on: Literal["logged", "random"] = "logged"
     start: date | None = None
     end: date | None = None
     units: Annotated[float, Field(gt=0)] | None = None
@@ -222,6 +225,10 @@ class ExperimentConf:
         self._check_time()
         if (self.exploration is None) != (self.decision is None):
             raise ConfigError("experiment.exploration goes with experiment.decision, the column of the policy's arm")
+        if self.train_on == "random" and self.exploration is None:
+            raise ConfigError(
+                "experiment.train_on is random, but without experiment.exploration every arm is: leave train_on out"
+            )
         if self.switchback is not None:
             self._check_switchback(self.switchback)
         if self.rerandomise is not None:

@@ -166,11 +166,12 @@ class CrossMoments:
         pivot = x.mean(axis=0) if len(x) else np.zeros(columns)
         x = x - pivot
         n = np.bincount(code, minlength=cells).astype(np.float64)
-        sums = np.stack([np.bincount(code, x[:, v], cells) for v in range(columns)], axis=-1)
-        products = np.empty((cells, columns, columns))
-        for u in range(columns):
-            for v in range(u, columns):
-                products[:, u, v] = products[:, v, u] = np.bincount(code, x[:, u] * x[:, v], cells)
+        sums, products = np.zeros((cells, columns)), np.zeros((cells, columns, columns))
+        order = np.argsort(code, kind="stable")
+        x, ends = x[order], np.cumsum(n).astype(np.int64)
+        for one in np.flatnonzero(n):  # a product of matrices adds up all pairs of columns at once
+            rows = x[ends[one] - int(n[one]) : ends[one]]
+            sums[one], products[one] = rows.sum(axis=0), rows.T @ rows
         wide = (*shape, columns)
         return cls.of_sums(n.reshape(shape), sums.reshape(wide), products.reshape(*wide, columns), pivot)
 

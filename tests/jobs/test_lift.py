@@ -15,7 +15,7 @@ from uplift_spark.config import Config, Economics, Lakehouse, Lift, RegistryConf
 from uplift_spark.errors import ConfigError, DataError, ModelFileError
 from uplift_spark.evaluation.drivers import driver_sentence
 from uplift_spark.forest.training import Params, fit_table
-from uplift_spark.jobs import lift
+from uplift_spark.jobs import audit, lift
 from uplift_spark.lake.tables import Lake
 from uplift_spark.registry.models import Registered, Registry
 from uplift_spark.roles import Roles
@@ -195,7 +195,7 @@ def test_a_model_of_the_same_training_set_needs_no_comparison(campaigned, monkey
     assert campaign.check_unseen(last) is True
 
 
-def test_drivers_are_measured_where_the_model_is_registered(campaigned, monkeypatch):
+def test_drivers_are_measured_where_the_model_is_registered(campaigned, evaluated, monkeypatch):
     """A forest of other units chooses; the figures are those of the hold-out, the lift table is what it was."""
     training, _, _ = training_rows()
     roles = Roles("unit_id", "treatment", "visit", ("age", "city"), "none")
@@ -222,6 +222,12 @@ def test_drivers_are_measured_where_the_model_is_registered(campaigned, monkeypa
     assert first["sentence"] in campaign.report().html.replace("&#39;", "'") or not first["proven"]
     assert driver_sentence(first, 100.0) == first["sentence"]
     assert all(written["skipped"] for written in lift.run(campaign).tables.values())
+    unit = {"decision": {"model_version": "2", "unit_id": "u5"}, "versions": {TRAINING: 0}}
+    reasons = audit.score_reasons(campaign, unit)  # what `uplift audit explain` says of a unit's scores
+    age = training.set_index("unit_id").age["u5"]
+    assert any(words.startswith(f"age of {age} ") and "effect of 10% (95 % interval" in words for words in reasons)
+    nobody = {"decision": {"model_version": "2", "unit_id": "nobody"}, "versions": {TRAINING: 0}}
+    assert audit.score_reasons(campaign, nobody) == []
 
 
 def test_a_model_that_cannot_be_read_leaves_the_figures(campaigned, monkeypatch):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import (
@@ -298,15 +299,27 @@ def _assign(ramp: float, lake: Lake) -> object:
     return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
 
 
-def _schedule(regions: int, lake: Lake) -> object:
-    """A switchback's blocks, of regions of a file, which lies beside the lakehouse."""
+def _schedule(regions: int, lake: Lake, why: str | None = None) -> object:
+    """A switchback's blocks, of regions of a file, which lies beside the lakehouse; with a reason, their reading."""
     path = Path(lake.lakehouse.path).parent / "sources" / f"regions{regions}.csv"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(["region", *(f"r{k}" for k in range(regions))]) + "\n")
     days = {"start": date(2025, 2, 3), "end": date(2025, 2, 9)}
-    trial = replace(TRIAL, salt="hours-2025", table="none", switchback=SwitchbackConf(hours=6.0), **days)
+    table = path.parent / "rides.parquet"
+    trial = replace(TRIAL, salt="hours-2025", table=str(table), switchback=SwitchbackConf(hours=6.0), **days)
     campaign = Campaign(replace(CAMPAIGN, campaign="hours", lakehouse=lake.lakehouse, experiment=trial), lake)
-    return assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
+    result = assign.run(campaign, units=assign.UnitsToAssign(str(path), datetime(2025, 2, 3, tzinfo=UTC)))
+    return result if why is None else _read_blocks(campaign, table, why)
+
+
+def _read_blocks(campaign: Campaign, table: Path, why: str) -> object:
+    """A reading of the switchback: an observation an hour in two regions."""
+    if not table.exists():
+        times, regions = pd.date_range("2025-02-03", periods=7 * 24, freq="h"), ("r0", "r1")
+        rows = pd.DataFrame([(time, region) for time in times for region in regions], columns=["time", "region"])
+        rows = rows.assign(conversion=(rows.index * 7 % 11 < 4).astype(float))
+        rows.astype({"time": "datetime64[us]"}).to_parquet(table)
+    return readout.run(campaign, reading=ReadingOptions(datetime(2025, 2, 10, tzinfo=UTC), override=why))
 
 
 _FIRING = "3f2a9c0d11e4b7a8"  # fingerprint of an alert
@@ -437,6 +450,7 @@ JOBS: dict[str, Job] = {
     "assign": Job(partial(_assign, 0.5), partial(_assign, 1.0), apart=False),
     # The first run makes the blocks of two regions, the second those of a third.
     "schedule": Job(partial(_schedule, 2), partial(_schedule, 3)),
+    "blocks": Job(partial(_schedule, 2, why="a rehearsal"), partial(_schedule, 2, why="another")),
     "check": Job(partial(_read, check, "a rehearsal"), partial(_read, check, "another")),
     "readout": Job(partial(_read, readout, "a rehearsal"), partial(_read, readout, "another")),
     "compare": _runs("compare", compare=Compare(against=("t_learner",))),

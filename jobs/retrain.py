@@ -23,8 +23,7 @@ from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.estimators import params_of
 from uplift_spark.evaluation.comparison import ANY_LEVEL
 from uplift_spark.events.training_set import Events, events_of
-from uplift_spark.experiments.health import arm_faults, health_findings
-from uplift_spark.experiments.protocol import ReadingOptions, read_trial_rows, readout_design
+from uplift_spark.experiments.switchback_tables import trial_faults
 from uplift_spark.forest.forest import Forest
 from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
@@ -225,7 +224,7 @@ def _fit_and_validate(it: Retraining, progress: ProgressCallback) -> tuple[list[
         for verb in ("features", *(["nuisances"] if config.nuisances else [])):
             quiet.job(verb, progress)
         good = RetrainCheck("training_set", "passes", "features, labels and leakage guards passed")
-        checks = [good, *_arms(it, quiet), *_trial_faults(quiet)]
+        checks = [good, *_arms(it, quiet), *_trial_faults(quiet, progress)]
     except DataError as error:
         return [RetrainCheck("training_set", "fails", str(error))], None
     if any(one.state == "fails" for one in checks):
@@ -245,15 +244,11 @@ def _arms(it: Retraining, quiet: Campaign) -> list[RetrainCheck]:
     return arm_checks(rows, quiet.config.retrain)
 
 
-def _trial_faults(quiet: Campaign) -> list[RetrainCheck]:
+def _trial_faults(quiet: Campaign, progress: ProgressCallback) -> list[RetrainCheck]:
     """What says that a trial's arms are not what its protocol makes; nothing without a protocol."""
-    trial = quiet.config.experiment
-    if trial is None or trial.switchback is not None:  # blocks say nothing of the training set's arms
-        return []
-    facts = read_trial_rows(quiet, ReadingOptions()).facts
+    faults, units = trial_faults(quiet, progress)
     return [
-        RetrainCheck(f"trial:{one.check}", "fails", one.sentence, one.figure, one.threshold, facts.total)
-        for one in arm_faults(health_findings(facts, readout_design(quiet.config)))
+        RetrainCheck(f"trial:{one.check}", "fails", one.sentence, one.figure, one.threshold, units) for one in faults
     ]
 
 

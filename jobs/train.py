@@ -1,6 +1,7 @@
 """Train the campaign's causal forest, or the learner it asks for, on the training split and register it in MLflow.
 
-Reads silver.training_<campaign> at one Delta version; writes no table. A run registers one version: a rerun finds it.
+Reads silver.training_<campaign> at one Delta version; writes no table but, with an override, the audit log. A run
+registers one version: a rerun finds it. Where the configuration has a trial whose arms are broken, nothing is trained.
 """
 
 from __future__ import annotations
@@ -12,22 +13,28 @@ import typer
 
 from uplift_spark.campaign import Campaign
 from uplift_spark.console import main_job
-from uplift_spark.errors import ConfigError, ConflictError
+from uplift_spark.errors import ConfigError, ConflictError, DataError
 from uplift_spark.estimators import params_of, train_model
 from uplift_spark.events.training_set import units_that_show_effects
+from uplift_spark.experiments.switchback_tables import trial_faults
 from uplift_spark.governance.approvals import settle
+from uplift_spark.governance.audit import AuditEvent
+from uplift_spark.governance.spark import record_event
 from uplift_spark.registry.models import Origin, Registered, log_facts, rebuild
 from uplift_spark.runtime import JobResult, ProgressCallback, code_version, no_progress
 
 
 def options(
     from_run: Annotated[str | None, typer.Option(help="Rebuild the model of this run and compare it.")] = None,
+    override: Annotated[str | None, typer.Option(help="Why to learn from a broken trial; stays on record.")] = None,
     run_id: str | None = None,
 ) -> dict[str, Any]:
-    """Whether to rebuild a registered model from the data it came from."""
-    if from_run is not None and run_id is not None:
-        raise ConfigError("--from-run names the run to rebuild: leave --run-id out")
-    return {"from_run": from_run}
+    """Whether to rebuild a registered model from the data it came from, or to learn from a broken trial."""
+    if from_run is not None and (run_id is not None or override is not None):
+        raise ConfigError("--from-run names the run to rebuild: leave --run-id and --override out")
+    if override is not None and not override.strip():
+        raise ConfigError("--override is empty: say why a broken trial may teach a model")
+    return {"from_run": from_run, "override": override}
 
 
 def run(
@@ -36,10 +43,12 @@ def run(
     run_id: str | None = None,
     *,
     from_run: str | None = None,
+    override: str | None = None,
 ) -> JobResult:
     """Fit, register, and point the alias champion at the version when `registry.champion` asks for it.
 
     With `from_run` the model of that run is trained once more and compared with the registered one; nothing is written.
+    A trial whose arms are broken is a DataError, unless `override` says why, which is on record before the fit.
     """
     config, registry, table = campaign.config, campaign.registry, campaign.training_table
     if from_run is not None:
@@ -48,7 +57,8 @@ def run(
     run_id = run_id or campaign.run_id("train", data=versions)
     model = registry.version_for_run(config.model_name, run_id)
     if model is None:
-        model = _train(campaign, versions[table], run_id, progress)
+        _check_trial(campaign, run_id, override, progress)
+        model = _train(campaign, versions[table], run_id, override, progress)
     elif dict(model.data_versions) != versions:
         raise ConflictError(
             f"run {run_id!r} registered model {model.name!r} from {dict(model.data_versions)}, not from {versions}: "
@@ -60,7 +70,25 @@ def run(
     return JobResult.of("train", run_id, model=model.name, version=model.version, champion=champion)
 
 
-def _train(campaign: Campaign, version: int, run_id: str, progress: ProgressCallback) -> Registered:
+def _check_trial(campaign: Campaign, run_id: str, override: str | None, progress: ProgressCallback) -> None:
+    broken, _ = trial_faults(campaign, progress)
+    if not broken:
+        return
+    reasons = "; ".join(one.sentence for one in broken)
+    if override is None:
+        raise DataError(
+            f"the experiment of campaign {campaign.name} is broken, so a model would learn what its arms differ by: "
+            f'{reasons}. Train all the same with --override "why", which stays on record'
+        )
+    progress(f"learning from a broken trial ({override}): {reasons}")
+    facts = {"refused": [one.check for one in broken]}
+    subject = f"training of {campaign.config.model_name}"
+    record_event(campaign.config, campaign.lake, AuditEvent("", "override", subject, override, "", run_id, {}, facts))
+
+
+def _train(
+    campaign: Campaign, version: int, run_id: str, override: str | None, progress: ProgressCallback
+) -> Registered:
     config, table, frame = campaign.config, campaign.training_table, campaign.training_set(version)
     if config.nuisances is None and (targeted := units_that_show_effects(frame)):
         progress(targeted)
@@ -73,6 +101,7 @@ def _train(campaign: Campaign, version: int, run_id: str, progress: ProgressCall
     params, metrics = log_facts(model.model, time.monotonic() - started)
     progress(f"registering {config.model_name}")
     params = {"campaign": config.campaign, "holdout": config.holdout, **params}
+    params |= {} if override is None else {"override": override}
     return campaign.registry.log_model(config.model_name, model.to_bytes(), origin, params, metrics)
 
 

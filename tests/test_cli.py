@@ -204,8 +204,8 @@ def test_a_load_that_makes_no_sense_starts_nothing(
 def test_questions_to_the_feature_registry_and_rebuilding_reach_their_jobs() -> None:
     assert features.options(run_id="r1") == {}
     assert features.options("describe", "age")["question"].name == "age"
-    assert train.options(run_id="r1") == {"from_run": None}
-    assert train.options("train-abc") == {"from_run": "train-abc"}
+    assert train.options(run_id="r1") == {"from_run": None, "override": None}
+    assert train.options("train-abc") == {"from_run": "train-abc", "override": None}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,7 @@ def test_questions_to_the_feature_registry_and_rebuilding_reach_their_jobs() -> 
         (("features", "list", "age"), "or with list, describe NAME or stale"),
         (("features", "list", "--run-id", "r1"), "`uplift features list` runs no job: leave --run-id out"),
         (("train", "--from-run", "r1", "--run-id", "r2"), "--from-run names the run to rebuild"),
+        (("train", "--from-run", "r1", "--override", "why"), "--from-run names the run to rebuild"),
         (("audit", "show", "--run-id", "r1"), "`uplift audit` names its run itself: leave --run-id out"),
         (("erase", "--unit", "u1", "--run-id", "r1"), "`uplift erase` names its run itself: leave --run-id out"),
         (("export", "--to", "/nowhere/x", "--run-id", "r1"), "`uplift export` names its run itself: leave --run-id"),

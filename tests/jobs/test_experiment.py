@@ -37,6 +37,7 @@ from uplift_spark.governance.spark import AuditLog
 from uplift_spark.jobs import assign as assign_job
 from uplift_spark.jobs import check as check_job
 from uplift_spark.jobs import readout as readout_job
+from uplift_spark.jobs import train as train_job
 from uplift_spark.jobs.assign import UnitsToAssign, warehouse_query
 from uplift_spark.lake.session import parsed_time
 from uplift_spark.runtime import os_user
@@ -299,6 +300,28 @@ def test_a_broken_trial_is_refused_with_its_reasons(lake, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_no_model_learns_from_a_broken_trial(lake, tmp_path: Path) -> None:
+    rows = simulated_trial(2000)
+    lost = rows[(rows["treatment"] == "off") | (rows["before"] > 9)]
+    config = with_trial(table=trial_file(tmp_path, lost))
+    config = replace(config, governance=Governance(audit=AuditConf()), lakehouse=lake.lakehouse)
+    campaign = Campaign(replace(config, forest=replace(config.forest, n_trees=4)), lake)
+    training = rows[["treatment", "spend", "age", "propensity"]].assign(
+        unit_id=rows["unit_id"].astype(str), assigned_at=rows["day"].astype("datetime64[us]"), split="train"
+    )
+    lake.write(campaign.training_table, lake.spark.createDataFrame(training), "features-1")
+    with pytest.raises(
+        DataError, match=r"broken, so a model would learn what its arms differ by: arm off has .* --over"
+    ):
+        train_job.run(campaign)
+    assert campaign.registry.known(config.model_name) is None and not lake.exists("gold.audit_log")
+    with pytest.raises(ConfigError, match="--override is empty"):
+        train_job.options(override=" ")
+    result = train_job.run(campaign, override="a rehearsal")
+    (entry,) = [one for one in AuditLog(config, lake).show(10).to_pylist() if one["action"] == "override"]
+    assert (entry["reason"], entry["job_run"], entry["subject"]) == ("a rehearsal", result.run_id, "training of spring")
+
+
 def test_readings_before_the_end(lake, tmp_path: Path) -> None:
     """Units that came lately wait for their outcomes; looks are on record, and none follows the last."""
     table = trial_file(tmp_path, simulated_trial(2000))

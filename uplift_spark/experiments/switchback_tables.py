@@ -20,6 +20,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.load import TEXTS
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
+from uplift_spark.experiments.health import HealthFinding, arm_faults, health_findings
 from uplift_spark.experiments.protocol import (
     ReadingOptions,
     TrialReading,
@@ -40,6 +41,7 @@ from uplift_spark.lake.contracts import trimmed_id
 from uplift_spark.lake.schemas import SCHEDULE_TABLE
 from uplift_spark.lake.session import utc
 from uplift_spark.roles import CAMPAIGN, PROPENSITY, TREATMENT
+from uplift_spark.runtime import ProgressCallback
 from uplift_spark.sections.experiment import ExperimentConf
 from uplift_spark.sections.source import EventTable
 
@@ -217,6 +219,28 @@ def trial_reading(campaign: Campaign, options: ReadingOptions) -> TrialReading:
     if trial_of(campaign.config).switchback is None:
         return read_trial_rows(campaign, options)
     return read_observations(campaign, options)
+
+
+def trial_faults(campaign: Campaign, progress: ProgressCallback) -> tuple[list[HealthFinding], float]:
+    """Find what says that a trial's arms are not what its protocol makes: then its units teach no effect.
+
+    Args:
+        campaign: Whose configuration may have a section `experiment`.
+        progress: Says why a trial cannot be checked.
+
+    Returns:
+        The findings, and of how many units; none without a trial, nor of a switchback, whose blocks say nothing of the
+        training set's arms.
+    """
+    trial = campaign.config.experiment
+    if trial is None or trial.switchback is not None:
+        return [], 0
+    try:
+        facts = read_trial_rows(campaign, ReadingOptions()).facts
+    except ConfigError as error:
+        progress(f"the trial's arms are not checked: {error}")
+        return [], 0
+    return arm_faults(health_findings(facts, readout_design(campaign.config))), facts.total
 
 
 def read_observations(campaign: Campaign, options: ReadingOptions) -> SwitchbackReading:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from uplift_spark.errors import ConfigError, DataError
 from uplift_spark.lake.schemas import contract_of, gold_table
 from uplift_spark.monitoring.alerts import (
-    _MEASURED_BY,
+    MEASURED_BY,
     AlertBook,
     AlertEvent,
     AlertRule,
@@ -369,7 +369,7 @@ def test_findings_are_alerts_until_their_detector_finds_nothing() -> None:
 
 
 def test_every_detector_knows_what_shows_that_it_could_look() -> None:
-    assert set(_MEASURED_BY) < set(DETECTORS) and {*_MEASURED_BY.values(), "drift_score"} <= {
+    assert set(MEASURED_BY) < set(DETECTORS) and {*MEASURED_BY.values(), "drift_score"} <= {
         kpi.name for kpi in (*FOUNDING_KPIS, *LIFT_FIGURES)
     }
 

@@ -66,7 +66,7 @@ from uplift_spark.evaluation.sums import (
     thresholds,
     unpacked,
 )
-from uplift_spark.forest.binning import apply_bins, is_text
+from uplift_spark.forest.binning import apply_bins
 from uplift_spark.forest.forest import Model
 from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
 from uplift_spark.spark_versions import Worker, few_rows, mapped, quoted
@@ -413,7 +413,7 @@ def drivers_of(
 
 def _can_be_crossed(column: pa.ChunkedArray) -> bool:
     values = column.unique()
-    if not is_text(values.type):
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return True  # at most `FEW_VALUES` or quarters
     return len(values) <= DRIVER_VALUES and not any(CROSSING in (text or "") for text in values.to_pylist())
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem
 from uplift_spark.estimators import CausalForest, UpliftModel, frame_rows
-from uplift_spark.forest.binning import as_numbers, is_number
-from uplift_spark.forest.encode import check_parts, encode_treatment
+from uplift_spark.forest.binning import NumberColumn, encode_features
+from uplift_spark.forest.encode import check_parts, encode_numbers, encode_treatment
 from uplift_spark.forest.private import exact_sums, private_table, unbounded_parts
 from uplift_spark.roles import Roles, level_text
 from uplift_spark.stats.moments import normal_quantile
@@ -200,7 +200,7 @@ def private_forest(
     opendp_prelude()
     table, rows = (frame_rows(one).in_memory(roles.columns) for one in (frame, public))
     check_parts({field.name: field.type for field in table.schema}, roles)
-    ends = _ends_for(as_numbers(table.column(roles.outcome)).values, outcome, roles.outcome)
+    ends = _ends_for(encode_numbers(table, [roles.outcome])[roles.outcome], outcome, roles.outcome)
     splits = learner.fit(public, roles).forest
     exact = exact_sums(table, splits, ends, rows_per_person)
     _enter(ledger, budget, f"forest of the effects on {roles.outcome}")
@@ -306,10 +306,11 @@ def _bins_of(table: pa.Table, name: str, of: tuple[float, float] | Sequence[obje
         low, high = float(of[0]), float(of[1])  # type: ignore[arg-type]
         if not (math.isfinite(high - low) and low < high):
             raise ConfigError(f"values of feature {name!r} are {low} to {high}: give its least and its largest")
-        if not is_number(table.schema.field(name).type):
+        column = encode_features(table, [name])[name]
+        if not isinstance(column, NumberColumn):
             raise DataError(f"column {name!r} is no number, and its values are {low} to {high}: name its categories")
         width = (high - low) / _BINS
-        places = np.floor((as_numbers(table.column(name)).values - low) / width)
+        places = np.floor((column.values - low) / width)
         codes = np.where(np.isfinite(places), np.clip(places, 0, _BINS - 1), -1).astype(np.int64)
         return codes, _BINS, lambda code, rng: low + width * (code + rng.random(len(code)))
     kept = _stated(of, f"values of feature {name!r} name")
@@ -436,7 +437,7 @@ def _measured(
     person = roles.unit if roles.cluster is None else roles.cluster
     table = frame_rows(frame).in_memory(tuple(dict.fromkeys([*roles.columns[: -len(roles.features)], *columns])))
     check_parts({field.name: field.type for field in table.schema}, roles)
-    y, ids = as_numbers(table.column(roles.outcome)).values, unit_hashes(table.column(person), person)
+    y, ids = encode_numbers(table, [roles.outcome])[roles.outcome], unit_hashes(table.column(person), person)
     if unknown := int((~np.isfinite(y)).sum()):
         raise DataError(f"column {roles.outcome!r} is missing or infinite in {unknown} rows: leave these units out")
     ends = _ends_for(y, outcome, roles.outcome)

@@ -57,7 +57,7 @@ class Retrain:
         # All that its jobs depend on, too: features, nuisances, refresh, train, compare.
         "retrain": "campaign roles roles.direction labels alarms leakage learner forest refresh nuisances retrain "
         "monitoring.hours monitoring.alpha economics lift compare.points experiment feature_definitions outcomes "
-        "trial_outcomes seed holdout registry.name"
+        "trial_outcomes random_arms_only seed holdout registry.name"
     }
     volume: Annotated[int, Field(ge=1)] = 1_000_000
     least: Annotated[int, Field(ge=1)] = 1000

@@ -211,7 +211,7 @@ def test_drivers_are_said_in_the_words_of_their_rows():
     assert sentences[0] in pages["executive.html"] and sentences[1] not in pages["executive.html"]
     debug = pages["debug.html"]
     assert sentences[0] in debug and "By SHAP, recency moves its predictions most" in debug
-    assert "Then come spend." in debug and "top features by mean size of SHAP" in debug
+    assert "Then: spend." in debug and "top features by mean size of SHAP" in debug
     table = debug[debug.index("<h3>What drives lift</h3>") :].partition("</table>")[0]
     assert table.count("<tr") == 4 and "region north" in table and "not proven" in table and "not stable" in table
     assert "What drives lift" not in pages["oncall.html"]

@@ -584,7 +584,7 @@ def _features_metric(tables: CampaignTables, level: str) -> Metric:
         return Metric(label, words)
     first, *more = rows.to_dict("records")
     words = f"By SHAP, {first['feature']} moves its predictions most: by this much, on average over units."
-    words += f" Then come {', '.join(str(one['feature']) for one in more)}." if more else ""
+    words += f" Then: {', '.join(str(one['feature']) for one in more)}." if more else ""
     tone: Tone = "good" if first["proven"] and first["stable"] else "warn"
     words += (
         " The hold-out bears it out." if first["proven"] else " The hold-out does not bear it out: promise nothing."

@@ -409,8 +409,8 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
         return RowsTable(_DRIVERS, "No driver was measured: run `uplift lift` with scores of a causal forest.")
     for row in rows.head(_MOST_ROWS).to_dict("records"):
         where = "all units" if row["cut"] == "all" else f"{str(row['cut']).removeprefix(SEGMENT)} {row['bucket']}"
-        said = ("proven" if row["proven"] else "not proven", "stable" if row["stable"] else "not stable")
-        texts = (row["treatment"], where, row["feature"], row["condition"], *said)
+        said = f"{'proven' if row['proven'] else 'not proven'}, {'stable' if row['stable'] else 'not stable'}"
+        texts = (row["treatment"], row["condition"], where, said)
         effects = (figure(float(row[name]), source, scale) for name in ("effect_meets", "effect_misses", "gain"))
         interval = between(float(row["gain_lower"]), float(row["gain_upper"]), source, scale)
         counts = (figure(float(row[name]), source) for name in ("n_meets", "n", "adjusted_p"))
@@ -419,8 +419,8 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
         cells = (*map(_text, texts), shap, *effects, interval, agreement, *counts)
         kept.append({"cells": cells, "low": bool(row["low_sample"])})
     heads = (
-        *("level", "among", "feature", "units that", "by the hold-out", "refits", f"SHAP, {tables.unit}"),
-        *("effect", "effect on others", "difference", "95 % interval", "% of refits agree", "n", "n compared", "p"),
+        *("level", "units with", "among", "difference is", f"SHAP, {tables.unit}"),
+        *("effect", "on others", "difference", "95 % interval", "% of refits agree", "n", "of", "p"),
     )
     whole = [tables.page.driver_rows(level) for level in tables.page.levels]
     words = " ".join(sentence for one in whole for sentence in driver_words(one))
@@ -428,7 +428,7 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
         " Training chose features and conditions, the hold-out measured them; intervals hold together over all units, "
         "and over all segments. These are differences between units: changing a feature need not change the effect."
     )
-    return RowsTable(_DRIVERS, words, heads, tuple(kept), 6)
+    return RowsTable(_DRIVERS, words, heads, tuple(kept), 4)
 
 
 def _scenarios_table(tables: CampaignTables) -> RowsTable:

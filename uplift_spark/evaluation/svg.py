@@ -134,6 +134,9 @@ def curves_svg(level: str, curve: pd.DataFrame, scale: float, unit: str) -> Mark
     return _svg(width, _HEIGHT, f"gain of {level} by share of units treated", parts)
 
 
+_LETTERS, _MOST_LETTERS = 26, 40  # of a line's name: for so many there is always room; at most so many are shown
+
+
 def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effect") -> Markup:
     """Effects of a segment's buckets as points with 95 % intervals, one a line; hollow where units are few.
 
@@ -147,15 +150,18 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effec
     if not len(known):
         return Markup("")
     values = ticks(min(0.0, known.min()), max(0.0, known.max()), 4)
-    width, step, left = 460, 24, 190
+    letters = min(max(len(str(name)) for name in rows["bucket"]), _MOST_LETTERS)
+    left = 190 + 7 * max(letters - _LETTERS, 0)
+    width, step = left + 270, 24
     height = step * len(rows) + 40
     x = _Axis(values[0], values[-1], left, width - 20)
     parts = [_line(x(v), 4, x(v), height - 34, "zero" if v == 0 else "grid") for v in values]
     parts += [_text(x(v), height - 20, f"{v:g}") for v in values]
-    parts.append(_text((left + width) / 2, height - 4, f"{what}, {unit}; bars: 95 % interval"))
+    title = f"{what}, {unit}; bars: 95 % interval"
+    parts.append(_text(min((left + width) / 2, width - 3.0 * len(title)), height - 4, title))
     for number, row in enumerate(rows.to_dict("records")):
         middle = 4 + step * number + step / 2
-        parts.append(_text(left - 10, middle + 4, _cut_off(row["bucket"]), "name", "end"))
+        parts.append(_text(left - 10, middle + 4, _cut_off(row["bucket"], letters), "name", "end"))
         if np.isfinite(row["uplift_lower"]) and np.isfinite(row["uplift_upper"]):
             ends = x(row["uplift_lower"] * scale), x(row["uplift_upper"] * scale)
             parts.append(_line(ends[0], middle, ends[1], middle, "whisker"))
@@ -165,8 +171,9 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effec
     return _svg(width, height, f"{what}s by bucket, {unit}", parts)
 
 
-def _cut_off(name: str) -> str:
-    return name if len(name) <= 26 else name[:25] + "…"
+def _cut_off(name: str, letters: int = _LETTERS) -> str:
+    most = max(letters, _LETTERS)
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def sizes_svg(names: Sequence[str], sizes: Sequence[float], scale: float, label: str) -> Markup:

@@ -118,7 +118,8 @@ def timed(spark, n: int) -> str:  # type: ignore[no-untyped-def]
     ids = spark.range(0, n, 1, os.cpu_count()).select(F.concat(F.lit("user-"), F.col("id")).alias("unit_id")).cache()
     ids.count()
     ids.createOrReplaceTempView("timed")
-    query = assignment_sql(THIRDS, AssignmentColumns(), "spark").select("timed")
+    parts = assignment_sql(THIRDS, AssignmentColumns(), "spark")
+    query, arm = parts.select("timed"), f"SELECT unit_id, {parts.treatment} AS treatment FROM timed"
 
     def seconds(run) -> float:  # type: ignore[no-untyped-def]
         times = []
@@ -129,12 +130,14 @@ def timed(spark, n: int) -> str:  # type: ignore[no-untyped-def]
         return float(np.median(times[1:]))  # the first compiles
 
     alone = seconds(lambda: ids.write.format("noop").mode("overwrite").save())
+    arms = seconds(lambda: spark.sql(arm).write.format("noop").mode("overwrite").save())
     columns = seconds(lambda: spark.sql(query).write.format("noop").mode("overwrite").save())
     checked = seconds(lambda: with_arms(ids, THIRDS).write.format("noop").mode("overwrite").save())
     cores = os.cpu_count() or 1
     return (
-        f"{n:,} units on {cores} cores: the columns {columns:.1f} s (reading ids alone {alone:.1f} s), "
-        f"{n / columns / cores / 1e6:.2f} M a second and core; with the check that every id is there once "
+        f"{n:,} units on {cores} cores: the arm of three {arms:.1f} s (reading ids alone {alone:.1f} s), "
+        f"{n / arms / cores / 1e6:.2f} M a second and core; arm, reason, exploration and propensity {columns:.1f} s, "
+        f"{n / columns / cores / 1e6:.2f} M; with the check that every id is there once "
         f"{checked:.1f} s, {n / checked / cores / 1e6:.2f} M"
     )
 

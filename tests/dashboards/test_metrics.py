@@ -182,7 +182,7 @@ def test_debug_figures_and_sentences():
     assert "The last decision was blocked: An incident forbids it." in metrics["Retrains"].sentence
     assert "version 4 against 3 is rolled back. Errors rose." in metrics["Canaries"].sentence
     top = metrics["Top features of mail"]
-    assert "By SHAP, recency moves its predictions most" in top.sentence and "bears it out" in top.sentence
+    assert "By SHAP, recency moves the model's predictions most" in top.sentence and "bears recency out" in top.sentence
     assert (top.value, top.scale, top.n, top.tone) == (0.0171, 100.0, 4321.0, "good")
 
 

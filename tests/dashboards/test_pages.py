@@ -210,7 +210,7 @@ def test_drivers_are_said_in_the_words_of_their_rows():
     assert [row["proven"] for row in rows] == [True, False, True] and [row["stable"] for row in rows][1] is False
     assert sentences[0] in pages["executive.html"] and sentences[1] not in pages["executive.html"]
     debug = pages["debug.html"]
-    assert sentences[0] in debug and "By SHAP, recency moves its predictions most" in debug
+    assert sentences[0] in debug and "By SHAP, recency moves the model's predictions most" in debug
     assert "Then: spend." in debug and "top features by mean size of SHAP" in debug
     table = debug[debug.index("<h3>What drives lift</h3>") :].partition("</table>")[0]
     assert table.count("<tr") == 4 and "region north" in table and "not proven" in table and "not stable" in table
@@ -221,7 +221,7 @@ def test_no_driver_is_said_where_none_is_proven_or_measured():
     nothing = dashboard_pages([sample_tables(sample_frames() | {"lift_driver": sample_drivers(0.001)})])
     words = "No driver of lift is proven, of the 2 that the model expects most of."
     assert words in nothing["executive.html"] and words in nothing["debug.html"]
-    assert "does not bear it out: promise nothing" in nothing["debug.html"]
+    assert "does not bear recency out: promise nothing" in nothing["debug.html"]
     without = {name: rows for name, rows in sample_frames().items() if name != "lift_driver"}
     pages = dashboard_pages([sample_tables(without)])
     assert "No driver was measured" in pages["debug.html"] and "What drives lift" not in pages["executive.html"]

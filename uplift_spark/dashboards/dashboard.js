@@ -100,7 +100,8 @@
       svg.append(shape("line", { x1: x(v), y1: 4, x2: x(v), y2: height - 34, class: v === 0 ? "zero" : "grid" }));
       svg.append(shape("text", { x: x(v), y: height - 20, class: "tick", "text-anchor": "middle" }, String(v)));
     }
-    svg.append(shape("text", { x: (left + width) / 2, y: height - 4, class: "tick", "text-anchor": "middle" }, `effect, ${facts.unit}; bars: 95 % interval`));
+    const title = `effect, ${facts.unit}; bars: 95 % interval`;
+    svg.append(shape("text", { x: Math.min((left + width) / 2, width - 3.2 * title.length), y: height - 4, class: "tick", "text-anchor": "middle" }, title));
     const most = width < 450 ? 15 : 24;
     order.forEach((i, number) => {
       const y = 4 + step * number + step / 2, low = rows.low[i];

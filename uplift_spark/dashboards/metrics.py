@@ -191,7 +191,8 @@ def _roi_metric(tables: CampaignTables) -> Metric:
         return Metric(label, "Too few units of the hold-out got what the plan gives, so nobody knows what it brings.")
     parts = (value, lower, upper)
     if lower > 0:
-        words = f"Each unit of money spent brings {short(value)} beyond itself; {short(lower)} is sure. Spending pays."
+        words = f"Each unit of money spent brings {short(value)} beyond itself, at the lower end {short(lower)}."
+        words += " Spending pays."
     elif upper < 0:
         words = f"Each unit of money spent loses {short(-value)}. Stop, or lower the costs."
     else:
@@ -583,11 +584,13 @@ def _features_metric(tables: CampaignTables, level: str) -> Metric:
         words = "No SHAP values are known: run `uplift lift` with scores of a causal forest, whose trees have splits."
         return Metric(label, words)
     first, *more = rows.to_dict("records")
-    words = f"By SHAP, {first['feature']} moves its predictions most: by this much, on average over units."
+    words = f"By SHAP, {first['feature']} moves the model's predictions most: by this much, on average over units."
     words += f" Then: {', '.join(str(one['feature']) for one in more)}." if more else ""
     tone: Tone = "good" if first["proven"] and first["stable"] else "warn"
     words += (
-        " The hold-out bears it out." if first["proven"] else " The hold-out does not bear it out: promise nothing."
+        f" The hold-out bears {first['feature']} out."
+        if first["proven"]
+        else f" The hold-out does not bear {first['feature']} out: promise nothing."
     )
     size, n = float(first["mean_shap"]), float(first["n"])
     return Metric(label, words, "lift_driver", size, n=n, scale=tables.scale, unit=tables.unit, tone=tone)

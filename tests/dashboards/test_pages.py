@@ -90,7 +90,12 @@ def test_segments_hold_the_printed_digits_of_the_lift_table():
     for i, bucket in enumerate(cut["buckets"]):
         for name, column in (("effect", "uplift"), ("lower", "uplift_lower"), ("upper", "uplift_upper")):
             assert short(cut["levels"][0][name][i]) == short(float(rows.loc[bucket, column]) * 100)
-        assert cut["levels"][0]["n"][i] == rows.loc[bucket, "n"]
+        assert cut["levels"][0]["treated"][i] + cut["levels"][0]["control"][i] == rows.loc[bucket, "n"]
+    assert "n" not in cut["levels"][0]
+    frames = sample_frames()
+    frames["lift_table"]["n"] += 1  # one more of neither arm
+    (facts,) = facts_of(dashboard_pages([sample_tables(frames)])["debug.html"])["campaigns"]
+    assert facts["cuts"]["segment:region"]["levels"][0]["n"] == [int(n) + 1 for n in rows.loc[cut["buckets"], "n"]]
 
 
 @needs_node
@@ -197,6 +202,7 @@ def big_campaign(number: int, segments: int, levels: int):
     frames["lift_table"] = pd.concat(parts, ignore_index=True)
     for name in ("uplift_curve", "uplift_metrics"):
         frames[name] = pd.concat([frames[name].assign(treatment=level) for level in names], ignore_index=True)
+    frames["lift_driver"] = pd.concat([sample_drivers(level=level) for level in names], ignore_index=True)
     units = sample_units(4000, number)
     benefit = rng.normal(0.02, 0.04, (4000, levels))
     units = type(units)(benefit, benefit - 0.02, units.arm, units.outcome, units.weight)

@@ -61,6 +61,7 @@
   }
   function segmentsOf(panel, facts, pick) {
     const cut = facts.cuts[pick("cut").value], rows = cut.levels[Number(pick("level").value)];
+    rows.n ??= rows.treated.map((treated, i) => treated + rows.control[i]); // said only where it is another number
     const level = facts.levels[Number(pick("level").value)], wanted = pick("find").value.toLowerCase();
     let order = cut.buckets.map((_, i) => i).filter((i) => rows.n[i] > 0 && cut.buckets[i].toLowerCase().includes(wanted));
     const by = { n: (i) => -rows.n[i], high: (i) => -(rows.effect[i] ?? -Infinity), low: (i) => rows.effect[i] ?? Infinity }[pick("order").value];

@@ -178,6 +178,8 @@ def _bucket_facts(part: pd.DataFrame, buckets: Sequence[str], scale: float) -> d
     counts = {"n": "n", "treated": "n_treated", "control": "n_control"}
     effects = {"effect": "uplift", "lower": "uplift_lower", "upper": "uplift_upper", "predicted": "predicted_uplift"}
     facts: dict[str, list[Any]] = {name: rows[column].fillna(0).astype(int).tolist() for name, column in counts.items()}
+    if facts["n"] == [treated + control for treated, control in zip(facts["treated"], facts["control"], strict=True)]:
+        del facts["n"]  # the page adds them up
     facts |= {name: [_three(value * scale) for value in rows[column].astype(float)] for name, column in effects.items()}
     facts["low"] = [int(value is True or value == 1) for value in rows["low_sample"]]
     facts["apart"] = [int(value < _APART) for value in rows["different_p"].astype(float).fillna(1)]

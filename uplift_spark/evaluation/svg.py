@@ -38,7 +38,9 @@ class _Axis:
     end: float
 
     def __call__(self, value: float) -> str:
-        return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}"
+        return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}".removesuffix(
+            ".0"
+        )
 
 
 def _finite(*columns: pd.Series) -> np.ndarray:

@@ -30,7 +30,7 @@ from uplift_spark.dashboards.whatif import whatif_sums
 from uplift_spark.evaluation.drivers import driver_sentence
 from uplift_spark.evaluation.html_page import coded, package_text, short
 
-FIGURE = re.compile(r'<data value="([^"]*)" data-of="([^"]*)" data-scale="([^"]*)">([^<]*)</data>')
+FIGURE = re.compile(r'<data value="([^"]*)" data-of="([^"]*)"(?: data-scale="([^"]*)")?>([^<]*)</data>')
 NAMES = ["</script><script>alert(1)</script>", "\"'`{{ 7*7 }}", "\U0001f680 emoji", "مرحبا \u202e abc", "a" * 300]
 
 
@@ -70,7 +70,7 @@ def test_every_figure_of_a_page_is_one_of_its_table():
         figures = FIGURE.findall(page)
         assert len(figures) == page.count("<data ") and len(figures) > 8
         for value, source, scale, text in figures:
-            assert text == short((float(value) if value else np.nan) * float(scale))
+            assert text == short((float(value) if value else np.nan) * float(scale or 1))
             held = [np.asarray(derived.get(source, []), float)]
             if ": " not in source or source not in derived:
                 frame = tables.frames.get(source.partition(": ")[0], pd.DataFrame())

@@ -48,6 +48,7 @@ PAGES: dict[PageKind, tuple[str, str]] = {
 }
 """{page: (file, title)}."""
 _PACKAGE = "uplift_spark.dashboards"
+_MOST_DRIVER_ROWS = 12
 _MOST_ROWS = 200  # of a table below the figures
 _APART = 0.05
 _MOST_DRIVERS = 2  # sentences on the page of those who decide
@@ -404,12 +405,13 @@ def _driver_sentences(tables: CampaignTables) -> list[RowsTable]:
 
 
 def _drivers_table(tables: CampaignTables) -> RowsTable:
-    """What the hold-out says of every driver, over all units and in segments."""
+    """What the hold-out says of the drivers of the level to use, over all units and in segments."""
     source, scale, kept = "lift_driver", tables.scale, []
-    rows = tables.page.drivers
-    if rows.empty:
+    if tables.page.drivers.empty:
         return RowsTable(_DRIVERS, "No driver was measured: run `uplift lift` with scores of a causal forest.")
-    for row in rows.head(_MOST_ROWS).to_dict("records"):
+    level = tables.page.levels[0] if tables.verdict is None else tables.verdict.level
+    rows = tables.page.drivers[tables.page.drivers["treatment"] == level]
+    for row in rows.head(_MOST_DRIVER_ROWS).to_dict("records"):
         where = "all units" if row["cut"] == "all" else f"{str(row['cut']).removeprefix(SEGMENT)} {row['bucket']}"
         said = f"{'proven' if row['proven'] else 'not proven'}, {'stable' if row['stable'] else 'not stable'}"
         texts = (row["treatment"], row["condition"], where, said)
@@ -424,12 +426,14 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
         *("level", "units with", "among", "difference is", f"SHAP, {tables.unit}"),
         *("effect", "on others", "difference", "95 % interval", "% of refits agree", "n", "of", "p"),
     )
-    whole = [tables.page.driver_rows(level) for level in tables.page.levels]
-    words = " ".join(sentence for one in whole for sentence in driver_words(one))
-    words += (
+    words = " ".join(driver_words(tables.page.driver_rows(level))) + (
         " Training chose features and conditions, the hold-out measured them; intervals hold together over all units, "
         "and over all segments. These are differences between units: changing a feature need not change the effect."
     )
+    if len(tables.page.drivers) > len(kept):
+        words += (
+            f" The table has {len(kept)} of {len(tables.page.drivers)} rows of gold.v_driver: the first of {level}."
+        )
     return RowsTable(_DRIVERS, words, heads, tuple(kept), 4)
 
 

@@ -24,11 +24,10 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def figure(value: float, source: str, scale: float = 1.0) -> Markup:
-    """A number of a table as HTML that names its table; `scale` is what it is multiplied by to be shown."""
+    """A number of a table as HTML that names its table; `scale`, where it is not 1, is what it is multiplied by."""
     known = "" if not np.isfinite(value) else repr(float(value))
-    return Markup('<data value="{}" data-of="{}" data-scale="{:g}">{}</data>').format(
-        known, source, scale, short(value * scale)
-    )
+    shown = "" if scale == 1 else Markup(' data-scale="{:g}"').format(scale)
+    return Markup('<data value="{}" data-of="{}"{}>{}</data>').format(known, source, shown, short(value * scale))
 
 
 def between(lower: float, upper: float, source: str, scale: float = 1.0) -> Markup:

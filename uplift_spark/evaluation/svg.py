@@ -49,12 +49,15 @@ def _finite(*columns: pd.Series) -> np.ndarray:
 
 
 def _svg(width: int, height: int, label: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label)
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" text-anchor="middle">').format(
+        width, height, label
+    )
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
 def _text(x: object, y: object, text: object, kind: str = "tick", anchor: str = "middle") -> Markup:
-    return Markup('<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>').format(x, y, kind, anchor, text)
+    own = "" if anchor == "middle" else Markup(' text-anchor="{}"').format(anchor)
+    return Markup('<text x="{}" y="{}" class="{}"{}>{}</text>').format(x, y, kind, own, text)
 
 
 def _line(x1: object, y1: object, x2: object, y2: object, kind: str) -> Markup:

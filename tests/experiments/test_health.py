@@ -47,9 +47,13 @@ def found_in(facts: TrialFacts, check: str, design: ReadoutDesign = HALVES) -> H
 
 
 def test_only_what_is_wrong_with_the_arms_is_a_fault_of_them() -> None:
-    about = {"sample_ratio": "refuse", "covariate_balance": "warn", "early": "refuse"}
-    findings = [HealthFinding(check, severity, 0.1, 0.05, f"{check} it is") for check, severity in about.items()]
-    assert [one.check for one in arm_faults(findings)] == ["sample_ratio"]
+    rule = StoppingRule("group_sequential", analyses=(0.5, 1.0))
+    looks = replace(HALVES, planned_units=19_000, stopping=rule)
+    ended = TrialFacts({"off": 9000, "on": 10_000}, earlier=(0.5, 1.0))
+    with pytest.raises(ConfigError, match="this is look 3 of 2 planned"):
+        health_findings(ended, looks)
+    assert [one.check for one in arm_faults(ended, looks)] == ["sample_ratio"]
+    assert arm_faults(replace(ended, units=CLEAN.units), looks) == []
 
 
 def test_a_clean_trial_has_no_finding() -> None:

@@ -198,19 +198,20 @@ def health_findings(
     return sorted(findings, key=lambda one: one.severity != REFUSE)
 
 
-_OF_ARMS = ("sample_ratio", "no_share", "two_arms", "covariate_balance", "propensity")
-
-
-def arm_faults(findings: Sequence[HealthFinding]) -> list[HealthFinding]:
-    """Select what says that the arms are not what the design makes.
+def arm_faults(facts: TrialFacts, design: ReadoutDesign, limits: HealthLimits | None = None) -> list[HealthFinding]:
+    """What says that the arms are not what the design makes, whenever the trial is looked at, also after its end.
 
     Args:
-        findings: From `health_findings`.
+        facts: Counts and sums.
+        design: What was laid down.
+        limits: From where on a finding is one.
 
     Returns:
-        Those that refuse a readout; others are about reading the trial, such as one that is read too early.
+        Findings that refuse a readout; those about reading the trial, such as one that is read too early, are left out.
     """
-    return [one for one in findings if one.check in _OF_ARMS and one.severity == REFUSE]
+    limits = limits or HealthLimits()
+    checks = (_sample_ratio, _foreign_arms, _two_arms, _covariate_balance, _propensities)
+    return [one for check in checks for one in check(facts, design, limits) if one.severity == REFUSE]
 
 
 # --------------------------------------------------------------------------------------------------------------------

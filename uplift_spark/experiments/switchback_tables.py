@@ -20,7 +20,7 @@ from uplift_spark.campaign import Campaign
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.load import TEXTS
 from uplift_spark.experiments.frames import ReadingTime, ReadoutColumns, value_columns
-from uplift_spark.experiments.health import HealthFinding, arm_faults, health_findings
+from uplift_spark.experiments.health import HealthFinding, arm_faults
 from uplift_spark.experiments.protocol import (
     ReadingOptions,
     TrialReading,
@@ -240,7 +240,7 @@ def trial_faults(campaign: Campaign, progress: ProgressCallback) -> tuple[list[H
     except ConfigError as error:
         progress(f"the trial's arms are not checked: {error}")
         return [], 0
-    return arm_faults(health_findings(facts, readout_design(campaign.config))), facts.total
+    return arm_faults(facts, readout_design(campaign.config)), facts.total
 
 
 def read_observations(campaign: Campaign, options: ReadingOptions) -> SwitchbackReading:

@@ -134,7 +134,7 @@ def explanation_text(answer: Mapping[str, Any]) -> str:
 def score_reasons(campaign: Campaign, answer: Mapping[str, Any]) -> list[str]:
     """What moves a unit's scores most, in words with intervals: Shapley values of the model that scored it.
 
-    None where the model is no causal forest, or is not in the registry any more, or the unit is not in the table.
+    Empty where the model is no causal forest, or is not in the registry any more, or the unit is not in the table.
     """
     config, decision, table = campaign.config, answer["decision"], campaign.training_table
     version = str(decision["model_version"])

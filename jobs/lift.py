@@ -7,7 +7,6 @@ gold.uplift_curve, gold.uplift_metrics and, of a registered causal forest, gold.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 
 from pyspark.sql import DataFrame
@@ -70,8 +69,10 @@ def _evaluated(
     drivers, cuts = ([], ()) if model is None else drivers_of(holdout, model, spec.segments, spec.direction)
     marked = with_drivers(holdout, drivers)
     if len(cuts) > len(drivers):
-        with suppress(DataError):  # where a segment cannot be crossed; what else is wrong is said below
+        try:
             return evaluate(marked, scores, replace(spec, segments=(*spec.segments, *cuts))), drivers
+        except DataError as error:  # such as a bucket whose name no crossing can have
+            progress(f"drivers are not measured within segments: {error}")
     return evaluate(marked, scores, replace(spec, segments=(*spec.segments, *cuts[: len(drivers)]))), drivers
 
 

@@ -213,6 +213,8 @@ def sql(
         sys.stdout.write(csv_text(shown))
     else:
         out().print(rows_table(shown))
+    if not len(rows):
+        err().print("no row: nothing in this lakehouse fits the query")
     if len(rows) > limit:
         err().print(f"only the first {limit} rows are shown: use --limit for more")
 

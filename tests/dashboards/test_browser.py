@@ -74,7 +74,7 @@ def test_the_command_that_explains_a_unit_holds_its_id_as_text(tmp_path, unit):
         assert browser.run(f"document.querySelector('{target}').textContent") == "Why one unit gets what it gets"
         command = browser.run(ASKED % json.dumps(unit))
         assert browser.errors == []
-    shell = f'uplift() {{ printf %s "$2"; }}; {command}'
+    shell = f'uplift() {{ printf %s "$4"; }}; {command}'
     query = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert f"d.unit_id = {sql_text(unit)} AND d.run_id = 'policy-1' AND s.run_id = 'score-1'" in query
     assert checked_query(query) and query.count(sql_text(unit)) == 1

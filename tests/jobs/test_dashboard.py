@@ -87,7 +87,7 @@ def test_pages_are_written_from_the_tables(campaign, tmp_path):
 def test_the_page_s_query_says_why_one_unit_gets_what_it_gets(campaign, tmp_path):
     dashboard.run(campaign, request=dashboard.DashboardRequest(to=tmp_path))
     page = html.unescape((tmp_path / "executive.html").read_text())
-    query = re.search(r'uplift sql "(SELECT d\.[^"]*)"', page)[1]
+    query = re.search(r'uplift sql --conf CAMPAIGN.yaml "(SELECT d\.[^"]*)"', page)[1]
     rows = campaign.sql(query.replace("'ID'", "'u7'")).to_dict("records")
     (score,) = campaign.sql("SELECT * FROM gold.uplift_scores WHERE unit_id = 'u7'").to_dict("records")
     assert [(row["treatment"], row["level"], row["gain"]) for row in rows] == [("mail", "mail", 1.0)]

@@ -220,7 +220,7 @@
   // The command that explains one unit: its id as a text of SQL, and the whole in the double quotes of a shell.
   const commandOf = (query, id) => {
     const text = id.replace(/\\/g, "\\\\").replace(/'/g, "\\'");
-    return `uplift sql "${query.replace("'ID'", () => `'${text}'`).replace(/[\\"$`]/g, "\\$&")}"`;
+    return `uplift sql --conf CAMPAIGN.yaml "${query.replace("'ID'", () => `'${text}'`).replace(/[\\"$`]/g, "\\$&")}"`;
   };
   function wireWhy(panel) {
     const unit = panel.querySelector(".unit"), query = panel.querySelector(".query"), copy = panel.querySelector(".copy-query");

@@ -30,7 +30,7 @@ from uplift_spark.dashboards.metrics import (
 )
 from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
 from uplift_spark.dashboards.whatif import whatif_script
-from uplift_spark.evaluation.drivers import driver_words
+from uplift_spark.evaluation.drivers import AGREE, driver_words
 from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.report import drivers_svg
@@ -366,8 +366,9 @@ def _why_table(tables: CampaignTables) -> RowsTable:
             "that is worth most, or none."
         )
     words = (
-        "No page names anybody. Write a unit's id below and run the command: it prints a row a level, the predicted "
-        "effect on this unit with its 95 % interval, beside what the plan gives it, the reason, the gain and the cost."
+        "No page names anybody. Write a unit's id below, put the campaign's configuration in place of CAMPAIGN.yaml, "
+        "and run the command: it prints a row a level, the predicted effect on this unit with its 95 % interval, "
+        "beside what the plan gives it, the reason, the gain and the cost."
         f"{worth} Where `governance.audit` is set, `uplift audit explain ID` also says prices, rules and consent, and "
         "proves the entry, and which features move the prediction most."
     )
@@ -428,7 +429,8 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
     )
     words = " ".join(driver_words(tables.page.driver_rows(level))) + (
         " Training chose features and conditions, the hold-out measured them; intervals hold together over all units, "
-        "and over all segments. These are differences between units: changing a feature need not change the effect."
+        f"and over all segments. Stable is what {AGREE:.0%} of refits agree on. These are differences between units: "
+        "changing a feature need not change the effect."
     )
     if len(tables.page.drivers) > len(kept):
         words += (

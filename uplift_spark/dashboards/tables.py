@@ -18,18 +18,8 @@ from uplift_spark.roles import Direction
 
 GOLD_OF_PAGES = (
     *("lift_table", "uplift_curve", "uplift_metrics", "policy_limits", "policy_curve", "policy_scenarios", "kpi"),
-    *(
-        "lift_driver",
-        "drift",
-        "findings",
-        "alerts",
-        "retrain",
-        "canary",
-        "experiment",
-        "readout",
-        "experiment_health",
-        "roi",
-    ),
+    *("lift_driver", "drift", "findings", "alerts", "retrain", "canary", "experiment", "readout", "experiment_health"),
+    "roi",
 )
 """Names of the gold tables that pages show rows of; in none of them anybody is a row."""
 

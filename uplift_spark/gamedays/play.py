@@ -197,25 +197,25 @@ class GameDay:
     def monitor(self, day: int) -> list[str]:
         """Monitor the window of a day; the alerts that fire then."""
         result = self._job(monitor, window=self.world.at(day, 12), now=self.now)
-        events = self._alert_events()
-        for event in events:
-            if event["event"] in ("fired", "resolved"):
-                severity = f"{event['severity']} " if event["event"] == "fired" else ""
-                self.note("alert", f"{severity}{event['rule']} {event['event']}: {event['summary']}")
-        if not events:
+        if not self._note_alerts():
             firing = ", ".join(result.details["alerts"]) or "none"
             self.note("job", f"monitor of day {day}: nothing new, alerts that fire: {firing}")
         return list(result.details["alerts"])
 
-    def _alert_events(self) -> list[Mapping[Any, Any]]:
+    def _note_alerts(self) -> int:
+        """Put alerts that fired or ended since the last time on the timeline; how many events there were."""
         lake = self.base.lake
         if not lake.exists(ALERTS_TABLE):
-            return []
+            return 0
         rows = lake.read(ALERTS_TABLE).where(f"{CAMPAIGN} = '{self.world.campaign}'").toPandas()
         rows = rows.sort_values(["at", "sequence"], kind="stable")
         new = rows.iloc[self._known_alerts :].to_dict("records")
         self._known_alerts = len(rows)
-        return list(new)
+        for event in new:
+            if event["event"] in ("fired", "resolved", "closed"):
+                severity = f"{event['severity']} " if event["event"] == "fired" else ""
+                self.note("alert", f"{severity}{event['rule']} {event['event']}: {event['summary']}")
+        return len(new)
 
     def retrain(self, decision: str, because: str | None = None) -> Mapping[str, Any]:
         """Decide on a new model; the decision has to be this one."""
@@ -244,13 +244,10 @@ class GameDay:
 
     def runbook(self, name: str, reason: str, over: bool) -> None:
         """Carry out a runbook, whose steps have to hold in the end (`over`), or to wait for people."""
-        summary = self._job(runbook, request=runbook.RunbookRequest(name, True, reason), now=self.now).details[
-            "summary"
-        ]
-        for event in self._alert_events():
-            if event["event"] in ("fired", "resolved", "closed"):
-                self.note("alert", f"{event['rule']} {event['event']}: {event['summary']}")
-        lines = str(summary).splitlines()
+        request = runbook.RunbookRequest(name, True, reason)
+        summary = str(self._job(runbook, request=request, now=self.now).details["summary"])
+        self._note_alerts()
+        lines = summary.splitlines()
         waits = next((line for line in lines if " waits: " in line), lines[-1])
         self.note("people", f"runbook {name}: {lines[-1] if over else waits}")
         self.check(lines[-1].startswith("All ") == over, f"runbook {name}: {summary}")

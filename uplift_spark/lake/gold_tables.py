@@ -33,15 +33,19 @@ _SCORES = Contract(
     skip_by=(UNIT, RUN_ID),
 )
 
+_OF_LEVEL = (
+    *RUN,
+    f"{CAMPAIGN} string",
+    "model_version string",
+    "outcome string",
+    f"{TREATMENT} string: level compared with control",
+)
+
 _LIFT_TABLE = Contract(
     table="gold.lift_table",
     job="lift",
     columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "model_version string",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control",
+        *_OF_LEVEL,
         "cut string: all, decile, segment:<feature> or segment:<feature> x <feature>",
         "bucket string: decile (1 has the best predicted uplift: lowest where less is better) or value of the segment",
         "n bigint: hold-out units of both arms",
@@ -104,11 +108,7 @@ _DRIVERS = Contract(
     table="gold.lift_driver",
     job="lift",
     columns=declared(
-        *RUN,
-        f"{CAMPAIGN} string",
-        "model_version string",
-        "outcome string",
-        f"{TREATMENT} string: level compared with control",
+        *_OF_LEVEL,
         "cut string: all, or segment:<feature>",
         "bucket string: all, or value of the segment",
         "rank bigint: of the feature by mean_shap, over all units; 1 is the first",

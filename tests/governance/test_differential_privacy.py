@@ -362,7 +362,10 @@ def test_synthetic_units_are_like_the_others_in_what_single_features_tell():
     assert set(units["city"]) <= {"a", "b", "c"} and (units["city"] == "c").mean() < 0.02
     by_level = units.groupby([units["x0"] > 0.5, "w"])["y"].mean().unstack()
     gain = by_level["1"] - by_level["0"]
-    assert gain[False] == pytest.approx(0.05, abs=0.03) and gain[True] == pytest.approx(0.15, abs=0.03)
+    # Noise has no seed. True gains are .05 and .15, and those of bins are drawn towards their mean by design: over 120
+    # draws they are .107 (sd .004) on average and .064 (sd .009) apart. Bounds lie four standard deviations off.
+    assert (gain[False] + gain[True]) / 2 == pytest.approx(0.1, abs=0.025)
+    assert 0.028 < gain[True] - gain[False] < 0.11
     assert not set(units[["x0", "x1"]].itertuples(index=False)) & set(frame[["x0", "x1"]].itertuples(index=False))
     model = private_forest(LEARNER, units, frame, CITIES, PrivacyBudget(2.0))
     points, truth = campaign(500, 5)

@@ -97,10 +97,11 @@ def test_an_alert_of_lost_lift_is_as_probable_as_the_guide_says() -> None:
         return LiftEstimate(rates[0] - rates[1], math.sqrt(sum(rate * (1 - rate) / n for rate in rates)), n)
 
     def alerts(times: int, lost: float) -> float:
-        pairs = ((drawn(times * 850_000, 0.005), drawn(850_000, (1 - lost) * 0.005)) for _ in range(300))
+        pairs = ((drawn(times * 850_000, 0.005), drawn(850_000, (1 - lost) * 0.005)) for _ in range(1000))
         return float(np.mean([_degradation(SPEC, "mail", *pair).state == "alert" for pair in pairs]))
 
-    assert [alerts(*case) for case in cases] == pytest.approx([0.21, 0.10, 0.97, 0.82, 0.0], abs=0.08)
+    assert [alerts(*case) for case in cases] == pytest.approx([0.93, 0.78, 0.995, 0.99, 0.0], abs=0.04)
+    assert alerts(3, 0.0) <= 0.01 + 3 * math.sqrt(0.01 / 1000)
 
 
 def test_a_level_of_which_nothing_is_known_does_not_stop_the_others() -> None:

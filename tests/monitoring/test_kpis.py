@@ -47,6 +47,9 @@ def test_founding_thresholds() -> None:
         ("error_rate", 0.03, 0.019, 0.041, 5000, "unsure"),
         ("error_rate", 1.0, 0.2, 1.0, 1, "too_few"),
         ("error_rate", NAN, NAN, NAN, 0, "no_data"),
+        ("lift_degradation", 0.3, 0.02, 0.58, 5000, "alert"),
+        ("lift_degradation", 0.3, -0.02, 0.62, 5000, "unsure"),
+        ("lift_degradation", 0.08, 0.02, 0.14, 5000, "missed"),
         ("delivery_rate", 0.95, 0.94, 0.96, 5000, "alert"),
         ("delivery_rate", 0.985, 0.97, 0.995, 5000, "unsure"),
         ("delivery_rate", 0.995, 0.99, 1.0, 5000, "ok"),
@@ -68,6 +71,7 @@ def test_an_interval_of_the_needed_size_would_tell() -> None:
     half = 0.011 * math.sqrt(5000 / (needed + 1))
     assert kpi.state(0.03, 0.03 - half, 0.03 + half, needed + 1) == "alert"
     assert kpi.n_needed(0.02, 0.01, 0.03, 5000) == math.inf
+    assert kpi_named("lift_degradation").n_needed(0.3, -0.3, 0.9, 5000) == 20_000
     assert math.isnan(kpi_named("cost_per_incremental").n_needed(1, 0, 2, 50))
     assert math.isnan(kpi_named("cost_forecast").n_needed(1.02, 0.94, 1.1, 20))  # days to come are no sample
 

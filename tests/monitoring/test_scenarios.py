@@ -90,6 +90,13 @@ def test_a_spoilt_rule_fails_the_case_that_it_spoils(tmp_path: Path) -> None:
         proven = proven_cases(tmp_path, [rule, absent], tests)
         assert not proven["spring", rule.name, case]
         assert all(proven["spring", absent.name, one] for one in CASES)
+    lift = monitor_rules("spring", [kpi_named("lift_degradation")], 24)[0]
+    spoilt = {"holds": "> 0.0 and ", "resets": "> 0.1 and "}  # it needs both: an interval beyond 0, a value beyond .1
+    for case, term in spoilt.items():
+        assert term in lift.expr
+        wrong = replace(lift, expr=lift.expr.replace(term, "> -1 and "))
+        proven = proven_cases(tmp_path, [lift], written(tmp_path, [wrong], [lift]))
+        assert [one for one in CASES if not proven["spring", lift.name, one]] == [case]
     (tmp_path / NAMES.kpis).write_text("groups: 7")
     with pytest.raises(EnvironmentProblem, match="promtool does not take the tests"):
         proven_cases(tmp_path, [rule], tests)

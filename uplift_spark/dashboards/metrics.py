@@ -409,12 +409,15 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     about = declared.definition if declared is not None else ""
     what = _WHAT_TO_DO.get(name, "read its definition in the configuration")
     needed = _number(row["n_needed"])
+    certain = np.isfinite(lower + upper)
+    whole = certain and not lower <= alert <= upper
+    chance = ", by more than chance" if certain and not whole else ""
     texts = {
         "ok": "In order: nothing to do."
         if np.isfinite(target) or bound
         else "It has no target: read it beside the others.",
         "missed": f"Worse than the target of {short(target * scale)} {unit}, nobody is called yet: {what}.",
-        "alert": f"{'The whole interval' if np.isfinite(lower) else 'It'} is beyond {bound}: {what}, now.",
+        "alert": f"{'The whole interval' if whole else 'It'} is beyond {bound}{chance}: {what}, now.",
         "unsure": f"The value is beyond {bound}, its interval is not"
         + (f": {short(needed)} observations would tell. Wait." if np.isfinite(needed) else ". Wait for more days."),
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",

@@ -662,7 +662,7 @@ def _known(value: float | None) -> float | None:
 def kpi_conditions(rows: Iterable[Mapping[str, Any]], at: datetime) -> list[Condition]:
     """Read rows of `gold.kpi` as conditions: what a monitor hands to `AlertBook.observe`.
 
-    A KPI is breached where its whole interval is beyond its alert threshold, and well where its value is not. Between
+    A KPI is breached where its state is `alert`, and well where its value is not beyond the alert threshold. Between
     the two, and with too few observations or none, nobody can say, and its alert stays as it is.
 
     Args:
@@ -744,5 +744,5 @@ def _kpi_summary(row: Mapping[str, Any], value: float | None) -> str:
     interval = "" if any(end is None or end != end for end in ends) else f" ({ends[0]:.4g} to {ends[1]:.4g})"
     needed = row["n_needed"]
     known = needed is not None and needed == needed and needed != float("inf")
-    tells = f"; {needed:,.0f} would tell it from the threshold" if known else ""
+    tells = f"; {needed:,.0f} would tell" if known else ""
     return f"{value:.4g}{interval} {row['unit']} of {row['n']:,.0f}, alert at {row['alert']:.4g}{tells}"

@@ -33,7 +33,7 @@ class KpiValue:
     """A KPI of one window: a row of gold.kpi.
 
     cut       all, or the level, outcome or source that it is of
-    n_needed  observations that would tell a value beyond its alert threshold from it; NaN: nobody can say
+    n_needed  observations that would make a value beyond its alert threshold an alert; NaN: nobody can say
     note      what a reader must know
     """
 
@@ -80,6 +80,11 @@ class KpiValue:
         threshold = "" if self.kpi.alert is None else f", alert at {self.kpi.alert:g}"
         note = f"; {self.note}" if self.note else ""
         return f"{self.kpi.name}{of}: {self.value:.4g}{interval}, n {self.n:,.0f}{threshold}: {self.state}{more}{note}"
+
+
+DROP_ALPHA = 0.01
+"""Probability that a window in which no lift is lost alerts of `lift_degradation`: at `monitoring.alpha` a drop of 30 %
+would take twice the units to see, and a drop is a ticket, not a page."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,8 @@ def _degradation(spec: FigureSpec, level: str, estimated: LiftEstimate, now: Lif
         else f"to see a drop of {limit:.0%} four times in five takes {drop.n_needed:,.0f} units an arm"
     )
     note = f"{takes} (p of no drop {drop.p_value:.2g})"
-    return KpiValue(kpi, level, drop.drop, drop.drop - spec.z * error, drop.drop + spec.z * error, now.n, note)
+    half = float(norm.isf(DROP_ALPHA)) * error
+    return KpiValue(kpi, level, drop.drop, drop.drop - half, drop.drop + half, now.n, note)
 
 
 def _money(spec: FigureSpec, level: str, current: WindowFacts, now: LiftEstimate) -> Iterator[KpiValue]:

@@ -93,12 +93,7 @@ def kpi_panel(kpi: Kpi) -> DashboardPanel:
     """
     lines = [(value, colour) for value, colour in ((kpi.target, "green"), (kpi.alert, "red")) if value is not None]
     parts = {"": kpi.name, "lower": "lower end", "upper": "upper end"}
-    side = "above" if kpi.better == "below" else "below"
-    called = (
-        f" {kpi.severity.capitalize()} when the whole interval is {side} {kpi.alert:g}."
-        if kpi.alert is not None
-        else ""
-    )
+    called = f" {kpi.severity.capitalize()} when {kpi.when_called}." if kpi.when_called else ""
     aim = f" Target: {kpi.target:g} {kpi.unit}." if kpi.target is not None else ""
     return DashboardPanel(
         kpi.name.replace("_", " "),

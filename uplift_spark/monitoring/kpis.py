@@ -43,6 +43,8 @@ class Kpi:
                 budget), mean, ratio of two sums, quantile, distance (of distributions), age or forecast
     severity    whether an alert pages or opens a ticket
     n_of        what n counts
+    baseline    the value where nothing is wrong, if an alert has to tell the value from that alone: the value is beyond
+                `alert`, its whole interval beyond `baseline`; None: the whole interval is beyond `alert`
 
     Raises ConfigError when a threshold lies the wrong way round, or is no number.
     """
@@ -57,6 +59,7 @@ class Kpi:
     measure: KpiMeasure = "mean"
     severity: Severity = "ticket"
     n_of: str = "units"
+    baseline: float | None = None
 
     def __post_init__(self) -> None:
         where = f"monitoring.kpis.{checked_name(self.name, 'KPI')}"
@@ -75,6 +78,21 @@ class Kpi:
                 f"be {side} than target ({self.target:g}); swap them"
             )
 
+    @property
+    def must_exclude(self) -> float | None:
+        """What the interval of a value must lie beyond for an alert."""
+        return self.alert if self.baseline is None else self.baseline
+
+    @property
+    def when_called(self) -> str:
+        """When somebody is called, to stand behind "when"; empty where nobody ever is."""
+        if self.alert is None:
+            return ""
+        side = "above" if self.better == "below" else "below"
+        if self.baseline is None:
+            return f"the whole interval is {side} {self.alert:g}"
+        return f"the value is {side} {self.alert:g} and the whole interval {side} {self.baseline:g}"
+
     def is_worse(self, value: float, threshold: float) -> bool:
         """Whether a value lies on the bad side of a threshold."""
         return value > threshold if self.better == "below" else value < threshold
@@ -89,20 +107,21 @@ class Kpi:
             n: Observations behind it.
 
         Returns:
-            `ok`, or `missed`: worse than the target; `alert`: the whole interval is worse than the alert threshold;
-            `unsure`: the value is, its interval is not; `too_few`: beyond the threshold, but n < min_n; `no_data`.
+            `ok`, or `missed`: worse than the target; `alert`: the value is worse than the alert threshold, its whole
+            interval worse than `must_exclude`; `unsure`: the value is, its interval is not; `too_few`: beyond the
+            threshold, but n < min_n; `no_data`.
         """
         if not n > 0 or math.isnan(value):
             return "no_data"
-        if self.alert is not None and self.is_worse(value, self.alert):
+        if self.alert is not None and self.must_exclude is not None and self.is_worse(value, self.alert):
             if n < self.min_n:
                 return "too_few"
             near = lower if self.better == "below" else upper
-            return "alert" if math.isnan(near) or self.is_worse(near, self.alert) else "unsure"
+            return "alert" if math.isnan(near) or self.is_worse(near, self.must_exclude) else "unsure"
         return "missed" if self.target is not None and self.is_worse(value, self.target) else "ok"
 
     def n_needed(self, value: float, lower: float, upper: float, n: float) -> float:
-        """How many observations would tell a value like this from the alert threshold: intervals shrink with √n.
+        """How many observations would make a value like this an alert: intervals shrink with √n.
 
         Args:
             value: The figure.
@@ -111,14 +130,16 @@ class Kpi:
             n: Observations behind it.
 
         Returns:
-            A number of observations; infinite for a value at the threshold, NaN where nobody can say: no interval, no
-            threshold, a forecast.
+            A number of observations; infinite for a value equal to `must_exclude`, NaN where nobody can say:
+            no interval, no threshold, a forecast.
         """
         near = lower if self.better == "below" else upper
         unknown = math.isnan(value) or math.isnan(near)
-        if self.alert is None or not n > 0 or unknown or self.measure == "forecast":  # days to come are no sample
+        if (
+            self.must_exclude is None or not n > 0 or unknown or self.measure == "forecast"
+        ):  # days to come are no sample
             return math.nan
-        distance = abs(value - self.alert)
+        distance = abs(value - self.must_exclude)
         return max(1.0, math.ceil(n * ((value - near) / distance) ** 2)) if distance else math.inf
 
 
@@ -141,7 +162,7 @@ FOUNDING_KPIS: tuple[Kpi, ...] = (
     Kpi(
         *("lift_degradation", "share", "below", 0.05, 0.1, 1000),
         "Share of the lift of the reference that is lost: 1 - lift now / lift then.",
-        *("ratio", "ticket", "units"),
+        *("ratio", "ticket", "units", 0.0),
     ),
     Kpi(
         *("delivery_rate", "share", "above", 0.99, 0.99, 100),

@@ -234,13 +234,18 @@ def _threshold_rule(campaign: str, kpi: Kpi) -> PromRule:
     near = f"{fold} by (campaign, cut) ({_of(kpi_metric(kpi.name, end), campaign)})"
     enough = f"max by (campaign, cut) ({_of(kpi_metric(kpi.name, 'n'), campaign)}) >= {kpi.min_n}"
     value = kpi_metric(kpi.name) + f'{{campaign=\\"{campaign}\\", cut=\\"%s\\"}}'
+    beyond = "" if kpi.baseline is None else f"{word} {kpi.alert:g}, "
     summary = (
         f'{kpi.name} of {campaign} ({{{{ $labels.cut }}}}) is {{{{ with printf "{value}" $labels.cut | query }}}}'
         f'{{{{ . | first | value | printf "%.4g" }}}}{{{{ end }}}} {kpi.unit}, '
-        f'its whole interval (to {{{{ $value | printf "%.4g" }}}}) {word} {kpi.alert:g}. {kpi.definition}'
+        f'{beyond}its whole interval (to {{{{ $value | printf "%.4g" }}}}) {word} {kpi.must_exclude:g}. '
+        f"{kpi.definition}"
     )
     hold = 5 if kpi.severity == "page" else 30
-    expr = f"{near} {sign} {kpi.alert!r} and {enough}"
+    terms = [f"{near} {sign} {kpi.must_exclude!r}", enough]
+    if kpi.baseline is not None:
+        terms.insert(1, f"{fold} by (campaign, cut) ({_of(kpi_metric(kpi.name), campaign)}) {sign} {kpi.alert!r}")
+    expr = " and ".join(terms)
     return PromRule(alert_name(kpi.name), "threshold", campaign, expr, hold, kpi.severity, summary, kpi)
 
 

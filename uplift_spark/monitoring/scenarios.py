@@ -176,12 +176,12 @@ def _metric(name: str, **labels: str) -> str:
     return name + "{" + ", ".join(f'{label}="{value}"' for label, value in labels.items()) + "}"
 
 
-def _kpi_series(rule: PromRule, values: str, n: int, minutes: int) -> tuple[tuple[str, str], ...]:
+def _kpi_series(rule: PromRule, values: str, ends: str, n: int, minutes: int) -> tuple[tuple[str, str], ...]:
     assert rule.kpi is not None
     name, at = rule.kpi.name, {"campaign": rule.campaign, "cut": "all"}
-    ends = [(_metric(kpi_metric(name, part), **at), values) for part in ("", "lower", "upper")]
+    parts = {"": values, "lower": ends, "upper": ends}
     return (
-        *ends,
+        *((_metric(kpi_metric(name, part), **at), shown) for part, shown in parts.items()),
         (_metric(kpi_metric(name, "n"), **at), _steady(n, minutes)),
         (_metric(WINDOW_END, campaign=rule.campaign, kpi=name), _steady(0, minutes)),
     )
@@ -192,9 +192,13 @@ def _threshold_cases(rule: PromRule) -> list[RuleCase]:
     assert kpi is not None and kpi.alert is not None
     step = 0.1 * abs(kpi.alert) or 0.1
     bad, well = kpi.alert + (step if kpi.better == "below" else -step), kpi.alert  # at the threshold all is well
+    unsure = kpi.must_exclude  # an interval that reaches it says nothing, however bad the value
 
-    def case(name: Case, n: int, checks: Checks, *parts: tuple[float | None, int]) -> RuleCase:
-        return RuleCase(rule, name, _kpi_series(rule, _phases(*parts), n, hold * 4), checks)
+    def case(
+        name: Case, n: int, checks: Checks, *ends: tuple[float | None, int], value: float | None = None
+    ) -> RuleCase:
+        values = ends if value is None else [(value, sum(minutes for _, minutes in ends))]
+        return RuleCase(rule, name, _kpi_series(rule, _phases(*values), _phases(*ends), n, hold * 4), checks)
 
     return [
         case("fires", kpi.min_n, ((hold - 1, False), (hold + 1, True)), (bad, hold * 4)),
@@ -203,7 +207,8 @@ def _threshold_cases(rule: PromRule) -> list[RuleCase]:
             kpi.min_n,
             ((hold - 3, False), (hold + 1, False), (hold + 9, False)),
             (bad, hold - 2),
-            (well, hold * 3),
+            (unsure, hold * 3),
+            value=bad,
         ),
         case("resets", kpi.min_n, ((hold + 3, True), (hold + 6, False)), (bad, hold + 5), (well, hold * 3)),
         case("low traffic", kpi.min_n - 1, ((hold * 3, False),), (bad, hold * 4)),

@@ -195,7 +195,8 @@ def _facts(it: Retraining, because: str | None) -> RetrainFacts:
     config, conf, windows, events = it.campaign.config, it.campaign.config.retrain, it.windows, it.events
     version, newer = str(it.champion.version), events.assignments.where(F.col("assigned_at") > instant(it.trained))
     kpis = windows.rows("kpi", windows.last(conf.lift_windows), version)
-    arms = new_arms(newer, matured(config.labels, events.names, events.as_of), it.model.levels.names)
+    mature = matured(config.labels, events.names, events.as_of)
+    arms = new_arms(newer, mature, it.model.levels.names, config.nuisances is not None)
     return RetrainFacts(
         window=windows.words,
         new_units=sum(arm.units for arm in arms.values()),

@@ -120,14 +120,16 @@ def test_a_version_that_was_on_trial_is_known_however_it_ended(lake: Lake) -> No
 
 def test_new_units_are_counted_by_level_when_their_labels_are_mature(lake: Lake) -> None:
     rows = [("a", "mail", 0.25, 0), ("b", "mail", 0.5, 1), ("c", "none", None, 1), ("d", "none", 0.5, 2)]
+    rows += [("e", "mail", 1.0, 1)]  # of whose level a policy was certain
     names = "unit_id string, treatment string, propensity double, assigned_at timestamp"
     frame = lake.spark.createDataFrame([(u, t, p, START + day * DAY) for u, t, p, day in rows], names)
     mature = matured(Labels(window_days=2, wait_days=1), ["bought"], START + 4 * DAY)
-    assert new_arms(frame, mature, ["none", "mail", "sms"]) == {
+    assert new_arms(frame, mature, ["none", "mail", "sms"], fitted=False) == {
         "none": NewArm(1, 0, 0.0, 0.0),
-        "mail": NewArm(2, 2, 6.0, 20.0),
+        "mail": NewArm(2, 2, 6.0, 20.0, 1),
         "sms": NewArm(0, 0, 0.0, 0.0),
     }
+    assert new_arms(frame, mature, ["none", "mail"], fitted=True)["mail"] == NewArm(3, 3, 7.0, 21.0)
 
 
 def test_rows_in_quarantine_count_from_the_first_new_unit_on(lake: Lake) -> None:

@@ -235,6 +235,9 @@ EXPLORED = {
     "mail": NewArm(9_050, 9_050, 10_000.0, 13_000.0),
 }
 
+TARGETED = {**EVEN, "mail": replace(EVEN["mail"], certain=9_000)}
+ALL_TARGETED = {"none": NewArm(0, 0, 0.0, 0.0), "mail": NewArm(0, 0, 0.0, 0.0, 9_000)}
+
 
 @pytest.mark.parametrize(
     ("facts", "words"),
@@ -246,6 +249,8 @@ EXPLORED = {
         (replace(FACTS, arms=UNLOGGED, incidents=CONFOUNDED, weighted=True), None),
         (replace(FACTS, arms=NEVER, incidents=CONFOUNDED), "new units with none stand for 50% of all new units"),
         (replace(FACTS, arms=EXPLORED, incidents=CONFOUNDED), None),
+        (replace(FACTS, arms=TARGETED, incidents=CONFOUNDED), None),
+        (replace(FACTS, arms=ALL_TARGETED), "all 9,000 new units got their level by a policy that was certain of it"),
     ],
 )
 def test_units_that_only_a_policy_chose_are_not_learnt_from(facts: RetrainFacts, words: str | None) -> None:

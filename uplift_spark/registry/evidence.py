@@ -187,22 +187,31 @@ def _from(row: Mapping[str, Any]) -> str:
     return f"in the window from {row['window_start']:%Y-%m-%d %H:%M}"
 
 
-def new_arms(newer: DataFrame, mature: Column, levels: Iterable[str]) -> dict[str, NewArm]:
-    """Count new units by level.
+def new_arms(newer: DataFrame, mature: Column, levels: Iterable[str], fitted: bool) -> dict[str, NewArm]:
+    """Count new units by level; those apart whose policy was certain of it, as training sets set them apart.
 
     Args:
         newer: Rows of assignments.
         mature: Whether the labels of a row are mature.
         levels: That must be there, with no unit if need be.
+        fitted: Whether propensities are fitted, so that nobody is set apart for the logged one.
 
     Returns:
         {level: sums over mature rows}.
     """
-    inverse = 1 / F.col(PROPENSITY)
-    sums = (F.count(PROPENSITY).alias("logged"), F.sum(inverse).alias("one"), F.sum(inverse * inverse).alias("two"))
+    certain = F.lit(False) if fitted else F.coalesce(F.col(PROPENSITY) >= 1, F.lit(False))
+    inverse = F.when(~certain, 1 / F.col(PROPENSITY))
+    sums = {
+        "units": F.count_if(~certain),
+        "logged": F.count(inverse),
+        "one": F.sum(inverse),
+        "two": F.sum(inverse * inverse),
+        "certain": F.count_if(certain),
+    }
     arms = {level: NewArm(0, 0, 0.0, 0.0) for level in levels}
-    for row in newer.where(mature).groupBy(TREATMENT).agg(F.count(F.lit(1)).alias("units"), *sums).collect():
-        arms[row[TREATMENT]] = NewArm(row["units"], row["logged"], row["one"] or 0.0, row["two"] or 0.0)
+    for row in newer.where(mature).groupBy(TREATMENT).agg(*(of.alias(name) for name, of in sums.items())).collect():
+        squares = row["one"] or 0.0, row["two"] or 0.0
+        arms[row[TREATMENT]] = NewArm(row["units"], row["logged"], *squares, row["certain"])
     return arms
 
 

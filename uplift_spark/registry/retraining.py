@@ -99,12 +99,20 @@ class LiftWindow:
 
 @dataclass(frozen=True)
 class NewArm:
-    """New units of one level: their number, how many have a logged propensity, and Σ1/p and Σ1/p² of these."""
+    """New units of one level that models learn from.
+
+    units           their number
+    logged          how many have a logged propensity
+    inverse         Σ1/p of these
+    inverse_square  Σ1/p²
+    certain         units beside these whose policy was certain of the level (propensity 1): they show no effect
+    """
 
     units: int
     logged: int
     inverse: float
     inverse_square: float
+    certain: int = 0
 
 
 @dataclass(frozen=True)
@@ -409,9 +417,21 @@ def _is_weighted(facts: RetrainFacts) -> bool:
 
 
 def _differ(facts: RetrainFacts) -> bool:
-    """Whether propensities differ within an arm, be it by a fit: those that all units share undo no choice."""
+    """Whether propensities tell what a policy chose from what was random, be it by a fit: those that all units share
+    do not."""
+    if any(arm.certain for arm in facts.arms.values()):
+        return True
     squares = ((arm.inverse_square * arm.logged, arm.inverse**2) for arm in facts.arms.values())
     return facts.weighted or any(mean_of > of_mean * (1 + 1e-6) for mean_of, of_mean in squares)
+
+
+def _certain_fault(units: str) -> str:
+    """Say that these units' levels show no effect, as a policy was certain of all of them."""
+    return (
+        f"{units} got their level by a policy that was certain of it (propensity 1), so nothing shows what they would "
+        "have done otherwise: keep an exploration slice (experiment.exploration, serving.exploration) or a holdout, or "
+        "fit propensities (section nuisances)"
+    )
 
 
 def targeting_fault(facts: RetrainFacts) -> str | None:
@@ -423,8 +443,9 @@ def targeting_fault(facts: RetrainFacts) -> str | None:
     Returns:
         One sentence; None where they do: drawn at random, or by propensities that stand for all units.
     """
+    certain = sum(arm.certain for arm in facts.arms.values())
     if not sum(arm.units for arm in facts.arms.values()):
-        return None
+        return _certain_fault(f"all {certain:,} new units") if certain else None
     if empty := [level for level, arm in facts.arms.items() if not arm.units]:
         return (
             f"none of the {sum(arm.units for arm in facts.arms.values()):,} new units got {empty[0]}: they are those "
@@ -456,6 +477,8 @@ def targeting_fault(facts: RetrainFacts) -> str | None:
 def _targeting(facts: RetrainFacts) -> RetrainCheck:
     fault = targeting_fault(facts)
     counts = ", ".join(f"{level} {arm.units:,}" for level, arm in facts.arms.items())
+    if certain := sum(arm.certain for arm in facts.arms.values()):
+        counts += f"; {certain:,} others got theirs from a policy that was certain, and are not learnt from"
     if fault is not None:
         return RetrainCheck("targeted_only", "blocks", fault)
     return RetrainCheck("targeted_only", "passes", f"new units of every level: {counts}" if counts else "no new units")

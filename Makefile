@@ -143,8 +143,8 @@ house: ## measure the house: files, lines, importers, names, banned words (ARGS=
 bench: java $(READY_BENCH) ## time and memory of every job, and quality against the truth (ONLY=line ARGS="--units 1000000" for one)
 	@for script in $(if $(ONLY),$(ONLY:%=tests/benchmarks/bench_%.py),tests/benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
-load: $(READY) ## a bounded load on `uplift serve` on loopback: latencies, requests a second (ARGS="--seconds 30 --clients 64")
-	@$(BIN)/python -m tests.benchmarks.load_serving $(ARGS)
+load: $(READY) ## a bounded load on `uplift serve` on loopback: latencies; too much, attacks, faults (ARGS="--parts much faults")
+	@$(BIN)/python -m tests.load $(ARGS)
 
 serve-demo: java $(READY) ## publish, serve a simulated day, load its log, and show what it brought beside the truth (ARGS="--units 4000")
 	@$(BIN)/python -m tests.serving.served_day $(ARGS)

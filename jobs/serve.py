@@ -18,6 +18,7 @@ from uplift_spark.console import ConfOption, SetOption, err, main_command, out, 
 from uplift_spark.errors import ConfigError, EnvironmentProblem
 
 _KEEP_ALIVE = 5  # seconds that a connection may be idle
+_MEMORY = "/dev/shm"
 _LOGS = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -55,7 +56,9 @@ def command(
         out().print(add_key(Path(config.serving.keys), new_key, wanted), soft_wrap=True)
         err().print(f"added {new_key} to {config.serving.keys}; the key is not shown again", soft_wrap=True)
         return
-    counters = tempfile.mkdtemp(prefix="uplift-metrics-")
+    # In memory where there is such a folder: who writes into a mapped page waits while the disk writes it back.
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    counters = tempfile.mkdtemp(prefix="uplift-metrics-", dir=memory)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters  # before the client of Prometheus is imported
     try:
         _serve(conf, tuple(set_ or ()), uvicorn)
@@ -65,6 +68,7 @@ def command(
 
 def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     from uplift_spark.serving.api import SETTINGS
+    from uplift_spark.serving.connections import ServingConnection
     from uplift_spark.serving.decisions import DecisionPolicy
     from uplift_spark.serving.guard import KeyRing
     from uplift_spark.serving.pacing import Pacer
@@ -86,6 +90,8 @@ def _serve(conf: Path, overrides: tuple[str, ...], uvicorn: Any) -> None:
     uvicorn.run(
         "uplift_spark.serving.api:app_from_environment",
         factory=True,
+        http=ServingConnection,
+        ws="none",
         host=serving.host,
         port=serving.port,
         workers=serving.workers,

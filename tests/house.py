@@ -35,7 +35,15 @@ BANNED_MODULES = {
     *("sources", "trials", "runs", "verbs", "vocabulary"),
 }
 # Lines that must say what the last release called a thing, or what Spark calls it.
-OLD_OR_FOREIGN = ("renamed=", "reworded=", "RENAMED: ClassVar = ", "model files", "inflight_tasks")
+OLD_OR_FOREIGN = (
+    "renamed=",
+    "reworded=",
+    "RENAMED: ClassVar = ",
+    "model files",
+    "inflight_tasks",
+    "connection_made(",
+    "data_received(",
+)
 # Every room's test of a module is `tests/<room>/test_<module>*.py`.
 
 

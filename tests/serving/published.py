@@ -21,6 +21,7 @@ from tests.forest.frames import FEATURES, arm_roles, ordered_frame
 from uplift_spark import CausalForest, UpliftModel
 from uplift_spark.config import Config
 from uplift_spark.serving.api import serving_app
+from uplift_spark.serving.connections import ServingConnection
 from uplift_spark.serving.store import Manifest, StoredUnit, publish_version, serving_folder
 
 POLICY = {"purpose": "marketing", "planned": True, "value": 10.0, "cost": {"10%": 1.0, "5%": 0.5}, "net": True}
@@ -101,13 +102,18 @@ def publish(config: Config, frame: pd.DataFrame, model: UpliftModel, n: int = 50
 
 
 class Service:
-    """A service in this process, on a port of its own."""
+    """A service in this process, on a port of its own; it listens on a socket that was opened before, as workers do."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, http: type[ServingConnection] = ServingConnection, idle: int = 5) -> None:
         self.app = serving_app(config)
-        settings = uvicorn.Config(self.app, "127.0.0.1", 0, log_config=None, access_log=False, lifespan="on")
+        settings = uvicorn.Config(
+            self.app, "127.0.0.1", 0, http=http, log_config=None, access_log=False, lifespan="on",
+            timeout_keep_alive=idle,
+        )  # fmt: skip
         self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        opened = settings.bind_socket()
+        self.port = int(opened.getsockname()[1])
+        self._thread = threading.Thread(target=self._server.run, args=([opened],), daemon=True)
         self._pool = urllib3.PoolManager(retries=False, timeout=120.0)
 
     def start(self) -> None:
@@ -117,7 +123,6 @@ class Service:
         while not self._server.started and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.02)
         assert self._server.started
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
         """Stop, and wait for it."""
@@ -142,9 +147,9 @@ class Service:
 
 
 @contextmanager
-def running(config: Config) -> Iterator[Service]:
+def running(config: Config, **how: Any) -> Iterator[Service]:
     """A service that runs as long as the body."""
-    service = Service(config)
+    service = Service(config, **how)
     service.start()
     try:
         yield service

@@ -33,7 +33,7 @@ from pyspark.sql import functions as F
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.load_serving import free_port, ready
+from tests.load.service import free_port, ready
 from uplift_spark.campaign import Campaign
 from uplift_spark.config import Leakage, Lift
 from uplift_spark.events import simulate

@@ -252,6 +252,43 @@ def test_a_key_of_another_unit_leaves_nothing_of_the_batch_in_the_log(log):
     assert log.append([entry("k2")])[0].new
 
 
+def test_a_batch_of_any_size_and_keys_of_any_signs_are_written_as_they_are(log):
+    """Keys that differ behind a sign that ends a text elsewhere are two keys."""
+    odd = ["a\0b", "a\0c", "a", 'é"\\', "\u2028", "😀", " x ", "1", "null", '{"a": 1}', "'); DROP TABLE entry; --"]
+    batch = [entry(key, unit=key) for key in [*odd, *(f"k{i}" for i in range(1000))]]
+    assert all(one.new for one in log.append(batch)) and not any(one.new for one in log.append(batch))
+    assert log.entries(DECISION, limit=5000) == [(i + 1, one.body) for i, one in enumerate(batch)]
+
+
+def test_a_key_is_searched_for_in_an_index_not_in_the_whole_log(log):
+    """Or a log of a week would be slower than one of an hour."""
+    log.append([entry("k1")])
+    seen = []
+    log._connection.set_trace_callback(seen.append)
+    log.append([entry("k1"), entry("k2")])
+    (query,) = [one for one in seen if "given" in one]
+    plan = " ".join(row[3] for row in log._connection.execute(f"EXPLAIN QUERY PLAN {query}"))
+    assert "SEARCH entry USING INDEX" in plan and "SCAN entry" not in plan
+
+
+def test_who_writes_waits_for_the_others_and_not_for_ever(log, monkeypatch):
+    log.append([entry("k1")])
+    other = sqlite3.connect(log._file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(log.append, [entry("k2")])
+        with pytest.raises(TimeoutError):
+            waiting.result(0.2)
+        other.execute("COMMIT")
+        assert waiting.result(5)[0].new
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(DecisionLog, "WAIT", 0.1)
+    with pytest.raises(EnvironmentProblem, match="cannot be written: database is locked"):
+        log.append([entry("k3")])
+    other.close()
+    assert log.append([entry("k3")])[0].new
+
+
 def test_units_that_are_erased_are_in_no_file_of_the_log(log):
     log.append([entry("k1", "secret-person"), entry("k2", "ü"), entry("k3", "secret-person", OUTCOME), entry("k4")])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in log._file.parent.iterdir()}

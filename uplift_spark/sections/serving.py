@@ -136,7 +136,7 @@ class Serving:
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     max_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     max_units: Annotated[int, Field(ge=1)] = 1000
-    max_running: Annotated[int, Field(ge=1)] = 256
+    max_running: Annotated[int, Field(ge=1)] = 64
     rate: Annotated[float, Field(gt=0)] = 2000.0
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     signing: SigningConf | None = None

@@ -7,13 +7,13 @@ the newer one is refused. What could not be had, an answer says in `degraded`; i
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from uplift_spark.errors import ConflictError, DataError, EnvironmentProblem, Up
 from uplift_spark.learners.metalearners import load_any
 from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
+from uplift_spark.serving.connections import OVERLOAD
 from uplift_spark.serving.decisions import (
     DECISION,
     DELIVERY,
@@ -41,12 +42,12 @@ from uplift_spark.serving.decisions import (
     DecisionLog,
     DecisionPolicy,
     LogEntry,
-    Logged,
+    LogWriter,
     Routing,
     is_over,
     stored_effects,
 )
-from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard
+from uplift_spark.serving.guard import NEEDS, REQUEST_LOG, Guard, Overload
 from uplift_spark.serving.pacing import DayCounts, Pacer
 from uplift_spark.serving.reasons import (
     AVERAGE,
@@ -393,70 +394,6 @@ def _averages(now: _Open) -> tuple[LevelEffect, ...]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The log, written by one thread: whatever requests wait for it go to disk together.
-
-
-class LogWriter:
-    """Writes entries of many requests in one transaction.
-
-    Args:
-        log: The log of decisions.
-    """
-
-    def __init__(self, log: DecisionLog) -> None:
-        self._log, self._pool = log, ThreadPoolExecutor(1, "decision-log")
-        self._waiting: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def write(self, entries: list[LogEntry]) -> list[Logged]:
-        """`DecisionLog.append`, together with what other requests write now."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Logged]] = loop.create_future()
-        self._waiting.append((entries, future))
-        if self._task is None:
-            self._task = loop.create_task(self._drain())
-        return await future
-
-    async def _drain(self) -> None:
-        # Nothing awaits between the last check of the list and the end: no request can be left waiting.
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            await self._settle(batch)
-        self._task = None
-
-    async def _settle(self, batch: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]]) -> None:
-        """Write a batch and answer its requests; a request with a used key is refused alone, the others are written."""
-        every, loop = [entry for entries, _ in batch for entry in entries], asyncio.get_running_loop()
-        try:
-            logged = iter(await loop.run_in_executor(self._pool, self._log.append, every))
-        except Exception as error:
-            if isinstance(error, ConflictError) and len(batch) > 1:
-                for one in batch:
-                    await self._settle([one])
-                return
-            if not isinstance(error, ConflictError):
-                reason = str(error) if isinstance(error, EnvironmentProblem) else type(error).__name__
-                REQUEST_LOG.error(json.dumps({"event": "log not written", "entries": len(every), "reason": reason}))
-            for _, future in batch:
-                if not future.cancelled():
-                    future.set_exception(error)
-            return
-        for entries, future in batch:
-            mine = [next(logged) for _ in entries]
-            if not future.cancelled():
-                future.set_result(mine)
-
-    def spending(self, until: str) -> dict[str, DayCounts]:
-        """`DecisionLog.spending`."""
-        return self._log.spending(until)
-
-    def close(self) -> None:
-        """Wait for what is being written, and let go of the file."""
-        self._pool.shutdown()
-        self._log.close()
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # The application.
 
 
@@ -510,23 +447,26 @@ def serving_app(config: Config) -> FastAPI:
     """
     check_plain_ids(config)
     served, metrics = Served(config), _Metrics()
+    overload = Overload(config.serving.max_running, metrics.observe)
     keys = signing_keys(config.serving)
     log = LogWriter(DecisionLog(decision_log_file(config)))
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def life(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         served.turn_to(await asyncio.to_thread(served.newer))
         await _update_budget(served, log, metrics)
+        gc.collect()
+        gc.freeze()  # all that was imported and loaded is never looked through again: that takes a seventh of a second
         task = asyncio.create_task(_keep_fresh(served, log, metrics))
-        yield
+        yield {OVERLOAD: overload}
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
         log.close()
 
     app = FastAPI(title=f"Uplift of {config.campaign}", version=__version__, lifespan=life, redoc_url=None)
-    app.state.served = served
-    app.add_middleware(Guard, conf=config.serving, observe=metrics.observe)
+    app.state.served, app.state.overload = served, overload
+    app.add_middleware(Guard, conf=config.serving, observe=metrics.observe, overload=overload)
     _add_errors(app)
     _add_health(app, served, metrics)
     _add_effects(app, served, metrics)

@@ -6,12 +6,14 @@ every process and after every restart, and `assignment.assign` gives the same ar
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +30,7 @@ from uplift_spark.experiments.canary import CHALLENGER_SLICE, canary_design
 from uplift_spark.forest.forest import Model
 from uplift_spark.roles import plain_id
 from uplift_spark.sections.serving import Serving
+from uplift_spark.serving.guard import REQUEST_LOG
 from uplift_spark.serving.pacing import SLOTS, DayCounts, Spend
 from uplift_spark.serving.reasons import (
     BEST_NOW,
@@ -411,33 +414,79 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _fits(db: sqlite3.Connection, spend: Spend) -> bool:
-    """Whether the day's budget pays for the dearest level still."""
-    (spent,) = db.execute("SELECT coalesce(sum(spent), 0) FROM pace WHERE day = ?", (spend.day,)).fetchone()
-    return bool(spent + spend.most <= spend.budget)
+_TAKEN = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_AT_ONCE = 200  # rows of one statement: SQLite of old takes 999 parameters
 
 
-def _count(db: sqlite3.Connection, spend: Spend, refused: bool) -> None:
-    money = (0, 0) if refused else (spend.foreseen, spend.cost)
-    db.execute(
-        "INSERT INTO pace VALUES (?, ?, 1, ?, ?) ON CONFLICT (day, slot) DO UPDATE SET requests = requests + 1, "
-        "foreseen = foreseen + excluded.foreseen, spent = spent + excluded.spent",
-        (spend.day, spend.slot, *money),
-    )
+def _values(rows: Sequence[tuple[str | int, ...]]) -> Iterator[tuple[str, list[str | int]]]:
+    """Rows as parameters of few statements, (VALUES clause, parameters) each."""
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        marks = "(" + ", ".join("?" * len(some[0])) + ")"
+        yield "VALUES " + ", ".join([marks] * len(some)), [value for row in some for value in row]
 
 
-def _write_ahead(db: sqlite3.Connection, wait: float) -> None:
-    """Have the file log ahead of writing. Of several that open a new file at once SQLite refuses all but one at once,
-    without waiting as it does for other locks."""
+def _known(db: sqlite3.Connection, entries: Sequence[LogEntry]) -> dict[tuple[str, str], str]:
+    """What the log holds under the entries' keys."""
+    result: dict[tuple[str, str], str] = {}
+    for values, parameters in _values([(one.kind, one.key) for one in entries]):
+        # Written as a join in this order, as SQLite goes through the whole log for (kind, key) IN (VALUES ...).
+        query = (
+            f"WITH given (kind, key) AS ({values}) SELECT kind, key, body FROM given CROSS JOIN entry USING (kind, key)"
+        )
+        result |= {(kind, key): body for kind, key, body in db.execute(query, parameters)}
+    return result
+
+
+class _Paced:
+    """The day's budget while a batch of entries is written, and what they add to it."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._spent: dict[str, int] = {}
+        self._added: dict[tuple[str, int], list[int]] = {}
+
+    def fits(self, spend: Spend) -> bool:
+        """Whether the day's budget pays for the dearest level still."""
+        if spend.day not in self._spent:
+            query = "SELECT coalesce(sum(spent), 0) FROM pace WHERE day = ?"
+            (self._spent[spend.day],) = self._db.execute(query, (spend.day,)).fetchone()
+        return self._spent[spend.day] + spend.most <= spend.budget
+
+    def count(self, spend: Spend, refused: bool) -> None:
+        """Add a request, and its money where it was not refused."""
+        added = self._added.setdefault((spend.day, spend.slot), [0, 0, 0])
+        added[0] += 1
+        if not refused:
+            added[1] += spend.foreseen
+            added[2] += spend.cost
+            self._spent[spend.day] += spend.cost
+
+    def write(self) -> None:
+        """Write down what was added."""
+        for values, parameters in _values([(*place, *added) for place, added in self._added.items()]):
+            self._db.execute(
+                f"INSERT INTO pace {values} ON CONFLICT (day, slot) DO UPDATE SET requests = requests + "
+                "excluded.requests, foreseen = foreseen + excluded.foreseen, spent = spent + excluded.spent",
+                parameters,
+            )
+
+
+def _once_free(db: sqlite3.Connection, statement: str, wait: float) -> None:
+    """Run a statement that the others who use the file may keep waiting.
+
+    SQLite itself waits longer from try to try, up to a tenth of a second: of two workers that write without a break one
+    would wait for seconds. Of several that open a new file at once it refuses all but one, without waiting at all.
+    """
     deadline = time.monotonic() + wait
     while True:
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(statement)
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            if time.monotonic() > deadline or error.sqlite_errorcode & 0xFF not in _TAKEN:
                 raise
-            time.sleep(0.005)
+            time.sleep(0.0005)
 
 
 class DecisionLog:
@@ -472,7 +521,7 @@ class DecisionLog:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files get the same rights
             db = sqlite3.connect(self._file, timeout=self.WAIT, isolation_level=None, check_same_thread=False)
-            _write_ahead(db, self.WAIT)
+            _once_free(db, "PRAGMA journal_mode = WAL", self.WAIT)
             db.execute("PRAGMA synchronous = FULL")  # each commit waits until it is on disk
             db.execute(
                 "CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
@@ -505,34 +554,37 @@ class DecisionLog:
         try:
             if self._connection is None:
                 self._connection = self._open()
+                self._connection.execute("PRAGMA busy_timeout = 0")
             return self._append(self._connection, entries)
         except sqlite3.Error as error:
             self.close()  # a connection that failed may hold a transaction
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
 
     def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[Logged]:
-        now, result = time.time_ns() // 1000, list[Logged]()
-        db.execute("BEGIN IMMEDIATE")
+        # Few statements for a whole batch: after each one this thread waits until the service's thread lets it run.
+        _once_free(db, "BEGIN IMMEDIATE", self.WAIT)
         try:
+            known, paced, now = _known(db, entries), _Paced(db), time.time_ns() // 1000
+            result, new = list[Logged](), list[tuple[str, str, str, int]]()
             for one in entries:
-                refused = one.spend is not None and not _fits(db, one.spend)
-                said = one.otherwise if refused and one.otherwise is not None else one.body
-                body = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
-                new = db.execute(
-                    "INSERT OR IGNORE INTO entry (kind, key, body, logged_at) VALUES (?, ?, ?, ?)",
-                    (one.kind, one.key, body, now),
-                ).rowcount
-                if not new:
-                    query = "SELECT body FROM entry WHERE kind = ? AND key = ?"
-                    body = db.execute(query, (one.kind, one.key)).fetchone()[0]
-                logged = Logged(json.loads(body), bool(new))
-                if logged.body.get("unit_id") != one.body.get("unit_id"):
+                body = known.get((one.kind, one.key))
+                first = body is None
+                if body is None:
+                    refused = one.spend is not None and not paced.fits(one.spend)
+                    said = one.otherwise if refused and one.otherwise is not None else one.body
+                    body = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
+                    known[one.kind, one.key] = body
+                    new.append((one.kind, one.key, body, now))
+                    if one.spend is not None:
+                        paced.count(one.spend, refused)
+                result.append(Logged(json.loads(body), first))
+                if result[-1].body.get("unit_id") != one.body.get("unit_id"):
                     raise ConflictError(
                         f"request key {one.key!r} was used for another unit before: give each request a key of its own"
                     )
-                if new and one.spend is not None:
-                    _count(db, one.spend, refused)
-                result.append(logged)
+            for values, parameters in _values(new):
+                db.execute(f"INSERT INTO entry (kind, key, body, logged_at) {values}", parameters)
+            paced.write()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -644,3 +696,63 @@ class DecisionLog:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+class LogWriter:
+    """Writes entries of many requests in one transaction: whatever waits for the log goes to disk together.
+
+    Args:
+        log: The log of decisions.
+    """
+
+    def __init__(self, log: DecisionLog) -> None:
+        self._log, self._pool = log, ThreadPoolExecutor(1, "decision-log")
+        self._waiting: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def write(self, entries: list[LogEntry]) -> list[Logged]:
+        """`DecisionLog.append`, together with what other requests write now."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Logged]] = loop.create_future()
+        self._waiting.append((entries, future))
+        if self._task is None:
+            self._task = loop.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        # Nothing awaits between the last check of the list and the end: no request can be left waiting.
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            await self._settle(batch)
+        self._task = None
+
+    async def _settle(self, batch: list[tuple[list[LogEntry], asyncio.Future[list[Logged]]]]) -> None:
+        """Write a batch and answer its requests; a request with a used key is refused alone, the others are written."""
+        every, loop = [entry for entries, _ in batch for entry in entries], asyncio.get_running_loop()
+        try:
+            logged = iter(await loop.run_in_executor(self._pool, self._log.append, every))
+        except Exception as error:
+            if isinstance(error, ConflictError) and len(batch) > 1:
+                for one in batch:
+                    await self._settle([one])
+                return
+            if not isinstance(error, ConflictError):
+                reason = str(error) if isinstance(error, EnvironmentProblem) else type(error).__name__
+                REQUEST_LOG.error(json.dumps({"event": "log not written", "entries": len(every), "reason": reason}))
+            for _, future in batch:
+                if not future.cancelled():
+                    future.set_exception(error)
+            return
+        for entries, future in batch:
+            mine = [next(logged) for _ in entries]
+            if not future.cancelled():
+                future.set_result(mine)
+
+    def spending(self, until: str) -> dict[str, DayCounts]:
+        """`DecisionLog.spending`."""
+        return self._log.spending(until)
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of the file."""
+        self._pool.shutdown()
+        self._log.close()

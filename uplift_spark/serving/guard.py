@@ -16,6 +16,7 @@ import secrets
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,13 @@ NEEDS = {
 """Scope that a path needs."""
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect", JWKS_PATH})
 """Paths that need no key: health, the description of the API, public keys. They take no body; no other paths exist."""
+NEVER_REFUSED = OPEN | {"/metrics"}
+"""Paths that are answered however much there is to do."""
 
 REQUEST_LOG = logging.getLogger("uplift_spark.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY_BYTES = 32
+_TOGETHER = 8  # requests that are answered before the worker sees to those who came meanwhile
 _BURST = 2.0  # seconds of its rate that a key may use at once
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -176,6 +180,87 @@ class RateLimit:
 # The door.
 
 
+class Overload:
+    """Counts the requests that a worker has at hand, and says when they are too many.
+
+    A request counts once all of it is there: heads and bodies that never come take nobody's place. Answers are computed
+    one after another, so each request more makes all of them wait longer; after a few the worker sees to those who come
+    meanwhile, so that who must be refused learns it soon.
+
+    Args:
+        most: Requests that a worker may have at hand.
+        observe: Is called with path, status and seconds of every request that is refused by its head alone.
+    """
+
+    def __init__(self, most: int, observe: Observe) -> None:
+        self._most, self._observe = most, observe
+        self.running = 0
+        self._begun, self._queue = 0, deque[asyncio.Future[None]]()
+        self._refused, self._said = 0, 0.0
+
+    async def turn(self) -> None:
+        """Wait for one's turn."""
+        loop = asyncio.get_running_loop()
+        if self._begun < _TOGETHER:
+            if not self._begun:
+                loop.call_soon(self._next)
+            self._begun += 1
+            return
+        future: asyncio.Future[None] = loop.create_future()
+        self._queue.append(future)
+        await future
+
+    def _next(self) -> None:
+        """Once the loop has been round: the next few."""
+        self._begun = min(_TOGETHER, len(self._queue))
+        for _ in range(self._begun):
+            future = self._queue.popleft()
+            if not future.cancelled():  # the service ends
+                future.set_result(None)
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def admits(self, path: str) -> bool:
+        """Whether a request whose head is there may come in; one that may not counts as answered."""
+        if self.running < self._most or path in NEVER_REFUSED:
+            return True
+        self._observe(path if path in NEEDS else "other", 503, 0.0)
+        self._refused += 1
+        if (now := time.monotonic()) - self._said >= 1.0:  # a line a second, not one a request: refusing costs little
+            REQUEST_LOG.warning(json.dumps({"event": "overloaded", "refused": self._refused}))
+            self._refused, self._said = 0, now
+        return False
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more requests are there than were admitted: their bodies came late, and together."""
+        return self.running > self._most
+
+
+class Place:
+    """One request's place among those at hand."""
+
+    def __init__(self, overload: Overload) -> None:
+        self._overload, self._state = overload, "coming"
+
+    def take(self) -> None:
+        """All of the request is there."""
+        if self._state == "coming":
+            self._state = "taken"
+            self._overload.running += 1
+
+    def leave(self) -> None:
+        """It is answered, or nobody waits for an answer."""
+        if self._state == "taken":
+            self._overload.running -= 1
+        self._state = "left"
+
+
+OVERLOADED = "too many requests are under way: try again"
+PLACE = "place"
+"""Where a request's state has its place, if its connection has one for it."""
+
+
 class _Refused(Exception):
     def __init__(self, status: int, sentence: str, wait: float | None = None) -> None:
         super().__init__(sentence)
@@ -189,12 +274,13 @@ class Guard:
         app: The service.
         conf: Section `serving` of the configuration.
         observe: Is called with path, status and seconds of every request.
+        overload: Counts the requests at hand.
     """
 
-    def __init__(self, app: App, conf: Serving, observe: Observe) -> None:
-        self._app, self._conf, self._observe = app, conf, observe
+    def __init__(self, app: App, conf: Serving, observe: Observe, overload: Overload) -> None:
+        self._app, self._conf, self._observe, self._overload = app, conf, observe, overload
         self._keys = KeyRing(None if conf.keys is None else Path(conf.keys))
-        self._rates, self._running = RateLimit(conf.rate), 0
+        self._rates = RateLimit(conf.rate)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it here: 401, 403, 404, 408, 413, 429, 503."""
@@ -204,7 +290,9 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        place: Place = state.get(PLACE) or Place(self._overload)
         answer = _Answer(send, request_id)
         start, caller, path = time.perf_counter(), None, scope["path"]
         try:
@@ -212,13 +300,19 @@ class Guard:
                 await self._app(scope, _replay(b"", receive), answer.send)
             else:
                 caller = self._admit(path, headers)
-                await self._run(scope, headers, receive, answer)
+                body = await self._body(headers, receive)
+                place.take()
+                if self._overload.exceeded and path not in NEVER_REFUSED:
+                    raise _Refused(503, OVERLOADED, 1.0)
+                await self._overload.turn()
+                await self._app(scope, _replay(body, receive), answer.send)
         except _Refused as refused:
             await answer.refuse(refused.status, refused.sentence, refused.wait)
         except Exception as error:
             _log_error(request_id, error)
             await answer.refuse(500, f"something went wrong here; the log has it under request {request_id}")
         finally:
+            place.leave()
             seconds = time.perf_counter() - start
             self._observe(path, answer.status, seconds)
             _log_request(scope, request_id, caller, answer.status, seconds)
@@ -232,21 +326,10 @@ class Guard:
             raise _Refused(401, "the request has no API key that is known here: send Authorization: Bearer KEY")
         if needed not in caller.scopes:
             raise _Refused(403, f"the key of {caller.name} does not open {path}: it needs the scope {needed}")
-        if self._running >= self._conf.max_running and needed != "metrics":
-            raise _Refused(503, "too many requests are under way: try again", 1.0)
         wait = self._rates.wait(caller.name)
         if wait:
             raise _Refused(429, f"the key of {caller.name} is used more often than agreed: try again later", wait)
         return caller
-
-    async def _run(self, scope: Message, headers: MutableMapping[str, str], receive: Receive, answer: _Answer) -> None:
-        """Read the body of an admitted request and hand it to the service: only these count as under way."""
-        self._running += 1
-        try:
-            body = await self._body(headers, receive)
-            await self._app(scope, _replay(body, receive), answer.send)
-        finally:
-            self._running -= 1
 
     async def _body(self, headers: MutableMapping[str, str], receive: Receive) -> bytes:
         """The whole body. It is counted while it arrives: chunked bodies do not say how long they are."""

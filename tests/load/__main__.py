@@ -20,7 +20,7 @@ from rich.console import Console
 from tests.load import parts, peers
 from tests.load.service import CampaignOnTrial
 
-PARTS = ("rate", "turn", "much", "attacks", "parity", "faults", "peers")
+PARTS = ("rate", "turn", "much", "attacks", "parity", "faults", "peers", "cases")
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--units", type=int, default=10_000)
     parser.add_argument("--trees", type=int, default=200)
-    parser.add_argument("--peers", help="a Python that has MLServer and Feast")
+    parser.add_argument("--peers", help="a Python that has MLServer, Feast and schemathesis")
     arguments = parser.parse_args()
     console, right = Console(width=160, highlight=False), True
     with tempfile.TemporaryDirectory(prefix="uplift-load-") as name:
@@ -48,6 +48,7 @@ def main() -> None:
             "parity": lambda: parts.as_in_batches(campaign),
             "faults": lambda: parts.faults(campaign, 0.4 * arguments.rate, arguments.seconds / 2),
             "peers": lambda: peers.beside_others(campaign, arguments.requests // 5, 16, arguments.peers),
+            "cases": lambda: peers.cases(campaign, arguments.requests, arguments.peers),
         }
         for part in arguments.parts:
             console.print(f"{part} ...")

@@ -1,17 +1,18 @@
 """One unit's effects from its features by others that serve models, beside `uplift serve`: one forest, the same units.
 
-MLflow is installed with the project. MLServer and Feast need other versions of its libraries, so this part takes a
-Python that has them:
+MLflow is installed with the project. MLServer, Feast and schemathesis need other versions of its libraries, so `peers`
+and `cases` take a Python that has them:
 
     python -m venv build/peers
-    build/peers/bin/pip install mlserver feast 'uvloop<0.22' numba pyarrow pandas skops cachetools rich joblib
-    make load ARGS="--parts peers --peers build/peers/bin/python"
+    build/peers/bin/pip install mlserver feast schemathesis 'uvloop<0.22' numba pyarrow pandas skops cachetools rich
+    make load ARGS="--parts peers cases --peers build/peers/bin/python"
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from tests.serving.published import features_of
 from uplift_spark.serving.store import MODEL, open_version, serving_folder
 
 _WARM = 300
+_CASES_OF = 15  # that schemathesis makes of an example it is allowed, about
 _LOOKUPS = 2000
 
 
@@ -63,6 +65,26 @@ def beside_others(campaign: CampaignOnTrial, requests: int, clients: int, python
     for name, microseconds in _lookups(campaign, python):
         table.add_row(name, "", "", f"{microseconds / 1000:.3f}")
     return table, failed == 0
+
+
+def cases(campaign: CampaignOnTrial, number: int, python: str | None) -> Shown:
+    """Requests that schemathesis makes up from the description of the API: none may be an error of the service."""
+    table = Table("requests made up", "passed", "errors in the log", title="schemathesis over /openapi.json")
+    if python is None:
+        table.add_row("skipped: --peers names no Python that has schemathesis", "", "")
+        return table, True
+    command = [str(Path(python).absolute().parent / "schemathesis"), "run", f"{campaign.url}/openapi.json"]
+    command += ["--mode", "all"]
+    command += ["--checks", "not_a_server_error", "--max-examples", str(max(1, number // _CASES_OF)), "--no-color"]
+    command += ["--continue-on-failure", "--suppress-health-check", "all", "--workers", "2"]
+    with served(campaign):
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    if (counts := re.search(r"(\d[\d,]*) generated, (\d[\d,]*) passed", said)) is None:
+        raise RuntimeError(said[-2000:])
+    made, passed = (int(one.replace(",", "")) for one in counts.groups())
+    errors = (campaign.folder / "service.log").read_text().count('"event": "error"')
+    table.add_row(f"{made:,}", f"{passed:,}", f"{errors:,}")
+    return table, made == passed and not errors
 
 
 def _of_ours(units: Sequence[dict[str, Any]]) -> Callable[[int], Question]:

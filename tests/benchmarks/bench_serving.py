@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_serving.py
 
 One thread, the least of several rounds over 100 units, ten at a time. The forest gives the effects of two levels with
-their errors; the others one number without an error, from an array. LightGBM and ONNX Runtime run where they are
-installed.
+their errors; the others one number without an error, from an array. LightGBM, Treelite and ONNX Runtime run where they
+are installed.
 """
 
 from __future__ import annotations
@@ -63,19 +63,29 @@ def ways(forest: Any, x: np.ndarray, y: np.ndarray, leaves: int) -> Iterator[tup
     yield "the same from a dict of features", lambda i: scorer.effects([scorer.encoder.encode(dicts[i])])
     yield "the same by the kernel of batches", lambda i: forest.effects_of(bins[i])
     if find_spec("lightgbm"):
-        yield "LightGBM, one number", boosted(x, y, forest.structure.n_trees, leaves, rows)
+        booster = boosted(x, y, forest.structure.n_trees, leaves)
+        yield "LightGBM, one number", lambda i: booster.predict(rows[i : i + 1], num_threads=1)
+        if find_spec("treelite"):
+            yield "Treelite, LightGBM's trees, one number", interpreted(booster, rows)
     if find_spec("onnxruntime"):
         yield "ONNX Runtime, this forest, effects alone", portable(forest, rows)
 
 
-def boosted(x: np.ndarray, y: np.ndarray, trees: int, leaves: int, rows: np.ndarray) -> Callable[[int], object]:
-    """LightGBM's fast prediction of one row."""
+def boosted(x: np.ndarray, y: np.ndarray, trees: int, leaves: int) -> Any:
+    """LightGBM's booster of as many trees and leaves."""
     import lightgbm
 
     warnings.filterwarnings("ignore", module="lightgbm")
     options = {"num_leaves": leaves, "num_threads": 1, "verbose": -1, "min_data_in_leaf": 5, "objective": "regression"}
-    booster = lightgbm.train(options, lightgbm.Dataset(x, y), trees)
-    return lambda i: booster.predict(rows[i : i + 1], num_threads=1)
+    return lightgbm.train(options, lightgbm.Dataset(x, y), trees)
+
+
+def interpreted(booster: Any, rows: np.ndarray) -> Callable[[int], object]:
+    """The booster's trees as Treelite walks them, without a compiler."""
+    import treelite
+
+    model = treelite.frontend.from_lightgbm(booster)
+    return lambda i: treelite.gtil.predict(model, rows[i : i + 1], nthread=1)
 
 
 def portable(forest: Any, rows: np.ndarray) -> Callable[[int], object]:

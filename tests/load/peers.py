@@ -33,7 +33,7 @@ from tests.serving.published import features_of
 from uplift_spark.serving.store import MODEL, open_version, serving_folder
 
 _WARM = 300
-_CASES_OF = 15  # that schemathesis makes of an example it is allowed, about
+_CASES_OF = 4  # that schemathesis makes of an example it is allowed, at least
 _LOOKUPS = 2000
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from uplift_spark.events.simulate import Benchmark
@@ -221,6 +222,35 @@ class CausalML(PerLevel):
 
 
 @dataclass
+class ScikitUplift(PerLevel):
+    """scikit-uplift's learners over LightGBM: `solo` (treatment is a feature), `two` (the second model is given the
+    first one's prediction), `class` (transformed outcomes)."""
+
+    kind: str = "solo"
+
+    def fit_one(self, x: np.ndarray, treated: np.ndarray, y: np.ndarray) -> Any:
+        from lightgbm import LGBMClassifier, LGBMRegressor
+        from sklift.models import ClassTransformation, ClassTransformationReg, SoloModel, TwoModels
+
+        chosen = {"n_estimators": self.options.trees, "n_jobs": self.options.threads, "verbose": -1}
+        classes, share = two_valued(y), float(treated.mean())
+        # The transformed class is right for arms of one size only; for others it has a transformed number.
+        whole = self.kind == "class" and not (classes and abs(share - 0.5) < 0.02)
+        base = LGBMClassifier if classes and not whole else LGBMRegressor
+        one, other = (base(random_state=self.options.seed, **chosen) for _ in range(2))
+        models = {
+            "solo": lambda: SoloModel(one),
+            "two": lambda: TwoModels(one, other, method="ddr_control"),
+            "class": lambda: ClassTransformationReg(one, propensity_val=share) if whole else ClassTransformation(one),
+        }
+        # It joins columns to what it is given, which it does to frames alone where values are missing.
+        return models[self.kind]().fit(pd.DataFrame(columns_of(x)), pd.Series(y), pd.Series(treated))
+
+    def predict_one(self, model: Any, x: np.ndarray) -> np.ndarray:
+        return np.asarray(model.predict(pd.DataFrame(columns_of(x))), np.float64).reshape(len(x))
+
+
+@dataclass
 class YDF(PerLevel):
     """Uplift forest of YDF; a two-valued outcome is a class."""
 
@@ -329,9 +359,16 @@ PEERS: dict[str, Callable[[Options], Peer]] = {
     "ours": Ours,
     "lightgbm": LightGBM,
     "lightgbm_slow": partial(LightGBM, tuned={"learning_rate": 0.05}),  # half the default: more accurate, as fast
+    # Against weak signals: small trees, few rounds.
+    "lightgbm_small": partial(
+        LightGBM, tuned={"n_estimators": 100, "learning_rate": 0.05, "num_leaves": 8, "min_child_samples": 100}
+    ),
     "econml": EconML,
     "econml_dml": EconMLDML,
     "causalml": CausalML,
+    "sklift_solo": partial(ScikitUplift, kind="solo"),
+    "sklift_two": partial(ScikitUplift, kind="two"),
+    "sklift_class": partial(ScikitUplift, kind="class"),
     "ydf": YDF,
     "h2o": H2O,
     "grf": Grf,
@@ -342,7 +379,7 @@ def missing(name: str) -> str | None:
     """Why a peer cannot run here, None when it can."""
     if name == "grf":
         return None if grf_is_there() else "R with the package grf is not installed"
-    package = {"ours": "uplift_spark", "lightgbm_slow": "lightgbm", "econml_dml": "econml"}.get(name, name)
+    package = {"ours": "uplift_spark"}.get(name, name.partition("_")[0])
     if find_spec(package) is None:
         return f"{package} is not installed"
     return "Java is not installed" if name == "h2o" and shutil.which("java") is None else None

@@ -576,6 +576,16 @@ def test_callers_without_a_key_hold_up_nobody(guarded):
     assert raw(service, [live.encode()], until=b"live").startswith("HTTP/1.1 200 ")
 
 
+def test_what_the_framework_refuses_has_a_sentence_and_an_id_too(guarded):
+    service, keys = guarded
+    answers = [service._pool.request("PUT", f"{service.url}/v1/effects", body=b"{}", headers=keys["effects"])]
+    answers.append(service._pool.request("GET", f"{service.url}/docs/nothing", headers=keys["effects"]))
+    for answer, status in zip(answers, (405, 404), strict=True):
+        body = json.loads(answer.data)
+        assert answer.status == status and set(body) == {"error", "request_id"}
+        assert body["request_id"] == answer.headers["x-request-id"]
+
+
 def test_a_caller_above_its_rate_learns_when_to_come_back(guarded):
     service, keys = guarded
     seen = [

@@ -26,6 +26,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat
+from starlette.exceptions import HTTPException
 
 from uplift_spark import __version__
 from uplift_spark.config import Config, load_config
@@ -508,6 +509,10 @@ def _add_errors(app: FastAPI) -> None:
         status = 409 if isinstance(error, ConflictError) else 503 if isinstance(error, EnvironmentProblem) else 422
         headers = {"retry-after": "1"} if status == 503 else None
         return JSONResponse(_error(request, str(error)), status, headers)
+
+    @app.exception_handler(HTTPException)  # what the framework refuses: another method, a body it cannot read
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(_error(request, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -23,7 +23,7 @@ def whole_line(config: Config) -> tuple[str, ...]:
     every level costs.
     """
     costs, roles, named = config.economics.cost, config.roles, getattr(config.source, "arms", None)
-    levels = set(named.values() if isinstance(named, dict) else roles.dose or costs) - {roles.control}
+    levels = set(named.values() if isinstance(named, dict) else roles.level_doses or costs) - {roles.control}
     priced = roles.outcome in config.economics.value and bool(levels) and levels <= set(costs)
     verbs = list(DEMO_JOBS)
     if config.nuisances is not None:

@@ -142,7 +142,7 @@ def contender_predictions(contenders: Contenders, progress: ProgressCallback) ->
     config, champion = contenders.config, contenders.champion
     rows, roles = contenders.training.where(F.col("split") == "train"), champion.roles
     progress("outcome models, with whose expectations all models are valued")
-    nuisance = fit_outcome_model(rows, roles, champion.levels, champion.bins, config.seed)
+    nuisance = fit_outcome_model(rows, roles.over_levels, champion.levels, champion.bins, config.seed)
     learners: list[Effects] = []
     seconds: dict[str, float] = {}
     learner_roles = replace(roles, more_outcomes=())
@@ -150,7 +150,8 @@ def contender_predictions(contenders: Contenders, progress: ProgressCallback) ->
         learner, started = config.compare.contenders.get(name), time.monotonic()
         if isinstance(learner, LearnerConf):
             progress(f"fitting {name}")
-            model = train_model(params_of(config, learner), rows, learner_roles, progress).model
+            own = learner_roles if learner.kind == "forest" else learner_roles.over_levels
+            model = train_model(params_of(config, learner), rows, own, progress).model
             seconds[name] = time.monotonic() - started
         else:
             model = contenders.registered[name][1]

@@ -104,7 +104,7 @@ def plan_to_export(campaign: Campaign, export: Export) -> tuple[DataFrame, str, 
     details |= {"units": counts.get(MAY, 0), "levels": levels or "none", "untreated": untreated}
     treated = rows.where((F.col(GATE) == MAY) & (F.col(TREATMENT) != control)).drop(GATE)
     if priced := campaign.config.governance.price_levels:
-        known = {*(campaign.config.roles.dose or ()), *campaign.config.economics.cost}
+        known = {*campaign.config.roles.level_doses, *campaign.config.economics.cost}
         known |= {row[TREATMENT] for row in counted}
         if strangers := [level for level in priced if level not in known]:
             raise ConfigError(f"governance.price_levels names {strangers[0]!r}: {hint(strangers[0], known)}")

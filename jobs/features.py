@@ -25,6 +25,7 @@ from uplift_spark.governance.audit import AuditEvent
 from uplift_spark.governance.spark import record_event
 from uplift_spark.lake.schemas import LABEL_TABLE, silver_table
 from uplift_spark.lake.tables import Lake
+from uplift_spark.roles import DOSE
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
 from uplift_spark.spark_versions import few_rows, local_frame
 
@@ -86,8 +87,10 @@ def run(
     windows = ", ".join(f"{name} {config.labels.days(name):g}" for name in events.names)
     progress(f"labels as of {events.as_of:%Y-%m-%d %H:%M} UTC, days of the windows: {windows}")
     history = (events.assignments, events.outcomes, events.names, config.labels, events.as_of)
-    labelled = lake.write(LABEL_TABLE, label_table(*history, events.deliveries), run_id)
+    doses = (DOSE,) if config.roles.grid else ()
+    labelled = lake.write(LABEL_TABLE, label_table(*history, events.deliveries), run_id, new_columns=doses)
     stored = lake.read(LABEL_TABLE, labelled.version).filter(F.col("run_id") == run_id)
+    stored = stored if doses else stored.drop(DOSE)
     labels, sends = label_counts(stored, events.as_of)
 
     some, random = leakage_sample(config, labels), random_propensity(config)

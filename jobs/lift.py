@@ -16,10 +16,10 @@ from uplift_spark.console import main_job
 from uplift_spark.errors import DataError, EnvironmentProblem, UpliftError
 from uplift_spark.evaluation.drivers import LiftDriver, driver_table, driver_words, without_drivers
 from uplift_spark.evaluation.lift_tables import as_arrow, lift_table
-from uplift_spark.evaluation.metrics import Evaluation, curve_table, metric_table, with_cuts
+from uplift_spark.evaluation.metrics import Evaluation, curve_table, metric_table, with_cuts, with_mean_doses
 from uplift_spark.evaluation.pictures import write_pictures
-from uplift_spark.evaluation.spark import against_truth, drivers_of, evaluate, winsorised, with_drivers
-from uplift_spark.evaluation.summary import caveats, direction_words, lift_summary
+from uplift_spark.evaluation.spark import against_truth, drivers_of, evaluate, mean_doses, winsorised, with_drivers
+from uplift_spark.evaluation.summary import caveats, direction_words, dose_words, lift_summary
 from uplift_spark.forest.forest import Model
 from uplift_spark.lake.schemas import gold_table
 from uplift_spark.runtime import JobResult, ProgressCallback, no_progress
@@ -39,6 +39,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
     known = {} if truth is None else against_truth(holdout, scores, truth, evaluation.levels, spec.direction)
     driven, evaluation = driver_table(evaluation, drivers), without_drivers(evaluation)
     lift, curves, metrics = lift_table(evaluation, config.economics), curve_table(evaluation), metric_table(evaluation)
+    metrics = with_mean_doses(metrics, {} if not config.roles.grid else mean_doses(holdout, [*config.roles.grid_doses]))
     model = {"model_version": scored.model_version}
     tables = {"lift_table": as_arrow(lift, campaign=campaign.name, **model), "uplift_curve": as_arrow(curves)}
     tables["uplift_metrics"] = as_arrow(with_cuts(metrics, cuts), **model)
@@ -56,6 +57,7 @@ def run(campaign: Campaign, progress: ProgressCallback = no_progress, run_id: st
         progress(f"no pictures: {error}")
     sentences = direction_words(config.roles.outcome, spec.direction)
     sentences += caveats(evaluation.arms, unseen, cuts, fitted=config.nuisances is not None)
+    sentences += dose_words(metrics, config.roles.control)
     summary = "\n".join([lift_summary(lift, metrics, known), *sentences, *driver_words(driven)])
     return JobResult.of("lift", run_id, *written, **details, summary=summary)
 

@@ -81,7 +81,7 @@ def rewarded(inputs: TreeInputs, progress: ProgressCallback) -> DataFrame:
     train, holdout = (inputs.training.where(F.col("split") == split) for split in ("train", "holdout"))
     arms = describe_arms(holdout, spec)
     progress("outcome models for what is expected of every unit")
-    nuisance = fit_outcome_model(train, roles, levels, inputs.forest.bins, config.seed)
+    nuisance = fit_outcome_model(train, roles.over_levels, levels, inputs.forest.bins, config.seed)
     unit_columns = score_columns(levels.names, roles.outcome, arms)
     half = F.pmod(F.xxhash64(F.col(config.roles.cluster or UNIT), F.lit(config.seed)), F.lit(2)) == 0
     hashed = resampling_hash(spec).alias("unit_hash")

@@ -81,8 +81,9 @@ def tuning_inputs(campaign: Campaign) -> TuningInputs:
 
 def r_loss_holdout(inputs: TuningInputs, progress: ProgressCallback) -> RLossHoldout:
     """Collects the units held back, and learns among them, cross-fitted, what is expected of each."""
-    plain, confounded = trial_roles(inputs.roles)
-    table = inputs.held.select(*(f"`{column}`" for column in plain.columns)).toArrow()
+    plain, confounded = trial_roles(inputs.roles.over_levels)
+    columns = dict.fromkeys([*plain.columns, *inputs.roles.columns])
+    table = inputs.held.select(*(f"`{column}`" for column in columns)).toArrow()
     # In the order of hashes, as the sample's rows are.
     table = table.take(pa.array(np.argsort(unit_hashes(table.column(plain.unit), plain.unit).view(np.int64))))
     sample = sample_table(table, plain, (TUNING_FOLDS, inputs.config.seed), max(table.num_rows, 1))

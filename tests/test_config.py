@@ -13,6 +13,7 @@ from uplift_spark.config import Config, Simulation, TrialConf, load_config
 from uplift_spark.errors import ConfigError
 from uplift_spark.events.table_source import open_source
 from uplift_spark.jobs import simulate
+from uplift_spark.runtime import plain_values
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -268,3 +269,61 @@ def test_a_budget_of_null_in_a_scenario_is_no_budget_and_not_that_of_the_plan(co
     same, free = (Campaign(load_config(conf, (f"scenarios={{a: {text}}}",))) for text in ("{}", "{budget: null}"))
     assert same.run_id("simulate") != free.run_id("simulate")
     assert load_config(conf, ("policy.budget=.inf",)).policy.all_limits == ()
+
+
+GRID = ("roles.control=0", "roles.grid=[3, 1, 2]", "source=null")
+
+
+def test_a_grid_trains_on_doses_and_evaluates_on_levels(conf: Path) -> None:
+    config = load_config(conf, (*GRID, "economics.cost_per_dose=0.5", "economics.cost={2: 7}"))
+    assert config.training_roles.treatment == "dose" and config.training_roles.grid == (1.0, 2.0, 3.0)
+    assert config.training_roles.propensity is None and config.unit_roles.propensity == "propensity"
+    assert config.unit_roles.treatment == "treatment" and config.unit_roles.grid == ()
+    assert config.unit_roles.dose == config.roles.level_doses == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+    assert config.economics.cost == {"1": 0.5, "2": 7.0, "3": 1.5}
+
+
+def test_a_grid_makes_new_runs_and_no_grid_none(conf: Path) -> None:
+    plain, doses = load_config(conf, ("source=null", "roles.control=0")), load_config(conf, GRID)
+    assert "roles.grid_doses" not in plain.run_identity("ingest")
+    assert doses.run_identity("ingest")["roles.grid_doses"] == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+    identity = [plain_values(config.run_identity("features")) for config in (plain, doses)]
+    assert "grid" not in identity[0]["roles"] and identity[1]["roles"]["grid"] == [1.0, 2.0, 3.0]
+    assert "cost_per_dose" not in plain_values(plain.economics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["source={kind: simulation}"], ["a source of kind simulation", "drop one"]),
+        (
+            ["source={kind: trial, file: x, treatment: t, outcomes: [visit], attributes: [age]}"],
+            ["kind trial", "table"],
+        ),
+        (
+            ["source={kind: table, path: x, treatment: t, outcomes: [visit], attributes: [age], arms: {0: a}}"],
+            ["source.arms", "drop one"],
+        ),
+        (["nuisances={}"], ["section nuisances", "drop one"]),
+        (["learner.kind=t_learner"], ["learner.kind t_learner", "drop one"]),
+        (["roles.dose={0: 0, 1: 1}"], ["roles.grid is for treatments that are numbers", "drop one"]),
+        (["roles.control=none"], ["roles.control is 'none'", "give a number"]),
+        (["roles.grid=[1, 1]"], ["names a dose twice"]),
+        (["roles.grid=[[1, 2]]"], ["roles.grid", "number"]),
+        (["roles.features=[age, dose]"], ["column 'dose' of its own", "source.rename"]),
+        (
+            [
+                "experiment={salt: spring_2, arms: {0: 0.5, 1: 0.5}, "
+                "metrics: [{name: visit, kind: conversion, role: primary}]}"
+            ],
+            ["section experiment", "drop one"],
+        ),
+    ],
+)
+def test_what_knows_levels_alone_is_refused_with_a_grid(conf: Path, changes: list[str], words: list[str]) -> None:
+    message = refused(conf, *GRID, *changes)
+    assert [word for word in words if word not in message] == []
+
+
+def test_costs_by_dose_need_doses(conf: Path) -> None:
+    assert "needs levels of one dose each" in refused(conf, "economics.cost_per_dose=1")

@@ -278,11 +278,12 @@ def run_here(words: list[str]) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
-def test_the_quickstart_page_shows_the_guesses() -> None:
-    examples_of("quickstart.md")
-    ((words, below),) = [one for one in outputs("quickstart.md") if one[1]]
+@pytest.mark.parametrize(("page", "campaign"), [("quickstart.md", "customers"), ("doses.md", "vouchers")])
+def test_the_quickstart_pages_show_the_guesses(page: str, campaign: str) -> None:
+    examples_of(page)
+    ((words, below),) = [one for one in outputs(page) if one[1]]
     assert "--conf-only" in words and run_here(words) == below
-    assert Path("conf/customers.yaml").exists()
+    assert Path(f"conf/{campaign}.yaml").exists()
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uplift_spark.errors import ConfigError, ConflictError, DataError, EnvironmentProblem, ModelFileError, UpliftError
-from uplift_spark.roles import Levels, Roles, checked_name
+from uplift_spark.roles import DoseBins, Levels, Roles, checked_name, levels_at_doses, round_levels
 
 
 def roles(**changes: object) -> Roles:
@@ -54,6 +56,50 @@ def test_roles_refuse(changes: dict[str, object], message: str) -> None:
 def test_levels_start_with_control() -> None:
     levels = Levels(("none", "5%", "10%"), (0.0, 5.0, 10.0))
     assert (levels.control, levels.treated, len(levels)) == ("none", ("5%", "10%"), 3)
+
+
+@given(grid=st.lists(st.integers(-50, 50), min_size=2, max_size=6, unique=True), dose=st.floats(-60, 60, width=32))
+def test_a_dose_counts_as_the_nearest_level(grid: list[int], dose: float) -> None:
+    levels = levels_at_doses(str(grid[0]), grid[1:])
+    level = DoseBins.around(levels).level(dose)
+    distance = {name: abs(dose - number) for name, number in zip(levels.names, grid, strict=True)}
+    assert distance[level] == min(distance.values())
+    if sorted(distance.values())[0] == sorted(distance.values())[1]:  # halfway: the lower one
+        assert int(level) == min(int(name) for name in distance if distance[name] == distance[level])
+
+
+def test_a_grid_reaches_half_a_step_beyond_its_ends() -> None:
+    assert DoseBins.around(levels_at_doses("2", (1, 5))).ends == (0.5, 6.5)
+    assert DoseBins.around(levels_at_doses("2", ())).ends == (-math.inf, math.inf)
+
+
+@given(doses=st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=200))
+def test_round_doses_have_every_unit_near_one_of_them(doses: list[float]) -> None:
+    rows = round_levels(doses)
+    if rows:
+        bins = DoseBins.around(levels_at_doses(f"{next(iter(rows)):g}", list(rows)[1:]))
+        assert rows == {
+            float(name): sum(bins.level(dose) == name for dose in doses) for name in map("{:g}".format, rows)
+        }
+        assert 2 <= len(rows) <= 8
+
+
+def test_doses_that_hardly_anybody_got_are_left_out() -> None:
+    assert round_levels([0.0] * 500 + [5.0] * 300 + [10.0] * 300) == {0.0: 500, 4.0: 300, 10.0: 300}
+    assert round_levels([3.0] * 50) == {}
+
+
+def test_roles_of_numbers_have_levels_beside() -> None:
+    doses = roles(treatment="dose", control="0.5", grid=(1, 2.25), weight="w")
+    levels = doses.over_levels
+    assert (levels.treatment, levels.propensity, levels.grid, levels.weight) == ("treatment", "propensity", (), "w")
+    assert levels.dose == {"0.5": 0.5, "1": 1.0, "2.25": 2.25} and levels.control == "0.5"
+    assert roles().over_levels == roles()
+
+
+def test_doses_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"both called 1, to six digits"):
+        roles(control="0", grid=(1.0, 1.0000001))
 
 
 @pytest.mark.parametrize("name", ["a", "_x", "Recency_2", "x" * 128])

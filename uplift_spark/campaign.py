@@ -33,7 +33,7 @@ from uplift_spark.evaluation.pictures import (
 )
 from uplift_spark.evaluation.report import PageData, page_text, profile_of_frame, render_page
 from uplift_spark.evaluation.spark import profile_of
-from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, lift_summary
+from uplift_spark.evaluation.summary import NO_TRIAL_CAVEAT, direction_words, dose_words, lift_summary
 from uplift_spark.events.guesses import check_columns_of
 from uplift_spark.events.quickstart import (
     FrameOptions,
@@ -396,7 +396,7 @@ class Campaign:
     @property
     def evaluation_spec(self) -> EvaluationSpec:
         """The evaluation that the configuration describes."""
-        config, doses = self.config, self.config.roles.dose or {}
+        config, doses = self.config, self.config.roles.level_doses
         return EvaluationSpec(
             control=config.roles.control,
             outcomes=tuple(dict.fromkeys([config.roles.outcome, *config.lift.outcomes])),
@@ -523,7 +523,8 @@ class Campaign:
             plan=self._plan_curve(scored), **self._last_reading(), value=economics.value, cost=economics.cost,
             direction=self.config.roles.direction,
             rates=frozenset(c for i, c in enumerate(outcomes) if facts[f"rate_{i}"]),
-            caveats=self._page_caveats(scored), facts=self._page_facts(scored, run_id, facts["n"]),
+            caveats=self._page_caveats(scored) + dose_words(metrics, self.config.roles.control),
+            facts=self._page_facts(scored, run_id, facts["n"]),
         )  # fmt: skip
         with suppress(DataError):  # not every model has drivers, nor has every run looked for them
             data = replace(data, drivers=self.drivers(run_id=run_id))
@@ -642,7 +643,7 @@ class Campaign:
 
     def _in_order(self, frame: pd.DataFrame) -> list[int]:
         """Index of the rows: outcomes as in the configuration, levels by dose, then as a reader expects the rest."""
-        outcomes, doses = [self.config.roles.outcome, *self.config.lift.outcomes], self.config.roles.dose or {}
+        outcomes, doses = [self.config.roles.outcome, *self.config.lift.outcomes], self.config.roles.level_doses
 
         def place(row: dict[str, object]) -> tuple[object, ...]:
             level, cut, bucket = str(row[TREATMENT]), str(row.get("cut", "")), str(row.get("bucket", ""))
@@ -769,7 +770,7 @@ class CampaignPlots:
     def doses(self, outcome: str | None = None, run_id: str | None = None) -> Figure:
         """Uplift by dose, for every segment. Raises ConfigError when levels have no doses, or several each."""
         roles = self.campaign.config.roles
-        doses = {level: dose for level, dose in (roles.dose or {}).items() if isinstance(dose, float)}
+        doses = {level: dose for level, dose in roles.level_doses.items() if isinstance(dose, float)}
         if len(doses) < 3:
             raise ConfigError("a picture by dose needs two treated levels with one dose each: see roles.dose")
         outcome, run_id = self._of(outcome, run_id)

@@ -136,7 +136,7 @@ def quickstart(
         str | None, typer.Option(help="increase, or decrease where less is better; by the outcome's name by default.")
     ] = None,
     value: Annotated[float | None, typer.Option(help="Money that one unit of the outcome is worth.")] = None,
-    cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY of treating one unit; repeatable.")] = None,
+    cost: Annotated[list[str] | None, typer.Option(help="LEVEL=MONEY a unit; MONEY alone for one of a dose.")] = None,
     budget: Annotated[float | None, typer.Option(help="Money to spend.")] = None,
     propensity: Annotated[str | None, typer.Option(help="Column: probability of the level received.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Column of the group that was treated as one.")] = None,

@@ -31,7 +31,15 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from uplift_spark.errors import ConfigError
-from uplift_spark.roles import MATURITY_WEIGHT, Direction, Roles, checked_name, crossed
+from uplift_spark.roles import (
+    DOSE,
+    MATURITY_WEIGHT,
+    PROPENSITY,
+    TREATMENT,
+    Roles,
+    checked_name,
+    crossed,
+)
 from uplift_spark.runtime import read_features, read_yaml
 from uplift_spark.sections.alerts import Alerts
 from uplift_spark.sections.canary import CanaryConf
@@ -40,38 +48,16 @@ from uplift_spark.sections.experiment import ExperimentConf
 from uplift_spark.sections.governance import Governance
 from uplift_spark.sections.monitoring import Monitoring
 from uplift_spark.sections.retraining import Refresh, Retrain
+from uplift_spark.sections.roles import RolesConf
 from uplift_spark.sections.serving import Serving
 from uplift_spark.sections.source import STRICT, EventsSource, Lakehouse, Pseudonyms, Simulation, TableSource, TrialConf
 
 Days = Annotated[float, Field(gt=0, le=3650)]
 
 
-@dataclass(frozen=True, config=STRICT)
-class RolesConf:
-    """`roles`: the parts that columns of the training set play; see `roles.Roles`.
-
-    outcome   what the model predicts; jobs score and evaluate it
-    control   name of the level that all others are compared with
-    features  columns that effects may depend on
-    dose      {level: its dose}, or several doses a level: levels that are ordered learn from each other
-    more_outcomes  outcomes that the same trees tell effects on, too
-    cluster   profile attribute or feature that names what units belong to (households, villages): its units fall into
-              the same part of every split, and intervals take clusters, not units, as independent
-    direction  increase, or decrease where less of `outcome` is better (churn, complaints): effects stay those on the
-              outcome, and who is ranked first and treated is whose outcome falls most
-    """
-
-    NO_IDENTITY: ClassVar = ("direction",)  # it changes no label and no effect
-    outcome: str
-    control: str
-    features: tuple[str, ...]
-    dose: dict[str, float | tuple[float, ...]] | None = None
-    more_outcomes: tuple[str, ...] = ()
-    cluster: str | None = None
-    direction: Direction = "increase"
-
-
-_CAME_LATER: dict[str, object] = {"roles.direction": "increase", "trial_outcomes": (), "random_arms_only": False}
+_CAME_LATER: dict[str, object] = {
+    "roles.direction": "increase", "trial_outcomes": (), "random_arms_only": False, "roles.grid_doses": {},
+}  # fmt: skip
 """Keys that runs were made without, and what held then: with this value they make no new run."""
 
 HAPPENED_AT = {"event": "occurred_at", "profile": "observed_at"}  # a source's column: when what a row says came to hold
@@ -605,7 +591,7 @@ class Config:
     holdout   share of the units, by hash of their id, that no model is trained on
     """
 
-    RUNS: ClassVar = {"ingest": "campaign source seed"}
+    RUNS: ClassVar = {"ingest": "campaign source seed roles.grid_doses"}
     campaign: str
     source: Annotated[Simulation | TrialConf | TableSource | EventsSource, Field(discriminator="kind")] | None
     roles: RolesConf
@@ -668,6 +654,16 @@ class Config:
             raise ConfigError(
                 "learner.kind instrumental_forest needs to know who was reached: set labels.delivered: true"
             )
+        object.__setattr__(self, "economics", self.economics.by_level(self.roles.level_doses, self.roles.control))
+        levels_alone = {
+            "a source of kind simulation": isinstance(self.source, Simulation),
+            "a source of kind trial (unlike kind table)": isinstance(self.source, TrialConf),
+            "source.arms": getattr(self.source, "arms", None) is not None,
+            "section experiment": self.experiment is not None,
+            "section nuisances": self.nuisances is not None,
+            f"learner.kind {self.learner.kind}": self.learner.kind != "forest",
+        }
+        self.roles.check_grid([part for part, there in levels_alone.items() if there], (*self.unit_columns, *outcomes))
         if unknown := sorted(set(self.leakage.allow) - set(self.roles.features)):
             raise ConfigError(f"leakage.allow names {unknown}, not among roles.features: remove or respell them")
 
@@ -730,25 +726,28 @@ class Config:
 
     @property
     def unit_roles(self) -> Roles:
-        """Roles of the trial itself, over the training set written by the features job: no scores, no weights."""
-        return replace(self.training_roles, scores=None, weight=None)
+        """Roles of the trial itself, over the training set written by the features job: no scores, no weights; where
+        the treatment is a number, the levels whose bins hold the doses."""
+        return replace(self.training_roles, scores=None, weight=None).over_levels
 
     @property
     def training_roles(self) -> Roles:
         """Roles that the forest is trained with, over `training_table`."""
+        grid = self.roles.grid
         return Roles(
             unit="unit_id",
-            treatment="treatment",
+            treatment=DOSE if grid else TREATMENT,
             outcome=self.roles.outcome,
             features=self.roles.features,
             control=self.roles.control,
             dose=self.roles.dose,
-            propensity="propensity",
+            propensity=None if grid else PROPENSITY,
             cluster=self.roles.cluster,
             more_outcomes=self.roles.more_outcomes,
             scores="scores" if self.nuisances else None,
             weight=MATURITY_WEIGHT if self.labels.maturity_weights else None,
             direction=self.roles.direction,
+            grid=grid,
         )
 
     @property

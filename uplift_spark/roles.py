@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 from uplift_spark.errors import ConfigError
@@ -28,6 +30,10 @@ MATURITY_WEIGHT = "maturity_weight"
 
 
 DELIVERED = "delivered"
+
+
+DOSE = "dose"
+"""Column of the exact number that a unit got, beside the name of the level whose bin holds it."""
 
 
 LEFT = "_left"
@@ -192,6 +198,105 @@ class Levels:
         return len(self.names)
 
 
+def levels_at_doses(control: str, doses: Sequence[float]) -> Levels:
+    """Levels for these doses, the control first."""
+    return Levels((control, *(f"{dose:g}" for dose in doses)), (float(control), *map(float, doses)))
+
+
+def checked_grid(control: str, grid: Iterable[float], dose: object | None) -> tuple[float, ...]:
+    """Check the doses at which effects are reported, as `Roles` says; `dose` is that of its levels.
+
+    Raises:
+        ConfigError: The control is no number, there are doses of levels, too, or a dose is there twice or not finite.
+    """
+    if dose is not None:
+        raise ConfigError("roles.grid is for treatments that are numbers, roles.dose for levels: drop one of them")
+    try:
+        least, doses = float(control), tuple(map(float, grid))
+    except ValueError:
+        raise ConfigError(f"roles.control is {control!r}, but with roles.grid it is a dose: give a number") from None
+    if len({least, *doses}) <= len(doses) or not all(map(math.isfinite, (least, *doses))):
+        raise ConfigError("roles.grid names a dose twice, or the control's, or one that is not finite: remove it")
+    names = levels_at_doses(control, doses).names
+    if alike := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"roles.grid has doses that are both called {alike[0]}, to six digits: keep one of them")
+    return doses
+
+
+@dataclass(frozen=True)
+class DoseBins:
+    """Bins of doses around those of a grid: in tables, which know levels, a unit's level is the grid point nearest to
+    its dose.
+
+    names  level of each bin, by rising dose
+    doses  of the levels
+    edges  doses between two bins, halfway from one grid point to the next; a dose there is in the lower bin
+
+    Example:
+        >>> bins = DoseBins.around(levels_at_doses("0", (1, 3)))
+        >>> [bins.level(dose) for dose in (-1, 0.5, 0.6, 2, 9)]
+        ['0', '0', '1', '1', '3']
+    """
+
+    names: tuple[str, ...]
+    doses: tuple[float, ...]
+    edges: tuple[float, ...]
+
+    @classmethod
+    def around(cls, levels: Levels) -> DoseBins:
+        """Bins around levels of one dose each."""
+        pairs = sorted((dose, name) for name, dose in zip(levels.names, levels.doses or (), strict=True))
+        doses = tuple(float(dose) for dose, _ in pairs)  # type: ignore[arg-type]
+        edges = tuple((low + high) / 2 for low, high in pairwise(doses))
+        return cls(tuple(name for _, name in pairs), doses, edges)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Doses that the bins at both ends were made for: half a step beyond the grid; no ends around one dose."""
+        steps = [high - low for low, high in pairwise(self.doses)] or [math.inf]
+        return self.doses[0] - steps[0] / 2, self.doses[-1] + steps[-1] / 2
+
+    def level(self, dose: float) -> str:
+        """Name of the level whose bin holds a dose."""
+        return self.names[bisect_left(self.edges, dose)]
+
+
+_ROUND = (1.0, 2.0, 2.5, 5.0, 10.0, 20.0, 25.0, 50.0)  # steps between doses, times a power of ten
+_MOST_STEPS, _LEAST_SHARE = 5, 0.01  # from the first dose to the last; of the units nearest to each
+
+
+def round_levels(doses: Sequence[float], control: float | None = None) -> dict[float, int]:
+    """{dose: units that are nearest to it} of up to six round doses across those of all units, the control first.
+
+    The control is by default 0 where a unit got nothing, else the least of the round doses. The 1 % of units at either
+    end count for none; doses that fewer than 1 % are nearest to are left out. Empty where there would be one dose.
+
+    Example:
+        >>> round_levels([0, 0, 0.3, 0.8, 1.2, 1.9, 2.2, 2.9])
+        {0.0: 3, 1.0: 2, 2.0: 2, 3.0: 1}
+    """
+    ordered = sorted(doses)
+    end = int(_LEAST_SHARE * len(ordered))
+    low, high = ordered[end], ordered[-1 - end]
+    if not high > low:
+        return {}
+    power = 10.0 ** (math.floor(math.log10(high - low)) - 1)
+    step = power * next(unit for unit in _ROUND if (high - low) / (power * unit) <= _MOST_STEPS)
+    points = [float(f"{step * k:.6g}") for k in range(round(low / step), round(high / step) + 1)]
+    if control is None:
+        control = 0.0 if 0 in ordered else points[0]
+    grid = [point for point in points if point != control]
+    while grid:
+        bins = DoseBins.around(levels_at_doses(f"{control:g}", grid))
+        ends = [0, *(bisect_right(ordered, edge) for edge in bins.edges), len(ordered)]
+        rows = dict(zip(bins.doses, (last - first for first, last in pairwise(ends)), strict=True))
+        fewest = min(grid, key=rows.__getitem__)
+        if rows[fewest] >= _LEAST_SHARE * len(ordered):
+            return {dose: rows[dose] for dose in (control, *grid)}
+        grid.remove(fewest)
+    return {}
+
+
 def _columns(names: Iterable[object]) -> tuple[str, ...]:
     """Names of columns: pandas lets them be numbers, and one alone may be given as text."""
     return (names,) if isinstance(names, str) else tuple(map(str, names))
@@ -282,17 +387,16 @@ class Roles:
     def _grid(self) -> tuple[float, ...]:
         if self.propensity or self.scores:
             raise ConfigError("roles.grid has no propensities or scores of levels: center dose and outcome instead")
-        if self.dose is not None:
-            raise ConfigError("roles.grid is for treatments that are numbers, roles.dose for levels: drop one of them")
-        try:
-            control, grid = float(self.control), tuple(map(float, self.grid))
-        except ValueError:
-            raise ConfigError(
-                f"roles.control is {self.control!r}, but with roles.grid it is a dose: give a number"
-            ) from None
-        if len({control, *grid}) <= len(grid) or not all(map(math.isfinite, (control, *grid))):
-            raise ConfigError("roles.grid names a dose twice, or the control's, or one that is not finite: remove it")
-        return grid
+        return checked_grid(self.control, self.grid, self.dose)
+
+    @property
+    def over_levels(self) -> Roles:
+        """The same over the levels of a training set: where the treatment is a number, those whose bins hold it."""
+        if not self.grid:
+            return self
+        levels = levels_at_doses(self.control, self.grid)
+        doses: dict[str, Any] = dict(zip(levels.names, levels.doses or (), strict=True))
+        return replace(self, treatment=TREATMENT, propensity=PROPENSITY, dose=doses, grid=())
 
     @property
     def record(self) -> dict[str, Any]:

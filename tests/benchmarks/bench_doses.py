@@ -4,7 +4,9 @@
     python tests/benchmarks/bench_doses.py curved products --rows 10000 --draws 5
 
 EconML's closest joins in where that is installed (the extra bench). Errors and coverage are of effects on 5,000 units
-not trained on, all doses or levels together. Real tables: average effects of Thornton's (2008) incentives to learn a
+not trained on, all doses or levels together. `vouchers` trains on the exact amounts and on the levels whose bins hold
+them, and has each forest choose who gets how much: what its plan is worth beside the best one. Real tables: average
+effects of Thornton's (2008) incentives to learn a
 test result, by amount; price elasticities of orange juice in the Dominick's store panel, which nobody randomised, as
 the rows are and with what brand and promotion tell of price and sales taken out.
 """
@@ -30,7 +32,7 @@ from uplift_spark.forest.effects import Z95
 from uplift_spark.forest.forest import Forest
 from uplift_spark.forest.training import Params, fit_table
 from uplift_spark.learners.nuisances import NuisanceSpec, crossfit_residuals
-from uplift_spark.roles import Roles
+from uplift_spark.roles import DoseBins, Roles, levels_at_doses
 from uplift_spark.stats.sampling import unit_hashes
 
 HELD_OUT = 5000
@@ -190,6 +192,59 @@ def generated(name: str, rows: int, draws: int, out: Console) -> None:
     out.print(table)
 
 
+VOUCHERS = (1.0, 2.0, 3.0)  # dollars; one costs a dollar
+
+
+def vouchered(n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, Effects]:
+    """A fifth gets nothing, the others up to three dollars; more bring less and less, in different units at once."""
+    frame = units(n, rng)
+    frame["w"] = 3.0 * rng.random(n) * (rng.random(n) > 0.2)
+
+    frame["y"] = 2 * frame.x2 - 1 + 3.0 * steep(frame.x0) * (1.0 - np.exp(-frame.w / 1.5)) + rng.normal(size=n)
+    return frame, lambda new: np.outer(3.0 * steep(new.x0), 1.0 - np.exp(-np.array(VOUCHERS) / 1.5))
+
+
+def plan_value(effect: np.ndarray, true: np.ndarray) -> float:
+    """What a unit brings after costs, on average, where each gets the amount of which `effect` [n, L] says the most."""
+    net, brought = (np.column_stack([np.zeros(len(one)), one - np.array(VOUCHERS)]) for one in (effect, true))
+    return float(brought[np.arange(len(net)), net.argmax(axis=1)].mean())
+
+
+def vouchers(rows: int, draws: int, out: Console) -> None:
+    """Print error and coverage of effects, and what plans by them are worth, of exact doses and of levels."""
+    dose = Roles("unit", "w", "y", features(units(1, np.random.default_rng(0))), "0", grid=VOUCHERS)
+    levels = levels_at_doses("0", VOUCHERS)
+    bins, numbers = DoseBins.around(levels), dict(zip(levels.names, levels.doses or (), strict=True))
+    level = replace(dose, grid=())
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    chosen: set[str] = set()
+    for seed in range(draws):
+        frame, effects = vouchered(rows, np.random.default_rng(seed))
+        binned = frame.assign(w=[bins.level(one) for one in frame.w])
+        new = units(HELD_OUT, np.random.default_rng(1000 + seed))
+        true = effects(new)
+        for what, (data, roles) in {
+            "exact doses": (frame, dose),
+            "levels, ordered": (binned, replace(level, dose=numbers)),
+            "levels, unordered": (binned, level),
+        }.items():
+            (effect, error), basis = by_forest(data, new, roles, Params())
+            chosen |= {basis} if what == "exact doses" else set()
+            rmse, held = np.sqrt(((effect - true) ** 2).mean()), (np.abs(effect - true) < Z95 * error).mean()
+            figures.setdefault(what, []).append((rmse, held, plan_value(effect, true)))
+        same = [plan_value(np.tile(np.eye(3)[k] * 9, (len(true), 1)), true) for k in range(3)]
+        figures.setdefault("best amount for all", []).append((np.nan, np.nan, max(same)))
+        figures.setdefault("oracle", []).append((0.0, np.nan, plan_value(true, true)))
+    best = np.mean([one[2] for one in figures["oracle"]])
+    title = f"vouchers: {rows:,} rows, {draws} draws; taken of exact doses: {', '.join(sorted(chosen))}"
+    table = Table("learned from", "RMSE", "covered", "plan brings", "of the oracle's", title=title)
+    for what, drawn in figures.items():
+        rmse, held, value = np.mean(drawn, axis=0)
+        cells = ["-" if np.isnan(one) else f"{one:.3f}" for one in (rmse, held)]
+        table.add_row(what, *cells, f"{value:.3f}", f"{value / best:.1%}")
+    out.print(table)
+
+
 def average(forest: Forest, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Average effects over the rows and their errors, [L] each."""
     bins = apply_bins(pa.Table.from_pandas(frame), forest.plan.bins)
@@ -254,12 +309,14 @@ def dominicks(out: Console) -> None:
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", default=[*TRIALS, "thornton", "dominicks"])
+    parser.add_argument("tables", nargs="*", default=[*TRIALS, "vouchers", "thornton", "dominicks"])
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--draws", type=int, default=3)
     arguments, out = parser.parse_args(), Console()
     for name in arguments.tables:
-        if name in TRIALS:
+        if name == "vouchers":
+            vouchers(arguments.rows, arguments.draws, out)
+        elif name in TRIALS:
             generated(name, arguments.rows, arguments.draws, out)
         elif "UPLIFT_DATA" in os.environ:
             {"thornton": thornton, "dominicks": dominicks}[name](out)

@@ -1,9 +1,11 @@
 """What a person reads at the end: tables, true values, and plain words on what the data do not show."""
 
+import pandas as pd
+
 from tests.evaluation.test_lift_tables import MONEY, evaluation
 from uplift_spark.evaluation.lift_tables import lift_table
-from uplift_spark.evaluation.metrics import Arms, Truth, metric_table
-from uplift_spark.evaluation.summary import caveats, interval, lift_summary, number
+from uplift_spark.evaluation.metrics import Arms, Truth, metric_table, with_mean_doses
+from uplift_spark.evaluation.summary import caveats, dose_words, interval, lift_summary, number
 from uplift_spark.stats.curves import Curve
 
 
@@ -61,3 +63,12 @@ def test_few_clusters_are_said():
 def test_unknown_numbers_are_dashes():
     assert number(float("nan")) == "-" and number(0.123456) == "0.1235"
     assert interval(float("nan"), 1.0) == "not known" and interval(-1.0, 2.0) == "-1 to 2"
+
+
+def test_mean_doses_are_said():
+    metrics = pd.DataFrame(
+        [("visit", "1", "ate", 0.1, 0.0, 0.2)], columns=["outcome", "treatment", "metric", "value", "lower", "upper"]
+    )
+    assert dose_words(metrics, "0") == []
+    (said,) = dose_words(with_mean_doses(metrics, {"0": 0.25, "1": 1.5}), "0")
+    assert "Mean doses are 1 1.5, and 0.25 where it counts as the control 0" in said

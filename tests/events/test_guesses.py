@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,57 @@ def test_amounts_and_dates_as_people_write_them(tmp_path: Path) -> None:
 )
 def test_an_id_by_its_name(name: str, is_id: bool) -> None:
     assert is_id_name(name) is is_id
+
+
+# ---- treatments that are numbers
+
+
+def vouchers(**more: Any) -> pa.Table:
+    rng = np.random.default_rng(3)
+    voucher = np.where(rng.random(N) < 0.2, 0.0, rng.uniform(0, 3, N).round(2))
+    columns = {"customer_id": np.arange(N), "age": rng.integers(18, 80, N), "dose": rng.normal(size=N)}
+    return pa.table({**columns, "voucher": voucher, "spend": voucher + rng.normal(size=N), **more})
+
+
+def test_a_number_of_many_values_gets_a_grid(tmp_path: Path) -> None:
+    guesses = guess_roles(vouchers(), Answers("voucher", ("spend",), value=1.0, cost={"": 1.0}))
+    assert (guesses.control, guesses.grid, guesses.dose) == ("0", (1.0, 2.0, 3.0), None)
+    assert (guesses.cost, guesses.cost_per_dose) == ({}, 1.0)
+    assert "treatment: voucher, a number from 0 to 3" in guesses.lines
+    (said,) = [line for line in guesses.lines if line.startswith("grid: ")]
+    assert re.fullmatch(
+        r"grid: a unit counts as the nearest of 0 \(.*\), 1 \(.*\), 2 \(.*\), 3 \(.*\) \(edit .*\)", said
+    )
+    counted = [int(n.replace(",", "")) for n in re.findall(r"\((\d[\d,]*)\)", said)]
+    assert sum(counted) == N
+    path = tmp_path / "own.yaml"
+    path.write_text(conf_text(guesses, "own", {"path": "x.csv"}, {"path": "lakehouse"}))
+    config = load_config(path)
+    assert config.roles.grid == (1.0, 2.0, 3.0) and config.source.arms is None  # type: ignore[union-attr]
+    assert config.economics.cost == {"1": 1.0, "2": 2.0, "3": 3.0}
+    assert "dose" not in config.roles.features and len(config.roles.features) == 2  # a feature of that name is renamed
+
+
+def test_grids_of_prices_and_of_a_control_that_was_named() -> None:
+    prices = vouchers(price=np.random.default_rng(0).uniform(9.5, 14.9, N)).drop_columns(["voucher"])
+    guesses = guess_roles(prices, Answers("price", ("spend",)))
+    assert (guesses.control, guesses.grid) == ("10", (12.0, 14.0))
+    guesses = guess_roles(prices, Answers("price", ("spend",), control="12"))
+    assert (guesses.control, guesses.grid) == ("12", (10.0, 14.0))
+    with pytest.raises(ConfigError, match="--control 'none' is no number, and column 'price' is one"):
+        guess_roles(prices, Answers("price", ("spend",), control="none"))
+
+
+def test_leaks_of_a_number_are_looked_for_among_its_levels() -> None:
+    table = vouchers()
+    table = table.append_column("paid", pa.array(np.asarray(table.column("voucher")) * 2 + 1))
+    guesses = without_leaks(table, guess_roles(table, Answers("voucher", ("spend",))), Answers("voucher", ("spend",)))
+    assert "paid" in guesses.dropped and "age" in guesses.features
+
+
+def test_ids_and_texts_are_no_doses() -> None:
+    with pytest.raises(DataError, match="different values: a treatment has 2 to 20 levels"):
+        guess_roles(vouchers(), Answers("customer_id", ("spend",)))
+    words = vouchers(word=[f"w{i % 50}" for i in range(N)])
+    with pytest.raises(DataError, match="different values: a treatment has 2 to 20 levels"):
+        guess_roles(words, Answers("word", ("spend",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,3 +241,70 @@ def test_a_cluster_of_numbers_is_kept_as_ids(lake: Lake, tmp_path: Path) -> None
     profile = rows(lake, "bronze.profile_own")
     assert sorted(set(profile["school"]), key=int) == [str(school) for school in range(10)]
     assert profile["age"].dtype == float
+
+
+DOSES = """Kunde,price,bought,ads
+a,0,1,1
+b,0.5,1,1
+c,0.51,0,1
+d,"1,5",0,1
+e,2,0,1
+f,250,1,1
+g,free,1,1
+h,,1,1
+i,inf,1,1
+j,1e0,1,1
+k,-99,0,1
+"""
+
+
+def priced(path: Path, **changes: Any) -> Config:
+    one = source(path, treatment="price", arms=None, attributes=("ads",), rename={}, where=None)
+    roles = RolesConf("bought", "0", ("ads",), grid=(1, 2))
+    return config(one, roles=roles, **changes)
+
+
+def test_doses_stand_beside_the_level_of_their_bin(lake: Lake, tmp_path: Path) -> None:
+    """Tables of a campaign of levels, there before, get the column and keep their rows."""
+    levels = tmp_path / "levels.csv"
+    levels.write_text("Kunde,arm,bought,ads\n" + "".join(f"{i},{i % 2},1,{i}\n" for i in range(4)))
+    plain = source(levels, arms=None, attributes=("ads",), rename={}, where=None)
+    ingest.run(Campaign(config(plain, campaign="levels", roles=RolesConf("bought", "0", ("ads",))), lake))
+    assert "dose" not in lake.read("bronze.assignment").columns
+
+    path = tmp_path / "prices.csv"
+    path.write_text(DOSES)
+    said: list[str] = []
+    result = ingest.run(Campaign(priced(path), lake), said.append)
+    assert result.details["units"] == {"0": 2, "1": 2, "2": 2}
+    assert result.details["rejected"] == {"treatment_number": 4, "treatment_present": 1}
+    assert result.details["mean_dose"] == {"0": 0.25, "1": 0.755, "2": 126.0}
+    assert "4 rows rejected by rule treatment_number, kept in bronze.quarantine" in said
+    assert any("column 'price' has 4 doses that are no finite number: correct them" in line for line in said)
+    assert result.details["beyond_the_grid"] == 1
+    assert any("column 'price' has 1 doses below -0.5 or above 2.5, which count as" in line for line in said)
+    assigned = rows(lake, "bronze.assignment").set_index("unit_id").sort_index()
+    assert assigned["dose"].to_dict() == {"a": 0.0, "b": 0.5, "c": 0.51, "e": 2.0, "f": 250.0, "j": 1.0}
+    bins = priced(path).roles.bins
+    assert bins is not None
+    assert assigned["treatment"].to_list() == [bins.level(dose) for dose in assigned["dose"]]
+    quarantined = rows(lake, "bronze.quarantine")["row"].str.cat()
+    assert '"treatment":"free"' in quarantined and '"treatment":"1,5"' in quarantined
+    everybody = lake.read("bronze.assignment").toPandas()
+    assert everybody.loc[everybody["campaign"] == "levels", "dose"].isna().tolist() == [True] * 4
+
+    again = ingest.run(Campaign(priced(path), lake))
+    assert again.run_id == result.run_id and all(table["skipped"] for table in again.tables.values())
+    more = config(plain, campaign="later", roles=RolesConf("bought", "0", ("ads",)))
+    ingest.run(Campaign(more, lake))  # a campaign of levels after it
+    assert lake.read("bronze.assignment").where("campaign = 'later' AND dose IS NULL").count() == 4
+
+    other = replace(priced(path), roles=RolesConf("bought", "0", ("ads",), grid=(2,)))
+    with pytest.raises(DataError, match=r"6 units of campaign 'own', 2 of them with the level of another grid"):
+        features.run(Campaign(other, lake))
+    campaign = config(plain, campaign="levels", roles=RolesConf("bought", "0", ("ads",), grid=(1,)))
+    with pytest.raises(DataError, match=r"4 of them without a number in column 'dose'"):
+        features.run(Campaign(campaign, lake))
+    empty = replace(priced(path, campaign="thin"), roles=RolesConf("bought", "0", ("ads",), grid=(1, 2, 40, 80)))
+    with pytest.raises(DataError, match=r"column 'price' has no dose nearest to 40: remove it from roles.grid"):
+        ingest.run(Campaign(empty, lake))

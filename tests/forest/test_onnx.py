@@ -23,6 +23,9 @@ from uplift_spark.forest.trees import CATEGORICAL, Tree, assemble, leaf_word
 
 SMALL = {"n_trees": 16, "n_buckets": 4, "min_leaf": 10}
 EXACT = 1e-12  # of the largest effect: sums in another order, nothing else
+RESPONSE = (
+    1e-9  # the same where equations are solved: close to what doses no longer determine, rounding counts for more
+)
 
 
 def forest_of(frame: pd.DataFrame, roles: Roles, **more) -> Forest:
@@ -110,6 +113,33 @@ def test_graph_and_forest_tell_the_same(name):
     own = {one.name: frame[one.name].to_numpy()[:400] for one in forest.bins}
     own = {name: x if x.dtype == object else x.astype(np.float64) for name, x in own.items()}
     assert gap(forest, level, own) < EXACT
+
+
+@pytest.mark.parametrize("criterion", ["slope", "spline"])
+def test_responses_to_doses(criterion):
+    forest = forest_of(dose_frame(3000), dose_roles(), criterion=criterion, min_leaf=30)
+    for level in ("2", "5", "8"):
+        assert gap(forest, level) < RESPONSE
+    assert gap(forest.at((2.5,)), "2.5") < RESPONSE
+    assert gap(forest.at((5.0,), partial=True), "5") < RESPONSE
+    thin = replace(forest, sums=forest.sums >> 3)  # an eighth of the rows
+    assert thin.effect_arrays(pa.table(probes(thin)), errors=False)[2].any()
+    assert gap(thin, "5") < RESPONSE
+    nobody = replace(forest, level_shrinkage=None, sums=np.zeros_like(forest.sums))
+    session = pytest.importorskip("onnxruntime").InferenceSession(export_onnx(nobody, "5"))
+    assert np.isnan(session.run(["uplift"], fed(probes(nobody)))[0]).all()
+
+
+def test_responses_to_packages():
+    rng, frame = np.random.default_rng(3), ordered_frame(3000)
+    a, b = rng.integers(0, 3, 3000), rng.integers(0, 3, 3000)
+    frame = frame.assign(
+        arm=[f"{x}/{y}" for x, y in zip(a, b, strict=True)], y=frame["y"] + a * b * (frame["age"] > 50)
+    )
+    dose = {f"{x}/{y}": (float(x), float(y)) for x in range(3) for y in range(3)}
+    forest = forest_of(frame, Roles("unit", "arm", "y", ("age", "spend", "region"), "0/0", dose=dose))
+    assert forest.plan.criterion == "product"
+    assert gap(forest, "2/2") < RESPONSE and gap(forest, "1/0") < RESPONSE
 
 
 def test_low_support_and_absent_levels():
@@ -225,10 +255,9 @@ def test_an_infinite_number_has_no_effect():
 
 def test_what_cannot_be_exported_is_refused(monkeypatch):
     pytest.importorskip("onnx")
-    frame = dose_frame(1000)
-    forest = forest_of(frame, dose_roles())
-    with pytest.raises(ConfigError, match=r"without roles\.grid"):
-        export_onnx(forest, "5")
+    doses = forest_of(dose_frame(1000), dose_roles())
+    with pytest.raises(ConfigError, match="level '4' has no effect to export"):
+        export_onnx(doses, "4")
     held = forest_of(ordered_frame(1000), ordered_roles(), monotone="increasing")
     with pytest.raises(ConfigError, match="trained without `monotone`"):
         export_onnx(held, "5%")

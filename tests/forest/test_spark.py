@@ -80,8 +80,10 @@ def test_forests_of_doses_agree_too(frame, on_spark, roles):
     frame = frame.assign(package=frame["arm"] + "/" + frame["member"].astype(int).astype(str))
     on_spark = on_spark.withColumn("package", F.concat_ws("/", "arm", F.col("member").cast("int")))
     forest = CausalForest(**SMALL)
-    model = forest.fit(on_spark, roles)
-    assert model.to_bytes() == forest.fit(frame, roles).to_bytes()
+    expected_bytes = forest.fit(frame, roles).to_bytes()
+    for partitions in (1, 2, 7):
+        model = forest.fit(on_spark.repartition(partitions), roles)
+        assert model.to_bytes() == expected_bytes
     result = model.effect(on_spark).toPandas().sort_values(["unit", "treatment"], ignore_index=True)
     expected = model.effect(frame).sort_values(["unit", "treatment"], ignore_index=True)
     pd.testing.assert_frame_equal(result, expected, check_dtype=False)

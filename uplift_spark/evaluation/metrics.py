@@ -533,6 +533,17 @@ def with_cuts(metrics: pd.DataFrame, cuts: Mapping[str, Cut]) -> pd.DataFrame:
     return pd.concat([metrics, pd.DataFrame(rows, columns=metrics.columns)]) if rows else metrics
 
 
+MEAN_DOSE_METRIC = "mean_dose"
+
+
+def with_mean_doses(metrics: pd.DataFrame, doses: Mapping[str, float]) -> pd.DataFrame:
+    """A metric table with the mean dose of the units that count as each level on record, the control's, too."""
+    rows = [
+        (metrics["outcome"].iloc[0], level, MEAN_DOSE_METRIC, dose, np.nan, np.nan) for level, dose in doses.items()
+    ]
+    return pd.concat([metrics, pd.DataFrame(rows, columns=metrics.columns)]) if rows else metrics
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Predictions against the true effects of a simulated campaign: error, correlation, true Qini and the oracle's.
 

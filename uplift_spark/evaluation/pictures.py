@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from uplift_spark.config import RolesConf
 from uplift_spark.errors import EnvironmentProblem
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.metrics import Truth
 from uplift_spark.roles import Direction, benefit_name
+from uplift_spark.sections.roles import RolesConf
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def write_pictures(
         if rows.loc[rows["cut"] == "decile", "predicted_uplift"].notna().any():
             calibration = calibration_picture(rows, figures, rate)
             written.append(save(calibration, folder / f"calibration_{outcome}.png"))
-        doses = {name: dose for name, dose in (roles.dose or {}).items() if isinstance(dose, float)} if roles else {}
+        doses = {name: dose for name, dose in roles.level_doses.items() if isinstance(dose, float)} if roles else {}
         if roles is not None and len(set(rows["treatment"]) & set(doses)) > 1:
             written.append(save(dose_picture(rows, doses, roles.control, rate), folder / f"dose_{outcome}.png"))
     return written

@@ -68,7 +68,7 @@ from uplift_spark.evaluation.sums import (
 )
 from uplift_spark.forest.binning import apply_bins
 from uplift_spark.forest.forest import Model
-from uplift_spark.roles import CROSSING, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
+from uplift_spark.roles import CROSSING, DOSE, PROPENSITY, TREATMENT, UNIT, Direction, benefit, crossed
 from uplift_spark.spark_versions import Worker, few_rows, mapped, quoted
 from uplift_spark.stats.moments import LARGEST, FixedPoint
 
@@ -291,6 +291,13 @@ def score_columns(levels: tuple[str, ...], outcome: str, arms: Arms) -> tuple[Co
         weight = by_level(treatment, tuple(arms.units), [arms.max_inverse_propensity[arm] for arm in arms.units])
     level_code = F.array_position(F.lit(list(levels)), treatment).cast("int") - 1
     return level_code.alias("level_code"), F.col(outcome).cast("double").alias("outcome"), weight.alias("weight")
+
+
+def mean_doses(holdout: DataFrame, levels: Sequence[str]) -> dict[str, float]:
+    """Mean dose of the hold-out's units that count as each level, to ten digits; of those that any unit counts as."""
+    rows = holdout.groupBy(TREATMENT).agg(F.avg(DOSE).alias("mean")).collect()
+    means = {row[TREATMENT]: float(f"{row['mean']:.10g}") for row in rows}
+    return {level: means[level] for level in levels if level in means}
 
 
 def winsorised(holdout: DataFrame, shares: Mapping[str, float], table: str) -> tuple[DataFrame, dict[str, Cut]]:

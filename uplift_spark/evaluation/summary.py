@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uplift_spark.evaluation.lift_tables import LOW_CLUSTERS, unclear_metrics
-from uplift_spark.evaluation.metrics import METRICS, Arms, Cut, Truth, curve_figures
+from uplift_spark.evaluation.metrics import MEAN_DOSE_METRIC, METRICS, Arms, Cut, Truth, curve_figures
 from uplift_spark.roles import Direction
 
 _WIDTH = 140
@@ -146,6 +146,20 @@ def direction_words(outcome: str, direction: Direction) -> list[str]:
     return [
         f"Less {outcome} is better: an effect below zero helps, decile 1 is predicted to fall most, and Qini, AUUC and "
         "gains count how far it falls."
+    ]
+
+
+def dose_words(metrics: pd.DataFrame, control: str) -> list[str]:
+    """A sentence on the doses behind each level, of a metric table with mean doses; none else."""
+    rows = metrics[metrics["metric"] == MEAN_DOSE_METRIC]
+    means = dict(zip(rows["treatment"], rows["value"], strict=True))
+    if not means:
+        return []
+    listed = ", ".join(f"{level} {number(mean)}" for level, mean in means.items() if level != control)
+    against = number(means.get(control, float("nan")))
+    return [
+        f"A unit counts as the level nearest to its dose. Mean doses are {listed}, and {against} where it counts as "
+        f"the control {control}: observed lift is that between these doses, predictions are for the doses of the names."
     ]
 
 

@@ -23,7 +23,7 @@ from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
 from uplift_spark.lake.schemas import EVENT_TABLE, FEATURE_REGISTRY, FEATURE_VERSIONS, columns_to_fill
 from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import Lake, Written
-from uplift_spark.roles import DELIVERED, LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS
+from uplift_spark.roles import DELIVERED, DOSE, LABEL_KEYS, PROFILE_KEYS, TRAINING_KEYS
 from uplift_spark.runtime import code_version, derive_run_id
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -182,9 +182,10 @@ def mature_units(labels: DataFrame, outcomes: tuple[str, ...], delivered: bool =
     """Units with a mature label: the columns of silver.training_<campaign> but for features, split and run_id.
 
     Units of which one of `outcomes` is not known are left out, because no model can learn from them; the caller counts.
-    delivered: with a column of that name, 1 for units that were reached.
+    delivered: with a column of that name, 1 for units that were reached. Labels with a dose keep it.
     """
     reached = [F.col(DELIVERED).cast("double")] if delivered else []
+    doses = [DOSE] if DOSE in labels.columns else []
     wide = labels.filter("mature").select(
         "unit_id",
         "treatment",
@@ -192,6 +193,7 @@ def mature_units(labels: DataFrame, outcomes: tuple[str, ...], delivered: bool =
         "assigned_at",
         *[F.col("outcomes")[name].alias(name) for name in outcomes],
         *reached,
+        *doses,
     )
     return wide.dropna(subset=list(outcomes))
 

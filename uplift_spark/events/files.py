@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import os
 import re
 import zipfile
@@ -30,6 +31,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from uplift_spark.errors import ConfigError, DataError, hint
+from uplift_spark.roles import DoseBins, Levels
 
 NO_VALUE = ("", "NA", "NaN", "nan", "null", "NULL", "N/A", "n/a", "#N/A", "NaT", "<NA>", ".")
 """Cells that hold no value; of a column that is declared text, the empty one only."""
@@ -728,6 +730,15 @@ def id_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         if pc.all(whole, min_count=0).as_py():
             column = column.cast(pa.int64())
     return column.cast(pa.string())
+
+
+def level_texts(column: pa.ChunkedArray, grid: Levels | None) -> pa.Array | pa.ChunkedArray:
+    """The text of each row's level, of a number the grid point that is nearest; null where there is none."""
+    if grid is None:
+        return id_text(column)
+    bins, doses = DoseBins.around(grid), number_column(column, "the treatment").to_pylist()
+    levels = [None if dose is None or not math.isfinite(dose) else bins.level(dose) for dose in doses]
+    return pa.array(levels, pa.string())
 
 
 def is_amount_text(texts: pa.ChunkedArray) -> bool:

@@ -30,8 +30,8 @@ from uplift_spark.events.column_names import (
     plain_name,
     yes_of_texts,
 )
-from uplift_spark.events.files import YES_NO, id_text, number_column
-from uplift_spark.roles import Direction
+from uplift_spark.events.files import YES_NO, id_text, level_texts, number_column
+from uplift_spark.roles import DOSE, Direction, Levels, levels_at_doses, round_levels
 
 MOST_LEVELS = 20
 MOST_TEXTS = 1000  # different texts of a feature; more are names, not categories
@@ -44,7 +44,7 @@ class Answers:
 
     outcomes  columns, or COLUMN=VALUE where the outcome is whether a column has a value; the first is trained
     direction decrease where less of the first outcome is better, else increase; None: by its name
-    cost      {level: money}; the key "" stands for every level
+    cost      {level: money}; the key "" stands for every level, and for one unit of a treatment that is a number
     keep      features whatever a guess says; drop, columns that are none
     randomised  whether the treatment was assigned at random
     cluster   column of the group that was treated as one, such as a school; None: one that the rows show
@@ -72,6 +72,7 @@ class Guesses:
     levels   {text in the treatment column: name of the level}, the control first
     outcomes {name: column}; values, {column: {text: number}} of those that are no numbers
     dropped  {column: why it is no feature}; allowed, {feature that looks like a leak: why it stays}
+    grid     doses to report effects at, where the treatment is a number of many values; cost_per_dose, of one unit more
     """
 
     treatment: str
@@ -94,13 +95,20 @@ class Guesses:
     warnings: tuple[str, ...] = ()
     direction: Direction = "increase"
     cluster: str | None = None
+    grid: tuple[float, ...] = ()
+    cost_per_dose: float | None = None
+
+    @property
+    def grid_levels(self) -> Levels | None:
+        """Levels at the doses of the grid, the control first; None without one."""
+        return levels_at_doses(self.control, self.grid) if self.grid else None
 
     @property
     def names(self) -> dict[str, str]:
         """{column: name that tables can have} of outcomes, features and the cluster."""
         names = {column: name for name, column in self.outcomes.items()}
         parts = (self.treatment, self.unit, self.propensity)  # Spark tells columns apart regardless of case
-        taken = {name.lower() for name in (*names.values(), *filter(None, parts))}
+        taken = {name.lower() for name in (*names.values(), *filter(None, parts), *([DOSE] if self.grid else ()))}
         for column in (*self.features, *filter(None, (self.cluster,))):
             names[column] = plain_name(column, taken)
             taken.add(names[column].lower())
@@ -165,14 +173,14 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
     check_columns_of(answers, columns)
     _check_money(answers)
     lines: list[str] = []
-    warnings: list[str] = []
-    texts = id_text(table.column(answers.treatment)).to_pandas().str.strip()
-    levels, dose = _levels(texts, answers, lines)
+    grid = _grid(table.column(answers.treatment), answers, lines)
+    texts = level_texts(table.column(answers.treatment), grid).to_pandas().str.strip()
+    levels, dose = _levels(texts, answers, lines) if grid is None else ({name: name for name in grid.names}, None)
     arm = texts.map({text: code for code, text in enumerate(levels)}).fillna(-1).astype(int).to_numpy()
     counted = tuple(_counted(table, one) for one in answers.outcomes)
     outcome_columns = [_split(one)[0] for one in counted]
     outcomes, values, first = _outcomes(table, counted, lines)
-    warnings += _few_cases(first, arm, list(levels.values()), outcome_columns[0])
+    warnings = _few_cases(first, arm, list(levels.values()), outcome_columns[0])
     direction = _direction(counted[0], answers, lines)
     unit = _unit(table, answers, lines)
     special = {answers.treatment, *outcome_columns, *filter(None, (unit, answers.propensity))}
@@ -200,8 +208,10 @@ def guess_roles(table: pa.Table, answers: Answers) -> Guesses:
         money[next(iter(outcomes))] = answers.value
     guesses = Guesses(
         answers.treatment, levels, dose, unit, outcomes, values, tuple(features), tuple(sorted(codes)), segments, money,
-        _costs(levels, answers), answers.budget, answers.propensity, dropped, tuple(lines), answers.randomised,
-        direction=direction, cluster=cluster,
+        _costs(levels, answers, grid is not None), answers.budget, answers.propensity, dropped, tuple(lines),
+        answers.randomised,
+        direction=direction, cluster=cluster, grid=() if grid is None else tuple(map(float, grid.treated)),
+        cost_per_dose=None if grid is None else answers.cost.get(""),
     )  # fmt: skip
     return guesses.without({}, warnings=warnings)
 
@@ -290,6 +300,28 @@ def _control(levels: list[str], wanted: str | None, where: str) -> tuple[str, bo
             raise ConfigError(f"--control {wanted!r} is no level of {where}: {hint(wanted, levels)}")
         return wanted, True
     return control_of(levels)
+
+
+def _grid(column: pa.ChunkedArray, answers: Answers, lines: list[str]) -> Levels | None:
+    """Levels at round doses, where the treatment is a number of many values; else None."""
+    name, kind = answers.treatment, column.type
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not numeric or len(column.unique()) <= MOST_LEVELS or is_id_name(name):
+        return None
+    doses = [dose for dose in number_column(column, name).to_pylist() if dose is not None and np.isfinite(dose)]
+    try:
+        rows = round_levels(doses, None if answers.control is None else float(answers.control))
+    except ValueError:
+        raise ConfigError(
+            f"--control {answers.control!r} is no number, and column {name!r} is one: give one, as in --control 0"
+        ) from None
+    if rows:
+        control = f"{next(iter(rows)):g}"
+        counts = ", ".join(f"{dose:g} ({n:,})" for dose, n in sorted(rows.items()))
+        lines.append(f"treatment: {name}, a number from {min(doses):g} to {max(doses):g}")
+        lines.append(f"grid: a unit counts as the nearest of {counts} (edit roles.grid)")
+        lines.append(f"control: {control}{'' if answers.control else ' (--control says otherwise)'}")
+    return levels_at_doses(control, list(rows)[1:]) if rows else None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -754,7 +786,7 @@ def _segments(table: pa.Table, features: Sequence[str], cells: Mapping[str, pd.S
     return tuple((texts + flags)[:3])
 
 
-def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
+def _costs(levels: Mapping[str, str], answers: Answers, numbers: bool) -> dict[str, float]:
     (control_text, control), *treated = levels.items()
     if any(answers.cost.get(name) for name in (control, control_text)):
         raise ConfigError(f"--cost {control}: the control is not treated and costs nothing, leave it out")
@@ -763,34 +795,6 @@ def _costs(levels: Mapping[str, str], answers: Answers) -> dict[str, float]:
         raise ConfigError(
             f"--cost names {strangers[0]!r}, no level of the treatment: {hint(strangers[0], levels.values())}"
         )
-    costs = {name: answers.cost.get(name, answers.cost.get(text, answers.cost.get(""))) for text, name in treated}
+    each = None if numbers else answers.cost.get("")
+    costs = {name: answers.cost.get(name, answers.cost.get(text, each)) for text, name in treated}
     return {name: cost for name, cost in costs.items() if cost is not None}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Probabilities of the levels that units received.
-
-# They are refused when the sum of their inverses over an arm is this far from the number of units, and further than
-# chance explains.
-LEAST_GAP, STANDARD_ERRORS = 0.05, 5.0
-
-
-def inverse_shares(sums: Iterable[tuple[str, float, float]], units: int) -> list[str]:
-    """Say of which levels the inverse propensities do not add up to about the number of all units.
-
-    They do when each is the probability of the level received (Horvitz & Thompson 1952); a column that is P(treated) on
-    all rows is far from it in the control.
-
-    Args:
-        sums: of each level its name, the sum of 1/p over its units, and that of (1-p)/p².
-        units: of all levels.
-
-    Returns:
-        Parts of a sentence, such as ".55 times in none".
-    """
-    wrong = []
-    for level, inverse, spread in sums:
-        share, error = inverse / units, spread**0.5 / units
-        if abs(share - 1.0) > max(LEAST_GAP, STANDARD_ERRORS * error):
-            wrong.append(f"{share:.2f} times in {level}")
-    return wrong

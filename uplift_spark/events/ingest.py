@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -55,7 +56,7 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.lake.session import instant, plus_hours, utc
 from uplift_spark.lake.tables import Lake
-from uplift_spark.roles import CAMPAIGN, TREATMENT, checked_name
+from uplift_spark.roles import CAMPAIGN, DOSE, TREATMENT, DoseBins, checked_name
 from uplift_spark.runtime import ProgressCallback, state_folder
 from uplift_spark.spark_versions import local_frame, mapped_frame, union_by_name
 
@@ -570,12 +571,82 @@ def check_levels(roles: RolesConf, names: Collection[str]) -> None:
         raise ConfigError(f"roles.dose names {', '.join(roles.dose)}; the source's levels are {', '.join(names)}")
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Treatments that are numbers: `treatment` is the grid point that is nearest to a unit's dose.
+
+MEAN_DOSE, BEYOND, NUMBER_RULE = "mean_dose", "beyond_the_grid", "treatment_number"
+
+
+def dose_sums(bins: DoseBins) -> list[Column]:
+    """Mean dose of the units of a level, and how many of them have one that the grid is too short for."""
+    low, high = bins.ends
+    dose = F.col(DOSE)
+    return [F.avg(DOSE).alias(MEAN_DOSE), F.count_if((dose < low) | (dose > high)).alias(BEYOND)]
+
+
+def level_of_dose(dose: Column, bins: DoseBins) -> Column:
+    """Name of the level whose bin holds a dose, as `DoseBins.level`; null for what is no finite number."""
+    level = F.lit(bins.names[-1])
+    for name, edge in zip(bins.names[-2::-1], bins.edges[::-1], strict=True):
+        level = F.when(dose <= F.lit(edge), F.lit(name)).otherwise(level)
+    return F.when(finite(dose), level)
+
+
+def finite(number: Column) -> Column:
+    """Whether a number is neither null nor NaN nor infinite; false then."""
+    return F.coalesce(number.between(-sys.float_info.max, sys.float_info.max), F.lit(False))
+
+
+def number_rule() -> Rule:
+    """What doses must meet: an assignment whose treatment is no finite number is rejected."""
+    most = repr(sys.float_info.max)
+    known = f"{DOSE} IS NOT NULL AND {DOSE} BETWEEN -{most}D AND {most}D"
+    return Rule(NUMBER_RULE, f"{TREATMENT} IS NULL OR ({known})", "the treatment is no finite number")
+
+
+def refuse_empty_bins(roles: RolesConf, units: Mapping[str, int], where: str) -> None:
+    """Raise DataError when no row's dose is nearest to some grid point: no effect of that dose could be evaluated."""
+    if empty := [level for level in roles.grid_doses if not units.get(level)]:
+        raise DataError(
+            f"{where} has no dose nearest to {' or '.join(empty)}: remove {'it' if len(empty) == 1 else 'them'} from "
+            "roles.grid, or correct roles.control"
+        )
+
+
+def report_doses(
+    bins: DoseBins | None,
+    counts: list[dict[str, Any]],
+    details: dict[str, Any],
+    where: str,
+    progress: ProgressCallback,
+) -> None:
+    """Say the mean dose of the units that count as each level, how many doses are no numbers, and for how many the grid
+    is too short; put the first and the last into the details."""
+    if bins is None:
+        return
+    if odd := details["rejected"].get(NUMBER_RULE):
+        progress(
+            f"warning: {where} has {odd:,} doses that are no finite number: correct them in the file, or name the "
+            "number that stands for a missing one in source.missing"
+        )
+    means = {str(row[TREATMENT]): float(f"{row[MEAN_DOSE]:.4g}") for row in counts}
+    details[MEAN_DOSE] = means
+    progress("mean dose by level: " + ", ".join(f"{level} {means[level]:g}" for level in bins.names))
+    if beyond := sum(row[BEYOND] for row in counts):
+        details[BEYOND] = beyond
+        low, high = bins.ends
+        progress(
+            f"warning: {where} has {beyond:,} doses below {low:g} or above {high:g}, which count as the nearest level: "
+            "add their doses to roles.grid, or leave such rows out by source.where"
+        )
+
+
 def _declared_levels(roles: RolesConf, source: TrialConf) -> tuple[str, ...]:
     """Levels the configuration names; empty when it leaves them to the file."""
     if source.arms is not None:
         check_levels(roles, tuple(source.arms.values()))
         return tuple(dict.fromkeys(source.arms.values()))
-    return tuple(roles.dose or ())
+    return tuple(roles.level_doses)
 
 
 def _contract(levels: tuple[str, ...], source: TrialConf) -> Contract:

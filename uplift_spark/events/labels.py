@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from uplift_spark.config import DAY, Config, Labels
 from uplift_spark.events.training_set import Sends, event_details
 from uplift_spark.lake.session import instant, plus_hours, utc
-from uplift_spark.roles import CAMPAIGN
+from uplift_spark.roles import CAMPAIGN, DOSE
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.tests import completeness, known_shares, missing_days, unreached_arms
 
@@ -39,7 +39,8 @@ def label_table(
 ) -> DataFrame:
     """Label every assignment made by `as_of`: the rows of silver.label without run_id.
 
-    assignments, outcomes, deliveries   rows of one campaign from the bronze tables of these names
+    assignments, outcomes, deliveries   rows of one campaign from the bronze tables of these names; a column `dose` of
+                                        the assignments becomes one of the labels
     names                               outcomes to label; the map has exactly these keys
 
     An outcome is the sum of its events' values: 0 without an event, null when an event's value is not known. A label is
@@ -52,7 +53,7 @@ def label_table(
     mature_at = _after(longest + labels.wait_days)
     reached = _with_delivered(units, deliveries, longest, as_of)
     return reached.join(_totals(counted, names), "unit_id", "left").select(
-        *_UNIT,
+        *_unit_columns(assignments),
         _as_map(names).alias("outcomes"),
         (mature_at <= instant(as_of)).alias("mature"),
         "delivered",
@@ -136,7 +137,11 @@ def _days_to(start: Column, end: Column | datetime) -> Column:
 
 
 def _units(assignments: DataFrame, as_of: datetime) -> DataFrame:
-    return assignments.filter(F.col("assigned_at") <= instant(as_of)).select(*_UNIT)
+    return assignments.filter(F.col("assigned_at") <= instant(as_of)).select(*_unit_columns(assignments))
+
+
+def _unit_columns(assignments: DataFrame) -> list[str]:
+    return [*_UNIT, *([DOSE] if DOSE in assignments.columns else [])]
 
 
 def _after(days: float | Column) -> Column:

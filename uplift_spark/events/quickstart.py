@@ -28,11 +28,20 @@ import yaml
 from uplift_spark.config import load_config
 from uplift_spark.errors import ConfigError, DataError, hint
 from uplift_spark.events.column_names import is_assignment_time, plain_name
-from uplift_spark.events.files import FileFormat, id_text, is_amount_text, number_column, plain_table, read_typed
-from uplift_spark.events.guesses import MOST_LEVELS, Answers, Guesses, check_columns_of, guess_roles, inverse_shares
+from uplift_spark.events.files import (
+    FileFormat,
+    id_text,
+    is_amount_text,
+    level_texts,
+    number_column,
+    plain_table,
+    read_typed,
+)
+from uplift_spark.events.guesses import MOST_LEVELS, Answers, Guesses, check_columns_of, guess_roles
 from uplift_spark.roles import DIRECTIONS, Direction, Roles, checked_name
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.stats.sampling import unit_hashes
+from uplift_spark.stats.tests import inverse_shares
 
 if TYPE_CHECKING:
     from uplift_spark.lake.tables import Lake
@@ -52,7 +61,7 @@ class FrameOptions(TypedDict, total=False):
 
     direction        "decrease" where less of the first outcome is better, else "increase"; by its name by default
     value, budget    money that one unit of the outcome is worth (one less, with "decrease"); money to spend
-    cost             money of treating one unit, or {level: money}
+    cost             money of treating one unit, of one unit of a treatment that is a number, or {level: money}
     propensity       column with the probability of the level received
     cluster          column of the group that was treated as one; by default one that the rows show
     feature, drop    columns to keep as features whatever a guess says; columns that are none
@@ -337,8 +346,7 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         ),
         *([f"  rename: {_flow(rename)}"] if rename else []),
         f"  treatment: {_flow(guesses.treatment)}",
-        "  # {value in the file: name of the level}; rows with other values are rejected",
-        f"  arms: {_flow(guesses.levels)}",
+        *_arm_lines(guesses),
         f"  outcomes: {_flow(list(guesses.outcomes))}",
         *(
             [f"  values: {_flow({at[column]: meaning for column, meaning in guesses.values.items()})}"]
@@ -354,6 +362,7 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"  control: {_flow(guesses.control)}",
         *(["  # less of the outcome is better", "  direction: decrease"] if guesses.direction == "decrease" else []),
         *([f"  dose: {_flow(guesses.dose)}"] if guesses.dose else []),
+        *_grid_lines(guesses),
         *(["  # its units were treated as one", f"  cluster: {_flow(names[cluster])}"] if cluster else []),
         f"  features: {'*features' if not cluster else _flow([names[column] for column in guesses.features])}",
         *_design_lines(guesses),
@@ -361,6 +370,7 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
         f"  # money that one unit of an outcome{less} is worth, and that treating one unit with a level costs",
         f"  value: {_flow(guesses.value)}",
         f"  cost: {_flow(guesses.cost)}",
+        *([f"  cost_per_dose: {guesses.cost_per_dose:g}"] if guesses.cost_per_dose is not None else []),
         "lift:",
         f"  segments: {_flow([names[column] for column in guesses.segments])}",
         f"  outcomes: {_flow(list(guesses.outcomes)[1:])}",
@@ -373,6 +383,21 @@ def conf_text(guesses: Guesses, name: str, source: Mapping[str, Any], lakehouse:
 def _renamed(kinds: Mapping[str, str], rename: Mapping[str, str]) -> dict[str, str]:
     """Kinds of columns under the names that the configuration gives them."""
     return {rename.get(column, column): kind for column, kind in kinds.items()}
+
+
+def _arm_lines(guesses: Guesses) -> list[str]:
+    """Of a number none: its levels are those of the grid."""
+    if guesses.grid:
+        return []
+    said = "  # {value in the file: name of the level}; rows with other values are rejected"
+    return [said, f"  arms: {_flow(guesses.levels)}"]
+
+
+def _grid_lines(guesses: Guesses) -> list[str]:
+    if not guesses.grid:
+        return []
+    said = "  # doses to report effects at; models learn from the exact ones, tables count each as the nearest of these"
+    return [said, f"  grid: {_flow([int(dose) if dose.is_integer() else dose for dose in guesses.grid])}"]
 
 
 def _attribute_lines(guesses: Guesses) -> list[str]:
@@ -482,7 +507,7 @@ def check_propensity(table: pa.Table, guesses: Guesses) -> None:
         return
     name = guesses.propensity
     p = number_column(table.column(name), f"column {name!r}").to_numpy(zero_copy_only=False).astype(float)
-    texts = id_text(table.column(guesses.treatment)).to_pandas().str.strip()
+    texts = level_texts(table.column(guesses.treatment), guesses.grid_levels).to_pandas().str.strip()
     levels = texts.map(dict(guesses.levels))
     usable = levels.notna().to_numpy() & (p > 0.0) & (p <= 1.0)
     p, levels = p[usable], levels[usable]
@@ -575,7 +600,7 @@ def leaks_of(table: pa.Table, guesses: Guesses, randomised: bool = True) -> dict
         if values is None
         else pa.array([values.get(one) for one in numbers.to_pylist()], pa.float64())
     )
-    arms = id_text(rows.column(guesses.treatment))
+    arms = level_texts(rows.column(guesses.treatment), guesses.grid_levels)
     columns: dict[str, Any] = {"_unit": pa.array(range(rows.num_rows)), "_arm": arms, "_outcome": outcome}
     for feature in guesses.features:
         cells = rows.column(feature)

@@ -22,15 +22,19 @@ from pyspark.sql import types as T
 from uplift_spark.config import Config
 from uplift_spark.errors import ConfigError, ConflictError, DataError, hint
 from uplift_spark.events.files import NO_VALUE, YES_NO, FileFormat, content_digest, read_typed
-from uplift_spark.events.guesses import inverse_shares
 from uplift_spark.events.ingest import (
     Batch,
     Stamp,
     bronze_tables,
     check_levels,
+    dose_sums,
     find,
+    level_of_dose,
     looked_up,
+    number_rule,
+    refuse_empty_bins,
     report_counts,
+    report_doses,
     require_arms,
     spread_rows,
     stamped_rejects,
@@ -49,10 +53,21 @@ from uplift_spark.lake.schemas import (
 )
 from uplift_spark.lake.session import instant, plus_hours
 from uplift_spark.lake.tables import Claim, Lake, Written
-from uplift_spark.roles import CAMPAIGN, PROPENSITY, RESERVED_NAMES, RUN_ID, TREATMENT, UNIT, checked_name
+from uplift_spark.roles import (
+    CAMPAIGN,
+    DOSE,
+    PROPENSITY,
+    RESERVED_NAMES,
+    RUN_ID,
+    TREATMENT,
+    UNIT,
+    DoseBins,
+    checked_name,
+)
 from uplift_spark.runtime import ProgressCallback
 from uplift_spark.sections.source import TableSource, TrialConf
 from uplift_spark.spark_versions import quoted
+from uplift_spark.stats.tests import inverse_shares
 
 _TIMES = T.DateType | T.TimestampType | T.TimestampNTZType
 _ROW, _AT = "_row", "assigned_at"
@@ -280,7 +295,10 @@ def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> 
     """Columns unit_id, treatment, assigned_at, propensity if it is named, `_row`, outcomes and attributes,
     of which the cluster is an id and so a text."""
     kinds = {field.name: field.dataType for field in rows.schema.fields}
-    level = _text(source.treatment, kinds[source.treatment])
+    level, bins = _text(source.treatment, kinds[source.treatment]), config.roles.bins
+    dose = None if bins is None else _dose(source, kinds[source.treatment], where)
+    if bins is not None and dose is not None:
+        level = F.coalesce(level_of_dose(dose, bins), level)  # what is no number stays to be shown
     if source.arms is not None:
         level = F.coalesce(looked_up(source.arms, level), level)
     unit = (
@@ -296,6 +314,7 @@ def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> 
         _ROW,
         _moment(source, kinds, where).alias(_AT),
         *([probability.alias(PROPENSITY)] if probability is not None else []),
+        *([dose.alias(DOSE)] if dose is not None else []),
         *(_outcome(source, name, kinds[name]).alias(name) for name in source.outcomes),
         *(
             (
@@ -308,12 +327,26 @@ def _typed(config: Config, source: TableSource, rows: DataFrame, where: str) -> 
     )
 
 
+def _dose(source: TableSource, kind: T.DataType, where: str) -> Column:
+    """The treatment as double; null for texts that are no number and for `missing` ones."""
+    if isinstance(kind, _TIMES):
+        raise DataError(
+            f"{where}: column {source.treatment!r} is {kind.simpleString()}, and with roles.grid the treatment is a "
+            "number: name another column"
+        )
+    value = _column(source.treatment)
+    if isinstance(kind, T.StringType):
+        text = F.trim(value)
+        return _without_codes(F.when(text.rlike(_NUMBER), text).try_cast("double"), source.missing)
+    return _without_codes(value.cast("double"), source.missing)
+
+
 def declared_levels(config: Config, source: TableSource) -> tuple[str, ...]:
     """Levels the configuration names; empty when it leaves them to the rows. Raises ConfigError like `check_levels`."""
     if source.arms is not None:
         check_levels(config.roles, tuple(source.arms.values()))
         return tuple(dict.fromkeys(source.arms.values()))
-    return tuple(config.roles.dose or ())
+    return tuple(config.roles.level_doses)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -331,14 +364,16 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     kept, left_out = _filtered(rows, source, progress)
     _refuse_texts(kept, source, where)
     named = pseudonymised(_typed(config, source, kept, where), key_of(config))
-    contract = _contract(levels, source)
+    contract = _contract(levels, source, config.roles.grid_levels is not None)
     checked = count_checked(named, contract)
     good, rejected = check(named, contract, checked)
     equal, refused = checked.copies, dict(checked.rejected)
     if equal:
         progress(f"{equal:,} rows are equal to another row of their unit: each counts once")
-    counts = _arms(good, source)
+    counts = _arms(good, source, config.roles.bins)
     units = {row[TREATMENT]: row["n"] for row in counts}
+    column = f"{where}: column {source.treatment!r}"
+    refuse_empty_bins(config.roles, units, column)
     require_arms(units, config.roles.control, where, source.treatment)
     if source.propensity is None:
         shares = {level: n / sum(units.values()) for level, n in units.items()}
@@ -352,6 +387,7 @@ def table_batch(config: Config, lake: Lake, opened: OpenSource, run_id: str, pro
     details |= {"left_out": left_out} if left_out else {}
     details |= {"equal_rows": equal} if equal else {}
     report_counts(details, progress)
+    report_doses(config.roles.bins, counts, details, column, progress)
     quarantine = {"quarantine": stamped_rejects(rejected, stamp)} if refused else {}
     frames = _tables(good, source, stamp)
     # The profile first: of two runs at once one ends there, and has written nothing.
@@ -411,7 +447,7 @@ def _means_numbers(source: TableSource, name: str) -> bool:
     return all(isinstance(value, float) for value in source.values.get(name, {"": ""}).values())
 
 
-def _contract(levels: tuple[str, ...], source: TableSource) -> Contract:
+def _contract(levels: tuple[str, ...], source: TableSource, numbers: bool) -> Contract:
     """What every row must meet before any part of it becomes an event."""
     keys = T.StructType().add(UNIT, T.StringType()).add(TREATMENT, T.StringType())
     keys = keys.add(_AT, T.TimestampType()).add(_ROW, T.LongType())
@@ -424,17 +460,21 @@ def _contract(levels: tuple[str, ...], source: TableSource) -> Contract:
         keys = keys.add(PROPENSITY, T.DoubleType())
         inside = f"{PROPENSITY} > 0 AND {PROPENSITY} <= 1"
         rules.append(Rule("propensity_range", inside, f"{PROPENSITY} is empty or outside (0, 1]"))
+    if numbers:
+        keys = keys.add(DOSE, T.DoubleType())
+        rules.append(number_rule())
     unique = (UNIT,) if source.unit else ()  # row numbers do not repeat
     contract = Contract(ASSIGNMENT_TABLE, "ingest", keys, tuple(rules), unique=unique, open=True)
-    return with_levels(contract, levels) if levels else contract
+    return with_levels(contract, levels) if levels and not numbers else contract
 
 
-def _arms(good: DataFrame, source: TableSource) -> list[dict[str, Any]]:
+def _arms(good: DataFrame, source: TableSource, bins: DoseBins | None) -> list[dict[str, Any]]:
     """By level: n, values of each outcome that are not known, and sums of the inverse propensities."""
     counts = [F.count_if(F.col(name).isNull()).alias(f"_no_{name}") for name in source.outcomes]
     p = F.col(PROPENSITY) if source.propensity else F.lit(1.0)
     sums = [F.sum(1.0 / p).alias("_inverse"), F.sum((1.0 - p) / (p * p)).alias("_spread")]
-    rows = good.groupBy(TREATMENT).agg(F.count("*").alias("n"), *counts, *sums).collect()
+    doses = [] if bins is None else dose_sums(bins)
+    rows = good.groupBy(TREATMENT).agg(F.count("*").alias("n"), *counts, *sums, *doses).collect()
     return [row.asDict() for row in sorted(rows, key=lambda row: str(row[TREATMENT]))]
 
 
@@ -458,7 +498,7 @@ def _tables(good: DataFrame, source: TableSource, stamp: Stamp) -> dict[str, Dat
     events = good.select(UNIT, _AT, F.inline(F.array(*outcomes))).filter("value IS NULL OR value <> 0")
     occurred = stamp.occurred(plus_hours(at, F.lit(24.0 * source.outcome_after_days)))
     profile = good.select(UNIT, *source.attributes, at.alias("observed_at"), at.alias("known_at"))
-    assignment = good.select(UNIT, TREATMENT, _AT, PROPENSITY)
+    assignment = good.select(UNIT, TREATMENT, _AT, PROPENSITY, *([DOSE] if DOSE in good.columns else []))
     return {
         "profile": profile.withColumns(stamp.origin()),
         "outcome": events.withColumns(occurred).drop(_AT),
@@ -580,4 +620,5 @@ class Replacement:
         if profile and self.before and lake.exists(table) and lake.read(table).isEmpty():
             with lake.unlocked(table):
                 return lake.write(table, rows, run_id, mode="overwrite", claim=claim)
-        return lake.write(table, rows, run_id, claim=claim)
+        new = [DOSE] if table == ASSIGNMENT_TABLE and DOSE in rows.columns else []
+        return lake.write(table, rows, run_id, new_columns=new, claim=claim)

@@ -26,6 +26,7 @@ from uplift_spark.events.features import (
     hash_split,
     mature_units,
 )
+from uplift_spark.events.ingest import level_of_dose
 from uplift_spark.forest.binning import FeatureBins
 from uplift_spark.governance.privacy import Objections
 from uplift_spark.lake.schemas import ASSIGNMENT_TABLE, DELIVERY_TABLE, EVENT_TABLE, OUTCOME_TABLE, profile_table
@@ -33,7 +34,7 @@ from uplift_spark.lake.session import moment, utc
 from uplift_spark.lake.tables import ERASED, Lake
 from uplift_spark.learners.nuisances import Blend, features_of
 from uplift_spark.learners.spark import sampled_rows
-from uplift_spark.roles import CAMPAIGN, MATURITY_WEIGHT, PROPENSITY, RUN_ID, TREATMENT, UNIT, Roles
+from uplift_spark.roles import CAMPAIGN, DOSE, MATURITY_WEIGHT, PROPENSITY, RUN_ID, TREATMENT, UNIT, Roles
 from uplift_spark.runtime import ProgressCallback, no_progress
 from uplift_spark.sections.source import TableSource, TrialConf
 from uplift_spark.spark_versions import union_by_name
@@ -168,6 +169,7 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
     sources = {source: frames.pop(table) for source, table in named.items()}
     read = {source: (table, versions[table]) for source, table in named.items()}
     mine = {table: frame.filter(F.col(CAMPAIGN) == campaign) for table, frame in frames.items()}
+    mine[ASSIGNMENT_TABLE] = _with_doses(config, mine[ASSIGNMENT_TABLE])
     columns = config.unit_columns
     arrivals = _arrivals({**frames, named["profile"]: sources["profile"]}, campaign, progress)
     present = sorted({name for *_, name, _ in arrivals if name is not None})
@@ -191,6 +193,31 @@ def events_of(config: Config, lake: Lake, progress: ProgressCallback = no_progre
         run_ids = (*run_ids, *(f"profiling@{run}" for run in objections.run_ids))
     events = (mine[ASSIGNMENT_TABLE], mine[OUTCOME_TABLE], mine.get(DELIVERY_TABLE))
     return Events(*events, sources, read, versions, run_ids, as_of, config.outcomes, columns, unmatched, objecting)
+
+
+def _with_doses(config: Config, assignments: DataFrame) -> DataFrame:
+    """Assignments with the column `dose` where the treatment is a number, else without it.
+
+    Raises DataError where a unit has no dose, or the level of another grid.
+    """
+    bins = config.roles.bins
+    if bins is None:
+        return assignments.drop(DOSE)
+    dose = F.col(DOSE) if DOSE in assignments.columns else F.lit(None).cast("double")
+    level = level_of_dose(dose, bins)
+    other = F.count_if(level.isNotNull() & (level != F.col(TREATMENT))).alias("other")
+    counts = assignments.agg(F.count_if(level.isNull()).alias("none"), other, F.count("*").alias("n")).collect()[0]
+    where = f"{ASSIGNMENT_TABLE} has {counts['n']:,} units of campaign {config.campaign!r}"
+    if counts["none"]:
+        raise DataError(
+            f"{where}, {counts['none']:,} of them without a number in column {DOSE!r}, which roles.grid needs: bring "
+            "them by `uplift ingest` from a source of kind table"
+        )
+    if counts["other"]:
+        raise DataError(
+            f"{where}, {counts['other']:,} of them with the level of another grid: run `uplift ingest` with --replace"
+        )
+    return assignments
 
 
 TARGETED, LOGGED_PROPENSITY = "targeted", "logged_propensity"

@@ -212,7 +212,7 @@ def variance_factor(plan: ForestPlan, corrected: float) -> float:
 # forest was trained, or of one unit of dose more, come from the same file.
 
 _STEP = 1e-4  # of the range of doses, for derivatives
-_PIVOT = 1e-8
+PIVOT = 1e-8
 
 
 def contrast_matrix(plan: ForestPlan) -> np.ndarray:
@@ -284,7 +284,7 @@ def _fit(m, contrasts, fit, weight):
             for c in range(b):
                 scatter[a, b] -= scatter[a, c] * scatter[b, c]
             if a == b:
-                if not scatter[a, a] > _PIVOT * largest:
+                if not scatter[a, a] > PIVOT * largest:
                     return False
                 scatter[a, a] = math.sqrt(scatter[a, a])
             else:

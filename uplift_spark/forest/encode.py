@@ -31,7 +31,7 @@ from uplift_spark.forest.binning import (
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.overlap import Overlap
 from uplift_spark.forest.trees import MAX_FEATURES
-from uplift_spark.roles import Levels, Roles
+from uplift_spark.roles import Levels, Roles, levels_at_doses
 from uplift_spark.stats.sampling import BUCKET_SALT, folds_of, mix64_all, unit_hashes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,11 +82,6 @@ def cells_of(counts: Mapping[str, int], roles: Roles) -> tuple[Levels, tuple[flo
     )
     edges = (doses[last[:-1]] + doses[first[1:]]) / 2
     return Levels(names, tuple(means.tolist())), tuple(edges.tolist())
-
-
-def levels_at_doses(control: str, doses: Sequence[float]) -> Levels:
-    """Levels for these doses, the control first."""
-    return Levels((control, *(f"{dose:g}" for dose in doses)), (float(control), *map(float, doses)))
 
 
 def cell_rows(counts: Mapping[str, int], cells: Levels, edges: tuple[float, ...]) -> dict[str, int]:

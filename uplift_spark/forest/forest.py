@@ -31,7 +31,7 @@ from uplift_spark.forest.effects import (
     predict_responses,
     variance_factor,
 )
-from uplift_spark.forest.encode import ForestPlan, keys_of, levels_at_doses, monotone
+from uplift_spark.forest.encode import ForestPlan, keys_of, monotone
 from uplift_spark.forest.grow import Baseline
 from uplift_spark.forest.kernels import average_influence, no_shrinkage, predict_effects
 from uplift_spark.forest.modelfile import (
@@ -60,7 +60,7 @@ from uplift_spark.forest.trees import (
     node_set,
     outside,
 )
-from uplift_spark.roles import EFFECT_COLUMNS, TREATMENT, Levels, Roles
+from uplift_spark.roles import EFFECT_COLUMNS, TREATMENT, Levels, Roles, levels_at_doses
 from uplift_spark.stats.sampling import halves_of
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ The graph is what `Forest.effect_arrays` does, in three steps:
    ONNX Runtime copies all that is below such a split once per member.) Each tree gives the number of the leaf, which a
    double holds exactly; the operator sums one number per leaf only, and the moments are several.
 2. The leaves' moments are gathered and summed over the trees, in float64.
-3. Ratios, the common effect of ordered levels, support and the average that stands in: ordinary operators.
+3. Ratios, the common effect of ordered levels, the response to doses, support and the average that stands in: ordinary
+   operators.
 
 There are no standard errors: they need the influence of trees less their buckets' means and, to correct noise, a
 normal tail that ONNX has no operator for. A unit takes 8 bytes per tree and moment (10 kB with 200 trees) on its way,
@@ -25,6 +26,7 @@ import numpy as np
 
 from uplift_spark.errors import ConfigError, DataError, EnvironmentProblem, hint
 from uplift_spark.forest.binning import OTHER, FeatureBins
+from uplift_spark.forest.effects import PIVOT
 from uplift_spark.forest.forest import LOW_SUPPORT, Forest
 from uplift_spark.forest.modelfile import save_file
 from uplift_spark.forest.shapley import leaf_moments
@@ -51,10 +53,11 @@ def export_onnx(forest: Forest, level: str, path: str | Path | None = None) -> b
     [n], as `Forest.effect_arrays` tells them: a level that is not known at a unit is NaN, and so is a unit with an
     infinite number, which the forest refuses. Equal forests give equal bytes.
 
+    Of a forest of doses (`roles.grid`) the levels are those of its grid, as in "2.5"; see `Forest.at` for others.
+
     Raises EnvironmentProblem without the package onnx, ConfigError for a level that is not treated and for forests
-    whose effects are fitted from doses, held monotone, of an instrument or of units whose features tell the level,
-    DataError for features that the graph cannot
-    tell apart: a category that is empty text, a name that an output has.
+    whose effects are held monotone, of an instrument or of units whose features tell the level, DataError for features
+    that the graph cannot tell apart: a category that is empty text, a name that an output has.
     """
     try:
         from onnx import checker
@@ -85,8 +88,6 @@ def _check(forest: Forest, level: str) -> None:
             "complier effects are not exported: export a forest of the outcome itself, for its assignment"
         )
     plan = forest.plan
-    if plan.reported:
-        raise ConfigError("effects from a response to doses are not exported: train on levels, without roles.grid")
     if plan.monotone:
         raise ConfigError(f"effects are held {plan.monotone}: an exported forest is trained without `monotone`")
     if level not in forest.levels.treated:
@@ -181,8 +182,8 @@ def _effect(graph: _Graph, forest: Forest, level_code: int) -> tuple[str, str]:
     held = graph.add("Gather", graph.constant(columns), at, axis=0)
     summed = graph.add("ReduceSum", held, graph.axis, keepdims=0)
     moments = graph.add("Split", summed, axis=1, num_outputs=columns.shape[1], count=columns.shape[1])
-    uplift, low = _shown(graph, moments, forest._shrinkage(forest._contrasts)[:, level_code])
-    if forest._thin[1][level_code - 1]:
+    uplift, low = _shown(graph, moments, forest, level_code)
+    if not forest.plan.partial and forest._thin[1][level_code - 1]:
         low = graph.add("Or", low, graph.constant(np.ones(1, bool)))
     if numbers:
         infinite = graph.add("Cast", graph.add("IsInf", graph.add("Concat", *numbers, axis=1)), to="UINT8")
@@ -207,8 +208,11 @@ def _outside(graph: _Graph, one: FeatureBins, sets: np.ndarray) -> str:
 def _columns(forest: Forest, level_code: int) -> np.ndarray:
     """Moments of every leaf, [leaves, 6 or 10]: 1 of one with rows, n and s of control and level (shares of weight and
     of outcome), support and, where levels learn from each other, cn, c²n, s and cs summed over levels, c their shape.
+    Where effects come from a response, `effects.moments`.
     """
     held = leaf_moments(forest)
+    if forest.plan.reported:
+        return held[:, :-1]
     n, s, supporting = (held[:, j:-1:3] for j in range(3))
     columns = [held[:, -1], n[:, 0], s[:, 0], n[:, level_code], s[:, level_code], supporting[:, level_code]]
     shrinkage = forest._shrinkage(forest._contrasts)
@@ -218,14 +222,20 @@ def _columns(forest: Forest, level_code: int) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _shown(graph: _Graph, moments: list[str], shrinkage: np.ndarray) -> tuple[str, str]:
-    """(uplift, low support), [n, 1] each, from summed moments and the level's `shrinkage` [6]: `kernels._solve` and
+def _shown(graph: _Graph, moments: list[str], forest: Forest, level_code: int) -> tuple[str, str]:
+    """(uplift, low support), [n, 1] each, from summed moments: `kernels._solve`, or `effects._solve` of a response, and
     `forest._stand_in`. A level or control without rows is 0 / 0, which is NaN as it is there."""
     add, number = graph.add, graph.number
-    trees, n0, s0, n1, s1, supporting, *shared = moments
-    uplift = add("Mul", number(shrinkage[1]), add("Sub", add("Div", s1, n1), add("Div", s0, n0)))
-    if shared:
-        uplift = add("Add", uplift, add("Mul", number(shrinkage[2]), _common(graph, trees, *shared)))
+    contrasts = forest._contrasts
+    shrinkage = forest._shrinkage(contrasts)[:, level_code]
+    if len(contrasts):
+        trees, *_, supporting = moments
+        uplift = _response(graph, moments, contrasts[level_code - 1])
+    else:
+        trees, n0, s0, n1, s1, supporting, *shared = moments
+        uplift = add("Mul", number(shrinkage[1]), add("Sub", add("Div", s1, n1), add("Div", s0, n0)))
+        if shared:
+            uplift = add("Add", uplift, add("Mul", number(shrinkage[2]), _common(graph, trees, *shared)))
     support = add("Div", supporting, add("Max", trees, number(1.0)))
     low = add("Less", support, number(LOW_SUPPORT))
     average, spread = shrinkage[4:]
@@ -245,6 +255,47 @@ def _common(graph: _Graph, trees: str, cn: str, ccn: str, s: str, cs: str) -> st
     scatter = add("Sub", ccn, add("Mul", mean, cn))
     theta = add("Div", add("Sub", cs, add("Mul", mean, s)), scatter)
     return str(add("Where", add("Greater", scatter, graph.number(0.0)), theta, graph.number(0.0)))
+
+
+def _response(graph: _Graph, moments: list[str], contrast: np.ndarray) -> str:
+    """contrast'θ from `effects.moments`: `effects._fit`, its Cholesky root and two triangles unrolled; NaN where the
+    moments do not determine θ."""
+    add, q = graph.add, len(contrast)
+    trees, outcome = moments[:2]
+    phi, phi_outcome = moments[2 : 2 + q], moments[2 + q : 2 + 2 * q]
+
+    def less(value: str, *factors: str) -> str:
+        return str(add("Sub", value, add("Mul", *factors)))
+
+    known = add("Greater", trees, graph.number(0.0))
+    mean = [add("Div", one, trees) for one in phi]
+    root: list[list[str]] = []
+    for a in range(q):
+        first = 2 + 2 * q + a * (a + 1) // 2
+        row: list[str] = []
+        for b in range(a + 1):
+            left = scatter = less(moments[first + b], phi[a], mean[b])
+            for c in range(b):
+                left = less(left, row[c], (row if b == a else root[b])[c])
+            if a > b:
+                row.append(add("Div", left, root[b][b]))
+                continue
+            determined = add("Greater", left, add("Mul", graph.number(PIVOT), scatter))
+            known = add("And", known, determined)
+            row.append(add("Sqrt", left))
+        root.append(row)
+    theta = [less(phi_outcome[a], mean[a], outcome) for a in range(q)]
+    for a in range(q):
+        for b in range(a):
+            theta[a] = less(theta[a], root[a][b], theta[b])
+        theta[a] = add("Div", theta[a], root[a][a])
+    for a in range(q - 1, -1, -1):
+        for b in range(a + 1, q):
+            theta[a] = less(theta[a], root[b][a], theta[b])
+        theta[a] = add("Div", theta[a], root[a][a])
+    parts = [add("Mul", graph.number(contrast[a]), theta[a]) for a in range(q)]
+    effect = parts[0] if q == 1 else add("Sum", *parts)
+    return str(add("Where", known, effect, graph.number(np.nan)))
 
 
 class _Splits(NamedTuple):

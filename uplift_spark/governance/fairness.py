@@ -110,7 +110,7 @@ def audit_of(inputs: BiasInputs, progress: ProgressCallback) -> BiasAudit:
     marked = holdout.withColumns({**cuts, "__need": need})
     roles, levels = inputs.model.roles, inputs.model.levels
     progress("outcome models for what is expected of every unit")
-    nuisance = fit_outcome_model(train, roles, levels, inputs.model.bins, inputs.config.seed)
+    nuisance = fit_outcome_model(train, roles.over_levels, levels, inputs.model.bins, inputs.config.seed)
     names = [UNIT, *cuts, "__need"]
     scored = score_columns(levels.names, roles.outcome, arms)
     rows = marked.select(*names, *(f"`{name}`" for name in roles.features), *scored)

@@ -159,7 +159,9 @@ def _check_money(campaign: Campaign, levels: tuple[str, ...]) -> None:
                 f"policy.{key} names {unknown}, none of the levels {', '.join(levels)}: correct the spelling"
             )
     if negative := sorted(level for level in levels if economics.cost.get(level, 0) < 0):
-        raise ConfigError(f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost")
+        raise ConfigError(
+            f"policy: the cost of {', '.join(negative)} is negative: correct economics.cost or cost_per_dose"
+        )
 
 
 def candidates_of(inputs: PolicyInputs) -> DataFrame:

@@ -3,6 +3,8 @@ them; see there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from typing import Annotated, ClassVar
 
@@ -19,14 +21,31 @@ class Economics:
 
     value  {outcome: money that one unit of it is worth; with `roles.direction: decrease`, that one unit less is worth}
     cost   {level: money that treating one unit with it costs}
+    cost_per_dose  money that one unit more of the dose costs, where levels have one dose each (`roles.grid`,
+           `roles.dose`): a level that `cost` does not name costs this times its dose less the control's
     """
 
     # `costs` may be left out, and its job runs all the same.
     RUNS: ClassVar = {
         "costs": "campaign roles.outcome roles.control roles.cluster roles.direction labels economics policy.cost costs"
     }
+    LATER: ClassVar = ("cost_per_dose",)
     value: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)
+    cost_per_dose: float | None = None
+
+    def by_level(self, doses: Mapping[str, float | tuple[float, ...]], control: str) -> Economics:
+        """The same with a cost for every level that has a dose, see `cost_per_dose`."""
+        if self.cost_per_dose is None:
+            return self
+        one = {level: dose for level, dose in doses.items() if not isinstance(dose, tuple)}
+        if control not in one:
+            raise ConfigError(
+                "economics.cost_per_dose needs levels of one dose each: set roles.grid or roles.dose, or give costs by "
+                "level in economics.cost"
+            )
+        costs = {level: self.cost_per_dose * (dose - one[control]) for level, dose in one.items() if level != control}
+        return replace(self, cost={**costs, **self.cost})
 
 
 @dataclass(frozen=True, config=STRICT)

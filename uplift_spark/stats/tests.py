@@ -1,8 +1,8 @@
-"""Tests: calibration of predicted effects, linearity in the dose, completeness of events."""
+"""Tests: calibration of predicted effects, linearity in the dose, completeness of events, sums of propensities."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -295,3 +295,32 @@ def unreached_arms(sends: Mapping[str, tuple[int, int]], alpha: float, gap: floa
         if p <= alpha and others - rate > gap:
             unreached.append(Unreached(arm, rate, others, p))
     return unreached
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Probabilities of the levels that units received.
+
+# They are refused when the sum of their inverses over an arm is this far from the number of units, and further than
+# chance explains.
+LEAST_GAP, STANDARD_ERRORS = 0.05, 5.0
+
+
+def inverse_shares(sums: Iterable[tuple[str, float, float]], units: int) -> list[str]:
+    """Say of which levels the inverse propensities do not add up to about the number of all units.
+
+    They do when each is the probability of the level received (Horvitz & Thompson 1952); a column that is P(treated) on
+    all rows is far from it in the control.
+
+    Args:
+        sums: of each level its name, the sum of 1/p over its units, and that of (1-p)/p².
+        units: of all levels.
+
+    Returns:
+        Parts of a sentence, such as ".55 times in none".
+    """
+    wrong = []
+    for level, inverse, spread in sums:
+        share, error = inverse / units, spread**0.5 / units
+        if abs(share - 1.0) > max(LEAST_GAP, STANDARD_ERRORS * error):
+            wrong.append(f"{share:.2f} times in {level}")
+    return wrong

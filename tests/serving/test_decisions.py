@@ -354,6 +354,23 @@ def test_processes_that_write_at_once_agree_on_one_answer_for_each_key(tmp_path)
         log.close()
 
 
+def test_what_is_answered_is_in_the_file_of_the_logs_name_though_that_was_removed_or_replaced(log, caplog):
+    log.append([entry("k1")])
+    for file in log._file.parent.iterdir():
+        file.unlink()
+    assert log.append([entry("k2", level="10%")])[0].new
+    assert [body["level"] for _, body in log.entries(DECISION)] == ["10%"]
+    other = DecisionLog(log._file.parent / "other.sqlite")
+    other.append([entry("k3", level="none")])
+    other.close()
+    for file in log._file.parent.glob("decisions.sqlite*"):
+        file.unlink()
+    (log._file.parent / "other.sqlite").rename(log._file)
+    assert not log.append([entry("k3")])[0].new and log.append([entry("k4")])[0].new
+    assert [body["level"] for _, body in log.entries(DECISION)] == ["none", "5%"]
+    assert caplog.text.count("its file was removed or replaced") == 2
+
+
 READ = "import sys; from pathlib import Path; from uplift_spark.serving.decisions import DecisionLog as Log; "
 READ += "print([body['level'] for _, body in Log(Path(sys.argv[1])).entries('decision')])"
 

@@ -514,6 +514,7 @@ class DecisionLog:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
         with closing(self._open()):
             pass
 
@@ -565,13 +566,25 @@ class DecisionLog:
             EnvironmentProblem: The disk is full, or the file cannot be written: none of the entries is logged.
         """
         try:
+            if self._connection is not None and self._place() != self._opened:
+                REQUEST_LOG.error(json.dumps({"event": "log begun anew", "reason": "its file was removed or replaced"}))
+                self.close()  # what is written into a file without a name is lost
             if self._connection is None:
                 self._connection = self._open()
+                self._opened = self._place()
                 self._connection.execute("PRAGMA busy_timeout = 0")
             return self._append(self._connection, entries)
         except sqlite3.Error as error:
             self.close()  # a connection that failed may hold a transaction
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
+
+    def _place(self) -> tuple[int, int] | None:
+        """Which file has the log's name; None where none has."""
+        try:
+            state = self._file.stat()
+        except OSError:
+            return None
+        return state.st_dev, state.st_ino
 
     def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[Logged]:
         # Few statements for a whole batch: after each one this thread waits until the service's thread lets it run.

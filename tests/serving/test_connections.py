@@ -161,6 +161,66 @@ def test_a_refused_body_is_passed_over_and_not_without_end(service):
         assert is_closed(one)
 
 
+UNKNOWN_PATH = HEAD.replace(b"effects", b"nothing") + b"content-length: 1000000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [(WHOLE, b"\r\n"), (UNKNOWN_PATH, b"x"), (HEAD + b"content-length: 1000\r\n\r\n", b""), (LIVE, b"\r\n")],
+)
+def test_what_comes_after_an_answer_and_is_no_request_is_not_waited_for(service, sent, more):
+    """Blanks, or a body that was answered by its head: one byte of it, and uvicorn would wait for ever."""
+    with connected(service) as one, full(service) if not more else contextlib.nullcontext():
+        one.settimeout(10)
+        one.sendall(sent)
+        assert answer_on(one)[0] in (200, 404, 503)
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < start + 10:
+                one.sendall(more)
+                one.settimeout(0.3)
+                with contextlib.suppress(TimeoutError):
+                    if is_closed(one):
+                        break
+        assert time.monotonic() < start + 5
+
+
+def test_a_refusal_is_framed_as_its_request_wants_it(service):
+    head_alone, last = b"HEAD /v1/effects HTTP/1.1\r\nhost: x\r\n\r\n", HEAD + b"connection: close\r\n"
+    with connected(service) as one, full(service):
+        one.sendall(head_alone + LIVE)
+        came = b""
+        while b"live" not in came:
+            came += one.recv(65536)
+        refusal, _, rest = came.partition(b"\r\n\r\n")
+        assert b" 503 " in refusal and rest.startswith(b"HTTP/1.1 200 ")  # an answer to HEAD has no body
+    for sent in (last + b"content-length: 2\r\n\r\n{}", WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0")):
+        with connected(service) as one, full(service):
+            one.sendall(sent)
+            status, headers, _ = answer_on(one)
+            start = time.monotonic()
+            assert (status, headers["connection"]) == (503, "close") and is_closed(one)
+            assert time.monotonic() < start + 0.9  # before a connection without a request would end
+
+
+def test_who_reads_no_answer_keeps_no_place(service):
+    """Two such callers, and all others would be refused for ever."""
+    several = json.dumps({"units": [{"unit_id": "u000001"}] * 1000}).encode()
+    with connected(service) as one, connected(service) as other:
+        with contextlib.suppress(OSError):
+            for each in (one, other):
+                each.settimeout(2)
+                each.sendall((HEAD + b"content-length: %d\r\n\r\n%s" % (len(several), several)) * 60)
+        time.sleep(3)  # by then all that the kernel keeps of answers is full
+        end = time.monotonic() + 30
+        while service.post("/v1/effects", {"unit_id": "u000001"})[0] != 200:
+            time.sleep(0.1)
+            assert time.monotonic() < end
+        while service.app.state.overload.running:
+            time.sleep(0.1)
+            assert time.monotonic() < end
+
+
 def test_requests_of_one_connection_are_answered_in_their_order(service):
     with connected(service) as one:
         one.sendall(WHOLE * 3 + LIVE)

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -300,6 +301,29 @@ def test_units_that_are_erased_are_in_no_file_of_the_log(log):
     assert log.append([entry("k1", "u2")])[0].new
 
 
+def test_units_are_erased_while_a_worker_writes_without_a_break(log):
+    """SQLite itself tries so seldom that it would find the log taken each time."""
+    log.append([entry("k1", "gone")])
+    ended, log.WAIT = threading.Event(), 5.0
+
+    def work():
+        worker, i = DecisionLog(log._file), 0
+        while not ended.is_set():
+            assert all(one.new for one in worker.append([entry(f"w{i}-{k}", f"u{k}") for k in range(8)]))
+            i += 1
+        worker.close()
+        return 8 * i
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(work)
+        try:
+            erased = [log.erase([unit]) for unit in ("gone", "gone", "nobody")]
+        finally:
+            ended.set()
+        n = written.result()
+    assert erased == [1, 0, 0] and len(log.entries(DECISION, limit=100_000)) == n
+
+
 def test_the_verb_that_erases_finds_the_log_where_it_lies(tmp_path):
     config = config_of(tmp_path)
     assert logs_beside(config) == {} and not decision_log_file(config).exists()  # nothing was served here
@@ -328,6 +352,41 @@ def test_processes_that_write_at_once_agree_on_one_answer_for_each_key(tmp_path)
     assert len(logs[0].entries(DECISION)) == 50
     for log in logs:
         log.close()
+
+
+def test_what_is_answered_is_in_the_file_of_the_logs_name_though_that_was_removed_or_replaced(log, caplog):
+    log.append([entry("k1")])
+    for file in log._file.parent.iterdir():
+        file.unlink()
+    assert log.append([entry("k2", level="10%")])[0].new
+    assert [body["level"] for _, body in log.entries(DECISION)] == ["10%"]
+    other = DecisionLog(log._file.parent / "other.sqlite")
+    other.append([entry("k3", level="none")])
+    other.close()
+    for file in log._file.parent.glob("decisions.sqlite*"):
+        file.unlink()
+    (log._file.parent / "other.sqlite").rename(log._file)
+    assert not log.append([entry("k3")])[0].new and log.append([entry("k4")])[0].new
+    assert [body["level"] for _, body in log.entries(DECISION)] == ["none", "5%"]
+    assert caplog.text.count("its file was removed or replaced") == 2
+
+
+READ = "import sys; from pathlib import Path; from uplift_spark.serving.decisions import DecisionLog as Log; "
+READ += "print([body['level'] for _, body in Log(Path(sys.argv[1])).entries('decision')])"
+
+
+def test_who_reads_a_log_takes_nothing_from_a_worker_that_writes_and_reads_it(log):
+    """A budget's counts are read each second, and `uplift load decisions` comes by meanwhile, in another process."""
+
+    def seen_elsewhere():
+        command = [sys.executable, "-c", READ, str(log._file)]
+        return subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True).stdout.decode()
+
+    log.append([entry("k1")])
+    log.spending("2026-03-01")
+    assert seen_elsewhere() == "['5%']\n"
+    log.append([entry("k2", level="10%")])
+    assert seen_elsewhere() == "['5%', '10%']\n"
 
 
 def decided(key, unit, level="5%", overall=0.8, at="2026-03-01T09:00:00+00:00"):

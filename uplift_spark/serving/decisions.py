@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -489,6 +489,16 @@ def _once_free(db: sqlite3.Connection, statement: str, wait: float) -> None:
             time.sleep(0.0005)
 
 
+def _truncated(db: sqlite3.Connection, wait: float) -> bool:
+    """Empty what SQLite writes ahead of a file; whether others kept it for too long."""
+    deadline = time.monotonic() + wait
+    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.0005)
+    return False
+
+
 class DecisionLog:
     """An append-only log in one SQLite file, shared by all workers.
 
@@ -504,6 +514,7 @@ class DecisionLog:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
         with closing(self._open()):
             pass
 
@@ -519,7 +530,10 @@ class DecisionLog:
     def _open(self) -> sqlite3.Connection:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files get the same rights
+            # Never opened but to be made: whoever closes a file lets go of all locks that SQLite has on it in this
+            # process, and another process then removes what is being written. SQLite's other files get the same rights.
+            with suppress(FileExistsError):
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             db = sqlite3.connect(self._file, timeout=self.WAIT, isolation_level=None, check_same_thread=False)
             _once_free(db, "PRAGMA journal_mode = WAL", self.WAIT)
             db.execute("PRAGMA synchronous = FULL")  # each commit waits until it is on disk
@@ -552,13 +566,25 @@ class DecisionLog:
             EnvironmentProblem: The disk is full, or the file cannot be written: none of the entries is logged.
         """
         try:
+            if self._connection is not None and self._place() != self._opened:
+                REQUEST_LOG.error(json.dumps({"event": "log begun anew", "reason": "its file was removed or replaced"}))
+                self.close()  # what is written into a file without a name is lost
             if self._connection is None:
                 self._connection = self._open()
+                self._opened = self._place()
                 self._connection.execute("PRAGMA busy_timeout = 0")
             return self._append(self._connection, entries)
         except sqlite3.Error as error:
             self.close()  # a connection that failed may hold a transaction
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
+
+    def _place(self) -> tuple[int, int] | None:
+        """Which file has the log's name; None where none has."""
+        try:
+            state = self._file.stat()
+        except OSError:
+            return None
+        return state.st_dev, state.st_ino
 
     def _append(self, db: sqlite3.Connection, entries: Sequence[LogEntry]) -> list[Logged]:
         # Few statements for a whole batch: after each one this thread waits until the service's thread lets it run.
@@ -680,11 +706,22 @@ class DecisionLog:
         try:
             with closing(self._open()) as db:
                 db.execute("PRAGMA secure_delete = ON")
+                db.execute("PRAGMA busy_timeout = 0")
                 db.execute("CREATE TEMP TABLE gone (unit_id TEXT PRIMARY KEY) WITHOUT ROWID")
+                db.execute("CREATE TEMP TABLE theirs (number INTEGER PRIMARY KEY)")
                 db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", ((unit,) for unit in units))
-                ours = "json_extract(body, '$.unit_id') IN (SELECT unit_id FROM gone)"
-                n = db.execute(f"DELETE FROM entry WHERE {ours}").rowcount
-                (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                search = (
+                    "INSERT OR IGNORE INTO theirs SELECT number FROM entry WHERE number > ? AND "
+                    "json_extract(body, '$.unit_id') IN (SELECT unit_id FROM gone)"
+                )
+                # Workers write while the whole log is searched, and wait while it is for what came meanwhile.
+                (last,) = db.execute("SELECT coalesce(max(number), 0) FROM entry").fetchone()
+                db.execute(search, (0,))
+                _once_free(db, "BEGIN IMMEDIATE", self.WAIT)
+                db.execute(search, (last,))
+                n = db.execute("DELETE FROM entry WHERE number IN (SELECT number FROM theirs)").rowcount
+                db.execute("COMMIT")
+                busy = _truncated(db, self.WAIT)
         except sqlite3.Error as error:
             raise EnvironmentProblem(f"the log of decisions {self._file} cannot be written: {error}") from error
         if busy:

@@ -77,6 +77,10 @@ def _version_before(campaign: Campaign, log: CanaryLog) -> int:
             third = str(current.version) not in (last.champion, last.challenger)  # it stays: the canary alone ends
             return current.version if third else int(last.champion)
     before = earlier_champion(campaign.lake, log.records, current)
+    if before is None and current.version == 1:
+        raise ConfigError(
+            f"version 1 is the first of model {current.name}: none was the champion before it, none is to restore"
+        )
     if before is None:
         raise ConfigError(
             f"nobody recorded which version was the champion before version {current.version}: name it, as in "

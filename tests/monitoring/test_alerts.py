@@ -306,8 +306,8 @@ def test_kpis_become_alerts_by_their_state() -> None:
         events += book.observe(kpi_conditions(rows, START + timedelta(days=day)))
     assert [(event.event, event.at.day) for event in events] == [("fired", 3), ("resolved", 8)]
     assert notifications(events[:1])[0].lines() == [
-        "firing delivery_rate (cut mail, kpi delivery_rate): 0.97 (0.96 to 0.98) share of 5,000, alert at 0.99; 1,200 "
-        "would tell [docs/runbooks.md#delivery-outage]"
+        "firing delivery_rate (cut mail, kpi delivery_rate): 0.97 (0.96 to 0.98) share, n 5,000, alert at 0.99; n "
+        "1,200 would be enough [docs/runbooks.md#delivery-outage]"
     ]
     assert kpi_conditions([{**row, "alert": None}, {**row, "alert": float("nan")}], START) == []
     (nothing,) = kpi_conditions([{**row, "value": float("nan"), "state": "no_data"}], START)

@@ -135,7 +135,7 @@ def test_users_add_kpis_and_thresholds() -> None:
 @pytest.mark.parametrize(
     ("kpis", "sentence"),
     [
-        ({"eror_rate": {"alert": 0.1}}, r"kpis.eror_rate is no KPI: did you mean 'error_rate'"),
+        ({"eror_rate": {"alert": 0.1}}, r"kpis.eror_rate is no KPI \(.* and better\): did you mean 'error_rate'"),
         ({"error_rate": {"alert": 0.001}}, r"wrong way round"),
         ({"mine": {"value": "1"}}, r"kpis.mine has value and no table"),
         ({"mine": {"table": "gold.x", "value": "1"}}, r"kpis.mine is a KPI of your own and lacks time, better"),

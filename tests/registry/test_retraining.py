@@ -108,7 +108,7 @@ def column(name: str = "age", **changes) -> DriftedColumn:
 def test_a_feature_that_drifts_lastingly_is_a_reason() -> None:
     checks = retrain_triggers(replace(FACTS, columns=(column(), column("city", triggers=False))), CONF)
     assert state_of(checks, "drift").state == "fires"
-    assert state_of(checks, "drift").sentence == "features drift lastingly: age by 0.12 (p 1e-08)"
+    assert state_of(checks, "drift").sentence == "features drift lastingly: age by 0.12 (p < 0.001)"
     for change in ({"triggers": False}, {"distance": 0.049}, {"adjusted_p": 0.011}):
         assert state_of(retrain_triggers(replace(FACTS, columns=(column(**change),)), CONF), "drift").state == "quiet"
 

@@ -411,6 +411,7 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
     needed = _number(row["n_needed"])
     certain = np.isfinite(lower + upper)
     whole = certain and not lower <= alert <= upper
+    noted = isinstance(row.get("note"), str) and bool(row["note"])
     chance = ", by more than chance" if certain and not whole else ""
     texts = {
         "ok": "In order: nothing to do."
@@ -421,9 +422,9 @@ def _kpi_metric(row: Mapping[Hashable, Any], declared: Kpi | None) -> Metric:
         "unsure": f"The value is beyond {bound}, its interval is not"
         + (f": {short(needed)} observations would tell. Wait." if np.isfinite(needed) else ". Wait for more days."),
         "too_few": f"Beyond {bound}, but only {short(n)} observations: too few to act on.",
-        "no_data": "Nothing was measured in the window: check that its source is loaded.",
+        "no_data": "Nothing was measured in the window" + ("." if noted else ": check that its source is loaded."),
     }
-    note = f" Note: {str(row['note']).strip()}." if isinstance(row.get("note"), str) and row["note"] else ""
+    note = f" Note: {str(row['note']).strip()}." if noted else ""
     words = f"{about} {texts.get(state, state)}{note}".strip()
     tone = _OF_STATE.get(state, "plain")
     low = state in ("too_few", "no_data")
@@ -443,7 +444,8 @@ def _backlog_metric(tables: CampaignTables) -> Metric:
     words += (
         " The monitor is up to date."
         if windows < 1
-        else f" {windows:,.0f} windows wait: run `uplift monitor` by schedule."
+        else f" {windows:,.0f} windows wait: run `uplift monitor` by schedule; windows after the "
+        "campaign's last unit stay empty, and nothing is missing there."
     )
     return Metric(
         "Backlog of windows",

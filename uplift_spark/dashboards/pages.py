@@ -31,7 +31,7 @@ from uplift_spark.dashboards.metrics import (
 from uplift_spark.dashboards.tables import ALERT_DAYS, CampaignTables
 from uplift_spark.dashboards.whatif import whatif_script
 from uplift_spark.evaluation.drivers import AGREE, driver_words
-from uplift_spark.evaluation.html_page import between, figure, package_text, page_template, short
+from uplift_spark.evaluation.html_page import between, coded, figure, package_text, page_template, short
 from uplift_spark.evaluation.lift_tables import SEGMENT
 from uplift_spark.evaluation.report import drivers_svg
 from uplift_spark.evaluation.svg import bars_svg, curves_svg, histogram_svg, interval_svg, sizes_svg, trend_svg
@@ -112,7 +112,8 @@ def _panel(kind: PageKind, tables: CampaignTables) -> dict[str, Any]:
         "simulated": tables.simulated,
         "tiles": [_tile(one, tables) for one in metrics], "unit": tables.unit,
         "pictures": pictures, "pictures_title": "Does the model rank units rightly?",
-        "pictures_sentence": "Bars that fall from left to right say yes; bars that jump say that the order is chance.",
+        "pictures_sentence": "Bars that fall from left to right say yes; bars that jump say that the order is chance. "
+        "Lines and bands: 95 % intervals. Diamonds: predicted effects. Dashed: units in random order.",
         "tables": whole, "tables_title": "Behind the figures", "has_segments": len(tables.page.lift) > 0,
         "has_whatif": tables.whatif is not None, "why_not": tables.why_not,
         "whatif_words": "Move a slider: the plan is made anew, here, from sums of the scores and of the hold-out."
@@ -320,7 +321,8 @@ def _plan_words(tables: CampaignTables, action: str) -> str:
         return ""
     gives = f"The plan below gives {_listed(treated)}"
     return {
-        "expand": f"{gives}: these are whom to treat.",
+        "expand": f"{gives}: these are whom to treat; `uplift export --plan --to FOLDER` writes the ids of those who may be "
+        "contacted.",
         "hold": f"{gives}. That is the best choice by prediction, for as long as the campaign goes on as it is; the "
         "decision says whether it may grow.",
         "stop": f"{gives}. It is not to be carried out.",
@@ -424,13 +426,13 @@ def _drivers_table(tables: CampaignTables) -> RowsTable:
         cells = (*map(_text, texts), shap, *effects, interval, agreement, *counts)
         kept.append({"cells": cells, "low": bool(row["low_sample"])})
     heads = (
-        *("level", "units with", "among", "difference is", f"SHAP, {tables.unit}"),
-        *("effect", "on others", "difference", "95 % interval", "% of refits agree", "n", "of", "p"),
+        *("level", "units with", "among", "difference is", "SHAP"),
+        *("effect", "on others", "difference", "95 % interval", "% of refits agree", "n", "n among", "p"),
     )
     words = " ".join(driver_words(tables.page.driver_rows(level))) + (
         " Training chose features and conditions, the hold-out measured them; intervals hold together over all units, "
         f"and over all segments. Stable is what {AGREE:.0%} of refits agree on. These are differences between units: "
-        "changing a feature need not change the effect."
+        f"changing a feature need not change the effect. Effects, differences and SHAP are in {tables.unit}."
     )
     if len(tables.page.drivers) > len(kept):
         words += (
@@ -584,8 +586,8 @@ def _text(value: Any) -> Markup:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return Markup("")
     if isinstance(value, pd.Timestamp):
-        return Markup("{:%Y-%m-%d %H:%M}").format(value)
-    return Markup("<bdi>{}</bdi>").format(str(value))
+        return Markup('<span class="at">{:%Y-%m-%d %H:%M} UTC</span>').format(value)
+    return Markup("<bdi>{}</bdi>").format(coded(value))
 
 
 def _number(value: Any) -> float:

@@ -744,5 +744,5 @@ def _kpi_summary(row: Mapping[str, Any], value: float | None) -> str:
     interval = "" if any(end is None or end != end for end in ends) else f" ({ends[0]:.4g} to {ends[1]:.4g})"
     needed = row["n_needed"]
     known = needed is not None and needed == needed and needed != float("inf")
-    tells = f"; {needed:,.0f} would tell" if known else ""
-    return f"{value:.4g}{interval} {row['unit']} of {row['n']:,.0f}, alert at {row['alert']:.4g}{tells}"
+    tells = f"; n {needed:,.0f} would be enough" if known else ""
+    return f"{value:.4g}{interval} {row['unit']}, n {row['n']:,.0f}, alert at {row['alert']:.4g}{tells}"

@@ -79,7 +79,8 @@ class KpiValue:
         more = f"; {needed:,.0f} {self.kpi.n_of} would tell" if self.state == "unsure" and math.isfinite(needed) else ""
         threshold = "" if self.kpi.alert is None else f", alert at {self.kpi.alert:g}"
         note = f"; {self.note}" if self.note else ""
-        return f"{self.kpi.name}{of}: {self.value:.4g}{interval}, n {self.n:,.0f}{threshold}: {self.state}{more}{note}"
+        value = f"{self.value:.4g}{interval} {self.kpi.unit}"
+        return f"{self.kpi.name}{of}: {value}, n {self.n:,.0f}{threshold}: {self.state}{more}{note}"
 
 
 DROP_ALPHA = 0.01

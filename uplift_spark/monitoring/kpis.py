@@ -259,8 +259,8 @@ def campaign_kpis(monitoring: Monitoring) -> tuple[Kpi, ...]:
     for name, conf in monitoring.kpis.items():
         if name not in names and not conf.own:
             raise ConfigError(
-                f"monitoring.kpis.{name} is no KPI: {hint(name, names)}; one of your own needs table, time, value and "
-                "better"
+                f"monitoring.kpis.{name} is no KPI (one of your own needs table, time, value and better): "
+                f"{hint(name, names)}"
             )
         if name in names and conf.own:
             raise ConfigError(f"monitoring.kpis.{name} is a KPI of the platform: give your own another name")

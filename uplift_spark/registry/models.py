@@ -153,11 +153,16 @@ class Registry:
         """A version by number or alias; ConfigError when there is none, ModelFileError when it is not a forest."""
         registered = self.known(name, version)
         if registered is None:
+            full = self.store.model(name)
+            with self.store.calls():
+                there = sorted(int(one.version) for one in self._versions(full))
             wanted = f"version {version}" if isinstance(version, int) else f"alias {version!r}"
-            raise ConfigError(
-                f"model {self.store.model(name)!r} has no {wanted} in {self.store.shown}: run `uplift train` with "
-                "registry.champion, or set registry.version to a version that exists"
+            remedy = (
+                f"choose one of those that exist ({', '.join(map(str, there[-10:]))})"
+                if isinstance(version, int) and there
+                else "run `uplift train` with registry.champion, or set registry.version to a version that exists"
             )
+            raise ConfigError(f"model {full!r} has no {wanted} in {self.store.shown}: {remedy}")
         return registered
 
     def known(self, name: str, version: int | str = CHAMPION) -> Registered | None:

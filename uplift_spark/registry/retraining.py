@@ -192,6 +192,11 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def _p_words(p: float) -> str:
+    """A p-value in words: one that underflows is not nought."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.2g}"
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Reasons.
 
@@ -255,7 +260,7 @@ def _drift(facts: RetrainFacts, conf: Retrain) -> RetrainCheck:
     ]
     if lasting:
         lasting.sort(key=lambda one: -one.distance)
-        shown = ", ".join(f"{one.name} by {one.distance:.2f} (p {one.adjusted_p:.2g})" for one in lasting[:5])
+        shown = ", ".join(f"{one.name} by {one.distance:.2f} ({_p_words(one.adjusted_p)})" for one in lasting[:5])
         more = f" and {len(lasting) - 5} more" if len(lasting) > 5 else ""
         worst = lasting[0]
         return RetrainCheck(
@@ -301,7 +306,7 @@ def _lift(facts: RetrainFacts, conf: Retrain) -> RetrainCheck:
         return RetrainCheck(
             *("lift_drop", "fires"),
             f"level {level}: {drop.drop:.0%} of the expected lift is gone in {of} with labels, at least "
-            f"{max(0.0, drop.lower):.1%} beyond chance (p {drop.p_value:.2g})",
+            f"{max(0.0, drop.lower):.1%} beyond chance ({_p_words(drop.p_value)})",
             *(drop.drop, conf.lift_drop, drop.n),
         )
     drop, level, back = max(drops, key=lambda one: one[0].drop)
@@ -310,8 +315,8 @@ def _lift(facts: RetrainFacts, conf: Retrain) -> RetrainCheck:
     if drop.drop > conf.lift_drop:
         sentence = (
             f'"{conf.lift_drop:.0%} less lift" read as a point would fire: level {level} shows {drop.drop:.0%} less in '
-            f"{back} {'windows' if back > 1 else 'window'}, which may be chance (p {drop.p_value:.2g}); to see a drop "
-            f"of {conf.lift_drop:.0%} takes {each}"
+            f"{back} {'windows' if back > 1 else 'window'}, which may be chance ({_p_words(drop.p_value)}); to see a "
+            f"drop of {conf.lift_drop:.0%} takes {each}"
         )
         return RetrainCheck(
             "lift_drop", "quiet", sentence, drop.drop, conf.lift_drop, drop.n, drop.n_needed, noise=True

@@ -221,6 +221,23 @@ def test_who_reads_no_answer_keeps_no_place(service):
             assert time.monotonic() < end
 
 
+def test_another_protocol_is_refused_and_no_body_is_taken_for_a_request(service):
+    upgrade = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+    hidden = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    for parts in (
+        [WHOLE.replace(b"host: x\r\n", b"host: x\r\n" + upgrade)],
+        [HEAD + upgrade + b"content-length: 46\r\n\r\n", hidden],
+    ):
+        with connected(service) as one:
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    one.sendall(part)
+                    time.sleep(0.1)
+            status, _, body = answer_on(one)
+            assert status == 400 and b"send no header Upgrade" in body and is_closed(one)
+    assert service.app.state.overload.running == 0
+
+
 def test_requests_of_one_connection_are_answered_in_their_order(service):
     with connected(service) as one:
         one.sendall(WHOLE * 3 + LIVE)

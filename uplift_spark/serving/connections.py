@@ -88,6 +88,10 @@ class ServingConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request's head is there."""
         self._head_is_there()
+        if self.parser.should_upgrade():  # the parser takes whatever follows for another protocol, a body, too
+            self.send_400_response("the service speaks HTTP/1.1 and nothing else: send no header Upgrade")
+            self.cycle = _Refused(keep_alive=False)  # type: ignore[assignment]
+            return
         overload: Overload | None = self.app_state.get(OVERLOAD)
         # Requests that wait for the one before them on their connection take their places when it is their turn.
         free = self.cycle is None or self.cycle.response_complete
@@ -114,6 +118,9 @@ class ServingConnection(HttpToolsProtocol):
         self.cycle = _Refused(keep)  # type: ignore[assignment]
         if self.flow.write_paused:  # it asks on, and reads no answer
             self.transport.abort()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The answer said it."""
 
     def on_body(self, body: bytes) -> None:
         """Its body is limited elsewhere."""

@@ -321,8 +321,8 @@ def _plan_words(tables: CampaignTables, action: str) -> str:
         return ""
     gives = f"The plan below gives {_listed(treated)}"
     return {
-        "expand": f"{gives}: these are whom to treat; `uplift export --plan --to FOLDER` writes the ids of those who may be "
-        "contacted.",
+        "expand": f"{gives}: these are whom to treat; `uplift export --plan --to FOLDER` writes the ids of those who "
+        "may be contacted.",
         "hold": f"{gives}. That is the best choice by prediction, for as long as the campaign goes on as it is; the "
         "decision says whether it may grow.",
         "stop": f"{gives}. It is not to be carried out.",

@@ -161,7 +161,7 @@ def _with_alerts(campaign: Campaign, result: JobResult, now: datetime, progress:
     report, firing = alert_on_windows(campaign.config, kpis, findings, history, append, now)
     for sentence in report.sentences:
         progress(sentence)
-    details = {**result.details, "alerts": ", ".join(firing) or "none", **report.counts}
+    details = {**result.details, "alerts": firing, **report.counts}
     return replace(result, tables={**result.tables, **JobResult.of("", "", *written).tables}, details=details)
 
 

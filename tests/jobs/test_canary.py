@@ -356,15 +356,19 @@ def test_what_cannot_be_done_is_said_in_a_sentence(campaign):
     with pytest.raises(ConfigError, match="--to 'one' is no version: give its number, or before for the one before"):
         rollback.options(to="one")
     assert rollback.options(to="3") == {"to": 3, "reason": "rolled back by hand"} and rollback.options()["to"] is None
+    registry, unaudited = campaign.registry, campaign.changed(replace(campaign.config, governance=Governance()))
+    with pytest.raises(ConfigError, match="version 1 is the first of model spring: none was the champion before it"):
+        rollback.run(unaudited, now=RIPE)
+    registry.set_alias(registry.find("spring", 2), "champion")
     with pytest.raises(ConfigError, match=r"nobody recorded which version .* name it, as in `uplift rollback --to 1`"):
-        rollback.run(campaign.changed(replace(campaign.config, governance=Governance())), now=RIPE)
+        rollback.run(unaudited, now=RIPE)
+    registry.set_alias(registry.find("spring", 1), "champion")
     pinned = campaign.changed(replace(campaign.config, registry=replace(campaign.config.registry, version=1)))
     with pytest.raises(ConfigError, match=r"registry\.version names version 1, whichever is the champion"):
         do(pinned, "start")
     short = campaign.changed(replace(campaign.config, canary=replace(campaign.config.canary, max_days=10.0)))
     with pytest.raises(ConfigError, match=r"labels are mature after 14 days, and canary\.max_days ends .* after 10"):
         do(short, "start")
-    registry = campaign.registry
     registry.set_alias(registry.find("spring", 1), CHALLENGER)
     with pytest.raises(ConfigError, match="version 1 of model spring is champion and challenger both"):
         do(campaign, "start")

@@ -100,7 +100,7 @@ def run(
 def _conclusion(request: RunbookRequest, book: Runbook, states: list[str]) -> str:
     open_ = next((number for number, state in enumerate(states, 1) if state != "holds"), None)
     if open_ is None:
-        return f"All {len(book.steps)} steps hold: {request.name} is over."
+        return f"All {len(book.steps)} steps hold: nothing is left to do about {request.name}."
     if states[open_ - 1] == "waits":
         return f"Step {open_} of {len(book.steps)} waits; run it again when that has come."
     verb = "is not done yet: run it again" if request.execute else "is to do: add --execute and --reason to act"

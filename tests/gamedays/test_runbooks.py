@@ -130,7 +130,7 @@ def test_an_outage_of_labels_is_measured_again_closed_and_on_record(campaign: Ca
     assert lines[5] == "Step 1 of 4 is to do: add --execute and --reason to act."
     assert {table: lake.version(table) for table in lake.tables()} == before
     lines = follow_it(campaign, "label-outage", execute=True, reason="the till is back")
-    assert lines[-1] == "All 4 steps hold: label-outage is over.", "\n".join(lines)
+    assert lines[-1] == "All 4 steps hold: nothing is left to do about label-outage.", "\n".join(lines)
     assert rows_of(lake, "gold.kpi")["window_start"].nunique() == len(DAYS)
     events = rows_of(lake, "gold.alerts").query("rule == 'label_lag'").sort_values("sequence")
     assert list(events["event"])[-1] == "closed" and list(events["note"])[-1] == "the till is back"

@@ -338,7 +338,7 @@ def test_runbooks_put_a_version_in_force_once(campaign):
         assert dry[-1] == "Step 2 of 4 is to do: add --execute and --reason to act.", dry
         for _ in range(2):
             lines = runbook.run(campaign, now=RIPE, **options).details["summary"].splitlines()
-            assert lines[-1] == f"All 4 steps hold: {name} is over.", lines
+            assert lines[-1] == f"All 4 steps hold: nothing is left to do about {name}.", lines
         assert (state(campaign).champion, state(campaign).plan) == (version, {str(version): N})
     governed = campaign.changed(
         replace(campaign.config, governance=Governance(AuditConf(), ApprovalConf(needs=("other_approver",))))

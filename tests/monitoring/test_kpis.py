@@ -137,6 +137,8 @@ def test_users_add_kpis_and_thresholds() -> None:
     [
         ({"eror_rate": {"alert": 0.1}}, r"kpis.eror_rate is no KPI \(.* and better\): did you mean 'error_rate'"),
         ({"error_rate": {"alert": 0.001}}, r"wrong way round"),
+        ({"error_rate": {"alert": 2.0}}, r"error_rate.alert is 2, but a share is never above that: nobody would"),
+        ({"delivery_rate": {"alert": 0.0}}, r"delivery_rate.alert is 0, but a share is never below that"),
         ({"mine": {"value": "1"}}, r"kpis.mine has value and no table"),
         ({"mine": {"table": "gold.x", "value": "1"}}, r"kpis.mine is a KPI of your own and lacks time, better"),
         ({"error_rate": {"table": "gold.x", "time": "t", "value": "1", "better": "below"}}, r"give your own another"),

@@ -150,6 +150,10 @@ class Verdict:
         return self.action in ("everyone", "best")
 
     @property
+    def _to_pay(self) -> str:
+        return " to pay" if np.isfinite(self.net["value"]) else ""
+
+    @property
     def badge(self) -> str:
         """The advice in a few words."""
         percent = f"{100 * self.share:.0f} %"
@@ -157,7 +161,7 @@ class Verdict:
             "everyone": f"Give {self.level} to everyone",
             "best": f"Give {self.level} to the best {percent}",
             "none": f"Do not use {self.level}",
-            "unproven": f"{self.level} is not proven: do not roll out yet",
+            "unproven": f"{self.level} is not proven{self._to_pay}: do not roll out yet",
             "unknown": f"Too few units to judge {self.level}",
         }[self.action]
 
@@ -235,6 +239,10 @@ def decision_words(data: PageData) -> list[Markup]:
     if not best.ranked:
         words.append(
             Markup("The data do not show that some units respond more than others: decide for all of them alike.")
+        )
+    elif best.action == "best":
+        words.append(
+            Markup("These are whole tenths of the units; a plan (<code>uplift policy</code>) chooses unit by unit.")
         )
     return words
 

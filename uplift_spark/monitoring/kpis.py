@@ -46,7 +46,7 @@ class Kpi:
     baseline    the value where nothing is wrong, if an alert has to tell the value from that alone: the value is beyond
                 `alert`, its whole interval beyond `baseline`; None: the whole interval is beyond `alert`
 
-    Raises ConfigError when a threshold lies the wrong way round, or is no number.
+    Raises ConfigError when a threshold lies the wrong way round, is no number, or can never be crossed.
     """
 
     name: str
@@ -69,9 +69,17 @@ class Kpi:
                 raise ConfigError(f"{where}.{key} is {value}: give a finite number, or null for none")
         if self.min_n < 1:
             raise ConfigError(f"{where}.min_n is {self.min_n}: an alert needs at least one of its {self.n_of}")
-        if self.target is None or self.alert is None:
+        if self.alert is None:
             return
-        if self.is_worse(self.target, self.alert):
+        limit = 1.0 if self.better == "below" else 0.0
+        bounded = self.measure in ("share", "distance") and self.unit in ("share", "distance")
+        if bounded and not self.is_worse(limit, self.alert):
+            side = "above" if self.better == "below" else "below"
+            raise ConfigError(
+                f"{where}.alert is {self.alert:g}, but a {self.unit} is never {side} that: nobody would ever be "
+                "called; give another one, or null for none"
+            )
+        if self.target is not None and self.is_worse(self.target, self.alert):
             side = "less" if self.better == "below" else "more"
             raise ConfigError(
                 f"{where} has its thresholds the wrong way round: {side} is better, so alert ({self.alert:g}) must not "

@@ -186,7 +186,6 @@ def monitor_rules(campaign: str, kpis: Sequence[Kpi], hours: float) -> list[Prom
     rules = []
     for kpi in kpis:
         if kpi.alert is not None:
-            _check_reachable(kpi)
             rules += [_threshold_rule(campaign, kpi), _absent_rule(campaign, kpi)]
     return [*rules, _stale_rule(campaign, hours)] if rules else []
 
@@ -201,17 +200,6 @@ def platform_rules() -> list[PromRule]:
         PromRule("UpliftOutOfMemory", "memory", "", oom, 1, "page", killed),
         PromRule("UpliftNodeDown", "node_down", "", down, 10, "page", gone),
     ]
-
-
-def _check_reachable(kpi: Kpi) -> None:
-    bounded = kpi.measure in ("share", "distance") and kpi.unit in ("share", "distance")
-    limit = 1.0 if kpi.better == "below" else 0.0
-    if bounded and kpi.alert is not None and not kpi.is_worse(limit, kpi.alert):
-        side = "above" if kpi.better == "below" else "below"
-        raise ConfigError(
-            f"monitoring.kpis.{kpi.name}.alert is {kpi.alert:g}, but a {kpi.unit} is never {side} that: nobody would "
-            "ever be called; give another one, or null for none"
-        )
 
 
 def alert_name(rule: str) -> str:

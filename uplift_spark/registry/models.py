@@ -160,7 +160,8 @@ class Registry:
             remedy = (
                 f"choose one of those that exist ({', '.join(map(str, there[-10:]))})"
                 if isinstance(version, int) and there
-                else "run `uplift train` with registry.champion, or set registry.version to a version that exists"
+                else "correct campaign, run `uplift train` with registry.champion, or set registry.version to one "
+                "that exists"
             )
             raise ConfigError(f"model {full!r} has no {wanted} in {self.store.shown}: {remedy}")
         return registered

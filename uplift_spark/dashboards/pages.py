@@ -509,7 +509,7 @@ def _debug_pictures(tables: CampaignTables) -> list[list[Markup]]:
         top = tables.page.driver_rows(level)
         label = f"{level}: top features by mean size of SHAP, {tables.unit}"
         pictures.append(sizes_svg([str(one) for one in top["feature"]], top["mean_shap"].to_list(), scale, label))
-        pictures.append(drivers_svg(top, scale, tables.unit))
+        pictures.append(drivers_svg(top, scale, tables.unit, f"{level}: what the drivers make of its effect"))
         rows.append([picture for picture in pictures if picture])
     return [row for row in rows if row]
 

@@ -564,20 +564,21 @@ def _picture_note(data: PageData, best: Verdict) -> str:
     return ", ".join(filter(None, parts))
 
 
-def drivers_svg(rows: pd.DataFrame, scale: float, unit: str) -> Markup:
+def drivers_svg(rows: pd.DataFrame, scale: float, unit: str, heading: str = "") -> Markup:
     """Differences in effect between units that meet a driver's condition and the others.
 
     Args:
         rows: Of gold.lift_driver.
         scale: What effects are multiplied by to be shown.
         unit: Of the effect, in words.
+        heading: Title, where the picture needs one.
 
     Returns:
         A picture with 95 % intervals; empty where no difference is known.
     """
     names = {"condition": "bucket", "gain": "uplift", "gain_lower": "uplift_lower", "gain_upper": "uplift_upper"}
     shown = rows[rows["gain"].notna()].drop(columns=["bucket"]).rename(columns=names)
-    return whiskers_svg(shown, scale, unit, "difference in effect") if len(shown) else Markup("")
+    return whiskers_svg(shown, scale, unit, "difference in effect", heading) if len(shown) else Markup("")
 
 
 def _pictures(data: PageData, best: Verdict, rate: bool) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def curves_svg(level: str, curve: pd.DataFrame, scale: float, unit: str) -> Mark
 _LETTERS, _MOST_LETTERS = 26, 40  # of a line's name: for so many there is always room; at most so many are shown
 
 
-def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effect") -> Markup:
+def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effect", heading: str = "") -> Markup:
     """Effects of a segment's buckets as points with 95 % intervals, one a line; hollow where units are few.
 
     Args:
@@ -150,6 +150,7 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effec
         scale: What effects are multiplied by to be shown.
         unit: Of the effect, in words.
         what: The effect, in words.
+        heading: Title, where the picture needs one.
     """
     known = _finite(rows["uplift"], rows["uplift_lower"], rows["uplift_upper"]) * scale
     if not len(known):
@@ -157,15 +158,16 @@ def whiskers_svg(rows: pd.DataFrame, scale: float, unit: str, what: str = "effec
     values = ticks(min(0.0, known.min()), max(0.0, known.max()), 4)
     letters = min(max(len(str(name)) for name in rows["bucket"]), _MOST_LETTERS)
     left = 190 + 7 * max(letters - _LETTERS, 0)
-    width, step = left + 270, 24
-    height = step * len(rows) + 40
+    width, step, top = left + 270, 24, 22 if heading else 4
+    height = step * len(rows) + top + 36
     x = _Axis(values[0], values[-1], left, width - 20)
-    parts = [_line(x(v), 4, x(v), height - 34, "zero" if v == 0 else "grid") for v in values]
+    parts = [_text(8, 14, heading, "title", "start")] if heading else []
+    parts += [_line(x(v), top, x(v), height - 34, "zero" if v == 0 else "grid") for v in values]
     parts += [_text(x(v), height - 20, f"{v:g}") for v in values]
     title = f"{what}, {unit}; bars: 95 % interval"
     parts.append(_text(min((left + width) / 2, width - 3.0 * len(title)), height - 4, title))
     for number, row in enumerate(rows.to_dict("records")):
-        middle = 4 + step * number + step / 2
+        middle = top + step * number + step / 2
         parts.append(_text(left - 10, middle + 4, _cut_off(row["bucket"], letters), "name", "end"))
         if np.isfinite(row["uplift_lower"]) and np.isfinite(row["uplift_upper"]):
             ends = x(row["uplift_lower"] * scale), x(row["uplift_upper"] * scale)
